@@ -1,0 +1,91 @@
+"""The error tree.
+
+Every message states the rule, then the value that broke it, then the way out. The command line prints the message of a
+:class:`PruneGPTError` and exits with 1; anything else is a defect of ours and keeps its trace.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+class PruneGPTError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a spec: where it stands, and what to do."""
+
+    where: str  # the path of the field, as `--set` takes it: trials.0.stages.1.prune.sparsity
+    message: str
+    line: int | None = None  # counted from 1 in the file
+
+    def __str__(self) -> str:
+        place = f"line {self.line}: " if self.line else ""
+        return f"{place}{self.where}: {self.message}" if self.where else f"{place}{self.message}"
+
+
+class SpecError(PruneGPTError):
+    """A spec that cannot run. All its problems are reported at once."""
+
+    def __init__(self, problems: Iterable[Problem], source: str = "the spec") -> None:
+        self.problems = tuple(problems)
+        self.source = source
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in self.problems)]))
+
+
+class UnknownPartError(PruneGPTError):
+    """A name that no registered part has."""
+
+
+class ModelError(PruneGPTError):
+    """A model that cannot be loaded, or is not a decoder language model we can view."""
+
+
+class DataError(PruneGPTError):
+    """Text that is missing, empty, not text, or too short for one window."""
+
+
+class PruningError(PruneGPTError):
+    """A pruning request that the model or the numbers do not allow."""
+
+
+class MaskDriftError(PruningError):
+    """A weight that should be zero is not, or a tensor that should be untouched has changed."""
+
+
+class DistillationError(PruneGPTError):
+    """A teacher that does not fit its student, or a distillation that cannot be computed."""
+
+
+class DivergedError(PruneGPTError):
+    """A training loss that is not finite or exploded."""
+
+
+class StoreError(PruneGPTError):
+    """The database of a root cannot be opened, or does not hold what was asked for."""
+
+
+class LaunchError(PruneGPTError):
+    """An attempt could not be started or was lost."""
+
+
+class MissingPackageError(PruneGPTError):
+    """An optional package that this request needs is not installed."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> list[str]:
+    """The valid names, those most like `name` first."""
+    names = list(valid)
+    close = get_close_matches(name, names, n=len(names) or 1, cutoff=0.6)
+    return close + sorted(set(names) - set(close))
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """The message for a name that is not among the valid ones."""
+    names = nearest(name, valid)
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(names) or 'none'}."

@@ -1,0 +1,133 @@
+"""Named parts: the built-in ones in the tables below, third-party ones by entry point under the same names.
+
+A package adds a criterion with an entry point in the group `prunegpt.criterion`; its object is then found here like a
+built-in one. Nothing is imported before it is asked for, so that names can be checked without torch.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from prunegpt.errors import UnknownPartError, unknown
+
+
+class Registry:
+    """The parts of one kind.
+
+    Args:
+        kind: the word users know the kind by; the entry point group is `prunegpt.KIND`.
+        builtin: name -> "module:attribute".
+    """
+
+    def __init__(self, kind: str, builtin: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._builtin = dict(builtin)
+
+    @cached_property
+    def _plugins(self) -> dict[str, EntryPoint]:
+        found = entry_points(group=f"prunegpt.{self.kind.replace(' ', '_')}")
+        return {point.name: point for point in found if point.name not in self._builtin}
+
+    def names(self) -> list[str]:
+        """All names of this kind, built-in ones first."""
+        return [*self._builtin, *sorted(self._plugins)]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._builtin or name in self._plugins
+
+    def check(self, name: str) -> None:
+        """Raises UnknownPartError, naming the nearest valid name, where `name` is not a part of this kind."""
+        if name not in self:
+            raise UnknownPartError(unknown(self.kind, name, self.names()))
+
+    def load(self, name: str) -> Any:
+        """The part of that name.
+
+        Raises:
+            UnknownPartError: no such name, or its plug-in fails to import (the plug-in is named).
+        """
+        self.check(name)
+        if name in self._builtin:
+            module, _, attribute = self._builtin[name].partition(":")
+            return getattr(import_module(module), attribute)
+        point = self._plugins[name]
+        try:
+            return point.load()
+        except Exception as error:
+            raise UnknownPartError(
+                f"a {self.kind} must import, but the plug-in {name!r} ({point.value}) failed: {error!r}. "
+                f"Mend or uninstall the package that declares it."
+            ) from error
+
+
+_CRITERIA = "prunegpt.pruning.criteria"
+_SOLVERS = "prunegpt.pruning.solvers"
+
+CRITERIA = Registry(
+    "criterion",
+    {
+        "random": f"{_CRITERIA}.random:RANDOM",
+        "magnitude": f"{_CRITERIA}.magnitude:MAGNITUDE",
+        "wanda": f"{_CRITERIA}.wanda:WANDA",
+        "movement": f"{_CRITERIA}.movement:MOVEMENT",
+        "taylor": f"{_CRITERIA}.taylor:TAYLOR",
+    },
+)
+SOLVERS = Registry(
+    "solver",
+    {
+        "sparsegpt": f"{_SOLVERS}.sparsegpt:SPARSEGPT",
+        "admm": f"{_SOLVERS}.admm:ADMM",
+        "obert": f"{_SOLVERS}.obert:OBERT",
+    },
+)
+SCHEDULES = Registry(
+    "schedule",
+    {
+        "constant": "prunegpt.pruning.schedules:constant",
+        "linear": "prunegpt.pruning.schedules:linear",
+        "cubic": "prunegpt.pruning.schedules:cubic",
+        "inverse_cubic": "prunegpt.pruning.schedules:inverse_cubic",
+        "acdc": "prunegpt.pruning.schedules:acdc",
+    },
+)
+ALLOCATIONS = Registry(
+    "allocation",
+    {
+        "uniform": "prunegpt.pruning.allocation:uniform",
+        "row": "prunegpt.pruning.allocation:uniform",
+        "global": "prunegpt.pruning.allocation:uniform",
+        "owl": "prunegpt.pruning.allocation:owl",
+        "sensitivity": "prunegpt.pruning.allocation:sensitivity",
+    },
+)
+DISTILLATION_LOSSES = Registry(
+    "distillation loss",
+    {
+        "forward_kl": "prunegpt.distill.losses.forward_kl:FORWARD_KL",
+        "reverse_kl": "prunegpt.distill.losses.reverse_kl:REVERSE_KL",
+        "jensen_shannon": "prunegpt.distill.losses.jensen_shannon:JENSEN_SHANNON",
+        "top_k": "prunegpt.distill.losses.top_k:TOP_K",
+    },
+)
+PROTOCOLS = Registry(
+    "protocol",
+    {
+        "blocks": "prunegpt.lm.protocols:blocks",
+        "stream": "prunegpt.lm.protocols:stream",
+        "sliding": "prunegpt.lm.protocols:sliding",
+    },
+)
+LAUNCHERS = Registry("launcher", {"local": "prunegpt.launch.local:LocalLauncher"})
+RENDERERS = Registry(
+    "table format",
+    {
+        "md": "prunegpt.report.render.markdown:render",
+        "latex": "prunegpt.report.render.latex:render",
+        "csv": "prunegpt.report.render.csv:render",
+        "html": "prunegpt.report.render.html:render",
+        "json": "prunegpt.report.render.json:render",
+    },
+)

@@ -1,0 +1,88 @@
+"""Fixtures every suite shares: tiny random models of the three families, and the real text and model where they are at hand."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def wikitext2() -> Path:
+    """The folder with WikiText-2 `validation.txt` and `test.txt`."""
+    folder = Path(os.environ.get("PRUNEGPT_WIKITEXT2", CHECKOUT.parent / "shared" / "data" / "wikitext-2"))
+    if not (folder / "test.txt").exists():
+        pytest.skip(f"WikiText-2 is not at {folder}; set PRUNEGPT_WIKITEXT2 to a folder with test.txt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A transformers folder with SmolLM2-135M."""
+    folder = Path(os.environ.get("PRUNEGPT_SMOLLM2", CHECKOUT.parent / "smollm2"))
+    if not (folder / "model.safetensors").exists():
+        pytest.skip(f"SmolLM2 is not at {folder}; set PRUNEGPT_SMOLLM2 to its folder")
+    return folder
+
+
+@pytest.fixture
+def tiny_gpt2() -> Any:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=128, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture
+def tiny_llama() -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny_opt() -> Any:
+    import torch
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=128,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=16,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    return OPTForCausalLM(config).eval()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """An empty root of its own for a test that runs sweeps."""
+    yield tmp_path / "runs"
