@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+_LISTED = 12  # valid names shown in one message
+
 
 class PruneGPTError(Exception):
     """Base of all errors whose message is meant for the user."""
@@ -36,7 +38,7 @@ class SpecError(PruneGPTError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in self.problems)]))
 
 
-class UnknownPartError(PruneGPTError):
+class UnknownPartError(PruneGPTError, ValueError):
     """A name that no registered part has."""
 
 
@@ -88,4 +90,6 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     names = nearest(name, valid)
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(names) or 'none'}."
+    listed = ", ".join(names[:_LISTED]) or "none"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"unknown {kind} {name!r}.{hint} Valid: {listed}{more}."

@@ -1,0 +1,175 @@
+"""What crosses from a worker to the coordinator: frozen, written whole, no torch."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prunegpt.root import write_text
+
+TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "stopped"]
+
+
+class Record(BaseModel):
+    """Frozen; an unknown key is an error. Non-finite numbers travel as None beside a flag."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def read(cls, path: Path) -> Any:
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+    def write(self, path: Path) -> None:
+        write_text(path, self.model_dump_json(indent=2) + "\n")
+
+
+class Evaluation(Record):
+    """One measured perplexity."""
+
+    key: str  # evaluation key
+    protocol: str  # protocol id: how, on what, with which tokeniser
+    split: str
+    perplexity: float | None  # None where the loss is not finite
+    loss: float | None  # mean nats a scored token
+    bits_per_byte: float | None
+    word_perplexity: float | None
+    tokens: int  # scored
+    windows: int
+    finite: bool = True
+    seconds: float = 0.0
+
+
+class SparsityRecord(Record):
+    """Zeros counted from the weights."""
+
+    pruned: float  # share of zeros in the tensors that were selected for pruning, 0 to 1; 0 where none were
+    overall: float  # share of zeros in all parameters
+    selected: int  # weights in the selected tensors
+    parameters: int  # weights in the model
+    target: float | None = None  # what the config asked for
+    by_tensor: Mapping[str, float] = Field(default_factory=dict)  # selected tensor -> share of zeros
+    layers: tuple[int, ...] = ()  # decoder blocks that hold selected tensors
+
+
+class StageRecord(Record):
+    """What one stage of a trial came to."""
+
+    key: str
+    kind: str
+    index: int  # position in the chain
+    cached: bool  # published by somebody else before this attempt asked
+    seconds: float = 0.0  # wall time of computing it, whoever did
+    train_tokens: int = 0  # tokens trained on in this stage
+    steps: int = 0  # optimizer steps
+    evaluation: Evaluation | None = None
+    sparsity: SparsityRecord | None = None
+    notes: tuple[str, ...] = ()
+    layers: tuple[Mapping[str, Any], ...] = ()  # rows of a one-shot solver: name, sparsity, error, seconds
+    versions: Mapping[str, str] = Field(default_factory=dict)
+    device: str = ""
+
+
+class AttemptRecord(Record):
+    """record.json: how an attempt ended."""
+
+    sweep: str
+    trial: str
+    attempt: int
+    state: Literal["finished", "failed", "diverged", "stopped"]
+    reason: str = ""  # exception, out-of-memory, signal, diverged, ...
+    error: str = ""  # the message for people
+    trace: str = ""
+    stages: tuple[StageRecord, ...] = ()
+    started: float = 0.0  # seconds since the epoch
+    ended: float = 0.0
+    device: str = ""
+    versions: Mapping[str, str] = Field(default_factory=dict)
+
+
+class Point(Record):
+    """One value of one curve."""
+
+    stage: int  # position in the chain
+    step: int  # optimizer steps of that stage
+    epoch: float
+    name: str  # loss, ce, kd, perplexity, sparsity, sparsity_target, learning_rate, sparsity/TENSOR, ...
+    value: float | None  # None: not finite
+    time: float  # seconds since the epoch
+    tokens: int = 0  # trained on so far in this stage
+
+
+class PointWriter:
+    """Appends points to points.jsonl, a line each; a reader may follow the file."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, point: Point) -> None:
+        self._file.write(point.model_dump_json() + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_points(path: Path, offset: int = 0) -> tuple[list[Point], int]:
+    """The whole lines from `offset` bytes on, and the offset after them. A line cut by a crash is left for later."""
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    end = data.rfind(b"\n") + 1
+    return list(_parse(data[:end])), offset + end
+
+
+def _parse(data: bytes) -> Iterator[Point]:
+    for line in data.splitlines():
+        try:
+            yield Point.model_construct(**json.loads(line))
+        except (ValueError, TypeError):
+            continue  # half a line that a crash left, then closed by the next attempt
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is not a finite number."""
+    return value if math.isfinite(value) else None
+
+
+class TrialResult(Record):
+    """A trial as the store knows it: what commands and tables read."""
+
+    id: int
+    sweep: str
+    name: str
+    group: str  # the name without the seed
+    seed: int
+    label: str
+    order: int
+    implicit: bool
+    shown: bool  # False: no longer in the spec
+    state: TrialState
+    key: str
+    evaluation_key: str
+    swept: Mapping[str, Any] = Field(default_factory=dict)
+    config: Mapping[str, Any] = Field(default_factory=dict)
+    plan: Mapping[str, Any] = Field(default_factory=dict)  # the TrialPlan, as JSON
+    stages: tuple[StageRecord, ...] = ()  # of the attempt that got furthest
+    attempts: int = 0
+    reason: str = ""  # of the last attempt, where it failed
+    error: str = ""
+    folder: str = ""  # of the last attempt
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The last stage's measured perplexity."""
+        return self.stages[-1].evaluation if self.stages else None
+
+    @property
+    def sparsity(self) -> SparsityRecord | None:
+        return self.stages[-1].sparsity if self.stages else None

@@ -1,0 +1,1 @@
+"""The sweep spec: read, check, expand, resolve, hash. Imports no torch."""

@@ -1,0 +1,82 @@
+"""What a spec means: trials, each a chain of stages with keys. Frozen data; no torch; written as trial.json."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from prunegpt.spec.schema import (
+    DataSpec,
+    DistillSpec,
+    EvaluateSpec,
+    FinetuneSpec,
+    ModelSpec,
+    Part,
+    PruneSpec,
+    TableSpec,
+)
+
+StageKind = Literal["load", "pretrain", "finetune", "prune", "distill"]
+
+
+class StagePlan(Part):
+    """One stage with all that decides its result.
+
+    `load` takes a model as it is; `pretrain` trains a built-in one from random weights. Exactly one of the configs of
+    the other kinds is set, with the trial's settings merged in.
+    """
+
+    key: str
+    kind: StageKind
+    parent: str | None = None  # key of the stage whose model this one takes
+    teacher: str | None = None  # key of the stage whose model teaches
+    model: ModelSpec  # where the chain started: its tokeniser, and for `load` and `pretrain` the model
+    finetune: FinetuneSpec | None = None
+    prune: PruneSpec | None = None
+    distill: DistillSpec | None = None
+    data: DataSpec | None = None  # what is trained on
+    seed: int = 0
+    neutral: Mapping[str, Any] = {}  # training arguments that do not decide the result, so are not in the key
+
+    @property
+    def training(self) -> FinetuneSpec | None:
+        """The training config of `finetune` and `distill`."""
+        return self.finetune or self.distill
+
+
+class TrialPlan(Part):
+    """One configuration of a sweep, ready to run."""
+
+    sweep: str
+    name: str
+    group: str  # the name without the seed: trials that differ in the seed alone share it
+    seed: int
+    label: str  # what tables call the model
+    order: int = 0  # position in the spec
+    implicit: bool = False  # a teacher that no trial of the spec is; run, but not shown in tables
+    model: ModelSpec
+    data: DataSpec
+    evaluate: EvaluateSpec  # block_size and data filled in
+    evaluation_key: str  # hash of all that decides a measured perplexity but the model
+    device: str = "auto"
+    precision: str = "auto"
+    stages: tuple[StagePlan, ...]  # the first is `load` or `pretrain`
+    needs: tuple[str, ...] = ()  # teachers: stage keys that other trials publish
+    swept: Mapping[str, Any] = {}  # path -> value of what `vary` varied
+    config: Mapping[str, Any] = {}  # the merged spec of the trial, for people to read
+    teachers: Mapping[str, str] = {}  # stage key of a teacher -> what tables call it
+
+    @property
+    def key(self) -> str:
+        """The key of the last stage: equal keys are equal configurations."""
+        return self.stages[-1].key
+
+
+class SweepPlan(Part):
+    """All trials of a sweep, those its teachers need included."""
+
+    name: str
+    title: str
+    source: str | None = None  # the spec's file
+    trials: tuple[TrialPlan, ...]
+    tables: tuple[TableSpec, ...] = ()
+    spec: Mapping[str, Any] = {}  # as read, after --set
+    unchecked: tuple[str, ...] = ()  # what could not be checked without a network, in words

@@ -1,0 +1,334 @@
+"""What a sweep spec may say. Every field carries its unit and meaning; the reference page is generated from here."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from prunegpt.errors import unknown
+from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, PROTOCOLS, SCHEDULES, SOLVERS, Registry
+from prunegpt.spec.patterns import fixed_sparsity
+from prunegpt.spec.training_arguments import check_arguments
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+,@-]*$"
+
+
+class Part(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+def _known(*registries: Registry) -> AfterValidator:
+    def check(name: str) -> str:
+        if any(name in registry for registry in registries):
+            return name
+        names = [valid for registry in registries for valid in registry.names()]
+        kind = " or ".join(registry.kind for registry in registries)
+        raise ValueError(unknown(kind, name, names))
+
+    return AfterValidator(check)
+
+
+def _fraction(value: float) -> float:
+    if not 0 <= value < 1:
+        hint = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
+        raise ValueError(f"sparsity must be at least 0 and below 1, but got {value:g}.{hint}")
+    return value
+
+
+def _many(value: Any) -> Any:
+    """A single value where a list is expected means a list of one."""
+    return (value,) if isinstance(value, (str, int)) else value
+
+
+Sparsity = Annotated[float, AfterValidator(_fraction)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_many)]
+Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_many)]
+Method = Annotated[str, _known(CRITERIA, SOLVERS)]
+Scalar = bool | int | float | str
+
+
+class ModelSpec(Part):
+    """The model a trial starts from. A plain string means `{source: STRING}`."""
+
+    source: str = Field(description="hub id, local transformers folder, .gguf file, or builtin:NAME", min_length=1)
+    revision: str | None = Field(None, description="hub branch, tag or commit")
+    tokenizer: str | None = Field(
+        None, description="hub id or folder of the tokeniser, where it is not the model's own"
+    )
+    trust_remote_code: bool = Field(False, description="let the model's repository run its own code")
+    label: str | None = Field(None, description="the name tables show; the source where not given")
+
+
+class DataSpec(Part):
+    """The text."""
+
+    path: str | None = Field(
+        None, description="hub id, builtin:NAME, a folder with SPLIT.txt/.jsonl/.parquet, or one such file"
+    )
+    name: str | None = Field(None, description="configuration of a hub dataset, such as wikitext-2-raw-v1")
+    revision: str | None = Field(None, description="hub branch, tag or commit")
+    files: Mapping[str, Names] | None = Field(
+        None, description="split -> text, jsonl or parquet files, instead of path"
+    )
+    text_column: str | None = Field(None, description="column of the text; found where there is only one candidate")
+    train_split: str = Field("train", description="the split that is trained on")
+    block_size: int = Field(1024, ge=2, description="tokens of one training block, and of an evaluation window")
+    max_train_blocks: int | None = Field(None, ge=1, description="train on the first so many blocks only")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataSpec":
+        if self.path is not None and self.files is not None:
+            raise ValueError("data must name either path or files, but has both. Remove one.")
+        return self
+
+
+class EvaluateSpec(Part):
+    """How perplexity is measured after each stage."""
+
+    split: str = Field("validation", description="the split that is measured on")
+    protocol: Annotated[str, _known(PROTOCOLS)] = Field("blocks", description="how text becomes windows")
+    block_size: int | None = Field(None, ge=2, description="tokens of a window; data.block_size where not given")
+    stride: int | None = Field(None, ge=1, description="tokens between windows of `sliding`; half a window by default")
+    max_windows: int | None = Field(None, ge=1, description="measure on the first so many windows only")
+    batch_size: int | Literal["auto"] = Field("auto", description="windows at a time; does not change the result")
+    data: DataSpec | None = Field(None, description="measure on other text than the trial's data")
+
+
+class CalibrationSpec(Part):
+    """The text that activation-aware methods look at."""
+
+    windows: int = Field(128, ge=1, description="number of windows")
+    length: int | None = Field(None, ge=2, description="tokens a window; data.block_size where not given")
+    seed: int = Field(0, description="draws the windows")
+    mode: Literal["random", "first"] = Field("random", description="random windows, or the first ones of the text")
+    split: str | None = Field(None, description="split of the text; data.train_split where not given")
+    data: DataSpec | None = Field(None, description="other text than the trial's data")
+
+
+class PruneSpec(Part):
+    """One-shot pruning: which weights go, at once. `criterion` is accepted as another name of `method`."""
+
+    method: Method = Field("magnitude", description="criterion or solver")
+    sparsity: Sparsity | None = Field(None, description="share of the selected weights that becomes zero, 0 to 1")
+    pattern: str = Field(
+        "unstructured", description="unstructured, N:M (N of M kept along the input), or [a, b] blocks"
+    )
+    allocation: str | Mapping[str, Sparsity] | None = Field(
+        None,
+        description="how the budget is spread: uniform, row, global, owl, sensitivity, or {name pattern: sparsity}",
+    )
+    targets: Names = Field((), description="names, globs or re: patterns of tensors; all block matrices where empty")
+    layers: Indices = Field((), description="indices of decoder blocks; all where empty")
+    exclude: Names = Field((), description="patterns of tensors to leave alone")
+    calibration: CalibrationSpec = Field(CalibrationSpec(), description="text for activation-aware methods")
+    propagate: bool = Field(True, description="each block sees the outputs of the pruned blocks before it")
+    options: Mapping[str, Scalar] = Field({}, description="further arguments of the method or allocation")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _criterion_is_method(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "criterion" in value:
+            if "method" in value:
+                raise ValueError("method and criterion are two names of one field. Remove one.")
+            value = {("method" if key == "criterion" else key): item for key, item in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PruneSpec":
+        fixed = fixed_sparsity(self.pattern)
+        if fixed is not None and self.sparsity is not None and abs(fixed - self.sparsity) > 1e-6:
+            raise ValueError(
+                f"pattern {self.pattern} fixes the sparsity at {fixed:g}, but sparsity is {self.sparsity:g}. "
+                f"Remove one."
+            )
+        if isinstance(self.allocation, str):
+            ALLOCATIONS.check(self.allocation)
+        if self.allocation == "global" and self.method in SOLVERS:
+            raise ValueError(f"allocation global ranks scores, but {self.method} is a solver. Use uniform or owl.")
+        if self.sparsity is None and fixed is None and not isinstance(self.allocation, Mapping):
+            raise ValueError("pruning needs a sparsity (such as 0.5) or a pattern that fixes it (such as 2:4).")
+        return self
+
+
+class GradualSpec(PruneSpec):
+    """Pruning while training: sparsity grows from `initial` to `sparsity` between `start` and `end`."""
+
+    schedule: Annotated[str, _known(SCHEDULES)] = Field("cubic", description="how sparsity grows")
+    initial: Sparsity = Field(0.0, description="sparsity at start")
+    start: float = Field(0.0, ge=0, description="when pruning starts, in `unit`")
+    end: float | None = Field(
+        None, ge=0, description="when the final sparsity is reached, in `unit`; half-way by default"
+    )
+    every: float = Field(0.1, gt=0, description="time between mask updates, in `unit`")
+    unit: Literal["epochs", "steps", "fraction"] = Field(
+        "epochs", description="epochs, optimizer steps, or fraction of the stage's steps"
+    )
+    regrow: bool = Field(False, description="let pruned weights come back when masks are updated")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "GradualSpec":
+        if self.end is not None and self.end < self.start:
+            raise ValueError(f"end must not come before start, but start is {self.start:g} and end {self.end:g}.")
+        return self
+
+
+Arguments = Annotated[Mapping[str, Any], AfterValidator(check_arguments)]
+
+
+class FinetuneSpec(Part):
+    """Training on the text; masks of earlier stages stay closed."""
+
+    train: Arguments = Field({}, description="names of transformers.TrainingArguments, over those of the trial")
+    data: DataSpec | None = Field(None, description="train on other text than the trial's data")
+    prune: GradualSpec | None = Field(None, description="prune while training")
+    keep_masks: bool = Field(True, description="weights pruned by earlier stages stay zero")
+    recipe: str | None = Field(
+        None, description="file with prune, distill and train sections, used where not given here"
+    )
+
+
+class TeacherModel(Part):
+    """A teacher that is a model, not a trial."""
+
+    model: ModelSpec
+
+    @model_validator(mode="before")
+    @classmethod
+    def _string(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and isinstance(value.get("model"), str):
+            return {**value, "model": {"source": value["model"]}}
+        return value
+
+
+class CacheSpec(Part):
+    """Teacher logits are computed once and kept."""
+
+    k: int = Field(64, ge=1, description="most probable tokens kept at each position")
+
+
+class DistillSpec(FinetuneSpec):
+    """Training against a teacher: (1 - hardness) · CE + hardness · KD (+ gains · hidden terms)."""
+
+    teacher: str | TeacherModel = Field(description="a trial, SWEEP/TRIAL, or {model: SOURCE}")
+    loss: Annotated[str, _known(DISTILLATION_LOSSES)] = Field("forward_kl", description="divergence of the outputs")
+    hardness: float = Field(0.5, ge=0, le=1, description="weight of the distillation term, 0 to 1")
+    temperature: float = Field(2.0, gt=0, description="both distributions are softened by it")
+    options: Mapping[str, Scalar] = Field({}, description="further arguments of the loss, such as k of top_k")
+    hidden_gain: float = Field(0.0, ge=0, description="weight of the hidden-state term (SquareHead)")
+    attention_gain: float = Field(0.0, ge=0, description="weight of the attention-map term")
+    layer_map: Mapping[int, int] | None = Field(None, description="student block -> teacher block of the hidden term")
+    cache: CacheSpec | None = Field(None, description="keep the teacher's top-k logits on disk")
+
+
+STAGES = {"finetune": FinetuneSpec, "prune": PruneSpec, "distill": DistillSpec}
+
+
+class StageSpec(Part):
+    """One stage: exactly one of finetune, prune, distill."""
+
+    finetune: FinetuneSpec | None = None
+    prune: PruneSpec | None = None
+    distill: DistillSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_body(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {value: {}}
+        if isinstance(value, Mapping):
+            return {key: ({} if item is None else item) for key, item in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> "StageSpec":
+        if len(self.model_fields_set) != 1:
+            raise ValueError(
+                f"a stage must be exactly one of {', '.join(STAGES)}, but has {len(self.model_fields_set)}."
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(iter(self.model_fields_set))
+
+    @property
+    def config(self) -> FinetuneSpec | PruneSpec | DistillSpec:
+        config: FinetuneSpec | PruneSpec | DistillSpec = getattr(self, self.kind)
+        return config
+
+
+def _model(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+class Settings(Part):
+    """What a trial may say, and what `base` may say for all of them."""
+
+    model: Annotated[ModelSpec, BeforeValidator(_model)] | None = Field(None, description="where the trial starts")
+    data: DataSpec | None = Field(None, description="the text")
+    evaluate: EvaluateSpec = Field(EvaluateSpec(), description="how perplexity is measured")
+    train: Arguments = Field({}, description="names of transformers.TrainingArguments for every training stage")
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_many)] = Field((42,), min_length=1, description="one trial each")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where the device has it, else float32"
+    )
+    stages: tuple[StageSpec, ...] = Field((), description="the chain; empty: the model is evaluated as it is")
+
+
+class TrialSpec(Settings):
+    """One named trial, or a grid of them."""
+
+    name: str = Field(
+        pattern=NAME.replace("]*$", "{}]*$"), description="letters, digits and ._=+,@- ; {key} of a varied key"
+    )
+    vary: Mapping[str, tuple[Any, ...]] = Field({}, description="path -> values; the product is run")
+
+
+class ColumnSpec(Part):
+    """A column of a table."""
+
+    value: str = Field(description="a column name, or config:PATH")
+    header: str | None = Field(None, description="heading; the column's own where not given")
+
+
+class Reported(Part):
+    """A published figure beside the measured one."""
+
+    value: float | None = Field(None, description="the figure; none where it was left empty")
+    text: str | None = Field(None, description="as it was printed, where it is not a plain number")
+    note: str | None = Field(None, description="footnote, such as why the figure is no perplexity")
+
+
+class RowSpec(Part):
+    """Rows of a table: the trials a pattern matches, in spec order."""
+
+    trial: str = Field(description="name or glob")
+    label: str | None = Field(None, description="text of the model column")
+
+
+class TableSpec(Part):
+    """A table that comes out of the sweep."""
+
+    title: str
+    rows: tuple[Annotated[RowSpec, BeforeValidator(lambda v: {"trial": v} if isinstance(v, str) else v)], ...] = Field(
+        min_length=1
+    )
+    columns: tuple[Annotated[ColumnSpec, BeforeValidator(lambda v: {"value": v} if isinstance(v, str) else v)], ...] = (
+        Field(min_length=1)
+    )
+    reported: Mapping[
+        str, Annotated[Reported, BeforeValidator(lambda v: v if isinstance(v, Mapping) else {"value": v})]
+    ] = Field({}, description="trial name -> published figure")
+
+
+class Spec(Part):
+    """One sweep."""
+
+    name: str = Field(pattern=NAME, description="letters, digits and ._=+,@-; the sweep's folder")
+    title: str | None = Field(None, description="heading; the name where not given")
+    base: Settings = Field(Settings(), description="settings of all trials")
+    trials: tuple[TrialSpec, ...] = Field(min_length=1)
+    tables: tuple[TableSpec, ...] = ()
