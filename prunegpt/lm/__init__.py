@@ -1,0 +1,1 @@
+"""Models, text and perplexity: what a trial starts from and what it is measured by."""

@@ -1,0 +1,182 @@
+"""One canonical view of a decoder's weight matrices.
+
+GPT-2's `Conv1D` stores [in, out], `nn.Linear` stores [out, in]. Every criterion, pattern and solver sees [out, in]: a
+view that shares storage with the parameter, so writing to it writes to the model.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from prunegpt.errors import ModelError, PruningError, nearest
+
+_LISTED = 5  # nearest names shown in one message
+
+
+@dataclass(frozen=True, eq=False)
+class WeightView:
+    """A weight matrix of a model, seen as [out, in] however its module stores it."""
+
+    name: str  # full parameter name, such as transformer.h.0.attn.c_attn.weight
+    parameter: nn.Parameter
+    module: nn.Module
+    transposed: bool  # True where the module stores [in, out]
+    block: int | None  # index of the decoder block; None outside the blocks
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight, [out, in], sharing storage with the parameter."""
+        data = self.parameter.data
+        return data.t() if self.transposed else data  # [out, in]
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The gradient, [out, in], sharing storage with the parameter's; None before the first backward pass."""
+        grad = self.parameter.grad
+        if grad is None:
+            return None
+        return grad.t() if self.transposed else grad  # [out, in]
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of a decoder's blocks and its name, such as ("transformer.h", ModuleList of 12).
+
+    It is the outermost ModuleList whose length is `config.num_hidden_layers`, or else the longest one. Lists inside
+    another list, such as the experts of a block, are not looked at.
+
+    Raises:
+        ModelError: there is no such list.
+    """
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and not inside and any(_matrices(module)):
+            found[name] = module
+    if not found:
+        raise ModelError(
+            f"a decoder must keep its blocks in an nn.ModuleList, but {type(model).__name__} has none with matrices "
+            f"in it. Use a causal language model of transformers, such as GPT-2, Llama or OPT."
+        )
+    depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    return max(found.items(), key=lambda item: (len(item[1]) == depth, len(item[1])))
+
+
+def block_matrices(model: nn.Module) -> dict[str, WeightView]:
+    """All Linear and Conv1D weights inside the decoder blocks, by parameter name, in module order.
+
+    Embeddings, the head, norms, biases and projections outside the blocks (OPT's project_in and project_out) are left
+    out, as are experts that a model fuses into one three-dimensional parameter. A tied weight appears once.
+
+    Raises:
+        ModelError: the model has no list of decoder blocks.
+    """
+    return {name: view for name, view in _all_views(model)[0].items() if view.block is not None}
+
+
+def select(
+    model: nn.Module,
+    targets: Sequence[str] = (),
+    layers: Sequence[int] = (),
+    exclude: Sequence[str] = (),
+) -> dict[str, WeightView]:
+    """The weight matrices that a request names, by parameter name, in module order.
+
+    Args:
+        model: a causal language model.
+        targets: exact module or parameter names, globs, or `re:` patterns that must match a whole module or parameter
+            name. Empty means all block matrices. A glob or `re:` pattern looks at the block matrices first, and at
+            the embeddings, the head and projections only where it matches none of those: `*` never means the
+            embeddings, `*wte*` does, and so does an exact name.
+        layers: indices of the decoder blocks to keep; empty means all.
+        exclude: names and patterns of the same kinds to leave out.
+
+    Raises:
+        ModelError: the model has no list of decoder blocks.
+        PruningError: a pattern or an index matches nothing (the nearest names are given), or nothing is left.
+    """
+    views, aliases = _all_views(model)
+    blocks = {name: view for name, view in views.items() if view.block is not None}
+    chosen = set(blocks)
+    if targets:
+        chosen = set()
+        for pattern in targets:
+            hits = _matches(pattern, views, aliases)
+            if _is_pattern(pattern):
+                hits = (hits & set(blocks)) or hits
+            _require("targets", pattern, hits, views)
+            chosen |= hits
+    if layers:
+        depth = len(decoder_blocks(model)[1])
+        for index in layers:
+            if not 0 <= index < depth:
+                raise PruningError(
+                    f"layers must be block indices from 0 to {depth - 1}, but got {index}. "
+                    f"The model has {depth} decoder blocks."
+                )
+        chosen = {name for name in chosen if views[name].block in set(layers)}
+    for pattern in exclude:
+        hits = _matches(pattern, views, aliases)
+        _require("exclude", pattern, hits, views)
+        chosen -= hits
+    if not chosen:
+        raise PruningError(
+            f"targets, layers and exclude must leave at least one weight, but targets {list(targets)}, layers "
+            f"{list(layers)} and exclude {list(exclude)} together leave none. Widen targets or shorten exclude."
+        )
+    return {name: view for name, view in views.items() if name in chosen}
+
+
+def _matrices(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules of the Linear, Conv1D and Embedding layers in `module`."""
+    for name, layer in module.named_modules(prefix=prefix):
+        if isinstance(layer, (nn.Linear, Conv1D, nn.Embedding)):
+            yield name, layer
+
+
+def _all_views(model: nn.Module) -> tuple[dict[str, WeightView], dict[str, set[str]]]:
+    """Every matrix once, and for each the names it goes by: of its modules and its parameters, tied ones included."""
+    prefix, _ = decoder_blocks(model)
+    views: dict[str, WeightView] = {}
+    aliases: dict[str, set[str]] = {}
+    first_name: dict[int, str] = {}
+    for module_name, module in _matrices(model):
+        parameter = module.weight
+        if not isinstance(parameter, nn.Parameter):
+            continue
+        inside = module_name.startswith(f"{prefix}.") and not isinstance(module, nn.Embedding)
+        block = int(module_name[len(prefix) + 1 :].partition(".")[0]) if inside else None
+        name = first_name.setdefault(id(parameter), f"{module_name}.weight")
+        if name not in views:
+            views[name] = WeightView(name, parameter, module, isinstance(module, Conv1D), block)
+        aliases.setdefault(name, set()).update({module_name, f"{module_name}.weight"})
+    return views, aliases
+
+
+def _is_pattern(text: str) -> bool:
+    return text.startswith("re:") or any(sign in text for sign in "*?[")
+
+
+def _matches(pattern: str, views: Mapping[str, WeightView], aliases: Mapping[str, set[str]]) -> set[str]:
+    if pattern.startswith("re:"):
+        try:
+            expression = re.compile(pattern[3:])
+        except re.error as error:
+            raise PruningError(
+                f"a re: pattern must be a regular expression, but {pattern!r} is not: {error}. "
+                f"Escape special signs, or write a glob without re:."
+            ) from error
+        return {name for name in views if any(expression.fullmatch(alias) for alias in aliases[name])}
+    return {name for name in views if any(fnmatchcase(alias, pattern) for alias in aliases[name])}
+
+
+def _require(field: str, pattern: str, hits: Iterable[str], views: Mapping[str, WeightView]) -> None:
+    if not set(hits):
+        names = nearest(pattern.removeprefix("re:"), views)[:_LISTED]
+        raise PruningError(
+            f"{field} must each match at least one weight of the model, but {pattern!r} matches none. "
+            f"Nearest names: {', '.join(names)}."
+        )
