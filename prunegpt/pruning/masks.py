@@ -1,0 +1,296 @@
+"""The ledger: masks on disk, sparsity counted from the weights, and the checks that nothing drifted.
+
+A mask is bool [out, in], True = kept. On disk it is packed, eight weights a byte, each row padded to whole bytes, in a
+safetensors file whose metadata say what the masks are and carry their hash. Tensors that share storage have one mask.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from prunegpt.errors import MaskDriftError, PruningError
+from prunegpt.lm.views import WeightView
+from prunegpt.pruning.patterns import Pattern
+
+Masks = dict[str, Tensor]
+
+_METADATA = "prunegpt_masks"
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """Masks as they were saved, and what was said about them."""
+
+    masks: Masks  # parameter name -> bool [out, in]
+    method: str  # the criterion or solver that chose them
+    pattern: str
+    target: float | None  # the sparsity asked for; None where the pattern or the weights decided
+    achieved: float  # the share of pruned weights in the masks
+    step: int | None  # the optimizer step of the last change; None for one-shot pruning
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Zeros counted from the weights."""
+
+    pruned: float  # share of zeros in the tensors that are pruned
+    model: float  # share of zeros in all parameters
+    zeros: int  # in the tensors that are pruned
+    weights: int
+    model_zeros: int
+    model_weights: int
+    by_tensor: Mapping[str, float]
+    by_block: Mapping[int, float]  # decoder block index -> share of zeros in its pruned tensors
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A mask [out, in] as bits: uint8 [out, ceil(in / 8)] on the CPU, the first input in the lowest bit."""
+    return torch.from_numpy(numpy.packbits(mask.cpu().numpy(), axis=1, bitorder="little"))
+
+
+def unpack(packed: Tensor, columns: int) -> Tensor:
+    """The mask, bool [out, columns], of bits that :func:`pack` made, [out, ceil(columns / 8)]."""
+    bits = numpy.unpackbits(packed.cpu().numpy(), axis=1, count=columns, bitorder="little")  # [out, columns]
+    return torch.from_numpy(bits.view(numpy.bool_))
+
+
+def masks_hash(masks: Mapping[str, Tensor]) -> str:
+    """The sha256 of names, shapes and bits; the order of the names does not count."""
+    return _hash({name: pack(mask) for name, mask in masks.items()}, {name: list(m.shape) for name, m in masks.items()})
+
+
+def achieved_sparsity(masks: Mapping[str, Tensor]) -> float:
+    """The share of weights that masks prune; 0 where there are none."""
+    total = sum(mask.numel() for mask in masks.values())
+    kept = sum(int(torch.count_nonzero(mask)) for mask in masks.values())
+    return (total - kept) / total if total else 0.0
+
+
+def save_masks(
+    masks: Mapping[str, Tensor],
+    path: Path,
+    *,
+    method: str,
+    pattern: str = "unstructured",
+    target: float | None = None,
+    step: int | None = None,
+) -> str:
+    """Writes masks whole: under a temporary name, synced, renamed.
+
+    Args:
+        masks: parameter name -> bool [out, in].
+        path: the file, usually masks.safetensors.
+        method: the criterion or solver that chose them.
+        pattern: name of their pattern.
+        target: the sparsity asked for.
+        step: the optimizer step of the last change.
+
+    Returns:
+        The sha256 of the masks, :func:`masks_hash`.
+    """
+    packed = {name: pack(mask) for name, mask in masks.items()}
+    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    digest = _hash(packed, shapes)
+    metadata = {
+        "names": sorted(shapes),
+        "shapes": shapes,
+        "sha256": digest,
+        "method": method,
+        "pattern": pattern,
+        "target": target,
+        "achieved": achieved_sparsity(masks),
+        "step": step,
+    }
+    content = save(packed, metadata={_METADATA: json.dumps(metadata, sort_keys=True)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return digest
+
+
+def load_masks(path: Path) -> MaskFile:
+    """Reads masks and verifies their hash.
+
+    Raises:
+        PruningError: there is no such file, or it is not one of masks.
+        MaskDriftError: the masks are not those that were saved.
+    """
+    if not path.exists():
+        raise PruningError(
+            f"masks must be in a file that exists, but {path} does not. Prune the model, or name its folder."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[_METADATA])
+            packed = {name: file.get_tensor(name) for name in metadata["names"]}
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise PruningError(
+            f"{path} must be a safetensors file of packed masks, but it cannot be read as one: {error!r}. "
+            f"It is damaged or something else: prune again, or restore the file."
+        ) from error
+    shapes = metadata["shapes"]
+    digest = _hash(packed, shapes)
+    if digest != metadata["sha256"]:
+        raise MaskDriftError(
+            f"masks must have the hash they were saved with, {metadata['sha256']}, but those in {path} have {digest}. "
+            f"The file is damaged: prune again, or restore the file."
+        )
+    return MaskFile(
+        masks={name: unpack(bits, shapes[name][1]) for name, bits in packed.items()},
+        method=metadata["method"],
+        pattern=metadata["pattern"],
+        target=metadata["target"],
+        achieved=metadata["achieved"],
+        step=metadata["step"],
+        sha256=digest,
+    )
+
+
+def one_per_storage(views: Mapping[str, WeightView]) -> dict[str, WeightView]:
+    """The views without those that share storage with an earlier one, so that tied weights are one tensor."""
+    seen: set[int] = set()
+    unique = {}
+    for name, view in views.items():
+        pointer = view.parameter.data_ptr()
+        if pointer not in seen:
+            seen.add(pointer)
+            unique[name] = view
+    return unique
+
+
+def masks_from_zeros(views: Mapping[str, WeightView]) -> Masks:
+    """The masks that a pruned model's zeros stand for, one for each storage."""
+    return {name: view.matrix.detach() != 0 for name, view in one_per_storage(views).items()}
+
+
+def measure_sparsity(views: Mapping[str, WeightView], parameters: Mapping[str, Tensor]) -> Sparsity:
+    """Counts the zeros of a model.
+
+    Args:
+        views: the tensors that are pruned.
+        parameters: all parameters of the model, `dict(model.named_parameters())`. Storage counts once, whatever its
+            names.
+    """
+    counts: dict[str, tuple[int, int]] = {}  # name -> zeros, weights
+    blocks: dict[int, tuple[int, int]] = {}
+    for name, view in one_per_storage(views).items():
+        counts[name] = zeros, weights = _zeros(view.parameter.data), view.parameter.numel()
+        if view.block is not None:
+            before = blocks.get(view.block, (0, 0))
+            blocks[view.block] = before[0] + zeros, before[1] + weights
+    all_tensors = {tensor.data_ptr(): tensor.detach() for tensor in parameters.values()}
+    pruned_pointers = {view.parameter.data_ptr() for view in views.values()}
+    others = [tensor for pointer, tensor in all_tensors.items() if pointer not in pruned_pointers]
+    zeros, weights = (sum(column) for column in zip((0, 0), *counts.values(), strict=True))
+    model_zeros = zeros + sum(_zeros(tensor) for tensor in others)
+    model_weights = weights + sum(tensor.numel() for tensor in others)
+    return Sparsity(
+        pruned=zeros / max(weights, 1),
+        model=model_zeros / max(model_weights, 1),
+        zeros=zeros,
+        weights=weights,
+        model_zeros=model_zeros,
+        model_weights=model_weights,
+        by_tensor={name: count / max(of, 1) for name, (count, of) in counts.items()},
+        by_block={block: count / max(of, 1) for block, (count, of) in sorted(blocks.items())},
+    )
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """The sha256 of a tensor's type, shape and bits."""
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+    digest.update(raw.data)
+    return digest.hexdigest()
+
+
+def fingerprints(parameters: Mapping[str, Tensor], views: Mapping[str, WeightView]) -> dict[str, str]:
+    """Fingerprints of all parameters but those that are pruned, under whatever name they share their storage.
+
+    Args:
+        parameters: `dict(model.named_parameters())`.
+        views: the tensors that are pruned.
+    """
+    pruned = {view.parameter.data_ptr() for view in views.values()}
+    return {name: fingerprint(tensor) for name, tensor in parameters.items() if tensor.data_ptr() not in pruned}
+
+
+def check(
+    views: Mapping[str, WeightView],
+    masks: Mapping[str, Tensor],
+    *,
+    pattern: Pattern | None = None,
+    untouched: Mapping[str, str] | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Verifies that a model is what its masks say.
+
+    Args:
+        views: the tensors that are pruned.
+        masks: parameter name -> bool [out, in]; each must have its view.
+        pattern: the masks must be of it; None = not checked, as while a sparsity still grows towards N:M.
+        untouched: name -> :func:`fingerprint` of tensors that must not have changed. One-shot pruning leaves every
+            other tensor alone; training does not, and passes none.
+        parameters: where the untouched tensors are looked up, `dict(model.named_parameters())`.
+
+    Raises:
+        MaskDriftError: names the tensor, and how many weights are nonzero under its mask, where its pattern is broken,
+            or that it changed.
+    """
+    for name, mask in masks.items():
+        if name not in views:
+            raise MaskDriftError(
+                f"every mask must belong to a weight of the model, but there is none called {name!r}. "
+                f"The masks are of another model, or of other targets."
+            )
+        matrix = views[name].matrix.detach()  # [out, in]
+        if matrix.shape != mask.shape:
+            raise MaskDriftError(
+                f"a mask must have the shape of its weight, but {name} is {list(matrix.shape)} and its mask "
+                f"{list(mask.shape)} ([out, in]). The masks are of another model."
+            )
+        alive = int(torch.count_nonzero(matrix.masked_fill(mask.to(matrix.device), 0)))
+        if alive:
+            raise MaskDriftError(
+                f"pruned weights must be zero, but {name} has {alive} nonzero weights under its mask. "
+                f"Something wrote to the weights after they were masked."
+            )
+        if pattern is not None:
+            try:
+                pattern.check(mask)
+            except PruningError as error:
+                raise MaskDriftError(f"{name}: {error}") from error
+    for name, expected in (untouched or {}).items():
+        tensor = (parameters or {}).get(name)
+        if tensor is None or fingerprint(tensor) != expected:
+            what = "is gone" if tensor is None else "has changed"
+            raise MaskDriftError(
+                f"a tensor that is not pruned must stay as it was, but {name} {what}. "
+                f"Add it to the targets if it was meant to be pruned."
+            )
+
+
+def _zeros(tensor: Tensor) -> int:
+    return tensor.numel() - int(torch.count_nonzero(tensor))
+
+
+def _hash(packed: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(packed):
+        digest.update(f"{name} {shapes[name]}\n".encode())
+        digest.update(packed[name].contiguous().numpy().data)
+    return digest.hexdigest()
