@@ -1,0 +1,262 @@
+"""Causal language models and tokenisers, from a hub id, a transformers folder or a GGUF file, and back to a folder.
+
+Only safetensors and GGUF are read: no pickle is ever loaded. A weight that the file does not hold is an error, never a
+random number.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from prunegpt.builtin import is_builtin
+from prunegpt.errors import ModelError
+from prunegpt.lm.device import pick_device, pick_dtype
+
+_LISTED = 5  # weights named in one message
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_CONVERT = (
+    "Convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors."
+)
+
+
+def load_model(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode, on its device.
+
+    A GGUF file is dequantised; what comes back is an ordinary model that can be trained and saved.
+
+    Args:
+        source: hub id, local transformers folder, or path of a .gguf file.
+        revision: branch, tag or commit of a hub repository.
+        dtype: auto, float32, bfloat16, float16, or a torch dtype.
+        device: auto, cuda, mps, cpu, or a torch device.
+        trust_remote_code: let the model's repository run its own code.
+        attn_implementation: eager, sdpa or another name that transformers knows.
+
+    Raises:
+        ModelError: the source is missing, truncated, pickled, quantised, not a causal decoder, or lacks weights.
+    """
+    place = pick_device(device) if isinstance(device, str) else device
+    kind = pick_dtype(dtype, place) if isinstance(dtype, str) else dtype
+    name, options = _locate(source, revision, trust_remote_code)
+    with _explained(source):
+        config = AutoConfig.from_pretrained(name, **options)
+    _check_config(source, config, trust_remote_code)
+    if "gguf_file" in options:
+        if hasattr(transformers, "GgufConfig"):
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    else:
+        options["use_safetensors"] = True
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    with _explained(source):
+        model, report = AutoModelForCausalLM.from_pretrained(name, dtype=kind, output_loading_info=True, **options)
+    _check_weights(source, report)
+    if "gguf_file" in options:
+        _forget_quantization(model)
+    model = model.to(place).eval()
+    _check_causal(source, model)
+    return model
+
+
+def load_tokenizer(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    cache: Path | None = None,
+) -> PreTrainedTokenizerBase:
+    """The tokeniser of a model.
+
+    Args:
+        source: hub id, local folder, path of a .gguf file, or builtin:NAME.
+        revision: branch, tag or commit of a hub repository.
+        trust_remote_code: let the repository run its own code.
+        cache: folder in which the built-in tokeniser is kept once trained; trained in memory where not given.
+
+    Raises:
+        ModelError: the source is missing or has no tokeniser.
+    """
+    if is_builtin(str(source)):
+        from prunegpt.builtin.tokenizer import tokenizer
+
+        return tokenizer(str(source), cache=cache)
+    name, options = _locate(source, revision, trust_remote_code, weights=False)
+    with _explained(source, "tokeniser"):
+        return AutoTokenizer.from_pretrained(name, **options)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """Writes an ordinary transformers folder: config, safetensors and, where given, the tokeniser.
+
+    Tied weights are tied again first, so that they are stored once. The folder is written in place; use
+    `prunegpt.root.publishing` around it where it has to appear whole.
+    """
+    plain = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
+    plain.tie_weights()
+    plain.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _locate(
+    source: str | Path, revision: str | None, trust_remote_code: bool, *, weights: bool = True
+) -> tuple[str, dict[str, Any]]:
+    """What transformers is to be called with, after the checks that a local source allows."""
+    text = str(source)
+    if is_builtin(text):
+        raise ModelError(
+            f"a built-in model has no stored weights, but {text!r} was to be loaded. It is built and trained before "
+            f"its first use; load the folder of that training."
+        )
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    path = Path(text).expanduser()
+    if text.lower().endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(f"a GGUF model must be a file, but {text!r} is missing. Check the path.")
+        return str(path.parent), {**options, "gguf_file": path.name}
+    if path.is_dir():
+        if weights:
+            _check_folder(path)
+        return str(path), options
+    if path.exists():
+        raise ModelError(
+            f"a model must be a hub id, a folder or a .gguf file, but {text!r} is another kind of file. "
+            f"Give the folder that holds its config.json."
+        )
+    if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
+        raise ModelError(f"a model folder must exist, but {text!r} is missing. Check the path, or give a hub id.")
+    return text, {**options, "revision": revision} if revision else options
+
+
+def _check_folder(folder: Path) -> None:
+    """What can be said of a local folder before transformers reads it."""
+    if not (folder / "config.json").is_file():
+        others = ", ".join(sorted(item.name for item in folder.iterdir())[:_LISTED]) or "nothing"
+        gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+        hint = f"Give the file {gguf} itself." if gguf else "Give a folder that save_pretrained wrote."
+        raise ModelError(f"a model folder must hold config.json, but {folder} holds {others}. {hint}")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(item.name for pattern in _PICKLES for item in folder.glob(pattern))
+        if pickles:
+            raise ModelError(
+                f"weights must be stored as safetensors, but {folder} has only pickled ones ({pickles[0]}), which can "
+                f"run code when loaded. {_CONVERT}"
+            )
+        raise ModelError(
+            f"a model folder must hold its weights as .safetensors, but {folder} has none. "
+            f"Check that the copy or download is complete."
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"a safetensors file must be whole, but {file} cannot be read: {error}. Copy or download it again."
+            ) from error
+
+
+def _check_config(source: str | Path, config: Any, trust_remote_code: bool) -> None:
+    kind = type(config).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"a model must be decoder-only, but {source} is an encoder-decoder ({kind}). "
+            f"Use a causal language model such as GPT-2, OPT or Llama."
+        )
+    remote = trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
+        raise ModelError(
+            f"a model must be a causal language model, but {source} has a {kind}, for which transformers has none. "
+            f"Use a model such as GPT-2, OPT or Llama."
+        )
+    method = getattr(config, "quantization_config", None)
+    if method is not None:
+        stored = method if isinstance(method, dict) else vars(method)
+        raise ModelError(
+            f"weights must be floating point to be pruned, but {source} is quantised "
+            f"({stored.get('quant_method', 'unknown method')}). Use the model it was quantised from."
+        )
+
+
+def _check_weights(source: str | Path, report: dict[str, Any]) -> None:
+    """Every weight of the model came from the file, and every weight of the file went into the model."""
+    problems = {
+        "lacks": sorted(report["missing_keys"]),
+        "has another shape for": sorted(item[0] for item in report["mismatched_keys"]),
+        "holds what the model has no place for:": sorted(report["unexpected_keys"]),
+    }
+    told = [
+        f"{what} {', '.join(names[:_LISTED])}" + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+        for what, names in problems.items()
+        if names
+    ]
+    if told:
+        raise ModelError(
+            f"a model's files must hold exactly its weights, but {source} {'; '.join(told)}. Nothing is filled with "
+            f"random numbers or dropped: save it again as the causal language model that its config names."
+        )
+    if report.get("error_msgs"):
+        raise ModelError(f"a model's weights must load, but {source} failed: {'; '.join(report['error_msgs'])}.")
+
+
+def _check_causal(source: str | Path, model: PreTrainedModel) -> None:
+    """Changes the last of a few tokens and looks whether an earlier prediction moves, as it does in BERT."""
+    tokens = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size  # [1, 8]
+    changed = tokens.clone()
+    changed[0, -1] = 0
+    with torch.no_grad():
+        first, second = (model(input_ids=ids, use_cache=False).logits[0, :-1].float() for ids in (tokens, changed))
+    moved = (first - second).abs().max() / first.std()  # [7, vocab] -> []
+    if moved > 0.02:
+        raise ModelError(
+            f"a causal model must not see the tokens it is to predict, but {source} ({type(model).__name__}) does. "
+            f"Use a decoder such as GPT-2, OPT or Llama; an encoder such as BERT has no perplexity."
+        )
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """After dequantisation the weights are plain; transformers still marks the model, and refuses to save it."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+@contextmanager
+def _explained(source: str | Path, what: str = "model") -> Iterator[None]:
+    """Turns what transformers and the hub raise while loading into a ModelError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, SafetensorError) as error:
+        text = str(error).strip()
+        told = text.splitlines()[0] if text else type(error).__name__
+        if "trust_remote_code" in text:
+            way_out = f"{source} runs its own code. Set trust_remote_code: true where you have read and trust it."
+        elif Path(source).expanduser().exists():
+            way_out = f"{source} failed: {told}. Check that the folder or file is complete."
+        elif os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+            way_out = (
+                f"{source} is not in the local hub cache and HF_HUB_OFFLINE is set. Download it where there is a "
+                f"network (hf download {source}), unset the variable, or give a local folder."
+            )
+        else:
+            way_out = f"{source} failed: {told}. Check the name, the network, or give a local folder."
+        raise ModelError(f"a {what} must load from the hub, a folder or a GGUF file, but {way_out}") from error
