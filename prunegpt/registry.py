@@ -93,14 +93,17 @@ SCHEDULES = Registry(
         "acdc": "prunegpt.pruning.schedules:acdc",
     },
 )
+_ALLOCATIONS = "prunegpt.pruning.allocation"
+
 ALLOCATIONS = Registry(
     "allocation",
     {
-        "uniform": "prunegpt.pruning.allocation:uniform",
-        "row": "prunegpt.pruning.allocation:uniform",
-        "global": "prunegpt.pruning.allocation:uniform",
-        "owl": "prunegpt.pruning.allocation:owl",
-        "sensitivity": "prunegpt.pruning.allocation:sensitivity",
+        "uniform": f"{_ALLOCATIONS}.uniform:uniform",
+        "row": f"{_ALLOCATIONS}.uniform:uniform",  # the same, selected within each row
+        "global": f"{_ALLOCATIONS}.uniform:uniform",  # the same, selected over all tensors at once
+        "explicit": f"{_ALLOCATIONS}.explicit:explicit",
+        "owl": f"{_ALLOCATIONS}.owl:owl",
+        "sensitivity": f"{_ALLOCATIONS}.sensitivity:sensitivity",
     },
 )
 DISTILLATION_LOSSES = Registry(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prunegpt.errors import MaskDriftError, PruningError
 from prunegpt.lm.views import WeightView
+from prunegpt.pruning.bits import apply_bits, mask_bits
 from prunegpt.pruning.patterns import Pattern
 
 Masks = dict[str, Tensor]
@@ -263,7 +264,9 @@ def check(
                 f"a mask must have the shape of its weight, but {name} is {list(matrix.shape)} and its mask "
                 f"{list(mask.shape)} ([out, in]). The masks are of another model."
             )
-        alive = int(torch.count_nonzero(matrix.masked_fill(mask.to(matrix.device), 0)))
+        under = matrix.clone()  # [out, in], becomes what is pruned
+        apply_bits(under, mask_bits(~mask.to(matrix.device)))
+        alive = int(torch.count_nonzero(under))
         if alive:
             raise MaskDriftError(
                 f"pruned weights must be zero, but {name} has {alive} nonzero weights under its mask. "

@@ -1,0 +1,59 @@
+"""Explicit: sparsities written down, by name or pattern."""
+
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+from prunegpt.errors import PruningError, nearest
+from prunegpt.pruning.threshold import zeros_for
+
+_LISTED = 5  # nearest names shown in one message
+
+
+def explicit(sizes: Mapping[str, int], sparsity: float, *, sparsities: Mapping[str, float]) -> dict[str, float]:
+    """The sparsity that the first matching pattern gives each tensor.
+
+    A tensor takes the first pattern that matches it, so that exceptions are written before rules; no tensor is counted
+    twice. A pattern whose tensors were all taken by earlier ones is an error, as one that matches nothing is.
+
+    Args:
+        sizes: parameter name -> number of weights.
+        sparsity: of the tensors that no pattern matches.
+        sparsities: pattern -> sparsity. A pattern is a parameter name, a module name (without `.weight`), a glob, or
+            `re:` and a regular expression that must match a whole name of either kind.
+
+    Raises:
+        PruningError: a pattern matches nothing, nothing new, or is no regular expression; or a sparsity is not between
+            0 and 1.
+    """
+    allotted: dict[str, float] = {}
+    for pattern, wanted in sparsities.items():
+        zeros_for(0, wanted)
+        hits = [name for name in sizes if _matches(pattern, name)]
+        if not hits:
+            raise PruningError(
+                f"every name in the sparsities must match a pruned tensor, but {pattern!r} matches none. "
+                f"Nearest names: {', '.join(nearest(pattern.removeprefix('re:'), sizes)[:_LISTED])}."
+            )
+        fresh = [name for name in hits if name not in allotted]
+        if not fresh:
+            raise PruningError(
+                f"the first name that matches a tensor decides its sparsity, so {pattern!r} decides nothing: all its "
+                f"{len(hits)} tensors match an earlier one. Move it before the wider ones, or take it out."
+            )
+        allotted.update(dict.fromkeys(fresh, wanted))
+    zeros_for(0, sparsity)
+    return {name: allotted.get(name, sparsity) for name in sizes}
+
+
+def _matches(pattern: str, name: str) -> bool:
+    names = (name, name.removesuffix(".weight"))
+    if not pattern.startswith("re:"):
+        return any(fnmatchcase(candidate, pattern) for candidate in names)
+    try:
+        return any(re.fullmatch(pattern[3:], candidate) for candidate in names)
+    except re.error as error:
+        raise PruningError(
+            f"what follows re: must be a regular expression, but {pattern!r} is not: {error}. "
+            f"Escape its special signs, or write a glob without re:."
+        ) from error

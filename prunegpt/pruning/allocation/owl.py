@@ -1,0 +1,89 @@
+"""OWL: blocks whose inputs have more outliers keep more weights."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from prunegpt.errors import PruningError
+from prunegpt.pruning.threshold import zeros_for
+
+_HALVINGS = 100  # more than the bits of a float64: the shift is found to the last one
+
+
+def outlier_ratio(scores: Sequence[Tensor], *, multiple: float = 5.0) -> float:
+    """D, the share of a block's scores above `multiple` times their mean (Yin et al. 2023, "Outlier Weighed Layerwise
+    Sparsity (OWL)", eq. 1).
+
+    Args:
+        scores: |W| · ||X|| of each matrix of the block, [out, in] each (:func:`prunegpt.pruning.criteria.wanda.wanda`);
+            the mean is over all of them together.
+        multiple: M of the paper, which uses 5 to 10.
+    """
+    count = sum(tensor.numel() for tensor in scores)
+    if not count:
+        return 0.0
+    mean = sum(float(tensor.sum(dtype=torch.float64)) for tensor in scores) / count
+    return sum(int(torch.count_nonzero(tensor > multiple * mean)) for tensor in scores) / count
+
+
+def owl(
+    sizes: Mapping[str, int],
+    sparsity: float,
+    *,
+    outlier_ratios: Mapping[int, float],
+    blocks: Mapping[str, int | None],
+    limit: float = 0.08,
+) -> dict[str, float]:
+    """Sparsity falling linearly with the outlier ratio of the decoder block (Yin et al. 2023, section 3.2).
+
+    Ratios are scaled to a range of 2·limit and shifted so that the mean over all weights is the sparsity. The
+    reference implementation may leave [sparsity - limit, sparsity + limit] by that shift; here sparsities are clamped
+    to it, and to [0, 1], and the shift is the one that makes the mean right after clamping.
+
+    Args:
+        sizes: parameter name -> number of weights.
+        sparsity: of all weights together.
+        outlier_ratios: block index -> :func:`outlier_ratio` of the dense model.
+        blocks: parameter name -> block index. Tensors of no block (None) take `sparsity`.
+        limit: λ of the paper, how far a block may lie from the mean.
+
+    Raises:
+        PruningError: a block has no ratio, or a number is out of its range.
+    """
+    zeros_for(0, sparsity)
+    if limit < 0:
+        raise PruningError(f"the limit of owl must be 0 or more, but got {limit:g}. The paper uses 0.08.")
+    weights: dict[int, int] = {}  # block -> number of weights
+    for name, size in sizes.items():
+        block = blocks[name]
+        if block is not None:
+            weights[block] = weights.get(block, 0) + size
+    if missing := sorted(set(weights) - set(outlier_ratios)):
+        raise PruningError(
+            f"owl needs an outlier ratio of every block, but those of blocks {missing} are missing. "
+            f"Measure them with calibration data on the dense model."
+        )
+    share = _shares({block: outlier_ratios[block] for block in weights}, weights, sparsity, limit)
+    return {name: sparsity if (block := blocks[name]) is None else share[block] for name in sizes}
+
+
+def _shares(
+    ratios: Mapping[int, float], weights: Mapping[int, int], sparsity: float, limit: float
+) -> Mapping[int, float]:
+    lowest, highest = min(ratios.values(), default=0.0), max(ratios.values(), default=0.0)
+    if highest == lowest:
+        return dict.fromkeys(ratios, sparsity)
+    floor, ceiling = max(0.0, sparsity - limit), min(1.0, sparsity + limit)
+    wish = {block: -2.0 * limit * (ratio - lowest) / (highest - lowest) for block, ratio in ratios.items()}
+    total = sum(weights.values())
+
+    def shifted(shift: float) -> dict[int, float]:
+        return {block: min(max(value + shift, floor), ceiling) for block, value in wish.items()}
+
+    low, high = floor, ceiling + 2.0 * limit  # all at the floor; all at the ceiling
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        mean = sum(weights[block] * value for block, value in shifted(middle).items()) / total
+        low, high = (middle, high) if mean < sparsity else (low, middle)
+    return shifted(high)
