@@ -313,6 +313,9 @@ class TableSpec(Part):
     """A table that comes out of the sweep."""
 
     title: str
+    name: str | None = Field(
+        None, pattern=NAME, description="its name in file names and README markers; made from the title where not given"
+    )
     rows: tuple[Annotated[RowSpec, BeforeValidator(lambda v: {"trial": v} if isinstance(v, str) else v)], ...] = Field(
         min_length=1
     )

@@ -1,0 +1,108 @@
+"""What a table is, once it is built: frozen, and all a renderer needs."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prunegpt.report.format import Kind, Value
+
+RowState = Literal[
+    "finished",
+    "partial",
+    "running",
+    "failed",
+    "diverged",
+    "stopped",
+    "waiting",
+    "missing",
+    "not finite",
+    "not measured",
+]
+Mark = Literal["best", "tied", "off-target"]
+Detail = Value | tuple[float, float]
+
+TIED = "†"
+OFF_TARGET = "‡"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column's head."""
+
+    text: str
+    kind: Kind
+
+    @property
+    def key(self) -> str:
+        """The name of the column in JSON and CSV: the heading in lower case."""
+        return self.text.lower()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value, as a number for machines and as text for people."""
+
+    value: Value
+    text: str
+    marks: tuple[Mark, ...] = ()
+    footnotes: tuple[str, ...] = ()  # symbols of the table's footnotes
+    details: Mapping[str, Detail] = field(default_factory=dict)  # interval, sd, n, ...: keys beside the value in JSON
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row: a trial, or the seeds of one configuration."""
+
+    trial: str
+    state: RowState
+    cells: tuple[Cell, ...]
+    trials: tuple[str, ...] = ()  # the single trials behind it
+
+
+@dataclass(frozen=True)
+class Footnote:
+    """What a symbol in a cell means; without a symbol it belongs to the whole table."""
+
+    symbol: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be rendered."""
+
+    title: str
+    name: str  # in file names and in the markers of a README
+    columns: tuple[Heading, ...]
+    rows: tuple[TableRow, ...]
+    footnotes: tuple[Footnote, ...] = ()
+    provenance: str = ""
+
+
+def slug(title: str) -> str:
+    """A title as a name: lower case, words joined by hyphens."""
+    return re.sub(r"[^\w.]+", "-", title.casefold()).strip("-.") or "table"
+
+
+class Footnotes:
+    """Collects the footnotes of a table while its cells are made; an equal text gets the symbol it has."""
+
+    def __init__(self) -> None:
+        self._symbols: dict[str, str] = {}
+        self._legend: dict[str, str] = {}
+
+    def number(self, text: str) -> str:
+        """The symbol of a numbered footnote."""
+        return self._symbols.setdefault(text, str(len(self._symbols) + 1))
+
+    def legend(self, symbol: str, text: str) -> str:
+        """Explains a symbol such as a dagger, or with an empty one the whole table."""
+        self._legend[text] = symbol
+        return symbol
+
+    def all(self) -> tuple[Footnote, ...]:
+        """Symbols first, then numbers, then remarks on the whole table."""
+        marks = [Footnote(symbol, text) for text, symbol in sorted(self._legend.items()) if symbol]
+        remarks = [Footnote("", text) for text, symbol in self._legend.items() if not symbol]
+        return (*marks, *(Footnote(symbol, text) for text, symbol in self._symbols.items()), *remarks)

@@ -1,0 +1,63 @@
+"""Values as people read them. Full precision is for CSV and JSON."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Kind = Literal["text", "loss", "percent", "count", "seconds", "number"]
+Value = float | int | str | bool | None
+
+EMPTY = "–"
+
+
+def text_of(value: Value, kind: Kind = "number") -> str:
+    """A value in the notation of its kind; never "nan" or "inf"."""
+    if value is None:
+        return EMPTY
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return value
+    if not math.isfinite(value):
+        return EMPTY
+    if kind == "loss":
+        return loss(value)
+    if kind == "percent":
+        return _trimmed(f"{value:.1f}")
+    if kind == "count":
+        return f"{round(value):,}"
+    if kind == "seconds":
+        return f"{value:.1f}" if value < 100 else f"{round(value):,}"
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def loss(value: float) -> str:
+    """A perplexity: two decimals, and a power of ten where it is very large."""
+    return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.2e}"
+
+
+def probability(value: float) -> str:
+    """A p-value."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def plain(value: Any) -> Value:
+    """A config value as one cell holds it: scalars as they are, anything else as compact JSON."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        value = dict(value)
+    return json.dumps(value, separators=(", ", ": "), default=str, ensure_ascii=False)
+
+
+def printed(value: float) -> str:
+    """A published number as it would have been printed: 18.34, 30, 1.33e+09."""
+    return _trimmed(repr(float(value)))
+
+
+def _trimmed(text: str) -> str:
+    trimmed = text.removesuffix(".0")
+    return "0" if trimmed == "-0" else trimmed

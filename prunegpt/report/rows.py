@@ -1,0 +1,137 @@
+"""Which trials a table's rows are."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from prunegpt.records import TrialResult
+from prunegpt.report.cells import RowState
+from prunegpt.report.measure import Measured, Standing, is_measured
+from prunegpt.spec.schema import Reported, RowSpec, TableSpec
+
+_STATE_TEXT = {"waiting": "not run", "stopped": "stopped early"}
+_MOST_TELLING: tuple[RowState, ...] = (
+    "running",
+    "diverged",
+    "not finite",
+    "failed",
+    "stopped",
+    "waiting",
+    "not measured",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: a trial, or those that differ from it in the seed alone."""
+
+    name: str
+    label: str
+    trials: tuple[TrialResult, ...]
+    reported: Reported | None = None
+    measured: Measured | None = None
+    standing: Standing | None = None
+
+    @property
+    def finished(self) -> tuple[TrialResult, ...]:
+        """The runs whose perplexity is a number; a measured column looks at these only."""
+        return tuple(trial for trial in self.trials if is_measured(trial))
+
+    @property
+    def state(self) -> RowState:
+        if not self.trials:
+            return "missing"
+        if len(self.finished) == len(self.trials):
+            return "finished"
+        if self.finished:
+            return "partial"
+        found = {_state(trial) for trial in self.trials}
+        return next(state for state in _MOST_TELLING if state in found)
+
+    @property
+    def state_text(self) -> str:
+        """The state in words, for a cell that has no number."""
+        return _STATE_TEXT.get(self.state, self.state)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the row leaves out or why it has no number."""
+        if self.state == "partial":
+            counts = Counter(_STATE_TEXT.get(state, state) for trial in self.trials if (state := _state(trial)))
+            others = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()) if state != "finished")
+            return (f"{len(self.finished)} of {len(self.trials)} seeds; not in the mean: {others}",)
+        reasons = {trial.reason for trial in self.trials if trial.state == "failed" and trial.reason}
+        return tuple(f"failed: {reason}" for reason in sorted(reasons)) if self.state == "failed" else ()
+
+
+def _state(trial: TrialResult) -> RowState:
+    if trial.state != "finished":
+        return trial.state
+    if trial.evaluation is None:
+        return "not measured"
+    return "finished" if is_measured(trial) else "not finite"
+
+
+def select_rows(
+    spec: TableSpec, results: Sequence[TrialResult], sweep: str | None = None
+) -> tuple[list[Row], list[str]]:
+    """The rows of a table in the order of its patterns, each trial once, and the names of figures that fit no row.
+
+    A pattern means a trial's name, the name its seeds share, or SWEEP/NAME. Teachers that the spec does not list and
+    trials that it no longer lists are shown only where a row names them in full.
+
+    Args:
+        spec: the table.
+        results: trials, in any order.
+        sweep: patterns without a sweep mean trials of this one only.
+    """
+    ordered = sorted(results, key=lambda trial: (trial.sweep, trial.order, trial.seed, trial.name))
+    rows: list[Row] = []
+    taken: set[int] = set()
+    for pattern in spec.rows:
+        groups: dict[tuple[str, str], list[TrialResult]] = {}
+        matched = [trial for trial in ordered if _matches(trial, pattern.trial, sweep)]
+        for trial in matched:
+            if trial.id not in taken:
+                groups.setdefault((trial.sweep, trial.group), []).append(trial)
+                taken.add(trial.id)
+        rows += [_row(tuple(trials), pattern) for trials in groups.values()]
+        if not matched:
+            rows += _missing(spec, pattern)
+    return _with_reported(spec, rows)
+
+
+def _matches(trial: TrialResult, pattern: str, sweep: str | None) -> bool:
+    names = [f"{trial.sweep}/{trial.name}", f"{trial.sweep}/{trial.group}"]
+    if sweep is None or trial.sweep == sweep:
+        names += [trial.name, trial.group]
+    if trial.implicit or not trial.shown:
+        return pattern in names
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _row(trials: tuple[TrialResult, ...], pattern: RowSpec) -> Row:
+    name = trials[0].name if len(trials) == 1 else trials[0].group
+    return Row(name=name, label=pattern.label or trials[0].label, trials=trials)
+
+
+def _missing(spec: TableSpec, pattern: RowSpec) -> list[Row]:
+    """Rows for a pattern that no trial matches: one for each published figure it means, else one for itself."""
+    named = [name for name in spec.reported if fnmatchcase(name, pattern.trial)]
+    return [Row(name=name, label=pattern.label or name, trials=()) for name in named or [pattern.trial]]
+
+
+def _with_reported(spec: TableSpec, rows: list[Row]) -> tuple[list[Row], list[str]]:
+    used: set[str] = set()
+    found = []
+    for row in rows:
+        names = [row.name, *(name for trial in row.trials for name in (trial.group, trial.name))]
+        exact = [name for name in names if name in spec.reported]
+        globbed = [key for key in spec.reported if any(fnmatchcase(name, key) for name in names)]
+        key = next(iter(exact or globbed), None)
+        if key is not None:
+            used.add(key)
+            row = replace(row, reported=spec.reported[key])
+        found.append(row)
+    return found, [name for name in spec.reported if name not in used]

@@ -1,0 +1,216 @@
+"""A table spec and the stored trials become a table: every number from a record, with how sure it is."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from prunegpt.records import TrialResult
+from prunegpt.report.cells import OFF_TARGET, TIED, Cell, Detail, Footnotes, Heading, Mark, Table, TableRow, slug
+from prunegpt.report.columns import TOLERATED, Column, asked_sparsity, column, off_target
+from prunegpt.report.errors import ReportError
+from prunegpt.report.format import EMPTY, Value, loss, plain, printed, text_of
+from prunegpt.report.measure import Measured, measure, standings
+from prunegpt.report.provenance import gather
+from prunegpt.report.rows import Row, select_rows
+from prunegpt.report.seeds import spread
+from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval
+from prunegpt.report.windows import WindowsOf
+from prunegpt.spec.schema import ColumnSpec, TableSpec
+
+__all__ = ["Cell", "Heading", "Table", "TableRow", "build_table"]
+
+_TIED = (
+    f"not significantly different from the best of its protocol (two-sided, level {1 - LEVEL:.2g}, adjusted for the "
+    f"number of rows by Holm's method)"
+)
+_OFF = f"more than {TOLERATED:g} point from the sparsity that was asked for"
+_COMPARED = ("perplexity", "difference", "word_perplexity", "bits_per_byte")  # depend on the protocol
+
+
+def build_table(
+    spec: TableSpec,
+    results: Sequence[TrialResult],
+    windows: WindowsOf,
+    *,
+    sweep: str | None = None,
+    commit: str | None = None,
+) -> Table:
+    """Builds a table from what was stored.
+
+    Args:
+        spec: title, rows, columns and published figures.
+        results: the trials that rows may match, in any order.
+        windows: gives the per-window losses of a trial's last evaluation, or None; see `stored_windows`.
+        sweep: rows without a sweep mean trials of this one; all where not given.
+        commit: of the spec, for the provenance line; see `spec_commit`.
+
+    Raises:
+        UnknownPartError: a column that does not exist, with the nearest names.
+        ReportError: two columns with one heading, or one row with several protocols.
+    """
+    rows, unplaced = select_rows(spec, results, sweep)
+    found = [measure(row.trials, windows) for row in rows]
+    rows = [
+        replace(row, measured=measured, standing=standing)
+        for row, measured, standing in zip(rows, found, standings(found), strict=True)
+    ]
+    trials = [trial for row in rows for trial in row.trials]
+    columns = [(wanted, column(wanted.value, trials)) for wanted in _with_reported(spec)]
+    headings = tuple(Heading(wanted.header or shown.header, shown.kind) for wanted, shown in columns)
+    _check_headings(headings)
+    notes = Footnotes()
+    mixed = len({measured.protocol for measured in found if measured}) > 1
+    made = tuple(
+        TableRow(
+            trial=row.name,
+            state=row.state,
+            cells=tuple(_cell(wanted.value, shown, row, notes, mixed) for wanted, shown in columns),
+            trials=tuple(trial.name for trial in row.trials),
+        )
+        for row in rows
+    )
+    _whole_table(notes, found, unplaced, [wanted.value for wanted, _ in columns])
+    return Table(
+        title=spec.title,
+        name=spec.name or slug(spec.title),
+        columns=headings,
+        rows=made,
+        footnotes=notes.all(),
+        provenance=gather(trials, commit=commit).line,
+    )
+
+
+def _with_reported(spec: TableSpec) -> list[ColumnSpec]:
+    """The columns asked for; where there are published figures, they stand beside the measured ones."""
+    columns = list(spec.columns)
+    names = [wanted.value for wanted in columns]
+    if spec.reported and "reported" not in names:
+        after = names.index("perplexity") + 1 if "perplexity" in names else len(columns)
+        columns.insert(after, ColumnSpec(value="reported"))
+    return columns
+
+
+def _check_headings(headings: Sequence[Heading]) -> None:
+    keys = [heading.key for heading in headings]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ReportError(
+            f"the columns of a table must have different headings, but {', '.join(twice)} stands more than once. "
+            f"Give one of them a `header`."
+        )
+
+
+def _cell(name: str, shown: Column, row: Row, notes: Footnotes, mixed: bool) -> Cell:
+    if name == "reported":
+        return _reported(row, notes)
+    values = [value for value in shown.extract(row) if value is not None]
+    details: dict[str, Detail] = {}
+    if shown.measured and not row.finished:
+        remarks = tuple(notes.number(remark) for remark in row.remarks) if name == "perplexity" else ()
+        return Cell(None, row.state_text if name in _COMPARED else EMPTY, footnotes=remarks)
+    if not values:
+        return Cell(None, EMPTY)
+    value, text = _folded(values, shown, details)
+    cell = Cell(value, text, details=details)
+    if name == "perplexity":
+        cell = _perplexity(cell, row, notes)
+    if name == "difference":
+        cell = _difference(cell, row)
+    if name == "sparsity":
+        cell = _sparsity(cell, row, notes)
+    if mixed and name in _COMPARED and row.measured:
+        protocol = row.measured.protocol
+        noted = (*cell.footnotes, notes.number(f"protocol {protocol}"))
+        cell = replace(cell, footnotes=noted, details={**cell.details, "protocol": protocol})
+    return cell
+
+
+def _folded(values: Sequence[Value], shown: Column, details: dict[str, Detail]) -> tuple[Value, str]:
+    """One value from those of several seeds: the mean of numbers, the different texts joined."""
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if len(numbers) < len(values) or not shown.measured:
+        distinct = list(dict.fromkeys(values))
+        if len(distinct) == 1:
+            return distinct[0], text_of(distinct[0], shown.kind)
+        text = ", ".join(text_of(value, shown.kind) for value in distinct)
+        return text, text
+    if len(numbers) == 1:
+        return numbers[0], text_of(numbers[0], shown.kind)
+    found = spread([float(number) for number in numbers])
+    details |= {"sd": found.deviation, "n": found.count}
+    text = text_of(found.mean, shown.kind)
+    if shown.kind == "loss" and found.deviation is not None:
+        text = f"{text} ± {loss(found.deviation)} ({found.count})"
+    return found.mean, text
+
+
+def _perplexity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
+    measured, standing = row.measured, row.standing
+    if measured is None:
+        return cell
+    text, details = cell.text, dict(cell.details)
+    if measured.interval:
+        details["interval"] = (measured.interval.low, measured.interval.high)
+        if measured.count == 1:
+            text = f"{text} {_between(measured.interval)}"
+    footnotes = [notes.number(note) for note in (*row.remarks, *measured.notes)]
+    marks: tuple[Mark, ...] = ()
+    if standing and standing.best:
+        marks = ("best",)
+    elif standing and standing.tied:
+        marks = ("tied",)
+        footnotes.insert(0, notes.legend(TIED, _TIED))
+    if standing and standing.note:
+        footnotes.append(notes.number(standing.note.removesuffix(".")))
+    return replace(cell, text=text, marks=marks, footnotes=tuple(footnotes), details=details)
+
+
+def _between(interval: Interval) -> str:
+    return f"[{loss(interval.low)}, {loss(interval.high)}]"
+
+
+def _difference(cell: Cell, row: Row) -> Cell:
+    standing = row.standing
+    if standing is None or standing.best:
+        return replace(cell, text="best" if standing else EMPTY)
+    sign = "+" if isinstance(cell.value, float) and cell.value >= 0 else ""
+    if standing.comparison is None:
+        return replace(cell, text=f"{sign}{cell.text}")
+    interval = standing.comparison.difference
+    details: dict[str, Detail] = {"interval": (interval.low, interval.high), "p": standing.p_value}
+    return replace(cell, text=f"{sign}{cell.text} {_between(interval)}", details=details)
+
+
+def _sparsity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
+    asked = [target for trial in row.finished if (target := asked_sparsity(trial)) is not None]
+    details: dict[str, Detail] = dict(cell.details)
+    if asked:
+        details["asked"] = round(100 * asked[0], 10)
+    if not any(off_target(trial) for trial in row.finished):
+        return replace(cell, details=details)
+    text = f"{cell.text} (asked {text_of(details['asked'], 'percent')})"  # type: ignore[arg-type]
+    return replace(cell, text=text, marks=("off-target",), footnotes=(notes.legend(OFF_TARGET, _OFF),), details=details)
+
+
+def _reported(row: Row, notes: Footnotes) -> Cell:
+    """The published figure as it was printed; empty where it was left empty."""
+    figure = row.reported
+    if figure is None or (figure.value is None and figure.text is None):
+        footnotes = (notes.number(figure.note),) if figure and figure.note else ()
+        return Cell(None, "" if figure else EMPTY, footnotes=footnotes)
+    value: Value = plain(figure.value) if figure.value is not None else figure.text
+    text = figure.text if figure.text is not None else value if isinstance(value, str) else printed(float(value or 0))
+    footnotes = (notes.number(figure.note),) if figure.note else ()
+    details: dict[str, Detail] = {"note": figure.note} if figure.note else {}
+    return Cell(value, text, footnotes=footnotes, details=details)
+
+
+def _whole_table(
+    notes: Footnotes, found: Sequence[Measured | None], unplaced: Sequence[str], names: Sequence[str]
+) -> None:
+    measured = [row for row in found if row]
+    if "perplexity" in names and any(row.interval and row.count == 1 for row in measured):
+        notes.legend("", f"In brackets: {LEVEL:.0%} interval, block bootstrap over windows, {RESAMPLES:,} resamples")
+    if "perplexity" in names and any(row.count > 1 for row in measured):
+        notes.legend("", "After ±: sample standard deviation over seeds, and in parentheses their number")
+    if unplaced:
+        notes.legend("", f"Published figures that no row shows: {', '.join(unplaced)}")
