@@ -1,0 +1,53 @@
+"""The tokeniser of the built-in model: byte-level BPE with a vocabulary of 1,024, trained on the built-in text."""
+
+from pathlib import Path
+
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
+
+from prunegpt.builtin import BUILTIN_MODELS
+from prunegpt.builtin.text import rows
+from prunegpt.errors import ModelError, unknown
+from prunegpt.root import publishing
+
+END_OF_TEXT = "<|endoftext|>"
+_FOLDER = "builtin-tokeniser-1"  # name in the cache; to be changed with the text or the training
+
+
+def tokenizer(name: str = "builtin:tiny-gpt2", *, cache: Path | None = None) -> PreTrainedTokenizerFast:
+    """The tokeniser of a built-in model; the same one on every machine.
+
+    Args:
+        name: a built-in model.
+        cache: folder in which it is kept as an ordinary tokeniser folder; trained anew (seconds) where not given.
+
+    Raises:
+        ModelError: no such built-in model.
+    """
+    if name not in BUILTIN_MODELS:
+        raise ModelError(unknown("built-in model", name, BUILTIN_MODELS))
+    if cache is None:
+        return _train(name)
+    folder = cache / _FOLDER
+    if not (folder / "tokenizer.json").is_file():
+        with publishing(folder) as temporary:
+            _train(name).save_pretrained(temporary)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _train(name: str) -> PreTrainedTokenizerFast:
+    model = BUILTIN_MODELS[name]
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        [*rows("pretrain"), *rows("train")],
+        vocab_size=model.vocabulary,
+        special_tokens=[END_OF_TEXT],
+        show_progress=False,
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        model_max_length=model.positions,
+    )

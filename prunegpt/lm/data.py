@@ -1,0 +1,363 @@
+"""Text, from wherever it lies, as rows; and rows as the token blocks that training and calibration take.
+
+Rows are what the causal-language-modelling example of transformers trains on: the rows of a dataset, or the lines of a
+text file. Documents are what a text is when it is not cut into lines: a text file whole, a dataset's rows as they are.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, get_dataset_split_names, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
+from prunegpt.errors import DataError, unknown
+from prunegpt.lm.fingerprint import tokenizer_fingerprint
+from prunegpt.root import publishing, write_json
+
+ROWS_A_BATCH = 1000  # rows that the example packs together; what is left of each such batch is dropped
+LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_SPLITS = ("train", "validation", "test")
+_PACKING = "blocks-1"  # part of the cache key; to be raised when packing changes
+_CALIBRATION_CHARACTERS = 32_000_000  # more text than this is not tokenised to draw calibration windows from
+
+
+def read_rows(
+    path: str | Path | None = None,
+    *,
+    name: str | None = None,
+    split: str,
+    files: Mapping[str, Sequence[str | Path]] | None = None,
+    text_column: str | None = None,
+    revision: str | None = None,
+) -> Sequence[str]:
+    """The rows of one split: the lines of a text file without their ends, or the rows of a dataset's text column.
+
+    Args:
+        path: hub id, builtin:NAME, a folder with SPLIT.txt, SPLIT.jsonl or SPLIT.parquet, or one such file. A single
+            file is the split its stem names, and also `train` where the stem is not the name of a split.
+        name: configuration of a hub dataset.
+        split: which part to read.
+        files: split -> files, instead of `path`.
+        text_column: column of the text; `text`, or the only column of strings, where not given.
+        revision: branch, tag or commit of a hub dataset.
+
+    Returns:
+        A list, or a column that is read from disk when it is indexed.
+
+    Raises:
+        DataError: a file is missing, empty or not text, or the split or the column does not exist.
+    """
+    local = _local_files(path, files)
+    if local is None:
+        return _read_elsewhere(str(path), name, split, text_column, revision)
+    return _read_files(_pick(split, local, str(path or "files")), text_column, whole=False)
+
+
+def read_documents(
+    path: str | Path | None = None,
+    *,
+    name: str | None = None,
+    split: str,
+    files: Mapping[str, Sequence[str | Path]] | None = None,
+    text_column: str | None = None,
+    revision: str | None = None,
+) -> Sequence[str]:
+    """The documents of one split: as `read_rows`, but a text file is one document and not one row a line.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    local = _local_files(path, files)
+    if local is None:
+        return _read_elsewhere(str(path), name, split, text_column, revision)
+    return _read_files(_pick(split, local, str(path or "files")), text_column, whole=True)
+
+
+def read_text(path: str | Path) -> str:
+    """The content of a text file, with line ends as "\\n".
+
+    Raises:
+        DataError: the file is missing, empty, or not UTF-8 text.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"a text file must exist, but {file} is missing. Check the path.")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"a text file must be UTF-8, but {file} is not at byte {error.start}. "
+            f"Convert it (iconv -t utf-8), or check that it is text at all."
+        ) from error
+    if "\0" in text:
+        raise DataError(f"a text file must be text, but {file} holds NUL bytes. Check that it is not a binary file.")
+    if not text.strip():
+        raise DataError(f"a text file must hold text, but {file} is empty. Give another file.")
+    return text
+
+
+def pack_training_blocks(
+    rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, *, folder: Path | None = None
+) -> NDArray[np.int64]:
+    """Token blocks, packed as the causal-language-modelling example of transformers packs them.
+
+    Each row is tokenised with the tokeniser's own special tokens; within each batch of 1,000 rows the tokens are
+    concatenated and cut into blocks, and what is left of the batch is dropped.
+
+    Args:
+        rows: the text.
+        tokenizer: the model's tokeniser.
+        block_size: tokens a block.
+        folder: where blocks are kept, by a key of rows, tokeniser and block size; they are then memory-mapped.
+
+    Returns:
+        Tokens, [blocks, block_size].
+
+    Raises:
+        DataError: the text does not fill one block.
+    """
+    if folder is None:
+        return _pack(rows, tokenizer, block_size)
+    place = folder / _packing_key(rows, tokenizer, block_size)
+    if not (place / "blocks.npy").exists():
+        blocks = _pack(rows, tokenizer, block_size)
+        with publishing(place) as temporary:
+            np.save(temporary / "blocks.npy", blocks)
+            write_json(
+                temporary / "blocks.json", {"blocks": len(blocks), "block_size": block_size, "packing": _PACKING}
+            )
+    kept: NDArray[np.int64] = np.load(place / "blocks.npy", mmap_mode="r", allow_pickle=False)
+    return kept
+
+
+def calibration_windows(
+    rows: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    windows: int,
+    length: int,
+    seed: int = 0,
+    mode: str = "random",
+) -> NDArray[np.int64]:
+    """Windows of text that activation-aware pruning looks at.
+
+    The rows are joined by a blank line and tokenised as one string; a single row (a text file whole) is taken as it
+    is. Of more than 32 million characters a run of that size is used, from a row that the seed draws.
+
+    Args:
+        rows: documents, as `read_documents` gives them.
+        tokenizer: the model's tokeniser.
+        windows: how many.
+        length: tokens a window.
+        seed: draws the windows in mode `random`.
+        mode: `random` (each window starts anywhere, so windows may overlap) or `first` (one after another from the
+            start of the text).
+
+    Returns:
+        Tokens, [windows, length].
+
+    Raises:
+        DataError: the text has too few tokens, or there is no such mode.
+    """
+    if mode not in ("random", "first"):
+        raise DataError(unknown("calibration mode", mode, ("random", "first")))
+    generator = np.random.default_rng(seed)
+    tokens = text_tokens(_excerpt(rows, generator if mode == "random" else None), tokenizer)  # [tokens]
+    if mode == "first":
+        require_tokens(len(tokens), windows * length, f"{windows} calibration windows of {length} tokens")
+        return tokens[: windows * length].reshape(windows, length)  # [windows, length]
+    require_tokens(len(tokens), length, f"a calibration window of {length} tokens")
+    starts = generator.integers(0, len(tokens) - length, size=windows, endpoint=True)  # [windows]
+    drawn: NDArray[np.int64] = tokens[starts[:, None] + np.arange(length)]  # [windows, length]
+    return drawn
+
+
+def text_tokens(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
+    """Rows joined by a blank line as one string of tokens, [tokens]; see `prunegpt.lm.protocols.stream`."""
+    ids = tokenizer("\n\n".join(rows), add_special_tokens=len(rows) > 1, verbose=False)["input_ids"]
+    return np.asarray(ids, dtype=np.int64)  # [tokens]
+
+
+def require_tokens(have: int, need: int, what: str) -> None:
+    """Raises DataError, saying how many tokens there are and are needed, where there are too few."""
+    if have < need:
+        raise DataError(
+            f"the text must fill {what}, which takes {need} tokens, but it has {have}. "
+            f"Use more text, or a smaller block size."
+        )
+
+
+def _pack(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> NDArray[np.int64]:
+    packed: list[NDArray[np.int64]] = []
+    longest = 0
+    for start in range(0, len(rows), ROWS_A_BATCH):
+        batch = list(rows[start : start + ROWS_A_BATCH])
+        tokens = np.fromiter(_chained(tokenizer(batch, verbose=False)["input_ids"]), dtype=np.int64)  # [tokens]
+        longest = max(longest, len(tokens))
+        blocks = len(tokens) // block_size
+        if blocks:
+            packed.append(tokens[: blocks * block_size].reshape(blocks, block_size))  # [blocks, block_size]
+    require_tokens(longest, block_size, f"a block of {block_size} tokens in one batch of {ROWS_A_BATCH} rows")
+    return np.concatenate(packed)  # [blocks, block_size]
+
+
+def _chained(lists: Iterable[Sequence[int]]) -> Iterator[int]:
+    for one in lists:
+        yield from one
+
+
+def _packing_key(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> str:
+    digest = hashlib.sha256(f"{_PACKING} {block_size} {tokenizer_fingerprint(tokenizer)} ".encode())
+    for start in range(0, len(rows), ROWS_A_BATCH):
+        digest.update(json.dumps(list(rows[start : start + ROWS_A_BATCH])).encode())
+    return digest.hexdigest()[:32]
+
+
+def _excerpt(rows: Sequence[str], generator: np.random.Generator | None) -> Sequence[str]:
+    """All rows, or a run of them where they are too many to tokenise."""
+    size = 0
+    for row in rows:
+        size += len(row) + 2
+        if size > _CALIBRATION_CHARACTERS:
+            break
+    else:
+        return rows
+    first = int(generator.integers(len(rows))) if generator is not None else 0
+    run: list[str] = []
+    size = 0
+    for step in range(len(rows)):
+        row = rows[(first + step) % len(rows)][:_CALIBRATION_CHARACTERS]
+        run.append(row)
+        size += len(row) + 2
+        if size > _CALIBRATION_CHARACTERS:
+            break
+    return run
+
+
+def _local_files(
+    path: str | Path | None, files: Mapping[str, Sequence[str | Path]] | None
+) -> dict[str, list[Path]] | None:
+    """Split -> files of a local source, or None for a hub id or a built-in text."""
+    if files is not None:
+        return {split: [Path(file).expanduser() for file in given] for split, given in files.items()}
+    if path is None:
+        raise DataError("data must name a path or files, but names neither. Give a hub id, a folder or a file.")
+    place = Path(path).expanduser()
+    if is_builtin(str(path)):
+        return None
+    if place.is_dir():
+        found: dict[str, list[Path]] = {}
+        for file in sorted(place.iterdir()):
+            if file.suffix in LOADERS and file.is_file():
+                found.setdefault(file.stem.partition("-0")[0], []).append(file)  # SPLIT-00000-of-00002.parquet
+        if not found:
+            raise DataError(
+                f"a data folder must hold SPLIT.txt, SPLIT.jsonl or SPLIT.parquet, but {place} has none. "
+                f"Name the files such as train.txt and validation.txt."
+            )
+        return found
+    if place.is_file() or place.suffix in LOADERS:
+        return {split: [place] for split in {place.stem, *(() if place.stem in _SPLITS else ("train",))}}
+    if str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
+        raise DataError(f"a data folder or file must exist, but {path} is missing. Check the path, or give a hub id.")
+    return None
+
+
+def _pick(split: str, local: Mapping[str, list[Path]], source: str) -> list[Path]:
+    if split not in local:
+        raise DataError(f"{source}: {unknown('split', split, local)}")
+    return local[split]
+
+
+def _read_files(files: Sequence[Path], text_column: str | None, *, whole: bool) -> Sequence[str]:
+    kinds = {file.suffix for file in files}
+    if len(kinds) != 1 or not kinds <= set(LOADERS):
+        raise DataError(
+            f"the files of a split must be of one kind of {', '.join(LOADERS)}, but are "
+            f"{', '.join(file.name for file in files) or 'none'}. Convert them, or give them to different splits."
+        )
+    if kinds == {".txt"}:
+        texts = [read_text(file) for file in files]
+        return texts if whole else [line for text in texts for line in _lines(text)]
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"a data file must exist, but {file} is missing. Check the path.")
+        if not file.stat().st_size:
+            raise DataError(f"a data file must hold text, but {file} is empty. Give another file.")
+    loader = LOADERS[kinds.pop()]
+    names = ", ".join(map(str, files))
+    try:
+        dataset = load_dataset(loader, data_files=[str(file) for file in files], split="train")
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        raise DataError(
+            f"a {files[0].suffix} file must be readable as such, but {names} is not: {error.__cause__ or error}. "
+            f"Check the file."
+        ) from error
+    return _text_of(dataset, text_column, names)
+
+
+def _lines(text: str) -> list[str]:
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _read_elsewhere(
+    path: str, name: str | None, split: str, text_column: str | None, revision: str | None
+) -> Sequence[str]:
+    if is_builtin(path):
+        if path not in BUILTIN_TEXTS:
+            raise DataError(unknown("built-in text", path, BUILTIN_TEXTS))
+        from prunegpt.builtin.text import rows
+
+        found: Sequence[str] = rows(split)
+        return found
+    try:
+        dataset = load_dataset(path, name, split=split, revision=revision)
+    except Exception as error:  # the hub, the network and dataset scripts raise anything
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"a dataset must load from the hub, its cache or a local path, but {path}"
+            f"{f' ({name})' if name else ''} failed: {told}{_splits_there(path, name, split, revision)}"
+        ) from error
+    return _text_of(dataset, text_column, path)
+
+
+def _splits_there(path: str, name: str | None, split: str, revision: str | None) -> str:
+    """The end of a message: the splits a dataset has, where the one asked for is not among them."""
+    try:
+        names = get_dataset_split_names(path, name, revision=revision)
+    except Exception:  # only to tell more about an error that is being raised anyway
+        return ". Check the name, the configuration and the network, or give local files."
+    if split in names:
+        return ". Check the network, or give local files."
+    return f". {unknown('split', split, names)}"
+
+
+def _text_of(dataset: Dataset, text_column: str | None, source: str) -> Sequence[str]:
+    columns = {name: str(getattr(feature, "dtype", "")) for name, feature in dataset.features.items()}
+    strings = [name for name, kind in columns.items() if kind in ("string", "large_string")]
+    column = text_column or ("text" if "text" in strings else strings[0] if len(strings) == 1 else None)
+    if column is None:
+        raise DataError(
+            f"the text column must be clear, but {source} has {len(strings)} columns of strings "
+            f"({', '.join(strings) or 'none'}) and none is called text. Set text_column to one of "
+            f"{', '.join(columns)}."
+        )
+    if column not in columns:
+        raise DataError(f"{source}: {unknown('text column', column, columns)}")
+    if column not in strings:
+        raise DataError(
+            f"a text column must hold strings, but {column} of {source} holds {columns[column] or 'a structure'}. "
+            f"Columns of strings: {', '.join(strings) or 'none'}."
+        )
+    empty = dataset.data.column(column).null_count
+    if empty:
+        raise DataError(f"every row must have text, but {empty} rows of {source} have none in {column}. Remove them.")
+    rows: Sequence[str] = dataset[column]
+    return rows

@@ -1,0 +1,168 @@
+"""How a text becomes windows: the protocols under which perplexities are published.
+
+Figures of different protocols are not comparable; each carries its protocol's id.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from prunegpt.errors import DataError
+from prunegpt.lm.data import ROWS_A_BATCH, read_documents, read_rows, require_tokens
+from prunegpt.lm.fingerprint import tokenizer_fingerprint
+from prunegpt.lm.windows import Tokens, Windows, cut, encode_rows
+from prunegpt.registry import PROTOCOLS
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named way of cutting text into windows; a pure function that also says what text it takes.
+
+    `cut(rows, tokenizer, block_size, stride)` gives the windows; stride is None for protocols that have none.
+    """
+
+    name: str
+    by_row: bool  # takes the rows of the text (lines of a file); else its documents (a file whole)
+    cut: Callable[[Sequence[str], PreTrainedTokenizerBase, int, int | None], Windows]
+
+    def __call__(
+        self, rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, stride: int | None = None
+    ) -> Windows:
+        """The windows of a text.
+
+        Args:
+            rows: rows or documents, by `by_row`.
+            tokenizer: the model's tokeniser.
+            block_size: tokens a window, at least 2.
+            stride: tokens between windows, where the protocol has one.
+
+        Raises:
+            DataError: the text is too short for one window, or the window or stride is out of its range.
+        """
+        if block_size < 2:
+            raise DataError(f"a window must have at least 2 tokens, but block_size is {block_size}. Use 2 or more.")
+        if not len(rows):
+            raise DataError("the text must have at least one row, but it has none. Give another split or file.")
+        return self.cut(rows, tokenizer, block_size, stride)
+
+
+def evaluation_windows(
+    protocol: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    path: str | Path | None = None,
+    name: str | None = None,
+    split: str,
+    files: Mapping[str, Sequence[str | Path]] | None = None,
+    text_column: str | None = None,
+    revision: str | None = None,
+    block_size: int,
+    stride: int | None = None,
+    max_windows: int | None = None,
+) -> Windows:
+    """Reads a split in the form that a protocol takes, and cuts it into windows.
+
+    Args:
+        protocol: name of a registered protocol.
+        tokenizer: the model's tokeniser.
+        path, name, split, files, text_column, revision: the text, as `prunegpt.lm.data.read_rows` takes it.
+        block_size: tokens a window.
+        stride: tokens between windows, where the protocol has one.
+        max_windows: only the first so many.
+
+    Raises:
+        UnknownPartError: no such protocol.
+        DataError: the text cannot be read or is too short.
+    """
+    chosen: Protocol = PROTOCOLS.load(protocol)
+    read = read_rows if chosen.by_row else read_documents
+    rows = read(path, name=name, split=split, files=files, text_column=text_column, revision=revision)
+    return chosen(rows, tokenizer, block_size, stride).first(max_windows)
+
+
+def _blocks(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, _stride: int | None) -> Windows:
+    """The evaluation of transformers' causal-language-modelling example, examples/pytorch/language-modeling/run_clm.py.
+
+    Each row is tokenised with the tokeniser's own special tokens. Within each batch of 1,000 rows the tokens are
+    concatenated and cut into blocks, and what is left of the batch is dropped. All blocks have one size, so that the
+    mean over tokens is the example's mean over blocks.
+    """
+    kept: list[Tokens] = []
+    longest = 0
+    for start in range(0, len(rows), ROWS_A_BATCH):
+        batch = encode_rows(rows[start : start + ROWS_A_BATCH], tokenizer)
+        longest = max(longest, len(batch.ids))
+        kept.append(batch.first(len(batch.ids) // block_size * block_size))
+    require_tokens(longest, block_size, f"a block of {block_size} tokens in one batch of {ROWS_A_BATCH} rows")
+    tokens = Tokens.join(kept)
+    return _side_by_side(tokens, tokenizer, block_size, _identity("blocks", tokenizer, str(block_size), "special-each"))
+
+
+def _stream(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, _stride: int | None) -> Windows:
+    """The evaluation of SparseGPT, Wanda and GPTQ: one string, windows side by side, what is left dropped.
+
+    Rows are joined by a blank line and the tokeniser adds its special tokens once; a single row, such as a text file
+    whole, is taken as it is, without special tokens.
+    """
+    tokens, special = _one_string(rows, tokenizer)
+    require_tokens(len(tokens.ids), block_size, f"a window of {block_size} tokens")
+    tokens = tokens.first(len(tokens.ids) // block_size * block_size)
+    return _side_by_side(tokens, tokenizer, block_size, _identity("stream", tokenizer, str(block_size), special))
+
+
+def _sliding(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, stride: int | None) -> Windows:
+    """The strided evaluation of transformers' perplexity guide: windows overlap and only new tokens count.
+
+    The text is one string as in `stream`. Every token but the first counts once (where the stride is a whole window,
+    every token but the first of each window), the last window may be shorter, and nothing is dropped. The guide weights
+    each later window by one token less than it scores; here every token weighs the same.
+    """
+    step = max(1, block_size // 2) if stride is None else stride
+    if not 1 <= step <= block_size:
+        raise DataError(f"stride must be from 1 to the window's {block_size} tokens, but is {step}. Use half a window.")
+    tokens, special = _one_string(rows, tokenizer)
+    count = len(tokens.ids)
+    require_tokens(count, 2, "a window")
+    starts = np.arange(0, max(count - block_size, 0) + step, step)  # [windows]
+    ends = np.minimum(starts + block_size, count)  # [windows]
+    new_from = np.concatenate([[0], ends[:-1]])  # [windows], first token that no earlier window scored
+    first_scored = np.maximum(new_from - starts, 1)  # [windows]
+    some = ends - starts > first_scored  # [windows]; a last window of a single token scores none
+    return cut(
+        tokens,
+        tokenizer,
+        starts=starts[some],
+        lengths=(ends - starts)[some],
+        first_scored=first_scored[some],
+        protocol=_identity("sliding", tokenizer, str(block_size), f"stride-{step}", special),
+    )
+
+
+def _one_string(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[Tokens, str]:
+    many = len(rows) > 1
+    text = "\n\n".join(rows)
+    return encode_rows([text], tokenizer, special=many), "special-once" if many else "special-none"
+
+
+def _side_by_side(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, block_size: int, protocol: str) -> Windows:
+    starts = np.arange(0, len(tokens.ids), block_size)  # [windows]
+    return cut(
+        tokens,
+        tokenizer,
+        starts=starts,
+        lengths=np.full_like(starts, block_size),
+        first_scored=np.ones_like(starts),
+        protocol=protocol,
+    )
+
+
+def _identity(name: str, tokenizer: PreTrainedTokenizerBase, *pieces: str) -> str:
+    return "/".join([name, *pieces, f"tokeniser-{tokenizer_fingerprint(tokenizer)}", "token-mean"])
+
+
+blocks = Protocol("blocks", by_row=True, cut=_blocks)
+stream = Protocol("stream", by_row=False, cut=_stream)
+sliding = Protocol("sliding", by_row=False, cut=_sliding)
