@@ -31,9 +31,10 @@ def explicit(sizes: Mapping[str, int], sparsity: float, *, sparsities: Mapping[s
         zeros_for(0, wanted)
         hits = [name for name in sizes if _matches(pattern, name)]
         if not hits:
+            modules = [name.removesuffix(".weight") for name in sizes]
             raise PruningError(
                 f"every name in the sparsities must match a pruned tensor, but {pattern!r} matches none. "
-                f"Nearest names: {', '.join(nearest(pattern.removeprefix('re:'), sizes)[:_LISTED])}."
+                f"Nearest names: {', '.join(nearest(pattern.removeprefix('re:'), modules)[:_LISTED])}."
             )
         fresh = [name for name in hits if name not in allotted]
         if not fresh:
