@@ -7,7 +7,7 @@ from typing import Any
 from prunegpt.errors import UnknownPartError, unknown
 from prunegpt.records import Evaluation, SparsityRecord, TrialResult
 from prunegpt.report.config import MISSING, paths, resolved, value_at
-from prunegpt.report.format import EMPTY, Kind, Value, plain
+from prunegpt.report.format import Kind, Value, plain
 from prunegpt.report.rows import Row
 
 NOT_APPLICABLE = "N/A"
@@ -161,7 +161,7 @@ COLUMNS: Mapping[str, Column] = {
     "seconds": _measured("Seconds", lambda trial: sum(stage.seconds for stage in trial.stages), "seconds"),
     "device": _measured("Device", _devices, "text"),
     "seeds": _row("Seeds", lambda row: len(row.finished), "count"),
-    "reported": _row("Reported", lambda row: None),  # filled from the spec
+    "reported": _row("Reported", lambda row: None, "loss"),  # filled from the spec
 }
 
 
@@ -186,6 +186,6 @@ def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
 
     def value(trial: TrialResult) -> Value:
         found = value_at(trial, path)
-        return EMPTY if found is MISSING else plain(found)
+        return None if found is MISSING else plain(found)
 
     return _each(path, value, "number")

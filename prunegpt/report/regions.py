@@ -1,0 +1,132 @@
+"""Tables inside a README: only what stands between two markers is ours.
+
+    <!-- prunegpt:table NAME -->
+    ...
+    <!-- /prunegpt:table -->
+
+A marker stands on a line of its own. Markers inside fenced code are text.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunegpt.errors import nearest
+from prunegpt.report.errors import ReportError
+from prunegpt.root import write_text
+
+_OPEN = re.compile(r"\s*<!--\s*prunegpt:table\s+(\S+)\s*-->\s*")
+_CLOSE = re.compile(r"\s*<!--\s*/prunegpt:table\s*-->\s*")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a marked table stands."""
+
+    name: str
+    first: int  # line after the opening marker, counted from 0
+    end: int  # line of the closing marker
+
+
+def find_regions(text: str, source: str = "the file") -> list[Region]:
+    """All marked regions, in order.
+
+    Raises:
+        ReportError: a region that is not closed, is closed twice, or lies in another.
+    """
+    found: list[Region] = []
+    opened: tuple[str, int] | None = None
+    fence = ""
+    for number, line in enumerate(text.splitlines()):
+        fenced = _FENCE.match(line)
+        if fence:
+            if fenced and fenced[1].startswith(fence) and not line.strip().strip(fence[0]):
+                fence = ""
+            continue
+        if fenced and opened is None:
+            fence = fenced[1]
+            continue
+        if start := _OPEN.fullmatch(line):
+            if opened:
+                raise ReportError(
+                    f"a table region must be closed before the next, but {source} line {number + 1} opens {start[1]!r} "
+                    f"inside {opened[0]!r}. Add <!-- /prunegpt:table --> before it."
+                )
+            opened = (start[1], number + 1)
+        elif _CLOSE.fullmatch(line):
+            if opened is None:
+                raise ReportError(
+                    f"a table region must be opened before it is closed, but {source} line {number + 1} closes none. "
+                    f"Add <!-- prunegpt:table NAME --> above it, or remove it."
+                )
+            found.append(Region(opened[0], opened[1], number))
+            opened = None
+    if opened:
+        raise ReportError(
+            f"a table region must be closed, but {opened[0]!r} in {source} line {opened[1]} is not. "
+            f"Add a line <!-- /prunegpt:table --> where the table ends."
+        )
+    return found
+
+
+def replace_region(text: str, name: str, markdown: str, source: str = "the file") -> str:
+    """The text with every region of that name holding `markdown`; everything else is kept to the byte.
+
+    Raises:
+        ReportError: there is no such region (the message says how to add one), or a marker in `markdown`.
+    """
+    regions = find_regions(text, source)
+    mine = [region for region in regions if region.name == name]
+    if not mine:
+        others = [region.name for region in regions]
+        listed = f" It has {', '.join(nearest(name, others))}." if others else ""
+        raise ReportError(
+            f"a table is written between its markers, but {source} has none for {name!r}.{listed} Add these two lines "
+            f"where it should stand:\n<!-- prunegpt:table {name} -->\n<!-- /prunegpt:table -->"
+        )
+    content = markdown.strip("\n").splitlines()
+    if any(_OPEN.fullmatch(line) or _CLOSE.fullmatch(line) for line in content):
+        raise ReportError(f"a table must not hold a marker line itself, but {name!r} does. Change its title or labels.")
+    lines = text.splitlines(keepends=True)
+    ending = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
+    for region in reversed(mine):
+        # blank lines around, or Markdown would take the comment for an HTML block that reaches into the table
+        lines[region.first : region.end] = [line + ending for line in ("", *content, "")]
+    return "".join(lines)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")  # bytes: line endings stay as they are
+    except FileNotFoundError as error:
+        raise ReportError(
+            f"a file to be updated must exist, but {path} does not. Create it with its markers."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ReportError(f"a file to be updated must be UTF-8 text, but {path} is not: {error}.") from error
+
+
+def update_file(path: Path, name: str, markdown: str) -> bool:
+    """Rewrites the regions of that name in a file; returns whether anything changed.
+
+    Raises:
+        ReportError: no such file or region; see `replace_region`.
+    """
+    before = _read(path)
+    after = replace_region(before, name, markdown, str(path))
+    if after == before:
+        return False
+    write_text(path.resolve(), after)
+    return True
+
+
+def stale(path: Path, tables: Mapping[str, str]) -> list[str]:
+    """The names whose region in the file differs from the Markdown given for them; nothing is written.
+
+    Raises:
+        ReportError: no such file, or a name without a region.
+    """
+    text = _read(path)
+    return [name for name, markdown in tables.items() if replace_region(text, name, markdown, str(path)) != text]

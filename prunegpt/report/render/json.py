@@ -1,0 +1,27 @@
+"""JSON in full precision."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from prunegpt.report.cells import Table
+from prunegpt.report.render.flat import entries
+
+
+def render(tables: Sequence[Table]) -> str:
+    """`{"tables": [{"title", "name", "columns", "rows", "footnotes", "provenance"}]}`.
+
+    A row is keyed by the headings in lower case. What has no number is null, and `state` says why.
+    """
+    return json.dumps({"tables": [_table(table) for table in tables]}, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _table(table: Table) -> dict[str, Any]:
+    return {
+        "title": table.title,
+        "name": table.name,
+        "columns": [heading.key for heading in table.columns],
+        "rows": [entries(table, row) for row in table.rows],
+        "footnotes": [{"symbol": note.symbol, "text": note.text} for note in table.footnotes],
+        "provenance": table.provenance,
+    }

@@ -1,0 +1,83 @@
+"""LaTeX with booktabs; needs \\usepackage{booktabs} and a UTF-8 document."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from prunegpt.report.cells import Cell, Table
+from prunegpt.report.render.line import one_line
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    '"': r"\textquotedbl{}",
+    "–": r"\textendash{}",
+    "±": r"\ensuremath{\pm}",
+    "×": r"\ensuremath{\times}",
+    "→": r"\ensuremath{\rightarrow}",
+    "†": r"\textdagger{}",
+    "‡": r"\textdaggerdbl{}",
+}
+_ACTIVE = re.compile("|".join(re.escape(character) for character in _SPECIAL))
+_JOINED = re.compile(r"([-,])(?=\1)")  # two of them would be set as one sign
+
+
+def render(tables: Sequence[Table]) -> str:
+    """A table environment each, with caption and label."""
+    return "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}\n" + "\n".join(map(_table, tables))
+
+
+def _table(table: Table) -> str:
+    alignment = "".join("l" if heading.kind == "text" else "r" for heading in table.columns)
+    notes = [
+        f"\\textsuperscript{{{escape(note.symbol)}}} {escape(note.text)}." if note.symbol else f"{escape(note.text)}."
+        for note in table.footnotes
+    ]
+    if table.provenance:
+        notes.append(f"{escape(table.provenance)}.")
+    lines = [
+        r"\begin{table}",
+        r"  \centering",
+        f"  \\caption{{{escape(table.title)}}}",
+        f"  \\label{{tab:{re.sub(r'[^A-Za-z0-9.-]+', '-', table.name)}}}",
+        f"  \\begin{{tabular}}{{{alignment}}}",
+        r"    \toprule",
+        f"    {_row(escape(heading.text) for heading in table.columns)}",
+        r"    \midrule",
+        *(f"    {_row(_cell(cell) for cell in row.cells)}" for row in table.rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        *(f"  \\par {{\\footnotesize {note}}}" for note in notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that is set as itself."""
+    return _JOINED.sub(r"\1{}", _ACTIVE.sub(lambda found: _SPECIAL[found[0]], one_line(text)))
+
+
+def _row(cells: Iterable[str]) -> str:
+    # an empty group first: a cell that starts with [ or * would be read as an argument of the \\ before it
+    return "{}" + " & ".join(cells) + r" \\"
+
+
+def _cell(cell: Cell) -> str:
+    text = escape(cell.text)
+    if "best" in cell.marks and text:
+        text = f"\\textbf{{{text}}}"
+    symbols = ",".join(escape(symbol) for symbol in cell.footnotes)
+    return f"{text}\\textsuperscript{{{symbols}}}" if symbols else text

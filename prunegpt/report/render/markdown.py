@@ -1,0 +1,48 @@
+"""GitHub Markdown."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from prunegpt.report.cells import Cell, Table
+from prunegpt.report.render.line import one_line
+
+_ACTIVE = re.compile(r"[\\`*_{}\[\]<>#|~$&]")  # what may start markup, HTML, mathematics or a new cell
+
+
+def render(tables: Sequence[Table]) -> str:
+    """Each table under its title."""
+    return "\n".join(f"### {escape(table.title)}\n\n{body(table)}" for table in tables)
+
+
+def body(table: Table) -> str:
+    """A table without its title, as it stands in a marked region of a README: cells, footnotes, provenance."""
+    lines = [
+        _line(escape(heading.text) for heading in table.columns),
+        _line("---" if heading.kind == "text" else "---:" for heading in table.columns),
+        *(_line(_cell(cell) for cell in row.cells) for row in table.rows),
+    ]
+    notes = [
+        f"<sup>{escape(note.symbol)}</sup> {escape(note.text)}." if note.symbol else f"{escape(note.text)}."
+        for note in table.footnotes
+    ]
+    if table.provenance:
+        notes.append(f"<sub>{escape(table.provenance)}</sub>")
+    below = "<br>\n".join(notes)
+    return "\n".join(lines) + "\n" + (f"\n{below}\n" if below else "")
+
+
+def escape(text: str) -> str:
+    """Text that reads as itself."""
+    return _ACTIVE.sub(lambda found: "\\" + found[0], one_line(text))
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(cell: Cell) -> str:
+    text = escape(cell.text)
+    if "best" in cell.marks and text:
+        text = f"**{text}**"
+    symbols = ",".join(escape(symbol) for symbol in cell.footnotes)
+    return f"{text}<sup>{symbols}</sup>" if symbols else text
