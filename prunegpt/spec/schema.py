@@ -11,6 +11,7 @@ from prunegpt.spec.patterns import fixed_sparsity
 from prunegpt.spec.training_arguments import check_arguments
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+,@-]*$"
+TEMPLATE = r"^[A-Za-z0-9{][A-Za-z0-9._=+,@{}-]*$"
 
 
 class Part(BaseModel):
@@ -76,6 +77,7 @@ class DataSpec(Part):
     train_split: str = Field("train", description="the split that is trained on")
     block_size: int = Field(1024, ge=2, description="tokens of one training block, and of an evaluation window")
     max_train_blocks: int | None = Field(None, ge=1, description="train on the first so many blocks only")
+    tokens: int | None = Field(None, ge=1, description="tokens of the training split, for estimates without the text")
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataSpec":
@@ -94,6 +96,7 @@ class EvaluateSpec(Part):
     max_windows: int | None = Field(None, ge=1, description="measure on the first so many windows only")
     batch_size: int | Literal["auto"] = Field("auto", description="windows at a time; does not change the result")
     data: DataSpec | None = Field(None, description="measure on other text than the trial's data")
+    skip: bool = Field(False, description="measure nothing")
 
 
 class CalibrationSpec(Part):
@@ -125,6 +128,9 @@ class PruneSpec(Part):
     calibration: CalibrationSpec = Field(CalibrationSpec(), description="text for activation-aware methods")
     propagate: bool = Field(True, description="each block sees the outputs of the pruned blocks before it")
     options: Mapping[str, Scalar] = Field({}, description="further arguments of the method or allocation")
+    curves: Mapping[str, tuple[tuple[float, float], ...]] = Field(
+        {}, description="block -> (sparsity, loss increase in nats) for allocation sensitivity; read from options.sweep"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -184,6 +190,7 @@ class FinetuneSpec(Part):
     data: DataSpec | None = Field(None, description="train on other text than the trial's data")
     prune: GradualSpec | None = Field(None, description="prune while training")
     keep_masks: bool = Field(True, description="weights pruned by earlier stages stay zero")
+    keep_checkpoints: bool = Field(False, description="publish the stage's checkpoints beside its model")
     recipe: str | None = Field(
         None, description="file with prune, distill and train sections, used where not given here"
     )
@@ -281,9 +288,7 @@ class Settings(Part):
 class TrialSpec(Settings):
     """One named trial, or a grid of them."""
 
-    name: str = Field(
-        pattern=NAME.replace("]*$", "{}]*$"), description="letters, digits and ._=+,@- ; {key} of a varied key"
-    )
+    name: str = Field(pattern=TEMPLATE, description="letters, digits and ._=+,@- ; {key} of a varied key")
     vary: Mapping[str, tuple[Any, ...]] = Field({}, description="path -> values; the product is run")
 
 

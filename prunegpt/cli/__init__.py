@@ -1,0 +1,48 @@
+"""The command line. Heavy parts are imported inside the commands: `--help` and `sweep status` never import torch."""
+
+import sys
+
+import typer
+
+from prunegpt import __version__
+from prunegpt.cli import doctor, evaluate, prune, sweep, table, train, trial
+from prunegpt.cli.options import say
+from prunegpt.errors import PruneGPTError
+
+app = typer.Typer(
+    name="prunegpt",
+    help="Prune GPT-style language models, distil the loss back, and get tables from what was measured.",
+    epilog="Start with: prunegpt sweep run sweeps/quickstart.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+app.add_typer(sweep.app, name="sweep")
+app.add_typer(trial.app, name="trial")
+table.register(app)
+evaluate.register(app)
+prune.register(app)
+train.register(app)
+doctor.register(app)
+
+
+def main() -> None:
+    """Runs the command line; an error meant for the user is its message and exit status 1."""
+    try:
+        app()
+    except PruneGPTError as error:
+        say(f"error: {error}")
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,97 @@
+"""What a plan costs before it runs: stages shared and cached, tokens to train and to evaluate."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from prunegpt.errors import PruneGPTError
+from prunegpt.planning.budget import train_tokens
+from prunegpt.root import Root
+from prunegpt.spec.plan import StagePlan, TrialPlan
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Counts over distinct stages. Tokens are None where a text or tokeniser is not at hand."""
+
+    stages: int
+    shared: int
+    cached: int
+    train_tokens: int | None
+    remaining: int | None
+    without_sharing: int | None
+    evaluation_tokens: int | None
+    unchecked: tuple[str, ...]
+
+
+def costs(trials: Sequence[TrialPlan], root: Root) -> Costs:
+    """Counts stages and tokens; texts are tokenised for it and kept in the root's cache."""
+    users = Counter(stage.key for trial in trials for stage in {item.key: item for item in trial.stages}.values())
+    stages = {stage.key: stage for trial in trials for stage in trial.stages}
+    counter = _Counter(root)
+    tokens = {key: counter.training(stage) for key, stage in stages.items()}
+    cached = {key for key in stages if root.is_published(key)}
+    return Costs(
+        stages=len(stages),
+        shared=sum(1 for count in users.values() if count > 1),
+        cached=len(cached),
+        train_tokens=_sum(tokens.values()),
+        remaining=_sum(count for key, count in tokens.items() if key not in cached),
+        without_sharing=_sum(tokens[stage.key] for trial in trials for stage in trial.stages),
+        evaluation_tokens=_sum(counter.evaluation(trial, len(trial.stages)) for trial in trials),
+        unchecked=tuple(counter.unchecked),
+    )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
+
+
+class _Counter:
+    """Counts blocks and windows, each text once; remembers in words what could not be counted."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.unchecked: dict[str, None] = {}
+        self._blocks: dict[str, int | None] = {}
+
+    def training(self, stage: StagePlan) -> int | None:
+        if stage.kind == "pretrain":
+            from prunegpt.builtin import BUILTIN_MODELS, PREFIX
+
+            return BUILTIN_MODELS[stage.model.source.removeprefix(PREFIX)].pretrain_tokens
+        if stage.training is None or stage.data is None:
+            return 0
+        declared = stage.data.tokens
+        blocks = declared // stage.data.block_size if declared else self._count(stage)
+        return train_tokens(stage, blocks)
+
+    def _count(self, stage: StagePlan) -> int | None:
+        from prunegpt.stages import cache, text
+
+        assert stage.data is not None
+        identity = stage.data.model_dump_json() + stage.model.source
+        if identity not in self._blocks:
+            try:
+                self._blocks[identity] = len(
+                    text.training_blocks(stage.data, cache.tokenizer(self.root, stage), self.root)
+                )
+            except PruneGPTError as error:
+                self.unchecked[f"tokens of {stage.data.path or 'the files'}: {error}"] = None
+                self._blocks[identity] = None
+        return self._blocks[identity]
+
+    def evaluation(self, trial: TrialPlan, stages: int) -> int | None:
+        from prunegpt.stages import cache, text
+
+        identity = trial.evaluation_key + trial.model.source
+        if identity not in self._blocks:
+            try:
+                windows = text.evaluation_windows(trial.evaluate, cache.tokenizer(self.root, trial.stages[0]))
+                self._blocks[identity] = int(windows.scored_tokens.sum())
+            except PruneGPTError as error:
+                self.unchecked[f"tokens to evaluate: {error}"] = None
+                self._blocks[identity] = None
+        count = self._blocks[identity]
+        return None if count is None else count * stages

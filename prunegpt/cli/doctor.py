@@ -1,0 +1,104 @@
+"""prunegpt doctor: what is installed, where results go, and what would not work and why."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from prunegpt.cli.options import JsonOption, RootOption, print_json, print_table
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "wandb", "SQLAlchemy", "typer")
+OPTIONAL = {"submitit": "launcher slurm", "ray": "launcher ray", "psycopg": "a PostgreSQL store"}
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: prunegpt doctor --json")(doctor)
+
+
+def doctor(root: RootOption = None, as_json: JsonOption = False) -> None:
+    """Look at this installation: packages, devices, root, network; and say what would not work and why."""
+    from prunegpt import __version__
+    from prunegpt.root import Root
+
+    where = Root.find(root)
+    report: dict[str, Any] = {
+        "prunegpt": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
+        "devices": _devices(),
+        "root": _root(where.path),
+        "hub_offline": os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True"),
+    }
+    report["problems"] = list(_problems(report))
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+    if any(problem["severe"] for problem in report["problems"]):
+        raise typer.Exit(1)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    """What torch can compute on; asking it is the one thing here that imports torch."""
+    try:
+        import torch
+    except ImportError as error:
+        return [{"name": "none", "error": str(error)}]
+    found: list[dict[str, Any]] = [{"name": "cpu", "threads": torch.get_num_threads()}]
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        found.append({"name": f"cuda:{index}", "card": card.name, "gigabytes": round(card.total_memory / 2**30, 1)})
+    if torch.backends.mps.is_available():
+        found.append({"name": "mps"})
+    return found
+
+
+def _root(path: Path) -> dict[str, Any]:
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return {
+        "path": str(path),
+        "exists": path.exists(),
+        "writable": os.access(existing, os.W_OK),
+        "free_gigabytes": round(shutil.disk_usage(existing).free / 2**30, 1),
+    }
+
+
+def _problems(report: dict[str, Any]):  # type: ignore[no-untyped-def]
+    for name in PACKAGES:
+        if report["packages"][name] is None:
+            yield {"severe": True, "text": f"{name} is not installed: pip install {name}"}
+    for name, use in OPTIONAL.items():
+        if report["packages"][name] is None:
+            yield {"severe": False, "text": f"{name} is not installed: {use} would not work"}
+    if report["devices"][0].get("error"):
+        yield {"severe": True, "text": f"torch does not import: {report['devices'][0]['error']}"}
+    elif len(report["devices"]) == 1:
+        yield {"severe": False, "text": "no accelerator: everything runs, on the CPU"}
+    if not report["root"]["writable"]:
+        yield {"severe": True, "text": f"{report['root']['path']} cannot be written: pass --root or set PRUNEGPT_ROOT"}
+    if report["root"]["free_gigabytes"] < 5:
+        yield {"severe": False, "text": f"only {report['root']['free_gigabytes']} GB free under the root"}
+    if report["hub_offline"]:
+        yield {"severe": False, "text": "HF_HUB_OFFLINE is set: models and texts that are not cached cannot be had"}
+
+
+def _print(report: dict[str, Any]) -> None:
+    print(f"PruneGPT {report['prunegpt']}, Python {report['python']}")
+    print_table(["package", "version"], ([name, found or "missing"] for name, found in report["packages"].items()))
+    for device in report["devices"]:
+        print("device " + ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in device.items()))
+    root = report["root"]
+    print(f"root {root['path']} ({'exists' if root['exists'] else 'not there yet'}, {root['free_gigabytes']} GB free)")
+    for problem in report["problems"]:
+        print(f"{'problem' if problem['severe'] else 'note'}: {problem['text']}")

@@ -1,0 +1,184 @@
+"""Opening a model and measuring it from the shell: what `eval` and `prune` share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunegpt.builtin import is_builtin
+from prunegpt.errors import PruneGPTError
+from prunegpt.lm.device import pick_device, pick_dtype
+from prunegpt.planning.facts import split_files
+from prunegpt.planning.resolve import plan_data
+from prunegpt.records import Evaluation
+from prunegpt.report.statistics import perplexity_interval
+from prunegpt.root import Root
+from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec, PruneSpec
+from prunegpt.stages import cache
+from prunegpt.stages.measure import Ruler
+
+DEFAULT_WINDOW = 1024  # tokens, or the model's positions where it has fewer
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A perplexity and its bootstrap interval."""
+
+    evaluation: Evaluation
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Text:
+    """What to measure on, as the command line says it."""
+
+    data: str | None
+    name: str | None
+    split: str
+    protocol: str
+    block_size: int | None
+    stride: int | None
+    max_windows: int | None
+    batch_size: str
+
+    def check(self) -> None:
+        """Raises the errors that can be told before a model is loaded."""
+        self.spec(DEFAULT_WINDOW)
+
+    def spec(self, window: int) -> EvaluateSpec:
+        """The evaluation this asks for.
+
+        Raises:
+            PruneGPTError: a value is out of its range, or the text is missing.
+        """
+        if self.data is None:
+            raise PruneGPTError("eval needs a text: --data with a file, folder, hub id or builtin:text.")
+        batch = self.batch_size
+        given = {
+            "data": located(DataSpec(path=self.data, name=self.name), self.split),
+            "split": self.split,
+            "protocol": self.protocol,
+            "block_size": self.block_size or window,
+            "stride": self.stride,
+            "max_windows": self.max_windows,
+            "batch_size": int(batch) if batch.isdigit() else batch,
+        }
+        spec: EvaluateSpec = checked(EvaluateSpec, given)
+        return spec
+
+
+def checked(kind: Any, given: Mapping[str, Any]) -> Any:
+    """A part of a spec made from command-line values; what is wrong is told as the spec's reader tells it."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False):
+            name = "--" + str(item["loc"][0]).replace("_", "-") if item["loc"] else ""
+            text = (
+                str(item["ctx"]["error"]) if item["type"] == "value_error" else f"{item['msg']}, got {item['input']!r}"
+            )
+            lines.append(f"{name} {text}".strip())
+        raise PruneGPTError("; ".join(lines)) from error
+
+
+def located(data: DataSpec, split: str) -> DataSpec:
+    """A single local file serves whatever split is asked for; here it is the only one."""
+    local = split_files(data.model_copy(update={"train_split": split}))
+    if local is None:
+        return data
+    return data.model_copy(
+        update={"path": None, "files": {name: tuple(str(file) for file in files) for name, files in local.items()}}
+    )
+
+
+def open_model(source: str, root: Root, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model by hub id, folder, file, built-in name, or SWEEP/TRIAL of the root.
+
+    Raises:
+        PruneGPTError: there is none.
+    """
+    where = pick_device(device)
+    if is_builtin(source):
+        return _builtin(source, root, where)
+    key = _stored(source, root)
+    if key:
+        state = cache.load(root, key, device=where)
+        return state.model, state.tokenizer
+    from prunegpt.lm.models import load_model, load_tokenizer
+
+    return load_model(source, dtype="float32", device=where), load_tokenizer(source)
+
+
+def _stored(source: str, root: Root) -> str | None:
+    """The last stage's key of a trial in the store, where the name is one."""
+    if source.count("/") != 1 or Path(source).exists() or not root.database.exists():
+        return None
+    from prunegpt.errors import StoreError
+    from prunegpt.store import Store
+
+    with Store.read(root) as store:
+        try:
+            return str(store.result(source).stages[-1].key)
+        except (StoreError, IndexError):
+            return None
+
+
+def _builtin(source: str, root: Root, device: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The built-in model, trained first where it is not published yet."""
+    from prunegpt.cli.options import say
+    from prunegpt.stages.graph import Chain
+
+    spec = {
+        "name": "builtin",
+        "base": {"model": source, "data": {"path": "builtin:text", "block_size": 128}, "evaluate": {"skip": True}},
+        "trials": [{"name": "as-it-is"}],
+    }
+    trial = plan_data(spec, root=root).trials[0]
+    if not root.is_published(trial.key):
+        say(f"{source} is trained on first use; this takes about a minute and is kept under {root.stages}.")
+        Chain(trial, root, lambda *_: None, say=say).run(lambda _: None)
+    state = cache.load(root, trial.key, device=device)
+    return state.model, state.tokenizer
+
+
+def measure(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, root: Root, *, precision: str = "auto"
+) -> Measured:
+    """The perplexity of an open model, with its 95 % bootstrap interval."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_WINDOW
+    spec = text.spec(min(DEFAULT_WINDOW, positions))
+    ruler = Ruler(spec, "command-line", model.device, pick_dtype(precision, model.device))
+    found = ruler.measure(model, tokenizer)
+    if not found.evaluation.finite or found.evaluation.windows < 2:
+        return Measured(found.evaluation, None)
+    interval = perplexity_interval(found.windows)
+    return Measured(found.evaluation, (interval.low, interval.high))
+
+
+def check_prune(
+    given: Mapping[str, Any], calibration: str | None, windows: int, mode: str, block_size: int | None
+) -> PruneSpec:
+    """The pruning the command line asks for.
+
+    Raises:
+        PruneGPTError: a value is out of its range, or the method needs a calibration text.
+    """
+    from prunegpt.planning.resolve import is_calibrated
+
+    spec: PruneSpec = checked(PruneSpec, {name: value for name, value in given.items() if value is not None})
+    if not is_calibrated(spec):
+        return spec
+    if calibration is None:
+        raise PruneGPTError(f"method {spec.method} looks at text, so --calibration FILE must be given.")
+    filled = {
+        "windows": windows,
+        "mode": mode,
+        "length": block_size or DEFAULT_WINDOW,
+        "data": located(DataSpec(path=calibration), "train"),
+        "split": "train",
+    }
+    return spec.model_copy(update={"calibration": checked(CalibrationSpec, filled)})

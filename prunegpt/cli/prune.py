@@ -1,0 +1,127 @@
+"""prunegpt prune: one method on one model, from the shell."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunegpt.cli.evaluate import (
+    BlockOption,
+    DataOption,
+    DeviceOption,
+    ModelArgument,
+    NameOption,
+    PrecisionOption,
+    ProtocolOption,
+    SplitOption,
+    StrideOption,
+    WindowsOption,
+    as_dict,
+)
+from prunegpt.cli.options import JsonOption, RootOption, number, print_json, print_table, say
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: prunegpt prune gpt2 ./gpt2-50 --method magnitude --sparsity 0.5 --data test.txt")(
+        prune
+    )
+
+
+def prune(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pruned model.", show_default=False)],
+    method: Annotated[str, typer.Option("--method", "-m", help="Criterion or solver, such as magnitude or sparsegpt.")],
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", "-s", help="Share of weights to prune, 0 to 1.")
+    ] = None,
+    pattern: Annotated[str, typer.Option("--pattern", help="unstructured, N:M (N kept) or [a, b].")] = "unstructured",
+    allocation: Annotated[str | None, typer.Option("--allocation", help="uniform, row, global or owl.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Option("--target", help="Name, glob or re: pattern. Repeatable.")
+    ] = None,
+    layers: Annotated[list[int] | None, typer.Option("--layer", help="Decoder block index. Repeatable.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", metavar="FILE", help="Text the method looks at.")
+    ] = None,
+    calibration_windows: Annotated[int, typer.Option("--calibration-windows", min=1, help="Windows of it.")] = 128,
+    calibration_mode: Annotated[str, typer.Option("--calibration-mode", help="first or random windows.")] = "first",
+    propagate: Annotated[bool, typer.Option(help="Each block sees the pruned blocks before it.")] = True,
+    seed: Annotated[int, typer.Option("--seed", help="Of random choices.")] = 0,
+    data: DataOption = None,
+    data_name: NameOption = None,
+    split: SplitOption = "test",
+    protocol: ProtocolOption = "stream",
+    block_size: BlockOption = None,
+    stride: StrideOption = None,
+    max_windows: WindowsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prune a model once and save an ordinary transformers folder with its masks; measured before and after."""
+    from prunegpt.cli.measure import Text, check_prune, measure, open_model
+    from prunegpt.errors import PruneGPTError
+    from prunegpt.lm.models import save_model
+    from prunegpt.pruning.masks import save_masks
+    from prunegpt.root import Root, publishing
+    from prunegpt.stages.base import Pruned, State
+    from prunegpt.stages.cache import MASKS
+    from prunegpt.stages.measure import check_ledger, count_zeros
+    from prunegpt.stages.prune import apply
+
+    if out.exists() and not overwrite:
+        raise PruneGPTError(f"OUT must not exist, but {out} does. Choose another folder or pass --overwrite.")
+    given = {
+        "method": method,
+        "sparsity": sparsity,
+        "pattern": pattern,
+        "allocation": allocation,
+        "targets": targets or (),
+        "layers": layers or (),
+        "propagate": propagate,
+    }
+    text = Text(data, data_name, split, protocol, block_size, stride, max_windows, "auto")
+    spec = check_prune(given, calibration, calibration_windows, calibration_mode, block_size)
+    if data:
+        text.check()
+    where = Root.find(root)
+    loaded, tokenizer = open_model(model, where, device)
+    state = State(loaded, tokenizer, Pruned())
+    before = measure(loaded, tokenizer, text, where, precision=precision) if data else None
+    result = apply(spec, state, seed=seed, root=where, say=say)
+    check_ledger(state)
+    zeros = count_zeros(state)
+    after = measure(loaded, tokenizer, text, where, precision=precision) if data else None
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    with publishing(out.absolute()) as folder:
+        save_model(loaded, tokenizer, folder)
+        save_masks(state.pruned.masks, folder / MASKS, method=method, pattern=pattern, target=sparsity)
+    report: dict[str, Any] = {
+        "perplexity_before": before.evaluation.perplexity if before else None,
+        "perplexity_after": after.evaluation.perplexity if after else None,
+        "before": as_dict(before) if before else None,
+        "after": as_dict(after) if after else None,
+        "sparsity": zeros.pruned,
+        "sparsity_of_all_parameters": zeros.overall,
+        "by_layer": dict(zeros.by_tensor),
+        "layers": [dict(row) for row in result.layers],
+        "notes": list(result.notes),
+        "seconds": result.seconds,
+        "out": str(out),
+    }
+    if as_json:
+        print_json(report)
+        return
+    print_table(["tensor", "sparsity"], zeros.by_tensor.items())
+    print(f"sparsity {zeros.pruned:.4f} of the pruned tensors, {zeros.overall:.4f} of all parameters")
+    print(f"pruned in {result.seconds:.1f} s")
+    if before and after:
+        print(f"perplexity {number(before.evaluation.perplexity)} → {number(after.evaluation.perplexity)}")
+        print(f"protocol {after.evaluation.protocol}")
+    for note in result.notes:
+        print(f"note: {note}")
+    print(f"saved {out}")

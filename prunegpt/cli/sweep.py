@@ -1,0 +1,213 @@
+"""prunegpt sweep: check, run, status."""
+
+import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunegpt.cli.options import JsonOption, RootOption, SetOption, number, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from prunegpt.root import Root
+    from prunegpt.spec.plan import SweepPlan, TrialPlan
+
+app = typer.Typer(help="Check, run and look at sweeps.", no_args_is_help=True)
+
+SpecArgument = Annotated[Path, typer.Argument(help="A sweep spec (YAML).", show_default=False)]
+OnlyOption = Annotated[str | None, typer.Option("--only", metavar="GLOB", help="Only trials whose name matches.")]
+
+
+@app.command(epilog="Example: prunegpt sweep check sweeps/quickstart.yaml")
+def check(
+    spec: SpecArgument,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    only: OnlyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List every problem of a spec with its line; then the trials, what they share, what is cached, what it costs.
+
+    Needs neither hub nor network: what could not be checked without them is said.
+    """
+    from prunegpt.cli.costs import costs
+    from prunegpt.planning.resolve import plan_file
+    from prunegpt.root import Root
+
+    where = Root.find(root)
+    plan = plan_file(spec, overrides or [], root=where)
+    trials = chosen(plan, only)
+    report = costs(trials, where)
+    unchecked = [*plan.unchecked, *report.unchecked]
+    if as_json:
+        print_json(
+            {
+                "name": plan.name,
+                "trials": [_trial_json(trial, where) for trial in trials],
+                "stages": report.stages,
+                "shared": report.shared,
+                "cached": report.cached,
+                "train_tokens": report.train_tokens,
+                "train_tokens_remaining": report.remaining,
+                "train_tokens_without_sharing": report.without_sharing,
+                "unchecked": unchecked,
+            }
+        )
+        return
+    print_table(
+        ["trial", "model", "stages", "waits for"],
+        ([trial.name, trial.label, _chain(trial, where), ", ".join(trial.teachers.values())] for trial in trials),
+        title=f"{plan.title}: {len(trials)} trials",
+    )
+    print(f"{report.stages} stages, {report.shared} shared by several trials, {report.cached} already cached (✓).")
+    print(f"Tokens to train: {number(report.remaining)} of {number(report.train_tokens)}; ", end="")
+    print(f"without sharing it would be {number(report.without_sharing)}.")
+    print(f"Tokens to evaluate: about {number(report.evaluation_tokens)}.")
+    for text in unchecked:
+        print(f"not checked: {text}")
+
+
+def chosen(plan: "SweepPlan", only: str | None) -> "list[TrialPlan]":
+    """The trials a glob names, and those that teach them.
+
+    Raises:
+        SpecError: the glob matches no trial.
+    """
+    from prunegpt.errors import Problem, SpecError, nearest
+
+    own = [trial for trial in plan.trials if trial.sweep == plan.name]
+    named = [trial for trial in own if only is None or fnmatch.fnmatchcase(trial.name, only)]
+    if not named:
+        close = ", ".join(nearest(only or "", [trial.name for trial in own])[:8])
+        raise SpecError([Problem("", f"--only must match a trial, but {only!r} matches none. Trials: {close}.")])
+    if only is None:
+        return list(plan.trials)
+    by_key = {trial.key: trial for trial in plan.trials}
+    keep = {trial.name: trial for trial in named}
+    open_ = list(named)
+    while open_:
+        for key in open_.pop().needs:
+            teacher = by_key[key]
+            if teacher.name not in keep:
+                keep[teacher.name] = teacher
+                open_.append(teacher)
+    return [trial for trial in plan.trials if keep.get(trial.name) is trial]
+
+
+def _chain(trial: "TrialPlan", root: "Root") -> str:
+    return " → ".join(f"{stage.kind}{'✓' if root.is_published(stage.key) else ''}" for stage in trial.stages)
+
+
+def _trial_json(trial: "TrialPlan", root: "Root") -> dict[str, Any]:
+    return {
+        "name": trial.name,
+        "sweep": trial.sweep,
+        "model": trial.model.source,
+        "stages": [
+            {"key": stage.key, "kind": stage.kind, "cached": root.is_published(stage.key)} for stage in trial.stages
+        ],
+        "needs": list(trial.needs),
+    }
+
+
+@app.command(epilog="Example: prunegpt sweep run sweeps/quickstart.yaml --only 'pruned*'")
+def run(
+    spec: SpecArgument,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    only: OnlyOption = None,
+) -> None:
+    """Run every trial of a spec that is not finished yet, then print its tables.
+
+    Ctrl-C once lets running stages write a checkpoint; twice stops at once. Running it again goes on.
+    """
+    from prunegpt.cli.progress import follow
+    from prunegpt.launch.local import LocalLauncher
+    from prunegpt.planning.resolve import plan_file
+    from prunegpt.root import Root
+    from prunegpt.store import Store
+    from prunegpt.sweep.coordinator import run_sweep
+
+    where = Root.find(root)
+    plan = plan_file(spec, overrides or [], root=where, strict=True)
+    chosen(plan, only)  # a glob that matches nothing is told before anything runs
+    with Store.open(where) as store, follow(plan) as on_event:
+        outcome = run_sweep(plan, where, store, LocalLauncher(where), only=only, on_event=on_event)
+    show_tables(plan.name, where)
+    _say_where(plan, where)
+    if outcome.failed:
+        say(f"{len(outcome.failed)} trials did not finish: {', '.join(outcome.failed)}. See `sweep status`.")
+    if outcome.interrupted:
+        say("interrupted: run the same command again to go on.")
+    if outcome.failed or outcome.interrupted:
+        raise typer.Exit(1)
+
+
+def show_tables(name: str, root: "Root") -> None:
+    """The sweep's declared tables on standard output, as Markdown."""
+    from prunegpt.cli.table import tables_of
+    from prunegpt.registry import RENDERERS
+
+    tables = tables_of(name, root)
+    if tables:
+        print(RENDERERS.load("md")(tables))
+
+
+def _say_where(plan: "SweepPlan", root: "Root") -> None:
+    say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
+    say(
+        f"Look again: prunegpt sweep status {plan.name} · prunegpt table {plan.name} · prunegpt trial show {plan.name}/TRIAL"
+    )
+
+
+@app.command(epilog="Example: prunegpt sweep status quickstart")
+def status(
+    name: Annotated[
+        str | None, typer.Argument(help="A sweep; all of them where not given.", show_default=False)
+    ] = None,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What runs, what is finished, and what came out."""
+    from prunegpt.root import Root
+    from prunegpt.store import Store
+
+    where = Root.find(root)
+    with Store.read(where) as store:
+        names = [name] if name else store.sweeps()
+        results = [result for sweep in names for result in store.results(sweep)]
+    results = [result for result in results if result.shown]
+    if as_json:
+        print_json({"trials": [_result_json(result) for result in results]})
+        return
+    print_table(
+        ["id", "trial", "state", "perplexity", "sparsity", "stages", "note"],
+        (
+            [
+                str(result.id),
+                f"{result.sweep}/{result.name}" if name is None else result.name,
+                result.state,
+                result.evaluation.perplexity if result.evaluation else None,
+                result.sparsity.pruned if result.sparsity else None,
+                f"{len(result.stages)}/{len(result.plan['stages'])}",
+                result.reason,
+            ]
+            for result in results
+        ),
+    )
+
+
+def _result_json(result: Any) -> dict[str, Any]:
+    return {
+        "id": result.id,
+        "sweep": result.sweep,
+        "name": result.name,
+        "state": result.state,
+        "perplexity": result.evaluation.perplexity if result.evaluation else None,
+        "sparsity": result.sparsity.pruned if result.sparsity else None,
+        "stages": [stage.model_dump(include={"key", "kind", "cached", "seconds"}) for stage in result.stages],
+        "attempts": result.attempts,
+        "reason": result.reason,
+        "error": result.error,
+        "log": result.folder + "/log.txt" if result.folder else None,
+    }

@@ -1,0 +1,62 @@
+"""prunegpt table: the declared tables of a sweep, from what is stored."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunegpt.cli.options import RootOption, SetOption, say
+
+if TYPE_CHECKING:
+    from prunegpt.root import Root
+
+FORMATS = ("md", "latex", "csv", "html", "json")
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: prunegpt table quickstart --format latex")(table)
+
+
+def table(
+    sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="A stored sweep, or its spec file.")],
+    format: Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(FORMATS)}.")] = "md",
+    update: Annotated[Path | None, typer.Option("--update", help="Rewrite the marked region of this file.")] = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Print the tables of a sweep, or put them into a file between its markers.
+
+    A file takes them between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
+    """
+    from prunegpt.registry import RENDERERS
+    from prunegpt.root import Root
+
+    RENDERERS.check(format)
+    where = Root.find(root)
+    name, tables = _tables(sweep, where, overrides or [])
+    if update:
+        from prunegpt.report.regions import update_file
+
+        changed = update_file(update, name, RENDERERS.load("md")(tables))
+        say(f"{update}: {'updated' if changed else 'already up to date'}")
+        return
+    print(RENDERERS.load(format)(tables).rstrip("\n"))
+
+
+def _tables(sweep: str, root: "Root", overrides: list[str]) -> tuple[str, Any]:
+    path = Path(sweep)
+    if path.suffix not in (".yaml", ".yml"):
+        return sweep, tables_of(sweep, root)
+    from prunegpt.planning.resolve import plan_file
+
+    plan = plan_file(path, overrides, root=root)
+    return plan.name, tables_of(plan.name, root, plan)
+
+
+def tables_of(name: str, root: "Root", plan: Any = None) -> Any:
+    """The tables of a stored sweep; those a spec declares now, where its plan is given."""
+    from prunegpt.report.tables import sweep_tables
+    from prunegpt.store import Store
+
+    with Store.read(root) as store:
+        return sweep_tables(store.sweep(name), store.results(name), root, plan)

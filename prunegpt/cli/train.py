@@ -1,0 +1,164 @@
+"""prunegpt train: the study's own command line, as one trial of the store."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunegpt.cli.options import RootOption, SetOption, say
+
+if TYPE_CHECKING:
+    from prunegpt.records import TrialResult
+    from prunegpt.root import Root
+
+EXAMPLE = (
+    "Example: prunegpt train --model_name_or_path gpt2 --do_train --do_eval --output_dir baseline "
+    "--dataset_name wikitext --dataset_config_name wikitext-2-raw-v1 --num_train_epochs 10"
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EXAMPLE)(train)
+
+
+def _option(name: str, text: str, *others: str) -> Any:
+    return typer.Option(f"--{name}", *others, help=text, show_default=False)
+
+
+def train(
+    model_name_or_path: Annotated[str, _option("model_name_or_path", "Hub id, folder, .gguf file or builtin:NAME.")],
+    output_dir: Annotated[Path, _option("output_dir", "Folder for the trained model and its results.")],
+    do_train: Annotated[bool, _option("do_train", "Train.")] = False,
+    do_eval: Annotated[bool, _option("do_eval", "Measure perplexity on the validation text.")] = False,
+    evaluation_strategy: Annotated[
+        str, _option("evaluation_strategy", "When to measure in mid-training: no, steps or epoch.", "--eval_strategy")
+    ] = "no",
+    eval_steps: Annotated[int | None, _option("eval_steps", "Steps between measurements.")] = None,
+    overwrite_output_dir: Annotated[bool, _option("overwrite_output_dir", "Replace what is in output_dir.")] = False,
+    per_device_train_batch_size: Annotated[int, _option("per_device_train_batch_size", "Blocks of one step.")] = 8,
+    per_device_eval_batch_size: Annotated[
+        int | None, _option("per_device_eval_batch_size", "Windows measured at a time; by memory where not given.")
+    ] = None,
+    gradient_accumulation_steps: Annotated[int, _option("gradient_accumulation_steps", "Batches of one step.")] = 1,
+    cache_dir: Annotated[Path | None, _option("cache_dir", "Where hub models and data sets are kept.")] = None,
+    save_strategy: Annotated[
+        str, _option("save_strategy", "Checkpoints kept in output_dir: no, steps or epoch.")
+    ] = "no",
+    save_steps: Annotated[int | None, _option("save_steps", "Steps between checkpoints.")] = None,
+    seed: Annotated[int, _option("seed", "Seed of everything random.")] = 42,
+    recipe: Annotated[str | None, _option("recipe", "Recipe of pruning and distillation.")] = None,
+    distill_teacher: Annotated[
+        str | None, _option("distill_teacher", "Model that teaches, where the recipe distils.")
+    ] = None,
+    dataset_name: Annotated[str | None, _option("dataset_name", "Data set on the hub, or builtin:text.")] = None,
+    dataset_config_name: Annotated[str | None, _option("dataset_config_name", "Its configuration.")] = None,
+    train_file: Annotated[Path | None, _option("train_file", "Local text to train on.")] = None,
+    validation_file: Annotated[Path | None, _option("validation_file", "Local text to measure on.")] = None,
+    block_size: Annotated[int, _option("block_size", "Tokens of a block.")] = 1024,
+    num_train_epochs: Annotated[float, _option("num_train_epochs", "Passes over the text.")] = 3.0,
+    max_steps: Annotated[int | None, _option("max_steps", "Optimizer steps, over num_train_epochs.")] = None,
+    learning_rate: Annotated[float, _option("learning_rate", "Peak learning rate.")] = 5e-5,
+    overrides: SetOption = None,
+    root: RootOption = None,
+) -> None:
+    """Fine-tune, prune and distil with the flags of transformers' causal-LM example.
+
+    The run is an ordinary trial: it is kept, resumed, and shown like one of a sweep that has the name of output_dir.
+    """
+    from prunegpt.cli.progress import follow
+    from prunegpt.errors import PruneGPTError
+    from prunegpt.launch.local import LocalLauncher
+    from prunegpt.planning.resolve import plan_data
+    from prunegpt.root import Root
+    from prunegpt.spec.expand import slug
+    from prunegpt.store import Store
+    from prunegpt.sweep.coordinator import run_sweep
+
+    if not (do_train or do_eval):
+        raise PruneGPTError(
+            "train must be told what to do, but got neither --do_train nor --do_eval. Give one or both."
+        )
+    if output_dir.exists() and any(output_dir.iterdir()) and not overwrite_output_dir:
+        raise PruneGPTError(
+            f"output_dir must be new or empty, but {output_dir} is not. Choose another or pass --overwrite_output_dir."
+        )
+    if cache_dir:
+        os.environ["HF_HUB_CACHE"] = str((cache_dir / "hub").absolute())
+        os.environ["HF_DATASETS_CACHE"] = str((cache_dir / "datasets").absolute())
+    arguments: dict[str, Any] = {
+        "per_device_train_batch_size": per_device_train_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "num_train_epochs": num_train_epochs,
+        "learning_rate": learning_rate,
+        "eval_strategy": evaluation_strategy if do_eval else "no",
+        "save_strategy": save_strategy,
+        **({"max_steps": max_steps} if max_steps else {}),
+        **({"eval_steps": eval_steps} if eval_steps else {}),
+        **({"save_steps": save_steps} if save_steps else {}),
+    }
+    stage: dict[str, Any] = {"train": arguments, "keep_checkpoints": save_strategy != "no"}
+    if recipe:
+        stage["recipe"] = recipe
+    kind = "finetune"
+    if distill_teacher:
+        kind, stage["teacher"] = "distill", {"model": distill_teacher}
+    name = slug(output_dir.absolute().name)
+    spec: dict[str, Any] = {
+        "name": name,
+        "base": {
+            "model": model_name_or_path,
+            "data": _data(dataset_name, dataset_config_name, train_file, validation_file, block_size),
+            "evaluate": {"batch_size": per_device_eval_batch_size or "auto", "skip": not do_eval},
+            "seeds": [seed],
+        },
+        "trials": [{"name": "train", "stages": [{kind: stage}] if do_train else []}],
+    }
+    where = Root.find(root)
+    plan = plan_data(spec, source="the command line", overrides=overrides or [], root=where, strict=True)
+    with Store.open(where) as store, follow(plan) as on_event:
+        outcome = run_sweep(plan, where, store, LocalLauncher(where), on_event=on_event)
+        result = store.result(f"{name}/train")
+    if outcome.failed or outcome.interrupted:
+        say(f"{name}/train: {result.state}. {result.error}")
+        say(f"Log: {result.folder}/log.txt. The same command goes on from the last checkpoint.")
+        raise typer.Exit(1)
+    _export(result, output_dir, where, do_train=do_train)
+    if result.evaluation:
+        print(f"perplexity {result.evaluation.perplexity:.4f} ({result.evaluation.protocol})")
+    say(f"Results: {output_dir}; look again with prunegpt trial show {name}/train")
+
+
+def _data(
+    dataset: str | None, config: str | None, train_file: Path | None, validation_file: Path | None, block_size: int
+) -> dict[str, Any]:
+    from prunegpt.errors import PruneGPTError
+
+    if dataset and (train_file or validation_file):
+        raise PruneGPTError("text must come from --dataset_name or from files, but both were given. Remove one.")
+    if dataset:
+        return {"path": dataset, "block_size": block_size, **({"name": config} if config else {})}
+    files = {"train": train_file, "validation": validation_file}
+    named = {split: str(file.absolute()) for split, file in files.items() if file}
+    if not named:
+        raise PruneGPTError("train needs text: --dataset_name, or --train_file and --validation_file.")
+    return {"files": named, "block_size": block_size}
+
+
+def _export(result: "TrialResult", output_dir: Path, root: "Root", *, do_train: bool) -> None:
+    """Copies the published model to where the command line wants it, with its figures beside it."""
+    from prunegpt.root import write_json
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    stage = result.stages[-1]
+    folder = root.stage(stage.key)
+    if do_train:
+        for file in (folder / "model").iterdir():
+            shutil.copy2(file, output_dir / file.name)
+        if (folder / "masks.safetensors").exists():
+            shutil.copy2(folder / "masks.safetensors", output_dir)
+        for checkpoint in folder.glob("checkpoints/checkpoint-*"):
+            shutil.copytree(checkpoint, output_dir / checkpoint.name, dirs_exist_ok=True)
+    figures = stage.model_dump(mode="json", include={"train_tokens", "steps", "seconds", "sparsity", "evaluation"})
+    write_json(output_dir / "all_results.json", figures)

@@ -1,0 +1,103 @@
+"""prunegpt trial: run one from its folder, show one, serve several."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunegpt.cli.options import JsonOption, RootOption, number, print_json, print_table
+
+if TYPE_CHECKING:
+    from prunegpt.records import TrialResult
+
+app = typer.Typer(help="Run or look at single trials.", no_args_is_help=True)
+
+
+@app.command(epilog="Example: prunegpt trial run runs/trials/quickstart/finetuned/attempt-1")
+def run(
+    folder: Annotated[Path, typer.Argument(help="An attempt's folder, with trial.json.", show_default=False)],
+) -> None:
+    """Run a trial from its folder, here and now, without a database: the way to replay a failure by hand."""
+    from prunegpt.trial import run_trial
+
+    record = run_trial(folder)
+    print(f"{record.sweep}/{record.trial}: {record.state}")
+    for stage in record.stages:
+        perplexity = stage.evaluation.perplexity if stage.evaluation else None
+        print(f"  {stage.kind}{' (cached)' if stage.cached else ''}: perplexity {number(perplexity)}")
+    if record.state != "finished":
+        print(record.error)
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: prunegpt trial show quickstart/pruned90")
+def show(
+    trial: Annotated[str, typer.Argument(metavar="ID", help="The id from `sweep status`, or SWEEP/TRIAL.")],
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Configuration, chain, metrics, sparsity by layer, and where the log lies."""
+    from prunegpt.root import Root
+    from prunegpt.store import Store
+
+    with Store.read(Root.find(root)) as store:
+        result = store.result(int(trial) if trial.isdigit() else trial)
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+        return
+    _print(result)
+
+
+def _print(result: "TrialResult") -> None:
+    print(
+        f"{result.sweep}/{result.name} (id {result.id}): {result.state}"
+        + (f", {result.reason}" if result.reason else "")
+    )
+    if result.error:
+        print(f"  {result.error}")
+    print_table(
+        ["stage", "key", "cached", "perplexity", "bits/byte", "sparsity", "of all", "tokens trained", "seconds"],
+        (
+            [
+                stage.kind,
+                stage.key,
+                stage.cached,
+                stage.evaluation.perplexity if stage.evaluation else None,
+                stage.evaluation.bits_per_byte if stage.evaluation else None,
+                stage.sparsity.pruned if stage.sparsity else None,
+                stage.sparsity.overall if stage.sparsity else None,
+                stage.train_tokens,
+                stage.seconds,
+            ]
+            for stage in result.stages
+        ),
+        title="Chain",
+    )
+    if result.evaluation:
+        print(f"Protocol: {result.evaluation.protocol}; {result.evaluation.tokens:,} tokens scored.")
+    if result.sparsity and result.sparsity.pruned:
+        print_table(
+            ["tensor", "sparsity"], result.sparsity.by_tensor.items(), title="Sparsity, counted from the weights"
+        )
+    for note in (note for stage in result.stages for note in stage.notes):
+        print(f"note: {note}")
+    print_table(["field", "value"], _flat(result.config), title="Configuration")
+    print(f"Log: {result.folder}/log.txt" if result.folder else "No attempt yet.")
+
+
+def _flat(config: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested configuration as dotted paths."""
+    if isinstance(config, dict) and config:
+        return [row for key, value in config.items() for row in _flat(value, f"{prefix}{key}.")]
+    if isinstance(config, list) and any(isinstance(item, (dict, list)) for item in config):
+        return [row for index, value in enumerate(config) for row in _flat(value, f"{prefix}{index}.")]
+    return [(prefix.rstrip("."), str(config))]
+
+
+@app.command(hidden=True)
+def serve() -> None:
+    """Run one attempt after another: folders come as JSON lines on standard input, answers go to standard output."""
+    from prunegpt.launch.worker import serve_attempts
+    from prunegpt.trial import run_trial
+
+    serve_attempts(lambda folder: run_trial(folder).state)

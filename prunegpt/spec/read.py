@@ -1,0 +1,181 @@
+"""A spec file becomes plain data that remembers its lines. `--set` is applied here."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from prunegpt.errors import Problem, SpecError, nearest
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 200_000  # after aliases are expanded
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed spec: the plain data, and where it came from."""
+
+    data: dict[str, Any]
+    marked: Any  # the same with line numbers, as ruamel.yaml read it
+    source: str
+
+    def line(self, path: Sequence[str | int]) -> int | None:
+        """The line, counted from 1, of the deepest part of the path that the file has."""
+        node, line = self.marked, None
+        for step in path:
+            try:
+                if isinstance(node, CommentedMap):
+                    line = node.lc.key(step)[0] + 1
+                elif isinstance(node, CommentedSeq):
+                    line = node.lc.item(step)[0] + 1
+                else:
+                    break
+                node = node[step]
+            except (KeyError, IndexError, TypeError, AttributeError):
+                break
+        return line
+
+    def problem(self, path: Sequence[str | int], message: str) -> Problem:
+        return Problem(".".join(str(step) for step in path), message, self.line(path))
+
+
+def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
+    """Reads a YAML file and applies `PATH=VALUE` overrides.
+
+    Raises:
+        SpecError: the file is missing, too large, not UTF-8, not YAML, or no mapping; or an override has no such place.
+    """
+    source = str(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise SpecError(
+            [Problem("", f"a spec must be a readable file, but {path}: {error.strerror}.")], source
+        ) from error
+    if len(raw) > MAX_BYTES:
+        raise SpecError([Problem("", f"a spec may have {MAX_BYTES} bytes, but has {len(raw)}.")], source)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            [Problem("", f"a spec must be UTF-8, but byte {error.start} is not. Save it as UTF-8.")], source
+        ) from error
+    return parse_document(text, source, overrides)
+
+
+def parse_document(text: str, source: str, overrides: Sequence[str] = ()) -> Document:
+    """As read_document, from text."""
+    try:
+        marked = YAML(typ="rt").load(io.StringIO(text))
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        message = f"a spec must be valid YAML: {error.problem or error.context}."
+        raise SpecError([Problem("", message, line)], source) from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise SpecError([Problem("", f"a spec must be valid YAML: {str(error).splitlines()[0]}.")], source) from error
+    if not isinstance(marked, CommentedMap):
+        kind = "nothing" if marked is None else type(marked).__name__
+        raise SpecError(
+            [Problem("", f"a spec must be a mapping with name, base and trials, but the file holds {kind}.")], source
+        )
+    return _document(marked, source, overrides)
+
+
+def plain_document(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Document:
+    """As read_document, from plain data that has no lines."""
+    return _document(data, source, overrides)
+
+
+def _document(marked: Any, source: str, overrides: Sequence[str]) -> Document:
+    try:
+        data = _plain(marked, [0])
+    except (ValueError, RecursionError) as error:
+        raise SpecError([Problem("", str(error))], source) from error
+    problems = []
+    for override in overrides:
+        try:
+            apply_override(data, override)
+        except ValueError as error:
+            problems.append(Problem("", f"--set {override}: {error}"))
+    if problems:
+        raise SpecError(problems, source)
+    return Document(data, marked, source)
+
+
+def _plain(node: Any, count: list[int]) -> Any:
+    count[0] += 1
+    if count[0] > MAX_NODES:
+        raise ValueError(f"a spec may hold {MAX_NODES} values after its aliases are expanded, but holds more.")
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value, count) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_plain(value, count) for value in node]
+    if isinstance(node, bool) or node is None:
+        return node
+    for kind in (int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return str(node)
+
+
+def apply_override(data: Any, override: str) -> None:
+    """Sets one field in place: `base.model=gpt2`, `trials.finetuned.train.max_steps=10`.
+
+    An element of a list is named by its index or, where elements have a `name`, by that.
+
+    Raises:
+        ValueError: not PATH=VALUE, a value that is not YAML, or a list without such an element.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ValueError("an override must be PATH=VALUE, such as base.train.max_steps=100.")
+    set_path(data, path.split("."), parse_value(text))
+
+
+def parse_value(text: str) -> Any:
+    """A YAML value from the command line."""
+    try:
+        return _plain(YAML(typ="safe", pure=True).load(text), [0])
+    except YAMLError as error:
+        raise ValueError(f"the value must be YAML, but {text!r} is not. Quote it.") from error
+
+
+def set_path(data: Any, path: Sequence[str], value: Any) -> None:
+    """Sets a dotted path in nested dicts and lists, making missing dicts on the way.
+
+    Raises:
+        ValueError: a list on the way has no such element, or a plain value stands on the way.
+    """
+    node = data
+    for position, step in enumerate(path):
+        last = position == len(path) - 1
+        key: Any = step
+        if isinstance(node, list):
+            key = _element(node, step)
+        elif not isinstance(node, dict):
+            raise ValueError(f"{'.'.join(path[:position])} is a plain value and has no {step!r} in it.")
+        if last:
+            node[key] = value
+        else:
+            if isinstance(node, dict) and node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+
+
+def _element(node: list[Any], step: str) -> int:
+    if step.isdigit():
+        if int(step) < len(node):
+            return int(step)
+        raise ValueError(f"the list has {len(node)} elements, counted from 0, but {step} was asked for.")
+    names = [str(item["name"]) for item in node if isinstance(item, dict) and item.get("name")]
+    for index, item in enumerate(node):
+        if isinstance(item, dict) and item.get("name") == step:
+            return index
+    raise ValueError(f"the list has no element named {step!r}. There are: {', '.join(nearest(step, names)) or 'none'}.")

@@ -1,0 +1,1 @@
+"""Stages: each takes a model and gives a model; equal keys are computed once."""

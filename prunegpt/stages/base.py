@@ -1,0 +1,60 @@
+"""What every stage is given, and what it gives back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunegpt.pruning.masks import Masks
+from prunegpt.root import Root
+from prunegpt.spec.plan import StagePlan
+
+Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value, tokens
+
+
+@dataclass
+class Pruned:
+    """The masks that travel with a model, and what they were meant to be."""
+
+    masks: Masks = field(default_factory=dict)  # parameter name -> bool [out, in], True = kept
+    method: str = ""
+    pattern: str = "unstructured"
+    target: float | None = None  # the sparsity asked for
+
+
+@dataclass
+class State:
+    """A model between two stages. The model is trained and pruned in place."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pruned: Pruned
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage says of itself besides the state."""
+
+    train_tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    layers: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a stage runs."""
+
+    root: Root
+    device: torch.device
+    dtype: torch.dtype  # of the arithmetic; weights are trained in float32
+    emit: Emit
+    measure: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, float]]  # in mid-training
+    stop: Callable[[], bool]
+    teacher: Callable[[str], State]  # the published model of a stage key
+
+
+Stage = Callable[[StagePlan, State, Setting], Result]

@@ -1,0 +1,162 @@
+"""The chain of a trial, run from the last stage that is already published."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunegpt.lm.device import pick_device, pick_dtype
+from prunegpt.planning.fingerprint import versions
+from prunegpt.records import StageRecord
+from prunegpt.root import Root
+from prunegpt.spec.plan import StagePlan, TrialPlan
+from prunegpt.stages import cache
+from prunegpt.stages.base import Pruned, Result, Setting, Stage, State
+from prunegpt.stages.measure import Ruler, check_ledger, count_zeros
+from prunegpt.stages.prune import prune
+from prunegpt.stages.source import load, pretrain
+from prunegpt.stages.train import distill, finetune
+
+STAGES: Mapping[str, Stage] = {
+    "load": load,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "prune": prune,
+    "distill": distill,
+}
+
+Emit = Callable[[int, int, float, str, float, int], None]  # stage, step, epoch, name, value, tokens
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Runs one trial's stages in order.
+
+    Args:
+        trial: the plan.
+        root: where stages are looked up and published.
+        emit: takes every point of every curve.
+        say: takes a line of the log.
+        stop: asked between steps; True ends the trial with a checkpoint.
+    """
+
+    trial: TrialPlan
+    root: Root
+    emit: Emit
+    say: Callable[[str], None] = print
+    stop: Callable[[], bool] = lambda: False
+
+    def run(self, done: Callable[[StageRecord], None]) -> None:
+        """Runs what is not published; `done` is told each stage with its evaluation, in order."""
+        device = pick_device(self.trial.device)
+        dtype = pick_dtype(self.trial.precision, device)
+        ruler = Ruler(self.trial.evaluate, self.trial.evaluation_key, device, dtype)
+        state: State | None = None
+        for index, plan in enumerate(self.trial.stages):
+            if self._is_complete(plan):
+                state = None  # a later stage that needs the model loads it
+                done(self._finished(index, plan, cached=True))
+                continue
+            cached = self.root.is_published(plan.key)
+            if cached:
+                state = cache.load(self.root, plan.key, device=device)
+            else:
+                with cache.computing(self.root, plan.key):
+                    cached = self.root.is_published(plan.key)  # somebody else may have finished while we waited
+                    if cached:
+                        state = cache.load(self.root, plan.key, device=device)
+                    else:
+                        state = self._compute(index, plan, state, device, dtype, ruler)
+            self._measure(index, plan, state, ruler)
+            done(self._finished(index, plan, cached=cached))
+
+    def _is_complete(self, plan: StagePlan) -> bool:
+        """Published and measured."""
+        return self.root.is_published(plan.key) and self._is_measured(plan)
+
+    def _is_measured(self, plan: StagePlan) -> bool:
+        return self.trial.evaluate.skip or bool(cache.evaluation(self.root, plan.key, self.trial.evaluation_key))
+
+    def _compute(
+        self, index: int, plan: StagePlan, state: State | None, device: torch.device, dtype: torch.dtype, ruler: Ruler
+    ) -> State:
+        if state is None:
+            state = self._parent(plan, device)
+
+        def emit(step: int, epoch: float, name: str, value: float, tokens: int) -> None:
+            self.emit(index, step, epoch, name, value, tokens)
+
+        def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, float]:
+            found = ruler.measure(model, tokenizer).evaluation
+            return {"loss": _number(found.loss), "perplexity": _number(found.perplexity)}
+
+        setting = Setting(
+            root=self.root,
+            device=device,
+            dtype=dtype,
+            emit=emit,
+            measure=measure,
+            stop=self.stop,
+            teacher=lambda key: cache.load(self.root, key, device=device),
+        )
+        self.say(f"stage {index} {plan.kind} {plan.key}: started on {device}")
+        started = time.monotonic()
+        result = STAGES[plan.kind](plan, state, setting)
+        check_ledger(state)
+        seconds = max(result.seconds, time.monotonic() - started)
+        cache.publish(self.root, plan, state, self._record(index, plan, state, result, seconds, device))
+        self.say(f"stage {index} {plan.kind} {plan.key}: published after {seconds:.1f} s")
+        return state
+
+    def _parent(self, plan: StagePlan, device: torch.device) -> State:
+        if plan.parent is None:
+            return State(None, None, Pruned())  # a source stage fills it
+        return cache.load(self.root, plan.parent, device=device)
+
+    def _record(
+        self, index: int, plan: StagePlan, state: State, result: Result, seconds: float, device: torch.device
+    ) -> StageRecord:
+        return StageRecord(
+            key=plan.key,
+            kind=plan.kind,
+            index=index,
+            cached=False,
+            seconds=seconds,
+            train_tokens=result.train_tokens,
+            steps=result.steps,
+            sparsity=count_zeros(state),
+            notes=result.notes,
+            layers=result.layers,
+            versions=versions(),
+            device=device_name(device),
+        )
+
+    def _measure(self, index: int, plan: StagePlan, state: State, ruler: Ruler) -> None:
+        if self._is_measured(plan):
+            return
+        check_ledger(state)
+        measured = ruler.measure(state.model, state.tokenizer)
+        cache.publish_evaluation(self.root, plan.key, measured.evaluation, measured.windows)
+        found = measured.evaluation
+        self.say(f"stage {index} {plan.kind} {plan.key}: perplexity {found.perplexity} ({found.protocol})")
+
+    def _finished(self, index: int, plan: StagePlan, *, cached: bool) -> StageRecord:
+        record = cache.record(self.root, plan.key)
+        evaluation = cache.evaluation(self.root, plan.key, self.trial.evaluation_key)
+        if evaluation and evaluation.perplexity is not None:
+            self.emit(index, record.steps, 0.0, "perplexity", evaluation.perplexity, record.train_tokens)
+        if record.sparsity:
+            self.emit(index, record.steps, 0.0, "sparsity", record.sparsity.pruned, record.train_tokens)
+        return record.model_copy(update={"index": index, "cached": cached, "evaluation": evaluation})
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def device_name(device: torch.device) -> str:
+    """cpu, or the name of the card."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,116 @@
+"""One-shot pruning of the model a stage is given."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunegpt.lm.views import WeightView, select
+from prunegpt.pruning.masks import check, fingerprints
+from prunegpt.pruning.oneshot import prune_oneshot
+from prunegpt.root import Root
+from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.schema import PruneSpec
+from prunegpt.stages import text
+from prunegpt.stages.base import Pruned, Result, Setting, State
+from prunegpt.stages.budget import method_options, scope_of, sparsities_of
+
+
+def prune(plan: StagePlan, state: State, setting: Setting) -> Result:
+    """Prunes once; what earlier stages pruned stays pruned and counts."""
+    assert plan.prune is not None
+    return apply(plan.prune, state, seed=plan.seed, root=setting.root, say=print)
+
+
+def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, say: Callable[[str], None]) -> Result:
+    """Prunes the model in place and puts the masks into the state.
+
+    Raises:
+        PruningError: the request does not fit the model.
+    """
+    started = time.monotonic()
+    views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
+    windows = text.calibration(spec.calibration, state.tokenizer) if spec.calibration.data else None
+    sparsities = sparsities_of(spec, state, views, windows)
+    before = {name: mask for name, mask in state.pruned.masks.items() if name in views}
+    parameters = dict(state.model.named_parameters())
+    untouched = fingerprints(parameters, views)
+
+    def progress(done: int, total: int, name: str) -> None:
+        say(f"  pruned {done}/{total}: {name}")
+
+    found = prune_oneshot(
+        state.model,
+        views,
+        method=spec.method,
+        sparsity=None if sparsities else spec.sparsity,
+        pattern=spec.pattern,
+        allocation=sparsities or scope_of_name(spec),
+        calibration=windows,
+        masks=before,
+        propagate=spec.propagate,
+        statistics=root.statistics if not spec.propagate else None,
+        seed=seed,
+        options=method_options(spec),
+        progress=progress,
+    )
+    state.pruned = merged(state.pruned, dict(found.masks), spec)
+    check(views, found.masks, untouched=untouched, parameters=parameters)
+    return Result(
+        seconds=time.monotonic() - started,
+        notes=found.notes,
+        layers=tuple(_row(asdict(row)) for row in found.rows),
+    )
+
+
+def scope_of_name(spec: PruneSpec) -> str | None:
+    """The allocation's name where it only says what scores are compared over."""
+    return spec.allocation if isinstance(spec.allocation, str) and scope_of(spec) else None
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
+
+
+def merged(before: Pruned, masks: Mapping[str, Tensor], spec: PruneSpec) -> Pruned:
+    """The masks of earlier stages with new ones laid over them."""
+    new = {name: mask.cpu() for name, mask in masks.items()}
+    kept = {name: mask for name, mask in before.masks.items() if name not in new}
+    same = not kept or before.pattern == spec.pattern
+    return Pruned(
+        masks={**kept, **new},
+        method=spec.method,
+        pattern=spec.pattern if same else "unstructured",  # no one pattern holds for all tensors
+        target=_target(kept, new, before, spec),
+    )
+
+
+def _target(kept: Mapping[str, Tensor], new: Mapping[str, Tensor], before: Pruned, spec: PruneSpec) -> float | None:
+    """The sparsity asked for over all masked tensors together; None where it was not one number."""
+    if spec.sparsity is None or isinstance(spec.allocation, Mapping):
+        return None
+    if not kept:
+        return spec.sparsity
+    if before.target is None:
+        return None
+    sizes = [sum(mask.numel() for mask in group.values()) for group in (kept, new)]
+    return (before.target * sizes[0] + spec.sparsity * sizes[1]) / sum(sizes)
+
+
+def statistics_of(
+    state: State, views: Mapping[str, WeightView], windows: Tensor, *, gram: bool
+) -> dict[str, dict[str, Tensor]]:
+    """Calibration statistics of the model as it is now: parameter name -> input_norm and, where asked for, gram."""
+    from prunegpt.pruning.statistics.collect import block_statistics, evaluating
+
+    found: dict[str, dict[str, Tensor]] = {}
+    with torch.no_grad(), evaluating(state.model):
+        for group in block_statistics(state.model, views, windows, gram=gram, propagate=False):
+            for name, layer in group.items():
+                found[name] = {"input_norm": layer.input_norm}
+                if layer.gram is not None:
+                    found[name]["gram"] = layer.gram
+    return found

@@ -1,0 +1,52 @@
+"""From a spec's text to token blocks, evaluation windows and calibration windows."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prunegpt.lm import protocols
+from prunegpt.lm.data import calibration_windows, pack_training_blocks, read_documents, read_rows
+from prunegpt.lm.windows import Windows
+from prunegpt.root import Root
+from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec
+
+
+def _source(data: DataSpec) -> dict[str, Any]:
+    return data.model_dump(include={"path", "name", "files", "text_column", "revision"})
+
+
+def training_blocks(data: DataSpec, tokenizer: PreTrainedTokenizerBase, root: Root) -> np.ndarray[Any, Any]:
+    """Token blocks [blocks, block_size], memory-mapped from the root's cache."""
+    rows = read_rows(split=data.train_split, **_source(data))
+    return pack_training_blocks(rows, tokenizer, data.block_size, folder=root.data)
+
+
+def evaluation_windows(evaluate: EvaluateSpec, tokenizer: PreTrainedTokenizerBase) -> Windows:
+    """What a spec measures on; `data` and `block_size` are filled in by the plan."""
+    assert evaluate.data is not None
+    assert evaluate.block_size is not None
+    return protocols.evaluation_windows(
+        evaluate.protocol,
+        tokenizer,
+        split=evaluate.split,
+        block_size=evaluate.block_size,
+        stride=evaluate.stride,
+        max_windows=evaluate.max_windows,
+        **_source(evaluate.data),
+    )
+
+
+def calibration(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Windows that activation-aware methods look at, int64 [windows, length]; all fields are filled in by the plan."""
+    assert spec.data is not None
+    assert spec.split is not None
+    assert spec.length is not None
+    documents = read_documents(split=spec.split, **_source(spec.data))
+    return torch.from_numpy(
+        calibration_windows(
+            documents, tokenizer, windows=spec.windows, length=spec.length, seed=spec.seed, mode=spec.mode
+        )
+    )  # [windows, length]

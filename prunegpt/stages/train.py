@@ -1,0 +1,142 @@
+"""Training stages: fine-tuning and distillation, with or without pruning on the way."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from prunegpt.errors import PruningError
+from prunegpt.lm.views import WeightView, select
+from prunegpt.pruning.enforce import Enforcer
+from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.pruning.patterns import parse_pattern
+from prunegpt.pruning.schedules import Clock
+from prunegpt.registry import CRITERIA, SOLVERS
+from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.schema import FinetuneSpec, GradualSpec
+from prunegpt.stages import text
+from prunegpt.stages.base import Pruned, Result, Setting, State
+from prunegpt.stages.budget import method_options, scope_of, sparsities_of
+from prunegpt.stages.prune import merged, statistics_of
+from prunegpt.stages.teach import objective_for
+from prunegpt.training import Blocks, train
+
+_CALIBRATED = frozenset({"input_norm", "gram"})
+
+
+def finetune(plan: StagePlan, state: State, setting: Setting) -> Result:
+    """Trains on the text with the model's own cross-entropy."""
+    assert plan.finetune is not None
+    return _train(plan, plan.finetune, state, setting)
+
+
+def distill(plan: StagePlan, state: State, setting: Setting) -> Result:
+    """Trains on the text and on what the teacher makes of it."""
+    assert plan.distill is not None
+    return _train(plan, plan.distill, state, setting)
+
+
+def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting) -> Result:
+    assert plan.data is not None
+    data = plan.data
+    blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root), data.max_train_blocks)
+    held = state.pruned.masks if config.keep_masks else {}
+    pruning = _Gradual(config.prune, plan, state, held) if config.prune else None
+    fixed = {name: mask for name, mask in held.items() if pruning is None or name not in pruning.views}
+    objective = objective_for(plan, state, setting, blocks) if plan.distill else None
+    outcome = train(
+        state.model,
+        blocks,
+        arguments=config.train,
+        work=setting.root.work(plan.key),
+        seed=plan.seed,
+        device=setting.device,
+        dtype=setting.dtype,
+        emit=setting.emit,
+        enforcer=Enforcer(select(state.model, targets=tuple(fixed)), fixed) if fixed else None,
+        pruner=pruning.start if pruning else None,
+        objective=objective,
+        evaluate=lambda model: setting.measure(state.model, state.tokenizer),
+        stop=setting.stop,
+        keep_checkpoints=config.keep_checkpoints,
+    )
+    if pruning:
+        state.pruned = merged(
+            Pruned(held, state.pruned.method, state.pruned.pattern, state.pruned.target), pruning.masks, pruning.spec
+        )
+    elif not config.keep_masks:
+        state.pruned = Pruned()
+    return Result(
+        train_tokens=outcome.tokens,
+        steps=outcome.steps,
+        seconds=outcome.seconds,
+        notes=(*(pruning.notes if pruning else ()), *(objective.notes if objective else ())),
+    )
+
+
+class _Gradual:
+    """A spec of pruning while training, made into a pruner once the number of steps is known."""
+
+    def __init__(self, spec: GradualSpec, plan: StagePlan, state: State, held: Mapping[str, Tensor]) -> None:
+        self.spec = spec
+        self.seed = plan.seed
+        self.state = state
+        self.views: dict[str, WeightView] = select(
+            state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude
+        )
+        self.held = {name: mask for name, mask in held.items() if name in self.views}
+        self.windows = text.calibration(spec.calibration, state.tokenizer) if spec.calibration.data else None
+        self.pruner: GradualPruner | None = None
+        self.notes: tuple[str, ...] = ()
+
+    def start(self, steps: int, per_epoch: int) -> GradualPruner:
+        """The pruner of a stage of so many optimizer steps, so many of them an epoch."""
+        spec = self.spec
+        method = SOLVERS.load(spec.method) if spec.method in SOLVERS else CRITERIA.load(spec.method)
+        needs = method.needs & _CALIBRATED
+
+        def statistics() -> dict[str, dict[str, Tensor]]:
+            if self.windows is None:
+                raise PruningError(f"{spec.method} looks at activations, but there is no calibration text.")
+            return statistics_of(self.state, self.views, self.windows, gram="gram" in needs)
+
+        self.pruner = GradualPruner(
+            self.views,
+            method,
+            clock=clock(spec, steps, per_epoch),
+            final=spec.sparsity,
+            schedule=spec.schedule,
+            initial=spec.initial,
+            pattern=parse_pattern(spec.pattern),
+            scope=scope_of(spec),
+            sparsities=sparsities_of(spec, self.state, self.views, self.windows),
+            monotone=False if spec.regrow else None,
+            masks=self.held,
+            statistics=statistics if needs else None,
+            seed=self.seed,
+            options=method_options(spec),
+        )
+        return self.pruner
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        assert self.pruner is not None
+        return self.pruner.masks
+
+
+def clock(spec: GradualSpec, steps: int, per_epoch: int) -> Clock:
+    """The times of a spec in optimizer steps.
+
+    Raises:
+        PruningError: pruning would not be over when training is.
+    """
+    unit = {"epochs": per_epoch, "steps": 1, "fraction": steps}[spec.unit]
+    end = steps // 2 if spec.end is None else round(spec.end * unit)
+    start = round(spec.start * unit)
+    if end >= steps:
+        raise PruningError(
+            f"pruning must end before training does, but its end is step {end} and the stage has {steps} steps "
+            f"({per_epoch} an epoch). Set end to at most {(steps - 1) / unit:g} {spec.unit}, or train longer."
+        )
+    if start > end:
+        raise PruningError(f"pruning must start before it ends, but it starts at step {start} and ends at step {end}.")
+    return Clock(start, end, max(1, round(spec.every * unit)))

@@ -1,0 +1,347 @@
+"""transformers.Trainer, wired with masks, distillation and points.
+
+Nothing here computes a perplexity or a mask: the callback asks the parts that do, at the right moment of a step:
+masks change before it, gradients are masked before clipping, weights after the optimizer.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prunegpt.distill.guard import DivergenceGuard
+from prunegpt.distill.objective import DistillationObjective
+from prunegpt.errors import PruneGPTError
+from prunegpt.pruning.enforce import Enforcer
+from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.root import write_json
+
+MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
+PRUNER_STATE = "pruner.safetensors"
+CHECKPOINT_SECONDS = 600.0
+
+Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value, tokens
+
+
+class Interrupted(PruneGPTError):
+    """Training was asked to stop; a checkpoint was written first."""
+
+
+class Blocks(torch.utils.data.Dataset[Tensor]):
+    """Token blocks [blocks, block_size], memory-mapped or not, as a dataset of rows."""
+
+    def __init__(self, tokens: np.ndarray[Any, Any], limit: int | None = None) -> None:
+        self.tokens = tokens[:limit]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> Any:
+        return index, self.tokens[index]
+
+
+def collate(rows: list[tuple[int, np.ndarray[Any, Any]]]) -> dict[str, Tensor]:
+    """Rows become a batch; the labels are the tokens, which the model shifts."""
+    tokens = torch.from_numpy(np.stack([row for _, row in rows]).astype(np.int64))  # [batch, block_size]
+    return {"input_ids": tokens, "labels": tokens, "block": torch.tensor([index for index, _ in rows])}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training stage came to."""
+
+    steps: int  # optimizer steps
+    tokens: int  # trained on
+    seconds: float  # wall time, earlier attempts included
+
+
+def train(
+    model: nn.Module,
+    blocks: Blocks,
+    *,
+    arguments: Mapping[str, Any],
+    work: Path,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    emit: Emit,
+    enforcer: Enforcer | None = None,
+    pruner: Callable[[int, int], GradualPruner] | None = None,
+    objective: DistillationObjective | None = None,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    keep_checkpoints: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Outcome:
+    """Trains the model in place, going on from the last whole checkpoint in `work` where there is one.
+
+    Args:
+        blocks: tokens, [blocks, block_size].
+        arguments: names and values of transformers.TrainingArguments.
+        work: folder of this stage's checkpoints.
+        emit: takes every point of every curve.
+        enforcer: keeps weights at zero whose masks do not move.
+        pruner: called with (steps in all, steps an epoch), makes what moves the other masks.
+        objective: distillation; None trains on the model's own cross-entropy.
+        evaluate: measures in mid-training, where `eval_strategy` asks for it; its `loss` selects the best model.
+        stop: asked after every step; True ends training with a checkpoint.
+        keep_checkpoints: leave all that `save_strategy` asks for; else only the newest, for going on after a crash.
+        checkpoint_seconds: between checkpoints that nobody asked for.
+
+    Raises:
+        Interrupted: `stop` said so.
+        DivergedError: a loss term is not finite or exploded.
+    """
+    wiring = _Wiring(blocks, emit, enforcer, pruner, objective, evaluate, stop, checkpoint_seconds)
+    trainer = _Trainer(
+        wiring,
+        model=model,
+        args=_arguments(arguments, work, seed=seed, device=device, dtype=dtype, keep=keep_checkpoints),
+        train_dataset=blocks,
+        eval_dataset=blocks if evaluate else None,  # only its presence matters: evaluate() is ours
+        data_collator=collate,
+        callbacks=[wiring],
+    )
+    wiring.trainer = trainer
+    last = last_checkpoint(work)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if wiring.interrupted:
+        raise Interrupted(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint kept"
+        )
+    wiring.mask_weights()
+    return Outcome(trainer.state.global_step, wiring.tokens, wiring.seconds)
+
+
+def _arguments(
+    given: Mapping[str, Any], work: Path, *, seed: int, device: torch.device, dtype: torch.dtype, keep: bool
+) -> TrainingArguments:
+    defaults: dict[str, Any] = {
+        "save_strategy": "no",  # by time, see _Wiring.on_step_end; a spec may ask for more
+        "save_total_limit": None if keep else 2,
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device.type == "cuda",
+    }
+    return TrainingArguments(
+        **{**defaults, **given},
+        output_dir=str(work),
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device.type == "cpu",
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        report_to=[],
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint that was written whole."""
+    whole = [folder for folder in work.glob("checkpoint-*") if (folder / MARKER).exists()]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+class _Trainer(Trainer):
+    """Loss from the objective, gradients masked before clipping, evaluation by our own measure."""
+
+    def __init__(self, wiring: "_Wiring", **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._wiring = wiring
+        if wiring.objective:
+            self.loss_is_scaled_for_ga = None
+            self.model_accepts_loss_kwargs = True  # so that all micro-batches share one denominator
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        wiring = self._wiring
+        block = inputs.pop("block")
+        wiring.count(inputs["input_ids"].numel())
+        if wiring.objective is None:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            wiring.note({"ce": loss[0] if return_outputs else loss})
+            return loss
+        loss, terms = wiring.objective(model, {**inputs, "block": block}, num_items_in_batch)
+        wiring.note(terms)
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._wiring.after_backward()
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        measured = self._wiring.measure(self.model)
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Wiring(TrainerCallback):
+    """The moments of a step at which masks, terms and checkpoints have to be seen to."""
+
+    trainer: _Trainer
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        emit: Emit,
+        enforcer: Enforcer | None,
+        pruner: Callable[[int, int], GradualPruner] | None,
+        objective: DistillationObjective | None,
+        evaluate: Callable[[nn.Module], Mapping[str, float]] | None,
+        stop: Callable[[], bool],
+        checkpoint_seconds: float,
+    ) -> None:
+        self.blocks = blocks
+        self.emit = emit
+        self.enforcer = enforcer
+        self.make_pruner = pruner
+        self.pruner: GradualPruner | None = None
+        self.objective = objective
+        self.evaluate = evaluate
+        self.stop = stop
+        self.checkpoint_seconds = checkpoint_seconds
+        self.guard = DivergenceGuard()
+        self.tokens = 0
+        self.interrupted = False
+        self._earlier = 0.0  # seconds of earlier attempts
+        self._started = self._saved = time.monotonic()
+        self._terms: dict[str, Tensor] = {}
+        self._logged = 0  # steps when the terms were last taken
+
+    @property
+    def seconds(self) -> float:
+        return self._earlier + time.monotonic() - self._started
+
+    def count(self, tokens: int) -> None:
+        self.tokens += tokens
+
+    def note(self, terms: Mapping[str, Tensor]) -> None:
+        """Adds loss terms up; they are averaged over the micro-batches until the next log."""
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, torch.zeros((), device=value.device)) + value.detach()
+
+    def after_backward(self) -> None:
+        if self.pruner:
+            self.pruner.accumulate()
+        for enforcer in self._enforcers():
+            enforcer.mask_gradients()
+
+    def mask_weights(self) -> None:
+        for enforcer in self._enforcers():
+            enforcer.mask_weights()
+
+    def _enforcers(self) -> Iterator[Enforcer]:
+        if self.enforcer:
+            yield self.enforcer
+        if self.pruner:
+            yield self.pruner.enforcer
+
+    def measure(self, model: nn.Module) -> Mapping[str, float]:
+        if self.evaluate is None:
+            raise PruneGPTError(
+                "eval_strategy asks for evaluation while training, but this stage has nothing to measure on."
+            )
+        measured = self.evaluate(model)
+        state = self.trainer.state
+        for name, value in measured.items():
+            curve = name if name == "perplexity" else f"eval_{name}"
+            self.emit(state.global_step, state.epoch or 0.0, curve, value, self.tokens)
+        return measured
+
+    # -- the Trainer's events ----------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.make_pruner:
+            per_epoch = -(-len(self.trainer.get_train_dataloader()) // args.gradient_accumulation_steps)
+            self.pruner = self.make_pruner(state.max_steps, per_epoch)
+        resumed = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.global_step and (resumed / MARKER).exists():
+            self._resume(resumed)
+        self._logged = state.global_step
+        self.mask_weights()
+
+    def _resume(self, folder: Path) -> None:
+        known = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        self.tokens, self._earlier = known["tokens"], known["seconds"]
+        self.guard.load_state_dict(known["guard"])
+        if self.pruner:
+            self.pruner.load_state_dict(load_file(folder / PRUNER_STATE))
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.pruner is None:
+            return
+        update = self.pruner.before_step(state.global_step, self.trainer.optimizer)
+        if update is None:
+            return
+        epoch = state.epoch or 0.0
+        self.emit(state.global_step, epoch, "sparsity_target", update.target, self.tokens)
+        self.emit(state.global_step, epoch, "sparsity", update.achieved, self.tokens)
+        for name, value in update.by_tensor.items():
+            self.emit(state.global_step, epoch, f"sparsity/{name}", value, self.tokens)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.mask_weights()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.stop():
+            self.interrupted = control.should_save = control.should_training_stop = True
+        elif time.monotonic() - self._saved > self.checkpoint_seconds:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.pruner:
+            save_file(self.pruner.state_dict(), folder / PRUNER_STATE)
+        write_json(
+            folder / MARKER,
+            {"tokens": self.tokens, "seconds": self.seconds, "guard": self.guard.state_dict()},
+        )
+        self._saved = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:  # the summary at the end is no point of a curve
+            return
+        points = {name: value for name, value in logs.items() if name in ("loss", "learning_rate", "grad_norm")}
+        points |= self._take_terms(state)
+        for name, value in points.items():
+            self.emit(state.global_step, state.epoch or 0.0, name, value, self.tokens)
+        losses = {name: value for name, value in points.items() if name not in ("learning_rate", "grad_norm")}
+        self.guard.check(state.global_step, losses)
+
+    def _take_terms(self, state: TrainerState) -> dict[str, float]:
+        steps = state.global_step - self._logged
+        self._logged = state.global_step
+        terms = {name: float(value) / max(steps, 1) for name, value in self._terms.items()}
+        self._terms.clear()
+        return terms
+
+
+logging.getLogger("transformers.trainer").setLevel(logging.WARNING)

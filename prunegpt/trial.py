@@ -1,0 +1,134 @@
+"""Runs one trial from its folder. Knows no database: it writes points.jsonl and record.json, and reads trial.json."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from prunegpt.errors import DivergedError, PruneGPTError
+from prunegpt.planning.fingerprint import versions
+from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, finite
+from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
+
+_LAST_LINES = 40
+
+
+def run_trial(folder: Path) -> AttemptRecord:
+    """Runs the trial whose trial.json lies in an attempt folder; ends with record.json there, whatever happens.
+
+    Raises:
+        PruneGPTError: the folder holds no trial.json that can be read. Nothing else is raised: a failure is a record.
+    """
+    plan = read_plan(folder)
+    number = int(folder.name.rpartition("-")[2]) if folder.name.startswith("attempt-") else 1
+    root = Root(folder.absolute().parents[3])  # ROOT/trials/SWEEP/TRIAL/attempt-N
+    stages: list[StageRecord] = []
+    points = PointWriter(folder / "points.jsonl")
+    started = time.time()
+    state, reason, message, trace = "finished", "", "", ""
+
+    def emit(stage: int, step: int, epoch: float, name: str, value: float, tokens: int) -> None:
+        points.write(
+            Point(stage=stage, step=step, epoch=epoch, name=name, value=finite(value), time=time.time(), tokens=tokens)
+        )
+
+    with _stoppable() as stop:
+        try:
+            from prunegpt.stages.graph import Chain  # here, so that a broken installation is a record too
+
+            Chain(plan, root, emit, _say, stop).run(stages.append)
+        except BaseException as error:
+            state, reason = _cause(error)
+            message = str(error) or type(error).__name__
+            trace = traceback.format_exc()
+            print(trace, file=sys.stderr, flush=True)
+            if isinstance(error, SystemExit):
+                raise
+        finally:
+            points.close()
+    record = AttemptRecord(
+        sweep=plan.sweep,
+        trial=plan.name,
+        attempt=number,
+        state=state,
+        reason=reason,
+        error=message,
+        trace=trace,
+        stages=tuple(stages),
+        started=started,
+        ended=time.time(),
+        device=stages[-1].device if stages else "",
+        versions=versions(),
+    )
+    record.write(folder / "record.json")
+    return record
+
+
+def read_plan(folder: Path) -> TrialPlan:
+    """The plan in a folder.
+
+    Raises:
+        PruneGPTError: there is none, or it is not a plan.
+    """
+    path = folder / "trial.json"
+    try:
+        return TrialPlan.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PruneGPTError(
+            f"an attempt folder must hold trial.json, but {folder} does not. Give ROOT/trials/SWEEP/TRIAL/attempt-N."
+        ) from error
+    except ValueError as error:
+        raise PruneGPTError(f"trial.json must be a trial plan, but {path} is not: {error}") from error
+
+
+def _cause(error: BaseException) -> tuple[str, str]:
+    """State and reason of an attempt that ended with an exception."""
+    from prunegpt.training import Interrupted
+
+    if isinstance(error, DivergedError):
+        return "diverged", "diverged"
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        return "stopped", "stopped"
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return "failed", "out-of-memory"
+    if isinstance(error, OSError) and error.errno == 28:
+        return "failed", "disk-full"
+    return "failed", "exception"
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
+
+
+@contextmanager
+def _stoppable() -> Iterator:  # type: ignore[type-arg]
+    """SIGTERM asks for a checkpoint and a good end; what is given tells whether it came."""
+    asked = [False]
+
+    def ask(_: int, __: FrameType | None) -> None:
+        asked[0] = True
+
+    try:
+        before = signal.signal(signal.SIGTERM, ask)
+    except ValueError:  # not the main thread: nobody can signal us
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked[0]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def tail(path: Path, lines: int = _LAST_LINES) -> str:
+    """The last lines of a log."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 200 * lines))
+        return "\n".join(file.read().decode("utf-8", errors="replace").splitlines()[-lines:])
