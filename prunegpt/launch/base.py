@@ -1,0 +1,61 @@
+"""What a launcher is: three calls, and how many attempts it takes at a time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+Reason = Literal["ended", "failed", "signal", "cancelled", "lost"]
+
+
+@dataclass(frozen=True)
+class Exited:
+    """An attempt that runs no more. What it came to stands in its record.json, where it left one.
+
+    Args:
+        reason: `ended`: it says so itself; `failed`: it says that it failed, or its process ended with another code
+            than 0; `signal`: its process was killed; `cancelled`: we asked for it; `lost`: nobody knows.
+        code: exit code of the process, where that is known.
+        signal: number of the signal that ended the process.
+    """
+
+    reason: Reason
+    code: int | None = None
+    signal: int | None = None
+
+
+@runtime_checkable
+class Launcher(Protocol):
+    """Runs `prunegpt trial run FOLDER`, or what amounts to it, somewhere that sees the folder.
+
+    Whatever the attempt's process writes, or its scheduler has to say of its end, is in FOLDER/log.txt once `poll`
+    gives an Exited. A launcher is used from one thread, which must outlive the attempts.
+    """
+
+    @property
+    def slots(self) -> int:
+        """How many attempts may be submitted and not ended at a time."""
+        ...
+
+    def submit(self, folder: Path) -> str:
+        """Starts the attempt whose trial.json lies in the folder; gives a handle.
+
+        Raises:
+            LaunchError: there is no free slot, or the attempt cannot be started.
+        """
+        ...
+
+    def poll(self, handle: str) -> Exited | None:
+        """None while it runs. Asked again after the end, it gives the same answer. Does not wait.
+
+        Raises:
+            LaunchError: this launcher gave no such handle.
+        """
+        ...
+
+    def cancel(self, handle: str, *, kill: bool = False) -> None:
+        """Asks the attempt to write a checkpoint and end (SIGTERM); `kill` ends it at once. Does not wait."""
+        ...
+
+    def close(self) -> None:
+        """Ends what still runs and gives everything back."""
+        ...

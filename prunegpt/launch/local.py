@@ -1,0 +1,165 @@
+"""Attempts on this machine, in processes that stay warm from one attempt to the next."""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prunegpt.errors import LaunchError
+from prunegpt.launch.base import Exited
+from prunegpt.launch.log import LOG, append
+from prunegpt.launch.process import WorkerProcess
+from prunegpt.root import Root
+
+WORKER = (sys.executable, "-m", "prunegpt", "trial", "serve")
+_DEVICES = "CUDA_VISIBLE_DEVICES"
+_THREADS = "OMP_NUM_THREADS"
+_REUSED = ("finished", "diverged")  # a worker that ended so takes the next attempt; any other is thrown away
+
+
+@dataclass
+class _Slot:
+    index: int
+    environment: Mapping[str, str]
+    worker: WorkerProcess | None = None
+    handle: str | None = None  # of the attempt that runs in it
+    folder: Path = field(default_factory=Path)
+    cancelled: bool = False
+    spent: bool = False  # the worker is to be thrown away before the next attempt
+
+
+class LocalLauncher:
+    """Runs attempts in warm workers, one a slot: importing torch costs seconds, so a process is kept while it is sound.
+
+    Args:
+        root: workers' own logs go to ROOT/launch.
+        slots: attempts at a time. Processor threads and CUDA devices are shared out between them.
+        command: what a worker runs.
+        devices: CUDA devices; those of CUDA_VISIBLE_DEVICES, or all of the machine, where not given.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        slots: int = 1,
+        *,
+        command: Sequence[str] = WORKER,
+        devices: Sequence[str] | None = None,
+    ) -> None:
+        if slots < 1:
+            raise LaunchError(f"a launcher needs at least 1 slot, but got {slots}.")
+        self._command = tuple(command)
+        self._logs = root.path / "launch"
+        found = cuda_devices() if devices is None else list(devices)
+        self._slots = [_Slot(index, slot_environment(index, slots, found)) for index in range(slots)]
+        self._ended: dict[str, Exited] = {}
+        self._count = 0
+
+    @property
+    def slots(self) -> int:
+        return len(self._slots)
+
+    def submit(self, folder: Path) -> str:
+        slot = next((slot for slot in self._slots if slot.handle is None), None)
+        if slot is None:
+            raise LaunchError(f"at most {self.slots} attempts run at a time, and all slots are taken. Poll them first.")
+        if slot.worker and slot.spent:
+            self._discard(slot)
+        if slot.worker is None or slot.worker.code is not None or not slot.worker.send(folder):
+            self._discard(slot)
+            slot.worker = WorkerProcess(self._command, slot.environment, self._logs / f"local-{slot.index}.log")
+            slot.worker.send(folder)  # where it died already, `poll` finds it dead
+        self._count += 1
+        slot.handle, slot.folder, slot.cancelled = f"local-{slot.index}-{self._count}", folder, False
+        return slot.handle
+
+    def poll(self, handle: str) -> Exited | None:
+        if handle in self._ended:
+            return self._ended[handle]
+        slot = self._slot(handle)
+        assert slot.worker is not None
+        code = slot.worker.code  # before the answers: a dead worker answers no more
+        state = slot.worker.answers().get(str(slot.folder))
+        if state is None and code is None:
+            return None
+        exited = _exited(state, code, slot.cancelled)
+        if exited.reason != "ended":
+            append(slot.folder / LOG, slot.worker.stray())
+        slot.spent = code is not None or slot.cancelled or state not in _REUSED
+        slot.handle = None
+        self._ended[handle] = exited
+        return exited
+
+    def cancel(self, handle: str, *, kill: bool = False) -> None:
+        if handle in self._ended:
+            return
+        slot = self._slot(handle)
+        assert slot.worker is not None
+        slot.cancelled = True
+        slot.worker.signal(signal.SIGKILL if kill else signal.SIGTERM)
+
+    def close(self) -> None:
+        for slot in self._slots:
+            self._discard(slot)
+
+    def process_id(self, handle: str) -> int:
+        """The process that an attempt runs in."""
+        slot = self._slot(handle)
+        assert slot.worker is not None
+        return slot.worker.pid
+
+    def _slot(self, handle: str) -> _Slot:
+        for slot in self._slots:
+            if slot.handle == handle:
+                return slot
+        raise LaunchError(f"a handle must come from this launcher's submit, but got {handle!r}.")
+
+    def _discard(self, slot: _Slot) -> None:
+        if slot.worker is None:
+            return
+        if slot.handle is not None:  # it is busy, so it would not end by itself
+            slot.worker.signal(signal.SIGKILL)
+        slot.worker.end()
+        slot.worker, slot.spent = None, False
+
+
+def cuda_devices() -> list[str]:
+    """The CUDA devices that workers may see, asked without a CUDA library."""
+    visible = os.environ.get(_DEVICES)
+    if visible is not None:
+        return [device.strip() for device in visible.split(",") if device.strip()]
+    cards = Path("/proc/driver/nvidia/gpus")
+    return [str(index) for index in range(len(list(cards.iterdir())))] if cards.is_dir() else []
+
+
+def slot_environment(index: int, slots: int, devices: Sequence[str]) -> dict[str, str]:
+    """The environment of one slot of several: its share of the processors and of the CUDA devices.
+
+    With more devices than slots each slot gets several; with fewer, slots share one. A single slot gets everything,
+    and a thread count that the user has set stays.
+    """
+    environment = dict(os.environ)
+    if slots > 1 and _THREADS not in environment:
+        environment[_THREADS] = str(max(1, _processors() // slots))
+    if devices:
+        own = list(devices[index::slots]) if len(devices) >= slots else [devices[index % len(devices)]]
+        environment[_DEVICES] = ",".join(own)
+    return environment
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _exited(state: str | None, code: int | None, cancelled: bool) -> Exited:
+    number = -code if code is not None and code < 0 else None
+    exit_code = code if code is not None and code >= 0 else None
+    if cancelled:
+        return Exited("cancelled", exit_code, number)
+    if state is not None:
+        return Exited("failed" if state == "failed" else "ended", exit_code, None)
+    if number is not None:
+        return Exited("signal", None, number)
+    return Exited("failed" if exit_code else "lost", exit_code, None)

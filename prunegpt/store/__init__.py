@@ -1,0 +1,10 @@
+"""The database of a root: sweeps, trials, attempts, stages and curves. One coordinator writes it, everybody may read.
+
+`schema` holds the tables, `engine` opens them, `migrate` brings an old schema up to date, `write` and `read` are the
+statements, and `Store` is the face the rest of the house uses.
+"""
+
+from prunegpt.store.rows import AttemptRow, CurveRow, StageRow, StartedAttempt, SweepRow, TrialRow
+from prunegpt.store.store import Store
+
+__all__ = ["AttemptRow", "CurveRow", "StageRow", "StartedAttempt", "Store", "SweepRow", "TrialRow"]

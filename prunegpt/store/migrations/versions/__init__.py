@@ -1,0 +1,1 @@
+"""One file a schema change. A new one is also named in `schema.REVISIONS`."""

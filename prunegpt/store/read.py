@@ -1,0 +1,281 @@
+"""Questions to the database. Each takes a connection and gives frozen rows."""
+
+import gc
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from pydantic_core import from_json
+from sqlalchemy import Connection, Row, Select, and_, func, or_, select
+
+from prunegpt.errors import StoreError, unknown
+from prunegpt.records import Point, StageRecord, TrialResult, TrialState
+from prunegpt.store.rows import AttemptRow, CurveRow, StageRow, SweepRow
+from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
+
+MEASURED = "perplexity"  # the curve, and with a slash the prefix of curves, that depends on the evaluation key
+
+
+def sweeps(connection: Connection) -> list[SweepRow]:
+    """All sweeps, in the order they were first run."""
+    counts: dict[int, dict[TrialState, int]] = defaultdict(dict)
+    shown = trial.c.shown & ~trial.c.implicit
+    query = select(trial.c.sweep_id, trial.c.state, func.count().label("trials"))
+    for row in connection.execute(query.where(shown).group_by(trial.c.sweep_id, trial.c.state)):
+        counts[row.sweep_id][cast(TrialState, row.state)] = row.trials
+    return [
+        SweepRow(
+            id=row.id,
+            name=row.name,
+            title=row.title,
+            source=row.source,
+            spec=json.loads(row.spec),
+            tables=tuple(json.loads(row.tables)),
+            unchecked=tuple(json.loads(row.unchecked)),
+            created=row.created,
+            updated=row.updated,
+            states=counts[row.id],
+        )
+        for row in connection.execute(select(sweep).order_by(sweep.c.id))
+    ]
+
+
+def results(connection: Connection, *where: Any, shown: bool | None = None) -> list[TrialResult]:
+    """Trials that meet the conditions, in spec order, each with the stages of the attempt that got furthest.
+
+    Attempts of an earlier configuration of a trial do not count.
+    """
+    conditions = [*where, *([] if shown is None else [trial.c.shown == shown])]
+    trials = connection.execute(
+        select(trial, sweep.c.name.label("sweep_name"))
+        .join(sweep, sweep.c.id == trial.c.sweep_id)
+        .where(*conditions)
+        .order_by(trial.c.sweep_id, trial.c.position, trial.c.id)
+    ).all()
+    same = and_(attempt.c.key == trial.c.key, attempt.c.evaluation_key == trial.c.evaluation_key)
+    tried: dict[int, list[Row[Any]]] = defaultdict(list)
+    columns = (attempt.c.id, attempt.c.trial_id, attempt.c.folder, attempt.c.state, attempt.c.reason, attempt.c.error)
+    times = (attempt.c.started, attempt.c.ended)
+    for row in connection.execute(
+        _of_trials(select(*columns, *times), conditions).where(same).order_by(attempt.c.trial_id, attempt.c.number)
+    ):
+        tried[row.trial_id].append(row)
+    records: dict[int, list[str]] = defaultdict(list)
+    query = select(attempt_stage.c.attempt_id, attempt_stage.c.record).join(
+        attempt, attempt.c.id == attempt_stage.c.attempt_id
+    )
+    query = query.join(trial, trial.c.id == attempt.c.trial_id).join(sweep, sweep.c.id == trial.c.sweep_id)
+    for row in connection.execute(
+        query.where(*conditions, same).order_by(attempt_stage.c.attempt_id, attempt_stage.c.position)
+    ):
+        records[row.attempt_id].append(row.record)
+    with _without_collector():
+        parsed: dict[str, StageRecord] = {}  # trials share stages, so records repeat
+        return [_result(row, tried[row.id], records, parsed) for row in trials]
+
+
+def result(connection: Connection, reference: int | str) -> TrialResult:
+    """One trial, by id or as SWEEP/TRIAL.
+
+    Raises:
+        StoreError: there is none.
+    """
+    if isinstance(reference, int):
+        found = results(connection, trial.c.id == reference)
+        if not found:
+            raise StoreError(f"the store has no trial {reference}. `prunegpt sweep status` lists the trials there are.")
+        return found[0]
+    sweep_name, slash, name = reference.partition("/")
+    if not slash:
+        raise StoreError(f"a trial is named SWEEP/TRIAL, but got {reference!r}.")
+    sweep_id = find_sweep(connection, sweep_name)
+    found = results(connection, trial.c.sweep_id == sweep_id, trial.c.name == name)
+    if not found:
+        names = connection.execute(select(trial.c.name).where(trial.c.sweep_id == sweep_id)).scalars()
+        raise StoreError(unknown(f"trial of {sweep_name}", name, names))
+    return found[0]
+
+
+def find_sweep(connection: Connection, name: str) -> int:
+    """The id of a sweep.
+
+    Raises:
+        StoreError: there is none of that name; the nearest ones are listed.
+    """
+    found = connection.execute(select(sweep.c.id).where(sweep.c.name == name)).scalar()
+    if found is None:
+        raise StoreError(unknown("sweep", name, connection.execute(select(sweep.c.name)).scalars()))
+    return cast(int, found)
+
+
+def attempts(connection: Connection, *where: Any) -> list[AttemptRow]:
+    """Attempts that meet the conditions, oldest first."""
+    query = select(attempt, trial.c.name.label("trial"), sweep.c.name.label("sweep"))
+    query = query.join(trial, trial.c.id == attempt.c.trial_id).join(sweep, sweep.c.id == trial.c.sweep_id)
+    return [
+        AttemptRow(
+            id=row.id,
+            sweep=row.sweep,
+            trial=row.trial,
+            number=row.number,
+            state=row.state,
+            reason=row.reason,
+            error=row.error,
+            trace=row.trace,
+            folder=row.folder,
+            chain=tuple(json.loads(row.chain)),
+            started=row.started,
+            ended=row.ended,
+            device=row.device,
+            versions=json.loads(row.versions),
+            offset=row.offset,
+        )
+        for row in connection.execute(query.where(*where).order_by(attempt.c.trial_id, attempt.c.number))
+    ]
+
+
+def stages(connection: Connection) -> list[StageRow]:
+    """Every stage that an attempt came through, oldest first."""
+    uses = (
+        select(attempt_stage.c.key, func.count().label("uses"))
+        .where(attempt_stage.c.cached)
+        .group_by(attempt_stage.c.key)
+        .subquery()
+    )
+    query = (
+        select(
+            stage,
+            func.coalesce(uses.c.uses, 0).label("uses"),
+            attempt.c.number,
+            trial.c.name.label("trial"),
+            sweep.c.name.label("sweep"),
+        )
+        .outerjoin(uses, uses.c.key == stage.c.key)
+        .outerjoin(attempt, attempt.c.id == stage.c.computed_by)
+        .outerjoin(trial, trial.c.id == attempt.c.trial_id)
+        .outerjoin(sweep, sweep.c.id == trial.c.sweep_id)
+        .order_by(stage.c.published, stage.c.key)
+    )
+    return [
+        StageRow(
+            key=row.key,
+            kind=row.kind,
+            computed_by=f"{row.sweep}/{row.trial}/attempt-{row.number}" if row.sweep is not None else None,
+            published=row.published,
+            computations=row.computations,
+            uses=row.uses,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def points(connection: Connection, trial_id: int, name: str | None = None, stage: int | None = None) -> list[Point]:
+    """The curves of a trial, by stage, name and step.
+
+    A stage has one set of curves, whoever computed it: those of a stage that this trial found published are there too.
+    Where attempts overlap at a step, the later one counts.
+    """
+    query = _curves(connection, trial_id, name, stage, point.c.step, point.c.epoch, point.c.value, point.c.time)
+    query = query.add_columns(point.c.tokens).join(point, point.c.curve_id == curve.c.id)
+    latest: dict[tuple[int, str, int], Row[Any]] = {}
+    for row in connection.execute(query.order_by(curve.c.attempt_id, point.c.step)):
+        latest[row.stage, row.name, row.step] = row
+    with _without_collector():
+        return [
+            Point.model_construct(
+                stage=row.stage,
+                step=row.step,
+                epoch=row.epoch,
+                name=row.name,
+                value=row.value,
+                time=row.time,
+                tokens=row.tokens,
+            )
+            for _, row in sorted(latest.items(), key=lambda item: item[0])
+        ]
+
+
+def curves(connection: Connection, trial_id: int) -> list[CurveRow]:
+    """Which curves `points` would give, by stage and name."""
+    query = _curves(connection, trial_id, None, None, func.count(point.c.step.distinct()), func.max(point.c.step))
+    query = query.join(point, point.c.curve_id == curve.c.id).group_by(curve.c.stage, curve.c.name)
+    return [CurveRow(*row) for row in connection.execute(query.order_by(curve.c.stage, curve.c.name))]
+
+
+def _curves(
+    connection: Connection, trial_id: int, name: str | None, stage: int | None, *columns: Any
+) -> Select[*tuple[Any, ...]]:
+    row = connection.execute(select(trial.c.plan, trial.c.evaluation_key).where(trial.c.id == trial_id)).one_or_none()
+    if row is None:
+        raise StoreError(f"the store has no trial {trial_id}. `prunegpt sweep status` lists the trials there are.")
+    chain = [one["key"] for one in json.loads(row.plan)["stages"]]
+    measured = or_(curve.c.name == MEASURED, curve.c.name.startswith(f"{MEASURED}/"))
+    query = (
+        select(curve.c.stage, curve.c.name, *columns)
+        .join(attempt, attempt.c.id == curve.c.attempt_id)
+        .where(curve.c.stage_key.in_(chain), or_(~measured, attempt.c.evaluation_key == row.evaluation_key))
+    )
+    if name is not None:
+        query = query.where(curve.c.name == name)
+    if stage is not None:
+        query = query.where(curve.c.stage == stage)
+    return query
+
+
+def _of_trials(query: Any, conditions: Sequence[Any]) -> Any:
+    query = query.join(trial, trial.c.id == attempt.c.trial_id).join(sweep, sweep.c.id == trial.c.sweep_id)
+    return query.where(*conditions)
+
+
+def _result(
+    row: Row[Any], tried: Sequence[Row[Any]], stages: dict[int, list[str]], parsed: dict[str, StageRecord]
+) -> TrialResult:
+    plan = from_json(row.plan)
+    furthest: list[str] = []
+    for one in tried:  # later ones win a draw
+        if len(stages.get(one.id, ())) >= len(furthest):
+            furthest = stages.get(one.id, [])
+    for text in furthest:
+        if text not in parsed:
+            parsed[text] = StageRecord.model_validate_json(text)
+    executed = [one for one in tried if one.folder]
+    last = tried[-1] if tried else None
+    failed = last is not None and last.state in ("failed", "diverged", "stopped")
+    return TrialResult(
+        id=row.id,
+        sweep=row.sweep_name,
+        name=row.name,
+        group=row.group,
+        seed=row.seed,
+        label=row.label,
+        order=row.position,
+        implicit=row.implicit,
+        shown=row.shown,
+        state=row.state,
+        key=row.key,
+        evaluation_key=row.evaluation_key,
+        swept=plan["swept"],
+        config=plan["config"],
+        plan=plan,
+        stages=tuple(parsed[text] for text in furthest),
+        attempts=len(executed),
+        reason=last.reason if last is not None and failed else "",
+        error=last.error if last is not None and failed else "",
+        folder=executed[-1].folder if executed else "",
+        started=last.started if last else None,
+        ended=last.ended if last else None,
+    )
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Building many objects that stay makes the cyclic collector walk them again and again: four times slower."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,88 @@
+"""What the store hands out beside `records.TrialResult`: frozen rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunegpt.records import TrialState
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """A sweep and how far it is."""
+
+    id: int
+    name: str
+    title: str
+    source: str | None  # the spec's file
+    spec: Mapping[str, Any]
+    tables: tuple[Mapping[str, Any], ...]  # each a TableSpec, as JSON
+    unchecked: tuple[str, ...]
+    created: float  # seconds since the epoch
+    updated: float
+    states: Mapping[TrialState, int]  # trials that are shown and not implicit, by state
+
+    @property
+    def trials(self) -> int:
+        return sum(self.states.values())
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """What the coordinator needs to know of a trial."""
+
+    id: int
+    name: str
+    state: TrialState
+
+
+@dataclass(frozen=True)
+class StartedAttempt:
+    """A new attempt and where it shall lie."""
+
+    id: int
+    number: int
+    folder: str  # below the root
+
+
+@dataclass(frozen=True)
+class AttemptRow:
+    """One attempt of a trial."""
+
+    id: int
+    sweep: str
+    trial: str
+    number: int
+    state: str
+    reason: str
+    error: str
+    trace: str
+    folder: str  # below the root; empty where no worker ran
+    chain: tuple[str, ...]  # the stage keys the trial had then
+    started: float
+    ended: float | None
+    device: str
+    versions: Mapping[str, str]
+    offset: int  # bytes of points.jsonl that are stored
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage that some attempt asked for."""
+
+    key: str
+    kind: str
+    computed_by: str | None  # SWEEP/TRIAL/attempt-N; None: outside this database
+    published: float
+    computations: int  # attempts that computed it to the end
+    uses: int  # attempts that found it published
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One curve of a trial."""
+
+    stage: int  # position in the chain
+    name: str
+    points: int
+    last_step: int

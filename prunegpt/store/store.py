@@ -1,0 +1,205 @@
+"""The store: one object over the database of a root."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from prunegpt.errors import StoreError
+from prunegpt.records import AttemptRecord, Point, StageRecord, TrialResult, TrialState
+from prunegpt.root import Root
+from prunegpt.store import read, write
+from prunegpt.store.engine import open_engine, writer
+from prunegpt.store.migrate import prepare
+from prunegpt.store.rows import AttemptRow, CurveRow, StageRow, StartedAttempt, SweepRow, TrialRow
+from prunegpt.store.schema import attempt, trial
+
+if TYPE_CHECKING:
+    from prunegpt.spec.plan import SweepPlan
+    from prunegpt.spec.schema import TableSpec
+
+_COORDINATOR = 5_108_437_002  # PostgreSQL's advisory lock of the one coordinator of a database
+
+
+class Store:
+    """What was planned, tried and measured. The coordinator writes; anybody may read at the same time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writer = writer(engine)
+        self._curves: dict[int, write.CurveIds] = {}  # of attempts that are being followed
+
+    @classmethod
+    def open(cls, where: Root | str, *, create: bool = True) -> "Store":
+        """Opens the database of a root (SQLite), or the one a URL names.
+
+        Args:
+            where: a root, or postgresql://USER@HOST/DATABASE.
+            create: make it where there is none; commands that only look say False.
+
+        Raises:
+            StoreError: there is none and `create` is False, it cannot be reached, or a newer PruneGPT wrote it.
+        """
+        engine = open_engine(where, create)
+        try:
+            prepare(engine)
+        except DBAPIError as error:
+            engine.dispose()
+            raise StoreError(
+                f"the database {engine.url.render_as_string()} cannot be opened: {str(error.orig).strip()}. "
+                f"Check that it is a PruneGPT database and that you may read and write it."
+            ) from error
+        except StoreError:
+            engine.dispose()
+            raise
+        return cls(engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Writes: the coordinator's.
+
+    def save_sweep(self, plan: "SweepPlan") -> dict[str, TrialRow]:
+        """Writes a plan over what is known of its sweep; gives its trials, in spec order.
+
+        Trials gone from the spec keep their rows and are no longer shown. A trial keeps its state where its key and
+        evaluation key are unchanged, and waits again where they are not.
+        """
+        with self._writer.begin() as connection:
+            return write.save_sweep(connection, plan)
+
+    def start_attempt(self, trial_id: int, *, at_least: int = 1) -> StartedAttempt:
+        """A new attempt of a trial, numbered after the last one and from `at_least` on."""
+        with self._writer.begin() as connection:
+            return write.start_attempt(connection, trial_id, at_least)
+
+    def add_points(self, attempt_id: int, points: Iterable[Point], *, offset: int | None = None) -> None:
+        """Stores points of an attempt, all or none; one at the same stage, step and name is replaced.
+
+        Args:
+            offset: bytes of points.jsonl that are stored with these, for whoever goes on after a crash.
+        """
+        known = dict(self._curves.get(attempt_id, {}))
+        with self._writer.begin() as connection:
+            write.add_points(connection, attempt_id, points, offset, known)
+        self._curves[attempt_id] = known
+
+    def record_stage(self, record: StageRecord, attempt_id: int) -> None:
+        """Notes that an attempt came through a stage; `record.cached` says whether somebody else computed it."""
+        with self._writer.begin() as connection:
+            write.record_stage(connection, record, attempt_id)
+
+    def finish_attempt(self, record: AttemptRecord, *, state: TrialState | None = None) -> None:
+        """Stores how an attempt ended.
+
+        Args:
+            state: the trial's state from now on, where it is not the attempt's: `waiting` when it shall run again.
+        """
+        with self._writer.begin() as connection:
+            write.finish_attempt(connection, record, state)
+        self._curves.clear()
+
+    def conclude(
+        self, trial_id: int, state: TrialState, *, reason: str, error: str = "", stages: Sequence[StageRecord] = ()
+    ) -> None:
+        """Ends a trial that needed no worker, or can never get one."""
+        with self._writer.begin() as connection:
+            write.conclude(connection, trial_id, state, reason, error, stages)
+
+    @contextmanager
+    def sole_writer(self) -> Iterator[bool]:
+        """Whether this process may coordinate; on PostgreSQL one a database may, while the block lasts.
+
+        On SQLite the lock of the root says so, and this is always true.
+        """
+        if self._engine.dialect.name != "postgresql":
+            yield True
+            return
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            asked = {"number": _COORDINATOR}
+            held = bool(connection.execute(text("SELECT pg_try_advisory_lock(:number)"), asked).scalar())
+            try:
+                yield held
+            finally:
+                if held:
+                    connection.execute(text("SELECT pg_advisory_unlock(:number)"), asked)
+
+    # Reads: anybody's.
+
+    def sweeps(self) -> list[SweepRow]:
+        """All sweeps, in the order they were first run."""
+        with self._reading() as connection:
+            return read.sweeps(connection)
+
+    def sweep(self, name: str) -> SweepRow:
+        """One sweep. Raises StoreError with the nearest names where there is none."""
+        with self._reading() as connection:
+            found = read.find_sweep(connection, name)
+            return next(row for row in read.sweeps(connection) if row.id == found)
+
+    def tables(self, name: str) -> tuple["TableSpec", ...]:
+        """The tables that a sweep's spec asks for."""
+        from prunegpt.spec.schema import TableSpec
+
+        return tuple(TableSpec.model_validate(table) for table in self.sweep(name).tables)
+
+    def results(self, name: str, *, shown: bool | None = True) -> list[TrialResult]:
+        """The trials of a sweep, in spec order.
+
+        Args:
+            shown: True: those of the spec; False: those that have gone from it; None: both.
+        """
+        with self._reading() as connection:
+            return read.results(connection, trial.c.sweep_id == read.find_sweep(connection, name), shown=shown)
+
+    def result(self, reference: int | str) -> TrialResult:
+        """One trial, by id or as SWEEP/TRIAL. Raises StoreError with the nearest names where there is none."""
+        with self._reading() as connection:
+            return read.result(connection, reference)
+
+    def attempts(self, reference: int | str) -> list[AttemptRow]:
+        """All attempts of a trial, oldest first, those of earlier configurations included."""
+        with self._reading() as connection:
+            return read.attempts(connection, trial.c.id == self._trial_id(connection, reference))
+
+    def running_attempts(self) -> list[AttemptRow]:
+        """Attempts that were started and not finished, of all sweeps."""
+        with self._reading() as connection:
+            return read.attempts(connection, attempt.c.state == "running")
+
+    def stages(self) -> list[StageRow]:
+        """Every stage that an attempt came through, oldest first."""
+        with self._reading() as connection:
+            return read.stages(connection)
+
+    def points(self, reference: int | str, name: str | None = None, *, stage: int | None = None) -> list[Point]:
+        """The curves of a trial, or the one of that name or stage, by stage, name and step.
+
+        Later attempts override earlier ones at a step. Curves of a stage that another trial computed are there too.
+        """
+        with self._reading() as connection:
+            return read.points(connection, self._trial_id(connection, reference), name, stage)
+
+    def curves(self, reference: int | str) -> list[CurveRow]:
+        """Which curves a trial has, by stage and name."""
+        with self._reading() as connection:
+            return read.curves(connection, self._trial_id(connection, reference))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            yield connection
+
+    def _trial_id(self, connection: Connection, reference: int | str) -> int:
+        return reference if isinstance(reference, int) else read.result(connection, reference).id

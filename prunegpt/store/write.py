@@ -1,0 +1,277 @@
+"""Statements that change the database, each on a connection inside a transaction. Only the coordinator calls them."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import Connection, Executable, Table, case, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from prunegpt.errors import StoreError
+from prunegpt.records import AttemptRecord, Point, StageRecord, TrialState
+from prunegpt.store.rows import StartedAttempt, TrialRow
+from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
+
+if TYPE_CHECKING:
+    from prunegpt.spec.plan import SweepPlan
+
+CurveIds = dict[tuple[int, str], int]  # (position in the chain, name) -> curve.id
+
+
+def save_sweep(connection: Connection, plan: "SweepPlan") -> dict[str, TrialRow]:
+    """Writes a plan over what the database holds of that sweep.
+
+    A trial whose key and evaluation key are the old ones keeps its state; one whose keys changed waits again; one that
+    is gone keeps its row and is no longer shown.
+    """
+    now = time.time()
+    values = {
+        "title": plan.title,
+        "source": plan.source,
+        "spec": _json(plan.model_dump(mode="json", include={"spec"})["spec"]),
+        "tables": _json(plan.model_dump(mode="json", include={"tables"})["tables"]),
+        "unchecked": _json(list(plan.unchecked)),
+        "updated": now,
+    }
+    connection.execute(_upsert(connection, sweep, ["name"], values), {"name": plan.name, "created": now, **values})
+    sweep_id = connection.execute(select(sweep.c.id).where(sweep.c.name == plan.name)).scalar_one()
+    connection.execute(update(trial).where(trial.c.sweep_id == sweep_id).values(shown=False))
+    rows = [
+        {
+            "sweep_id": sweep_id,
+            "name": one.name,
+            "group": one.group,
+            "seed": one.seed,
+            "label": one.label,
+            "position": one.order,
+            "implicit": one.implicit,
+            "shown": True,
+            "state": "waiting",
+            "key": one.key,
+            "evaluation_key": one.evaluation_key,
+            "plan": one.model_dump_json(),
+        }
+        for one in plan.trials
+    ]
+    if rows:
+        replaced = [name for name in rows[0] if name not in ("sweep_id", "name")]
+        connection.execute(_upsert(connection, trial, ["sweep_id", "name"], replaced, keep_state=True), rows)
+    return trial_rows(connection, sweep_id)
+
+
+def trial_rows(connection: Connection, sweep_id: int) -> dict[str, TrialRow]:
+    """The trials of a sweep that are shown, in spec order."""
+    query = (
+        select(trial.c.id, trial.c.name, trial.c.state)
+        .where(trial.c.sweep_id == sweep_id, trial.c.shown)
+        .order_by(trial.c.position, trial.c.id)
+    )
+    return {row.name: TrialRow(row.id, row.name, row.state) for row in connection.execute(query)}
+
+
+def start_attempt(connection: Connection, trial_id: int, at_least: int = 1) -> StartedAttempt:
+    """A new attempt of a trial, which is running from now on.
+
+    Args:
+        at_least: the smallest number it may get, above those of folders that are on disk.
+    """
+    row = connection.execute(
+        select(trial.c.name, trial.c.plan, sweep.c.name.label("sweep"))
+        .join(sweep, sweep.c.id == trial.c.sweep_id)
+        .where(trial.c.id == trial_id)
+    ).one_or_none()
+    if row is None:
+        raise StoreError(f"an attempt must belong to a trial, but the store has no trial {trial_id}.")
+    last = connection.execute(select(func.max(attempt.c.number)).where(attempt.c.trial_id == trial_id)).scalar() or 0
+    number = max(last + 1, at_least)
+    folder = f"trials/{row.sweep}/{row.name}/attempt-{number}"
+    attempt_id = _insert_attempt(connection, trial_id, row.plan, number, folder, "running", time.time())
+    connection.execute(update(trial).where(trial.c.id == trial_id).values(state="running"))
+    return StartedAttempt(attempt_id, number, folder)
+
+
+def conclude(
+    connection: Connection,
+    trial_id: int,
+    state: TrialState,
+    reason: str,
+    error: str = "",
+    stages: Sequence[StageRecord] = (),
+) -> None:
+    """Ends a trial that no worker ran: all of it was published already, or it can never start.
+
+    It is kept as an attempt without a folder, so that what the trial came to lies where it always lies.
+    """
+    plan = connection.execute(select(trial.c.plan).where(trial.c.id == trial_id)).scalar_one()
+    last = connection.execute(select(func.max(attempt.c.number)).where(attempt.c.trial_id == trial_id)).scalar() or 0
+    now = time.time()
+    attempt_id = _insert_attempt(connection, trial_id, plan, last + 1, "", state, now)
+    connection.execute(update(attempt).where(attempt.c.id == attempt_id).values(reason=reason, error=error, ended=now))
+    for record in stages:
+        record_stage(connection, record, attempt_id)
+    connection.execute(update(trial).where(trial.c.id == trial_id).values(state=state))
+
+
+def add_points(
+    connection: Connection, attempt_id: int, points: Iterable[Point], offset: int | None, curves: CurveIds
+) -> None:
+    """Stores points; one that is there already is replaced.
+
+    Args:
+        offset: bytes of points.jsonl that are stored with these.
+        curves: the curves of this attempt known so far; new ones are added to it.
+    """
+    chain: list[str] | None = None
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for one in points:
+        curve_id = curves.get((one.stage, one.name))
+        if curve_id is None:
+            if chain is None:
+                text = connection.execute(select(attempt.c.chain).where(attempt.c.id == attempt_id)).scalar_one()
+                chain = cast("list[str]", json.loads(text))
+            curve_id = _curve(connection, attempt_id, one, chain)
+            curves[one.stage, one.name] = curve_id
+        rows[curve_id, one.step] = {
+            "curve_id": curve_id,
+            "step": one.step,
+            "epoch": one.epoch,
+            "value": one.value,
+            "time": one.time,
+            "tokens": one.tokens,
+        }
+    if rows:
+        replaced = ["epoch", "value", "time", "tokens"]
+        connection.execute(_upsert(connection, point, ["curve_id", "step"], replaced), list(rows.values()))
+    if offset is not None:
+        connection.execute(update(attempt).where(attempt.c.id == attempt_id).values(offset=offset))
+
+
+def record_stage(connection: Connection, record: StageRecord, attempt_id: int) -> None:
+    """Notes that an attempt has come through a stage, and who computed that stage.
+
+    Telling it twice changes nothing; what is told last counts.
+    """
+    values = {"key": record.key, "cached": record.cached, "record": record.model_dump_json()}
+    connection.execute(
+        _upsert(connection, attempt_stage, ["attempt_id", "position"], values),
+        {"attempt_id": attempt_id, "position": record.index, **values},
+    )
+    own = stage.c.computed_by == attempt_id
+    known = connection.execute(select(stage.c.computed_by).where(stage.c.key == record.key)).one_or_none()
+    if known is None:
+        connection.execute(
+            _insert(connection, stage).on_conflict_do_nothing(),
+            {
+                "key": record.key,
+                "kind": record.kind,
+                "computed_by": None if record.cached else attempt_id,
+                "published": time.time(),
+                "computations": 0 if record.cached else 1,
+            },
+        )
+    elif record.cached:
+        connection.execute(update(stage).where(stage.c.key == record.key, own).values(computed_by=None))
+    else:
+        connection.execute(
+            update(stage)
+            .where(stage.c.key == record.key, or_(stage.c.computed_by.is_(None), ~own))
+            .values(computed_by=attempt_id, computations=stage.c.computations + 1)
+        )
+
+
+def finish_attempt(connection: Connection, record: AttemptRecord, state: TrialState | None = None) -> None:
+    """Stores how an attempt ended; its trial takes that state, or `state` where given.
+
+    A trial whose configuration has changed since the attempt began keeps its own state.
+    """
+    row = connection.execute(
+        select(attempt.c.id, attempt.c.trial_id, attempt.c.key, attempt.c.evaluation_key)
+        .join(trial, trial.c.id == attempt.c.trial_id)
+        .join(sweep, sweep.c.id == trial.c.sweep_id)
+        .where(sweep.c.name == record.sweep, trial.c.name == record.trial, attempt.c.number == record.attempt)
+    ).one_or_none()
+    if row is None:
+        raise StoreError(
+            f"a record must belong to an attempt, but the store has no attempt {record.attempt} "
+            f"of {record.sweep}/{record.trial}."
+        )
+    values = {
+        "state": record.state,
+        "reason": record.reason,
+        "error": record.error,
+        "trace": record.trace,
+        "ended": record.ended or time.time(),
+        "device": record.device,
+        "versions": _json(dict(record.versions)),
+    }
+    connection.execute(update(attempt).where(attempt.c.id == row.id).values(values))
+    for stage_record in record.stages:
+        record_stage(connection, stage_record, row.id)
+    connection.execute(
+        update(trial)
+        .where(
+            trial.c.id == row.trial_id,
+            trial.c.key == row.key,
+            trial.c.evaluation_key == row.evaluation_key,
+        )
+        .values(state=state or record.state)
+    )
+
+
+def _insert_attempt(
+    connection: Connection, trial_id: int, plan: str, number: int, folder: str, state: str, started: float
+) -> int:
+    parsed = json.loads(plan)
+    chain = [one["key"] for one in parsed["stages"]]
+    statement = attempt.insert().returning(attempt.c.id)
+    values = {
+        "trial_id": trial_id,
+        "number": number,
+        "folder": folder,
+        "chain": _json(chain),
+        "key": chain[-1],
+        "evaluation_key": parsed["evaluation_key"],
+        "state": state,
+        "reason": "",
+        "error": "",
+        "trace": "",
+        "started": started,
+        "device": "",
+        "versions": "{}",
+        "offset": 0,
+    }
+    return cast(int, connection.execute(statement, values).scalar_one())
+
+
+def _curve(connection: Connection, attempt_id: int, one: Point, chain: Sequence[str]) -> int:
+    known = select(curve.c.id).where(
+        curve.c.attempt_id == attempt_id, curve.c.stage == one.stage, curve.c.name == one.name
+    )
+    found = connection.execute(known).scalar()
+    if found is not None:
+        return cast(int, found)
+    key = chain[one.stage] if 0 <= one.stage < len(chain) else ""
+    values = {"attempt_id": attempt_id, "stage": one.stage, "stage_key": key, "name": one.name}
+    return cast(int, connection.execute(curve.insert().returning(curve.c.id), values).scalar_one())
+
+
+def _insert(connection: Connection, table: Table) -> Any:
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def _upsert(
+    connection: Connection, table: Table, keys: list[str], replaced: Iterable[str], keep_state: bool = False
+) -> Executable:
+    """INSERT, or replace these columns where the keys are there; `keep_state`: only a changed configuration waits."""
+    statement = _insert(connection, table)
+    new: dict[str, Any] = {name: statement.excluded[name] for name in replaced}
+    if keep_state:
+        excluded = statement.excluded
+        same = (table.c.key == excluded.key) & (table.c.evaluation_key == excluded.evaluation_key)
+        new["state"] = case((same, table.c.state), else_=excluded.state)
+    return cast(Executable, statement.on_conflict_do_update(index_elements=keys, set_=new))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
