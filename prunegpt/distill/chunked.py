@@ -1,0 +1,295 @@
+"""Cross-entropy and distillation together, a chunk of tokens at a time.
+
+    total = (1 - hardness) CE + hardness KD
+
+CE and KD are sums over the same tokens (those whose label is not -100) divided by the same number. Logits exist for
+one chunk only, of the student as of the teacher: beside the model this needs the gradient of the output matrix, which
+any training needs, and a few chunks. The gradients are computed together with the loss, while the chunk's logits are at
+hand: recomputing them in the backward pass would cost two more products with the output matrix.
+
+With `hardness` 0 and no teacher this is a lean cross-entropy. It sums in another order than `transformers` does; who
+needs its loss bit for bit calls the model with labels instead (see `objective.py`, which decides).
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from prunegpt.distill.head import Head
+from prunegpt.distill.losses.base import DistillationLoss
+from prunegpt.distill.losses.classes import class_divergence, class_value_and_gradient
+from prunegpt.distill.targets import IGNORE, HiddenTargets, Targets, TopKTargets
+from prunegpt.errors import DistillationError
+
+CHUNK_BYTES = {"cpu": 24 * 2**20}  # of one float32 array [chunk, vocab]: what the last cache of a processor holds
+CHUNK_BYTES_ELSEWHERE = 256 * 2**20  # an accelerator wants rows enough to be busy
+CHUNK_ROWS = 64  # below this the products with the output matrix wait for memory
+
+
+class ChunkedLosses(NamedTuple):
+    """`total` can be differentiated; `ce` and `kd`, in nats a token (KD times T²), carry no gradient."""
+
+    total: Tensor
+    ce: Tensor
+    kd: Tensor
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def chunked_losses(
+    student_hidden: Tensor,
+    student_head: Head,
+    labels: Tensor,
+    teacher: Targets | None = None,
+    *,
+    loss: DistillationLoss | None = None,
+    hardness: float = 0.0,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+    denominator: Tensor | float | None = None,
+    vocabulary: int | None = None,
+) -> ChunkedLosses:
+    """The blend (1 - hardness) CE + hardness KD over the tokens whose label is not -100.
+
+    Under autocast all products run in its dtype, else each model's in its own; softmax and sums run in float32
+    always (float64 stays float64). A call is a graph break for torch.compile; compile the body of the model
+    (`model.base_model.compile()`), which is all that profits. `backward()` works once.
+
+    Args:
+        student_hidden: [tokens, width], what the student's output layer is applied to.
+        student_head: its output layer.
+        labels: [tokens], already shifted (`targets.shift_labels`).
+        teacher: what the student is to match at the same positions. Not looked at where `hardness` is 0.
+        loss: the divergence.
+        hardness: the weight of KD, 0 to 1.
+        temperature: divides both logits in KD; above 0.
+        chunk_tokens: rows of logits that exist at a time. None takes as many as make 24 MiB in float32 on a CPU and
+            256 MiB elsewhere, at least 64.
+        denominator: what both sums are divided by: the number of labels in all micro-batches of an optimizer step.
+            None: the number of labels that are not -100 here (1 where there are none).
+        vocabulary: KD looks at the tokens below this id only, where one head has more rows for padding.
+
+    Raises:
+        DistillationError: `hardness` or `temperature` out of range, no teacher where one is needed, or shapes that
+            do not fit.
+    """
+    _check(student_hidden, student_head, labels, hardness, temperature)
+    if hardness == 0:
+        teacher = None
+    elif teacher is None or loss is None:
+        raise DistillationError(
+            f"hardness {hardness} needs a teacher and a loss, but got no {'teacher' if teacher is None else 'loss'}. "
+            f"Give both, or set hardness to 0."
+        )
+    else:
+        teacher.check(student_head, vocabulary)
+        if teacher.tokens != student_hidden.shape[0]:
+            raise DistillationError(
+                f"student and teacher must cover the same positions, but they have {student_hidden.shape[0]} and "
+                f"{teacher.tokens} tokens."
+            )
+    dtype = _product_dtype(student_hidden)
+    if isinstance(teacher, HiddenTargets) and torch.is_autocast_enabled(student_hidden.device.type):
+        teacher = teacher.cast(dtype)
+    kept = (labels != IGNORE).nonzero().squeeze(-1)  # [kept]
+    count = max(kept.numel(), 1) if denominator is None else denominator
+    plan = _Plan(
+        scale=student_head.scale,
+        softcap=student_head.softcap,
+        teacher=teacher,
+        loss=loss,
+        hardness=hardness,
+        temperature=temperature,
+        chunk=chunk_tokens or _chunk_rows(student_head.weight),
+        vocabulary=vocabulary or student_head.weight.shape[0],
+        dtype=dtype,
+        differentiate=torch.is_grad_enabled(),
+    )
+    inputs = (student_hidden, student_head.weight, student_head.bias, labels, kept, count, plan)
+    return ChunkedLosses(*_Chunked.apply(*inputs))  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What stays the same from chunk to chunk."""
+
+    scale: float
+    softcap: float | None
+    teacher: Targets | None
+    loss: DistillationLoss | None
+    hardness: float
+    temperature: float
+    chunk: int
+    vocabulary: int
+    dtype: torch.dtype
+    differentiate: bool
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        kept: Tensor,
+        count: Tensor | float,
+        plan: _Plan,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = [plan.differentiate and needed for needed in ctx.needs_input_grad[:3]]
+        with torch.autocast(hidden.device.type, enabled=False):
+            ce, kd, gradients = _run(hidden, weight, bias, labels, kept, plan, wanted)
+        ctx.gradients, ctx.count, ctx.kept, ctx.tokens = gradients, count, kept, hidden.shape[0]
+        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype if bias is not None else None
+        ce, kd = ce / count, kd / count
+        ctx.mark_non_differentiable(ce, kd)
+        return (1 - plan.hardness) * ce + plan.hardness * kd, ce, kd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise DistillationError(
+                "the gradients of a chunked loss are handed out once, but backward() ran a second time. "
+                "Compute the loss again instead of retaining its graph."
+            )
+        # With no other reference to these arrays, autograd keeps them as .grad instead of copying them.
+        (rows, by_weight, by_bias), ctx.gradients = ctx.gradients, None
+        factor = grad_total / ctx.count
+        by_hidden = None
+        if rows is not None:
+            by_hidden = rows.new_zeros(ctx.tokens, rows.shape[1], dtype=ctx.dtypes[0])  # [tokens, width]
+            by_hidden.index_copy_(0, ctx.kept, rows.mul_(factor).to(ctx.dtypes[0]))
+        if by_weight is not None:
+            by_weight = by_weight.mul_(factor).to(ctx.dtypes[1])  # [vocab, width]
+        if by_bias is not None:
+            by_bias = by_bias.mul_(factor).to(ctx.dtypes[2])  # [vocab]
+        return by_hidden, by_weight, by_bias, None, None, None, None
+
+
+def _run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    kept: Tensor,
+    plan: _Plan,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Sums of CE and KD over the kept tokens, and the gradients of their blend.
+
+    Gradients stay sums, in float32, until `backward` scales them: divided by the number of tokens they would underflow
+    in float16.
+    """
+    exact = torch.float64 if plan.dtype == torch.float64 else torch.float32
+    hidden, labels = hidden[kept].to(plan.dtype), labels[kept]  # [kept, width], [kept]
+    weight = weight.to(plan.dtype)  # [vocab, width]
+    head = Head(weight, bias, plan.scale, plan.softcap)
+    by_hidden = torch.empty_like(hidden, dtype=exact) if wanted[0] else None  # [kept, width]
+    by_weight = torch.empty_like(weight, dtype=exact) if wanted[1] else None  # [vocab, width]
+    by_bias = torch.zeros_like(weight[:, 0], dtype=exact) if wanted[2] else None  # [vocab]
+    if by_weight is not None and not kept.numel():
+        by_weight.zero_()
+    ce = kd = torch.zeros((), dtype=exact, device=hidden.device)
+    for start in range(0, kept.numel(), plan.chunk):
+        rows = slice(start, start + plan.chunk)
+        logits = head.logits(hidden[rows]).to(exact)  # [chunk, vocab]
+        teacher = plan.teacher[kept[rows]] if plan.teacher is not None else None
+        chunk_ce, chunk_kd, slope = _chunk(logits, labels[rows], teacher, plan, differentiate=any(wanted))
+        ce, kd = ce + chunk_ce, kd + chunk_kd
+        if slope is None:
+            continue
+        if by_bias is not None:
+            by_bias += slope.sum(0)
+        slope = slope.to(plan.dtype)  # [chunk, vocab]
+        if by_hidden is not None:
+            by_hidden[rows] = slope @ weight
+        if by_weight is not None:
+            _add_product(by_weight, slope.t(), hidden[rows], fresh=start == 0)
+    return ce, kd, (by_hidden, by_weight, by_bias)
+
+
+def _chunk(
+    logits: Tensor, labels: Tensor, teacher: Targets | None, plan: _Plan, *, differentiate: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sums of CE and KD over one chunk; derivative [chunk, vocab] of their blend by the logits before scale and cap.
+
+    `logits` may be overwritten.
+    """
+    log_probabilities = torch.log_softmax(logits, dim=-1)  # [chunk, vocab]
+    column = labels.unsqueeze(-1)  # [chunk, 1]
+    ce = -log_probabilities.gather(-1, column).sum()
+    kd = torch.zeros_like(ce)
+    if not differentiate:
+        if teacher is not None:
+            kd = _divergence(logits[:, : plan.vocabulary], teacher, plan).sum()
+        return ce, kd, None
+    slope = log_probabilities.exp_()  # [chunk, vocab]
+    slope.scatter_add_(-1, column, torch.full_like(column, -1, dtype=slope.dtype))
+    inner = _inner_slope(logits, plan)
+    if teacher is not None:
+        values, by_logits = _divergence_and_slope(logits[:, : plan.vocabulary], teacher, plan)
+        kd = values.sum()
+        slope.mul_(1 - plan.hardness)[:, : plan.vocabulary].add_(by_logits, alpha=plan.hardness)
+    return ce, kd, slope if inner is None else slope.mul_(inner)
+
+
+def _inner_slope(logits: Tensor, plan: _Plan) -> Tensor | float | None:
+    """The derivative of scale and cap at the (capped) logits; None where it is 1."""
+    if plan.softcap is not None:
+        return (1 - (logits / plan.softcap).square()).mul_(plan.scale)  # [chunk, vocab]
+    return plan.scale if plan.scale != 1.0 else None
+
+
+def _divergence(logits: Tensor, teacher: Targets, plan: _Plan) -> Tensor:
+    assert plan.loss is not None
+    if isinstance(teacher, TopKTargets):
+        classes = teacher.indices, teacher.log_probabilities
+        return class_divergence(logits, *classes, loss=plan.loss, temperature=plan.temperature)
+    target = teacher.head.logits(teacher.hidden)[:, : plan.vocabulary].to(logits.dtype)  # [chunk, vocabulary]
+    return plan.loss.divergence(logits, target, temperature=plan.temperature)
+
+
+def _divergence_and_slope(logits: Tensor, teacher: Targets, plan: _Plan) -> tuple[Tensor, Tensor]:
+    assert plan.loss is not None
+    if isinstance(teacher, TopKTargets):
+        classes = teacher.indices, teacher.log_probabilities
+        return class_value_and_gradient(logits, *classes, loss=plan.loss, temperature=plan.temperature)
+    target = teacher.head.logits(teacher.hidden)[:, : plan.vocabulary].to(logits.dtype)  # [chunk, vocabulary]
+    return plan.loss.value_and_gradient(logits, target, temperature=plan.temperature)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> None:
+    """total += left @ right, or total = left @ right where `fresh`, which spares filling it with zeros first."""
+    if total.dtype == left.dtype:
+        torch.addmm(total, left, right, beta=0 if fresh else 1, out=total)
+    elif fresh:
+        total.copy_(left @ right)
+    else:
+        total.add_(left @ right)
+
+
+def _chunk_rows(weight: Tensor) -> int:
+    size = CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES_ELSEWHERE)
+    return max(CHUNK_ROWS, size // (4 * weight.shape[0]))
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(hidden.device.type)
+    return hidden.dtype
+
+
+def _check(hidden: Tensor, head: Head, labels: Tensor, hardness: float, temperature: float) -> None:
+    if not 0 <= hardness <= 1:
+        raise DistillationError(f"hardness is the share of the teacher's term, 0 to 1, but got {hardness}.")
+    if not temperature > 0:
+        raise DistillationError(f"the temperature must be above 0, but got {temperature}. 1 leaves the logits alone.")
+    if hidden.ndim != 2 or labels.shape != hidden.shape[:1] or head.weight.shape[1] != hidden.shape[1]:
+        raise DistillationError(
+            f"hidden states [tokens, width], labels [tokens] and head [vocab, width] must agree, but got "
+            f"{list(hidden.shape)}, {list(labels.shape)} and {list(head.weight.shape)}. Flatten batch and length first."
+        )

@@ -1,0 +1,60 @@
+"""Jensen-Shannon divergence: bounded, and with `weight` between the two directions of KL.
+
+Agarwal et al. 2023 (GKD, arXiv 2306.13649, equation 1): T² (w KL(p || m) + (1 - w) KL(q || m)) with m = w p + (1 - w) q,
+p the teacher, q the student. At w = 1/2 it is symmetric and at most ln 2 (times T²).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from prunegpt.distill.losses.base import DistillationLoss, row_dot, scratch_log_softmax, tempered_log_softmax
+from prunegpt.errors import DistillationError
+
+
+def divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, weight: float = 0.5) -> Tensor:
+    """T² JS in nats a token: two arrays [tokens, vocab] give [tokens]. `weight` is the teacher's share of the mixture.
+
+    Raises:
+        DistillationError: `weight` is not strictly between 0 and 1.
+    """
+    _check(weight)
+    student = tempered_log_softmax(student_logits, temperature)  # [tokens, vocab]
+    teacher = tempered_log_softmax(teacher_logits, temperature)  # [tokens, vocab]
+    mixture = torch.logaddexp(teacher + math.log(weight), student + math.log1p(-weight))  # [tokens, vocab]
+    from_teacher = (teacher.exp() * (teacher - mixture)).sum(-1)  # [tokens]
+    from_student = (student.exp() * (student - mixture)).sum(-1)  # [tokens]
+    return temperature**2 * (weight * from_teacher + (1 - weight) * from_student)
+
+
+def gradient(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, weight: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """The divergence and its derivative T (1 - w) q (r - Σ q r), r = log q - log m, by the student's logits.
+
+    Raises:
+        DistillationError: `weight` is not strictly between 0 and 1.
+    """
+    _check(weight)
+    student = scratch_log_softmax(student_logits, temperature)  # [tokens, vocab]
+    teacher = scratch_log_softmax(teacher_logits, temperature)  # [tokens, vocab]
+    expected, probability = teacher.exp(), student.exp()  # [tokens, vocab] twice
+    mixture = torch.lerp(probability, expected, weight)  # [tokens, vocab]
+    mixture.clamp_(min=torch.finfo(mixture.dtype).tiny).log_()
+    from_teacher = row_dot(expected, teacher.sub_(mixture))  # [tokens]
+    ratio = student.sub_(mixture)  # [tokens, vocab]
+    from_student = row_dot(probability, ratio)  # [tokens]
+    slope = ratio.sub_(from_student.unsqueeze(-1)).mul_(probability).mul_(temperature * (1 - weight))  # [tokens, vocab]
+    return temperature**2 * (weight * from_teacher + (1 - weight) * from_student), slope
+
+
+def _check(weight: float) -> None:
+    if not 0 < weight < 1:
+        raise DistillationError(
+            f"the teacher's weight in the Jensen-Shannon mixture must lie strictly between 0 and 1, but got {weight}. "
+            f"For the limits use forward_kl (towards 0) or reverse_kl (towards 1)."
+        )
+
+
+JENSEN_SHANNON = DistillationLoss("jensen_shannon", divergence, gradient)

@@ -1,0 +1,92 @@
+"""What a student is to match: the labels, and a teacher that was run or read from a cache."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from prunegpt.distill.head import Head
+from prunegpt.errors import DistillationError
+
+IGNORE = -100  # the label of a position that predicts nothing
+
+
+def shift_labels(labels: Tensor) -> Tensor:
+    """Labels [batch, length] moved one to the left and flattened, [batch · length]: what each position has to predict.
+
+    The last position of a row predicts nothing and is ignored, so hidden states are used as they are, flattened.
+    """
+    return pad(labels, (0, 1), value=IGNORE)[:, 1:].flatten()  # [batch · length]
+
+
+@dataclass(frozen=True)
+class HiddenTargets:
+    """A teacher that was run: its final hidden states [tokens, width] and its output layer."""
+
+    hidden: Tensor
+    head: Head
+
+    @property
+    def tokens(self) -> int:
+        return self.hidden.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        return type(self)(self.hidden[rows].to(self.head.weight.dtype), self.head)
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """The same with the products in another dtype; the head's matrix is copied for it."""
+        return type(self)(self.hidden, replace(self.head, weight=self.head.weight.to(dtype)))
+
+    def check(self, student: Head, vocabulary: int | None) -> None:
+        """Raises DistillationError where the heads have different vocabularies, or `vocabulary` exceeds one of them."""
+        sizes = student.weight.shape[0], self.head.weight.shape[0]
+        if vocabulary is None and sizes[0] != sizes[1]:
+            raise DistillationError(
+                f"student and teacher must have the same vocabulary, but their heads have {sizes[0]} and {sizes[1]} "
+                f"rows. Where they differ by padding only, give the number of tokens they share as `vocabulary`."
+            )
+        if vocabulary is not None and vocabulary > min(sizes):
+            raise DistillationError(
+                f"the shared vocabulary must not exceed either head, but got {vocabulary} for heads of {sizes[0]} and "
+                f"{sizes[1]} rows."
+            )
+
+
+@dataclass(frozen=True)
+class TopKTargets:
+    """A teacher read from a cache.
+
+    Attributes:
+        indices: its k most probable tokens at each position, [tokens, k].
+        log_probabilities: of these, and last of all other tokens together, [tokens, k + 1], at the temperature of the
+            loss.
+    """
+
+    indices: Tensor
+    log_probabilities: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.indices.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        return type(self)(self.indices[rows], self.log_probabilities[rows])
+
+    def check(self, student: Head, vocabulary: int | None) -> None:
+        """Raises DistillationError where the two arrays do not belong together."""
+        k = self.indices.shape[1]
+        if self.log_probabilities.shape != (self.tokens, k + 1):
+            raise DistillationError(
+                f"k indices a token need k + 1 log-probabilities, the last for the rest of the vocabulary, but got "
+                f"k = {k} and {list(self.log_probabilities.shape)} for {self.tokens} tokens."
+            )
+        if k >= (vocabulary or student.weight.shape[0]):
+            raise DistillationError(
+                f"the cached tokens must leave a rest of the vocabulary, but k is {k} and the head has "
+                f"{student.weight.shape[0]} rows. Take a smaller k."
+            )
+
+
+Targets = HiddenTargets | TopKTargets
