@@ -1,0 +1,49 @@
+# Everything runs in .venv, made from pyproject.toml. `make quickstart` and `make test` need nothing before them.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+
+.PHONY: help setup quickstart test test-all check format bench tables clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## install PruneGPT and its tools into .venv (TORCH=torch==X.Y picks another build)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(STAMP)
+
+quickstart: $(STAMP) ## run the study in small on the built-in model: minutes on two cores, no download
+	$(BIN)/prunegpt sweep run sweeps/quickstart.yaml
+
+test: $(STAMP) ## the tests, without the slow ones
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-all: $(STAMP) ## all tests
+	$(BIN)/python -m pytest -n $(JOBS) -m ''
+
+check: $(STAMP) ## what CI runs beside the tests: lint, types, import rule, README, the wheel
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_readme.py
+	$(BIN)/python tests/check_wheel.py
+
+format: $(STAMP) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure against the alternatives
+	$(BIN)/python -m pytest -q -s -m bench tests/bench
+
+tables: $(STAMP) ## put the quickstart's tables into the README
+	$(BIN)/prunegpt table quickstart --update README.md
+
+clean: ## remove what was built; results under runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
