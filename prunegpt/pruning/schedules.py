@@ -42,7 +42,7 @@ def cubic(x: float) -> float:
 
 def inverse_cubic(x: float) -> float:
     """y = 1 - ∛(1 - x): slow at first, the bulk at the end (the `inverse_cubic` of SparseML recipes)."""
-    return 1.0 - math.cbrt(1.0 - _clamp(x))
+    return 1.0 - math.pow(1.0 - _clamp(x), 1.0 / 3.0)
 
 
 def acdc(x: float, *, phases: int) -> float:

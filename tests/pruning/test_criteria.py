@@ -45,7 +45,7 @@ def test_movement_falls_where_gradient_descent_shrinks_a_weight() -> None:
 
 
 def test_taylor_is_the_loss_that_pruning_costs_at_a_minimum() -> None:
-    """Linear regression with unit noise at its minimum: the Fisher diagonal is the Hessian's, and the expansion exact."""  # [1, in]
+    """Linear regression with unit noise, at its minimum: the Fisher diagonal is the Hessian's, the expansion exact."""
     generator = Generator().manual_seed(0)
     inputs = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
     weight = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)

@@ -1,0 +1,47 @@
+"""Models small enough to look at every weight of, one layer of each kind."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from prunegpt.lm.views import WeightView
+
+
+class Toy(nn.Module):
+    """A Linear and a Conv1D in a row, 6 -> 8 -> 4, and a head that is not pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.second = Conv1D(4, 8)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.second(torch.tanh(self.first(inputs))))
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+    def views(self) -> dict[str, WeightView]:
+        return {
+            "first.weight": WeightView("first.weight", self.first.weight, self.first, False, 0),
+            "second.weight": WeightView("second.weight", self.second.weight, self.second, True, 1),
+        }
+
+
+@pytest.fixture
+def make_toy() -> Callable[[], Toy]:
+    def make() -> Toy:
+        torch.manual_seed(0)
+        toy = Toy()
+        for parameter in toy.parameters():
+            nn.init.normal_(parameter, std=0.5)
+        return toy
+
+    return make
+
+
+@pytest.fixture
+def toy(make_toy: Callable[[], Toy]) -> Toy:
+    return make_toy()
