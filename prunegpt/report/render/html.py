@@ -17,7 +17,7 @@ tr.unfinished td { font-style: italic; background: var(--faint); }
 .note, .provenance { margin: .2rem 0; font-size: .85rem; }
 .provenance { opacity: .75; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; }
-figure svg { max-width: 100%; height: auto; background: #fff; }
+figure svg, figure img { max-width: 100%; height: auto; background: #fff; }
 """
 
 

@@ -1,0 +1,181 @@
+"""Two trials side by side: what was set differently, what came of it, and whether the difference is more than chance."""
+
+from dataclasses import dataclass
+
+from prunegpt.records import TrialResult
+from prunegpt.report.cells import Cell, Detail, Footnote, Heading, Table, TableRow
+from prunegpt.report.columns import COLUMNS
+from prunegpt.report.config import MISSING, flatten, resolved
+from prunegpt.report.errors import ReportError
+from prunegpt.report.format import EMPTY, Kind, Value, loss, plain, probability, text_of
+from prunegpt.report.measure import Measured, compare_measured, is_measured, measure
+from prunegpt.report.provenance import gather
+from prunegpt.report.rows import Row
+from prunegpt.report.statistics import Comparison
+from prunegpt.report.windows import WindowsOf
+
+_METRICS = ("perplexity", "word_perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens", "seconds")
+_OF_PROTOCOL = ("perplexity", "word_perplexity", "bits_per_byte")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A path of the configuration where two trials differ; None where a trial does not have it."""
+
+    path: str
+    first: Value
+    second: Value
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measured value of both; None where a trial has none."""
+
+    header: str
+    kind: Kind
+    first: float | None
+    second: float | None
+    difference: float | None  # first less second; None where it would mean nothing
+
+
+@dataclass(frozen=True)
+class TrialComparison:
+    """All that sets two trials apart."""
+
+    first: TrialResult
+    second: TrialResult
+    settings: tuple[Setting, ...]
+    metrics: tuple[Metric, ...]
+    test: Comparison | None
+    reason: str = ""  # why there is no test
+
+    @property
+    def verdict(self) -> str:
+        """The test in a sentence."""
+        if self.test is None:
+            return f"Not tested: {self.reason}"
+        found, names = self.test, (_name(self.first), _name(self.second))
+        differ = "differ" if found.p_value < 1 - found.ratio.level else "do not differ significantly"
+        return (
+            f"{names[0]} and {names[1]} {differ}: perplexity {found.difference.value:+.3f} "
+            f"[{found.difference.low:+.3f}, {found.difference.high:+.3f}], ratio {found.ratio.value:.4f} "
+            f"[{found.ratio.low:.4f}, {found.ratio.high:.4f}], {probability(found.p_value)} "
+            f"({found.method}, n = {found.count})."
+        )
+
+
+def compare(first: TrialResult, second: TrialResult, windows: WindowsOf) -> TrialComparison:
+    """Compares two trials. A missing test is no error: `reason` says why there is none."""
+    test, reason = None, ""
+    one, two = measure([first], windows), measure([second], windows)
+    try:
+        test = _tested(first, second, one, two)
+    except ReportError as error:
+        reason = str(error)
+    same_protocol = one is not None and two is not None and one.protocol == two.protocol
+    metrics = tuple(
+        metric
+        for name in _METRICS
+        if (metric := _metric(name, first, second, name not in _OF_PROTOCOL or same_protocol)) is not None
+    )
+    return TrialComparison(first, second, _settings(first, second), metrics, test, reason)
+
+
+def _tested(first: TrialResult, second: TrialResult, one: Measured | None, two: Measured | None) -> Comparison:
+    for trial, measured in ((first, one), (second, two)):
+        if measured is None:
+            raise ReportError(
+                f"a comparison needs two measured perplexities, but {_name(trial)} has none: it is {trial.state}."
+            )
+    if one is None or two is None:  # raised above
+        raise ReportError("a comparison needs two measured perplexities.")
+    return compare_measured(one, two)
+
+
+def _name(trial: TrialResult) -> str:
+    return f"{trial.sweep}/{trial.name}"
+
+
+def _settings(first: TrialResult, second: TrialResult) -> tuple[Setting, ...]:
+    ones, twos = dict(flatten(resolved(first))), dict(flatten(resolved(second)))
+    paths = dict.fromkeys([*ones, *twos])
+    pairs = [(path, ones.get(path, MISSING), twos.get(path, MISSING)) for path in paths if path]
+    return tuple(
+        Setting(path, None if one is MISSING else plain(one), None if two is MISSING else plain(two))
+        for path, one, two in pairs
+        if (None if one is MISSING else one) != (None if two is MISSING else two)
+    )
+
+
+def _metric(name: str, first: TrialResult, second: TrialResult, comparable: bool) -> Metric | None:
+    column = COLUMNS[name]
+    one, two = (_value(name, trial) for trial in (first, second))
+    if one is None and two is None:
+        return None
+    difference = one - two if comparable and one is not None and two is not None else None
+    return Metric(column.header, column.kind, one, two, difference)
+
+
+def _value(name: str, trial: TrialResult) -> float | None:
+    if not is_measured(trial):
+        return None
+    value = next(iter(COLUMNS[name].extract(Row(name=trial.name, label=trial.label, trials=(trial,)))), None)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def comparison_tables(found: TrialComparison) -> tuple[Table, Table]:
+    """The comparison as two tables, for every format that tables have: measured values, then settings."""
+    names = (_name(found.first), _name(found.second))
+    if names[0] == names[1]:
+        names = (f"{names[0]} (first)", f"{names[1]} (second)")
+    rows = tuple(_metric_row(metric, found) for metric in found.metrics)
+    measured = Table(
+        title=f"{names[0]} against {names[1]}",
+        name="metrics",
+        columns=(
+            Heading("Metric", "text"),
+            Heading(names[0], "number"),
+            Heading(names[1], "number"),
+            Heading("Difference", "number"),
+        ),
+        rows=rows,
+        footnotes=(Footnote("", found.verdict.removesuffix(".")),),
+        provenance=gather([found.first, found.second]).line,
+    )
+    settings = Table(
+        title="Settings that differ",
+        name="settings",
+        columns=(Heading("Setting", "text"), Heading(names[0], "text"), Heading(names[1], "text")),
+        rows=tuple(
+            TableRow(
+                setting.path,
+                "finished",
+                (
+                    Cell(setting.path, setting.path),
+                    Cell(setting.first, text_of(setting.first)),
+                    Cell(setting.second, text_of(setting.second)),
+                ),
+            )
+            for setting in found.settings
+        ),
+    )
+    return measured, settings
+
+
+def _metric_row(metric: Metric, found: TrialComparison) -> TableRow:
+    details: dict[str, Detail] = {}
+    text = EMPTY
+    if metric.difference is not None:
+        sign = "+" if metric.difference > 0 else ""
+        text = sign + text_of(metric.difference, metric.kind)
+        if metric.header == COLUMNS["perplexity"].header and found.test:
+            interval = found.test.difference
+            details = {"interval": (interval.low, interval.high), "p": found.test.p_value}
+            text = f"{text} [{loss(interval.low)}, {loss(interval.high)}]"
+    cells = (
+        Cell(metric.header, metric.header),
+        Cell(metric.first, text_of(metric.first, metric.kind)),
+        Cell(metric.second, text_of(metric.second, metric.kind)),
+        Cell(metric.difference, text, details=details),
+    )
+    return TableRow(metric.header, "finished", cells)

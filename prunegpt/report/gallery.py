@@ -1,0 +1,82 @@
+"""The figures that a sweep has data for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from prunegpt.records import Point, TrialResult
+from prunegpt.report.figure_data import DENSE, Curve, curve, heat_map, layer_bars, sparsity_points
+from prunegpt.report.figures import (
+    layer_sensitivity,
+    pareto_front,
+    perplexity_over_sparsity,
+    sparsity_heat_map,
+    training_curves,
+)
+from prunegpt.report.measure import is_measured
+from prunegpt.report.windows import WindowsOf
+
+_FEW = 2  # sparsities, or layers, that make a figure worth looking at
+_MOST_CURVES = 16
+
+
+@dataclass(frozen=True)
+class NamedFigure:
+    """A figure with the name of its files and what it shows in words."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+def figures_of(
+    results: Sequence[TrialResult], windows: WindowsOf, points: Mapping[str, Sequence[Point]] | None = None
+) -> tuple[NamedFigure, ...]:
+    """Every figure these trials have data for, in a fixed order.
+
+    Args:
+        results: trials of one protocol, or those of other protocols are left out: the most frequent one is drawn.
+        windows: gives per-window losses, or None.
+        points: trial name -> its curve points.
+    """
+    shown = _one_protocol(results)
+    found: list[NamedFigure] = []
+    bars = layer_bars(shown, windows)
+    at = sparsity_points(shown, windows)
+    whole = tuple(point for point in at if point.label not in {trial.group for trial in _single_layer(shown)})
+    if len({round(point.sparsity, 1) for point in whole}) >= _FEW:
+        caption = "Perplexity over the sparsity that was measured, a line a method, with intervals"
+        found.append(NamedFigure("perplexity-over-sparsity", caption, perplexity_over_sparsity(whole)))
+        caption = "Sparsity against perplexity, and the front that no configuration beats in both"
+        found.append(NamedFigure("pareto", caption, pareto_front(whole)))
+    if len({bar.layer for bar in bars}) >= _FEW:
+        dense = min((point.perplexity for point in at if point.method == DENSE), default=None)
+        caption = "Perplexity when one decoder block is pruned"
+        found.append(NamedFigure("layers", caption, layer_sensitivity(bars, dense=dense)))
+    perplexity = _curves(points or {}, "perplexity", 1.0)
+    if perplexity:
+        sparsity = _curves(points or {}, "sparsity", 100.0)
+        caption = "Perplexity and sparsity over optimizer steps"
+        found.append(NamedFigure("training", caption, training_curves(perplexity, sparsity)))
+    for trial in shown:
+        if is_measured(trial) and trial.sparsity is not None and len(set(trial.sparsity.by_tensor.values())) > 1:
+            drawn = sparsity_heat_map(heat_map(trial.sparsity.by_tensor), f"{trial.name}: sparsity by layer, %")
+            caption = f"Share of zeros of every pruned tensor of {trial.name}, percent"
+            found.append(NamedFigure(f"sparsity-{trial.name}", caption, drawn))
+    return tuple(found)
+
+
+def _one_protocol(results: Sequence[TrialResult]) -> list[TrialResult]:
+    protocols = [trial.evaluation.protocol for trial in results if trial.evaluation and is_measured(trial)]
+    most = max(sorted(set(protocols)), key=protocols.count, default=None)
+    return [trial for trial in results if trial.evaluation is None or trial.evaluation.protocol == most]
+
+
+def _single_layer(results: Sequence[TrialResult]) -> list[TrialResult]:
+    return [trial for trial in results if trial.sparsity is not None and len(trial.sparsity.layers) == 1]
+
+
+def _curves(points: Mapping[str, Sequence[Point]], name: str, scale: float) -> tuple[Curve, ...]:
+    drawn = [curve(mine, name, trial, scale=scale) for trial, mine in points.items()]
+    return tuple(found for found in drawn if len(found.steps) > 1)[:_MOST_CURVES]
