@@ -55,14 +55,14 @@ def spectrum(gram: Tensor, *, damping: float = 0.01) -> Spectrum:
         damped /= scale.unsqueeze(1) * scale  # [in, in]
         try:
             values, vectors = torch.linalg.eigh(damped)  # [in], [in, in]
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
         if float(values[0]) > torch.finfo(dtype).eps * float(values[-1]) and bool(torch.isfinite(vectors).all()):
             notes = (*notes, *escalation_notes(damping, added, dtype))
             return Spectrum(damped.float(), scale.float(), values.float(), vectors.float(), dead, added, notes)
     raise PruningError(
-        f"the Gram matrix must be positive definite, but is not at any damping from {damping:g} to {LIMIT:g}, in float64 "
-        f"either. Calibrate on more tokens."
+        f"the Gram matrix must be positive definite, but is not at any damping from {damping:g} to {LIMIT:g}, in "
+        f"float64 either. Calibrate on more tokens."
     )
 
 
@@ -83,8 +83,8 @@ def admm(
     """Meng et al. 2024, "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models",
     arXiv 2406.07831, algorithm 1, with its scaling of the inputs to unit norm.
 
-    The layer W is pulled towards the original in the norm of H, and its copy D is W cut to the pattern; the penalty ρ on
-    their difference grows, faster while the mask still changes (equation 5 and section 3.2), until the mask stands
+    The layer W is pulled towards the original in the norm of H, and its copy D is W cut to the pattern; the penalty ρ
+    on their difference grows, faster while the mask still changes (equation 5 and section 3.2), until the mask stands
     still. Then the kept weights are solved for exactly (:func:`~prunegpt.pruning.solvers.support.least_squares`).
 
     Args:

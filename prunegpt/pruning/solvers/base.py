@@ -1,14 +1,14 @@
 """What every solver is: a name, the statistics it needs, and a pure function from a weight matrix to a pruned one."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunegpt.errors import PruningError, unknown
+from prunegpt.errors import PruningError
 from prunegpt.pruning.patterns import NOfM, Pattern, Unstructured
 from prunegpt.pruning.threshold import zeros_for
 
@@ -44,7 +44,7 @@ class Solver:
         name: as a spec writes it.
         needs: which statistics `solve` takes, of :data:`NEEDS`: `gram` [in, in] is XᵀX summed over the calibration
             tokens, `gradients` [samples, out, in] is the gradient of the loss on each calibration window.
-        solve: `solve(weight, *, sparsity, pattern, mask, **needed, **options) -> Solution`; modifies nothing it is given.
+        solve: `solve(weight, *, sparsity, pattern, mask, **needed, **options) -> Solution`; modifies nothing.
         factorise: `factorise(gram, **options)`: the part of the work that depends on the Gram matrix alone. Its result
             may be given to `solve` as `factor`, for all layers with the same input.
     """
@@ -61,13 +61,7 @@ class Solver:
     @property
     def options(self) -> tuple[str, ...]:
         """The names of the options that `solve` takes."""
-        return tuple(name for name in inspect.signature(self.solve).parameters if name not in _GIVEN)
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raises PruningError, naming the nearest valid one, for an option that the solver does not have."""
-        for name in options:
-            if name not in self.options:
-                raise PruningError(unknown(f"option of {self.name}", name, self.options))
+        return option_names(self.solve, _GIVEN)
 
     def factor_of(self, gram: Tensor, options: Mapping[str, Any]) -> Any:
         """`factorise(gram)` with those of the options that it takes; None where the solver has no such step."""
@@ -75,6 +69,11 @@ class Solver:
             return None
         taken = inspect.signature(self.factorise).parameters
         return self.factorise(gram, **{name: value for name, value in options.items() if name in taken})
+
+
+def option_names(function: Callable[..., Any], given: Container[str]) -> tuple[str, ...]:
+    """The keyword arguments of a function that are the user's to choose: those that are not given otherwise."""
+    return tuple(name for name in inspect.signature(function).parameters if name not in given)
 
 
 def target_zeros(solver: str, weight: Tensor, sparsity: float | None, pattern: Pattern) -> tuple[float, int]:
@@ -90,11 +89,12 @@ def target_zeros(solver: str, weight: Tensor, sparsity: float | None, pattern: P
         )
     target = pattern.target(sparsity)
     if isinstance(pattern, NOfM):
-        pattern.check(torch.zeros_like(weight, dtype=torch.bool))  # refuses an input axis that the group does not divide
+        nothing_kept = torch.zeros_like(weight, dtype=torch.bool)
+        pattern.check(nothing_kept)  # refuses an input axis that M does not divide
         if pattern.sparsity - target > 1e-6:
             raise PruningError(
-                f"{solver} prunes {pattern.name} to its full sparsity of {pattern.sparsity:g}, but {target:g} was asked "
-                f"for. Leave the sparsity out, or choose a criterion for a sparsity in between."
+                f"{solver} prunes {pattern.name} to its full sparsity of {pattern.sparsity:g}, but {target:g} was "
+                f"asked for. Leave the sparsity out, or choose a criterion for a sparsity in between."
             )
     return target, zeros_for(weight.numel(), target)
 

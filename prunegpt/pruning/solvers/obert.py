@@ -97,7 +97,7 @@ def _mean_fisher_diagonal(gradients: Tensor) -> float:
 def _blocks(matrix: Tensor, size: int) -> Tensor:
     """[..., in] -> [..., blocks, size], filled up with zeros."""
     padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[-1] % size))
-    return padded.unflatten(-1, (-1, size))
+    return padded.reshape(*matrix.shape[:-1], -1, size)  # [..., blocks, size]
 
 
 def _inverses(

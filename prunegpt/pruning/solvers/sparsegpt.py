@@ -51,8 +51,9 @@ def sparsegpt(
     group = pattern.group if isinstance(pattern, NOfM) else 1
     step = max(block_size // group, 1) * group
     starts = range(0, columns.shape[0], step)
-    blocks = kept.split(step)
-    counts = quotas([block.numel() for block in blocks], [int(torch.sum(~block)) for block in blocks], zeros)
+    widths = [min(step, columns.shape[0] - start) for start in starts]
+    pruned = [int(torch.count_nonzero(~kept[start : start + step])) for start in starts]
+    counts = quotas([width * columns.shape[1] for width in widths], pruned, zeros)
 
     for start, count in zip(starts, counts, strict=True):
         end = min(start + step, columns.shape[0])
@@ -112,9 +113,7 @@ def _prune_groups(block: Tensor, upper: Tensor, worth: Tensor, kept: Tensor, pat
     return errors
 
 
-def _prune_columns(
-    block: Tensor, upper: Tensor, lost: Tensor, errors: Tensor, first: int, last: int, end: int
-) -> None:
+def _prune_columns(block: Tensor, upper: Tensor, lost: Tensor, errors: Tensor, first: int, last: int, end: int) -> None:
     """Columns first to last: their errors, and what they do to the columns after them up to `end`."""
     for column in range(first, last):
         torch.mul(block[column], lost[column], out=errors[column])  # [out]

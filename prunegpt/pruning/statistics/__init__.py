@@ -1,0 +1,23 @@
+"""What calibration text says about a model's layers, which methods that look at more than weights need.
+
+`activations` moves windows through the decoder blocks, `inputs` sums up what layers are given, `collect` does both for
+a model, `store` keeps the result on disk, and `gradients` asks the loss.
+"""
+
+from prunegpt.pruning.statistics.activations import check_windows
+from prunegpt.pruning.statistics.collect import block_statistics, evaluating
+from prunegpt.pruning.statistics.gradients import GradientStatistics, gradient_statistics
+from prunegpt.pruning.statistics.inputs import LayerStatistics
+from prunegpt.pruning.statistics.store import StatisticsStore, collect_statistics, statistics_key
+
+__all__ = [
+    "GradientStatistics",
+    "LayerStatistics",
+    "StatisticsStore",
+    "block_statistics",
+    "check_windows",
+    "collect_statistics",
+    "evaluating",
+    "gradient_statistics",
+    "statistics_key",
+]

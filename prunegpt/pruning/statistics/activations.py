@@ -1,0 +1,206 @@
+"""Calibration windows on their way through the decoder blocks, one block at a time.
+
+Only the hidden states between two blocks are held, so that a block can be run, pruned and run again without the rest of
+the model, and the memory does not grow with its depth.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegpt.errors import PruningError
+
+_TOKENS = 2048  # of a micro-batch on a CPU: activations of a block that stay near its cache
+_TOKENS_ACCELERATOR = 16384
+
+
+class StopForward(Exception):
+    """Raised inside a block when the rest of its forward pass is not needed."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a block is called with beside the hidden states."""
+
+    args: tuple[Any, ...]  # without the hidden states
+    kwargs: dict[str, Any]  # likewise
+    by_name: bool  # hidden states come as a keyword
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The hidden states after the block, [windows, length, width]."""
+        if self.by_name:
+            output = block(*self.args, hidden_states=hidden, **self.kwargs)
+        else:
+            output = block(hidden, *self.args, **self.kwargs)
+        return _first(output)
+
+
+class BlockInputs:
+    """The hidden states of all windows in front of one block, and how to move them on.
+
+    Made by :func:`capture`.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, hidden: list[Tensor], calls: list[list[_Call]], offload: bool) -> None:
+        self._blocks = blocks
+        self._hidden = hidden  # by micro-batch: [windows, length, width]
+        self._calls = calls  # by micro-batch, by block
+        self._offload = offload
+
+    @property
+    def hidden(self) -> Tensor:
+        """[windows, length, width], on the CPU."""
+        return torch.cat([part.cpu() for part in self._hidden])
+
+    def run(self, index: int, *, keep: bool, after_batch: Callable[[], None] | None = None) -> None:
+        """Runs block `index` over all windows.
+
+        Args:
+            index: of the decoder block.
+            keep: whether its outputs become the hidden states, in front of the next block.
+            after_batch: called after each micro-batch.
+        """
+        block = self._blocks[index]
+        device = next(block.parameters()).device
+        for batch, call in enumerate(self._calls):
+            try:
+                output = call[index].run(block, self._hidden[batch].to(device))  # [windows, length, width]
+            except StopForward:
+                if keep:
+                    raise
+            else:
+                if keep:
+                    self._hidden[batch] = output.cpu() if self._offload else output
+            if after_batch is not None:
+                after_batch()
+
+
+def check_windows(windows: Tensor | None, method: str) -> Tensor:
+    """The calibration windows, if they are int64 [windows, length] and not empty.
+
+    Raises:
+        PruningError: they are missing or something else.
+    """
+    if windows is None:
+        raise PruningError(f"{method} looks at activations or gradients, but no calibration windows were given.")
+    if windows.dim() != 2 or windows.dtype != torch.int64 or windows.numel() == 0:
+        raise PruningError(
+            f"calibration must be int64 token ids [windows, length] with at least one window, but got {windows.dtype} "
+            f"{list(windows.shape)}."
+        )
+    return windows
+
+
+def micro_batch_of(windows: Tensor, device: torch.device, given: int | None) -> int:
+    """How many windows to run at a time; the result does not depend on it but for rounding."""
+    if given is not None:
+        if given < 1:
+            raise PruningError(f"micro_batch must be at least 1 window, but got {given}.")
+        return given
+    tokens = _TOKENS if device.type == "cpu" else _TOKENS_ACCELERATOR
+    return max(1, tokens // windows.shape[1])
+
+
+@torch.no_grad()
+def capture(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    windows: Tensor,
+    *,
+    micro_batch: int | None = None,
+    offload: bool | None = None,
+) -> BlockInputs:
+    """The hidden states in front of the first block, and the other arguments of every block.
+
+    The model runs once on each micro-batch with every block replaced by the identity, which costs as much as its
+    embeddings. Each block's own arguments are kept, since some models give sliding and full attention another mask.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        blocks: its decoder blocks.
+        windows: token ids, int64 [windows, length].
+        micro_batch: windows at a time; None = by the number of tokens.
+        offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
+
+    Raises:
+        PruningError: a forward pass does not call each block once.
+    """
+    device = next(model.parameters()).device
+    inner = getattr(model, "base_model", model)  # without the head
+    offload = device.type != "cpu" if offload is None else offload
+    gives_tensor = _gives_tensor(inner, blocks[0], windows[:1, :2].to(device))
+    hidden: list[Tensor] = []
+    calls: list[list[_Call]] = []
+    for part in torch.split(windows, micro_batch_of(windows, device, micro_batch)):
+        seen: list[tuple[Tensor, _Call]] = []
+        with _identity_blocks(blocks, gives_tensor, seen):
+            inner(input_ids=part.to(device), use_cache=False)
+        if len(seen) != len(blocks):
+            raise PruningError(
+                f"a forward pass must call each decoder block once, but {len(seen)} calls were seen for {len(blocks)} "
+                f"blocks of {type(model).__name__}. Put the model in evaluation mode."
+            )
+        states = seen[0][0]  # [windows, length, width]
+        hidden.append(states.cpu() if offload else states)
+        calls.append([_sharing(call, calls[0][index]) if calls else call for index, (_, call) in enumerate(seen)])
+    return BlockInputs(blocks, hidden, calls, offload)
+
+
+def _first(output: Any) -> Tensor:
+    """The hidden states among what a block returns."""
+    states: Tensor = output if isinstance(output, Tensor) else output[0]
+    return states
+
+
+def _gives_tensor(inner: nn.Module, block: nn.Module, window: Tensor) -> bool:
+    """Whether a block returns its hidden states alone, and not in a tuple, as some models do."""
+    outputs: list[Any] = []
+    handle = block.register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        inner(input_ids=window, use_cache=False)
+    finally:
+        handle.remove()
+    return bool(outputs) and isinstance(outputs[0], Tensor)
+
+
+@contextmanager
+def _identity_blocks(blocks: nn.ModuleList, gives_tensor: bool, seen: list[tuple[Tensor, _Call]]) -> Iterator[None]:
+    """Blocks that hand on what they get and note how they were called, in order."""
+
+    def identity(*args: Any, **kwargs: Any) -> Any:
+        by_name = "hidden_states" in kwargs
+        states, rest = (kwargs.pop("hidden_states"), args) if by_name else (args[0], args[1:])
+        seen.append((states, _Call(rest, kwargs, by_name)))
+        return states if gives_tensor else (states,)
+
+    own = [block.__dict__.get("forward") for block in blocks]  # set on the instance by some wrappers
+    try:
+        for block in blocks:
+            block.forward = identity
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
+
+
+def _sharing(call: _Call, first: _Call) -> _Call:
+    """The call, with the tensors of the first micro-batch in place of those that equal them."""
+    return _Call(_share(call.args, first.args), _share(call.kwargs, first.kwargs), call.by_name)
+
+
+def _share(value: Any, first: Any) -> Any:
+    if isinstance(value, Tensor) and isinstance(first, Tensor):
+        same = value.shape == first.shape and value.dtype == first.dtype and value.device == first.device
+        return first if same and torch.equal(value, first) else value
+    if type(value) is tuple and type(first) is tuple and len(value) == len(first):
+        return tuple(_share(item, other) for item, other in zip(value, first, strict=True))
+    if type(value) is dict and type(first) is dict:
+        return {key: _share(item, first.get(key)) for key, item in value.items()}
+    return value

@@ -1,0 +1,121 @@
+"""What the loss thinks of the weights: mean, mean square and single gradients over calibration windows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prunegpt.errors import PruningError
+from prunegpt.lm.views import WeightView
+from prunegpt.pruning.statistics.collect import evaluating
+
+
+@dataclass(frozen=True, eq=False)
+class GradientStatistics:
+    """Gradients of the mean next-token cross-entropy of a window, over the calibration windows.
+
+    Attributes:
+        gradient: layer name -> their mean, float32 [out, in].
+        squared_gradient: layer name -> the mean of their squares, float32 [out, in].
+        folder: where the single gradients are; None where they were not kept.
+        windows: how many there are.
+        tokens: of all windows.
+    """
+
+    gradient: Mapping[str, Tensor]
+    squared_gradient: Mapping[str, Tensor]
+    folder: Path | None
+    windows: int
+    tokens: int
+
+    def samples(self, name: str) -> Tensor:
+        """The gradients of one layer, one a window: [windows, out, in], in the type that they were kept in.
+
+        Raises:
+            PruningError: single gradients were not kept.
+        """
+        if self.folder is None:
+            raise PruningError(
+                f"the single gradients of {name} were not kept. Give gradient_statistics a folder for them."
+            )
+        found = []
+        for window in range(self.windows):
+            with safe_open(self.folder / _file(window), framework="pt") as tensors:
+                found.append(tensors.get_tensor(name))
+        return torch.stack(found)  # [windows, out, in]
+
+
+def gradient_statistics(
+    model: nn.Module,
+    views: Mapping[str, WeightView],
+    windows: Tensor,
+    *,
+    samples: Path | None = None,
+    sample_dtype: torch.dtype = torch.bfloat16,
+) -> GradientStatistics:
+    """Runs the model forward and backward on each window. Its weights, gradients and mode are left as they were.
+
+    Args:
+        model: a causal language model.
+        views: the layers whose gradients are wanted.
+        windows: token ids, int64 [windows, length], length at least 2.
+        samples: an empty folder for the gradient of each window, as one file a window; None = they are not kept.
+        sample_dtype: their type there.
+
+    Raises:
+        PruningError: a loss is not finite.
+    """
+    parameters = {name: view.parameter for name, view in views.items()}
+    device = next(model.parameters()).device
+    total = {name: torch.zeros(view.matrix.shape, device=view.matrix.device) for name, view in views.items()}
+    squares = {name: torch.zeros_like(tensor) for name, tensor in total.items()}
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with evaluating(model), torch.enable_grad():
+        try:
+            model.requires_grad_(False)
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+            for number, window in enumerate(windows.to(device)):
+                logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]  # [length - 1, vocabulary]
+                loss = torch.nn.functional.cross_entropy(logits.float(), window[1:])
+                if not bool(torch.isfinite(loss)):
+                    raise PruningError(
+                        f"the loss of every calibration window must be finite, but that of window {number} is "
+                        f"{loss.item()}. Run the model in float32 or bfloat16."
+                    )
+                gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+                _add(views, gradients, total, squares, samples and samples / _file(number), sample_dtype)
+        finally:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(wanted[name])
+    for name in views:
+        total[name] /= windows.shape[0]
+        squares[name] /= windows.shape[0]
+    return GradientStatistics(total, squares, samples, windows.shape[0], windows.numel())
+
+
+def _add(
+    views: Mapping[str, WeightView],
+    gradients: tuple[Tensor, ...],
+    total: Mapping[str, Tensor],
+    squares: Mapping[str, Tensor],
+    file: Path | None,
+    dtype: torch.dtype,
+) -> None:
+    kept = {}
+    for (name, view), gradient in zip(views.items(), gradients, strict=True):
+        matrix = gradient.t() if view.transposed else gradient  # [out, in]
+        total[name].add_(matrix)
+        squares[name].addcmul_(matrix.float(), matrix.float())
+        if file is not None:
+            kept[name] = matrix.to("cpu", dtype).contiguous()
+    if file is not None:
+        save_file(kept, file)
+
+
+def _file(window: int) -> str:
+    return f"window-{window:05d}.safetensors"
