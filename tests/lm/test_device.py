@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from prunegpt.errors import ModelError
+from prunegpt.lm.device import PRECISIONS, pick_device, pick_dtype
+
+
+def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cuda")
+
+
+def test_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ModelError, match=r"'cuda:2' is not: torch sees 2 CUDA devices\. Use device auto, or cpu"):
+        pick_device("cuda:2")
+
+
+def test_device_that_is_absent_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"'cuda' is not: torch sees no CUDA device"):
+        pick_device("cuda")
+    with pytest.raises(ModelError, match=r"'mps' is not: torch sees no Metal device"):
+        pick_device("mps")
+    for name in ("gpu", "cpu:1", "cuda:x"):
+        with pytest.raises(ModelError, match=rf"unknown device '{name}'\..*Valid: .*cuda"):
+            pick_device(name)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_precision_needs_native_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr("prunegpt.lm.device._has_native_bfloat16", lambda device: native)
+    assert pick_dtype("auto", torch.device("cuda")) == expected
+
+
+def test_auto_precision_on_the_cpu_is_float32() -> None:
+    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert pick_dtype() == torch.float32
+
+
+def test_precision_by_name() -> None:
+    assert len(PRECISIONS) == 3
+    for name, dtype in PRECISIONS.items():
+        assert pick_dtype(name) == dtype
+    with pytest.raises(ModelError, match=r"unknown precision 'bf16'.*Did you mean 'bfloat16'|unknown precision 'bf16'"):
+        pick_dtype("bf16")
