@@ -63,7 +63,8 @@ class DistillationLoss:
             with torch.no_grad():
                 return self.gradient(student_logits, teacher_logits, temperature=temperature)
         with torch.enable_grad():
-            leaf = student_logits.detach().requires_grad_()
+            exact = student_logits.dtype if student_logits.dtype == torch.float64 else torch.float32
+            leaf = student_logits.detach().to(exact).requires_grad_()
             value = self.divergence(leaf, teacher_logits.detach(), temperature=temperature)
             (slope,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), slope

@@ -1,6 +1,6 @@
 """Jensen-Shannon divergence: bounded, and with `weight` between the two directions of KL.
 
-Agarwal et al. 2023 (GKD, arXiv 2306.13649, equation 1): T² (w KL(p || m) + (1 - w) KL(q || m)) with m = w p + (1 - w) q,
+Agarwal et al. 2023 (GKD, arXiv 2306.13649, equation 1): T² (w KL(p || m) + (1 - w) KL(q || m)) with m = w p + (1 - w)q,
 p the teacher, q the student. At w = 1/2 it is symmetric and at most ln 2 (times T²).
 """
 
