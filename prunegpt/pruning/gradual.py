@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from prunegpt.errors import PruningError
+from prunegpt.errors import PruningError, unknown
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.criteria.base import Criterion
 from prunegpt.pruning.enforce import Enforcer, HasState
@@ -17,7 +17,7 @@ from prunegpt.pruning.masks import one_per_storage
 from prunegpt.pruning.patterns import Pattern, Unstructured
 from prunegpt.pruning.schedules import Clock, interpolate, load_schedule
 from prunegpt.pruning.selection import Scope, select_masks
-from prunegpt.pruning.solvers.base import Solver
+from prunegpt.pruning.solvers.base import Solver, option_names
 
 Statistics = Callable[[], Mapping[str, Mapping[str, Tensor]]]  # parameter name -> need -> tensor
 
@@ -59,7 +59,7 @@ class GradualPruner:
         statistics: gives the calibration statistics of the present weights, such as `input_norm` or `gram`, when
             called; once an update, and only where the method needs some.
         seed: of criteria that draw.
-        options: of a solver, as keywords of its `solve`.
+        options: further keywords of the solver's `solve` or the criterion's `score`.
 
     Raises:
         PruningError: parts that do not go together, or a number out of its range.
@@ -204,18 +204,19 @@ class GradualPruner:
                 f"{self._method.name} needs {' and '.join(sorted(given))} from calibration data, but got none. "
                 f"Give it calibration data, or use magnitude."
             )
-        if isinstance(self._method, Solver):
-            self._method.check_options(self._options)
+        method = self._method
+        if isinstance(method, Solver):
+            valid = method.options
             if self._scope != "tensor":
                 raise PruningError(
                     f"a solver prunes each layer to a sparsity of its own, but the scope is {self._scope!r}. "
-                    f"Use the scope 'tensor' with {self._method.name}, or a criterion."
+                    f"Use the scope 'tensor' with {method.name}, or a criterion."
                 )
-        elif self._options:
-            raise PruningError(
-                f"only solvers take options, but {self._method.name} got {', '.join(sorted(self._options))}. "
-                f"Leave them out."
-            )
+        else:
+            valid = option_names(method.score, {"weight", *method.needs})
+        for option in self._options:
+            if option not in valid:
+                raise PruningError(unknown(f"option of {method.name}", option, valid))
 
     def _targets(self, update: int) -> dict[str, float]:
         share = self._schedule(self._clock.progress(update))
@@ -242,7 +243,9 @@ class GradualPruner:
         generator = Generator().manual_seed(self._seed * _SEED_STRIDE + update)
         drawn = {"generator": generator} if "generator" in self._method.needs else {}
         scores = {
-            name: self._method.score(view.matrix, **needed[name], **self._gradients.of(name), **drawn)
+            name: self._method.score(
+                view.matrix, **needed[name], **self._gradients.of(name), **drawn, **self._options
+            )  # [out, in]
             for name, view in self._views.items()
         }
         return select_masks(scores, targets, pattern=self._pattern, scope=self._scope, masks=masks), ()

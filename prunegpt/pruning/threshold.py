@@ -7,7 +7,7 @@ row by row.
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from prunegpt.errors import PruningError
 
 _CHUNK = 1 << 22  # scores a pass holds a copy of at a time
 _BINS = 1 << 16
+_FEW = 1 << 15  # so many scores are searched faster without histograms
 _INFINITY = 0x7F800000  # the bits of float32 infinity; NaN lies above
 _LOWEST = -(1 << 31)
 
@@ -138,27 +139,39 @@ def _above(scores: Tensor, threshold: float, ties: int, mask: Tensor | None) -> 
 
 def _kth_smallest(tensors: Sequence[Tensor], k: int, masks: Sequence[Tensor | None]) -> tuple[float, int]:
     """The k-th smallest kept score, counted from 1, and how many of those that equal it are among the k smallest."""
-    device = tensors[0].device
-    upper = torch.zeros(_BINS, dtype=torch.int64, device=device)
-    for bits in _ordered_bits(tensors, masks):
-        upper += torch.bincount((bits >> 16) + _BINS // 2, minlength=_BINS).to(device)
+    if sum(tensor.numel() for tensor in tensors) <= _FEW:
+        bits = torch.cat([part.to(tensors[0].device) for part in _ordered_bits(tensors, masks)])
+        bits = bits[bits != _LOWEST]
+        pattern = int(bits.kthvalue(k).values)
+        return _value_of(pattern), k - int(torch.count_nonzero(bits < pattern))
+    upper = _histogram(part >> 16 for part in _ordered_bits(tensors, masks))
     upper[0] = 0  # no finite score lies there, only those that a mask prunes already
     top, before = _bin_of(upper, k)
-    lower = torch.zeros(_BINS, dtype=torch.int64, device=device)
-    for bits in _ordered_bits(tensors, masks):
-        inside = bits[(bits >> 16) == top - _BINS // 2]
-        lower += torch.bincount(inside & (_BINS - 1), minlength=_BINS).to(device)
+    high = top - _BINS // 2
+    lower = _histogram(
+        (part[(part >> 16) == high] & (_BINS - 1)) - _BINS // 2 for part in _ordered_bits(tensors, masks)
+    )
     bottom, below = _bin_of(lower, k - before)
-    pattern = ((top - _BINS // 2) << 16) | bottom
-    if pattern < 0:
-        pattern ^= 0x7FFFFFFF
-    (threshold,) = struct.unpack("<f", struct.pack("<i", pattern))
-    return threshold, k - before - below
+    return _value_of((high << 16) | bottom), k - before - below
+
+
+def _histogram(parts: Iterable[Tensor]) -> Tensor:
+    """How often each number from -32768 to 32767 occurs: [bins], on the CPU."""
+    counts = torch.zeros(_BINS, dtype=torch.int64)  # [bins]
+    for part in parts:
+        counts += torch.bincount(part + _BINS // 2, minlength=_BINS).cpu()
+    return counts
+
+
+def _value_of(bits: int) -> float:
+    """The float32 of an int32 that orders like it."""
+    (value,) = struct.unpack("<f", struct.pack("<i", bits ^ 0x7FFFFFFF if bits < 0 else bits))
+    return float(value)
 
 
 def _bin_of(histogram: Tensor, k: int) -> tuple[int, int]:
     """The bin that holds the k-th value, and how many values lie in the bins before it."""
-    running = histogram.cumsum(dim=0).cpu()
+    running = histogram.cumsum(dim=0)
     index = int(torch.searchsorted(running, k))
     return index, int(running[index - 1]) if index else 0
 

@@ -9,6 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from prunegpt.lm.views import WeightView
 
+torch.set_num_threads(1)  # matrices this small lose more to waking a second thread than it gives
+
 
 class Toy(nn.Module):
     """A Linear and a Conv1D in a row, 6 -> 8 -> 4, and a head that is not pruned."""

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,6 +42,15 @@ def matrices(draw: st.DrawFn, rows: int | None = None) -> Tensor:
 def masks_of(draw: st.DrawFn, matrix: Tensor) -> Tensor | None:
     bits = draw(st.none() | st.lists(st.booleans(), min_size=matrix.numel(), max_size=matrix.numel()))
     return None if bits is None else torch.tensor(bits).reshape(matrix.shape)
+
+
+@pytest.fixture(scope="module", params=["few", "many"], autouse=True)
+def path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to find a threshold: a search among few scores, and histograms, which tests would be too small for."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "many":
+            patch.setattr(threshold, "_FEW", 0)
+        yield
 
 
 @given(st.data())
