@@ -1,0 +1,137 @@
+"""Reads the fields of one modifier by name and kind, and collects what is wrong with them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from prunegpt.errors import Problem, unknown
+from prunegpt.recipes.modifiers import Modifier
+
+_TRUE = {"true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+
+
+class FieldReader:
+    """The fields of a modifier.
+
+    Each method reads one field, notes that it was read, and gives the default where it is absent or wrong; what is
+    wrong is added to `problems`.
+    """
+
+    def __init__(self, modifier: Modifier, problems: list[Problem]) -> None:
+        self.modifier = modifier
+        self._problems = problems
+        self._read: set[str] = set()
+
+    def problem(self, name: str, message: str) -> None:
+        """Adds a problem at a field, or at the modifier where the field is absent."""
+        line = self.modifier.lines.get(name, self.modifier.line)
+        where = f"{self.modifier.name}.{name}" if name else self.modifier.name
+        self._problems.append(Problem(where, message, line))
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.modifier.fields.get(name) is not None
+
+    def raw(self, name: str) -> Any:
+        """The value as it stands; None where absent."""
+        self._read.add(name)
+        return self.modifier.fields.get(name)
+
+    def skip(self, *names: str) -> None:
+        """Counts fields as read that decide nothing here."""
+        self._read.update(names)
+
+    def number(
+        self, name: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf
+    ) -> float:
+        """A number between two bounds, ends included; required where it has no default."""
+        value = self.raw(name)
+        if value is None:
+            if default is None:
+                self.problem(name, f"{name} is required.")
+            return default if default is not None else 0.0
+        number = as_number(value)
+        if number is None:
+            self.problem(name, f"{name} must be a number, but got {shown(value)}.")
+        elif not low <= number <= high:
+            hint = f" Did you mean {number / 100:g}?" if high == 1 and 1 < number <= 100 else ""
+            self.problem(name, f"{name} must be {_range(low, high)}, but got {number:g}.{hint}")
+        else:
+            return number
+        return default if default is not None else 0.0
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false, also as text."""
+        value = self.raw(name)
+        if value is None:
+            return default
+        text = str(value).lower()
+        if text in _TRUE or text in _FALSE:
+            return text in _TRUE
+        self.problem(name, f"{name} must be true or false, but got {shown(value)}.")
+        return default
+
+    def choice(self, name: str, default: str | None, valid: Sequence[str]) -> str:
+        """One of several words."""
+        value = self.raw(name)
+        if value is None and default is not None:
+            return default
+        if value is None:
+            self.problem(name, f"{name} is required: one of {', '.join(valid)}.")
+        elif isinstance(value, str) and value in valid:
+            return value
+        else:
+            self.problem(name, unknown(name, str(value)[:80], valid))
+        return valid[0]
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """A list of texts, or one."""
+        value = self.raw(name)
+        if value is None:
+            return ()
+        items = value if isinstance(value, list) else [value]
+        if all(isinstance(item, str) and item for item in items):
+            return tuple(items)
+        self.problem(name, f"{name} must be a name or a list of names, but got {shown(value)}.")
+        return ()
+
+    def whole(self, name: str, default: int, *, low: int = 0) -> int:
+        """A whole number."""
+        value = self.raw(name)
+        if value is None:
+            return default
+        number = as_number(value)
+        if number is None or not number.is_integer() or number < low:
+            self.problem(name, f"{name} must be a whole number from {low} on, but got {shown(value)}.")
+            return default
+        return int(number)
+
+    def finish(self, valid: Sequence[str] = ()) -> None:
+        """Adds a problem for each field that was not read."""
+        for name in self.modifier.fields:
+            if name not in self._read:
+                self.problem(name, unknown(f"field of {self.modifier.name}", name, sorted(self._read | set(valid))))
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, also as text such as 1e-7 (which YAML 1.1 reads as text); None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _range(low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"at least {low:g}"
+    return f"at most {high:g}" if math.isinf(low) else f"from {low:g} to {high:g}"

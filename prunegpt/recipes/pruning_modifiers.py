@@ -1,0 +1,351 @@
+"""The pruning modifiers of both dialects, read field by field."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from prunegpt.recipes.fields import FieldReader, as_number, shown
+from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, is_class
+from prunegpt.recipes.notes import Level
+from prunegpt.recipes.pruning import FUNCTIONS, Pruning, spec_schedule
+
+Say = Callable[[Level, str], None]
+
+
+def gradual(reader: FieldReader, say: Say, *, method: str, spread: str | None) -> Pruning:
+    """GMPruningModifier and its kin: sparsity grows from init to final.
+
+    Args:
+        reader: of the modifier.
+        say: adds a note.
+        method: the criterion or solver.
+        spread: allocation where the modifier does not say `global_sparsity`.
+    """
+    pruning = _legacy(reader, method)
+    reader.skip("log_types")
+    initial = 0.0
+    if reader.modifier.fields.get("init_sparsity") == "__FROM_PARAM__":
+        reader.skip("init_sparsity")
+        say(
+            "partly",
+            "init_sparsity __FROM_PARAM__ starts from what is pruned already; here from 0, with those masks kept.",
+        )
+    else:
+        initial = reader.number("init_sparsity", low=0, high=1)
+    final, finals = _finals(reader, pruning.entries)
+    entries = tuple(dict.fromkeys([*pruning.entries, *finals]))
+    if not entries:
+        reader.problem("params", "params is required: names of parameters, re: expressions, or __ALL_PRUNABLE__.")
+    if not reader.flag("leave_enabled", True):
+        say("partly", "leave_enabled: false lets pruned weights come back after end_epoch; here they stay zero.")
+    if reader.has("global_sparsity") and reader.flag("global_sparsity", False):
+        spread = "global"
+    pruning = replace(pruning, initial=initial, final=final, finals=finals, entries=entries, spread=spread)
+    pruning = replace(pruning, schedule=reader.choice("inter_func", "cubic", FUNCTIONS))
+    pruning = _pattern(reader, pruning, say)
+    if reader.flag("phased", False):
+        say("partly", "phased: true alternates dense and pruned phases (AC/DC); here as schedule acdc.")
+        pruning = replace(pruning, schedule="acdc")
+    return _score(reader, pruning, say)
+
+
+def _legacy(reader: FieldReader, method: str) -> Pruning:
+    modifier = reader.modifier
+    start = max(reader.number("start_epoch", -1.0, low=-1), 0.0)
+    end = reader.number("end_epoch", -1.0, low=-1)
+    if end >= 0 and end < start:
+        reader.problem("end_epoch", f"end_epoch must not come before start_epoch, but they are {end:g} and {start:g}.")
+    if end < 0:
+        reader.problem("end_epoch", "end_epoch is required for pruning: the epoch that reaches the final sparsity.")
+    every = reader.number("update_frequency", -1.0)
+    if every != -1 and every <= 0:
+        reader.problem(
+            "update_frequency", f"update_frequency must be above 0, or -1 for every step, but got {every:g}."
+        )
+    return Pruning(
+        modifier.name,
+        modifier.line,
+        modifier.stage,
+        "legacy",
+        reader.names("params"),
+        method,
+        start=start,
+        end=max(end, start),
+        every=every if every > 0 else -1.0,
+        written_update=reader.has("update_frequency"),
+    )
+
+
+def _finals(reader: FieldReader, entries: tuple[str, ...]) -> tuple[float, dict[str, float]]:
+    """final_sparsity, or the mapping sparsity -> parameters that may stand there."""
+    value = reader.modifier.fields.get("final_sparsity")
+    if not isinstance(value, dict):
+        return reader.number("final_sparsity", low=0, high=1), {}
+    reader.skip("final_sparsity")
+    finals: dict[str, float] = {}
+    for key, names in value.items():
+        sparsity = as_number(key)
+        listed = names if isinstance(names, list) else [names]
+        if sparsity is None or not 0 <= sparsity <= 1 or not all(isinstance(name, str) for name in listed):
+            message = (
+                f"final_sparsity must be a number or {{sparsity: [params]}}, but has {shown(key)}: {shown(names)}."
+            )
+            reader.problem("final_sparsity", message)
+            continue
+        finals.update(dict.fromkeys(listed, sparsity))
+    if entries:
+        reader.problem("params", "params must be [] where final_sparsity names the parameters. Remove one.")
+    return max(finals.values(), default=0.0), finals
+
+
+def _pattern(reader: FieldReader, pruning: Pruning, say: Say) -> Pruning:
+    """mask_type as a pattern; N:M fixes the sparsity."""
+    written = reader.raw("mask_type")
+    if isinstance(written, list) and len(written) == 2 and all(type(side) is int and side > 0 for side in written):
+        return replace(pruning, pattern=f"[{written[0]}, {written[1]}]")
+    text = "unstructured" if written is None else str(written)
+    if text in {"filter", "channel"}:
+        say(
+            "unsupported",
+            f"mask_type {text} removes rows or columns of convolutions; only single weights, N:M and blocks.",
+        )
+        return pruning
+    if text == "block4" or text == "block":
+        return replace(pruning, pattern="[1, 4]")
+    text = {"tensorrt": "2:4", "unstructured": "unstructured"}.get(text, text)
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text)
+    if match and 0 < int(match[1]) < int(match[2]):
+        fixed = 1 - int(match[1]) / int(match[2])
+        if abs(fixed - pruning.final) > 0.01:
+            reader.problem(
+                "mask_type",
+                f"{text} fixes the sparsity at {fixed:g}, but final_sparsity is {pruning.final:g}. Change one.",
+            )
+        return replace(pruning, pattern=text)
+    if text != "unstructured":
+        reader.problem(
+            "mask_type", f"mask_type must be unstructured, block4, tensorrt, N:M or [a, b], but got {shown(written)}."
+        )
+    return pruning
+
+
+def _score(reader: FieldReader, pruning: Pruning, say: Say) -> Pruning:
+    """score_type of the versions before 0.12."""
+    score = reader.raw("score_type")
+    if score is None or pruning.method != "magnitude":
+        return pruning
+    if score in {"magnitude", "movement"}:
+        return replace(pruning, method=str(score))
+    if isinstance(score, dict) or "mfac" in str(score).lower():
+        reader.skip("mfac_options")
+        say("unsupported", "score_type MFAC: there is no M-FAC here; obert is the nearest solver.")
+        return pruning
+    reader.problem("score_type", f"score_type must be magnitude or movement, but got {shown(score)}.")
+    return pruning
+
+
+def obs(reader: FieldReader, say: Say) -> Pruning:
+    """OBSPruningModifier: oBERT, with the options that ours shares."""
+    pruning = gradual(reader, say, method="obert", spread=None)
+    windows = reader.whole("num_grads", 1024, low=1)
+    block = reader.whole("fisher_block_size", 1, low=1)
+    if reader.flag("global_sparsity", True):
+        say("partly", "global_sparsity ranks weights over all layers; here a solver prunes each layer to the sparsity.")
+    if reader.has("damp") and reader.number("damp", 1e-7, low=0) is not None:
+        say("partly", "damp is a number in SparseML and a share of the mean Fisher diagonal here; ours is used.")
+    if reader.has("num_recomputations"):
+        say(
+            "partly", "num_recomputations: pruning in several sub-steps with fresh statistics; here one step an update."
+        )
+    reader.skip("num_recomputations", "grad_sampler_kwargs", "damp")
+    return replace(pruning, spread=None, options={"fisher_block": block}, calibration={"windows": windows})
+
+
+def acdc(reader: FieldReader, say: Say) -> Pruning:
+    """ACDCPruningModifier: dense and pruned phases in turn."""
+    pruning = _legacy(reader, "magnitude")
+    reader.skip("momentum_buffer_reset", "log_types")
+    if not pruning.entries:
+        reader.problem("params", "params is required: names of parameters, re: expressions, or __ALL_PRUNABLE__.")
+    final = reader.number("compression_sparsity", low=0, high=1)
+    if not reader.flag("leave_enabled", True):
+        say("partly", "leave_enabled: false lets pruned weights come back after end_epoch; here they stay zero.")
+    spread = "global" if reader.flag("global_sparsity", True) else None
+    if pruning.every < 0:
+        reader.problem("update_frequency", "update_frequency is required: the epochs of a phase.")
+    elif pruning.end is not None and (pruning.end - pruning.start) < 2 * pruning.every:
+        reader.problem("update_frequency", "a dense and a pruned phase must fit between start_epoch and end_epoch.")
+    return _pattern(reader, replace(pruning, final=final, spread=spread, schedule="acdc"), say)
+
+
+def session_magnitude(reader: FieldReader, say: Say, *, one_shot: bool) -> Pruning:
+    """MagnitudePruningModifier of the session dialect."""
+    modifier = reader.modifier
+    initial = reader.number("init_sparsity", 0.0, low=0, high=1)
+    final = reader.number("final_sparsity", low=0, high=1)
+    start = max(reader.number("start", 0.0, low=-1), 0.0)
+    end = reader.number("end", -1.0, low=-1)
+    every = reader.number("update", -1.0)
+    schedule = str(reader.raw("update_scheduler") or "cubic")
+    given = reader.raw("scheduler_args")
+    arguments = given if isinstance(given, dict) else {}
+    if not reader.flag("leave_enabled", True):
+        say("partly", "leave_enabled: false lets pruned weights come back after the end; here they stay zero.")
+    if reader.flag("apply_globally", False):
+        say("partly", "apply_globally is not implemented in SparseML; here as allocation global.")
+    spread = "global" if reader.flag("apply_globally", False) else None
+    if not one_shot and end < 0:
+        reader.problem("end", "end is required for pruning in training: the epoch that reaches the final sparsity.")
+    if 0 <= end < start:
+        reader.problem("end", f"end must not come before start, but they are {end:g} and {start:g}.")
+    _check_schedule(reader, schedule, arguments, say if not one_shot else _silent)
+    pruning = Pruning(
+        modifier.name,
+        modifier.line,
+        modifier.stage,
+        "session",
+        _targets(reader, say),
+        initial=initial,
+        final=final,
+        start=start,
+        end=max(end, start),
+        every=every if every > 0 else -1.0,
+        schedule=schedule,
+        arguments=arguments,
+        spread=spread,
+        one_shot=one_shot,
+        written_update=reader.has("update"),
+    )
+    return _structure(reader, pruning, say)
+
+
+def _silent(level: Level, text: str) -> None:
+    """Says nothing: the schedule of a one-shot modifier decides nothing."""
+
+
+def _check_schedule(reader: FieldReader, schedule: str, arguments: Mapping[str, Any], say: Say) -> None:
+    exponent = as_number(arguments.get("exponent", 2))
+    if exponent is None or not 0 < exponent <= 100:
+        reader.problem(
+            "scheduler_args", f"exponent must be above 0, up to 100, but got {shown(arguments['exponent'])}."
+        )
+        return
+    if schedule in {"linear", "cubic"}:
+        return
+    if schedule in {"polynomial", "polynomial_decay"}:
+        if spec_schedule(schedule, arguments) is None:
+            say("unsupported", f"{schedule} with exponent {exponent:g}; here are linear, cubic and inverse_cubic.")
+    elif schedule == "multi_step":
+        steps = arguments.get("steps", [])
+        if not isinstance(steps, list) or not all(_is_step(step) for step in steps):
+            reader.problem("scheduler_args", f"steps must be [[epoch, sparsity], ...], but got {shown(steps)}.")
+        say("unsupported", "multi_step: sparsity in steps of one's own; here are linear, cubic and inverse_cubic.")
+    elif schedule.startswith("calc(") and schedule.endswith(")"):
+        say("unsupported", "calc(...): a schedule of one's own; here are linear, cubic and inverse_cubic.")
+    else:
+        reader.problem(
+            "update_scheduler",
+            f"update_scheduler must be linear, cubic, polynomial, polynomial_decay, multi_step or calc(...), but got "
+            f"{shown(schedule)}.",
+        )
+
+
+def _is_step(step: Any) -> bool:
+    return isinstance(step, list) and len(step) == 2 and all(as_number(item) is not None for item in step)
+
+
+def _structure(reader: FieldReader, pruning: Pruning, say: Say) -> Pruning:
+    """mask_structure as a pattern: in this dialect N of N:M is pruned."""
+    text = str(reader.raw("mask_structure") or "unstructured")
+    if reader.has("prunen") or reader.has("prunem"):
+        text = f"{reader.whole('prunen', 0)}:{reader.whole('prunem', 0)}"
+    if text in {"unstructured", "0:0"}:
+        return pruning
+    if text in {"filter", "channel"}:
+        say("unsupported", f"mask_structure {text} removes rows or columns; only single weights, N:M and blocks.")
+        return pruning
+    if match := re.fullmatch(r"block_(\d{1,4}),(\d{1,4})", text):
+        return replace(pruning, pattern=f"[{int(match[1])}, {int(match[2])}]")
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text)
+    if match and 0 < int(match[1]) < int(match[2]):
+        pruned, group = int(match[1]), int(match[2])
+        if abs(pruned / group - pruning.final) > 0.01:
+            say(
+                "partly", f"{text} prunes {pruned / group:g} of the weights whatever sparsity says ({pruning.final:g})."
+            )
+        return replace(pruning, pattern=f"{group - pruned}:{group}", final=pruned / group, finals={})
+    reader.problem("mask_structure", f"mask_structure must be unstructured, N:M or block_a,b, but got {shown(text)}.")
+    return pruning
+
+
+def _targets(reader: FieldReader, say: Say) -> tuple[str, ...]:
+    names = reader.names("targets") or reader.names("compress_layers") or (ALL,)
+    reader.skip("compress_layers")
+    for name in names:
+        if is_class(name) and name not in {ALL, ALL_PRUNABLE}:
+            say(
+                "partly", f"targets {name} names a class of modules; here all matrices inside decoder blocks are meant."
+            )
+    return names
+
+
+def one_shot(reader: FieldReader, say: Say, *, method: str) -> Pruning:
+    """SparseGPTModifier and WandaPruningModifier."""
+    modifier = reader.modifier
+    targets = _targets(reader, say)
+    finals: dict[str, float] = {}
+    value = reader.raw("sparsity")
+    if isinstance(value, list):
+        numbers = [as_number(item) for item in value]
+        if len(numbers) != len(targets) or any(item is None or not 0 <= item <= 1 for item in numbers):
+            reader.problem("sparsity", "a list of sparsities must have a number from 0 to 1 for each of the targets.")
+        finals = {name: item for name, item in zip(targets, numbers, strict=False) if item is not None}
+        final = max(finals.values(), default=0.0)
+    else:
+        final = reader.number("sparsity", 0.5, low=0, high=1)
+    options: dict[str, Any] = {}
+    if method == "sparsegpt":
+        if reader.has("block_size"):
+            options["block_size"] = reader.whole("block_size", 128, low=1)
+        for name in ("dampening_frac", "percdamp"):
+            if reader.has(name):
+                options["damping"] = reader.number(name, 0.01, low=0)
+    allocation = _owl(reader, options)
+    if reader.raw("quantize"):
+        say("unsupported", "quantize: weights are pruned but not quantised here.")
+    if reader.has("preserve_sparsity_mask") and not reader.flag("preserve_sparsity_mask", True):
+        say("partly", "preserve_sparsity_mask: false may bring pruned weights back; here masks of earlier stages stay.")
+    propagate = reader.flag("sequential_update", True) if reader.has("sequential_update") else None
+    reader.skip("target_ids", "layer_prefix", "start", "end", "update", "ignore", "offload_hessians")
+    pruning = Pruning(
+        modifier.name,
+        modifier.line,
+        modifier.stage,
+        "session",
+        targets,
+        method,
+        final=final,
+        finals=finals,
+        schedule="constant",
+        spread=allocation,
+        options=options,
+        propagate=propagate,
+        one_shot=True,
+    )
+    return _structure(reader, pruning, say)
+
+
+def _owl(reader: FieldReader, options: dict[str, Any]) -> str | None:
+    profile = reader.raw("sparsity_profile") or reader.raw("profile")
+    reader.skip("profile")
+    m, strength = reader.number("owl_m", 5.0, low=0), reader.number("owl_lmbda", 0.08, low=0)
+    if profile is None:
+        return None
+    if str(profile) != "owl":
+        reader.problem("sparsity_profile", f"sparsity_profile must be owl, but got {shown(profile)}.")
+    if reader.has("owl_m"):
+        options["multiple"] = m
+    if reader.has("owl_lmbda"):
+        options["limit"] = strength
+    return "owl"
