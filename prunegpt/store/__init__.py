@@ -4,7 +4,7 @@
 statements, and `Store` is the face the rest of the house uses.
 """
 
-from prunegpt.store.rows import AttemptRow, CurveRow, StageRow, StartedAttempt, SweepRow, TrialRow
+from prunegpt.store.rows import AttemptRow, CurveRow, SavedTrial, StageRow, StartedAttempt, SweepRow
 from prunegpt.store.store import Store
 
-__all__ = ["AttemptRow", "CurveRow", "StageRow", "StartedAttempt", "Store", "SweepRow", "TrialRow"]
+__all__ = ["AttemptRow", "CurveRow", "SavedTrial", "StageRow", "StartedAttempt", "Store", "SweepRow"]

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunegpt.records import TrialState
+
+if TYPE_CHECKING:
+    from prunegpt.spec.plan import TrialPlan
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,11 @@ class SweepRow:
 
 
 @dataclass(frozen=True)
-class TrialRow:
-    """What the coordinator needs to know of a trial."""
+class SavedTrial:
+    """A trial of a plan as it was saved."""
 
     id: int
-    name: str
+    plan: "TrialPlan"  # under the name it has in the store
     state: TrialState
 
 

@@ -14,7 +14,7 @@ from prunegpt.root import Root
 from prunegpt.store import read, write
 from prunegpt.store.engine import open_engine, writer
 from prunegpt.store.migrate import prepare
-from prunegpt.store.rows import AttemptRow, CurveRow, StageRow, StartedAttempt, SweepRow, TrialRow
+from prunegpt.store.rows import AttemptRow, CurveRow, SavedTrial, StageRow, StartedAttempt, SweepRow
 from prunegpt.store.schema import attempt, trial
 
 if TYPE_CHECKING:
@@ -70,11 +70,13 @@ class Store:
 
     # Writes: the coordinator's.
 
-    def save_sweep(self, plan: "SweepPlan") -> dict[str, TrialRow]:
-        """Writes a plan over what is known of its sweep; gives its trials, in spec order.
+    def save_sweep(self, plan: "SweepPlan") -> list[SavedTrial]:
+        """Writes a plan over what is known of its sweep; gives its trials, in the plan's order.
 
         Trials gone from the spec keep their rows and are no longer shown. A trial keeps its state where its key and
-        evaluation key are unchanged, and waits again where they are not.
+        evaluation key are unchanged, and waits again where they are not. Teachers of another sweep are saved as trials
+        of that one; where it has the trial with another configuration, that stays and the teacher gets a name of its
+        own.
         """
         with self._writer.begin() as connection:
             return write.save_sweep(connection, plan)

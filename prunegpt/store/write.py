@@ -10,21 +10,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, Point, StageRecord, TrialState
-from prunegpt.store.rows import StartedAttempt, TrialRow
+from prunegpt.store.rows import SavedTrial, StartedAttempt
 from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
 
 if TYPE_CHECKING:
-    from prunegpt.spec.plan import SweepPlan
+    from prunegpt.spec.plan import SweepPlan, TrialPlan
 
 CurveIds = dict[tuple[int, str], int]  # (position in the chain, name) -> curve.id
+_NO_SPEC = "{}"  # of a sweep that only other sweeps' teachers have named so far
 
 
-def save_sweep(connection: Connection, plan: "SweepPlan") -> dict[str, TrialRow]:
-    """Writes a plan over what the database holds of that sweep.
-
-    A trial whose key and evaluation key are the old ones keeps its state; one whose keys changed waits again; one that
-    is gone keeps its row and is no longer shown.
-    """
+def save_sweep(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
+    """Writes a plan over what the database holds of that sweep; see `Store.save_sweep`."""
     now = time.time()
     values = {
         "title": plan.title,
@@ -35,11 +32,15 @@ def save_sweep(connection: Connection, plan: "SweepPlan") -> dict[str, TrialRow]
         "updated": now,
     }
     connection.execute(_upsert(connection, sweep, ["name"], values), {"name": plan.name, "created": now, **values})
-    sweep_id = connection.execute(select(sweep.c.id).where(sweep.c.name == plan.name)).scalar_one()
-    connection.execute(update(trial).where(trial.c.sweep_id == sweep_id).values(shown=False))
+    for other in {one.sweep for one in plan.trials} - {plan.name}:
+        unknown = {"title": other, "spec": _NO_SPEC, "tables": "[]", "unchecked": "[]", "created": now, "updated": now}
+        connection.execute(_insert(connection, sweep).on_conflict_do_nothing(), {"name": other, **unknown})
+    ids = {row.name: row.id for row in connection.execute(select(sweep.c.id, sweep.c.name))}
+    connection.execute(update(trial).where(trial.c.sweep_id == ids[plan.name]).values(shown=False))
+    placed = [_placed(connection, one, plan.name) for one in plan.trials]
     rows = [
         {
-            "sweep_id": sweep_id,
+            "sweep_id": ids[one.sweep],
             "name": one.name,
             "group": one.group,
             "seed": one.seed,
@@ -52,22 +53,30 @@ def save_sweep(connection: Connection, plan: "SweepPlan") -> dict[str, TrialRow]
             "evaluation_key": one.evaluation_key,
             "plan": one.model_dump_json(),
         }
-        for one in plan.trials
+        for one in placed
     ]
     if rows:
         replaced = [name for name in rows[0] if name not in ("sweep_id", "name")]
         connection.execute(_upsert(connection, trial, ["sweep_id", "name"], replaced, keep_state=True), rows)
-    return trial_rows(connection, sweep_id)
+    query = select(trial.c.id, trial.c.sweep_id, trial.c.name, trial.c.state).where(trial.c.sweep_id.in_(ids.values()))
+    found = {(row.sweep_id, row.name): row for row in connection.execute(query)}
+    saved = [(one, found[ids[one.sweep], one.name]) for one in placed]
+    return [SavedTrial(row.id, one, row.state) for one, row in saved]
 
 
-def trial_rows(connection: Connection, sweep_id: int) -> dict[str, TrialRow]:
-    """The trials of a sweep that are shown, in spec order."""
+def _placed(connection: Connection, one: "TrialPlan", own: str) -> "TrialPlan":
+    """A trial under the name it is saved as: another sweep's teacher must not replace what that sweep says itself."""
+    if one.sweep == own:
+        return one
     query = (
-        select(trial.c.id, trial.c.name, trial.c.state)
-        .where(trial.c.sweep_id == sweep_id, trial.c.shown)
-        .order_by(trial.c.position, trial.c.id)
+        select(trial.c.key, trial.c.evaluation_key)
+        .join(sweep, sweep.c.id == trial.c.sweep_id)
+        .where(sweep.c.name == one.sweep, trial.c.name == one.name, trial.c.shown, sweep.c.spec != _NO_SPEC)
     )
-    return {row.name: TrialRow(row.id, row.name, row.state) for row in connection.execute(query)}
+    there = connection.execute(query).one_or_none()
+    if there is None or tuple(there) == (one.key, one.evaluation_key):
+        return one
+    return one.model_copy(update={"name": f"{one.name}+{own}", "implicit": True})
 
 
 def start_attempt(connection: Connection, trial_id: int, at_least: int = 1) -> StartedAttempt:

@@ -1,0 +1,135 @@
+"""A running attempt as the coordinator sees it: its files are followed into the store, and its end is read."""
+
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from prunegpt.launch.base import Exited
+from prunegpt.launch.log import LOG, last_lines
+from prunegpt.records import AttemptRecord, Evaluation, Point, StageRecord, read_points
+from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
+from prunegpt.store import Store
+from prunegpt.sweep.board import name_of
+from prunegpt.sweep.events import Progress
+
+TOTAL_STEPS = "total_steps"  # the point that says how many optimizer steps a stage will have
+
+
+@dataclass
+class Attempt:
+    """One attempt that was submitted.
+
+    Args:
+        offset: bytes of points.jsonl that are stored.
+        cached: stages that were published when it started.
+    """
+
+    id: int
+    number: int
+    trial: TrialPlan
+    folder: Path
+    handle: str = ""
+    started: float = field(default_factory=time.time)
+    offset: int = 0
+    cached: int = 0
+    _latest: dict[str, float | None] = field(default_factory=dict)
+    _stage: int = -1
+
+    def store_points(self, store: Store) -> Progress | None:
+        """Stores what points.jsonl has grown by; what to tell of it."""
+        points, offset = read_points(self.folder / "points.jsonl", self.offset)
+        if offset == self.offset:
+            return None
+        store.add_points(self.id, points, offset=offset)
+        self.offset = offset
+        return self._progress(points)
+
+    def _progress(self, points: list[Point]) -> Progress | None:
+        known = [point for point in points if 0 <= point.stage < len(self.trial.stages)]
+        if not known:
+            return None
+        for point in known:
+            if point.stage != self._stage:
+                self._stage, self._latest = point.stage, {}
+            self._latest[point.name] = point.value
+        last = known[-1]
+        stage = self.trial.stages[last.stage]
+        planned = stage.training.train.get("max_steps") if stage.training else None
+        total = self._latest.get(TOTAL_STEPS) or planned
+        return Progress(
+            trial=name_of(self.trial),
+            index=last.stage,
+            kind=stage.kind,
+            step=last.step,
+            total=int(total) if isinstance(total, (int, float)) and total > 0 else None,
+            epoch=last.epoch,
+            tokens=last.tokens,
+            loss=self._latest.get("loss"),
+            perplexity=self._latest.get("perplexity"),
+        )
+
+    def record(self, exited: Exited | None) -> AttemptRecord:
+        """How it ended: what its record.json says, or where there is none what its process's end says."""
+        path = self.folder / "record.json"
+        problem = ""
+        try:
+            found: AttemptRecord = AttemptRecord.read(path)
+            own = {"sweep": self.trial.sweep, "trial": self.trial.name, "attempt": self.number}
+            return found.model_copy(update=own)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            problem = f"its record.json cannot be read: {error}"
+        reason, message = _why(exited)
+        return AttemptRecord(
+            sweep=self.trial.sweep,
+            trial=self.trial.name,
+            attempt=self.number,
+            state="stopped" if reason == "stopped" else "failed",
+            reason=reason,
+            error=problem or message,
+            trace=last_lines(self.folder / LOG, 40),
+            started=self.started,
+            ended=time.time(),
+        )
+
+
+def _why(exited: Exited | None) -> tuple[str, str]:
+    """Reason and message of an attempt that left no record."""
+    if exited is None:
+        return "lost", "its coordinator ended before it did, and it left no record."
+    if exited.reason == "cancelled":
+        return "stopped", "it was asked to stop, and left no record."
+    if exited.signal is not None:
+        name = signal.Signals(exited.signal).name if exited.signal in set(signal.Signals) else ""
+        hint = " That is often the kernel, short of memory." if exited.signal == signal.SIGKILL else ""
+        return "signal", f"its process was killed by signal {exited.signal} {name}.{hint} The end of its log is kept."
+    if exited.reason == "failed":
+        code = f" with code {exited.code}" if exited.code is not None else ""
+        return "exit", f"its process ended{code} and left no record. The end of its log is kept."
+    return "lost", "its process is gone and left no record. The end of its log is kept."
+
+
+def published_record(root: Root, trial: TrialPlan, index: int, *, cached: bool) -> StageRecord:
+    """What a published stage of a trial came to, with its evaluation where there is one.
+
+    Raises:
+        ValueError, OSError: stage.json or evaluation.json is not what it should be.
+    """
+    key = trial.stages[index].key
+    record: StageRecord = StageRecord.read(root.stage(key) / "stage.json")
+    update: Mapping[str, object] = {"index": index, "cached": cached}
+    measured = root.evaluation(key, trial.evaluation_key) / "evaluation.json"
+    if not trial.evaluate.skip and measured.exists():
+        update = {**update, "evaluation": Evaluation.read(measured)}
+    return record.model_copy(update=update)
+
+
+def readable(error: Exception) -> str:
+    """The first line of an error that validation may have made long."""
+    return f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else str(error)

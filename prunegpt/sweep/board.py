@@ -1,0 +1,222 @@
+"""Which trial may start now: the stage graph of a sweep, with what is published, what runs and what has failed.
+
+The work of a trial is a list of units, each stage and its measurement in turn. Trials with equal keys share units; a
+unit is done by one running trial at a time, and others that need it wait until it is published, not until that trial
+ends.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
+
+
+class Unit(NamedTuple):
+    """A stage, or with an evaluation key its measurement."""
+
+    stage: str
+    evaluation: str | None = None
+
+
+def name_of(trial: TrialPlan) -> str:
+    """SWEEP/TRIAL."""
+    return f"{trial.sweep}/{trial.name}"
+
+
+def units_of(trial: TrialPlan) -> tuple[Unit, ...]:
+    """All the work of a trial, in order."""
+    units: list[Unit] = []
+    for stage in trial.stages:
+        units.append(Unit(stage.key))
+        if not trial.evaluate.skip:
+            units.append(Unit(stage.key, trial.evaluation_key))
+    return tuple(units)
+
+
+class Published:
+    """What is published under a root. What was seen once is remembered, for nothing is unpublished while we run."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._seen: set[Unit] = set()
+
+    def seen(self, unit: Unit) -> bool:
+        """Whether it was found published before; does not look."""
+        return unit in self._seen
+
+    def look(self, unit: Unit) -> bool:
+        """Whether it is published now."""
+        if unit in self._seen:
+            return True
+        if unit.evaluation is None:
+            found = self._root.is_published(unit.stage)
+        else:
+            found = (self._root.evaluation(unit.stage, unit.evaluation) / "evaluation.json").exists()
+        if found:
+            self._seen.add(unit)
+        return found
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A trial that can never start, and why."""
+
+    trial: TrialPlan
+    need: str  # the stage key that nobody will publish
+    culprit: TrialPlan | None  # the trial that should have; None: no trial computes it
+
+
+class Board:
+    """The trials of one run of a sweep.
+
+    Args:
+        trials: those to be run, in the order they shall start in where they may.
+        published: what is published.
+        others: trials that are not to be run, but may be named as the reason why one cannot.
+    """
+
+    def __init__(self, trials: Sequence[TrialPlan], published: Published, others: Iterable[TrialPlan] = ()) -> None:
+        self._published = published
+        self._order = {name_of(trial): index for index, trial in enumerate(trials)}
+        self._units = {name_of(trial): units_of(trial) for trial in trials}
+        self._reached = dict.fromkeys(self._units, 0)  # units of a trial that are known to be done
+        self.waiting = {name_of(trial): trial for trial in trials}
+        self.running: dict[str, TrialPlan] = {}
+        self._diverged: dict[Unit, TrialPlan] = {}
+        self._producers: dict[str, list[TrialPlan]] = {need: [] for trial in trials for need in trial.needs}
+        for trial in [*trials, *others]:
+            for stage in reversed(trial.stages):
+                if stage.key in self._producers:
+                    self._producers[stage.key].append(trial)
+        self.look()
+
+    def look(self) -> None:
+        """Asks the disk for everything that was not seen yet; others may publish too."""
+        for name in self._units:
+            self.current(name, look=True)
+        for need in self._producers:
+            self._published.look(Unit(need))
+
+    def current(self, name: str, *, look: bool = False) -> Unit | None:
+        """The first unit of a trial that is not done; None where all are.
+
+        Args:
+            look: ask the disk; otherwise what was seen counts.
+        """
+        units = self._units[name]
+        reached = self._reached[name]
+        done = self._published.look if look else self._published.seen
+        while reached < len(units) and done(units[reached]):
+            reached += 1
+        self._reached[name] = reached
+        return units[reached] if reached < len(units) else None
+
+    def done(self, name: str) -> int:
+        """How many units of a trial were known to be done when last asked."""
+        return self._reached[name]
+
+    def complete(self) -> list[TrialPlan]:
+        """Waiting trials that have nothing left to do."""
+        return [trial for name, trial in self.waiting.items() if self.current(name) is None]
+
+    def next(self) -> TrialPlan | None:
+        """The first waiting trial that may start: its teachers are there, and nobody does its next unit."""
+        taken = {self.current(name) for name in self.running}
+        for name, trial in self.waiting.items():
+            unit = self.current(name)
+            if unit is None or unit in taken or not self._has_teachers(trial):
+                continue
+            if self.current(name, look=True) == unit:
+                return trial
+            if (unit := self.current(name)) is not None and unit not in taken:  # somebody else published in between
+                return trial
+        return None
+
+    def blocked(self) -> list[Blocked]:
+        """Waiting trials with a teacher that nobody who waits or runs will publish."""
+        dead = {
+            need
+            for need, producers in self._producers.items()
+            if not any(self._is_alive(one) for one in producers) and not self._published.look(Unit(need))
+        }
+        found = []
+        for name, trial in self.waiting.items() if dead else ():
+            need = next((need for need in trial.needs if need in dead), None)
+            if need is not None and self.current(name) is not None:
+                producers = self._producers[need]
+                found.append(Blocked(trial, need, producers[0] if producers else None))
+        return found
+
+    def doomed(self) -> list[tuple[TrialPlan, TrialPlan]]:
+        """Waiting trials whose next stage has diverged in another trial, and that trial: it would diverge again."""
+        if not self._diverged:
+            return []
+        found = []
+        for name, trial in self.waiting.items():
+            unit = self.current(name)
+            if unit is not None and unit in self._diverged:
+                found.append((trial, self._diverged[unit]))
+        return found
+
+    def start(self, trial: TrialPlan) -> None:
+        """It runs from now on."""
+        self.running[name_of(trial)] = self.waiting.pop(name_of(trial))
+
+    def end(self, trial: TrialPlan, *, diverged: bool = False) -> None:
+        """It is over, whether it ran or not."""
+        name = name_of(trial)
+        unit = self.current(name, look=True)
+        if diverged and unit is not None and unit.evaluation is None:
+            self._diverged[unit] = trial
+        self.waiting.pop(name, None)
+        self.running.pop(name, None)
+
+    def requeue(self, trial: TrialPlan) -> None:
+        """It ran, and waits again, at its old place."""
+        self.current(name_of(trial), look=True)
+        self.waiting[name_of(trial)] = self.running.pop(name_of(trial))
+        self.waiting = dict(sorted(self.waiting.items(), key=lambda item: self._order[item[0]]))
+
+    def _has_teachers(self, trial: TrialPlan) -> bool:
+        return all(self._published.seen(Unit(need)) for need in trial.needs)
+
+    def _is_alive(self, trial: TrialPlan) -> bool:
+        return name_of(trial) in self.waiting or name_of(trial) in self.running
+
+
+def select(
+    trials: Sequence[TrialPlan], wanted: Iterable[TrialPlan], published: Published, barred: Iterable[str] = ()
+) -> list[TrialPlan]:
+    """The wanted trials, and those that their teachers need, in spec order.
+
+    A teacher's stage that is published needs no trial. Of several trials that would publish it, one that is wanted
+    already does, else the one whose last stage it is.
+
+    Args:
+        barred: names of trials that must not run again, because they would end as they did.
+    """
+    chosen = {name_of(trial): trial for trial in wanted}
+    refused = set(barred)
+    producers: dict[str, list[TrialPlan]] = {}
+    for trial in trials:
+        for stage in trial.stages:
+            producers.setdefault(stage.key, []).append(trial)
+    open_ = list(chosen.values())
+    asked: set[str] = set()
+    while open_:
+        trial = open_.pop()
+        if all(published.look(unit) for unit in units_of(trial)):
+            continue
+        for need in set(trial.needs) - asked:
+            asked.add(need)
+            able = producers.get(need, [])
+            if published.look(Unit(need)) or any(name_of(one) in chosen for one in able):
+                continue
+            able = [one for one in able if name_of(one) not in refused]
+            if able:
+                best = min(able, key=lambda one: (one.key != need, one.order))
+                chosen[name_of(best)] = best
+                open_.append(best)
+    return [trial for trial in trials if name_of(trial) in chosen]

@@ -1,0 +1,115 @@
+"""What a running sweep tells whoever watches. Trials are named SWEEP/TRIAL."""
+
+from dataclasses import dataclass
+
+from prunegpt.records import TrialState
+
+
+@dataclass(frozen=True)
+class SweepStarted:
+    """Told once, before anything runs."""
+
+    sweep: str
+    trials: int  # that are to be run or taken from the cache now
+    finished: int  # that need nothing
+    lost: tuple[str, ...] = ()  # trials whose attempt an earlier coordinator left behind
+
+
+@dataclass(frozen=True)
+class CacheHit:
+    """A trial is finished without a worker: all its stages were published and measured."""
+
+    trial: str
+    stages: int
+    perplexity: float | None
+    sparsity: float | None  # share of zeros in the selected tensors, 0 to 1
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """An attempt was submitted."""
+
+    trial: str
+    attempt: int
+    folder: str  # below the root
+    stages: int  # in the chain
+    cached: int  # of them that are published already
+
+
+@dataclass(frozen=True)
+class StagePublished:
+    """A running attempt has published a stage, so that others may use it."""
+
+    trial: str
+    index: int  # position in the chain
+    kind: str
+    key: str
+    seconds: float  # that computing it took
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running attempt is, told when it has written new points."""
+
+    trial: str
+    index: int  # position of the stage in the chain
+    kind: str
+    step: int
+    total: int | None  # optimizer steps of the stage, where the attempt says so
+    epoch: float
+    tokens: int  # trained on so far in this stage
+    loss: float | None
+    perplexity: float | None  # the latest of this stage
+
+
+@dataclass(frozen=True)
+class TrialFinished:
+    """A worker has finished a trial."""
+
+    trial: str
+    attempt: int
+    seconds: float  # of this attempt
+    perplexity: float | None
+    sparsity: float | None
+
+
+@dataclass(frozen=True)
+class TrialFailed:
+    """An attempt ended otherwise, or a trial can never start."""
+
+    trial: str
+    attempt: int  # 0: no worker ran
+    state: TrialState
+    reason: str
+    error: str
+    log: str  # below the root; empty where there is none
+    retried: bool  # it will be tried again
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Somebody asked to stop: running trials get time to write a checkpoint, or with `kill` none."""
+
+    running: tuple[str, ...]
+    kill: bool
+
+
+Event = SweepStarted | CacheHit | TrialStarted | StagePublished | Progress | TrialFinished | TrialFailed | Stopping
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What one run of a sweep came to. Trials are named SWEEP/TRIAL, in spec order."""
+
+    sweep: str
+    finished: tuple[str, ...]  # by a worker, in this run
+    cached: tuple[str, ...]  # in this run, without a worker
+    unchanged: tuple[str, ...]  # finished or diverged before
+    failed: tuple[str, ...]  # failed, diverged or stopped, in this run
+    waiting: tuple[str, ...]  # not run, because the run was stopped
+    interrupted: bool
+
+    @property
+    def ok(self) -> bool:
+        """Every trial that was asked for has finished."""
+        return not self.failed and not self.waiting

@@ -1,0 +1,68 @@
+"""What an earlier coordinator left behind: attempts that still stand as running, though nobody runs them."""
+
+from pathlib import Path
+
+from prunegpt.records import AttemptRecord, read_points
+from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
+from prunegpt.store import AttemptRow, Store
+from prunegpt.sweep.attempt import Attempt, published_record
+
+
+def recover(root: Root, store: Store) -> list[str]:
+    """Closes the attempts that a coordinator left running; gives their trials, SWEEP/TRIAL.
+
+    An attempt that left its record.json counts as what the record says, and its points are stored. Any other is failed
+    with the reason `lost`, and its trial waits again; stages that it published count as computed by it.
+    """
+    lost = store.running_attempts()
+    for row in lost:
+        _close(root, store, row)
+    return [f"{row.sweep}/{row.trial}" for row in lost]
+
+
+def _close(root: Root, store: Store, row: AttemptRow) -> None:
+    folder = root.path / row.folder
+    points, offset = read_points(folder / "points.jsonl", row.offset)
+    if points:
+        store.add_points(row.id, points, offset=offset)
+    plan = _plan(folder)
+    if plan is None:
+        record = _unstarted(row)
+    else:
+        record = Attempt(row.id, row.number, plan, folder, started=row.started).record(None)
+        _credit(root, store, row, plan)
+    store.finish_attempt(record, state="waiting" if record.reason in ("lost", "stopped") else None)
+
+
+def _plan(folder: Path) -> TrialPlan | None:
+    try:
+        return TrialPlan.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _unstarted(row: AttemptRow) -> AttemptRecord:
+    """The coordinator ended before it had written trial.json."""
+    return AttemptRecord(
+        sweep=row.sweep,
+        trial=row.trial,
+        attempt=row.number,
+        state="failed",
+        reason="lost",
+        error="its coordinator ended before it was started.",
+        started=row.started,
+    )
+
+
+def _credit(root: Root, store: Store, row: AttemptRow, plan: TrialPlan) -> None:
+    """Stages that appeared while it ran, and that the store has not heard of, are its work: nobody else ran them."""
+    known = {stage.key for stage in store.stages()}
+    for index, key in enumerate(row.chain):
+        file = root.stage(key) / "stage.json"
+        if key in known or not file.exists() or file.stat().st_mtime < row.started:
+            continue
+        try:
+            store.record_stage(published_record(root, plan, index, cached=False), row.id)
+        except (OSError, ValueError):
+            continue  # whoever needs the stage will say what is wrong with it
