@@ -103,6 +103,10 @@ class Footnotes:
 
     def all(self) -> tuple[Footnote, ...]:
         """Symbols first, then numbers, then remarks on the whole table."""
-        marks = [Footnote(symbol, text) for text, symbol in sorted(self._legend.items()) if symbol]
+        marks = [Footnote(symbol, text) for text, symbol in self._legend.items() if symbol]
         remarks = [Footnote("", text) for text, symbol in self._legend.items() if not symbol]
-        return (*marks, *(Footnote(symbol, text) for text, symbol in self._symbols.items()), *remarks)
+        return (
+            *sorted(marks, key=lambda note: note.symbol),
+            *(Footnote(symbol, text) for text, symbol in self._symbols.items()),
+            *remarks,
+        )

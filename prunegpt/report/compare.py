@@ -1,4 +1,4 @@
-"""Two trials side by side: what was set differently, what came of it, and whether the difference is more than chance."""
+"""Two trials side by side: what was set differently, what came of it, and whether that is more than chance."""
 
 from dataclasses import dataclass
 

@@ -60,6 +60,7 @@ def write_folder(
             f"the tables of a report must have different names, but {', '.join(twice)} stands twice. "
             f"Give one a `name` in the spec."
         )
+    destination = destination.absolute()
     _check_destination(destination)
     retired = destination.with_name(f".{destination.name}.{os.getpid()}.old")
     try:

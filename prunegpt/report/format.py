@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Kind = Literal["text", "loss", "percent", "count", "seconds", "number"]
+Kind = Literal["text", "loss", "bits", "percent", "count", "seconds", "number"]
 Value = float | int | str | bool | None
 
 EMPTY = "–"
@@ -23,6 +23,8 @@ def text_of(value: Value, kind: Kind = "number") -> str:
         return EMPTY
     if kind == "loss":
         return loss(value)
+    if kind == "bits":
+        return f"{value:.3f}"
     if kind == "percent":
         return _trimmed(f"{value:.1f}")
     if kind == "count":

@@ -36,7 +36,7 @@ def figures_of(
     """Every figure these trials have data for, in a fixed order.
 
     Args:
-        results: trials of one protocol, or those of other protocols are left out: the most frequent one is drawn.
+        results: trials; where they were measured with several protocols, those of the most frequent one are drawn.
         windows: gives per-window losses, or None.
         points: trial name -> its curve points.
     """

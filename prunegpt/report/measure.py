@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from prunegpt.records import TrialResult
 from prunegpt.report.errors import ReportError
 from prunegpt.report.seeds import compare_seeds, spread, spread_interval
-from prunegpt.report.statistics import FEW, LEVEL, Comparison, Interval, Windows, holm, perplexity_interval
+from prunegpt.report.statistics import (
+    FEW,
+    LEVEL,
+    Comparison,
+    Interval,
+    Windows,
+    check_windows,
+    holm,
+    perplexity_interval,
+)
 from prunegpt.report.windows import WindowsOf, check_belongs
 
 _UNCHANGING = ("load", "pretrain", "prune")  # stages whose result does not depend on the seed, but for method random
@@ -101,10 +110,7 @@ def _windows(done: Sequence[TrialResult], windows: WindowsOf, notes: list[str]) 
         if found is None or trial.evaluation is None:
             continue
         try:
-            if len(found) < 2:
-                raise ReportError("the evaluation has a single window, so there is no interval and no test")
-            check_belongs(found, trial.evaluation)
-            perplexity_interval(found, resamples=1)
+            check_belongs(check_windows(found), trial.evaluation)
         except ReportError as error:
             notes.append(f"{trial.name}: {error}".removesuffix("."))
         else:

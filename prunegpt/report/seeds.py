@@ -161,9 +161,10 @@ def _variance(values: list[float]) -> float:
 
 def _unpaired(first: list[float], second: list[float], fixed: tuple[bool, bool]) -> list[Source]:
     """What the seeds of each side add; a single random run takes the other side's spread."""
-    sources = []
-    for own, other, is_fixed in ((first, second, fixed[0]), (second, first, fixed[1])):
-        spreading = own if len(own) > 1 else other
-        if len(spreading) > 1 and not (len(own) == 1 and is_fixed):
-            sources.append(Source(_variance(spreading) / len(own), len(spreading) - 1))
-    return sources
+    sides = [(losses, is_fixed) for losses, is_fixed in zip((first, second), fixed, strict=True)]
+    several = [losses for losses, _ in sides if len(losses) > 1]
+    if len(several) == 2:
+        return [Source(_variance(losses) / len(losses), len(losses) - 1) for losses in several]
+    (losses,) = several
+    of_single = 0.0 if any(len(own) == 1 and is_fixed for own, is_fixed in sides) else 1.0
+    return [Source(_variance(losses) * (1 / len(losses) + of_single), len(losses) - 1)]

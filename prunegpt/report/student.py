@@ -19,6 +19,8 @@ def two_sided(t: float, freedom: float) -> float:
         t: the statistic.
         freedom: degrees of freedom ν, at least 1; need not be whole.
     """
+    if t == 0:
+        return 1.0
     if not math.isfinite(t):
         return 0.0
     if freedom > _NORMAL_FROM:

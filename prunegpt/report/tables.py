@@ -138,8 +138,8 @@ def _folded(values: Sequence[Value], shown: Column, details: dict[str, Detail]) 
     found = spread([float(number) for number in numbers])
     details |= {"sd": found.deviation, "n": found.count}
     text = text_of(found.mean, shown.kind)
-    if shown.kind == "loss" and found.deviation is not None:
-        text = f"{text} ± {loss(found.deviation)} ({found.count})"
+    if shown.kind in ("loss", "bits"):
+        text = f"{text} ± {text_of(found.deviation, shown.kind)} ({found.count})"
     return found.mean, text
 
 

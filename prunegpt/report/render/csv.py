@@ -40,4 +40,6 @@ def _text(value: Detail | list[str]) -> str:
         return " ".join(value)
     if isinstance(value, bool):
         return str(value).lower()
-    return repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n").replace("\r", "\n")  # the csv module would leave a bare \r unquoted
+    return repr(value)

@@ -13,7 +13,8 @@ def render(tables: Sequence[Table]) -> str:
 
     A row is keyed by the headings in lower case. What has no number is null, and `state` says why.
     """
-    return json.dumps({"tables": [_table(table) for table in tables]}, indent=2, ensure_ascii=False, allow_nan=False)
+    found = {"tables": [_table(table) for table in tables]}
+    return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _table(table: Table) -> dict[str, Any]:

@@ -1,0 +1,155 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prunegpt.errors import UnknownPartError
+from prunegpt.records import TrialResult
+from prunegpt.report.columns import COLUMNS, NOT_APPLICABLE, column, off_target
+from prunegpt.report.format import loss, plain, printed, probability, text_of
+from prunegpt.report.rows import Row
+from report.made import evaluation, make_trial
+
+GRADUAL = {"kind": "finetune", "finetune": {"prune": {"method": "magnitude", "schedule": "cubic", "layers": [3]}}}
+DISTILL = {"kind": "distill", "distill": {"hardness": 0.5}, "teacher": "t"}
+
+
+def value(name: str, *trials: TrialResult) -> Any:
+    values = column(name, trials).extract(Row("row", "label", trials))
+    return values[0] if len(values) == 1 else list(values)
+
+
+def finished(**fields: Any) -> TrialResult:
+    return make_trial("a", measured=evaluation(perplexity=20.0), **fields)
+
+
+def test_sparsity_is_what_was_counted_not_what_was_asked() -> None:
+    trial = finished(pruned=0.81, target=0.9)
+    assert value("sparsity", trial) == 81.0
+    assert value("sparsity_all", trial) == pytest.approx(81 * 0.68)
+    assert off_target(trial)
+    assert value("sparsity", finished(pruned=0.29)) == 29.0  # not 28.999999999999996
+
+
+@pytest.mark.parametrize(
+    ("pruned", "off"), [(0.9, False), (0.895, False), (0.905, False), (0.8949, True), (0.92, True)]
+)
+def test_half_a_point_is_tolerated(pruned: float, off: bool) -> None:
+    assert off_target(finished(pruned=pruned, target=0.9)) is off
+
+
+def test_no_target_is_never_missed() -> None:
+    assert not off_target(finished(pruned=0.4))
+
+
+def test_distilled_and_teacher() -> None:
+    trial = finished(stages=[GRADUAL, DISTILL], teachers={"t": "tiny-gpt2(zero-shot)"})
+    assert value("distilled", trial) == "Yes"
+    assert value("teacher", trial) == "tiny-gpt2(zero-shot)"
+    plain_one = finished(stages=[GRADUAL])
+    assert value("distilled", plain_one) == "No"
+    assert value("teacher", plain_one) == NOT_APPLICABLE
+    twice = finished(stages=[DISTILL, {**DISTILL, "teacher": "u"}], teachers={"t": "a", "u": "b"})
+    assert value("teacher", twice) == "a, b"
+
+
+def test_layer_is_read_from_the_record_and_before_that_from_the_plan() -> None:
+    assert value("layer", finished(stages=[GRADUAL], layers=[5])) == 5
+    assert value("layer", finished(layers=[5, 6])) == NOT_APPLICABLE
+    assert value("layer", finished()) == NOT_APPLICABLE
+    assert value("layer", make_trial("a", state="waiting", stages=[GRADUAL])) == 3
+    assert value("layer", finished(layers=[0])) == 0
+
+
+def test_what_was_done() -> None:
+    trial = finished(stages=[GRADUAL, {"kind": "prune", "prune": {"method": "wanda", "pattern": "2:4"}}, DISTILL])
+    assert value("method", trial) == "magnitude (cubic) + wanda"
+    assert value("pattern", trial) == "unstructured + 2:4"
+    assert value("stages", trial) == "finetune → prune → distill"
+    assert value("tokens", trial) == 1000 + 2000 + 3000
+    assert value("seconds", trial) == 60.0
+    assert value("device", trial) == "cpu"
+    untouched = finished()
+    assert {value(name, untouched) for name in ("method", "pattern", "stages")} == {NOT_APPLICABLE}
+
+
+def test_measured_columns_look_at_finished_runs_only() -> None:
+    running = finished(state="running")
+    names = [name for name, shown in COLUMNS.items() if shown.measured and name != "difference"]
+    assert len(names) > 5
+    for name in names:
+        assert list(COLUMNS[name].extract(Row("r", "l", (running,)))) == []
+    assert value("perplexity", finished()) == pytest.approx(20.0)
+
+
+def test_config_values_by_path() -> None:
+    one = finished(config={"train": {"learning_rate": 5e-5, "betas": [0.9, 0.99]}})
+    two = finished(config={})
+    assert value("config:train.learning_rate", one) == 5e-5
+    assert value("config:train.betas", one) == "[0.9, 0.99]"
+    assert value("config:train.learning_rate", one, two) == [5e-5, None]
+
+
+def test_unknown_names_list_the_nearest() -> None:
+    with pytest.raises(UnknownPartError, match=r"unknown column 'perplexty'\. Did you mean 'perplexity'"):
+        column("perplexty")
+    with pytest.raises(
+        UnknownPartError, match=r"unknown config path 'train.lerning_rate'. Did you mean 'train.learning_rate'"
+    ):
+        column("config:train.lerning_rate", [finished(config={"train": {"learning_rate": 1}})])
+
+
+def test_every_column_has_a_heading_of_its_own() -> None:
+    headings = [shown.header for shown in COLUMNS.values()]
+    assert len(set(headings)) == len(headings) == len(COLUMNS)
+    assert all(shown.about for shown in COLUMNS.values())
+
+
+def test_the_study_s_headings() -> None:
+    names = ["model", "sparsity", "perplexity", "distilled", "teacher", "layer"]
+    headings = ["Model", "Sparsity", "Perplexity", "Distilled", "Teacher", "Layer Pruned"]
+    assert [COLUMNS[name].header for name in names] == headings
+
+
+def test_a_row_without_trials_has_no_values() -> None:
+    row = replace(Row("r", "l", ()), label="x")
+    for name in COLUMNS:
+        assert all(value in (None, "r", "x", "missing", 0) for value in COLUMNS[name].extract(row))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (21.756, "loss", "21.76"),
+        (1.33e9, "loss", "1.33e+09"),
+        (0.97312, "bits", "0.973"),
+        (89.99962, "percent", "90"),
+        (89.5, "percent", "89.5"),
+        (-0.0, "percent", "0"),
+        (1234567, "count", "1,234,567"),
+        (12.34, "seconds", "12.3"),
+        (3599.6, "seconds", "3,600"),
+        (True, "number", "true"),
+        (5e-5, "number", "5e-05"),
+        (3, "number", "3"),
+        (float("inf"), "loss", "–"),
+        (float("nan"), "percent", "–"),
+        (None, "loss", "–"),
+        ("as it is", "loss", "as it is"),
+    ],
+)
+def test_values_as_text(value: Any, kind: Any, text: str) -> None:
+    assert text_of(value, kind) == text
+
+
+def test_other_notations() -> None:
+    assert [printed(18.34), printed(30.0), printed(1.33e9), printed(2.76e70)] == [
+        "18.34",
+        "30",
+        "1330000000",
+        "2.76e+70",
+    ]
+    assert [probability(p) for p in (0.0001, 0.0321, 0.5)] == ["p < 0.001", "p = 0.032", "p = 0.50"]
+    assert plain(float("inf")) == "inf"
+    assert plain({"a": [1]}) == '{"a": [1]}'
+    assert loss(-3.0) == "-3.00"
