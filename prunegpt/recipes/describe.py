@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prunegpt.errors import PruneGPTError
@@ -51,18 +52,34 @@ def _stage(stage: StageMeaning, steps_per_epoch: int | None, tensors: Tensors | 
         "train": dict(stage.train),
         "prune": None if stage.prune is None else dict(stage.prune),
         "distill": None if stage.distill is None else dict(stage.distill),
-        "prunings": [_pruning(item, stage, steps_per_epoch, tensors) for item in stage.prunings],
+        "prunings": [
+            _pruning(item, lines, stage, steps_per_epoch, tensors) for item, lines in _grouped(stage.prunings)
+        ],
         "distillation": _distillation(stage, steps_per_epoch),
         "learning_rate": _learning_rate(stage, steps_per_epoch),
     }
 
 
+def _grouped(prunings: Sequence[Pruning]) -> list[tuple[Pruning, list[int]]]:
+    """Modifiers that differ in their entries alone as one, with the lines of all."""
+    groups: list[tuple[Pruning, list[int]]] = []
+    for item in prunings:
+        for index, (first, lines) in enumerate(groups):
+            if replace(item, line=first.line, stage=first.stage, entries=first.entries) == first and first.entries:
+                entries = tuple(dict.fromkeys((*first.entries, *item.entries)))
+                groups[index] = (replace(first, entries=entries), [*lines, item.line])
+                break
+        else:
+            groups.append((item, [item.line]))
+    return groups
+
+
 def _pruning(
-    pruning: Pruning, stage: StageMeaning, steps_per_epoch: int | None, tensors: Tensors | None
+    pruning: Pruning, lines: list[int], stage: StageMeaning, steps_per_epoch: int | None, tensors: Tensors | None
 ) -> dict[str, Any]:
     return {
         "modifier": pruning.modifier,
-        "line": pruning.line,
+        "lines": lines,
         "method": pruning.method,
         "pattern": pruning.pattern,
         "schedule": pruning.schedule,
@@ -218,7 +235,7 @@ def _render_pruning(pruning: Mapping[str, Any]) -> Iterator[str]:
     spread = f", {pruning['allocation']}" if pruning["allocation"] else ""
     when = "" if pruning["schedule"] == "constant" and pruning["end"] is None else _when(pruning)
     yield (
-        f"  prune (line {pruning['line']}): {pruning['method']}{pattern}{spread}, "
+        f"  prune (line {', '.join(map(str, pruning['lines']))}): {pruning['method']}{pattern}{spread}, "
         f"{pruning['initial']:g} -> {pruning['final']:g}{when}"
     )
     for entry, final in pruning["finals"].items():

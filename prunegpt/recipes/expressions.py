@@ -109,10 +109,9 @@ def _call(node: ast.Call, names: Mapping[str, Number]) -> Number:
 
 
 def _check_power(base: Number, exponent: Number) -> None:
-    if isinstance(base, int) and isinstance(exponent, int):
-        bits = max(base.bit_length(), 1) * abs(exponent)
-        if abs(base) > 1 and bits > MAX_BITS:
-            raise ExpressionError(f"a power may have {MAX_BITS} bits, but {_short(f'{base} ** {exponent}')} has more.")
+    whole = isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1 and exponent > 0
+    if whole and math.log2(abs(base)) * exponent > MAX_BITS:
+        raise ExpressionError(f"a power may have {MAX_BITS} bits, but {_short(f'{base} ** {exponent}')} has more.")
 
 
 def _computed(function: Callable[..., Any], *values: Number) -> Number:

@@ -33,7 +33,7 @@ def parse_legacy(tree: Tree, source: str) -> ParsedRecipe:
         headers = [StageHeader(name, line, "train") for name, line, _ in stages]
         if any("modifiers" in name for name in tree.by_name if name not in names):
             headers.insert(0, StageHeader("", tree.line, "train"))
-            reader.table(tree, shared, "", names)
+        reader.table(tree, shared, "", names)
         for name, _, stage in stages:
             own = reader.variables(stage, shared, name, set())
             reader.table(stage, {**shared, **own}, name, set())

@@ -233,7 +233,7 @@ class StageBuilder:
         curve = LearningRateCurve(segments=tuple(self._segments)) if self._segments else None
         expressed = as_arguments(curve, self.epochs) if curve else None
         if self.epochs:
-            self._train["num_train_epochs"] = self.epochs
+            self._train["num_train_epochs"] = int(self.epochs)
         return StageMeaning(
             self.header.name,
             self.run,

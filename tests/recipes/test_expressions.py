@@ -1,0 +1,180 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunegpt.recipes.expressions import ExpressionError, evaluate, resolve_variables, substitute, whole_value
+
+NAMES = {"a": 3, "b": -2, "c": 0.5, "zero": 0}
+numbers = st.one_of(
+    st.integers(0, 30).map(str),
+    st.floats(0, 100, allow_nan=False).map(repr),
+    st.sampled_from([*NAMES, "1e-7", "1_000"]),
+)
+
+
+def _grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    operators = st.sampled_from(["+", "-", "*", "/", "//", "%", "**"])
+    return st.one_of(
+        st.tuples(inner, operators, inner).map(" ".join),  # without parentheses: precedence is Python's
+        st.tuples(inner, operators, inner).map(lambda parts: f"({' '.join(parts)})"),
+        inner.map(lambda text: f"-{text}"),
+        inner.map(lambda text: f"+({text})"),
+        st.tuples(st.sampled_from(["abs", "float", "int", "round"]), inner).map(lambda pair: f"{pair[0]}({pair[1]})"),
+        st.tuples(st.sampled_from(["min", "max"]), inner, inner).map(lambda part: f"{part[0]}({part[1]}, {part[2]})"),
+        st.tuples(inner, st.integers(-3, 3)).map(lambda pair: f"round({pair[0]}, {pair[1]})"),
+    )
+
+
+expressions = st.recursive(numbers, _grown, max_leaves=8)
+PYTHON = {"abs": abs, "float": float, "int": int, "round": round, "min": min, "max": max}
+
+
+def _is_finite_in_python(expression: str) -> bool:
+    try:
+        value = eval(expression, {"__builtins__": PYTHON}, dict(NAMES))
+    except (ZeroDivisionError, OverflowError, ValueError, TypeError):
+        return False
+    return not isinstance(value, complex) and math.isfinite(value)
+
+
+@settings(max_examples=500, deadline=None)
+@given(expressions)
+def test_it_computes_what_python_computes(expression: str) -> None:
+    try:
+        ours = evaluate(expression, NAMES)
+    except ExpressionError as error:
+        if "bits" in str(error) or "characters" in str(error):
+            return  # too large for us, and perhaps for this machine
+        assert not _is_finite_in_python(expression)
+        return
+    theirs = eval(expression, {"__builtins__": PYTHON}, dict(NAMES))
+    assert ours == theirs
+    assert type(ours) is type(theirs)
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("__import__('os').system('ls')", "only abs, float, int, max, min, round may be called"),
+        ("a.real", "it holds an attribute"),
+        ("(1).__class__", "it holds an attribute"),
+        ("open('x')", "but it calls open"),
+        ("eval('1')", "but it calls eval"),
+        ("[x for x in (1, 2)]", "it holds a comprehension"),
+        ("(lambda: 1)()", "but it calls a function"),
+        ("a[0]", "it holds a subscript"),
+        ("'9' * 9", "a constant that is no number"),
+        ("True + 1", "a constant that is no number"),
+        ("2j", "a constant that is no number"),
+        ("1 if a else 2", "it holds a condition"),
+        ("a < b", "it holds a comparison"),
+        ("a and b", "it holds and/or"),
+        ("(n := 1)", "it holds an assignment"),
+        ("a << 3", "an operator of bits"),
+        ("~a", "an operator of bits"),
+        ("max(*(1, 2))", "takes 2 to 64 arguments, but got 1"),
+        ("max((1, 2), 3)", "it holds a tuple"),
+        ("round(number=1)", "arguments have no names"),
+        ("min(1)", "min takes 2 to 64 arguments, but got 1"),
+        ("9 ** 9 ** 9", "a power may have 4096 bits"),
+        ("(2 ** 4000) * (2 ** 4000)", "a whole number may have 4096 bits"),
+        ("round(5, -10 ** 9)", "round takes a whole number of digits up to 300"),
+        ("round(5, 0.5)", "round takes a whole number of digits"),
+        ("(-8) ** (1 / 3)", "must be a real number"),
+        ("1 / zero", "it divides by zero"),
+        ("1 % 0.0", "it divides by zero"),
+        ("1e308 * 10", "must be finite"),
+        ("1e999", "must be finite"),
+        ("10.0 ** 400", "too large or undefined"),
+        ("float(2 ** 2000)", "too large or undefined"),
+        ("ab", "unknown variable 'ab'"),
+        ("text + 1", "must be a number, but text is 'x'"),
+        ("1 +", "must be arithmetic"),
+        ("import os", "must be arithmetic"),
+        ("a = 1", "must be arithmetic"),
+        ("1; 2", "must be arithmetic"),
+        ("", "must be arithmetic"),
+        ("\0", "must be arithmetic"),
+        ("(" * 900, "must be arithmetic"),
+        ("1" + "+1" * 600, "may have 1000 characters"),
+    ],
+)
+def test_what_is_no_arithmetic_is_refused(expression: str, message: str) -> None:
+    with pytest.raises(ExpressionError, match=message):
+        evaluate(expression, {**NAMES, "text": "x"})  # type: ignore[dict-item]
+
+
+def test_nothing_is_run(tmp_path: object) -> None:
+    touched: list[int] = []
+    with pytest.raises(ExpressionError):
+        evaluate("touched.append(1)", {})
+    assert not touched
+
+
+def test_variables_are_resolved_in_any_order() -> None:
+    variables = {
+        "last": "eval(middle * 2)",
+        "middle": "eval(first + 0.5)",
+        "first": 1,
+        "params": "eval(names)",
+        "names": ["re:.*", "b"],
+        "text": "a eval(first)",
+    }
+    assert resolve_variables(variables) == {
+        "last": 3.0,
+        "middle": 1.5,
+        "first": 1,
+        "params": ["re:.*", "b"],
+        "names": ["re:.*", "b"],
+        "text": "a eval(first)",  # only whole strings are expressions here
+    }
+
+
+def test_a_circle_of_variables_is_named() -> None:
+    with pytest.raises(ExpressionError, match="in a circle, but a -> b -> c -> a"):
+        resolve_variables({"a": "eval(b)", "b": "eval(c + 1)", "c": "eval(a)"})
+    with pytest.raises(ExpressionError, match="in a circle, but a -> a"):
+        resolve_variables({"a": "eval(a)"})
+
+
+def test_a_long_chain_of_variables_ends() -> None:
+    chain = {f"v{index}": f"eval(v{index + 1})" for index in range(5000)}
+    with pytest.raises(ExpressionError, match="100 deep"):
+        resolve_variables({**chain, "v5000": 1})
+
+
+def test_a_whole_expression_gives_lists_and_numbers() -> None:
+    assert whole_value("eval(names)", {"names": ["a"]}) == ["a"]
+    assert whole_value("eval( n * 2 )", {"n": 2}) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("eval(n)", 3.0),
+        ("eval(n * 2 - (1 + 1))", 4.0),
+        ("layers.eval(n).mlp", "layers.3.mlp"),
+        ("layers.eval(half + half).mlp", "layers.1.mlp"),
+        ("eval(n) and eval(half)", "3 and 0.5"),
+        ("eval(eval(n) + 1)", 4.0),
+        ("plain", "plain"),
+    ],
+)
+def test_expressions_inside_texts_are_replaced(text: str, value: str | float) -> None:
+    assert substitute(text, {"n": 3, "half": 0.5}) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("eval(n", "every eval\\( must be closed"),
+        ("eval(__import__('os'))", "may be called"),
+        ("eval(loop)", "in a circle"),
+        ("1eval(n)e999", "must be finite"),
+    ],
+)
+def test_broken_texts_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ExpressionError, match=message):
+        substitute(text, {"n": 3, "loop": "eval(loop)+1"})
