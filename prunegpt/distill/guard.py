@@ -22,8 +22,8 @@ class DivergenceGuard:
     A run has diverged when
     - any term is NaN or infinite, or
     - the cross-entropy `ce` exploded: the median of the last 5 values is more than 3 times the lowest such median so
-      far, and is worse than guessing all tokens alike, ln(vocabulary). The median lets a single bad batch pass, the second
-      condition a model that was pruned hard and is about to recover.
+      far, and is worse than guessing all tokens alike, ln(vocabulary). The median lets a single bad batch pass, the
+      second condition a model that was pruned hard and is about to recover.
 
     Args:
         vocabulary: number of tokens; None: explosions are not judged.

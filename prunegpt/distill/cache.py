@@ -1,0 +1,320 @@
+"""A teacher's most probable tokens on disk, so that distillation runs no teacher.
+
+Of each position are kept the k most probable tokens, their log-probabilities in float16, and for each temperature the
+mass of all the others: 4 k bytes a token (6 k where the vocabulary exceeds 65,536) and 4 for each temperature. For
+GPT-2 and k = 64 that is 0.27 MB a block of 1,024, against 206 MB of logits.
+
+    FOLDER/cache.json           keys, shapes, and what the truncation loses
+    FOLDER/indices.npy          [blocks, length, k] uint16 or uint32
+    FOLDER/log_probs.npy        [blocks, length, k] float16, at temperature 1
+    FOLDER/log_rest.npy         [temperatures, blocks, length] float32: log Σ p^(1/T) over the tokens not kept
+    FOLDER/fingerprints.npy     [blocks] uint32: CRC-32 of each block's tokens
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunegpt.distill.targets import TopKTargets
+from prunegpt.distill.teachers import Teacher
+from prunegpt.errors import DistillationError
+from prunegpt.root import publishing, write_json
+
+FORMAT = 1
+ARRAYS = ("indices", "log_probs", "log_rest", "fingerprints")
+CHUNK = 128  # positions whose logits exist at a time
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What keeping k tokens loses at one temperature, as means over all positions.
+
+    Attributes:
+        rest_mass: the probability of the tokens that were not kept.
+        tail_divergence: KL, in nats, of the teacher from itself with the rest spread evenly over the tokens not kept:
+            the part of the full divergence (before T²) that the cache cannot see of a student whose tail is flat.
+            At most rest_mass · ln(vocab - k).
+    """
+
+    temperature: float
+    rest_mass: float
+    tail_divergence: float
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What cache.json holds."""
+
+    teacher_key: str
+    data_key: str
+    k: int
+    vocabulary: int
+    blocks: int
+    length: int
+    truncation: tuple[Truncation, ...]
+    format: int = FORMAT
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        return tuple(each.temperature for each in self.truncation)
+
+
+class TopKCache:
+    """An opened cache; its arrays are memory-mapped."""
+
+    def __init__(self, folder: Path, meta: Meta, arrays: dict[str, Array]) -> None:
+        self.folder = folder
+        self.meta = meta
+        self._arrays = arrays
+
+    @classmethod
+    def open(cls, folder: Path, *, teacher_key: str | None = None, data_key: str | None = None) -> "TopKCache":
+        """Opens a finished cache.
+
+        Raises:
+            DistillationError: there is none, it is damaged, or it belongs to another teacher or other data.
+        """
+        path = folder / "cache.json"
+        if not path.exists():
+            raise DistillationError(f"there is no cache of teacher logits at {folder}. Build it with build_cache.")
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            truncation = tuple(Truncation(**each) for each in stored.pop("truncation"))
+            meta = Meta(**stored, truncation=truncation)
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DistillationError(
+                f"the cache of teacher logits at {folder} is damaged ({error}). Remove the folder; it is built anew."
+            ) from error
+        if meta.format != FORMAT:
+            raise DistillationError(
+                f"the cache of teacher logits at {folder} has format {meta.format}, but this version reads {FORMAT}. "
+                f"Remove the folder; it is built anew."
+            )
+        expected = _shapes(meta.blocks, meta.length, meta.k, len(meta.temperatures))
+        for name, array in arrays.items():
+            if array.shape != expected[name]:
+                raise DistillationError(
+                    f"the cache of teacher logits at {folder} is damaged: {name} must be {expected[name]}, but is "
+                    f"{array.shape}. Remove the folder; it is built anew."
+                )
+        for what, asked, found in (("teacher", teacher_key, meta.teacher_key), ("data", data_key, meta.data_key)):
+            if asked is not None and asked != found:
+                raise DistillationError(
+                    f"the cache of teacher logits at {folder} must be of {what} {asked}, but is of {found}. "
+                    f"Use another folder for each teacher and data."
+                )
+        return cls(folder, meta, arrays)
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    def describe(self) -> str:
+        """One line for a log: its size, and what it loses."""
+        losses = "; ".join(
+            f"T = {each.temperature:g}: rest {each.rest_mass:.2e}, tail {each.tail_divergence:.2e} nats"
+            for each in self.meta.truncation
+        )
+        return f"top-{self.meta.k} cache of {self.meta.blocks} blocks, {self.size / 1e6:.1f} MB ({losses})"
+
+    def check_temperature(self, temperature: float) -> int:
+        """The place of a temperature in the cache.
+
+        Raises:
+            DistillationError: the cache does not have it.
+        """
+        if temperature not in self.meta.temperatures:
+            raise DistillationError(
+                f"the cache at {self.folder} holds the rest for the temperatures "
+                f"{', '.join(f'{each:g}' for each in self.meta.temperatures)}, but the loss asks for {temperature:g}. "
+                f"Choose one of them, or build the cache with it."
+            )
+        return self.meta.temperatures.index(temperature)
+
+    def lookup(self, blocks: Tensor, temperature: float, input_ids: Tensor) -> TopKTargets:
+        """The targets of some blocks, flattened, on the device of `input_ids`.
+
+        Args:
+            blocks: [batch], the place of each block in the data that the cache was built from.
+            temperature: of the loss.
+            input_ids: [batch, length], the blocks' tokens, compared with those the teacher saw.
+
+        Returns:
+            indices [batch · length, k] and log-probabilities [batch · length, k + 1].
+
+        Raises:
+            DistillationError: a block or temperature that the cache does not have, or other tokens.
+        """
+        place = self.check_temperature(temperature)
+        numbers = blocks.cpu().numpy()  # [batch]
+        self._check_blocks(numbers, input_ids)
+        indices = torch.from_numpy(self._arrays["indices"][numbers].astype(np.int64))  # [batch, length, k]
+        kept = torch.from_numpy(self._arrays["log_probs"][numbers].astype(np.float32))  # [batch, length, k]
+        rest = torch.from_numpy(self._arrays["log_rest"][place, numbers])  # [batch, length]
+        device = input_ids.device
+        tempered = torch.cat([kept.to(device) / temperature, rest.to(device).unsqueeze(-1)], dim=-1)
+        return TopKTargets(indices.to(device).flatten(0, 1), tempered.log_softmax(-1).flatten(0, 1))
+
+    def _check_blocks(self, numbers: Array, input_ids: Tensor) -> None:
+        if input_ids.shape[1] != self.meta.length or numbers.shape != (len(input_ids),):
+            raise DistillationError(
+                f"a batch must have a number for each block, and blocks of {self.meta.length} tokens as the cache has, "
+                f"but got {list(numbers.shape)} numbers and tokens {list(input_ids.shape)}. Train on the data it was "
+                f"built from."
+            )
+        if numbers.min() < 0 or numbers.max() >= self.meta.blocks:
+            raise DistillationError(
+                f"the cache has the blocks 0 to {self.meta.blocks - 1}, but got {numbers.min()} to {numbers.max()}. "
+                f"Train on the data it was built from."
+            )
+        for number, tokens in zip(numbers, input_ids.cpu().numpy(), strict=True):
+            if _fingerprint(tokens) != self._arrays["fingerprints"][number]:
+                raise DistillationError(
+                    f"block {number} must hold the tokens that the teacher saw, but holds others. The cache at "
+                    f"{self.folder} is of other data, or the blocks are numbered otherwise; build another."
+                )
+
+
+def build_cache(
+    folder: Path,
+    teacher: Teacher,
+    blocks: Array,
+    *,
+    teacher_key: str,
+    data_key: str,
+    k: int = 64,
+    temperatures: Sequence[float] = (1.0, 2.0, 4.0),
+    batch_size: int = 1,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> TopKCache:
+    """Runs the teacher over all blocks once; opens the cache instead where `folder` has it already.
+
+    Args:
+        folder: of this teacher, data and k alone; appears when it is finished.
+        teacher: is moved to `device`.
+        blocks: tokens [blocks, length].
+        teacher_key: what identifies the teacher.
+        data_key: what identifies the blocks and their order.
+        k: tokens kept at each position.
+        temperatures: at which it can be used; each costs 4 bytes a token.
+        batch_size: blocks that the teacher sees at a time.
+        progress: is told how many blocks of how many are done.
+
+    Raises:
+        DistillationError: k or the temperatures are out of range, or `folder` holds another teacher's or data's.
+    """
+    if (folder / "cache.json").exists():
+        return TopKCache.open(folder, teacher_key=teacher_key, data_key=data_key)
+    if not 1 <= k < teacher.vocabulary:
+        raise DistillationError(f"k must be 1 to {teacher.vocabulary - 1}, below the vocabulary, but got {k}. Try 64.")
+    if not temperatures or min(temperatures) <= 0:
+        raise DistillationError(f"temperatures must be above 0, one at least, but got {list(temperatures)}.")
+    temperatures = sorted({float(each) for each in temperatures})
+    count, length = blocks.shape
+    lost = torch.zeros(len(temperatures), 2, dtype=torch.float64)
+    with publishing(folder) as temporary:
+        arrays = _create(temporary, count, length, k, len(temperatures), teacher.vocabulary)
+        for start in range(0, count, batch_size):
+            tokens = np.asarray(blocks[start : start + batch_size]).astype(np.int64)  # [batch, length]
+            states = teacher.run({"input_ids": torch.from_numpy(tokens).to(device)})
+            flat = states.last.flatten(0, 1)  # [batch · length, width]
+            parts = [
+                truncate(
+                    teacher.common_head.logits(flat[row : row + CHUNK].to(teacher.head.weight.dtype)), k, temperatures
+                )
+                for row in range(0, len(flat), CHUNK)
+            ]
+            shape = tokens.shape
+            rows = slice(start, start + batch_size)
+            arrays["indices"][rows] = torch.cat([part.indices for part in parts]).view(*shape, k).cpu().numpy()
+            arrays["log_probs"][rows] = torch.cat([part.log_probs for part in parts]).view(*shape, k).cpu().numpy()
+            arrays["log_rest"][:, rows] = torch.cat([part.log_rest for part in parts], 1).view(-1, *shape).cpu().numpy()
+            arrays["fingerprints"][rows] = [_fingerprint(row) for row in tokens]
+            lost += sum(part.lost.cpu() for part in parts)
+            if progress:
+                progress(min(start + batch_size, count), count)
+        for array in arrays.values():
+            array.flush()
+        truncation = tuple(
+            Truncation(temperature, *(lost[place] / (count * length)).tolist())
+            for place, temperature in enumerate(temperatures)
+        )
+        meta = Meta(teacher_key, data_key, k, teacher.vocabulary, count, length, truncation)
+        write_json(temporary / "cache.json", asdict(meta))
+    return TopKCache.open(folder, teacher_key=teacher_key, data_key=data_key)
+
+
+@dataclass(frozen=True)
+class TruncatedLogits:
+    """k tokens of each position.
+
+    Attributes:
+        indices: [tokens, k], most probable first.
+        log_probs: of these, at temperature 1, [tokens, k], float16.
+        log_rest: log Σ p^(1/T) over the others, [temperatures, tokens].
+        lost: sums of rest mass and tail divergence over the tokens, [temperatures, 2].
+    """
+
+    indices: Tensor
+    log_probs: Tensor
+    log_rest: Tensor
+    lost: Tensor
+
+
+def truncate(logits: Tensor, k: int, temperatures: Sequence[float]) -> TruncatedLogits:
+    """Cuts logits [tokens, vocab] to their k largest."""
+    full = logits.float().log_softmax(-1)  # [tokens, vocab]
+    log_probs, indices = full.topk(k, dim=-1)  # [tokens, k] twice
+    rest = full.scatter(-1, indices, -torch.inf)  # [tokens, vocab]
+    log_rest, lost = [], []
+    for temperature in temperatures:
+        tail = rest / temperature  # [tokens, vocab]
+        mass = tail.logsumexp(-1)  # [tokens]
+        log_rest.append(mass)
+        share = (mass - (full / temperature).logsumexp(-1)).exp()  # [tokens]: of the rest, at this temperature
+        within = tail - mass.unsqueeze(-1)  # [tokens, vocab]
+        entropy = -torch.where(within.isfinite(), within.exp() * within, 0.0).sum(-1)  # [tokens]
+        flat = math.log(logits.shape[-1] - k)
+        lost.append(torch.stack([share.sum(), (share * (flat - entropy)).sum()]).double())
+    return TruncatedLogits(indices, log_probs.half(), torch.stack(log_rest), torch.stack(lost))
+
+
+def _create(
+    folder: Path, blocks: int, length: int, k: int, temperatures: int, vocabulary: int
+) -> dict[str, np.memmap[Any, Any]]:
+    kinds = {
+        "indices": np.uint16 if vocabulary <= 2**16 else np.uint32,
+        "log_probs": np.float16,
+        "log_rest": np.float32,
+        "fingerprints": np.uint32,
+    }
+    shapes = _shapes(blocks, length, k, temperatures)
+    return {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kinds[name], shape=shapes[name])
+        for name in ARRAYS
+    }
+
+
+def _shapes(blocks: int, length: int, k: int, temperatures: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "indices": (blocks, length, k),
+        "log_probs": (blocks, length, k),
+        "log_rest": (temperatures, blocks, length),
+        "fingerprints": (blocks,),
+    }
+
+
+def _fingerprint(tokens: Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(tokens, dtype=np.int64).tobytes())

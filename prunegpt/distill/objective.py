@@ -1,0 +1,225 @@
+"""The training loss of a distillation stage.
+
+    loss = (1 - hardness) CE + hardness KD + hidden_gain · SquareHead + attention_gain · attention
+
+It decides who computes the loss. With hardness 0 and no gains, and whenever the model is in evaluation mode, that is
+the model itself, as without distillation, bit for bit: no teacher has a part in what an evaluation reports.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunegpt.distill.attention import ATTENTION_LOSSES, attention_loss
+from prunegpt.distill.cache import TopKCache
+from prunegpt.distill.chunked import chunked_losses
+from prunegpt.distill.head import check_head, head_of
+from prunegpt.distill.hidden import hidden_loss, match_layers
+from prunegpt.distill.losses.base import DistillationLoss
+from prunegpt.distill.states import States, check_eager, run, unwrap
+from prunegpt.distill.targets import IGNORE, HiddenTargets, Targets, shift_labels
+from prunegpt.distill.teachers import Teacher
+from prunegpt.errors import DistillationError, unknown
+
+NOT_FOR_THE_MODEL = ("labels", "block")
+
+
+class DistillationObjective:
+    """Computes the loss of a micro-batch.
+
+    Args:
+        teacher: a model that is run, or its cached top-k logits; None with hardness 0 and no gains.
+        loss: the divergence of the outputs, its options bound.
+        hardness: the weight of KD, 0 to 1; that of CE is the rest.
+        temperature: divides the logits in KD.
+        hidden_gain: the weight of the hidden-state term.
+        attention_gain: the weight of the attention term.
+        attention_kind: mse or kl.
+        layer_map: student block -> teacher block, counted from 0; None: see `hidden.match_layers`.
+        chunk_tokens: positions whose logits exist at a time; None: see `chunked.chunked_losses`.
+
+    Raises:
+        DistillationError: the parts do not fit each other.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher | TopKCache | None,
+        loss: DistillationLoss,
+        *,
+        hardness: float = 0.5,
+        temperature: float = 2.0,
+        hidden_gain: float = 0.0,
+        attention_gain: float = 0.0,
+        attention_kind: str = "mse",
+        layer_map: Mapping[int, int] | None = None,
+        chunk_tokens: int | None = None,
+    ) -> None:
+        self.teacher = teacher
+        self.loss = loss
+        self.hardness = hardness
+        self.temperature = temperature
+        self.hidden_gain = hidden_gain
+        self.attention_gain = attention_gain
+        self.attention_kind = attention_kind
+        self.layer_map = layer_map
+        self.chunk_tokens = chunk_tokens
+        self._known: PreTrainedModel | None = None  # the student whose fit was looked at
+        self._layers: dict[int, int] = {}
+        self._check()
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model's own loss is all there is."""
+        return self.hardness == 0 and self.hidden_gain == 0 and self.attention_gain == 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the record of a run should say of it."""
+        notes = []
+        if isinstance(self.teacher, TopKCache):
+            notes.append(self.teacher.describe())
+        if self._layers:
+            notes.append(
+                "blocks compared: " + ", ".join(f"{mine} with {other}" for mine, other in self._layers.items())
+            )
+        return tuple(notes)
+
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch, and its terms for the curves.
+
+        Args:
+            model: the student, as the trainer wraps it.
+            inputs: input_ids and labels [batch, length], attention_mask [batch, length] where there is padding, and
+                `block` [batch], the blocks' numbers, for a cache.
+            num_items_in_batch: how many labels the optimizer step has over all its micro-batches; losses and terms then
+                add up over them. None: this micro-batch alone.
+
+        Returns:
+            The loss, and detached ce and kd in nats a token, and where they have a gain, hidden and attention.
+
+        Raises:
+            DistillationError: teacher and student do not fit.
+        """
+        if isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.flatten()[0].to(inputs["labels"].device)
+        if self.plain or not model.training:
+            return _plain(model, inputs, num_items_in_batch)
+        student = unwrap(model)
+        given = {name: value for name, value in inputs.items() if name not in NOT_FOR_THE_MODEL}
+        wanted = {"hidden": self.hidden_gain > 0, "attentions": self.attention_gain > 0}
+        self._look_at(student)
+        theirs = self.teacher.run(given, **wanted) if isinstance(self.teacher, Teacher) else None
+        ours = run(model, given, **wanted)
+        head = head_of(student)
+        if self._known is None:
+            check_head(head, ours.last[:, -1], ours.logits, student)
+            self._known = student
+        labels = shift_labels(inputs["labels"])  # [batch · length]
+        device = ours.last.device.type
+        with torch.autocast(device, ours.autocast, enabled=ours.autocast is not None):
+            blend = chunked_losses(
+                ours.last.flatten(0, 1),
+                head,
+                labels,
+                self._targets(theirs, inputs),
+                loss=self.loss,
+                hardness=self.hardness,
+                temperature=self.temperature,
+                chunk_tokens=self.chunk_tokens,
+                denominator=num_items_in_batch,
+                vocabulary=self._vocabulary,
+            )
+        total, terms = blend.total, {"ce": blend.ce, "kd": blend.kd}
+        if theirs is not None and (self.hidden_gain or self.attention_gain):
+            here = (labels != IGNORE).sum()
+            share = here / num_items_in_batch if num_items_in_batch is not None else torch.ones_like(blend.ce)
+            for name, gain, value in self._inner_terms(ours, theirs, given.get("attention_mask")):
+                total = total + gain * share * value
+                terms[name] = (share * value).detach()
+        return total, terms
+
+    def _inner_terms(self, ours: States, theirs: States, mask: Tensor | None) -> list[tuple[str, float, Tensor]]:
+        terms = []
+        if self.hidden_gain:
+            terms.append(("hidden", self.hidden_gain, hidden_loss(ours.hidden, theirs.hidden, self._layers, mask)))
+        if self.attention_gain:
+            value = attention_loss(ours.attentions, theirs.attentions, self._layers, mask, kind=self.attention_kind)
+            terms.append(("attention", self.attention_gain, value))
+        return terms
+
+    def _targets(self, theirs: States | None, inputs: Mapping[str, Any]) -> Targets | None:
+        if self.hardness == 0:
+            return None
+        if isinstance(self.teacher, TopKCache):
+            if "block" not in inputs:
+                raise DistillationError(
+                    "cached teacher logits are found by the number of a block, but the batch has no `block`. "
+                    "Train on numbered blocks, or run the teacher."
+                )
+            return self.teacher.lookup(inputs["block"], self.temperature, inputs["input_ids"])
+        assert isinstance(self.teacher, Teacher)
+        assert theirs is not None
+        return HiddenTargets(theirs.last.flatten(0, 1), self.teacher.common_head)
+
+    @property
+    def _vocabulary(self) -> int | None:
+        if isinstance(self.teacher, TopKCache):
+            return self.teacher.meta.vocabulary
+        return self.teacher.vocabulary if self.teacher else None
+
+    def _look_at(self, student: PreTrainedModel) -> None:
+        """What can be checked of a student before it runs."""
+        if student is self._known:
+            return
+        self._known = None
+        vocabulary, rows = self._vocabulary, student.get_output_embeddings().weight.shape[0]
+        counted = isinstance(self.teacher, TopKCache) or (self.teacher is not None and self.teacher.counted)
+        if vocabulary is not None and (vocabulary > rows or (vocabulary < rows and not counted)):
+            raise DistillationError(
+                f"student and teacher must have one vocabulary, but the teacher has {vocabulary} tokens and the "
+                f"student's head {rows} rows. Where heads are padded, give the teacher the number of tokens that "
+                f"check_tokenizers counts."
+            )
+        if isinstance(self.teacher, Teacher) and (self.hidden_gain or self.attention_gain):
+            depth = int(student.config.num_hidden_layers)
+            self._layers = match_layers(depth, self.teacher.blocks, self.layer_map)
+
+    def _check(self) -> None:
+        if self.hidden_gain < 0 or self.attention_gain < 0:
+            raise DistillationError(
+                f"gains must not be negative, but hidden_gain is {self.hidden_gain} and attention_gain "
+                f"{self.attention_gain}."
+            )
+        if self.attention_kind not in ATTENTION_LOSSES:
+            raise DistillationError(unknown("attention loss", self.attention_kind, ATTENTION_LOSSES))
+        if self.teacher is None and not self.plain:
+            raise DistillationError(
+                f"a teacher is needed, but there is none for hardness {self.hardness}, hidden_gain {self.hidden_gain} "
+                f"and attention_gain {self.attention_gain}. Give one, or set all three to 0."
+            )
+        if isinstance(self.teacher, TopKCache):
+            if self.hidden_gain or self.attention_gain:
+                raise DistillationError(
+                    "a cache holds the teacher's logits only, but hidden_gain or attention_gain asks for its states. "
+                    "Set them to 0, or run the teacher (no cache)."
+                )
+            self.teacher.check_temperature(self.temperature)
+        if isinstance(self.teacher, Teacher) and self.attention_gain:
+            check_eager(self.teacher.model)
+
+
+def _plain(
+    model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The model's own loss, called as transformers.Trainer calls it."""
+    given = {name: value for name, value in inputs.items() if name != "block"}
+    if num_items_in_batch is not None:
+        given["num_items_in_batch"] = num_items_in_batch
+    loss: Tensor = model(**given).loss
+    return loss, {"ce": loss.detach()}

@@ -1,0 +1,100 @@
+"""Teachers: does one fit its student, and how it is run."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunegpt.distill.head import Head, check_head, head_of
+from prunegpt.distill.states import States, run
+from prunegpt.errors import DistillationError
+
+
+def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> int:
+    """Makes sure that every token id means the same to both.
+
+    Returns:
+        The number of tokens they share. Heads may have more rows, for padding; those are not compared.
+
+    Raises:
+        DistillationError: an id stands for different tokens, or one has more tokens.
+    """
+    common = min(len(student), len(teacher))
+    ours, theirs = (tokenizer.convert_ids_to_tokens(range(common)) for tokenizer in (student, teacher))
+    for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        if mine != other:
+            raise DistillationError(
+                f"student and teacher must have one vocabulary, but id {index} is {mine!r} to the student and "
+                f"{other!r} to the teacher. Choose a teacher that was trained with the student's tokeniser."
+            )
+    if len(student) != len(teacher):
+        who, longer = ("student", student) if len(student) > len(teacher) else ("teacher", teacher)
+        raise DistillationError(
+            f"student and teacher must have one vocabulary, but they have {len(student)} and {len(teacher)} tokens: id "
+            f"{common} is {longer.convert_ids_to_tokens(common)!r} to the {who} and nothing to the other. "
+            f"Add the missing tokens, or choose another teacher."
+        )
+    return common
+
+
+def freeze(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The same model in evaluation mode, without gradients, in another dtype if given."""
+    if dtype is not None:
+        model = model.to(dtype)
+    return model.eval().requires_grad_(False)
+
+
+class Teacher:
+    """A frozen model that is run beside the student.
+
+    Args:
+        model: is frozen here; moves to the device of the first batch.
+        dtype: the precision it runs in; None leaves its own.
+        vocabulary: how many tokens count, from :func:`check_tokenizers`; None: all rows of its head.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, dtype: torch.dtype | None = None, vocabulary: int | None = None
+    ) -> None:
+        self.model = freeze(model, dtype)
+        self.head: Head = head_of(self.model)
+        rows = self.head.weight.shape[0]
+        if vocabulary is not None and vocabulary > rows:
+            raise DistillationError(
+                f"a teacher's head must have a row for every token, but the tokeniser has {vocabulary} tokens and the "
+                f"head {rows} rows. Load the tokeniser that belongs to the teacher."
+            )
+        self.vocabulary = vocabulary or rows
+        self.counted = vocabulary is not None
+        self._checked = False
+
+    @property
+    def blocks(self) -> int:
+        """How many decoder blocks it has."""
+        return int(self.model.config.num_hidden_layers)
+
+    def run(self, inputs: Mapping[str, Any], *, hidden: bool = False, attentions: bool = False) -> States:
+        """Its states on `inputs` (input_ids [batch, length], attention_mask), without gradients.
+
+        Raises:
+            DistillationError: its logits are not what its head makes of its states (looked at once), or attention maps
+                are asked for and its attention is not eager.
+        """
+        device = inputs["input_ids"].device
+        if self.model.device != device:
+            self.model.to(device)
+            self.head = head_of(self.model)
+        with torch.no_grad():
+            states = run(self.model, inputs, hidden=hidden, attentions=attentions)
+        if not self._checked:
+            check_head(self.head, states.last[:, -1], states.logits, self.model)
+            self._checked = True
+        return states
+
+    @property
+    def common_head(self) -> Head:
+        """Its head cut to the tokens that count."""
+        bias = self.head.bias[: self.vocabulary] if self.head.bias is not None else None
+        return replace(self.head, weight=self.head.weight[: self.vocabulary], bias=bias)
