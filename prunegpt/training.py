@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunegpt.distill.guard import DivergenceGuard
 from prunegpt.distill.objective import DistillationObjective
@@ -28,6 +28,7 @@ from prunegpt.root import write_json
 MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
 PRUNER_STATE = "pruner.safetensors"
 CHECKPOINT_SECONDS = 600.0
+TOTAL_STEPS = "total_steps"  # the point that says how long a stage will be
 
 Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value, tokens
 
@@ -65,7 +66,7 @@ class Outcome:
 
 
 def train(
-    model: nn.Module,
+    model: PreTrainedModel,
     blocks: Blocks,
     *,
     arguments: Mapping[str, Any],
@@ -101,7 +102,8 @@ def train(
         Interrupted: `stop` said so.
         DivergedError: a loss term is not finite or exploded.
     """
-    wiring = _Wiring(blocks, emit, enforcer, pruner, objective, evaluate, stop, checkpoint_seconds)
+    guard = DivergenceGuard(model.get_input_embeddings().weight.shape[0])
+    wiring = _Wiring(guard, emit, enforcer, pruner, objective, evaluate, stop, checkpoint_seconds)
     trainer = _Trainer(
         wiring,
         model=model,
@@ -201,7 +203,7 @@ class _Wiring(TrainerCallback):
 
     def __init__(
         self,
-        blocks: Blocks,
+        guard: DivergenceGuard,
         emit: Emit,
         enforcer: Enforcer | None,
         pruner: Callable[[int, int], GradualPruner] | None,
@@ -210,7 +212,7 @@ class _Wiring(TrainerCallback):
         stop: Callable[[], bool],
         checkpoint_seconds: float,
     ) -> None:
-        self.blocks = blocks
+        self.guard = guard
         self.emit = emit
         self.enforcer = enforcer
         self.make_pruner = pruner
@@ -219,7 +221,6 @@ class _Wiring(TrainerCallback):
         self.evaluate = evaluate
         self.stop = stop
         self.checkpoint_seconds = checkpoint_seconds
-        self.guard = DivergenceGuard()
         self.tokens = 0
         self.interrupted = False
         self._earlier = 0.0  # seconds of earlier attempts
@@ -276,8 +277,10 @@ class _Wiring(TrainerCallback):
         resumed = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.global_step and (resumed / MARKER).exists():
             self._resume(resumed)
+            print(f"going on from step {state.global_step} of {state.max_steps}", flush=True)
         self._logged = state.global_step
         self.mask_weights()
+        self.emit(state.global_step, state.epoch or 0.0, TOTAL_STEPS, state.max_steps, self.tokens)
 
     def _resume(self, folder: Path) -> None:
         known = json.loads((folder / MARKER).read_text(encoding="utf-8"))

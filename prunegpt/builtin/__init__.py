@@ -16,6 +16,17 @@ class BuiltinText:
 
 
 @dataclass(frozen=True)
+class Pretraining:
+    """How a built-in model is trained before its first use, as an ordinary cached stage."""
+
+    text: str
+    split: str
+    block_size: int  # tokens
+    seed: int  # of the weights and of the order of the text
+    arguments: Mapping[str, float | int | str]  # of transformers.TrainingArguments
+
+
+@dataclass(frozen=True)
 class BuiltinModel:
     """A small GPT-2 that is built at random and trained before its first use."""
 
@@ -24,6 +35,7 @@ class BuiltinModel:
     heads: int
     positions: int  # tokens
     vocabulary: int
+    pretraining: Pretraining
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -46,7 +58,28 @@ BUILTIN_TEXTS: Mapping[str, BuiltinText] = MappingProxyType(
     {"builtin:text": BuiltinText(splits=("pretrain", "train", "validation"), version=1)}
 )
 BUILTIN_MODELS: Mapping[str, BuiltinModel] = MappingProxyType(
-    {"builtin:tiny-gpt2": BuiltinModel(layers=4, width=128, heads=4, positions=128, vocabulary=1024)}
+    {
+        "builtin:tiny-gpt2": BuiltinModel(
+            layers=4,
+            width=128,
+            heads=4,
+            positions=128,
+            vocabulary=1024,
+            pretraining=Pretraining(
+                text="builtin:text",
+                split="pretrain",
+                block_size=128,
+                seed=0,
+                arguments={
+                    "num_train_epochs": 1,
+                    "per_device_train_batch_size": 16,
+                    "learning_rate": 2e-3,
+                    "lr_scheduler_type": "linear",
+                    "warmup_steps": 0.05,
+                },
+            ),
+        )
+    }
 )
 
 

@@ -8,6 +8,7 @@ from prunegpt.errors import PruneGPTError
 from prunegpt.planning.budget import train_tokens
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
+from prunegpt.spec.schema import DataSpec, FinetuneSpec
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,21 @@ class _Counter:
 
     def training(self, stage: StagePlan) -> int | None:
         if stage.kind == "pretrain":
-            from prunegpt.builtin import BUILTIN_MODELS, PREFIX
-
-            return BUILTIN_MODELS[stage.model.source.removeprefix(PREFIX)].pretrain_tokens
+            return self._pretraining(stage)
         if stage.training is None or stage.data is None:
             return 0
         declared = stage.data.tokens
         blocks = declared // stage.data.block_size if declared else self._count(stage)
         return train_tokens(stage, blocks)
+
+    def _pretraining(self, stage: StagePlan) -> int | None:
+        from prunegpt.builtin import BUILTIN_MODELS
+
+        recipe = BUILTIN_MODELS[stage.model.source].pretraining
+        data = DataSpec(path=recipe.text, train_split=recipe.split, block_size=recipe.block_size)
+        training = FinetuneSpec(train=recipe.arguments)
+        as_finetune = stage.model_copy(update={"data": data, "finetune": training})
+        return train_tokens(as_finetune, self._count(as_finetune))
 
     def _count(self, stage: StagePlan) -> int | None:
         from prunegpt.stages import cache, text

@@ -120,7 +120,7 @@ def _stored(source: str, root: Root) -> str | None:
     from prunegpt.errors import StoreError
     from prunegpt.store import Store
 
-    with Store.read(root) as store:
+    with Store.open(root, create=False) as store:
         try:
             return str(store.result(source).stages[-1].key)
         except (StoreError, IndexError):

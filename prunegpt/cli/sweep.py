@@ -155,9 +155,7 @@ def show_tables(name: str, root: "Root") -> None:
 
 def _say_where(plan: "SweepPlan", root: "Root") -> None:
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
-    say(
-        f"Look again: prunegpt sweep status {plan.name} · prunegpt table {plan.name} · prunegpt trial show {plan.name}/TRIAL"
-    )
+    say(f"Look again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
 
 
 @app.command(epilog="Example: prunegpt sweep status quickstart")
@@ -173,10 +171,9 @@ def status(
     from prunegpt.store import Store
 
     where = Root.find(root)
-    with Store.read(where) as store:
-        names = [name] if name else store.sweeps()
+    with Store.open(where, create=False) as store:
+        names = [name] if name else [sweep.name for sweep in store.sweeps()]
         results = [result for sweep in names for result in store.results(sweep)]
-    results = [result for result in results if result.shown]
     if as_json:
         print_json({"trials": [_result_json(result) for result in results]})
         return

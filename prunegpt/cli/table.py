@@ -1,14 +1,18 @@
 """prunegpt table: the declared tables of a sweep, from what is stored."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunegpt.cli.options import RootOption, SetOption, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prunegpt.report.cells import Table
     from prunegpt.root import Root
+    from prunegpt.spec.schema import TableSpec
 
 FORMATS = ("md", "latex", "csv", "html", "json")
 
@@ -43,20 +47,29 @@ def table(
     print(RENDERERS.load(format)(tables).rstrip("\n"))
 
 
-def _tables(sweep: str, root: "Root", overrides: list[str]) -> tuple[str, Any]:
+def _tables(sweep: str, root: "Root", overrides: list[str]) -> "tuple[str, list[Table]]":
     path = Path(sweep)
     if path.suffix not in (".yaml", ".yml"):
         return sweep, tables_of(sweep, root)
     from prunegpt.planning.resolve import plan_file
 
     plan = plan_file(path, overrides, root=root)
-    return plan.name, tables_of(plan.name, root, plan)
+    return plan.name, tables_of(plan.name, root, plan.tables)
 
 
-def tables_of(name: str, root: "Root", plan: Any = None) -> Any:
-    """The tables of a stored sweep; those a spec declares now, where its plan is given."""
-    from prunegpt.report.tables import sweep_tables
+def tables_of(name: str, root: "Root", declared: "Sequence[TableSpec] | None" = None) -> "list[Table]":
+    """The tables of a stored sweep: those it was last run with, or those that a spec declares now."""
+    from prunegpt.report.provenance import spec_commit
+    from prunegpt.report.tables import build_table
+    from prunegpt.report.windows import stored_windows
     from prunegpt.store import Store
 
-    with Store.read(root) as store:
-        return sweep_tables(store.sweep(name), store.results(name), root, plan)
+    with Store.open(root, create=False) as store:
+        stored = store.sweep(name)
+        specs = store.tables(name) if declared is None else declared
+        named = {row.trial.partition("/")[0] for spec in specs for row in spec.rows if "/" in row.trial}
+        others = [sweep.name for sweep in store.sweeps() if sweep.name in named - {name}]
+        results = [result for sweep in (name, *others) for result in store.results(sweep)]
+    commit = spec_commit(Path(stored.source)) if stored.source else None
+    windows = stored_windows(root)
+    return [build_table(spec, results, windows, sweep=name, commit=commit) for spec in specs]

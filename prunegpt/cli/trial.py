@@ -40,7 +40,7 @@ def show(
     from prunegpt.root import Root
     from prunegpt.store import Store
 
-    with Store.read(Root.find(root)) as store:
+    with Store.open(Root.find(root), create=False) as store:
         result = store.result(int(trial) if trial.isdigit() else trial)
     if as_json:
         print_json(result.model_dump(mode="json"))

@@ -1,6 +1,7 @@
 """Where a chain starts: a model as it is, or the built-in one trained from random weights."""
 
-from prunegpt.builtin.model import PRETRAIN, build
+from prunegpt.builtin import BUILTIN_MODELS
+from prunegpt.builtin.model import build
 from prunegpt.spec.plan import StagePlan
 from prunegpt.stages import cache, text
 from prunegpt.stages.base import Pruned, Result, Setting, State
@@ -18,16 +19,17 @@ def pretrain(plan: StagePlan, state: State, setting: Setting) -> Result:
     """The built-in model, trained on its own text: the same bits on the same machine, whoever asks."""
     assert plan.data is not None
     state.tokenizer = cache.tokenizer(setting.root, plan)
-    state.model = build(seed=PRETRAIN.seed)
+    recipe = BUILTIN_MODELS[plan.model.source].pretraining
+    state.model = build(recipe.seed, plan.model.source)
     state.model.to(setting.device)
-    data = plan.data.model_copy(update={"train_split": PRETRAIN.split, "block_size": PRETRAIN.block_size})
+    data = plan.data.model_copy(update={"train_split": recipe.split, "block_size": recipe.block_size})
     blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root))
     outcome = train(
         state.model,
         blocks,
-        arguments=PRETRAIN.arguments,
+        arguments=recipe.arguments,
         work=setting.root.work(plan.key),
-        seed=PRETRAIN.seed,
+        seed=recipe.seed,
         device=setting.device,
         dtype=setting.dtype,
         emit=setting.emit,

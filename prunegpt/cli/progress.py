@@ -1,0 +1,94 @@
+"""A running sweep on the terminal: a bar for the whole, a line for each running trial, a line for each that ends."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from prunegpt.cli.options import number
+from prunegpt.sweep import events
+
+if TYPE_CHECKING:
+    from prunegpt.spec.plan import SweepPlan
+
+
+@contextmanager
+def follow(plan: "SweepPlan") -> Iterator[Callable[[events.Event], None]]:
+    """Shows events as they come, on standard error; plain lines where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        for text in plan.unchecked:
+            console.print(f"not checked: {text}", markup=False)
+        yield _Board(plan, console, bars).show
+
+
+class _Board:
+    def __init__(self, plan: "SweepPlan", console: Console, bars: Progress) -> None:
+        self.console = console
+        self.bars = bars
+        self.whole = bars.add_task(plan.name, total=len(plan.trials), note="")
+        self.running: dict[str, TaskID] = {}
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, event: events.Event) -> None:
+        match event:
+            case events.SweepStarted():
+                self.bars.update(self.whole, total=event.trials + event.finished, completed=event.finished)
+                self.line(f"{event.sweep}: {event.trials} trials to run, {event.finished} finished before")
+                for trial in event.lost:
+                    self.line(f"  {trial}: its attempt was lost; it goes on from its last checkpoint")
+            case events.CacheHit():
+                self.line(f"  {event.trial}: from the cache, {_result(event.perplexity, event.sparsity)}")
+                self.bars.advance(self.whole)
+            case events.TrialStarted():
+                self.line(f"  {event.trial}: started, {event.cached} of {event.stages} stages cached")
+                self.running[event.trial] = self.bars.add_task(f"  {event.trial}", total=None, note="")
+            case events.StagePublished():
+                self.line(f"  {event.trial}: {event.kind} published after {event.seconds:.0f} s")
+            case events.Progress():
+                self._progress(event)
+            case events.TrialFinished():
+                result = _result(event.perplexity, event.sparsity)
+                self._end(event.trial, f"finished in {event.seconds:.0f} s, {result}")
+            case events.TrialFailed():
+                again = "; trying again" if event.retried else ""
+                self._end(event.trial, f"{event.state} ({event.reason}): {event.error}{again}", done=not event.retried)
+                if event.log:
+                    self.line(f"    log: {event.log}")
+            case events.Stopping():
+                how = "stopping at once" if event.kill else "stopping: running stages write a checkpoint (Ctrl-C kills)"
+                self.line(how)
+
+    def _progress(self, event: events.Progress) -> None:
+        task = self.running.get(event.trial)
+        if task is None:
+            return
+        parts = [event.kind, f"{number(event.tokens)} tokens"]
+        parts += [f"loss {number(event.loss)}"] if event.loss is not None else []
+        parts += [f"perplexity {number(event.perplexity)}"] if event.perplexity is not None else []
+        self.bars.update(task, completed=event.step, total=event.total, note=" · ".join(parts))
+
+    def _end(self, trial: str, text: str, *, done: bool = True) -> None:
+        self.line(f"  {trial}: {text}")
+        task = self.running.pop(trial, None)
+        if task is not None:
+            self.bars.remove_task(task)
+        if done:
+            self.bars.advance(self.whole)
+
+
+def _result(perplexity: float | None, sparsity: float | None) -> str:
+    zeros = f", {100 * sparsity:.1f} % sparse" if sparsity else ""
+    return f"perplexity {number(perplexity)}{zeros}"

@@ -1,0 +1,90 @@
+"""What a distillation stage trains against: a teacher that runs, or its cached logits."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunegpt.distill.cache import TopKCache, build_cache
+from prunegpt.distill.losses.base import DistillationLoss
+from prunegpt.distill.objective import DistillationObjective
+from prunegpt.distill.teachers import Teacher, check_tokenizers
+from prunegpt.errors import DistillationError
+from prunegpt.registry import DISTILLATION_LOSSES
+from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.schema import DistillSpec
+from prunegpt.stages.base import Setting, State
+from prunegpt.training import Blocks
+
+
+def objective_for(plan: StagePlan, state: State, setting: Setting, blocks: Blocks) -> DistillationObjective:
+    """The loss of a `distill` stage. The teacher is loaded from its published stage, or its logits from their cache.
+
+    Raises:
+        DistillationError: the teacher does not fit the student.
+    """
+    config, key = plan.distill, plan.teacher
+    assert config is not None
+    assert key is not None
+    with_states = config.hidden_gain > 0 or config.attention_gain > 0
+    if config.cache and with_states:
+        raise DistillationError(
+            "a cache holds the teacher's logits alone, but hidden_gain or attention_gain asks for its states. "
+            "Remove cache, or set the gains to 0."
+        )
+
+    def load() -> Teacher:
+        teacher = setting.teacher(key)
+        shared = check_tokenizers(state.tokenizer, teacher.tokenizer)
+        return Teacher(teacher.model, dtype=setting.dtype, vocabulary=shared)
+
+    target = _cached(config, key, load, setting, blocks) if config.cache else load()
+    if config.attention_gain > 0:
+        state.model.set_attn_implementation("eager")
+    return DistillationObjective(
+        target,
+        _bound(DISTILLATION_LOSSES.load(config.loss), dict(config.options)),
+        hardness=config.hardness,
+        temperature=config.temperature,
+        hidden_gain=config.hidden_gain,
+        attention_gain=config.attention_gain,
+        layer_map=config.layer_map,
+    )
+
+
+def _bound(loss: DistillationLoss, options: dict[str, Any]) -> DistillationLoss:
+    """The loss with the options of the spec, such as k of top_k."""
+    if not options:
+        return loss
+    gradient = partial(loss.gradient, **options) if loss.gradient else None
+    return replace(loss, divergence=partial(loss.divergence, **options), gradient=gradient)
+
+
+def _cached(config: DistillSpec, key: str, load: Callable[[], Teacher], setting: Setting, blocks: Blocks) -> TopKCache:
+    """The teacher's top-k logits on these blocks: opened where somebody has computed them, else computed now."""
+    assert config.cache is not None
+    data = _data_key(blocks.tokens)
+    folder: Path = setting.root.teachers / f"{key}-{data}-{config.cache.k}-{config.temperature:g}"
+    if not folder.exists():
+        build_cache(
+            folder,
+            load(),
+            blocks.tokens,
+            teacher_key=key,
+            data_key=data,
+            k=config.cache.k,
+            temperatures=(config.temperature,),
+            device=setting.device,
+        )
+    return TopKCache.open(folder, teacher_key=key, data_key=data)
+
+
+def _data_key(tokens: np.ndarray[Any, Any]) -> str:
+    digest = hashlib.sha256(str(tokens.shape).encode())
+    for block in tokens:
+        digest.update(np.ascontiguousarray(block).tobytes())
+    return digest.hexdigest()[:24]
