@@ -58,7 +58,7 @@ def model_facts(model: ModelSpec, files: Files) -> ModelFacts:
             raise ModelError(unknown("built-in model", source, BUILTIN_MODELS))
         builtin = BUILTIN_MODELS[source]
         config = {"model_type": "gpt2", "vocab_size": builtin.vocabulary}
-        return ModelFacts(source, digest([source, asdict(builtin)]), True, config, builtin.matrices)
+        return ModelFacts(source, digest([source, asdict(builtin), BUILTIN_TEXTS[builtin.pretraining.text].version]), True, config, builtin.matrices)
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
