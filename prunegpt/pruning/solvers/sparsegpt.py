@@ -46,8 +46,11 @@ def sparsegpt(
     start_weight = weight.detach().float()  # [out, in]
     if mask is not None:
         start_weight = start_weight * mask
-    columns = start_weight.t().contiguous()  # [in, out]: a column of the weight is contiguous
-    kept = torch.ones_like(columns, dtype=torch.bool) if mask is None else mask.t().contiguous()  # [in, out]
+    # Copies, in which a column of the weight is contiguous: [in, out].
+    columns = start_weight.t().clone(memory_format=torch.contiguous_format)
+    kept = torch.ones_like(columns, dtype=torch.bool)
+    if mask is not None:
+        kept.copy_(mask.t())
     group = pattern.group if isinstance(pattern, NOfM) else 1
     step = max(block_size // group, 1) * group
     starts = range(0, columns.shape[0], step)
@@ -69,7 +72,7 @@ def sparsegpt(
         columns[end:].addmm_(factor.upper[start:end, end:].t(), errors, alpha=-1)
 
     chosen = kept.t().contiguous()  # [out, in]
-    solved = (columns * kept).t().contiguous()  # [out, in]
+    solved = columns.masked_fill_(~kept, 0.0).t().contiguous()  # [out, in]
     error = reconstruction_error(solved, start_weight, gram)
     return Solution(solved, chosen, error, factor.damping, factor.notes)
 
