@@ -56,7 +56,7 @@ class Sparsity:
 
 def pack(mask: Tensor) -> Tensor:
     """A mask [out, in] as bits: uint8 [out, ceil(in / 8)] on the CPU, the first input in the lowest bit."""
-    return torch.from_numpy(numpy.packbits(mask.cpu().numpy(), axis=1, bitorder="little"))
+    return torch.from_numpy(numpy.packbits(mask.cpu().contiguous().numpy(), axis=1, bitorder="little"))
 
 
 def unpack(packed: Tensor, columns: int) -> Tensor:
