@@ -91,7 +91,7 @@ class TopKCache:
             truncation = tuple(Truncation(**each) for each in stored.pop("truncation"))
             meta = Meta(**stored, truncation=truncation)
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
             raise DistillationError(
                 f"the cache of teacher logits at {folder} is damaged ({error}). Remove the folder; it is built anew."
             ) from error
@@ -216,7 +216,12 @@ def build_cache(
         DistillationError: k or the temperatures are out of range, or `folder` holds another teacher's or data's.
     """
     if (folder / "cache.json").exists():
-        return TopKCache.open(folder, teacher_key=teacher_key, data_key=data_key)
+        found = TopKCache.open(folder, teacher_key=teacher_key, data_key=data_key)
+        if found.meta.k != k:
+            raise DistillationError(
+                f"the cache of teacher logits at {folder} must have k {k}, but has {found.meta.k}. Use another folder."
+            )
+        return found
     if not 1 <= k < teacher.vocabulary:
         raise DistillationError(f"k must be 1 to {teacher.vocabulary - 1}, below the vocabulary, but got {k}. Try 64.")
     if not temperatures or min(temperatures) <= 0:
