@@ -14,7 +14,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 
 def mask_bits(mask: Tensor) -> Tensor:
     """A bool mask of any shape, True = kept, as int8 of the same shape and strides: -1 = kept, 0 = pruned."""
-    return mask.to(torch.int8).neg_()
+    return mask.view(torch.int8).neg()
 
 
 def apply_bits(tensor: Tensor, bits: Tensor) -> None:

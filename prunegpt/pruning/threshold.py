@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
+from prunegpt.pruning.bits import mask_bits
 
-_CHUNK = 1 << 22  # scores a pass holds a copy of at a time
+_CHUNK = 1 << 19  # scores a pass looks at at a time: what it makes of them stays in the cache of a CPU
+_GPU_CHUNK = 1 << 26
 _BINS = 1 << 16
+_ZERO = _BINS // 2  # the bin of 0, the lowest half being negative
 _FEW = 1 << 15  # so many scores are searched faster without histograms
-_INFINITY = 0x7F800000  # the bits of float32 infinity; NaN lies above
-_LOWEST = -(1 << 31)
+_NEGATIVE_ZERO = -(1 << 31)  # its bits; it ties with zero
 
 
 def zeros_for(count: int, sparsity: float) -> int:
@@ -120,51 +122,85 @@ def _keep(tensors: Sequence[Tensor], zeros: int, masks: Sequence[Tensor | None])
     return kept
 
 
-def _above(scores: Tensor, threshold: float, ties: int, mask: Tensor | None) -> tuple[Tensor, int]:
-    """What lies above the threshold, or equals it after the first `ties` that do; and how many ties are left."""
-    if ties == 0:
-        kept = scores >= threshold
-        return (kept if mask is None else kept & mask), 0
+def _above(scores: Tensor, threshold: float, ties: int | None, mask: Tensor | None) -> tuple[Tensor, int | None]:
+    """What lies above the threshold or, after the first `ties` that equal it, equals it; and how many ties are left.
+
+    None for ties means all of them, which are not looked for.
+    """
+    kept = scores >= threshold if ties == 0 else scores > threshold
+    if mask is not None:
+        kept &= mask
+    if not ties:
+        return kept, ties
     equal = scores == threshold
     if mask is not None:
         equal &= mask
     count = int(torch.count_nonzero(equal))
-    kept = scores > threshold
-    if mask is not None:
-        kept &= mask
     if count > ties:
         kept[equal.nonzero()[ties:].unbind(dim=1)] = True
     return kept, max(0, ties - count)
 
 
-def _kth_smallest(tensors: Sequence[Tensor], k: int, masks: Sequence[Tensor | None]) -> tuple[float, int]:
-    """The k-th smallest kept score, counted from 1, and how many of those that equal it are among the k smallest."""
+def _kth_smallest(tensors: Sequence[Tensor], k: int, masks: Sequence[Tensor | None]) -> tuple[float, int | None]:
+    """The k-th smallest kept score, counted from 1, and how many of those that equal it are among the k smallest.
+
+    The latter is None where all of them are, as where no two scores are equal.
+    """
     if sum(tensor.numel() for tensor in tensors) <= _FEW:
-        bits = torch.cat([part.to(tensors[0].device) for part in _ordered_bits(tensors, masks)])
-        bits = bits[bits != _LOWEST]
-        pattern = int(bits.kthvalue(k).values)
-        return _value_of(pattern), k - int(torch.count_nonzero(bits < pattern))
-    upper = _histogram(part >> 16 for part in _ordered_bits(tensors, masks))
-    upper[0] = 0  # no finite score lies there, only those that a mask prunes already
+        return _kth_of_few(tensors, k, masks)
+    upper = _histogram((bits >> 16).add_(_ZERO) for bits in _bits(tensors, masks))
+    if bool(upper[_ZERO - 0x80 : _ZERO].any() | upper[_ZERO + 0x7F80 :].any()):
+        _refuse()
+    upper[:_ZERO] = upper[:_ZERO].flip(0)  # the bits of negative floats grow away from zero
+    negative_zeros = 0
+    if upper[_ZERO - 1]:
+        negative_zeros = sum(int(torch.count_nonzero(bits == _NEGATIVE_ZERO)) for bits in _bits(tensors, masks))
+    held = sum(mask.numel() - int(torch.count_nonzero(mask)) for mask in masks if mask is not None)
+    upper[_ZERO - 1] -= negative_zeros
+    upper[_ZERO] += negative_zeros - held
     top, before = _bin_of(upper, k)
-    high = top - _BINS // 2
-    lower = _histogram(
-        (part[(part >> 16) == high] & (_BINS - 1)) - _BINS // 2 for part in _ordered_bits(tensors, masks)
-    )
+    high = top - _ZERO
+    flip = 0 if high >= 0 else 0xFFFF
+    bits_high = high if high >= 0 else high ^ 0x7FFF
+    lower = _histogram((_with_high(bits, bits_high) & 0xFFFF).bitwise_xor_(flip) for bits in _bits(tensors, masks))
+    if high == -1:
+        lower[-1] -= negative_zeros
+    if high == 0:
+        lower[0] += negative_zeros - held
     bottom, below = _bin_of(lower, k - before)
-    return _value_of((high << 16) | bottom), k - before - below
+    ties = k - before - below
+    return _value_of((high << 16) | bottom), None if ties == int(lower[bottom]) else ties
+
+
+def _kth_of_few(tensors: Sequence[Tensor], k: int, masks: Sequence[Tensor | None]) -> tuple[float, int | None]:
+    flat = [_flatten(tensor, mask) for tensor, mask in zip(tensors, masks, strict=True)]
+    kept = [(scores if mask is None else scores[mask]).to(tensors[0].device) for scores, mask in flat]
+    joined = torch.cat(kept)  # [kept scores]
+    if not bool(torch.isfinite(joined).all()):
+        _refuse()
+    threshold = joined.kthvalue(k).values
+    ties = k - int(torch.count_nonzero(joined < threshold))
+    return float(threshold), None if ties == int(torch.count_nonzero(joined == threshold)) else ties
 
 
 def _histogram(parts: Iterable[Tensor]) -> Tensor:
-    """How often each number from -32768 to 32767 occurs: [bins], on the CPU."""
+    """How often each number from 0 to 65535 occurs: [bins], on the CPU."""
     counts = torch.zeros(_BINS, dtype=torch.int64)  # [bins]
     for part in parts:
-        counts += torch.bincount(part + _BINS // 2, minlength=_BINS).cpu()
+        counts += torch.bincount(part, minlength=_BINS).cpu()
     return counts
 
 
+def _with_high(bits: Tensor, high: int) -> Tensor:
+    """The int32 whose upper 16 bits are `high`."""
+    if bits.device.type != "cpu":
+        return bits[(bits >> 16) == high]
+    array = bits.numpy()  # numpy takes a third of the time of torch to select few
+    return torch.from_numpy(array[(array >> 16) == high])
+
+
 def _value_of(bits: int) -> float:
-    """The float32 of an int32 that orders like it."""
+    """The float32 that an int32 orders like: its bits, and for a negative one those with all but the sign flipped."""
     (value,) = struct.unpack("<f", struct.pack("<i", bits ^ 0x7FFFFFFF if bits < 0 else bits))
     return float(value)
 
@@ -176,24 +212,14 @@ def _bin_of(histogram: Tensor, k: int) -> tuple[int, int]:
     return index, int(running[index - 1]) if index else 0
 
 
-def _ordered_bits(tensors: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Iterator[Tensor]:
-    """The scores as int32 that order like the scores, a chunk at a time, in the order of their storage.
-
-    What a mask prunes becomes the lowest int32.
-    """
+def _bits(tensors: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Iterator[Tensor]:
+    """The bits of the scores as int32, a chunk at a time, in the order of their storage; 0 for what a mask prunes."""
     for tensor, mask in zip(tensors, masks, strict=True):
-        flat, flat_mask = _flatten(tensor, mask)
-        for start in range(0, flat.numel(), _CHUNK):
-            values = flat[start : start + _CHUNK]
-            bits = values.view(torch.int32)
-            low, high = (int(bound) for bound in torch.aminmax(bits))
-            if low < 0:
-                bits = (values + 0.0).view(torch.int32)  # -0.0 becomes 0.0: they tie
-                bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-                low, high = (int(bound) for bound in torch.aminmax(bits))
-            if high >= _INFINITY or low < -_INFINITY:
-                _refuse()
-            yield bits if flat_mask is None else bits.masked_fill(~flat_mask[start : start + _CHUNK], _LOWEST)
+        scores, kept = _flatten(tensor, mask)
+        chunk = _CHUNK if scores.device.type == "cpu" else _GPU_CHUNK
+        for start in range(0, scores.numel(), chunk):
+            bits = scores[start : start + chunk].view(torch.int32)
+            yield bits if kept is None else bits & mask_bits(kept[start : start + chunk])
 
 
 def _flatten(tensor: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
