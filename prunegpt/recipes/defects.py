@@ -121,7 +121,7 @@ def _pattern_defects(pruning: Pruning) -> Iterator[Defect]:
 def name_defects(source: str, prunings: tuple[Pruning, ...]) -> Iterator[Defect]:
     """A file whose name says another sparsity than the recipe."""
     match = re.search(
-        r"(?<![\d.])(\d{2})[-_ ]?(?=spars|prune)|(?:spars\w*|prune)[-_ ]?(\d{2})(?![\d.])", PurePath(source).name
+        r"(?<![\d.])(\d{2})[-_ ]?(?=spars|prune)|(?:spars\w*|prune)[-_ ]?(\d{2})(?!\d|\.\d)", PurePath(source).name
     )
     if match is None:
         return

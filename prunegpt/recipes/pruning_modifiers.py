@@ -135,7 +135,7 @@ def _score(reader: FieldReader, pruning: Pruning, say: Say) -> Pruning:
     score = reader.raw("score_type")
     if score is None or pruning.method != "magnitude":
         return pruning
-    if score in {"magnitude", "movement"}:
+    if score in ("magnitude", "movement"):
         return replace(pruning, method=str(score))
     if isinstance(score, dict) or "mfac" in str(score).lower():
         reader.skip("mfac_options")
