@@ -46,7 +46,9 @@ def test_bits_are_little_endian_and_rows_are_whole_bytes(rows: int, columns: int
         for column in range(columns):
             assert (int(packed[row, column // 8]) >> (column % 8)) & 1 == int(mask[row, column])
     assert torch.equal(unpack(packed, columns), mask)
-    assert torch.equal(pack(mask.t().contiguous().t()), packed)
+    transposed = pack(mask.t().contiguous().t())
+    assert torch.equal(transposed, packed)
+    assert transposed.is_contiguous()  # as safetensors needs it
 
 
 def test_a_file_gives_back_masks_and_what_was_said_of_them(tmp_path: Path) -> None:
