@@ -17,13 +17,13 @@ class BuiltinText:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How a built-in model is trained before its first use, as an ordinary cached stage."""
+    """How a built-in model is trained before its first use: the same for all sweeps, so that it is one model."""
 
     text: str
     split: str
     block_size: int  # tokens
-    seed: int  # of the weights and of the order of the text
-    arguments: Mapping[str, float | int | str]  # of transformers.TrainingArguments
+    seed: int  # draws the weights and the order of the blocks
+    arguments: Mapping[str, float | int | str]  # names of transformers.TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ class BuiltinModel:
     positions: int  # tokens
     vocabulary: int
     pretraining: Pretraining
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, tied ones once."""
+        biases_and_norms = self.layers * (9 + 4) * self.width + 2 * self.width
+        embeddings = (self.vocabulary + self.positions) * self.width
+        return sum(rows * columns for rows, columns in self.matrices.values()) + embeddings + biases_and_norms
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -75,7 +82,9 @@ BUILTIN_MODELS: Mapping[str, BuiltinModel] = MappingProxyType(
                     "per_device_train_batch_size": 16,
                     "learning_rate": 2e-3,
                     "lr_scheduler_type": "linear",
-                    "warmup_steps": 0.05,
+                    "warmup_steps": 25,
+                    "weight_decay": 0.0,
+                    "max_grad_norm": 1.0,
                 },
             ),
         )

@@ -57,7 +57,8 @@ def evaluate(
 
     The head is applied to a few tokens at a time, so that no array of tokens × vocabulary exists. A model whose logits
     are more than its head of its hidden states (soft-capped or scaled ones) is run whole, window by window. Training
-    mode, gradients and random state are left as they were.
+    mode, gradients and random state are left as they were. The precision is the model's, or that of an autocast around
+    the call; losses are float32 of its logits.
 
     Args:
         model: the model; it is not moved.
@@ -138,15 +139,11 @@ def _check_fit(model: PreTrainedModel, windows: Windows) -> None:
 
 @contextmanager
 def _measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode, no gradients, no autocast; modes and random state come back afterwards."""
+    """Evaluation mode, no gradients; modes and random state come back afterwards."""
     modes = {module: module.training for module in model.modules()}
     devices = [device] if device.type == "cuda" else []
     try:
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(devices=devices),
-            torch.autocast(device.type, enabled=False),
-        ):
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
             model.eval()
             yield
     finally:
