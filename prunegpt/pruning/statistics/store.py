@@ -47,7 +47,7 @@ class StatisticsStore:
         self.key: str = index["key"]
         self.windows: int = index["windows"]
         self.length: int = index["length"]
-        self._layers: dict[str, dict[str, str]] = index["layers"]
+        self._layers: dict[str, tuple[str, str]] = {name: (file, group) for name, file, group in index["layers"]}
         self._last: dict[tuple[str, str], LayerStatistics] = {}
 
     @property
@@ -66,7 +66,7 @@ class StatisticsStore:
                 f"the statistics in {self.folder} are of {len(self._layers)} layers inside the decoder blocks, but "
                 f"{name} is not among them. Prune it with propagate, or leave it out."
             )
-        place = (self._layers[name]["file"], self._layers[name]["group"])
+        place = self._layers[name]
         found = self._last.get(place)
         if found is None or found.input_norm.device != torch.device(device):
             file, group = place
@@ -85,7 +85,7 @@ class StatisticsStore:
         """As :func:`~prunegpt.pruning.statistics.collect.block_statistics`: the layers, those of one block together."""
         by_file: dict[str, list[str]] = {}
         for name in names:
-            by_file.setdefault(self._layers.get(name, {"file": ""})["file"], []).append(name)
+            by_file.setdefault(self._layers.get(name, ("", ""))[0], []).append(name)
         for group in by_file.values():
             yield {name: self.layer(name, device) for name in group}
 
@@ -122,19 +122,19 @@ def collect_statistics(
     if not (folder / key / _INDEX).exists():
         views = block_matrices(model)
         with publishing(folder / key) as temporary, evaluating(model):
-            layers: dict[str, dict[str, str]] = {}
+            layers: dict[str, tuple[str, str]] = {}
             parts = block_statistics(
                 model, views, windows, gram=True, propagate=False, micro_batch=micro_batch, offload=offload
             )
             for number, part in enumerate(parts):
                 layers |= _write_block(part, temporary, f"block-{number:04d}.safetensors")
             index = {"format": _FORMAT, "key": key, "windows": windows.shape[0], "length": windows.shape[1]}
-            write_json(temporary / _INDEX, index | {"layers": {name: layers[name] for name in views}})
+            write_json(temporary / _INDEX, index | {"layers": [[name, *layers[name]] for name in views]})
     return StatisticsStore(folder / key)
 
 
-def _write_block(part: dict[str, LayerStatistics], folder: Path, file: str) -> dict[str, dict[str, str]]:
-    """Writes the statistics of one block, each shared input once; returns where each layer's are."""
+def _write_block(part: dict[str, LayerStatistics], folder: Path, file: str) -> dict[str, tuple[str, str]]:
+    """Writes the statistics of one block, each shared input once; returns the file and group of each layer."""
     groups: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
     places = {}
@@ -145,6 +145,6 @@ def _write_block(part: dict[str, LayerStatistics], folder: Path, file: str) -> d
             tensors[f"{group}.gram"] = statistics.gram.cpu()
             tensors[f"{group}.input_norm"] = statistics.input_norm.cpu()
             tensors[f"{group}.tokens"] = torch.tensor(statistics.tokens)
-        places[name] = {"file": file, "group": groups[id(statistics)]}
+        places[name] = (file, groups[id(statistics)])
     save_file(tensors, folder / file)
     return places
