@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fake_worker
 import pytest
-from fork_launcher import ForkLauncher
-from sweep_plans import make_plan
 
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.events import Event, SweepOutcome
+from tests.sweep import fake_worker
+from tests.sweep.fork_launcher import ForkLauncher
+from tests.sweep_plans import make_plan
 
 HERE = Path(__file__).parent
 

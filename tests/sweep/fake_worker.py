@@ -1,8 +1,8 @@
 """A worker without a model: it publishes empty stages as the real one does, and misbehaves as the trial's config says.
 
-`config.fake` may say: `seconds` that each stage takes; `steps` of each stage, a point each; `fail`, `diverge`, `exit`
-or `kill`: a stage key at which that happens; `once`: only in the trial's first attempt; `deaf`: it does not hear
-SIGTERM; `mute`: it writes no record.
+`config.fake` may say: `seconds` that each stage but the first takes; `steps` of each stage, a point each; `fail`,
+`diverge`, `exit` or `kill`: a stage key at which that happens; `once`: only in the trial's first attempt; `deaf`: it
+does not hear SIGTERM; `mute`: it writes no record.
 """
 
 import os
@@ -85,8 +85,9 @@ class Fake:
         if missing:
             raise RuntimeError(f"started without its teachers {missing}")
         self.misbehave(stage)
-        for step in range(self.ways.get("steps", 1)):
-            time.sleep(self.ways.get("seconds", 0.0) / self.ways.get("steps", 1))
+        steps = self.ways.get("steps", 1)
+        for step in range(steps):
+            time.sleep(self.ways.get("seconds", 0.0) / steps if index else 0.0)
             self.points.write(Point(stage=index, step=step, epoch=0.0, name="loss", value=1.0 / (step + 1), time=0.0))
             if STOP[0] and not self.ways.get("deaf"):
                 raise Stopped

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fork_launcher import ForkLauncher
-from sweep_plans import make_trial
 
 from prunegpt.errors import LaunchError, SpecError
 from prunegpt.launch.local import LocalLauncher
 from prunegpt.store import Store
 from prunegpt.sweep.events import CacheHit, Progress, StagePublished, TrialFailed, TrialFinished, TrialStarted
+from tests.sweep.fork_launcher import ForkLauncher
+from tests.sweep_plans import make_trial
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 

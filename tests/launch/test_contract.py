@@ -1,0 +1,222 @@
+"""What every launcher must do. A new one adds its maker to MAKERS."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from prunegpt.errors import LaunchError
+from prunegpt.launch.base import Exited, Launcher
+from prunegpt.launch.local import LocalLauncher
+from prunegpt.root import Root
+
+WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+MAKERS: dict[str, Callable[[Root, int], Launcher]] = {
+    "local": lambda root, slots: LocalLauncher(root, slots, command=WORKER),
+}
+PATIENCE = 60.0  # seconds; only ever waited for when something is broken
+
+
+@pytest.fixture(params=sorted(MAKERS))
+def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    made: list[Launcher] = []
+
+    def maker(slots: int = 1) -> Launcher:
+        made.append(MAKERS[request.param](Root(tmp_path / "runs"), slots))
+        return made[-1]
+
+    yield maker
+    for launcher in made:
+        launcher.close()
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes the folder of an attempt that does what it is told."""
+
+    def maker(do: str) -> Path:
+        folder = tmp_path / f"attempt-{len(list(tmp_path.glob('attempt-*'))) + 1}"
+        folder.mkdir()
+        (folder / "do.txt").write_text(do)
+        return folder
+
+    return maker
+
+
+def wait(launcher: Launcher, handle: str) -> Exited:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if (exited := launcher.poll(handle)) is not None:
+            return exited
+        time.sleep(0.01)
+    pytest.fail("the attempt does not end")
+
+
+def wait_for(path: Path) -> str:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.01)
+    pytest.fail(f"{path} does not come")
+
+
+def test_there_is_a_launcher_to_test() -> None:
+    assert "local" in MAKERS
+
+
+def test_it_is_a_launcher(make: Callable) -> None:
+    launcher = make(3)
+    assert isinstance(launcher, Launcher)
+    assert launcher.slots == 3
+
+
+def test_an_attempt_runs_and_ends(make: Callable, attempt: Callable) -> None:
+    launcher = make()
+    folder = attempt("(folder / 'done').write_text('yes')")
+    handle = launcher.submit(folder)
+    assert wait(launcher, handle).reason == "ended"
+    assert (folder / "done").read_text() == "yes"
+    assert launcher.poll(handle).reason == "ended"
+
+
+def test_poll_does_not_wait(make: Callable, attempt: Callable) -> None:
+    launcher = make()
+    handle = launcher.submit(attempt("time.sleep(60)"))
+    started = time.monotonic()
+    assert launcher.poll(handle) is None
+    assert time.monotonic() - started < 1
+
+
+def test_attempts_follow_each_other(make: Callable, attempt: Callable) -> None:
+    launcher = make()
+    for index in range(5):
+        folder = attempt(f"(folder / 'done').write_text('{index}')")
+        wait(launcher, launcher.submit(folder))
+        assert (folder / "done").read_text() == str(index)
+
+
+def test_as_many_run_at_a_time_as_there_are_slots(make: Callable, attempt: Callable) -> None:
+    launcher = make(2)
+    meet = "(folder.parent / f'here-{os.getpid()}').touch()\nwhile len(list(folder.parent.glob('here-*'))) < 2: pass"
+    handles = [launcher.submit(attempt(meet)) for _ in range(2)]
+    with pytest.raises(LaunchError, match="at most 2 attempts run at a time"):
+        launcher.submit(attempt("pass"))
+    assert {wait(launcher, handle).reason for handle in handles} == {"ended"}
+    assert wait(launcher, launcher.submit(attempt("pass"))).reason == "ended"
+
+
+def test_output_goes_to_the_log_of_the_attempt(make: Callable, attempt: Callable) -> None:
+    launcher = make()
+    folders = [
+        attempt("print('one')"),
+        attempt("print('two', file=sys.stderr)"),
+        attempt("os.system('echo three')"),
+        attempt("os.write(1, b'four')"),
+    ]
+    for folder in folders:
+        wait(launcher, launcher.submit(folder))
+    assert [(folder / "log.txt").read_text().strip() for folder in folders] == ["one", "two", "three", "four"]
+
+
+def test_a_failure_shows_in_its_log(make: Callable, attempt: Callable) -> None:
+    launcher = make()
+    folder = attempt("raise ValueError('this is why')")
+    assert wait(launcher, launcher.submit(folder)).reason == "failed"
+    assert "this is why" in (folder / "log.txt").read_text()
+
+
+def test_an_exit_code_is_told(make: Callable, attempt: Callable) -> None:
+    launcher = make()
+    folder = attempt("print('last words', flush=True)\nos._exit(7)")
+    assert wait(launcher, launcher.submit(folder)) == Exited("failed", code=7)
+    assert "last words" in (folder / "log.txt").read_text()
+
+
+def test_a_killed_worker_is_noticed_and_replaced(make: Callable, attempt: Callable) -> None:
+    launcher = make()
+    folder = attempt("(folder / 'pid').write_text(str(os.getpid()))\ntime.sleep(60)")
+    handle = launcher.submit(folder)
+    os.kill(int(wait_for(folder / "pid")), signal.SIGKILL)
+    assert wait(launcher, handle) == Exited("signal", signal=signal.SIGKILL)
+    assert wait(launcher, launcher.submit(attempt("pass"))).reason == "ended"
+
+
+def test_cancel_asks_first(make: Callable, attempt: Callable) -> None:
+    launcher = make()
+    folder = attempt(
+        "import signal\n"
+        "stop = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: stop.append(1))\n"
+        "(folder / 'ready').write_text('yes')\n"
+        "while not stop: time.sleep(0.01)\n"
+        "(folder / 'checkpoint').write_text('written')\n"
+        "state = 'stopped'\n"
+    )
+    handle = launcher.submit(folder)
+    wait_for(folder / "ready")
+    launcher.cancel(handle)
+    assert wait(launcher, handle).reason == "cancelled"
+    assert (folder / "checkpoint").read_text() == "written"
+    assert wait(launcher, launcher.submit(attempt("pass"))).reason == "ended"
+
+
+def test_cancel_with_kill_does_not_ask(make: Callable, attempt: Callable) -> None:
+    launcher = make()
+    folder = attempt(
+        "import signal, subprocess\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "(folder / 'ready').write_text(str(child.pid))\n"
+        "time.sleep(600)\n"
+    )
+    handle = launcher.submit(folder)
+    child = int(wait_for(folder / "ready"))
+    launcher.cancel(handle)
+    time.sleep(0.1)
+    assert launcher.poll(handle) is None
+    launcher.cancel(handle, kill=True)
+    assert wait(launcher, handle).reason == "cancelled"
+    assert gone(child)
+
+
+def test_cancelling_what_has_ended_does_nothing(make: Callable, attempt: Callable) -> None:
+    launcher = make()
+    handle = launcher.submit(attempt("pass"))
+    wait(launcher, handle)
+    launcher.cancel(handle, kill=True)
+    assert launcher.poll(handle).reason == "ended"
+
+
+def test_an_unknown_handle_is_refused(make: Callable) -> None:
+    with pytest.raises(LaunchError, match="must come from this launcher's submit, but got 'nothing'"):
+        make().poll("nothing")
+
+
+def test_close_ends_what_runs(make: Callable, attempt: Callable) -> None:
+    launcher = make(2)
+    folders = [attempt("(folder / 'pid').write_text(str(os.getpid()))\ntime.sleep(600)") for _ in range(2)]
+    for folder in folders:
+        launcher.submit(folder)
+    pids = [int(wait_for(folder / "pid")) for folder in folders]
+    launcher.close()
+    assert all(gone(pid) for pid in pids)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends soon; one that waits to be collected has ended."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+            os.kill(pid, 0)
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.01)
+    return False

@@ -1,0 +1,276 @@
+"""Ctrl-C, one coordinator a root, and a coordinator that dies at any instant."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunegpt.errors import LaunchError
+from prunegpt.records import AttemptRecord
+from prunegpt.root import Root
+from prunegpt.store import Store
+from prunegpt.sweep.events import StagePublished, Stopping, SweepStarted, TrialFailed, TrialStarted
+from prunegpt.sweep.interrupt import Interrupt
+from prunegpt.sweep.lock import coordinating, coordinator
+from tests.sweep_plans import make_plan, make_trial
+
+SCRIPT = Path(__file__).with_name("coordinate.py")
+
+
+def start(root: Root, plan: Any, slots: int = 1) -> subprocess.Popen[str]:
+    """A coordinator in a process of its own."""
+    file = root.path.with_name("plan.json")
+    file.write_text(plan.model_dump_json())
+    command = [sys.executable, str(SCRIPT), str(file), str(root.path), str(slots)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def line_with(process: subprocess.Popen[str], word: str) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if word in line:
+            return line
+    pytest.fail(f"no line with {word!r}; {process.stderr and process.stderr.read()}")
+
+
+def interrupting(interrupt: Interrupt, kind: type, times: int = 1) -> Callable[[Any], None]:
+    def hear(event: Any) -> None:
+        if isinstance(event, kind):
+            for _ in range(times):
+                interrupt.request()
+
+    return hear
+
+
+def test_one_request_lets_a_trial_stop_by_itself(bench: Any) -> None:
+    interrupt = Interrupt()
+    bench.listen = interrupting(interrupt, StagePublished)
+    trials = make_trial("a", "load a", seconds=2.0, steps=200), make_trial("b", "load b")
+    outcome = bench.run(*trials, interrupt=interrupt)
+    assert outcome.interrupted
+    assert outcome.waiting == ("words/a", "words/b")
+    assert not outcome.failed
+    assert bench.heard(Stopping) == [Stopping(("words/a",), kill=False)]
+    assert [(event.state, event.retried) for event in bench.heard(TrialFailed)] == [("waiting", False)]
+    assert bench.states() == {"a": "waiting", "b": "waiting"}
+    (attempt,) = bench.store.attempts("words/a")
+    assert (attempt.state, attempt.reason) == ("stopped", "stopped")
+    bench.listen = lambda _: None
+    assert bench.run(*trials).finished == ("words/a", "words/b")
+    assert bench.noted("computed") == ["load", "a", "b"]
+
+
+def test_a_second_request_kills(bench: Any) -> None:
+    interrupt = Interrupt()
+    bench.listen = interrupting(interrupt, StagePublished, times=2)
+    outcome = bench.run(make_trial("a", "load a", seconds=60.0, steps=600, deaf=True), interrupt=interrupt)
+    assert outcome.waiting == ("words/a",)
+    assert [event.kill for event in bench.heard(Stopping)] == [False, True]
+    (attempt,) = bench.store.attempts("words/a")
+    assert (attempt.state, attempt.reason) == ("stopped", "stopped")
+    assert bench.states() == {"a": "waiting"}
+
+
+def test_a_deaf_trial_is_killed_when_its_grace_is_over(bench: Any) -> None:
+    interrupt = Interrupt()
+    bench.listen = interrupting(interrupt, TrialStarted)
+    trial = make_trial("a", "load a", seconds=60.0, steps=600, deaf=True)
+    outcome = bench.run(trial, interrupt=interrupt, grace=0.3)
+    assert outcome.waiting == ("words/a",)
+    assert [event.kill for event in bench.heard(Stopping)] == [False, True]
+
+
+def test_a_request_before_the_start_runs_nothing(bench: Any) -> None:
+    interrupt = Interrupt()
+    interrupt.request()
+    assert bench.run(make_trial("a"), interrupt=interrupt).waiting == ("words/a",)
+    assert bench.heard(TrialStarted) == []
+
+
+def test_a_trial_that_finishes_while_it_is_asked_to_stop_is_finished(bench: Any) -> None:
+    interrupt = Interrupt()
+    bench.listen = interrupting(interrupt, StagePublished)
+    outcome = bench.run(make_trial("a", "load", deaf=True), make_trial("b", "load b"), interrupt=interrupt)
+    assert outcome.finished == ("words/a",)
+    assert outcome.waiting == ("words/b",)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_coordinator_in_good_order(bench: Any, number: int) -> None:
+    process = start(bench.root, make_plan(make_trial("a", "load a", seconds=30.0, steps=3000)))
+    line_with(process, "StagePublished")
+    process.send_signal(number)
+    line_with(process, "Stopping")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1]) == {"failed": [], "waiting": ["words/a"], "interrupted": True}
+    assert bench.states() == {"a": "waiting"}
+    assert bench.store.running_attempts() == []
+
+
+def test_signal_handlers_are_given_back(bench: Any) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    bench.run(make_trial("a"))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_coordinator_is_refused_by_name(bench: Any) -> None:
+    process = start(bench.root, make_plan(make_trial("a", "load a", seconds=30.0, steps=3000)))
+    line_with(process, "TrialStarted")
+    assert coordinator(bench.root).pid == process.pid
+    words = rf"takes one coordinator at a time, but .* has one already: process {process.pid} on \S+, since 2"
+    with pytest.raises(LaunchError, match=words):
+        bench.run(make_trial("b"))
+    assert bench.states() == {"a": "running"}
+    process.kill()
+    process.communicate()
+    assert coordinator(bench.root) is None
+    assert bench.run(make_trial("b")).finished == ("words/b",)
+
+
+def test_who_coordinates_is_known_while_it_does(bench: Any) -> None:
+    assert coordinator(bench.root) is None
+    with coordinating(bench.root):
+        assert coordinator(bench.root).pid == os.getpid()
+    assert coordinator(bench.root) is None
+
+
+def test_an_attempt_that_was_left_running_is_lost_and_runs_again(bench: Any) -> None:
+    trial = make_trial("a", "load a", seconds=30.0, steps=3000)
+    process = start(bench.root, make_plan(trial))
+    line_with(process, "StagePublished")
+    process.kill()
+    process.communicate()
+    assert bench.states() == {"a": "running"}
+    outcome = bench.run(make_trial("a", "load a"))
+    assert outcome.finished == ("words/a",)
+    assert bench.heard(SweepStarted)[0].lost == ("words/a",)
+    first, second = bench.store.attempts("words/a")
+    assert (first.state, first.reason, second.state) == ("failed", "lost", "finished")
+    assert bench.noted("computed") == ["load", "a"]
+    assert bench.store.points("words/a", "loss", stage=0)
+
+
+def test_an_attempt_that_finished_while_nobody_looked_counts_as_its_record_says(bench: Any) -> None:
+    (saved,) = bench.store.save_sweep(make_plan(make_trial("a", "load a")))
+    started = bench.store.start_attempt(saved.id)
+    folder = bench.root.path / started.folder
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(saved.plan.model_dump_json())
+    (folder / "points.jsonl").write_text('{"stage":1,"step":5,"epoch":1.0,"name":"loss","value":2.0,"time":1.0}\n{"st')
+    AttemptRecord(
+        sweep="words", trial="a", attempt=1, state="diverged", reason="diverged", error="the loss is nan"
+    ).write(folder / "record.json")
+    outcome = bench.run(make_trial("a", "load a"), make_trial("b", "load b"))
+    assert outcome.unchanged == ("words/a",)
+    assert bench.store.result("words/a").error == "the loss is nan"
+    assert [point.value for point in bench.store.points("words/a", stage=1)] == [2.0]
+
+
+def test_an_attempt_that_never_got_its_plan_is_lost(bench: Any) -> None:
+    (saved,) = bench.store.save_sweep(make_plan(make_trial("a", "load a")))
+    bench.store.start_attempt(saved.id)
+    assert bench.run(make_trial("a", "load a")).finished == ("words/a",)
+    assert [attempt.reason for attempt in bench.store.attempts("words/a")] == ["lost", ""]
+
+
+def test_an_exception_in_a_listener_leaves_nothing_running(bench: Any) -> None:
+    def fail(event: Any) -> None:
+        if isinstance(event, StagePublished):
+            raise RuntimeError("the screen is gone")
+
+    bench.listen = fail
+    with pytest.raises(RuntimeError, match="the screen is gone"):
+        bench.run(make_trial("a", "load a", seconds=60.0, steps=600))
+    bench.listen = lambda _: None
+    assert bench.run(make_trial("a", "load a")).finished == ("words/a",)
+    assert bench.noted("computed") == ["load", "a"]
+
+
+CHAOS = [
+    make_trial("student", "load kd", needs="p1", seconds=0.05, steps=5),
+    make_trial("a", "load ft", seconds=0.05, steps=5),
+    make_trial("b", "load ft p1", seconds=0.05, steps=5),
+    make_trial("c", "load ft p2 d2", seconds=0.05, steps=5),
+    make_trial("dies", "load ft p3", seconds=0.05, steps=5, kill="p3", once=True),
+    make_trial("other", "load2 x", seconds=0.05, steps=5, evaluation_key="other"),
+    make_trial("fails", "load2 bad", fail="bad"),
+    make_trial("child", "load2 y", needs="bad"),
+]
+
+
+SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_killed_at_random_instants_every_trial_finishes_exactly_once(bench: Any, seed: int) -> None:
+    draw = random.Random(seed)
+    plan = make_plan(*CHAOS)
+    kills = 0
+    for _ in range(40):
+        process = start(bench.root, plan, slots=1 + seed % 3)
+        try:
+            out, err = process.communicate(timeout=draw.uniform(0.3, 1.5) if kills < 6 else 120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, err
+        if json.loads(out.splitlines()[-1])["failed"] == ["words/fails", "words/child"]:
+            break
+    else:
+        pytest.fail("it does not come to an end")
+    assert kills
+    assert bench.states() == {
+        **dict.fromkeys((trial.name for trial in CHAOS), "finished"),
+        "fails": "failed",
+        "child": "failed",
+    }
+    assert bench.store.running_attempts() == []
+    for trial in CHAOS[:6]:
+        result = bench.store.result(f"words/{trial.name}")
+        assert [stage.key for stage in result.stages] == [stage.key for stage in trial.stages]
+        assert all(stage.evaluation.key == trial.evaluation_key for stage in result.stages)
+        ended = [attempt.state for attempt in bench.store.attempts(result.id)]
+        assert ended.count("finished") == 1
+    published = {stage.key for trial in CHAOS[:6] for stage in trial.stages}
+    assert len(bench.noted("computed")) == len(set(bench.noted("computed")))
+    assert set(bench.noted("computed")) <= published
+    counts = {stage.key: stage.computations for stage in bench.store.stages()}
+    assert counts == dict.fromkeys(published, 1)
+
+
+def test_a_worker_killed_from_outside_is_tried_again(bench: Any) -> None:
+    process = start(bench.root, make_plan(make_trial("a", "load a", seconds=1.0, steps=100)))
+    line_with(process, "TrialStarted")
+    line_with(process, "StagePublished")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert [attempt.reason for attempt in bench.store.attempts("words/a")] == ["signal", ""]
+    assert bench.states() == {"a": "finished"}
+    assert bench.noted("computed") == ["load", "a"]
+
+
+def test_a_reader_is_never_in_the_way(bench: Any) -> None:
+    process = start(bench.root, make_plan(*(make_trial(f"t{i}", f"load t{i}", steps=50) for i in range(8))))
+    reads = 0
+    while process.poll() is None:
+        with Store.open(bench.root, create=True) as store:
+            if store.sweeps():
+                store.results("words")
+                reads += 1
+        time.sleep(0.01)
+    assert process.returncode == 0, process.stderr.read()
+    assert reads
+    assert set(bench.states().values()) == {"finished"}
