@@ -13,9 +13,9 @@ _BATCH, _ACCUMULATION = 8, 1
 
 def steps(train: Mapping[str, Any], blocks: int | None) -> int | None:
     """Optimizer steps of a stage on one device; None where neither max_steps nor the number of blocks is known."""
-    limit = train.get("max_steps", -1)
+    limit = int(train.get("max_steps", -1))
     if limit > 0:
-        return int(limit)
+        return limit
     per_epoch = steps_per_epoch(train, blocks)
     return None if per_epoch is None else math.ceil(per_epoch * float(train.get("num_train_epochs", DEFAULT_EPOCHS)))
 
@@ -24,22 +24,43 @@ def steps_per_epoch(train: Mapping[str, Any], blocks: int | None) -> int | None:
     """Optimizer steps of one pass over the text."""
     if blocks is None:
         return None
-    batch = train.get("per_device_train_batch_size", _BATCH)
-    batches = blocks // batch if train.get("dataloader_drop_last") else math.ceil(blocks / batch)
-    return max(1, math.ceil(batches / train.get("gradient_accumulation_steps", _ACCUMULATION)))
+    batches = math.ceil(_blocks_an_epoch(train, blocks) / _batch(train))
+    return max(1, math.ceil(batches / _accumulation(train)))
 
 
 def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:
-    """Tokens a `finetune` or `distill` stage trains on; 0 for other kinds; None where it cannot be known."""
+    """Tokens a `finetune` or `distill` stage trains on; 0 for other kinds; None where it cannot be known.
+
+    A pass over the text ends with a smaller step where the blocks do not fill it; one that training does not finish
+    consists of full steps.
+
+    Args:
+        blocks: of the training text, as packed; None where they have not been counted.
+    """
     if stage.training is None or stage.data is None:
         return 0
     train = stage.training.train
     if stage.data.max_train_blocks and blocks is not None:
         blocks = min(blocks, stage.data.max_train_blocks)
-    count = steps(train, blocks)
+    count, per_epoch = steps(train, blocks), steps_per_epoch(train, blocks)
     if count is None:
         return None
-    batch = train.get("per_device_train_batch_size", _BATCH) * train.get("gradient_accumulation_steps", _ACCUMULATION)
-    most = None if blocks is None else math.ceil(count / (steps_per_epoch(train, blocks) or 1) * blocks)
-    examples = count * batch if most is None else min(count * batch, most)
-    return int(examples * stage.data.block_size)
+    a_step = _batch(train) * _accumulation(train)
+    if blocks is None or per_epoch is None:
+        return count * a_step * stage.data.block_size  # the text may be too short to fill them all
+    an_epoch = _blocks_an_epoch(train, blocks)
+    passes, rest = divmod(count, per_epoch)
+    return (passes * an_epoch + min(rest * a_step, an_epoch)) * stage.data.block_size
+
+
+def _blocks_an_epoch(train: Mapping[str, Any], blocks: int) -> int:
+    """Blocks of one pass, without an incomplete last batch where that is dropped."""
+    return blocks // _batch(train) * _batch(train) if train.get("dataloader_drop_last") else blocks
+
+
+def _batch(train: Mapping[str, Any]) -> int:
+    return int(train.get("per_device_train_batch_size", _BATCH))
+
+
+def _accumulation(train: Mapping[str, Any]) -> int:
+    return int(train.get("gradient_accumulation_steps", _ACCUMULATION))

@@ -2,67 +2,155 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
-from prunegpt.errors import PruneGPTError
+from prunegpt.errors import nearest
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
+from prunegpt.planning.stages import is_calibrated
 from prunegpt.spec.names import block_index, select_names
-from prunegpt.spec.schema import GradualSpec, PruneSpec
+from prunegpt.spec.schema import DistillSpec, FinetuneSpec, GradualSpec, PruneSpec, TableSpec
 
-_BLOCK_MATRIX = re.compile(r"\.\d+\..*\.weight$")
-_PREFIXES = {"gpt2": "transformer.", "opt": "model."}
+_BLOCK_MATRIX = re.compile(r"(^|\.)\d+\..*\.weight$")
+# Families whose tensors are called in memory as in the file, but for this prefix, which old files lack.
+_PREFIXES = {
+    **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "gpt_bigcode", "bloom", "falcon", "codegen"), "transformer."),
+    **dict.fromkeys(("opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3"), "model."),
+    **dict.fromkeys(("stablelm", "olmo", "olmo2", "starcoder2", "granite", "smollm3"), "model."),
+    "gpt_neox": "gpt_neox.",
+}
+_HEADS = ("lm_head.", "embed_out.")
+_LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt"})  # more tokens than these cannot be looked at
+_SHOWN = 6
+
+Message = tuple[str, str]  # the field below the stage, and what is wrong with it
 
 
-def block_matrices(facts: ModelFacts) -> list[str] | None:
-    """Names of the weight matrices in the decoder blocks, as the loaded model calls them; None where unknown."""
-    if facts.tensors is None:
+def stage_problems(
+    config: FinetuneSpec | PruneSpec | DistillSpec, facts: ModelFacts, train: Mapping[str, Any], block_size: int
+) -> Iterator[Message]:
+    """What does not fit between a stage, the model and the trial's training arguments.
+
+    Args:
+        train: the trial's arguments; those of the stage are laid over them.
+        block_size: tokens of a window of the trial's text.
+    """
+    if isinstance(config, PruneSpec):
+        yield from _pruning_problems(config, facts, block_size)
+        return
+    if config.data:
+        block_size = config.data.block_size
+    if message := _positions_problem(facts, block_size, "a training block"):
+        yield "", message
+    if config.prune:
+        for path, message in _pruning_problems(config.prune, facts, block_size):
+            yield f"prune.{path}".rstrip("."), message
+        if message := _clock_problem(config.prune, {**train, **config.train}):
+            yield "prune", message
+
+
+def _pruning_problems(prune: PruneSpec, facts: ModelFacts, block_size: int) -> Iterator[Message]:
+    known = model_matrices(facts)
+    if known:
+        chosen, wrong = select_names(*known, targets=prune.targets, layers=prune.layers, exclude=prune.exclude)
+        yield from (("", message) for message in wrong)
+        if isinstance(prune.allocation, Mapping) and not wrong:
+            yield from (("allocation", message) for message in select_names(chosen, targets=tuple(prune.allocation))[1])
+    if is_calibrated(prune):
+        calibration = prune.calibration
+        length = calibration.length or (calibration.data.block_size if calibration.data else block_size)
+        if message := _positions_problem(facts, length, "a calibration window"):
+            yield "calibration", message
+
+
+def model_matrices(facts: ModelFacts) -> tuple[list[str], list[str]] | None:
+    """Names of the weight matrices inside the decoder blocks and outside, as the loaded model calls them.
+
+    None where they are not known: the model is not at hand, or its family is not one whose names are stored as they are
+    used.
+    """
+    prefix = _PREFIXES.get(str((facts.config or {}).get("model_type")))
+    if facts.tensors is None or prefix is None:
         return None
-    names = [name for name, shape in facts.tensors.items() if len(shape) == 2 and _BLOCK_MATRIX.search(name)]
-    prefix = _PREFIXES.get(str((facts.config or {}).get("model_type")), "model.")
-    return [name if name.startswith((prefix, "transformer.", "model.")) else prefix + name for name in names]
+    names = [
+        name if name.startswith((prefix, *_HEADS)) else prefix + name
+        for name, shape in facts.tensors.items()
+        if len(shape) == 2 and name.endswith(".weight")
+    ]
+    inside = sorted((name for name in names if _BLOCK_MATRIX.search(name)), key=_place)
+    outside = [name for name in names if not _BLOCK_MATRIX.search(name)]
+    return inside, list(dict.fromkeys([*outside, "lm_head.weight"]))  # a tied head is not stored
 
 
-def pruning_problem(prune: PruneSpec, facts: ModelFacts) -> str | None:
-    """Why targets, layers or an explicit allocation do not fit the model, or None."""
-    names = block_matrices(facts)
-    if names is None:
-        return None
-    matrices = list(facts.tensors or {}) if prune.targets else names
-    try:
-        chosen = select_names(
-            sorted({*matrices, *names}, key=lambda name: (block_index(name) or 0, name)),
-            targets=prune.targets,
-            layers=prune.layers,
-            exclude=prune.exclude,
-        )
-        if isinstance(prune.allocation, Mapping):
-            select_names(chosen, targets=tuple(prune.allocation))
-    except PruneGPTError as error:
-        return str(error)
-    return None
+def _place(name: str) -> tuple[int, str]:
+    return block_index(name) or 0, name
 
 
-def clock_problem(prune: GradualSpec, train: Mapping[str, Any]) -> str | None:
-    """Why pruning would not be over when training is, where that can be told from the config alone, or None."""
+def _clock_problem(prune: GradualSpec, train: Mapping[str, Any]) -> str | None:
+    """Why pruning would not be over when training is, where that can be told from the config alone."""
+    steps = train.get("max_steps", -1)
     limits = {
-        "epochs": None if train.get("max_steps", -1) > 0 else train.get("num_train_epochs", DEFAULT_EPOCHS),
-        "steps": train.get("max_steps") if train.get("max_steps", -1) > 0 else None,
+        "epochs": None if steps > 0 else train.get("num_train_epochs", DEFAULT_EPOCHS),
+        "steps": steps if steps > 0 else None,
         "fraction": 1.0,
     }
     limit = limits[prune.unit]
-    end = prune.start if prune.end is None else prune.end
-    if limit is None or end < limit:
+    if limit is None:
         return None
+    end = limit / 2 if prune.end is None else prune.end
+    if end >= limit:
+        return (
+            f"pruning must end before training does, but it ends at {end:g} and training at {limit:g} {prune.unit}. "
+            f"Set a smaller end, or train longer."
+        )
+    if prune.start > end:
+        return (
+            f"pruning must start before it ends, but starts at {prune.start:g} and ends half-way, at {end:g} "
+            f"{prune.unit}. Set end, or a smaller start."
+        )
+    return None
+
+
+def window_problem(facts: ModelFacts, block_size: int) -> str | None:
+    """Why perplexity cannot be measured on windows of that many tokens."""
+    if facts.positions and block_size > facts.positions:
+        return _too_long(facts, block_size, "an evaluation window")
+    return None
+
+
+def _positions_problem(facts: ModelFacts, length: int, what: str) -> str | None:
+    learned = (facts.config or {}).get("model_type") in _LEARNED_POSITIONS
+    return _too_long(facts, length, what) if learned and facts.positions and length > facts.positions else None
+
+
+def _too_long(facts: ModelFacts, length: int, what: str) -> str:
     return (
-        f"pruning must end before training does, but it ends at {end:g} and training at {limit:g} {prune.unit}. "
-        f"Set a smaller end, or train longer."
+        f"{what} must fit the {facts.positions} positions of {facts.source}, but has {length} tokens. "
+        f"Set block_size to {facts.positions} or less."
     )
 
 
+def model_problem(facts: ModelFacts) -> str | None:
+    """Why a model cannot be pruned at all, as far as its config tells."""
+    config = facts.config or {}
+    if config.get("is_encoder_decoder"):
+        return f"a model must be decoder-only, but {facts.source} is an encoder-decoder. Use one such as GPT-2 or OPT."
+    if config.get("quantization_config"):
+        return (
+            f"weights must be floating point to be pruned, but {facts.source} is quantised. "
+            f"Use the model it was quantised from."
+        )
+    return None
+
+
 def tokenizer_problem(facts: ModelFacts) -> str | None:
-    """Why a model's tokeniser does not fit its embedding, or None."""
-    tokens, rows = facts.vocabulary, facts.vocabulary_size
+    """Why a model's tokeniser does not fit its embedding.
+
+    Raises:
+        ModelError: the tokeniser's file is damaged.
+    """
+    tokens, rows = facts.vocabulary, facts.embedding_rows
     if tokens and rows and max(tokens.values()) >= rows:
         token = max(tokens, key=tokens.__getitem__)
         return (
@@ -72,19 +160,47 @@ def tokenizer_problem(facts: ModelFacts) -> str | None:
     return None
 
 
-def teacher_problem(student: ModelFacts, teacher: ModelFacts) -> str | None:
-    """Why a teacher's tokeniser does not fit the student's, naming the first difference, or None."""
+def teacher_problem(student: ModelFacts, teacher: ModelFacts, block_size: int) -> str | None:
+    """Why a teacher does not fit: its tokeniser is another (the first difference is named), or its window too short.
+
+    Raises:
+        ModelError: a tokeniser's file is damaged.
+    """
+    return _tokenizers_differ(student, teacher) or _positions_problem(teacher, block_size, "a teacher's window")
+
+
+def _tokenizers_differ(student: ModelFacts, teacher: ModelFacts) -> str | None:
     if student.fingerprint == teacher.fingerprint or student.vocabulary is None or teacher.vocabulary is None:
         return None
-    return next(_differences(student, teacher), None)
-
-
-def _differences(student: ModelFacts, teacher: ModelFacts) -> Iterator[str]:
-    ours = {index: token for token, index in (student.vocabulary or {}).items()}
-    theirs = {index: token for token, index in (teacher.vocabulary or {}).items()}
+    ours = {index: token for token, index in student.vocabulary.items()}
+    theirs = {index: token for token, index in teacher.vocabulary.items()}
     for index in sorted({*ours, *theirs}):
         if ours.get(index) != theirs.get(index):
-            yield (
-                f"a teacher must use the student's tokeniser, but token {index} is {ours.get(index)!r} in "
-                f"{student.source} and {theirs.get(index)!r} in {teacher.source}. Choose a teacher of the same family."
+            return (
+                f"a teacher must use the student's tokeniser, but token {index} is {_token(ours, index)} in "
+                f"{student.source} and {_token(theirs, index)} in {teacher.source}. "
+                f"Choose a teacher of the same family."
             )
+    return None
+
+
+def _token(tokens: Mapping[int, str], index: int) -> str:
+    return repr(tokens[index]) if index in tokens else "missing"
+
+
+def table_problems(table: TableSpec, groups: list[str]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Rows and published figures that belong to no trial: a slip of the pen would show as a missing result."""
+    for index, row in enumerate(table.rows):
+        if not any(fnmatchcase(group, row.trial) for group in groups):
+            yield (
+                ("rows", index),
+                f"a row must match a trial, but {row.trial!r} matches none.{_trials(row.trial, groups)}",
+            )
+    for name in table.reported:
+        if not any(fnmatchcase(group, name) for group in groups):
+            message = f"a published figure must name a trial, but {name!r} is none.{_trials(name, groups)}"
+            yield ("reported", name), message
+
+
+def _trials(name: str, groups: list[str]) -> str:
+    return f" Trials: {', '.join(nearest(name, groups)[:_SHOWN])}."

@@ -1,9 +1,8 @@
 """What can be known of a model and a text without loading either: fingerprint, tensors, layers, vocabulary."""
 
 import json
-import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,66 +11,132 @@ from prunegpt.builtin import BUILTIN_MODELS, BUILTIN_TEXTS, is_builtin
 from prunegpt.errors import DataError, ModelError, unknown
 from prunegpt.planning import hub
 from prunegpt.planning.fingerprint import Files, digest
+from prunegpt.planning.weights import tensor_shapes
 from prunegpt.spec.schema import DataSpec, ModelSpec
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
+_TOKENIZER = "tokenizer.json"
+_TOKENIZER_FILES = (
+    _TOKENIZER,
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+)
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model seen from outside. `unchecked` says in words what could not be known."""
+    """A model seen from outside."""
 
-    source: str
-    fingerprint: str
-    builtin: bool = False
-    config: Mapping[str, Any] | None = None
-    tensors: Mapping[str, tuple[int, ...]] | None = None
-    tokenizer_file: Path | None = None
-    unchecked: str | None = None
+    model: ModelSpec  # local folders and files named absolutely
+    source: str  # as the spec names it, for messages
+    fingerprint: str  # what stands for weights and tokeniser in keys
+    config: Mapping[str, Any] | None = None  # config.json
+    tensors: Mapping[str, tuple[int, ...]] | None = None  # shapes by stored name
+    tokenizer_file: Path | None = None  # tokenizer.json
+    unchecked: str | None = None  # what could not be known, in words
+
+    @property
+    def builtin(self) -> bool:
+        return is_builtin(self.source)
 
     @cached_property
     def vocabulary(self) -> Mapping[str, int] | None:
-        """Token -> id, from tokenizer.json."""
-        if self.tokenizer_file is None or not self.tokenizer_file.exists():
-            return None
-        content = json.loads(self.tokenizer_file.read_text(encoding="utf-8"))
-        tokens = content.get("model", {}).get("vocab")
-        if not isinstance(tokens, Mapping):
-            return None
-        return {**tokens, **{item["content"]: item["id"] for item in content.get("added_tokens", [])}}
+        """Token -> id, from tokenizer.json; None where there is none or it keeps its tokens in another way.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        return _vocabulary(self.tokenizer_file) if self.tokenizer_file else None
 
     @property
-    def vocabulary_size(self) -> int | None:
-        """Rows of the embedding."""
-        return self.config.get("vocab_size") if self.config else None
+    def embedding_rows(self) -> int | None:
+        return self._count("vocab_size")
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens the model can look at."""
+        return self._count("max_position_embeddings") or self._count("n_positions")
+
+    def _count(self, name: str) -> int | None:
+        value = (self.config or {}).get(name)
+        return value if isinstance(value, int) and value > 0 else None
 
 
-def model_facts(model: ModelSpec, files: Files) -> ModelFacts:
+def find_local(name: str, base: Path | None = None) -> Path | None:
+    """An existing file or folder, from the working directory, else from `base`, the spec's folder; absolute."""
+    try:
+        path = Path(name).expanduser()
+        for candidate in (path, *([base / path] if base and not path.is_absolute() else [])):
+            if candidate.exists():
+                return candidate.absolute()
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, NUL: nothing that can be there
+        return None
+    return None
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def model_facts(model: ModelSpec, files: Files, base: Path | None = None) -> ModelFacts:
     """Looks at a model without loading it.
 
     Raises:
-        ModelError: the folder or file is missing or is no model; a built-in name is unknown.
+        ModelError: the folder or file is missing, damaged or no model; a built-in name is unknown.
     """
+    facts = _model_facts(model, files, base)
+    return _with_tokenizer(facts, model.tokenizer, files, base) if model.tokenizer else facts
+
+
+def _model_facts(model: ModelSpec, files: Files, base: Path | None) -> ModelFacts:
     source = model.source
     if is_builtin(source):
-        if source not in BUILTIN_MODELS:
-            raise ModelError(unknown("built-in model", source, BUILTIN_MODELS))
-        builtin = BUILTIN_MODELS[source]
-        config = {"model_type": "gpt2", "vocab_size": builtin.vocabulary}
-        return ModelFacts(source, digest([source, asdict(builtin), BUILTIN_TEXTS[builtin.pretraining.text].version]), True, config, builtin.matrices)
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"a GGUF model must be an existing file, but {path} is not there. Check the path.")
-        return ModelFacts(source, files.hash(path))
-    if path.is_dir():
-        return _folder(source, path, files)
-    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise ModelError(f"a model must be a hub id, an existing folder or a .gguf file, but {path} is not there.")
+        return _builtin(model)
+    here = find_local(source)
+    path = here or find_local(source, base)
+    if path and path.is_dir() and (here or (path / "config.json").is_file()):
+        return _folder(model, path, files)
+    if source.lower().endswith(".gguf"):
+        if path is None or not path.is_file():
+            raise ModelError(f"a GGUF model must be an existing file, but {source} is not there. Check the path.")
+        return ModelFacts(model.model_copy(update={"source": str(path)}), source, files.hash(path))
+    if path and path.is_file():
+        raise ModelError(
+            f"a model must be a hub id, a folder or a .gguf file, but {source} is another kind of file. "
+            f"Give the folder that holds its config.json."
+        )
+    if _is_path(source):
+        raise ModelError(f"a model must be a hub id, an existing folder or a .gguf file, but {source} is not there.")
     return _hub(model)
 
 
-def _folder(source: str, path: Path, files: Files) -> ModelFacts:
+def _is_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
+
+
+def _builtin(model: ModelSpec) -> ModelFacts:
+    source = model.source
+    if source not in BUILTIN_MODELS:
+        raise ModelError(unknown("built-in model", source, BUILTIN_MODELS))
+    found = BUILTIN_MODELS[source]
+    embeddings = {
+        "transformer.wte.weight": (found.vocabulary, found.width),
+        "transformer.wpe.weight": (found.positions, found.width),
+    }
+    return ModelFacts(
+        model,
+        source,
+        digest([source, asdict(found)]),
+        config={"model_type": "gpt2", "vocab_size": found.vocabulary, "n_positions": found.positions},
+        tensors={**found.matrices, **embeddings},
+    )
+
+
+def _folder(model: ModelSpec, path: Path, files: Files) -> ModelFacts:
     config = path / "config.json"
     if not config.is_file():
         raise ModelError(f"a model folder must hold config.json, but {path} does not. Save it with save_pretrained.")
@@ -79,18 +144,17 @@ def _folder(source: str, path: Path, files: Files) -> ModelFacts:
     if not weights:
         raise ModelError(
             f"a model folder must hold *.safetensors, but {path} does not (pickle files are never loaded). "
-            f"Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)."
+            f"Convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)."
         )
-    tensors: dict[str, tuple[int, ...]] = {}
-    for file in weights:
-        tensors |= _header(file)
-    extra = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
+    tokenizer = [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
+    content = [config, *weights, *tokenizer]
     return ModelFacts(
-        source,
-        digest(files.hash_all([config, *weights, *extra])),
+        model.model_copy(update={"source": str(path)}),
+        model.source,
+        digest([[file.name for file in content], files.hash_all(content)]),
         config=_json(config),
-        tensors=tensors,
-        tokenizer_file=path / "tokenizer.json" if (path / "tokenizer.json").is_file() else None,
+        tensors=tensor_shapes(path, weights),
+        tokenizer_file=path / _TOKENIZER if path / _TOKENIZER in tokenizer else None,
     )
 
 
@@ -99,48 +163,83 @@ def _hub(model: ModelSpec) -> ModelFacts:
     try:
         revision = hub.commit(source, model.revision)
     except hub.Unreachable as error:
-        return ModelFacts(source, f"{source}@{model.revision or 'unresolved'}", unchecked=str(error))
+        return ModelFacts(model, source, f"{source}@{model.revision or 'unresolved'}", unchecked=str(error))
     config = hub.cached_file(source, revision, "config.json")
-    tokenizer = hub.cached_file(source, revision, "tokenizer.json")
     return ModelFacts(
+        model,
         source,
         f"{source}@{revision}",
         config=_json(config) if config else None,
-        tokenizer_file=tokenizer,
+        tokenizer_file=hub.cached_file(source, revision, _TOKENIZER),
         unchecked=None if config else f"model {source}: its config.json could not be fetched",
+    )
+
+
+def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | None) -> ModelFacts:
+    """The same model with a tokeniser from elsewhere."""
+    located, file, unchecked = name, None, facts.unchecked
+    path = find_local(name, base)
+    if is_builtin(name):
+        if name not in BUILTIN_MODELS:
+            raise ModelError(unknown("built-in tokeniser", name, BUILTIN_MODELS))
+        identity = digest([name, asdict(BUILTIN_MODELS[name])])
+    elif path:
+        found = [path] if path.is_file() else [path / part for part in _TOKENIZER_FILES if (path / part).is_file()]
+        if not found:
+            raise ModelError(f"a tokeniser's folder must hold {_TOKENIZER}, but {name} does not. Check the path.")
+        located, identity = str(path), digest([[item.name for item in found], files.hash_all(found)])
+        file = path / _TOKENIZER if path / _TOKENIZER in found else None
+    elif _is_path(name):
+        raise ModelError(f"a tokeniser must be a hub id or an existing folder, but {name} is not there.")
+    else:
+        try:
+            revision = hub.commit(name, None)
+            identity, file = f"{name}@{revision}", hub.cached_file(name, revision, _TOKENIZER)
+        except hub.Unreachable as error:
+            identity, unchecked = f"{name}@unresolved", unchecked or str(error)
+    return replace(
+        facts,
+        model=facts.model.model_copy(update={"tokenizer": located}),
+        fingerprint=digest([facts.fingerprint, identity]),
+        tokenizer_file=file,
+        unchecked=unchecked,
     )
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"config.json must be JSON, but {path} is not: {error}. Save the model again.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path.name} must be JSON, but {path} is not: {error}. Copy or download it again.") from error
     if not isinstance(content, dict):
-        raise ModelError(f"config.json must be a JSON object, but {path} holds {type(content).__name__}.")
+        raise ModelError(f"{path.name} must be a JSON object, but {path} holds {type(content).__name__}.")
     return content
 
 
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes from a safetensors header."""
+def _vocabulary(path: Path) -> Mapping[str, int] | None:
+    content = _json(path)
+    model = content.get("model")
+    tokens = model.get("vocab") if isinstance(model, Mapping) else None
+    if isinstance(tokens, list):  # a unigram model: [token, score], the place in the list is the id
+        tokens = {item[0]: index for index, item in enumerate(tokens) if isinstance(item, list) and item}
+    if not isinstance(tokens, Mapping):
+        return None
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError("its header is cut")
-            header = json.loads(file.read(length))
-        end = max((item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"), default=0)
-        if path.stat().st_size != 8 + length + end:
-            raise ValueError(f"it should have {8 + length + end} bytes but has {path.stat().st_size}")
-        return {name: tuple(item["shape"]) for name, item in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, struct.error, AttributeError) as error:
+        added = {str(item["content"]): int(item["id"]) for item in content.get("added_tokens") or []}
+        return {**{str(token): int(index) for token, index in tokens.items()}, **added}
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"weights must be whole safetensors files, but {path} is not: {error}. Fetch it again."
+            f"{_TOKENIZER} must give each token a number, but {path} does not: {error!r}. Copy or download it again."
         ) from error
+
+
+# -- texts -----------------------------------------------------------------------------------------------------------
 
 
 def split_files(data: DataSpec, base: Path | None = None) -> dict[str, tuple[Path, ...]] | None:
     """Split -> local files, or None where the text is built in or on the hub. `base`: the spec's folder.
+
+    A single file is the split its stem names, and also the one that is trained on.
 
     Raises:
         DataError: a file is missing, or a folder holds no text.
@@ -153,32 +252,29 @@ def split_files(data: DataSpec, base: Path | None = None) -> dict[str, tuple[Pat
         if data.path not in BUILTIN_TEXTS:
             raise DataError(unknown("built-in text", data.path, BUILTIN_TEXTS))
         return None
-    path = _find(data.path, base)
+    path = find_local(data.path, base)
     if path is not None and path.is_dir():
-        found: dict[str, tuple[Path, ...]] = {
-            file.stem: (file,) for file in sorted(path.iterdir()) if file.suffix in TEXT_SUFFIXES
-        }
-        if not found:
-            raise DataError(f"a text folder must hold SPLIT{'/SPLIT'.join(TEXT_SUFFIXES)}, but {path} holds none.")
-        return found
+        return _folder_splits(path)
     if path is not None:
-        return {data.train_split: (path,)}
-    if Path(data.path).suffix in TEXT_SUFFIXES or Path(data.path).is_absolute() or data.path.startswith("."):
+        return {path.stem: (path,), data.train_split: (path,)}
+    if _is_path(data.path) or Path(data.path).suffix in TEXT_SUFFIXES:
         raise DataError(f"text must be an existing file, folder or hub id, but {data.path} is not there.")
     return None
 
 
-def _find(name: str, base: Path | None) -> Path | None:
-    """From the working directory, else from the spec's folder."""
-    path = Path(name).expanduser()
-    for candidate in (path, *([base / path] if base and not path.is_absolute() else [])):
-        if candidate.exists():
-            return candidate.absolute()
-    return None
+def _folder_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """SPLIT.txt, or the parts SPLIT-00000-of-00002.parquet and so on."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix in TEXT_SUFFIXES and file.is_file():
+            found.setdefault(file.stem.partition("-0")[0], []).append(file)
+    if not found:
+        raise DataError(f"a text folder must hold SPLIT{', SPLIT'.join(TEXT_SUFFIXES)}, but {folder} holds none.")
+    return {split: tuple(parts) for split, parts in found.items()}
 
 
 def _local(name: str, base: Path | None) -> Path:
-    path = _find(name, base)
+    path = find_local(name, base)
     if path is None or not path.is_file():
         raise DataError(f"a data file must exist, but {name} is not there. Paths count from here or the spec's folder.")
     return path
@@ -188,13 +284,13 @@ def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None
     """What stands for a split of a text in keys, and what could not be checked, in words.
 
     Raises:
-        DataError: the split does not exist.
+        DataError: the split does not exist, or its files are empty or of several kinds.
     """
     local = split_files(data, base)
     if local is not None:
         if split not in local:
             raise DataError(f"data has no split {split!r}. Valid: {', '.join(local)}. Name it under data.files.")
-        return digest([data.text_column, files.hash_all(local[split])]), None
+        return digest([data.text_column, _kind(local[split]), files.hash_all(local[split])]), None
     path = str(data.path)
     if is_builtin(path):
         text = BUILTIN_TEXTS[path]
@@ -206,3 +302,17 @@ def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None
         return digest([*identity, hub.commit(path, data.revision, "dataset")]), None
     except hub.Unreachable as error:
         return digest([*identity, data.revision or "unresolved"]), str(error)
+
+
+def _kind(files: tuple[Path, ...]) -> str:
+    """The suffix of a split's files, by which they are read."""
+    kinds = sorted({file.suffix for file in files})
+    if len(kinds) != 1 or kinds[0] not in TEXT_SUFFIXES:
+        raise DataError(
+            f"the files of a split must be of one kind of {', '.join(TEXT_SUFFIXES)}, but are "
+            f"{', '.join(file.name for file in files)}. Convert them, or give them to different splits."
+        )
+    for file in files:
+        if not file.stat().st_size:
+            raise DataError(f"a data file must hold text, but {file} is empty. Give another file.")
+    return kinds[0]

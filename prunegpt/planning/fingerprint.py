@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 from prunegpt.root import Root, write_json
 
 FORMAT = 1  # raise it when a stage of the same config would come out differently
-_CHUNK = 1 << 22
+_CHUNK = 1 << 22  # bytes
+_SETTLED = 2_000_000_000  # nanoseconds
+_ENTRY = 4  # size, two times, hash
 
 
 def digest(value: Any) -> str:
@@ -31,31 +35,40 @@ def versions() -> dict[str, str]:
 
 
 class Files:
-    """Hashes of files, remembered under the root by path, size and time of change, so that a model is read once."""
+    """Hashes of files, remembered under the root, so that a model of many gigabytes is read once.
+
+    A file counts as the same while its size, its time of modification and its time of change (which no program can set
+    back) stay the same. What changed within the last two seconds is hashed but not kept for later: a file system whose
+    clock is coarse would not show a further change.
+    """
 
     def __init__(self, root: Root | None) -> None:
         self._path = root.path / "fingerprints.json" if root else None
         self._known: dict[str, Any] = {}
+        self._fresh: set[str] = set()  # not to be remembered beyond this process
         self._changed = False
         if self._path and self._path.exists():
             try:
-                self._known = json.loads(self._path.read_text(encoding="utf-8"))
-            except ValueError:
-                self._known = {}
+                known = json.loads(self._path.read_text(encoding="utf-8"))
+                self._known = {path: entry for path, entry in known.items() if len(entry) == _ENTRY}
+            except (OSError, ValueError, AttributeError, TypeError):
+                self._known = {}  # only a memory: damaged, it is made again
 
     def hash(self, path: Path) -> str:
         """SHA-256 of a file's content."""
-        status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-        known = self._known.get(str(path))
-        if known and known[:2] == stamp:
-            return str(known[2])
+        name, status = str(path.absolute()), path.stat()
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        known = self._known.get(name)
+        if known and known[: len(stamp)] == stamp:
+            return str(known[-1])
         hasher = hashlib.sha256()
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 hasher.update(chunk)
-        self._known[str(path)] = [*stamp, hasher.hexdigest()]
+        self._known[name] = [*stamp, hasher.hexdigest()]
         self._changed = True
+        if time.time_ns() - max(stamp[1:]) < _SETTLED:
+            self._fresh.add(name)
         return hasher.hexdigest()
 
     def hash_all(self, paths: Sequence[Path]) -> list[str]:
@@ -64,8 +77,5 @@ class Files:
     def save(self) -> None:
         """Keeps what was hashed, where there is a root to keep it in."""
         if self._path and self._changed and self._path.parent.is_dir():
-            write_json(self._path, self._known)
-
-
-def subset(config: Mapping[str, Any], without: frozenset[str]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in without}
+            with suppress(OSError):  # somebody else's root: nothing is kept
+                write_json(self._path, {name: known for name, known in self._known.items() if name not in self._fresh})

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from prunegpt.errors import PruneGPTError
+from prunegpt.errors import DataError, ModelError, PruneGPTError
 
 TIMEOUT = 5.0  # seconds
 
@@ -18,22 +18,49 @@ def commit(name: str, revision: str | None, kind: str = "model") -> str:
 
     Raises:
         Unreachable: neither knows.
+        ModelError, DataError: the hub says that there is no such thing, or it can be no hub name at all.
     """
     from huggingface_hub import HfApi, constants
 
+    told = ""
     if not constants.HF_HUB_OFFLINE and not _silent():
         try:
             info = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT)
             return str(info.sha)
-        except Exception as error:
-            _note_silence(error)
-    folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
-    reference = folder / "refs" / (revision or "main")
-    if reference.is_file():
-        return reference.read_text(encoding="utf-8").strip()
-    if revision and (folder / "snapshots" / revision).is_dir():
-        return revision
+        except Exception as error:  # the hub and the network raise anything
+            told = _refusal(error, revision)
+            if not told:
+                _silence.append(str(error))
+    known = _cached_commit(Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}", revision)
+    if known:
+        return known
+    if told:
+        raise (ModelError if kind == "model" else DataError)(
+            f"a {kind} must be on the hub or on this machine, but {name} is not: {told}. "
+            f"Check the name, log in where it is private (hf auth login), or give a local folder."
+        )
     raise Unreachable(f"{kind} {name}: the hub cannot be reached and its cache holds no copy")
+
+
+def _cached_commit(folder: Path, revision: str | None) -> str | None:
+    try:
+        reference = folder / "refs" / (revision or "main")
+        if reference.is_file():
+            return reference.read_text(encoding="utf-8").strip()
+        return revision if revision and (folder / "snapshots" / revision).is_dir() else None
+    except (OSError, ValueError):  # a name that no file can have
+        return None
+
+
+def _refusal(error: Exception, revision: str | None) -> str:
+    """Why the hub says that something is not there; empty where it did not answer."""
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r}"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub does not show one of that name"
+    return "that is no hub name" if isinstance(error, HFValidationError) else ""
 
 
 @cache
@@ -41,15 +68,21 @@ def cached_file(name: str, revision: str | None, file: str, kind: str = "model")
     """A file of a hub repository: from the cache, else downloaded; None where it cannot be had."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-    known = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
+    try:
+        known = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
+    except ValueError:  # no hub name
+        return None
     if isinstance(known, str):
         return Path(known)
     if constants.HF_HUB_OFFLINE or _silent():
         return None
     try:
         return Path(hf_hub_download(name, file, revision=revision, repo_type=kind, etag_timeout=TIMEOUT))
-    except Exception as error:
-        _note_silence(error)
+    except Exception as error:  # as above
+        from huggingface_hub.errors import EntryNotFoundError
+
+        if not isinstance(error, EntryNotFoundError):
+            _silence.append(str(error))
         return None
 
 
@@ -59,10 +92,3 @@ _silence: list[str] = []
 def _silent() -> bool:
     """One failed connection is enough: the rest of the process does not wait for the same time-out again."""
     return bool(_silence)
-
-
-def _note_silence(error: Exception) -> None:
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
-
-    if not isinstance(error, (RepositoryNotFoundError, EntryNotFoundError)):
-        _silence.append(str(error))

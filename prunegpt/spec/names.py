@@ -1,7 +1,7 @@
 """Which tensors a pattern means: exact name, glob, or `re:` expression, on parameter or module names. No torch."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from prunegpt.errors import PruningError, nearest
@@ -33,37 +33,56 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def select_names(
-    names: Sequence[str],
+    blocks: Sequence[str],
+    others: Sequence[str] = (),
     *,
     targets: Sequence[str] = (),
     layers: Sequence[int] = (),
     exclude: Sequence[str] = (),
-) -> list[str]:
-    """The names that targets, layers and exclusions leave, in the order given.
+) -> tuple[list[str], list[str]]:
+    """The names that targets, layers and exclusions leave, read as `prunegpt.lm.views.select` reads them.
 
-    Raises:
-        PruningError: a pattern or a layer index matches nothing, or nothing is left.
+    Args:
+        blocks: weight matrices inside the decoder blocks.
+        others: embeddings, the head, projections: meant only where a target names one or matches no block matrix.
+
+    Returns:
+        The names, and what is wrong: each pattern or layer index that matches nothing, or that nothing is left.
     """
-    for pattern in (*targets, *exclude):
-        if not any(matches(name, pattern) for name in names):
-            raise PruningError(_nothing(pattern, names))
-    blocks = sorted({index for name in names if (index := block_index(name)) is not None})
+    names, inside = [*blocks, *others], set(blocks)
+    problems: list[str] = []
+
+    def hits(pattern: str) -> set[str]:
+        try:
+            found = {name for name in names if matches(name, pattern)}
+        except PruningError as error:
+            problems.append(str(error))
+            return set()
+        if not found:
+            close = ", ".join(nearest(pattern.removeprefix("re:"), names)[:_SHOWN])
+            problems.append(f"every pattern must match a tensor, but {pattern!r} matches none. Nearest: {close}.")
+        return found
+
+    chosen = inside if not targets else set()
+    for pattern in targets:
+        found = hits(pattern)
+        chosen = chosen | ((found & inside or found) if _is_pattern(pattern) else found)
+    known = sorted({index for name in blocks if (index := block_index(name)) is not None})
     for layer in layers:
-        if layer not in blocks:
-            valid = f"0 to {blocks[-1]}" if blocks else "none"
-            raise PruningError(f"layers must be indices of decoder blocks ({valid}), but got {layer}.")
-    chosen = [
-        name
-        for name in names
-        if (not targets or any(matches(name, pattern) for pattern in targets))
-        and (not layers or block_index(name) in layers)
-        and not any(matches(name, pattern) for pattern in exclude)
-    ]
-    if not chosen:
-        raise PruningError("targets, layers and exclude together must leave a tensor to prune, but leave none.")
-    return chosen
+        if layer not in known:
+            valid = f"{known[0]} to {known[-1]}" if known else "none"
+            problems.append(f"layers must be indices of decoder blocks ({valid}), but got {layer}.")
+    if layers:
+        chosen = {name for name in chosen & inside if block_index(name) in layers}
+    for pattern in exclude:
+        chosen = chosen - hits(pattern)
+    if not chosen and not problems:
+        problems.append(
+            f"targets, layers and exclude must leave a tensor to prune, but targets {list(targets)}, layers "
+            f"{list(layers)} and exclude {list(exclude)} together leave none. Widen targets or shorten exclude."
+        )
+    return [name for name in names if name in chosen], problems
 
 
-def _nothing(pattern: str, names: Iterable[str]) -> str:
-    close = nearest(pattern, list(names))[:_SHOWN]
-    return f"every pattern must match a tensor, but {pattern!r} matches none. Nearest: {', '.join(close)}."
+def _is_pattern(text: str) -> bool:
+    return text.startswith("re:") or any(sign in text for sign in "*?[")

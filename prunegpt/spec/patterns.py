@@ -1,6 +1,7 @@
 """The notation of sparsity patterns, checked without torch: unstructured, N:M (N kept), [a, b] blocks."""
 
 import re
+from typing import Any
 
 FORMS = "unstructured, N:M (N of M consecutive inputs kept, such as 2:4), or [a, b] (blocks of a outputs by b inputs)"
 
@@ -25,3 +26,18 @@ def fixed_sparsity(pattern: str) -> float | None:
             raise ValueError(f"block sides must be at least 1, but got {pattern}.")
         return None
     raise ValueError(f"pattern must be {FORMS}, but got {pattern!r}.")
+
+
+def canonical_pattern(pattern: Any) -> Any:
+    """One spelling a pattern: `[4, 4]` for `[4,4]` and for a YAML list of two; what is no text is left to the reader.
+
+    Raises:
+        ValueError: not a pattern.
+    """
+    if isinstance(pattern, (list, tuple)) and all(type(side) is int for side in pattern):
+        pattern = str(list(pattern))
+    if not isinstance(pattern, str):
+        return pattern
+    spelled = re.sub(r"\s+", "", pattern).replace(",", ", ")
+    fixed_sparsity(spelled)
+    return spelled

@@ -1,6 +1,7 @@
 """What pydantic found wrong, in our words: rule, value, way out, and the line."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -9,38 +10,122 @@ from pydantic import BaseModel, ValidationError
 from prunegpt.errors import Problem, unknown
 from prunegpt.spec.read import Document
 
-_HIDDEN = {"function-before", "function-after", "function-plain"}
+Path = tuple[str | int, ...]
+
+_SHOWN = 80  # characters of a value in a message
+_WORDS = (
+    ("input should be", "must be"),
+    ("a valid tuple", "a list"),
+    ("a valid string", "text"),
+    ("a valid integer", "a whole number"),
+    ("a valid number", "a number"),
+    ("a valid boolean", "true or false"),
+    (", unable to parse string as an integer", ""),
+    (", unable to parse string as a number", ""),
+    (", unable to interpret input", ""),
+    (", got a number with a fractional part", ""),
+    ("greater than or equal to", "at least"),
+    ("less than or equal to", "at most"),
+)
+_MISMATCHES = ("_type", "_parsing", "literal_error", "_from_float")  # ends of the kinds that mean: not of this branch
 
 
 def problems_of(
     error: ValidationError, model: type[BaseModel], document: Document, prefix: Sequence[str | int] = ()
 ) -> list[Problem]:
-    """One problem an error, each with the path that `--set` takes and its line in the file."""
-    found = []
-    for item in error.errors(include_url=False):
-        path = _real(item["loc"], model)
-        if item["type"] == "extra_forbidden":
-            key, parent = str(item["loc"][-1]), _fields_at(item["loc"][:-1], model)
-            message = unknown("key", key, parent)
-        elif item["type"] == "missing":
-            message = f"{item['loc'][-1]} is required."
-        elif item["type"] == "value_error":
-            message = str(item["ctx"]["error"])
-        elif item["type"] == "string_pattern_mismatch":
-            message = f"a name holds letters, digits and ._=+,@-, a letter or digit first, but got {item['input']!r}."
-        else:
-            message = f"{_lower(item['msg'])}, but got {_short(item['input'])}."
-        found.append(document.problem((*prefix, *path), message))
-    return found
+    """One problem an error, each with the path that `--set` takes and its line in the file.
+
+    Args:
+        document: holds, below `prefix`, the data that was validated.
+    """
+    data: Any = document.data
+    for step in prefix:
+        data = data[step]
+    return [document.problem((*prefix, *path), message) for path, message in messages_of(error, model, data)]
 
 
-def _lower(message: str) -> str:
-    return (message[0].lower() + message[1:]).replace("input should be", "must be").rstrip(".")
+def messages_of(error: ValidationError, model: type[BaseModel], data: Any) -> list[tuple[Path, str]]:
+    """Path and message of each error.
+
+    A value that fits no branch of a union is one error, and where it fits one of them but for something inside, the
+    others are not spoken of.
+    """
+    found = [_located(item, model, data) for item in error.errors(include_url=False)]
+    unions: dict[Path, list[_Item]] = {}
+    for item in found:
+        if item.branch is not None:
+            unions.setdefault(item.union, []).append(item)
+    told: list[tuple[Path, str]] = []
+    for item in found:
+        siblings = unions.get(item.union, []) if item.branch is not None else []
+        if not item.mismatch or not siblings:
+            told.append((item.path, item.message))
+        elif all(other.mismatch for other in siblings) and item is siblings[0]:
+            told.append((item.path, _joined(siblings)))
+    return told
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One error of pydantic's, seen against the data."""
+
+    path: Path
+    union: Path  # the field whose type is a union, where the error is of one branch of it
+    branch: str | None
+    wants: str
+    got: str  # empty where the message says it
+    mismatch: bool  # the value is not of this branch at all
+
+    @property
+    def message(self) -> str:
+        return f"{self.wants}, but got {self.got}." if self.got else self.wants
+
+
+def _joined(branches: Sequence[_Item]) -> str:
+    wanted = dict.fromkeys(item.wants.removeprefix("must be ") for item in branches)
+    return f"must be {' or '.join(wanted)}, but got {branches[0].got}."
+
+
+def _located(item: Any, model: type[BaseModel], data: Any) -> _Item:
+    """Leaves out of the path what pydantic adds for the branches of unions."""
+    annotation, node = model, data
+    path: list[str | int] = []
+    union: Path = ()
+    branch: str | None = None
+    for step in item["loc"]:
+        below = _step(annotation, step, node)
+        inside = isinstance(node, Mapping) and step in node
+        if below is None and not inside:
+            union, branch = (tuple(path), str(step)) if branch is None else (union, branch)
+            continue
+        path.append(step)
+        annotation, node = below, _child(node, step)
+    wants, got = _words(item, model, data)
+    mismatch = branch is not None and tuple(path) == union and item["type"].endswith(_MISMATCHES)
+    return _Item(tuple(path), union, branch, wants, got, mismatch)
+
+
+def _words(item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
+    kind, last = item["type"], item["loc"][-1] if item["loc"] else ""
+    if kind == "extra_forbidden":
+        return unknown("key", str(last), _fields_at(item["loc"][:-1], model, data)), ""
+    if kind == "missing":
+        return f"{last} is required.", ""
+    if kind == "value_error":
+        return str(item["ctx"]["error"]), ""
+    if kind == "string_pattern_mismatch":
+        return "a name holds letters, digits and ._=+,@-, a letter or digit first", _short(item["input"])
+    if kind in ("model_type", "dict_type", "mapping_type"):
+        return "must be a mapping", _short(item["input"])
+    text = item["msg"][0].lower() + item["msg"][1:]
+    for theirs, ours in _WORDS:
+        text = text.replace(theirs, ours)
+    return text.rstrip("."), _short(item["input"])
 
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -55,51 +140,36 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _step(annotation: Any, step: str | int) -> Any:
-    """The annotation one step down, or None where the step is no part of the data (a union's tag)."""
+def _step(annotation: Any, step: str | int, node: Any) -> Any:
+    """The annotation one step down, or None where the types have no such step."""
     for part in _parts(annotation):
         if isinstance(part, type) and issubclass(part, BaseModel) and step in part.model_fields:
-            field = part.model_fields[str(step)]
-            return field.rebuild_annotation()
+            return part.model_fields[str(step)].rebuild_annotation()
         origin, args = get_origin(part), get_args(part)
         if origin is tuple and isinstance(step, int):
             return args[0]
-        if isinstance(origin, type) and issubclass(origin, Mapping):
+        is_mapping = isinstance(origin, type) and issubclass(origin, Mapping)
+        if is_mapping and isinstance(node, Mapping) and step in node:
             return args[1]
     return None
 
 
-def _fields_at(path: Sequence[str | int], model: Any) -> list[str]:
-    annotation: Any = model
+def _child(node: Any, step: str | int) -> Any:
+    try:
+        return node[step]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _fields_at(path: Sequence[str | int], model: Any, data: Any) -> list[str]:
+    annotation, node = model, data
     for step in path:
-        annotation = _step(annotation, step) or annotation
+        below = _step(annotation, step, node)
+        if below is not None:
+            annotation, node = below, _child(node, step)
     return [
         name
         for part in _parts(annotation)
         if isinstance(part, type) and issubclass(part, BaseModel)
         for name in part.model_fields
     ]
-
-
-def _real(path: Sequence[str | int], model: type[BaseModel]) -> tuple[str | int, ...]:
-    """The path without the steps that pydantic adds for unions and validators."""
-    annotation: Any = model
-    real = []
-    for index, step in enumerate(path):
-        below = _step(annotation, step)
-        if below is None:
-            if index == len(path) - 1 and _fields_at((), annotation) and step not in _tags(annotation):
-                real.append(step)  # the unknown key itself
-            continue
-        real.append(step)
-        annotation = below
-    return tuple(real)
-
-
-def _tags(annotation: Any) -> set[str]:
-    """The names pydantic gives the branches of a union in an error's path."""
-    return (
-        _HIDDEN
-        | {part.__name__ for part in _parts(annotation) if isinstance(part, type)}
-        | {"str", "int", "float", "bool"}
-    )

@@ -9,13 +9,19 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from prunegpt.errors import Problem, SpecError, nearest
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 200_000  # after aliases are expanded
+MAX_DEPTH = 50  # levels of nesting
+MAX_INTEGER = 2**63 - 1  # what every reader of JSON and every database column takes
 
-Path_ = tuple[str | int, ...]
+_SHOWN = 80  # characters of a value in a message
+_KINDS = {CommentedSeq: "a list", str: "plain text", bool: "a truth value", int: "a number", float: "a number"}
+
+_TOO_DEEP = f"a spec may be nested {MAX_DEPTH} levels deep, but is nested deeper. Flatten it."
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,13 @@ def parse_document(text: str, source: str, overrides: Sequence[str] = ()) -> Doc
         line = error.problem_mark.line + 1 if error.problem_mark else None
         message = f"a spec must be valid YAML: {error.problem or error.context}."
         raise SpecError([Problem("", message, line)], source) from error
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise SpecError([Problem("", f"a spec must be valid YAML: {str(error).splitlines()[0]}.")], source) from error
+    except RecursionError as error:
+        raise SpecError([Problem("", _TOO_DEEP)], source) from error
+    except (YAMLError, ValueError) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise SpecError([Problem("", f"a spec must be valid YAML: {told}.")], source) from error
     if not isinstance(marked, CommentedMap):
-        kind = "nothing" if marked is None else type(marked).__name__
+        kind = "nothing" if marked is None else next((_KINDS[k] for k in _KINDS if isinstance(marked, k)), "no mapping")
         raise SpecError(
             [Problem("", f"a spec must be a mapping with name, base and trials, but the file holds {kind}.")], source
         )
@@ -94,35 +103,62 @@ def plain_document(data: Mapping[str, Any], source: str, overrides: Sequence[str
 
 
 def _document(marked: Any, source: str, overrides: Sequence[str]) -> Document:
-    try:
-        data = _plain(marked, [0])
-    except (ValueError, RecursionError) as error:
-        raise SpecError([Problem("", str(error))], source) from error
-    problems = []
+    reader = _Plain(Document({}, marked, source))
+    data = reader.read(marked, ())
+    problems = list(reader.problems)
     for override in overrides:
         try:
             apply_override(data, override)
         except ValueError as error:
-            problems.append(Problem("", f"--set {override}: {error}"))
+            problems.append(Problem("", f"--set {override[:_SHOWN]}: {error}"))
     if problems:
         raise SpecError(problems, source)
     return Document(data, marked, source)
 
 
-def _plain(node: Any, count: list[int]) -> Any:
-    count[0] += 1
-    if count[0] > MAX_NODES:
-        raise ValueError(f"a spec may hold {MAX_NODES} values after its aliases are expanded, but holds more.")
-    if isinstance(node, Mapping):
-        return {str(key): _plain(value, count) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return [_plain(value, count) for value in node]
-    if isinstance(node, bool) or node is None:
-        return node
-    for kind in (int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return str(node)
+class _Plain:
+    """Makes plain dicts, lists and scalars of what a YAML reader gives, and notes what a spec may not hold."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[Problem] = []
+        self._count = 0
+
+    def read(self, node: Any, path: tuple[str | int, ...]) -> Any:
+        self._count += 1
+        if self._count > MAX_NODES or len(path) > MAX_DEPTH:
+            many = f"a spec may hold {MAX_NODES} values after its aliases are expanded, but holds more."
+            message = many if self._count > MAX_NODES else _TOO_DEEP
+            raise SpecError([self.document.problem(path[:1], message)], self.document.source)
+        if isinstance(node, Mapping):
+            return self._mapping(node, path)
+        if isinstance(node, (list, tuple)):
+            return [self.read(value, (*path, index)) for index, value in enumerate(node)]
+        if node is None or isinstance(node, bool):
+            return node
+        if isinstance(node, ScalarBoolean):  # a truth value with an anchor
+            return bool(node)
+        if isinstance(node, int):
+            return self._integer(int(node), path)
+        return float(node) if isinstance(node, float) else str(node)
+
+    def _mapping(self, node: Mapping[Any, Any], path: tuple[str | int, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in node.items():
+            name = str(key)
+            if name in found:
+                self._note((*path, key), f"keys must differ, but {name!r} is there twice. Remove one.")
+            found[name] = self.read(value, (*path, key))
+        return found
+
+    def _integer(self, value: int, path: tuple[str | int, ...]) -> int:
+        if abs(value) > MAX_INTEGER:
+            self._note(path, f"a whole number must be at most {MAX_INTEGER}, but is larger. Write it smaller.")
+            return 0
+        return value
+
+    def _note(self, path: tuple[str | int, ...], message: str) -> None:
+        self.problems.append(self.document.problem(path, message))
 
 
 def apply_override(data: Any, override: str) -> None:
@@ -142,13 +178,20 @@ def apply_override(data: Any, override: str) -> None:
 def parse_value(text: str) -> Any:
     """A YAML value from the command line."""
     try:
-        return _plain(YAML(typ="safe", pure=True).load(text), [0])
-    except YAMLError as error:
-        raise ValueError(f"the value must be YAML, but {text!r} is not. Quote it.") from error
+        value = YAML(typ="safe", pure=True).load(text)
+        reader = _Plain(Document({}, value, text))
+        plain = reader.read(value, ())
+    except (YAMLError, RecursionError, SpecError) as error:
+        raise ValueError(f"the value must be YAML, but {text[:_SHOWN]!r} is not. Quote it.") from error
+    if reader.problems:
+        raise ValueError(reader.problems[0].message)
+    return plain
 
 
 def set_path(data: Any, path: Sequence[str], value: Any) -> None:
     """Sets a dotted path in nested dicts and lists, making missing dicts on the way.
+
+    A stage that is written as a plain word, `finetune`, is passed through as the mapping it means, `{finetune: {}}`.
 
     Raises:
         ValueError: a list on the way has no such element, or a plain value stands on the way.
@@ -164,13 +207,14 @@ def set_path(data: Any, path: Sequence[str], value: Any) -> None:
         if last:
             node[key] = value
         else:
-            if isinstance(node, dict) and node.get(key) is None:
-                node[key] = {}
+            below = node.get(key) if isinstance(node, dict) else node[key]
+            if below is None or below == path[position + 1]:
+                node[key] = {} if below is None else {below: {}}
             node = node[key]
 
 
 def _element(node: list[Any], step: str) -> int:
-    if step.isdigit():
+    if step.isascii() and step.isdigit():
         if int(step) < len(node):
             return int(step)
         raise ValueError(f"the list has {len(node)} elements, counted from 0, but {step} was asked for.")

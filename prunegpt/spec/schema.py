@@ -1,23 +1,25 @@
 """What a sweep spec may say. Every field carries its unit and meaning; the reference page is generated from here."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from prunegpt.errors import unknown
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, PROTOCOLS, SCHEDULES, SOLVERS, Registry
-from prunegpt.spec.patterns import fixed_sparsity
-from prunegpt.spec.training_arguments import check_arguments
+from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
+from prunegpt.spec.training_arguments import check_argument
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+,@-]*$"
 TEMPLATE = r"^[A-Za-z0-9{][A-Za-z0-9._=+,@{}-]*$"
 
 
 class Part(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """Frozen; an unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _known(*registries: Registry) -> AfterValidator:
@@ -43,11 +45,21 @@ def _many(value: Any) -> Any:
     return (value,) if isinstance(value, (str, int)) else value
 
 
+def _some(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value:
+        raise ValueError("a list must name at least one value here, but is empty. Fill it or remove the key.")
+    return value
+
+
 Sparsity = Annotated[float, AfterValidator(_fraction)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_many)]
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_many)]
 Method = Annotated[str, _known(CRITERIA, SOLVERS)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
 Scalar = bool | int | float | str
+
+
+ONLY_IN_TRAINING = frozenset({"movement"})  # methods of gradual pruning alone
 
 
 class ModelSpec(Part):
@@ -70,8 +82,8 @@ class DataSpec(Part):
     )
     name: str | None = Field(None, description="configuration of a hub dataset, such as wikitext-2-raw-v1")
     revision: str | None = Field(None, description="hub branch, tag or commit")
-    files: Mapping[str, Names] | None = Field(
-        None, description="split -> text, jsonl or parquet files, instead of path"
+    files: Mapping[str, Annotated[Names, AfterValidator(_some)]] | None = Field(
+        None, description="split -> text, jsonl or parquet files, instead of path", min_length=1
     )
     text_column: str | None = Field(None, description="column of the text; found where there is only one candidate")
     train_split: str = Field("train", description="the split that is trained on")
@@ -94,7 +106,9 @@ class EvaluateSpec(Part):
     block_size: int | None = Field(None, ge=2, description="tokens of a window; data.block_size where not given")
     stride: int | None = Field(None, ge=1, description="tokens between windows of `sliding`; half a window by default")
     max_windows: int | None = Field(None, ge=1, description="measure on the first so many windows only")
-    batch_size: int | Literal["auto"] = Field("auto", description="windows at a time; does not change the result")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="windows at a time; does not change the result"
+    )
     data: DataSpec | None = Field(None, description="measure on other text than the trial's data")
     skip: bool = Field(False, description="measure nothing")
 
@@ -104,7 +118,7 @@ class CalibrationSpec(Part):
 
     windows: int = Field(128, ge=1, description="number of windows")
     length: int | None = Field(None, ge=2, description="tokens a window; data.block_size where not given")
-    seed: int = Field(0, description="draws the windows")
+    seed: Seed = Field(0, description="draws the windows")
     mode: Literal["random", "first"] = Field("random", description="random windows, or the first ones of the text")
     split: str | None = Field(None, description="split of the text; data.train_split where not given")
     data: DataSpec | None = Field(None, description="other text than the trial's data")
@@ -115,7 +129,7 @@ class PruneSpec(Part):
 
     method: Method = Field("magnitude", description="criterion or solver")
     sparsity: Sparsity | None = Field(None, description="share of the selected weights that becomes zero, 0 to 1")
-    pattern: str = Field(
+    pattern: Annotated[str, BeforeValidator(canonical_pattern)] = Field(
         "unstructured", description="unstructured, N:M (N of M kept along the input), or [a, b] blocks"
     )
     allocation: str | Mapping[str, Sparsity] | None = Field(
@@ -149,6 +163,11 @@ class PruneSpec(Part):
                 f"pattern {self.pattern} fixes the sparsity at {fixed:g}, but sparsity is {self.sparsity:g}. "
                 f"Remove one."
             )
+        if self.method in ONLY_IN_TRAINING and not isinstance(self, GradualSpec):
+            raise ValueError(
+                f"{self.method} looks at how weights move in training, so it must be the method of finetune.prune or "
+                f"distill.prune, but is that of a one-shot prune stage. Choose another here, such as magnitude."
+            )
         if isinstance(self.allocation, str):
             ALLOCATIONS.check(self.allocation)
         if self.allocation == "global" and self.method in SOLVERS:
@@ -180,7 +199,20 @@ class GradualSpec(PruneSpec):
         return self
 
 
-Arguments = Annotated[Mapping[str, Any], AfterValidator(check_arguments)]
+def _arguments(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Each training argument checked; what is wrong is told of each at its own line."""
+    checked, wrong = {}, []
+    for name, value in given.items():
+        try:
+            checked[name] = check_argument(name, value)
+        except ValueError as error:
+            wrong.append(InitErrorDetails(type="value_error", loc=(name,), input=value, ctx={"error": error}))
+    if wrong:
+        raise ValidationError.from_exception_data("train", wrong)
+    return checked
+
+
+Arguments = Annotated[Mapping[str, Any], AfterValidator(_arguments)]
 
 
 class FinetuneSpec(Part):
@@ -277,7 +309,9 @@ class Settings(Part):
     data: DataSpec | None = Field(None, description="the text")
     evaluate: EvaluateSpec = Field(EvaluateSpec(), description="how perplexity is measured")
     train: Arguments = Field({}, description="names of transformers.TrainingArguments for every training stage")
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_many)] = Field((42,), min_length=1, description="one trial each")
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_many), AfterValidator(_some)] = Field(
+        (42,), description="one trial each"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 where the device has it, else float32"
@@ -289,7 +323,9 @@ class TrialSpec(Settings):
     """One named trial, or a grid of them."""
 
     name: str = Field(pattern=TEMPLATE, description="letters, digits and ._=+,@- ; {key} of a varied key")
-    vary: Mapping[str, tuple[Any, ...]] = Field({}, description="path -> values; the product is run")
+    vary: Mapping[str, Annotated[tuple[Any, ...], AfterValidator(_some)]] = Field(
+        {}, description="path -> values; the product is run"
+    )
 
 
 class ColumnSpec(Part):
@@ -314,6 +350,22 @@ class RowSpec(Part):
     label: str | None = Field(None, description="text of the model column")
 
 
+def _row(value: Any) -> Any:
+    return {"trial": value} if isinstance(value, str) else value
+
+
+def _column(value: Any) -> Any:
+    return {"value": value} if isinstance(value, str) else value
+
+
+def _figure(value: Any) -> Any:
+    """A bare value is the figure, and one that is no finite number (`.inf`, "n/a") is what was printed."""
+    if isinstance(value, Mapping):
+        return value
+    printed = isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value))
+    return {"text": str(value)} if printed else {"value": value}
+
+
 class TableSpec(Part):
     """A table that comes out of the sweep."""
 
@@ -321,15 +373,11 @@ class TableSpec(Part):
     name: str | None = Field(
         None, pattern=NAME, description="its name in file names and README markers; made from the title where not given"
     )
-    rows: tuple[Annotated[RowSpec, BeforeValidator(lambda v: {"trial": v} if isinstance(v, str) else v)], ...] = Field(
-        min_length=1
+    rows: Annotated[tuple[Annotated[RowSpec, BeforeValidator(_row)], ...], AfterValidator(_some)]
+    columns: Annotated[tuple[Annotated[ColumnSpec, BeforeValidator(_column)], ...], AfterValidator(_some)]
+    reported: Mapping[str, Annotated[Reported, BeforeValidator(_figure)]] = Field(
+        {}, description="trial name -> published figure"
     )
-    columns: tuple[Annotated[ColumnSpec, BeforeValidator(lambda v: {"value": v} if isinstance(v, str) else v)], ...] = (
-        Field(min_length=1)
-    )
-    reported: Mapping[
-        str, Annotated[Reported, BeforeValidator(lambda v: v if isinstance(v, Mapping) else {"value": v})]
-    ] = Field({}, description="trial name -> published figure")
 
 
 class Spec(Part):
@@ -338,5 +386,5 @@ class Spec(Part):
     name: str = Field(pattern=NAME, description="letters, digits and ._=+,@-; the sweep's folder")
     title: str | None = Field(None, description="heading; the name where not given")
     base: Settings = Field(Settings(), description="settings of all trials")
-    trials: tuple[TrialSpec, ...] = Field(min_length=1)
+    trials: Annotated[tuple[TrialSpec, ...], AfterValidator(_some)]
     tables: tuple[TableSpec, ...] = ()

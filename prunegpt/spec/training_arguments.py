@@ -1,6 +1,7 @@
 """The names of transformers.TrainingArguments, read from its source so that checking a spec does not import torch."""
 
 import ast
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prunegpt.errors import unknown
+
+_NO_HUB = "nothing: publish the finished model folder yourself"
 
 # Set by PruneGPT itself, with the field to use instead.
 OURS = {
@@ -26,7 +29,13 @@ OURS = {
     "bf16_full_eval": "`precision`",
     "fp16_full_eval": "`precision`",
     "per_device_eval_batch_size": "`evaluate.batch_size`",
-    "push_to_hub": "nothing: publish the finished model folder yourself",
+    "push_to_hub": _NO_HUB,
+    "hub_token": _NO_HUB,
+    "hub_private_repo": _NO_HUB,
+    "hub_model_id": _NO_HUB,
+    "hub_strategy": _NO_HUB,
+    "hub_always_push": _NO_HUB,
+    "hub_revision": _NO_HUB,
     "label_smoothing_factor": "nothing: the loss must stay the cross-entropy that perplexity is made of",
     "auto_find_batch_size": "nothing: the batch size decides the result, so it is stated",
     "remove_unused_columns": "nothing: the columns are ours",
@@ -64,6 +73,12 @@ NEUTRAL = frozenset(
     }
 )
 
+# Of those, what decides the result all the same where `load_best_model_at_end` chooses among checkpoints.
+CHOOSING = frozenset({"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"})
+
+_ABOVE_ZERO = frozenset({"num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"})
+_NOT_NEGATIVE = frozenset({"learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay"})
+
 
 @cache
 def arguments() -> Mapping[str, str]:
@@ -72,12 +87,8 @@ def arguments() -> Mapping[str, str]:
     Raises:
         ImportError: transformers is not installed.
     """
-    package = find_spec("transformers")
-    if package is None or package.origin is None:
-        raise ImportError("transformers is not installed")
-    source = Path(package.origin).with_name("training_args.py").read_text(encoding="utf-8")
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
+    for node in _source("training_args.py"):
+        if node.name == "TrainingArguments":
             return {
                 item.target.id: ast.unparse(item.annotation)
                 for item in node.body
@@ -86,32 +97,80 @@ def arguments() -> Mapping[str, str]:
     raise ImportError("transformers has no TrainingArguments")
 
 
-def check_arguments(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Checks names and plain types of training arguments.
+@cache
+def choices() -> Mapping[str, tuple[str, ...]]:
+    """Enumeration -> its values, such as SchedulerType -> linear, cosine, ..., as written there."""
+    return {
+        node.name: tuple(
+            item.value.value
+            for item in node.body
+            if isinstance(item, ast.Assign)
+            and isinstance(item.value, ast.Constant)
+            and isinstance(item.value.value, str)
+        )
+        for name in ("trainer_utils.py", "training_args.py")
+        for node in _source(name)
+        if any(isinstance(base, ast.Name) and base.id == "ExplicitEnum" for base in node.bases)
+    }
+
+
+def _source(name: str) -> list[ast.ClassDef]:
+    package = find_spec("transformers")
+    if package is None or package.origin is None:
+        raise ImportError("transformers is not installed")
+    source = Path(package.origin).with_name(name).read_text(encoding="utf-8")
+    return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+
+
+def check_argument(name: str, value: Any) -> Any:
+    """The value of one training argument; 1 and 1.0 come out alike.
 
     Raises:
-        ValueError: an unknown name, one that PruneGPT sets itself, or a value of the wrong plain type.
+        ValueError: an unknown name, one that PruneGPT sets itself, or a value that cannot be.
     """
-    if not given:
-        return given
     known = arguments()
-    for name, value in given.items():
-        if name in OURS:
-            raise ValueError(f"{name} is set by PruneGPT: use {OURS[name]}.")
-        if name not in known:
-            raise ValueError(unknown("training argument", name, [valid for valid in known if valid not in OURS]))
-        _check_type(name, value, known[name])
-    return given
-
-
-def _check_type(name: str, value: Any, annotation: str) -> None:
+    if name in OURS:
+        raise ValueError(f"{name} is set by PruneGPT: use {OURS[name]}.")
+    if name not in known:
+        raise ValueError(unknown("training argument", name, [valid for valid in known if valid not in OURS]))
+    annotation = known[name]
+    _refuse_non_finite(name, value)
     parts = {part.strip() for part in annotation.split("|")}
     if value is None and "None" in parts:
-        return
-    if parts <= {"int", "float", "bool", "None"}:
-        if "bool" in parts and isinstance(value, bool):
-            return
-        numbers: tuple[type, ...] = (int, float) if "float" in parts else (int,) if "int" in parts else ()
-        if isinstance(value, numbers) and not isinstance(value, bool):
-            return
-        raise ValueError(f"{name} must be {annotation}, but got {value!r} ({type(value).__name__}).")
+        return value
+    if parts <= {"int", "float", "bool", "str", "None"}:
+        number = _number(name, value, parts, annotation)
+        return value if number is None else _in_range(name, number)
+    for part in parts:
+        if isinstance(value, str) and value not in choices().get(part, (value,)):
+            raise ValueError(unknown(name, value, choices()[part]))
+    return value
+
+
+def _number(name: str, value: Any, parts: set[str], annotation: str) -> int | float | None:
+    """The value as a number of the annotated kind; None where it is a truth value or a text that is allowed."""
+    if type(value).__name__ in parts & {"bool", "str"}:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if "float" in parts:  # 1 and 1.0 are one value and shall give one key
+            return int(value) if name.endswith("_steps") and value == int(value) else float(value)
+        if "int" in parts and isinstance(value, int):
+            return value
+    raise ValueError(f"{name} must be {annotation}, but got {value!r} ({type(value).__name__}).")
+
+
+def _in_range(name: str, value: int | float) -> int | float:
+    if name in _ABOVE_ZERO and value <= 0:
+        raise ValueError(f"{name} must be above 0, but got {value:g}.")
+    if name in _NOT_NEGATIVE and value < 0:
+        raise ValueError(f"{name} must not be negative, but got {value:g}.")
+    if name == "max_steps" and value < 1 and value != -1:
+        raise ValueError(f"max_steps must be at least 1, or -1 for no limit, but got {value:g}.")
+    return value
+
+
+def _refuse_non_finite(name: str, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, but got {value:g}.")
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
+        _refuse_non_finite(name, inner)

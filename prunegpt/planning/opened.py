@@ -1,0 +1,84 @@
+"""A spec that was read, checked field by field and expanded: its configurations, and where each of them stands."""
+
+import re
+
+from pydantic import ValidationError
+
+from prunegpt.errors import Problem
+from prunegpt.spec.expand import Configuration, expand, written_at
+from prunegpt.spec.problems import problems_of
+from prunegpt.spec.read import Document
+from prunegpt.spec.schema import Spec
+
+
+class OpenedSpec:
+    """The well-formed part of a spec, and the problems found so far.
+
+    Attributes:
+        spec: None where some field is malformed.
+        configurations: of the trials that are well formed, in spec order.
+        complete: whether those are all trials.
+        problems: to be added to while the configurations are resolved.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[Problem] = []
+        self.spec: Spec | None = None
+        self.configurations: list[Configuration] = []
+        malformed: set[int] | None = set()
+        try:
+            self.spec = Spec.model_validate(document.data)
+        except ValidationError as error:
+            self.problems += problems_of(error, Spec, document)
+            malformed = self._malformed(error)
+        if malformed is not None:
+            expansion = expand(document, malformed)
+            self.configurations = expansion.configurations
+            self.problems += expansion.problems
+            malformed |= expansion.broken
+        self.complete = malformed == set()
+        self._broken = [self._template(index) for index in malformed or ()]
+        self.order = {item.name: index for index, item in reversed([*enumerate(self.configurations)])}
+        self._seeds: dict[str, list[Configuration]] = {}
+        for item in self.configurations:
+            for name in dict.fromkeys((item.name, item.group)):
+                self._seeds.setdefault(name, []).append(item)
+
+    def _malformed(self, error: ValidationError) -> set[int] | None:
+        """Indices of the trials that are malformed; None where what all trials share is."""
+        trials = self.document.data.get("trials")
+        places = [item["loc"] for item in error.errors(include_url=False)]
+        if not isinstance(trials, list) or any(place[:1] == ("base",) or place == ("trials",) for place in places):
+            return None
+        return {int(place[1]) for place in places if place[:1] == ("trials",)}
+
+    def _template(self, index: int) -> str:
+        trial = self.document.data["trials"][index]
+        return str(trial.get("name")) if isinstance(trial, dict) else ""
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the trials without seeds, in spec order."""
+        return list(dict.fromkeys(item.group for item in self.configurations))
+
+    def named(self, name: str, seed: int) -> Configuration | None:
+        """The configuration of that name; where it has several seeds, the one of this seed, else its first."""
+        found = self._seeds.get(name, ())
+        return next((item for item in found if item.seed == seed), found[0] if found else None)
+
+    def may_be_broken(self, name: str) -> bool:
+        """Whether a trial of that name may be one that has problems of its own."""
+        return any(re.fullmatch(_pattern(template), name) for template in self._broken)
+
+    def note(self, item: Configuration, path: str, message: str) -> None:
+        """Adds a problem with one field of a configuration, at the line where that field was written."""
+        steps = [int(step) if step.isdigit() else step for step in path.split(".") if step]
+        place = written_at(self.document, item.index, item.swept, steps)
+        self.problems.append(self.document.problem(place, message))
+
+
+def _pattern(template: str) -> str:
+    """What the names of a trial look like: a key filled in, varied values appended, a seed."""
+    literal = "".join(".*" if part.startswith("{") else re.escape(part) for part in re.split(r"(\{[^{}]*\})", template))
+    return f"{literal}(-.*)?(@\\d+)?"

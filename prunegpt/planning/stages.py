@@ -1,0 +1,137 @@
+"""Stages and their keys: the hash of all that decides a stage's result, and of nothing else.
+
+Names, labels, tables, what is written on the way and how fast it goes are not in a key; a file's content is, its name
+and date are not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunegpt.planning.facts import ModelFacts
+from prunegpt.planning.fingerprint import FORMAT, digest, versions
+from prunegpt.planning.texts import Texts
+from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.schema import DataSpec, DistillSpec, FinetuneSpec, GradualSpec, PruneSpec
+from prunegpt.spec.training_arguments import CHOOSING, NEUTRAL
+
+_NO_TEXT = frozenset({"magnitude", "random", "movement"})  # a plug-in may look at text and draw numbers
+_NO_CHANCE = frozenset({"magnitude", "wanda", "taylor", "sparsegpt", "admm", "obert"})
+_GATHERED = frozenset({"taylor"})  # in training it counts the gradients that there are anyway
+_NOT_IN_KEY = {"train", "data", "prune", "recipe", "teacher", "keep_checkpoints"}  # or there in another form
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a stage takes from the chain and the trial it stands in."""
+
+    before: StagePlan
+    seed: int
+    precision: str
+    train: Mapping[str, Any]
+    data: DataSpec  # located
+    evaluation_key: str
+    texts: Texts
+
+
+def is_calibrated(prune: PruneSpec) -> bool:
+    """Whether a pruning looks at text."""
+    if prune.allocation == "owl":
+        return True
+    return prune.method not in (_NO_TEXT | _GATHERED if isinstance(prune, GradualSpec) else _NO_TEXT)
+
+
+def source_stage(facts: ModelFacts, precision: str) -> StagePlan:
+    """Where a chain starts: a stored model as it is, or the built-in one, which is trained first."""
+    model = facts.model
+    payload: dict[str, Any] = {"format": FORMAT, "model": facts.fingerprint, "remote_code": model.trust_remote_code}
+    if not facts.builtin:
+        return StagePlan(key=digest({**payload, "kind": "load"}), kind="load", model=model)
+    key = digest({**payload, "kind": "pretrain", "precision": precision, "versions": versions()})
+    return StagePlan(key=key, kind="pretrain", model=model, data=DataSpec(path="builtin:text"))
+
+
+def next_stage(config: FinetuneSpec | PruneSpec | DistillSpec, place: Place, teacher: str | None = None) -> StagePlan:
+    """The stage that a config means at its place in a chain.
+
+    Args:
+        teacher: key of the stage whose model teaches, for a DistillSpec.
+
+    Raises:
+        DataError: a text or its split is missing.
+    """
+    if isinstance(config, PruneSpec):
+        return _prune(config, place)
+    return _train(config, place, teacher)
+
+
+def _prune(config: PruneSpec, place: Place) -> StagePlan:
+    filled, text = _filled(config, place.data, place.texts)
+    payload = {**_common("prune", place), "prune": text}
+    if config.method not in _NO_CHANCE:
+        payload["seed"] = place.seed
+    return StagePlan(
+        key=digest(payload),
+        kind="prune",
+        parent=place.before.key,
+        model=place.before.model,
+        prune=filled,
+        data=place.data,
+        seed=place.seed,
+    )
+
+
+def _train(config: FinetuneSpec, place: Place, teacher: str | None) -> StagePlan:
+    kind = "distill" if isinstance(config, DistillSpec) else "finetune"
+    data = place.texts.located(config.data) if config.data else place.data
+    train = {**place.train, **config.train}
+    update: dict[str, Any] = {"train": train, "data": data}
+    text = config.model_dump(exclude=_NOT_IN_KEY)
+    if config.prune:
+        update["prune"], text["prune"] = _filled(config.prune, data, place.texts)
+    choosing = bool(train.get("load_best_model_at_end"))
+    neutral = NEUTRAL - CHOOSING if choosing else NEUTRAL
+    payload = {
+        **_common(kind, place),
+        "seed": place.seed,
+        "data": place.texts.fingerprint(data, data.train_split),
+        "block_size": data.block_size,
+        "max_train_blocks": data.max_train_blocks,
+        "train": {name: value for name, value in train.items() if name not in neutral},
+        "config": text,
+        "teacher": teacher,
+        "chosen_by": place.evaluation_key if choosing else None,
+    }
+    return StagePlan(
+        key=digest(payload),
+        kind=kind,
+        parent=place.before.key,
+        teacher=teacher,
+        model=place.before.model,
+        data=data,
+        seed=place.seed,
+        neutral={name: value for name, value in train.items() if name in neutral},
+        **{kind: config.model_copy(update=update)},
+    )
+
+
+def _common(kind: str, place: Place) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "format": FORMAT,
+        "parent": place.before.key,
+        "precision": place.precision,
+        "versions": versions(),
+    }
+
+
+def _filled(prune: PruneSpec, data: DataSpec, texts: Texts) -> tuple[PruneSpec, dict[str, Any]]:
+    """The pruning with its calibration text filled in, and what of it goes into the key."""
+    text = prune.model_dump(exclude={"calibration", "propagate"})
+    if isinstance(prune.allocation, Mapping):
+        text["allocation"] = list(prune.allocation.items())  # in order: the first pattern that matches decides
+    if not is_calibrated(prune):
+        return prune, text
+    calibration, decisive = texts.calibration(data, prune.calibration)
+    filled = prune.model_copy(update={"calibration": calibration})
+    return filled, {**text, "calibration": decisive, "propagate": prune.propagate}

@@ -1,0 +1,87 @@
+"""The texts of a trial: local files found and named absolutely, and what stands for each in keys."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunegpt.errors import DataError
+from prunegpt.planning.facts import data_fingerprint, split_files
+from prunegpt.planning.fingerprint import FORMAT, Files, digest
+from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Looks at texts from one spec's folder.
+
+    Args:
+        files: hashes of files.
+        base: the spec's folder; None where the spec is no file.
+        unchecked: takes, as keys, what could not be checked, in words.
+    """
+
+    files: Files
+    base: Path | None
+    unchecked: dict[str, None] = field(default_factory=dict)
+
+    def located(self, data: DataSpec) -> DataSpec:
+        """The same text with local files named absolutely.
+
+        Raises:
+            DataError: a file is missing, or the text names no source.
+        """
+        local = split_files(data, self.base)
+        if local is None:
+            return data
+        names = {split: tuple(str(file) for file in found) for split, found in local.items()}
+        return data.model_copy(update={"path": None, "files": names})
+
+    def fingerprint(self, data: DataSpec, split: str) -> str:
+        """What stands for one split in keys.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        key, unchecked = data_fingerprint(data, split, self.files, self.base)
+        if unchecked:
+            self.unchecked[unchecked] = None
+        return key
+
+    def evaluation(self, data: DataSpec, evaluate: EvaluateSpec, precision: str) -> tuple[EvaluateSpec, str]:
+        """How a trial is measured, text and window filled in; and the key of that.
+
+        Args:
+            data: the trial's text, located.
+            precision: of the arithmetic, as the spec names it.
+
+        Raises:
+            DataError: the text or its split is missing, or the stride is wider than the window.
+        """
+        block_size = evaluate.block_size or data.block_size
+        if evaluate.stride and evaluate.stride > block_size:
+            raise DataError(f"stride must be at most the window's {block_size} tokens, but is {evaluate.stride}.")
+        measured = self.located(evaluate.data) if evaluate.data else data
+        split = evaluate.split
+        if evaluate.data and measured.files and len(set(measured.files.values())) == 1:
+            split = split if split in measured.files else next(iter(measured.files))  # all there is to measure on
+        filled = evaluate.model_copy(update={"data": measured, "split": split, "block_size": block_size})
+        key = {
+            "format": FORMAT,
+            "text": None if evaluate.skip else self.fingerprint(measured, split),
+            "precision": precision,
+            **filled.model_dump(exclude={"data", "batch_size", "split", "skip"}),
+        }
+        return filled, digest(key)
+
+    def calibration(self, data: DataSpec, calibration: CalibrationSpec) -> tuple[CalibrationSpec, dict[str, Any]]:
+        """The windows that a pruning looks at, text and length filled in; and what of them decides its result.
+
+        Raises:
+            DataError: the text or its split is missing.
+        """
+        located = self.located(calibration.data) if calibration.data else data
+        split = calibration.split or located.train_split
+        length = calibration.length or located.block_size
+        filled = calibration.model_copy(update={"data": located, "split": split, "length": length})
+        text = self.fingerprint(located, split)
+        return filled, {**filled.model_dump(exclude={"data", "split"}), "text": text}
