@@ -38,13 +38,6 @@ class BuiltinModel:
     pretraining: Pretraining
 
     @property
-    def parameters(self) -> int:
-        """All parameters, tied ones once."""
-        biases_and_norms = self.layers * (9 + 4) * self.width + 2 * self.width
-        embeddings = (self.vocabulary + self.positions) * self.width
-        return sum(rows * columns for rows, columns in self.matrices.values()) + embeddings + biases_and_norms
-
-    @property
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Shapes [out, in] of the block matrices by parameter name, in module order."""
         width = self.width

@@ -5,6 +5,7 @@ random number.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from prunegpt.errors import ModelError
 from prunegpt.lm.device import pick_device, pick_dtype
 
 _LISTED = 5  # weights named in one message
+_OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")  # causal masks that old checkpoints carry as weights
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CONVERT = (
     "Convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors."
@@ -208,7 +210,9 @@ def _check_weights(source: str | Path, report: dict[str, Any]) -> None:
     problems = {
         "lacks": sorted(report["missing_keys"]),
         "has another shape for": sorted(item[0] for item in report["mismatched_keys"]),
-        "holds what the model has no place for:": sorted(report["unexpected_keys"]),
+        "holds what the model has no place for:": sorted(
+            name for name in report["unexpected_keys"] if not _OLD_MASKS.search(name)
+        ),
     }
     told = [
         f"{what} {', '.join(names[:_LISTED])}" + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

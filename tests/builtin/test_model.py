@@ -29,7 +29,7 @@ def test_model_is_what_its_entry_says() -> None:
     assert entry.layers == model.config.n_layer == 4
     assert entry.positions == model.config.n_positions
     assert entry.vocabulary == model.get_input_embeddings().weight.shape[0]
-    assert sum(parameter.numel() for parameter in model.parameters()) == entry.parameters
+    assert model.lm_head.weight is model.transformer.wte.weight
 
 
 def test_pretraining_is_told_in_names_of_training_arguments() -> None:

@@ -99,6 +99,19 @@ def test_unexpected_weight_is_an_error(folder: Path) -> None:
         load_model(folder, **CPU)
 
 
+@pytest.mark.parametrize("name", ["attn.bias", "attn.masked_bias", "attn.attention.masked_bias"])
+def test_causal_masks_of_old_checkpoints_are_no_weights(folder: Path, tiny_gpt2: Any, name: str) -> None:
+    rewrite(folder, lambda weights: weights.update({f"transformer.h.0.{name}": torch.ones(1, 1, 8, 8)}))
+    torch.testing.assert_close(load_model(folder, **CPU)(TOKENS).logits, tiny_gpt2(TOKENS).logits)
+
+
+def test_weights_of_a_model_saved_without_its_head_load(folder: Path, tiny_gpt2: Any) -> None:
+    """As the hub's gpt2 is stored: names without `transformer.`, and no head, which is tied."""
+    tiny_gpt2.transformer.save_pretrained(folder)
+    assert "wte.weight" in load_file(folder / "model.safetensors")
+    torch.testing.assert_close(load_model(folder, **CPU)(TOKENS).logits, tiny_gpt2(TOKENS).logits)
+
+
 def test_weight_of_another_shape_is_an_error(folder: Path) -> None:
     configure(folder, n_positions=32)
     with pytest.raises(ModelError, match=r"has another shape for transformer\.wpe\.weight"):
