@@ -94,10 +94,11 @@ class Board:
 
     def look(self) -> None:
         """Asks the disk for everything that was not seen yet; others may publish too."""
+        stages = {unit for units in self._units.values() for unit in units if unit.evaluation is None}
+        for unit in stages | {Unit(need) for need in self._producers}:
+            self._published.look(unit)
         for name in self._units:
             self.current(name, look=True)
-        for need in self._producers:
-            self._published.look(Unit(need))
 
     def current(self, name: str, *, look: bool = False) -> Unit | None:
         """The first unit of a trial that is not done; None where all are.
@@ -122,17 +123,32 @@ class Board:
         return [trial for name, trial in self.waiting.items() if self.current(name) is None]
 
     def next(self) -> TrialPlan | None:
-        """The first waiting trial that may start: its teachers are there, and nobody does its next unit."""
-        taken = {self.current(name) for name in self.running}
+        """The first waiting trial that may start.
+
+        Its teachers are there, nobody does its next unit, and nobody will do its next stage: two trials that measure
+        a stage in different ways would meet at the stage after it.
+        """
+        taken = {unit for name in self.running for unit in (self.current(name), self._next_stage(name)) if unit}
         for name, trial in self.waiting.items():
-            unit = self.current(name)
-            if unit is None or unit in taken or not self._has_teachers(trial):
-                continue
-            if self.current(name, look=True) == unit:
-                return trial
-            if (unit := self.current(name)) is not None and unit not in taken:  # somebody else published in between
-                return trial
+            if self._may_start(name, trial, taken):
+                self.current(name, look=True)  # somebody else may have published in between
+                if self._may_start(name, trial, taken):
+                    return trial
         return None
+
+    def _may_start(self, name: str, trial: TrialPlan, taken: set[Unit]) -> bool:
+        unit = self.current(name)
+        return (
+            unit is not None
+            and unit not in taken
+            and self._next_stage(name) not in taken
+            and all(self._published.seen(Unit(need)) for need in trial.needs)
+        )
+
+    def _next_stage(self, name: str) -> Unit | None:
+        """The first stage of a trial that is not published."""
+        rest = self._units[name][self._reached[name] :]
+        return next((unit for unit in rest if unit.evaluation is None and not self._published.seen(unit)), None)
 
     def blocked(self) -> list[Blocked]:
         """Waiting trials with a teacher that nobody who waits or runs will publish."""
@@ -178,9 +194,6 @@ class Board:
         self.current(name_of(trial), look=True)
         self.waiting[name_of(trial)] = self.running.pop(name_of(trial))
         self.waiting = dict(sorted(self.waiting.items(), key=lambda item: self._order[item[0]]))
-
-    def _has_teachers(self, trial: TrialPlan) -> bool:
-        return all(self._published.seen(Unit(need)) for need in trial.needs)
 
     def _is_alive(self, trial: TrialPlan) -> bool:
         return name_of(trial) in self.waiting or name_of(trial) in self.running
