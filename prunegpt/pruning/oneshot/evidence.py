@@ -1,0 +1,102 @@
+"""What a method looks at beside the weights: activations block by block, gradients of the model as it comes."""
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegpt.lm.views import WeightView
+from prunegpt.pruning.oneshot.request import ACTIVATIONS, GRADIENTS
+from prunegpt.pruning.statistics.collect import block_statistics
+from prunegpt.pruning.statistics.gradients import GradientStatistics, gradient_statistics
+from prunegpt.pruning.statistics.inputs import LayerStatistics
+from prunegpt.pruning.statistics.store import collect_statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What there is to know about one layer."""
+
+    view: WeightView
+    needs: frozenset[str]
+    generator: torch.Generator
+    activations: LayerStatistics | None
+    gradients: GradientStatistics | None
+
+    @property
+    def gram(self) -> Tensor | None:
+        """XᵀX, [in, in], where it is known; the same tensor for layers with the same input."""
+        return None if self.activations is None else self.activations.gram
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments that the method needs, on the device of the layer."""
+        found: dict[str, Any] = {"generator": self.generator, "gram": self.gram}
+        if self.activations is not None:
+            found["input_norm"] = self.activations.input_norm
+        if self.gradients is not None:
+            found["gradient"] = self.gradients.gradient[self.view.name]
+            found["squared_gradient"] = self.gradients.squared_gradient[self.view.name]
+            if "gradients" in self.needs:
+                found["gradients"] = self.gradients.samples(self.view.name)
+        device = self.view.parameter.device
+        return {
+            need: found[need].to(device) if isinstance(found[need], Tensor) else found[need]
+            for need in sorted(self.needs)
+        }
+
+
+def evidence(
+    model: nn.Module,
+    views: Mapping[str, WeightView],
+    windows: Tensor | None,
+    *,
+    needs: frozenset[str],
+    propagate: bool,
+    statistics: Path | None,
+    seed: int,
+    micro_batch: int | None,
+    offload: bool | None,
+) -> Generator[dict[str, Evidence], None, None]:
+    """What a method needs, of the layers of one block after the other; of all at once where blocks do not matter.
+
+    The caller may prune the layers of an item before it asks for the next one. Arguments are those of
+    :func:`~prunegpt.pruning.oneshot.pipeline.prune_oneshot`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with _gradients(model, views, windows, needs) as gradients:
+        groups: Iterator[Mapping[str, LayerStatistics | None]] = iter([dict.fromkeys(views)])
+        if needs & ACTIVATIONS:
+            assert windows is not None
+            if statistics is not None and not propagate:
+                store = collect_statistics(model, windows, statistics, micro_batch=micro_batch, offload=offload)
+                groups = store.blocks(views, next(model.parameters()).device)
+            else:
+                groups = block_statistics(
+                    model,
+                    views,
+                    windows,
+                    gram="gram" in needs,
+                    propagate=propagate,
+                    micro_batch=micro_batch,
+                    offload=offload,
+                )
+        for group in groups:
+            yield {name: Evidence(views[name], needs, generator, found, gradients) for name, found in group.items()}
+
+
+@contextmanager
+def _gradients(
+    model: nn.Module, views: Mapping[str, WeightView], windows: Tensor | None, needs: frozenset[str]
+) -> Iterator[GradientStatistics | None]:
+    """The gradients, where they are needed. Single ones lie in a temporary folder while the context lasts."""
+    if not needs & GRADIENTS:
+        yield None
+        return
+    assert windows is not None
+    with TemporaryDirectory(prefix="prunegpt-gradients-") as folder:
+        yield gradient_statistics(model, views, windows, samples=Path(folder) if "gradients" in needs else None)
