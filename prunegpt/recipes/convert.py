@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -41,15 +42,7 @@ def to_recipe(meaning: RecipeMeaning, *, strict: bool = True) -> Recipe:
         RecipeError: as there, or a value out of its range.
     """
     recipe = validated(to_mapping(meaning, strict=strict), meaning.source)
-    return Recipe(
-        recipe.source,
-        recipe.train,
-        recipe.prune,
-        recipe.distill,
-        recipe.learning_rate,
-        meaning.notes,
-        meaning.defects,
-    )
+    return replace(recipe, notes=meaning.notes, defects=meaning.defects, dialect=meaning.dialect)
 
 
 def to_stages(meaning: RecipeMeaning, *, teacher: str | None = None, strict: bool = True) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, create_model
 
 from prunegpt.errors import Problem
 from prunegpt.recipes.learning_rate import LearningRateCurve, Segment
+from prunegpt.recipes.modifiers import Dialect
 from prunegpt.recipes.notes import Defect, Note
 from prunegpt.recipes.source import Fields, Items, RecipeError, Tree, parse, plain, read_text, tags
 from prunegpt.spec.problems import problems_of
@@ -46,6 +47,8 @@ class Recipe:
         learning_rate: a curve that a callback has to follow, since no scheduler gives it; None otherwise.
         notes: on the modifiers of a SparseML recipe.
         defects: known ones.
+        dialect: the recipe was written in; a `legacy` one counts on SparseML's drifting clock
+            (:func:`prunegpt.recipes.simulate.update_steps`).
     """
 
     source: str
@@ -55,6 +58,7 @@ class Recipe:
     learning_rate: LearningRateCurve | None = None
     notes: tuple[Note, ...] = ()
     defects: tuple[Defect, ...] = ()
+    dialect: Dialect = "own"
 
 
 @dataclass(frozen=True)

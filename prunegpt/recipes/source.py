@@ -1,6 +1,7 @@
 """The YAML of a recipe as a tree with line numbers. Tags stay names: nothing is ever built from them."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from prunegpt.errors import Problem, SpecError
@@ -164,9 +165,16 @@ def front_matter(text: str, *, required: bool, source: str) -> str:
     return text
 
 
+def _root(text: str) -> Any:
+    """The node of a text. An anchor defined twice is legal, and no news to the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReusedAnchorWarning)
+        return YAML(typ="safe", pure=True).compose(text)
+
+
 def _compose(text: str, source: str) -> Node:
     try:
-        root = YAML(typ="safe", pure=True).compose(text)
+        root = _root(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         problem = Problem("", f"a recipe must be valid YAML: {error.problem or error.context}.", line)
@@ -186,7 +194,7 @@ def _compose(text: str, source: str) -> Node:
 def is_valid(text: str) -> bool:
     """Whether a text is YAML."""
     try:
-        return isinstance(YAML(typ="safe", pure=True).compose(text), Node)
+        return isinstance(_root(text), Node)
     except (YAMLError, ValueError, TypeError, AttributeError, IndexError, KeyError, RecursionError):
         return False
 
