@@ -37,6 +37,6 @@ def merge(specs: list[dict[str, Any]]) -> dict[str, Any] | None:
             for name, share in dict(given).items():
                 if shares.setdefault(name, share) != share:
                     return None
-        merged["allocation"] = shares
+        merged["allocation"] = dict(sorted(shares.items(), key=lambda item: item[0] == "*"))  # the first match decides
         merged.pop("sparsity", None)
     return merged

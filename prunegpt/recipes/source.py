@@ -251,7 +251,7 @@ class _Builder:
             if not isinstance(key_node, ScalarNode):
                 self.problems.append(Problem("", "a key must be a plain value, but is a list or mapping.", line))
                 continue
-            name = str(key_node.value)
+            name = self._text(str(key_node.value), line)
             if name in found:
                 message = f"a key must stand once in a mapping, but {name!r} stands in line {found[name][0]} as well."
                 self.problems.append(Problem("", message, line))
@@ -287,6 +287,9 @@ class _Builder:
                 return float(re.sub(r"\.(inf|nan)$", r"\1", text.replace("_", ""), flags=re.IGNORECASE))
         except ValueError:
             self.problems.append(Problem("", f"a value must be what its tag says, but {text!r} is no {kind}.", line))
+        return self._text(text, line)
+
+    def _text(self, text: str, line: int) -> str:
         if not text.isprintable() and any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
             self.problems.append(Problem("", "a text must be Unicode, but holds half a surrogate pair.", line))
             return ""

@@ -124,6 +124,13 @@ def test_modifiers_that_differ_in_sparsity_become_an_allocation() -> None:
     assert section["targets"] == ["a.weight", "b.weight"]
 
 
+def test_the_rule_for_all_others_comes_last() -> None:
+    others = gmp(sparsity="final_sparsity: 0.5").replace("[a.weight]", "__ALL_PRUNABLE__")
+    section = prune(legacy(others, gmp()))
+    assert list(section["allocation"].items()) == [("a.weight", 0.8), ("*", 0.5)]
+    assert "targets" not in section
+
+
 def test_one_of_all_prunes_all() -> None:
     section = prune(legacy(gmp(), gmp().replace("[a.weight]", "__ALL_PRUNABLE__")))
     assert "targets" not in section

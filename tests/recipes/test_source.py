@@ -53,6 +53,7 @@ def test_json_is_yaml() -> None:
         ("a: !!int x", "a value must be what its tag says, but 'x' is no int"),
         ("a: 99999999999999999999", "a whole number may have 63 bits"),
         ('a: "\\ud800"', "half a surrogate pair"),
+        ('"\\ud800": 1', "half a surrogate pair"),
         ("a: &a [*a]", "nested 40 deep after its aliases are expanded"),
         ("[" * 3000, "nest"),
         ("a: [", "must be valid YAML"),
