@@ -5,8 +5,10 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, cast
 
+from pydantic import TypeAdapter
 from pydantic_core import from_json
 from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
@@ -56,23 +58,18 @@ def results(connection: Connection, *where: Any, shown: bool | None = None) -> l
         .order_by(trial.c.sweep_id, trial.c.position, trial.c.id)
     ).all()
     same = and_(attempt.c.key == trial.c.key, attempt.c.evaluation_key == trial.c.evaluation_key)
+    columns = (attempt.c.trial_id, attempt.c.number, attempt.c.id, attempt.c.folder, attempt.c.state)
+    ends = (attempt.c.reason, attempt.c.error, attempt.c.started, attempt.c.ended)
     tried: dict[int, list[Row[Any]]] = defaultdict(list)
-    columns = (attempt.c.id, attempt.c.trial_id, attempt.c.folder, attempt.c.state, attempt.c.reason, attempt.c.error)
-    times = (attempt.c.started, attempt.c.ended)
-    for row in connection.execute(
-        _of_trials(select(*columns, *times), conditions).where(same).order_by(attempt.c.trial_id, attempt.c.number)
-    ):
+    for row in sorted(connection.execute(_of_trials(select(*columns, *ends)).where(*conditions, same)).all()):
         tried[row.trial_id].append(row)
+    fields = (attempt_stage.c.attempt_id, attempt_stage.c.position, attempt_stage.c.record)
+    query = select(*fields).join(attempt, attempt.c.id == attempt_stage.c.attempt_id)
     records: dict[int, list[str]] = defaultdict(list)
-    query = select(attempt_stage.c.attempt_id, attempt_stage.c.record).join(
-        attempt, attempt.c.id == attempt_stage.c.attempt_id
-    )
-    query = query.join(trial, trial.c.id == attempt.c.trial_id).join(sweep, sweep.c.id == trial.c.sweep_id)
-    for row in connection.execute(
-        query.where(*conditions, same).order_by(attempt_stage.c.attempt_id, attempt_stage.c.position)
-    ):
-        records[row.attempt_id].append(row.record)
     with _without_collector():
+        rows = connection.execute(_of_trials(query).where(*conditions, same)).all()
+        for attempt_id, _, record in sorted(rows, key=itemgetter(0, 1)):  # the database would sort the records too
+            records[attempt_id].append(record)
         parsed: dict[str, StageRecord] = {}  # trials share stages, so records repeat
         return [_result(row, tried[row.id], records, parsed) for row in trials]
 
@@ -113,8 +110,7 @@ def find_sweep(connection: Connection, name: str) -> int:
 
 def attempts(connection: Connection, *where: Any) -> list[AttemptRow]:
     """Attempts that meet the conditions, oldest first."""
-    query = select(attempt, trial.c.name.label("trial"), sweep.c.name.label("sweep"))
-    query = query.join(trial, trial.c.id == attempt.c.trial_id).join(sweep, sweep.c.id == trial.c.sweep_id)
+    query = _of_trials(select(attempt, trial.c.name.label("trial"), sweep.c.name.label("sweep")))
     return [
         AttemptRow(
             id=row.id,
@@ -178,24 +174,13 @@ def points(connection: Connection, trial_id: int, name: str | None = None, stage
     A stage has one set of curves, whoever computed it: those of a stage that this trial found published are there too.
     Where attempts overlap at a step, the later one counts.
     """
-    query = _curves(connection, trial_id, name, stage, point.c.step, point.c.epoch, point.c.value, point.c.time)
-    query = query.add_columns(point.c.tokens).join(point, point.c.curve_id == curve.c.id)
-    latest: dict[tuple[int, str, int], Row[Any]] = {}
-    for row in connection.execute(query.order_by(curve.c.attempt_id, point.c.step)):
-        latest[row.stage, row.name, row.step] = row
+    values = (point.c.step, point.c.epoch, point.c.value, point.c.time, point.c.tokens)
+    query = _curves(connection, trial_id, name, stage, *values).join(point, point.c.curve_id == curve.c.id)
+    fields = ("stage", "name", "step", "epoch", "value", "time", "tokens")
     with _without_collector():
-        return [
-            Point.model_construct(
-                stage=row.stage,
-                step=row.step,
-                epoch=row.epoch,
-                name=row.name,
-                value=row.value,
-                time=row.time,
-                tokens=row.tokens,
-            )
-            for _, row in sorted(latest.items(), key=lambda item: item[0])
-        ]
+        latest = {tuple(row[:3]): row for row in connection.execute(query.order_by(curve.c.attempt_id)).all()}
+        told = [dict(zip(fields, row, strict=True)) for _, row in sorted(latest.items(), key=itemgetter(0))]
+        return TypeAdapter(list[Point]).validate_python(told)
 
 
 def curves(connection: Connection, trial_id: int) -> list[CurveRow]:
@@ -225,9 +210,8 @@ def _curves(
     return query
 
 
-def _of_trials(query: Any, conditions: Sequence[Any]) -> Any:
-    query = query.join(trial, trial.c.id == attempt.c.trial_id).join(sweep, sweep.c.id == trial.c.sweep_id)
-    return query.where(*conditions)
+def _of_trials(query: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    return query.join(trial, trial.c.id == attempt.c.trial_id).join(sweep, sweep.c.id == trial.c.sweep_id)
 
 
 def _result(
