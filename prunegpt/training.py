@@ -6,6 +6,7 @@ masks change before it, gradients are masked before clipping, weights after the 
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from prunegpt.distill.objective import DistillationObjective
 from prunegpt.errors import PruneGPTError
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.recipes.learning_rate import LearningRateCurve
 from prunegpt.root import write_json
 
 MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
@@ -80,6 +82,7 @@ def train(
     objective: DistillationObjective | None = None,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    learning_rate: LearningRateCurve | None = None,
     keep_checkpoints: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Outcome:
@@ -95,6 +98,7 @@ def train(
         objective: distillation; None trains on the model's own cross-entropy.
         evaluate: measures in mid-training, where `eval_strategy` asks for it; its `loss` selects the best model.
         stop: asked after every step; True ends training with a checkpoint.
+        learning_rate: a curve that is followed instead of `lr_scheduler_type`.
         keep_checkpoints: leave all that `save_strategy` asks for; else only the newest, for going on after a crash.
         checkpoint_seconds: between checkpoints that nobody asked for.
 
@@ -114,6 +118,7 @@ def train(
         callbacks=[wiring],
     )
     wiring.trainer = trainer
+    trainer.curve = learning_rate
     last = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     if wiring.interrupted:
@@ -164,6 +169,23 @@ class _Trainer(Trainer):
         if wiring.objective:
             self.loss_is_scaled_for_ga = None
             self.model_accepts_loss_kwargs = True  # so that all micro-batches share one denominator
+
+    curve: LearningRateCurve | None = None
+    control: TrainerControl
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The scheduler of the arguments, or one that follows the curve of a recipe."""
+        if self.curve is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        curve, base = self.curve, self.args.learning_rate
+        per_epoch = self._wiring.steps_per_epoch()
+
+        def factor(step: int) -> float:
+            rate = curve.learning_rate_at(step, steps_per_epoch=per_epoch)
+            return 1.0 if rate is None else rate / base
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
 
     def compute_loss(
         self,
@@ -232,6 +254,10 @@ class _Wiring(TrainerCallback):
     def seconds(self) -> float:
         return self._earlier + time.monotonic() - self._started
 
+    def steps_per_epoch(self) -> int:
+        batches: int = len(self.trainer.get_train_dataloader())
+        return math.ceil(batches / int(self.trainer.args.gradient_accumulation_steps))
+
     def count(self, tokens: int) -> None:
         self.tokens += tokens
 
@@ -272,8 +298,7 @@ class _Wiring(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.make_pruner:
-            per_epoch = -(-len(self.trainer.get_train_dataloader()) // args.gradient_accumulation_steps)
-            self.pruner = self.make_pruner(state.max_steps, per_epoch)
+            self.pruner = self.make_pruner(state.max_steps, self.steps_per_epoch())
         resumed = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.global_step and (resumed / MARKER).exists():
             self._resume(resumed)

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from prunegpt import __version__
-from prunegpt.cli import doctor, evaluate, prune, sweep, table, train, trial
+from prunegpt.cli import doctor, evaluate, masks, prune, recipe, sweep, table, train, trial
 from prunegpt.cli.options import say
 from prunegpt.errors import PruneGPTError
 
@@ -30,6 +30,8 @@ def _version(
 
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(trial.app, name="trial")
+app.add_typer(recipe.app, name="recipe")
+app.add_typer(masks.app, name="masks")
 table.register(app)
 evaluate.register(app)
 prune.register(app)

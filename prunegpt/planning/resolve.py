@@ -11,6 +11,7 @@ from prunegpt.planning import checks
 from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.opened import OpenedSpec
+from prunegpt.planning.recipes import with_recipes
 from prunegpt.planning.stages import Place, is_calibrated, next_stage, source_stage
 from prunegpt.planning.texts import Texts
 from prunegpt.root import Root
@@ -164,6 +165,7 @@ class _Resolver:
         return self.chains[item.name]
 
     def _resolve(self, item: Configuration) -> _Chain | None:
+        item = with_recipes(item, self.texts.base)
         spec = item.spec
         before = len(self.opened.problems)
         facts = self._model(item, spec.model, "model")

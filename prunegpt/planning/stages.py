@@ -18,7 +18,8 @@ from prunegpt.spec.training_arguments import CHOOSING, NEUTRAL
 _NO_TEXT = frozenset({"magnitude", "random", "movement"})  # a plug-in may look at text and draw numbers
 _NO_CHANCE = frozenset({"magnitude", "wanda", "taylor", "sparsegpt", "admm", "obert"})
 _GATHERED = frozenset({"taylor"})  # in training it counts the gradients that there are anyway
-_NOT_IN_KEY = {"train", "data", "prune", "recipe", "teacher", "keep_checkpoints"}  # or there in another form
+# Left out of the config in a key: there in another form, or without influence.
+_NOT_IN_KEY = {"train", "data", "prune", "recipe", "recipe_args", "teacher", "keep_checkpoints"}
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,9 @@ class GradualSpec(PruneSpec):
         None, ge=0, description="when the final sparsity is reached, in `unit`; half-way by default"
     )
     every: float = Field(0.1, gt=0, description="time between mask updates, in `unit`")
+    clock: Literal["regular", "sparseml"] = Field(
+        "regular", description="regular: start, start + every, …, end; sparseml: its drifting grid, `unit` epochs only"
+    )
     unit: Literal["epochs", "steps", "fraction"] = Field(
         "epochs", description="epochs, optimizer steps, or fraction of the stage's steps"
     )
@@ -223,6 +226,10 @@ class FinetuneSpec(Part):
     prune: GradualSpec | None = Field(None, description="prune while training")
     keep_masks: bool = Field(True, description="weights pruned by earlier stages stay zero")
     keep_checkpoints: bool = Field(False, description="publish the stage's checkpoints beside its model")
+    learning_rate: tuple[Mapping[str, Any], ...] = Field(
+        (), description="segments of a curve, as a recipe gives them, instead of lr_scheduler_type"
+    )
+    recipe_args: Mapping[str, Scalar] = Field({}, description="values of the recipe's variables")
     recipe: str | None = Field(
         None, description="file with prune, distill and train sections, used where not given here"
     )

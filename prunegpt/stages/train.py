@@ -9,7 +9,8 @@ from prunegpt.lm.views import WeightView, select
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.patterns import parse_pattern
-from prunegpt.pruning.schedules import Clock
+from prunegpt.pruning.schedules import Clock, sparseml_updates
+from prunegpt.recipes.learning_rate import LearningRateCurve
 from prunegpt.registry import CRITERIA, SOLVERS
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
@@ -57,6 +58,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting
         objective=objective,
         evaluate=lambda model: setting.measure(state.model, state.tokenizer),
         stop=setting.stop,
+        learning_rate=LearningRateCurve(segments=config.learning_rate) if config.learning_rate else None,
         keep_checkpoints=config.keep_checkpoints,
     )
     if pruning:
@@ -99,10 +101,14 @@ class _Gradual:
                 raise PruningError(f"{spec.method} looks at activations, but there is no calibration text.")
             return statistics_of(self.state, self.views, self.windows, gram="gram" in needs)
 
+        updates = None
+        if spec.clock == "sparseml":
+            updates = sparseml_updates(spec.start, spec.start if spec.end is None else spec.end, spec.every, per_epoch)
         self.pruner = GradualPruner(
             self.views,
             method,
             clock=clock(spec, steps, per_epoch),
+            updates=updates,
             final=spec.sparsity,
             schedule=spec.schedule,
             initial=spec.initial,

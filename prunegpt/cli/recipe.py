@@ -1,0 +1,79 @@
+"""prunegpt recipe: what a recipe means here, SparseML's included, and its translation."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunegpt.cli.options import JsonOption, print_json, say
+
+app = typer.Typer(help="Show or convert recipes, SparseML's two dialects included.", no_args_is_help=True)
+
+FileArgument = Annotated[Path, typer.Argument(help="A recipe: YAML, or Markdown with YAML front matter.")]
+ArgsOption = Annotated[
+    list[str] | None, typer.Option("--recipe-args", metavar="NAME=VALUE", help="Value of a variable. Repeatable.")
+]
+VersionOption = Annotated[
+    str | None, typer.Option("--strict-version", help="Match tensors as this version of SparseML did, such as 0.9.")
+]
+
+
+@app.command(epilog="Example: prunegpt recipe show sweeps/recipes/90sparse.yaml --steps-per-epoch 2318")
+def show(
+    file: FileArgument,
+    steps_per_epoch: Annotated[
+        int | None, typer.Option("--steps-per-epoch", min=1, help="Optimizer steps an epoch; simulates the schedule.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--model", help="A transformers folder, to match tensors in.")] = None,
+    arguments: ArgsOption = None,
+    version: VersionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what a recipe means here: tensors, mask updates, sparsity and learning rate over time, distillation,
+    what is not supported and why, and known defects with a fix."""
+    from prunegpt.recipes.describe import describe, render
+    from prunegpt.recipes.load import parse_overrides, read_meaning
+    from prunegpt.recipes.tensors import read_tensors
+
+    tensors = read_tensors(model) if model else None
+    meaning = read_meaning(file, parse_overrides(arguments or []), version=version, tensors=tensors)
+    description: dict[str, Any] = describe(meaning, steps_per_epoch, tensors)
+    if as_json:
+        print_json(description)
+    else:
+        print("\n".join(render(description)))
+
+
+@app.command(epilog="Example: prunegpt recipe convert old.yaml --out new.yaml")
+def convert(
+    file: FileArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; standard output if not given.")
+    ] = None,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Write the `stages` of a spec instead of one recipe.")
+    ] = False,
+    teacher: Annotated[str | None, typer.Option("--teacher", help="Trial that teaches the stages that distil.")] = None,
+    arguments: ArgsOption = None,
+    lenient: Annotated[bool, typer.Option("--lenient", help="Leave out what is not supported, and say so.")] = False,
+) -> None:
+    """Write a SparseML recipe in our own YAML: for the `recipe` field of a stage, or as stages of a spec."""
+    from prunegpt.recipes.convert import to_mapping, to_stages, to_yaml
+    from prunegpt.recipes.load import parse_overrides, read_meaning
+    from prunegpt.root import write_text
+
+    meaning = read_meaning(file, parse_overrides(arguments or []))
+    data: Any = (
+        {"stages": to_stages(meaning, teacher=teacher, strict=not lenient)}
+        if stages
+        else to_mapping(meaning, strict=not lenient)
+    )
+    for note in meaning.notes:
+        if note.level != "supported":
+            say(f"note: {note.text}")
+    text = to_yaml(data)
+    if out:
+        write_text(out, text)
+        say(f"wrote {out}")
+    else:
+        print(text, end="")

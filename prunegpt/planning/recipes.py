@@ -1,0 +1,61 @@
+"""A training stage that names a recipe takes from it what it does not say itself."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from prunegpt.errors import PruneGPTError, SpecError
+from prunegpt.planning.facts import find_local
+from prunegpt.recipes.load import load_recipe
+from prunegpt.spec.expand import Configuration
+from prunegpt.spec.schema import DistillSpec, FinetuneSpec, StageSpec
+
+
+def with_recipes(item: Configuration, base: Path | None) -> Configuration:
+    """The configuration with the recipes of its stages read in.
+
+    Raises:
+        PruneGPTError: a recipe is missing or has problems, all of them listed; or it distils and the stage does not.
+    """
+    stages = tuple(
+        StageSpec.model_validate({stage.kind: _filled(stage.config, base)})
+        if isinstance(stage.config, FinetuneSpec) and stage.config.recipe
+        else stage
+        for stage in item.spec.stages
+    )
+    return replace(item, spec=item.spec.model_copy(update={"stages": stages}))
+
+
+def _filled(config: FinetuneSpec, base: Path | None) -> FinetuneSpec:
+    path = find_local(str(config.recipe), base)
+    if path is None or not path.is_file():
+        raise PruneGPTError(f"a recipe must be an existing file, but {config.recipe} is not there. Check its path.")
+    try:
+        recipe = load_recipe(path, dict(config.recipe_args))
+    except SpecError as error:
+        listed = "; ".join(str(problem) for problem in error.problems)
+        raise PruneGPTError(f"recipe {config.recipe}: {listed}") from error
+    update: dict[str, Any] = {"train": {**recipe.train, **config.train}, "recipe": None}
+    if config.prune is None and recipe.prune is not None:
+        clock = "sparseml" if recipe.dialect == "legacy" else "regular"
+        update["prune"] = recipe.prune.model_copy(update={"clock": clock})
+    if recipe.learning_rate is not None and not config.learning_rate:
+        update["learning_rate"] = tuple(segment.model_dump() for segment in recipe.learning_rate.segments)
+    if recipe.distill is None:
+        return config.model_copy(update=update)
+    if not isinstance(config, DistillSpec):
+        raise PruneGPTError(
+            f"recipe {config.recipe} distils, so its stage must be a distill stage with a teacher, but it is finetune."
+        )
+    return _distilled(config, recipe.distill, update)
+
+
+def _distilled(config: DistillSpec, fields: Mapping[str, Any], update: dict[str, Any]) -> DistillSpec:
+    said = {name: getattr(config, name) for name in config.model_fields_set}
+    try:
+        return DistillSpec.model_validate({**fields, **said, **update})
+    except ValidationError as error:
+        raise PruneGPTError(f"recipe {config.recipe}: {error.errors()[0]['msg']}") from error
