@@ -3,10 +3,10 @@
 import json
 import time
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, Executable, Table, case, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, Point, StageRecord, TrialState
@@ -266,7 +266,8 @@ def _curve(connection: Connection, attempt_id: int, one: Point, chain: Sequence[
 
 
 def _insert(connection: Connection, table: Table) -> Any:
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+    dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")  # here: a reader needs neither of them
+    return dialect.insert(table)
 
 
 def _upsert(
