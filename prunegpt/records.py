@@ -1,12 +1,12 @@
 """What crosses from a worker to the coordinator: frozen, written whole, no torch."""
 
-import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunegpt.root import write_text
 
@@ -19,7 +19,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def read(cls, path: Path) -> Any:
+    def read(cls, path: Path) -> Self:
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
 
     def write(self, path: Path) -> None:
@@ -107,6 +107,8 @@ class PointWriter:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)
+        if not _ends_a_line(path):
+            self._file.write("\n")  # what a crash cut off must not swallow our first point
 
     def write(self, point: Point) -> None:
         self._file.write(point.model_dump_json() + "\n")
@@ -115,8 +117,20 @@ class PointWriter:
         self._file.close()
 
 
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
 def read_points(path: Path, offset: int = 0) -> tuple[list[Point], int]:
-    """The whole lines from `offset` bytes on, and the offset after them. A line cut by a crash is left for later."""
+    """The points in the whole lines from `offset` bytes on, and the offset after them.
+
+    The start of a line is left until its end is there; a whole line that is no point, such as one cut by a crash and
+    closed by the next writer, is passed over.
+    """
     if not path.exists():
         return [], offset
     with path.open("rb") as file:
@@ -129,9 +143,9 @@ def read_points(path: Path, offset: int = 0) -> tuple[list[Point], int]:
 def _parse(data: bytes) -> Iterator[Point]:
     for line in data.splitlines():
         try:
-            yield Point.model_construct(**json.loads(line))
-        except (ValueError, TypeError):
-            continue  # half a line that a crash left, then closed by the next attempt
+            yield Point.model_validate_json(line)
+        except ValidationError:
+            continue
 
 
 def finite(value: float) -> float | None:

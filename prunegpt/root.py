@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
+from uuid import uuid4
 
 DEFAULT_ROOT = "runs"
 ROOT_VARIABLE = "PRUNEGPT_ROOT"
@@ -27,7 +27,7 @@ class Root:
     @classmethod
     def find(cls, given: Path | str | None = None) -> "Root":
         """`--root`, else PRUNEGPT_ROOT, else ./runs."""
-        return cls(Path(given or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT).absolute())
+        return cls(Path(given or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT).expanduser().absolute())
 
     @property
     def database(self) -> Path:
@@ -87,13 +87,22 @@ def _sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole: temporary name, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = _beside(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other writer of that path has, in this process or another."""
+    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -108,14 +117,14 @@ def publishing(destination: Path) -> Iterator[Path]:
     Two processes that publish the same destination are harmless: the second finds it there and drops its own copy.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    temporary = _beside(destination)
+    temporary.mkdir()
     try:
         yield temporary
         for folder, _, files in os.walk(temporary):
             for name in files:
                 _sync(Path(folder) / name)
             _sync(Path(folder))
-        temporary.chmod(0o755)
         try:
             os.rename(temporary, destination)
         except OSError:

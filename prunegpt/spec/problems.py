@@ -24,8 +24,6 @@ _WORDS = (
     (", unable to parse string as a number", ""),
     (", unable to interpret input", ""),
     (", got a number with a fractional part", ""),
-    ("greater than or equal to", "at least"),
-    ("less than or equal to", "at most"),
 )
 _MISMATCHES = ("_type", "_parsing", "literal_error", "_from_float")  # ends of the kinds that mean: not of this branch
 
