@@ -57,7 +57,12 @@ def spectrum(gram: Tensor, *, damping: float = 0.01) -> Spectrum:
             values, vectors = torch.linalg.eigh(damped)  # [in], [in, in]
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
-        if float(values[0]) > torch.finfo(dtype).eps * float(values[-1]) and bool(torch.isfinite(vectors).all()):
+        # The Gram matrix adds nothing negative, so that no eigenvalue lies below what the damping alone gives.
+        floor = added / float(scale.max()) ** 2
+        rounding = torch.finfo(dtype).eps * values.numel() * float(values[-1])
+        lowest = float(values[0])
+        if lowest > floor - rounding and (floor > 0 or lowest > rounding) and bool(torch.isfinite(vectors).all()):
+            values = values.clamp(min=floor)
             notes = (*notes, *escalation_notes(damping, added, dtype))
             return Spectrum(damped.float(), scale.float(), values.float(), vectors.float(), dead, added, notes)
     raise PruningError(
@@ -101,9 +106,12 @@ def admm(
         factor: :func:`spectrum` of the Gram matrix, where it is known.
 
     Raises:
-        PruningError: the Gram matrix cannot be used, or sparsity, pattern and shape do not go together.
+        PruningError: the Gram matrix cannot be used, the penalty is not above 0, or sparsity, pattern and shape do not
+            go together.
     """
     target, zeros = target_zeros("admm", weight, sparsity, pattern)
+    if penalty <= 0:
+        raise PruningError(f"the penalty of admm must be above 0, but got {penalty:g}. 0.1 is usual.")
     factor = factor or spectrum(gram, damping=damping)
     start_weight = weight.detach().float()  # [out, in]
     if mask is not None:

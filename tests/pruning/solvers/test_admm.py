@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunegpt.errors import PruningError
 from prunegpt.pruning.criteria.magnitude import MAGNITUDE
 from prunegpt.pruning.criteria.wanda import wanda
 from prunegpt.pruning.patterns import NOfM, Pattern, Unstructured
@@ -25,6 +26,22 @@ def test_the_spectrum_is_that_of_the_scaled_damped_gram() -> None:
     torch.testing.assert_close(found.matrix.double(), hessian / scale / scale.unsqueeze(1), rtol=1e-4, atol=1e-5)
     rebuilt = (found.vectors * found.values) @ found.vectors.t()
     torch.testing.assert_close(rebuilt, found.matrix, rtol=1e-4, atol=1e-5)
+
+
+def test_an_input_that_outshouts_all_others_needs_no_more_damping() -> None:
+    made = layer(8, 256, tokens=64)
+    made.inputs[:, 3] = 1e4 * (1 + made.inputs[:, 3])
+    found = spectrum(made.gram, damping=0.01)
+    assert (found.damping, found.notes) == (0.01, ())
+    assert float(found.values.min()) > 0
+    solution = admm(made.weight, gram=made.gram, pattern=Unstructured(), sparsity=0.5, factor=found)
+    assert solution.error < sparsegpt(made.weight, gram=made.gram, pattern=Unstructured(), sparsity=0.5).error
+
+
+def test_the_penalty_pulls() -> None:
+    made = layer(4, 8)
+    with pytest.raises(PruningError, match=r"the penalty of admm must be above 0, but got 0"):
+        admm(made.weight, gram=made.gram, pattern=Unstructured(), sparsity=0.5, penalty=0.0)
 
 
 @pytest.mark.parametrize(("pattern", "sparsity"), CASES)
