@@ -43,7 +43,7 @@ bench: $(STAMP) ## measure against the alternatives
 	$(BIN)/python -m pytest -q -s -m bench tests/bench
 
 tables: $(STAMP) ## put the quickstart's tables into the README
-	$(BIN)/prunegpt table quickstart --update README.md
+	$(BIN)/prunegpt table quickstart --archive sweeps/results/quickstart --update README.md
 
 clean: ## remove what was built; results under runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

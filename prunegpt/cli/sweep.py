@@ -145,10 +145,10 @@ def run(
 
 def show_tables(name: str, root: "Root") -> None:
     """The sweep's declared tables on standard output, as Markdown."""
-    from prunegpt.cli.table import tables_of
+    from prunegpt.cli.table import stored, tables_of
     from prunegpt.registry import RENDERERS
 
-    tables = tables_of(name, root)
+    tables = tables_of(stored(name, root))
     if tables:
         print(RENDERERS.load("md")(tables))
 

@@ -10,6 +10,7 @@ from prunegpt.cli.options import RootOption, SetOption, say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from prunegpt.report.archive import Archive
     from prunegpt.report.cells import Table
     from prunegpt.root import Root
     from prunegpt.spec.schema import TableSpec
@@ -22,9 +23,12 @@ def register(app: typer.Typer) -> None:
 
 
 def table(
-    sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="A stored sweep, or its spec file.")],
+    sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="A stored sweep, its spec file, or an archive.")],
     format: Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(FORMATS)}.")] = "md",
     update: Annotated[Path | None, typer.Option("--update", help="Rewrite the marked region of this file.")] = None,
+    archive: Annotated[
+        Path | None, typer.Option("--archive", help="Folder to keep the records that the tables are made from.")
+    ] = None,
     root: RootOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -33,43 +37,75 @@ def table(
     A file takes them between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
     """
     from prunegpt.registry import RENDERERS
+    from prunegpt.report.archive import read_archive
     from prunegpt.root import Root
 
     RENDERERS.check(format)
-    where = Root.find(root)
-    name, tables = _tables(sweep, where, overrides or [])
+    folder = Path(sweep)
+    if (folder / "results.json").is_file():
+        found = read_archive(folder)
+    else:
+        found = stored(sweep, Root.find(root), overrides or [])
+    tables = tables_of(found)
+    if archive:
+        _write(found, archive)
     if update:
         from prunegpt.report.regions import update_file
 
-        changed = update_file(update, name, RENDERERS.load("md")(tables))
+        changed = update_file(update, found.sweep, RENDERERS.load("md")(tables))
         say(f"{update}: {'updated' if changed else 'already up to date'}")
-        return
-    print(RENDERERS.load(format)(tables).rstrip("\n"))
+    if not update and not archive:
+        print(RENDERERS.load(format)(tables).rstrip("\n"))
 
 
-def _tables(sweep: str, root: "Root", overrides: list[str]) -> "tuple[str, list[Table]]":
+def stored(sweep: str, root: "Root", overrides: "Sequence[str]" = ()) -> "Archive":
+    """What the store has of a sweep, by its name or its spec; a spec's tables are those it declares now."""
     path = Path(sweep)
     if path.suffix not in (".yaml", ".yml"):
-        return sweep, tables_of(sweep, root)
+        return _stored(sweep, root, None)
     from prunegpt.planning.resolve import plan_file
 
     plan = plan_file(path, overrides, root=root)
-    return plan.name, tables_of(plan.name, root, plan.tables)
+    return _stored(plan.name, root, plan.tables)
 
 
-def tables_of(name: str, root: "Root", declared: "Sequence[TableSpec] | None" = None) -> "list[Table]":
-    """The tables of a stored sweep: those it was last run with, or those that a spec declares now."""
+def _stored(name: str, root: "Root", declared: "Sequence[TableSpec] | None") -> "Archive":
+    from prunegpt.report.archive import Archive
     from prunegpt.report.provenance import spec_commit
-    from prunegpt.report.tables import build_table
     from prunegpt.report.windows import stored_windows
     from prunegpt.store import Store
 
     with Store.open(root, create=False) as store:
-        stored = store.sweep(name)
-        specs = store.tables(name) if declared is None else declared
-        named = {row.trial.partition("/")[0] for spec in specs for row in spec.rows if "/" in row.trial}
+        found = store.sweep(name)
+        tables = store.tables(name) if declared is None else tuple(declared)
+        named = {row.trial.partition("/")[0] for table in tables for row in table.rows if "/" in row.trial}
         others = [sweep.name for sweep in store.sweeps() if sweep.name in named - {name}]
-        results = [result for sweep in (name, *others) for result in store.results(sweep)]
-    commit = spec_commit(Path(stored.source)) if stored.source else None
-    windows = stored_windows(root)
-    return [build_table(spec, results, windows, sweep=name, commit=commit) for spec in specs]
+        results = tuple(result for sweep in (name, *others) for result in store.results(sweep))
+    read = stored_windows(root)
+    losses = {trial.id: windows for trial in results if (windows := read(trial)) is not None}
+    commit = spec_commit(Path(found.source)) if found.source else None
+    return Archive(name, commit, tables, results, losses)
+
+
+def tables_of(found: "Archive") -> "list[Table]":
+    """The tables that stored results make."""
+    from prunegpt.report.tables import build_table
+
+    return [
+        build_table(table, found.results, found.windows, sweep=found.sweep, commit=found.commit)
+        for table in found.tables
+    ]
+
+
+def _write(found: "Archive", folder: Path) -> None:
+    from prunegpt.report.archive import write_archive
+
+    write_archive(
+        folder,
+        sweep=found.sweep,
+        tables=found.tables,
+        results=found.results,
+        windows=found.windows,
+        commit=found.commit,
+    )
+    say(f"{folder}: {len(found.results)} trials kept")

@@ -1,0 +1,87 @@
+"""The records and window losses that tables are made from, in two files: results travel with a repository or a paper.
+
+A table made from an archive equals the one made from the store it came from, to the letter.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunegpt.records import TrialResult
+from prunegpt.report.errors import ReportError
+from prunegpt.report.windows import WindowsOf
+from prunegpt.root import publishing, write_json
+from prunegpt.spec.schema import TableSpec
+
+_RESULTS, _WINDOWS = "results.json", "windows.npz"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What an archive holds."""
+
+    sweep: str
+    commit: str | None  # of the spec
+    tables: tuple[TableSpec, ...]
+    results: tuple[TrialResult, ...]
+    losses: dict[int, NDArray[np.float64]]  # trial id -> [windows, 2]
+
+    def windows(self, trial: TrialResult) -> NDArray[np.float64] | None:
+        """The per-window losses of a trial's last evaluation."""
+        return self.losses.get(trial.id)
+
+
+def write_archive(
+    folder: Path,
+    *,
+    sweep: str,
+    tables: Sequence[TableSpec],
+    results: Sequence[TrialResult],
+    windows: WindowsOf,
+    commit: str | None = None,
+) -> None:
+    """Writes the archive of a sweep; one that is there already is replaced."""
+    losses = {str(trial.id): found for trial in results if (found := windows(trial)) is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    with publishing(folder / ".new") as temporary:
+        np.savez_compressed(temporary / _WINDOWS, allow_pickle=False, **losses)
+        write_json(
+            temporary / _RESULTS,
+            {
+                "sweep": sweep,
+                "commit": commit,
+                "tables": [table.model_dump(mode="json") for table in tables],
+                "results": [trial.model_dump(mode="json") for trial in results],
+            },
+        )
+    for name in (_WINDOWS, _RESULTS):
+        (folder / ".new" / name).replace(folder / name)
+    (folder / ".new").rmdir()
+
+
+def read_archive(folder: Path) -> Archive:
+    """Reads an archive.
+
+    Raises:
+        ReportError: the folder holds none.
+    """
+    try:
+        content = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))
+        with np.load(folder / _WINDOWS, allow_pickle=False) as file:
+            losses = {int(name): np.asarray(file[name], dtype=np.float64) for name in file.files}
+    except (OSError, ValueError) as error:
+        raise ReportError(
+            f"an archive of results must hold {_RESULTS} and {_WINDOWS}, but {folder} does not: {error}. "
+            f"Write it with `prunegpt table NAME --archive FOLDER`."
+        ) from error
+    return Archive(
+        sweep=content["sweep"],
+        commit=content["commit"],
+        tables=tuple(TableSpec.model_validate(table) for table in content["tables"]),
+        results=tuple(TrialResult.model_validate(trial) for trial in content["results"]),
+        losses=losses,
+    )
