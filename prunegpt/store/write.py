@@ -38,7 +38,7 @@ def save_sweep(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
     ids = {row.name: row.id for row in connection.execute(select(sweep.c.id, sweep.c.name))}
     connection.execute(update(trial).where(trial.c.sweep_id == ids[plan.name]).values(shown=False))
     placed = [_placed(connection, one, plan.name) for one in plan.trials]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "sweep_id": ids[one.sweep],
             "name": one.name,
@@ -57,6 +57,7 @@ def save_sweep(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
     ]
     if rows:
         replaced = [name for name in rows[0] if name not in ("sweep_id", "name")]
+        rows.sort(key=lambda row: row["position"])  # so that ids follow the spec
         connection.execute(_upsert(connection, trial, ["sweep_id", "name"], replaced, keep_state=True), rows)
     query = select(trial.c.id, trial.c.sweep_id, trial.c.name, trial.c.state).where(trial.c.sweep_id.in_(ids.values()))
     found = {(row.sweep_id, row.name): row for row in connection.execute(query)}

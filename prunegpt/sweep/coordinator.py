@@ -120,7 +120,7 @@ class _Run:
         self.why: dict[str, str] = {}  # trial -> what it failed with
         self.unchanged = tuple(name_of(trial.plan) for trial in wanted if trial.state in _SETTLED)
         self.published = Published(root)
-        plans = [trial.plan for trial in saved]
+        plans = sorted((trial.plan for trial in saved), key=lambda plan: (plan.sweep != sweep, plan.order))
         trials = select(
             plans,
             [trial.plan for trial in wanted if trial.state not in _SETTLED],

@@ -12,9 +12,11 @@ import pytest
 from prunegpt.errors import LaunchError, SpecError
 from prunegpt.launch.local import LocalLauncher
 from prunegpt.store import Store
+from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.events import CacheHit, Progress, StagePublished, TrialFailed, TrialFinished, TrialStarted
+from tests.sweep import fake_worker
 from tests.sweep.fork_launcher import ForkLauncher
-from tests.sweep_plans import make_trial
+from tests.sweep_plans import make_plan, make_trial
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
@@ -28,6 +30,15 @@ def test_one_slot_runs_in_spec_order(bench: Any) -> None:
     assert finished(bench) == ["c", "a", "b"]
     assert outcome.finished == ("words/c", "words/a", "words/b")
     assert outcome.ok
+
+
+def test_the_order_is_the_specs_whatever_the_plans(bench: Any) -> None:
+    plan = make_plan(make_trial("first", "load a"), make_trial("second", "load b"))
+    launcher = ForkLauncher(fake_worker.run)
+    backwards = plan.model_copy(update={"trials": plan.trials[::-1]})
+    run_sweep(backwards, bench.root, bench.store, launcher, on_event=bench.events.append)
+    assert finished(bench) == ["first", "second"]
+    assert [result.id for result in bench.store.results("words")] == [1, 2]
 
 
 def test_shared_stages_are_computed_once(bench: Any) -> None:
