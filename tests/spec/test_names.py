@@ -1,0 +1,102 @@
+"""Which tensors a pattern means, without the model."""
+
+import re
+
+import pytest
+
+from prunegpt.errors import PruningError
+from prunegpt.spec.names import block_index, matches, select_names
+
+BLOCKS = [f"h.{block}.{part}.weight" for block in (0, 1, 10) for part in ("attn.q", "mlp.up")]
+OTHERS = ["wte.weight", "lm_head.weight"]
+
+MATCHES = {
+    ("h.0.attn.q.weight", "h.0.attn.q.weight"): True,
+    ("h.0.attn.q.weight", "h.0.attn.q"): True,
+    ("h.0.attn.q.weight", "h.0.attn"): False,
+    ("h.0.attn.q.weight", "*attn*"): True,
+    ("h.0.attn.q.weight", "h.?.attn.q"): True,
+    ("h.10.attn.q.weight", "h.?.attn.q"): False,
+    ("h.0.attn.q.weight", "re:attn"): False,  # the whole name
+    ("h.0.attn.q.weight", r"re:.*\.attn\..*"): True,
+    ("h.0.attn.q.weight", r"re:h\.\d+\.attn\.q"): True,
+    ("h.0.attn.q.weight", "H.0.attn.q"): False,
+}
+assert MATCHES
+
+
+@pytest.mark.parametrize(("pair", "expected"), MATCHES.items(), ids=map(" ~ ".join, MATCHES))
+def test_matches(pair: tuple[str, str], expected: bool) -> None:
+    assert matches(*pair) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("h.0.x.weight", 0), ("model.layers.12.mlp", 12), ("wte.weight", None), ("h2.x", None)]
+)
+def test_block_index(name: str, index: int | None) -> None:
+    assert block_index(name) == index
+
+
+def test_what_is_no_regular_expression_is_an_error() -> None:
+    with pytest.raises(PruningError, match=r"re: must be followed by a regular expression, but got 're:\('"):
+        matches("a", "re:(")
+
+
+CHOSEN = {
+    "all block matrices": ({}, BLOCKS),
+    "a glob means block matrices": ({"targets": ["*"]}, BLOCKS),
+    "a glob that only others match": ({"targets": ["*wte*"]}, ["wte.weight"]),
+    "an exact name": ({"targets": ["lm_head"]}, ["lm_head.weight"]),
+    "a block": ({"layers": [10]}, BLOCKS[4:]),
+    "a block of a target": ({"targets": ["*.q"], "layers": [0, 1]}, [BLOCKS[0], BLOCKS[2]]),
+    "without some": ({"exclude": ["*attn*", "re:h\\.1\\..*"]}, [BLOCKS[1], BLOCKS[5]]),
+    "twice named": ({"targets": ["*.q", "h.0*"]}, [BLOCKS[0], BLOCKS[1], BLOCKS[2], BLOCKS[4]]),
+}
+assert CHOSEN
+
+
+@pytest.mark.parametrize(("request_", "expected"), CHOSEN.values(), ids=CHOSEN.keys())
+def test_chosen_names(request_: dict[str, list[str]], expected: list[str]) -> None:
+    assert select_names(BLOCKS, OTHERS, **request_) == (expected, [])  # type: ignore[arg-type]
+
+
+WRONG = {
+    "a target": ({"targets": ["*qq*"]}, [r"every pattern must match a tensor, but '\*qq\*' matches none\. Nearest: "]),
+    "an exclusion": ({"exclude": ["attn"]}, ["'attn' matches none. Nearest: "]),
+    "a layer": ({"layers": [2]}, [r"layers must be indices of decoder blocks \(0 to 10\), but got 2"]),
+    "an expression": ({"targets": ["re:["]}, ["re: must be followed by a regular expression"]),
+    "nothing left": ({"targets": ["wte"], "layers": [0]}, ["together leave none"]),
+    "all excluded": ({"exclude": ["*"]}, ["must leave a tensor to prune"]),
+    "several": ({"targets": ["x"], "layers": [5, 7], "exclude": ["y"]}, ["'x'", "got 5", "got 7", "'y'"]),
+}
+assert WRONG
+
+
+@pytest.mark.parametrize(("request_", "messages"), WRONG.values(), ids=WRONG.keys())
+def test_all_that_is_wrong_is_told(request_: dict[str, list[str]], messages: list[str]) -> None:
+    _, problems = select_names(BLOCKS, OTHERS, **request_)  # type: ignore[arg-type]
+    assert len(problems) == len(messages)
+    assert all(re.search(message, problem) for message, problem in zip(messages, problems, strict=True))
+
+
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_llama", "tiny_opt"])
+def test_names_are_chosen_as_the_loaded_model_chooses_them(family: str, request: pytest.FixtureRequest) -> None:
+    from prunegpt.lm.views import block_matrices, select
+
+    model = request.getfixturevalue(family)
+    inside = list(block_matrices(model))
+    others = [name for name, tensor in model.named_parameters() if tensor.ndim == 2 and name not in inside]
+    first = inside[0]
+    requests: list[dict[str, list[object]]] = [
+        {},
+        {"targets": ["*"]},
+        {"targets": [first]},
+        {"targets": [first.removesuffix(".weight"), "re:.*1.*"]},
+        {"targets": ["*embed*" if "llama" in family or "opt" in family else "*wte*"]},
+        {"layers": [1]},
+        {"layers": [0], "exclude": [first]},
+    ]
+    for wanted in requests:
+        chosen, problems = select_names(inside, others, **wanted)  # type: ignore[arg-type]
+        assert not problems
+        assert set(chosen) == set(select(model, **wanted))  # type: ignore[arg-type]
