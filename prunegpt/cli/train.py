@@ -37,11 +37,15 @@ def train(
     ] = "no",
     eval_steps: Annotated[int | None, _option("eval_steps", "Steps between measurements.")] = None,
     overwrite_output_dir: Annotated[bool, _option("overwrite_output_dir", "Replace what is in output_dir.")] = False,
-    per_device_train_batch_size: Annotated[int, _option("per_device_train_batch_size", "Blocks of one step.")] = 8,
+    per_device_train_batch_size: Annotated[
+        int | None, _option("per_device_train_batch_size", "Blocks of one step; 8 where not given.")
+    ] = None,
     per_device_eval_batch_size: Annotated[
         int | None, _option("per_device_eval_batch_size", "Windows measured at a time; by memory where not given.")
     ] = None,
-    gradient_accumulation_steps: Annotated[int, _option("gradient_accumulation_steps", "Batches of one step.")] = 1,
+    gradient_accumulation_steps: Annotated[
+        int | None, _option("gradient_accumulation_steps", "Batches of one step; 1 where not given.")
+    ] = None,
     cache_dir: Annotated[Path | None, _option("cache_dir", "Where hub models and data sets are kept.")] = None,
     save_strategy: Annotated[
         str, _option("save_strategy", "Checkpoints kept in output_dir: no, steps or epoch.")
@@ -57,15 +61,19 @@ def train(
     train_file: Annotated[Path | None, _option("train_file", "Local text to train on.")] = None,
     validation_file: Annotated[Path | None, _option("validation_file", "Local text to measure on.")] = None,
     block_size: Annotated[int, _option("block_size", "Tokens of a block.")] = 1024,
-    num_train_epochs: Annotated[float, _option("num_train_epochs", "Passes over the text.")] = 3.0,
+    num_train_epochs: Annotated[
+        float | None, _option("num_train_epochs", "Passes over the text; the recipe's, or 3, where not given.")
+    ] = None,
     max_steps: Annotated[int | None, _option("max_steps", "Optimizer steps, over num_train_epochs.")] = None,
-    learning_rate: Annotated[float, _option("learning_rate", "Peak learning rate.")] = 5e-5,
+    learning_rate: Annotated[
+        float | None, _option("learning_rate", "Peak learning rate; the recipe's, or 5e-5, where not given.")
+    ] = None,
     overrides: SetOption = None,
     root: RootOption = None,
 ) -> None:
     """Fine-tune, prune and distil with the flags of transformers' causal-LM example.
 
-    The run is an ordinary trial: it is kept, resumed, and shown like one of a sweep that has the name of output_dir.
+    What a flag says goes before the recipe, what the recipe says before the defaults. The run is an ordinary trial: it is kept, resumed, and shown like one of a sweep that has the name of output_dir.
     """
     from prunegpt.cli.progress import follow
     from prunegpt.errors import PruneGPTError
@@ -87,17 +95,18 @@ def train(
     if cache_dir:
         os.environ["HF_HUB_CACHE"] = str((cache_dir / "hub").absolute())
         os.environ["HF_DATASETS_CACHE"] = str((cache_dir / "datasets").absolute())
-    arguments: dict[str, Any] = {
+    flags = {
         "per_device_train_batch_size": per_device_train_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "num_train_epochs": num_train_epochs,
         "learning_rate": learning_rate,
+        "max_steps": max_steps,
         "eval_strategy": evaluation_strategy if do_eval else "no",
+        "eval_steps": eval_steps,
         "save_strategy": save_strategy,
-        **({"max_steps": max_steps} if max_steps else {}),
-        **({"eval_steps": eval_steps} if eval_steps else {}),
-        **({"save_steps": save_steps} if save_steps else {}),
+        "save_steps": save_steps,
     }
+    arguments = {name: value for name, value in flags.items() if value is not None}
     stage: dict[str, Any] = {"train": arguments, "keep_checkpoints": save_strategy != "no"}
     if recipe:
         stage["recipe"] = recipe

@@ -1,0 +1,104 @@
+"""eval, prune and masks on one model from the shell."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.cli.conftest import Invoke
+
+EVALUATE = ("--protocol", "stream", "--block-size", "32", "--max-windows", "6")
+
+
+def reference(folder: Path, text: str, windows: int = 6, size: int = 32) -> float:
+    """The stream protocol in plain torch."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor(tokenizer(Path(text).read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"])
+    total = 0.0
+    for window in ids[: windows * size].view(windows, size):
+        with torch.no_grad():
+            total += float(model(window[None], labels=window[None]).loss) * (size - 1)
+    return math.exp(total / (windows * (size - 1)))
+
+
+def test_eval_is_the_plain_computation(invoke: Invoke, model_folder: Path, text_files: dict[str, str]) -> None:
+    text = text_files["validation"]
+    found = json.loads(invoke("eval", model_folder, "--data", text, *EVALUATE, "--json"))
+    assert found["perplexity"] == pytest.approx(reference(model_folder, text), rel=1e-6)
+    assert (found["tokens"], found["windows"]) == (6 * 31, 6)
+    assert found["interval"][0] < found["perplexity"] < found["interval"][1]
+    assert found["bits_per_byte"] > 0
+    assert found["protocol"].startswith("stream/32")
+
+
+def test_prune_saves_an_ordinary_folder_that_holds_its_masks(
+    invoke: Invoke, model_folder: Path, text_files: dict[str, str], tmp_path: Path
+) -> None:
+    text, out = text_files["validation"], tmp_path / "pruned"
+    arguments = ("prune", model_folder, out, "--method", "magnitude", "--sparsity", "0.5", "--data", text, *EVALUATE)
+    found: dict[str, Any] = json.loads(invoke(*arguments, "--json"))
+    assert found["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert found["sparsity_of_all_parameters"] < found["sparsity"]
+    assert len(found["by_layer"]) == 8
+    assert found["perplexity_before"] == pytest.approx(reference(model_folder, text), rel=1e-6)
+    assert found["perplexity_after"] == pytest.approx(reference(out, text), rel=1e-6)
+    assert json.loads(invoke("masks", "check", out, "--json"))["ok"]
+
+    assert "OUT must not exist" in invoke(*arguments, fails=True)
+    invoke(*arguments, "--overwrite", "--json")
+
+    model = AutoModelForCausalLM.from_pretrained(out)
+    model.transformer.h[1].mlp.c_fc.weight.data.fill_(0.25)
+    model.save_pretrained(out)
+    assert "transformer.h.1.mlp.c_fc.weight has" in invoke("masks", "check", out, fails=True)
+
+
+def test_prune_with_calibration_keeps_two_of_four(
+    invoke: Invoke, model_folder: Path, text_files: dict[str, str], tmp_path: Path
+) -> None:
+    calibration = ("--calibration", text_files["train"], "--calibration-windows", "4", "--block-size", "32")
+    arguments = ("prune", model_folder, tmp_path / "out", "--method", "sparsegpt", "--pattern", "2:4", *calibration)
+    found = json.loads(invoke(*arguments, "--json"))
+    assert found["sparsity"] == pytest.approx(0.5)
+    assert found["perplexity_before"] is None
+    weight = AutoModelForCausalLM.from_pretrained(tmp_path / "out").transformer.h[0].attn.c_attn.weight  # [in, out]
+    assert int((weight.t().reshape(-1, 4) != 0).sum(1).max()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "magnitude", "--sparsity", "50"), "Did you mean 0.5?"),
+        (("--method", "magnitud", "--sparsity", "0.5"), "Did you mean 'magnitude'?"),
+        (("--method", "magnitude"), "pruning needs a sparsity"),
+        (("--method", "wanda", "--sparsity", "0.5"), "--calibration FILE must be given"),
+        (("--method", "magnitude", "--sparsity", "0.5", "--target", "nothing.*"), "'nothing.*' matches none"),
+        (("--method", "magnitude", "--pattern", "4:2"), "0 < N < M"),
+    ],
+)
+def test_prune_says_what_is_wrong(
+    invoke: Invoke, model_folder: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in invoke("prune", model_folder, tmp_path / "out", *arguments, fails=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "eval needs a text"),
+        (("--data", "missing.txt"), "missing.txt is not there"),
+        (("--protocol", "strem"), "Did you mean 'stream'?"),
+        (("--block-size", "4096"), "64 positions"),
+    ],
+)
+def test_eval_says_what_is_wrong(
+    invoke: Invoke, model_folder: Path, text_files: dict[str, str], arguments: tuple[str, ...], message: str
+) -> None:
+    data = () if not arguments or "--data" in arguments else ("--data", text_files["validation"])
+    assert message in invoke("eval", model_folder, *data, *arguments, fails=True)

@@ -1,0 +1,71 @@
+"""doctor, recipe, help, and what the command line imports."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from prunegpt.cli import app
+from tests.cli.conftest import Invoke
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+RECIPES = CHECKOUT / "sweeps" / "recipes"
+
+
+def commands() -> list[list[str]]:
+    """Every command as its words."""
+    found = []
+
+    def walk(command: object, words: list[str]) -> None:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            found.append(words)
+        for name, sub in (inner or {}).items():
+            if not sub.hidden:
+                walk(sub, [*words, name])
+
+    walk(typer.main.get_command(app), [])
+    return found
+
+
+def test_the_list_of_commands_is_whole() -> None:
+    assert ["sweep", "check"] in commands()
+    assert len(commands()) >= 12
+
+
+@pytest.mark.parametrize("words", commands())
+def test_every_command_has_help_with_an_example(invoke: Invoke, words: list[str]) -> None:
+    assert "Example: prunegpt" in " ".join(invoke(*words, "--help").split())
+
+
+def test_doctor_says_where_results_go(invoke: Invoke, tmp_path: Path) -> None:
+    report = json.loads(invoke("doctor", "--json"))
+    assert report["root"]["path"] == str(tmp_path / "runs")
+    assert report["packages"]["torch"]
+    assert report["devices"][0]["name"] == "cpu"
+
+
+def test_the_studys_recipe_has_as_many_updates_as_sparseml(invoke: Invoke) -> None:
+    text = invoke("recipe", "show", RECIPES / "90sparse.yaml", "--steps-per-epoch", "2318", "--json")
+    (pruning,) = json.loads(text)["stages"][0]["prunings"]
+    assert pruning["updates"]["count"] == 388
+
+
+def test_a_recipe_is_converted(invoke: Invoke, tmp_path: Path) -> None:
+    invoke("recipe", "convert", RECIPES / "90sparse.yaml", "--out", tmp_path / "new.yaml")
+    assert "sparsity: 0.9" in (tmp_path / "new.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "status", "--json"], ["sweep", "run", "--help"]])
+def test_what_needs_no_tensor_does_not_import_torch(tmp_path: Path, arguments: list[str]) -> None:
+    code = (
+        "import sys; from prunegpt.cli import main\n"
+        f"sys.argv = ['prunegpt', *{arguments!r}]\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
