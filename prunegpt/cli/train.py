@@ -73,7 +73,8 @@ def train(
 ) -> None:
     """Fine-tune, prune and distil with the flags of transformers' causal-LM example.
 
-    What a flag says goes before the recipe, what the recipe says before the defaults. The run is an ordinary trial: it is kept, resumed, and shown like one of a sweep that has the name of output_dir.
+    What a flag says goes before the recipe, what the recipe says before the defaults. The run is an ordinary trial: it
+    is kept, resumed, and shown like one of a sweep that has the name of output_dir.
     """
     from prunegpt.cli.progress import follow
     from prunegpt.errors import PruneGPTError
