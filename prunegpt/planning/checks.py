@@ -9,6 +9,7 @@ from prunegpt.errors import nearest
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.stages import is_calibrated
+from prunegpt.planning.texts import block_size_of
 from prunegpt.spec.names import block_index, select_names
 from prunegpt.spec.schema import DistillSpec, FinetuneSpec, GradualSpec, PruneSpec, TableSpec
 
@@ -39,8 +40,7 @@ def stage_problems(
     if isinstance(config, PruneSpec):
         yield from _pruning_problems(config, facts, block_size)
         return
-    if config.data:
-        block_size = config.data.block_size
+    block_size = block_size_of(config.data, block_size)
     if message := _positions_problem(facts, block_size, "a training block"):
         yield "", message
     if config.prune:
@@ -59,7 +59,7 @@ def _pruning_problems(prune: PruneSpec, facts: ModelFacts, block_size: int) -> I
             yield from (("allocation", message) for message in select_names(chosen, targets=tuple(prune.allocation))[1])
     if is_calibrated(prune):
         calibration = prune.calibration
-        length = calibration.length or (calibration.data.block_size if calibration.data else block_size)
+        length = calibration.length or block_size_of(calibration.data, block_size)
         if message := _positions_problem(facts, length, "a calibration window"):
             yield "calibration", message
 

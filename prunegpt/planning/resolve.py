@@ -13,7 +13,7 @@ from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.opened import OpenedSpec
 from prunegpt.planning.recipes import with_recipes
 from prunegpt.planning.stages import Place, is_calibrated, next_stage, source_stage
-from prunegpt.planning.texts import Texts
+from prunegpt.planning.texts import Texts, block_size_of
 from prunegpt.root import Root
 from prunegpt.spec.expand import Configuration, slug
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
@@ -299,8 +299,8 @@ class _Resolver:
             chain = self._sibling(item, teacher, where)
         if chain is None or student is None:
             return chain
-        data = config.data or item.spec.data
-        if message := checks.teacher_problem(student, chain.facts, data.block_size if data else 0):
+        block_size = block_size_of(config.data, item.spec.data.block_size if item.spec.data else 0)
+        if message := checks.teacher_problem(student, chain.facts, block_size):
             self.opened.note(item, where, message)
             return None
         return chain

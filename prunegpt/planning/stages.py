@@ -84,7 +84,7 @@ def _prune(config: PruneSpec, place: Place) -> StagePlan:
 
 def _train(config: FinetuneSpec, place: Place, teacher: str | None) -> StagePlan:
     kind = "distill" if isinstance(config, DistillSpec) else "finetune"
-    data = place.texts.located(config.data) if config.data else place.data
+    data = place.texts.of_stage(config.data, place.data)
     train = {**place.train, **config.train}
     update: dict[str, Any] = {"train": train, "data": data}
     text = config.model_dump(exclude=_NOT_IN_KEY)

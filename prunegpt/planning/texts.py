@@ -10,6 +10,11 @@ from prunegpt.planning.fingerprint import FORMAT, Files, digest
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec
 
 
+def block_size_of(data: DataSpec | None, usual: int) -> int:
+    """Tokens of a block of a stage's own text; the trial's where the stage has no text or does not say."""
+    return usual if data is None or "block_size" not in data.model_fields_set else data.block_size
+
+
 @dataclass(frozen=True)
 class Texts:
     """Looks at texts from one spec's folder.
@@ -35,6 +40,16 @@ class Texts:
             return data
         names = {split: tuple(str(file) for file in found) for split, found in local.items()}
         return data.model_copy(update={"path": None, "files": names})
+
+    def of_stage(self, data: DataSpec | None, usual: DataSpec) -> DataSpec:
+        """A stage's own text, located, or the trial's.
+
+        Raises:
+            DataError: a file is missing, or the text names no source.
+        """
+        if data is None:
+            return usual
+        return self.located(data).model_copy(update={"block_size": block_size_of(data, usual.block_size)})
 
     def fingerprint(self, data: DataSpec, split: str) -> str:
         """What stands for one split in keys.
@@ -79,7 +94,7 @@ class Texts:
         Raises:
             DataError: the text or its split is missing.
         """
-        located = self.located(calibration.data) if calibration.data else data
+        located = self.of_stage(calibration.data, data)
         split = calibration.split or located.train_split
         length = calibration.length or located.block_size
         filled = calibration.model_copy(update={"data": located, "split": split, "length": length})

@@ -87,7 +87,11 @@ class DataSpec(Part):
     )
     text_column: str | None = Field(None, description="column of the text; found where there is only one candidate")
     train_split: str = Field("train", description="the split that is trained on")
-    block_size: int = Field(1024, ge=2, description="tokens of one training block, and of an evaluation window")
+    block_size: int = Field(
+        1024,
+        ge=2,
+        description="tokens of one training block, and of an evaluation window; the trial's, for a stage's own text",
+    )
     max_train_blocks: int | None = Field(None, ge=1, description="train on the first so many blocks only")
     tokens: int | None = Field(None, ge=1, description="tokens of the training split, for estimates without the text")
 
