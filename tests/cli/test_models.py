@@ -94,7 +94,7 @@ def test_prune_says_what_is_wrong(
         ((), "eval needs a text"),
         (("--data", "missing.txt"), "missing.txt is not there"),
         (("--protocol", "strem"), "Did you mean 'stream'?"),
-        (("--block-size", "4096"), "64 positions"),
+        (("--block-size", "128"), "64 positions"),
     ],
 )
 def test_eval_says_what_is_wrong(
