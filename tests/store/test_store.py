@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,13 @@ from hypothesis import strategies as st
 
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, Evaluation, Point, SparsityRecord, StageRecord
+from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.schema import TableSpec
 from prunegpt.store import Store
+from prunegpt.sweep.coordinator import run_sweep
+from tests.sweep import fake_worker
+from tests.sweep.fork_launcher import ForkLauncher
 from tests.sweep_plans import make_plan, make_trial
 
 COUNTER = itertools.count()
@@ -291,6 +296,21 @@ def test_a_broken_batch_leaves_nothing(store: Store) -> None:
     assert store.attempts("words/a")[0].offset == 0
     store.add_points(attempt, [point(1, 1.0, "new")], offset=50)
     assert store.points("words/a") == [point(1, 1.0, "new")]
+
+
+def test_a_sweep_runs_on_either_database(store: Store, tmp_path: Path) -> None:
+    trials = make_trial("a", "load ft a"), make_trial("b", "load ft b", needs="a"), make_trial("c", "load c", fail="c")
+    for _ in range(2):
+        launcher = ForkLauncher(fake_worker.run, slots=2)
+        outcome = run_sweep(make_plan(*trials), Root(tmp_path / "root"), store, launcher)
+    assert outcome.unchanged == ("words/a", "words/b")
+    assert {result.name: (result.state, result.attempts) for result in store.results("words")} == {
+        "a": ("finished", 1),
+        "b": ("finished", 1),
+        "c": ("failed", 2),
+    }
+    assert {row.key: row.computations for row in store.stages()} == dict.fromkeys(["load", "ft", "a", "b"], 1)
+    assert len(store.points("words/b")) == 3
 
 
 def test_points_are_stored_fast(store: Store) -> None:
