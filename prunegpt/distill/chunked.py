@@ -24,9 +24,11 @@ from prunegpt.distill.losses.classes import class_divergence, class_value_and_gr
 from prunegpt.distill.targets import IGNORE, HiddenTargets, Targets, TopKTargets
 from prunegpt.errors import DistillationError
 
-CHUNK_BYTES = {"cpu": 24 * 2**20}  # of one float32 array [chunk, vocab]: what the last cache of a processor holds
-CHUNK_BYTES_ELSEWHERE = 256 * 2**20  # an accelerator wants rows enough to be busy
-CHUNK_ROWS = 64  # below this the products with the output matrix wait for memory
+# Of one float32 array [chunk, vocab]: rows enough for the products with the output matrix to be worth its reading.
+CHUNK_BYTES = {"cpu": 48 * 2**20}
+CHUNK_BYTES_ELSEWHERE = 256 * 2**20
+CHUNK_ROWS = 64
+PART_BYTES = {"cpu": 2 * 2**20}  # element by element, a processor takes as many rows at a time as its cache holds
 
 
 class ChunkedLosses(NamedTuple):
@@ -65,7 +67,7 @@ def chunked_losses(
         loss: the divergence.
         hardness: the weight of KD, 0 to 1.
         temperature: divides both logits in KD; above 0.
-        chunk_tokens: rows of logits that exist at a time. None takes as many as make 24 MiB in float32 on a CPU and
+        chunk_tokens: rows of logits that exist at a time. None takes as many as make 48 MiB in float32 on a CPU and
             256 MiB elsewhere, at least 64.
         denominator: what both sums are divided by: the number of labels in all micro-batches of an optimizer step.
             None: the number of labels that are not -100 here (1 where there are none).
@@ -93,6 +95,7 @@ def chunked_losses(
     dtype = _product_dtype(student_hidden)
     if isinstance(teacher, HiddenTargets) and torch.is_autocast_enabled(student_hidden.device.type):
         teacher = teacher.cast(dtype)
+    chunk = chunk_tokens or _chunk_rows(student_head.weight)
     kept = (labels != IGNORE).nonzero().squeeze(-1)  # [kept]
     count = max(kept.numel(), 1) if denominator is None else denominator
     plan = _Plan(
@@ -102,7 +105,8 @@ def chunked_losses(
         loss=loss,
         hardness=hardness,
         temperature=temperature,
-        chunk=chunk_tokens or _chunk_rows(student_head.weight),
+        chunk=chunk,
+        part=min(chunk, _part_rows(student_head.weight, chunk)),
         vocabulary=vocabulary or student_head.weight.shape[0],
         dtype=dtype,
         differentiate=torch.is_grad_enabled(),
@@ -121,7 +125,8 @@ class _Plan:
     loss: DistillationLoss | None
     hardness: float
     temperature: float
-    chunk: int
+    chunk: int  # rows of logits that exist at a time
+    part: int  # rows of them that are worked on at a time
     vocabulary: int
     dtype: torch.dtype
     differentiate: bool
@@ -193,48 +198,62 @@ def _run(
     by_bias = torch.zeros_like(weight[:, 0], dtype=exact) if wanted[2] else None  # [vocab]
     if by_weight is not None and not kept.numel():
         by_weight.zero_()
-    ce = kd = torch.zeros((), dtype=exact, device=hidden.device)
+    ce, kd = (torch.zeros(len(kept), dtype=exact, device=hidden.device) for _ in range(2))  # [kept] twice
     for start in range(0, kept.numel(), plan.chunk):
         rows = slice(start, start + plan.chunk)
         logits = head.logits(hidden[rows]).to(exact)  # [chunk, vocab]
-        teacher = plan.teacher[kept[rows]] if plan.teacher is not None else None
-        chunk_ce, chunk_kd, slope = _chunk(logits, labels[rows], teacher, plan, differentiate=any(wanted))
-        ce, kd = ce + chunk_ce, kd + chunk_kd
-        if slope is None:
+        target = _target(plan, kept[rows], exact)
+        for first in range(0, len(logits), plan.part):
+            part = slice(first, first + plan.part)
+            part_target = target[part] if target is not None else None
+            values = _blend(logits[part], labels[rows][part], part_target, plan, differentiate=any(wanted))
+            ce[rows][part], kd[rows][part] = values
+        if not any(wanted):
             continue
         if by_bias is not None:
-            by_bias += slope.sum(0)
-        slope = slope.to(plan.dtype)  # [chunk, vocab]
+            by_bias += logits.sum(0)
+        slope = logits.to(plan.dtype)  # [chunk, vocab]
         if by_hidden is not None:
             by_hidden[rows] = slope @ weight
         if by_weight is not None:
             _add_product(by_weight, slope.t(), hidden[rows], fresh=start == 0)
-    return ce, kd, (by_hidden, by_weight, by_bias)
+    return ce.sum(), kd.sum(), (by_hidden, by_weight, by_bias)
 
 
-def _chunk(
-    logits: Tensor, labels: Tensor, teacher: Targets | None, plan: _Plan, *, differentiate: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Sums of CE and KD over one chunk; derivative [chunk, vocab] of their blend by the logits before scale and cap.
+def _target(plan: _Plan, rows: Tensor, exact: torch.dtype) -> Tensor | TopKTargets | None:
+    """What the tokens `rows` are compared with: logits [chunk, vocabulary], or the cached classes."""
+    if isinstance(plan.teacher, HiddenTargets):
+        teacher = plan.teacher[rows]
+        return teacher.head.logits(teacher.hidden)[:, : plan.vocabulary].to(exact)  # [chunk, vocabulary]
+    return plan.teacher[rows] if plan.teacher is not None else None
 
-    `logits` may be overwritten.
+
+def _blend(
+    logits: Tensor, labels: Tensor, target: Tensor | TopKTargets | None, plan: _Plan, *, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """CE and KD of some tokens, [part] each.
+
+    Where `differentiate`, the derivative of their blend by the logits before scale and cap takes the place of `logits`
+    [part, vocab]. The logits of `target` may be overwritten.
     """
-    log_probabilities = torch.log_softmax(logits, dim=-1)  # [chunk, vocab]
-    column = labels.unsqueeze(-1)  # [chunk, 1]
-    ce = -log_probabilities.gather(-1, column).sum()
+    log_probabilities = torch.log_softmax(logits, dim=-1)  # [part, vocab]
+    column = labels.unsqueeze(-1)  # [part, 1]
+    ce = -log_probabilities.gather(-1, column).squeeze(-1)  # [part]
     kd = torch.zeros_like(ce)
     if not differentiate:
-        if teacher is not None:
-            kd = _divergence(logits[:, : plan.vocabulary], teacher, plan).sum()
-        return ce, kd, None
-    slope = log_probabilities.exp_()  # [chunk, vocab]
+        if target is not None:
+            kd = _divergence(logits[:, : plan.vocabulary], target, plan)  # [part]
+        return ce, kd
+    slope = log_probabilities.exp_()  # [part, vocab]
     slope.scatter_add_(-1, column, torch.full_like(column, -1, dtype=slope.dtype))
     inner = _inner_slope(logits, plan)
-    if teacher is not None:
-        values, by_logits = _divergence_and_slope(logits[:, : plan.vocabulary], teacher, plan)
-        kd = values.sum()
+    if target is not None:
+        kd, by_logits = _divergence_and_slope(logits[:, : plan.vocabulary], target, plan)
         slope.mul_(1 - plan.hardness)[:, : plan.vocabulary].add_(by_logits, alpha=plan.hardness)
-    return ce, kd, slope if inner is None else slope.mul_(inner)
+    if inner is not None:
+        slope.mul_(inner)
+    logits.copy_(slope)
+    return ce, kd
 
 
 def _inner_slope(logits: Tensor, plan: _Plan) -> Tensor | float | None:
@@ -244,21 +263,19 @@ def _inner_slope(logits: Tensor, plan: _Plan) -> Tensor | float | None:
     return plan.scale if plan.scale != 1.0 else None
 
 
-def _divergence(logits: Tensor, teacher: Targets, plan: _Plan) -> Tensor:
+def _divergence(logits: Tensor, target: Tensor | TopKTargets, plan: _Plan) -> Tensor:
     assert plan.loss is not None
-    if isinstance(teacher, TopKTargets):
-        classes = teacher.indices, teacher.log_probabilities
+    if isinstance(target, TopKTargets):
+        classes = target.indices, target.log_probabilities
         return class_divergence(logits, *classes, loss=plan.loss, temperature=plan.temperature)
-    target = teacher.head.logits(teacher.hidden)[:, : plan.vocabulary].to(logits.dtype)  # [chunk, vocabulary]
     return plan.loss.divergence(logits, target, temperature=plan.temperature)
 
 
-def _divergence_and_slope(logits: Tensor, teacher: Targets, plan: _Plan) -> tuple[Tensor, Tensor]:
+def _divergence_and_slope(logits: Tensor, target: Tensor | TopKTargets, plan: _Plan) -> tuple[Tensor, Tensor]:
     assert plan.loss is not None
-    if isinstance(teacher, TopKTargets):
-        classes = teacher.indices, teacher.log_probabilities
+    if isinstance(target, TopKTargets):
+        classes = target.indices, target.log_probabilities
         return class_value_and_gradient(logits, *classes, loss=plan.loss, temperature=plan.temperature)
-    target = teacher.head.logits(teacher.hidden)[:, : plan.vocabulary].to(logits.dtype)  # [chunk, vocabulary]
     return plan.loss.value_and_gradient(logits, target, temperature=plan.temperature)
 
 
@@ -275,6 +292,11 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> 
 def _chunk_rows(weight: Tensor) -> int:
     size = CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES_ELSEWHERE)
     return max(CHUNK_ROWS, size // (4 * weight.shape[0]))
+
+
+def _part_rows(weight: Tensor, chunk: int) -> int:
+    size = PART_BYTES.get(weight.device.type)
+    return max(1, size // (4 * weight.shape[0])) if size else chunk
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
