@@ -31,11 +31,12 @@ def check(
     Needs neither hub nor network: what could not be checked without them is said.
     """
     from prunegpt.cli.costs import costs
+    from prunegpt.cli.curves import curves_in
     from prunegpt.planning.resolve import plan_file
     from prunegpt.root import Root
 
     where = Root.find(root)
-    plan = plan_file(spec, overrides or [], root=where)
+    plan = plan_file(spec, overrides or [], root=where, curves=curves_in(where))
     trials = chosen(plan, only)
     report = costs(trials, where)
     unchecked = [*plan.unchecked, *report.unchecked]
@@ -121,6 +122,7 @@ def run(
 
     Ctrl-C once lets running stages write a checkpoint; twice stops at once. Running it again goes on.
     """
+    from prunegpt.cli.curves import curves_in
     from prunegpt.cli.progress import follow
     from prunegpt.launch.local import LocalLauncher
     from prunegpt.planning.resolve import plan_file
@@ -129,7 +131,7 @@ def run(
     from prunegpt.sweep.coordinator import run_sweep
 
     where = Root.find(root)
-    plan = plan_file(spec, overrides or [], root=where, strict=True)
+    plan = plan_file(spec, overrides or [], root=where, strict=True, curves=curves_in(where))
     chosen(plan, only)  # a glob that matches nothing is told before anything runs
     with Store.open(where) as store, follow(plan) as on_event:
         outcome = run_sweep(plan, where, store, LocalLauncher(where), only=only, on_event=on_event)

@@ -63,9 +63,10 @@ def stored(sweep: str, root: "Root", overrides: "Sequence[str]" = ()) -> "Archiv
     path = Path(sweep)
     if path.suffix not in (".yaml", ".yml"):
         return _stored(sweep, root, None)
+    from prunegpt.cli.curves import curves_in
     from prunegpt.planning.resolve import plan_file
 
-    plan = plan_file(path, overrides, root=root)
+    plan = plan_file(path, overrides, root=root, curves=curves_in(root))
     return _stored(plan.name, root, plan.tables)
 
 

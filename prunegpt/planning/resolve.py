@@ -1,5 +1,6 @@
 """A checked spec becomes a plan: every trial a chain of stages with keys, teachers resolved, all problems listed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from prunegpt.builtin import PREFIX
 from prunegpt.errors import Problem, PruneGPTError, SpecError, nearest
 from prunegpt.planning import checks
+from prunegpt.planning.curves import CurvesOf, with_curves
 from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.opened import OpenedSpec
@@ -28,7 +30,12 @@ _LISTED = 8
 
 
 def plan_file(
-    path: Path, overrides: Sequence[str] = (), *, root: Root | None = None, strict: bool = False
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    root: Root | None = None,
+    strict: bool = False,
+    curves: CurvesOf | None = None,
 ) -> SweepPlan:
     """Reads, checks and resolves a spec file.
 
@@ -37,11 +44,12 @@ def plan_file(
     Args:
         root: where hashes of files are remembered.
         strict: what cannot be checked for want of a network is a problem, not a remark.
+        curves: gives the sensitivity curves that a sweep measured, for allocation `sensitivity`.
 
     Raises:
         SpecError: with every problem of the spec.
     """
-    shared = _Shared(Files(root), tuple(overrides), strict)
+    shared = _Shared(Files(root), tuple(overrides), strict, curves)
     return _Resolver(shared, read_document(path, _own(overrides)), path).plan()
 
 
@@ -68,6 +76,15 @@ def _own(overrides: Sequence[str]) -> list[str]:
     return [text for text in overrides if _addressee(text) is None]
 
 
+def _writable(value: Any) -> Any:
+    """The same data with what JSON has no number for as text: a published figure may be `.inf`."""
+    if isinstance(value, dict):
+        return {key: _writable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_writable(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 @dataclass
 class _Shared:
     """What the resolvers of one plan have in common: the sweeps that teachers come from are resolved once."""
@@ -75,6 +92,7 @@ class _Shared:
     files: Files
     overrides: tuple[str, ...]
     strict: bool
+    curves: CurvesOf | None = None
     resolvers: dict[Path, "_Resolver"] = field(default_factory=dict)  # by spec file
     models: dict[str, tuple[ModelFacts | None, str | None]] = field(default_factory=dict)  # facts and a problem
     unchecked: dict[str, None] = field(default_factory=dict)  # an ordered set
@@ -112,8 +130,7 @@ class _Resolver:
             SpecError: with every problem of the spec.
         """
         opened, spec = self.opened, self.opened.spec
-        for item in opened.configurations:
-            self.chain(item)
+        chains = [self.chain(item) for item in opened.configurations]
         problems = [*opened.problems, *self._table_problems(), *self._stray_overrides()]
         if self.shared.strict:
             problems += [Problem("", f"{text}. Download it, or give a local folder.") for text in self.shared.unchecked]
@@ -121,14 +138,14 @@ class _Resolver:
             unique = list(dict.fromkeys(problems))
             raise SpecError(sorted(unique, key=lambda problem: problem.line or 0), opened.document.source)
         self.shared.files.save()
-        own = [chain.trial for chain in [*self.chains.values(), *self.implicit.values()] if chain]
+        own = [chain.trial for chain in [*chains, *self.implicit.values()] if chain]
         return SweepPlan(
             name=spec.name,
             title=spec.title or spec.name,
             source=str(self.path) if self.path else None,
             trials=(*own, *self.borrowed.values()),
             tables=spec.tables,
-            spec=opened.document.data,
+            spec=_writable(opened.document.data),
             unchecked=tuple(self.shared.unchecked),
         )
 
@@ -165,7 +182,7 @@ class _Resolver:
         return self.chains[item.name]
 
     def _resolve(self, item: Configuration) -> _Chain | None:
-        item = with_recipes(item, self.texts.base)
+        item = with_curves(with_recipes(item, self.texts.base), self.shared.curves)
         spec = item.spec
         before = len(self.opened.problems)
         facts = self._model(item, spec.model, "model")

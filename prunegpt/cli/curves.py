@@ -1,0 +1,44 @@
+"""Sensitivity curves from the store: what pruning one block alone does to the loss."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prunegpt.planning.curves import Curve, CurvesOf
+    from prunegpt.records import TrialResult
+    from prunegpt.root import Root
+
+
+def curves_in(root: "Root") -> "CurvesOf":
+    """A function from a sweep's name to the curves that its one-block, one-shot trials measured."""
+
+    def curves(sweep: str) -> "Mapping[str, Curve]":
+        from prunegpt.errors import StoreError
+        from prunegpt.store import Store
+
+        try:
+            with Store.open(root, create=False) as store:
+                results = store.results(sweep)
+        except StoreError:
+            return {}
+        points: dict[str, dict[float, float]] = {}
+        for result in results:
+            if (found := _point(result)) is not None:
+                block, sparsity, increase = found
+                points.setdefault(block, {})[sparsity] = increase
+        return {block: tuple(sorted(curve.items())) for block, curve in points.items()}
+
+    return curves
+
+
+def _point(result: "TrialResult") -> tuple[str, float, float] | None:
+    """Block, sparsity, and the loss against the stage before; None where the trial did not prune one block at once."""
+    if result.state != "finished" or len(result.stages) < 2:
+        return None
+    before, last = result.stages[-2:]
+    if last.kind != "prune" or last.sparsity is None or len(last.sparsity.layers) != 1:
+        return None
+    losses = [stage.evaluation.loss if stage.evaluation else None for stage in (before, last)]
+    if losses[0] is None or losses[1] is None:
+        return None
+    return str(last.sparsity.layers[0]), last.sparsity.pruned, losses[1] - losses[0]
