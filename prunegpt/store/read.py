@@ -61,7 +61,8 @@ def results(connection: Connection, *where: Any, shown: bool | None = None) -> l
     columns = (attempt.c.trial_id, attempt.c.number, attempt.c.id, attempt.c.folder, attempt.c.state)
     ends = (attempt.c.reason, attempt.c.error, attempt.c.started, attempt.c.ended)
     tried: dict[int, list[Row[Any]]] = defaultdict(list)
-    for row in sorted(connection.execute(_of_trials(select(*columns, *ends)).where(*conditions, same)).all()):
+    ran = connection.execute(_of_trials(select(*columns, *ends)).where(*conditions, same)).all()
+    for row in sorted(ran, key=itemgetter(0, 1)):
         tried[row.trial_id].append(row)
     fields = (attempt_stage.c.attempt_id, attempt_stage.c.position, attempt_stage.c.record)
     query = select(*fields).join(attempt, attempt.c.id == attempt_stage.c.attempt_id)
