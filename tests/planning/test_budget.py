@@ -1,0 +1,119 @@
+"""Tokens and steps of a training stage, against a loop that counts them."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunegpt.planning.budget import steps, steps_per_epoch, train_tokens
+from prunegpt.spec.plan import StagePlan
+from tests.planning.made import BASE, trial_of
+
+SIZE = 128
+
+
+def stage(data: dict[str, Any] | None = None, **train: Any) -> StagePlan:
+    base = {**BASE, "data": {**BASE["data"], **(data or {})}}
+    return trial_of({"finetune": {"train": train}}, base=base).stages[1]
+
+
+# Blocks of text, training arguments -> blocks trained on.
+CLOSED = [
+    (10, {"num_train_epochs": 1, "per_device_train_batch_size": 2}, 10),
+    (10, {"num_train_epochs": 3, "per_device_train_batch_size": 2}, 30),
+    (10, {"num_train_epochs": 3}, 30),
+    (10, {}, 30),  # three epochs are usual
+    (10, {"num_train_epochs": 1, "per_device_train_batch_size": 3}, 10),
+    (10, {"num_train_epochs": 1, "per_device_train_batch_size": 3, "dataloader_drop_last": True}, 9),
+    (10, {"num_train_epochs": 0.5, "per_device_train_batch_size": 2}, 6),  # 2.5 steps are 3
+    (10, {"max_steps": 1, "per_device_train_batch_size": 4}, 4),
+    (10, {"max_steps": 2, "per_device_train_batch_size": 4}, 8),
+    (10, {"max_steps": 3, "per_device_train_batch_size": 4}, 10),
+    (10, {"max_steps": 4, "per_device_train_batch_size": 4}, 14),
+    (13, {"num_train_epochs": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, 13),
+    (10, {"max_steps": 2, "num_train_epochs": 50, "per_device_train_batch_size": 1}, 2),
+    (2, {"num_train_epochs": 1, "per_device_train_batch_size": 8}, 2),
+]
+assert CLOSED
+
+
+@pytest.mark.parametrize(("blocks", "train", "seen"), CLOSED)
+def test_closed_forms(blocks: int, train: dict[str, Any], seen: int) -> None:
+    assert train_tokens(stage(**train), blocks) == seen * SIZE
+
+
+def count(
+    blocks: int, batch: int, accumulation: int, drop_last: bool, epochs: float, limit: int
+) -> tuple[int, int, int]:
+    """Blocks seen, steps and steps an epoch of a training loop."""
+    batches = [min(batch, blocks - start) for start in range(0, blocks, batch)]
+    if drop_last:
+        batches = [size for size in batches if size == batch]
+    an_epoch = [sum(batches[start : start + accumulation]) for start in range(0, len(batches), accumulation)]
+    wanted = limit if limit > 0 else math.ceil(len(an_epoch) * epochs)
+    seen = taken = 0
+    while taken < wanted:
+        for size in an_epoch:
+            if taken == wanted:
+                break
+            seen, taken = seen + size, taken + 1
+    return seen, taken, len(an_epoch)
+
+
+@given(
+    blocks=st.integers(1, 40),
+    batch=st.integers(1, 9),
+    accumulation=st.integers(1, 4),
+    drop_last=st.booleans(),
+    epochs=st.floats(0.1, 4),
+    limit=st.one_of(st.just(-1), st.integers(1, 60)),
+)
+def test_a_loop_counts_the_same(
+    blocks: int, batch: int, accumulation: int, drop_last: bool, epochs: float, limit: int
+) -> None:
+    if drop_last and blocks < batch:
+        return  # not one batch
+    train = {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "dataloader_drop_last": drop_last,
+        "num_train_epochs": epochs,
+        "max_steps": limit,
+    }
+    seen, taken, an_epoch = count(blocks, batch, accumulation, drop_last, epochs, limit)
+    assert steps_per_epoch(train, blocks) == an_epoch
+    assert steps(train, blocks) == taken
+    planned = StagePlan.model_validate({**stage().model_dump(), "finetune": {"train": train}})
+    assert train_tokens(planned, blocks) == seen * SIZE
+
+
+def test_a_limit_on_blocks_counts() -> None:
+    limited = stage({"max_train_blocks": 4}, num_train_epochs=2)
+    assert train_tokens(limited, 10) == 8 * SIZE
+    assert train_tokens(limited, 3) == 6 * SIZE
+
+
+def test_an_unknown_text_has_a_budget_only_where_steps_are_given() -> None:
+    assert train_tokens(stage(num_train_epochs=1), None) is None
+    assert train_tokens(stage(max_steps=3, per_device_train_batch_size=2), None) == 6 * SIZE
+    assert steps({"num_train_epochs": 1}, None) is None
+
+
+def test_what_does_not_train_sees_no_token() -> None:
+    trial = trial_of({"prune": {"sparsity": 0.5}})
+    assert [train_tokens(item, 10) for item in trial.stages] == [0, 0]
+
+
+def test_a_distillation_counts_its_own_text() -> None:
+    stages = [
+        {
+            "distill": {
+                "teacher": {"model": "builtin:tiny-gpt2"},
+                "train": {"max_steps": 2, "per_device_train_batch_size": 1},
+            }
+        }
+    ]
+    base = {**BASE, "data": {"path": "builtin:text", "block_size": 32}}
+    assert train_tokens(trial_of(*stages, base=base).stages[1], 100) == 2 * 32
