@@ -117,6 +117,9 @@ def run(
     root: RootOption = None,
     overrides: SetOption = None,
     only: OnlyOption = None,
+    slots: Annotated[
+        int, typer.Option("--slots", min=1, help="Trials at a time; processor threads and CUDA devices are shared out.")
+    ] = 1,
 ) -> None:
     """Run every trial of a spec that is not finished yet, then print its tables.
 
@@ -134,7 +137,7 @@ def run(
     plan = plan_file(spec, overrides or [], root=where, strict=True, curves=curves_in(where))
     chosen(plan, only)  # a glob that matches nothing is told before anything runs
     with Store.open(where) as store, follow(plan) as on_event:
-        outcome = run_sweep(plan, where, store, LocalLauncher(where), only=only, on_event=on_event)
+        outcome = run_sweep(plan, where, store, LocalLauncher(where, slots), only=only, on_event=on_event)
     show_tables(plan.name, where)
     _say_where(plan, where)
     if outcome.failed:
