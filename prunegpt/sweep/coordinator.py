@@ -181,12 +181,16 @@ class _Run:
                 return
 
     def _unstick(self) -> bool:
-        """Nothing runs and nothing may start: others have published, or the teachers form a circle."""
+        """Nothing runs and nothing may start: others have published, or the teachers that are left form a circle."""
         self.board.look()
         if self.board.complete() or self.board.next():
             return True
+        message = (
+            "it needs a teacher that only trials which wait for it in turn could still publish. "
+            "Mend the trials that failed, or distil one of them from something else."
+        )
         for trial in list(self.board.waiting.values()):
-            self._fail(trial, "dependency", "its teachers wait for each other. Distil one of them from something else.")
+            self._fail(trial, "dependency", message)
         return False
 
     def _start(self, trial: TrialPlan) -> None:

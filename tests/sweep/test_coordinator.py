@@ -99,7 +99,13 @@ def test_a_teacher_that_nobody_computes_is_told(bench: Any) -> None:
 def test_teachers_in_a_circle_fail_instead_of_waiting_for_ever(bench: Any) -> None:
     bench.run(make_trial("a", "load a", needs="b"), make_trial("b", "load b", needs="a"))
     assert bench.states() == {"a": "failed", "b": "failed"}
-    assert "wait for each other" in bench.store.result("words/a").error
+    assert "only trials which wait for it in turn could still publish" in bench.store.result("words/a").error
+
+
+def test_a_circle_that_a_failure_has_closed_fails_too(bench: Any) -> None:
+    teacher, other = make_trial("teacher", "big teach", fail="teach"), make_trial("other", "big teach x", needs="kd")
+    bench.run(teacher, make_trial("student", "load kd", needs="teach"), other)
+    assert bench.states() == {"teacher": "failed", "student": "failed", "other": "failed"}
 
 
 def test_a_failure_is_not_tried_again_in_this_run_but_in_the_next(bench: Any) -> None:
