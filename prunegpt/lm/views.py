@@ -4,15 +4,14 @@ GPT-2's `Conv1D` stores [in, out], `nn.Linear` stores [out, in]. Every criterion
 view that shares storage with the parameter, so writing to it writes to the model.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prunegpt.errors import ModelError, PruningError, nearest
+from prunegpt.spec.names import is_pattern, matches
 
 _LISTED = 5  # nearest names shown in one message
 
@@ -105,7 +104,7 @@ def select(
         chosen = set()
         for pattern in targets:
             hits = _matches(pattern, views, aliases)
-            if _is_pattern(pattern):
+            if is_pattern(pattern):
                 hits = (hits & set(blocks)) or hits
             _require("targets", pattern, hits, views)
             chosen |= hits
@@ -156,21 +155,8 @@ def _all_views(model: nn.Module) -> tuple[dict[str, WeightView], dict[str, set[s
     return views, aliases
 
 
-def _is_pattern(text: str) -> bool:
-    return text.startswith("re:") or any(sign in text for sign in "*?[")
-
-
 def _matches(pattern: str, views: Mapping[str, WeightView], aliases: Mapping[str, set[str]]) -> set[str]:
-    if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern[3:])
-        except re.error as error:
-            raise PruningError(
-                f"a re: pattern must be a regular expression, but {pattern!r} is not: {error}. "
-                f"Escape special signs, or write a glob without re:."
-            ) from error
-        return {name for name in views if any(expression.fullmatch(alias) for alias in aliases[name])}
-    return {name for name in views if any(fnmatchcase(alias, pattern) for alias in aliases[name])}
+    return {name for name in views if any(matches(alias, pattern) for alias in aliases[name])}
 
 
 def _require(field: str, pattern: str, hits: Iterable[str], views: Mapping[str, WeightView]) -> None:

@@ -26,7 +26,8 @@ def matches(name: str, pattern: str) -> bool:
             compiled = re.compile(pattern[3:])
         except re.error as error:
             raise PruningError(
-                f"re: must be followed by a regular expression, but got {pattern!r}: {error}."
+                f"what follows re: must be a regular expression, but {pattern!r} is not: {error}. "
+                f"Escape its special signs, or write a glob without re:."
             ) from error
         return bool(compiled.fullmatch(name) or compiled.fullmatch(module))
     return any(candidate == pattern or fnmatchcase(candidate, pattern) for candidate in (name, module))
@@ -66,7 +67,7 @@ def select_names(
     chosen = inside if not targets else set()
     for pattern in targets:
         found = hits(pattern)
-        chosen = chosen | ((found & inside or found) if _is_pattern(pattern) else found)
+        chosen = chosen | ((found & inside or found) if is_pattern(pattern) else found)
     known = sorted({index for name in blocks if (index := block_index(name)) is not None})
     for layer in layers:
         if layer not in known:
@@ -84,5 +85,6 @@ def select_names(
     return [name for name in names if name in chosen], problems
 
 
-def _is_pattern(text: str) -> bool:
+def is_pattern(text: str) -> bool:
+    """Whether a text may mean several names."""
     return text.startswith("re:") or any(sign in text for sign in "*?[")

@@ -38,7 +38,7 @@ def test_block_index(name: str, index: int | None) -> None:
 
 
 def test_what_is_no_regular_expression_is_an_error() -> None:
-    with pytest.raises(PruningError, match=r"re: must be followed by a regular expression, but got 're:\('"):
+    with pytest.raises(PruningError, match=r"re: must be a regular expression, but 're:\(' is not"):
         matches("a", "re:(")
 
 
@@ -64,7 +64,7 @@ WRONG = {
     "a target": ({"targets": ["*qq*"]}, [r"every pattern must match a tensor, but '\*qq\*' matches none\. Nearest: "]),
     "an exclusion": ({"exclude": ["attn"]}, ["'attn' matches none. Nearest: "]),
     "a layer": ({"layers": [2]}, [r"layers must be indices of decoder blocks \(0 to 10\), but got 2"]),
-    "an expression": ({"targets": ["re:["]}, ["re: must be followed by a regular expression"]),
+    "an expression": ({"targets": ["re:["]}, ["re: must be a regular expression"]),
     "nothing left": ({"targets": ["wte"], "layers": [0]}, ["together leave none"]),
     "all excluded": ({"exclude": ["*"]}, ["must leave a tensor to prune"]),
     "several": ({"targets": ["x"], "layers": [5, 7], "exclude": ["y"]}, ["'x'", "got 5", "got 7", "'y'"]),

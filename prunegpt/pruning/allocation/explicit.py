@@ -1,11 +1,10 @@
 """Explicit: sparsities written down, by name or pattern."""
 
-import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
 from prunegpt.errors import PruningError, nearest
 from prunegpt.pruning.threshold import zeros_for
+from prunegpt.spec.names import matches
 
 _LISTED = 5  # nearest names shown in one message
 
@@ -29,7 +28,7 @@ def explicit(sizes: Mapping[str, int], sparsity: float, *, sparsities: Mapping[s
     allotted: dict[str, float] = {}
     for pattern, wanted in sparsities.items():
         zeros_for(0, wanted)
-        hits = [name for name in sizes if _matches(pattern, name)]
+        hits = [name for name in sizes if matches(name, pattern)]
         if not hits:
             modules = [name.removesuffix(".weight") for name in sizes]
             raise PruningError(
@@ -45,16 +44,3 @@ def explicit(sizes: Mapping[str, int], sparsity: float, *, sparsities: Mapping[s
         allotted.update(dict.fromkeys(fresh, wanted))
     zeros_for(0, sparsity)
     return {name: allotted.get(name, sparsity) for name in sizes}
-
-
-def _matches(pattern: str, name: str) -> bool:
-    names = (name, name.removesuffix(".weight"))
-    if not pattern.startswith("re:"):
-        return any(fnmatchcase(candidate, pattern) for candidate in names)
-    try:
-        return any(re.fullmatch(pattern[3:], candidate) for candidate in names)
-    except re.error as error:
-        raise PruningError(
-            f"what follows re: must be a regular expression, but {pattern!r} is not: {error}. "
-            f"Escape its special signs, or write a glob without re:."
-        ) from error
