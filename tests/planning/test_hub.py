@@ -1,0 +1,122 @@
+"""What the hub says of a name: asked once, from the cache where it is silent, and told where it knows better."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+from prunegpt.errors import DataError, ModelError
+from prunegpt.planning import hub
+from tests.planning.made import only, problems_of
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def answer(kind: type[Exception]) -> Exception:
+    response = httpx.Response(404, request=httpx.Request("GET", "https://example.org"))
+    return kind("no", response=response)  # type: ignore[call-arg]
+
+
+class Hub:
+    """A hub that answers with a commit or an exception, and counts."""
+
+    def __init__(self, says: str | Exception) -> None:
+        self.says = says
+        self.asked: list[tuple[str, str | None, str]] = []
+
+    def repo_info(self, name: str, *, revision: str | None, repo_type: str, timeout: float) -> Any:
+        self.asked.append((name, revision, repo_type))
+        if isinstance(self.says, Exception):
+            raise self.says
+        return SimpleNamespace(sha=self.says)
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str | Exception], Hub]]:
+    """Sets what the hub says; its cache is an empty folder."""
+
+    def says(what: str | Exception) -> Hub:
+        found = Hub(what)
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda: found)
+        return found
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "_silence", [])
+    hub.commit.cache_clear()
+    yield says
+    hub.commit.cache_clear()
+
+
+def test_a_name_stands_for_a_commit_and_is_asked_once(online: Callable[[str | Exception], Hub]) -> None:
+    found = online(COMMIT)
+    assert [hub.commit("a/b", "main") for _ in range(3)] == [COMMIT] * 3
+    assert hub.commit("a/b", None, "dataset") == COMMIT
+    assert found.asked == [("a/b", "main", "model"), ("a/b", None, "dataset")]
+
+
+def test_a_silent_hub_is_asked_once_by_a_process_and_its_cache_answers(
+    online: Callable[[str | Exception], Hub], tmp_path: Path
+) -> None:
+    found = online(httpx.ConnectError("no network"))
+    reference = tmp_path / "models--a--b" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text(COMMIT + "\n")
+    (tmp_path / "models--a--b" / "snapshots" / "v1").mkdir(parents=True)
+    assert hub.commit("a/b", None) == COMMIT
+    assert hub.commit("a/b", "v1") == "v1"
+    with pytest.raises(hub.Unreachable, match="model a/c: the hub cannot be reached and its cache holds no copy"):
+        hub.commit("a/c", None)
+    assert len(found.asked) == 1
+
+
+REFUSALS = {
+    "no such name": (RepositoryNotFoundError, ModelError, "a/b is not: the hub does not show one of that name"),
+    "no such revision": (RevisionNotFoundError, ModelError, "it has no revision 'v9'"),
+}
+assert REFUSALS
+
+
+@pytest.mark.parametrize(("says", "raised", "message"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_what_the_hub_denies_is_an_error_and_not_silence(
+    says: type[Exception],
+    raised: type[Exception],
+    message: str,
+    online: Callable[[str | Exception], Hub],
+) -> None:
+    online(answer(says))
+    with pytest.raises(raised, match=message):
+        hub.commit("a/b", "v9")
+    assert not hub._silent()
+
+
+def test_a_dataset_that_the_hub_denies_is_a_data_error(online: Callable[[str | Exception], Hub]) -> None:
+    online(answer(RepositoryNotFoundError))
+    with pytest.raises(DataError, match="a dataset must be on the hub or on this machine, but a/b is not"):
+        hub.commit("a/b", None, "dataset")
+
+
+def test_what_is_denied_is_a_problem_of_the_spec_even_where_it_is_only_checked(
+    online: Callable[[str | Exception], Hub],
+) -> None:
+    online(answer(RepositoryNotFoundError))
+    base = {"model": "gpt22", "data": {"path": "builtin:text", "block_size": 64}}
+    assert (
+        "a model must be on the hub or on this machine, but gpt22 is not"
+        in only(problems_of({"name": "a"}, base=base)).message
+    )
+
+
+def test_what_is_no_hub_name_at_all(online: Callable[[str | Exception], Hub]) -> None:
+    online(HFValidationError("bad"))
+    with pytest.raises(ModelError, match="that is no hub name"):
+        hub.commit("a b", None)
+    for name in ("x" * 999, "\0", "a b"):
+        with pytest.raises(ModelError, match="that is no hub name"):
+            hub.commit(name, "\0")
+        assert hub.cached_file(name, None, "config.json") is None

@@ -1,0 +1,168 @@
+"""What a worker leaves behind is read as it was written; points are followed while they are written."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from prunegpt.records import (
+    AttemptRecord,
+    Evaluation,
+    Point,
+    PointWriter,
+    Record,
+    SparsityRecord,
+    StageRecord,
+    TrialResult,
+    finite,
+    read_points,
+)
+
+
+def point(step: int = 1, value: float | None = 0.5, **fields: Any) -> Point:
+    return Point(**{"stage": 0, "step": step, "epoch": 0.25, "name": "loss", "value": value, "time": 12.5, **fields})
+
+
+def evaluation(**fields: Any) -> Evaluation:
+    usual = {
+        "key": "e",
+        "protocol": "blocks/8",
+        "split": "validation",
+        "perplexity": 20.0,
+        "loss": 3.0,
+        "bits_per_byte": 1.0,
+        "word_perplexity": 50.0,
+        "tokens": 7,
+        "windows": 1,
+    }
+    return Evaluation(**{**usual, **fields})
+
+
+def attempt() -> AttemptRecord:
+    sparsity = SparsityRecord(pruned=0.5, overall=0.4, selected=10, parameters=12, by_tensor={"a": 0.5}, layers=(1,))
+    stage = StageRecord(key="k", kind="prune", index=1, cached=False, evaluation=evaluation(), sparsity=sparsity)
+    return AttemptRecord(sweep="s", trial="t", attempt=1, state="finished", stages=(stage,), versions={"torch": "2"})
+
+
+# -- records ---------------------------------------------------------------------------------------------------------
+
+RECORDS: list[Record] = [attempt(), attempt().stages[0], evaluation(), point()]
+assert RECORDS
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_a_record_is_read_as_it_was_written(record: Record, tmp_path: Path) -> None:
+    record.write(tmp_path / "record.json")
+    assert type(record).read(tmp_path / "record.json") == record
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_record_is_frozen_and_knows_its_fields() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        evaluation().loss = 1.0  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        evaluation(losss=1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_travels_as_none(value: float, tmp_path: Path) -> None:
+    assert finite(value) is None
+    evaluation(perplexity=value, finite=False).write(tmp_path / "a.json")
+    again = Evaluation.read(tmp_path / "a.json")
+    assert again.perplexity is None
+    assert not again.finite
+    writer = PointWriter(tmp_path / "points.jsonl")
+    writer.write(point(value=value))
+    writer.close()
+    assert [item.value for item in read_points(tmp_path / "points.jsonl")[0]] == [None]
+
+
+@pytest.mark.parametrize("value", [0.0, -1.5, 1e300])
+def test_what_is_finite_stays(value: float) -> None:
+    assert finite(value) == value
+
+
+def test_a_trial_tells_what_its_last_stage_came_to() -> None:
+    fields: dict[str, Any] = dict.fromkeys(("sweep", "name", "group", "label", "key", "evaluation_key"), "")
+    flags: dict[str, Any] = {"id": 1, "seed": 1, "order": 0, "implicit": False, "shown": True, "state": "finished"}
+    first = attempt().stages[0].model_copy(update={"evaluation": None, "sparsity": None})
+    assert TrialResult(**fields, **flags).evaluation is None
+    assert TrialResult(**fields, **flags).sparsity is None
+    result = TrialResult(**fields, **flags, stages=(first, attempt().stages[0]))
+    assert result.evaluation == evaluation()
+    assert result.sparsity == attempt().stages[0].sparsity
+
+
+# -- points ----------------------------------------------------------------------------------------------------------
+
+
+def test_points_are_read_while_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "attempt-1" / "points.jsonl"
+    assert read_points(path) == ([], 0)
+    writer = PointWriter(path)
+    assert read_points(path) == ([], 0)
+    offset = 0
+    for step in range(3):
+        writer.write(point(step, name="sparsity/é"))
+        writer.write(point(step, tokens=step))
+        found, offset = read_points(path, offset)
+        assert found == [point(step, name="sparsity/é"), point(step, tokens=step)]
+    writer.close()
+    assert read_points(path, offset) == ([], path.stat().st_size)
+    assert len(read_points(path)[0]) == 6
+
+
+def test_half_a_line_is_left_until_its_end_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "points.jsonl"
+    line = point().model_dump_json() + "\n"
+    path.write_text(line + line[:10])
+    found, offset = read_points(path)
+    assert (found, offset) == ([point()], len(line))
+    assert read_points(path, offset) == ([], offset)
+    with path.open("a") as file:
+        file.write(line[10:])
+    assert read_points(path, offset) == ([point()], 2 * len(line))
+
+
+def test_half_a_line_of_a_crash_swallows_no_later_point(tmp_path: Path) -> None:
+    path = tmp_path / "points.jsonl"
+    line = point(1).model_dump_json() + "\n"
+    path.write_text(line + line[:10])
+    _, offset = read_points(path)
+    writer = PointWriter(path)
+    writer.write(point(2))
+    writer.close()
+    assert read_points(path, offset)[0] == [point(2)]
+    assert read_points(path)[0] == [point(1), point(2)]
+
+
+@pytest.mark.parametrize("line", ["", "null", "[]", "{}", "7", '{"stage": 0}', "{", "\xff", '{"stage": "x"}'])
+def test_a_line_that_is_no_point_is_passed_over(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "points.jsonl"
+    good = point().model_dump_json()
+    path.write_bytes(f"{good}\n".encode() + line.encode("latin-1") + f"\n{good}\n".encode())
+    assert read_points(path) == ([point(), point()], path.stat().st_size)
+
+
+@given(
+    values=st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.none(), max_size=8),
+    names=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5),
+    cuts=st.lists(st.integers(0, 2000), max_size=5),
+)
+def test_every_point_is_read_once_wherever_the_file_is_cut(
+    values: list[float | None], names: str, cuts: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("points") / "points.jsonl"
+    points = [point(step, value, name=names) for step, value in enumerate(values)]
+    content = "".join(item.model_dump_json() + "\n" for item in points).encode()
+    read: list[Point] = []
+    offset = 0
+    for end in [*sorted(cuts), len(content)]:
+        path.write_bytes(content[:end])
+        found, offset = read_points(path, offset)
+        read += found
+    assert read == points
