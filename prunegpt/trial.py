@@ -1,6 +1,5 @@
 """Runs one trial from its folder. Knows no database: it writes points.jsonl and record.json, and reads trial.json."""
 
-import os
 import signal
 import sys
 import time
@@ -15,8 +14,6 @@ from prunegpt.planning.fingerprint import versions
 from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, finite
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
-
-_LAST_LINES = 40
 
 
 def run_trial(folder: Path) -> AttemptRecord:
@@ -123,12 +120,3 @@ def _stoppable() -> Iterator:  # type: ignore[type-arg]
         yield lambda: asked[0]
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def tail(path: Path, lines: int = _LAST_LINES) -> str:
-    """The last lines of a log."""
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        file.seek(max(0, os.path.getsize(path) - 200 * lines))
-        return "\n".join(file.read().decode("utf-8", errors="replace").splitlines()[-lines:])
