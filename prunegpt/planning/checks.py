@@ -11,7 +11,7 @@ from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.stages import is_calibrated
 from prunegpt.planning.texts import block_size_of
 from prunegpt.spec.names import block_index, select_names
-from prunegpt.spec.schema import DistillSpec, FinetuneSpec, GradualSpec, PruneSpec, TableSpec
+from prunegpt.spec.schema import GradualSpec, PruneSpec, StageConfig, TableSpec
 
 _BLOCK_MATRIX = re.compile(r"(^|\.)\d+\..*\.weight$")
 # Families whose tensors are called in memory as in the file, but for this prefix, which old files lack.
@@ -29,7 +29,7 @@ Message = tuple[str, str]  # the field below the stage, and what is wrong with i
 
 
 def stage_problems(
-    config: FinetuneSpec | PruneSpec | DistillSpec, facts: ModelFacts, train: Mapping[str, Any], block_size: int
+    config: StageConfig, facts: ModelFacts, train: Mapping[str, Any], block_size: int
 ) -> Iterator[Message]:
     """What does not fit between a stage, the model and the trial's training arguments.
 

@@ -1,38 +1,28 @@
 """Allocation `sensitivity`: the measured curve of each block, put into the stages that ask for it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 from prunegpt.errors import PruneGPTError
-from prunegpt.spec.expand import Configuration
-from prunegpt.spec.schema import PruneSpec, StageSpec
+from prunegpt.spec.schema import PruneSpec, StageConfig
 
 Curve = tuple[tuple[float, float], ...]  # (sparsity, loss increase in nats a token), ascending
+Pruning = TypeVar("Pruning", bound=PruneSpec)
 CurvesOf = Callable[[str], Mapping[str, Curve]]  # sweep -> block index as text -> its curve
 
 
-def with_curves(item: Configuration, curves_of: CurvesOf | None) -> Configuration:
-    """The configuration with the curves of the sweep that `options.sweep` names.
+def with_curves(config: StageConfig, curves_of: CurvesOf | None) -> StageConfig:
+    """The stage with the curves of the sweep that `options.sweep` names, where its allocation asks for them.
 
     Raises:
         PruneGPTError: no sweep is named, or it has not measured single blocks.
     """
-    stages = tuple(
-        StageSpec.model_validate({stage.kind: _filled(stage.config, curves_of)}) for stage in item.spec.stages
-    )
-    return replace(item, spec=item.spec.model_copy(update={"stages": stages}))
-
-
-def _filled(config: Any, curves_of: CurvesOf | None) -> Any:
     if isinstance(config, PruneSpec):
         return _measured(config, curves_of)
-    if config.prune is not None:
-        return config.model_copy(update={"prune": _measured(config.prune, curves_of)})
-    return config
+    return config.model_copy(update={"prune": _measured(config.prune, curves_of)}) if config.prune else config
 
 
-def _measured(prune: PruneSpec, curves_of: CurvesOf | None) -> PruneSpec:
+def _measured(prune: Pruning, curves_of: CurvesOf | None) -> Pruning:
     if prune.allocation != "sensitivity" or prune.curves:
         return prune
     sweep = prune.options.get("sweep")

@@ -1,7 +1,6 @@
 """A training stage that names a recipe takes from it what it does not say itself."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +9,20 @@ from pydantic import ValidationError
 from prunegpt.errors import PruneGPTError, SpecError
 from prunegpt.planning.facts import find_local
 from prunegpt.recipes.load import load_recipe
-from prunegpt.spec.expand import Configuration
-from prunegpt.spec.schema import DistillSpec, FinetuneSpec, StageSpec
+from prunegpt.spec.schema import DistillSpec, FinetuneSpec, StageConfig
 
 
-def with_recipes(item: Configuration, base: Path | None) -> Configuration:
-    """The configuration with the recipes of its stages read in.
+def with_recipe(config: StageConfig, base: Path | None) -> StageConfig:
+    """The stage with its recipe, where it names one, read in.
+
+    Args:
+        base: the spec's folder.
 
     Raises:
-        PruneGPTError: a recipe is missing or has problems, all of them listed; or it distils and the stage does not.
+        PruneGPTError: the recipe is missing or has problems, all of them listed; or it distils and the stage does not.
     """
-    stages = tuple(
-        StageSpec.model_validate({stage.kind: _filled(stage.config, base)})
-        if isinstance(stage.config, FinetuneSpec) and stage.config.recipe
-        else stage
-        for stage in item.spec.stages
-    )
-    return replace(item, spec=item.spec.model_copy(update={"stages": stages}))
-
-
-def _filled(config: FinetuneSpec, base: Path | None) -> FinetuneSpec:
+    if not isinstance(config, FinetuneSpec) or not config.recipe:
+        return config
     path = find_local(str(config.recipe), base)
     if path is None or not path.is_file():
         raise PruneGPTError(f"a recipe must be an existing file, but {config.recipe} is not there. Check its path.")

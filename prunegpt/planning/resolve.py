@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from prunegpt.builtin import PREFIX
-from prunegpt.errors import Problem, PruneGPTError, SpecError, nearest
+from prunegpt.errors import Problem, PruneGPTError, SpecError
 from prunegpt.planning import checks
 from prunegpt.planning.curves import CurvesOf, with_curves
 from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.opened import OpenedSpec
-from prunegpt.planning.recipes import with_recipes
+from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.stages import Place, is_calibrated, next_stage, source_stage
+from prunegpt.planning.teachers import Chain, Sweep, Teachers, borrowed
 from prunegpt.planning.texts import Texts, block_size_of
 from prunegpt.root import Root
 from prunegpt.spec.expand import Configuration, slug
@@ -24,9 +25,7 @@ from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec,
 
 __all__ = ["is_calibrated", "plan_data", "plan_file"]
 
-MAX_TEACHERS = 50  # that teach one another in a row
 _IMPLICIT = "teacher-"
-_LISTED = 8
 
 
 def plan_file(
@@ -96,16 +95,7 @@ class _Shared:
     resolvers: dict[Path, "_Resolver"] = field(default_factory=dict)  # by spec file
     models: dict[str, tuple[ModelFacts | None, str | None]] = field(default_factory=dict)  # facts and a problem
     unchecked: dict[str, None] = field(default_factory=dict)  # an ordered set
-    pending: list[tuple["_Resolver", str]] = field(default_factory=list)  # trials being resolved, for circles
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """A resolved trial on its way into the plan."""
-
-    trial: TrialPlan
-    facts: ModelFacts
-    teachers: tuple["_Chain", ...] = ()
+    pending: list[tuple[Sweep, str]] = field(default_factory=list)  # trials being resolved, for circles
 
 
 class _Resolver:
@@ -117,11 +107,18 @@ class _Resolver:
         self.path = path.absolute() if path else None
         self.name = str(document.data.get("name", ""))
         self.texts = Texts(shared.files, self.path.parent if self.path else None, shared.unchecked)
-        self.chains: dict[str, _Chain | None] = {}
-        self.implicit: dict[str, _Chain] = {}  # teachers that no trial is, by stage key
-        self.borrowed: dict[str, TrialPlan] = {}  # trials of other sweeps that ours need
+        self.chains: dict[str, Chain | None] = {}
+        self.implicit: dict[str, Chain] = {}  # teachers that no trial is, by stage key
+        self.teachers = Teachers(self, shared.pending, self._open)
         if self.path:
             shared.resolvers[self.path] = self
+
+    def _open(self, path: Path) -> "_Resolver":
+        """The resolver of another spec file, or of the one that somebody already opened."""
+        if path not in self.shared.resolvers:
+            overrides = [text.partition(":")[2] for text in self.shared.overrides if _addressee(text) == path.stem]
+            return _Resolver(self.shared, read_document(path, overrides), path)
+        return self.shared.resolvers[path]
 
     def plan(self) -> SweepPlan:
         """The plan of the spec.
@@ -138,12 +135,12 @@ class _Resolver:
             unique = list(dict.fromkeys(problems))
             raise SpecError(sorted(unique, key=lambda problem: problem.line or 0), opened.document.source)
         self.shared.files.save()
-        own = [chain.trial for chain in [*chains, *self.implicit.values()] if chain]
+        own = [chain for chain in [*chains, *self.implicit.values()] if chain]
         return SweepPlan(
             name=spec.name,
             title=spec.title or spec.name,
             source=str(self.path) if self.path else None,
-            trials=(*own, *self.borrowed.values()),
+            trials=(*(chain.trial for chain in own), *borrowed(own, spec.name).values()),
             tables=spec.tables,
             spec=_writable(opened.document.data),
             unchecked=tuple(self.shared.unchecked),
@@ -168,7 +165,7 @@ class _Resolver:
 
     # -- one trial ---------------------------------------------------------------------------------------------
 
-    def chain(self, item: Configuration) -> _Chain | None:
+    def chain(self, item: Configuration) -> Chain | None:
         """The resolved trial; None where it has problems, which are noted."""
         if item.name not in self.chains:
             self.shared.pending.append((self, item.name))
@@ -181,10 +178,10 @@ class _Resolver:
                 self.shared.pending.pop()
         return self.chains[item.name]
 
-    def _resolve(self, item: Configuration) -> _Chain | None:
-        item = with_curves(with_recipes(item, self.texts.base), self.shared.curves)
-        spec = item.spec
+    def _resolve(self, item: Configuration) -> Chain | None:
         before = len(self.opened.problems)
+        item = self._filled(item)
+        spec = item.spec
         facts = self._model(item, spec.model, "model")
         text = self._text(item, spec.data, spec.evaluate)
         if facts:
@@ -223,7 +220,18 @@ class _Resolver:
             config=item.merged,
             teachers={teacher.trial.key: _teacher_label(teacher.trial) for teacher in teaching},
         )
-        return _Chain(trial, facts, teaching)
+        return Chain(trial, facts, teaching)
+
+    def _filled(self, item: Configuration) -> Configuration:
+        """The configuration with recipes and measured curves read in; what is wrong with them is noted."""
+        stages = list(item.spec.stages)
+        for index, stage in enumerate(stages):
+            try:
+                config = with_curves(with_recipe(stage.config, self.texts.base), self.shared.curves)
+                stages[index] = stage.filled(config)
+            except (PruneGPTError, OSError) as error:
+                self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))
+        return replace(item, spec=item.spec.model_copy(update={"stages": tuple(stages)}))
 
     def _check(self, item: Configuration, facts: ModelFacts) -> None:
         """Notes what does not fit between the model and the trial's windows and stages."""
@@ -305,15 +313,13 @@ class _Resolver:
 
     def _teacher(
         self, item: Configuration, index: int, config: DistillSpec, student: ModelFacts | None
-    ) -> _Chain | None:
+    ) -> Chain | None:
         """The trial that teaches a stage; None where there are problems, which are noted here or at that trial."""
         where, teacher = f"stages.{index}.distill.teacher", config.teacher
         if isinstance(teacher, TeacherModel):
             chain = self._teacher_model(item, teacher.model, where)
-        elif "/" in teacher:
-            chain = self._foreign(item, teacher, where)
         else:
-            chain = self._sibling(item, teacher, where)
+            chain = self.teachers.find(item, teacher, where)
         if chain is None or student is None:
             return chain
         block_size = block_size_of(config.data, item.spec.data.block_size if item.spec.data else 0)
@@ -322,91 +328,7 @@ class _Resolver:
             return None
         return chain
 
-    def _sibling(self, item: Configuration, name: str, where: str) -> _Chain | None:
-        """A trial of this sweep; where it has several seeds, the one of the student's seed, else its first."""
-        found = self.opened.named(name, item.seed)
-        if found is None and self.opened.may_be_broken(name):
-            return None
-        if found is None:
-            close = ", ".join(nearest(name, self.opened.groups)[:_LISTED])
-            self.opened.note(
-                item,
-                where,
-                f"a teacher must be a trial of this sweep, SWEEP/TRIAL or {{model: SOURCE}}, but there is no trial "
-                f"{name!r}. Trials: {close}. For a model write {{model: {name}}}.",
-            )
-            return None
-        return self.chain(found) if self._may_teach(item, found.name, self, where) else None
-
-    def _may_teach(self, item: Configuration, name: str, other: "_Resolver", where: str) -> bool:
-        """Whether a trial of another (or this) spec is not itself waiting for this one."""
-        pending = self.shared.pending
-        if (other, name) in pending:
-            circle = [*pending[pending.index((other, name)) :], (other, name)]
-            several = len({id(resolver) for resolver, _ in circle}) > 1
-            names = " → ".join(f"{resolver.name}/{trial}" if several else trial for resolver, trial in circle)
-            message = f"teachers must not form a circle, but {names}. Distil one of them from something else."
-            self.opened.note(item, where, message)
-            return False
-        if len(pending) > MAX_TEACHERS:
-            self.opened.note(item, where, f"at most {MAX_TEACHERS} trials may teach one another in a row, but more do.")
-            return False
-        return True
-
-    def _foreign(self, item: Configuration, name: str, where: str) -> _Chain | None:
-        """A trial of a sweep whose spec lies beside this one."""
-        sweep, _, trial = name.partition("/")
-        if sweep == self.name:
-            return self._sibling(item, trial, where)
-        other = self._beside(item, sweep, name, where)
-        if other is None:
-            return None
-        before = len(other.opened.problems)
-        found = other.opened.named(trial, item.seed)
-        if found is None and other.opened.complete:
-            close = ", ".join(nearest(trial, other.opened.groups)[:_LISTED]) or "none"
-            self.opened.note(item, where, f"sweep {sweep} has no trial {trial!r}. Trials: {close}.")
-            return None
-        if found is not None:
-            if not self._may_teach(item, found.name, other, where):
-                return None
-            if chain := other.chain(found):
-                self._borrow(chain)
-                return chain
-        reasons = other.opened.problems[before:] or other.opened.problems
-        told = "; ".join(map(str, reasons)) or "it has problems of its own"
-        self.opened.note(item, where, f"the teacher {name} cannot run, {other.path}: {told}")
-        return None
-
-    def _beside(self, item: Configuration, sweep: str, name: str, where: str) -> "_Resolver | None":
-        """The resolver of SWEEP.yaml in this spec's folder; None where there is none, which is noted."""
-        path = self.path.with_name(f"{sweep}.yaml") if self.path and sweep else None
-        if path in self.shared.resolvers:
-            return self.shared.resolvers[path]
-        if path is None or not path.is_file():
-            self.opened.note(
-                item,
-                where,
-                f"a teacher SWEEP/TRIAL needs the spec of that sweep beside this one, but there is no {sweep}.yaml. "
-                f"For a model on the hub write {{model: {name}}}.",
-            )
-            return None
-        overrides = [text.partition(":")[2] for text in self.shared.overrides if _addressee(text) == sweep]
-        try:
-            return _Resolver(self.shared, read_document(path, overrides), path)
-        except SpecError as error:
-            told = "; ".join(map(str, error.problems))
-            self.opened.note(item, where, f"the teacher {name} cannot run, {path}: {told}")
-            return None
-
-    def _borrow(self, chain: _Chain) -> None:
-        """Takes a trial of another sweep into this plan, with the trials that its own teachers are."""
-        for teacher in chain.teachers:
-            self._borrow(teacher)
-        if chain.trial.sweep != self.name:
-            self.borrowed[f"{chain.trial.sweep}/{chain.trial.name}"] = chain.trial
-
-    def _teacher_model(self, item: Configuration, model: ModelSpec, where: str) -> _Chain | None:
+    def _teacher_model(self, item: Configuration, model: ModelSpec, where: str) -> Chain | None:
         """A model as a teacher: a trial of its own, evaluated as it is, unless one of the spec's trials is that."""
         facts = self._model(item, model, where)
         text = self._text(item, item.spec.data, item.spec.evaluate)
@@ -422,7 +344,7 @@ class _Resolver:
             name = self._free_name(_IMPLICIT + slug(Path(model.source).name.removeprefix(PREFIX)))
             order = len(self.opened.configurations) + len(self.implicit)
             trial = self._trial(item, facts, *text, (stage,), name=name, group=name, order=order, implicit=True)
-            self.implicit[stage.key] = _Chain(trial, facts)
+            self.implicit[stage.key] = Chain(trial, facts)
         return self.implicit[stage.key]
 
     def _free_name(self, name: str) -> str:

@@ -12,7 +12,7 @@ from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.fingerprint import FORMAT, digest, versions
 from prunegpt.planning.texts import Texts
 from prunegpt.spec.plan import StagePlan
-from prunegpt.spec.schema import DataSpec, DistillSpec, FinetuneSpec, GradualSpec, PruneSpec
+from prunegpt.spec.schema import DataSpec, DistillSpec, FinetuneSpec, GradualSpec, PruneSpec, StageConfig
 from prunegpt.spec.training_arguments import CHOOSING, NEUTRAL
 
 _NO_TEXT = frozenset({"magnitude", "random", "movement"})  # a plug-in may look at text and draw numbers
@@ -52,7 +52,7 @@ def source_stage(facts: ModelFacts, precision: str) -> StagePlan:
     return StagePlan(key=key, kind="pretrain", model=model, data=DataSpec(path="builtin:text"))
 
 
-def next_stage(config: FinetuneSpec | PruneSpec | DistillSpec, place: Place, teacher: str | None = None) -> StagePlan:
+def next_stage(config: StageConfig, place: Place, teacher: str | None = None) -> StagePlan:
     """The stage that a config means at its place in a chain.
 
     Args:

@@ -273,6 +273,7 @@ class DistillSpec(FinetuneSpec):
 
 
 STAGES = {"finetune": FinetuneSpec, "prune": PruneSpec, "distill": DistillSpec}
+StageConfig = FinetuneSpec | PruneSpec | DistillSpec
 
 
 class StageSpec(Part):
@@ -304,9 +305,13 @@ class StageSpec(Part):
         return next(iter(self.model_fields_set))
 
     @property
-    def config(self) -> FinetuneSpec | PruneSpec | DistillSpec:
-        config: FinetuneSpec | PruneSpec | DistillSpec = getattr(self, self.kind)
+    def config(self) -> StageConfig:
+        config: StageConfig = getattr(self, self.kind)
         return config
+
+    def filled(self, config: StageConfig) -> "StageSpec":
+        """The same stage with another config of its kind."""
+        return self.model_copy(update={self.kind: config})
 
 
 def _model(value: Any) -> Any:
