@@ -1,3 +1,37 @@
-"""PruneGPT: what does pruning do to a GPT-style language model, and does distillation win it back?"""
+"""PruneGPT: what does pruning do to a GPT-style language model, and does distillation win it back?
+
+The map of the house. Data flows down the page: spec → plan → attempts → records → store → tables.
+
+    errors        the error tree; every message states the rule, the value, the way out
+    registry      named parts: built-in ones by table, others by entry point
+    root          where everything lies on disk, and how it gets there: whole or not at all
+    records       what crosses from a worker to the coordinator
+    builtin/      the model and the text that need no download
+    spec/         the YAML: read with lines, checked field by field, expanded; what a plan is
+    recipes/      recipe files of two dialects: what they mean, and conversion
+    planning/     from a spec to a plan: facts of models and texts, stage keys, teachers, costs; no torch
+
+  the tensor side
+    lm/           models and tokenisers, text as windows, canonical weight views, the one perplexity
+    pruning/      criteria, solvers, patterns, schedules, allocation, statistics, masks and their enforcement
+    distill/      losses, teachers, hidden states
+    training      transformers' Trainer wired with masks, distillation and points
+    stages/       one file a stage; the chain of a trial, what is cached and published
+    trial         runs one trial from its folder; knows no database
+
+  the book-keeping side
+    store/        the database of a root
+    launch/       where an attempt runs
+    sweep/        the coordinator: what runs next, what came back
+    tracking/     Weights & Biases
+    report/       tables, statistics, figures
+    web/          the dashboard
+
+    cli/          one file a command group, on top of both sides
+
+A module imports only what `tests/test_imports.py` allows its part to, downwards on this map, and the two sides never
+import each other: they meet in `records`, in `trial` and in `cli`. Nothing that `prunegpt --help` or `prunegpt sweep
+status` needs imports torch.
+"""
 
 __version__ = "0.1.0"
