@@ -1,5 +1,6 @@
 """The command line. Heavy parts are imported inside the commands: `--help` and `sweep status` never import torch."""
 
+import os
 import sys
 
 import typer
@@ -41,6 +42,7 @@ doctor.register(app)
 
 def main() -> None:
     """Runs the command line; an error meant for the user is its message and exit status 1."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads are slow beside any other process
     try:
         app()
     except PruneGPTError as error:

@@ -16,6 +16,7 @@ from prunegpt.root import Root
 WORKER = (sys.executable, "-m", "prunegpt", "trial", "serve")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
+_WAITING = "OMP_WAIT_POLICY"
 _REUSED = ("finished", "diverged")  # a worker that ended so takes the next attempt; any other is thrown away
 
 
@@ -137,10 +138,11 @@ def cuda_devices() -> list[str]:
 def slot_environment(index: int, slots: int, devices: Sequence[str]) -> dict[str, str]:
     """The environment of one slot of several: its share of the processors and of the CUDA devices.
 
-    With more devices than slots each slot gets several; with fewer, slots share one. A single slot gets everything,
+    Threads that wait for each other sleep instead of spinning, so that whatever else runs on the machine does not slow
+    a trial down several times. With more devices than slots each slot gets several; with fewer, slots share one. A single slot gets everything,
     and a thread count that the user has set stays.
     """
-    environment = dict(os.environ)
+    environment = {_WAITING: "PASSIVE", **os.environ}
     if slots > 1 and _THREADS not in environment:
         environment[_THREADS] = str(max(1, _processors() // slots))
     if devices:
