@@ -26,9 +26,13 @@ class Registry:
         self._builtin = dict(builtin)
 
     @cached_property
-    def _plugins(self) -> dict[str, EntryPoint]:
-        found = entry_points(group=f"prunegpt.{self.kind.replace(' ', '_')}")
-        return {point.name: point for point in found if point.name not in self._builtin}
+    def _plugins(self) -> dict[str, list[EntryPoint]]:
+        """Entry points by name. None takes the name of a built-in part: a spec means the same everywhere."""
+        found: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=f"prunegpt.{self.kind.replace(' ', '_')}"):
+            if point.name not in self._builtin:
+                found.setdefault(point.name, []).append(point)
+        return found
 
     def names(self) -> list[str]:
         """All names of this kind, built-in ones first."""
@@ -46,13 +50,18 @@ class Registry:
         """The part of that name.
 
         Raises:
-            UnknownPartError: no such name, or its plug-in fails to import (the plug-in is named).
+            UnknownPartError: no such name, or its plug-in fails to import (the plug-in is named), or two declare it.
         """
         self.check(name)
         if name in self._builtin:
             module, _, attribute = self._builtin[name].partition(":")
             return getattr(import_module(module), attribute)
-        point = self._plugins[name]
+        point, *others = self._plugins[name]
+        if others:
+            values = ", ".join(sorted(entry.value for entry in (point, *others)))
+            raise UnknownPartError(
+                f"a {self.kind} must have one origin, but {name!r} has: {values}. Uninstall all but one."
+            )
         try:
             return point.load()
         except Exception as error:

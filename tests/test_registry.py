@@ -1,0 +1,99 @@
+"""Named parts: every built-in one is where the table says; a plug-in is found, and named where it is broken."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+import prunegpt.registry
+from prunegpt.errors import UnknownPartError, nearest, unknown
+from prunegpt.registry import Registry
+
+REGISTRIES = [item for item in vars(prunegpt.registry).values() if isinstance(item, Registry)]
+PARTS = [(registry, name) for registry in REGISTRIES for name in registry._builtin]
+assert len(REGISTRIES) > 5
+assert PARTS
+
+
+@pytest.mark.parametrize(("registry", "name"), PARTS, ids=[f"{part.kind} {name}" for part, name in PARTS])
+def test_a_built_in_part_is_where_the_table_says(registry: Registry, name: str) -> None:
+    assert name in registry
+    assert name in registry.names()
+    assert callable(registry.load(name)) or hasattr(registry.load(name), "name")
+
+
+def test_kinds_and_their_groups_differ() -> None:
+    kinds = [registry.kind for registry in REGISTRIES]
+    assert len(set(kinds)) == len(kinds)
+
+
+@pytest.fixture
+def plugged(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry of one built-in part and some plug-ins."""
+    points = [
+        EntryPoint("pi", "math:pi", "prunegpt.some_kind"),
+        EntryPoint("one", "math:e", "prunegpt.some_kind"),
+        EntryPoint("gone", "no_such_module:x", "prunegpt.some_kind"),
+        EntryPoint("lacking", "math:no_such_thing", "prunegpt.some_kind"),
+        EntryPoint("twice", "math:pi", "prunegpt.some_kind"),
+        EntryPoint("twice", "math:e", "prunegpt.some_kind"),
+        EntryPoint("other", "math:pi", "prunegpt.other_kind"),
+    ]
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        return [point for point in points if point.group == group]
+
+    monkeypatch.setattr(prunegpt.registry, "entry_points", entry_points)
+    return Registry("some kind", {"one": "math:tau"})
+
+
+def test_a_plug_in_is_found_under_its_name(plugged: Registry) -> None:
+    import math
+
+    assert plugged.names() == ["one", "gone", "lacking", "pi", "twice"]
+    assert plugged.load("pi") == math.pi
+    assert "pi" in plugged
+    assert "other" not in plugged
+
+
+def test_a_plug_in_does_not_take_a_built_in_name(plugged: Registry) -> None:
+    import math
+
+    assert plugged.load("one") == math.tau
+
+
+BROKEN = {
+    "gone": r"a some kind must import, but the plug-in 'gone' \(no_such_module:x\) failed: ModuleNotFoundError",
+    "lacking": r"the plug-in 'lacking' \(math:no_such_thing\) failed: AttributeError",
+    "twice": r"a some kind must have one origin, but 'twice' has: math:e, math:pi\. Uninstall all but one",
+    "oen": r"unknown some kind 'oen'\. Did you mean 'one'\? Valid: one, gone, lacking, pi, twice\.",
+}
+assert BROKEN
+
+
+@pytest.mark.parametrize(("name", "message"), BROKEN.items(), ids=BROKEN.keys())
+def test_a_part_that_cannot_be_had_is_named(name: str, message: str, plugged: Registry) -> None:
+    with pytest.raises(UnknownPartError, match=message):
+        plugged.load(name)
+
+
+def test_names_are_checked_without_loading(plugged: Registry) -> None:
+    plugged.check("gone")
+    with pytest.raises(UnknownPartError, match="unknown some kind 'x'"):
+        plugged.check("x")
+
+
+# -- messages --------------------------------------------------------------------------------------------------------
+
+
+def test_valid_names_come_nearest_first_and_are_all_there() -> None:
+    names = ["train", "stages", "seeds", "vary", "seed"]
+    assert nearest("sede", names)[0] == "seed"
+    assert sorted(nearest("sede", names)) == sorted(names)
+    assert nearest("x", []) == []
+
+
+def test_long_lists_are_cut() -> None:
+    message = unknown("key", "k10", [f"k{index}" for index in range(100)])
+    assert "Did you mean 'k10'?" in message
+    assert message.endswith(" and 88 more.")
+    assert unknown("key", "a", []) == "unknown key 'a'. Valid: none."
