@@ -1,7 +1,6 @@
-"""Fixtures every suite shares: tiny random models of the three families, and the real text and model where they are at hand."""
+"""Fixtures every suite shares: tiny random models of three families, and the real text and model where at hand."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +83,6 @@ def tiny_opt() -> Any:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
+def root(tmp_path: Path) -> Path:
     """An empty root of its own for a test that runs sweeps."""
-    yield tmp_path / "runs"
+    return tmp_path / "runs"

@@ -139,8 +139,8 @@ def slot_environment(index: int, slots: int, devices: Sequence[str]) -> dict[str
     """The environment of one slot of several: its share of the processors and of the CUDA devices.
 
     Threads that wait for each other sleep instead of spinning, so that whatever else runs on the machine does not slow
-    a trial down several times. With more devices than slots each slot gets several; with fewer, slots share one. A single slot gets everything,
-    and a thread count that the user has set stays.
+    a trial down several times. With more devices than slots each slot gets several; with fewer, slots share one. A
+    single slot gets everything, and what the user has set stays.
     """
     environment = {_WAITING: "PASSIVE", **os.environ}
     if slots > 1 and _THREADS not in environment:
