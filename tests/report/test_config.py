@@ -1,5 +1,6 @@
-from prunegpt.report.config import MISSING, find, flatten, paths, resolved, value_at
 from report.made import make_trial
+
+from prunegpt.report.config import MISSING, find, flatten, paths, resolved, value_at
 
 
 def test_the_plan_fills_in_what_the_spec_leaves_out() -> None:

@@ -1,8 +1,9 @@
 import subprocess
 from pathlib import Path
 
-from prunegpt.report.provenance import gather, spec_commit
 from report.made import evaluation, make_trial
+
+from prunegpt.report.provenance import gather, spec_commit
 
 
 def test_the_line_is_made_from_the_records() -> None:

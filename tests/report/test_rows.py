@@ -1,6 +1,7 @@
+from report.made import evaluation, make_trial
+
 from prunegpt.report.rows import select_rows
 from prunegpt.spec.schema import TableSpec
-from report.made import evaluation, make_trial
 
 
 def spec(*rows: object, reported: dict[str, object] | None = None) -> TableSpec:
