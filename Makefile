@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 quickstart: $(STAMP) ## run the study in small on the built-in model: minutes on two cores, no download
-	$(BIN)/prunegpt sweep run sweeps/quickstart.yaml
+	$(BIN)/prunegpt sweep run sweeps/quickstart.yaml --slots 2
 
 test: $(STAMP) ## the tests, without the slow ones
 	$(BIN)/python -m pytest -n $(JOBS)
