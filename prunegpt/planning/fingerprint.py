@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ def digest(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide a result; a local build label such as +cpu is left out."""
-    found = {}
-    for package in ("torch", "transformers"):
-        try:
-            found[package] = version(package).partition("+")[0]
-        except PackageNotFoundError:
-            found[package] = "missing"
-    return found
+    return {package: _version(package) for package in ("torch", "transformers")}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package).partition("+")[0]
+    except PackageNotFoundError:
+        return "missing"
 
 
 class Files:
