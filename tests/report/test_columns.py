@@ -2,13 +2,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from report.made import evaluation, make_trial
 
 from prunegpt.errors import UnknownPartError
 from prunegpt.records import TrialResult
 from prunegpt.report.columns import COLUMNS, NOT_APPLICABLE, column, off_target
 from prunegpt.report.format import loss, plain, printed, probability, text_of
 from prunegpt.report.rows import Row
+from tests.report.made import evaluation, make_trial
 
 GRADUAL = {"kind": "finetune", "finetune": {"prune": {"method": "magnitude", "schedule": "cubic", "layers": [3]}}}
 DISTILL = {"kind": "distill", "distill": {"hardness": 0.5}, "teacher": "t"}

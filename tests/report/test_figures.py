@@ -10,7 +10,6 @@ import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
 from PIL import Image
-from report.made import Kept, draw_windows, make_trial
 
 from prunegpt.records import Point
 from prunegpt.report.errors import ReportError
@@ -37,6 +36,7 @@ from prunegpt.report.figures import (
     svg,
     training_curves,
 )
+from tests.report.made import Kept, draw_windows, make_trial
 
 POINTS = (
     SparsityPoint("dense", DENSE, 0.0, 60.5, 59.0, 62.0),

@@ -3,7 +3,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report.made import Kept, draw_windows, make_trial
 
 from prunegpt.records import Point
 from prunegpt.report.errors import ReportError
@@ -11,6 +10,7 @@ from prunegpt.report.folder import write_folder
 from prunegpt.report.gallery import figures_of
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
+from tests.report.made import Kept, draw_windows, make_trial
 
 PRUNE = {"kind": "prune", "prune": {"method": "magnitude"}}
 

@@ -1,9 +1,8 @@
 import subprocess
 from pathlib import Path
 
-from report.made import evaluation, make_trial
-
 from prunegpt.report.provenance import gather, spec_commit
+from tests.report.made import evaluation, make_trial
 
 
 def test_the_line_is_made_from_the_records() -> None:

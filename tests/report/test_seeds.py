@@ -5,11 +5,11 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
-from report.made import draw_windows
 
 from prunegpt.report.errors import ReportError
 from prunegpt.report.seeds import Source, combined_test, compare_seeds, spread, spread_interval
 from prunegpt.report.statistics import compare_windows, mean_loss
+from tests.report.made import draw_windows
 
 
 def _flat(loss: float, count: int = 30) -> np.ndarray:

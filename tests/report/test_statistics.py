@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report.made import draw_windows
 
 from prunegpt.report.errors import ReportError
 from prunegpt.report.statistics import (
@@ -21,6 +20,7 @@ from prunegpt.report.statistics import (
     perplexity_interval,
     resampled_sums,
 )
+from tests.report.made import draw_windows
 
 
 def test_resampled_means_follow_the_exact_distribution() -> None:

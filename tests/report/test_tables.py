@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report.made import PROTOCOL, Kept, draw_windows, evaluation, make_trial
 
 from prunegpt.errors import UnknownPartError
 from prunegpt.report.cells import Cell, Table, slug
@@ -13,6 +12,7 @@ from prunegpt.report.errors import ReportError
 from prunegpt.report.statistics import perplexity_interval
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
+from tests.report.made import PROTOCOL, Kept, draw_windows, evaluation, make_trial
 
 FINETUNE = {"kind": "finetune", "finetune": {}}
 DISTILL = {"kind": "distill", "distill": {}, "teacher": "t"}

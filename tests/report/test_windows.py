@@ -2,11 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report.made import draw_windows, evaluation, make_trial
 
 from prunegpt.report.errors import ReportError
 from prunegpt.report.windows import check_belongs, stored_windows
 from prunegpt.root import Root
+from tests.report.made import draw_windows, evaluation, make_trial
 
 
 def test_finds_what_an_evaluation_left(tmp_path: Path) -> None:
