@@ -40,7 +40,7 @@ format: $(STAMP) ## format the code
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## measure against the alternatives
-	$(BIN)/python -m pytest -q -s -m bench tests/bench
+	$(BIN)/python -m pytest -q -s -m '' tests/bench
 
 tables: $(STAMP) ## put the quickstart's tables into the README
 	$(BIN)/prunegpt table quickstart --archive sweeps/results/quickstart --update README.md

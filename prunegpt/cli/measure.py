@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.builtin import is_builtin
+from prunegpt.cli.progress import bar
 from prunegpt.errors import PruneGPTError
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.facts import split_files
@@ -152,7 +153,8 @@ def measure(
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_WINDOW
     spec = text.spec(min(DEFAULT_WINDOW, positions))
     ruler = Ruler(spec, "command-line", model.device, pick_dtype(precision, model.device))
-    found = ruler.measure(model, tokenizer)
+    with bar("measuring") as progress:
+        found = ruler.measure(model, tokenizer, progress)
     if not found.evaluation.finite or found.evaluation.windows < 2:
         return Measured(found.evaluation, None)
     interval = perplexity_interval(found.windows)

@@ -32,6 +32,16 @@ def follow(plan: "SweepPlan") -> Iterator[Callable[[events.Event], None]]:
         yield _Board(plan, console, bars).show
 
 
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for one long thing, told how much of how much is done; nothing where standard error is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
 class _Board:
     def __init__(self, plan: "SweepPlan", console: Console, bars: Progress) -> None:
         self.console = console

@@ -19,7 +19,7 @@ from prunegpt.cli.evaluate import (
     WindowsOption,
     as_dict,
 )
-from prunegpt.cli.options import JsonOption, RootOption, number, print_json, print_table, say
+from prunegpt.cli.options import JsonOption, RootOption, number, print_json, print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -63,6 +63,7 @@ def prune(
 ) -> None:
     """Prune a model once and save an ordinary transformers folder with its masks; measured before and after."""
     from prunegpt.cli.measure import Text, check_prune, measure, open_model
+    from prunegpt.cli.progress import bar
     from prunegpt.errors import PruneGPTError
     from prunegpt.lm.models import save_model
     from prunegpt.pruning.masks import save_masks
@@ -91,7 +92,8 @@ def prune(
     loaded, tokenizer = open_model(model, where, device)
     state = State(loaded, tokenizer, Pruned())
     before = measure(loaded, tokenizer, text, where, precision=precision) if data else None
-    result = apply(spec, state, seed=seed, root=where, say=say)
+    with bar(f"pruning with {method}") as progress:
+        result = apply(spec, state, seed=seed, root=where, progress=lambda done, total, name: progress(done, total))
     check_ledger(state)
     zeros = count_zeros(state)
     after = measure(loaded, tokenizer, text, where, precision=precision) if data else None

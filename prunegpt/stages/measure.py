@@ -1,6 +1,7 @@
 """What is measured of a model after every stage: perplexity, zeros, and that its masks hold."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +43,21 @@ class Ruler:
     dtype: torch.dtype
     _windows: Windows | None = None
 
-    def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Measurement:
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Measurement:
+        """Measures a model; `progress` is told how many windows of how many are done."""
         if self._windows is None:
             self._windows = text.evaluation_windows(self.spec, tokenizer)
         started = time.monotonic()
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed):
-            found = evaluate(model, self._windows, batch_size=self.spec.batch_size, device=self.device)
+            found = evaluate(
+                model, self._windows, batch_size=self.spec.batch_size, device=self.device, progress=progress
+            )
         record = Evaluation(
             key=self.key,
             protocol=found.protocol + (f" {str(self.dtype).removeprefix('torch.')}" if mixed else ""),

@@ -1,7 +1,7 @@
 """One-shot pruning of the model a stage is given."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunegpt.lm.views import WeightView, select
 from prunegpt.pruning.masks import check, fingerprints
-from prunegpt.pruning.oneshot import prune_oneshot
+from prunegpt.pruning.oneshot import Progress, prune_oneshot
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import PruneSpec
@@ -22,10 +22,14 @@ from prunegpt.stages.budget import method_options, scope_of, sparsities_of
 def prune(plan: StagePlan, state: State, setting: Setting) -> Result:
     """Prunes once; what earlier stages pruned stays pruned and counts."""
     assert plan.prune is not None
-    return apply(plan.prune, state, seed=plan.seed, root=setting.root, say=print)
+
+    def say(done: int, total: int, name: str) -> None:
+        print(f"  pruned {done} of {total}: {name}", flush=True)
+
+    return apply(plan.prune, state, seed=plan.seed, root=setting.root, progress=say)
 
 
-def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, say: Callable[[str], None]) -> Result:
+def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, progress: Progress) -> Result:
     """Prunes the model in place and puts the masks into the state.
 
     Raises:
@@ -38,9 +42,6 @@ def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, say: Callable
     before = {name: mask for name, mask in state.pruned.masks.items() if name in views}
     parameters = dict(state.model.named_parameters())
     untouched = fingerprints(parameters, views)
-
-    def progress(done: int, total: int, name: str) -> None:
-        say(f"  pruned {done}/{total}: {name}")
 
     found = prune_oneshot(
         state.model,
