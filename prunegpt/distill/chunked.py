@@ -25,10 +25,9 @@ from prunegpt.distill.targets import IGNORE, HiddenTargets, Targets, TopKTargets
 from prunegpt.errors import DistillationError
 
 # Of one float32 array [chunk, vocab]: rows enough for the products with the output matrix to be worth its reading.
-CHUNK_BYTES = {"cpu": 48 * 2**20}
+CHUNK_BYTES = {"cpu": 24 * 2**20}
 CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 CHUNK_ROWS = 64
-PART_BYTES = {"cpu": 2 * 2**20}  # element by element, a processor takes as many rows at a time as its cache holds
 
 
 class ChunkedLosses(NamedTuple):
@@ -67,7 +66,7 @@ def chunked_losses(
         loss: the divergence.
         hardness: the weight of KD, 0 to 1.
         temperature: divides both logits in KD; above 0.
-        chunk_tokens: rows of logits that exist at a time. None takes as many as make 48 MiB in float32 on a CPU and
+        chunk_tokens: rows of logits that exist at a time. None takes as many as make 24 MiB in float32 on a CPU and
             256 MiB elsewhere, at least 64.
         denominator: what both sums are divided by: the number of labels in all micro-batches of an optimizer step.
             None: the number of labels that are not -100 here (1 where there are none).
@@ -95,7 +94,6 @@ def chunked_losses(
     dtype = _product_dtype(student_hidden)
     if isinstance(teacher, HiddenTargets) and torch.is_autocast_enabled(student_hidden.device.type):
         teacher = teacher.cast(dtype)
-    chunk = chunk_tokens or _chunk_rows(student_head.weight)
     kept = (labels != IGNORE).nonzero().squeeze(-1)  # [kept]
     count = max(kept.numel(), 1) if denominator is None else denominator
     plan = _Plan(
@@ -105,8 +103,7 @@ def chunked_losses(
         loss=loss,
         hardness=hardness,
         temperature=temperature,
-        chunk=chunk,
-        part=min(chunk, _part_rows(student_head.weight, chunk)),
+        chunk=chunk_tokens or _chunk_rows(student_head.weight),
         vocabulary=vocabulary or student_head.weight.shape[0],
         dtype=dtype,
         differentiate=torch.is_grad_enabled(),
@@ -125,8 +122,7 @@ class _Plan:
     loss: DistillationLoss | None
     hardness: float
     temperature: float
-    chunk: int  # rows of logits that exist at a time
-    part: int  # rows of them that are worked on at a time
+    chunk: int
     vocabulary: int
     dtype: torch.dtype
     differentiate: bool
@@ -203,16 +199,13 @@ def _run(
         rows = slice(start, start + plan.chunk)
         logits = head.logits(hidden[rows]).to(exact)  # [chunk, vocab]
         target = _target(plan, kept[rows], exact)
-        for first in range(0, len(logits), plan.part):
-            part = slice(first, first + plan.part)
-            part_target = target[part] if target is not None else None
-            values = _blend(logits[part], labels[rows][part], part_target, plan, differentiate=any(wanted))
-            ce[rows][part], kd[rows][part] = values
-        if not any(wanted):
+        ce[rows], kd[rows], slope = _blend(logits, labels[rows], target, plan, differentiate=any(wanted))
+        del logits, target
+        if slope is None:
             continue
         if by_bias is not None:
-            by_bias += logits.sum(0)
-        slope = logits.to(plan.dtype)  # [chunk, vocab]
+            by_bias += slope.sum(0)
+        slope = slope.to(plan.dtype)  # [chunk, vocab]
         if by_hidden is not None:
             by_hidden[rows] = slope @ weight
         if by_weight is not None:
@@ -230,30 +223,26 @@ def _target(plan: _Plan, rows: Tensor, exact: torch.dtype) -> Tensor | TopKTarge
 
 def _blend(
     logits: Tensor, labels: Tensor, target: Tensor | TopKTargets | None, plan: _Plan, *, differentiate: bool
-) -> tuple[Tensor, Tensor]:
-    """CE and KD of some tokens, [part] each.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """CE and KD [chunk], and the derivative of their blend by the logits before scale and cap, [chunk, vocab].
 
-    Where `differentiate`, the derivative of their blend by the logits before scale and cap takes the place of `logits`
-    [part, vocab]. The logits of `target` may be overwritten.
+    `logits` and those of `target` may be overwritten.
     """
-    log_probabilities = torch.log_softmax(logits, dim=-1)  # [part, vocab]
-    column = labels.unsqueeze(-1)  # [part, 1]
-    ce = -log_probabilities.gather(-1, column).squeeze(-1)  # [part]
+    log_probabilities = torch.log_softmax(logits, dim=-1)  # [chunk, vocab]
+    column = labels.unsqueeze(-1)  # [chunk, 1]
+    ce = -log_probabilities.gather(-1, column).squeeze(-1)  # [chunk]
     kd = torch.zeros_like(ce)
     if not differentiate:
         if target is not None:
-            kd = _divergence(logits[:, : plan.vocabulary], target, plan)  # [part]
-        return ce, kd
-    slope = log_probabilities.exp_()  # [part, vocab]
+            kd = _divergence(logits[:, : plan.vocabulary], target, plan)  # [chunk]
+        return ce, kd, None
+    slope = log_probabilities.exp_()  # [chunk, vocab]
     slope.scatter_add_(-1, column, torch.full_like(column, -1, dtype=slope.dtype))
     inner = _inner_slope(logits, plan)
     if target is not None:
         kd, by_logits = _divergence_and_slope(logits[:, : plan.vocabulary], target, plan)
         slope.mul_(1 - plan.hardness)[:, : plan.vocabulary].add_(by_logits, alpha=plan.hardness)
-    if inner is not None:
-        slope.mul_(inner)
-    logits.copy_(slope)
-    return ce, kd
+    return ce, kd, slope if inner is None else slope.mul_(inner)
 
 
 def _inner_slope(logits: Tensor, plan: _Plan) -> Tensor | float | None:
@@ -292,11 +281,6 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> 
 def _chunk_rows(weight: Tensor) -> int:
     size = CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES_ELSEWHERE)
     return max(CHUNK_ROWS, size // (4 * weight.shape[0]))
-
-
-def _part_rows(weight: Tensor, chunk: int) -> int:
-    size = PART_BYTES.get(weight.device.type)
-    return max(1, size // (4 * weight.shape[0])) if size else chunk
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:

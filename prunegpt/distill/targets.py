@@ -71,7 +71,7 @@ class TopKTargets:
     def tokens(self) -> int:
         return self.indices.shape[0]
 
-    def __getitem__(self, rows: Tensor | slice) -> Self:
+    def __getitem__(self, rows: Tensor) -> Self:
         return type(self)(self.indices[rows], self.log_probabilities[rows])
 
     def check(self, student: Head, vocabulary: int | None) -> None:
