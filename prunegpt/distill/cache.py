@@ -4,6 +4,9 @@ Of each position are kept the k most probable tokens, their log-probabilities in
 mass of all the others: 4 k bytes a token (6 k where the vocabulary exceeds 65,536) and 4 for each temperature. For
 GPT-2 and k = 64 that is 0.27 MB a block of 1,024, against 206 MB of logits.
 
+A temperature above 1 moves mass to the tokens that are not kept, so what a cache loses has to be looked at
+(:class:`Truncation`): of SmolLM2-135M on WikiText-2, k = 64 leaves out 18 % at temperature 1, but 80 % at 2.
+
     FOLDER/cache.json           keys, shapes, and what the truncation loses
     FOLDER/indices.npy          [blocks, length, k] uint16 or uint32
     FOLDER/log_probs.npy        [blocks, length, k] float16, at temperature 1

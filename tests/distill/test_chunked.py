@@ -110,6 +110,8 @@ def test_a_cached_teacher_against_whole_logits(loss: DistillationLoss) -> None:
     if loss is FORWARD_KL:
         running = chunked_losses(hidden, head, labels, teacher, **settings | {"loss": TOP_K.bind(k=3)})
         torch.testing.assert_close(got.kd, running.kd)
+        same = chunked_losses(hidden, head, labels, cached, **settings | {"loss": TOP_K.bind(k=3)})
+        torch.testing.assert_close(got.kd, same.kd)
 
 
 class Fresh(torch.autograd.Function):
