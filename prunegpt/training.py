@@ -203,6 +203,8 @@ class _Trainer(Trainer):
             return loss
         loss, terms = wiring.objective(model, {**inputs, "block": block}, num_items_in_batch)
         wiring.note(terms)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, tokens were summed
         return (loss, {}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:

@@ -2,8 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +35,12 @@ def objective_for(plan: StagePlan, state: State, setting: Setting, blocks: Block
             "Remove cache, or set the gains to 0."
         )
 
+    loss: DistillationLoss = DISTILLATION_LOSSES.load(config.loss)
+
     def load() -> Teacher:
         teacher = setting.teacher(key)
+        if config.attention_gain > 0:  # only eager attention gives its maps
+            teacher.model.set_attn_implementation("eager")
         shared = check_tokenizers(state.tokenizer, teacher.tokenizer)
         return Teacher(teacher.model, dtype=setting.dtype, vocabulary=shared)
 
@@ -47,21 +49,13 @@ def objective_for(plan: StagePlan, state: State, setting: Setting, blocks: Block
         state.model.set_attn_implementation("eager")
     return DistillationObjective(
         target,
-        _bound(DISTILLATION_LOSSES.load(config.loss), dict(config.options)),
+        loss.bind(**config.options),
         hardness=config.hardness,
         temperature=config.temperature,
         hidden_gain=config.hidden_gain,
         attention_gain=config.attention_gain,
         layer_map=config.layer_map,
     )
-
-
-def _bound(loss: DistillationLoss, options: dict[str, Any]) -> DistillationLoss:
-    """The loss with the options of the spec, such as k of top_k."""
-    if not options:
-        return loss
-    gradient = partial(loss.gradient, **options) if loss.gradient else None
-    return replace(loss, divergence=partial(loss.divergence, **options), gradient=gradient)
 
 
 def _cached(config: DistillSpec, key: str, load: Callable[[], Teacher], setting: Setting, blocks: Blocks) -> TopKCache:

@@ -32,7 +32,7 @@ class DistillationLoss:
     divergence: Callable[..., Tensor]
     gradient: Callable[..., tuple[Tensor, Tensor]] | None = None
 
-    def bind(self, **options: float) -> "DistillationLoss":
+    def bind(self, **options: float | str) -> "DistillationLoss":
         """The same loss with these options fixed.
 
         Raises:
