@@ -1,0 +1,183 @@
+"""Stages in a chain: what each kind of config does to a real, small model."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prunegpt.pruning.masks import load_masks
+from prunegpt.root import Root
+from prunegpt.stages import cache
+from tests.stages.conftest import RunTrials
+
+GRADUAL = {"sparsity": 0.75, "unit": "steps", "start": 1, "end": 4, "every": 1}
+CALIBRATION = {"windows": 4, "length": 32}
+FINETUNED = {"name": "finetuned", "stages": ["finetune"]}
+
+
+def points(folder: Path, trial: str) -> list[dict[str, Any]]:
+    path = folder / "runs" / "trials" / "small" / trial / "attempt-1" / "points.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        {"method": "magnitude", "sparsity": 0.5},
+        {"method": "magnitude", "sparsity": 0.5, "allocation": "global"},
+        {"method": "random", "sparsity": 0.5, "pattern": "[4, 4]"},
+        {"method": "wanda", "pattern": "2:4"},
+        {"method": "taylor", "sparsity": 0.5},
+        {"method": "sparsegpt", "sparsity": 0.5},
+        {"method": "sparsegpt", "pattern": "2:4", "propagate": False},
+        {"method": "admm", "sparsity": 0.5},
+        {"method": "obert", "sparsity": 0.5},
+        {"method": "wanda", "sparsity": 0.5, "allocation": "owl", "options": {"limit": 0.1}},
+        {"method": "magnitude", "sparsity": 0.5, "layers": [1]},
+        {"method": "magnitude", "allocation": {"*.mlp.c_fc": 0.75, "*": 0.25}},
+        {
+            "method": "magnitude",
+            "sparsity": 0.5,
+            "allocation": "sensitivity",
+            "curves": {"0": [[0.4, 0.1], [0.8, 9.0]], "1": [[0.4, 0.1], [0.8, 0.2]]},
+        },
+    ],
+    ids=lambda prune: "-".join(str(value) for value in prune.values())[:40],
+)
+def test_one_shot_pruning(run_trials: RunTrials, prune: dict[str, Any]) -> None:
+    record = run_trials({"name": "pruned", "stages": [{"prune": {**prune, "calibration": CALIBRATION}}]})["pruned"]
+    assert record.state == "finished", record.trace
+    stage = record.stages[-1]
+    assert stage.sparsity is not None
+    if "sparsity" in prune or "pattern" in prune:
+        assert stage.sparsity.pruned == pytest.approx(0.5, abs=0.02)
+    assert stage.sparsity.layers == tuple(prune.get("layers", (0, 1)))
+    assert stage.evaluation is not None
+    assert stage.evaluation.perplexity is not None
+    assert len(stage.layers) == len(stage.sparsity.by_tensor)
+    if prune.get("allocation") == "sensitivity":
+        zeros = stage.sparsity.by_tensor
+        assert zeros["transformer.h.0.mlp.c_fc.weight"] < zeros["transformer.h.1.mlp.c_fc.weight"]
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        {"method": "magnitude", "schedule": "linear"},
+        {"method": "magnitude", "schedule": "constant"},
+        {"method": "magnitude", "allocation": "global"},
+        {"method": "wanda"},
+        {"method": "movement"},
+        {"method": "taylor"},
+        {"method": "sparsegpt"},
+        {"method": "magnitude", "schedule": "acdc", "every": 1},
+    ],
+    ids=lambda prune: "-".join(str(value) for value in prune.values()),
+)
+def test_pruning_while_training(run_trials: RunTrials, tmp_path: Path, prune: dict[str, Any]) -> None:
+    spec = {**GRADUAL, "calibration": CALIBRATION, **prune}
+    record = run_trials({"name": "gradual", "stages": [{"finetune": {"prune": spec}}]})["gradual"]
+    assert record.state == "finished", record.trace
+    assert record.stages[-1].sparsity is not None
+    assert record.stages[-1].sparsity.pruned == pytest.approx(0.75, abs=0.01)
+    names = {point["name"] for point in points(tmp_path, "gradual")}
+    assert {"loss", "ce", "learning_rate", "sparsity", "sparsity_target", "perplexity"} <= names
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [
+        {},
+        {"loss": "reverse_kl"},
+        {"loss": "jensen_shannon"},
+        {"loss": "top_k", "options": {"k": 8}},
+        {"cache": {"k": 16}, "temperature": 1.0},
+        {"hidden_gain": 1.0},
+        {"attention_gain": 1.0},
+        {"prune": GRADUAL},
+    ],
+    ids=lambda distill: "-".join(distill) or "forward_kl",
+)
+def test_distillation(run_trials: RunTrials, tmp_path: Path, distill: dict[str, Any]) -> None:
+    student = {"name": "student", "stages": [{"distill": {"teacher": "finetuned", **distill}}]}
+    records = run_trials(FINETUNED, student)
+    assert records["student"].state == "finished", records["student"].trace
+    curves = {point["name"] for point in points(tmp_path, "student")}
+    assert {"ce", "kd"} <= curves
+    assert ("hidden" in curves) == ("hidden_gain" in distill)
+    assert ("attention" in curves) == ("attention_gain" in distill)
+
+
+def test_hardness_zero_is_plain_fine_tuning_bit_for_bit(run_trials: RunTrials, tmp_path: Path) -> None:
+    student = {"name": "student", "stages": [{"distill": {"teacher": "finetuned", "hardness": 0.0}}]}
+    records = run_trials(FINETUNED, student)
+    states = [
+        cache.load(Root(tmp_path / "runs"), records[name].stages[-1].key, device=torch.device("cpu"))
+        for name in records
+    ]
+    first, second = (dict(state.model.named_parameters()) for state in states)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_recovery_keeps_masks_unless_told_otherwise(run_trials: RunTrials, tmp_path: Path, keep: bool) -> None:
+    stages = [{"prune": {"sparsity": 0.5}}, {"finetune": {"keep_masks": keep}}]
+    record = run_trials({"name": "recovered", "stages": stages})["recovered"]
+    zeros = [stage.sparsity.pruned for stage in record.stages[1:] if stage.sparsity]
+    assert zeros[0] == pytest.approx(0.5, abs=1e-3)
+    assert zeros[1] == pytest.approx(0.5 if keep else 0.0, abs=1e-3)
+    masks = tmp_path / "runs" / "stages" / record.stages[-1].key / "masks.safetensors"
+    assert masks.exists() == keep
+    if keep:
+        assert load_masks(masks).target == 0.5
+
+
+def test_a_diverged_trial_keeps_its_last_finite_perplexity(run_trials: RunTrials) -> None:
+    trial = {"name": "wild", "stages": ["finetune"]}
+    record = run_trials(trial, train={"learning_rate": 1e9, "max_grad_norm": 0.0, "optim": "sgd"})["wild"]
+    assert record.state == "diverged"
+    assert "step" in record.error
+    assert [stage.kind for stage in record.stages] == ["load"]
+    assert record.stages[0].evaluation is not None
+    assert record.stages[0].evaluation.perplexity is not None
+
+
+def test_windows_are_those_of_the_perplexity(run_trials: RunTrials, tmp_path: Path) -> None:
+    record = run_trials(FINETUNED)["finetuned"]
+    stage = record.stages[-1]
+    assert stage.evaluation is not None
+    windows = np.load(Root(tmp_path / "runs").evaluation(stage.key, stage.evaluation.key) / "windows.npy")
+    assert windows.shape == (4, 2)
+    assert math.exp(windows[:, 0].sum() / windows[:, 1].sum()) == pytest.approx(stage.evaluation.perplexity, rel=1e-12)
+
+
+def test_a_second_attempt_takes_everything_from_the_cache(run_trials: RunTrials) -> None:
+    first = run_trials(FINETUNED)["finetuned"]
+    second = run_trials(FINETUNED, attempt=2)["finetuned"]
+    assert all(stage.cached for stage in second.stages)
+    assert [stage.evaluation for stage in second.stages] == [stage.evaluation for stage in first.stages]
+
+
+def test_a_drifted_mask_fails_the_trial_with_the_tensors_name(
+    run_trials: RunTrials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunegpt.pruning.enforce import Enforcer
+
+    monkeypatch.setattr(Enforcer, "mask_weights", lambda self: None)
+    record = run_trials({"name": "gradual", "stages": [{"finetune": {"prune": GRADUAL}}]})["gradual"]
+    assert record.state == "failed"
+    assert "nonzero weights under its mask" in record.error
+    assert "transformer.h." in record.error
+
+
+def test_a_failure_is_a_record_with_its_trace(run_trials: RunTrials) -> None:
+    trial = {"name": "late", "stages": [{"finetune": {"prune": {**GRADUAL, "unit": "epochs", "start": 0, "end": 50}}}]}
+    record = run_trials(trial)["late"]
+    assert (record.state, record.reason) == ("failed", "exception")
+    assert "pruning must end before training does" in record.error
+    assert "Traceback" in record.trace
