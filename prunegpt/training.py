@@ -21,14 +21,16 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from prunegpt.distill.guard import DivergenceGuard
 from prunegpt.distill.objective import DistillationObjective
-from prunegpt.errors import PruneGPTError
+from prunegpt.errors import MaskDriftError, PruneGPTError
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
 from prunegpt.recipes.learning_rate import LearningRateCurve
 from prunegpt.root import write_json
 
 MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
 PRUNER_STATE = "pruner.safetensors"
+MASKS = "masks.safetensors"  # all masks, packed and hashed
 CHECKPOINT_SECONDS = 600.0
 TOTAL_STEPS = "total_steps"  # the point that says how long a stage will be
 
@@ -289,6 +291,8 @@ class _Wiring(TrainerCallback):
             raise PruneGPTError(
                 "eval_strategy asks for evaluation while training, but this stage has nothing to measure on."
             )
+        for enforcer in self._enforcers():
+            enforcer.verify()
         measured = self.evaluate(model)
         state = self.trainer.state
         for name, value in measured.items():
@@ -315,6 +319,19 @@ class _Wiring(TrainerCallback):
         self.guard.load_state_dict(known["guard"])
         if self.pruner:
             self.pruner.load_state_dict(load_file(folder / PRUNER_STATE))
+        if (folder / MASKS).exists():
+            self._check_masks(load_masks(folder / MASKS).sha256, folder)
+
+    def _masks(self) -> dict[str, Tensor]:
+        return {name: mask for enforcer in self._enforcers() for name, mask in enforcer.masks.items()}
+
+    def _check_masks(self, sha256: str, folder: Path) -> None:
+        """A resumed stage must go on with the masks that it was stopped with."""
+        if masks_hash(self._masks()) != sha256:
+            raise MaskDriftError(
+                f"masks must be those of the checkpoint that training goes on from, but those of {folder} differ. "
+                f"Remove that folder to go on from an earlier one."
+            )
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.pruner is None:
@@ -343,6 +360,9 @@ class _Wiring(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.pruner:
             save_file(self.pruner.state_dict(), folder / PRUNER_STATE)
+        masks = self._masks()
+        if masks:
+            save_masks(masks, folder / MASKS, method="training", step=state.global_step)
         write_json(
             folder / MARKER,
             {"tokens": self.tokens, "seconds": self.seconds, "guard": self.guard.state_dict()},

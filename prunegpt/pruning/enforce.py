@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunegpt.errors import PruningError, nearest
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.bits import apply_bits, mask_bits
-from prunegpt.pruning.masks import one_per_storage, pack, unpack
+from prunegpt.pruning.masks import check, one_per_storage, pack, unpack
 
 _LISTED = 3  # nearest names shown in one message
 
@@ -95,6 +95,14 @@ class Enforcer:
         for name, bits in self._bits.items():
             weight = self._views[name].parameter.data
             apply_bits(weight, self._on(name, bits, weight))
+
+    def verify(self) -> None:
+        """Looks that every pruned weight is zero.
+
+        Raises:
+            MaskDriftError: one is not; the tensor is named.
+        """
+        check(self._views, {name: self._mask(name) for name in self._bits})
 
     def state_dict(self) -> dict[str, Tensor]:
         """The masks, packed (:func:`prunegpt.pruning.masks.pack`), of the tensors that something is pruned of."""

@@ -181,3 +181,37 @@ def test_a_failure_is_a_record_with_its_trace(run_trials: RunTrials) -> None:
     assert (record.state, record.reason) == ("failed", "exception")
     assert "pruning must end before training does" in record.error
     assert "Traceback" in record.trace
+
+
+def test_every_checkpoint_carries_its_masks_with_a_hash(run_trials: RunTrials, tmp_path: Path) -> None:
+    train = {"save_strategy": "steps", "save_steps": 2}
+    stage = {"finetune": {"prune": GRADUAL, "keep_checkpoints": True}}
+    record = run_trials({"name": "gradual", "stages": [stage]}, train=train)["gradual"]
+    checkpoints = sorted((tmp_path / "runs" / "stages" / record.stages[-1].key / "checkpoints").iterdir())
+    assert [folder.name for folder in checkpoints] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    files = [load_masks(folder / "masks.safetensors") for folder in checkpoints]
+    assert [file.step for file in files] == [2, 4, 6]
+    assert files[0].achieved < files[1].achieved <= files[2].achieved == pytest.approx(0.75, abs=0.01)
+
+
+def test_masks_are_checked_at_evaluations_in_mid_training(
+    run_trials: RunTrials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunegpt.pruning.enforce import Enforcer
+
+    kept, calls = Enforcer.mask_weights, []
+
+    def forgetful(self: Enforcer) -> None:
+        calls.append(None)
+        if len(calls) < 12:
+            kept(self)
+
+    monkeypatch.setattr(Enforcer, "mask_weights", forgetful)
+    monkeypatch.setattr(Enforcer, "mask_gradients", lambda self: None)
+    stages = [{"prune": {"sparsity": 0.5}}, "finetune"]
+    record = run_trials(
+        {"name": "kept", "stages": stages}, train={"max_steps": 30, "eval_strategy": "steps", "eval_steps": 5}
+    )
+    assert record["kept"].state == "failed"
+    assert "nonzero weights under its mask" in record["kept"].error
+    assert len(calls) < 20  # long before the end
