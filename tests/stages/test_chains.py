@@ -215,3 +215,20 @@ def test_masks_are_checked_at_evaluations_in_mid_training(
     assert record["kept"].state == "failed"
     assert "nonzero weights under its mask" in record["kept"].error
     assert len(calls) < 20  # long before the end
+
+
+def test_another_method_on_the_same_statistics_does_not_run_the_model(
+    run_trials: RunTrials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pruning(method: str, **more: Any) -> dict[str, Any]:
+        prune = {"method": method, "propagate": False, "calibration": CALIBRATION, **more}
+        return {"name": method, "stages": [{"prune": prune}]}
+
+    assert run_trials(pruning("wanda", sparsity=0.5))["wanda"].state == "finished"
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was run again")
+
+    monkeypatch.setattr("prunegpt.pruning.statistics.store.block_statistics", refused)
+    records = run_trials(pruning("sparsegpt", pattern="2:4"), pruning("admm", sparsity=0.7))
+    assert {record.state for record in records.values()} == {"finished"}
