@@ -5,7 +5,7 @@ import re
 from pydantic import ValidationError
 
 from prunegpt.errors import Problem
-from prunegpt.spec.expand import Configuration, expand, written_at
+from prunegpt.spec.expand import Configuration, expand, with_varied, written_at
 from prunegpt.spec.problems import problems_of
 from prunegpt.spec.read import Document
 from prunegpt.spec.schema import Spec
@@ -28,7 +28,7 @@ class OpenedSpec:
         self.configurations: list[Configuration] = []
         malformed: set[int] | None = set()
         try:
-            self.spec = Spec.model_validate(document.data)
+            self.spec = Spec.model_validate(with_varied(document.data))
         except ValidationError as error:
             self.problems += problems_of(error, Spec, document)
             malformed = self._malformed(error)

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +137,41 @@ def written_at(
     own, shared = document.data["trials"][index], document.data.get("base") or {}
     in_base = bool(path) and path[0] not in own and path[0] in shared
     return ("base", *path) if in_base else ("trials", index, *path)
+
+
+def with_varied(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec whose trials hold the first value of what they vary and do not say otherwise.
+
+    A field that must be there may be given by `vary` alone, such as the teacher of a distillation.
+    """
+    trials = data.get("trials")
+    if not isinstance(trials, list):
+        return dict(data)
+    return {**data, "trials": [_with_first(trial) for trial in trials]}
+
+
+def _with_first(trial: Any) -> Any:
+    vary = trial.get("vary") if isinstance(trial, dict) else None
+    if not isinstance(vary, dict):
+        return trial
+    filled = copy.deepcopy(trial)
+    for path, values in vary.items():
+        steps = str(path).split(".")
+        if isinstance(values, list) and values and steps[0] in filled and not _holds(filled, steps):
+            with suppress(ValueError):  # a path that leads nowhere is told when the trial is expanded
+                set_path(filled, steps, copy.deepcopy(values[0]))
+    return filled
+
+
+def _holds(node: Any, steps: Sequence[str]) -> bool:
+    for step in steps:
+        if isinstance(node, list) and step.isdigit() and int(step) < len(node):
+            node = node[int(step)]
+        elif isinstance(node, dict) and step in node:
+            node = node[step]
+        else:
+            return False
+    return True
 
 
 def _product(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from prunegpt.errors import SpecError
-from prunegpt.planning.resolve import plan_file
+from prunegpt.planning.resolve import plan_data, plan_file
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from tests.planning.made import BASE, HEADER, model_folder, only, plan_of, problems_of
 
@@ -278,3 +278,23 @@ def test_base_is_not_changed_by_planning() -> None:
     before = repr(BASE)
     plan_of(FINETUNED, distilled("a", "finetuned"))
     assert repr(BASE) == before
+
+
+def test_a_teacher_may_be_given_by_vary_alone() -> None:
+    plan = plan_data(
+        {
+            "name": "small",
+            "base": {"model": "builtin:tiny-gpt2", "data": {"path": "builtin:text", "block_size": 128}},
+            "trials": [
+                {"name": "zero-shot"},
+                {"name": "finetuned", "stages": [{"finetune": {}}]},
+                {
+                    "name": "distilled",
+                    "stages": [{"distill": {"hardness": 0.5}}],
+                    "vary": {"stages.0.distill.teacher": ["zero-shot", "finetuned"]},
+                },
+            ],
+        }
+    )
+    names = [trial.name for trial in plan.trials]
+    assert names[2:] == ["distilled-teacher=zero-shot", "distilled-teacher=finetuned"]
