@@ -1,11 +1,14 @@
 """prunegpt recipe: what a recipe means here, SparseML's included, and its translation."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunegpt.cli.options import JsonOption, print_json, say
+
+if TYPE_CHECKING:
+    from prunegpt.recipes.matching import Tensors
 
 app = typer.Typer(help="Show or convert recipes, SparseML's two dialects included.", no_args_is_help=True)
 
@@ -24,7 +27,9 @@ def show(
     steps_per_epoch: Annotated[
         int | None, typer.Option("--steps-per-epoch", min=1, help="Optimizer steps an epoch; simulates the schedule.")
     ] = None,
-    model: Annotated[Path | None, typer.Option("--model", help="A transformers folder, to match tensors in.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A transformers folder or builtin:NAME, to match tensors in.")
+    ] = None,
     arguments: ArgsOption = None,
     version: VersionOption = None,
     as_json: JsonOption = False,
@@ -33,15 +38,29 @@ def show(
     what is not supported and why, and known defects with a fix."""
     from prunegpt.recipes.describe import describe, render
     from prunegpt.recipes.load import parse_overrides, read_meaning
-    from prunegpt.recipes.tensors import read_tensors
 
-    tensors = read_tensors(model) if model else None
+    tensors = _tensors(model) if model else None
     meaning = read_meaning(file, parse_overrides(arguments or []), version=version, tensors=tensors)
     description: dict[str, Any] = describe(meaning, steps_per_epoch, tensors)
     if as_json:
         print_json(description)
     else:
         print("\n".join(render(description)))
+
+
+def _tensors(model: str) -> "Tensors":
+    """The parameters of a model; of a built-in one its block matrices, whose shapes are known before it is trained."""
+    from prunegpt.builtin import BUILTIN_MODELS, is_builtin
+    from prunegpt.errors import ModelError, unknown
+    from prunegpt.recipes.matching import TensorInfo
+    from prunegpt.recipes.tensors import read_tensors
+
+    if not is_builtin(model):
+        return read_tensors(Path(model))
+    if model not in BUILTIN_MODELS:
+        raise ModelError(unknown("built-in model", model, BUILTIN_MODELS))
+    matrices = BUILTIN_MODELS[model].matrices
+    return {name: TensorInfo((wide, high), "Conv1D") for name, (high, wide) in matrices.items()}
 
 
 @app.command(epilog="Example: prunegpt recipe convert old.yaml --out new.yaml")

@@ -54,6 +54,14 @@ def test_the_studys_recipe_has_as_many_updates_as_sparseml(invoke: Invoke) -> No
     assert pruning["updates"]["count"] == 388
 
 
+def test_a_recipe_is_matched_with_the_built_in_model(invoke: Invoke) -> None:
+    shown = invoke("recipe", "show", RECIPES / "90sparse.yaml", "--model", "builtin:tiny-gpt2", "--json")
+    assert "transformer.h.3.mlp.c_proj.weight" in shown
+    assert "Did you mean 'builtin:tiny-gpt2'" in invoke(
+        "recipe", "show", RECIPES / "90sparse.yaml", "--model", "builtin:tiny-gpt", fails=True
+    )
+
+
 def test_a_recipe_is_converted(invoke: Invoke, tmp_path: Path) -> None:
     invoke("recipe", "convert", RECIPES / "90sparse.yaml", "--out", tmp_path / "new.yaml")
     assert "sparsity: 0.9" in (tmp_path / "new.yaml").read_text(encoding="utf-8")
