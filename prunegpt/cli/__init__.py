@@ -6,7 +6,7 @@ import sys
 import typer
 
 from prunegpt import __version__
-from prunegpt.cli import doctor, evaluate, masks, prune, recipe, sweep, table, train, trial
+from prunegpt.cli import doctor, evaluate, masks, prune, recipe, report, sweep, table, train, trial
 from prunegpt.cli.options import say
 from prunegpt.errors import PruneGPTError
 
@@ -34,6 +34,7 @@ app.add_typer(trial.app, name="trial")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(masks.app, name="masks")
 table.register(app)
+report.register(app)
 evaluate.register(app)
 prune.register(app)
 train.register(app)

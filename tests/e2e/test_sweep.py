@@ -38,6 +38,12 @@ def test_a_spec_becomes_a_table_and_a_second_run_computes_nothing(
     assert rows["gradual"]["sparsity"] == pytest.approx(80, abs=0.1)
     assert (rows["distilled"]["distilled"], rows["distilled"]["teacher"]) == ("Yes", "tiny(finetuned)")
 
+    found = json.loads(run("compare", "small/zero-shot", "small/finetuned", "--json").stdout)
+    assert found["ratio"][0] == pytest.approx(trials["zero-shot"]["perplexity"] / trials["finetuned"]["perplexity"])
+    assert {"path": "stages.0.finetune.keep_masks", "first": None, "second": True} in found["settings"]
+    run("report", "small", "--out", "report")
+    assert "finetuned" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
     run("sweep", "run", path)
     again = status(run, "small")
     assert again == trials  # the same numbers, and no further attempt
