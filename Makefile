@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps sweeps==0.3.0  # it asks for numpy 1, and works with 2
 	touch $(STAMP)
 
 quickstart: $(STAMP) ## run the study in small on the built-in model: minutes on two cores, no download

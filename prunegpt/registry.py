@@ -132,7 +132,38 @@ PROTOCOLS = Registry(
         "sliding": "prunegpt.lm.protocols:sliding",
     },
 )
-LAUNCHERS = Registry("launcher", {"local": "prunegpt.launch.local:LocalLauncher"})
+LAUNCHERS = Registry(
+    "launcher",
+    {
+        "local": "prunegpt.launch.local:LocalLauncher",
+        "slurm": "prunegpt.launch.slurm:SlurmLauncher",
+        "ray": "prunegpt.launch.ray:RayLauncher",
+    },
+)
+SAMPLERS = Registry(
+    "sampler",
+    {
+        "tpe": "optuna.samplers:TPESampler",
+        "gp": "optuna.samplers:GPSampler",
+        "nsga2": "optuna.samplers:NSGAIISampler",
+        "nsga3": "optuna.samplers:NSGAIIISampler",
+        "qmc": "optuna.samplers:QMCSampler",
+        "random": "optuna.samplers:RandomSampler",
+        "cmaes": "optuna.samplers:CmaEsSampler",
+    },
+)
+EARLY_STOPS = Registry(
+    "early stop",
+    {
+        "median": "optuna.pruners:MedianPruner",
+        "percentile": "optuna.pruners:PercentilePruner",
+        "successive_halving": "optuna.pruners:SuccessiveHalvingPruner",
+        "hyperband": "optuna.pruners:HyperbandPruner",
+        "threshold": "optuna.pruners:ThresholdPruner",
+        "patient": "optuna.pruners:PatientPruner",
+        "wilcoxon": "optuna.pruners:WilcoxonPruner",
+    },
+)
 RENDERERS = Registry(
     "table format",
     {

@@ -34,9 +34,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "store": frozenset({"errors", "registry", "root", "spec", "records"}),
     "launch": frozenset({"errors", "registry", "root", "spec", "records"}),
     "sweep": _PLANS | {"records", "store", "launch"},
-    "tracking": frozenset({"errors", "registry", "root", "spec", "records", "store"}),
     "report": frozenset({"errors", "registry", "root", "spec", "records"}),
-    "web": frozenset({"errors", "registry", "root", "spec", "records", "store", "report"}),
+    "tracking": _PLANS | {"records", "store", "launch", "sweep", "report"},
+    "web": _PLANS | {"records", "store", "launch", "sweep", "report", "tracking"},
 }
 ON_TOP = frozenset({"cli", "__main__"})  # may import everything
 TENSORS = frozenset({"lm", "pruning", "distill", "training", "stages"})

@@ -22,7 +22,7 @@ def planned(name: str) -> SweepPlan:
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_a_spec_is_well_formed(path: Path) -> None:
-    plan = plan_file(path)
+    plan = plan_file(path, curves=lambda _: {"0": ((0.8, 0.1),)})
     assert plan.name == path.stem
     assert plan.tables
 

@@ -67,7 +67,7 @@ class Texts:
 
         Args:
             data: the trial's text, located.
-            precision: of the arithmetic, as the spec names it.
+            precision: of the trial's arithmetic, as the spec names it; used where `evaluate` has none of its own.
 
         Raises:
             DataError: the text or its split is missing, or the stride is wider than the window.
@@ -83,8 +83,8 @@ class Texts:
         key = {
             "format": FORMAT,
             "text": None if evaluate.skip else self.fingerprint(measured, split),
-            "precision": precision,
             **filled.model_dump(exclude={"data", "batch_size", "split", "skip"}),
+            "precision": evaluate.precision or precision,
         }
         return filled, digest(key)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from prunegpt.errors import PruneGPTError
-from prunegpt.spec.schema import Part
+from prunegpt.spec.part import Part
 
 _EXACT = 1e-9
 

@@ -12,9 +12,10 @@ from prunegpt.recipes.learning_rate import LearningRateCurve, Segment
 from prunegpt.recipes.modifiers import Dialect
 from prunegpt.recipes.notes import Defect, Note
 from prunegpt.recipes.source import Fields, Items, RecipeError, Tree, parse, plain, read_text, tags
+from prunegpt.spec.part import Part
 from prunegpt.spec.problems import problems_of
 from prunegpt.spec.read import Document, set_path
-from prunegpt.spec.schema import Arguments, DistillSpec, FinetuneSpec, GradualSpec, Part, TeacherModel
+from prunegpt.spec.schema import Arguments, DistillSpec, FinetuneSpec, GradualSpec, TeacherModel
 
 SECTIONS = ("train", "prune", "distill", "learning_rate")
 

@@ -3,16 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from prunegpt.spec.schema import (
-    DataSpec,
-    DistillSpec,
-    EvaluateSpec,
-    FinetuneSpec,
-    ModelSpec,
-    Part,
-    PruneSpec,
-    TableSpec,
-)
+from prunegpt.spec.execution import FailureSpec, LauncherSpec
+from prunegpt.spec.part import Part
+from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, FinetuneSpec, ModelSpec, PruneSpec, TableSpec
+from prunegpt.spec.search import EarlyStopSpec, SearchSpec
+from prunegpt.spec.tracking import TrackingSpec
 
 StageKind = Literal["load", "pretrain", "finetune", "prune", "distill"]
 
@@ -58,6 +53,7 @@ class TrialPlan(Part):
     evaluation_key: str  # hash of all that decides a measured perplexity but the model
     device: str = "auto"
     precision: str = "auto"
+    divide: int = 1  # the micro-batch of every training stage, with as many times the accumulation: equal results
     stages: tuple[StagePlan, ...]  # the first is `load` or `pretrain`
     needs: tuple[str, ...] = ()  # teachers: stage keys that other trials publish
     swept: Mapping[str, Any] = {}  # path -> value of what `vary` varied
@@ -70,6 +66,15 @@ class TrialPlan(Part):
         return self.stages[-1].key
 
 
+class SearchPlan(Part):
+    """One search of a sweep: its trials are suggested while the sweep runs."""
+
+    name: str  # of the trial in the spec, a template of the names of what is suggested
+    index: int  # of the trial in the spec
+    order: int  # where its trials stand among those of the plan
+    spec: SearchSpec
+
+
 class SweepPlan(Part):
     """All trials of a sweep, those its teachers need included."""
 
@@ -77,6 +82,11 @@ class SweepPlan(Part):
     title: str
     source: str | None = None  # the spec's file
     trials: tuple[TrialPlan, ...]
+    searches: tuple[SearchPlan, ...] = ()
+    early_stop: EarlyStopSpec | None = None
+    failures: FailureSpec = FailureSpec()
+    launcher: LauncherSpec = LauncherSpec()
+    tracking: TrackingSpec = TrackingSpec()
     tables: tuple[TableSpec, ...] = ()
     spec: Mapping[str, Any] = {}  # as read, after --set
     unchecked: tuple[str, ...] = ()  # what could not be checked without a network, in words

@@ -4,22 +4,17 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from prunegpt.errors import unknown
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, PROTOCOLS, SCHEDULES, SOLVERS, Registry
+from prunegpt.spec.execution import FailureSpec, LauncherSpec
+from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar
 from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
+from prunegpt.spec.search import EarlyStopSpec, SearchSpec
+from prunegpt.spec.tracking import TrackingSpec
 from prunegpt.spec.training_arguments import check_argument
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+,@-]*$"
-TEMPLATE = r"^[A-Za-z0-9{][A-Za-z0-9._=+,@{}-]*$"
-
-
-class Part(BaseModel):
-    """Frozen; an unknown key is an error, and so is a number that is not finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _known(*registries: Registry) -> AfterValidator:
@@ -56,7 +51,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_many)]
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_many)]
 Method = Annotated[str, _known(CRITERIA, SOLVERS)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
-Scalar = bool | int | float | str
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 ONLY_IN_TRAINING = frozenset({"movement"})  # methods of gradual pruning alone
@@ -114,6 +109,7 @@ class EvaluateSpec(Part):
         "auto", description="windows at a time; does not change the result"
     )
     data: DataSpec | None = Field(None, description="measure on other text than the trial's data")
+    precision: Precision | None = Field(None, description="of the measurement; the trial's where not given")
     skip: bool = Field(False, description="measure nothing")
 
 
@@ -329,9 +325,7 @@ class Settings(Part):
         (42,), description="one trial each"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 where the device has it, else float32"
-    )
+    precision: Precision = Field("auto", description="auto: bfloat16 where the device has it, else float32")
     stages: tuple[StageSpec, ...] = Field((), description="the chain; empty: the model is evaluated as it is")
 
 
@@ -342,6 +336,7 @@ class TrialSpec(Settings):
     vary: Mapping[str, Annotated[tuple[Any, ...], AfterValidator(_some)]] = Field(
         {}, description="path -> values; the product is run"
     )
+    search: SearchSpec | None = Field(None, description="trials that are suggested one by one, instead of vary")
 
 
 class ColumnSpec(Part):
@@ -404,3 +399,7 @@ class Spec(Part):
     base: Settings = Field(Settings(), description="settings of all trials")
     trials: Annotated[tuple[TrialSpec, ...], AfterValidator(_some)]
     tables: tuple[TableSpec, ...] = ()
+    early_stop: EarlyStopSpec | None = Field(None, description="when a trial is given up before its end")
+    failures: FailureSpec = Field(FailureSpec(), description="retries, time limit, heartbeat")
+    launcher: LauncherSpec = Field(LauncherSpec(), description="where trials run")
+    tracking: TrackingSpec = Field(TrackingSpec(), description="who else is told")

@@ -53,7 +53,8 @@ class Chain:
         """Runs what is not published; `done` is told each stage with its evaluation, in order."""
         device = pick_device(self.trial.device)
         dtype = pick_dtype(self.trial.precision, device)
-        ruler = Ruler(self.trial.evaluate, self.trial.evaluation_key, device, dtype)
+        measured = pick_dtype(self.trial.evaluate.precision or self.trial.precision, device)
+        ruler = Ruler(self.trial.evaluate, self.trial.evaluation_key, device, measured)
         state: State | None = None
         for index, plan in enumerate(self.trial.stages):
             if self._is_complete(plan):
