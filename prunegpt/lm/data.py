@@ -1,7 +1,7 @@
 """Text, from wherever it lies, as rows; and rows as the token blocks that training and calibration take.
 
 Rows are what the causal-language-modelling example of transformers trains on: the rows of a dataset, or the lines of a
-text file. Documents are what a text is when it is not cut into lines: a text file whole, a dataset's rows as they are.
+text file (with their ends: that example keeps line breaks unless told otherwise). Documents are what a text is when it is not cut into lines: a text file whole, a dataset's rows as they are.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def read_rows(
     text_column: str | None = None,
     revision: str | None = None,
 ) -> Sequence[str]:
-    """The rows of one split: the lines of a text file without their ends, or the rows of a dataset's text column.
+    """The rows of one split: the lines of a text file with their ends, or the rows of a dataset's text column.
 
     Args:
         path: hub id, builtin:NAME, a folder with SPLIT.txt, SPLIT.jsonl or SPLIT.parquet, or one such file. A single
@@ -303,8 +303,9 @@ def _read_files(files: Sequence[Path], text_column: str | None, *, whole: bool) 
 
 
 def _lines(text: str) -> list[str]:
-    lines = text.split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
+    lines = [f"{line}\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]  # the last one ended without
+    return lines if lines[-1] else lines[:-1]
 
 
 def _read_elsewhere(

@@ -15,6 +15,7 @@ from prunegpt.planning.weights import tensor_shapes
 from prunegpt.spec.schema import DataSpec, ModelSpec
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
+_READING = {suffix: suffix for suffix in TEXT_SUFFIXES} | {".txt": ".txt, lines with their ends"}  # part of keys
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_FILES = (
     _TOKENIZER,
@@ -290,7 +291,7 @@ def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None
     if local is not None:
         if split not in local:
             raise DataError(f"data has no split {split!r}. Valid: {', '.join(local)}. Name it under data.files.")
-        return digest([data.text_column, _kind(local[split]), files.hash_all(local[split])]), None
+        return digest([data.text_column, _READING[_kind(local[split])], files.hash_all(local[split])]), None
     path = str(data.path)
     if is_builtin(path):
         text = BUILTIN_TEXTS[path]
