@@ -17,8 +17,8 @@ from prunegpt.records import Point, StageRecord, TrialResult, TrialState
 from prunegpt.store.rows import AttemptRow, CurveRow, StageRow, SweepRow
 from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
 
-_MEASURED = "perplexity"  # this curve, and those of the prefix below, depend on the evaluation key
-_MEASURED_PREFIX = "eval_"
+MEASURED = "perplexity"  # this curve, and those of the prefix below, depend on the evaluation key
+MEASURED_PREFIX = "eval_"
 
 
 def sweeps(connection: Connection) -> list[SweepRow]:
@@ -198,7 +198,7 @@ def _curves(
     if row is None:
         raise StoreError(f"the store has no trial {trial_id}. `prunegpt sweep status` lists the trials there are.")
     chain = [one["key"] for one in json.loads(row.plan)["stages"]]
-    measured = or_(curve.c.name == _MEASURED, curve.c.name.startswith(_MEASURED_PREFIX, autoescape=True))
+    measured = or_(curve.c.name == MEASURED, curve.c.name.startswith(MEASURED_PREFIX, autoescape=True))
     query = (
         select(curve.c.stage, curve.c.name, *columns)
         .join(attempt, attempt.c.id == curve.c.attempt_id)

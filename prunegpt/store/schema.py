@@ -14,7 +14,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001",)  # every schema there ever was, oldest first; the last is the one below
+REVISIONS = ("0001", "0002")  # every schema there ever was, oldest first; the last is the one below
 
 metadata = MetaData()
 
@@ -117,4 +117,12 @@ point = Table(
     Column("time", Double, nullable=False),
     Column("tokens", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+note = Table(
+    "note",
+    metadata,
+    Column("trial_id", Integer, ForeignKey("trial.id", ondelete="CASCADE"), primary_key=True),
+    Column("text", Text, nullable=False),  # Markdown, as it was written
+    Column("updated", Double, nullable=False),
 )

@@ -1,6 +1,6 @@
 """The store: one object over the database of a root."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -11,17 +11,20 @@ from sqlalchemy.exc import DBAPIError
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, Point, StageRecord, TrialResult, TrialState
 from prunegpt.root import Root
-from prunegpt.store import read, write
+from prunegpt.store import notes, read, watch, write
 from prunegpt.store.engine import open_engine, writer
 from prunegpt.store.migrate import prepare
 from prunegpt.store.rows import AttemptRow, CurveRow, SavedTrial, StageRow, StartedAttempt, SweepRow
 from prunegpt.store.schema import attempt, trial
+from prunegpt.store.watch import LastPoint, Watch
 
 if TYPE_CHECKING:
     from prunegpt.spec.plan import SweepPlan
     from prunegpt.spec.schema import TableSpec
+    from prunegpt.store.series import Series
 
 _COORDINATOR = 5_108_437_002  # PostgreSQL's advisory lock of the one coordinator of a database
+_IDS_AT_ONCE = 10_000  # SQLite takes 32,766 parameters
 
 
 class Store:
@@ -197,6 +200,40 @@ class Store:
         """Which curves a trial has, by stage and name."""
         with self._reading() as connection:
             return read.curves(connection, self._trial_id(connection, reference))
+
+    def series(self, trial_id: int, wanted: Callable[[int, str], bool]) -> list["Series"]:
+        """The curves of a trial as arrays, those wanted by stage and name; see `store.series`."""
+        from prunegpt.store.series import series
+
+        with self._reading() as connection:
+            return series(connection, trial_id, wanted)
+
+    def results_of(self, ids: Sequence[int]) -> list[TrialResult]:
+        """These trials, of whatever sweep, in spec order; those that are gone are left out."""
+        with self._reading() as connection:
+            chunks = [ids[begin : begin + _IDS_AT_ONCE] for begin in range(0, len(ids), _IDS_AT_ONCE)]
+            return [one for chunk in chunks for one in read.results(connection, trial.c.id.in_(chunk))]
+
+    def last_points(self, attempts: Collection[int]) -> list[LastPoint]:
+        """The newest point of every curve of these attempts."""
+        with self._reading() as connection:
+            return watch.last_points(connection, attempts)
+
+    def watch(self) -> Watch:
+        """Tells cheaply what has changed; for one thread at a time, to be closed."""
+        return Watch(self._engine)
+
+    # Notes: anybody's.
+
+    def note(self, trial_id: int) -> str:
+        """What people wrote on a trial, as Markdown; empty where nothing."""
+        with self._reading() as connection:
+            return notes.read_note(connection, trial_id)
+
+    def set_note(self, trial_id: int, text: str) -> None:
+        """Replaces the note of a trial; an empty text removes it."""
+        with self._writer.begin() as connection:
+            notes.write_note(connection, trial_id, text)
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:

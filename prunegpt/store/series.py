@@ -1,0 +1,71 @@
+"""Whole curves as arrays, for drawing: a hundred thousand points without as many objects."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, select
+
+from prunegpt.errors import StoreError
+from prunegpt.store.read import MEASURED, MEASURED_PREFIX
+from prunegpt.store.schema import attempt, curve, point, trial
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve of a trial, by step; all arrays are [points]."""
+
+    stage: int  # position in the chain
+    name: str
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]  # NaN where a value was not finite
+    times: NDArray[np.float64]  # seconds since the epoch
+    tokens: NDArray[np.int64]
+    epochs: NDArray[np.float64]
+
+
+def series(connection: Connection, trial_id: int, wanted: Callable[[int, str], bool]) -> list[Series]:
+    """The curves of a trial that are wanted, by stage and name, whoever computed their stages.
+
+    Where attempts overlap at a step, the later one counts.
+
+    Args:
+        trial_id: the trial.
+        wanted: of a stage's position and a curve's name.
+
+    Raises:
+        StoreError: there is no such trial.
+    """
+    row = connection.execute(select(trial.c.plan, trial.c.evaluation_key).where(trial.c.id == trial_id)).one_or_none()
+    if row is None:
+        raise StoreError(f"the store has no trial {trial_id}. `prunegpt sweep status` lists the trials there are.")
+    chain = [one["key"] for one in json.loads(row.plan)["stages"]]
+    query = (
+        select(curve.c.id, curve.c.stage, curve.c.name, attempt.c.evaluation_key)
+        .join(attempt, attempt.c.id == curve.c.attempt_id)
+        .where(curve.c.stage_key.in_(chain))
+        .order_by(curve.c.attempt_id)
+    )
+    parts: dict[tuple[int, str], list[int]] = {}
+    for one in connection.execute(query):
+        measured = one.name == MEASURED or one.name.startswith(MEASURED_PREFIX)
+        if wanted(one.stage, one.name) and (one.evaluation_key == row.evaluation_key or not measured):
+            parts.setdefault((one.stage, one.name), []).append(one.id)
+    found = [_read(connection, stage, name, ids) for (stage, name), ids in sorted(parts.items())]
+    return [one for one in found if len(one.steps)]
+
+
+def _read(connection: Connection, stage: int, name: str, curves: list[int]) -> Series:
+    columns = (point.c.step, point.c.value, point.c.time, point.c.tokens, point.c.epoch)
+    rows: list[Any] = []
+    for curve_id in curves:  # later attempts last
+        rows += connection.execute(select(*columns).where(point.c.curve_id == curve_id).order_by(point.c.step)).all()
+    table = np.array([tuple(row) for row in rows], dtype=np.float64).reshape(-1, 5)  # [points, 5]; None becomes NaN
+    if len(curves) > 1:
+        _, last = np.unique(table[::-1, 0], return_index=True)
+        table = table[::-1][last]  # [points, 5], by step
+    steps, values, times, tokens, epochs = table.T
+    return Series(stage, name, steps.astype(np.int64), values, times, tokens.astype(np.int64), epochs)
