@@ -70,6 +70,7 @@ class StageRecord(Record):
     layers: tuple[Mapping[str, Any], ...] = ()  # rows of a one-shot solver: name, sparsity, error, seconds
     versions: Mapping[str, str] = Field(default_factory=dict)
     device: str = ""
+    devices: int = 1  # that computed it together
 
 
 class AttemptRecord(Record):

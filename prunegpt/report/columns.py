@@ -9,9 +9,10 @@ from prunegpt.records import Evaluation, SparsityRecord, TrialResult
 from prunegpt.report.config import MISSING, paths, resolved, value_at
 from prunegpt.report.format import Kind, Value, plain
 from prunegpt.report.rows import Row
+from prunegpt.spec.columns import COLUMNS as ABOUT
+from prunegpt.spec.columns import CONFIG
 
 NOT_APPLICABLE = "N/A"
-CONFIG = "config:"
 TOLERATED = 0.5  # points between the sparsity asked for and measured
 _STARTS = ("load", "pretrain")
 
@@ -27,28 +28,27 @@ class Column:
     header: str
     extract: Callable[[Row], Sequence[Value]]
     kind: Kind
-    about: str  # meaning and unit, for the reference
     measured: bool = False
 
 
-def _row(header: str, of: Callable[[Row], Value], about: str, kind: Kind = "text") -> Column:
-    return Column(header, lambda row: (of(row),), kind, about)
+def _row(header: str, of: Callable[[Row], Value], kind: Kind = "text") -> Column:
+    return Column(header, lambda row: (of(row),), kind)
 
 
-def _each(header: str, of: Callable[[TrialResult], Value], about: str, kind: Kind = "text") -> Column:
-    return Column(header, lambda row: [of(trial) for trial in row.trials], kind, about)
+def _each(header: str, of: Callable[[TrialResult], Value], kind: Kind = "text") -> Column:
+    return Column(header, lambda row: [of(trial) for trial in row.trials], kind)
 
 
-def _measured(header: str, of: Callable[[TrialResult], Value], kind: Kind, about: str) -> Column:
-    return Column(header, lambda row: [of(trial) for trial in row.finished], kind, about, measured=True)
+def _measured(header: str, of: Callable[[TrialResult], Value], kind: Kind) -> Column:
+    return Column(header, lambda row: [of(trial) for trial in row.finished], kind, measured=True)
 
 
-def _evaluated(header: str, of: Callable[[Evaluation], Value], kind: Kind, about: str) -> Column:
-    return _measured(header, lambda trial: of(trial.evaluation) if trial.evaluation else None, kind, about)
+def _evaluated(header: str, of: Callable[[Evaluation], Value], kind: Kind) -> Column:
+    return _measured(header, lambda trial: of(trial.evaluation) if trial.evaluation else None, kind)
 
 
-def _counted(header: str, of: Callable[[SparsityRecord], Value], about: str) -> Column:
-    return _measured(header, lambda trial: of(trial.sparsity) if trial.sparsity else None, "percent", about)
+def _counted(header: str, of: Callable[[SparsityRecord], Value]) -> Column:
+    return _measured(header, lambda trial: of(trial.sparsity) if trial.sparsity else None, "percent")
 
 
 def _percent(share: float) -> float:
@@ -117,6 +117,12 @@ def pattern(trial: TrialResult) -> str:
     return " + ".join(names) or NOT_APPLICABLE
 
 
+def allocation(trial: TrialResult) -> str:
+    """How the budget of each pruning was spread: the name the spec gives; uniform where it gives none."""
+    names = [pruning.get("allocation") or "uniform" for pruning in _pruning(trial)]
+    return " + ".join(dict.fromkeys(name if isinstance(name, str) else "explicit" for name in names)) or NOT_APPLICABLE
+
+
 def asked_sparsity(trial: TrialResult) -> float | None:
     """The share of zeros that the last pruning of the chain was asked for."""
     targets = [stage.sparsity.target for stage in trial.stages if stage.sparsity and stage.sparsity.target is not None]
@@ -139,54 +145,36 @@ def _devices(trial: TrialResult) -> str | None:
     return ", ".join(dict.fromkeys(stage.device for stage in trial.stages if stage.device)) or None
 
 
-COLUMNS: Mapping[str, Column] = {
-    "trial": _row("Trial", lambda row: row.name, "name of the trial, or the name its seeds share"),
-    "model": _row("Model", lambda row: row.label, "label of the row, else of the model"),
-    "state": _row("State", lambda row: row.state_text, "how far the row is: finished, running, failed, ..."),
-    "sparsity": _counted(
-        "Sparsity", lambda found: _percent(found.pruned), "zeros counted in the tensors selected for pruning, percent"
-    ),
-    "sparsity_all": _counted(
-        "Sparsity of all", lambda found: _percent(found.overall), "zeros counted in all parameters, percent"
-    ),
-    "perplexity": _evaluated(
-        "Perplexity", lambda found: found.perplexity, "loss", "measured after the last stage, with its interval"
-    ),
+_COLUMNS = {
+    "trial": _row("Trial", lambda row: row.name),
+    "model": _row("Model", lambda row: row.label),
+    "state": _row("State", lambda row: row.state_text),
+    "sparsity": _counted("Sparsity", lambda found: _percent(found.pruned)),
+    "sparsity_all": _counted("Sparsity of all", lambda found: _percent(found.overall)),
+    "perplexity": _evaluated("Perplexity", lambda found: found.perplexity, "loss"),
     "difference": Column(
-        "Difference",
-        lambda row: (row.standing.difference if row.standing else None,),
-        "loss",
-        "perplexity less that of the best row of the same protocol, with its interval",
-        measured=True,
+        "Difference", lambda row: (row.standing.difference if row.standing else None,), "loss", measured=True
     ),
-    "distilled": _each("Distilled", distilled, "Yes where the chain has a distillation"),
-    "teacher": _each("Teacher", teacher, "what taught it, such as gpt2(zero-shot)"),
-    "layer": _each("Layer Pruned", layer, "index of the decoder block, where exactly one was pruned"),
-    "method": _each("Method", method, "criterion or solver, with the schedule where pruning is gradual"),
-    "pattern": _each("Pattern", pattern, "unstructured, N:M or block"),
-    "stages": _each("Stages", _chain, "the chain, such as finetune → prune"),
-    "protocol": _evaluated(
-        "Protocol", lambda found: found.protocol, "text", "how, on what and with which tokeniser it was measured"
+    "distilled": _each("Distilled", distilled),
+    "teacher": _each("Teacher", teacher),
+    "layer": _each("Layer Pruned", layer),
+    "method": _each("Method", method),
+    "pattern": _each("Pattern", pattern),
+    "allocation": _each("Allocation", allocation),
+    "stages": _each("Stages", _chain),
+    "protocol": _evaluated("Protocol", lambda found: found.protocol, "text"),
+    "bits_per_byte": _evaluated("Bits per byte", lambda found: found.bits_per_byte, "bits"),
+    "word_perplexity": _evaluated("Word perplexity", lambda found: found.word_perplexity, "loss"),
+    "tokens": _measured("Tokens", lambda trial: sum(stage.train_tokens for stage in trial.stages), "count"),
+    "seconds": _measured("Seconds", lambda trial: sum(stage.seconds for stage in trial.stages), "seconds"),
+    "device_seconds": _measured(
+        "Device seconds", lambda trial: sum(stage.seconds * stage.devices for stage in trial.stages), "seconds"
     ),
-    "bits_per_byte": _evaluated(
-        "Bits per byte", lambda found: found.bits_per_byte, "bits", "loss in bits by bytes of text; for any tokeniser"
-    ),
-    "word_perplexity": _evaluated(
-        "Word perplexity", lambda found: found.word_perplexity, "loss", "perplexity by words; for any tokeniser"
-    ),
-    "tokens": _measured(
-        "Tokens", lambda trial: sum(stage.train_tokens for stage in trial.stages), "count", "tokens trained on"
-    ),
-    "seconds": _measured(
-        "Seconds",
-        lambda trial: sum(stage.seconds for stage in trial.stages),
-        "seconds",
-        "wall time of computing all stages, whoever did",
-    ),
-    "device": _measured("Device", _devices, "text", "what computed the stages"),
-    "seeds": _row("Seeds", lambda row: len(row.finished), "runs the row is the mean of", "count"),
-    "reported": _row("Reported", lambda row: None, "the published figure, as it was printed", "loss"),
+    "device": _measured("Device", _devices, "text"),
+    "seeds": _row("Seeds", lambda row: len(row.finished), "count"),
+    "reported": _row("Reported", lambda row: None, "loss"),
 }
+COLUMNS: Mapping[str, Column] = {name: _COLUMNS[name] for name in ABOUT}
 
 
 def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
@@ -212,4 +200,4 @@ def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
         found = value_at(trial, path)
         return None if found is MISSING else plain(found)
 
-    return _each(path, value, f"{path} of the resolved configuration", "number")
+    return _each(path, value, "number")

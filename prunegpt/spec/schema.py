@@ -9,6 +9,7 @@ from pydantic_core import InitErrorDetails
 
 from prunegpt.errors import unknown
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, PROTOCOLS, SCHEDULES, SOLVERS, Registry
+from prunegpt.spec.columns import check_column
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar
 from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
@@ -342,7 +343,7 @@ class TrialSpec(Settings):
 class ColumnSpec(Part):
     """A column of a table."""
 
-    value: str = Field(description="a column name, or config:PATH")
+    value: Annotated[str, AfterValidator(check_column)] = Field(description="a column name, or config:PATH")
     header: str | None = Field(None, description="heading; the column's own where not given")
 
 

@@ -209,7 +209,8 @@ def test_a_text_file_is_lines_for_blocks_and_one_string_for_the_others(
     (tmp_path / "test.txt").write_text(text)
     source = {"path": tmp_path, "split": "test", "block_size": 4}
     by_row = evaluation_windows("blocks", characters, **source)
-    assert "".join(map(chr, by_row.tokens)) == text.replace("\n", "")[: len(by_row) * 4]
+    assert "".join(map(chr, by_row.tokens)) == text[: len(by_row) * 4]
+    assert by_row.protocol != evaluation_windows("stream", characters, **source).protocol
     whole = evaluation_windows("stream", characters, **source)
     assert "".join(map(chr, whole.tokens)) == text[: len(whole) * 4]
     assert evaluation_windows("sliding", characters, **source, stride=2, max_windows=3).protocol.endswith("/first-3")

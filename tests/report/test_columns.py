@@ -8,6 +8,7 @@ from prunegpt.records import TrialResult
 from prunegpt.report.columns import COLUMNS, NOT_APPLICABLE, column, off_target
 from prunegpt.report.format import loss, plain, printed, probability, text_of
 from prunegpt.report.rows import Row
+from prunegpt.spec.columns import COLUMNS as ABOUT
 from tests.report.made import evaluation, make_trial
 
 GRADUAL = {"kind": "finetune", "finetune": {"prune": {"method": "magnitude", "schedule": "cubic", "layers": [3]}}}
@@ -102,7 +103,7 @@ def test_unknown_names_list_the_nearest() -> None:
 def test_every_column_has_a_heading_of_its_own() -> None:
     headings = [shown.header for shown in COLUMNS.values()]
     assert len(set(headings)) == len(headings) == len(COLUMNS)
-    assert all(shown.about for shown in COLUMNS.values())
+    assert set(COLUMNS) == set(ABOUT)
 
 
 def test_the_study_s_headings() -> None:

@@ -1,0 +1,43 @@
+"""The columns a table may have: name -> meaning and unit. How each is filled stands in `report/columns.py`."""
+
+from collections.abc import Mapping
+
+from prunegpt.errors import unknown
+
+CONFIG = "config:"  # and a path of the resolved configuration
+COLUMNS: Mapping[str, str] = {
+    "trial": "name of the trial, or the name its seeds share",
+    "model": "label of the row, else of the model",
+    "state": "how far the row is: finished, running, failed, ...",
+    "sparsity": "zeros counted in the tensors selected for pruning, percent",
+    "sparsity_all": "zeros counted in all parameters, percent",
+    "perplexity": "measured after the last stage, with its interval",
+    "difference": "perplexity less that of the best row of the same protocol, with its interval",
+    "distilled": "Yes where the chain has a distillation",
+    "teacher": "what taught it, such as gpt2(zero-shot)",
+    "layer": "index of the decoder block, where exactly one was pruned",
+    "method": "criterion or solver, with the schedule where pruning is gradual",
+    "pattern": "unstructured, N:M or block",
+    "allocation": "how the budget was spread over the tensors",
+    "stages": "the chain, such as finetune → prune",
+    "protocol": "how, on what and with which tokeniser it was measured",
+    "bits_per_byte": "loss in bits by bytes of text; for any tokeniser",
+    "word_perplexity": "perplexity by words; for any tokeniser",
+    "tokens": "tokens trained on",
+    "seconds": "wall time of computing all stages, whoever did",
+    "device_seconds": "the same by the number of devices that computed: what a cluster would bill",
+    "device": "what computed the stages",
+    "seeds": "runs the row is the mean of",
+    "reported": "the published figure, as it was printed",
+}
+
+
+def check_column(name: str) -> str:
+    """The name, where there is such a column.
+
+    Raises:
+        ValueError: there is none; the nearest names are listed.
+    """
+    if name in COLUMNS or (name.startswith(CONFIG) and len(name) > len(CONFIG)):
+        return name
+    raise ValueError(unknown("column", name, [*COLUMNS, f"{CONFIG}PATH"]))
