@@ -43,8 +43,8 @@ format: $(STAMP) ## format the code
 bench: $(STAMP) ## measure against the alternatives
 	$(BIN)/python -m pytest -q -s -m '' tests/bench
 
-tables: $(STAMP) ## put the quickstart's tables into the README
-	$(BIN)/prunegpt table quickstart --archive sweeps/results/quickstart --update README.md
+tables: $(STAMP) ## put the tables of the kept results into the README
+	for results in sweeps/results/*/; do $(BIN)/prunegpt table $$results --update README.md || exit 1; done
 
 clean: ## remove what was built; results under runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,5 +1,6 @@
 """prunegpt table: the declared tables of a sweep, from what is stored."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,15 +60,26 @@ def table(
 
 
 def stored(sweep: str, root: "Root", overrides: "Sequence[str]" = ()) -> "Archive":
-    """What the store has of a sweep, by its name or its spec; a spec's tables are those it declares now."""
+    """What the store has of a sweep, by its name or its spec.
+
+    A spec's tables are those it declares now, and its trials are there whether they were run or not.
+    """
     path = Path(sweep)
     if path.suffix not in (".yaml", ".yml"):
         return _stored(sweep, root, None)
     from prunegpt.cli.curves import curves_in
+    from prunegpt.errors import StoreError
     from prunegpt.planning.resolve import plan_file
+    from prunegpt.report.archive import Archive
+    from prunegpt.report.planned import with_planned
+    from prunegpt.report.provenance import spec_commit
 
     plan = plan_file(path, overrides, root=root, curves=curves_in(root))
-    return _stored(plan.name, root, plan.tables)
+    try:
+        found = _stored(plan.name, root, plan.tables)
+    except StoreError:
+        found = Archive(plan.name, spec_commit(path), plan.tables, (), {})
+    return replace(found, results=with_planned(found.results, plan))
 
 
 def _stored(name: str, root: "Root", declared: "Sequence[TableSpec] | None") -> "Archive":

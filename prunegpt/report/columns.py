@@ -129,6 +129,12 @@ def asked_sparsity(trial: TrialResult) -> float | None:
     return targets[-1] if targets else None
 
 
+def planned_sparsity(trial: TrialResult) -> float | None:
+    """The share of zeros that the plan's last pruning asks for; None where there is none, or it leaves that open."""
+    shares = [pruning.get("sparsity") for pruning in _pruning(trial)]
+    return float(shares[-1]) if shares and shares[-1] is not None else None
+
+
 def off_target(trial: TrialResult) -> bool:
     """Whether the sparsity measured is more than half a point from what was asked for."""
     asked = asked_sparsity(trial)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from prunegpt.records import TrialResult
 from prunegpt.report.cells import OFF_TARGET, TIED, Cell, Detail, Footnotes, Heading, Mark, Table, TableRow, slug
-from prunegpt.report.columns import TOLERATED, Column, asked_sparsity, column, off_target
+from prunegpt.report.columns import TOLERATED, Column, asked_sparsity, column, off_target, planned_sparsity
 from prunegpt.report.errors import ReportError
 from prunegpt.report.format import EMPTY, Value, loss, plain, printed, text_of
 from prunegpt.report.measure import Measured, measure, standings
@@ -106,7 +106,7 @@ def _cell(name: str, shown: Column, row: Row, notes: Footnotes, mixed: bool) -> 
     details: dict[str, Detail] = {}
     if shown.measured and not row.finished:
         remarks = tuple(notes.number(remark) for remark in row.remarks) if name == "perplexity" else ()
-        return Cell(None, row.state_text if name in _COMPARED else EMPTY, footnotes=remarks)
+        return Cell(None, _without_number(name, row), footnotes=remarks)
     if not values:
         return Cell(None, EMPTY)
     value, text = _folded(values, shown, details)
@@ -122,6 +122,16 @@ def _cell(name: str, shown: Column, row: Row, notes: Footnotes, mixed: bool) -> 
         noted = (*cell.footnotes, notes.number(f"protocol {protocol}"))
         cell = replace(cell, footnotes=noted, details={**cell.details, "protocol": protocol})
     return cell
+
+
+def _without_number(name: str, row: Row) -> str:
+    """What stands where there is no measured value; of a sparsity, what the plan asks for."""
+    if name in _COMPARED:
+        return row.state_text
+    asked = {share for trial in row.trials if (share := planned_sparsity(trial)) is not None}
+    if name != "sparsity" or len(asked) != 1:
+        return EMPTY
+    return f"{EMPTY} (asked {text_of(round(100 * asked.pop(), 10), 'percent')})"
 
 
 def _folded(values: Sequence[Value], shown: Column, details: dict[str, Detail]) -> tuple[Value, str]:
