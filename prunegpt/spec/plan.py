@@ -47,6 +47,8 @@ class TrialPlan(Part):
     label: str  # what tables call the model
     order: int = 0  # position in the spec
     implicit: bool = False  # a teacher that no trial of the spec is; run, but not shown in tables
+    search: str = ""  # name of the search that suggested it; empty where the spec itself says it
+    number: int = 0  # of the suggestion, counted within its search
     model: ModelSpec
     data: DataSpec
     evaluate: EvaluateSpec  # block_size and data filled in

@@ -14,7 +14,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001", "0002")  # every schema there ever was, oldest first; the last is the one below
+REVISIONS = ("0001", "0002", "0003")  # every schema there ever was, oldest first; the last is the one below
 
 metadata = MetaData()
 
@@ -48,6 +48,7 @@ trial = Table(
     Column("key", Text, nullable=False),
     Column("evaluation_key", Text, nullable=False),
     Column("plan", Text, nullable=False),  # the TrialPlan, JSON
+    Column("search", Text, nullable=False, server_default=""),  # the search that suggested it; empty: the spec itself
     UniqueConstraint("sweep_id", "name"),
 )
 
@@ -70,6 +71,8 @@ attempt = Table(
     Column("device", Text, nullable=False),
     Column("versions", Text, nullable=False),  # JSON
     Column("offset", BigInteger, nullable=False),  # bytes of points.jsonl that are in `point`
+    Column("log", Text, nullable=False, server_default=""),  # the last lines of its log, where it did not finish
+    Column("outcome", Text, nullable=False, server_default=""),  # the trial's state after it, or `retried`
     UniqueConstraint("trial_id", "number"),
     Index("attempt_state", "state"),
 )

@@ -19,7 +19,7 @@ from prunegpt.store.schema import attempt, trial
 from prunegpt.store.watch import LastPoint, Watch
 
 if TYPE_CHECKING:
-    from prunegpt.spec.plan import SweepPlan
+    from prunegpt.spec.plan import SweepPlan, TrialPlan
     from prunegpt.spec.schema import TableSpec
     from prunegpt.store.series import Series
 
@@ -76,13 +76,28 @@ class Store:
     def save_sweep(self, plan: "SweepPlan") -> list[SavedTrial]:
         """Writes a plan over what is known of its sweep; gives its trials, in the plan's order.
 
-        Trials gone from the spec keep their rows and are no longer shown. A trial keeps its state where its key and
+        Trials gone from the spec keep their rows and are no longer shown; what a search of the plan has suggested stays
+        shown. A trial keeps its state where its key and
         evaluation key are unchanged, and waits again where they are not. Teachers of another sweep are saved as trials
         of that one; where it has the trial with another configuration, that stays and the teacher gets a name of its
         own.
         """
         with self._writer.begin() as connection:
             return write.save_sweep(connection, plan)
+
+    def add_trial(self, one: "TrialPlan") -> SavedTrial:
+        """One more trial of a sweep that was saved, such as a suggested one; it keeps its state as in `save_sweep`.
+
+        Raises:
+            StoreError: its sweep was not saved.
+        """
+        with self._writer.begin() as connection:
+            return write.add_trial(connection, one)
+
+    def suggested(self, plan: "SweepPlan") -> list[SavedTrial]:
+        """Trials that searches of a saved plan suggested earlier and that still wait, in spec order."""
+        with self._reading() as connection:
+            return write.suggested(connection, plan)
 
     def start_attempt(self, trial_id: int, *, at_least: int = 1) -> StartedAttempt:
         """A new attempt of a trial, numbered after the last one and from `at_least` on."""

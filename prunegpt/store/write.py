@@ -36,25 +36,10 @@ def save_sweep(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
         unknown = {"title": other, "spec": _NO_SPEC, "tables": "[]", "unchecked": "[]", "created": now, "updated": now}
         connection.execute(_insert(connection, sweep).on_conflict_do_nothing(), {"name": other, **unknown})
     ids = {row.name: row.id for row in connection.execute(select(sweep.c.id, sweep.c.name))}
-    connection.execute(update(trial).where(trial.c.sweep_id == ids[plan.name]).values(shown=False))
+    shown = trial.c.search.in_([search.name for search in plan.searches])
+    connection.execute(update(trial).where(trial.c.sweep_id == ids[plan.name]).values(shown=shown))
     placed = [_placed(connection, one, plan.name) for one in plan.trials]
-    rows: list[dict[str, Any]] = [
-        {
-            "sweep_id": ids[one.sweep],
-            "name": one.name,
-            "group": one.group,
-            "seed": one.seed,
-            "label": one.label,
-            "position": one.order,
-            "implicit": one.implicit,
-            "shown": True,
-            "state": "waiting",
-            "key": one.key,
-            "evaluation_key": one.evaluation_key,
-            "plan": one.model_dump_json(),
-        }
-        for one in placed
-    ]
+    rows = [_row(one, ids[one.sweep]) for one in placed]
     if rows:
         replaced = [name for name in rows[0] if name not in ("sweep_id", "name")]
         rows.sort(key=lambda row: row["position"])  # so that ids follow the spec
@@ -63,6 +48,52 @@ def save_sweep(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
     found = {(row.sweep_id, row.name): row for row in connection.execute(query)}
     saved = [(one, found[ids[one.sweep], one.name]) for one in placed]
     return [SavedTrial(row.id, one, row.state) for one, row in saved]
+
+
+def add_trial(connection: Connection, one: "TrialPlan") -> SavedTrial:
+    """One more trial of a sweep that was saved."""
+    sweep_id = connection.execute(select(sweep.c.id).where(sweep.c.name == one.sweep)).scalar()
+    if sweep_id is None:
+        raise StoreError(f"a trial must belong to a sweep, but the store has no sweep {one.sweep!r}. Save it first.")
+    row = _row(one, sweep_id)
+    replaced = [name for name in row if name not in ("sweep_id", "name")]
+    connection.execute(_upsert(connection, trial, ["sweep_id", "name"], replaced, keep_state=True), row)
+    query = select(trial.c.id, trial.c.state).where(trial.c.sweep_id == sweep_id, trial.c.name == one.name)
+    found = connection.execute(query).one()
+    return SavedTrial(found.id, one, found.state)
+
+
+def suggested(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
+    """Trials that searches of a plan suggested earlier and that still wait, in spec order."""
+    from prunegpt.spec.plan import TrialPlan
+
+    query = (
+        select(trial.c.id, trial.c.plan, trial.c.state)
+        .join(sweep, sweep.c.id == trial.c.sweep_id)
+        .where(sweep.c.name == plan.name, trial.c.state == "waiting", trial.c.shown)
+        .where(trial.c.search.in_([search.name for search in plan.searches]))
+        .order_by(trial.c.position, trial.c.id)
+    )
+    found = connection.execute(query).all()
+    return [SavedTrial(row.id, TrialPlan.model_validate_json(row.plan), row.state) for row in found]
+
+
+def _row(one: "TrialPlan", sweep_id: int) -> dict[str, Any]:
+    return {
+        "sweep_id": sweep_id,
+        "name": one.name,
+        "group": one.group,
+        "seed": one.seed,
+        "label": one.label,
+        "position": one.order,
+        "implicit": one.implicit,
+        "shown": True,
+        "state": "waiting",
+        "key": one.key,
+        "evaluation_key": one.evaluation_key,
+        "plan": one.model_dump_json(),
+        "search": one.search,
+    }
 
 
 def _placed(connection: Connection, one: "TrialPlan", own: str) -> "TrialPlan":

@@ -1,10 +1,11 @@
-"""What the coordinator asks of whoever suggests trials, and of whoever gives them up early."""
+"""What the coordinator asks of whoever suggests trials, gives them up early, or tells others of them."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from prunegpt.records import Point, TrialResult
 from prunegpt.spec.plan import TrialPlan
+from prunegpt.sweep.events import Event
 
 
 class Suggester(Protocol):
@@ -31,6 +32,18 @@ class EarlyStopper(Protocol):
         ...
 
 
+class Tracker(Protocol):
+    """Is told all that happens, to tell others. Used from one thread, and must not keep it waiting."""
+
+    def event(self, event: Event) -> None:
+        """Something happened."""
+        ...
+
+    def points(self, trial: TrialPlan, points: Sequence[Point]) -> None:
+        """New points of a running trial, in order."""
+        ...
+
+
 class NoSuggester:
     """A sweep of fixed trials."""
 
@@ -48,4 +61,14 @@ class NoEarlyStopper:
         return None
 
     def end(self, trial: TrialPlan, state: str) -> None:
+        return None
+
+
+class NoTracker:
+    """Nobody else is told."""
+
+    def event(self, event: Event) -> None:
+        return None
+
+    def points(self, trial: TrialPlan, points: Sequence[Point]) -> None:
         return None

@@ -27,6 +27,7 @@ class Attempt:
     Args:
         offset: bytes of points.jsonl that are stored.
         cached: stages that were published when it started.
+        given_up: why its trial was asked to stop early.
     """
 
     id: int
@@ -37,19 +38,20 @@ class Attempt:
     started: float = field(default_factory=time.time)
     offset: int = 0
     cached: int = 0
+    given_up: str = ""
     _latest: dict[str, float | None] = field(default_factory=dict)
     _stage: int = -1
 
-    def store_points(self, store: Store) -> Progress | None:
-        """Stores what points.jsonl has grown by; what to tell of it."""
+    def store_points(self, store: Store) -> list[Point]:
+        """Stores what points.jsonl has grown by, and gives it."""
         points, offset = read_points(self.folder / "points.jsonl", self.offset)
-        if offset == self.offset:
-            return None
-        store.add_points(self.id, points, offset=offset)
-        self.offset = offset
-        return self._progress(points)
+        if offset != self.offset:
+            store.add_points(self.id, points, offset=offset)
+            self.offset = offset
+        return points
 
-    def _progress(self, points: list[Point]) -> Progress | None:
+    def progress(self, points: list[Point]) -> Progress | None:
+        """What to tell of new points."""
         known = [point for point in points if 0 <= point.stage < len(self.trial.stages)]
         if not known:
             return None

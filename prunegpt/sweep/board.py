@@ -86,11 +86,35 @@ class Board:
         self.running: dict[str, TrialPlan] = {}
         self._diverged: dict[Unit, TrialPlan] = {}
         self._producers: dict[str, list[TrialPlan]] = {need: [] for trial in trials for need in trial.needs}
+        self._known: list[TrialPlan] = []
         for trial in [*trials, *others]:
-            for stage in reversed(trial.stages):
-                if stage.key in self._producers:
-                    self._producers[stage.key].append(trial)
+            self._know(trial)
         self.look()
+
+    def add(self, trial: TrialPlan) -> None:
+        """One trial more, or one that has ended and shall run again; nothing where it waits or runs already."""
+        name = name_of(trial)
+        if name in self.waiting or name in self.running:
+            return
+        self._order.setdefault(name, len(self._order))
+        self._units[name], self._reached[name] = units_of(trial), 0
+        for need in trial.needs:
+            if need not in self._producers:
+                self._producers[need] = [one for one in self._known if any(stage.key == need for stage in one.stages)]
+        self._know(trial)
+        self._diverged = {unit: one for unit, one in self._diverged.items() if name_of(one) != name}
+        self.waiting[name] = trial
+        self._sort()
+        self.current(name, look=True)
+        for need in trial.needs:
+            self._published.look(Unit(need))
+
+    def _know(self, trial: TrialPlan) -> None:
+        """It may publish what others need."""
+        self._known.append(trial)
+        for stage in reversed(trial.stages):
+            if stage.key in self._producers:
+                self._producers[stage.key].append(trial)
 
     def look(self) -> None:
         """Asks the disk for everything that was not seen yet; others may publish too."""
@@ -193,6 +217,9 @@ class Board:
         """It ran, and waits again, at its old place."""
         self.current(name_of(trial), look=True)
         self.waiting[name_of(trial)] = self.running.pop(name_of(trial))
+        self._sort()
+
+    def _sort(self) -> None:
         self.waiting = dict(sorted(self.waiting.items(), key=lambda item: self._order[item[0]]))
 
     def _is_alive(self, trial: TrialPlan) -> bool:

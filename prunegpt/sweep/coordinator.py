@@ -15,6 +15,7 @@ from prunegpt.records import AttemptRecord, StageRecord, TrialState
 from prunegpt.root import Root, write_text
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import SavedTrial, Store
+from prunegpt.sweep.adaptive import EarlyStopper, NoEarlyStopper, NoSuggester, NoTracker, Suggester, Tracker
 from prunegpt.sweep.attempt import Attempt, published_record, readable
 from prunegpt.sweep.board import Blocked, Board, Published, Unit, name_of, select
 from prunegpt.sweep.events import (
@@ -50,6 +51,9 @@ def run_sweep(
     on_event: Callable[[Event], None] = lambda _: None,
     interrupt: Interrupt | None = None,
     grace: float = _GRACE,
+    suggester: Suggester | None = None,
+    early_stopper: EarlyStopper | None = None,
+    tracker: Tracker | None = None,
 ) -> SweepOutcome:
     """Runs every trial of a plan that is not finished yet.
 
@@ -61,6 +65,9 @@ def run_sweep(
         on_event: is told what happens, from this thread.
         interrupt: asks to stop from elsewhere, beside the signals.
         grace: seconds for a checkpoint before attempts that were asked to stop are killed.
+        suggester: adds trials while there are slots for them, unless `only` names none of the plan's searches.
+        early_stopper: sees the points of what runs, and gives trials up.
+        tracker: is told the same as `on_event`, and all points.
 
     Raises:
         LaunchError: another coordinator has this root or database, or no worker can be started.
@@ -77,8 +84,16 @@ def run_sweep(
         lost = recover(root, store)
         saved = store.save_sweep(plan)
         wanted = [trial for trial, match in zip(saved, matched, strict=True) if match]
+        if suggester and _searches(plan, only):
+            earlier = store.suggested(plan)
+            saved, wanted = [*saved, *earlier], [*wanted, *earlier]
         try:
-            return _Run(plan.name, root, store, launcher, saved, wanted, on_event, stop, grace).run(lost)
+            adaptive = (
+                suggester if suggester and _searches(plan, only) else NoSuggester(),
+                early_stopper or NoEarlyStopper(),
+                tracker or NoTracker(),
+            )
+            return _Run(plan.name, root, store, launcher, saved, wanted, on_event, stop, grace, *adaptive).run(lost)
         finally:
             launcher.close()
 
@@ -87,10 +102,15 @@ def _matching(plan: SweepPlan, only: str | None) -> list[bool]:
     if only is None:
         return [True] * len(plan.trials)
     found = [trial.sweep == plan.name and fnmatchcase(trial.name, only) for trial in plan.trials]
-    if not any(found):
+    if not any(found) and not _searches(plan, only):
         close = ", ".join(nearest(only, [trial.name for trial in plan.trials if trial.sweep == plan.name])[:8])
         raise SpecError([Problem("", f"--only must match a trial, but {only!r} matches none. Trials: {close}.")])
     return found
+
+
+def _searches(plan: SweepPlan, only: str | None) -> bool:
+    """Whether suggestions are asked for."""
+    return only is None or any(fnmatchcase(search.name, only) for search in plan.searches)
 
 
 class _Run:
@@ -107,12 +127,18 @@ class _Run:
         on_event: Callable[[Event], None],
         interrupt: Interrupt,
         grace: float,
+        suggester: Suggester,
+        early_stopper: EarlyStopper,
+        tracker: Tracker,
     ) -> None:
         self.sweep = sweep
         self.root = root
         self.store = store
         self.launcher = launcher
-        self.tell = on_event
+        self.on_event = on_event
+        self.suggester = suggester
+        self.early_stopper = early_stopper
+        self.tracker = tracker
         self.interrupt = interrupt
         self.grace = grace
         self.ids = {name_of(trial.plan): trial.id for trial in saved}
@@ -162,6 +188,16 @@ class _Run:
             interrupted=self.interrupt.count > 0,
         )
 
+    def tell(self, event: Event) -> None:
+        self.on_event(event)
+        self.tracker.event(event)
+
+    def _tell_result(self, trial: TrialPlan, state: TrialState) -> None:
+        """A trial has ended, for now or for good."""
+        self.early_stopper.end(trial, state)
+        if not isinstance(self.suggester, NoSuggester):
+            self.suggester.tell(self.store.result(self.ids[name_of(trial)]))
+
     def _ordered(self, names: set[str]) -> tuple[str, ...]:
         return tuple(name for name in self.order if name in names)
 
@@ -174,11 +210,29 @@ class _Run:
                 self._finish_from_cache(complete)
             if self._settle_hopeless():
                 continue  # what they would have published may be what others wait for
-            trial = self.board.next() if len(self.attempts) < self.launcher.slots else None
+            free = len(self.attempts) < self.launcher.slots
+            trial = self.board.next() if free else None
             if trial is not None:
                 self._start(trial)
-            elif self.attempts or not self.board.waiting or not self._unstick():
+            elif not (free and self._suggest()) and (self.attempts or not self.board.waiting or not self._unstick()):
                 return
+
+    def _suggest(self) -> bool:
+        """Adds a trial that was not planned; whether there is one."""
+        suggested = self.suggester.suggest()
+        if suggested is None:
+            return False
+        name = name_of(suggested)
+        if name in self.board.waiting or name in self.attempts:
+            return False
+        saved = self.store.add_trial(suggested)
+        self.ids[name], self.states[name] = saved.id, saved.state
+        if saved.state in _SETTLED:
+            self._tell_result(suggested, saved.state)
+            return True
+        self.order.append(name)
+        self.board.add(suggested)
+        return True
 
     def _unstick(self) -> bool:
         """Nothing runs and nothing may start: others have published, or the teachers that are left form a circle."""
@@ -231,15 +285,26 @@ class _Run:
         self.states[name] = "finished"
         self.cached.add(name)
         self.tell(CacheHit(name, len(stages), *_figures(stages)))
+        self._tell_result(trial, "finished")
 
     # -- what runs ---------------------------------------------------------------------------------------------
 
     def _follow(self, attempt: Attempt) -> bool:
         """Stores new points and tells what was published; whether anything was."""
-        progress = attempt.store_points(self.store)
-        if progress is not None:
-            self.tell(progress)
+        points = attempt.store_points(self.store)
+        if points:
+            self.tracker.points(attempt.trial, points)
+            progress = attempt.progress(points)
+            if progress is not None:
+                self.tell(progress)
+            self._give_up(attempt, self.early_stopper.observe(attempt.trial, points))
         return self._note_published(attempt)
+
+    def _give_up(self, attempt: Attempt, reason: str | None) -> None:
+        if reason is None or attempt.given_up:
+            return
+        attempt.given_up = reason
+        self.launcher.cancel(attempt.handle)
 
     def _note_published(self, attempt: Attempt) -> bool:
         name = name_of(attempt.trial)
@@ -279,7 +344,11 @@ class _Run:
             self.finished.add(name)
             seconds = record.ended - record.started
             self.tell(TrialFinished(name, attempt.number, seconds, *_figures(record.stages)))
+            self._tell_result(attempt.trial, "finished")
             return True
+        if attempt.given_up and record.state != "diverged":
+            update = {"state": "stopped", "reason": "early-stop", "error": attempt.given_up}
+            record = record.model_copy(update=update)
         if self.interrupt.count and record.reason in RETRIED:
             self._wait_again(attempt, record, retried=False)
         elif record.reason in RETRIED and self.retries.get(name, 0) < RETRIES:
@@ -292,6 +361,7 @@ class _Run:
             self.states[name], self.why[name] = state, record.error
             self.failed.add(name)
             self.tell(self._failure(attempt, record, state, retried=False))
+            self._tell_result(attempt.trial, state)
         return True
 
     def _wait_again(self, attempt: Attempt, record: AttemptRecord, *, retried: bool) -> None:
@@ -344,6 +414,7 @@ class _Run:
         self.why[name] = message
         self.failed.add(name)
         self.tell(TrialFailed(name, 0, state, reason, message, "", retried=False))
+        self._tell_result(trial, state)
 
     # -- stopping ----------------------------------------------------------------------------------------------
 
