@@ -57,12 +57,19 @@ def plan_data(
     *,
     source: str = "the spec",
     overrides: Sequence[str] = (),
+    path: Path | None = None,
     root: Root | None = None,
     strict: bool = False,
+    curves: CurvesOf | None = None,
 ) -> SweepPlan:
-    """As plan_file, from plain data."""
-    shared = _Shared(Files(root), tuple(overrides), strict)
-    return _Resolver(shared, plain_document(data, source, _own(overrides)), None).plan()
+    """As plan_file, from plain data.
+
+    Args:
+        source: what messages call it.
+        path: the file that it was read from: where its relative paths begin, and the specs of its teachers lie.
+    """
+    shared = _Shared(Files(root), tuple(overrides), strict, curves)
+    return _Resolver(shared, plain_document(data, source, _own(overrides)), path).plan()
 
 
 def _addressee(override: str) -> str | None:
