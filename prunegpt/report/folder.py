@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
+from prunegpt.report import anomaly
 from prunegpt.report.cells import Table
 from prunegpt.report.config import resolved
 from prunegpt.report.errors import ReportError
@@ -114,12 +115,15 @@ def _index(
             f'<a href="tables/{escape(table.name)}.{suffix}">{suffix}</a>'
             for suffix in (SUFFIXES.get(form, form) for form in RENDERERS.names())
         )
-        parts.append(f'{fragment(table)}<p class="note">{links}</p>\n')
+        why = ' <a href="#no-perplexity">Why such figures are no perplexities</a>' if anomaly.is_shown([table]) else ""
+        parts.append(f'{fragment(table)}<p class="note">{links}{why}</p>\n')
     for named in figures:
         name, caption = escape(named.name), escape(named.caption)
         links = " ".join(f'<a href="figures/{name}.{suffix}">{suffix}</a>' for suffix in _FIGURE_FORMATS)
         image = f'<img src="figures/{name}.svg" alt="{caption}">'
         parts.append(f"<figure>{image}<figcaption>{caption}. {links}</figcaption></figure>\n")
+    if anomaly.is_shown(tables):
+        parts.append(anomaly.explanation())
     if results:
         items = "".join(
             f'<li><a href="configs/{escape(trial.sweep)}/{escape(trial.name)}.json">{escape(trial.name)}</a></li>\n'
