@@ -40,7 +40,7 @@ def explanation(published: float = 1.33e9, perplexity: float = 21.76) -> str:
     return (
         '<h2 id="no-perplexity">Figures that are no perplexity</h2>\n'
         f"<p>A perplexity is exp of the mean cross-entropy of a token. The published figures of distilled rows are exp "
-        f"of the training loss of distillation, {1 - HARDNESS:g} · CE + {HARDNESS:g} · T² · KL, in which the divergence "
+        f"of the training loss of distillation, {1 - HARDNESS:g} · CE + {HARDNESS:g} · T² · KL, whose divergence "
         f"was summed over the {POSITIONS:,} positions of a block and not averaged. A student {found:.4f} nats a token "
         f"from its teacher then shows exp({blended(cross_entropy, found):.2f}) = {published:.3g}, while its "
         f"perplexity may be {perplexity:g}; ten times that divergence shows "
