@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-Reason = Literal["ended", "failed", "signal", "cancelled", "lost"]
+Reason = Literal["ended", "failed", "signal", "cancelled", "lost", "preempted", "time-limit", "out-of-memory"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,9 @@ class Exited:
 
     Args:
         reason: `ended`: it says so itself; `failed`: it says that it failed, or its process ended with another code
-            than 0; `signal`: its process was killed; `cancelled`: we asked for it; `lost`: nobody knows.
+            than 0; `signal`: its process was killed; `cancelled`: we asked for it; `preempted`: the scheduler asked it
+            to write a checkpoint and end, or took its place away: a record that says `stopped` means this; `time-limit`
+            and `out-of-memory`: the scheduler killed it for that; `lost`: nobody knows, such as after its node is gone.
         code: exit code of the process, where that is known.
         signal: number of the signal that ended the process.
     """
