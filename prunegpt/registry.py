@@ -38,6 +38,10 @@ class Registry:
         """All names of this kind, built-in ones first."""
         return [*self._builtin, *sorted(self._plugins)]
 
+    def builtin_names(self) -> list[str]:
+        """The names that are there without any plug-in."""
+        return list(self._builtin)
+
     def __contains__(self, name: str) -> bool:
         return name in self._builtin or name in self._plugins
 

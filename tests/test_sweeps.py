@@ -6,6 +6,8 @@ import pytest
 
 from prunegpt.planning.resolve import plan_file
 from prunegpt.spec.plan import SweepPlan
+from prunegpt.spec.reference import reference
+from prunegpt.spec.schema import Spec
 
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 SPECS = sorted(SWEEPS.glob("*.yaml"))
@@ -41,3 +43,14 @@ def test_the_quickstart_needs_no_network() -> None:
     assert not plan.unchecked
     assert len(plan.trials) == 11
     assert len({stage.key for trial in plan.trials for stage in trial.stages}) == 11
+
+
+def test_the_reference_of_fields_is_what_the_schema_says() -> None:
+    written = (SWEEPS / "README.md").read_text(encoding="utf-8")
+    assert written == reference(), "write it again: prunegpt sweep fields --update sweeps/README.md"
+    assert all(f"| `{name}` |" in written for name in Spec.model_fields)
+
+
+def test_every_field_says_what_it_means() -> None:
+    bare = [line for line in reference().splitlines() if line.startswith("| `") and line.endswith("|  |")]
+    assert not bare

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from prunegpt import __version__
-from prunegpt.cli import doctor, evaluate, masks, prune, recipe, report, sweep, table, train, trial
+from prunegpt.cli import doctor, evaluate, fields, masks, prune, recipe, report, serve, sweep, table, train, trial
 from prunegpt.cli.options import say
 from prunegpt.errors import PruneGPTError
 
@@ -29,12 +29,14 @@ def _version(
         raise typer.Exit
 
 
+fields.register(sweep.app)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(trial.app, name="trial")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(masks.app, name="masks")
 table.register(app)
 report.register(app)
+serve.register(app)
 evaluate.register(app)
 prune.register(app)
 train.register(app)

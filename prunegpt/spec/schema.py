@@ -239,7 +239,7 @@ class FinetuneSpec(Part):
 class TeacherModel(Part):
     """A teacher that is a model, not a trial."""
 
-    model: ModelSpec
+    model: ModelSpec = Field(description="where it comes from")
 
     @model_validator(mode="before")
     @classmethod
@@ -276,9 +276,9 @@ StageConfig = FinetuneSpec | PruneSpec | DistillSpec
 class StageSpec(Part):
     """One stage: exactly one of finetune, prune, distill."""
 
-    finetune: FinetuneSpec | None = None
-    prune: PruneSpec | None = None
-    distill: DistillSpec | None = None
+    finetune: FinetuneSpec | None = Field(None, description="training on the text")
+    prune: PruneSpec | None = Field(None, description="pruning at once")
+    distill: DistillSpec | None = Field(None, description="training against a teacher")
 
     @model_validator(mode="before")
     @classmethod
@@ -381,12 +381,16 @@ def _figure(value: Any) -> Any:
 class TableSpec(Part):
     """A table that comes out of the sweep."""
 
-    title: str
+    title: str = Field(description="heading")
     name: str | None = Field(
         None, pattern=NAME, description="its name in file names and README markers; made from the title where not given"
     )
-    rows: Annotated[tuple[Annotated[RowSpec, BeforeValidator(_row)], ...], AfterValidator(_some)]
-    columns: Annotated[tuple[Annotated[ColumnSpec, BeforeValidator(_column)], ...], AfterValidator(_some)]
+    rows: Annotated[tuple[Annotated[RowSpec, BeforeValidator(_row)], ...], AfterValidator(_some)] = Field(
+        description="trials by name or glob, in this order"
+    )
+    columns: Annotated[tuple[Annotated[ColumnSpec, BeforeValidator(_column)], ...], AfterValidator(_some)] = Field(
+        description="names of columns, from the list below"
+    )
     reported: Mapping[str, Annotated[Reported, BeforeValidator(_figure)]] = Field(
         {}, description="trial name -> published figure"
     )
@@ -398,8 +402,8 @@ class Spec(Part):
     name: str = Field(pattern=NAME, description="letters, digits and ._=+,@-; the sweep's folder")
     title: str | None = Field(None, description="heading; the name where not given")
     base: Settings = Field(Settings(), description="settings of all trials")
-    trials: Annotated[tuple[TrialSpec, ...], AfterValidator(_some)]
-    tables: tuple[TableSpec, ...] = ()
+    trials: Annotated[tuple[TrialSpec, ...], AfterValidator(_some)] = Field(description="what is tried")
+    tables: tuple[TableSpec, ...] = Field((), description="what comes out")
     early_stop: EarlyStopSpec | None = Field(None, description="when a trial is given up before its end")
     failures: FailureSpec = Field(FailureSpec(), description="retries, time limit, heartbeat")
     launcher: LauncherSpec = Field(LauncherSpec(), description="where trials run")

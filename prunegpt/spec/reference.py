@@ -1,0 +1,137 @@
+"""The reference of a spec's fields, as Markdown, made from the schema: what it says is what is checked."""
+
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from prunegpt.registry import (
+    ALLOCATIONS,
+    CRITERIA,
+    DISTILLATION_LOSSES,
+    EARLY_STOPS,
+    LAUNCHERS,
+    PROTOCOLS,
+    RENDERERS,
+    SAMPLERS,
+    SCHEDULES,
+    SOLVERS,
+)
+from prunegpt.spec.columns import COLUMNS, CONFIG
+from prunegpt.spec.part import Part
+from prunegpt.spec.schema import Settings, Spec
+
+_REGISTRIES = (
+    *(CRITERIA, SOLVERS, SCHEDULES, ALLOCATIONS, DISTILLATION_LOSSES, PROTOCOLS),
+    *(SAMPLERS, EARLY_STOPS, LAUNCHERS, RENDERERS),
+)
+_PLAIN: Mapping[Any, str] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "yes or no",
+    Any: "any",
+    type(None): "nothing",
+}
+
+
+def reference() -> str:
+    """All parts of a spec, outermost first, each with its fields; then the names that registries know, and columns."""
+    parts = list(dict.fromkeys(_parts(Spec)))
+    chapters = [
+        "# Fields of a sweep spec\n\nMade by `prunegpt sweep fields`; do not edit.\n",
+        *(_chapter(part) for part in parts),
+        _names(),
+        _columns(),
+    ]
+    return "\n".join(chapters)
+
+
+def _parts(part: type[Part]) -> Iterator[type[Part]]:
+    """A part and those inside it, each before what is inside it in turn."""
+    queue, seen = [part], {part}
+    while queue:
+        current = queue.pop(0)
+        yield current
+        inner = [one for field in current.model_fields.values() for one in _inside(field.annotation)]
+        for one in inner:
+            if one not in seen:
+                seen.add(one)
+                queue.append(one)
+
+
+def _inside(annotation: Any) -> Iterator[type[Part]]:
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _inside(argument)
+
+
+def _title(part: type[Part]) -> str:
+    return part.__name__.removesuffix("Spec") or part.__name__
+
+
+def _chapter(part: type[Part]) -> str:
+    about = " ".join(str(part.__doc__).split())
+    own = dict(part.model_fields)
+    if issubclass(part, Settings) and part is not Settings:
+        own = {name: field for name, field in own.items() if name not in Settings.model_fields}
+        about += f" Beside what [{_title(Settings)}](#{_title(Settings).lower()}) say:"
+    rows = [
+        f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {_cell(field.description or '')} |"
+        for name, field in own.items()
+    ]
+    head = ["| field | value | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([f"## {_title(part)}", "", about, "", *head, *rows, ""])
+
+
+def _type(annotation: Any) -> str:
+    """A type in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_type(one) for one in arguments if one is not type(None)))
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in arguments)
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}" if arguments else "list"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"{_type(arguments[0])} → {_type(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        title = _title(annotation)
+        return f"[{title}](#{title.lower()})"
+    return _PLAIN.get(annotation, str(annotation))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "must be given"
+    value = field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
+    if value is None or value == () or value == {}:
+        return ""
+    if isinstance(value, Part):
+        return "its defaults"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{getattr(one, 'metric', one)}`" for one in value)
+    return f"`{value}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _names() -> str:
+    rows = [
+        f"| {registry.kind} | {', '.join(f'`{name}`' for name in registry.builtin_names())} |"
+        for registry in _REGISTRIES
+    ]
+    return "\n".join(["## Names", "", "| of a | built in |", "|---|---|", *rows, ""])
+
+
+def _columns() -> str:
+    rows = [f"| `{name}` | {_cell(about)} |" for name, about in COLUMNS.items()]
+    rows.append(f"| `{CONFIG}PATH` | any value of the resolved configuration, such as `{CONFIG}train.learning_rate` |")
+    return "\n".join(["## Columns of a table", "", "| name | meaning |", "|---|---|", *rows, ""])
