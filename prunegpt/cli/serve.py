@@ -1,0 +1,42 @@
+"""prunegpt serve: the dashboard."""
+
+from typing import Annotated
+
+import typer
+
+from prunegpt.cli.options import RootOption, say
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: prunegpt serve --open")(serve)
+
+
+def serve(
+    root: RootOption = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; another than loopback needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            envvar="PRUNEGPT_TOKEN",
+            help="What visitors must know; generated where one is needed.",
+            show_default=False,
+        ),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the dashboard in a browser.")] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME", help="Another name that visitors reach it by, such as a proxy's."),
+    ] = None,
+) -> None:
+    """Show sweeps, trials, curves and tables in a browser, live; also the JSON API, and a W&B server for agents.
+
+    It listens on this machine alone unless --host says otherwise; then visitors need the token that is printed.
+    """
+    from prunegpt.root import Root
+    from prunegpt.web.server import run
+
+    run(Root.find(root), host=host, port=port, token=token, hosts=allow_host or (), open_browser=open_, say=say)

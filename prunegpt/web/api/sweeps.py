@@ -1,0 +1,249 @@
+"""Sweeps and the lists of their trials."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from prunegpt import __version__
+from prunegpt.records import TrialResult
+from prunegpt.report.measure import is_measured
+from prunegpt.store import SweepRow
+from prunegpt.sweep.lock import Holder, coordinator
+from prunegpt.web.dashboard import Dashboard, address
+from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint
+from prunegpt.web.progress import Progress, Slot, progress, slots
+from prunegpt.web.rows import Column, TrialRow, columns, row, rows, value
+
+_MOST = 10_000  # trials in one answer
+
+
+class Best(Answer):
+    """The trial with the lowest perplexity."""
+
+    trial: str
+    perplexity: float
+
+
+class SweepShort(Answer):
+    """A sweep in the list of all."""
+
+    name: str
+    title: str
+    created: float
+    updated: float
+    trials: int
+    finished: int
+    running: int
+    waiting: int
+    failed: int
+    diverged: int
+    stopped: int
+    best: Best | None
+    running_now: bool
+
+
+class Sweeps(Answer):
+    sweeps: list[SweepShort]
+
+
+class Coordinator(Answer):
+    """The process that runs trials of this root."""
+
+    pid: int
+    host: str
+    since: float
+
+
+class SearchShort(Answer):
+    """A search of a sweep."""
+
+    name: str
+    objectives: list[str]
+    n_trials: int | None
+    sampler: str
+    trials: int
+
+
+class Sweep(Answer):
+    """One sweep."""
+
+    name: str
+    title: str
+    source: str | None
+    state: Literal["running", "finished", "failed", "waiting", "empty"]
+    created: float
+    updated: float
+    coordinator: Coordinator | None
+    progress: Progress
+    tables: list[str]
+    searches: list[SearchShort]
+    optuna: str | None = Field(description="where Optuna's dashboard is started; null where there is no search")
+    swept: list[str]
+    slots: list[Slot]
+    unchecked: list[str]
+
+
+class TrialList(Answer):
+    total: int = Field(description="trials that match, on all pages")
+    columns: list[Column]
+    trials: list[TrialRow]
+
+
+class TrialQuery(Asked):
+    offset: int = Field(0, ge=0, le=10**9, description="the first trial of the page")
+    limit: int = Field(200, ge=1, le=_MOST, description="trials of the page")
+    sort: str = Field("", description="key of a column; spec order where empty")
+    descending: bool = Field(False, description="greatest first")
+    state: str = Field("", description="only of these states, with commas between them")
+    q: str = Field("", description="only with this text in name, label or a swept value")
+
+
+class Health(Answer):
+    status: Literal["ok"]
+    version: str
+
+
+def health(dashboard: Dashboard, call: Call) -> Health:
+    return Health(status="ok", version=__version__)
+
+
+def listed(dashboard: Dashboard, call: Call) -> Sweeps:
+    holder = coordinator(dashboard.root)
+    with dashboard.source.following():
+        return Sweeps(sweeps=[short(dashboard, sweep, holder) for sweep in dashboard.source.sweeps()])
+
+
+def short(dashboard: Dashboard, sweep: SweepRow, holder: Holder | None) -> SweepShort:
+    """A sweep for the list."""
+    revision = dashboard.source.sweep_revision(sweep.name)
+    best = dashboard.kept.get(("best", sweep.name), revision, lambda: _best(dashboard.source.trials(sweep.name)))
+    running = sweep.states.get("running", 0)
+    return SweepShort(
+        name=sweep.name,
+        title=sweep.title,
+        created=sweep.created,
+        updated=sweep.updated,
+        trials=sweep.trials,
+        finished=sweep.states.get("finished", 0),
+        running=running,
+        waiting=sweep.states.get("waiting", 0),
+        failed=sweep.states.get("failed", 0),
+        diverged=sweep.states.get("diverged", 0),
+        stopped=sweep.states.get("stopped", 0),
+        best=best,
+        running_now=holder is not None and running > 0,
+    )
+
+
+def _best(trials: list[TrialResult]) -> Best | None:
+    measured = [
+        (one.evaluation.perplexity, address(one))
+        for one in trials
+        if is_measured(one) and not one.implicit and one.evaluation and one.evaluation.perplexity is not None
+    ]
+    if not measured:
+        return None
+    perplexity, trial = min(measured)
+    return Best(trial=trial, perplexity=perplexity)
+
+
+def one(dashboard: Dashboard, call: Call) -> Sweep:
+    name = call.path["name"]
+    holder = coordinator(dashboard.root)
+    with dashboard.source.following():
+        sweep = dashboard.source.sweep(name)
+        trials = dashboard.source.trials(name)
+        running = slots(dashboard, name)
+    searches = [
+        SearchShort(
+            name=str(search.get("name", "")),
+            objectives=[_objective(item) for item in search.get("spec", {}).get("objectives", ())],
+            n_trials=search.get("spec", {}).get("n_trials"),
+            sampler=str(search.get("spec", {}).get("sampler", "")),
+            trials=sum(1 for trial in trials if trial.plan.get("search") == search.get("name")),
+        )
+        for search in getattr(sweep, "searches", ())
+    ]
+    return Sweep(
+        name=sweep.name,
+        title=sweep.title,
+        source=sweep.source,
+        state=_state(sweep),
+        created=sweep.created,
+        updated=sweep.updated,
+        coordinator=Coordinator(pid=holder.pid, host=holder.host, since=holder.since) if holder else None,
+        progress=progress(sweep, trials, running),
+        tables=[str(table.get("name") or table.get("title", "")) for table in sweep.tables],
+        searches=searches,
+        optuna=f"/sweeps/{name}/optuna" if searches and dashboard.optuna.available else None,
+        swept=list(dict.fromkeys(path for trial in trials for path in trial.swept)),
+        slots=running,
+        unchecked=list(sweep.unchecked),
+    )
+
+
+def _objective(item: dict[str, str]) -> str:
+    return f"{item.get('direction') or ''} {item.get('metric', '')}".strip()
+
+
+def _state(sweep: SweepRow) -> Literal["running", "finished", "failed", "waiting", "empty"]:
+    if not sweep.trials:
+        return "empty"
+    if sweep.states.get("running"):
+        return "running"
+    if sweep.states.get("waiting"):
+        return "waiting"
+    return "finished" if sweep.states.get("finished", 0) + sweep.states.get("diverged", 0) == sweep.trials else "failed"
+
+
+def trials(dashboard: Dashboard, call: Call) -> TrialList:
+    asked: TrialQuery = call.query
+    found = dashboard.source.trials(call.path["name"])
+    shown = columns(found)
+    if asked.state:
+        wanted = set(asked.state.split(","))
+        found = [trial for trial in found if trial.state in wanted]
+    if asked.q:
+        found = [trial for trial in found if _matches(trial, asked.q.casefold())]
+    if asked.sort:
+        found = _sorted(found, asked.sort, asked.descending)
+    elif asked.descending:
+        found = found[::-1]
+    page = found[asked.offset : asked.offset + asked.limit]
+    return TrialList(total=len(found), columns=shown, trials=rows(dashboard, page))
+
+
+def _matches(trial: TrialResult, text: str) -> bool:
+    return any(text in str(part).casefold() for part in (trial.name, trial.label, trial.state, *trial.swept.values()))
+
+
+def _sorted(found: list[TrialResult], key: str, descending: bool) -> list[TrialResult]:
+    """By a column: numbers first by size, then text; what has no value comes last, whichever the direction."""
+    valued = [(value(row(trial), key), trial) for trial in found]
+    missing = [trial for given, trial in valued if given is None or given == "" or _is_nan(given)]
+    present = [(given, trial) for given, trial in valued if not (given is None or given == "" or _is_nan(given))]
+    numbers = [pair for pair in present if isinstance(pair[0], int | float)]
+    texts = [pair for pair in present if isinstance(pair[0], str)]
+    numbers.sort(key=lambda pair: pair[0], reverse=descending)  # type: ignore[arg-type, return-value]
+    texts.sort(key=lambda pair: str(pair[0]).casefold(), reverse=descending)
+    ordered = [*texts, *numbers] if descending else [*numbers, *texts]
+    return [trial for _, trial in ordered] + missing
+
+
+def _is_nan(given: object) -> bool:
+    return isinstance(given, float) and math.isnan(given)
+
+
+ENDPOINTS = (
+    Endpoint("/health", health, "Whether the server answers", Health),
+    Endpoint("/sweeps", listed, "All sweeps with their progress and best trial", Sweeps),
+    Endpoint("/sweeps/{name}", one, "One sweep: progress, what runs, tables, searches", Sweep),
+    Endpoint(
+        "/sweeps/{name}/trials",
+        trials,
+        "Trials of a sweep, filtered and sorted, a page at a time",
+        TrialList,
+        TrialQuery,
+    ),
+)

@@ -1,0 +1,67 @@
+"""The application: guard, pages, API, live updates, and the W&B endpoint where there is one."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib import import_module
+from importlib.util import find_spec
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from prunegpt.root import Root
+from prunegpt.web.api import endpoints
+from prunegpt.web.dashboard import Dashboard
+from prunegpt.web.endpoint import PREFIX
+from prunegpt.web.pages import Pages
+from prunegpt.web.security import Guard
+
+_WANDB = "prunegpt.tracking.endpoint"
+
+
+def create_app(root: Root, *, token: str | None, host: str, port: int, hosts: Sequence[str] = ()) -> Starlette:
+    """The dashboard of a root.
+
+    Args:
+        root: the folder of all results; it may be empty, or not be there yet.
+        token: what visitors must know; None: nothing.
+        host: the address that is listened on.
+        port: its port.
+        hosts: further names that visitors may use for it, such as that of a proxy.
+    """
+    dashboard = Dashboard.open(root)
+    pages = Pages(dashboard)
+
+    async def missing(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        message = error.detail if isinstance(error, HTTPException) else "this is a defect; the server's log has it."
+        if request.url.path.startswith(PREFIX):
+            return JSONResponse({"error": message}, status)
+        return pages.error(status, message)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        dashboard.close()
+
+    app = Starlette(
+        routes=[*(entry.route(dashboard) for entry in endpoints()), *pages.routes(), *wandb_routes(root)],
+        middleware=[Middleware(Guard, token=token, host=host, port=port, hosts=hosts)],
+        exception_handlers={HTTPException: missing, 500: missing},
+        lifespan=lifespan,
+    )
+    app.state.dashboard = dashboard
+    return app
+
+
+def wandb_routes(root: Root) -> list[BaseRoute]:
+    """What `wandb` clients ask of a server; none where this installation has no such endpoint."""
+    try:
+        if find_spec(_WANDB) is None:
+            return []
+    except ModuleNotFoundError:
+        return []
+    return list(import_module(_WANDB).routes(root))

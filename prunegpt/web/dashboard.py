@@ -1,0 +1,37 @@
+"""What every request is answered from."""
+
+from dataclasses import dataclass
+
+from prunegpt.records import TrialResult
+from prunegpt.report.windows import stored_windows
+from prunegpt.root import Root
+from prunegpt.web.intervals import Intervals
+from prunegpt.web.kept import Kept
+from prunegpt.web.optuna import OptunaDashboard
+from prunegpt.web.source import Source
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """One root, its store as it is followed, and what was made of it."""
+
+    root: Root
+    source: Source
+    intervals: Intervals
+    kept: Kept
+    optuna: OptunaDashboard
+
+    @classmethod
+    def open(cls, root: Root) -> "Dashboard":
+        source = Source(root)
+        return cls(root, source, Intervals(stored_windows(root), source.touch), Kept(), OptunaDashboard(root))
+
+    def close(self) -> None:
+        self.intervals.close()
+        self.optuna.close()
+        self.source.close()
+
+
+def address(trial: TrialResult) -> str:
+    """What a trial is called across sweeps."""
+    return f"{trial.sweep}/{trial.name}"

@@ -1,0 +1,112 @@
+"""The pages: templates that fetch what they show from the API."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from prunegpt import __version__
+from prunegpt.errors import LaunchError, StoreError
+from prunegpt.web.dashboard import Dashboard
+from prunegpt.web.security import local_path
+
+_HERE = Path(__file__).parent
+_MOST_COMPARED = 8
+
+
+class Pages:
+    """Renders templates; everything in them is escaped."""
+
+    def __init__(self, dashboard: Dashboard) -> None:
+        self._dashboard = dashboard
+        self._environment = Environment(
+            loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined
+        )
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/", self.sweeps),
+            Route("/sweeps/{name}", self.sweep),
+            Route("/sweeps/{name}/tables", self.tables),
+            Route("/sweeps/{name}/optuna", self.optuna),
+            Route("/trials/{sweep}/{trial}", self.trial),
+            Route("/compare", self.compare),
+            Route("/api", self.api),
+            Route("/login", self.login),
+            Route("/favicon.ico", self.icon),
+            Route("/static/plotly.min.js", self.plotly),
+            Mount("/static", StaticFiles(directory=_HERE / "static")),
+        ]
+
+    def render(self, template: str, status: int = 200, **context: Any) -> HTMLResponse:
+        """A page; `title` and `page` must be given."""
+        given: Mapping[str, Any] = {"version": __version__, **context}
+        return HTMLResponse(self._environment.get_template(template).render(given), status)
+
+    def error(self, status: int, message: str) -> HTMLResponse:
+        return self.render("error.html", status, title=f"Error {status}", page="error", status=status, message=message)
+
+    async def sweeps(self, request: Request) -> Response:
+        return self.render("sweeps.html", title="Sweeps", page="sweeps")
+
+    async def sweep(self, request: Request) -> Response:
+        return await self._of_sweep(request, "sweep.html", "sweep")
+
+    async def tables(self, request: Request) -> Response:
+        return await self._of_sweep(request, "tables.html", "tables")
+
+    async def _of_sweep(self, request: Request, template: str, page: str) -> Response:
+        name = request.path_params["name"]
+        try:
+            found = await run_in_threadpool(self._dashboard.source.sweep, name)
+        except StoreError as error:
+            return self.error(404, str(error))
+        return self.render(template, title=found.title, page=page, name=found.name, sweep=found.name)
+
+    async def trial(self, request: Request) -> Response:
+        sweep, trial = request.path_params["sweep"], request.path_params["trial"]
+        try:
+            found = await run_in_threadpool(self._dashboard.source.trial, sweep, trial)
+        except StoreError as error:
+            return self.error(404, str(error))
+        title = f"{found.name} · {found.sweep}"
+        return self.render("trial.html", title=title, page="trial", name=found.name, sweep=sweep, trial=found.name)
+
+    async def compare(self, request: Request) -> Response:
+        trials = request.query_params.getlist("trial")[:_MOST_COMPARED]
+        return self.render("compare.html", title="Compare", page="compare", trials=trials)
+
+    async def api(self, request: Request) -> Response:
+        return self.render("openapi.html", title="API", page="api")
+
+    async def login(self, request: Request) -> Response:
+        target = local_path(request.query_params.get("next", "/"))
+        failed = request.query_params.get("failed") == "1"
+        return self.render("login.html", title="Log in", page="login", next=target, failed=failed)
+
+    async def optuna(self, request: Request) -> Response:
+        """Starts Optuna's own dashboard and goes there."""
+        try:
+            url = await run_in_threadpool(self._dashboard.optuna.url)
+        except LaunchError as error:
+            return self.error(404, str(error))
+        return RedirectResponse(url, 303)
+
+    async def icon(self, request: Request) -> Response:
+        file = _HERE / "static" / "icon.svg"
+        return FileResponse(file, media_type="image/svg+xml") if file.is_file() else Response(status_code=204)
+
+    async def plotly(self, request: Request) -> Response:
+        """Plotly's script, as the installed package carries it."""
+        found = find_spec("plotly")
+        assert found is not None
+        assert found.origin is not None
+        file = Path(found.origin).parent / "package_data" / "plotly.min.js"
+        return FileResponse(file, media_type="text/javascript", headers={"Cache-Control": "public, max-age=86400"})

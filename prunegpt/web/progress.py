@@ -1,0 +1,113 @@
+"""How far a sweep is, what runs now, and when it will be done."""
+
+import math
+from collections.abc import Sequence
+
+from prunegpt.planning.budget import train_tokens
+from prunegpt.records import TrialResult
+from prunegpt.spec.plan import StagePlan
+from prunegpt.store import SweepRow
+from prunegpt.web.dashboard import Dashboard, address
+from prunegpt.web.endpoint import Answer
+
+_ENDED = ("finished", "failed", "diverged", "stopped")
+
+
+class Slot(Answer):
+    """An attempt that runs now."""
+
+    trial: str
+    id: int
+    stage: int
+    kind: str
+    step: int
+    total: int | None
+    tokens: int
+    perplexity: float | None
+    loss: float | None
+    sparsity: float | None
+    started: float | None
+
+
+class Progress(Answer):
+    """Tokens count each stage once, however many trials share it; null where no text has been counted."""
+
+    done: int
+    total: int
+    tokens_done: int
+    tokens_total: int | None
+    eta_seconds: float | None
+
+
+def slots(dashboard: Dashboard, sweep: str | None = None) -> list[Slot]:
+    """What runs now, by trial."""
+    known = {trial.id: trial for trial in dashboard.source.every_trial()}
+    found = []
+    for running in dashboard.source.running(sweep):
+        trial = known[running.trial]
+        newest = max(running.last.values(), key=lambda point: (point.stage, point.step, point.time), default=None)
+        stage = newest.stage if newest else 0
+        planned = trial.plan.get("stages", ())
+        values = {name: point for (index, name), point in running.last.items() if index == stage}
+        total = values.get("total_steps")
+        found.append(
+            Slot(
+                trial=address(trial),
+                id=trial.id,
+                stage=stage,
+                kind=planned[stage]["kind"] if stage < len(planned) else "",
+                step=newest.step if newest else 0,
+                total=round(total.value) if total is not None and total.value is not None else None,
+                tokens=newest.tokens if newest else 0,
+                perplexity=values["perplexity"].value if "perplexity" in values else None,
+                loss=values["loss"].value if "loss" in values else None,
+                sparsity=values["sparsity"].value if "sparsity" in values else None,
+                started=trial.started,
+            )
+        )
+    return sorted(found, key=lambda slot: slot.trial)
+
+
+def progress(sweep: SweepRow, trials: Sequence[TrialResult], running: Sequence[Slot]) -> Progress:
+    """Done and to do, in trials and in tokens, and the seconds that the rest takes at the pace so far."""
+    done = sum(sweep.states.get(state, 0) for state in _ENDED)  # type: ignore[call-overload]
+    planned: dict[str, int | None] = {}
+    came: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    for trial in trials:
+        for index, stage in enumerate(trial.plan.get("stages", ())):
+            if index < len(trial.stages):
+                record = trial.stages[index]
+                planned[stage["key"]] = came[stage["key"]] = record.train_tokens
+                seconds[stage["key"]] = record.seconds
+            elif stage["key"] not in planned:
+                planned[stage["key"]] = _tokens(stage)
+    now = sum(slot.tokens for slot in running)
+    known = [tokens for tokens in planned.values() if tokens is not None]
+    total = sum(known) if len(known) == len(planned) else None
+    finished = sum(came.values())
+    return Progress(
+        done=done,
+        total=sweep.trials,
+        tokens_done=finished + now,
+        tokens_total=total,
+        eta_seconds=_eta(total, finished, now, sum(seconds.values()), running),
+    )
+
+
+def _tokens(stage: dict[str, object]) -> int | None:
+    """Tokens that a planned stage will train on, where its text's length is declared or its steps are."""
+    if stage.get("kind") == "pretrain":
+        return None
+    plan = StagePlan.model_validate(stage)
+    declared = plan.data.tokens if plan.data else None
+    return train_tokens(plan, declared // plan.data.block_size if declared and plan.data else None)
+
+
+def _eta(total: int | None, finished: int, now: int, seconds: float, running: Sequence[Slot]) -> float | None:
+    """The rest of the tokens at the tokens a second of all slots together that have been seen so far."""
+    if total is None or not running or not finished or not seconds:
+        return None
+    pace = finished / seconds * len(running)
+    rest = max(0, total - finished - now) / pace
+    return rest if math.isfinite(rest) else None

@@ -1,0 +1,179 @@
+"""A trial as one row of a list, and the columns of such a list."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from prunegpt.records import TrialResult
+from prunegpt.report.columns import asked_sparsity
+from prunegpt.report.measure import is_measured
+from prunegpt.web.dashboard import Dashboard
+from prunegpt.web.endpoint import Answer
+
+StageState = Literal["published", "running", "waiting", "failed", "diverged", "stopped"]
+
+Plain = bool | int | float | str | None
+
+
+class StageShort(Answer):
+    """One stage of a chain."""
+
+    key: str
+    kind: str
+    cached: bool
+    state: StageState
+
+
+class TrialRow(Answer):
+    """A trial in a list. Shares of zeros lie between 0 and 1; times are seconds since the epoch."""
+
+    id: int
+    name: str
+    group: str
+    label: str
+    state: str
+    seed: int
+    search: str
+    reason: str
+    error: str
+    perplexity: float | None
+    low: float | None
+    high: float | None
+    loss: float | None
+    protocol: str | None
+    sparsity: float | None
+    sparsity_all: float | None
+    target: float | None
+    tokens: int
+    seconds: float
+    attempts: int
+    started: float | None
+    ended: float | None
+    stages: list[StageShort]
+    swept: dict[str, Any]
+    early_stopped: bool
+    implicit: bool
+
+
+class Column(Answer):
+    """A column that a list of trials may show."""
+
+    key: str
+    label: str
+    swept: bool
+    numeric: bool
+    kind: Literal["text", "number", "loss", "percent", "count", "seconds", "time"]
+
+
+_COLUMNS = (
+    ("name", "Trial", "text"),
+    ("state", "State", "text"),
+    ("perplexity", "Perplexity", "loss"),
+    ("sparsity", "Sparsity", "percent"),
+    ("sparsity_all", "Sparsity of all", "percent"),
+    ("target", "Target sparsity", "percent"),
+    ("loss", "Loss", "loss"),
+    ("tokens", "Tokens trained", "count"),
+    ("seconds", "Seconds", "seconds"),
+    ("label", "Model", "text"),
+    ("group", "Group", "text"),
+    ("seed", "Seed", "number"),
+    ("attempts", "Attempts", "count"),
+    ("started", "Started", "time"),
+    ("ended", "Ended", "time"),
+    ("reason", "Reason", "text"),
+    ("search", "Search", "text"),
+)
+
+
+def columns(trials: Sequence[TrialResult]) -> list[Column]:
+    """The columns of a list of these trials: the name, what was swept, then what was measured."""
+    fixed = [
+        Column(key=key, label=label, swept=False, numeric=kind != "text", kind=kind) for key, label, kind in _COLUMNS
+    ]  # type: ignore[arg-type]
+    paths = dict.fromkeys(path for trial in trials for path in trial.swept)
+    swept = [_swept(path, [trial.swept[path] for trial in trials if path in trial.swept]) for path in paths]
+    return [fixed[0], *swept, *fixed[1:]]
+
+
+def _swept(path: str, values: Sequence[Any]) -> Column:
+    numeric = all(_is_number(value) for value in values if value is not None)
+    kind: Literal["number", "text"] = "number" if numeric else "text"
+    return Column(key=f"swept.{path}", label=_short(path), swept=True, numeric=numeric, kind=kind)
+
+
+def _short(path: str) -> str:
+    """The end of a path, enough to know it by: stages.1.prune.sparsity becomes prune.sparsity."""
+    return ".".join([part for part in path.split(".") if not part.isdigit()][-2:]) or path
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def rows(dashboard: Dashboard, trials: Sequence[TrialResult]) -> list[TrialRow]:
+    """The trials as rows, with those intervals that are known or quickly computed."""
+    intervals = dashboard.intervals.find(trials)
+    return [row(trial, intervals[trial.id]) for trial in trials]
+
+
+def row(trial: TrialResult, interval: tuple[float, float] | None = None) -> TrialRow:
+    """One trial as a row; a perplexity stands only where the trial has finished with one."""
+    measured = trial.evaluation if is_measured(trial) else None
+    sparsity = trial.sparsity if trial.state == "finished" else None
+    return TrialRow(
+        id=trial.id,
+        name=trial.name,
+        group=trial.group,
+        label=trial.label,
+        state=trial.state,
+        seed=trial.seed,
+        search=str(trial.plan.get("search", "")),
+        reason=trial.reason,
+        error=trial.error,
+        perplexity=measured.perplexity if measured else None,
+        low=interval[0] if interval else None,
+        high=interval[1] if interval else None,
+        loss=measured.loss if measured else None,
+        protocol=measured.protocol if measured else None,
+        sparsity=sparsity.pruned if sparsity else None,
+        sparsity_all=sparsity.overall if sparsity else None,
+        target=asked_sparsity(trial),
+        tokens=sum(stage.train_tokens for stage in trial.stages),
+        seconds=sum(stage.seconds for stage in trial.stages),
+        attempts=trial.attempts,
+        started=trial.started,
+        ended=trial.ended,
+        stages=stages(trial),
+        swept=dict(trial.swept),
+        early_stopped=trial.reason == "early-stop",
+        implicit=trial.implicit,
+    )
+
+
+def stages(trial: TrialResult) -> list[StageShort]:
+    """The chain of a trial with how far each stage is; what a failure stopped at has failed, the rest waits."""
+    done = {stage.index: stage for stage in trial.stages}
+    found = []
+    reached = False
+    for index, planned in enumerate(trial.plan.get("stages", ())):
+        state: StageState = "published"
+        if index not in done:
+            state = "waiting" if reached else _STATES.get(trial.state, "waiting")
+            reached = True
+        cached = index in done and done[index].cached
+        found.append(StageShort(key=planned["key"], kind=planned["kind"], cached=cached, state=state))
+    return found
+
+
+_STATES: Mapping[str, StageState] = {
+    "running": "running",
+    "failed": "failed",
+    "diverged": "diverged",
+    "stopped": "stopped",
+}
+
+
+def value(row: TrialRow, key: str) -> Plain:
+    """The value of a row in a column, for sorting and CSV."""
+    found = row.swept.get(key.removeprefix("swept.")) if key.startswith("swept.") else getattr(row, key, None)
+    return found if isinstance(found, bool | int | float | str) or found is None else str(found)

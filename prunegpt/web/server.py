@@ -1,0 +1,86 @@
+"""Runs the application: binds, says where it is, ends well."""
+
+import asyncio
+import socket
+import webbrowser
+from collections.abc import Callable, Sequence
+
+import uvicorn
+
+from prunegpt.errors import LaunchError
+from prunegpt.root import Root
+from prunegpt.web.app import create_app
+from prunegpt.web.security import is_loopback, new_token
+
+_SHORTEST_TOKEN = 16
+_GRACE = 3  # seconds that open connections get at the end
+
+
+def run(
+    root: Root,
+    *,
+    host: str,
+    port: int,
+    token: str | None = None,
+    hosts: Sequence[str] = (),
+    open_browser: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serves a root until it is interrupted.
+
+    Args:
+        root: the folder of all results.
+        host: the address to listen on.
+        port: its port; 0 takes a free one.
+        token: what visitors must know; generated where the address is not loopback and none is given.
+        hosts: further names that visitors may use.
+        open_browser: opens the page.
+        say: takes the lines for people.
+
+    Raises:
+        LaunchError: a token that can be guessed, or an address that cannot be listened on.
+    """
+    if token is not None and len(token) < _SHORTEST_TOKEN:
+        raise LaunchError(
+            f"a token must have {_SHORTEST_TOKEN} characters at least, but has {len(token)}. "
+            f"Leave --token out where you listen on another address than loopback: one is generated."
+        )
+    generated = token is None and not is_loopback(host)
+    token = new_token() if generated else token
+    listening = _listen(host, port)
+    port = listening.getsockname()[1]
+    address = f"http://{_shown(host)}:{port}/"
+    app = create_app(root, token=token, host=host, port=port, hosts=hosts)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, server_header=False, lifespan="on"
+    )
+    say(f"PruneGPT's dashboard of {root.path}: {address}  (Ctrl-C ends it)")
+    if generated:
+        say(f"Token to log in with: {token}")
+    if open_browser:
+        webbrowser.open(address)
+    try:
+        asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        listening.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=kind)
+    except OSError as error:
+        raise LaunchError(
+            f"the dashboard must listen on a free address, but {host}:{port} cannot be had: {error.strerror or error}. "
+            f"Take another --port (0 finds one) or --host."
+        ) from error
+
+
+def _shown(host: str) -> str:
+    """The host as a URL has it."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+    return f"[{name}]" if ":" in name else name
