@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from prunegpt.distill.guard import DivergenceGuard
 from prunegpt.distill.objective import DistillationObjective
 from prunegpt.errors import MaskDriftError, PruneGPTError
+from prunegpt.planning.budget import micro_batch
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
@@ -87,6 +88,7 @@ def train(
     learning_rate: LearningRateCurve | None = None,
     keep_checkpoints: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    divide: int = 1,
 ) -> Outcome:
     """Trains the model in place, going on from the last whole checkpoint in `work` where there is one.
 
@@ -103,12 +105,14 @@ def train(
         learning_rate: a curve that is followed instead of `lr_scheduler_type`.
         keep_checkpoints: leave all that `save_strategy` asks for; else only the newest, for going on after a crash.
         checkpoint_seconds: between checkpoints that nobody asked for.
+        divide: train with micro-batches smaller by this factor, and as many times more of them to an optimizer step.
 
     Raises:
         Interrupted: `stop` said so.
         DivergedError: a loss term is not finite or exploded.
     """
     guard = DivergenceGuard(model.get_input_embeddings().weight.shape[0])
+    arguments = _divided(arguments, divide)
     wiring = _Wiring(guard, emit, enforcer, pruner, objective, evaluate, stop, checkpoint_seconds)
     trainer = _Trainer(
         wiring,
@@ -129,6 +133,13 @@ def train(
         )
     wiring.mask_weights()
     return Outcome(trainer.state.global_step, wiring.tokens, wiring.seconds)
+
+
+def _divided(arguments: Mapping[str, Any], divide: int) -> Mapping[str, Any]:
+    if divide == 1:
+        return arguments
+    batch, accumulation = micro_batch(arguments, divide)
+    return {**arguments, "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
 
 
 def _arguments(

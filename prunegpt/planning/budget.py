@@ -53,6 +53,31 @@ def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:
     return (passes * an_epoch + min(rest * a_step, an_epoch)) * stage.data.block_size
 
 
+def micro_batch(train: Mapping[str, Any], divide: int) -> tuple[int, int]:
+    """Sequences a device takes at a time, and micro-batches an optimizer step, when micro-batches shall be smaller.
+
+    Their product, and with it what a step sees, is that of `divide` 1. Where `divide` does not divide the micro-batch,
+    the next number that does is taken; at most it becomes 1. A last batch that is dropped would be another one with
+    smaller micro-batches, so that with `dataloader_drop_last` they stay as they are.
+    """
+    batch, accumulation = _batch(train), _accumulation(train)
+    if train.get("dataloader_drop_last"):
+        return batch, accumulation
+    part = next(number for number in range(min(divide, batch), batch + 1) if batch % number == 0)
+    return batch // part, accumulation * part
+
+
+def divided_note(train: Mapping[str, Any], divide: int) -> tuple[str, ...]:
+    """What a stage says of smaller micro-batches; nothing where they are those of its config."""
+    before, after = micro_batch(train, 1), micro_batch(train, divide)
+    if before == after:
+        return ()
+    return (
+        f"micro-batches of {after[0]} instead of {before[0]}, {after[1]} instead of {before[1]} to an optimizer step: "
+        f"the same {before[0] * before[1]} sequences, in less memory",
+    )
+
+
 def _blocks_an_epoch(train: Mapping[str, Any], blocks: int) -> int:
     """Blocks of one pass, without an incomplete last batch where that is dropped."""
     return blocks // _batch(train) * _batch(train) if train.get("dataloader_drop_last") else blocks

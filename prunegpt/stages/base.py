@@ -55,6 +55,7 @@ class Setting:
     measure: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, float]]  # in mid-training
     stop: Callable[[], bool]
     teacher: Callable[[str], State]  # the published model of a stage key
+    divide: int = 1  # of the micro-batch of training, see `planning.budget.micro_batch`
 
 
 Stage = Callable[[StagePlan, State, Setting], Result]

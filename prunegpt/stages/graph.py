@@ -102,6 +102,7 @@ class Chain:
             measure=measure,
             stop=self.stop,
             teacher=lambda key: cache.load(self.root, key, device=device),
+            divide=self.trial.divide,
         )
         self.say(f"stage {index} {plan.kind} {plan.key}: started on {device}")
         started = time.monotonic()

@@ -2,6 +2,7 @@
 
 from prunegpt.builtin import BUILTIN_MODELS
 from prunegpt.builtin.model import build
+from prunegpt.planning.budget import divided_note
 from prunegpt.spec.plan import StagePlan
 from prunegpt.stages import cache, text
 from prunegpt.stages.base import Pruned, Result, Setting, State
@@ -34,5 +35,11 @@ def pretrain(plan: StagePlan, state: State, setting: Setting) -> Result:
         dtype=setting.dtype,
         emit=setting.emit,
         stop=setting.stop,
+        divide=setting.divide,
     )
-    return Result(train_tokens=outcome.tokens, steps=outcome.steps, seconds=outcome.seconds)
+    return Result(
+        train_tokens=outcome.tokens,
+        steps=outcome.steps,
+        seconds=outcome.seconds,
+        notes=divided_note(recipe.arguments, setting.divide),
+    )

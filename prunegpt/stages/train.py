@@ -6,6 +6,7 @@ from torch import Tensor
 
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import WeightView, select
+from prunegpt.planning.budget import divided_note
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.patterns import parse_pattern
@@ -60,6 +61,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting
         stop=setting.stop,
         learning_rate=LearningRateCurve(segments=config.learning_rate) if config.learning_rate else None,
         keep_checkpoints=config.keep_checkpoints,
+        divide=setting.divide,
     )
     if pruning:
         state.pruned = merged(
@@ -71,7 +73,11 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting
         train_tokens=outcome.tokens,
         steps=outcome.steps,
         seconds=outcome.seconds,
-        notes=(*(pruning.notes if pruning else ()), *(objective.notes if objective else ())),
+        notes=(
+            *(pruning.notes if pruning else ()),
+            *(objective.notes if objective else ()),
+            *divided_note(config.train, setting.divide),
+        ),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunegpt.planning.budget import steps, steps_per_epoch, train_tokens
+from prunegpt.planning.budget import divided_note, micro_batch, steps, steps_per_epoch, train_tokens
 from prunegpt.spec.plan import StagePlan
 from tests.planning.made import BASE, trial_of
 
@@ -117,3 +117,24 @@ def test_a_distillation_counts_its_own_text() -> None:
     ]
     base = {**BASE, "data": {"path": "builtin:text", "block_size": 32}}
     assert train_tokens(trial_of(*stages, base=base).stages[1], 100) == 2 * 32
+
+
+@given(batch=st.integers(1, 12), accumulation=st.integers(1, 4), divide=st.integers(1, 20), blocks=st.integers(1, 60))
+def test_smaller_micro_batches_leave_every_step_as_it_is(
+    batch: int, accumulation: int, divide: int, blocks: int
+) -> None:
+    train = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    smaller, more = micro_batch(train, divide)
+    assert smaller * more == batch * accumulation
+    assert batch % smaller == 0
+    assert 1 <= smaller <= max(1, batch / divide)
+    divided = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": more}
+    assert steps_per_epoch(divided, blocks) == steps_per_epoch(train, blocks)
+    assert bool(divided_note(train, divide)) == (smaller != batch)
+    assert micro_batch({**train, "dataloader_drop_last": True}, divide) == (batch, accumulation)
+
+
+def test_a_note_says_what_was_divided() -> None:
+    assert divided_note({"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2}, 4) == (
+        "micro-batches of 1 instead of 6, 12 instead of 2 to an optimizer step: the same 12 sequences, in less memory",
+    )
