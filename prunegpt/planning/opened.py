@@ -5,7 +5,7 @@ import re
 from pydantic import ValidationError
 
 from prunegpt.errors import Problem
-from prunegpt.spec.expand import Configuration, expand, with_varied, written_at
+from prunegpt.spec.expand import Configuration, SearchTemplate, expand, with_varied, written_at
 from prunegpt.spec.problems import problems_of
 from prunegpt.spec.read import Document
 from prunegpt.spec.schema import Spec
@@ -17,6 +17,7 @@ class OpenedSpec:
     Attributes:
         spec: None where some field is malformed.
         configurations: of the trials that are well formed, in spec order.
+        searches: the trials that are searched, likewise.
         complete: whether those are all trials.
         problems: to be added to while the configurations are resolved.
     """
@@ -26,6 +27,7 @@ class OpenedSpec:
         self.problems: list[Problem] = []
         self.spec: Spec | None = None
         self.configurations: list[Configuration] = []
+        self.searches: list[SearchTemplate] = []
         malformed: set[int] | None = set()
         try:
             self.spec = Spec.model_validate(with_varied(document.data))
@@ -35,15 +37,29 @@ class OpenedSpec:
         if malformed is not None:
             expansion = expand(document, malformed)
             self.configurations = expansion.configurations
+            self.searches = expansion.searches
             self.problems += expansion.problems
             malformed |= expansion.broken
         self.complete = malformed == set()
         self._broken = [self._template(index) for index in malformed or ()]
-        self.order = {item.name: index for index, item in reversed([*enumerate(self.configurations)])}
+        places = [index + self._searches_before(index) for index in range(len(self.configurations))]
+        self.order = {item.name: place for place, item in reversed([*zip(places, self.configurations, strict=True)])}
         self._seeds: dict[str, list[Configuration]] = {}
         for item in self.configurations:
             for name in dict.fromkeys((item.name, item.group)):
                 self._seeds.setdefault(name, []).append(item)
+
+    def _searches_before(self, configurations: int) -> int:
+        return sum(1 for search in self.searches if search.before <= configurations)
+
+    def search_order(self, template: SearchTemplate) -> int:
+        """Where the trials of a search stand among the others: all at one place."""
+        return template.before + self.searches.index(template)
+
+    @property
+    def places(self) -> int:
+        """How many places there are in the order of trials."""
+        return len(self.configurations) + len(self.searches)
 
     def _malformed(self, error: ValidationError) -> set[int] | None:
         """Indices of the trials that are malformed; None where what all trials share is."""

@@ -14,6 +14,8 @@ from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.opened import OpenedSpec
 from prunegpt.planning.recipes import with_recipe
+from prunegpt.planning.samplers import early_stop_of
+from prunegpt.planning.searches import Searches
 from prunegpt.planning.stages import Place, is_calibrated, next_stage, source_stage
 from prunegpt.planning.teachers import Chain, Sweep, Teachers, borrowed
 from prunegpt.planning.texts import Texts, block_size_of
@@ -23,9 +25,10 @@ from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.read import Document, plain_document, read_document
 from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, TeacherModel
 
-__all__ = ["is_calibrated", "plan_data", "plan_file"]
+__all__ = ["Resolver", "is_calibrated", "plan_data", "plan_file"]
 
 _IMPLICIT = "teacher-"
+_NUMBERS = 999  # of a search's trials that table rows may name where it ends by time or tokens
 
 
 def plan_file(
@@ -48,8 +51,7 @@ def plan_file(
     Raises:
         SpecError: with every problem of the spec.
     """
-    shared = _Shared(Files(root), tuple(overrides), strict, curves)
-    return _Resolver(shared, read_document(path, _own(overrides)), path).plan()
+    return Resolver.of_file(path, overrides, root=root, strict=strict, curves=curves).plan()
 
 
 def plan_data(
@@ -69,7 +71,7 @@ def plan_data(
         path: the file that it was read from: where its relative paths begin, and the specs of its teachers lie.
     """
     shared = _Shared(Files(root), tuple(overrides), strict, curves)
-    return _Resolver(shared, plain_document(data, source, _own(overrides)), path).plan()
+    return Resolver(shared, plain_document(data, source, _own(overrides)), path).plan()
 
 
 def _addressee(override: str) -> str | None:
@@ -99,13 +101,13 @@ class _Shared:
     overrides: tuple[str, ...]
     strict: bool
     curves: CurvesOf | None = None
-    resolvers: dict[Path, "_Resolver"] = field(default_factory=dict)  # by spec file
+    resolvers: dict[Path, "Resolver"] = field(default_factory=dict)  # by spec file
     models: dict[str, tuple[ModelFacts | None, str | None]] = field(default_factory=dict)  # facts and a problem
     unchecked: dict[str, None] = field(default_factory=dict)  # an ordered set
     pending: list[tuple[Sweep, str]] = field(default_factory=list)  # trials being resolved, for circles
 
 
-class _Resolver:
+class Resolver:
     """Resolves the trials of one spec, each once, whoever asks: the spec itself or a student of another one."""
 
     def __init__(self, shared: _Shared, document: Document, path: Path | None) -> None:
@@ -117,14 +119,44 @@ class _Resolver:
         self.chains: dict[str, Chain | None] = {}
         self.implicit: dict[str, Chain] = {}  # teachers that no trial is, by stage key
         self.teachers = Teachers(self, shared.pending, self._open)
+        self.searches = Searches(self)
         if self.path:
             shared.resolvers[self.path] = self
 
-    def _open(self, path: Path) -> "_Resolver":
+    @classmethod
+    def of_file(
+        cls,
+        path: Path,
+        overrides: Sequence[str] = (),
+        *,
+        root: Root | None = None,
+        strict: bool = False,
+        curves: CurvesOf | None = None,
+    ) -> "Resolver":
+        """The resolver of a spec file; see plan_file."""
+        shared = _Shared(Files(root), tuple(overrides), strict, curves)
+        return cls(shared, read_document(path, _own(overrides)), path)
+
+    @classmethod
+    def of_data(
+        cls,
+        data: Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        *,
+        source: str = "the spec",
+        root: Root | None = None,
+        strict: bool = False,
+        curves: CurvesOf | None = None,
+    ) -> "Resolver":
+        """As of_file, from plain data."""
+        shared = _Shared(Files(root), tuple(overrides), strict, curves)
+        return cls(shared, plain_document(data, source, _own(overrides)), None)
+
+    def _open(self, path: Path) -> "Resolver":
         """The resolver of another spec file, or of the one that somebody already opened."""
         if path not in self.shared.resolvers:
             overrides = [text.partition(":")[2] for text in self.shared.overrides if _addressee(text) == path.stem]
-            return _Resolver(self.shared, read_document(path, overrides), path)
+            return Resolver(self.shared, read_document(path, overrides), path)
         return self.shared.resolvers[path]
 
     def plan(self) -> SweepPlan:
@@ -135,7 +167,8 @@ class _Resolver:
         """
         opened, spec = self.opened, self.opened.spec
         chains = [self.chain(item) for item in opened.configurations]
-        problems = [*opened.problems, *self._table_problems(), *self._stray_overrides()]
+        searches = tuple(self.searches.plan(template) for template in opened.searches)
+        problems = [*opened.problems, *self._table_problems(), *self._stray_overrides(), *self._early_stop_problems()]
         if self.shared.strict:
             problems += [Problem("", f"{text}. Download it, or give a local folder.") for text in self.shared.unchecked]
         if problems or spec is None:
@@ -147,7 +180,8 @@ class _Resolver:
             name=spec.name,
             title=spec.title or spec.name,
             source=str(self.path) if self.path else None,
-            trials=(*(chain.trial for chain in own), *borrowed(own, spec.name).values()),
+            trials=(*(chain.trial for chain in own), *borrowed([*own, *self.searches.chains], spec.name).values()),
+            searches=searches,
             early_stop=spec.early_stop,
             failures=spec.failures,
             launcher=spec.launcher,
@@ -163,8 +197,27 @@ class _Resolver:
         return [
             self.opened.document.problem(("tables", index, *place), message)
             for index, table in enumerate(self.opened.spec.tables)
-            for place, message in checks.table_problems(table, self.opened.groups)
+            for place, message in checks.table_problems(table, [*self.opened.groups, *self._searched_names()])
         ]
+
+    def _searched_names(self) -> list[str]:
+        """Names that searched trials may come to have."""
+        return [
+            template.name_of(number)
+            for template in self.opened.searches
+            for number in range(1, (template.spec.n_trials or _NUMBERS) + 1)
+        ]
+
+    def _early_stop_problems(self) -> list[Problem]:
+        spec = self.opened.spec
+        if spec is None or spec.early_stop is None:
+            return []
+        try:
+            early_stop_of(spec.early_stop)
+        except PruneGPTError as error:
+            place = ("early_stop", "options") if spec.early_stop.options else ("early_stop",)
+            return [self.opened.document.problem(place, str(error))]
+        return []
 
     def _stray_overrides(self) -> list[Problem]:
         asked = {path.stem for path in self.shared.resolvers if path != self.path}
@@ -188,6 +241,15 @@ class _Resolver:
             finally:
                 self.shared.pending.pop()
         return self.chains[item.name]
+
+    def tried(self, item: Configuration) -> tuple[Chain | None, list[Problem]]:
+        """The resolved configuration, or what is wrong with it, which is noted nowhere."""
+        before = len(self.opened.problems)
+        chain = self.chain(item)
+        problems = self.opened.problems[before:]
+        del self.opened.problems[before:]
+        del self.chains[item.name]
+        return chain, problems
 
     def _resolve(self, item: Configuration) -> Chain | None:
         before = len(self.opened.problems)
@@ -225,7 +287,7 @@ class _Resolver:
             tuple(stages),
             name=item.name,
             group=item.group,
-            order=self.opened.order[item.name],
+            order=self.opened.order.get(item.name, self.opened.places),
             needs=tuple(dict.fromkeys(teacher.trial.key for teacher in teaching)),
             swept=item.swept,
             config=item.merged,
@@ -353,7 +415,7 @@ class _Resolver:
                     return chain
         if stage.key not in self.implicit:
             name = self._free_name(_IMPLICIT + slug(Path(model.source).name.removeprefix(PREFIX)))
-            order = len(self.opened.configurations) + len(self.implicit)
+            order = self.opened.places + len(self.implicit)
             trial = self._trial(item, facts, *text, (stage,), name=name, group=name, order=order, implicit=True)
             self.implicit[stage.key] = Chain(trial, facts)
         return self.implicit[stage.key]

@@ -1,4 +1,7 @@
-"""`base` and each trial merged, `vary` and `seeds` multiplied out: a list of single configurations."""
+"""`base` and each trial merged, `vary` and `seeds` multiplied out: a list of single configurations.
+
+A trial with `search` gives none; it is a template, and each suggestion fills it.
+"""
 
 import copy
 import itertools
@@ -16,6 +19,8 @@ from prunegpt.errors import Problem
 from prunegpt.spec.problems import messages_of
 from prunegpt.spec.read import Document, set_path
 from prunegpt.spec.schema import TrialSpec
+from prunegpt.spec.search import Dimension, SearchSpec
+from prunegpt.spec.space import assigned, is_active, ordered
 
 MAX_TRIALS = 10_000  # in one sweep
 MAX_NAME = 150  # characters; a name is a folder's
@@ -37,11 +42,36 @@ class Configuration:
     swept: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class SearchTemplate:
+    """A trial of the spec that is searched."""
+
+    index: int  # of the trial in the spec
+    name: str  # template of the names of its trials
+    merged: Mapping[str, Any]  # the trial over base, without `search`
+    spec: SearchSpec
+    before: int  # configurations that stand before it in the spec
+
+    def name_of(self, number: int) -> str:
+        """The name of a suggested trial."""
+        return self._numbered.replace("{number}", f"{number:03d}")
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression of all names it gives."""
+        return re.escape(self._numbered).replace(re.escape("{number}"), r"\d{3,}")
+
+    @property
+    def _numbered(self) -> str:
+        return self.name if "{number}" in self.name else f"{self.name}-{{number}}"
+
+
 @dataclass
 class Expansion:
     """The configurations of a spec, in its order, and what is wrong with the others."""
 
     configurations: list[Configuration] = field(default_factory=list)
+    searches: list[SearchTemplate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     broken: set[int] = field(default_factory=set)  # trials of which some configuration has a problem
 
@@ -59,6 +89,9 @@ def expand(document: Document, skip: Container[int] = ()) -> Expansion:
             continue
         merged = merge(base, raw)
         vary = merged.pop("vary", None) or {}
+        if (searched := merged.pop("search", None)) is not None:
+            _expand_search(index, merged, vary, searched, document, found)
+            continue
         count = math.prod(len(values) for values in vary.values())
         if len(found.configurations) + count > MAX_TRIALS:
             _note(found, document, index, "vary", _TOO_MANY)
@@ -71,37 +104,103 @@ def expand(document: Document, skip: Container[int] = ()) -> Expansion:
 
 
 def _expand_one(
-    index: int, merged: dict[str, Any], swept: Mapping[str, Any], document: Document, found: Expansion
+    index: int, merged: Mapping[str, Any], swept: Mapping[str, Any], document: Document, found: Expansion
 ) -> bool:
     """Appends one configuration a seed; False where a problem was found, which its siblings would only repeat."""
-    data = copy.deepcopy(merged)
     try:
-        for path, value in swept.items():
-            set_path(data, path.split("."), copy.deepcopy(value))
-    except ValueError as error:
-        _note(found, document, index, "vary", f"{path}: {error}")
-        return False
-    try:
-        data["name"] = group = _name(str(merged.get("name")), swept)
+        group = _name(str(merged.get("name")), swept)
     except ValueError as error:
         _note(found, document, index, "name", str(error))
         return False
+    made, problems = _configured(document, index, merged, swept, swept, group)
+    if len(found.configurations) + len(made) > MAX_TRIALS:
+        _note(found, document, index, "seeds", _TOO_MANY)
+        return False
+    found.configurations += made
+    found.problems += problems
+    if problems:
+        found.broken.add(index)
+    return not problems
+
+
+def _configured(
+    document: Document,
+    index: int,
+    merged: Mapping[str, Any],
+    values: Mapping[str, Any],
+    swept: Mapping[str, Any],
+    group: str,
+) -> tuple[list[Configuration], list[Problem]]:
+    """One configuration a seed, or what is wrong.
+
+    Args:
+        values: path -> value to set, in this order.
+        swept: the same as the trial tells it.
+    """
+    data = copy.deepcopy(dict(merged))
+    try:
+        for path, value in values.items():
+            set_path(data, path.split("."), copy.deepcopy(value))
+    except ValueError as error:
+        place = varied_at(document, index, path)
+        told = f"{path}: {error}"
+        return [], [document.problem(place[:-1] if place[2] == "vary" else place, told)]
+    data["name"] = group
     try:
         spec = TrialSpec.model_validate(data)
     except ValidationError as error:
-        for place, message in messages_of(error, TrialSpec, data):
-            found.problems.append(document.problem(written_at(document, index, swept, place), message))
-        found.broken.add(index)
-        return False
-    if len(found.configurations) + len(spec.seeds) > MAX_TRIALS:
-        _note(found, document, index, "seeds", _TOO_MANY)
-        return False
-    for seed in spec.seeds:
-        name = group if len(spec.seeds) == 1 else f"{group}@{seed}"
-        found.configurations.append(
-            Configuration(index, group, name, seed, spec, {**data, "seeds": [seed]}, dict(swept))
+        return [], [
+            document.problem(written_at(document, index, swept, place), message)
+            for place, message in messages_of(error, TrialSpec, data)
+        ]
+    names = [group] if len(spec.seeds) == 1 else [f"{group}@{seed}" for seed in spec.seeds]
+    return [
+        Configuration(index, group, name, seed, spec, {**data, "seeds": [seed]}, dict(swept))
+        for name, seed in zip(names, spec.seeds, strict=True)
+    ], []
+
+
+def _expand_search(
+    index: int,
+    merged: dict[str, Any],
+    vary: Mapping[str, Any],
+    searched: Mapping[str, Any],
+    document: Document,
+    found: Expansion,
+) -> None:
+    """Appends the template of a trial that is searched."""
+    template = SearchTemplate(
+        index, str(merged["name"]), merged, SearchSpec.model_validate(searched), len(found.configurations)
+    )
+    if vary:
+        _note(found, document, index, "search", "a trial has either vary or search, but has both. Remove one.")
+    if "{" in template.name.replace("{number}", ""):
+        message = f"the name of a search may hold {{number}} and no other key, but got {template.name!r}."
+        _note(found, document, index, "name", message)
+    if len(template.name_of(MAX_TRIALS)) > MAX_NAME:
+        _note(found, document, index, "name", f"a trial's name may have {MAX_NAME} characters. Choose a shorter one.")
+    seeds = merged.get("seeds", [0])
+    if isinstance(seeds, list) and len(seeds) > 1:
+        message = (
+            f"a searched trial takes one seed, but has {len(seeds)}: {seeds}. Set seeds to one of them here, and run "
+            f"what the search finds with several."
         )
-    return True
+        _note(found, document, index, "seeds", message)
+    if index not in found.broken:
+        found.searches.append(template)
+
+
+def suggested(
+    document: Document, template: SearchTemplate, chosen: Mapping[str, Any], name: str
+) -> tuple[Configuration | None, list[Problem]]:
+    """The configuration that choices make of a search's template, or what is wrong with it.
+
+    Args:
+        chosen: path -> choice, of all paths that are searched under one another.
+    """
+    values = assigned(template.spec.space, chosen)
+    made, problems = _configured(document, template.index, template.merged, values, chosen, name)
+    return (made[0] if made else None), problems
 
 
 def _note(found: Expansion, document: Document, index: int, key: str, message: str) -> None:
@@ -133,10 +232,16 @@ def written_at(
     dotted = ".".join(map(str, path))
     for varied in swept:
         if dotted and (f"{dotted}.".startswith(f"{varied}.") or f"{varied}.".startswith(f"{dotted}.")):
-            return ("trials", index, "vary", varied)
+            return varied_at(document, index, varied)
     own, shared = document.data["trials"][index], document.data.get("base") or {}
     in_base = bool(path) and path[0] not in own and path[0] in shared
     return ("base", *path) if in_base else ("trials", index, *path)
+
+
+def varied_at(document: Document, index: int, path: str) -> tuple[str | int, ...]:
+    """Where a trial says what it varies or searches at a path."""
+    searched = "search" in document.data["trials"][index]
+    return ("trials", index, "search", "space", path) if searched else ("trials", index, "vary", path)
 
 
 def with_varied(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,16 +256,40 @@ def with_varied(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_first(trial: Any) -> Any:
-    vary = trial.get("vary") if isinstance(trial, dict) else None
-    if not isinstance(vary, dict):
+    """A trial with the first of what it varies or searches, where it does not say otherwise."""
+    first = {**_first_varied(trial), **_first_searched(trial)} if isinstance(trial, dict) else {}
+    if not first:
         return trial
     filled = copy.deepcopy(trial)
-    for path, values in vary.items():
+    for path, value in first.items():
         steps = str(path).split(".")
-        if isinstance(values, list) and values and steps[0] in filled and not _holds(filled, steps):
+        if steps[0] in filled and not _holds(filled, steps):
             with suppress(ValueError):  # a path that leads nowhere is told when the trial is expanded
-                set_path(filled, steps, copy.deepcopy(values[0]))
+                set_path(filled, steps, copy.deepcopy(value))
     return filled
+
+
+def _first_varied(trial: Mapping[str, Any]) -> dict[str, Any]:
+    vary = trial.get("vary")
+    if not isinstance(vary, dict):
+        return {}
+    return {path: values[0] for path, values in vary.items() if isinstance(values, list) and values}
+
+
+def _first_searched(trial: Mapping[str, Any]) -> dict[str, Any]:
+    search = trial.get("search")
+    searched = search.get("space") if isinstance(search, dict) else None
+    if not isinstance(searched, dict):
+        return {}
+    try:
+        space = {path: Dimension.model_validate(dimension) for path, dimension in searched.items()}
+        chosen: dict[str, Any] = {}
+        for path in ordered(space):
+            if is_active(space, path, chosen):
+                chosen[path] = space[path].corners[0]
+        return assigned(space, chosen)
+    except (ValueError, KeyError, RecursionError):  # told where the search is checked
+        return {}
 
 
 def _holds(node: Any, steps: Sequence[str]) -> bool:
@@ -221,3 +350,9 @@ def _check_names(found: Expansion, document: Document) -> None:
             message = f"trial names must differ, but {item.name!r} is also trials.{seen[item.name]}. Rename one."
             found.problems.append(document.problem(("trials", item.index), message))
         seen.setdefault(item.name, item.index)
+    for template in found.searches:
+        taken = next((name for name in seen if re.fullmatch(template.pattern, name)), None)
+        if taken is not None:
+            message = f"names of searched trials are like {template.name_of(1)!r}, but {taken!r} is one. Rename one."
+            found.problems.append(document.problem(("trials", template.index, "name"), message))
+        seen.setdefault(template.name_of(1), template.index)

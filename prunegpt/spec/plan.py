@@ -48,7 +48,9 @@ class TrialPlan(Part):
     order: int = 0  # position in the spec
     implicit: bool = False  # a teacher that no trial of the spec is; run, but not shown in tables
     search: str = ""  # name of the search that suggested it; empty where the spec itself says it
-    number: int = 0  # of the suggestion, counted within its search
+    number: int = 0  # of the suggestion, counted within its search from 1
+    study: int = 0  # of that search, from 0; a new one where its earlier suggestions could not be repeated
+    told: tuple[int, ...] = ()  # what the search was told since its last suggestion: numbers; 0: it had asked in vain
     model: ModelSpec
     data: DataSpec
     evaluate: EvaluateSpec  # block_size and data filled in
@@ -58,7 +60,7 @@ class TrialPlan(Part):
     divide: int = 1  # the micro-batch of every training stage, with as many times the accumulation: equal results
     stages: tuple[StagePlan, ...]  # the first is `load` or `pretrain`
     needs: tuple[str, ...] = ()  # teachers: stage keys that other trials publish
-    swept: Mapping[str, Any] = {}  # path -> value of what `vary` varied
+    swept: Mapping[str, Any] = {}  # path -> value of what `vary` varied, or a search has chosen
     config: Mapping[str, Any] = {}  # the merged spec of the trial, for people to read
     teachers: Mapping[str, str] = {}  # stage key of a teacher -> what tables call it
 
@@ -75,6 +77,7 @@ class SearchPlan(Part):
     index: int  # of the trial in the spec
     order: int  # where its trials stand among those of the plan
     spec: SearchSpec
+    needs: tuple[str, ...] = ()  # teachers that its trials may have: stage keys that trials of the plan publish
 
 
 class SweepPlan(Part):

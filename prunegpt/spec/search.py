@@ -1,25 +1,46 @@
 """The adaptive part of a spec: what a search may try, who suggests, and when a trial is given up."""
 
+import json
+import math
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
+from prunegpt.errors import nearest, unknown
 from prunegpt.registry import EARLY_STOPS, SAMPLERS
 from prunegpt.spec.part import Part, Scalar
+
+METRICS: Mapping[str, tuple[Literal["minimize", "maximize"], str]] = {
+    "perplexity": ("minimize", "measured after the last stage"),
+    "loss": ("minimize", "its logarithm, nats a token"),
+    "bits_per_byte": ("minimize", "loss in bits by bytes of text"),
+    "sparsity": ("maximize", "zeros counted in the tensors selected for pruning, 0 to 1"),
+    "sparsity_all": ("maximize", "zeros counted in all parameters, 0 to 1"),
+    "size": ("minimize", "parameters that are not zero"),
+    "tokens": ("minimize", "trained on in all stages"),
+    "seconds": ("minimize", "wall time of computing all stages, whoever did"),
+}  # of a finished trial -> direction and meaning
+MEASURED = frozenset({"perplexity", "loss", "bits_per_byte"})  # metrics that an evaluation gives
+
+_CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
 class Dimension(Part):
     """One searched field: a range (`low`, `high`) or a choice (`values`). A plain list means `values`.
 
-    A range is of integers where `low`, `high` and `step` are written as integers.
+    A range is of integers where `low`, `high` and `step` are written as integers. Values may be given as a mapping from
+    short names to them: whole chains of stages, say. `when` and the trials then speak of the names.
     """
 
     low: int | float | None = Field(None, description="smallest value")
     high: int | float | None = Field(None, description="largest value, included")
     step: int | float | None = Field(None, description="distance between values")
     log: bool = Field(False, description="draw uniformly on a logarithmic scale")
-    values: tuple[Any, ...] | None = Field(None, description="the values to choose from")
+    values: tuple[Any, ...] | None = Field(None, description="the values to choose from, or NAME -> value")
+    names: tuple[str, ...] | None = Field(None, description="a name for each of the values")
     when: Mapping[str, Any] = Field(
         {}, description="searched only where other searched fields have these values: PATH -> value or list of them"
     )
@@ -27,7 +48,12 @@ class Dimension(Part):
     @model_validator(mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return {"values": value} if isinstance(value, (list, tuple)) else value
+        if isinstance(value, (list, tuple)):
+            return {"values": value}
+        if isinstance(value, Mapping) and isinstance(value.get("values"), Mapping):
+            named = value["values"]
+            return {**value, "values": tuple(named.values()), "names": tuple(map(str, named))}
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "Dimension":
@@ -36,7 +62,13 @@ class Dimension(Part):
                 raise ValueError("a searched field must have either values or low and high, but has both. Remove one.")
             if not self.values:
                 raise ValueError("values must name at least one, but is empty.")
+            if self.names is not None and len(self.names) != len(self.values):
+                raise ValueError(f"names must be one a value, but are {len(self.names)} for {len(self.values)} values.")
+            if repeated := _repeated(self.names or tuple(map(_text, self.values))):
+                raise ValueError(f"values must differ, but {repeated} is there twice. Remove one.")
             return self
+        if self.names is not None:
+            raise ValueError("names belong to values, but there are none.")
         if self.low is None or self.high is None:
             raise ValueError("a searched field needs low and high, or values.")
         if self.low > self.high:
@@ -55,14 +87,124 @@ class Dimension(Part):
         bounds = (self.low, self.high, 1 if self.step is None else self.step)
         return all(isinstance(bound, int) for bound in bounds)
 
+    @property
+    def highest(self) -> int | float:
+        """The largest value a range gives: `high`, or the last step below it."""
+        assert self.low is not None
+        assert self.high is not None
+        if self.step is None:
+            return self.high
+        return self.low + math.floor((self.high - self.low) / self.step + 1e-9) * self.step
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """What stands for each of the values: its name, itself where it is plain, or its JSON."""
+        if self.names is not None or self.values is None:
+            return self.names or ()
+        choices = tuple(value if _is_plain(value) else _text(value) for value in self.values)
+        return choices if len(set(choices)) == len(choices) else tuple(map(_text, self.values))  # 1 and true are equal
+
+    @property
+    def corners(self) -> tuple[Any, ...]:
+        """All choices, or both ends of a range."""
+        if self.values is not None:
+            return self.choices
+        return tuple(dict.fromkeys((self.low, self.highest)))
+
+    def value_of(self, choice: Any) -> Any:
+        """The value that a choice stands for."""
+        if self.values is None:
+            return choice
+        kinds = [(type(known), known) for known in self.choices]
+        return self.values[kinds.index((type(choice), choice))]
+
+    def holds(self, choice: Any) -> bool:
+        """Whether it is a choice of this field."""
+        if self.values is not None:
+            return any(type(choice) is type(known) and choice == known for known in self.choices)
+        if isinstance(choice, bool) or not isinstance(choice, (int, float)) or self.low is None or self.high is None:
+            return False
+        if self.is_integer and not isinstance(choice, int):
+            return False
+        steps = 0.0 if self.step is None else (choice - self.low) / self.step
+        return self.low <= choice <= self.high and abs(steps - round(steps)) < 1e-6
+
+    def meant(self, given: Any) -> tuple[Any, ...]:
+        """The choices that a condition on this field names: a choice, its value, or a list; none where it cannot be."""
+        one = self._choice(given)
+        if one or not isinstance(given, (list, tuple)):
+            return one
+        found = [self._choice(item) for item in given]
+        return tuple(choice for choices in found for choice in choices) if all(found) else ()
+
+    def _choice(self, given: Any) -> tuple[Any, ...]:
+        """The one choice that is named by itself or by its value; none where there is no such."""
+        if self.holds(given):
+            return (given,)
+        texts = [_text(value) for value in self.values or ()]
+        return (self.choices[texts.index(_text(given))],) if _text(given) in texts else ()
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _repeated(texts: tuple[str, ...]) -> str | None:
+    return next((text for text in texts if texts.count(text) > 1), None)
+
 
 class ObjectiveSpec(Part):
     """What a search looks for. A plain string means its metric, in that metric's own direction."""
 
-    metric: str = Field(description="perplexity, loss, sparsity, sparsity_all, seconds, tokens, bits_per_byte, size")
+    metric: str = Field(description=", ".join(METRICS))
     direction: Literal["minimize", "maximize"] | None = Field(
         None, description="maximize for sparsity and sparsity_all, minimize for the others where not given"
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METRICS:
+            raise ValueError(unknown("metric", value, METRICS))
+        return value
+
+    @property
+    def wanted(self) -> Literal["minimize", "maximize"]:
+        """The direction, the metric's own where none is given."""
+        return self.direction or METRICS[self.metric][0]
+
+
+class Constraint(NamedTuple):
+    """What a good trial fulfils."""
+
+    metric: str
+    relation: str  # <= or >=
+    bound: float
+
+
+def constraint_of(text: str) -> Constraint:
+    """A constraint as written.
+
+    Raises:
+        ValueError: it is not METRIC <= NUMBER or METRIC >= NUMBER, or the metric is unknown.
+    """
+    found = _CONSTRAINT.fullmatch(text)
+    if not found:
+        raise ValueError(
+            f'a constraint must be METRIC, <= or >=, and a number, such as "sparsity >= 0.89", but got {text!r}.'
+        )
+    if found[1] not in METRICS:
+        raise ValueError(unknown("metric", found[1], METRICS))
+    return Constraint(found[1], found[2], float(found[3]))
+
+
+def _constraint(text: str) -> str:
+    constraint_of(text)
+    return text
 
 
 def _objectives(value: Any) -> Any:
@@ -70,17 +212,60 @@ def _objectives(value: Any) -> Any:
     return [{"metric": item} if isinstance(item, str) else item for item in listed]
 
 
+def _searched(space: Mapping[str, Dimension]) -> Mapping[str, Dimension]:
+    """The space, where every condition refers to another searched field and a choice of it, and none in a circle."""
+    wrong = []
+    for path, dimension in space.items():
+        for condition, given in dimension.when.items():
+            if message := _condition_problem(space, path, condition, given):
+                error = {"error": ValueError(message)}
+                wrong.append(InitErrorDetails(type="value_error", loc=(path, "when"), input=given, ctx=error))
+    if wrong:
+        raise ValidationError.from_exception_data("space", wrong)
+    return space
+
+
+def _condition_problem(space: Mapping[str, Dimension], path: str, condition: str, given: Any) -> str | None:
+    if condition not in space:
+        others = ", ".join(nearest(condition, [other for other in space if other != path])[:8]) or "none"
+        return f"a condition must be on another searched field, but {condition!r} is none. Searched: {others}."
+    if _leads_to(space, condition, path, set()):
+        return f"conditions must not form a circle, but {condition!r} is searched only where {path!r} is."
+    if space[condition].meant(given):
+        return None
+    wrong = (
+        next((item for item in given if not space[condition].meant(item)), given)
+        if isinstance(given, (list, tuple))
+        else given
+    )
+    choices = space[condition].choices or (f"{space[condition].low} to {space[condition].high}",)
+    listed = ", ".join(str(choice)[:40] for choice in choices[:8])
+    return f"a condition must name values that are searched, but {wrong!r} is none of {condition!r}: {listed}."
+
+
+def _leads_to(space: Mapping[str, Dimension], path: str, goal: str, seen: set[str]) -> bool:
+    """Whether the conditions of a path, and theirs, refer to the goal."""
+    if path == goal:
+        return True
+    if path in seen or path not in space:
+        return False
+    seen.add(path)
+    return any(_leads_to(space, condition, goal, seen) for condition in space[path].when)
+
+
 class SearchSpec(Part):
     """Trials that are chosen one by one, each from what those before it came to."""
 
-    space: Mapping[str, Dimension] = Field(description="path -> what may be tried, paths as in `vary`", min_length=1)
+    space: Annotated[Mapping[str, Dimension], AfterValidator(_searched)] = Field(
+        description="path -> what may be tried, paths as in `vary`", min_length=1
+    )
     sampler: str = Field("tpe", description="tpe, gp, nsga2, nsga3, qmc, random, cmaes, or a plug-in's name")
     sampler_options: Mapping[str, Scalar] = Field({}, description="further arguments of the sampler")
     seed: int = Field(0, ge=0, lt=2**32, description="of the sampler")
     objectives: Annotated[tuple[ObjectiveSpec, ...], BeforeValidator(_objectives)] = Field(
         (ObjectiveSpec(metric="perplexity", direction=None),), description="one or more", min_length=1
     )
-    constraints: tuple[str, ...] = Field(
+    constraints: tuple[Annotated[str, AfterValidator(_constraint)], ...] = Field(
         (), description='what a good trial fulfils, such as "sparsity >= 0.89"; METRIC, <= or >=, and a number'
     )
     n_trials: int | None = Field(None, ge=1, description="so many different trials")
@@ -90,6 +275,8 @@ class SearchSpec(Part):
     @model_validator(mode="after")
     def _ends(self) -> "SearchSpec":
         SAMPLERS.check(self.sampler)
+        if repeated := _repeated(tuple(objective.metric for objective in self.objectives)):
+            raise ValueError(f"objectives must differ, but {repeated} is there twice. Remove one.")
         if self.n_trials is None and self.max_seconds is None and self.max_tokens is None:
             raise ValueError("a search must end: give n_trials, max_seconds or max_tokens.")
         return self
@@ -101,7 +288,7 @@ class EarlyStopSpec(Part):
     method: str = Field("median", description="median, percentile, successive_halving, hyperband, or a plug-in's name")
     metric: str = Field("perplexity", description="name of a curve, lower is better")
     every: int | None = Field(
-        None, ge=1, description="tokens between comparisons; a twentieth of the trial's training where not given"
+        None, ge=1, description="tokens between comparisons; a twentieth of the first trial's training where not given"
     )
     options: Mapping[str, Scalar] = Field({}, description="further arguments of the method")
 
