@@ -4,6 +4,7 @@ A file or folder is written under a temporary name beside its place, synced, and
 exists reads something finished.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,9 @@ from uuid import uuid4
 
 DEFAULT_ROOT = "runs"
 ROOT_VARIABLE = "PRUNEGPT_ROOT"
+SEAL = "files.json"  # in a sealed folder: what was in it when it was published
+
+_CHUNK = 1 << 22  # bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,14 @@ class Root:
         return self.stage(stage_key) / "evaluations" / evaluation_key
 
     def is_published(self, key: str) -> bool:
-        return (self.stage(key) / "stage.json").exists()
+        """Whether a stage is there whole. One that lacks files, or whose files are cut, counts as not there."""
+        folder = self.stage(key)
+        return (folder / "stage.json").exists() and not damage(folder)
+
+    def is_measured(self, stage_key: str, evaluation_key: str) -> bool:
+        """Whether an evaluation of a stage is there whole."""
+        folder = self.evaluation(stage_key, evaluation_key)
+        return (folder / "evaluation.json").exists() and not damage(folder)
 
     def work(self, key: str) -> Path:
         """Checkpoints of a stage that is still being computed; removed when it is published."""
@@ -114,7 +125,8 @@ def write_json(path: Path, value: Any) -> None:
 def publishing(destination: Path) -> Iterator[Path]:
     """A temporary folder that becomes `destination` when the block ends well, and vanishes when it does not.
 
-    Two processes that publish the same destination are harmless: the second finds it there and drops its own copy.
+    Two processes that publish the same destination are harmless: the second finds it there and drops its own copy. A
+    sealed folder that is damaged is set aside first.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(destination)
@@ -130,6 +142,81 @@ def publishing(destination: Path) -> Iterator[Path]:
         except OSError:
             if not destination.exists():
                 raise
+            if damage(destination):
+                set_aside(destination)
+                os.rename(temporary, destination)
         _sync(destination.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not as it was when its folder was sealed."""
+
+    file: str  # below the folder
+    what: str  # missing, cut, changed, unreadable
+
+
+def seal(folder: Path) -> None:
+    """Writes files.json: size and SHA-256 of every file in a folder that is about to be published."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+    content = {path.relative_to(folder).as_posix(): [path.stat().st_size, sha256(path)] for path in files}
+    write_json(folder / SEAL, content)
+
+
+def sealed(folder: Path) -> dict[str, tuple[int, str]] | None:
+    """Size and SHA-256 by file, as they were when the folder was sealed; None where it never was.
+
+    Raises:
+        ValueError: files.json is not what `seal` writes.
+    """
+    try:
+        content = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    try:
+        return {str(name): (int(size), str(digest)) for name, (size, digest) in content.items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{folder / SEAL} must map files to size and hash, but does not.") from error
+
+
+def damage(folder: Path, *, deep: bool = False) -> list[Damage]:
+    """What is wrong with a sealed folder; nothing is known to be wrong with one that was never sealed.
+
+    Args:
+        deep: compare the content too, and not only the sizes.
+    """
+    try:
+        expected = sealed(folder)
+    except (OSError, ValueError):
+        return [Damage(SEAL, "unreadable")]
+    found = [(name, _damage(folder / name, *known, deep=deep)) for name, known in (expected or {}).items()]
+    return [Damage(name, what) for name, what in found if what]
+
+
+def _damage(path: Path, size: int, digest: str, *, deep: bool) -> str:
+    try:
+        if path.stat().st_size != size:
+            return "cut" if path.stat().st_size < size else "changed"
+        return "changed" if deep and sha256(path) != digest else ""
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    except OSError:
+        return "unreadable"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def set_aside(path: Path) -> Path:
+    """Gives something damaged a name beside its own that nobody looks for; it is not deleted."""
+    aside = path.with_name(f".{path.name}.{uuid4().hex}.damaged")
+    os.rename(path, aside)
+    return aside

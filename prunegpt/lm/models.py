@@ -4,6 +4,7 @@ Only safetensors and GGUF are read: no pickle is ever loaded. A weight that the 
 random number.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -20,8 +21,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import ModelError
 from prunegpt.lm.device import pick_device, pick_dtype
+from prunegpt.planning.weights import tensor_shapes
 
 _LISTED = 5  # weights named in one message
+_OVERSIZE = 4  # times as many weights as are stored may be asked for before the names of those missing are looked at
 _OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")  # causal masks that old checkpoints carry as weights
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CONVERT = (
@@ -51,7 +54,8 @@ def load_model(
         attn_implementation: eager, sdpa or another name that transformers knows.
 
     Raises:
-        ModelError: the source is missing, truncated, pickled, quantised, not a causal decoder, or lacks weights.
+        ModelError: the source is missing, truncated, pickled, quantised, not a causal decoder, lacks weights, or
+            holds some that are not finite.
     """
     place = pick_device(device) if isinstance(device, str) else device
     kind = pick_dtype(dtype, place) if isinstance(dtype, str) else dtype
@@ -59,6 +63,8 @@ def load_model(
     with _explained(source):
         config = AutoConfig.from_pretrained(name, **options)
     _check_config(source, config, trust_remote_code)
+    if Path(name).is_dir() and "gguf_file" not in options:
+        _check_size(source, Path(name), config)
     if "gguf_file" in options:
         if hasattr(transformers, "GgufConfig"):
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -73,6 +79,7 @@ def load_model(
     _check_weights(source, report)
     if "gguf_file" in options:
         _forget_quantization(model)
+    _check_finite(source, model)
     model = model.to(place).eval()
     _check_causal(source, model)
     return model
@@ -205,6 +212,27 @@ def _check_config(source: str | Path, config: Any, trust_remote_code: bool) -> N
         )
 
 
+def _check_size(source: str | Path, folder: Path, config: Any) -> None:
+    """A config that asks for far more weights than are stored would fill the memory with random ones first."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return  # its own code, which is trusted
+    shapes = tensor_shapes(folder, sorted(folder.glob("*.safetensors")))
+    stored = sum(math.prod(shape) for shape in shapes.values())
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > len(shapes):
+        raise ModelError(
+            f"a model's files must hold exactly its weights, but the config of {source} asks for {layers} layers and "
+            f"its files hold {len(shapes)} tensors. Take config.json and weights from the same place."
+        )
+    with _explained(source), torch.device("meta"):
+        wanted = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    if wanted > _OVERSIZE * stored:
+        raise ModelError(
+            f"a model's files must hold exactly its weights, but the config of {source} asks for {wanted:,} and its "
+            f"files hold {stored:,}. Take config.json and weights from the same place."
+        )
+
+
 def _check_weights(source: str | Path, report: dict[str, Any]) -> None:
     """Every weight of the model came from the file, and every weight of the file went into the model."""
     problems = {
@@ -226,6 +254,22 @@ def _check_weights(source: str | Path, report: dict[str, Any]) -> None:
         )
     if report.get("error_msgs"):
         raise ModelError(f"a model's weights must load, but {source} failed: {'; '.join(report['error_msgs'])}.")
+
+
+def _check_finite(source: str | Path, model: PreTrainedModel) -> None:
+    """NaN and infinity are no weights: whatever is computed with them is no number either."""
+    broken = [name for name, weight in model.named_parameters() if weight.numel() and not _is_finite(weight)]
+    if broken:
+        named = ", ".join(broken[:_LISTED]) + (f" and {len(broken) - _LISTED} more" if len(broken) > _LISTED else "")
+        raise ModelError(
+            f"weights must be finite numbers, but {source} holds NaN or infinity in {named}. "
+            f"Its training diverged or the file is damaged: take an earlier checkpoint or download it again."
+        )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    low, high = torch.aminmax(weight.detach())  # NaN, where there is one
+    return bool(low.isfinite() & high.isfinite())
 
 
 def _check_causal(source: str | Path, model: PreTrainedModel) -> None:

@@ -10,10 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from prunegpt.root import Root, write_json
+from prunegpt.root import Root, sha256, write_json
 
 FORMAT = 1  # raise it when a stage of the same config would come out differently
-_CHUNK = 1 << 22  # bytes
 _SETTLED = 2_000_000_000  # nanoseconds
 _ENTRY = 4  # size, two times, hash
 
@@ -64,15 +63,12 @@ class Files:
         known = self._known.get(name)
         if known and known[: len(stamp)] == stamp:
             return str(known[-1])
-        hasher = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                hasher.update(chunk)
-        self._known[name] = [*stamp, hasher.hexdigest()]
+        found = sha256(path)
+        self._known[name] = [*stamp, found]
         self._changed = True
         if time.time_ns() - max(stamp[1:]) < _SETTLED:
             self._fresh.add(name)
-        return hasher.hexdigest()
+        return found
 
     def hash_all(self, paths: Sequence[Path]) -> list[str]:
         return [self.hash(path) for path in paths]

@@ -1,6 +1,7 @@
 """Names and shapes of stored tensors, read from safetensors headers. No torch, and no weight is read."""
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from prunegpt.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _AGAIN = "Copy or download it again."
 
 
@@ -47,6 +49,10 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
         end = max((int(item["data_offsets"][1]) for item in tensors.values()), default=0)
         if size != 8 + length + end:
             raise ValueError(f"it should have {8 + length + end} bytes but has {size}")
+        for name, item in tensors.items():
+            begin, stop = item["data_offsets"]
+            if math.prod(item["shape"]) * _BYTES.get(item["dtype"], 0) not in (0, stop - begin):
+                raise ValueError(f"{name} of shape {item['shape']} cannot have {stop - begin} bytes")
         return {name: tuple(int(side) for side in item["shape"]) for name, item in tensors.items()}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise ModelError(f"weights must be whole safetensors files, but {path} is not: {error}. {_AGAIN}") from error

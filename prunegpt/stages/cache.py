@@ -15,7 +15,7 @@ from prunegpt.errors import ModelError
 from prunegpt.lm.models import load_model, load_tokenizer, save_model
 from prunegpt.pruning.masks import load_masks, save_masks
 from prunegpt.records import Evaluation, StageRecord
-from prunegpt.root import Root, publishing, write_text
+from prunegpt.root import Root, damage, publishing, seal, write_text
 from prunegpt.spec.plan import StagePlan
 from prunegpt.stages.base import Pruned, State
 
@@ -45,10 +45,9 @@ def record(root: Root, key: str) -> StageRecord:
 
 def evaluation(root: Root, key: str, evaluation_key: str) -> Evaluation | None:
     """A stage's measured perplexity, where it was measured that way."""
-    path = root.evaluation(key, evaluation_key) / "evaluation.json"
-    if not path.exists():
+    if not root.is_measured(key, evaluation_key):
         return None
-    found: Evaluation = Evaluation.read(path)
+    found: Evaluation = Evaluation.read(root.evaluation(key, evaluation_key) / "evaluation.json")
     return found
 
 
@@ -71,6 +70,7 @@ def publish(root: Root, plan: StagePlan, state: State, stage: StageRecord) -> No
         write_text(folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
         (folder / "evaluations").mkdir()
         stage.model_copy(update={"evaluation": None, "cached": False}).write(folder / "stage.json")
+        seal(folder)
 
 
 def publish_evaluation(root: Root, key: str, measured: Evaluation, windows: np.ndarray[Any, Any]) -> None:
@@ -78,13 +78,14 @@ def publish_evaluation(root: Root, key: str, measured: Evaluation, windows: np.n
     with publishing(root.evaluation(key, measured.key)) as folder:
         np.save(folder / "windows.npy", windows, allow_pickle=False)
         measured.write(folder / "evaluation.json")
+        seal(folder)
 
 
 def load(root: Root, key: str, *, device: torch.device) -> State:
     """The model of a published stage, in float32, with its masks.
 
     Raises:
-        ModelError: the stage is not published.
+        ModelError: the stage is not published, or its files were changed since.
     """
     if not root.is_published(key):
         raise ModelError(
@@ -92,6 +93,12 @@ def load(root: Root, key: str, *, device: torch.device) -> State:
             f"Run the sweep, or the trial that makes it, first."
         )
     folder = root.stage(key)
+    changed = damage(folder, deep=True)
+    if changed:
+        raise ModelError(
+            f"a stage must be as it was published, but {changed[0].file} of {folder} is {changed[0].what}. "
+            f"`prunegpt doctor --repair` sets it aside, and the next run computes it again."
+        )
     plan = StagePlan.model_validate_json((folder / "plan.json").read_text(encoding="utf-8"))
     if plan.kind == "load":
         return source(root, plan, device=device)

@@ -1,0 +1,81 @@
+"""A published folder knows its files: what was cut, lost or edited since is not taken for what was published."""
+
+from pathlib import Path
+
+import pytest
+
+from prunegpt.root import SEAL, Damage, Root, damage, publishing, seal, sealed, set_aside
+
+
+def publish(folder: Path, text: str = "weights") -> None:
+    with publishing(folder) as temporary:
+        (temporary / "model").mkdir()
+        (temporary / "model" / "weights").write_text(text)
+        (temporary / "stage.json").write_text("{}")
+        seal(temporary)
+
+
+def test_what_is_sealed_is_whole(tmp_path: Path) -> None:
+    publish(tmp_path / "key")
+    assert set(sealed(tmp_path / "key") or ()) == {"model/weights", "stage.json"}
+    assert damage(tmp_path / "key", deep=True) == []
+    (tmp_path / "key" / "evaluations").mkdir()  # what comes later is not part of it
+    (tmp_path / "key" / "evaluations" / "more").write_text("x")
+    assert damage(tmp_path / "key", deep=True) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "quick", "deep"), [("weigh", "cut", "cut"), ("weights!", "changed", "changed"), ("wEights", "", "changed")]
+)
+def test_what_was_changed_since_is_told(tmp_path: Path, text: str, quick: str, deep: str) -> None:
+    publish(tmp_path / "key")
+    (tmp_path / "key" / "model" / "weights").write_text(text)
+    for told, found in ((quick, damage(tmp_path / "key")), (deep, damage(tmp_path / "key", deep=True))):
+        assert found == ([Damage("model/weights", told)] if told else [])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"stage.json": 3}', '{"stage.json": ["x", "y"]}', "null"])
+def test_a_seal_that_cannot_be_read_is_damage(tmp_path: Path, content: str) -> None:
+    publish(tmp_path / "key")
+    (tmp_path / "key" / SEAL).write_text(content)
+    assert damage(tmp_path / "key") == [Damage(SEAL, "unreadable")]
+
+
+def test_a_damaged_stage_is_not_published_and_gives_way_to_a_new_one(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    publish(root.stage("key"))
+    assert root.is_published("key")
+    (root.stage("key") / "model" / "weights").unlink()
+    assert not root.is_published("key")
+    publish(root.stage("key"), "new ones")
+    assert root.is_published("key")
+    assert (root.stage("key") / "model" / "weights").read_text() == "new ones"
+    (aside,) = root.stages.glob(".key.*.damaged")  # kept for whoever wants to look
+    assert (aside / "stage.json").exists()
+
+
+def test_a_damaged_evaluation_is_measured_again(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    with publishing(root.evaluation("key", "e")) as folder:
+        (folder / "evaluation.json").write_text("{}")
+        (folder / "windows.npy").write_text("windows")
+        seal(folder)
+    assert root.is_measured("key", "e")
+    (root.evaluation("key", "e") / "windows.npy").write_text("")
+    assert not root.is_measured("key", "e")
+
+
+def test_folders_of_earlier_versions_have_no_seal_and_count(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    root.stage("key").mkdir(parents=True)
+    (root.stage("key") / "stage.json").write_text("{}")
+    assert sealed(root.stage("key")) is None
+    assert root.is_published("key")
+
+
+def test_what_is_set_aside_is_found_by_nobody(tmp_path: Path) -> None:
+    publish(tmp_path / "key")
+    publish(tmp_path / "other")
+    aside = {set_aside(tmp_path / "key"), set_aside(tmp_path / "other")}
+    assert all(path.name.startswith(".") and path.name.endswith(".damaged") for path in aside)
+    assert set(tmp_path.iterdir()) == aside
