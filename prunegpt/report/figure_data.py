@@ -10,6 +10,7 @@ from prunegpt.report.measure import is_measured, measure
 from prunegpt.report.windows import WindowsOf
 
 DENSE = "not pruned"
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.(.+)$")
 
 
@@ -75,6 +76,28 @@ def sparsity_points(results: Sequence[TrialResult], windows: WindowsOf) -> tuple
             )
         )
     return tuple(found)
+
+
+def pareto(points: Sequence[SparsityPoint]) -> list[SparsityPoint]:
+    """The points that no other equals or beats in both, and beats in one; by sparsity."""
+    front: list[SparsityPoint] = []
+    for point in sorted(points, key=lambda point: (-point.sparsity, point.perplexity)):
+        if not front or point.perplexity < front[-1].perplexity:
+            front.append(point)
+    return front[::-1]
+
+
+def one_protocol(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """The trials measured with the most frequent protocol, and those not measured."""
+    protocols = [trial.evaluation.protocol for trial in results if trial.evaluation and is_measured(trial)]
+    most = max(sorted(set(protocols)), key=protocols.count, default=None)
+    return [trial for trial in results if trial.evaluation is None or trial.evaluation.protocol == most]
+
+
+def whole_models(points: Sequence[SparsityPoint], results: Sequence[TrialResult]) -> tuple[SparsityPoint, ...]:
+    """The points of configurations that pruned more than a single decoder block, or nothing."""
+    single = {trial.group for trial in results if trial.sparsity is not None and len(trial.sparsity.layers) == 1}
+    return tuple(point for point in points if point.label not in single)
 
 
 def layer_bars(results: Sequence[TrialResult], windows: WindowsOf) -> tuple[LayerBar, ...]:

@@ -20,10 +20,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from prunegpt.errors import unknown
 from prunegpt.report.errors import ReportError
-from prunegpt.report.figure_data import DENSE, Curve, HeatMap, LayerBar, SparsityPoint
+from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, HeatMap, LayerBar, SparsityPoint, pareto
 from prunegpt.report.render.html import page
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 _MARKERS = "osD^vPX<"
 _DASHES = ("-", "--", "-.", ":")
 _GREY = "#666666"
@@ -121,15 +120,6 @@ def pareto_front(points: Sequence[SparsityPoint], title: str = "Sparsity against
         _perplexity_axis(axes, [point.perplexity for point in points])
         _legend(figure, axes)
     return figure
-
-
-def pareto(points: Sequence[SparsityPoint]) -> list[SparsityPoint]:
-    """The points that no other equals or beats in both, and beats in one; by sparsity."""
-    front: list[SparsityPoint] = []
-    for point in sorted(points, key=lambda point: (-point.sparsity, point.perplexity)):
-        if not front or point.perplexity < front[-1].perplexity:
-            front.append(point)
-    return front[::-1]
 
 
 def layer_sensitivity(

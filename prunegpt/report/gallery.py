@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from prunegpt.records import Point, TrialResult
-from prunegpt.report.figure_data import DENSE, Curve, curve, heat_map, layer_bars, sparsity_points
+from prunegpt.report.figure_data import (
+    DENSE,
+    Curve,
+    curve,
+    heat_map,
+    layer_bars,
+    one_protocol,
+    sparsity_points,
+    whole_models,
+)
 from prunegpt.report.figures import (
     layer_sensitivity,
     pareto_front,
@@ -40,11 +49,11 @@ def figures_of(
         windows: gives per-window losses, or None.
         points: trial name -> its curve points.
     """
-    shown = _one_protocol(results)
+    shown = one_protocol(results)
     found: list[NamedFigure] = []
     bars = layer_bars(shown, windows)
     at = sparsity_points(shown, windows)
-    whole = tuple(point for point in at if point.label not in {trial.group for trial in _single_layer(shown)})
+    whole = whole_models(at, shown)
     if len({round(point.sparsity, 1) for point in whole}) >= _FEW:
         caption = "Perplexity over the sparsity that was measured, a line a method, with intervals"
         found.append(NamedFigure("perplexity-over-sparsity", caption, perplexity_over_sparsity(whole)))
@@ -65,16 +74,6 @@ def figures_of(
             caption = f"Share of zeros of every pruned tensor of {trial.name}, percent"
             found.append(NamedFigure(f"sparsity-{trial.name}", caption, drawn))
     return tuple(found)
-
-
-def _one_protocol(results: Sequence[TrialResult]) -> list[TrialResult]:
-    protocols = [trial.evaluation.protocol for trial in results if trial.evaluation and is_measured(trial)]
-    most = max(sorted(set(protocols)), key=protocols.count, default=None)
-    return [trial for trial in results if trial.evaluation is None or trial.evaluation.protocol == most]
-
-
-def _single_layer(results: Sequence[TrialResult]) -> list[TrialResult]:
-    return [trial for trial in results if trial.sparsity is not None and len(trial.sparsity.layers) == 1]
 
 
 def _curves(points: Mapping[str, Sequence[Point]], name: str, scale: float) -> tuple[Curve, ...]:

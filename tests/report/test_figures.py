@@ -15,19 +15,19 @@ from prunegpt.records import Point
 from prunegpt.report.errors import ReportError
 from prunegpt.report.figure_data import (
     DENSE,
+    OKABE_ITO,
     Curve,
     LayerBar,
     SparsityPoint,
     curve,
     heat_map,
     layer_bars,
+    pareto,
     sparsity_points,
 )
 from prunegpt.report.figures import (
-    OKABE_ITO,
     html,
     layer_sensitivity,
-    pareto,
     pareto_front,
     perplexity_over_sparsity,
     png,
