@@ -5,7 +5,6 @@ A trial with `search` gives none; it is a template, and each suggestion fills it
 
 import copy
 import itertools
-import json
 import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -16,17 +15,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunegpt.errors import Problem
+from prunegpt.spec.naming import MAX_NAME as MAX_NAME
+from prunegpt.spec.naming import slug as slug
+from prunegpt.spec.naming import trial_name
+from prunegpt.spec.paths import set_path
 from prunegpt.spec.problems import messages_of
-from prunegpt.spec.read import Document, set_path
+from prunegpt.spec.read import Document
 from prunegpt.spec.schema import TrialSpec
 from prunegpt.spec.search import Dimension, SearchSpec
 from prunegpt.spec.space import assigned, is_active, ordered
 
 MAX_TRIALS = 10_000  # in one sweep
-MAX_NAME = 150  # characters; a name is a folder's
 _TOO_MANY = f"a sweep may have {MAX_TRIALS} trials, but has more. Split it, or vary less."
 _TEXT_SOURCE = ("path", "files", "name", "revision", "text_column", "tokens")
-_KEY = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _expand_one(
 ) -> bool:
     """Appends one configuration a seed; False where a problem was found, which its siblings would only repeat."""
     try:
-        group = _name(str(merged.get("name")), swept)
+        group = trial_name(str(merged.get("name")), swept)
     except ValueError as error:
         _note(found, document, index, "name", str(error))
         return False
@@ -306,41 +307,6 @@ def _holds(node: Any, steps: Sequence[str]) -> bool:
 def _product(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     for values in itertools.product(*vary.values()):
         yield dict(zip(vary, values, strict=True))
-
-
-def _name(template: str, swept: Mapping[str, Any]) -> str:
-    """`layer-{layers}` filled in, or `-key=value` appended for each varied key.
-
-    Raises:
-        ValueError: the template holds a key that is not varied, or a lone brace; or the name is too long.
-    """
-    keys = dict(zip(_short(list(swept)), map(slug, swept.values()), strict=True))
-    if "{" in template or "}" in template:
-        name = _KEY.sub(lambda match: keys.get(match[1], match[0]), template)
-    else:
-        name = template + "".join(f"-{slug(key)}={value}" for key, value in keys.items())
-    if "{" in name or "}" in name:
-        raise ValueError(
-            f"a name may hold {{KEY}} of a varied key ({', '.join(keys) or 'none here'}), but got {template!r}."
-        )
-    if len(name) > MAX_NAME:
-        raise ValueError(
-            f"a trial's name may have {MAX_NAME} characters, but {name[:60]}... has {len(name)}. "
-            f"Choose a shorter name, or fewer varied keys in it, such as {template[:20]}-{{{next(iter(keys), 'KEY')}}}."
-        )
-    return name
-
-
-def _short(paths: Sequence[str]) -> list[str]:
-    """The last step of each path, or the whole path where two end alike."""
-    last = [path.rsplit(".", 1)[-1] for path in paths]
-    return [step if last.count(step) == 1 else path for step, path in zip(last, paths, strict=True)]
-
-
-def slug(value: Any) -> str:
-    """A value as part of a name: letters, digits and ._=+,- only."""
-    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    return re.sub(r"[^A-Za-z0-9._=+,-]+", "_", text).strip("_") or "empty"
 
 
 def _check_names(found: Expansion, document: Document) -> None:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
-from prunegpt.errors import Problem, SpecError, nearest
+from prunegpt.errors import Problem, SpecError
+from prunegpt.spec.paths import set_path as set_path
+from prunegpt.spec.wandb import Converted, Place, is_sweep, to_spec
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 200_000  # after aliases are expanded
@@ -31,11 +33,12 @@ class Document:
     data: dict[str, Any]
     marked: Any  # the same with line numbers, as ruamel.yaml read it
     source: str
+    places: Mapping[Place, Place] = field(default_factory=dict)  # path -> where the file says it, if elsewhere
 
     def line(self, path: Sequence[str | int]) -> int | None:
         """The line, counted from 1, of the deepest part of the path that the file has."""
         node, line = self.marked, None
-        for step in path:
+        for step in self._written(tuple(path)):
             try:
                 if isinstance(node, CommentedMap):
                     line = node.lc.key(step)[0] + 1
@@ -47,6 +50,12 @@ class Document:
             except (KeyError, IndexError, TypeError, AttributeError):
                 break
         return line
+
+    def _written(self, path: Place) -> Place:
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.places:
+                return (*self.places[path[:length]], *path[length:])
+        return path
 
     def problem(self, path: Sequence[str | int], message: str) -> Problem:
         return Problem(".".join(str(step) for step in path), message, self.line(path))
@@ -103,9 +112,15 @@ def plain_document(data: Mapping[str, Any], source: str, overrides: Sequence[str
 
 
 def _document(marked: Any, source: str, overrides: Sequence[str]) -> Document:
-    reader = _Plain(Document({}, marked, source))
+    document = Document({}, marked, source)
+    reader = _Plain(document)
     data = reader.read(marked, ())
     problems = list(reader.problems)
+    places: Mapping[Place, Place] = {}
+    if is_sweep(data):
+        converted = _converted(data, source)
+        problems += [document.problem(place, message) for place, message in converted.problems]
+        data, places = converted.spec, converted.places
     for override in overrides:
         try:
             apply_override(data, override)
@@ -113,7 +128,19 @@ def _document(marked: Any, source: str, overrides: Sequence[str]) -> Document:
             problems.append(Problem("", f"--set {override[:_SHOWN]}: {error}"))
     if problems:
         raise SpecError(problems, source)
-    return Document(data, marked, source)
+    return Document(data, marked, source, places)
+
+
+def _converted(data: Mapping[str, Any], source: str) -> Converted:
+    """The spec that a W&B sweep config means; a `program` is looked for beside it."""
+
+    def read(program: str) -> Mapping[str, Any]:
+        path = Path(source).parent / program
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            raise SpecError([Problem("program", "program must name another file, but names this one.")], source)
+        return read_document(path).data
+
+    return to_spec(data, Path(source).stem, read)
 
 
 class _Plain:
@@ -186,40 +213,3 @@ def parse_value(text: str) -> Any:
     if reader.problems:
         raise ValueError(reader.problems[0].message)
     return plain
-
-
-def set_path(data: Any, path: Sequence[str], value: Any) -> None:
-    """Sets a dotted path in nested dicts and lists, making missing dicts on the way.
-
-    A stage that is written as a plain word, `finetune`, is passed through as the mapping it means, `{finetune: {}}`.
-
-    Raises:
-        ValueError: a list on the way has no such element, or a plain value stands on the way.
-    """
-    node = data
-    for position, step in enumerate(path):
-        last = position == len(path) - 1
-        key: Any = step
-        if isinstance(node, list):
-            key = _element(node, step)
-        elif not isinstance(node, dict):
-            raise ValueError(f"{'.'.join(path[:position])} is a plain value and has no {step!r} in it.")
-        if last:
-            node[key] = value
-        else:
-            below = node.get(key) if isinstance(node, dict) else node[key]
-            if below is None or below == path[position + 1]:
-                node[key] = {} if below is None else {below: {}}
-            node = node[key]
-
-
-def _element(node: list[Any], step: str) -> int:
-    if step.isascii() and step.isdigit():
-        if int(step) < len(node):
-            return int(step)
-        raise ValueError(f"the list has {len(node)} elements, counted from 0, but {step} was asked for.")
-    names = [str(item["name"]) for item in node if isinstance(item, dict) and item.get("name")]
-    for index, item in enumerate(node):
-        if isinstance(item, dict) and item.get("name") == step:
-            return index
-    raise ValueError(f"the list has no element named {step!r}. There are: {', '.join(nearest(step, names)) or 'none'}.")

@@ -1,0 +1,43 @@
+"""Dotted paths into plain data: `stages.0.prune.sparsity`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prunegpt.errors import nearest
+
+
+def set_path(data: Any, path: Sequence[str], value: Any) -> None:
+    """Sets a dotted path in nested dicts and lists, making missing dicts on the way.
+
+    A stage that is written as a plain word, `finetune`, is passed through as the mapping it means, `{finetune: {}}`.
+
+    Raises:
+        ValueError: a list on the way has no such element, or a plain value stands on the way.
+    """
+    node = data
+    for position, step in enumerate(path):
+        last = position == len(path) - 1
+        key: Any = step
+        if isinstance(node, list):
+            key = _element(node, step)
+        elif not isinstance(node, dict):
+            raise ValueError(f"{'.'.join(path[:position])} is a plain value and has no {step!r} in it.")
+        if last:
+            node[key] = value
+        else:
+            below = node.get(key) if isinstance(node, dict) else node[key]
+            if below is None or below == path[position + 1]:
+                node[key] = {} if below is None else {below: {}}
+            node = node[key]
+
+
+def _element(node: list[Any], step: str) -> int:
+    if step.isascii() and step.isdigit():
+        if int(step) < len(node):
+            return int(step)
+        raise ValueError(f"the list has {len(node)} elements, counted from 0, but {step} was asked for.")
+    names = [str(item["name"]) for item in node if isinstance(item, dict) and item.get("name")]
+    for index, item in enumerate(node):
+        if isinstance(item, dict) and item.get("name") == step:
+            return index
+    raise ValueError(f"the list has no element named {step!r}. There are: {', '.join(nearest(step, names)) or 'none'}.")

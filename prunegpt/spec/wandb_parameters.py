@@ -1,0 +1,253 @@
+"""Parameters of a W&B sweep: what each may be, as a list, as a draw, as an Optuna-like range."""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunegpt.errors import unknown
+from prunegpt.spec import quantiles
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_BOUNDS, _STEP, _SHAPE, _TWO = ("min", "max"), ("q",), ("mu", "sigma"), ("a", "b")
+KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # distribution -> keys it must have, and may have
+    "constant": (("value",), ()),
+    "categorical": (("values",), ()),
+    "categorical_w_probabilities": (("values", "probabilities"), ()),
+    "int_uniform": (_BOUNDS, ()),
+    "uniform": (_BOUNDS, ()),
+    "q_uniform": (_BOUNDS, _STEP),
+    "log_uniform_values": (_BOUNDS, ()),
+    "q_log_uniform_values": (_BOUNDS, _STEP),
+    "inv_log_uniform_values": (_BOUNDS, ()),
+    "normal": ((), _SHAPE),
+    "q_normal": ((), (*_SHAPE, *_STEP)),
+    "log_normal": ((), _SHAPE),
+    "q_log_normal": ((), (*_SHAPE, *_STEP)),
+    "beta": ((), _TWO),
+    "q_beta": ((), (*_TWO, *_STEP)),
+}
+_EXPONENTS = ("log_uniform", "q_log_uniform", "inv_log_uniform")  # of old: bounds are exponents
+_LOGARITHMIC = ("log_uniform_values", "q_log_uniform_values", "inv_log_uniform_values")
+_LISTED = ("categorical", "int_uniform", "q_uniform")  # what a grid can go through
+MAX_VALUES = 10_000  # of one parameter in a grid
+
+
+class ParameterError(ValueError):
+    """A parameter that is not one, or not of a kind that is wanted here."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One leaf of `parameters`.
+
+    Args:
+        path: names from the top, joined by dots: a path as in `vary`.
+        place: the keys that lead to it in the sweep config.
+        distribution: a key of KEYS.
+        spec: its keys but `distribution`.
+    """
+
+    path: str
+    place: tuple[str, ...]
+    distribution: str
+    spec: Mapping[str, Any]
+
+    @property
+    def constant(self) -> bool:
+        return self.distribution == "constant"
+
+    def listed(self) -> list[Any]:
+        """Its values in a grid, as W&B goes through them: equal ones once, 1 and 1.0 being equal.
+
+        Raises:
+            ParameterError: there is no end to them, or their probabilities are given.
+        """
+        spec = self.spec
+        if self.constant:
+            return [spec["value"]]
+        if self.distribution not in _LISTED:
+            raise ParameterError(
+                f"a grid needs values, or whole numbers from min to max, or q_uniform, but {self.path} is "
+                f"{self.distribution}. List its values, or use method random."
+            )
+        if self.distribution == "categorical":
+            return merged(spec["values"])
+        step = spec.get("q", 1.0) if self.distribution == "q_uniform" else 1
+        high = spec["max"] + (self.distribution == "int_uniform")
+        count = max(math.ceil((high - spec["min"]) / step), 0)
+        if count > MAX_VALUES:
+            raise ParameterError(
+                f"a parameter of a grid may have {MAX_VALUES} values, but {self.path} has {count}. Use a larger q."
+            )
+        return merged(np.arange(spec["min"], high, step).tolist())  # without max, and rounded, as W&B does
+
+    def draw(self, share: float) -> Any:
+        """The value below which a share of the probability lies, 0 < share < 1."""
+        spec, kind = self.spec, self.distribution.removeprefix("q_")
+        if self.constant:
+            return spec["value"]
+        if kind == "categorical":
+            return spec["values"][quantiles.int_uniform(share, 0, len(spec["values"]) - 1)]
+        if kind == "categorical_w_probabilities":
+            sums = list(itertools.accumulate(spec["probabilities"]))
+            return spec["values"][next((index for index, upto in enumerate(sums) if share < upto), 0)]
+        value: float
+        if kind in ("normal", "log_normal"):
+            value = getattr(quantiles, kind)(share, spec.get("mu", 0.0), spec.get("sigma", 1.0))
+        elif kind == "beta":
+            value = quantiles.beta(share, spec.get("a", 1), spec.get("b", 1))
+        elif kind == "int_uniform":
+            value = quantiles.int_uniform(share, spec["min"], spec["max"])
+        elif kind == "uniform":
+            value = quantiles.uniform(share, spec["min"], spec["max"])
+        elif kind == "log_uniform_values":
+            value = quantiles.log_uniform(share, spec["min"], spec["max"])
+        else:
+            value = quantiles.inverse_log_uniform(share, spec["min"], spec["max"])
+        return quantiles.quantized(value, spec.get("q", 1.0)) if self.distribution.startswith("q_") else value
+
+    def dimension(self) -> dict[str, Any] | None:
+        """The same as a searched field (`spec.search.Dimension`); None where there is no such range."""
+        spec = self.spec
+        match self.distribution:
+            case "categorical":
+                return {"values": merged(spec["values"])}
+            case "int_uniform":
+                return {"low": spec["min"], "high": spec["max"]}
+            case "uniform":
+                return {"low": float(spec["min"]), "high": float(spec["max"])}
+            case "log_uniform_values":
+                return {"low": float(spec["min"]), "high": float(spec["max"]), "log": True}
+            case "q_uniform":
+                step = spec.get("q", 1)
+                whole = all(type(bound) is int for bound in (spec["min"], spec["max"], step))
+                cast = int if whole else float
+                return {"low": cast(spec["min"]), "high": cast(spec["max"]), "step": cast(step)}
+            case "q_log_uniform_values":
+                if spec.get("q", 1) == 1 and spec["min"] >= 1:
+                    return {"low": int(spec["min"]), "high": int(spec["max"]), "log": True}
+                return {"low": float(spec["min"]), "high": float(spec["max"]), "log": True}
+        return None
+
+
+def merged(values: Sequence[Any]) -> list[Any]:
+    """Each value once, in the place of its first and as its last was written, as W&B merges them."""
+    found: dict[str, Any] = {}
+    for value in values:
+        found[canonical(value)] = value
+    return list(found.values())
+
+
+def canonical(value: Any) -> str:
+    """A text that is equal for equal values: 1 and 1.0 are, true and 1 are not."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def parameters(block: Any) -> tuple[list[Parameter], list[tuple[tuple[str, ...], str]]]:
+    """The leaves of a `parameters` block, names in alphabetical order at every level, and what is wrong in it."""
+    problems: list[tuple[tuple[str, ...], str]] = []
+    found = list(_leaves(block, ("parameters",), "", problems))
+    paths = [one.path for one in found]
+    twice = [one for one in found if paths.count(one.path) > 1]
+    problems += [(one.place, f"a parameter may be given once, but {one.path} is given twice.") for one in twice]
+    return found, problems
+
+
+def _leaves(
+    block: Any, place: tuple[str, ...], prefix: str, problems: list[tuple[tuple[str, ...], str]]
+) -> Iterator[Parameter]:
+    if not isinstance(block, Mapping) or not block:
+        problems.append((place, "parameters must be a mapping of names to what each may be, and not empty."))
+        return
+    for name in sorted(block):
+        here, spec = (*place, name), block[name]
+        if not _NAME.fullmatch(name):
+            problems.append(
+                (
+                    here,
+                    f"a parameter's name begins with a letter and holds letters, digits and _.-, but got {name!r}. "
+                    f"Join what begins with a digit to the name before it, such as stages.0.",
+                )
+            )
+        elif isinstance(spec, Mapping) and set(spec) == {"parameters"}:
+            yield from _leaves(spec["parameters"], (*here, "parameters"), f"{prefix}{name}.", problems)
+        else:
+            try:
+                distribution, rest = _read(spec)
+            except ParameterError as error:
+                problems.append((here, str(error)))
+            else:
+                yield Parameter(prefix + name, here, distribution, rest)
+
+
+def _read(spec: Any) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(spec, Mapping):
+        raise ParameterError(
+            f"a parameter must be a mapping such as {{value: 1}}, {{values: [1, 2]}} or {{min: 0.1, max: 0.9}}, "
+            f"but got {spec!r}."
+        )
+    name = spec["distribution"] if "distribution" in spec else _inferred(spec)
+    if name in _EXPONENTS:
+        raise ParameterError(
+            f"{name} takes exponents as its bounds, which W&B has given up. Write {name}_values, with bounds as values."
+        )
+    if name not in KEYS:
+        raise ParameterError(unknown("distribution", str(name), list(KEYS)))
+    needed, more = KEYS[name]
+    rest = {key: value for key, value in spec.items() if key != "distribution"}
+    for key in needed:
+        if key not in rest:
+            raise ParameterError(f"{name} needs {key}. It takes {', '.join((*needed, *more))}.")
+    for key in rest:
+        if key not in (*needed, *more):
+            raise ParameterError(unknown(f"key of {name}", key, [*needed, *more]))
+    _check(name, rest)
+    return name, rest
+
+
+def _inferred(spec: Mapping[str, Any]) -> str:
+    if "value" in spec:
+        return "constant"
+    if "values" in spec:
+        return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
+    if "min" in spec and "max" in spec:
+        return "int_uniform" if all(type(spec[key]) is int for key in _BOUNDS) else "uniform"
+    raise ParameterError("a parameter needs value, values, min and max, distribution, or parameters inside it.")
+
+
+def _check(name: str, spec: Mapping[str, Any]) -> None:
+    for key in ("min", "max", "q", "mu", "sigma", "a", "b"):
+        value = spec.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ParameterError(f"{key} must be a number, but got {value!r}. Without an exponent's dot, 1e-4 is text.")
+    if "min" in spec and not spec["min"] < spec["max"]:
+        raise ParameterError(f"min must be less than max, but they are {spec['min']} and {spec['max']}.")
+    if name == "int_uniform" and not all(float(spec[key]).is_integer() for key in _BOUNDS):
+        raise ParameterError("int_uniform takes whole numbers as min and max. Use uniform for others.")
+    if name in _LOGARITHMIC and spec["min"] <= 0:
+        raise ParameterError(f"{name} must begin above 0, but min is {spec['min']}.")
+    for key in ("q", "a", "b"):
+        if key in spec and spec[key] <= 0:
+            raise ParameterError(f"{key} must be above 0, but is {spec[key]}.")
+    if spec.get("sigma", 1) < 0:
+        raise ParameterError(f"sigma must be at least 0, but is {spec['sigma']}.")
+    if "values" in spec and (not isinstance(spec["values"], (list, tuple)) or not spec["values"]):
+        raise ParameterError("values must be a list with at least one value.")
+    if "probabilities" in spec:
+        _check_probabilities(spec["values"], spec["probabilities"])
+
+
+def _check_probabilities(values: Sequence[Any], probabilities: Any) -> None:
+    valid = isinstance(probabilities, (list, tuple)) and all(
+        isinstance(one, (int, float)) and one >= 0 for one in probabilities
+    )
+    if not valid or len(probabilities) != len(values) or not math.isclose(sum(probabilities), 1, abs_tol=1e-8):
+        raise ParameterError("probabilities must be one number a value, none below 0, and add up to 1.")
