@@ -16,6 +16,7 @@ from prunegpt.root import Root
 from prunegpt.web.api import endpoints
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import PREFIX
+from prunegpt.web.events import Events
 from prunegpt.web.pages import Pages
 from prunegpt.web.security import Guard
 
@@ -47,8 +48,9 @@ def create_app(root: Root, *, token: str | None, host: str, port: int, hosts: Se
         yield
         dashboard.close()
 
+    entries = [entry.route(dashboard) for entry in endpoints()]
     app = Starlette(
-        routes=[*(entry.route(dashboard) for entry in endpoints()), *pages.routes(), *wandb_routes(root)],
+        routes=[Events(dashboard).route(), *entries, *pages.routes(), *wandb_routes(root)],
         middleware=[Middleware(Guard, token=token, host=host, port=port, hosts=hosts)],
         exception_handlers={HTTPException: missing, 500: missing},
         lifespan=lifespan,
@@ -64,4 +66,5 @@ def wandb_routes(root: Root) -> list[BaseRoute]:
             return []
     except ModuleNotFoundError:
         return []
-    return list(import_module(_WANDB).routes(root))
+    routes = getattr(import_module(_WANDB), "routes", None)
+    return list(routes(root)) if routes else []

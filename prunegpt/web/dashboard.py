@@ -1,6 +1,6 @@
 """What every request is answered from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prunegpt.records import TrialResult
 from prunegpt.report.windows import stored_windows
@@ -20,6 +20,7 @@ class Dashboard:
     intervals: Intervals
     kept: Kept
     optuna: OptunaDashboard
+    budgets: dict[str, int | None] = field(default_factory=dict)  # stage key -> tokens it trains on, once counted
 
     @classmethod
     def open(cls, root: Root) -> "Dashboard":

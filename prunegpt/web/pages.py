@@ -45,13 +45,15 @@ class Pages:
             Mount("/static", StaticFiles(directory=_HERE / "static")),
         ]
 
-    def render(self, template: str, status: int = 200, **context: Any) -> HTMLResponse:
+    def render(self, template: str, code: int = 200, **context: Any) -> HTMLResponse:
         """A page; `title` and `page` must be given."""
         given: Mapping[str, Any] = {"version": __version__, **context}
-        return HTMLResponse(self._environment.get_template(template).render(given), status)
+        return HTMLResponse(self._environment.get_template(template).render(given), code)
 
     def error(self, status: int, message: str) -> HTMLResponse:
-        return self.render("error.html", status, title=f"Error {status}", page="error", status=status, message=message)
+        return self.render(
+            "error.html", code=status, title=f"Error {status}", page="error", status=status, message=message
+        )
 
     async def sweeps(self, request: Request) -> Response:
         return self.render("sweeps.html", title="Sweeps", page="sweeps")

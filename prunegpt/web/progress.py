@@ -1,7 +1,8 @@
 """How far a sweep is, what runs now, and when it will be done."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prunegpt.planning.budget import train_tokens
 from prunegpt.records import TrialResult
@@ -68,8 +69,17 @@ def slots(dashboard: Dashboard, sweep: str | None = None) -> list[Slot]:
     return sorted(found, key=lambda slot: slot.trial)
 
 
-def progress(sweep: SweepRow, trials: Sequence[TrialResult], running: Sequence[Slot]) -> Progress:
-    """Done and to do, in trials and in tokens, and the seconds that the rest takes at the pace so far."""
+def progress(
+    sweep: SweepRow, trials: Sequence[TrialResult], running: Sequence[Slot], budgets: dict[str, int | None]
+) -> Progress:
+    """Done and to do, in trials and in tokens, and the seconds that the rest takes at the pace so far.
+
+    Args:
+        sweep: the sweep.
+        trials: all of its trials.
+        running: what runs of it.
+        budgets: stage key -> tokens, of what has been looked at before; more is added.
+    """
     done = sum(sweep.states.get(state, 0) for state in _ENDED)  # type: ignore[call-overload]
     planned: dict[str, int | None] = {}
     came: dict[str, int] = {}
@@ -81,7 +91,7 @@ def progress(sweep: SweepRow, trials: Sequence[TrialResult], running: Sequence[S
                 planned[stage["key"]] = came[stage["key"]] = record.train_tokens
                 seconds[stage["key"]] = record.seconds
             elif stage["key"] not in planned:
-                planned[stage["key"]] = _tokens(stage)
+                planned[stage["key"]] = _tokens(stage, budgets)
     now = sum(slot.tokens for slot in running)
     known = [tokens for tokens in planned.values() if tokens is not None]
     total = sum(known) if len(known) == len(planned) else None
@@ -95,13 +105,15 @@ def progress(sweep: SweepRow, trials: Sequence[TrialResult], running: Sequence[S
     )
 
 
-def _tokens(stage: dict[str, object]) -> int | None:
+def _tokens(stage: Mapping[str, Any], budgets: dict[str, int | None]) -> int | None:
     """Tokens that a planned stage will train on, where its text's length is declared or its steps are."""
-    if stage.get("kind") == "pretrain":
-        return None
-    plan = StagePlan.model_validate(stage)
-    declared = plan.data.tokens if plan.data else None
-    return train_tokens(plan, declared // plan.data.block_size if declared and plan.data else None)
+    key = stage["key"]
+    if key not in budgets:
+        plan = StagePlan.model_validate(stage)
+        declared = plan.data.tokens if plan.data else None
+        blocks = declared // plan.data.block_size if declared and plan.data else None
+        budgets[key] = None if plan.kind == "pretrain" else train_tokens(plan, blocks)
+    return budgets[key]
 
 
 def _eta(total: int | None, finished: int, now: int, seconds: float, running: Sequence[Slot]) -> float | None:

@@ -89,7 +89,7 @@ def columns(trials: Sequence[TrialResult]) -> list[Column]:
     """The columns of a list of these trials: the name, what was swept, then what was measured."""
     fixed = [
         Column(key=key, label=label, swept=False, numeric=kind != "text", kind=kind) for key, label, kind in _COLUMNS
-    ]  # type: ignore[arg-type]
+    ]
     paths = dict.fromkeys(path for trial in trials for path in trial.swept)
     swept = [_swept(path, [trial.swept[path] for trial in trials if path in trial.swept]) for path in paths]
     return [fixed[0], *swept, *fixed[1:]]

@@ -127,6 +127,14 @@ class Source:
         with self.following():
             return self._sweep_changed.get(sweep, 0)
 
+    def changed_sweeps(self, since: int) -> list[str]:
+        """Sweeps that changed after a revision, gone ones too."""
+        with self._lock:
+            return [name for name, at in self._sweep_changed.items() if at > since]
+
+    def has(self, sweep: str) -> bool:
+        return sweep in self._sweeps
+
     def touch(self, trials: list[int]) -> None:
         """Counts trials as changed, because something that is told about them is now known."""
         with self._lock:

@@ -173,7 +173,7 @@ def one(dashboard: Dashboard, call: Call) -> Sweep:
         created=sweep.created,
         updated=sweep.updated,
         coordinator=Coordinator(pid=holder.pid, host=holder.host, since=holder.since) if holder else None,
-        progress=progress(sweep, trials, running),
+        progress=progress(sweep, trials, running, dashboard.budgets),
         tables=[str(table.get("name") or table.get("title", "")) for table in sweep.tables],
         searches=searches,
         optuna=f"/sweeps/{name}/optuna" if searches and dashboard.optuna.available else None,
@@ -225,7 +225,7 @@ def _sorted(found: list[TrialResult], key: str, descending: bool) -> list[TrialR
     present = [(given, trial) for given, trial in valued if not (given is None or given == "" or _is_nan(given))]
     numbers = [pair for pair in present if isinstance(pair[0], int | float)]
     texts = [pair for pair in present if isinstance(pair[0], str)]
-    numbers.sort(key=lambda pair: pair[0], reverse=descending)  # type: ignore[arg-type, return-value]
+    numbers.sort(key=lambda pair: pair[0], reverse=descending)
     texts.sort(key=lambda pair: str(pair[0]).casefold(), reverse=descending)
     ordered = [*texts, *numbers] if descending else [*numbers, *texts]
     return [trial for _, trial in ordered] + missing

@@ -1,0 +1,116 @@
+"""Two to eight trials side by side."""
+
+import itertools
+from typing import Any
+
+from pydantic import Field
+
+from prunegpt.records import TrialResult
+from prunegpt.report.compare import compare
+from prunegpt.report.config import flatten, resolved
+from prunegpt.report.windows import stored_windows
+from prunegpt.web.api.curves import Axis, Curve, CurvesQuery, drawn
+from prunegpt.web.dashboard import Dashboard, address
+from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint, Refused
+from prunegpt.web.rows import TrialRow, rows
+
+_FEWEST, _MOST = 2, 8
+
+
+class CompareQuery(Asked):
+    trial: list[str] = Field([], description="SWEEP/TRIAL, two to eight times")
+    name: list[str] = Field([], description="names or globs of curves; perplexity, loss, sparsity where not given")
+    axis: Axis = Field("step", description="what x is, as for curves")
+    points: int = Field(1000, ge=5, le=20_000, description="points of a curve at most")
+
+
+class Compared(TrialRow):
+    """A trial with the name it goes by here."""
+
+    trial: str
+
+
+class Setting(Answer):
+    path: str
+    values: list[Any] = Field(description="one a trial; null where it has no such setting")
+
+
+class Test(Answer):
+    """The paired test of two trials; its numbers are null where `reason` says why there is none."""
+
+    a: str
+    b: str
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    ratio: float | None
+    low: float | None = Field(description="of the ratio")
+    high: float | None
+    p: float | None
+    method: str
+    verdict: str
+    reason: str
+
+
+class TrialCurves(Answer):
+    trial: str
+    curves: list[Curve]
+
+
+class Comparison(Answer):
+    trials: list[Compared]
+    differences: list[Setting]
+    tests: list[Test]
+    axis: Axis
+    curves: list[TrialCurves]
+
+
+def compared(dashboard: Dashboard, call: Call) -> Comparison:
+    asked: CompareQuery = call.query
+    names = list(dict.fromkeys(asked.trial))
+    if not _FEWEST <= len(names) <= _MOST:
+        raise Refused(400, f"{_FEWEST} to {_MOST} different trials can be compared, but got {len(names)}.")
+    trials = [dashboard.source.trial(*name.partition("/")[::2]) for name in names]
+    wanted = CurvesQuery(name=asked.name or ["perplexity", "loss", "sparsity"], axis=asked.axis, points=asked.points)
+    shown = rows(dashboard, trials)
+    return Comparison(
+        trials=[Compared(trial=address(trial), **row.model_dump()) for trial, row in zip(trials, shown, strict=True)],
+        differences=settings(trials),
+        tests=[_test(dashboard, one, two) for one, two in itertools.combinations(trials, 2)],
+        axis=asked.axis,
+        curves=[TrialCurves(trial=address(trial), curves=drawn(dashboard, trial, wanted)) for trial in trials],
+    )
+
+
+def settings(trials: list[TrialResult]) -> list[Setting]:
+    """Paths of the resolved configurations where not all are alike."""
+    flat = [dict(flatten(resolved(trial))) for trial in trials]
+    paths = dict.fromkeys(path for one in flat for path in one if path)
+    found = [Setting(path=path, values=[one.get(path) for one in flat]) for path in paths]
+    return [one for one in found if any(value != one.values[0] for value in one.values)]
+
+
+def _test(dashboard: Dashboard, one: TrialResult, two: TrialResult) -> Test:
+    state = (one.state, two.state, one.key, two.key, one.evaluation_key, two.evaluation_key)
+    windows = stored_windows(dashboard.root)
+    found = dashboard.kept.get(("test", one.id, two.id), state, lambda: compare(one, two, windows))
+    test = found.test
+    return Test(
+        a=address(one),
+        b=address(two),
+        difference=test.difference.value if test else None,
+        difference_low=test.difference.low if test else None,
+        difference_high=test.difference.high if test else None,
+        ratio=test.ratio.value if test else None,
+        low=test.ratio.low if test else None,
+        high=test.ratio.high if test else None,
+        p=test.p_value if test else None,
+        method=test.method if test else "",
+        verdict=found.verdict,
+        reason=found.reason,
+    )
+
+
+ENDPOINTS = (
+    Endpoint("/compare", compared, "Trials side by side: settings, paired tests, curves", Comparison, CompareQuery),
+)

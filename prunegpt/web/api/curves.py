@@ -1,0 +1,223 @@
+"""Curves: for drawing with fewer points, for keeping with all of them."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from starlette.responses import Response, StreamingResponse
+
+from prunegpt.records import TrialResult
+from prunegpt.store.series import Series
+from prunegpt.web.dashboard import Dashboard
+from prunegpt.web.downsample import extremes
+from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint
+
+Axis = Literal["step", "tokens", "time"]
+
+_DEFAULT = ("perplexity", "loss", "ce", "kd", "hidden", "sparsity", "sparsity_target", "learning_rate", "eval_*")
+_MOST_CURVES = 400
+_PER_TENSOR = "sparsity/"
+_FIELDS = ("stage", "kind", "name", "step", "epoch", "tokens", "time", "value")
+_ROWS_AT_ONCE = 5000
+
+
+class Curve(Answer):
+    """One curve; y is null where a value was not finite."""
+
+    stage: int
+    kind: str
+    name: str
+    x: list[float]
+    y: list[float | None]
+    total: int = Field(description="points before some were left out")
+    offset: float = Field(description="what the chain's earlier stages add to x, to draw stages one after another")
+
+
+class Curves(Answer):
+    axis: Axis
+    curves: list[Curve]
+
+
+class CurvesQuery(Asked):
+    name: list[str] = Field([], description="names or globs, such as sparsity/*; the usual ones where not given")
+    axis: Axis = Field(
+        "step", description="what x is: optimizer steps, tokens trained on, or seconds since the stage began"
+    )
+    points: int = Field(1000, ge=5, le=20_000, description="points of a curve at most; extremes stay")
+    stage: int | None = Field(None, ge=0, le=1000, description="only of this stage, by its position in the chain")
+
+
+class Layers(Answer):
+    """Share of zeros by tensor over time; values[tensor][step], null where there is none."""
+
+    tensors: list[str]
+    steps: list[float]
+    values: list[list[float | None]]
+    measured: bool = Field(description="false: over time from curves; true: one column, counted at the end")
+
+
+class Downloaded(Asked):
+    name: list[str] = Field([], description="names or globs; all where not given")
+
+
+def curves(dashboard: Dashboard, call: Call) -> Curves:
+    asked: CurvesQuery = call.query
+    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
+    return Curves(axis=asked.axis, curves=drawn(dashboard, trial, asked))
+
+
+def drawn(dashboard: Dashboard, trial: TrialResult, asked: CurvesQuery) -> list[Curve]:
+    """The curves of a trial as they are drawn."""
+    patterns = asked.name or list(_DEFAULT)
+
+    def wanted(stage: int, name: str) -> bool:
+        return asked.stage in (None, stage) and any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    found = dashboard.source.store.series(trial.id, wanted)[:_MOST_CURVES]
+    starts = {
+        stage: min(one.times.min() for one in found if one.stage == stage) for stage in {one.stage for one in found}
+    }
+    before = _before(trial, asked.axis, found, starts)
+    kinds = [stage["kind"] for stage in trial.plan.get("stages", ())]
+    return [_drawn(one, kinds, asked, before, starts) for one in found]
+
+
+def _before(trial: TrialResult, axis: Axis, found: list[Series], starts: Mapping[int, float]) -> dict[int, float]:
+    """What the stages before each add to x: as recorded, or as far as their curves go."""
+    lengths: dict[int, float] = {}
+    for one in found:
+        lengths[one.stage] = max(lengths.get(one.stage, 0.0), float(_along(one, axis, starts[one.stage]).max()))
+    for stage in trial.stages:
+        recorded = {"step": stage.steps, "tokens": stage.train_tokens, "time": stage.seconds}[axis]
+        lengths[stage.index] = max(lengths.get(stage.index, 0.0), float(recorded))
+    stages = max(lengths, default=0) + 1
+    return {stage: sum(lengths.get(earlier, 0.0) for earlier in range(stage)) for stage in range(stages)}
+
+
+def _drawn(
+    one: Series, kinds: list[str], asked: CurvesQuery, before: Mapping[int, float], starts: Mapping[int, float]
+) -> Curve:
+    kept = extremes(one.values, asked.points)
+    return Curve(
+        stage=one.stage,
+        kind=kinds[one.stage] if one.stage < len(kinds) else "",
+        name=one.name,
+        x=_along(one, asked.axis, starts[one.stage])[kept].tolist(),
+        y=_nullable(one.values[kept]),
+        total=len(one.values),
+        offset=before.get(one.stage, 0.0),
+    )
+
+
+def _along(one: Series, axis: Axis, start: float) -> NDArray[np.float64]:
+    """What is on the x axis; times are counted from the first point of their stage."""
+    return {"step": one.steps, "tokens": one.tokens, "time": one.times - start}[axis].astype(np.float64)
+
+
+def _nullable(values: NDArray[np.float64]) -> list[float | None]:
+    return [value if finite else None for value, finite in zip(values.tolist(), np.isfinite(values), strict=True)]
+
+
+def layers(dashboard: Dashboard, call: Call) -> Layers:
+    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
+    found = dashboard.source.store.series(trial.id, lambda _, name: name.startswith(_PER_TENSOR))
+    if not found:
+        counted = trial.sparsity.by_tensor if trial.sparsity else {}
+        values = [[share] for share in counted.values()]
+        return Layers(tensors=list(counted), steps=[0.0] if counted else [], values=list(values), measured=True)
+    before = _before(trial, "step", found, dict.fromkeys({one.stage for one in found}, 0.0))
+    tensors = list(dict.fromkeys(one.name.removeprefix(_PER_TENSOR) for one in found))
+    at = sorted({before.get(one.stage, 0.0) + step for one in found for step in one.steps.tolist()})
+    position = {step: index for index, step in enumerate(at)}
+    table = np.full((len(tensors), len(at)), np.nan)  # [tensors, steps]
+    for one in found:
+        row = tensors.index(one.name.removeprefix(_PER_TENSOR))
+        table[row, [position[before.get(one.stage, 0.0) + step] for step in one.steps.tolist()]] = one.values
+    return Layers(tensors=tensors, steps=at, values=[_nullable(row) for row in table], measured=False)
+
+
+def as_csv(dashboard: Dashboard, call: Call) -> Response:
+    trial, found = _asked_for(dashboard, call)
+    header = io.StringIO()
+    csv.writer(header, lineterminator="\n").writerow(_FIELDS)
+
+    def lines() -> Iterator[str]:
+        yield header.getvalue()
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for count, row in enumerate(_points(trial, found), 1):
+            writer.writerow(
+                ["" if field is None else repr(field) if isinstance(field, float) else field for field in row]
+            )
+            if count % _ROWS_AT_ONCE == 0:
+                yield text.getvalue()
+                text.seek(0)
+                text.truncate()
+        yield text.getvalue()
+
+    return StreamingResponse(lines(), media_type="text/csv", headers=attachment(f"{call.path['trial']}-points.csv"))
+
+
+def as_json(dashboard: Dashboard, call: Call) -> Response:
+    trial, found = _asked_for(dashboard, call)
+
+    def lines() -> Iterator[str]:
+        yield '{"points":['
+        between = ""
+        for row in _points(trial, found):
+            yield between + json.dumps(dict(zip(_FIELDS, row, strict=True)), ensure_ascii=False)
+            between = ","
+        yield "]}"
+
+    name = f"{call.path['trial']}-points.json"
+    return StreamingResponse(_grouped(lines()), media_type="application/json", headers=attachment(name))
+
+
+def _grouped(parts: Iterator[str]) -> Iterator[str]:
+    group: list[str] = []
+    for part in parts:
+        group.append(part)
+        if len(group) == _ROWS_AT_ONCE:
+            yield "".join(group)
+            group.clear()
+    yield "".join(group)
+
+
+def _asked_for(dashboard: Dashboard, call: Call) -> tuple[TrialResult, list[Series]]:
+    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
+    patterns = call.query.name
+    found = dashboard.source.store.series(
+        trial.id, lambda _, name: not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    )
+    return trial, found
+
+
+def _points(trial: TrialResult, found: list[Series]) -> Iterator[tuple[int | float | str | None, ...]]:
+    """Every point in full precision, in the order of _FIELDS."""
+    kinds = [stage["kind"] for stage in trial.plan.get("stages", ())]
+    for one in found:
+        kind = kinds[one.stage] if one.stage < len(kinds) else ""
+        columns = (one.steps.tolist(), one.epochs.tolist(), one.tokens.tolist(), one.times.tolist())
+        for step, epoch, tokens, at, value in zip(*columns, _nullable(one.values), strict=True):
+            yield one.stage, kind, one.name, step, epoch, tokens, at, value
+
+
+def attachment(name: str) -> dict[str, str]:
+    """The header that makes a browser save an answer under a name."""
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-=+@") else "_" for letter in name)
+    return {"Content-Disposition": f'attachment; filename="{plain}"'}
+
+
+_TRIAL = "/trials/{sweep}/{trial}"
+ENDPOINTS = (
+    Endpoint(f"{_TRIAL}/curves", curves, "Curves for drawing: fewer points, extremes kept", Curves, CurvesQuery),
+    Endpoint(f"{_TRIAL}/layers", layers, "Sparsity by tensor over time", Layers),
+    Endpoint(f"{_TRIAL}/points.csv", as_csv, "Every point as CSV", query=Downloaded, media=("text/csv",)),
+    Endpoint(f"{_TRIAL}/points.json", as_json, "Every point as JSON", query=Downloaded),
+)

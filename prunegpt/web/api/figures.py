@@ -1,0 +1,248 @@
+"""Figures of a sweep: for Plotly as JSON, and drawn as PNG and SVG from the same data."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from starlette.responses import Response
+
+from prunegpt.records import TrialResult
+from prunegpt.report.errors import ReportError
+from prunegpt.report.figure_data import (
+    DENSE,
+    Curve,
+    LayerBar,
+    SparsityPoint,
+    layer_bars,
+    one_protocol,
+    sparsity_points,
+    whole_models,
+)
+from prunegpt.report.measure import is_measured
+from prunegpt.report.windows import WindowsOf, stored_windows
+from prunegpt.web import plots
+from prunegpt.web.api.curves import attachment
+from prunegpt.web.dashboard import Dashboard
+from prunegpt.web.downsample import extremes
+from prunegpt.web.endpoint import Call, Endpoint, Refused
+from prunegpt.web.plots import Plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_CURVES = 16
+_MOST_INTERVALS = 200  # configurations up to which intervals are drawn
+_POINTS = 500  # of a training curve
+_NONE = np.empty(0, dtype=np.int64)
+_FEWEST_IMPORTANT = 4  # trials from which importance says something
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One figure: what Plotly draws, and what matplotlib does; None where it draws none."""
+
+    plot: Plot
+    drawing: Callable[[], "Figure"] | None = None
+
+
+def _sparsity(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
+    points = _points(dashboard, trials)
+
+    def drawing() -> "Figure":
+        from prunegpt.report.figures import perplexity_over_sparsity
+
+        return perplexity_over_sparsity(points)
+
+    return Drawn(plots.over_sparsity(points), drawing)
+
+
+def _pareto(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
+    points = _points(dashboard, trials)
+
+    def drawing() -> "Figure":
+        from prunegpt.report.figures import pareto_front
+
+        return pareto_front(points)
+
+    return Drawn(plots.front(points), drawing)
+
+
+def _points(dashboard: Dashboard, trials: list[TrialResult]) -> Sequence[SparsityPoint]:
+    shown = one_protocol(trials)
+    return whole_models(sparsity_points(shown, _windows(dashboard, shown)), shown)
+
+
+def _windows(dashboard: Dashboard, trials: list[TrialResult]) -> WindowsOf:
+    """The kept losses; none where there are so many trials that their intervals would take minutes and hide all."""
+    if len({trial.group for trial in trials}) > _MOST_INTERVALS:
+        return lambda trial: None
+    return stored_windows(dashboard.root)
+
+
+def _layers(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
+    shown = one_protocol(trials)
+    bars: Sequence[LayerBar] = layer_bars(shown, _windows(dashboard, shown))
+    without = sparsity_points(shown, lambda trial: None)
+    dense = min((point.perplexity for point in without if point.method == DENSE), default=None)
+
+    def drawing() -> "Figure":
+        from prunegpt.report.figures import layer_sensitivity
+
+        return layer_sensitivity(bars, dense=dense)
+
+    return Drawn(plots.by_layer(bars, dense=dense), drawing)
+
+
+def _training(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
+    perplexity: list[Curve] = []
+    sparsity: list[Curve] = []
+    wanted = sorted(trials, key=lambda trial: (trial.state != "running", not trial.stages))
+    for trial in wanted:
+        if len(perplexity) == _MOST_CURVES:
+            break
+        if trial.state == "waiting":
+            continue
+        curves = _curves(dashboard, trial)
+        if len(curves["perplexity"].steps) > 1:
+            perplexity.append(curves["perplexity"])
+            if len(curves["sparsity"].steps) > 1:
+                sparsity.append(curves["sparsity"])
+
+    def drawing() -> "Figure":
+        from prunegpt.report.figures import training_curves
+
+        return training_curves(perplexity, sparsity)
+
+    return Drawn(plots.training(perplexity, sparsity), drawing)
+
+
+def _curves(dashboard: Dashboard, trial: TrialResult) -> dict[str, Curve]:
+    """Perplexity and sparsity in percent of a trial, steps counted on through its stages."""
+    found = dashboard.source.store.series(trial.id, lambda _, name: name in ("perplexity", "sparsity"))
+    last = {stage.index: stage.steps for stage in trial.stages}
+    for one in found:
+        last[one.stage] = max(last.get(one.stage, 0), int(one.steps.max()))
+    made = {}
+    for name, scale in (("perplexity", 1.0), ("sparsity", 100.0)):
+        parts = [one for one in found if one.name == name]
+        before = [sum(steps for stage, steps in last.items() if stage < one.stage) for one in parts]
+        steps = np.concatenate([one.steps + start for one, start in zip(parts, before, strict=True)] or [_NONE])
+        values = np.concatenate([one.values for one in parts] or [np.empty(0)])
+        finite = np.isfinite(values)
+        steps, values = steps[finite].astype(np.float64), scale * values[finite]
+        kept = extremes(values, _POINTS)
+        made[name] = Curve(trial.name, tuple(steps[kept].tolist()), tuple(values[kept].tolist()))
+    return made
+
+
+def _parallel(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
+    found = _varied(trials)
+    paths = _differing(found)
+    if not paths:
+        raise ReportError("a figure needs trials whose searched values differ, but there are none yet.")
+    values = {_short(path, paths): [trial.swept.get(path) for trial in found] for path in paths}
+    return Drawn(plots.parallel(values, [_perplexity(trial) for trial in found], [trial.name for trial in found]))
+
+
+def _importance(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
+    from prunegpt.web.importance import importances
+
+    found = _varied(trials)
+    paths = _differing(found)
+    if len(found) < _FEWEST_IMPORTANT or not paths:
+        raise ReportError(
+            f"importance needs {_FEWEST_IMPORTANT} measured trials whose searched values differ, "
+            f"but there are {len(found) if paths else 0} yet."
+        )
+    whole = [trial for trial in found if all(path in trial.swept for path in paths)] or found
+    shares = importances([{path: trial.swept.get(path) for path in paths} for trial in whole], [
+        _perplexity(trial) for trial in whole
+    ])  # fmt: skip
+    return Drawn(plots.importance({_short(path, paths): share for path, share in shares.items()}))
+
+
+def _varied(trials: list[TrialResult]) -> list[TrialResult]:
+    return [trial for trial in one_protocol(trials) if is_measured(trial) and trial.swept and not trial.implicit]
+
+
+def _perplexity(trial: TrialResult) -> float:
+    assert trial.evaluation is not None
+    assert trial.evaluation.perplexity is not None
+    return trial.evaluation.perplexity
+
+
+def _differing(trials: list[TrialResult]) -> list[str]:
+    """Paths with several values, in the order they are first met."""
+    values: dict[str, set[str]] = {}
+    for trial in trials:
+        for path, value in trial.swept.items():
+            values.setdefault(path, set()).add(repr(value))
+    return [path for path, found in values.items() if len(found) > 1]
+
+
+def _short(path: str, paths: Sequence[str]) -> str:
+    """The shortest end of a path that no other has."""
+    parts = path.split(".")
+    for length in range(1, len(parts)):
+        end = ".".join(parts[-length:])
+        if sum(other.split(".")[-length:] == parts[-length:] for other in paths) == 1 and not end.isdigit():
+            return end
+    return path
+
+
+FIGURES: dict[str, Callable[[Dashboard, list[TrialResult]], Drawn]] = {
+    "sparsity": _sparsity,
+    "pareto": _pareto,
+    "layers": _layers,
+    "training": _training,
+    "parallel": _parallel,
+    "importance": _importance,
+}
+
+
+def drawn(dashboard: Dashboard, sweep: str, figure: str) -> Drawn:
+    """One figure of a sweep, made once for one state of the store."""
+    if figure not in FIGURES:
+        raise Refused(404, f"there is no figure {figure!r}. Figures: {', '.join(FIGURES)}.")
+    with dashboard.source.following():
+        trials = [trial for trial in dashboard.source.trials(sweep) if not trial.implicit]
+        points = dashboard.source.revision if figure == "training" and dashboard.source.running(sweep) else 0
+        state = (dashboard.source.sweep_revision(sweep), points)
+    return dashboard.kept.get(("figure", sweep, figure), state, lambda: FIGURES[figure](dashboard, trials))
+
+
+def shown(dashboard: Dashboard, call: Call) -> Plot:
+    return drawn(dashboard, call.path["name"], call.path["figure"]).plot
+
+
+def download(dashboard: Dashboard, call: Call) -> Response:
+    name, figure, format = call.path["name"], call.path["figure"], call.path["format"]
+    found = drawn(dashboard, name, figure)
+    if format == "json":
+        return Response(found.plot.model_dump_json(), media_type="application/json")
+    if found.drawing is None:
+        raise Refused(404, f"the figure {figure!r} is drawn in the browser alone. Take it as json.")
+    from prunegpt.report.figures import png, svg
+
+    content: Any = png(found.drawing()) if format == "png" else svg(found.drawing())
+    media = "image/png" if format == "png" else "image/svg+xml"
+    return Response(content, media_type=media, headers=attachment(f"{name}-{figure}.{format}"))
+
+
+ENDPOINTS = (
+    Endpoint(
+        "/sweeps/{name}/figures/{figure}.{format}",
+        download,
+        "A figure as png, svg or json",
+        media=("image/png", "image/svg+xml", "application/json"),
+        choices={"figure": tuple(FIGURES), "format": ("png", "svg", "json")},
+    ),
+    Endpoint(
+        "/sweeps/{name}/figures/{figure}",
+        shown,
+        "A figure for Plotly",
+        Plot,
+        choices={"figure": tuple(FIGURES)},
+    ),
+)

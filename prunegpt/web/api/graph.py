@@ -1,0 +1,108 @@
+"""The stages of a sweep as a graph: what is shared, and how far each is."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from prunegpt.records import TrialResult
+from prunegpt.web.dashboard import Dashboard
+from prunegpt.web.endpoint import Answer, Call, Endpoint
+from prunegpt.web.rows import stages
+
+_RANK = ("published", "running", "failed", "diverged", "stopped", "waiting")  # what one trial says outranks another's
+
+
+class Node(Answer):
+    """One stage, computed once for all trials that have it."""
+
+    key: str
+    kind: str
+    state: Literal["published", "running", "waiting", "failed", "diverged", "stopped"]
+    shared: int = Field(description="trials that have it")
+    trials: list[str]
+    seconds: float | None
+    tokens: int | None
+    perplexity: float | None
+    sparsity: float | None
+    label: str
+    depth: int = Field(description="stages before it")
+
+
+class Edge(Answer):
+    """From a stage to one that takes its model, or is taught by it."""
+
+    source: str = Field(alias="from", serialization_alias="from")
+    to: str
+    kind: Literal["parent", "teacher"]
+
+
+class Graph(Answer):
+    nodes: list[Node]
+    edges: list[Edge]
+
+
+def graph(dashboard: Dashboard, call: Call) -> Graph:
+    name = call.path["name"]
+    with dashboard.source.following():
+        revision = dashboard.source.sweep_revision(name)
+        trials = dashboard.source.trials(name)
+    return dashboard.kept.get(("graph", name), revision, lambda: made(trials))
+
+
+def made(trials: list[TrialResult]) -> Graph:
+    """The graph of these trials' chains; a teacher's stage is there where one of them has it."""
+    nodes: dict[str, Node] = {}
+    edges: dict[tuple[str, str, str], Edge] = {}
+    for trial in trials:
+        records = {stage.index: stage for stage in trial.stages}
+        planned = trial.plan.get("stages", ())
+        for index, (stage, short) in enumerate(zip(planned, stages(trial), strict=True)):
+            record = records.get(index)
+            node = Node(
+                key=short.key,
+                kind=short.kind,
+                state=short.state,
+                shared=1,
+                trials=[trial.name],
+                seconds=record.seconds if record else None,
+                tokens=record.train_tokens if record else None,
+                perplexity=record.evaluation.perplexity if record and record.evaluation else None,
+                sparsity=record.sparsity.pruned if record and record.sparsity else None,
+                label=trial.label if index == 0 else _label(stage),
+                depth=index,
+            )
+            nodes[short.key] = _joined(nodes[short.key], node) if short.key in nodes else node
+            for source, kind in ((stage.get("parent"), "parent"), (stage.get("teacher"), "teacher")):
+                if source:
+                    edge = Edge.model_validate({"from": source, "to": short.key, "kind": kind})
+                    edges[source, short.key, kind] = edge
+    return Graph(nodes=list(nodes.values()), edges=[edge for edge in edges.values() if edge.source in nodes])
+
+
+def _joined(one: Node, two: Node) -> Node:
+    """A stage as two trials know it."""
+    first, second = sorted((one, two), key=lambda node: _RANK.index(node.state))
+    return first.model_copy(
+        update={
+            "trials": [*one.trials, *two.trials],
+            "shared": one.shared + two.shared,
+            "seconds": first.seconds if first.seconds is not None else second.seconds,
+            "tokens": first.tokens if first.tokens is not None else second.tokens,
+            "perplexity": first.perplexity if first.perplexity is not None else second.perplexity,
+            "sparsity": first.sparsity if first.sparsity is not None else second.sparsity,
+        }
+    )
+
+
+def _label(stage: dict[str, object]) -> str:
+    """A stage in a few words: its kind, and what it prunes with."""
+    body = stage.get(str(stage.get("kind"))) or {}
+    pruning = body if stage.get("kind") == "prune" else body.get("prune") if isinstance(body, dict) else None
+    if not isinstance(pruning, dict):
+        return str(stage.get("kind", ""))
+    sparsity = pruning.get("sparsity")
+    share = f" {100 * sparsity:g} %" if isinstance(sparsity, int | float) else ""
+    return f"{stage.get('kind')} {pruning.get('method', '')}{share}"
+
+
+ENDPOINTS = (Endpoint("/sweeps/{name}/graph", graph, "The stage graph: what is shared, and how far it is", Graph),)

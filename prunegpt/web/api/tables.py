@@ -1,0 +1,113 @@
+"""The tables that a sweep's spec declares, from what is stored now."""
+
+from typing import Any
+
+from starlette.responses import Response
+
+from prunegpt.registry import RENDERERS
+from prunegpt.report.cells import Table
+from prunegpt.report.render.flat import entries
+from prunegpt.report.render.html import fragment
+from prunegpt.report.tables import build_table
+from prunegpt.report.windows import stored_windows
+from prunegpt.web.api.curves import attachment
+from prunegpt.web.dashboard import Dashboard
+from prunegpt.web.endpoint import Answer, Call, Endpoint, Refused
+
+FORMATS = {
+    "md": ("md", "text/markdown"),
+    "tex": ("latex", "text/x-tex"),
+    "csv": ("csv", "text/csv"),
+    "json": ("json", "application/json"),
+    "html": ("html", "text/html"),
+}
+
+
+class TableColumn(Answer):
+    key: str
+    text: str
+    kind: str
+
+
+class Footnote(Answer):
+    symbol: str
+    text: str
+
+
+class TableShown(Answer):
+    """One table: as HTML to show, and as values."""
+
+    name: str
+    title: str
+    html: str
+    columns: list[TableColumn]
+    rows: list[dict[str, Any]]
+    footnotes: list[Footnote]
+    provenance: str
+
+
+class Tables(Answer):
+    tables: list[TableShown]
+
+
+def tables(dashboard: Dashboard, name: str) -> list[Table]:
+    """The declared tables of a sweep, those of one state of the store made once."""
+    with dashboard.source.following():
+        sweep = dashboard.source.sweep(name)
+        declared = dashboard.source.store.tables(name)
+        named = {row.trial.partition("/")[0] for table in declared for row in table.rows if "/" in row.trial}
+        known = {other.name for other in dashboard.source.sweeps()}
+        others = sorted(named & known - {name})
+        state = tuple(dashboard.source.sweep_revision(each) for each in (name, *others))
+        results = [trial for each in (name, *others) for trial in dashboard.source.trials(each)]
+    windows = stored_windows(dashboard.root)
+    return dashboard.kept.get(
+        ("tables", name),
+        (state, sweep.updated),
+        lambda: [build_table(table, results, windows, sweep=name) for table in declared],
+    )
+
+
+def shown(dashboard: Dashboard, call: Call) -> Tables:
+    return Tables(
+        tables=[
+            TableShown(
+                name=table.name,
+                title=table.title,
+                html=fragment(table),
+                columns=[
+                    TableColumn(key=heading.key, text=heading.text, kind=heading.kind) for heading in table.columns
+                ],
+                rows=[entries(table, row) for row in table.rows],
+                footnotes=[Footnote(symbol=note.symbol, text=note.text) for note in table.footnotes],
+                provenance=table.provenance,
+            )
+            for table in tables(dashboard, call.path["name"])
+        ]
+    )
+
+
+def download(dashboard: Dashboard, call: Call) -> Response:
+    """One table, or with the name `all` every one, in a format to take away."""
+    wanted, format = call.path["table"], call.path["format"]
+    found = tables(dashboard, call.path["name"])
+    if wanted != "all":
+        names = ", ".join(table.name for table in found) or "none"
+        found = [table for table in found if table.name == wanted]
+        if not found:
+            raise Refused(404, f"{call.path['name']} has no table {wanted!r}. Tables: {names}, or all.")
+    renderer, media = FORMATS[format]
+    text = RENDERERS.load(renderer)(found)
+    return Response(text, media_type=media, headers=attachment(f"{call.path['name']}-{wanted}.{format}"))
+
+
+ENDPOINTS = (
+    Endpoint("/sweeps/{name}/tables", shown, "The declared tables", Tables),
+    Endpoint(
+        "/sweeps/{name}/tables/{table}.{format}",
+        download,
+        "A table as md, tex, csv, json or html; `all` means every one",
+        media=tuple(media for _, media in FORMATS.values()),
+        choices={"format": tuple(FORMATS)},
+    ),
+)

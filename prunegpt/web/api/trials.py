@@ -1,0 +1,257 @@
+"""One trial: what it is, what came of it, its log."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from prunegpt.errors import StoreError
+from prunegpt.records import TrialResult
+from prunegpt.report.config import MISSING, flatten
+from prunegpt.store import AttemptRow
+from prunegpt.web.dashboard import Dashboard, address
+from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint, Refused
+from prunegpt.web.markdown import render
+from prunegpt.web.rows import StageShort, stages
+
+_LOG_AT_MOST = 1 << 20  # bytes of a log in one answer
+_LOG = "log.txt"
+
+
+class Bounds(Answer):
+    low: float
+    high: float
+
+
+class Attempt(Answer):
+    """One execution."""
+
+    number: int
+    state: str
+    reason: str
+    error: str
+    trace: str
+    started: float
+    ended: float | None
+    device: str
+    versions: dict[str, str]
+    folder: str
+    log: str | None = Field(description="where its log is read; null where no worker ran")
+
+
+class Relative(Answer):
+    trial: str
+    key: str
+
+
+class Lineage(Answer):
+    """Parents: trials that this one goes on from; children go on from it; teachers taught it."""
+
+    parents: list[Relative]
+    children: list[Relative]
+    teachers: list[Relative]
+    twins: list[Relative] = Field(description="trials with the same configuration")
+
+
+class Difference(Answer):
+    path: str
+    base: Any
+    value: Any
+
+
+class Note(Answer):
+    text: str
+    html: str
+
+
+class CurveShort(Answer):
+    stage: int
+    name: str
+    points: int
+
+
+class Trial(Answer):
+    """A trial: its result as records have it, and what lies around it."""
+
+    id: int
+    sweep: str
+    name: str
+    group: str
+    seed: int
+    label: str
+    order: int
+    implicit: bool
+    shown: bool
+    state: str
+    key: str
+    evaluation_key: str
+    swept: dict[str, Any]
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    stages: list[dict[str, Any]]
+    reason: str
+    error: str
+    folder: str
+    started: float | None
+    ended: float | None
+    chain: list[StageShort]
+    interval: Bounds | None
+    attempts: list[Attempt]
+    lineage: Lineage
+    differences: list[Difference]
+    command: str
+    replay: str | None = Field(description="runs the last attempt's folder again by hand")
+    notes: Note
+    curves: list[CurveShort]
+
+
+class LogQuery(Asked):
+    attempt: int | None = Field(None, ge=1, le=2**31, description="number of the attempt; the last where not given")
+    tail: int = Field(200, ge=1, le=10_000, description="lines from the end")
+
+
+class Log(Answer):
+    text: str
+    size: int
+    path: str
+    attempt: int
+    truncated: bool
+
+
+def one(dashboard: Dashboard, call: Call) -> Trial:
+    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
+    store = dashboard.source.store
+    bounds = dashboard.intervals.find([trial])[trial.id]
+    note = store.note(trial.id)
+    source = dashboard.source.sweep(trial.sweep)
+    result = trial.model_dump(mode="json", exclude={"attempts"})
+    return Trial(
+        **result,
+        chain=stages(trial),
+        interval=Bounds(low=bounds[0], high=bounds[1]) if bounds else None,
+        attempts=[_attempt(dashboard, trial, row) for row in store.attempts(trial.id)],
+        lineage=lineage(trial, dashboard.source.every_trial()),
+        differences=differences(source.spec.get("base") or {}, trial.config),
+        command=_command(source.source, trial.name, dashboard.root.path),
+        replay=_replay(dashboard.root.path / trial.folder) if trial.folder else None,
+        notes=Note(text=note, html=render(note)),
+        curves=[CurveShort(stage=row.stage, name=row.name, points=row.points) for row in store.curves(trial.id)],
+    )
+
+
+def _attempt(dashboard: Dashboard, trial: TrialResult, row: AttemptRow) -> Attempt:
+    return Attempt(
+        number=row.number,
+        state=row.state,
+        reason=row.reason,
+        error=row.error,
+        trace=row.trace,
+        started=row.started,
+        ended=row.ended,
+        device=row.device,
+        versions=dict(row.versions),
+        folder=row.folder,
+        log=f"/api/v1/trials/{trial.sweep}/{trial.name}/log?attempt={row.number}" if row.folder else None,
+    )
+
+
+def lineage(trial: TrialResult, others: list[TrialResult]) -> Lineage:
+    """Who shares what with a trial, over all sweeps."""
+    planned = trial.plan.get("stages", ())
+    before = {stage["key"] for stage in planned[:-1]}
+    taught = {stage["teacher"] for stage in planned if stage.get("teacher")}
+    parents, children, teachers, twins = [], [], [], []
+    for other in others:
+        if other.id == trial.id or not other.shown:
+            continue
+        relative = Relative(trial=address(other), key=other.key)
+        if other.key == trial.key:
+            twins.append(relative)
+        elif other.key in before:
+            parents.append(relative)
+        elif any(stage["key"] == trial.key for stage in other.plan.get("stages", ())):
+            children.append(relative)
+        if other.key in taught:
+            teachers.append(relative)
+    return Lineage(parents=parents, children=children, teachers=teachers, twins=twins)
+
+
+def differences(base: Mapping[str, Any], config: Mapping[str, Any]) -> list[Difference]:
+    """Where a trial's configuration differs from the base of its sweep; null where one side has nothing."""
+    here = {key: item for key, item in config.items() if key not in ("name", "seeds")}
+    there = {key: _long(item, here.get(key)) for key, item in base.items() if key not in ("name", "seeds")}
+    ones, twos = dict(flatten(there)), dict(flatten(here))
+    return [
+        Difference(path=path, base=_none(ones.get(path, MISSING)), value=_none(twos.get(path, MISSING)))
+        for path in dict.fromkeys([*ones, *twos])
+        if path and ones.get(path, MISSING) != twos.get(path, MISSING)
+    ]
+
+
+def _long(short: Any, written: Any) -> Any:
+    """`model: gpt2` means `{source: gpt2}`: a text where the trial has a mapping is the value of its one key."""
+    if isinstance(short, str) and isinstance(written, dict):
+        return next(({key: short} for key, item in written.items() if item == short), short)
+    return short
+
+
+def _none(found: Any) -> Any:
+    return None if found is MISSING else found
+
+
+def _command(spec: str | None, name: str, root: Path) -> str:
+    """What runs this trial again from its spec, with all that it needs."""
+    return shlex.join(["prunegpt", "sweep", "run", spec or "SPEC", "--only", name, "--root", str(root)])
+
+
+def _replay(folder: Path) -> str:
+    return shlex.join(["prunegpt", "trial", "run", str(folder)])
+
+
+def log(dashboard: Dashboard, call: Call) -> Log:
+    asked: LogQuery = call.query
+    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
+    ran = [row for row in dashboard.source.store.attempts(trial.id) if row.folder]
+    wanted = [row for row in ran if asked.attempt in (None, row.number)]
+    if not wanted:
+        numbers = ", ".join(str(row.number) for row in ran) or "none"
+        raise StoreError(f"a log belongs to an attempt that ran, but {asked.attempt} is none. Attempts: {numbers}.")
+    path = inside(dashboard.root.path, wanted[-1].folder, _LOG)
+    if not path.is_file():
+        return Log(text="", size=0, path=f"{wanted[-1].folder}/{_LOG}", attempt=wanted[-1].number, truncated=False)
+    text, size, truncated = tail(path, asked.tail)
+    return Log(text=text, size=size, path=f"{wanted[-1].folder}/{_LOG}", attempt=wanted[-1].number, truncated=truncated)
+
+
+def inside(root: Path, *parts: str) -> Path:
+    """A path below the root, links followed.
+
+    Raises:
+        Refused: it lies elsewhere.
+    """
+    found = Path(root, *parts).resolve()
+    if not found.is_relative_to(root.resolve()):
+        raise Refused(403, "only what lies in the root is served.")
+    return found
+
+
+def tail(path: Path, lines: int) -> tuple[str, int, bool]:
+    """The last lines of a file, its size in bytes, and whether something before them is left out."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = max(0, size - _LOG_AT_MOST)
+        file.seek(start)
+        text = file.read(_LOG_AT_MOST).decode("utf-8", "replace")
+    if start:
+        text = text.partition("\n")[2] or text
+    found = text.splitlines(keepends=True)
+    return "".join(found[-lines:]), size, bool(start) or len(found) > lines
+
+
+ENDPOINTS = (
+    Endpoint("/trials/{sweep}/{trial}", one, "One trial with attempts, lineage, differences and notes", Trial),
+    Endpoint("/trials/{sweep}/{trial}/log", log, "The end of an attempt's log", Log, LogQuery),
+)

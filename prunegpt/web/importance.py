@@ -1,0 +1,45 @@
+"""What a result depends on: Optuna's PED-ANOVA over the trials of the store.
+
+Watanabe, Bansal & Hutter 2023, "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces".
+It needs no model of the objective, and takes categories as well as numbers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def importances(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, float]:
+    """The share of each setting in what makes the best trials, the greatest first; together 1.
+
+    Args:
+        settings: path -> value, of each trial; all have the same paths, and each path several values.
+        values: what is to be low, of each trial.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    distributions = {path: _distribution([one[path] for one in settings]) for path in settings[0]}
+    study = optuna.create_study()
+    for one, value in zip(settings, values, strict=True):
+        parameters = {
+            path: one[path] if isinstance(kind, optuna.distributions.FloatDistribution) else _text(one[path])
+            for path, kind in distributions.items()
+        }
+        study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, value=value))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+def _distribution(values: Sequence[Any]) -> Any:
+    """A range of numbers, logarithmic where they span two decades; else a choice."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        low, high = float(min(values)), float(max(values))
+        return FloatDistribution(low, high, log=low > 0 and high / low >= 100)
+    return CategoricalDistribution(sorted({_text(value) for value in values}))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
