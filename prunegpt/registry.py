@@ -166,6 +166,7 @@ EARLY_STOPS = Registry(
         "threshold": "optuna.pruners:ThresholdPruner",
         "patient": "optuna.pruners:PatientPruner",
         "wilcoxon": "optuna.pruners:WilcoxonPruner",
+        "wandb_hyperband": "prunegpt.sweep.hyperband:WandbHyperband",
     },
 )
 RENDERERS = Registry(

@@ -87,7 +87,8 @@ class _Conversion:
         found = [one for one in found if one is not choices]
         trials = self._trials(body, choices)
         spec = {key: copy.deepcopy(value) for key, value in body.items() if key not in ("sampler", "seed", "trials")}
-        given = str(self.data.get("name") or body.get("name") or name)
+        own = "prunegpt" in self.data  # a spec that `program` names is another sweep
+        given = str(self.data.get("name") or (body.get("name") if own else None) or name)
         self.done.spec = spec
         spec["name"] = slug(given)
         title = self.data.get("description") or spec.get("title") or given
