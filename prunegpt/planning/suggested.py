@@ -35,8 +35,10 @@ class Planner:
         *,
         strict: bool = False,
     ) -> None:
-        opened = Resolver.of_file if isinstance(source, Path) else Resolver.of_data
-        self._resolver: Resolver = opened(source, overrides, root=root, strict=strict, curves=curves)
+        if isinstance(source, Path):
+            self._resolver = Resolver.of_file(source, overrides, root=root, strict=strict, curves=curves)
+        else:
+            self._resolver = Resolver.of_data(source, overrides, root=root, strict=strict, curves=curves)
 
     @cached_property
     def plan(self) -> SweepPlan:

@@ -1,0 +1,1 @@
+"""Searches: Optuna suggests trials and is told what they came to; it runs nothing itself."""

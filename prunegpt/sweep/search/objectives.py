@@ -1,0 +1,67 @@
+"""What a trial's end means to a search: values, constraints, or that it failed."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prunegpt.records import TrialResult
+from prunegpt.spec.search import SearchSpec
+from prunegpt.sweep.search.constraints import violations
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What Optuna is told of a trial."""
+
+    state: Literal["complete", "pruned", "fail"]
+    values: tuple[float, ...] = ()  # one an objective, of a complete trial
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    curve: Mapping[int, float] = field(default_factory=dict)  # tokens -> objective, of a pruned trial
+
+
+FAILED = Outcome("fail")
+
+
+def metrics_of(result: TrialResult) -> dict[str, float | None]:
+    """The metrics of a finished trial; None where one was not measured or is not finite."""
+    evaluation, sparsity = result.evaluation, result.sparsity
+    return {
+        "perplexity": evaluation.perplexity if evaluation else None,
+        "loss": evaluation.loss if evaluation else None,
+        "bits_per_byte": evaluation.bits_per_byte if evaluation else None,
+        "sparsity": sparsity.pruned if sparsity else None,
+        "sparsity_all": sparsity.overall if sparsity else None,
+        "size": round(sparsity.parameters * (1 - sparsity.overall)) if sparsity else None,
+        "tokens": sum(stage.train_tokens for stage in result.stages),
+        "seconds": sum(stage.seconds for stage in result.stages),
+    }
+
+
+def outcome_of(
+    spec: SearchSpec, result: TrialResult, curve: Callable[[], Mapping[int, float]] = dict[int, float]
+) -> Outcome:
+    """What a search is told of a trial that has ended.
+
+    A model that diverged is worse than any other, and told as that where there is one objective; with several it is a
+    failure, for a vector of infinities helps no sampler.
+
+    Args:
+        spec: the search.
+        result: the trial.
+        curve: gives tokens -> objective of a trial that was given up early.
+    """
+    if result.state == "stopped" and result.reason == "early-stop":
+        return Outcome("pruned", curve=curve() if len(spec.objectives) == 1 else {})
+    if result.state not in ("finished", "diverged"):
+        return FAILED
+    metrics = metrics_of(result) if result.state == "finished" else {}
+    values = [metrics.get(objective.metric) for objective in spec.objectives]
+    diverged = result.state == "diverged" or (result.evaluation is not None and not result.evaluation.finite)
+    if diverged and len(values) == 1 and values[0] is None:
+        worst = math.inf if spec.objectives[0].wanted == "minimize" else -math.inf
+        return Outcome("complete", (worst,), dict.fromkeys(spec.constraints, math.inf))
+    known = tuple(float(value) for value in values if value is not None)
+    if len(known) < len(values):
+        return FAILED
+    return Outcome("complete", known, violations(spec.constraints, metrics))

@@ -1,0 +1,83 @@
+"""The searches of a sweep, opened from what the store knows of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from prunegpt.errors import StoreError
+from prunegpt.records import Point, TrialResult
+from prunegpt.root import Root
+from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
+from prunegpt.store import Store
+from prunegpt.sweep.adaptive import NoSuggester, Suggester
+from prunegpt.sweep.search.mirror import FILE, OptunaMirror, Told
+from prunegpt.sweep.search.objectives import metrics_of
+from prunegpt.sweep.search.suggester import Search
+from prunegpt.sweep.tokens import TokenClock
+
+
+class Planner(Protocol):
+    """Resolves suggestions, see planning.suggested."""
+
+    def suggested(self, search: SearchPlan, values: Mapping[str, object], number: int) -> TrialPlan:
+        """The trial that a suggestion means."""
+
+
+class Searches:
+    """All searches of a sweep; the one with the fewest trials running suggests next."""
+
+    def __init__(self, searches: Sequence[Search]) -> None:
+        self.searches = tuple(searches)
+
+    def suggest(self) -> TrialPlan | None:
+        for search in sorted(self.searches, key=lambda search: search.running):
+            trial = search.suggest()
+            if trial is not None:
+                return trial
+        return None
+
+    def tell(self, result: TrialResult) -> None:
+        for search in self.searches:
+            search.tell(result)
+
+
+def open_search(plan: SweepPlan, store: Store, root: Root, planner: Planner) -> Suggester:
+    """The searches of a plan as they stand in the store; trials that a changed spec could not suggest are retired.
+
+    Raises:
+        PruneGPTError: a sampler cannot be made.
+    """
+    if not plan.searches:
+        return NoSuggester()
+    known = any(sweep.name == plan.name for sweep in store.sweeps())
+    results = store.results(plan.name, shown=None) if known else []
+    return Searches([_open(plan, search, store, root, planner, results) for search in plan.searches])
+
+
+def _open(
+    plan: SweepPlan, search: SearchPlan, store: Store, root: Root, planner: Planner, results: Sequence[TrialResult]
+) -> Search:
+    def clocked(result: TrialResult, name: str) -> tuple[TokenClock, dict[int, float]]:
+        clock = TokenClock(TrialPlan.model_validate(result.plan))
+        points: list[Point] = store.points(result.id, name)
+        return clock, {clock.at(point): point.value for point in points if point.value is not None}
+
+    def curve(result: TrialResult) -> Mapping[int, float]:
+        """Tokens -> objective: only perplexity is both an objective and a curve of the same measurement."""
+        objective = search.spec.objectives[0].metric
+        return clocked(result, objective)[1] if objective == "perplexity" else {}
+
+    def tokens(result: TrialResult) -> int:
+        clock, _ = clocked(result, "loss")
+        return clock.total
+
+    def told(name: str) -> Told | None:
+        try:
+            result = store.result(f"{plan.name}/{name}")
+        except StoreError:
+            return None  # it was suggested just now, or makes no trial
+        metrics = {key: value for key, value in metrics_of(result).items() if value is not None}
+        return Told({"state": result.state, **metrics}, result.started, result.ended)
+
+    own = [result for result in results if result.plan.get("search") == search.name]
+    mirror = OptunaMirror(root.path / FILE, f"{plan.name}/{search.name}", search.spec, told)
+    return Search(search, own, planner.suggested, curve=curve, tokens=tokens, mirror=mirror)

@@ -1,0 +1,122 @@
+"""Optuna's study of one search, in memory: asked for choices, told outcomes. It knows no trials of ours."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunegpt.planning.samplers import quiet, sampler_of
+from prunegpt.spec.search import Dimension, SearchSpec
+from prunegpt.spec.space import is_active, ordered
+from prunegpt.sweep.search.objectives import Outcome
+
+if TYPE_CHECKING:
+    from optuna import Trial
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, TrialState
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One suggestion."""
+
+    number: int  # Optuna's, from 0
+    chosen: Mapping[str, Any]  # path -> choice
+
+
+class SearchStudy:
+    """A study.
+
+    Args:
+        spec: the search.
+        study: counts its studies from 0, see sampler_of.
+    """
+
+    def __init__(self, spec: SearchSpec, study: int = 0) -> None:
+        import optuna
+
+        self.spec = spec
+        self._order = ordered(spec.space)
+        with quiet():
+            self._study = optuna.create_study(
+                directions=[objective.wanted for objective in spec.objectives],
+                sampler=sampler_of(spec, study),
+                pruner=optuna.pruners.NopPruner(),
+            )
+        self._open: dict[int, Trial] = {}
+
+    def ask(self) -> Asked:
+        """A suggestion, which has to be told."""
+        chosen: dict[str, Any] = {}
+        with quiet():
+            trial = self._study.ask()
+            for path in self._order:
+                if is_active(self.spec.space, path, chosen):
+                    chosen[path] = _suggest(trial, path, self.spec.space[path])
+        self._open[trial.number] = trial
+        return Asked(trial.number, chosen)
+
+    def note(self, number: int, **attributes: str) -> None:
+        """Attributes of a suggestion that is not told yet, for people."""
+        for key, value in attributes.items():
+            self._open[number].set_user_attr(key, value)
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """What a suggestion came to."""
+        trial = self._open.pop(number)
+        with quiet():
+            for key, value in outcome.constraints.items():
+                trial.set_constraint(key, value)
+            for step, value in outcome.curve.items():
+                trial.report(value, step)
+            self._study.tell(trial, list(outcome.values) or None, state=_state(outcome))
+
+    def add(self, chosen: Mapping[str, Any], outcome: Outcome, **attributes: str) -> int:
+        """A trial that was not asked for here; gives Optuna's number of it."""
+        import optuna
+
+        with quiet():
+            trial = optuna.trial.create_trial(
+                state=_state(outcome),
+                values=list(outcome.values) or None,
+                params=dict(chosen),
+                distributions={path: distribution_of(self.spec.space[path]) for path in chosen},
+                user_attrs=attributes,
+                intermediate_values=dict(outcome.curve),
+                constraints=dict(outcome.constraints),
+            )
+            self._study.add_trial(trial)
+        return len(self._study.get_trials(deepcopy=False)) - 1
+
+    @property
+    def trials(self) -> "list[FrozenTrial]":
+        """All of it, by number. Not to be changed."""
+        return self._study.get_trials(deepcopy=False)
+
+
+def distribution_of(dimension: Dimension) -> "BaseDistribution":
+    """Optuna's distribution of a searched field."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if dimension.values is not None:
+        return CategoricalDistribution(dimension.choices)
+    low, high, step = dimension.low, dimension.highest, dimension.step
+    assert low is not None
+    if dimension.is_integer:
+        return IntDistribution(int(low), int(high), log=dimension.log, step=1 if step is None else int(step))
+    return FloatDistribution(low, high, log=dimension.log, step=step)
+
+
+def _suggest(trial: "Trial", path: str, dimension: Dimension) -> Any:
+    if dimension.values is not None:
+        return trial.suggest_categorical(path, dimension.choices)
+    low, high, step = dimension.low, dimension.highest, dimension.step
+    assert low is not None
+    if dimension.is_integer:
+        return trial.suggest_int(path, int(low), int(high), log=dimension.log, step=1 if step is None else int(step))
+    return trial.suggest_float(path, low, high, log=dimension.log, step=step)
+
+
+def _state(outcome: Outcome) -> "TrialState":
+    from optuna.trial import TrialState
+
+    return {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "fail": TrialState.FAIL}[outcome.state]
