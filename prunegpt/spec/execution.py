@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from prunegpt.errors import unknown
 from prunegpt.registry import LAUNCHERS
@@ -47,8 +47,8 @@ class FailureSpec(Part):
     time_limit: Annotated[Duration, Field(gt=0)] | None = Field(
         None, description='of one attempt: seconds, or like "2h"; it then writes a checkpoint and ends'
     )
-    heartbeat: Annotated[Duration, Field(gt=0)] = Field(
-        120.0, description="an attempt that gives no sign of life for so long is lost"
+    heartbeat: Annotated[Duration, Field(ge=15)] = Field(
+        120.0, description="an attempt that gives no sign of life for so long is lost; it gives one every 5 seconds"
     )
 
     @field_validator("retries")
@@ -64,6 +64,46 @@ class FailureSpec(Part):
         return {**RETRIES, **self.retries}.get(reason, 0)
 
 
+class LocalOptions(Part):
+    """Options of the launcher `local`: none."""
+
+
+class SlurmOptions(Part):
+    """Options of the launcher `slurm`. What is not given is left to the cluster's defaults."""
+
+    partition: str | None = Field(None, description="the partition that trials are queued in")
+    account: str | None = Field(None, description="the account that trials are charged to")
+    qos: str | None = Field(None, description="the quality of service")
+    time: Annotated[Duration, Field(ge=60)] | None = Field(
+        None, description='of one attempt, like "4h"; shortly before, it writes a checkpoint and is queued again'
+    )
+    cpus: int | None = Field(None, ge=1, description="processors of one trial")
+    mem: str | None = Field(None, pattern=r"^\d+[KMGT]?B?$", description='memory of one trial, like "32G"')
+    setup: tuple[str, ...] = Field((), description="shell lines before the trial, such as `module load cuda`")
+    extra: Mapping[str, Scalar] = Field({}, description="further options of sbatch: name without dashes -> value")
+    notice: Annotated[Duration, Field(ge=1)] = Field(
+        90.0, description="before the time is over: seconds for writing a checkpoint"
+    )
+    poll: Annotated[Duration, Field(gt=0)] = Field(
+        5.0, description="seconds between questions to the scheduler, one question for all trials"
+    )
+    python: str | None = Field(None, description="the interpreter on the nodes; the present one where not given")
+
+
+class RayOptions(Part):
+    """Options of the launcher `ray`."""
+
+    address: str | None = Field(
+        None, description="HOST:PORT of a running cluster, or auto; where not given, one is started on this machine"
+    )
+    cpus: float = Field(1.0, gt=0, description="processors of one trial")
+    mem: float | None = Field(None, gt=0, description="memory of one trial in GB that Ray sets aside")
+    resources: Mapping[str, float] = Field({}, description="further resources of one trial, by the cluster's names")
+
+
+OPTIONS: Mapping[str, type[Part]] = {"local": LocalOptions, "slurm": SlurmOptions, "ray": RayOptions}
+
+
 class LauncherSpec(Part):
     """Where attempts run. A plain string means `{kind: STRING}`."""
 
@@ -73,7 +113,10 @@ class LauncherSpec(Part):
     )
     slots_per_gpu: int = Field(1, ge=1, description="trials that share one GPU, where slots is not given")
     gpus: int | None = Field(None, ge=0, description="GPUs of one trial, which then trains on all of them")
-    options: Mapping[str, Scalar] = Field({}, description="further arguments of the launcher, such as partition")
+    processes: int | None = Field(
+        None, ge=1, description="processes that train one trial together; one a GPU where not given"
+    )
+    options: Mapping[str, Any] = Field({}, description="further arguments of the launcher, such as partition")
 
     @model_validator(mode="before")
     @classmethod
@@ -83,4 +126,41 @@ class LauncherSpec(Part):
     @model_validator(mode="after")
     def _known(self) -> "LauncherSpec":
         LAUNCHERS.check(self.kind)
+        if self.kind in OPTIONS:
+            self.parsed()
         return self
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train one trial together."""
+        return self.processes or max(self.gpus or 1, 1)
+
+    def of(self, kind: str) -> "LauncherSpec":
+        """The same for another launcher: options are those of one launcher, and are dropped with it."""
+        return self if kind == self.kind else self.__class__(kind=kind, gpus=self.gpus, processes=self.processes)
+
+    def parsed(self) -> Part:
+        """The options of a built-in launcher.
+
+        Raises:
+            ValueError: one is unknown, or its value is not allowed; all problems are named.
+        """
+        part = OPTIONS[self.kind]
+        problems = [
+            unknown(f"option of launcher {self.kind}", name, list(part.model_fields))
+            for name in self.options
+            if name not in part.model_fields
+        ]
+        try:
+            found = part(**{name: value for name, value in self.options.items() if name in part.model_fields})
+        except ValidationError as error:
+            problems += [_problem(self.kind, found) for found in error.errors()]
+        if problems:
+            raise ValueError(" ".join(problems))
+        return found
+
+
+def _problem(kind: str, found: Any) -> str:
+    name = ".".join(str(step) for step in found["loc"])
+    message = str(found["msg"]).removeprefix("Value error, ").rstrip(".")
+    return f"option {name!r} of launcher {kind}: {message}, but got {found['input']!r}."

@@ -12,18 +12,43 @@ import pytest
 from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Exited, Launcher
 from prunegpt.launch.local import LocalLauncher
+from prunegpt.registry import LAUNCHERS
 from prunegpt.root import Root
+from prunegpt.spec.execution import SlurmOptions
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
-MAKERS: dict[str, Callable[[Root, int], Launcher]] = {
-    "local": lambda root, slots: LocalLauncher(root, slots, command=WORKER),
-}
+
+
+def local(root: Root, slots: int) -> Launcher:
+    return LocalLauncher(root, slots, command=WORKER)
+
+
+def slurm(root: Root, slots: int) -> Launcher:
+    from prunegpt.launch.slurm import SlurmLauncher
+
+    return SlurmLauncher(root, slots, options=SlurmOptions(poll=0.3), command=WORKER, settle=1.0)
+
+
+def ray(root: Root, slots: int) -> Launcher:
+    from prunegpt.launch.ray import RayLauncher
+
+    return RayLauncher(root, slots, command=WORKER)
+
+
+MAKERS: dict[str, Callable[[Root, int], Launcher]] = {"local": local, "slurm": slurm, "ray": ray}
+NEEDS = {
+    "slurm": "slurm_cluster",
+    "ray": "ray_cluster",
+}  # fixtures that start, or skip with a reason, what a launcher needs
 PATIENCE = 60.0  # seconds; only ever waited for when something is broken
+KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind in NEEDS else ()) for kind in MAKERS]
 
 
-@pytest.fixture(params=sorted(MAKERS))
+@pytest.fixture(params=KINDS)
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    if request.param in NEEDS:
+        request.getfixturevalue(NEEDS[request.param])
     made: list[Launcher] = []
 
     def maker(slots: int = 1) -> Launcher:
@@ -67,7 +92,7 @@ def wait_for(path: Path) -> str:
 
 
 def test_there_is_a_launcher_to_test() -> None:
-    assert "local" in MAKERS
+    assert set(MAKERS) >= set(LAUNCHERS.names())
 
 
 def test_it_is_a_launcher(make: Callable) -> None:

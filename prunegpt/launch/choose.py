@@ -1,0 +1,86 @@
+"""From the launcher part of a spec to the launcher."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from prunegpt.errors import LaunchError
+from prunegpt.launch.base import Launcher
+from prunegpt.launch.job import TRIAL
+from prunegpt.registry import LAUNCHERS
+from prunegpt.root import Root
+from prunegpt.spec.execution import LauncherSpec, RayOptions, SlurmOptions
+
+
+def open_launcher(spec: LauncherSpec, root: Root, *, slots: int | None = None) -> Launcher:
+    """The launcher that a spec asks for.
+
+    A plug-in's launcher is called with the root, the slots (None where nobody said) and the spec.
+
+    Args:
+        slots: trials at a time, over the spec.
+
+    Raises:
+        LaunchError: its options are wrong, or it cannot run here.
+        MissingPackageError: the package it needs is not installed; the message says how to install it.
+        UnknownPartError: no launcher has that name.
+    """
+    if slots is not None and slots < 1:
+        raise LaunchError(f"a launcher needs at least 1 slot, but got {slots}.")
+    wanted = slots or spec.slots
+    LAUNCHERS.check(spec.kind)
+    if spec.kind not in _MAKERS:
+        plugin: Launcher = LAUNCHERS.load(spec.kind)(root, wanted, spec)
+        return plugin
+    try:
+        spec.parsed()
+    except ValueError as error:
+        raise LaunchError(f"launcher.options cannot be used: {error}") from error
+    return _MAKERS[spec.kind](spec, root, wanted)
+
+
+def together(command: Sequence[str], processes: int) -> tuple[str, ...]:
+    """The command of a worker whose trials are each trained by so many processes."""
+    return (*command, *(("--processes", str(processes)) if processes > 1 else ()))
+
+
+def _local(spec: LauncherSpec, root: Root, slots: int | None) -> Launcher:
+    from prunegpt.launch.local import WORKER, LocalLauncher, cuda_devices
+
+    devices = cuda_devices()
+    needed = spec.gpus or 0
+    if needed > len(devices):
+        raise LaunchError(
+            f"the launcher local has the GPUs of this machine, but launcher.gpus asks for {needed} for each trial and "
+            f"there are {len(devices)}. Set launcher.gpus to at most {len(devices)}, or launcher.processes alone."
+        )
+    most = len(devices) // needed if needed else None
+    if most is not None and slots is not None and slots > most:
+        raise LaunchError(
+            f"every trial must have GPUs of its own where launcher.gpus is set, but {slots} slots of {needed} GPUs "
+            f"need {slots * needed} and there are {len(devices)}. Set slots to at most {most}."
+        )
+    count = slots or most or len(devices) * spec.slots_per_gpu or 1
+    shown = [""] if spec.gpus == 0 else devices[: count * max(needed, 1)]  # none at all hides those of the machine
+    return LocalLauncher(root, count, devices=shown, command=together(WORKER, spec.ranks))
+
+
+def _slurm(spec: LauncherSpec, root: Root, slots: int | None) -> Launcher:
+    from prunegpt.launch.slurm import SLOTS, SlurmLauncher
+
+    options = spec.parsed()
+    assert isinstance(options, SlurmOptions)
+    return SlurmLauncher(root, slots or SLOTS, options=options, gpus=spec.gpus, command=together(TRIAL, spec.ranks))
+
+
+def _ray(spec: LauncherSpec, root: Root, slots: int | None) -> Launcher:
+    from prunegpt.launch.ray import RayLauncher
+
+    options = spec.parsed()
+    assert isinstance(options, RayOptions)
+    return RayLauncher(root, slots, options=options, gpus=spec.gpus, command=together(TRIAL, spec.ranks))
+
+
+_MAKERS: Mapping[str, Callable[[LauncherSpec, Root, int | None], Launcher]] = {
+    "local": _local,
+    "slurm": _slurm,
+    "ray": _ray,
+}

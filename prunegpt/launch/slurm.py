@@ -1,0 +1,281 @@
+"""Attempts as Slurm jobs, submitted through submitit: one job an attempt.
+
+Slurm starts none of them again by itself (`--no-requeue`): an attempt that is preempted or out of time writes a
+checkpoint and ends, and the coordinator tries the trial again. How a job ended is read from exit.json, which the job
+itself writes; squeue, asked for all jobs at once, tells of those that could not. sacct is not needed.
+"""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from prunegpt.errors import LaunchError
+from prunegpt.launch.base import Exited
+from prunegpt.launch.job import TRIAL, Ended
+from prunegpt.launch.log import LOG, append, last_lines
+from prunegpt.launch.slurm_end import end_of, is_over
+from prunegpt.launch.slurm_queue import Question, Queue
+from prunegpt.launch.slurm_submit import Submitter
+from prunegpt.root import Root, write_json
+from prunegpt.spec.execution import SlurmOptions
+
+SLOTS = 8  # where the spec says nothing
+_LOOK = 0.2  # seconds between looks at an attempt's exit.json
+_WAIT = 20.0  # seconds that commands get which must be over before we go on
+_NAME = 60  # characters
+_ALL = 100  # lines of Slurm's own words that are kept
+
+
+@dataclass
+class _Job:
+    handle: str  # the job's name, too
+    folder: Path
+    id: str = ""  # none: the scheduler has not taken it yet
+    submitted: float = 0.0
+    asked: bool = False  # to end
+    killed: bool = False
+    looked: float = 0.0
+    ended: Ended | None = None
+    ended_at: float = 0.0  # when its exit.json was seen
+    gone_at: float = 0.0  # when it was found to be in no queue
+
+
+class SlurmLauncher:
+    """Runs each attempt as a job on a node that sees the root.
+
+    Args:
+        root: on a file system that the nodes share. Jobs that a dead coordinator left are noted in ROOT/launch/slurm,
+            and cancelled before the first attempt is submitted.
+        slots: jobs in the queue and running at a time, what `%` is to a job array.
+        options: what is asked of Slurm.
+        gpus: GPUs of one attempt.
+        command: what a job runs, with the folder as its last argument.
+        settle: seconds that a file written on a node may take to be seen here.
+
+    Raises:
+        LaunchError: this machine has no Slurm.
+        MissingPackageError: submitit is not installed.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        slots: int = SLOTS,
+        *,
+        options: SlurmOptions | None = None,
+        gpus: int | None = None,
+        command: Sequence[str] = TRIAL,
+        settle: float = 10.0,
+    ) -> None:
+        if slots < 1:
+            raise LaunchError(f"a launcher needs at least 1 slot, but got {slots}.")
+        self._options = options or SlurmOptions()
+        self._submitter = Submitter(self._options, gpus, command)
+        self._slots, self._settle = slots, settle
+        self._notes = root.path / "launch" / "slurm"
+        self._queue = Queue(self._options.poll)
+        self._jobs: dict[str, _Job] = {}
+        self._ended: dict[str, Exited] = {}
+        self._orders: list[Question] = []  # scancel commands that run
+        self._retry = 0.0
+        self._orphans: list[Path] | None = None  # notes of jobs that are not ours; None: not looked for
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    def submit(self, folder: Path) -> str:
+        if len(self._jobs) >= self._slots:
+            raise LaunchError(f"at most {self.slots} attempts run at a time, and all slots are taken. Poll them first.")
+        self._cancel_orphans()
+        job = _Job(_name(folder), folder.absolute())
+        self._note(job)
+        try:
+            self._send(job)
+        except LaunchError:
+            self._forget(job)
+            raise
+        self._jobs[job.handle] = job
+        return job.handle
+
+    def poll(self, handle: str) -> Exited | None:
+        if handle in self._ended:
+            return self._ended[handle]
+        job = self._job(handle)
+        self._advance()
+        exited = self._end(job)
+        if exited is None:
+            return None
+        if exited.reason != "ended":
+            append(job.folder / LOG, _words(job.folder))
+        del self._jobs[handle]
+        self._forget(job)
+        self._ended[handle] = exited
+        return exited
+
+    def cancel(self, handle: str, *, kill: bool = False) -> None:
+        if handle in self._ended:
+            return
+        job = self._job(handle)
+        job.asked, job.killed = True, job.killed or kill
+        self._order(job)
+
+    def close(self) -> None:
+        """Cancels what still runs and waits for it, but not for a scheduler that is away: the next run cancels then."""
+        self._cancel_orphans()
+        for job in self._jobs.values():
+            job.asked = job.killed = True
+        end = time.monotonic() + _WAIT
+        codes = [_scancel(job.handle, job.id)[0] for job in self._jobs.values()]
+        away = any(codes)
+        while self._jobs and not away and time.monotonic() < end:
+            code, text = _run("squeue", "--noheader", "--me", "--format=%j")
+            away = code != 0
+            for name in set() if away else set(self._jobs) - set(text.split()):
+                self._forget(self._jobs.pop(name))
+            time.sleep(_LOOK if self._jobs else 0)
+        for order in self._orders:
+            order.drop()
+        self._orders.clear()
+        self._queue.close()
+
+    # -- submitting --------------------------------------------------------------------------------------------
+
+    def _send(self, job: _Job) -> None:
+        """Submits a job; leaves it for later where the scheduler is away.
+
+        Raises:
+            LaunchError: Slurm refuses it.
+        """
+        found = self._submitter.send(job.folder, job.handle)
+        self._retry = time.monotonic() + max(self._options.poll, 1.0)
+        if found is not None:
+            self._sent(job, found)
+
+    def _sent(self, job: _Job, identity: str) -> None:
+        job.id, job.submitted = identity, time.monotonic()
+        self._note(job)
+
+    def _resend(self) -> None:
+        """Submits what the scheduler could not take yet, unless it did take it and its answer was lost."""
+        if time.monotonic() < self._retry:
+            return
+        for job in self._jobs.values():
+            if job.id or job.asked:
+                continue
+            code, text = _run("squeue", "--noheader", "--states=all", f"--name={job.handle}", "--format=%i")
+            if code:
+                self._retry = time.monotonic() + max(self._options.poll, 1.0)
+                return
+            if text.strip():
+                self._sent(job, text.split()[0])
+            else:
+                self._send(job)
+
+    # -- following ---------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """One step of everything that goes on beside the attempts."""
+        if any(not job.id and not job.asked for job in self._jobs.values()):
+            self._resend()
+        self._orders = [order for order in self._orders if order.answer() is None]
+        if self._queue.look([job.id for job in self._jobs.values() if job.id]):
+            for job in self._jobs.values():
+                if job.asked and job.id and not is_over(self._queue.state(job.id)):
+                    self._order(job)  # it may not have been there yet to hear it
+
+    def _end(self, job: _Job) -> Exited | None:
+        if not job.id:
+            return Exited("cancelled") if job.asked else None
+        now = time.monotonic()
+        if job.ended is None and now - job.looked >= _LOOK:
+            job.looked, job.ended = now, Ended.read(job.folder)
+            job.ended_at = now
+        state = self._queue.state(job.id)
+        if job.ended is not None:
+            if job.ended.heard and not job.asked and self._queue.known < job.ended_at and not self._queue.problem:
+                self._queue.hurry()  # who asked it to end is what the queue can tell
+                return None
+            return end_of(state, job.ended, asked=job.asked)
+        if self._queue.known <= job.submitted or (state and not is_over(state)):
+            job.gone_at = 0.0
+            return None
+        job.gone_at = job.gone_at or now
+        if now - job.gone_at < self._settle and not (job.asked and not state):
+            return None  # its exit.json may be on the way
+        return end_of(state, None, asked=job.asked)
+
+    # -- cancelling --------------------------------------------------------------------------------------------
+
+    def _order(self, job: _Job) -> None:
+        if not job.id:
+            return
+        words = ["scancel", f"--name={job.handle}"]
+        if job.killed:
+            self._orders.append(Question([*words, job.id]))
+        else:
+            self._orders.append(Question([*words, "--state=PENDING", job.id]))
+            self._orders.append(Question([*words, "--state=RUNNING", "--signal=USR1", job.id]))
+        self._queue.hurry()
+
+    def _cancel_orphans(self) -> None:
+        """Cancels the jobs of a coordinator that died. A job that cannot be cancelled now is tried again later."""
+        if self._orphans is None:
+            ours = {self._noted(job) for job in self._jobs.values()}
+            self._orphans = [note for note in sorted(self._notes.glob("*.json")) if note not in ours]
+        for note in list(self._orphans):
+            try:
+                known = json.loads(note.read_text(encoding="utf-8"))
+                name, folder = str(known["name"]), Path(known["folder"])
+            except (OSError, ValueError, KeyError, TypeError):
+                name, folder = note.stem, None
+            if _scancel(name)[0]:
+                continue
+            self._orphans.remove(note)
+            note.unlink(missing_ok=True)
+            if folder and folder.is_dir():
+                append(folder / LOG, "its coordinator ended before it did: the job was cancelled by the next one.")
+
+    def _noted(self, job: _Job) -> Path:
+        return self._notes / f"{job.handle}.json"
+
+    def _note(self, job: _Job) -> None:
+        write_json(self._noted(job), {"name": job.handle, "job": job.id, "folder": str(job.folder)})
+
+    def _forget(self, job: _Job) -> None:
+        self._noted(job).unlink(missing_ok=True)
+
+    def _job(self, handle: str) -> _Job:
+        if handle not in self._jobs:
+            raise LaunchError(f"a handle must come from this launcher's submit, but got {handle!r}.")
+        return self._jobs[handle]
+
+
+def _run(*words: str) -> tuple[int, str]:
+    """Runs a command to its end; code and output."""
+    question = Question(words)
+    answer = question.answer(_WAIT)
+    if answer is None:
+        question.drop()
+        return 1, "timed out"
+    return answer
+
+
+def _scancel(name: str, *identity: str) -> tuple[int, str]:
+    return _run("scancel", "--me", f"--name={name}", *filter(None, identity))
+
+
+def _name(folder: Path) -> str:
+    """What squeue shows of an attempt, and no other job has; without the characters that Slurm takes apart."""
+    words = re.sub(r"[^A-Za-z0-9._=-]", "_", f"{folder.parent.name}-{folder.name}")[:_NAME]
+    return f"{words}-{uuid4().hex[:8]}"
+
+
+def _words(folder: Path) -> str:
+    """What Slurm itself has said of a job."""
+    files = [file for file in sorted((folder / "slurm").glob("*.err")) if file.stat().st_size]
+    return "\n".join(last_lines(file, _ALL) for file in files)

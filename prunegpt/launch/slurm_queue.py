@@ -1,0 +1,100 @@
+"""What Slurm says of our jobs. Never waits: a question is a process that is looked at later, and may fail."""
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from typing import IO
+
+_SLOWEST = 60.0  # seconds between questions to a scheduler that does not answer
+_UNKNOWN = "Invalid job id"  # what squeue says where it has forgotten all the jobs it was asked about
+
+
+class Question:
+    """A command whose answer is fetched when it is there."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.asked = time.monotonic()
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def answer(self, wait: float | None = 0.0) -> tuple[int, str] | None:
+        """Exit code and output; None where it is still running after `wait` seconds."""
+        try:
+            code = self._process.wait(wait)
+        except subprocess.TimeoutExpired:
+            return None
+        self._output.seek(0)
+        text = self._output.read().decode("utf-8", errors="replace")
+        self._output.close()
+        return code, text
+
+    def drop(self) -> None:
+        """Ends it unanswered."""
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
+
+
+class Queue:
+    """The states of jobs, asked for all of them at once and not more often than told.
+
+    Args:
+        interval: seconds between questions; while the scheduler does not answer, they get rarer.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = self._pause = interval
+        self._due = 0.0
+        self._question: Question | None = None
+        self._states: dict[str, str] = {}
+        self.known = 0.0  # when the question was asked that the states are the answer to
+        self.problem = ""  # what the scheduler said when it did not answer last
+
+    def state(self, job: str) -> str:
+        """The state of a job, such as RUNNING; empty where Slurm did not know it when it was asked last."""
+        return self._states.get(job, "")
+
+    def look(self, jobs: Collection[str]) -> bool:
+        """Takes an answer that has come, and asks again where it is time to; whether there was news."""
+        news = self._take()
+        if self._question is None and jobs and time.monotonic() >= self._due:
+            listed = ",".join(sorted(jobs))
+            words = ["squeue", "--noheader", "--states=all", f"--jobs={listed}", "--format=%i|%T"]
+            self._question = Question(words)
+        return news
+
+    def hurry(self) -> None:
+        """Asks again as soon as possible."""
+        if not self.problem:
+            self._due = 0.0
+
+    def close(self) -> None:
+        if self._question is not None:
+            self._question.drop()
+            self._question = None
+
+    def _take(self) -> bool:
+        if self._question is None:
+            return False
+        answer = self._question.answer()
+        if answer is None:
+            return False
+        asked, self._question = self._question.asked, None
+        code, text = answer
+        if code == 0 or _UNKNOWN in text:
+            self._states = parse(text) if code == 0 else {}
+            self.known, self._pause, self.problem = asked, self._interval, ""
+        else:
+            self.problem = text.strip()
+            self._pause = min(max(2 * self._pause, 1.0), _SLOWEST)
+        self._due = time.monotonic() + self._pause
+        return not self.problem
+
+
+def parse(text: str) -> dict[str, str]:
+    """Job -> state, from lines JOB|STATE; other lines, such as warnings, are passed over."""
+    pairs = (line.strip().partition("|") for line in text.splitlines())
+    return {job: state for job, mark, state in pairs if mark and job.isdigit()}

@@ -1,0 +1,97 @@
+"""Hands attempts to Slurm, through submitit: one batch job each, its script and Slurm's words in FOLDER/slurm."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prunegpt.errors import LaunchError, MissingPackageError
+from prunegpt.launch.job import run_job
+from prunegpt.spec.execution import SlurmOptions
+
+_AWAY = re.compile(r"contact slurm controller|timed out|connect failure|temporarily", re.IGNORECASE)
+_TIME = re.compile(r"^#SBATCH --time=.*\n", re.MULTILINE)
+
+
+class Submitter:
+    """Makes jobs of attempts.
+
+    Args:
+        options: what is asked of Slurm.
+        gpus: GPUs of one attempt.
+        command: what a job runs, with the folder as its last argument.
+
+    Raises:
+        LaunchError: this machine has no Slurm.
+        MissingPackageError: submitit is not installed.
+    """
+
+    def __init__(self, options: SlurmOptions, gpus: int | None, command: Sequence[str]) -> None:
+        try:
+            from submitit import SlurmExecutor
+        except ImportError as error:
+            raise MissingPackageError(
+                "the launcher slurm needs submitit, which is not installed. Install it: pip install 'prunegpt[slurm]'"
+            ) from error
+
+        class Executor(SlurmExecutor):  # type: ignore[misc]
+            """Leaves the time limit to the cluster where none is given; submitit would set five minutes."""
+
+            def _make_submission_file_text(self, command: str, uid: str) -> str:
+                text = str(super()._make_submission_file_text(command, uid))
+                return text if options.time else _TIME.sub("", text)
+
+        self._class = Executor
+        self._options, self._gpus, self._command = options, gpus, tuple(command)
+        self._executor(Path(), "prunegpt")
+
+    def send(self, folder: Path, name: str) -> str | None:
+        """Submits the attempt in a folder as a job of that name; its id, or None where the scheduler is away.
+
+        Raises:
+            LaunchError: Slurm refuses it.
+        """
+        executor = self._executor(folder / "slurm", name)
+        try:
+            job = executor.submit(run_job, str(folder), self._command)
+        except Exception as error:  # of submitit's, and whatever the file system has to say
+            if _AWAY.search(str(error)):
+                return None
+            raise LaunchError(f"Slurm must take the job of {folder}, but refuses it: {_why(error)}") from error
+        return str(job.job_id)
+
+    def _executor(self, folder: Path, name: str) -> Any:
+        options = self._options
+        given = {
+            "partition": options.partition,
+            "account": options.account,
+            "qos": options.qos,
+            "time": math.ceil(options.time / 60) if options.time else None,
+            "cpus_per_task": options.cpus,
+            "mem": options.mem,
+            "gpus_per_node": self._gpus or None,
+            "setup": list(options.setup) or None,
+        }
+        try:
+            executor = self._class(folder=folder, python=options.python)
+        except RuntimeError as error:
+            raise LaunchError(
+                f"the launcher slurm must run where jobs can be submitted, but it cannot here: {error} "
+                f"Use a login node, or the launcher local."
+            ) from error
+        executor.update_parameters(
+            **{key: value for key, value in given.items() if value is not None},
+            job_name=name,
+            wckey="prunegpt",
+            signal_delay_s=math.ceil(options.notice),
+            additional_parameters={"no-requeue": True, **options.extra},
+        )
+        return executor
+
+
+def _why(error: Exception) -> str:
+    """The line of sbatch's that says why, without the trace around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "error:" in line]
+    return (told or lines or [type(error).__name__])[-1]
