@@ -1,15 +1,21 @@
-"""prunegpt doctor: what is installed, where results go, and what would not work and why."""
+"""prunegpt doctor: what is installed, where results go, what would not work and why; and mending a broken root."""
 
 import os
 import platform
 import shutil
+import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunegpt.cli.options import JsonOption, RootOption, print_json, print_table
+
+if TYPE_CHECKING:
+    from prunegpt.root import Root
+    from prunegpt.sweep.repair import Finding
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "wandb", "SQLAlchemy", "typer")
 OPTIONAL = {"submitit": "launcher slurm", "ray": "launcher ray", "psycopg": "a PostgreSQL store"}
@@ -19,12 +25,26 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: prunegpt doctor --json")(doctor)
 
 
-def doctor(root: RootOption = None, as_json: JsonOption = False) -> None:
-    """Look at this installation: packages, devices, root, network; and say what would not work and why."""
+def doctor(
+    root: RootOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read all results and mend what is damaged; nothing is deleted unasked.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --repair: delete leftovers without asking.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at this installation and its results: packages, devices, root, network; what would not work and why.
+
+    --repair mends results that were cut, edited, half copied or half deleted by hand, and says what it did.
+    """
     from prunegpt import __version__
     from prunegpt.root import Root
+    from prunegpt.sweep.repair import examine
 
     where = Root.find(root)
+    if repair:
+        _repair(where, yes, as_json)
+        return
     report: dict[str, Any] = {
         "prunegpt": __version__,
         "python": platform.python_version(),
@@ -33,13 +53,58 @@ def doctor(root: RootOption = None, as_json: JsonOption = False) -> None:
         "root": _root(where.path),
         "hub_offline": os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True"),
     }
-    report["problems"] = list(_problems(report))
+    found = examine(where, deep=False)
+    report["findings"] = [_finding(one, where) for one in found]
+    report["problems"] = [*_problems(report), *_broken(found, where)]
     if as_json:
         print_json(report)
     else:
         _print(report)
     if any(problem["severe"] for problem in report["problems"]):
         raise typer.Exit(1)
+
+
+def _repair(root: "Root", yes: bool, as_json: bool) -> None:
+    from prunegpt.sweep.repair import repair
+
+    def may(finding: "Finding") -> bool:
+        if not finding.deletes or yes:
+            return True
+        if as_json or not sys.stdin.isatty():
+            return False
+        return typer.confirm(f"{_below(finding, root)}: {finding.text} Delete it?", err=True)
+
+    done = repair(root, may)
+    if as_json:
+        print_json({"root": str(root.path), "findings": [_finding(one, root) | {"mended": did} for one, did in done]})
+        return
+    for one, did in done:
+        told = "mended" if did else "left (pass --yes to delete it)" if one.deletes else "left"
+        print(f"{_below(one, root)}: {one.text}" + (f" {told}: {one.mend}." if one.mend else ""))
+    print(
+        f"{root.path}: {sum(did for _, did in done)} of {len(done)} findings mended." if done else "nothing is wrong."
+    )
+
+
+def _finding(finding: "Finding", root: "Root") -> dict[str, Any]:
+    return {
+        "kind": finding.kind,
+        "path": _below(finding, root),
+        "text": finding.text,
+        "mend": finding.mend,
+        "deletes": finding.deletes,
+    }
+
+
+def _below(finding: "Finding", root: "Root") -> str:
+    return finding.path.relative_to(root.path).as_posix()
+
+
+def _broken(found: "list[Finding]", root: "Root") -> Iterator[dict[str, Any]]:
+    for one in found:
+        way_out = " `prunegpt doctor --repair` mends it." if one.mend else ""
+        severe = bool(one.mend) and not one.deletes
+        yield {"severe": severe, "text": f"{_below(one, root)}: {one.text}{way_out}"}
 
 
 def _version(package: str) -> str | None:
@@ -74,7 +139,7 @@ def _root(path: Path) -> dict[str, Any]:
     }
 
 
-def _problems(report: dict[str, Any]):  # type: ignore[no-untyped-def]
+def _problems(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name in PACKAGES:
         if report["packages"][name] is None:
             yield {"severe": True, "text": f"{name} is not installed: pip install {name}"}

@@ -1,0 +1,98 @@
+"""Whether the database and what is published say the same."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+
+from sqlalchemy import select, update
+
+from prunegpt.records import Evaluation, StageRecord, TrialResult
+from prunegpt.root import Root, sealed
+from prunegpt.store import Store
+from prunegpt.store.engine import open_engine, writer
+from prunegpt.store.schema import attempt, attempt_stage, trial
+from prunegpt.sweep.lock import coordinator
+from prunegpt.sweep.repair.database import opens
+from prunegpt.sweep.repair.finding import Finding
+
+
+def disagreements(root: Root) -> Iterator[Finding]:
+    """Finished trials whose models are gone, and figures that are not those that were measured."""
+    if not opens(root):
+        return
+    with Store.open(root, create=False) as store:
+        results = [result for sweep in store.sweeps() for result in store.results(sweep.name, shown=None)]
+        for result in results:
+            if result.state == "finished" and result.shown:
+                yield from _gone(root, result)
+            if result.state != "running":
+                yield from _other_figures(root, result)
+        holder = coordinator(root)
+        running = [] if holder and holder.pid != os.getpid() else store.running_attempts()
+    for row in running:
+        text = f"{row.sweep}/{row.trial} stands as running, but nobody runs it. The next `sweep run` goes on with it."
+        yield Finding("trial", root.path / row.folder, text)
+
+
+def _gone(root: Root, result: TrialResult) -> Iterator[Finding]:
+    key = str(result.plan["stages"][-1]["key"])
+    skipped = bool(result.plan["evaluate"].get("skip"))
+    if root.is_published(key) and (skipped or root.is_measured(key, result.evaluation_key)):
+        return
+    what = "model was" if not root.is_published(key) else "measurement was"
+    text = f"{result.sweep}/{result.name} is finished, but its {what} deleted or damaged; its figures are still known."
+    mend = "let it wait, so that the next `sweep run` computes what is missing"
+    yield Finding("trial", root.stage(key), text, mend, apply=partial(_wait, root, result.id))
+
+
+def _wait(root: Root, trial_id: int) -> None:
+    engine = open_engine(root, create=False)
+    with writer(engine).begin() as connection:
+        connection.execute(update(trial).where(trial.c.id == trial_id).values(state="waiting"))
+    engine.dispose()
+
+
+def _other_figures(root: Root, result: TrialResult) -> Iterator[Finding]:
+    right = {index: found for index, stage in enumerate(result.stages) if (found := _published(root, result, stage))}
+    wrong = {index: found for index, found in right.items() if found != result.stages[index]}
+    if not wrong:
+        return
+    index, found = next(iter(wrong.items()))
+    text = (
+        f"the database says of {result.sweep}/{result.name} {_figure(result.stages[index])}, but what was measured is "
+        f"{_figure(found)}: the database was edited."
+    )
+    mend = "take what was measured"
+    yield Finding("trial", root.stage(found.key), text, mend, apply=partial(_correct, root, result, wrong))
+
+
+def _published(root: Root, result: TrialResult, stage: StageRecord) -> StageRecord | None:
+    """What a sealed stage says, as the database should have it; None where there is nothing to be sure of."""
+    folder = root.stage(stage.key)
+    measured = root.evaluation(stage.key, result.evaluation_key)
+    if not root.is_published(stage.key) or not sealed(folder):
+        return None
+    record = StageRecord.read(folder / "stage.json")
+    evaluation = stage.evaluation
+    if evaluation and root.is_measured(stage.key, result.evaluation_key) and sealed(measured):
+        evaluation = Evaluation.read(measured / "evaluation.json")
+    return record.model_copy(update={"index": stage.index, "cached": stage.cached, "evaluation": evaluation})
+
+
+def _figure(stage: StageRecord) -> str:
+    perplexity = stage.evaluation.perplexity if stage.evaluation else None
+    pruned = stage.sparsity.pruned if stage.sparsity else None
+    return f"perplexity {perplexity}, sparsity {pruned}"
+
+
+def _correct(root: Root, result: TrialResult, stages: dict[int, StageRecord]) -> None:
+    mine = select(attempt.c.id).where(attempt.c.trial_id == result.id)
+    engine = open_engine(root, create=False)
+    with writer(engine).begin() as connection:
+        for stage in stages.values():
+            here = attempt_stage.c.attempt_id.in_(mine) & (attempt_stage.c.key == stage.key)
+            for cached in (True, False):
+                text = stage.model_copy(update={"cached": cached}).model_dump_json()
+                same = here & (attempt_stage.c.position == stage.index) & (attempt_stage.c.cached == cached)
+                connection.execute(update(attempt_stage).where(same).values(record=text))
+    engine.dispose()

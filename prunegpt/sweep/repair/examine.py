@@ -1,0 +1,60 @@
+"""Looking at a root from the ground up: the database, what is published, the attempts, and whether they agree."""
+
+from collections.abc import Callable, Iterator
+
+from prunegpt.root import Root
+from prunegpt.sweep.lock import coordinating, coordinator
+from prunegpt.sweep.repair.agreement import disagreements
+from prunegpt.sweep.repair.attempts import broken_attempts
+from prunegpt.sweep.repair.database import broken_database
+from prunegpt.sweep.repair.finding import Finding
+from prunegpt.sweep.repair.folders import broken_folders
+from prunegpt.sweep.repair.leftovers import leftovers
+
+_PHASES: tuple[Callable[[Root], Iterator[Finding]], ...] = (
+    broken_database,
+    broken_folders,
+    disagreements,  # before the attempts: their records are mended from the database
+    broken_attempts,
+    leftovers,
+)
+
+
+def examine(root: Root, *, deep: bool = True) -> list[Finding]:
+    """All that is wrong under a root, as far as can be said before the first of it is mended.
+
+    While a coordinator runs, leftovers and disagreements are its work in progress and are not looked for.
+
+    Args:
+        deep: read every published file and compare its content; otherwise sizes count.
+    """
+    if not root.path.is_dir():
+        return []
+    phases = _PHASES[:2] if coordinator(root) else _PHASES
+    found: list[Finding] = []
+    for phase in phases:
+        found += broken_folders(root, deep=deep) if phase is broken_folders else phase(root)
+    return found
+
+
+def repair(root: Root, may: Callable[[Finding], bool]) -> list[tuple[Finding, bool]]:
+    """Mends what is wrong under a root, from the ground up; gives each finding and whether it was mended.
+
+    Args:
+        may: asked before each that has a mend.
+
+    Raises:
+        LaunchError: a coordinator runs.
+    """
+    if not root.path.is_dir():
+        return []
+    done = []
+    with coordinating(root):
+        old = list(leftovers(root))  # what is set aside below is kept until the next time
+        for phase in _PHASES:
+            for finding in old if phase is leftovers else list(phase(root)):
+                allowed = bool(finding.mend) and may(finding)
+                if allowed:
+                    finding.apply()
+                done.append((finding, allowed))
+    return done
