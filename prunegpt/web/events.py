@@ -78,7 +78,8 @@ class Events:
             changed = source.changed_trials(seen, sweep)
             written = source.written(seen, sweep)
             moved = source.changed_sweeps(seen)
-        names = [name for name in moved if sweep in (None, name)]
+        shown = dict.fromkeys([*moved, *(one.sweep for one in changed)])
+        names = [name for name in shown if sweep in (None, name)]
         told: list[tuple[str, Any]] = [("sweep", self._sweep(name, changed)) for name in names]
         told += [("points", _points(one, points)) for one, points in written if trial is None or trial == one.name]
         if told:

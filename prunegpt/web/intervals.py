@@ -34,7 +34,7 @@ class Intervals:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def find(self, trials: Sequence[TrialResult], seconds: float = 0.25) -> dict[int, Bounds | None]:
+    def find(self, trials: Sequence[TrialResult], seconds: float = 0.15) -> dict[int, Bounds | None]:
         """Intervals of the trials, those None that are not known or cannot be; the missing ones are computed later.
 
         Args:

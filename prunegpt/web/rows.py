@@ -1,6 +1,6 @@
 """A trial as one row of a list, and the columns of such a list."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from prunegpt.records import TrialResult
@@ -118,31 +118,11 @@ def rows(dashboard: Dashboard, trials: Sequence[TrialResult]) -> list[TrialRow]:
 
 def row(trial: TrialResult, interval: tuple[float, float] | None = None) -> TrialRow:
     """One trial as a row; a perplexity stands only where the trial has finished with one."""
-    measured = trial.evaluation if is_measured(trial) else None
-    sparsity = trial.sparsity if trial.state == "finished" else None
+    values: dict[str, Any] = {key: of(trial) for key, of in _VALUES.items()}
     return TrialRow(
-        id=trial.id,
-        name=trial.name,
-        group=trial.group,
-        label=trial.label,
-        state=trial.state,
-        seed=trial.seed,
-        search=str(trial.plan.get("search", "")),
-        reason=trial.reason,
-        error=trial.error,
-        perplexity=measured.perplexity if measured else None,
+        **values,
         low=interval[0] if interval else None,
         high=interval[1] if interval else None,
-        loss=measured.loss if measured else None,
-        protocol=measured.protocol if measured else None,
-        sparsity=sparsity.pruned if sparsity else None,
-        sparsity_all=sparsity.overall if sparsity else None,
-        target=asked_sparsity(trial),
-        tokens=sum(stage.train_tokens for stage in trial.stages),
-        seconds=sum(stage.seconds for stage in trial.stages),
-        attempts=trial.attempts,
-        started=trial.started,
-        ended=trial.ended,
         stages=stages(trial),
         swept=dict(trial.swept),
         early_stopped=trial.reason == "early-stop",
@@ -173,7 +153,33 @@ _STATES: Mapping[str, StageState] = {
 }
 
 
-def value(row: TrialRow, key: str) -> Plain:
-    """The value of a row in a column, for sorting and CSV."""
-    found = row.swept.get(key.removeprefix("swept.")) if key.startswith("swept.") else getattr(row, key, None)
+_VALUES: Mapping[str, Callable[[TrialResult], Plain]] = {
+    "name": lambda trial: trial.name,
+    "state": lambda trial: trial.state,
+    "perplexity": lambda trial: trial.evaluation.perplexity if is_measured(trial) and trial.evaluation else None,
+    "sparsity": lambda trial: trial.sparsity.pruned if trial.state == "finished" and trial.sparsity else None,
+    "sparsity_all": lambda trial: trial.sparsity.overall if trial.state == "finished" and trial.sparsity else None,
+    "target": asked_sparsity,
+    "loss": lambda trial: trial.evaluation.loss if is_measured(trial) and trial.evaluation else None,
+    "tokens": lambda trial: sum(stage.train_tokens for stage in trial.stages),
+    "seconds": lambda trial: sum(stage.seconds for stage in trial.stages),
+    "label": lambda trial: trial.label,
+    "group": lambda trial: trial.group,
+    "seed": lambda trial: trial.seed,
+    "attempts": lambda trial: trial.attempts,
+    "started": lambda trial: trial.started,
+    "ended": lambda trial: trial.ended,
+    "reason": lambda trial: trial.reason,
+    "search": lambda trial: str(trial.plan.get("search", "")),
+    "protocol": lambda trial: trial.evaluation.protocol if is_measured(trial) and trial.evaluation else None,
+    "error": lambda trial: trial.error,
+    "id": lambda trial: trial.id,
+}
+
+
+def value(trial: TrialResult, key: str) -> Plain:
+    """The value of a trial in a column, for sorting and CSV; None where there is no such column."""
+    if not key.startswith("swept."):
+        return _VALUES[key](trial) if key in _VALUES else None
+    found = trial.swept.get(key.removeprefix("swept."))
     return found if isinstance(found, bool | int | float | str) or found is None else str(found)

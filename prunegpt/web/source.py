@@ -142,7 +142,6 @@ class Source:
             for trial in trials:
                 if trial in self._trials:
                     self._changed[trial] = self.revision
-                    self._sweep_changed[self._trials[trial].sweep] = self.revision
 
     def running(self, sweep: str | None = None) -> list[Running]:
         """Attempts that run now, and those that have just ended with what they wrote last."""

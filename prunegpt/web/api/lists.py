@@ -9,22 +9,20 @@ from starlette.responses import Response
 from prunegpt.web.api.curves import attachment
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Call, Endpoint
-from prunegpt.web.rows import columns, row, value
+from prunegpt.web.rows import columns, value
 
-_ALSO = ("low", "high", "protocol", "error")
+_ALSO = ("protocol", "error")
 
 
 def as_csv(dashboard: Dashboard, call: Call) -> Response:
     """A row a trial, swept values first after the name."""
     trials = dashboard.source.trials(call.path["name"])
     keys = [column.key for column in columns(trials)]
-    intervals = dashboard.intervals.find(trials, seconds=2)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*(key.removeprefix("swept.") for key in keys), *_ALSO])
     for trial in trials:
-        one = row(trial, intervals[trial.id])
-        writer.writerow([_text(value(one, key)) for key in (*keys, *_ALSO)])
+        writer.writerow([_text(value(trial, key)) for key in (*keys, *_ALSO)])
     name = f"{call.path['name']}-trials.csv"
     return Response(text.getvalue(), media_type="text/csv", headers=attachment(name))
 

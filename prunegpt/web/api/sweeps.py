@@ -13,7 +13,7 @@ from prunegpt.sweep.lock import Holder, coordinator
 from prunegpt.web.dashboard import Dashboard, address
 from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint
 from prunegpt.web.progress import Progress, Slot, progress, slots
-from prunegpt.web.rows import Column, TrialRow, columns, row, rows, value
+from prunegpt.web.rows import Column, TrialRow, columns, rows, value
 
 _MOST = 10_000  # trials in one answer
 
@@ -220,7 +220,7 @@ def _matches(trial: TrialResult, text: str) -> bool:
 
 def _sorted(found: list[TrialResult], key: str, descending: bool) -> list[TrialResult]:
     """By a column: numbers first by size, then text; what has no value comes last, whichever the direction."""
-    valued = [(value(row(trial), key), trial) for trial in found]
+    valued = [(value(trial, key), trial) for trial in found]
     missing = [trial for given, trial in valued if given is None or given == "" or _is_nan(given)]
     present = [(given, trial) for given, trial in valued if not (given is None or given == "" or _is_nan(given))]
     numbers = [pair for pair in present if isinstance(pair[0], int | float)]

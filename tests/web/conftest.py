@@ -1,0 +1,39 @@
+"""A root with every kind of trial, and clients of its dashboard."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from prunegpt.root import Root
+from prunegpt.web.app import create_app
+from tests.web.browser.made import make_root
+from tests.web.served import HEADERS, ORIGIN
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Root:
+    """A root that no test changes."""
+    return make_root(tmp_path_factory.mktemp("kept") / "runs")
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Root:
+    """A root of one's own."""
+    return make_root(tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def client(kept: Root) -> Iterator[TestClient]:
+    """Of the root that no test changes."""
+    with TestClient(create_app(kept, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+        yield client
+
+
+@pytest.fixture
+def own(made: Root) -> Iterator[TestClient]:
+    """Of a root of one's own, with what an action needs."""
+    app = create_app(made, token=None, host="127.0.0.1", port=8000)
+    with TestClient(app, base_url=ORIGIN, headers=HEADERS) as client:
+        yield client

@@ -1,0 +1,76 @@
+"""A dashboard on a port of its own, for what only a real connection shows."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.request import urlopen
+
+import uvicorn
+
+from prunegpt.root import Root
+from prunegpt.web.app import create_app
+
+ORIGIN = "http://127.0.0.1:8000"
+HEADERS = {"X-PruneGPT": "1"}
+
+
+@contextmanager
+def served(root: Root) -> Iterator[str]:
+    """Its address, while the block lasts."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    app = create_app(root, token=None, host="127.0.0.1", port=port)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+class Listener:
+    """Reads server-sent events in a thread, with the moment of each."""
+
+    def __init__(self, url: str) -> None:
+        self.events: list[tuple[float, str, str, Any]] = []  # moment, id, kind, data
+        self._answer = urlopen(url, timeout=30)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        fields: dict[str, str] = {}
+        try:
+            for line in self._answer:
+                text = line.decode().rstrip("\r\n")
+                if not text and fields:
+                    data = json.loads(fields.get("data", "null"))
+                    self.events.append((time.monotonic(), fields.get("id", ""), fields.get("event", ""), data))
+                    fields = {}
+                elif ": " in text and not text.startswith(":"):
+                    name, _, value = text.partition(": ")
+                    fields[name] = value
+        except (OSError, ValueError):
+            return
+
+    def wait(self, kind: str, seconds: float = 10) -> tuple[float, str, str, Any]:
+        """The first event of a kind, taken away with those before it."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for index, event in enumerate(self.events):
+                if event[2] == kind:
+                    del self.events[: index + 1]
+                    return event
+            time.sleep(0.01)
+        raise AssertionError(f"no event {kind!r} within {seconds} s; got {[event[2] for event in self.events]}")
+
+    def close(self) -> None:
+        self._answer.close()

@@ -1,0 +1,181 @@
+"""Who gets in, from where, and what an answer allows a browser to do."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from prunegpt.errors import LaunchError
+from prunegpt.root import Root
+from prunegpt.web.app import create_app
+from prunegpt.web.security import is_loopback, local_path, new_token
+from prunegpt.web.server import run
+from tests.web.served import HEADERS, ORIGIN
+
+TOKEN = new_token()
+EVIL = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:8000", "", "a b", "[::1",
+        "127.0.0.1:8000@evil.example", "192.168.1.5:8000")  # fmt: skip
+assert EVIL
+
+
+@pytest.fixture
+def locked(kept: Root) -> Iterator[TestClient]:
+    app = create_app(kept, token=TOKEN, host="0.0.0.0", port=8000)
+    with TestClient(app, base_url="http://192.168.1.5:8000", follow_redirects=False) as client:
+        yield client
+
+
+@pytest.mark.parametrize("host", EVIL)
+def test_another_hosts_name_is_refused(client: TestClient, host: str) -> None:
+    for path in ("/", "/api/v1/sweeps", "/static/icon.svg", "/login"):
+        answer = client.get(path, headers={"host": host})
+        assert answer.status_code == 403
+        assert "its own name only" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:9999", "localhost", "LOCALHOST:80", "[::1]:8000"])
+def test_its_own_names_are_taken_with_any_port(client: TestClient, host: str) -> None:
+    assert client.get("/api/v1/health", headers={"host": host}).status_code == 200
+
+
+def test_a_name_that_is_allowed_is_taken(kept: Root) -> None:
+    app = create_app(kept, token=None, host="127.0.0.1", port=8000, hosts=["proxy.example"])
+    with TestClient(app, base_url="http://proxy.example") as client:
+        assert client.get("/api/v1/sweeps").status_code == 200
+
+
+def test_every_answer_carries_the_policy(client: TestClient) -> None:
+    answers = [client.get(path) for path in ("/", "/api/v1/sweeps", "/static/icon.svg", "/nothing", "/api/v1/nothing")]
+    answers.append(client.get("/", headers={"host": "evil.example"}))
+    for answer in answers:
+        policy = answer.headers["content-security-policy"]
+        scripts = next(part for part in policy.split("; ") if part.startswith("script-src"))
+        assert scripts == "script-src 'self'"
+        assert "frame-ancestors 'none'" in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["x-frame-options"] == "DENY"
+    assert answers[1].headers["content-type"] == "application/json"
+    assert answers[1].headers["cache-control"] == "no-store"
+
+
+def test_without_the_token_nothing_is_told(locked: TestClient) -> None:
+    for path in ("/api/v1/sweeps", "/api/v1/events", "/api/v1/openapi.json", "/api/v1/trials/study/going/log"):
+        answer = locked.get(path)
+        assert (answer.status_code, list(answer.json())) == (401, ["error"])
+    page = locked.get("/sweeps/study?x=1")
+    assert page.status_code == 303
+    assert page.headers["location"] == "/login?next=%2Fsweeps%2Fstudy%3Fx%3D1"
+    posted = locked.post("/api/v1/trials/study/going/note", json={"text": "x"}, headers=HEADERS)
+    assert posted.status_code == 401
+    assert locked.get("/api/v1/health").status_code == 200
+    assert locked.get("/login").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "given", ["Bearer wrong", f"Bearer {TOKEN[:-1]}", f"bearer {TOKEN}x", "Basic !!!", "Basic Zm9v", "Bearer é", TOKEN]
+)
+def test_a_wrong_token_is_refused(locked: TestClient, given: str) -> None:
+    assert locked.get("/api/v1/sweeps", headers={"authorization": given.encode()}).status_code == 401
+
+
+def test_the_token_opens_as_bearer_and_as_password(locked: TestClient) -> None:
+    basic = base64.b64encode(f"api:{TOKEN}".encode()).decode()
+    for given in (f"Bearer {TOKEN}", f"Basic {basic}"):
+        assert locked.get("/api/v1/sweeps", headers={"authorization": given}).status_code == 200
+
+
+def test_logging_in_gives_a_cookie_that_does_not_hold_the_token(locked: TestClient) -> None:
+    wrong = locked.post("/login", data={"token": "guess", "next": "/sweeps/study"})
+    assert (wrong.status_code, wrong.headers["location"]) == (303, "/login?failed=1&next=%2Fsweeps%2Fstudy")
+    assert "set-cookie" not in wrong.headers
+    right = locked.post("/login", data={"token": TOKEN, "next": "/sweeps/study"})
+    assert (right.status_code, right.headers["location"]) == (303, "/sweeps/study")
+    cookie = right.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert TOKEN not in cookie
+    assert locked.get("/api/v1/sweeps").status_code == 200
+    locked.cookies.clear()
+    locked.cookies.set("prunegpt-8000", TOKEN)
+    assert locked.get("/api/v1/sweeps").status_code == 401
+
+
+def test_a_token_in_the_address_opens_nothing(locked: TestClient) -> None:
+    assert locked.get(f"/api/v1/sweeps?token={TOKEN}").status_code == 401
+
+
+@pytest.mark.parametrize("target", ["//evil.example", "/\\evil.example", "https://evil.example", "", "x", "/\r\nX: y"])
+def test_after_logging_in_one_stays_here(locked: TestClient, target: str) -> None:
+    assert local_path(target) == "/"
+    assert locked.post("/login", data={"token": TOKEN, "next": target}).headers["location"] == "/"
+
+
+FOREIGN: dict[str, dict[str, str]] = {
+    "another origin": {"origin": "http://evil.example", **HEADERS},
+    "another port": {"origin": "http://127.0.0.1:9999", **HEADERS},
+    "no origin at all": {"origin": "null", **HEADERS},
+    "another site": {"sec-fetch-site": "cross-site", **HEADERS},
+    "without our header": {"origin": ORIGIN},
+    "with another value": {"origin": ORIGIN, "X-PruneGPT": "2"},
+}
+assert FOREIGN
+
+
+@pytest.mark.parametrize("headers", FOREIGN.values(), ids=FOREIGN.keys())
+def test_an_action_from_elsewhere_is_refused(client: TestClient, headers: dict[str, str]) -> None:
+    for path, body in (
+        ("/api/v1/sweeps/study/actions", {"action": "stop"}),
+        ("/api/v1/trials/study/too-big/actions", {"action": "retry"}),
+        ("/api/v1/trials/study/too-big/note", {"text": "mine"}),
+    ):
+        assert client.post(path, json=body, headers=headers).status_code == 403
+    assert client.get("/api/v1/trials/study/too-big").json()["notes"]["text"] == ""
+
+
+def test_an_action_must_be_json(own: TestClient) -> None:
+    answer = own.post("/api/v1/trials/study/too-big/note", content='{"text": "x"}', headers={"content-type": "text/plain"})
+    assert answer.status_code == 415
+
+
+TRAVERSALS = (
+    "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd", "/static/%00",
+    "/api/v1/trials/study/..%2f..%2fprunegpt.db/log", "/api/v1/trials/../../log", "/api/v1/trials/study/%2e%2e/log",
+    "/sweeps/..%2f..%2fetc%2fpasswd", "/api/v1/sweeps/study/tables/..%2f..%2fx.md", "/../../etc/passwd",
+)  # fmt: skip
+assert TRAVERSALS
+
+
+@pytest.mark.parametrize("path", TRAVERSALS)
+def test_paths_that_climb_lead_nowhere(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert "root:" not in answer.text
+    assert "create_app" not in answer.text
+
+
+def test_a_log_that_is_a_link_out_of_the_root_is_not_read(own: TestClient, made: Root, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("the secret")
+    log = made.attempt("study", "going", 1) / "log.txt"
+    log.unlink()
+    log.symlink_to(secret)
+    answer = own.get("/api/v1/trials/study/going/log")
+    assert answer.status_code == 403
+    assert "the secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+     ("10.0.0.1", False), ("example.org", False), ("", False)],
+)  # fmt: skip
+def test_which_addresses_are_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_a_token_that_can_be_guessed_is_not_taken(kept: Root) -> None:
+    with pytest.raises(LaunchError, match="16 characters at least, but has 6. Leave --token out"):
+        run(kept, host="127.0.0.1", port=0, token="secret")
