@@ -1,0 +1,133 @@
+"""A spec with a search, from its file to the store, on fake workers."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from prunegpt.planning.suggested import Planner
+from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
+from prunegpt.sweep.coordinator import run_sweep
+from prunegpt.sweep.early_stop import open_early_stop
+from prunegpt.sweep.events import TrialFinished
+from prunegpt.sweep.search.open import open_search
+from tests.sweep import fake_worker
+from tests.sweep.conftest import Bench
+from tests.sweep.fork_launcher import ForkLauncher
+
+SPEC = """\
+name: words
+base:
+  model: builtin:tiny-gpt2
+  data: {path: builtin:text, block_size: 128}
+  train: {max_steps: 40, per_device_train_batch_size: 8}
+early_stop: {method: median, metric: loss, every: 1000000}
+trials:
+  - name: dense
+    stages: [finetune]
+  - name: found
+    search:
+      n_trials: TRIALS
+      sampler: nsga2
+      sampler_options: {population_size: 4}
+      objectives: [perplexity, tokens]
+      space:
+        stages:
+          values:
+            gradual: [finetune: {prune: {sparsity: 0.9}}]
+            distilled: [distill: {teacher: dense, prune: {sparsity: 0.9}}]
+        train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
+        stages.0.distill.hardness: {low: 0.0, high: 1.0, when: {stages: distilled}}
+        stages.0.finetune.prune.end: {low: 0.2, high: 0.6, when: {stages: gradual}}
+  - name: last
+"""
+
+
+class Faked:
+    """A planner whose trials fake workers can run."""
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+
+    @property
+    def plan(self) -> SweepPlan:
+        trials = tuple(_faked(trial) for trial in self._planner.plan.trials)
+        return self._planner.plan.model_copy(update={"trials": trials})
+
+    def suggested(self, search: SearchPlan, values: Mapping[str, Any], number: int) -> TrialPlan:
+        return _faked(self._planner.suggested(search, values, number))
+
+
+def _faked(trial: TrialPlan) -> TrialPlan:
+    return trial.model_copy(update={"config": {**trial.config, "fake": {}}})
+
+
+def run(bench: Bench, folder: Path, trials: int = 7, slots: int = 1, crash_after: int | None = None) -> Any:
+    """One process: plans, opens what is adaptive, and runs; may die with an exception after so many trials."""
+    spec = folder / "words.yaml"
+    spec.write_text(SPEC.replace("TRIALS", str(trials)))
+    planner = Faked(Planner(spec, root=bench.root))
+    plan = planner.plan
+    ended = itertools.count(1)
+
+    def hear(event: Any) -> None:
+        bench.events.append(event)
+        if isinstance(event, TrialFinished) and next(ended) == crash_after:
+            raise KeyboardInterrupt
+
+    return run_sweep(
+        plan,
+        bench.root,
+        bench.store,
+        ForkLauncher(fake_worker.run, slots),
+        on_event=hear,
+        suggester=open_search(plan, bench.store, bench.root, planner),
+        early_stopper=open_early_stop(plan, bench.store),
+    )
+
+
+def found(bench: Bench) -> list[tuple[str, dict[str, Any]]]:
+    return [(one.name, dict(one.swept)) for one in bench.store.results("words") if one.plan["search"]]
+
+
+def test_a_search_runs_beside_listed_trials(bench: Bench, tmp_path: Path) -> None:
+    outcome = run(bench, tmp_path, slots=2)
+    assert outcome.ok
+    names = [one.name for one in bench.store.results("words")]
+    assert names == ["dense", *(f"found-{number:03d}" for number in range(1, 8)), "last"]
+    swept = [chosen for _, chosen in found(bench)]
+    assert {chosen["stages"] for chosen in swept} == {"gradual", "distilled"}
+    study = optuna.load_study(study_name="words/found", storage=f"sqlite:///{bench.root.path / 'optuna.db'}")
+    assert [trial.params for trial in study.trials] == swept
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
+    assert [trial.user_attrs["trial"] for trial in study.trials] == names[1:-1]
+    assert study.trials[0].values[0] == bench.store.result("words/found-001").evaluation.perplexity  # type: ignore[union-attr]
+
+
+def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(bench: Bench, tmp_path: Path) -> None:
+    run(bench, tmp_path)
+    undisturbed = found(bench)
+    bench.store.close()
+    other = Bench(type(bench.root)(tmp_path / "other"), type(bench.store).open(type(bench.root)(tmp_path / "other")))
+    for crash in (3, 2):
+        try:
+            run(other, tmp_path, crash_after=crash)
+        except KeyboardInterrupt:
+            continue
+    assert run(other, tmp_path).ok
+    assert found(other) == undisturbed
+    assert {one.plan["study"] for one in other.store.results("words")} == {0}
+    computed = other.noted("computed")
+    assert len(computed) == len(set(computed))
+    other.store.close()
+
+
+def test_more_trials_go_on_and_nothing_runs_twice(bench: Bench, tmp_path: Path) -> None:
+    run(bench, tmp_path, trials=3)
+    before = found(bench)
+    outcome = run(bench, tmp_path, trials=5)
+    assert found(bench)[:3] == before
+    assert outcome.finished == ("words/found-004", "words/found-005")
+    assert run(bench, tmp_path, trials=5).finished == ()
