@@ -1,0 +1,90 @@
+// Curves of trials over steps, tokens or time.
+
+import { get, path } from "./api.js";
+import { lineStyle } from "./plot.js";
+
+export const AXES = [["step", "Steps"], ["tokens", "Tokens"], ["time", "Time"]];
+const AXIS_TITLES = { step: "optimizer step", tokens: "tokens trained on", time: "minutes" };
+
+const SYSTEM = /^(system|gpu|cpu|memory)([/_.]|$)/;
+const GROUPS = [
+  { key: "perplexity", title: "Perplexity", y: "perplexity", log: "wide", test: (name) => /(^|_)perplexity$/.test(name) },
+  { key: "loss", title: "Loss terms", y: "nats a token", test: (name) => /^(loss|ce|kd|hidden|attention|teacher_ce|eval_loss)$/.test(name) || /(^|_)(loss|kd|ce)(\/|$)/.test(name) },
+  { key: "sparsity", title: "Sparsity, target and achieved", y: "percent", scale: 100, test: (name) => /^sparsity(_|$)/.test(name) || name === "target_sparsity" },
+  { key: "learning_rate", title: "Learning rate", y: "learning rate", test: (name) => name === "learning_rate" },
+  { key: "system", title: "System use", y: "", test: (name) => SYSTEM.test(name) },
+  { key: "other", title: "Other", y: "", test: (name) => !name.includes("/") },
+];
+const UNSHOWN = new Set(["total_steps"]);
+
+/** The figures that these curve names make: [{key, title, names, ...}], in a fixed order. */
+export function groups(names) {
+  const left = new Set([...names].filter((name) => !UNSHOWN.has(name) && !name.startsWith("sparsity/")));
+  const found = [];
+  for (const group of GROUPS) {
+    const mine = [...left].filter(group.test);
+    for (const name of mine) left.delete(name);
+    if (mine.length) found.push({ ...group, names: mine });
+  }
+  return found;
+}
+
+/** Curves of one trial, down-sampled by the server. */
+export async function fetchCurves(sweep, trial, names, axis, { points = 1000, signal } = {}) {
+  return (await get(path("trials", sweep, trial, "curves"), { name: names, axis, points }, { signal })).curves;
+}
+
+/**
+ * The figure of a group.
+ *
+ * @param {Object} group one of `groups`.
+ * @param {Array} lines [{label, curve}] in the order of their colours; curves of one label are one line, stage after stage.
+ */
+export function curveFigure(group, lines, axis) {
+  const labels = [...new Set(lines.map((line) => line.label))];
+  const scale = group.scale ?? 1;
+  const over = axis === "time" ? 1 / 60 : 1;
+  const seen = new Set();
+  const data = lines.map(({ label, curve }) => {
+    const style = lineStyle(labels.indexOf(label));
+    const first = !seen.has(label);
+    seen.add(label);
+    const target = /target/.test(curve.name);
+    return {
+      type: "scatter",
+      mode: curve.x.length < 40 ? "lines+markers" : "lines",
+      name: label,
+      legendgroup: label,
+      showlegend: first && labels.length > 1,
+      x: curve.x.map((x) => (x + (curve.offset ?? 0)) * over),
+      y: curve.y.map((y) => (y === null ? null : y * scale)),
+      line: { color: style.color, dash: target ? "dash" : style.dash, width: 1.75, shape: /^sparsity/.test(curve.name) ? "hv" : "linear" },
+      marker: { color: style.color, symbol: style.symbol, size: curve.x.length === 1 ? 9 : 5 },
+      hovertemplate: `%{y:.5~g}<extra>${escapeTemplate(label)}, stage ${curve.stage}</extra>`,
+    };
+  });
+  const values = data.flatMap((trace) => trace.y).filter((value) => value !== null && value > 0);
+  const wide = group.log === "wide" && values.length > 0 && Math.max(...bounds(values)) / Math.min(...bounds(values)) >= 4;
+  return {
+    data,
+    layout: {
+      uirevision: `${group.key}-${axis}`,
+      hovermode: "x unified",
+      showlegend: labels.length > 1,
+      xaxis: { title: { text: AXIS_TITLES[axis] }, rangemode: "tozero" },
+      yaxis: { title: { text: group.y }, type: wide ? "log" : "linear", ...(group.scale ? { rangemode: "tozero" } : {}) },
+    },
+  };
+}
+
+function bounds(values) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  return [low, high];
+}
+
+// Plotly reads a little markup in labels; a name must stay a name.
+export const escapeTemplate = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "%\u200b{");

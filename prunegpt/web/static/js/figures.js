@@ -1,0 +1,41 @@
+// The figures of a sweep, as its own page and the page of tables show them.
+
+import { address, get, path } from "./api.js";
+import { h } from "./dom.js";
+import { figurePanel, plot, saveButtons } from "./plot.js";
+
+/** `file`: the server draws it as PNG and SVG too; the others are saved from the page. */
+const FIGURES = [
+  { name: "sparsity", title: "Perplexity over sparsity", file: true },
+  { name: "pareto", title: "Pareto front of sparsity and perplexity", file: true },
+  { name: "layers", title: "One layer at a time", file: true },
+  { name: "training", title: "Perplexity while training", file: true },
+  { name: "parallel", title: "Parallel coordinates", file: false, wide: true },
+  { name: "importance", title: "Importance of what was searched", file: false },
+];
+
+/** The figures of a sweep, in the order they are shown; `missing` says why there is nothing to draw, or is null. */
+export async function listFigures(sweep) {
+  const told = new Map((await get(path("sweeps", sweep, "figures"))).figures.map((figure) => [figure.name, figure]));
+  return FIGURES.filter((figure) => told.has(figure.name)).map((figure) => ({ ...figure, missing: told.get(figure.name).missing }));
+}
+
+/** What is drawn of a figure, as Plotly takes it. */
+export const fetchFigure = (sweep, figure) => get(path("sweeps", sweep, "figures", figure.name));
+
+export const fileOf = (sweep, figure, suffix) => address(path("sweeps", sweep, "figures", `${figure.name}.${suffix}`));
+
+/** Links to the files of a figure, or buttons that save what is drawn at `place()`. */
+export function downloads(sweep, figure, place) {
+  const name = `${sweep}-${figure.name}`;
+  if (!figure.file) return saveButtons(place, name);
+  return ["png", "svg"].map((suffix) =>
+    h("a.button.quiet.small", { href: fileOf(sweep, figure, suffix), download: `${name}.${suffix}`, "aria-label": `${figure.title} as ${suffix.toUpperCase()}` }, suffix.toUpperCase()),
+  );
+}
+
+/** A panel that shows a figure: {panel, plot, show(made)}. */
+export function livePanel(sweep, figure) {
+  const made = figurePanel(figure.title, { links: downloads(sweep, figure, () => made.plot), classes: figure.wide ? "wide" : "" });
+  return { ...made, show: (drawn) => plot(made.plot, drawn, figure.title) };
+}

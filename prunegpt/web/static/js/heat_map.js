@@ -1,0 +1,50 @@
+// Sparsity by layer: over time where it was recorded, else by block and tensor as it was counted at the end.
+
+import { escapeTemplate } from "./curves.js";
+
+const BLOCK = /(?:^|\.)(\d+)\.(.+)$/;
+// Cividis: even in lightness, and alike for all kinds of colour vision.
+const SCALE = "Cividis";
+
+/** A figure of `/layers`, or null where nothing was pruned. */
+export function heatMap({ tensors, steps, values }) {
+  if (!tensors.length) return null;
+  return steps.length > 1 ? overTime(tensors, steps, values) : byBlock(tensors, values.map((row) => row[0]));
+}
+
+function overTime(tensors, steps, values) {
+  const names = tensors.map(short);
+  return {
+    rows: tensors.length,
+    data: [{ ...common("step %{x}, %{y}<br>%{z:.1f} %"), x: steps, y: names, z: values.map((row) => row.map(toPercent)) }],
+    layout: { xaxis: { title: { text: "optimizer step" } }, yaxis: { autorange: "reversed", type: "category", nticks: 40 }, uirevision: "layers" },
+  };
+}
+
+function byBlock(tensors, values) {
+  const parts = tensors.map((name) => BLOCK.exec(name)?.slice(1) ?? ["other", name]);
+  const blocks = [...new Set(parts.map(([block]) => block))];
+  const kinds = [...new Set(parts.map(([, kind]) => kind))];
+  const table = kinds.map(() => blocks.map(() => null));
+  parts.forEach(([block, kind], index) => (table[kinds.indexOf(kind)][blocks.indexOf(block)] = toPercent(values[index])));
+  return {
+    rows: kinds.length,
+    data: [{ ...common("block %{x}, %{y}<br>%{z:.2f} %"), x: blocks, y: kinds.map(short), z: table }],
+    layout: { xaxis: { title: { text: "decoder block" }, type: "category" }, yaxis: { autorange: "reversed", type: "category" }, uirevision: "layers" },
+  };
+}
+
+function common(template) {
+  return {
+    type: "heatmap",
+    colorscale: SCALE,
+    xgap: 1,
+    ygap: 1,
+    hoverongaps: false,
+    colorbar: { title: { text: "%", side: "top" }, thickness: 12, outlinewidth: 0, len: 0.95 },
+    hovertemplate: template + "<extra></extra>",
+  };
+}
+
+const toPercent = (share) => (share === null || share === undefined ? null : 100 * share);
+const short = (name) => escapeTemplate(name.replace(/\.weight$/, "").replace(/^(transformer|model)\.(h|layers|decoder\.layers)\./, ""));

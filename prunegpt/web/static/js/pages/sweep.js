@@ -1,0 +1,268 @@
+// One sweep: progress, what runs, results, figures, trials, stages.
+
+import { get, path, post, sweepPage, trialPage } from "../api.js";
+import { byId, h, insertServerHtml, replace, throttled } from "../dom.js";
+import { fetchFigure, listFigures, livePanel } from "../figures.js";
+import * as format from "../format.js";
+import { drawGraph } from "../graph.js";
+import { follow } from "../live.js";
+import { preloadPlotly, whenNear } from "../plot.js";
+import { progressBar, shareBar } from "../progress.js";
+import { confirm, draw, empty, loading, onKey, say, stateBadge } from "../shell.js";
+import { TrialTable } from "../trial_table.js";
+
+const name = document.body.dataset.sweep;
+const here = (...more) => path("sweeps", name, ...more);
+const SECTIONS = [["running", "Running"], ["results", "Results"], ["figures", "Figures"], ["trials", "Trials"], ["stages", "Stages"]];
+
+let sweep = null;
+const figures = new Map(); // name -> its panel, once there is something to draw
+
+// Head
+
+async function loadHead() {
+  sweep = await get(here());
+  showHead();
+}
+
+function showHead() {
+  document.title = `${sweep.title || name} · PruneGPT`;
+  const { progress } = sweep;
+  const counts = sweep.counts ?? progress.counts ?? sweep.states ?? { finished: progress.done, waiting: progress.total - progress.done };
+  const running = sweep.state === "running" && sweep.coordinator !== null;
+  const words = sweep.state === "running" && !running ? ["stopped", "interrupted: no coordinator runs"] : sweep.state === "empty" ? ["waiting", "no trials"] : [sweep.state, sweep.state];
+  const eta = progress.eta_seconds !== null && progress.eta_seconds !== undefined && running ? format.duration(progress.eta_seconds) : null;
+  const from = sweep.coordinator && `coordinator ${sweep.coordinator.pid} on ${sweep.coordinator.host}, since ${format.time(sweep.coordinator.since)}`;
+  replace(
+    byId("head"),
+    h(
+      "div.page-head",
+      {},
+      h(
+        "div.titles",
+        {},
+        h("h1", {}, sweep.title || name),
+        h("div.meta", {}, stateBadge(...words), h("span.mono", {}, name), sweep.source && h("span.mono", {}, sweep.source), from && h("span", {}, from)),
+      ),
+      h(
+        "div.actions",
+        {},
+        h("a.button", { href: sweepPage(name) + "/tables" }, "Tables"),
+        sweep.optuna && h("a.button", { href: sweep.optuna, target: "_blank", rel: "noopener" }, "Optuna dashboard ↗"),
+        sweep.coordinator
+          ? [actionButton("stop", "Stop"), actionButton("kill", "Kill", true)]
+          : sweep.state !== "finished" && sweep.state !== "empty" && actionButton("resume", "Resume"),
+      ),
+    ),
+    h(
+      "div.panel.summary",
+      {},
+      h(
+        "div.body.stack",
+        {},
+        progressBar(counts, progress.total),
+        h(
+          "dl.facts",
+          {},
+          fact("Trials", `${progress.done} of ${progress.total}`),
+          fact("Tokens trained on", progress.tokens_total ? `${format.count(progress.tokens_done)} of ${format.count(progress.tokens_total)}` : format.count(progress.tokens_done)),
+          running && fact("Left", eta ?? "not known yet"),
+          sweep.best && fact("Lowest perplexity", format.perplexity(sweep.best.perplexity), sweep.best.trial.replace(`${name}/`, "")),
+          (sweep.searches ?? []).map((search) => fact(`Search ${search.name}`, `${format.plural(search.trials ?? search.n_trials, "trial")}`, `${search.sampler ? search.sampler + ", " : ""}for ${search.objectives.map(objective).join(" and ")}`)),
+        ),
+      ),
+    ),
+  );
+  showSlots(sweep.slots ?? []);
+}
+
+const objective = (one) => (typeof one === "string" ? one : (one.name ?? one.metric ?? one.value ?? JSON.stringify(one)));
+const fact = (label, value, more = null) => h("div", {}, h("dt", {}, label), h("dd", {}, value, more && h("small", {}, more)));
+
+const QUESTIONS = {
+  stop: ["Stop this sweep?", "Running trials end at their next safe point and what they have is kept. Resume goes on from there.", "Stop the sweep"],
+  kill: ["Kill this sweep?", "Running trials are ended at once. Stages that were not published yet are lost and computed again on resume.", "Kill the sweep"],
+  resume: ["Resume this sweep?", "A coordinator starts on this machine and runs the trials that are not finished.", "Resume the sweep"],
+};
+
+function actionButton(action, label, danger = false) {
+  return h("button", { type: "button", class: danger ? "danger" : "", on: { click: () => void act(action, danger) } }, label);
+}
+
+async function act(action, danger) {
+  const [title, text, words] = QUESTIONS[action];
+  if (!(await confirm({ title, text, action: words, danger: danger || action === "stop" }))) return;
+  try {
+    say((await post(here("actions"), { action })).message);
+  } catch (error) {
+    say(error.message);
+  }
+  reloadHead();
+}
+
+// What runs
+
+function showSlots(slots) {
+  byId("running").hidden = slots.length === 0;
+  replace(byId("running"), h("div.section-head", {}, h("h2", { id: "running-title" }, "Running"), h("span.muted", {}, format.plural(slots.length, "trial"))), h("div.slots", {}, slots.map(slot)));
+  showSections();
+}
+
+function slot(one) {
+  const trial = one.trial.replace(`${name}/`, "");
+  const share = one.total ? one.step / one.total : 0;
+  const facts = [
+    one.total ? `step ${one.step.toLocaleString("en")} of ${one.total.toLocaleString("en")}` : one.step ? `step ${one.step.toLocaleString("en")}` : null,
+    one.tokens ? `${format.count(one.tokens)} tokens` : null,
+  ].filter(Boolean);
+  return h(
+    "article.slot",
+    {},
+    h("div.line", {}, h("a", { href: trialPage(name, trial) }, trial), h("span.muted", {}, one.kind ?? "")),
+    shareBar(share, `${trial}: share of the steps of this stage`),
+    h("div.line.small.muted", {}, h("span", {}, facts.join(", ") || "starting"), h("span.nowrap", {}, format.duration(Date.now() / 1000 - one.started))),
+    h("div.line.small", {}, h("span", {}, one.perplexity ? `perplexity ${format.perplexity(one.perplexity)}` : ""), h("span.nowrap", {}, one.loss ? `loss ${format.number(one.loss)}` : "")),
+  );
+}
+
+// Results
+
+async function loadResults() {
+  const { tables } = await get(here("tables"));
+  const section = byId("results");
+  section.hidden = tables.length === 0;
+  const head = h("div.section-head", {}, h("h2", { id: "results-title" }, "Results"), h("a", { href: sweepPage(name) + "/tables" }, "Copy or download"));
+  replace(section, head, h("div.grid", {}, tables.map((table) => h("div.panel", {}, insertServerHtml(h("div.body.report"), table.html)))));
+  for (const title of section.querySelectorAll(".report h2")) title.replaceWith(h("h3", {}, title.textContent));
+  showSections();
+}
+
+// Figures
+
+let figuresWanted = false;
+const grid = h("div.grid", {}, loading("Drawing …"));
+const none = h("div.small.muted");
+
+function buildFigures() {
+  byId("figures").hidden = false;
+  replace(byId("figures"), h("h2", { id: "figures-title" }, "Figures"), grid, none);
+  showSections();
+  whenNear(byId("figures"), () => {
+    figuresWanted = true;
+    void draw(grid, loadFigures);
+  });
+}
+
+async function loadFigures() {
+  preloadPlotly();
+  const listed = await listFigures(name);
+  const there = listed.filter((figure) => figure.missing === null);
+  for (const figure of there) if (!figures.has(figure.name)) figures.set(figure.name, { ...livePanel(name, figure), figure, near: false });
+  for (const figure of listed) if (figure.missing !== null) figures.delete(figure.name);
+  const panels = there.map((figure) => figures.get(figure.name).panel);
+  if (!panels.length) replace(grid, h("div.panel", {}, empty("Nothing to draw yet", "Figures appear here as soon as trials have been measured.")));
+  else if (panels.length !== grid.children.length || panels.some((panel, place) => panel !== grid.children[place])) replace(grid, panels);
+  const missing = listed.filter((figure) => figure.missing !== null);
+  replace(none, missing.length && panels.length ? h("details", {}, h("summary", {}, `${format.plural(missing.length, "figure")} without data`), h("ul", {}, missing.map((figure) => h("li", {}, `${figure.title}: ${figure.missing}`)))) : null);
+  for (const shown of figures.values()) {
+    if (shown.near) void draw(shown.plot, () => showFigure(shown));
+    else whenNear(shown.panel, () => void draw(shown.plot, () => showFigure(shown)));
+  }
+}
+
+async function showFigure(shown) {
+  shown.near = true;
+  await shown.show(await fetchFigure(name, shown.figure));
+}
+
+// Stages
+
+let graphWanted = false;
+
+function buildStages() {
+  const section = byId("stages");
+  section.hidden = false;
+  const place = h("div.stages-graph.body", { tabindex: 0, role: "region", "aria-label": "Stage graph, scrollable" }, loading());
+  const detail = h("div.graph-detail", { hidden: true, role: "status" });
+  const legend = h("div.graph-legend", {}, ["published", "running", "waiting", "failed"].map((state) => stateBadge(state, state === "published" ? "computed" : state)), h("span.solid", {}, "goes on from"), h("span.dash", {}, "teacher"));
+  replace(section, h("div.section-head", {}, h("h2", { id: "stages-title" }, "Stages"), legend), h("div.panel", {}, place, detail));
+  showSections();
+  const show = () =>
+    draw(place, async () => {
+      const graph = await get(here("graph"));
+      if (graph.nodes.length) drawGraph(place, detail, graph, name);
+      else replace(place, empty("No stages yet", "What trials share and compute once is drawn here."));
+    });
+  whenNear(section, () => {
+    graphWanted = true;
+    void show();
+  });
+  return throttled(3000, () => graphWanted && void show());
+}
+
+// Sections: which are there, and which is in view
+
+function showSections() {
+  const links = SECTIONS.filter(([id]) => !byId(id).hidden).map(([id, title]) => h("a", { href: `#${id}`, data: { id } }, title));
+  const bar = byId("sections");
+  if (bar.children.length !== links.length) replace(bar, links);
+  markSection();
+}
+
+function markSection() {
+  const limit = 0.35 * innerHeight;
+  let current = byId("sections").firstChild;
+  for (const link of byId("sections").children) if (byId(link.dataset.id).getBoundingClientRect().top < limit) current = link;
+  for (const link of byId("sections").children) current === link ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current");
+}
+
+function nextSection(by) {
+  const links = [...byId("sections").children];
+  const at = links.findIndex((link) => link.hasAttribute("aria-current"));
+  links[Math.max(0, Math.min(links.length - 1, at + by))]?.click();
+}
+
+// All of it
+
+const reloadHead = throttled(1500, () => void loadHead().catch((error) => say(error.message)));
+const reloadResults = throttled(3000, () => void loadResults().catch((error) => say(error.message)));
+
+await draw(byId("head"), async () => {
+  byId("trials").hidden = false;
+  const place = h("div.panel");
+  replace(byId("trials"), h("h2", { id: "trials-title" }, "Trials"), place);
+  const table = new TrialTable(place, name);
+  onKey("]", "Next section", () => nextSection(1));
+  onKey("[", "Section before", () => nextSection(-1));
+  addEventListener("scroll", throttled(100, markSection), { passive: true });
+  await Promise.all([loadHead(), table.load()]);
+  await draw(byId("results"), loadResults);
+  buildFigures();
+  const reloadStages = buildStages();
+  const reloadFigures = throttled(5000, () => figuresWanted && void loadFigures().catch((error) => say(error.message)));
+  const everything = () => {
+    reloadHead();
+    reloadResults();
+    reloadFigures();
+    reloadStages();
+    void table.refresh();
+  };
+  follow(name, {
+    sweep: (event) => {
+      if (event.more) return everything();
+      table.update(event.changed);
+      reloadHead();
+      reloadStages();
+      if (event.changed.some((row) => row.state !== "waiting" && row.state !== "running")) {
+        reloadResults();
+        reloadFigures();
+      }
+    },
+    progress: (event) => {
+      const slots = event.slots ?? event;
+      if (event.progress) sweep.progress = event.progress;
+      if (Array.isArray(slots)) showSlots((sweep.slots = slots));
+    },
+    reload: everything,
+  });
+});

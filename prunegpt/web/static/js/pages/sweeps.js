@@ -1,0 +1,86 @@
+// All sweeps.
+
+import { get, sweepPage } from "../api.js";
+import { byId, h, replace, throttled } from "../dom.js";
+import * as format from "../format.js";
+import { follow } from "../live.js";
+import { progressBar } from "../progress.js";
+import { draw, empty, onKey, stateBadge } from "../shell.js";
+
+let sweeps = [];
+let current = -1;
+let words = "";
+
+const search = h("input", { type: "search", placeholder: "Search sweeps  ( / )", "aria-label": "Search sweeps", "aria-keyshortcuts": "/" });
+search.addEventListener("input", () => {
+  words = search.value.trim().toLowerCase();
+  current = -1;
+  show();
+});
+document.querySelector(".page-head").append(h("div.actions", {}, search));
+
+async function load() {
+  sweeps = (await get("/sweeps")).sweeps;
+  sweeps.sort((one, other) => Number(other.running_now) - Number(one.running_now) || other.updated - one.updated);
+  show();
+}
+
+function listed() {
+  return sweeps.filter((sweep) => `${sweep.name} ${sweep.title}`.toLowerCase().includes(words));
+}
+
+function show() {
+  search.parentElement.hidden = sweeps.length < 2;
+  if (!sweeps.length) {
+    return void replace(byId("content"), h("div.panel", {}, empty("No sweeps yet", "A sweep is a YAML file of trials. Run one against this root and it appears here by itself:", "prunegpt sweep run sweeps/quickstart.yaml")));
+  }
+  const found = listed();
+  const focused = document.activeElement?.dataset?.sweep;
+  const cards = found.map((sweep, place) => card(sweep, place === current));
+  replace(byId("content"), h("div.panel", {}, found.length ? cards : empty("No sweep is called like that", "Search for another name or title.")));
+  if (focused) byId("content").querySelector(`[data-sweep="${CSS.escape(focused)}"]`)?.focus();
+}
+
+function card(sweep, isCurrent) {
+  const state = sweep.running_now ? "running" : sweep.waiting ? "waiting" : sweep.failed || sweep.diverged ? "failed" : "finished";
+  const words = sweep.running_now ? "running" : sweep.waiting ? "not finished" : sweep.failed || sweep.diverged ? "finished with failures" : "finished";
+  return h(
+    "article.sweep-card",
+    { "aria-current": isCurrent ? "true" : null },
+    h(
+      "div",
+      {},
+      h("h2", {}, h("a", { href: sweepPage(sweep.name), data: { sweep: sweep.name } }, sweep.title || sweep.name)),
+      h("div.row.small.muted", {}, h("span.mono", {}, sweep.name), h("span", { title: format.time(sweep.updated) }, format.ago(sweep.updated))),
+    ),
+    h("div", {}, progressBar(sweep, sweep.trials), h("div.legend.small", {}, progressWords(sweep))),
+    h("div", {}, sweep.best && [h("div.best", {}, format.perplexity(sweep.best.perplexity)), h("div.small.muted", {}, `best: ${sweep.best.trial.replace(`${sweep.name}/`, "")}`)]),
+    h("div", {}, stateBadge(state, words)),
+  );
+}
+
+function progressWords(sweep) {
+  const parts = [`${sweep.finished} of ${format.plural(sweep.trials, "trial")}`];
+  for (const state of ["running", "failed", "diverged", "stopped"]) if (sweep[state]) parts.push(`${sweep[state]} ${state}`);
+  return parts.map((part) => h("span", {}, part));
+}
+
+function move(by) {
+  const found = listed();
+  if (!found.length) return;
+  current = Math.max(0, Math.min(found.length - 1, current + by));
+  show();
+  const card = document.querySelector('[aria-current="true"].sweep-card');
+  card?.scrollIntoView({ block: "nearest" });
+  card?.querySelector("a").focus({ preventScroll: true });
+}
+
+onKey("/", "Search sweeps", () => search.focus());
+onKey("j", "Next sweep", () => move(1));
+onKey("k", "Sweep before", () => move(-1));
+onKey("Enter", "Open the sweep", () => listed()[current] && location.assign(sweepPage(listed()[current].name)));
+onKey("Escape", "Leave a field, close a menu", () => {});
+
+const reload = throttled(1500, () => void draw(byId("content"), load));
+await draw(byId("content"), load);
+follow(null, { sweep: reload, progress: reload, reload });

@@ -1,0 +1,67 @@
+"""The dashboard of a root on a free port, and Debian's Chromium to look at it."""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from prunegpt.root import Root
+from prunegpt.web.app import create_app
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+_ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+).split()
+_STARTS_WITHIN = 20.0  # seconds
+
+
+def chromium() -> Path | None:
+    """The browser's program: PRUNEGPT_CHROMIUM, or what the system has."""
+    named = os.environ.get("PRUNEGPT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    return Path(named) if named and Path(named).exists() else None
+
+
+@contextmanager
+def served(root: Root, *, token: str | None = None) -> Iterator[str]:
+    """The address of a server over a root, while the block lasts."""
+    config = uvicorn.Config(
+        create_app(root, token=token, host="127.0.0.1", port=0), host="127.0.0.1", port=0, log_level="warning",
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + _STARTS_WITHIN
+    while not server.started:
+        assert thread.is_alive(), "the server ended before it answered"
+        assert time.monotonic() < until, "the server did not start"
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=_STARTS_WITHIN)
+
+
+@contextmanager
+def browser() -> Iterator["Browser"]:
+    """A headless Chromium, while the block lasts."""
+    from playwright.sync_api import sync_playwright
+
+    program = chromium()
+    assert program is not None, "no Chromium on this system"
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=str(program), args=_ARGUMENTS)
+        try:
+            yield running
+        finally:
+            running.close()
