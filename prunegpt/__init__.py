@@ -3,6 +3,7 @@
 The map of the house. Data flows down the page: spec → plan → attempts → records → store → tables.
 
     errors        the error tree; every message states the rule, the value, the way out
+    redact        secrets taken out of what is written
     registry      named parts: built-in ones by table, others by entry point
     root          where everything lies on disk, and how it gets there: whole or not at all
     records       what crosses from a worker to the coordinator

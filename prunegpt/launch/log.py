@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from prunegpt.redact import redact
+
 LOG = "log.txt"
 _LINE = 400  # bytes a line, when guessing how much of a file to read
 
 
 def last_lines(path: Path, lines: int = 20) -> str:
-    """The last lines of a text file; empty where there is none. Reads its end only."""
+    """The last lines of a text file, without secrets; empty where there is none. Reads its end only."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -15,7 +17,7 @@ def last_lines(path: Path, lines: int = 20) -> str:
             data = file.read()
     except FileNotFoundError:
         return ""
-    return "\n".join(data.decode("utf-8", errors="replace").splitlines()[-lines:])
+    return redact("\n".join(data.decode("utf-8", errors="replace").splitlines()[-lines:]))
 
 
 def append(path: Path, text: str) -> None:

@@ -53,7 +53,7 @@ class Published:
         if unit.evaluation is None:
             found = self._root.is_published(unit.stage)
         else:
-            found = (self._root.evaluation(unit.stage, unit.evaluation) / "evaluation.json").exists()
+            found = self._root.is_measured(unit.stage, unit.evaluation)
         if found:
             self._seen.add(unit)
         return found

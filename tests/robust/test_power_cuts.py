@@ -31,6 +31,7 @@ FILES = [
     ),
 ]
 DULL = {".coordinator.lock", "log.txt", "heartbeat"}  # nobody reads what they held
+MAY_LACK = ("files.json", "points.jsonl", "trial.json", "record.json")  # as those of earlier versions, or in mid-run
 WAYS: dict[str, Callable[[Path], object]] = {
     "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "empty": lambda path: path.write_bytes(b""),
@@ -70,13 +71,12 @@ def test_after_a_cut_and_a_repair_a_run_ends_as_the_undisturbed_one(
     root = broken()
     WAYS[way](root.path / file)
     done = repair(root, lambda _: True)
-    if way != "missing" or file.startswith("stages/"):
-        assert done
+    assert done or (way == "missing" and file.endswith(MAY_LACK))
     assert all(mended or not finding.mend for finding, mended in done)
     assert all(finding.text and finding.path.is_relative_to(root.path) for finding, _ in done)
     assert run(root, *MORE).ok
     assert figures(root) == undisturbed.figures
-    assert [finding for finding in examine(root) if finding.kind != "leftover"] == []
+    assert [finding for finding in examine(root) if finding.mend and finding.kind != "leftover"] == []
 
 
 @pytest.mark.parametrize(("file", "way"), CASES)
@@ -85,7 +85,7 @@ def test_without_a_repair_a_run_is_right_or_says_what_is_wrong(
 ) -> None:
     root = broken()
     WAYS[way](root.path / file)
-    if file == "prunegpt.db" and way in ("half", "zeros"):
+    if file == FILES[0] and way in ("half", "zeros"):
         with pytest.raises(PruneGPTError, match=r"prunegpt\.db cannot be opened: .*doctor --repair"):
             run(root, *MORE)
         return

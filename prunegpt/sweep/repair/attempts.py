@@ -21,7 +21,7 @@ def broken_attempts(root: Root) -> Iterator[Finding]:
             text = "trial.json cannot be read: it was cut or edited. Its trial does not need it any more."
             yield Finding("attempt", folder, text, "set it aside", apply=partial(set_aside, folder / "trial.json"))
         yield from _record(folder, row, stages)
-        yield from _points(folder)
+        yield from _points(folder, row)
 
 
 def _rows(root: Root) -> dict[str, tuple[AttemptRow, tuple[StageRecord, ...]]]:
@@ -84,11 +84,16 @@ def _rewrite(path: Path, row: AttemptRow, stages: tuple[StageRecord, ...]) -> No
     ).write(path)
 
 
-def _points(folder: Path) -> Iterator[Finding]:
+def _points(folder: Path, row: AttemptRow | None) -> Iterator[Finding]:
     path = folder / "points.jsonl"
     if not path.exists() or not (folder / "record.json").exists():
         return  # it may be resumed, and whoever writes on closes the line
     data = path.read_bytes()
+    if row and row.offset > len(data):
+        text = (
+            f"points.jsonl has {len(data)} bytes, but {row.offset} were read: it was cut. The database has its points."
+        )
+        yield Finding("attempt", path, text)
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         text = "points.jsonl ends in half a line: its process was killed in mid-write. Readers pass over it."

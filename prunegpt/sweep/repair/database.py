@@ -30,7 +30,7 @@ def broken_database(root: Root) -> Iterator[Finding]:
             text = "the database is missing, but there are attempts: it was deleted, or not copied with the rest."
             yield Finding("database", root.database, text, _REBUILD, apply=lambda: rebuild(root))
         return
-    problem = _problem(root.database)
+    problem = _problem(root.database, empty=not any(attempt_folders(root)))
     if problem:
         text = f"the database is damaged ({problem}): it was cut, or copied while it was written."
         mend = f"set it aside and {_REBUILD}"
@@ -47,7 +47,8 @@ def opens(root: Root) -> bool:
     return root.database.exists() and not any(broken_database(root))
 
 
-def _problem(path: Path) -> str:
+def _problem(path: Path, *, empty: bool) -> str:
+    """What is wrong with a database; `empty`: whether it may hold nothing."""
     try:
         with closing(sqlite3.connect(path)) as connection:
             told = [str(row[0]) for row in connection.execute("PRAGMA quick_check(1)")]
@@ -56,7 +57,7 @@ def _problem(path: Path) -> str:
         return str(error)
     if told != ["ok"]:
         return told[0].splitlines()[0]
-    return "" if "alembic_version" in tables or (not tables and path.stat().st_size == 0) else "it has no schema"
+    return "" if "alembic_version" in tables or (empty and not tables) else "it has no tables"
 
 
 def attempt_folders(root: Root) -> Iterator[Path]:
