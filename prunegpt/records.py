@@ -2,12 +2,15 @@
 
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from prunegpt.redact import redact
 from prunegpt.root import write_text
 
 TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "stopped"]
@@ -74,7 +77,7 @@ class StageRecord(Record):
 
 
 class AttemptRecord(Record):
-    """record.json: how an attempt ended."""
+    """record.json: how an attempt ended. Secrets of the environment are taken out of what it was told."""
 
     sweep: str
     trial: str
@@ -88,6 +91,11 @@ class AttemptRecord(Record):
     ended: float = 0.0
     device: str = ""
     versions: Mapping[str, str] = Field(default_factory=dict)
+
+    @field_validator("error", "trace")
+    @classmethod
+    def _without_secrets(cls, text: str) -> str:
+        return redact(text)
 
 
 class Point(Record):
@@ -147,6 +155,36 @@ def _parse(data: bytes) -> Iterator[Point]:
             yield Point.model_validate_json(line)
         except ValidationError:
             continue
+
+
+HEARTBEAT = "heartbeat"  # beside an attempt's record.json
+_BEAT = 5.0  # seconds between two signs of life
+
+
+@contextmanager
+def beating(folder: Path, every: float = _BEAT) -> Iterator[None]:
+    """Rewrites FOLDER/heartbeat while the block lasts, so that a process that hangs is told from one that is slow.
+
+    The file stays as it was last written: it says that the attempt has begun.
+    """
+    file, over = folder / HEARTBEAT, threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while True:
+            with suppress(OSError):  # a full disk must not end the attempt here
+                file.write_text(f"{os.getpid()} {count}\n", encoding="utf-8")
+            count += 1
+            if over.wait(every):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def finite(value: float) -> float | None:

@@ -1,5 +1,6 @@
 """Runs one trial from its folder. Knows no database: it writes points.jsonl and record.json, and reads trial.json."""
 
+import errno
 import signal
 import sys
 import time
@@ -11,9 +12,13 @@ from types import FrameType
 
 from prunegpt.errors import DivergedError, PruneGPTError
 from prunegpt.planning.fingerprint import versions
-from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, finite
+from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, beating, finite
+from prunegpt.redact import redact
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "alloc_failed")
+_NO_SPACE = ("no space left on device", "disk quota exceeded")  # from libraries that raise errors of their own
 
 
 def run_trial(folder: Path) -> AttemptRecord:
@@ -35,7 +40,7 @@ def run_trial(folder: Path) -> AttemptRecord:
             Point(stage=stage, step=step, epoch=epoch, name=name, value=finite(value), time=time.time(), tokens=tokens)
         )
 
-    with _stoppable() as stop:
+    with beating(folder), _stoppable() as stop:
         try:
             from prunegpt.stages.graph import Chain  # here, so that a broken installation is a record too
 
@@ -44,7 +49,7 @@ def run_trial(folder: Path) -> AttemptRecord:
             state, reason = _cause(error)
             message = str(error) or type(error).__name__
             trace = traceback.format_exc()
-            print(trace, file=sys.stderr, flush=True)
+            print(redact(trace), file=sys.stderr, flush=True)
             if isinstance(error, SystemExit):
                 raise
         finally:
@@ -92,11 +97,26 @@ def _cause(error: BaseException) -> tuple[str, str]:
         return "diverged", "diverged"
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return "stopped", "stopped"
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
-        return "failed", "out-of-memory"
-    if isinstance(error, OSError) and error.errno == 28:
-        return "failed", "disk-full"
-    return "failed", "exception"
+    return "failed", next((reason for reason in map(_shortage, _chain(error)) if reason), "exception")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _shortage(error: BaseException) -> str | None:
+    """The reason where an exception says that the machine was too small."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return "out-of-memory"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk-full"
+    text = str(error).lower()
+    if any(words in text for words in _NO_MEMORY):
+        return "out-of-memory"
+    return "disk-full" if any(words in text for words in _NO_SPACE) else None
 
 
 def _say(line: str) -> None:

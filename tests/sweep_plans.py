@@ -1,6 +1,6 @@
 """Small plans for tests of the store and the coordinator: keys are plain words, and nothing is ever computed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
@@ -21,6 +21,7 @@ def make_trial(
     seed: int = 42,
     skip: bool = False,
     implicit: bool = False,
+    train: Mapping[str, Any] | None = None,
     **fake: Any,
 ) -> TrialPlan:
     """A trial.
@@ -28,6 +29,7 @@ def make_trial(
     Args:
         chain: stage keys with blanks between them.
         needs: likewise, the stage keys of its teachers.
+        train: training arguments of all stages but the first.
         fake: what the fake worker shall do, see `tests/sweep/fake_worker.py`.
     """
     keys = chain.split()
@@ -37,7 +39,7 @@ def make_trial(
             kind="finetune" if index else "load",
             parent=keys[index - 1] if index else None,
             model=_MODEL,
-            finetune=FinetuneSpec() if index else None,
+            finetune=FinetuneSpec(train=train or {}) if index else None,
             data=_DATA if index else None,
         )
         for index, key in enumerate(keys)

@@ -129,9 +129,19 @@ def attempts(connection: Connection, *where: Any) -> list[AttemptRow]:
             device=row.device,
             versions=json.loads(row.versions),
             offset=row.offset,
+            log=row.log,
+            outcome=row.outcome,
         )
         for row in connection.execute(query.where(*where).order_by(attempt.c.trial_id, attempt.c.number))
     ]
+
+
+def endings(connection: Connection, trial_id: int) -> list[tuple[str, str]]:
+    """Reason and outcome of the attempts of a trial's present configuration, oldest first."""
+    same = and_(attempt.c.key == trial.c.key, attempt.c.evaluation_key == trial.c.evaluation_key)
+    query = select(attempt.c.reason, attempt.c.outcome).join(trial, (trial.c.id == attempt.c.trial_id) & same)
+    rows = connection.execute(query.where(trial.c.id == trial_id).order_by(attempt.c.number))
+    return [(row.reason, row.outcome) for row in rows]
 
 
 def stages(connection: Connection) -> list[StageRow]:

@@ -67,6 +67,8 @@ class AttemptRow:
     device: str
     versions: Mapping[str, str]
     offset: int  # bytes of points.jsonl that are stored
+    log: str = ""  # the last lines of its log, where it did not finish
+    outcome: str = ""  # the state that the trial got with it, or `retried`; empty while it runs
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class Store:
             engine.dispose()
             raise StoreError(
                 f"the database {engine.url.render_as_string()} cannot be opened: {str(error.orig).strip()}. "
-                f"Check that it is a PruneGPT database and that you may read and write it."
+                f"Check that it is a PruneGPT database and that you may read and write it; "
+                f"`prunegpt doctor --repair` makes a damaged one again from the trials."
             ) from error
         except StoreError:
             engine.dispose()
@@ -99,6 +100,11 @@ class Store:
         with self._reading() as connection:
             return write.suggested(connection, plan)
 
+    def retry(self, name: str, trials: Sequence[str]) -> list[str]:
+        """Lets trials of a sweep wait again that failed, diverged or were stopped; gives the names of those."""
+        with self._writer.begin() as connection:
+            return write.retry(connection, name, trials)
+
     def start_attempt(self, trial_id: int, *, at_least: int = 1) -> StartedAttempt:
         """A new attempt of a trial, numbered after the last one and from `at_least` on."""
         with self._writer.begin() as connection:
@@ -120,14 +126,18 @@ class Store:
         with self._writer.begin() as connection:
             write.record_stage(connection, record, attempt_id)
 
-    def finish_attempt(self, record: AttemptRecord, *, state: TrialState | None = None) -> None:
+    def finish_attempt(
+        self, record: AttemptRecord, *, state: TrialState | None = None, log: str = "", retried: bool = False
+    ) -> None:
         """Stores how an attempt ended.
 
         Args:
             state: the trial's state from now on, where it is not the attempt's: `waiting` when it shall run again.
+            log: the last lines of its log.
+            retried: the trial runs again because of how this attempt ended.
         """
         with self._writer.begin() as connection:
-            write.finish_attempt(connection, record, state)
+            write.finish_attempt(connection, record, state, log, retried)
         self._curves.clear()
 
     def conclude(
@@ -192,6 +202,14 @@ class Store:
         """All attempts of a trial, oldest first, those of earlier configurations included."""
         with self._reading() as connection:
             return read.attempts(connection, trial.c.id == self._trial_id(connection, reference))
+
+    def endings(self, trial_id: int) -> list[tuple[str, str]]:
+        """Reason and outcome of the attempts of a trial's present configuration, oldest first.
+
+        The outcome is the state that the trial got with it, or `retried`.
+        """
+        with self._reading() as connection:
+            return read.endings(connection, trial_id)
 
     def running_attempts(self) -> list[AttemptRow]:
         """Attempts that were started and not finished, of all sweeps."""

@@ -111,6 +111,18 @@ def _placed(connection: Connection, one: "TrialPlan", own: str) -> "TrialPlan":
     return one.model_copy(update={"name": f"{one.name}+{own}", "implicit": True})
 
 
+def retry(connection: Connection, name: str, trials: Sequence[str]) -> list[str]:
+    """Lets trials of a sweep wait again that failed, diverged or were stopped; gives their names."""
+    ended = ("failed", "diverged", "stopped")
+    sweep_id = select(sweep.c.id).where(sweep.c.name == name).scalar_subquery()
+    query = select(trial.c.id, trial.c.name).where(trial.c.sweep_id == sweep_id, trial.c.state.in_(ended))
+    wanted = set(trials)
+    found = [row for row in connection.execute(query.order_by(trial.c.position, trial.c.id)) if row.name in wanted]
+    for row in found:
+        connection.execute(update(trial).where(trial.c.id == row.id).values(state="waiting"))
+    return [row.name for row in found]
+
+
 def start_attempt(connection: Connection, trial_id: int, at_least: int = 1) -> StartedAttempt:
     """A new attempt of a trial, which is running from now on.
 
@@ -148,7 +160,8 @@ def conclude(
     last = connection.execute(select(func.max(attempt.c.number)).where(attempt.c.trial_id == trial_id)).scalar() or 0
     now = time.time()
     attempt_id = _insert_attempt(connection, trial_id, plan, last + 1, "", state, now)
-    connection.execute(update(attempt).where(attempt.c.id == attempt_id).values(reason=reason, error=error, ended=now))
+    values = {"reason": reason, "error": error, "ended": now, "outcome": state}
+    connection.execute(update(attempt).where(attempt.c.id == attempt_id).values(values))
     for record in stages:
         record_stage(connection, record, attempt_id)
     connection.execute(update(trial).where(trial.c.id == trial_id).values(state=state))
@@ -221,7 +234,13 @@ def record_stage(connection: Connection, record: StageRecord, attempt_id: int) -
         )
 
 
-def finish_attempt(connection: Connection, record: AttemptRecord, state: TrialState | None = None) -> None:
+def finish_attempt(
+    connection: Connection,
+    record: AttemptRecord,
+    state: TrialState | None = None,
+    log: str = "",
+    retried: bool = False,
+) -> None:
     """Stores how an attempt ended; its trial takes that state, or `state` where given.
 
     A trial whose configuration has changed since the attempt began keeps its own state.
@@ -245,6 +264,8 @@ def finish_attempt(connection: Connection, record: AttemptRecord, state: TrialSt
         "ended": record.ended or time.time(),
         "device": record.device,
         "versions": _json(dict(record.versions)),
+        "log": log,
+        "outcome": "retried" if retried else state or record.state,
     }
     connection.execute(update(attempt).where(attempt.c.id == row.id).values(values))
     for stage_record in record.stages:

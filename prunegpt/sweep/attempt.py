@@ -1,6 +1,6 @@
 """A running attempt as the coordinator sees it: its files are followed into the store, and its end is read."""
 
-import signal
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,9 @@ from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.board import name_of
 from prunegpt.sweep.events import Progress
+from prunegpt.sweep.failures import Ending, unrecorded
 
+_LOG_LINES = 20  # that the store keeps of an attempt which did not finish
 TOTAL_STEPS = "total_steps"  # the point that says how many optimizer steps a stage will have
 
 
@@ -27,7 +29,8 @@ class Attempt:
     Args:
         offset: bytes of points.jsonl that are stored.
         cached: stages that were published when it started.
-        given_up: why its trial was asked to stop early.
+        ending: the end it was asked for.
+        deadline: when it is killed, by the monotonic clock, having been asked.
     """
 
     id: int
@@ -38,7 +41,8 @@ class Attempt:
     started: float = field(default_factory=time.time)
     offset: int = 0
     cached: int = 0
-    given_up: str = ""
+    ending: Ending | None = None
+    deadline: float = math.inf
     _latest: dict[str, float | None] = field(default_factory=dict)
     _stage: int = -1
 
@@ -81,13 +85,20 @@ class Attempt:
         problem = ""
         try:
             found: AttemptRecord = AttemptRecord.read(path)
-            own = {"sweep": self.trial.sweep, "trial": self.trial.name, "attempt": self.number}
-            return found.model_copy(update=own)
+            update: dict[str, object] = {
+                "sweep": self.trial.sweep,
+                "trial": self.trial.name,
+                "attempt": self.number,
+            }
+            if found.state == "stopped" and exited is not None and exited.reason == "preempted":
+                update |= {"reason": "preempted", "error": "its place was taken for other work; a checkpoint is kept."}
+            return found.model_copy(update=update)
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
             problem = f"its record.json cannot be read: {error}"
-        reason, message = _why(exited)
+        log = self.last_words(40)
+        reason, message = unrecorded(exited, log)
         return AttemptRecord(
             sweep=self.trial.sweep,
             trial=self.trial.name,
@@ -95,26 +106,14 @@ class Attempt:
             state="stopped" if reason == "stopped" else "failed",
             reason=reason,
             error=problem or message,
-            trace=last_lines(self.folder / LOG, 40),
+            trace=log,
             started=self.started,
             ended=time.time(),
         )
 
-
-def _why(exited: Exited | None) -> tuple[str, str]:
-    """Reason and message of an attempt that left no record."""
-    if exited is None:
-        return "lost", "its coordinator ended before it did, and it left no record."
-    if exited.reason == "cancelled":
-        return "stopped", "it was asked to stop, and left no record."
-    if exited.signal is not None:
-        name = signal.Signals(exited.signal).name if exited.signal in set(signal.Signals) else ""
-        hint = " That is often the kernel, short of memory." if exited.signal == signal.SIGKILL else ""
-        return "signal", f"its process was killed by signal {exited.signal} {name}.{hint} The end of its log is kept."
-    if exited.reason == "failed":
-        code = f" with code {exited.code}" if exited.code is not None else ""
-        return "exit", f"its process ended{code} and left no record. The end of its log is kept."
-    return "lost", "its process is gone and left no record. The end of its log is kept."
+    def last_words(self, lines: int = _LOG_LINES) -> str:
+        """The end of its log."""
+        return last_lines(self.folder / LOG, lines)
 
 
 def published_record(root: Root, trial: TrialPlan, index: int, *, cached: bool) -> StageRecord:

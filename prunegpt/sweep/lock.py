@@ -22,11 +22,15 @@ class Holder:
     pid: int
     host: str
     since: float  # seconds since the epoch
+    sweep: str = ""
 
 
 @contextmanager
-def coordinating(root: Root) -> Iterator[None]:
+def coordinating(root: Root, sweep: str = "") -> Iterator[None]:
     """Holds the right to start trials under a root and to write its database.
+
+    Args:
+        sweep: what others are told that runs.
 
     Raises:
         LaunchError: another process has it; its id and host are named.
@@ -38,7 +42,7 @@ def coordinating(root: Root) -> Iterator[None]:
     except Timeout as error:
         raise LaunchError(refusal(root)) from error
     try:
-        write_json(_note(root), asdict(Holder(os.getpid(), socket.gethostname(), time.time())))
+        write_json(_note(root), asdict(Holder(os.getpid(), socket.gethostname(), time.time(), sweep)))
         yield
     finally:
         _note(root).unlink(missing_ok=True)
@@ -62,10 +66,11 @@ def refusal(root: Root) -> str:
     who = "another process"
     if found is not None:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.since))
-        who = f"process {found.pid} on {found.host}, since {since}"
+        what = f", which runs {found.sweep}" if found.sweep else ""
+        who = f"process {found.pid} on {found.host}, since {since}{what}"
     return (
         f"a root takes one coordinator at a time, but {root.path} has one already: {who}. "
-        f"Wait for it, stop it with Ctrl-C, or use another --root."
+        f"Wait for it, stop it with Ctrl-C or `prunegpt sweep stop`, or use another --root."
     )
 
 

@@ -27,12 +27,15 @@ def _close(root: Root, store: Store, row: AttemptRow) -> None:
     if points:
         store.add_points(row.id, points, offset=offset)
     plan = _plan(folder)
+    log = ""
     if plan is None:
         record = _unstarted(row)
     else:
-        record = Attempt(row.id, row.number, plan, folder, started=row.started).record(None)
+        attempt = Attempt(row.id, row.number, plan, folder, started=row.started)
+        record, log = attempt.record(None), attempt.last_words()
         _credit(root, store, row, plan)
-    store.finish_attempt(record, state="waiting" if record.reason in ("lost", "stopped") else None)
+    waits = record.reason in ("lost", "stopped", "preempted")
+    store.finish_attempt(record, state="waiting" if waits else None, log="" if record.state == "finished" else log)
 
 
 def _plan(folder: Path) -> TrialPlan | None:

@@ -36,7 +36,10 @@ class Bench:
 
         self.events.clear()
         launcher = options.pop("launcher", None) or ForkLauncher(fake_worker.run, slots)
-        return run_sweep(make_plan(*trials, name=name), self.root, self.store, launcher, on_event=hear, **options)
+        plan = make_plan(*trials, name=name)
+        if "failures" in options:
+            plan = plan.model_copy(update={"failures": options.pop("failures")})
+        return run_sweep(plan, self.root, self.store, launcher, on_event=hear, **options)
 
     def noted(self, what: str) -> list[str]:
         """What workers have `computed` or `measured`, in order."""

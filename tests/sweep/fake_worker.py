@@ -1,11 +1,14 @@
 """A worker without a model: it publishes empty stages as the real one does, and misbehaves as the trial's config says.
 
 `config.fake` may say: `seconds` that each stage but the first takes; `steps` of each stage, a point each; `fail`,
-`diverge`, `exit` or `kill`: a stage key at which that happens; `once`: only in the trial's first attempt; `deaf`: it
-does not hear SIGTERM; `mute`: it writes no record.
+`diverge`, `exit`, `kill`, `stop` or `freeze`: a stage key at which that happens; `reason` of failing; `once`: only in
+the trial's first attempt, or in so many; `deaf`: it does not hear SIGTERM; `mute`: it writes no record; `sequence_mb`:
+memory that each sequence of a micro-batch takes, of `room_mb` that there are; `checkpoint`: each step is kept in the
+stage's work folder, and the next attempt goes on there.
 """
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -13,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from prunegpt.launch.worker import serve_attempts
-from prunegpt.records import AttemptRecord, Evaluation, Point, PointWriter, SparsityRecord, StageRecord
+from prunegpt.planning.budget import divided_note, micro_batch
+from prunegpt.records import AttemptRecord, Evaluation, Point, PointWriter, SparsityRecord, StageRecord, beating
 from prunegpt.root import Root, publishing
 from prunegpt.spec.plan import StagePlan, TrialPlan
 
@@ -35,8 +39,8 @@ class Fake:
         self.plan = TrialPlan.model_validate_json((folder / "trial.json").read_text())
         self.number = int(folder.name.partition("-")[2])
         self.ways: dict[str, Any] = dict(self.plan.config["fake"])
-        if self.ways.get("once") and self.number > 1:
-            for way in ("fail", "diverge", "exit", "kill", "mute"):
+        if self.ways.get("once") and self.number > int(self.ways["once"]):
+            for way in ("fail", "diverge", "exit", "kill", "mute", "stop", "freeze"):
                 self.ways.pop(way, None)
         self.points = PointWriter(folder / "points.jsonl")
 
@@ -50,9 +54,12 @@ class Fake:
             state, reason = "stopped", "stopped"
         except Diverged:
             state, reason, error = "diverged", "diverged", "the loss is not finite."
+        except MemoryError:
+            print("MemoryError", flush=True)
+            state, reason, error = "failed", "out-of-memory", "MemoryError"
         except Exception as problem:
             print(repr(problem), flush=True)
-            state, reason, error = "failed", "exception", str(problem)
+            state, reason, error = "failed", self.ways.get("reason", "exception"), str(problem)
         self.points.close()
         if self.ways.get("mute"):
             return state
@@ -85,19 +92,40 @@ class Fake:
         if missing:
             raise RuntimeError(f"started without its teachers {missing}")
         self.misbehave(stage)
+        if stage.training and "sequence_mb" in self.ways:
+            self.fill(stage)
         steps = self.ways.get("steps", 1)
-        for step in range(steps):
+        for step in range(self.first_step(stage), steps):
             time.sleep(self.ways.get("seconds", 0.0) / steps if index else 0.0)
             self.points.write(Point(stage=index, step=step, epoch=0.0, name="loss", value=1.0 / (step + 1), time=0.0))
+            if self.ways.get("checkpoint"):
+                self.root.work(stage.key).mkdir(parents=True, exist_ok=True)
+                (self.root.work(stage.key) / "step.txt").write_text(str(step + 1))
             if STOP[0] and not self.ways.get("deaf"):
                 raise Stopped
         with publishing(self.root.stage(stage.key)) as folder:
             (folder / "evaluations").mkdir()
             counted = SparsityRecord(pruned=0.5, overall=0.4, selected=10, parameters=20)
-            StageRecord(key=stage.key, kind=stage.kind, index=index, cached=False, seconds=0.1, sparsity=counted).write(
-                folder / "stage.json"
-            )
+            notes = divided_note(stage.training.train, self.plan.divide) if stage.training else ()
+            StageRecord(
+                key=stage.key, kind=stage.kind, index=index, cached=False, seconds=0.1, sparsity=counted, notes=notes
+            ).write(folder / "stage.json")
         self.note("computed", stage.key)
+
+    def first_step(self, stage: StagePlan) -> int:
+        kept = self.root.work(stage.key) / "step.txt"
+        return int(kept.read_text() or "0") if self.ways.get("checkpoint") and kept.exists() else 0
+
+    def fill(self, stage: StagePlan) -> None:
+        """Takes the memory of one micro-batch, under a limit of this process."""
+        held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+        room = int(held.split()[1]) * 1024 + self.ways["room_mb"] * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (room, resource.RLIM_INFINITY))
+        sequences, _ = micro_batch(stage.training.train, self.plan.divide)
+        try:
+            bytearray(sequences * self.ways["sequence_mb"] * 2**20)
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     def measure(self, stage: StagePlan) -> Evaluation:
         folder = self.root.evaluation(stage.key, self.plan.evaluation_key)
@@ -125,6 +153,10 @@ class Fake:
         if self.ways.get("exit") == stage.key:
             print("going down", flush=True)
             os._exit(3)
+        if self.ways.get("stop") == stage.key:
+            raise Stopped
+        if self.ways.get("freeze") == stage.key:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if self.ways.get("kill") == stage.key:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -137,7 +169,8 @@ class Fake:
 def run(folder: Path) -> str:
     STOP[0] = False
     signal.signal(signal.SIGTERM, lambda *_: STOP.__setitem__(0, True))
-    return Fake(folder).run()
+    with beating(folder, every=0.1):
+        return Fake(folder).run()
 
 
 if __name__ == "__main__":

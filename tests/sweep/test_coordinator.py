@@ -168,12 +168,13 @@ def test_a_worker_that_is_killed_twice_fails_the_trial(bench: Any) -> None:
     assert bench.store.result("words/a").reason == "signal"
 
 
-def test_a_worker_that_exits_is_not_tried_again_and_its_log_is_kept(bench: Any) -> None:
+def test_a_worker_that_exits_leaves_its_log(bench: Any) -> None:
     bench.run(make_trial("a", "load a", exit="a"))
-    (attempt,) = bench.store.attempts("words/a")
+    attempt = bench.store.attempts("words/a")[-1]
     assert (attempt.state, attempt.reason) == ("failed", "exit")
     assert "ended with code 3 and left no record" in attempt.error
     assert "going down" in attempt.trace
+    assert attempt.log.splitlines()[-1] == "going down"
 
 
 def test_a_worker_without_a_record_is_lost_but_what_it_published_is_not(bench: Any) -> None:
@@ -334,7 +335,8 @@ def test_points_and_progress_follow_a_running_trial(bench: Any) -> None:
 def test_the_folder_of_an_attempt_holds_its_plan(bench: Any) -> None:
     bench.run(make_trial("a", "load a"))
     folder = bench.root.attempt("words", "a", 1)
-    assert sorted(path.name for path in folder.iterdir()) == ["log.txt", "points.jsonl", "record.json", "trial.json"]
+    names = ["heartbeat", "log.txt", "points.jsonl", "record.json", "trial.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert json.loads((folder / "trial.json").read_text())["stages"][1]["key"] == "a"
 
 

@@ -1,0 +1,163 @@
+"""Starts what may start, ends what needs no worker or can never start, and asks for more where there is room."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from prunegpt.errors import LaunchError
+from prunegpt.launch.base import Launcher
+from prunegpt.records import StageRecord, TrialState
+from prunegpt.root import Root, write_text
+from prunegpt.spec.plan import TrialPlan
+from prunegpt.store import Store
+from prunegpt.sweep.adaptive import Suggester
+from prunegpt.sweep.attempt import Attempt, published_record, readable
+from prunegpt.sweep.board import Blocked, Board, Published, Unit, name_of
+from prunegpt.sweep.events import TrialStarted
+from prunegpt.sweep.failures import divided, unstarted
+from prunegpt.sweep.ledger import Ledger
+
+
+class Dispatcher:
+    """Fills the slots of a launcher.
+
+    Args:
+        halted: asked before every start; True starts nothing more.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        store: Store,
+        launcher: Launcher,
+        board: Board,
+        published: Published,
+        ledger: Ledger,
+        suggester: Suggester,
+        halted: Callable[[], bool],
+    ) -> None:
+        self._root = root
+        self._store = store
+        self._launcher = launcher
+        self._board = board
+        self._published = published
+        self._ledger = ledger
+        self._suggester = suggester
+        self._halted = halted
+        self.attempts: dict[str, Attempt] = {}  # that run, by trial
+
+    def fill(self) -> None:
+        """Starts and ends what there is to start and end now."""
+        while not self._halted():
+            for complete in self._board.complete():
+                self._finish_from_cache(complete)
+            if self._settle_hopeless():
+                continue  # what they would have published may be what others wait for
+            free = len(self.attempts) < self._launcher.slots
+            trial = self._board.next() if free else None
+            if trial is not None:
+                self._start(trial)
+            elif free and self._suggest():
+                continue
+            elif self.attempts or not self._board.waiting or not self._unstick():
+                return
+
+    def end(self, trial: TrialPlan, reason: str, message: str, *, state: TrialState = "failed") -> None:
+        """A waiting trial ends without a worker."""
+        self._board.end(trial, diverged=state == "diverged")
+        self._ledger.cannot(trial, reason, message, state=state)
+
+    def record_stage(self, attempt: Attempt, index: int) -> StageRecord | None:
+        """Stores that an attempt is through a stage; None where that is not published as it should be."""
+        try:
+            record = published_record(self._root, attempt.trial, index, cached=index < attempt.cached)
+        except (OSError, ValueError):
+            return None  # not there yet, or not as it should be: the attempt's own record will tell
+        self._store.record_stage(record, attempt.id)
+        return record
+
+    def _suggest(self) -> bool:
+        """Adds a trial that was not planned; whether there was one."""
+        trial = self._suggester.suggest()
+        if trial is None or name_of(trial) in self._board.waiting or name_of(trial) in self.attempts:
+            return False
+        if self._ledger.suggested(trial):
+            self._board.add(trial)
+        return True
+
+    def _unstick(self) -> bool:
+        """Nothing runs and nothing may start: others have published, or the teachers that are left form a circle."""
+        self._board.look()
+        if self._board.complete() or self._board.next():
+            return True
+        message = (
+            "it needs a teacher that only trials which wait for it in turn could still publish. "
+            "Mend the trials that failed, or distil one of them from something else."
+        )
+        for trial in list(self._board.waiting.values()):
+            self.end(trial, "dependency", message)
+        return False
+
+    def _start(self, trial: TrialPlan) -> None:
+        name = name_of(trial)
+        home = self._root.trial(trial.sweep, trial.name)
+        given = divided(trial, self._ledger.endings(trial))
+        started = self._store.start_attempt(self._ledger.ids[name], at_least=_last_number(home) + 1)
+        folder = self._root.path / started.folder
+        attempt = Attempt(started.id, started.number, given, folder)
+        write_text(folder / "trial.json", given.model_dump_json(indent=2) + "\n")
+        try:
+            attempt.handle = self._launcher.submit(folder)
+        except LaunchError as error:
+            self._store.finish_attempt(unstarted(trial, started.number, str(error)), state="waiting")
+            raise
+        self._board.start(trial)
+        self.attempts[name] = attempt
+        self._ledger.states[name] = "running"
+        attempt.cached = sum(1 for stage in trial.stages if self._published.look(Unit(stage.key)))
+        for index in range(attempt.cached):
+            self.record_stage(attempt, index)
+        self._ledger.tell(TrialStarted(name, started.number, started.folder, len(trial.stages), attempt.cached))
+
+    def _finish_from_cache(self, trial: TrialPlan) -> None:
+        try:
+            stages = [published_record(self._root, trial, index, cached=True) for index in range(len(trial.stages))]
+        except (OSError, ValueError) as error:
+            message = (
+                f"a published stage must have a stage.json and evaluation.json that can be read, but of "
+                f"{', '.join(stage.key for stage in trial.stages)} one has not: {readable(error)}. "
+                f"Delete its folder under {self._root.stages}, and it is computed again."
+            )
+            self.end(trial, "cache", message)
+            return
+        self._board.end(trial)
+        self._ledger.from_cache(trial, stages)
+
+    def _settle_hopeless(self) -> bool:
+        """Fails trials that can never start, or would fail as others have; whether there were any."""
+        blocked, doomed = self._board.blocked(), self._board.doomed()
+        for one in blocked:
+            self.end(one.trial, "dependency", self._lack(one))
+        for trial, first in doomed:
+            if name_of(trial) in self._board.waiting:
+                message = f"its next stage is the one that diverged in {name_of(first)}, and would diverge again."
+                self.end(trial, "diverged", message, state="diverged")
+        return bool(blocked or doomed)
+
+    def _lack(self, blocked: Blocked) -> str:
+        if blocked.culprit is None:
+            return (
+                f"it needs the stage {blocked.need} as its teacher, but that is not published, and no trial of this "
+                f"sweep computes it. Run the sweep it belongs to first."
+            )
+        name = name_of(blocked.culprit)
+        why = f": {self._ledger.why[name]}" if self._ledger.why.get(name) else ""
+        return (
+            f"it needs the model of {name} as its teacher, but that trial is {self._ledger.states[name]}{why} "
+            f"Mend that one and run the sweep again."
+        )
+
+
+def _last_number(home: Path) -> int:
+    """The highest number of the attempt folders of a trial; a database that was lost does not know them."""
+    numbers = [path.name.removeprefix("attempt-") for path in home.glob("attempt-*")]
+    return max((int(number) for number in numbers if number.isdigit()), default=0)

@@ -1,0 +1,64 @@
+"""Attempts that give no sign of life, and attempts that run too long."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunegpt.records import HEARTBEAT
+from prunegpt.spec.execution import FailureSpec
+from prunegpt.sweep.failures import Ending
+
+
+@dataclass
+class _Life:
+    begun: float  # when it was first seen to run
+    beat: str  # what its heartbeat file held last
+    changed: float  # when that was new
+
+
+class Watchdog:
+    """Looks at heartbeats by a clock of its own, so that clocks of other machines do not matter.
+
+    An attempt has begun when its heartbeat file is there: before that it waits in a scheduler's queue, however long.
+
+    Args:
+        policy: how long an attempt may be silent, and how long it may run.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, policy: FailureSpec, clock: Callable[[], float] = time.monotonic) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._lives: dict[Path, _Life] = {}
+        self._looked = clock()
+
+    def look(self, folders: list[Path]) -> dict[Path, Ending]:
+        """The attempts that are to be ended now, and why. Ask often."""
+        now = self._clock()
+        asleep = now - self._looked > self._policy.heartbeat  # we were stopped ourselves, and they perhaps with us
+        self._looked = now
+        self._lives = {folder: life for folder, life in self._lives.items() if folder in folders}
+        found = {}
+        for folder in folders:
+            ending = self._look(folder, now, asleep)
+            if ending is not None:
+                found[folder] = ending
+        return found
+
+    def _look(self, folder: Path, now: float, asleep: bool) -> Ending | None:
+        try:
+            beat = (folder / HEARTBEAT).read_text(encoding="utf-8")
+        except OSError:
+            return None
+        life = self._lives.setdefault(folder, _Life(now, beat, now))
+        if beat != life.beat or asleep:
+            life.beat, life.changed = beat, now
+        limit = self._policy.time_limit
+        if limit is not None and now - life.begun > limit:
+            message = f"it ran for longer than its time limit of {limit:g} s, and was asked to write a checkpoint."
+            return Ending("time-limit", message, "failed")
+        if now - life.changed > self._policy.heartbeat:
+            message = f"it gave no sign of life for {self._policy.heartbeat:g} s, and was killed."
+            return Ending("lost", message, "failed")
+        return None
