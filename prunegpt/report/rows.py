@@ -1,5 +1,6 @@
 """Which trials a table's rows are."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -96,10 +97,23 @@ def select_rows(
             if trial.id not in taken:
                 groups.setdefault((trial.sweep, trial.group), []).append(trial)
                 taken.add(trial.id)
-        rows += [_row(tuple(trials), pattern) for trials in groups.values()]
+        rows += _best([_row(tuple(trials), pattern) for trials in groups.values()], pattern.best)
         if not matched:
             rows += _missing(spec, pattern)
     return _with_reported(spec, rows)
+
+
+def _best(rows: list[Row], count: int | None) -> list[Row]:
+    """So many rows of the lowest perplexity, the mean of their seeds, best first; all where there is no count."""
+    if count is None:
+        return rows
+
+    def perplexity(row: Row) -> float:
+        found = [trial.evaluation.perplexity for trial in row.finished if trial.evaluation]
+        known = [value for value in found if value is not None]
+        return sum(known) / len(known) if known else math.inf
+
+    return sorted(rows, key=perplexity)[:count]
 
 
 def _matches(trial: TrialResult, pattern: str, sweep: str | None) -> bool:

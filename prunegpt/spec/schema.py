@@ -360,6 +360,7 @@ class RowSpec(Part):
 
     trial: str = Field(description="name or glob")
     label: str | None = Field(None, description="text of the model column")
+    best: int | None = Field(None, ge=1, description="only so many of them, those of the lowest perplexity, best first")
 
 
 def _row(value: Any) -> Any:

@@ -257,13 +257,13 @@ class SearchSpec(Part):
     """Trials that are chosen one by one, each from what those before it came to."""
 
     space: Annotated[Mapping[str, Dimension], AfterValidator(_searched)] = Field(
-        description="path -> what may be tried, paths as in `vary`", min_length=1
+        description="path -> what may be tried, paths as in `vary`"
     )
     sampler: str = Field("tpe", description="tpe, gp, nsga2, nsga3, qmc, random, cmaes, or a plug-in's name")
     sampler_options: Mapping[str, Scalar] = Field({}, description="further arguments of the sampler")
     seed: int = Field(0, ge=0, lt=2**32, description="of the sampler")
     objectives: Annotated[tuple[ObjectiveSpec, ...], BeforeValidator(_objectives)] = Field(
-        (ObjectiveSpec(metric="perplexity", direction=None),), description="one or more", min_length=1
+        (ObjectiveSpec(metric="perplexity", direction=None),), description="one or more"
     )
     constraints: tuple[Annotated[str, AfterValidator(_constraint)], ...] = Field(
         (), description='what a good trial fulfils, such as "sparsity >= 0.89"; METRIC, <= or >=, and a number'
@@ -275,6 +275,9 @@ class SearchSpec(Part):
     @model_validator(mode="after")
     def _ends(self) -> "SearchSpec":
         SAMPLERS.check(self.sampler)
+        if not self.space or not self.objectives:
+            empty = "objectives" if self.space else "space"
+            raise ValueError(f"{empty} must name at least one, but is empty.")
         if repeated := _repeated(tuple(objective.metric for objective in self.objectives)):
             raise ValueError(f"objectives must differ, but {repeated} is there twice. Remove one.")
         if self.n_trials is None and self.max_seconds is None and self.max_tokens is None:

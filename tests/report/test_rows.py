@@ -57,6 +57,16 @@ def test_hidden_trials_are_shown_only_by_name() -> None:
     assert names(spec("*", "teacher-gpt2", "gone"), results) == ["a", "teacher-gpt2", "gone"]
 
 
+def test_only_the_best_of_a_pattern() -> None:
+    results = [
+        make_trial(f"s-{index}", order=1, measured=evaluation(perplexity=value))
+        for index, value in enumerate([30.0, 10.0, 20.0, 15.0])
+    ]
+    results += [make_trial("s-4", order=1, state="stopped", measured=evaluation(perplexity=1.0)), done("base")]
+    assert names(spec("base", {"trial": "s-*", "best": 2}), results) == ["base", "s-1", "s-3"]
+    assert names(spec({"trial": "s-*", "best": 9}), results) == ["s-1", "s-3", "s-2", "s-0", "s-4"]
+
+
 def test_other_sweeps_are_named() -> None:
     results = [done("zero-shot"), done("zero-shot", sweep="wikitext103")]
     assert len(names(spec("zero-shot"), results)) == 2
