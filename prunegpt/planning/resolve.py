@@ -70,8 +70,8 @@ def plan_data(
         source: what messages call it.
         path: the file that it was read from: where its relative paths begin, and the specs of its teachers lie.
     """
-    shared = _Shared(Files(root), tuple(overrides), strict, curves)
-    return Resolver(shared, plain_document(data, source, _own(overrides)), path).plan()
+    resolver = Resolver.of_data(data, overrides, source=source, path=path, root=root, strict=strict, curves=curves)
+    return resolver.plan()
 
 
 def _addressee(override: str) -> str | None:
@@ -144,13 +144,14 @@ class Resolver:
         overrides: Sequence[str] = (),
         *,
         source: str = "the spec",
+        path: Path | None = None,
         root: Root | None = None,
         strict: bool = False,
         curves: CurvesOf | None = None,
     ) -> "Resolver":
-        """As of_file, from plain data."""
+        """As of_file, from plain data; `path` as for plan_data."""
         shared = _Shared(Files(root), tuple(overrides), strict, curves)
-        return cls(shared, plain_document(data, source, _own(overrides)), None)
+        return cls(shared, plain_document(data, source, _own(overrides)), path)
 
     def _open(self, path: Path) -> "Resolver":
         """The resolver of another spec file, or of the one that somebody already opened."""

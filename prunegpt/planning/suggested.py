@@ -21,6 +21,7 @@ class Planner:
         root: where hashes of files are remembered.
         strict: what cannot be checked for want of a network is a problem, not a remark.
         curves: gives the sensitivity curves that a sweep measured.
+        path: of data, the file that it was read from.
 
     Raises:
         SpecError: the spec cannot be read. Its other problems are told when the plan is asked for.
@@ -34,11 +35,12 @@ class Planner:
         curves: CurvesOf | None = None,
         *,
         strict: bool = False,
+        path: Path | None = None,
     ) -> None:
         if isinstance(source, Path):
             self._resolver = Resolver.of_file(source, overrides, root=root, strict=strict, curves=curves)
         else:
-            self._resolver = Resolver.of_data(source, overrides, root=root, strict=strict, curves=curves)
+            self._resolver = Resolver.of_data(source, overrides, path=path, root=root, strict=strict, curves=curves)
 
     @cached_property
     def plan(self) -> SweepPlan:
