@@ -1,0 +1,103 @@
+"""The table of the README, made from latest.json.
+
+    python -m tests.bench.table               # prints it
+    python -m tests.bench.table --update README.md
+    python -m tests.bench.table --check README.md
+
+It stands between the lines <!-- prunegpt:bench --> and <!-- /prunegpt:bench -->.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from tests.bench.history import RESULTS, Latest, read_latest
+from tests.bench.rows import Row
+
+_REGION = re.compile(
+    r"(?P<open>^[ \t]*<!-- prunegpt:bench -->[ \t]*\n)(?P<body>.*?)(?P<close>^[ \t]*<!-- /prunegpt:bench -->)",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def markdown(latest: Latest) -> str:
+    """The table, what its rows say for themselves, and where it was measured."""
+    lines = ["| What | Beside | Wanted | Measured | |", "| --- | --- | ---: | ---: | --- |"]
+    notes: list[str] = []
+    for row in latest.rows:
+        verdict = row.verdict
+        said = row.skipped or row.note
+        if said:
+            notes.append(said)
+            verdict += f"<sup>{len(notes)}</sup>"
+        lines.append(f"| {row.what} | {row.beside or '–'} | {_wanted(row)} | {_measured(row)} | {verdict} |")
+    place = latest.place
+    where = (
+        f"{place.processor}, {place.cores} cores, {place.device}, {place.threads} threads, {place.clock} clock; "
+        f"{', '.join(f'{name} {version}' for name, version in latest.versions.items())}; {latest.commit}; {latest.date}"
+    )
+    quick = ["**Made with --quick: these figures mean nothing.**", ""] if place.quick else []
+    footnotes = [f"<sup>{number}</sup> {note}<br>" for number, note in enumerate(notes, start=1)]
+    legend = "A ratio is the median of paired runs, in brackets its quartiles, or all there are of fewer than four."
+    return "\n".join([*quick, *lines, "", f"{legend}<br>", *footnotes, f"<sub>{where}</sub>"]) + "\n"
+
+
+def replaced(text: str, latest: Latest) -> str:
+    """The text with the table between its markers.
+
+    Raises:
+        ValueError: the markers are not there, or more than once.
+    """
+    found = len(_REGION.findall(text))
+    if found != 1:
+        raise ValueError(
+            f"a file must hold the lines <!-- prunegpt:bench --> and <!-- /prunegpt:bench --> once, but has them "
+            f"{found} times. Add them where the table should stand."
+        )
+    return _REGION.sub(lambda match: f"{match['open']}\n{markdown(latest)}\n{match['close']}", text)
+
+
+def _wanted(row: Row) -> str:
+    if row.wanted is None:
+        return "–"
+    return f"{'≤' if row.better == 'lower' else '≥'} {row.wanted:g} {row.unit}"
+
+
+def _measured(row: Row) -> str:
+    if row.skipped:
+        return "–"
+    spread = f" \\[{_number(row.low)}, {_number(row.high)}\\]" if row.rounds > 1 else ""
+    return f"{_number(row.value)} {row.unit}{spread}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with latest.json")
+    parser.add_argument("--update", type=Path, metavar="FILE", help="write the table into this file")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="fail where that file's table is another")
+    arguments = parser.parse_args()
+    latest = read_latest(arguments.results)
+    if latest is None:
+        print(f"{arguments.results} holds no latest.json. Run `make bench` first.", file=sys.stderr)
+        return 1
+    path = arguments.update or arguments.check
+    if path is None:
+        print(markdown(latest), end="")
+        return 0
+    before = path.read_bytes().decode("utf-8")
+    after = replaced(before, latest)
+    if arguments.update:
+        path.write_bytes(after.encode("utf-8"))
+    elif before != after:
+        print(f"{path} holds another table than {arguments.results}. Run with --update {path}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
