@@ -113,11 +113,10 @@ def stored_bytes(connection: Connection) -> Mapping[int, tuple[int, int]]:
 
 def last_points(connection: Connection, attempts: Collection[int]) -> list[LastPoint]:
     """The newest point of each curve of these attempts, by attempt, stage and name."""
+    last = select(func.max(point.c.step)).where(point.c.curve_id == curve.c.id).scalar_subquery()  # one seek a curve
     newest = (
-        select(curve.c.attempt_id, curve.c.stage, curve.c.name, curve.c.id, func.max(point.c.step).label("step"))
-        .join(point, point.c.curve_id == curve.c.id)
+        select(curve.c.attempt_id, curve.c.stage, curve.c.name, curve.c.id, last.label("step"))
         .where(curve.c.attempt_id.in_(attempts))
-        .group_by(curve.c.id, curve.c.attempt_id, curve.c.stage, curve.c.name)
         .subquery()
     )
     query = (

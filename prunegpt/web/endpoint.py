@@ -104,7 +104,7 @@ class Endpoint:
 
 def reply(answer: Answer, status: int = 200) -> Response:
     """An answer as JSON; what is not finite is null."""
-    return Response(answer.model_dump_json(), status_code=status, media_type="application/json")
+    return Response(answer.model_dump_json(by_alias=True), status_code=status, media_type="application/json")
 
 
 def refusal(error: Exception) -> Response:

@@ -82,10 +82,8 @@ class Events:
         names = [name for name in shown if sweep in (None, name)]
         told: list[tuple[str, Any]] = [("sweep", self._sweep(name, changed)) for name in names]
         told += [("points", _points(one, points)) for one, points in written if trial is None or trial == one.name]
-        if told:
-            told += [("progress", self._progress(name)) for name in dict.fromkeys(
-                [*names, *(one.sweep for one, _ in written)]
-            ) if source.has(name)]  # fmt: skip
+        moved_on = dict.fromkeys([*names, *(one.sweep for one, _ in written)])
+        told += [("progress", self._progress(name)) for name in moved_on if source.has(name)]
         return now, told
 
     def _sweep(self, name: str, changed: list[TrialResult]) -> dict[str, Any]:

@@ -170,11 +170,11 @@ def parallel(
         for rank, index in enumerate(kept):
             if rank * shades // len(kept) != shade:
                 continue
-            told = "<br>".join(f"{label}: {_said(values[index])}" for label, values in axes.items())
+            told = "<br>".join(_escaped(f"{label}: {_said(values[index])}") for label, values in axes.items())
             for column, (heights, _) in enumerate(placed.values()):
                 x.append(column)
                 y.append(heights[rank])
-                texts.append(f"{names[index]}<br>{told}")
+                texts.append(f"{_escaped(names[index])}<br>{told}")
             x.append(None)
             y.append(None)
             texts.append("")
@@ -195,7 +195,12 @@ def parallel(
     count = len(placed)
     layout = _layout(
         title,
-        {"tickvals": list(range(count)), "ticktext": list(placed), "range": [-0.4, count - 0.8], "zeroline": False},
+        {
+            "tickvals": list(range(count)),
+            "ticktext": [_escaped(label) for label in placed],
+            "range": [-0.4, count - 0.8],
+            "zeroline": False,
+        },
         {"visible": False, "range": [-0.06, 1.06]},
     )
     layout["annotations"] = marks
@@ -216,7 +221,7 @@ def importance(shares: Mapping[str, float], title: str = "What perplexity depend
             "type": "bar",
             "orientation": "h",
             "x": [share for _, share in ordered],
-            "y": [name for name, _ in ordered],
+            "y": [_escaped(name) for name, _ in ordered],
             "marker": {"color": OKABE_ITO[0]},
             "hovertemplate": "%{y}: %{x:.1%}<extra></extra>",
         }
@@ -238,7 +243,7 @@ def _above(one: float | None, other: float | None) -> float | None:
 
 
 def _trace(x: Sequence[Any], y: Sequence[Any], name: str, **more: Any) -> dict[str, Any]:
-    return {"type": "scatter", "x": list(x), "y": list(y), "name": name, **more}
+    return {"type": "scatter", "x": list(x), "y": list(y), "name": _escaped(name), **more}
 
 
 def _points(points: Sequence[SparsityPoint], name: str, colour: str, symbol: str) -> dict[str, Any]:

@@ -208,12 +208,14 @@ class Source:
             del self._names[old.sweep, old.name]
 
     def _take_points(self, running: Mapping[int, tuple[int, int]], store: Store, revision: int) -> bool:
-        fresh = [attempt for attempt, (_, stored) in running.items() if self._stored(attempt) != stored]
+        fresh = [attempt for attempt, (_, stored) in running.items() if not stored or self._stored(attempt) != stored]
         ended = [attempt for attempt in self._running if attempt not in running]
         if not fresh and not ended:
             return False
+        different = bool(ended)
         for attempt in fresh:
             trial, stored = running[attempt]
+            different |= attempt not in self._running
             self._running.setdefault(attempt, Running(attempt, trial, stored)).stored = stored
         for point in store.last_points([*fresh, *ended]):
             one = self._running[point.attempt]
@@ -221,8 +223,9 @@ class Source:
             if one.last.get(key) != point:
                 one.last[key] = point
                 one.changed[key] = revision
+                different = True
         self._ended = {attempt: self._running.pop(attempt) for attempt in ended} or self._ended
-        return True
+        return different
 
     def _stored(self, attempt: int) -> int:
         return self._running[attempt].stored if attempt in self._running else -1

@@ -5,9 +5,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from typing import Any
-from urllib.request import urlopen
+from urllib.parse import urlsplit
 
 import uvicorn
 
@@ -40,9 +41,14 @@ def served(root: Root) -> Iterator[str]:
 class Listener:
     """Reads server-sent events in a thread, with the moment of each."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, last: str = "") -> None:
         self.events: list[tuple[float, str, str, Any]] = []  # moment, id, kind, data
-        self._answer = urlopen(url, timeout=30)
+        parts = urlsplit(url)
+        connection = HTTPConnection(parts.netloc, timeout=30)
+        headers = {"Last-Event-ID": last.encode()} if last else {}
+        connection.request("GET", f"{parts.path}?{parts.query}", headers=headers)
+        self._socket = connection.sock
+        self._answer = connection.getresponse()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -58,7 +64,7 @@ class Listener:
                 elif ": " in text and not text.startswith(":"):
                     name, _, value = text.partition(": ")
                     fields[name] = value
-        except (OSError, ValueError):
+        except (OSError, HTTPException):
             return
 
     def wait(self, kind: str, seconds: float = 10) -> tuple[float, str, str, Any]:
@@ -73,4 +79,7 @@ class Listener:
         raise AssertionError(f"no event {kind!r} within {seconds} s; got {[event[2] for event in self.events]}")
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
         self._answer.close()

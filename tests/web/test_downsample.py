@@ -1,5 +1,7 @@
 """Fewer points, the same extremes."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 
 from prunegpt.web.downsample import extremes
 
-VALUES = st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")), st.just(float("inf"))), min_size=1, max_size=400)
+VALUES = st.lists(
+    st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")), st.just(float("inf"))), min_size=1, max_size=400
+)
 
 
 @given(VALUES, st.integers(5, 60))
@@ -34,7 +38,7 @@ def test_every_stretch_keeps_its_own_extremes(values: list[float], count: int) -
     kept = set(extremes(given_values, count).tolist())
     buckets = (count - 2) // 3
     edges = np.linspace(0, len(values), buckets + 1).astype(int)
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         inside = [index for index in range(start, end) if np.isfinite(values[index])]
         if inside:
             assert min(values[index] for index in inside) in {values[index] for index in kept & set(inside)}

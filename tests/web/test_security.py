@@ -136,7 +136,9 @@ def test_an_action_from_elsewhere_is_refused(client: TestClient, headers: dict[s
 
 
 def test_an_action_must_be_json(own: TestClient) -> None:
-    answer = own.post("/api/v1/trials/study/too-big/note", content='{"text": "x"}', headers={"content-type": "text/plain"})
+    answer = own.post(
+        "/api/v1/trials/study/too-big/note", content='{"text": "x"}', headers={"content-type": "text/plain"}
+    )
     assert answer.status_code == 415
 
 
@@ -177,5 +179,5 @@ def test_which_addresses_are_loopback(host: str, expected: bool) -> None:
 
 
 def test_a_token_that_can_be_guessed_is_not_taken(kept: Root) -> None:
-    with pytest.raises(LaunchError, match="16 characters at least, but has 6. Leave --token out"):
+    with pytest.raises(LaunchError, match=r"16 characters at least, but has 6. Leave --token out"):
         run(kept, host="127.0.0.1", port=0, token="secret")

@@ -1,0 +1,142 @@
+"""Plotly figures: the same data as the matplotlib ones, in colours that stay apart, with traces the policy allows."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from prunegpt.report.errors import ReportError
+from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, LayerBar, SparsityPoint
+from prunegpt.web import plots
+from prunegpt.web.importance import importances
+
+POINTS = [
+    SparsityPoint("dense", DENSE, 0.0, 60.0, 59.0, 61.0),
+    SparsityPoint("m50", "magnitude", 50.0, 62.0, 61.0, 63.0),
+    SparsityPoint("m90", "magnitude", 90.0, 300.0),
+    SparsityPoint("w90", "wanda", 90.0, 90.0, 85.0, 95.0),
+    SparsityPoint("<b>w50", "wanda", 50.0, 61.0, 60.0, 62.0),
+]
+
+
+def drawn(plot: plots.Plot) -> list[dict[str, Any]]:
+    json.loads(plot.model_dump_json(), parse_constant=lambda constant: pytest.fail(constant))
+    return plot.data
+
+
+def test_every_point_is_drawn_with_its_interval() -> None:
+    marked = [trace for trace in drawn(plots.over_sparsity(POINTS)) if trace["mode"] == "markers"]
+    seen = {
+        (trace["name"], x, y, y - below if below is not None else None)
+        for trace in marked
+        for x, y, below in zip(trace["x"], trace["y"], trace["error_y"]["arrayminus"], strict=True)
+    }
+    assert seen == {(point.method, point.sparsity, point.perplexity, point.low) for point in POINTS}
+    assert plots.over_sparsity(POINTS).layout["yaxis"]["type"] == "log"
+    assert "<b>" not in plots.over_sparsity(POINTS).model_dump_json().replace("<br>", "").split('"customdata"')[0]
+
+
+def test_the_front_is_the_pareto_front() -> None:
+    front, *_ = drawn(plots.front(POINTS))
+    best = [
+        (point.sparsity, point.perplexity)
+        for point in POINTS
+        if not any(
+            other is not point and other.sparsity >= point.sparsity and other.perplexity <= point.perplexity
+            for other in POINTS
+        )
+    ]
+    assert list(zip(front["x"], front["y"], strict=True)) == sorted(best)
+
+
+def test_bars_start_at_the_dense_model() -> None:
+    bars = [LayerBar(0, 70.0, 68.0, 72.0), LayerBar(1, 61.0)]
+    bar, line = drawn(plots.by_layer(bars, dense=60.0))
+    assert [base + length for base, length in zip([bar["base"]] * 2, bar["y"], strict=True)] == [70.0, 61.0]
+    assert bar["error_y"]["array"] == [2.0, None]
+    assert line["y"] == [60.0, 60.0]
+
+
+def test_training_shows_perplexity_above_sparsity() -> None:
+    perplexity, sparsity = Curve("a", (1.0, 2.0), (9.0, 8.0)), Curve("a", (1.0, 2.0), (0.0, 50.0))
+    above, below = drawn(plots.training([perplexity], [sparsity]))
+    assert (above["yaxis"], below["yaxis"]) == ("y", "y2")
+    assert above["line"]["color"] == below["line"]["color"]
+    assert [above["showlegend"], below["showlegend"]] == [True, False]
+
+
+def test_parallel_lines_pass_through_every_value() -> None:
+    rates = [1e-5, 1e-4, 1e-3]
+    plot = plots.parallel({"rate": rates, "method": ["a", "<b>", None]}, [10.0, 20.0, 40.0], ["x", "y", "z"])
+    data = drawn(plot)
+    lines: dict[str, list[tuple[float, float | None]]] = {}
+    for trace in data:
+        for x, y, text in zip(trace["x"], trace["y"], trace["text"], strict=True):
+            if x is not None:
+                lines.setdefault(text.partition("<br>")[0], []).append((x, y))
+    assert {name: len(line) for name, line in lines.items()} == {"x": 3, "y": 3, "z": 3}
+    heights = [lines[name][0][1] for name in "xyz"]
+    assert heights == pytest.approx([0.0, 0.5, 1.0])  # logarithmic
+    assert lines["z"][1][1] is None
+    assert [lines[name][2][1] for name in "xyz"] == pytest.approx([0.0, 0.5, 1.0])
+    assert "&lt;b&gt;" in [note["text"] for note in plot.layout["annotations"]]
+
+
+def test_hover_texts_of_parallel_lines_are_escaped() -> None:
+    plot = plots.parallel({"method": ["<img src=x>", "b"]}, [1.0, 2.0], ["<script>", "y"])
+    text = json.dumps([trace["text"] for trace in drawn(plot)])
+    assert "<img" not in text
+    assert "<script" not in text
+
+
+def test_nothing_to_draw_is_said() -> None:
+    for make in (
+        lambda: plots.over_sparsity([]),
+        lambda: plots.front([]),
+        lambda: plots.by_layer([]),
+        lambda: plots.training([]),
+        lambda: plots.parallel({}, [], []),
+        lambda: plots.importance({}),
+    ):
+        with pytest.raises(ReportError, match=r"a figure needs .*, but there are none yet"):
+            make()
+
+
+def test_what_matters_is_told_from_what_does_not() -> None:
+    draw = np.random.default_rng(0)
+    settings = [
+        {
+            "rate": float(10 ** draw.uniform(-5, -2)),
+            "noise": float(draw.uniform()),
+            "kind": str(draw.choice(["a", "b"])),
+        }
+        for _ in range(200)
+    ]
+    shares = importances(settings, [(math.log10(one["rate"]) + 3.5) ** 2 for one in settings])
+    assert sum(shares.values()) == pytest.approx(1)
+    assert next(iter(shares)) == "rate"
+    assert shares["rate"] > 0.8
+
+
+@pytest.mark.parametrize("figure", ["sparsity", "pareto", "layers", "training", "parallel", "importance"])
+def test_every_figure_is_served_with_what_the_policy_allows(client: TestClient, figure: str) -> None:
+    answer = client.get(f"/api/v1/sweeps/study/figures/{figure}")
+    assert answer.status_code == 200, answer.text
+    kinds = {trace["type"] for trace in answer.json()["data"]}
+    assert kinds <= {"scatter", "bar", "heatmap"}  # others need eval or WebGL
+    colours = json.dumps(answer.json()["data"])
+    if figure in ("sparsity", "pareto", "training"):
+        assert OKABE_ITO[0] in colours
+    assert client.get(f"/api/v1/sweeps/study/figures/{figure}.json").json() == answer.json()
+
+
+@pytest.mark.parametrize("figure", ["sparsity", "pareto", "layers", "training"])
+def test_figures_are_drawn_as_png_and_svg(client: TestClient, figure: str) -> None:
+    png = client.get(f"/api/v1/sweeps/study/figures/{figure}.png")
+    assert png.content.startswith(b"\x89PNG")
+    svg = client.get(f"/api/v1/sweeps/study/figures/{figure}.svg")
+    assert svg.headers["content-type"].startswith("image/svg+xml")
+    assert svg.text.startswith("<svg")
