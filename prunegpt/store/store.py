@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, Point, StageRecord, TrialResult, TrialState
 from prunegpt.root import Root
-from prunegpt.store import notes, read, watch, write
+from prunegpt.store import notes, read, remove, watch, write
 from prunegpt.store.engine import open_engine, writer
 from prunegpt.store.migrate import prepare
 from prunegpt.store.rows import AttemptRow, CurveRow, SavedTrial, StageRow, StartedAttempt, SweepRow
@@ -95,6 +95,15 @@ class Store:
         with self._writer.begin() as connection:
             return write.add_trial(connection, one)
 
+    def keep_suggested(self, sweep: str, search: str, names: Collection[str]) -> None:
+        """These trials are what a search has suggested; others of its trials keep their rows and are no longer shown.
+
+        A spec may have changed so that the search as it is now could not have suggested them; one that changes back
+        shows them again.
+        """
+        with self._writer.begin() as connection:
+            write.keep_suggested(connection, sweep, search, names)
+
     def suggested(self, plan: "SweepPlan") -> list[SavedTrial]:
         """Trials that searches of a saved plan suggested earlier and that still wait, in spec order."""
         with self._reading() as connection:
@@ -165,7 +174,21 @@ class Store:
                 if held:
                     connection.execute(text("SELECT pg_advisory_unlock(:number)"), asked)
 
+    def remove(self, name: str, stages: Sequence[str] = ()) -> None:
+        """Removes a sweep with its trials, attempts and curves, and the rows of these stages.
+
+        Raises:
+            StoreError: there is no such sweep.
+        """
+        with self._writer.begin() as connection:
+            remove.remove(connection, name, stages)
+
     # Reads: anybody's.
+
+    def held(self, name: str) -> remove.Held:
+        """What a sweep has here, and which stages others have. Raises StoreError where there is no such sweep."""
+        with self._reading() as connection:
+            return remove.held(connection, name)
 
     def sweeps(self) -> list[SweepRow]:
         """All sweeps, in the order they were first run."""

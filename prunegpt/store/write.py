@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,6 +61,19 @@ def add_trial(connection: Connection, one: "TrialPlan") -> SavedTrial:
     query = select(trial.c.id, trial.c.state).where(trial.c.sweep_id == sweep_id, trial.c.name == one.name)
     found = connection.execute(query).one()
     return SavedTrial(found.id, one, found.state)
+
+
+def keep_suggested(connection: Connection, sweep_name: str, search: str, names: Collection[str]) -> None:
+    """Which trials belong to a search: those of these names, of all that it ever suggested."""
+    sweep_id = connection.execute(select(sweep.c.id).where(sweep.c.name == sweep_name)).scalar()
+    rows = connection.execute(
+        select(trial.c.id, trial.c.name, trial.c.search, trial.c.plan).where(trial.c.sweep_id == sweep_id)
+    )
+    for row in rows.all():
+        if json.loads(row.plan).get("search") == search:
+            wanted = search if row.name in names else ""
+            if row.search != wanted:
+                connection.execute(update(trial).where(trial.c.id == row.id).values(search=wanted, shown=bool(wanted)))
 
 
 def suggested(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:

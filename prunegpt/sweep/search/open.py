@@ -11,7 +11,7 @@ from prunegpt.store import Store
 from prunegpt.sweep.adaptive import NoSuggester, Suggester
 from prunegpt.sweep.search.mirror import FILE, OptunaMirror, Told
 from prunegpt.sweep.search.objectives import metrics_of
-from prunegpt.sweep.search.suggester import Search
+from prunegpt.sweep.search.suggester import Search, number_of
 from prunegpt.sweep.tokens import TokenClock
 
 
@@ -41,7 +41,7 @@ class Searches:
 
 
 def open_search(plan: SweepPlan, store: Store, root: Root, planner: Planner) -> Suggester:
-    """The searches of a plan as they stand in the store; trials that a changed spec could not suggest are retired.
+    """The searches of a plan as they stand in the store; trials that a changed spec could not suggest are put aside.
 
     Raises:
         PruneGPTError: a sampler cannot be made.
@@ -80,4 +80,9 @@ def _open(
 
     own = [result for result in results if result.plan.get("search") == search.name]
     mirror = OptunaMirror(root.path / FILE, f"{plan.name}/{search.name}", search.spec, told)
-    return Search(search, own, planner.suggested, curve=curve, tokens=tokens, mirror=mirror)
+    opened = Search(search, own, planner.suggested, curve=curve, tokens=tokens, mirror=mirror)
+    if own:
+        store.keep_suggested(
+            plan.name, search.name, {result.name for result in own if number_of(result) in opened.kept}
+        )
+    return opened

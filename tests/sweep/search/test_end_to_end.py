@@ -64,10 +64,12 @@ def _faked(trial: TrialPlan) -> TrialPlan:
     return trial.model_copy(update={"config": {**trial.config, "fake": {}}})
 
 
-def run(bench: Bench, folder: Path, trials: int = 7, slots: int = 1, crash_after: int | None = None) -> Any:
+def run(
+    bench: Bench, folder: Path, trials: int = 7, slots: int = 1, crash_after: int | None = None, text: str = SPEC
+) -> Any:
     """One process: plans, opens what is adaptive, and runs; may die with an exception after so many trials."""
     spec = folder / "words.yaml"
-    spec.write_text(SPEC.replace("TRIALS", str(trials)))
+    spec.write_text(text.replace("TRIALS", str(trials)))
     planner = Faked(Planner(spec, root=bench.root))
     plan = planner.plan
     ended = itertools.count(1)
@@ -131,3 +133,19 @@ def test_more_trials_go_on_and_nothing_runs_twice(bench: Bench, tmp_path: Path) 
     assert found(bench)[:3] == before
     assert outcome.finished == ("words/found-004", "words/found-005")
     assert run(bench, tmp_path, trials=5).finished == ()
+
+
+def test_trials_of_a_changed_base_are_put_aside_and_come_back(bench: Bench, tmp_path: Path) -> None:
+    """What the search as it is now could not have suggested is kept, not shown, and not run."""
+    try:
+        run(bench, tmp_path, trials=3, crash_after=3)
+    except KeyboardInterrupt:
+        names = [name for name, _ in found(bench)]
+    longer = SPEC.replace("max_steps: 40", "max_steps: 50")
+    run(bench, tmp_path, trials=2, text=longer)
+    assert [name for name, _ in found(bench)] == [f"found-{len(names) + 1:03d}", f"found-{len(names) + 2:03d}"]
+    hidden = [one.name for one in bench.store.results("words", shown=False) if one.plan["search"]]
+    assert hidden == names
+    run(bench, tmp_path, trials=3)
+    assert [name for name, _ in found(bench)][: len(names)] == names
+    assert len(found(bench)) == 3
