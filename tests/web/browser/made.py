@@ -104,13 +104,14 @@ def study() -> list[Wanted]:
                 swept={"stages.1.prune.layers": [layer]},
             )
         )
-    broken = "CUDA out of memory: <script>window.broken = true</script> tried to allocate 2.00 GiB"
+    big = "CUDA out of memory: <script>window.broken = true</script> tried to allocate 2.00 GiB"
+    fast = "the loss is not finite at step 40."
     found += [
-        Wanted("too-big", (base, finetune(base, "b16")), 0, state="failed", reason="out-of-memory", error=broken),
-        Wanted("too-fast", (base, finetune(base, "fa57")), 0, state="diverged", reason="diverged", error="the loss is not finite at step 40."),
+        Wanted("too-big", (base, finetune(base, "b16")), 0, state="failed", reason="out-of-memory", error=big),
+        Wanted("too-fast", (base, finetune(base, "fa57")), 0, state="diverged", reason="diverged", error=fast),
         Wanted("going", (base, distill(base, tuned, "901e")), 0, state="running"),
         Wanted("later", (base, tuned, prune(tuned, "1a7e", sparsity=0.95)), 0, state="waiting"),
-    ]  # fmt: skip
+    ]
     return found
 
 
@@ -150,7 +151,8 @@ def make_root(path: Path, trials: Sequence[Wanted] = (), *, name: str = "study",
 
 
 def _plan(sweep: str, order: int, one: Wanted) -> TrialPlan:
-    teachers = {stage.teacher for stage in one.chain if stage.teacher}
+    chain = one.chain[1:]
+    teachers = {stage.teacher for stage in chain if stage.teacher}
     return TrialPlan(
         sweep=sweep,
         name=one.name,
@@ -212,7 +214,7 @@ def _run(root: Root, store: Store, trial: int, sweep: str, one: Wanted, done: se
         store.add_points(attempt.id, curve(1, 80.0, 0.0, began, until=60))
         return
     if one.state == "diverged":
-        store.add_points(attempt.id, [Point(stage=1, step=step, epoch=0, name="loss", value=4 + step / 10 if step < 40 else None, time=began + step, tokens=step * TOKENS) for step in range(41)])  # fmt: skip
+        store.add_points(attempt.id, _rising(began))
     store.finish_attempt(
         AttemptRecord(
             sweep=sweep, trial=one.name, attempt=attempt.number, state=one.state, reason=one.reason, error=one.error,
@@ -222,11 +224,22 @@ def _run(root: Root, store: Store, trial: int, sweep: str, one: Wanted, done: se
     )  # fmt: skip
 
 
+def _rising(began: float) -> Iterable[Point]:
+    """A loss that ends in no number."""
+    for step in range(41):
+        value = 4 + step / 10 if step < 40 else None
+        yield Point(stage=1, step=step, epoch=0, name="loss", value=value, time=began + step, tokens=step * TOKENS)
+
+
 def _stage(
     stage: StagePlan, index: int, cached: bool, perplexity: float, sparsity: float, layers: Sequence[int]
 ) -> StageRecord:
     loss = float(windows_of(perplexity)[:, 0].sum() / windows_of(perplexity)[:, 1].sum())
-    tensors = {f"transformer.h.{block}.{part}.weight": sparsity for block in layers for part in _TENSORS}
+    tensors = {
+        f"transformer.h.{block}.{part}.weight": min(0.999, sparsity + 0.01 * (place - 1.5))
+        for block in layers
+        for place, part in enumerate(_TENSORS)
+    }
     return StageRecord(
         key=stage.key, kind=stage.kind, index=index, cached=cached, seconds=0.4 if index == 0 else 62.5 - index,
         train_tokens=STEPS * TOKENS if stage.training else 0, steps=STEPS if stage.training else 0,
@@ -236,8 +249,7 @@ def _stage(
         ),
         sparsity=SparsityRecord(
             pruned=sparsity, overall=sparsity * 0.68, selected=786_432, parameters=940_000, target=sparsity or None,
-            by_tensor={name: min(0.999, share + 0.01 * (place % 4 - 1.5)) for place, (name, share) in enumerate(tensors.items())}
-            if sparsity else {}, layers=tuple(layers) if sparsity else (),
+            by_tensor=tensors if sparsity else {}, layers=tuple(layers) if sparsity else (),
         ),
         versions=_VERSIONS, device="cpu",
     )  # fmt: skip

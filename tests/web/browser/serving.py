@@ -17,9 +17,14 @@ from prunegpt.web.app import create_app
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-_ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
-).split()
+_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 _STARTS_WITHIN = 20.0  # seconds
 
 
@@ -30,10 +35,10 @@ def chromium() -> Path | None:
 
 
 @contextmanager
-def served(root: Root, *, token: str | None = None) -> Iterator[str]:
+def served(root: Root, *, token: str | None = None, port: int = 0) -> Iterator[str]:
     """The address of a server over a root, while the block lasts."""
     config = uvicorn.Config(
-        create_app(root, token=token, host="127.0.0.1", port=0), host="127.0.0.1", port=0, log_level="warning",
+        create_app(root, token=token, host="127.0.0.1", port=port), host="127.0.0.1", port=port, log_level="warning",
         timeout_graceful_shutdown=1,
     )  # fmt: skip
     server = uvicorn.Server(config)

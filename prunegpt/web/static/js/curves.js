@@ -29,6 +29,9 @@ export function groups(names) {
   return found;
 }
 
+/** Whether curves go anywhere: what was measured once, as after one-shot pruning, makes no line. */
+export const hasLength = (curves) => new Set(curves.flatMap((curve) => [curve.x[0], curve.x.at(-1)].map((x) => x + (curve.offset ?? 0)))).size > 1;
+
 /** Curves of one trial, down-sampled by the server. */
 export async function fetchCurves(sweep, trial, names, axis, { points = 1000, signal } = {}) {
   return (await get(path("trials", sweep, trial, "curves"), { name: names, axis, points }, { signal })).curves;
@@ -56,6 +59,7 @@ export function curveFigure(group, lines, axis) {
       name: label,
       legendgroup: label,
       showlegend: first && labels.length > 1,
+      cliponaxis: false,
       x: curve.x.map((x) => (x + (curve.offset ?? 0)) * over),
       y: curve.y.map((y) => (y === null ? null : y * scale)),
       line: { color: style.color, dash: target ? "dash" : style.dash, width: 1.75, shape: /^sparsity/.test(curve.name) ? "hv" : "linear" },

@@ -67,7 +67,7 @@ function box(node, { x, y }) {
     svg("rect.mark", { width: 4, height: HEIGHT - 12, x: 6, y: 6, rx: 2 }),
     svg("text", { x: 18, y: 20 }, clipped(many + (node.folded ? node.kind : (node.label ?? node.kind)), value ? 20 - value.length : 24)),
     svg("text", { x: WIDTH - 10, y: 20, "text-anchor": "end" }, value),
-    svg("text.faint", { x: 18, y: 38 }, clipped(shared || (node.folded ? "" : format.key(node.key)), node.seconds ? 16 : 26)),
+    svg("text.faint", { x: 18, y: 38 }, clipped(shared || (node.folded ? "" : format.key(node.key)), node.seconds ? 23 - format.duration(node.seconds).length : 26)),
     svg("text.faint", { x: WIDTH - 10, y: 38, "text-anchor": "end" }, node.seconds ? format.duration(node.seconds) : ""),
   );
 }

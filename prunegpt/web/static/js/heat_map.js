@@ -5,6 +5,7 @@ import { escapeTemplate } from "./curves.js";
 const BLOCK = /(?:^|\.)(\d+)\.(.+)$/;
 // Cividis: even in lightness, and alike for all kinds of colour vision.
 const SCALE = "Cividis";
+const LEAST_RANGE = 5; // percentage points
 
 /** A figure of `/layers`, or null where nothing was pruned. */
 export function heatMap({ tensors, steps, values }) {
@@ -16,7 +17,7 @@ function overTime(tensors, steps, values) {
   const names = tensors.map(short);
   return {
     rows: tensors.length,
-    data: [{ ...common("step %{x}, %{y}<br>%{z:.1f} %"), x: steps, y: names, z: values.map((row) => row.map(toPercent)) }],
+    data: [{ ...common("step %{x}, %{y}<br>%{z:.1f} %", values.map((row) => row.map(toPercent))), x: steps, y: names }],
     layout: { xaxis: { title: { text: "optimizer step" } }, yaxis: { autorange: "reversed", type: "category", nticks: 40 }, uirevision: "layers" },
   };
 }
@@ -29,14 +30,25 @@ function byBlock(tensors, values) {
   parts.forEach(([block, kind], index) => (table[kinds.indexOf(kind)][blocks.indexOf(block)] = toPercent(values[index])));
   return {
     rows: kinds.length,
-    data: [{ ...common("block %{x}, %{y}<br>%{z:.2f} %"), x: blocks, y: kinds.map(short), z: table }],
+    data: [{ ...common("block %{x}, %{y}<br>%{z:.2f} %", table), x: blocks, y: kinds.map(short) }],
     layout: { xaxis: { title: { text: "decoder block" }, type: "category" }, yaxis: { autorange: "reversed", type: "category" }, uirevision: "layers" },
   };
 }
 
-function common(template) {
+/** Percent from lowest to highest, but five points at least: what is alike shall look alike. */
+function bounds(values) {
+  const all = values.flat().filter((value) => value !== null && value !== undefined);
+  const low = all.reduce((one, other) => Math.min(one, other), 100);
+  const high = all.reduce((one, other) => Math.max(one, other), 0);
+  const zmax = Math.min(100, Math.max(high, low + LEAST_RANGE));
+  return { zmin: Math.max(0, Math.min(low, zmax - LEAST_RANGE)), zmax };
+}
+
+function common(template, values) {
   return {
     type: "heatmap",
+    z: values,
+    ...bounds(values),
     colorscale: SCALE,
     xgap: 1,
     ygap: 1,

@@ -38,7 +38,7 @@ const SHOW = {
   sparsity_all: (row) => format.percent(row.sparsity_all),
   target: (row) => format.percent(row.target),
   tokens: (row) => format.count(row.tokens || null),
-  seconds: (row) => format.duration(row.seconds),
+  seconds: (row) => format.duration(row.seconds || null),
   started: (row) => format.time(row.started),
   ended: (row) => format.time(row.ended),
 };
@@ -265,7 +265,7 @@ export class TrialTable {
   range() {
     const height = this.rowHeight ?? 31;
     const top = Math.max(0, Math.floor(this.scroller.scrollTop / height) - AROUND);
-    return [top, Math.min(this.total, top + Math.ceil(this.scroller.clientHeight / height) + 2 * AROUND + 1)];
+    return [top, Math.min(this.total, top + Math.ceil(innerHeight / height) + 2 * AROUND + 1)];
   }
 
   draw() {

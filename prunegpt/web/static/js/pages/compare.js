@@ -2,7 +2,7 @@
 
 import { comparePage, get, path, sweepPage, trialPage } from "../api.js";
 import { keep, kept, keptAll } from "../address.js";
-import { AXES, curveFigure, fetchCurves, groups } from "../curves.js";
+import { AXES, curveFigure, fetchCurves, groups, hasLength } from "../curves.js";
 import { byId, h, replace, throttled } from "../dom.js";
 import * as format from "../format.js";
 import { follow } from "../live.js";
@@ -120,7 +120,7 @@ const grid = h("div.grid");
 
 async function loadCurves() {
   const all = await Promise.all(chosen.map((one) => fetchCurves(...split(one), ["perplexity", "loss", "ce", "kd", "sparsity", "sparsity_target", "learning_rate", "eval_*"], axis)));
-  const names = [...new Set(all.flat().map((curve) => curve.name))];
+  const names = [...new Set(all.flat().map((curve) => curve.name))].filter((name) => hasLength(all.flat().filter((curve) => curve.name === name)));
   if (!names.length) return void replace(grid, h("div.panel", {}, empty("No curves", "None of these trials has recorded any yet.")));
   // One figure a curve name: a figure of several names and several trials could not be told apart.
   const shown = groups(names).flatMap((group) => group.names.filter((name) => !name.includes("target")).map((name) => ({ ...group, key: name, title: group.names.length > 1 ? `${group.title}: ${name}` : group.title, names: [name] })));

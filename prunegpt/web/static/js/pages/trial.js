@@ -2,7 +2,7 @@
 
 import { address, get, path, post, sweepPage, trialPage } from "../api.js";
 import { kept, keep } from "../address.js";
-import { AXES, curveFigure, fetchCurves, groups } from "../curves.js";
+import { AXES, curveFigure, fetchCurves, groups, hasLength } from "../curves.js";
 import { byId, h, insertServerHtml, replace, throttled } from "../dom.js";
 import * as format from "../format.js";
 import { heatMap } from "../heat_map.js";
@@ -149,44 +149,37 @@ function showChain() {
 // Curves
 
 const logs = new Set();
+const grid = h("div.grid");
 
 async function loadCurves() {
-  const shown = groups(trial.curves.map((curve) => curve.name));
-  const place = parts.curves;
-  if (!place.firstChild) {
-    const grid = h("div.grid");
+  if (!parts.curves.firstChild) {
     const choose = segmented("What curves run over", AXES, axis, (chosen) => {
       axis = chosen;
       keep({ axis: axis === "step" ? "" : axis });
       void draw(grid, drawCurves);
     });
     const links = h("span.row", {}, ["csv", "json"].map((suffix) => h("a.button.small.quiet", { href: address(here(`points.${suffix}`)), download: "" }, `All points as ${suffix.toUpperCase()}`)));
-    replace(place, h("div.section-head", {}, h("h2", {}, "Curves"), choose, links), grid);
-    panels.grid = grid;
-  }
-  if (!shown.length) {
-    const words = trial.stages.length ? "Nothing was trained in this chain, so that there is nothing to draw." : "They appear here while the trial runs.";
-    return void replace(panels.grid, h("div.panel", {}, empty("No curves", words)));
+    replace(parts.curves, h("div.section-head", {}, h("h2", {}, "Curves"), choose, links), grid);
   }
   await drawCurves();
 }
 
 async function drawCurves() {
-  const shown = groups(trial.curves.map((curve) => curve.name));
-  const names = shown.flatMap((group) => group.names);
+  const known = groups(trial.curves.map((curve) => curve.name));
+  const names = known.flatMap((group) => group.names);
   curves = names.length ? await fetchCurves(sweep, name, names, axis) : [];
+  const shown = known.filter((group) => hasLength(curves.filter((curve) => group.names.includes(curve.name))));
   for (const group of shown) {
-    const mine = curves.filter((curve) => group.names.includes(curve.name));
-    if (!mine.length) continue;
-    if (!panels.has(group.key)) {
-      const log = h("button.quiet.small", { type: "button", "aria-pressed": "false", on: { click: () => toggleLog(group.key, log) } }, "log");
-      const panel = figurePanel(group.title, { links: [log, ...saveButtons(() => panels.get(group.key).plot, `${name}-${group.key}`)] });
-      panels.set(group.key, panel);
-    }
+    if (panels.has(group.key)) continue;
+    const log = h("button.quiet.small", { type: "button", "aria-pressed": "false", "aria-label": `${group.title} on a logarithmic axis`, on: { click: () => toggleLog(group.key, log) } }, "log");
+    panels.set(group.key, figurePanel(group.title, { links: [log, ...saveButtons(() => panels.get(group.key).plot, `${name}-${group.key}`)] }));
   }
-  const wanted = shown.filter((group) => panels.has(group.key)).map((group) => panels.get(group.key).panel);
-  if (wanted.length !== panels.grid.children.length || wanted.some((panel, index) => panel !== panels.grid.children[index])) replace(panels.grid, wanted);
-  for (const group of shown) if (panels.has(group.key)) await drawGroup(group);
+  const wanted = shown.map((group) => panels.get(group.key).panel);
+  if (!wanted.length) {
+    const ended = trial.state !== "running" && trial.state !== "waiting";
+    replace(grid, h("div.panel", {}, empty("No curves", ended ? "Nothing was trained in this chain, so there is nothing to draw over time." : "They appear here while the trial runs.")));
+  } else if (wanted.length !== grid.children.length || wanted.some((panel, index) => panel !== grid.children[index])) replace(grid, wanted);
+  for (const group of shown) await drawGroup(group);
 }
 
 function drawGroup(group) {
@@ -386,10 +379,7 @@ await draw(byId("head"), async () => {
       if (event.id !== trial.id && event.trial !== reference) return;
       const known = new Set(trial.curves.map((curve) => curve.name));
       const fresh = event.names.filter((one) => !known.has(one));
-      if (fresh.length) {
-        trial.curves.push(...fresh.map((one) => ({ stage: 0, name: one, points: 1 })));
-        if (!panels.size) void draw(parts.curves, loadCurves);
-      }
+      trial.curves.push(...fresh.map((one) => ({ stage: 0, name: one, points: 1 })));
       reloadCurves();
       if (event.names.some((one) => one.startsWith("sparsity/"))) reloadLayers();
     },

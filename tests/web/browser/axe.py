@@ -1,0 +1,38 @@
+"""axe-core, where it is installed: the rules of accessibility that a machine can check."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+_PACKAGES = ("axe_playwright_python", "axe_core_python")
+
+
+def script() -> Path:
+    """axe.min.js: of PRUNEGPT_AXE, or of a Python package that carries it; skips the test where there is none."""
+    named = os.environ.get("PRUNEGPT_AXE")
+    if named:
+        return Path(named)
+    for package in _PACKAGES:
+        found = find_spec(package)
+        for folder in (found.submodule_search_locations or ()) if found else ():
+            for file in sorted(Path(folder).rglob("axe.min.js")):
+                return file
+    pytest.skip("axe-core is not installed: pip install axe-playwright-python, or set PRUNEGPT_AXE to axe.min.js")
+
+
+def findings(page: "Page", file: Path) -> list[str]:
+    """Serious and critical findings of the page as it is."""
+    page.evaluate(file.read_text(encoding="utf-8") + "; void 0")
+    found: dict[str, Any] = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{rule['id']}: {rule['help']}: {node['html'][:160]} {node.get('failureSummary', '')[:300]}"
+        for rule in found["violations"]
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]

@@ -1,0 +1,74 @@
+"""A page of a real browser that fails the test on any console error, and on any request that leaves this host."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from prunegpt.root import Root
+from tests.web.browser import serving
+from tests.web.browser.made import make_root
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page
+
+
+@pytest.fixture(scope="session")
+def chromium() -> "Iterator[Browser]":
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'prunegpt[dev]'")
+    if serving.chromium() is None:
+        pytest.skip("no Chromium: apt install chromium, or set PRUNEGPT_CHROMIUM to its program")
+    with serving.browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Root:
+    """A root with trials of every state; tests must not change it."""
+    return make_root(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def address(study: Root) -> Iterator[str]:
+    with serving.served(study) as address:
+        yield address
+
+
+class Watched:
+    """What a page logged as errors, and where it asked for things."""
+
+    def __init__(self, page: "Page") -> None:
+        self.errors: list[str] = []
+        self.hosts: set[str] = set()
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
+        page.on("request", lambda request: self._request(request.url))
+
+    def _request(self, url: str) -> None:
+        if urlsplit(url).scheme not in ("data", "blob"):
+            self.hosts.add(urlsplit(url).hostname or url)
+
+    def _console(self, message: "ConsoleMessage") -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.text} ({message.location})")
+
+
+@pytest.fixture
+def page(chromium: "Browser") -> "Iterator[Page]":
+    with_page = chromium.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
+    with_page.set_default_timeout(20_000)
+    page = with_page.new_page()
+    watched = Watched(page)
+    yield page
+    broken = page.evaluate("window.broken === true")
+    with_page.close()
+    assert watched.errors == []
+    assert watched.hosts == {"127.0.0.1"}
+    assert not broken, "a script in a name, a log or an error has run"
+
+
+@pytest.fixture
+def downloads(tmp_path: Path) -> Path:
+    return tmp_path

@@ -1,0 +1,149 @@
+"""Pages of a store that grows while they are watched, and what they can do to it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prunegpt.root import Root
+from prunegpt.store import Store
+from tests.web.browser.made import grow, make_root, many
+from tests.web.browser.serving import served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.slow
+_LAST_STEP = (
+    "Math.max(...[...document.querySelectorAll('.js-plotly-plot')]"
+    ".flatMap((plot) => plot.data ?? []).map((trace) => trace.x.at(-1) ?? 0))"
+)
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Root:
+    return make_root(tmp_path / "runs")
+
+
+@pytest.fixture
+def live(growing: Root) -> Iterator[str]:
+    with served(growing) as address:
+        yield address
+
+
+def _until(page: "Page", expression: str, *, seconds: float = 10.0) -> object:
+    """Waits until JavaScript gives something true; polled from outside, as the content policy forbids `eval`."""
+    for _ in range(int(seconds * 20)):
+        if found := page.evaluate(expression):
+            return found
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never came true: {expression}")
+
+
+def test_a_curve_grows_while_it_is_watched(page: "Page", live: str, growing: Root) -> None:
+    page.goto(f"{live}/trials/study/going")
+    page.wait_for_selector(".live[data-state=live]")
+    _until(page, f"document.querySelectorAll('.js-plotly-plot').length === 3 && {_LAST_STEP} === 58")
+    grow(growing, start=60, until=120)
+    _until(page, f"{_LAST_STEP} === 118", seconds=6)
+
+
+def test_a_sweep_shows_what_runs_and_what_ends(page: "Page", live: str, growing: Root) -> None:
+    page.goto(f"{live}/sweeps/study")
+    page.wait_for_selector(".live[data-state=live]")
+    assert "step 58 of 200" in page.inner_text("#running")
+    grow(growing, start=60, until=120)
+    page.wait_for_selector("#running:has-text('step 118 of 200')")
+    with Store.open(growing) as store:
+        later = next(trial for trial in store.results("study") if trial.name == "later")
+        store.conclude(later.id, "failed", reason="teacher", error="its teacher failed")
+    page.wait_for_selector("#trials tr[data-trial=later] .state.failed")
+
+
+def test_the_stream_comes_back_after_the_server_was_away(chromium: "Browser", growing: Root) -> None:
+    context = chromium.new_context()
+    page = context.new_page()
+    with served(growing) as address:
+        page.goto(f"{address}/sweeps/study")
+        page.wait_for_selector(".live[data-state=live]")
+    page.wait_for_selector(".live[data-state=reconnecting]")
+    grow(growing, start=60, until=120)
+    with served(growing, port=int(address.rpartition(":")[2])):
+        page.wait_for_selector(".live[data-state=live]")
+        page.wait_for_selector("#running:has-text('step 118 of 200')")
+    context.close()
+
+
+def test_retry_asks_first_and_then_lets_the_trial_wait(page: "Page", live: str, growing: Root) -> None:
+    page.goto(f"{live}/trials/study/too-big")
+    page.click("button:has-text('Retry')")
+    assert "runs in a new attempt" in page.inner_text("dialog")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    with Store.open(growing) as store:
+        assert store.result("study/too-big").state == "failed"
+    page.click("button:has-text('Retry')")
+    page.click("dialog button:has-text('Retry the trial')")
+    page.wait_for_selector("#messages div")
+    page.wait_for_selector("#head .state.waiting")
+    with Store.open(growing) as store:
+        assert store.result("study/too-big").state == "waiting"
+
+
+def test_stop_asks_first_and_tells_that_nothing_runs(page: "Page", live: str) -> None:
+    page.goto(f"{live}/trials/study/going")
+    page.click("#head button:has-text('Stop')")
+    page.click("dialog button:has-text('Stop the trial')")
+    page.wait_for_selector("#messages div")
+
+
+def test_a_note_is_kept_and_cannot_run(page: "Page", live: str) -> None:
+    page.goto(f"{live}/trials/study/recovered")
+    page.click("button:has-text('Write a note')")
+    page.fill(
+        "textarea", "**Best** so far <script>window.broken = true</script> <img src=x onerror=window.broken=true>"
+    )
+    page.click("button:has-text('Save')")
+    page.wait_for_selector(".note-text strong:has-text('Best')")
+    page.reload()
+    page.wait_for_selector(".note-text strong:has-text('Best')")
+    assert page.locator(".note-text script, .note-text [onerror]").count() == 0
+
+
+def test_hundreds_of_trials_scroll_and_sort(page: "Page", tmp_path: Path) -> None:
+    root = make_root(tmp_path / "many", many(300), name="big", windows=False)
+    with served(root) as address:
+        page.goto(f"{address}/sweeps/big")
+        page.wait_for_selector("tr[data-place='0']")
+        assert page.locator("tr[data-place]").count() < 100
+        page.evaluate("document.querySelector('.trials').scrollTop = 1e6")
+        page.wait_for_selector("tr[data-trial=trial-00299]")
+        page.evaluate("document.querySelector('.trials').scrollTop = 0")
+        page.click(".trials thead button:has-text('prune.sparsity')")
+        page.wait_for_selector(".trials th[aria-sort=ascending]")
+        page.wait_for_selector("tr[data-place='0']")
+        values = page.locator("tr[data-place] td:nth-child(3)").all_inner_texts()
+        numbers = [float(value) for value in values]
+        assert len(numbers) > 15
+        assert numbers == sorted(numbers)
+
+
+def test_a_root_where_nothing_has_run_says_what_to_do(page: "Page", tmp_path: Path) -> None:
+    with served(Root(tmp_path / "none")) as address:
+        page.goto(address)
+        page.wait_for_selector(".empty:has-text('No sweeps yet')")
+        assert "prunegpt sweep run" in page.inner_text("main")
+
+
+def test_a_token_is_asked_for_once(page: "Page", growing: Root) -> None:
+    token = "correct-horse-battery-staple"
+    with served(growing, token=token) as address:
+        page.goto(f"{address}/sweeps/study")
+        page.fill("#token", "wrong")
+        page.click("button:has-text('Sign in')")
+        page.wait_for_selector(".problem:has-text('not the token')")
+        page.fill("#token", token)
+        page.click("button:has-text('Sign in')")
+        page.wait_for_url("**/sweeps/study")
+        page.wait_for_selector("tr[data-place]")

@@ -1,0 +1,278 @@
+"""Every page in a real browser, on a store with trials of every state."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.web.browser import axe
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+_COMPARE = "/compare?trial=study/recovered&trial=study/magnitude-0.9&trial=study/finetuned"
+_DRAWN = ".js-plotly-plot .main-svg"
+PAGES = {
+    "/": "article.sweep-card",
+    "/sweeps/study": "tr[data-place]",
+    "/trials/study/recovered": _DRAWN,
+    "/trials/study/going": _DRAWN,
+    "/trials/study/too-big": ".log-box pre",
+    "/trials/study/later": "h1",
+    _COMPARE: _DRAWN,
+    "/compare": ".empty",
+    "/sweeps/study/tables": ".stills img",
+    "/api": "article.endpoint",
+}
+slow = pytest.mark.slow
+
+
+def _open(page: "Page", address: str, path: str) -> None:
+    page.goto(address + path)
+    page.wait_for_selector(f"main {PAGES[path]}")
+
+
+def test_the_start_page_shows_the_sweep(page: "Page", address: str) -> None:
+    _open(page, address, "/")
+    assert "Pruning study in small" in page.inner_text("article.sweep-card")
+    assert "19 of 23 trials" in page.inner_text("article.sweep-card")
+
+
+@slow
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("width", [1440, 390])
+def test_every_page_stands_and_is_no_wider_than_the_window(page: "Page", address: str, path: str, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    _open(page, address, path)
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("main .problem[role=alert]").count() == 0
+    assert page.locator("h1").count() == 1
+
+
+@slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", PAGES)
+def test_axe_finds_nothing_serious(chromium: "Browser", address: str, path: str, scheme: str) -> None:
+    file = axe.script()
+    context = chromium.new_context(color_scheme=scheme, viewport={"width": 1440, "height": 1000})  # type: ignore[arg-type]
+    page = context.new_page()
+    _open(page, address, path)
+    page.wait_for_timeout(500)
+    found = axe.findings(page, file)
+    context.close()
+    assert found == []
+
+
+def _names(page: "Page") -> list[str]:
+    return page.locator("tr[data-place] th a").all_inner_texts()
+
+
+def _wait_for_names(page: "Page", meets: Callable[[list[str]], bool]) -> list[str]:
+    for _ in range(100):
+        if meets(found := _names(page)):
+            return found
+        page.wait_for_timeout(50)
+    raise AssertionError(f"the table shows {_names(page)}")
+
+
+@slow
+def test_sort_and_filter_stay_in_the_address(page: "Page", address: str) -> None:
+    _open(page, address, "/sweeps/study")
+    assert _names(page)[0] == "zero-shot"
+    page.click(".trials thead button:has-text('Perplexity')")
+    _wait_for_names(page, lambda names: names[0] == "finetuned")
+    page.click(".trials thead button:has-text('Perplexity')")
+    _wait_for_names(page, lambda names: names[0] == "magnitude-0.9")
+    assert page.get_attribute(".trials th[aria-sort=descending]", "scope") == "col"
+    page.keyboard.press("/")
+    page.keyboard.type("wanda")
+    names = _wait_for_names(page, lambda names: len(names) == 5)
+    assert names == ["wanda-0.9", "wanda-0.8", "wanda-0.7", "wanda-0.6", "wanda-0.5"]
+    assert "5 of 23 trials" in page.inner_text(".toolbar .count")
+    page.reload()
+    assert _wait_for_names(page, lambda names: len(names) == 5) == names
+    page.fill("#search", "")
+    page.click(".chips button[data-state=failed]")
+    _wait_for_names(page, lambda names: names == ["too-big"])
+    page.fill("#search", "nothing is called this")
+    page.wait_for_selector(".trials .empty")
+
+
+@slow
+def test_columns_are_chosen_swept_ones_first(page: "Page", address: str) -> None:
+    _open(page, address, "/sweeps/study")
+    heads = page.locator(".trials thead th").all_inner_texts()
+    assert [head.strip() for head in heads[:5]] == ["Trial", "State", "prune.method", "prune.sparsity", "prune.layers"]
+    page.click("summary:has-text('Columns')")
+    page.get_by_label("Seed", exact=True).check()
+    page.get_by_label("prune.layers", exact=True).uncheck()
+    page.reload()
+    page.wait_for_selector("tr[data-place]")
+    heads = [head.strip() for head in page.locator(".trials thead th").all_inner_texts()]
+    assert "Seed" in heads
+    assert "prune.layers" not in heads
+
+
+@slow
+def test_the_keyboard_selects_compares_and_opens(page: "Page", address: str) -> None:
+    _open(page, address, "/sweeps/study")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    page.wait_for_selector("button:has-text('Compare 2')")
+    page.keyboard.press("c")
+    page.wait_for_selector(".compare-table")
+    assert "/compare?trial=study%2Ffinetuned&trial=study%2Fmagnitude-0.5" in page.url
+    page.keyboard.press("u")
+    page.wait_for_selector("tr[data-place]")
+    page.keyboard.press("?")
+    assert "Compare the selected trials" in page.inner_text("dialog")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/trials/study/zero-shot")
+    page.wait_for_selector("h1:has-text('zero-shot')")
+    page.wait_for_selector(".chain .box")
+    page.keyboard.press("j")
+    page.wait_for_url("**/trials/study/finetuned")
+
+
+@slow
+def test_a_sweep_draws_figures_and_stages(page: "Page", address: str) -> None:
+    _open(page, address, "/sweeps/study")
+    page.locator("#figures").scroll_into_view_if_needed()
+    page.wait_for_selector("#figures .js-plotly-plot")
+    page.locator("#stages").scroll_into_view_if_needed()
+    page.wait_for_selector("#stages g.node")
+    assert page.locator("#stages g.node.running").count() == 1
+    assert page.locator("#stages path.edge.teacher").count() == 2
+    page.locator("#stages g.node.published").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert "used by 19 trials" in page.inner_text(".graph-detail")
+
+
+@slow
+def test_a_trial_shows_what_it_is_made_of(page: "Page", address: str) -> None:
+    _open(page, address, "/trials/study/recovered")
+    text = page.inner_text("main")
+    for shown in (
+        "67.20",
+        "90.0 %",
+        "Goes on from",
+        "Taught by",
+        "prunegpt sweep run sweeps/study.yaml --only recovered",
+    ):
+        assert shown in text
+    titles = page.locator(".figure h3").all_inner_texts()
+    assert titles[:4] == ["Perplexity", "Loss terms", "Sparsity, target and achieved", "Learning rate"]
+    assert titles[4:] == ["Sparsity by layer over time"]
+    for axis, title in (("Tokens", "tokens trained on"), ("Time", "minutes")):
+        page.click(f".segmented button:has-text('{axis}')")
+        page.wait_for_selector(f".figure .xtitle:has-text('{title}')")
+    assert "axis=time" in page.url
+
+
+@slow
+def test_a_failure_is_told_and_its_log_is_text(page: "Page", address: str) -> None:
+    _open(page, address, "/trials/study/too-big")
+    assert "out-of-memory" in page.inner_text(".problem")
+    assert "<script>" in page.inner_text(".problem")
+    assert "<img src=x onerror=window.broken=true>" in page.inner_text(".log-box pre")
+
+
+@slow
+def test_compare_shows_differences_tests_and_curves(page: "Page", address: str) -> None:
+    _open(page, address, _COMPARE)
+    text = page.inner_text("main")
+    assert "Paired tests" in text
+    assert "< 0.001" in text
+    assert "stages.2.distill.hardness" in text
+    page.click("button[aria-label='Take study/finetuned out']")
+    page.wait_for_selector(".compare-table")
+    assert page.locator(".compare-table >> nth=0").locator("thead a").all_inner_texts() == [
+        "recovered",
+        "magnitude-0.9",
+    ]
+
+
+@slow
+def test_tables_are_downloaded_in_every_format_and_read_again(page: "Page", address: str, downloads: Path) -> None:
+    _open(page, address, "/sweeps/study/tables")
+
+    def fetch(label: str) -> str:
+        with page.expect_download() as started:
+            page.click(f"a[aria-label='{label}']")
+        file = downloads / started.value.suggested_filename
+        started.value.save_as(file)
+        return file.read_text(encoding="utf-8")
+
+    title = "Download Pruning and distillation as"
+    rows = list(csv.DictReader(io.StringIO(fetch(f"{title} CSV"))))
+    assert len(rows) == 15
+    assert float(rows[0]["perplexity"]) == pytest.approx(63.4)
+    assert "60.5" in json.dumps(json.loads(fetch(f"{title} JSON")))
+    assert fetch(f"{title} Markdown").count("\n| ") >= 15
+    assert "\\begin{tabular}" in fetch(f"{title} LaTeX")
+    assert "<table>" in fetch(f"{title} HTML")
+    assert fetch("Perplexity over sparsity as SVG").lstrip().startswith(("<svg", "<?xml"))
+    with page.expect_download() as started:
+        page.click("a[aria-label='Perplexity over sparsity as PNG']")
+    assert Path(started.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+@slow
+def test_every_trial_and_point_can_be_had_as_csv(page: "Page", address: str) -> None:
+    _open(page, address, "/sweeps/study")
+    with page.expect_download() as started:
+        page.click(".toolbar a:has-text('CSV')")
+    assert len(_rows(started.value.path())) == 23
+    _open(page, address, "/trials/study/recovered")
+    with page.expect_download() as started:
+        page.click("a:has-text('All points as CSV')")
+    points = _rows(started.value.path())
+    assert {"loss", "perplexity", "sparsity_target"} <= {point["name"] for point in points}
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(Path(file).read_text(encoding="utf-8"))))
+
+
+@slow
+def test_the_theme_is_the_systems_until_one_is_chosen(chromium: "Browser", address: str) -> None:
+    context = chromium.new_context(color_scheme="dark")
+    page = context.new_page()
+    _open(page, address, "/")
+
+    def background() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    dark = background()
+    page.keyboard.press("t")
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    light = background()
+    assert light != dark
+    page.reload()
+    assert background() == light
+    page.keyboard.press("t")
+    assert background() == dark
+    context.close()
+
+
+@slow
+def test_what_is_not_there_is_said_kindly(chromium: "Browser", address: str) -> None:
+    context = chromium.new_context()
+    page = context.new_page()
+    answer = page.goto(f"{address}/sweeps/studdy")
+    assert answer is not None
+    assert answer.status == 404
+    assert "study" in page.inner_text("main")
+    assert page.locator("a:has-text('All sweeps')").count() == 1
+    context.close()
