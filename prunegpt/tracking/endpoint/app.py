@@ -1,0 +1,91 @@
+"""The routes of the W&B protocol, to be mounted at "/" of a server, which decides who may ask."""
+
+import gzip
+import io
+import json
+import zlib
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from prunegpt.root import Root
+from prunegpt.tracking.endpoint.graphql import Operations, Refused, Sender
+from prunegpt.tracking.endpoint.runs import LARGEST_FILE, Runs
+
+_LARGEST_BODY = 64 << 20  # bytes of a request, unpacked
+
+
+def routes(root: Root) -> list[Route]:
+    """What `wandb sweep`, `wandb agent` and online runs ask of a server, answered from a root.
+
+    A client sends its WANDB_API_KEY as the password of basic authentication; where the server has a token, that is it.
+    """
+    runs = Runs(root)
+    operations = Operations(root, runs)
+
+    async def graphql(request: Request) -> Response:
+        asked = await _json(request)
+        if not isinstance(asked, dict):
+            return _error("a request must be a JSON object with a query.", 400)
+        sender = Sender(str(request.base_url).rstrip("/"), request.headers.get("authorization", ""))
+        try:
+            return JSONResponse(await run_in_threadpool(operations.answer, asked, sender))
+        except Refused as error:
+            return _error(str(error), error.status)
+
+    async def stream(request: Request) -> Response:
+        body = await _json(request)
+        if not isinstance(body, dict):
+            return _error("a stream must be a JSON object.", 400)
+        await run_in_threadpool(runs.stream, *_run(request), body)
+        return JSONResponse({})
+
+    async def upload(request: Request) -> Response:
+        content = await _body(request, LARGEST_FILE)
+        if content is not None:
+            await run_in_threadpool(runs.keep_file, *_run(request), request.path_params["path"], content)
+        return Response(status_code=200)
+
+    at = "/files/{entity}/{project}/{run}"
+    return [
+        Route("/graphql", graphql, methods=["POST"]),
+        Route(f"{at}/file_stream", stream, methods=["POST"]),
+        Route(f"{at}/upload/{{path:path}}", upload, methods=["PUT", "POST"]),
+    ]
+
+
+def _run(request: Request) -> tuple[str, str, str]:
+    parts = request.path_params
+    return parts["entity"], parts["project"], parts["run"]
+
+
+async def _json(request: Request) -> Any:
+    body = await _body(request, _LARGEST_BODY)
+    try:
+        return json.loads(_unpacked(body or b"", request.headers.get("content-encoding", "")))
+    except (ValueError, OSError, zlib.error):
+        return None
+
+
+def _unpacked(body: bytes, encoding: str) -> bytes:
+    if encoding != "gzip":
+        return body
+    with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
+        return file.read(_LARGEST_BODY)
+
+
+async def _body(request: Request, largest: int) -> bytes | None:
+    """What was sent; None where it is too large."""
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > largest:
+            return None
+    return bytes(data)
+
+
+def _error(message: str, status: int) -> Response:
+    return JSONResponse({"data": None, "errors": [{"message": message}], "error": message}, status_code=status)

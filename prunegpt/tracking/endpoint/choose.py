@@ -1,0 +1,108 @@
+"""The next point of a hosted sweep: through the grid, at random, or by Optuna's TPE from what came out so far."""
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prunegpt.spec.wandb_parameters import Parameter, ParameterError, parameters
+from prunegpt.tracking.endpoint.hosted import OPEN, Hosted, Point
+from prunegpt.tracking.endpoint.space import distribution
+
+_EDGE = 1e-12
+
+
+def next_point(hosted: Hosted) -> Point | None:
+    """The point of the run after the last one; None where a grid has no more."""
+    found, _ = parameters(hosted.config.get("parameters"))
+    free = [one for one in found if not one.constant]
+    method, number = hosted.config.get("method"), len(hosted.runs)
+    values: dict[str, Any] | None
+    if method == "grid":
+        values = _grid(free, number)
+    elif method == "random":
+        values = {one.path: one.draw(share) for one, share in zip(free, _shares(hosted, len(free)), strict=True)}
+    else:
+        values = _bayes(hosted, free)
+    return None if values is None else Point(args=_nested(found, values), values=values)
+
+
+def _nested(found: Sequence[Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
+    args: dict[str, Any] = {}
+    for one in found:
+        *above, last = one.place[1::2]
+        node = args
+        for name in above:
+            node = node.setdefault(name, {})
+        node[last] = one.spec["value"] if one.constant else values[one.path]
+    return args
+
+
+def _grid(free: Sequence[Parameter], number: int) -> dict[str, Any] | None:
+    points = itertools.product(*(one.listed() for one in free))
+    point = next(itertools.islice(points, number, None), None)
+    return None if point is None else dict(zip([one.path for one in free], point, strict=True))
+
+
+def _shares(hosted: Hosted, count: int) -> list[float]:
+    source = random.Random(f"{hosted.name}/{len(hosted.runs)}")
+    return [source.uniform(_EDGE, 1 - _EDGE) for _ in range(count)]
+
+
+def _bayes(hosted: Hosted, free: Sequence[Parameter]) -> dict[str, Any]:
+    """Asks a study that is made again of all runs; those that run count as bad, so that no two are alike."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = {one.path: distribution(one) or optuna.distributions.FloatDistribution(_EDGE, 1 - _EDGE) for one in free}
+    drawn_ones = {one.path: one for one in free if distribution(one) is None}
+    sampler = optuna.samplers.TPESampler(seed=len(hosted.runs))
+    study = optuna.create_study(direction="maximize" if hosted.goal == "maximize" else "minimize", sampler=sampler)
+    worst = _worst(hosted)
+    for run in hosted.runs:
+        params = {
+            path: _share(drawn_ones[path], value) if path in drawn_ones else value for path, value in run.values.items()
+        }
+        known = run.metric is not None and math.isfinite(run.metric)
+        if run.state in OPEN or known or worst is not None:
+            done = known or run.state not in OPEN
+            state = optuna.trial.TrialState.COMPLETE if done else optuna.trial.TrialState.RUNNING
+            value = (run.metric if known else worst) if done else None
+            study.add_trial(optuna.create_trial(state=state, value=value, params=params, distributions=space))
+    trial = study.ask(space)
+    return {path: drawn_ones[path].draw(value) if path in drawn_ones else value for path, value in trial.params.items()}
+
+
+def _worst(hosted: Hosted) -> float | None:
+    """What a run that came to nothing counts as, as W&B has it by default."""
+    values = [run.metric for run in hosted.runs if run.metric is not None and math.isfinite(run.metric)]
+    return (min if hosted.goal == "maximize" else max)(values, default=None)
+
+
+def _share(parameter: Parameter, value: float) -> float:
+    """The share that a value was drawn at, by bisection."""
+    low, high = _EDGE, 1 - _EDGE
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if parameter.draw(middle) < value else (low, middle)
+    return (low + high) / 2
+
+
+def config_problems(config: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a config that shall be hosted."""
+    found, problems = parameters(config.get("parameters"))
+    told = [f"{'.'.join(place)}: {message}" for place, message in problems]
+    if config.get("method") not in ("grid", "random", "bayes"):
+        told.append(f"method must be grid, random or bayes, but is {config.get('method')!r}.")
+    if config.get("method") == "bayes" and not (config.get("metric") or {}).get("name"):
+        told.append("method bayes needs a metric: give metric: {name: ..., goal: minimize}.")
+    if config.get("method") == "grid":
+        try:
+            for one in found:
+                one.listed()
+        except ParameterError as error:
+            told.append(str(error))
+    if config.get("method") == "bayes":
+        told += [f"{one.path}: bayes takes no probabilities." for one in found if "probabilities" in one.spec]
+    return told

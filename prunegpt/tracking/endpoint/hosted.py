@@ -1,0 +1,228 @@
+"""A W&B sweep that we host: its runs, its agents, and what an agent is told when it asks.
+
+An agent asks every few seconds and says which of its runs are alive. What it is told may get lost, so a run is leased:
+until there is a sign that it began, the same command is given again; and where an agent falls silent its lease ends.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from prunegpt.sweep.hyperband import bands, given_up
+from prunegpt.tracking.endpoint.signs import Signs
+
+SweepState = Literal["RUNNING", "PAUSED", "FINISHED", "CANCELED"]
+RunState = Literal["leased", "running", "finished", "failed", "stopped", "crashed"]
+OPEN = ("leased", "running")
+
+SILENT = 300.0  # seconds without a word after which an agent is taken to be gone
+_POLL = 4.5  # seconds: an agent that has got its answer does not ask again before
+_ANSWERS = 2  # times that a run is given out where runs leave no sign of having begun
+_RETRIES = 1  # times that a run whose agent fell silent is given to another
+
+
+class Run(BaseModel):
+    """One point of the sweep and what became of it."""
+
+    id: str
+    number: int  # from 0, in the order of points
+    args: dict[str, Any]  # as the agent gets them: nested
+    values: dict[str, Any]  # path -> value of what is not constant
+    agent: str = ""
+    state: RunState = "leased"
+    answers: int = 0  # times that it was given to its present agent
+    lost: int = 0  # agents that fell silent over it
+    stop: str = ""  # why it shall end
+    metric: float | None = None
+    created: float = 0.0
+    ended: float | None = None
+
+
+class Agent(BaseModel):
+    """A process that asks for runs."""
+
+    id: str
+    host: str
+    seen: float
+    answered: float = 0.0
+
+
+class Point(BaseModel):
+    """A new point: as the agent gets it, and by path."""
+
+    args: dict[str, Any]
+    values: dict[str, Any]
+
+
+class Hosted(BaseModel):
+    """A sweep as it is kept: everything to go on after a restart."""
+
+    name: str  # W&B's short id
+    entity: str
+    project: str
+    config: dict[str, Any]
+    display: str = ""
+    state: SweepState = "RUNNING"
+    created: float = 0.0
+    runs: list[Run] = []
+    agents: dict[str, Agent] = {}
+    speaks: bool = False  # its runs leave signs, as ours and all online ones do: one without has not begun
+
+    def run(self, run_id: str) -> Run | None:
+        return next((run for run in self.runs if run.id == run_id), None)
+
+    @property
+    def goal(self) -> str:
+        return str((self.config.get("metric") or {}).get("goal", "minimize"))
+
+    @property
+    def metric(self) -> str:
+        return str((self.config.get("metric") or {}).get("name", "perplexity"))
+
+
+Command = dict[str, Any]
+
+
+class Desk:
+    """Answers the agents of one sweep.
+
+    Args:
+        hosted: what is kept of it; changed in place.
+        signs: what is known of a run beside what its agent says.
+        point: the point after so many runs; None where there is none.
+    """
+
+    def __init__(self, hosted: Hosted, signs: Callable[[str], Signs], point: Callable[[Hosted], Point | None]) -> None:
+        self.hosted = hosted
+        self._signs = signs
+        self._point = point
+
+    def register(self, host: str, now: float) -> Agent:
+        """A new agent."""
+        agent = Agent(id=secrets.token_hex(8), host=host, seen=now)
+        self.hosted.agents[agent.id] = agent
+        return agent
+
+    def heartbeat(self, agent: Agent, alive: Iterable[str], now: float) -> list[Command]:
+        """What an agent is told that has these runs alive."""
+        asked_again = now - agent.answered < _POLL and agent.answered > 0
+        agent.seen = now
+        running = set(alive)
+        commands: list[Command] = []
+        for run in self._open():
+            if run.agent == agent.id:
+                commands += self._look(run, running, asked_again, now)
+        self._expire(now)
+        self._give_up_early()
+        self._settle(now)
+        commands += [{"type": "stop", "run_id": run.id} for run in self._open() if run.agent == agent.id and run.stop]
+        if not any(run.agent == agent.id for run in self._open()):
+            commands += self._next(agent, now)
+        agent.answered = now
+        return commands
+
+    def change(self, state: SweepState, now: float) -> None:
+        """Stops, cancels, pauses or resumes the sweep."""
+        self.hosted.state = state
+        if state == "CANCELED":
+            for run in self._open():
+                run.stop = run.stop or "the sweep was cancelled"
+
+    # -- runs of the agent that asks ------------------------------------------------------------------------------
+
+    def _open(self) -> list[Run]:
+        return [run for run in self.hosted.runs if run.state in OPEN]
+
+    def _look(self, run: Run, alive: set[str], asked_again: bool, now: float) -> list[Command]:
+        if run.id in alive:
+            run.state = "running"
+            return []
+        signs = self._signs(run.id)
+        unseen = run.state == "leased" and not signs.started
+        self.hosted.speaks = self.hosted.speaks or signs.started
+        if unseen and (asked_again or self.hosted.speaks or run.answers < _ANSWERS):
+            run.answers += not asked_again  # the client repeats a request whose answer it did not get
+            return [self._command(run)]
+        self._end(run, signs, now, otherwise="failed" if signs.started and not signs.ended else "finished")
+        return []
+
+    def _end(self, run: Run, signs: Signs, now: float, *, otherwise: RunState) -> None:
+        ended = signs.ended or ("stopped" if run.stop else otherwise)
+        run.state = "failed" if ended == "diverged" else ended  # type: ignore[assignment]
+        run.metric = signs.value
+        run.ended = now
+
+    # -- runs of all agents ---------------------------------------------------------------------------------------
+
+    def _expire(self, now: float) -> None:
+        """Ends the leases of agents that have fallen silent, unless the run itself still speaks."""
+        for run in self._open():
+            agent = self.hosted.agents.get(run.agent)
+            if agent is None or now - agent.seen < SILENT:
+                continue
+            signs = self._signs(run.id)
+            if signs.ended:
+                self._end(run, signs, now, otherwise="finished")
+            elif now - signs.active >= SILENT:
+                run.state, run.lost, run.ended = "crashed", run.lost + 1, now
+
+    def _give_up_early(self) -> None:
+        stop = self.hosted.config.get("early_terminate")
+        growing = [run for run in self._open() if not run.stop]
+        if not stop or not growing:
+            return
+        sign = -1.0 if self.hosted.goal == "maximize" else 1.0
+        runs = [run for run in self.hosted.runs if run.state != "crashed"]
+        curves = [[sign * value for value in self._signs(run.id).curve] for run in runs]
+        eta = stop.get("eta", 3)
+        lengths = bands(min_iter=stop.get("min_iter"), max_iter=stop.get("max_iter"), s=stop.get("s"), eta=eta)
+        told = given_up(curves, lengths=lengths, eta=eta, strict=stop.get("strict", True))
+        for run, over in zip(runs, told, strict=True):
+            if over and run.state in OPEN and not run.stop:
+                run.stop = "early_terminate: others were better at this length"
+
+    def _settle(self, now: float) -> None:
+        """Finishes a sweep whose metric has reached its target."""
+        target = (self.hosted.config.get("metric") or {}).get("target")
+        if target is None or self.hosted.state != "RUNNING":
+            return
+        sign = -1.0 if self.hosted.goal == "maximize" else 1.0
+        if any(run.metric is not None and sign * run.metric <= sign * target for run in self.hosted.runs):
+            self.hosted.state = "FINISHED"
+
+    # -- what comes next ------------------------------------------------------------------------------------------
+
+    def _next(self, agent: Agent, now: float) -> list[Command]:
+        if self.hosted.state == "PAUSED":
+            return []
+        if self.hosted.state != "RUNNING":
+            return [{"type": "exit"}]
+        again = next((run for run in self.hosted.runs if run.state == "crashed" and run.lost <= _RETRIES), None)
+        if again is not None:
+            again.state, again.agent, again.answers, again.ended = "leased", agent.id, 1, None
+            return [self._command(again)]
+        cap = self.hosted.config.get("run_cap")
+        point = None if cap is not None and len(self.hosted.runs) >= cap else self._point(self.hosted)
+        if point is not None:
+            run = Run(id=run_id(), number=len(self.hosted.runs), agent=agent.id, answers=1, created=now, **dict(point))
+            self.hosted.runs.append(run)
+            return [self._command(run)]
+        if self._open():
+            return []  # one of them may have to be run again
+        self.hosted.state = "FINISHED"
+        return [{"type": "exit"}]
+
+    def _command(self, run: Run) -> Command:
+        args = {name: {"value": value} for name, value in run.args.items()}
+        return {"type": "run", "run_id": run.id, "program": self.hosted.config.get("program", ""), "args": args}
+
+
+def run_id() -> str:
+    """Eight lower-case letters and digits, as W&B's own."""
+    return short_id(secrets.choice)
+
+
+def short_id(choose: Callable[[Sequence[str]], str]) -> str:
+    return "".join(choose("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))

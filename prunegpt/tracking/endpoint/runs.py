@@ -1,0 +1,173 @@
+"""Online runs of any script: what they stream goes into the store, as trials of the sweep wandb-PROJECT."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from prunegpt.root import Root
+from prunegpt.store import Store
+from prunegpt.tracking.endpoint.signs import Signs
+from prunegpt.tracking.foreign import ForeignRun, Keeper
+
+HISTORY, SUMMARY, OUTPUT = "wandb-history.jsonl", "wandb-summary.json", "output.log"
+LARGEST_FILE = 20_000_000  # bytes of an uploaded file that is kept
+_OPEN_RUNS = 200  # whose files stay open
+
+
+class Runs:
+    """The runs of one server. Its own lock: streams come in many threads."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._store: Store | None = None
+        self._keepers: dict[tuple[str, str, str], tuple[ForeignRun, Keeper]] = {}
+        self._curves: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+        self._ended: dict[tuple[str, str, str], str] = {}
+        self._active: dict[tuple[str, str, str], float] = {}
+        self._lock = Lock()
+
+    def upsert(
+        self,
+        entity: str,
+        project: str,
+        name: str,
+        *,
+        display: str | None,
+        group: str | None,
+        config: Mapping[str, Any],
+        swept: Mapping[str, Any] | None,
+        summary: Mapping[str, Any] | None,
+    ) -> bool:
+        """A run begins, or says more of itself; whether it is new."""
+        with self._lock:
+            at = (entity, project, name)
+            new = at not in self._keepers
+            run, keeper = self._keeper(at)
+            own = {key: value for key, value in config.items() if key != "_wandb"}
+            run = replace(
+                run,
+                name=display or run.name,
+                group=group or run.group,
+                config={**(run.config or {}), **own},
+                swept=swept if swept is not None else run.swept,
+            )
+            keeper.update(run, summary)
+            self._keepers[at] = (run, keeper)
+            self._active[at] = time.time()
+            return new
+
+    def stream(self, entity: str, project: str, name: str, body: Mapping[str, Any]) -> None:
+        """What a run has streamed."""
+        with self._lock:
+            at = (entity, project, name)
+            run, keeper = self._keeper(at)
+            self._active[at] = time.time()
+            files = body.get("files") or {}
+            self._history(at, keeper, files.get(HISTORY))
+            if OUTPUT in files:
+                keeper.log(str(line) for line in files[OUTPUT].get("content") or ())
+            for line in (files.get(SUMMARY) or {}).get("content") or ():
+                keeper.update(run, _parsed(line))
+            if body.get("complete"):
+                code = body.get("exitcode")
+                state = "finished" if code in (0, None) else "failed"
+                keeper.end(
+                    "finished" if state == "finished" else "failed", "" if not code else f"it ended with {code}."
+                )
+                self._ended[at] = state
+
+    def keep_file(self, entity: str, project: str, name: str, path: str, content: bytes) -> None:
+        """Keeps an uploaded file beside the run's other ones."""
+        with self._lock:
+            _, keeper = self._keeper((entity, project, name))
+            parts = Path(path).parts
+            if parts and ".." not in parts and not Path(path).is_absolute() and len(content) <= LARGEST_FILE:
+                file = keeper.folder / "files" / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+
+    def lines(self, entity: str, project: str, name: str) -> int:
+        """Rows of a run's history that are kept."""
+        with self._lock:
+            return self._keeper((entity, project, name))[1].lines
+
+    def state(self, entity: str, project: str, name: str) -> dict[str, Any] | None:
+        """What a run that goes on wants to know; None where there is no such run."""
+        with self._lock:
+            run = ForeignRun(entity, project, name)
+            if (entity, project, name) not in self._keepers and not self._root.trial(run.sweep, run.trial).exists():
+                return None
+            run, keeper = self._keeper((entity, project, name))
+            tail = [json.dumps({"_step": keeper.last_step})] if keeper.lines else []
+            config = {key: {"value": value} for key, value in (run.config or {}).items()}
+            return {
+                "id": f"{entity}/{project}/{name}",
+                "displayName": run.name or name,
+                "summaryMetrics": json.dumps(keeper.summary),
+                "logLineCount": 0,
+                "historyLineCount": keeper.lines,
+                "eventsLineCount": 0,
+                "historyTail": json.dumps(tail),
+                "eventsTail": "[]",
+                "config": json.dumps(config),
+                "tags": [],
+                "notes": None,
+                "wandbConfig": "{}",
+            }
+
+    def signs(self, entity: str, project: str, name: str, metric: str) -> Signs:
+        """Signs of a run that streams to us."""
+        with self._lock:
+            at = (entity, project, name)
+            if at not in self._active:
+                return Signs()
+            curve = self._curves.get(at, {}).get(metric, [])
+            value = self._keepers[at][1].summary.get(metric) if at in self._keepers else None
+            known = value if isinstance(value, (int, float)) and math.isfinite(value) else None
+            last = curve[-1] if curve else None
+            return Signs(True, self._ended.get(at, ""), list(curve), last if known is None else known, self._active[at])
+
+    def close(self) -> None:
+        with self._lock:
+            for _, keeper in self._keepers.values():
+                keeper.close()
+            if self._store is not None:
+                self._store.close()
+
+    def _history(self, at: tuple[str, str, str], keeper: Keeper, file: Mapping[str, Any] | None) -> None:
+        if not file:
+            return
+        rows = [_parsed(line) for line in file.get("content") or ()]
+        offset = int(file.get("offset", 0))
+        new = rows[max(keeper.lines - offset, 0) :]
+        keeper.add(rows, offset)
+        curves = self._curves.setdefault(at, {})
+        for row in new:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                    curves.setdefault(name, []).append(float(value))
+
+    def _keeper(self, at: tuple[str, str, str]) -> tuple[ForeignRun, Keeper]:
+        if at not in self._keepers:
+            if len(self._keepers) >= _OPEN_RUNS:
+                oldest = min(self._keepers, key=lambda one: self._active.get(one, 0.0))
+                self._keepers.pop(oldest)[1].close()
+            if self._store is None:
+                self._store = Store.open(self._root)
+            run = ForeignRun(*at, created=time.time())
+            self._keepers[at] = (run, Keeper(self._root, self._store, run))
+        return self._keepers[at]
+
+
+def _parsed(line: Any) -> dict[str, Any]:
+    """A line of JSON as a mapping; anything else is empty."""
+    try:
+        found = json.loads(line) if isinstance(line, str) else line
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
