@@ -7,7 +7,7 @@ grids, and for searches with several objectives, where Optuna's own refuses.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PARTS = 20  # of a trial's training, where the spec does not say how often trials are compared
 _TOTAL_STEPS = "total_steps"  # the point that says how long a stage will be
+_GIVEN_UP = "early-stop"  # the reason of trials that were
 _ENDS = "sparsity"  # every stage ends with a point of this curve
 
 
@@ -50,9 +51,18 @@ class CurveStopper:
         needed: stage keys that other trials wait for; a trial is not given up before it has published those.
         sweep: trials of other sweeps, and teachers that the spec does not list, are not given up.
         store: knows the points of stages that a trial finds published.
+        history: gives the trials of earlier runs; asked at the first point or end, when the coordinator has put in
+            order what it found.
     """
 
-    def __init__(self, spec: EarlyStopSpec, sweep: str, needed: Iterable[str], store: Store | None = None) -> None:
+    def __init__(
+        self,
+        spec: EarlyStopSpec,
+        sweep: str,
+        needed: Iterable[str],
+        store: Store | None = None,
+        history: Callable[[], Sequence[TrialResult]] | None = None,
+    ) -> None:
         import optuna
 
         self.spec = spec
@@ -60,6 +70,7 @@ class CurveStopper:
         self._sweep = sweep
         self._needed = frozenset(needed)
         self._store = store
+        self._history = history
         self._curves: dict[str, _Curve] = {}
         with quiet():
             self._study = optuna.create_study(
@@ -68,6 +79,9 @@ class CurveStopper:
 
     def observe(self, trial: TrialPlan, points: Sequence[Point]) -> str | None:
         """Takes new points of a running trial, in order; why it should be given up now, or None."""
+        if not points:
+            return None
+        self._begin(trial, points[0].time)
         curve = self._curve(trial)
         for point in points:
             if not 0 <= point.stage < len(trial.stages):
@@ -87,6 +101,7 @@ class CurveStopper:
 
         if state in ("waiting", "running"):
             return
+        self._begin(trial, -math.inf)
         known = trial_name(trial) in self._curves
         curve = self._curve(trial)
         if not known:
@@ -99,15 +114,25 @@ class CurveStopper:
         with quiet():
             self._study.tell(curve.trial, value if told is TrialState.COMPLETE else None, state=told)
 
-    def replay(self, trials: Sequence[tuple[TrialPlan, TrialResult]]) -> None:
-        """Takes the history of trials from the store, in the order in which it happened."""
+    def _begin(self, now: TrialPlan, until: float) -> None:
+        """Takes the history of trials, in the order in which it happened; once.
+
+        Args:
+            now: the trial that is spoken of at this moment; what comes of it from `until` on is told elsewhere.
+            until: seconds since the epoch.
+        """
+        if self._history is None:
+            return
+        history, self._history = self._history, None
         events: list[tuple[float, int, TrialPlan, Point | str]] = []
-        for order, (trial, result) in enumerate(trials):
-            points = self._stored(trial)
+        for order, result in enumerate(history()):
+            trial = TrialPlan.model_validate(result.plan)
+            is_now = trial_name(trial) == trial_name(now)
+            points = [point for point in self._stored(trial) if not is_now or point.time < until]
             events += [(point.time, order, trial, point) for point in points]
-            if result.state in ("finished", "failed", "diverged", "stopped"):
+            if result.state in ("finished", "failed", "diverged", "stopped") and not is_now:
                 last = max((point.time for point in points), default=0.0)
-                end = "early" if result.reason == "early-stop" else result.state
+                end = _GIVEN_UP if result.reason == _GIVEN_UP else result.state
                 events.append((max(result.ended or 0.0, last), order, trial, end))
         for _, _, trial, event in sorted(events, key=lambda one: one[:2]):
             curve = self._curve(trial)
@@ -115,8 +140,8 @@ class CurveStopper:
                 curve.seen.add(event.stage)
                 self._take(curve, trial, event)
             else:
-                curve.stopped = event == "early"
-                self.end(trial, "stopped" if event == "early" else event)
+                curve.stopped = event == _GIVEN_UP
+                self.end(trial, "stopped" if event == _GIVEN_UP else event)
 
     # -- one trial ---------------------------------------------------------------------------------------------
 
@@ -220,16 +245,9 @@ def open_early_stop(plan: SweepPlan, store: Store) -> EarlyStopper:
         return NoEarlyStopper()
     needed = {need for trial in plan.trials for need in trial.needs}
     needed |= {need for search in plan.searches for need in search.needs}
-    stopper = CurveStopper(plan.early_stop, plan.name, needed, store)
-    if any(sweep.name == plan.name for sweep in store.sweeps()):
-        planned = {trial.name: (trial.key, trial.evaluation_key) for trial in plan.trials if trial.sweep == plan.name}
-        results = [result for result in store.results(plan.name, shown=None) if _counts(plan, planned, result)]
-        stopper.replay([(TrialPlan.model_validate(result.plan), result) for result in results])
-    return stopper
 
+    def history() -> list[TrialResult]:
+        """What was tried of the sweep as it is planned now."""
+        return [result for result in store.results(plan.name) if result.attempts or result.stages]
 
-def _counts(plan: SweepPlan, planned: dict[str, tuple[str, str]], result: TrialResult) -> bool:
-    """Whether a stored trial is one of the sweep as it is planned now."""
-    if result.plan.get("search") in {search.name for search in plan.searches}:
-        return result.attempts > 0 or bool(result.stages)
-    return planned.get(result.name) == (result.key, result.evaluation_key)
+    return CurveStopper(plan.early_stop, plan.name, needed, store, history)

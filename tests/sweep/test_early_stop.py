@@ -257,7 +257,6 @@ def test_a_trial_that_was_interrupted_goes_on_with_its_curve(store: Store) -> No
     kept(store, ids, planned[0], [9.0, 8.0], None)
     stopper = open_early_stop(plan, store)
     assert isinstance(stopper, CurveStopper)
-    assert steps_of(stopper, planned[0]) == {1: 9.0, 2: 8.0}
     stopper.observe(planned[0], [point(300, 7.0)])
     assert steps_of(stopper, planned[0]) == {1: 9.0, 2: 8.0, 3: 7.0}
 
@@ -282,9 +281,9 @@ def test_a_trial_that_came_from_the_cache_is_compared_with_too(store: Store) -> 
     assert isinstance(stopper, CurveStopper)
     kept(store, ids, first, [9.0, 8.0], "finished")
     stopper.end(copy, "finished")
-    (told,) = stopper._study.trials
-    assert told.intermediate_values == {1: 9.0, 2: 8.0}
-    assert told.values == [8.0]
+    told = stopper._study.trials
+    assert [trial.intermediate_values for trial in told] == [{1: 9.0, 2: 8.0}] * 2
+    assert [trial.values for trial in told] == [[8.0]] * 2
 
 
 def test_trials_of_an_earlier_spec_are_no_history_but_those_of_a_search_are(store: Store) -> None:
@@ -295,10 +294,29 @@ def test_trials_of_an_earlier_spec_are_no_history_but_those_of_a_search_are(stor
     ids[found.name] = store.add_trial(found).id
     kept(store, ids, gone, [9.0], "finished")
     kept(store, ids, found, [8.0], "finished")
-    plan = plan_with(EarlyStopSpec.model_validate({"every": EVERY, "options": RULES["median"]}))
-    stopper = open_early_stop(plan.model_copy(update={"searches": (search,)}), store)
+    new = make_trial("new", "load n")
+    plan = plan_with(EarlyStopSpec.model_validate({"every": EVERY, "options": RULES["median"]}), new)
+    plan = plan.model_copy(update={"searches": (search,)})
+    stopper = open_early_stop(plan, store)
+    store.save_sweep(plan)  # the coordinator does, before anything runs
     assert isinstance(stopper, CurveStopper)
-    assert [trial.values for trial in stopper._study.trials] == [[8.0]]
+    stopper.end(new, "failed")
+    assert [trial.values for trial in stopper._study.trials] == [[8.0], None]
+
+
+def test_the_first_points_of_a_run_are_judged_though_the_store_has_them_already(store: Store) -> None:
+    curves = [curve(index) for index in range(12)]
+    stop = by_hand("median", curves)
+    bad = next(index for index, step in enumerate(stop) if step)
+    planned = trials(12)
+    plan = plan_with(EarlyStopSpec.model_validate({"every": EVERY, "options": RULES["median"]}), *planned)
+    ids = {saved.plan.name: saved.id for saved in store.save_sweep(plan)}
+    for trial, values, step in zip(planned[:bad], curves, stop, strict=False):
+        kept(store, ids, trial, values[:step], "finished" if step is None else "stopped")
+    stopper = open_early_stop(plan, store)
+    points = [point(step * EVERY, value) for step, value in enumerate(curves[bad], 1)]
+    store.add_points(store.start_attempt(ids[planned[bad].name]).id, points)
+    assert f"after {stop[bad] * EVERY:,} tokens" in str(stopper.observe(planned[bad], points))  # type: ignore[operator]
 
 
 def test_a_sweep_without_the_rule_gives_nothing_up(store: Store) -> None:

@@ -1,6 +1,6 @@
 """The searches of a sweep, opened from what the store knows of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from prunegpt.errors import StoreError
@@ -23,12 +23,23 @@ class Planner(Protocol):
 
 
 class Searches:
-    """All searches of a sweep; the one with the fewest trials running suggests next."""
+    """All searches of a sweep; the one with the fewest trials running suggests next.
 
-    def __init__(self, searches: Sequence[Search]) -> None:
+    Args:
+        searches: of the sweep, in its order.
+        ended: gives the sweep's trials; asked once, before the first suggestion, for the coordinator may have found
+            that some ended after the searches were opened.
+    """
+
+    def __init__(self, searches: Sequence[Search], ended: Callable[[], Sequence[TrialResult]]) -> None:
         self.searches = tuple(searches)
+        self._ended: Callable[[], Sequence[TrialResult]] | None = ended
 
     def suggest(self) -> TrialPlan | None:
+        if self._ended is not None:
+            for result in sorted(self._ended(), key=lambda result: result.ended or 0.0):
+                self.tell(result)
+            self._ended = None
         for search in sorted(self.searches, key=lambda search: search.running):
             trial = search.suggest()
             if trial is not None:
@@ -50,7 +61,8 @@ def open_search(plan: SweepPlan, store: Store, root: Root, planner: Planner) -> 
         return NoSuggester()
     known = any(sweep.name == plan.name for sweep in store.sweeps())
     results = store.results(plan.name, shown=None) if known else []
-    return Searches([_open(plan, search, store, root, planner, results) for search in plan.searches])
+    searches = [_open(plan, search, store, root, planner, results) for search in plan.searches]
+    return Searches(searches, lambda: store.results(plan.name))
 
 
 def _open(

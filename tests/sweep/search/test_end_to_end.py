@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 
 from prunegpt.planning.suggested import Planner
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
@@ -124,6 +125,21 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(bench: Bench, tm
     computed = other.noted("computed")
     assert len(computed) == len(set(computed))
     other.store.close()
+
+
+def test_what_ended_while_nobody_looked_is_told_before_the_next_suggestion(bench: Bench, tmp_path: Path) -> None:
+    """The attempt of a coordinator that died went on, and left its record: the next run finds it and tells it."""
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    run(bench, tmp_path, trials=1)
+    bench.store.finish_attempt, original = die, bench.store.finish_attempt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(bench, tmp_path, trials=2)
+    bench.store.finish_attempt = original  # type: ignore[method-assign]
+    run(bench, tmp_path, trials=3)
+    assert [one.plan["told"] for one in bench.store.results("words") if one.plan["search"]] == [[], [1], [2]]
 
 
 def test_more_trials_go_on_and_nothing_runs_twice(bench: Bench, tmp_path: Path) -> None:
