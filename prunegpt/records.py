@@ -98,6 +98,11 @@ class AttemptRecord(Record):
         return redact(text)
 
 
+def record_path(folder: Path, rank: int = 0) -> Path:
+    """Where an attempt's record lies; of several processes that train it together each has its own."""
+    return folder / (f"record-{rank}.json" if rank else "record.json")
+
+
 class Point(Record):
     """One value of one curve."""
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,6 +22,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from prunegpt.distill.guard import DivergenceGuard
 from prunegpt.distill.objective import DistillationObjective
 from prunegpt.errors import MaskDriftError, PruneGPTError
+from prunegpt.lm import ranks
+from prunegpt.lm.blocks import Blocks, SharedSampler, collate
 from prunegpt.planning.budget import micro_batch
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
@@ -40,25 +42,6 @@ Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value
 
 class Interrupted(PruneGPTError):
     """Training was asked to stop; a checkpoint was written first."""
-
-
-class Blocks(torch.utils.data.Dataset[Tensor]):
-    """Token blocks [blocks, block_size], memory-mapped or not, as a dataset of rows."""
-
-    def __init__(self, tokens: np.ndarray[Any, Any], limit: int | None = None) -> None:
-        self.tokens = tokens[:limit]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> Any:
-        return index, self.tokens[index]
-
-
-def collate(rows: list[tuple[int, np.ndarray[Any, Any]]]) -> dict[str, Tensor]:
-    """Rows become a batch; the labels are the tokens, which the model shifts."""
-    tokens = torch.from_numpy(np.stack([row for _, row in rows]).astype(np.int64))  # [batch, block_size]
-    return {"input_ids": tokens, "labels": tokens, "block": torch.tensor([index for index, _ in rows])}
 
 
 @dataclass(frozen=True)
@@ -92,6 +75,9 @@ def train(
 ) -> Outcome:
     """Trains the model in place, going on from the last whole checkpoint in `work` where there is one.
 
+    Several processes (see `lm.ranks`) share the rows of every optimizer step, which sees the rows that it sees
+    with one process; all of them end with the same model. The first one writes checkpoints.
+
     Args:
         blocks: tokens, [blocks, block_size].
         arguments: names and values of transformers.TrainingArguments.
@@ -112,10 +98,12 @@ def train(
         DivergedError: a loss term is not finite or exploded.
     """
     guard = DivergenceGuard(model.get_input_embeddings().weight.shape[0])
-    arguments = _divided(arguments, divide)
     wiring = _Wiring(guard, emit, enforcer, pruner, objective, evaluate, stop, checkpoint_seconds)
+    drop = micro_batch(arguments, 1)[0] if arguments.get("dataloader_drop_last") else 0
+    arguments = _divided(arguments, divide)
     trainer = _Trainer(
         wiring,
+        drop,
         model=model,
         args=_arguments(arguments, work, seed=seed, device=device, dtype=dtype, keep=keep_checkpoints),
         train_dataset=blocks,
@@ -125,20 +113,21 @@ def train(
     )
     wiring.trainer = trainer
     trainer.curve = learning_rate
-    last = last_checkpoint(work)
+    last = _agreed(last_checkpoint(work))
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     if wiring.interrupted:
         raise Interrupted(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint kept"
         )
     wiring.mask_weights()
+    wiring.check_alike()
     return Outcome(trainer.state.global_step, wiring.tokens, wiring.seconds)
 
 
 def _divided(arguments: Mapping[str, Any], divide: int) -> Mapping[str, Any]:
-    if divide == 1:
+    if divide == 1 and ranks.count() == 1:
         return arguments
-    batch, accumulation = micro_batch(arguments, divide)
+    batch, accumulation = micro_batch(arguments, divide, ranks.count())
     return {**arguments, "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
 
 
@@ -152,8 +141,9 @@ def _arguments(
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
         "disable_tqdm": True,
         "dataloader_pin_memory": device.type == "cuda",
+        "ddp_find_unused_parameters": False,  # heads are used outside the model's call
     }
-    return TrainingArguments(
+    made = TrainingArguments(
         **{**defaults, **given},
         output_dir=str(work),
         seed=seed,
@@ -164,6 +154,21 @@ def _arguments(
         report_to=[],
         remove_unused_columns=False,
         label_names=["labels"],
+    )
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # a process uses one device: replicas have neither masks nor hooks
+    return made
+
+
+def _agreed(checkpoint: Path | None) -> Path | None:
+    """The checkpoint that the first process has found."""
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
+    (agreed,) = ranks.agree([step])
+    if agreed == step:
+        return checkpoint
+    raise PruneGPTError(
+        f"all processes must go on from the same checkpoint, but process {ranks.rank()} sees {checkpoint} and process "
+        f"0 that of step {agreed:.0f}. Put the root on a file system that shows all of them the same."
     )
 
 
@@ -176,15 +181,27 @@ def last_checkpoint(work: Path) -> Path | None:
 class _Trainer(Trainer):
     """Loss from the objective, gradients masked before clipping, evaluation by our own measure."""
 
-    def __init__(self, wiring: "_Wiring", **arguments: Any) -> None:
+    def __init__(self, wiring: "_Wiring", drop: int, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._wiring = wiring
+        self._drop = drop  # where positive, an epoch uses a multiple of so many rows
         if wiring.objective:
             self.loss_is_scaled_for_ga = None
             self.model_accepts_loss_kwargs = True  # so that all micro-batches share one denominator
 
     curve: LearningRateCurve | None = None
     control: TrainerControl
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The order of one process, whose batches several processes share."""
+        sampler = super()._get_train_sampler(train_dataset)
+        if ranks.count() == 1 or sampler is None:
+            return sampler
+        rows = len(self.train_dataset)
+        if isinstance(sampler, torch.utils.data.RandomSampler):  # as accelerate does where there is one process
+            sampler = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
+        batch = self.args.per_device_train_batch_size * ranks.count()
+        return SharedSampler(sampler, batch, rows // self._drop * self._drop if self._drop else rows)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The scheduler of the arguments, or one that follows the curve of a recipe."""
@@ -208,11 +225,12 @@ class _Trainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         wiring = self._wiring
-        block = inputs.pop("block")
-        wiring.count(inputs["input_ids"].numel())
+        block, rows = inputs.pop("block"), inputs.pop("rows", None)
+        own, length = inputs["input_ids"].shape
+        wiring.count((own if rows is None else int(rows)) * length)
         if wiring.objective is None:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            wiring.note({"ce": loss[0] if return_outputs else loss})
+            wiring.note({"ce": (loss[0] if return_outputs else loss) / ranks.count()})
             return loss
         loss, terms = wiring.objective(model, {**inputs, "block": block}, num_items_in_batch)
         wiring.note(terms)
@@ -277,7 +295,7 @@ class _Wiring(TrainerCallback):
         self.tokens += tokens
 
     def note(self, terms: Mapping[str, Tensor]) -> None:
-        """Adds loss terms up; they are averaged over the micro-batches until the next log."""
+        """Adds loss terms up, each process its share; they are averaged over the steps until the next log."""
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros((), device=value.device)) + value.detach()
 
@@ -305,6 +323,7 @@ class _Wiring(TrainerCallback):
         for enforcer in self._enforcers():
             enforcer.verify()
         measured = self.evaluate(model)
+        measured = dict(zip(measured, ranks.agree(list(measured.values())), strict=True))
         state = self.trainer.state
         for name, value in measured.items():
             curve = name if name == "perplexity" else f"eval_{name}"
@@ -332,6 +351,18 @@ class _Wiring(TrainerCallback):
             self.pruner.load_state_dict(load_file(folder / PRUNER_STATE))
         if (folder / MASKS).exists():
             self._check_masks(load_masks(folder / MASKS).sha256, folder)
+
+    def check_alike(self) -> None:
+        """All processes must have the same masks.
+
+        Raises:
+            MaskDriftError: they differ.
+        """
+        if ranks.count() > 1 and not ranks.alike(masks_hash(self._masks())):
+            raise MaskDriftError(
+                f"masks must be the same in all {ranks.count()} processes, but at step "
+                f"{self.trainer.state.global_step} they differ. Train on one GPU, and report the method that was used."
+            )
 
     def _masks(self) -> dict[str, Tensor]:
         return {name: mask for enforcer in self._enforcers() for name, mask in enforcer.masks.items()}
@@ -362,13 +393,18 @@ class _Wiring(TrainerCallback):
         self.mask_weights()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.stop():
+        due = ranks.leads() and time.monotonic() - self._saved > self.checkpoint_seconds
+        stopped, due = ranks.either(self.stop(), due)
+        if stopped:
             self.interrupted = control.should_save = control.should_training_stop = True
-        elif time.monotonic() - self._saved > self.checkpoint_seconds:
+        elif due:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.check_alike()  # and all have written their part
+        if not ranks.leads():
+            return
         if self.pruner:
             save_file(self.pruner.state_dict(), folder / PRUNER_STATE)
         masks = self._masks()
@@ -400,7 +436,8 @@ class _Wiring(TrainerCallback):
     def _take_terms(self, state: TrainerState) -> dict[str, float]:
         steps = state.global_step - self._logged
         self._logged = state.global_step
-        terms = {name: float(value) / max(steps, 1) for name, value in self._terms.items()}
+        sums = ranks.total([float(value) for value in self._terms.values()])
+        terms = {name: value / max(steps, 1) for name, value in zip(self._terms, sums, strict=True)}
         self._terms.clear()
         return terms
 

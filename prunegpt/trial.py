@@ -1,18 +1,19 @@
 """Runs one trial from its folder. Knows no database: it writes points.jsonl and record.json, and reads trial.json."""
 
 import errno
+import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
 from prunegpt.errors import DivergedError, PruneGPTError
 from prunegpt.planning.fingerprint import versions
-from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, beating, finite
+from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, beating, finite, record_path
 from prunegpt.redact import redact
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
@@ -24,23 +25,29 @@ _NO_SPACE = ("no space left on device", "disk quota exceeded")  # from libraries
 def run_trial(folder: Path) -> AttemptRecord:
     """Runs the trial whose trial.json lies in an attempt folder; ends with record.json there, whatever happens.
 
+    Of several processes that train it together (see `launch.distributed`) the first writes points, heartbeat and
+    record.json, the others a record of their own.
+
     Raises:
         PruneGPTError: the folder holds no trial.json that can be read. Nothing else is raised: a failure is a record.
     """
     plan = read_plan(folder)
     number = int(folder.name.rpartition("-")[2]) if folder.name.startswith("attempt-") else 1
     root = Root(folder.absolute().parents[3])  # ROOT/trials/SWEEP/TRIAL/attempt-N
+    rank = int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
     stages: list[StageRecord] = []
-    points = PointWriter(folder / "points.jsonl")
+    points = PointWriter(folder / "points.jsonl") if rank == 0 else None
     started = time.time()
     state, reason, message, trace = "finished", "", "", ""
 
     def emit(stage: int, step: int, epoch: float, name: str, value: float, tokens: int) -> None:
+        if points is None:
+            return
         points.write(
             Point(stage=stage, step=step, epoch=epoch, name=name, value=finite(value), time=time.time(), tokens=tokens)
         )
 
-    with beating(folder), _stoppable() as stop:
+    with nullcontext() if rank else beating(folder), _stoppable() as stop:
         try:
             from prunegpt.stages.graph import Chain  # here, so that a broken installation is a record too
 
@@ -53,7 +60,8 @@ def run_trial(folder: Path) -> AttemptRecord:
             if isinstance(error, SystemExit):
                 raise
         finally:
-            points.close()
+            if points is not None:
+                points.close()
     record = AttemptRecord(
         sweep=plan.sweep,
         trial=plan.name,
@@ -68,7 +76,7 @@ def run_trial(folder: Path) -> AttemptRecord:
         device=stages[-1].device if stages else "",
         versions=versions(),
     )
-    record.write(folder / "record.json")
+    record.write(record_path(folder, rank))
     return record
 
 

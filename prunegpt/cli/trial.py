@@ -8,19 +8,28 @@ import typer
 from prunegpt.cli.options import JsonOption, RootOption, number, print_json, print_table
 
 if TYPE_CHECKING:
-    from prunegpt.records import TrialResult
+    from collections.abc import Callable
+
+    from prunegpt.records import AttemptRecord, TrialResult
 
 app = typer.Typer(help="Run or look at single trials.", no_args_is_help=True)
+
+
+ProcessesOption = Annotated[
+    int, typer.Option("--processes", min=1, help="Processes that train it together, each on a GPU of its own.")
+]
 
 
 @app.command(epilog="Example: prunegpt trial run runs/trials/quickstart/finetuned/attempt-1")
 def run(
     folder: Annotated[Path, typer.Argument(help="An attempt's folder, with trial.json.", show_default=False)],
+    processes: ProcessesOption = 1,
 ) -> None:
     """Run a trial from its folder, here and now, without a database: the way to replay a failure by hand."""
-    from prunegpt.trial import run_trial
+    from prunegpt.launch.worker import die_with_parent
 
-    record = run_trial(folder)
+    die_with_parent()
+    record = _runner(processes)(folder)
     print(f"{record.sweep}/{record.trial}: {record.state}")
     for stage in record.stages:
         perplexity = stage.evaluation.perplexity if stage.evaluation else None
@@ -36,16 +45,20 @@ def show(
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Configuration, chain, metrics, sparsity by layer, and where the log lies."""
+    """Configuration, chain, metrics, sparsity by layer; how its attempts ended, and where their logs lie."""
+    from prunegpt.cli.attempts import as_data, print_attempts
     from prunegpt.root import Root
     from prunegpt.store import Store
 
-    with Store.open(Root.find(root), create=False) as store:
+    where = Root.find(root)
+    with Store.open(where, create=False) as store:
         result = store.result(int(trial) if trial.isdigit() else trial)
+        attempts = store.attempts(result.id)
     if as_json:
-        print_json(result.model_dump(mode="json"))
+        print_json({**result.model_dump(mode="json"), "history": [as_data(attempt) for attempt in attempts]})
         return
     _print(result)
+    print_attempts(attempts, where)
 
 
 def _print(result: "TrialResult") -> None:
@@ -82,7 +95,6 @@ def _print(result: "TrialResult") -> None:
     for note in (note for stage in result.stages for note in stage.notes):
         print(f"note: {note}")
     print_table(["field", "value"], _flat(result.config), title="Configuration")
-    print(f"Log: {result.folder}/log.txt" if result.folder else "No attempt yet.")
 
 
 def _flat(config: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -95,9 +107,19 @@ def _flat(config: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 @app.command(hidden=True)
-def serve() -> None:
+def serve(processes: ProcessesOption = 1) -> None:
     """Run one attempt after another: folders come as JSON lines on standard input, answers go to standard output."""
     from prunegpt.launch.worker import serve_attempts
+
+    run = _runner(processes)
+    serve_attempts(lambda folder: run(folder).state)
+
+
+def _runner(processes: int) -> "Callable[[Path], AttemptRecord]":
+    if processes > 1:
+        from prunegpt.launch.distributed import run_together
+
+        return lambda folder: run_together(folder, processes)
     from prunegpt.trial import run_trial
 
-    serve_attempts(lambda folder: run_trial(folder).state)
+    return run_trial

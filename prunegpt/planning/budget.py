@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from prunegpt.errors import LaunchError
 from prunegpt.spec.plan import StagePlan
 
 # Defaults of transformers.TrainingArguments that decide how much is trained.
@@ -53,18 +54,37 @@ def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:
     return (passes * an_epoch + min(rest * a_step, an_epoch)) * stage.data.block_size
 
 
-def micro_batch(train: Mapping[str, Any], divide: int) -> tuple[int, int]:
+def micro_batch(train: Mapping[str, Any], divide: int, processes: int = 1) -> tuple[int, int]:
     """Sequences a device takes at a time, and micro-batches an optimizer step, when micro-batches shall be smaller.
 
     Their product, and with it what a step sees, is that of `divide` 1. Where `divide` does not divide the micro-batch,
     the next number that does is taken; at most it becomes 1. A last batch that is dropped would be another one with
     smaller micro-batches, so that with `dataloader_drop_last` they stay as they are.
+
+    Args:
+        train: the training arguments.
+        divide: how much smaller.
+        processes: that share the sequences of a step. Each has fewer micro-batches then, and smaller ones only where
+            there are too few.
+
+    Raises:
+        LaunchError: the sequences of a step cannot be shared evenly.
     """
     batch, accumulation = _batch(train), _accumulation(train)
-    if train.get("dataloader_drop_last"):
+    if not train.get("dataloader_drop_last"):
+        part = next(number for number in range(min(divide, batch), batch + 1) if batch % number == 0)
+        batch, accumulation = batch // part, accumulation * part
+    if processes == 1:
         return batch, accumulation
-    part = next(number for number in range(min(divide, batch), batch + 1) if batch % number == 0)
-    return batch // part, accumulation * part
+    share, rest = divmod(batch * accumulation, processes)
+    if rest:
+        raise LaunchError(
+            f"the {batch * accumulation} sequences of an optimizer step must be shared evenly by {processes} "
+            f"processes. Make per_device_train_batch_size times gradient_accumulation_steps a multiple of {processes}, "
+            f"or train with another number of GPUs."
+        )
+    own = next(number for number in range(min(batch, share), 0, -1) if share % number == 0)
+    return own, share // own
 
 
 def divided_note(train: Mapping[str, Any], divide: int) -> tuple[str, ...]:

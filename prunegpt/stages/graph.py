@@ -3,11 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunegpt.lm import ranks
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.fingerprint import versions
 from prunegpt.records import StageRecord
@@ -27,6 +29,7 @@ STAGES: Mapping[str, Stage] = {
     "prune": prune,
     "distill": distill,
 }
+_TRAINED = ("pretrain", "finetune", "distill")  # all processes work on these; the first one does the others alone
 
 Emit = Callable[[int, int, float, str, float, int], None]  # stage, step, epoch, name, value, tokens
 
@@ -50,28 +53,37 @@ class Chain:
     stop: Callable[[], bool] = lambda: False
 
     def run(self, done: Callable[[StageRecord], None]) -> None:
-        """Runs what is not published; `done` is told each stage with its evaluation, in order."""
+        """Runs what is not published; `done` is told each stage with its evaluation, in order.
+
+        Of several processes (see `lm.ranks`) the first looks up, measures and publishes; all of them train.
+        """
+        with ranks.joined():
+            self._run(done)
+
+    def _run(self, done: Callable[[StageRecord], None]) -> None:
         device = pick_device(self.trial.device)
         dtype = pick_dtype(self.trial.precision, device)
         measured = pick_dtype(self.trial.evaluate.precision or self.trial.precision, device)
         ruler = Ruler(self.trial.evaluate, self.trial.evaluation_key, device, measured)
         state: State | None = None
         for index, plan in enumerate(self.trial.stages):
-            if self._is_complete(plan):
+            if ranks.decide(self._is_complete(plan)):
                 state = None  # a later stage that needs the model loads it
                 done(self._finished(index, plan, cached=True))
                 continue
-            cached = self.root.is_published(plan.key)
+            cached = ranks.decide(self.root.is_published(plan.key))
             if cached:
                 state = cache.load(self.root, plan.key, device=device)
             else:
-                with cache.computing(self.root, plan.key):
-                    cached = self.root.is_published(plan.key)  # somebody else may have finished while we waited
+                with cache.computing(self.root, plan.key) if ranks.leads() else nullcontext():
+                    cached = ranks.decide(self.root.is_published(plan.key))  # somebody else may have finished
                     if cached:
                         state = cache.load(self.root, plan.key, device=device)
                     else:
                         state = self._compute(index, plan, state, device, dtype, ruler)
-            self._measure(index, plan, state, ruler)
+            if ranks.leads():
+                self._measure(index, plan, state, ruler)
+            ranks.wait()
             done(self._finished(index, plan, cached=cached))
 
     def _is_complete(self, plan: StagePlan) -> bool:
@@ -84,6 +96,9 @@ class Chain:
     def _compute(
         self, index: int, plan: StagePlan, state: State | None, device: torch.device, dtype: torch.dtype, ruler: Ruler
     ) -> State:
+        if plan.kind not in _TRAINED and not ranks.leads():
+            ranks.wait()
+            return cache.load(self.root, plan.key, device=device)
         if state is None:
             state = self._parent(plan, device)
 
@@ -109,7 +124,9 @@ class Chain:
         result = STAGES[plan.kind](plan, state, setting)
         check_ledger(state)
         seconds = max(result.seconds, time.monotonic() - started)
-        cache.publish(self.root, plan, state, self._record(index, plan, state, result, seconds, device))
+        if ranks.leads():
+            cache.publish(self.root, plan, state, self._record(index, plan, state, result, seconds, device))
+        ranks.wait()
         self.say(f"stage {index} {plan.kind} {plan.key}: published after {seconds:.1f} s")
         return state
 
@@ -134,6 +151,7 @@ class Chain:
             layers=result.layers,
             versions=versions(),
             device=device_name(device),
+            devices=ranks.count() if plan.kind in _TRAINED else 1,
         )
 
     def _measure(self, index: int, plan: StagePlan, state: State, ruler: Ruler) -> None:

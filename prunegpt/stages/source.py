@@ -2,11 +2,13 @@
 
 from prunegpt.builtin import BUILTIN_MODELS
 from prunegpt.builtin.model import build
+from prunegpt.lm import ranks
+from prunegpt.lm.blocks import Blocks
 from prunegpt.planning.budget import divided_note
 from prunegpt.spec.plan import StagePlan
 from prunegpt.stages import cache, text
 from prunegpt.stages.base import Pruned, Result, Setting, State
-from prunegpt.training import Blocks, train
+from prunegpt.training import train
 
 
 def load(plan: StagePlan, state: State, setting: Setting) -> Result:
@@ -24,7 +26,8 @@ def pretrain(plan: StagePlan, state: State, setting: Setting) -> Result:
     state.model = build(recipe.seed, plan.model.source)
     state.model.to(setting.device)
     data = plan.data.model_copy(update={"train_split": recipe.split, "block_size": recipe.block_size})
-    blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root))
+    with ranks.first_alone():
+        blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root))
     outcome = train(
         state.model,
         blocks,

@@ -12,11 +12,11 @@ from prunegpt.distill.losses.base import DistillationLoss
 from prunegpt.distill.objective import DistillationObjective
 from prunegpt.distill.teachers import Teacher, check_tokenizers
 from prunegpt.errors import DistillationError
+from prunegpt.lm.blocks import Blocks
 from prunegpt.registry import DISTILLATION_LOSSES
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import DistillSpec
 from prunegpt.stages.base import Setting, State
-from prunegpt.training import Blocks
 
 
 def objective_for(plan: StagePlan, state: State, setting: Setting, blocks: Blocks) -> DistillationObjective:

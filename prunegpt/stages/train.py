@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from prunegpt.errors import PruningError
+from prunegpt.lm import ranks
+from prunegpt.lm.blocks import Blocks
 from prunegpt.lm.views import WeightView, select
 from prunegpt.planning.budget import divided_note
 from prunegpt.pruning.enforce import Enforcer
@@ -20,7 +22,7 @@ from prunegpt.stages.base import Pruned, Result, Setting, State
 from prunegpt.stages.budget import method_options, scope_of, sparsities_of
 from prunegpt.stages.prune import merged, statistics_of
 from prunegpt.stages.teach import objective_for
-from prunegpt.training import Blocks, train
+from prunegpt.training import train
 
 _CALIBRATED = frozenset({"input_norm", "gram"})
 
@@ -40,11 +42,13 @@ def distill(plan: StagePlan, state: State, setting: Setting) -> Result:
 def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting) -> Result:
     assert plan.data is not None
     data = plan.data
-    blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root), data.max_train_blocks)
+    with ranks.first_alone():
+        blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root), data.max_train_blocks)
     held = state.pruned.masks if config.keep_masks else {}
     pruning = _Gradual(config.prune, plan, state, held) if config.prune else None
     fixed = {name: mask for name, mask in held.items() if pruning is None or name not in pruning.views}
-    objective = objective_for(plan, state, setting, blocks) if plan.distill else None
+    with ranks.first_alone():
+        objective = objective_for(plan, state, setting, blocks) if plan.distill else None
     outcome = train(
         state.model,
         blocks,

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prunegpt.errors import LaunchError
 from prunegpt.planning.budget import divided_note, micro_batch, steps, steps_per_epoch, train_tokens
 from prunegpt.spec.plan import StagePlan
 from tests.planning.made import BASE, trial_of
@@ -138,3 +139,22 @@ def test_a_note_says_what_was_divided() -> None:
     assert divided_note({"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2}, 4) == (
         "micro-batches of 1 instead of 6, 12 instead of 2 to an optimizer step: the same 12 sequences, in less memory",
     )
+
+
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(1, 9), st.integers(1, 8))
+def test_processes_share_the_sequences_of_a_step(batch: int, accumulation: int, divide: int, processes: int) -> None:
+    train = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    if batch * accumulation % processes:
+        with pytest.raises(LaunchError, match=rf"shared evenly by {processes} processes"):
+            micro_batch(train, divide, processes)
+        return
+    own, steps = micro_batch(train, divide, processes)
+    assert own * steps * processes == batch * accumulation
+    assert own <= micro_batch(train, divide)[0]  # no process needs more memory than one alone
+
+
+def test_processes_have_fewer_micro_batches_before_smaller_ones() -> None:
+    train = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    assert micro_batch(train, 1, 2) == (4, 2)
+    assert micro_batch(train, 1, 8) == (2, 1)
+    assert micro_batch({**train, "dataloader_drop_last": True}, 2, 2) == (4, 2)
