@@ -15,6 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from prunegpt.errors import Problem, SpecError
 from prunegpt.recipes.repair import repaired
+from prunegpt.spec.read import is_hopeless
 
 MAX_BYTES = 256_000
 MAX_NODES = 50_000  # after aliases are expanded
@@ -173,6 +174,8 @@ def _root(text: str) -> Any:
 
 
 def _compose(text: str, source: str) -> Node:
+    if is_hopeless(text):
+        raise RecipeError([Problem("", f"a recipe may nest {MAX_DEPTH} deep, but nests deeper.")], source)
     try:
         root = _root(text)
     except MarkedYAMLError as error:

@@ -1,6 +1,8 @@
 """A spec file becomes plain data that remembers its lines. `--set` is applied here."""
 
 import io
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from prunegpt.errors import Problem, SpecError
@@ -21,6 +23,8 @@ MAX_DEPTH = 50  # levels of nesting
 MAX_INTEGER = 2**63 - 1  # what every reader of JSON and every database column takes
 
 _SHOWN = 80  # characters of a value in a message
+_BRACKETS = re.compile(r"[\[\]{}]")
+_MOST_BRACKETS = 20 * MAX_DEPTH  # also those in quotes count, so that there must be room
 _KINDS = {CommentedSeq: "a list", str: "plain text", bool: "a truth value", int: "a number", float: "a number"}
 
 _TOO_DEEP = f"a spec may be nested {MAX_DEPTH} levels deep, but is nested deeper. Flatten it."
@@ -87,8 +91,12 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
 
 def parse_document(text: str, source: str, overrides: Sequence[str] = ()) -> Document:
     """As read_document, from text."""
+    if is_hopeless(text):
+        raise SpecError([Problem("", _TOO_DEEP)], source)
     try:
-        marked = YAML(typ="rt").load(io.StringIO(text))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # it is legal, and no news to the user
+            marked = YAML(typ="rt").load(io.StringIO(text))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         message = f"a spec must be valid YAML: {error.problem or error.context}."
@@ -104,6 +112,16 @@ def parse_document(text: str, source: str, overrides: Sequence[str] = ()) -> Doc
             [Problem("", f"a spec must be a mapping with name, base and trials, but the file holds {kind}.")], source
         )
     return _document(marked, source, overrides)
+
+
+def is_hopeless(text: str) -> bool:
+    """Whether a text opens so many brackets, one in another, that a YAML reader would take hours to refuse it."""
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        depth = depth + 1 if found[0] in "[{" else max(depth - 1, 0)
+        if depth > _MOST_BRACKETS:
+            return True
+    return text.count("- - - -") > _MOST_BRACKETS or text.count("? ? ? ?") > _MOST_BRACKETS
 
 
 def plain_document(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Document:
@@ -204,6 +222,8 @@ def apply_override(data: Any, override: str) -> None:
 
 def parse_value(text: str) -> Any:
     """A YAML value from the command line."""
+    if is_hopeless(text):
+        raise ValueError(_TOO_DEEP)
     try:
         value = YAML(typ="safe", pure=True).load(text)
         reader = _Plain(Document({}, value, text))
