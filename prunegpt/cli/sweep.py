@@ -1,21 +1,26 @@
-"""prunegpt sweep: check, run, status."""
+"""prunegpt sweep: check, run, status; the rest is in `control` and `watch`."""
 
 import fnmatch
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.options import JsonOption, RootOption, SetOption, number, print_json, print_table, say
+from prunegpt.cli import control, watch
+from prunegpt.cli.options import JsonOption, RootOption, SetOption, number, print_json, print_table
+from prunegpt.cli.running import LauncherOption, OnlyOption, SlotsOption, execute
 
 if TYPE_CHECKING:
+    from prunegpt.records import TrialResult
     from prunegpt.root import Root
     from prunegpt.spec.plan import SweepPlan, TrialPlan
+
+_LISTED = 200  # finished trials that `status` shows without being asked for all
 
 app = typer.Typer(help="Check, run and look at sweeps.", no_args_is_help=True)
 
 SpecArgument = Annotated[Path, typer.Argument(help="A sweep spec (YAML).", show_default=False)]
-OnlyOption = Annotated[str | None, typer.Option("--only", metavar="GLOB", help="Only trials whose name matches.")]
 
 
 @app.command(epilog="Example: prunegpt sweep check sweeps/quickstart.yaml")
@@ -78,7 +83,8 @@ def chosen(plan: "SweepPlan", only: str | None) -> "list[TrialPlan]":
 
     own = [trial for trial in plan.trials if trial.sweep == plan.name]
     named = [trial for trial in own if only is None or fnmatch.fnmatchcase(trial.name, only)]
-    if not named:
+    searches = [search for search in plan.searches if only is None or fnmatch.fnmatchcase(search.name, only)]
+    if not named and not searches:
         close = ", ".join(nearest(only or "", [trial.name for trial in own])[:8])
         raise SpecError([Problem("", f"--only must match a trial, but {only!r} matches none. Trials: {close}.")])
     if only is None:
@@ -117,50 +123,21 @@ def run(
     root: RootOption = None,
     overrides: SetOption = None,
     only: OnlyOption = None,
-    slots: Annotated[
-        int, typer.Option("--slots", min=1, help="Trials at a time; processor threads and CUDA devices are shared out.")
-    ] = 1,
+    launcher: LauncherOption = None,
+    slots: SlotsOption = None,
 ) -> None:
     """Run every trial of a spec that is not finished yet, then print its tables.
 
     Ctrl-C once lets running stages write a checkpoint; twice stops at once. Running it again goes on.
     """
     from prunegpt.cli.curves import curves_in
-    from prunegpt.cli.progress import follow
-    from prunegpt.launch.local import LocalLauncher
-    from prunegpt.planning.resolve import plan_file
+    from prunegpt.planning.suggested import Planner
     from prunegpt.root import Root
-    from prunegpt.store import Store
-    from prunegpt.sweep.coordinator import run_sweep
 
     where = Root.find(root)
-    plan = plan_file(spec, overrides or [], root=where, strict=True, curves=curves_in(where))
-    chosen(plan, only)  # a glob that matches nothing is told before anything runs
-    with Store.open(where) as store, follow(plan) as on_event:
-        outcome = run_sweep(plan, where, store, LocalLauncher(where, slots), only=only, on_event=on_event)
-    show_tables(plan.name, where)
-    _say_where(plan, where)
-    if outcome.failed:
-        say(f"{len(outcome.failed)} trials did not finish: {', '.join(outcome.failed)}. See `sweep status`.")
-    if outcome.interrupted:
-        say("interrupted: run the same command again to go on.")
-    if outcome.failed or outcome.interrupted:
-        raise typer.Exit(1)
-
-
-def show_tables(name: str, root: "Root") -> None:
-    """The sweep's declared tables on standard output, as Markdown."""
-    from prunegpt.cli.table import stored, tables_of
-    from prunegpt.registry import RENDERERS
-
-    tables = tables_of(stored(name, root))
-    if tables:
-        print(RENDERERS.load("md")(tables))
-
-
-def _say_where(plan: "SweepPlan", root: "Root") -> None:
-    say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
-    say(f"Look again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
+    planner = Planner(spec, overrides or [], where, curves_in(where), strict=True)
+    chosen(planner.plan, only)  # a glob that matches nothing is told before anything runs
+    execute(planner, where, only=only, launcher=launcher, slots=slots)
 
 
 @app.command(epilog="Example: prunegpt sweep status quickstart")
@@ -168,20 +145,40 @@ def status(
     name: Annotated[
         str | None, typer.Argument(help="A sweep; all of them where not given.", show_default=False)
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"Every trial, also of more than {_LISTED} finished ones.")
+    ] = False,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What runs, what is finished, and what came out."""
+    """What runs, what is finished, what came out, and why what failed did."""
+    from prunegpt.cli.attempts import print_failures
     from prunegpt.root import Root
     from prunegpt.store import Store
+    from prunegpt.sweep.lock import coordinator
 
     where = Root.find(root)
     with Store.open(where, create=False) as store:
-        names = [name] if name else [sweep.name for sweep in store.sweeps()]
-        results = [result for sweep in names for result in store.results(sweep)]
-    if as_json:
-        print_json({"trials": [_result_json(result) for result in results]})
-        return
+        sweeps = [store.sweep(name)] if name else store.sweeps()
+        states = {trial: state for sweep in sweeps for trial, state in store.states(sweep.name)}
+        finished = [trial for trial, state in states.items() if state == "finished"]
+        left_out = set() if everything or as_json else set(finished[:-_LISTED])
+        results = store.results_of([trial for trial in states if trial not in left_out])
+        if as_json:
+            print_json({"trials": [_result_json(result) for result in results]})
+            return
+        _print_results(results, name)
+        if left_out:
+            print(f"and {number(len(left_out))} finished trials more: --all lists them")
+        print_failures(results, store, where)
+    counts = Counter(states.values())
+    print(", ".join(f"{number(count)} {state}" for state, count in counts.most_common()) or "no trials")
+    running = coordinator(where)
+    if running is not None:
+        print(f"run by process {running.pid} on {running.host}; `prunegpt sweep watch` looks on")
+
+
+def _print_results(results: "list[TrialResult]", name: str | None) -> None:
     print_table(
         ["id", "trial", "state", "perplexity", "sparsity", "stages", "note"],
         (
@@ -199,7 +196,7 @@ def status(
     )
 
 
-def _result_json(result: Any) -> dict[str, Any]:
+def _result_json(result: "TrialResult") -> dict[str, Any]:
     return {
         "id": result.id,
         "sweep": result.sweep,
@@ -213,3 +210,7 @@ def _result_json(result: Any) -> dict[str, Any]:
         "error": result.error,
         "log": result.folder + "/log.txt" if result.folder else None,
     }
+
+
+watch.register(app)
+control.register(app)

@@ -75,6 +75,12 @@ def results(connection: Connection, *where: Any, shown: bool | None = None) -> l
         return [_result(row, tried[row.id], records, parsed) for row in trials]
 
 
+def states(connection: Connection, name: str) -> list[tuple[int, TrialState]]:
+    """Id and state of the trials of a sweep that are shown, in spec order."""
+    query = select(trial.c.id, trial.c.state).where(trial.c.sweep_id == find_sweep(connection, name), trial.c.shown)
+    return [(row.id, row.state) for row in connection.execute(query.order_by(trial.c.position, trial.c.id))]
+
+
 def result(connection: Connection, reference: int | str) -> TrialResult:
     """One trial, by id or as SWEEP/TRIAL.
 
@@ -111,10 +117,20 @@ def find_sweep(connection: Connection, name: str) -> int:
 
 def attempts(connection: Connection, *where: Any) -> list[AttemptRow]:
     """Attempts that meet the conditions, oldest first."""
-    query = _of_trials(select(attempt, trial.c.name.label("trial"), sweep.c.name.label("sweep")))
+    return _attempts(connection, _EVERY_ATTEMPT.where(*where).order_by(attempt.c.trial_id, attempt.c.number))
+
+
+def last_attempts(connection: Connection, name: str | None, count: int) -> list[AttemptRow]:
+    """The attempts of a sweep, or of all, that ended last; the latest is the last one."""
+    query = _EVERY_ATTEMPT.where(attempt.c.ended.is_not(None)).order_by(attempt.c.ended.desc()).limit(count)
+    return _attempts(connection, query if name is None else query.where(sweep.c.name == name))[::-1]
+
+
+def _attempts(connection: Connection, query: Select[*tuple[Any, ...]]) -> list[AttemptRow]:
     return [
         AttemptRow(
             id=row.id,
+            trial_id=row.trial_id,
             sweep=row.sweep,
             trial=row.trial,
             number=row.number,
@@ -132,7 +148,7 @@ def attempts(connection: Connection, *where: Any) -> list[AttemptRow]:
             log=row.log,
             outcome=row.outcome,
         )
-        for row in connection.execute(query.where(*where).order_by(attempt.c.trial_id, attempt.c.number))
+        for row in connection.execute(query)
     ]
 
 
@@ -263,6 +279,9 @@ def _result(
         started=last.started if last else None,
         ended=last.ended if last else None,
     )
+
+
+_EVERY_ATTEMPT = _of_trials(select(attempt, trial.c.name.label("trial"), sweep.c.name.label("sweep")))
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class AttemptRow:
     """One attempt of a trial."""
 
     id: int
+    trial_id: int
     sweep: str
     trial: str
     number: int

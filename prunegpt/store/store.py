@@ -174,7 +174,7 @@ class Store:
                 if held:
                     connection.execute(text("SELECT pg_advisory_unlock(:number)"), asked)
 
-    def remove(self, name: str, stages: Sequence[str] = ()) -> None:
+    def remove_sweep(self, name: str, stages: Sequence[str] = ()) -> None:
         """Removes a sweep with its trials, attempts and curves, and the rows of these stages.
 
         Raises:
@@ -216,6 +216,11 @@ class Store:
         with self._reading() as connection:
             return read.results(connection, trial.c.sweep_id == read.find_sweep(connection, name), shown=shown)
 
+    def states(self, name: str) -> list[tuple[int, TrialState]]:
+        """Id and state of the trials of a sweep that are shown, in spec order: much less than their results."""
+        with self._reading() as connection:
+            return read.states(connection, name)
+
     def result(self, reference: int | str) -> TrialResult:
         """One trial, by id or as SWEEP/TRIAL. Raises StoreError with the nearest names where there is none."""
         with self._reading() as connection:
@@ -238,6 +243,11 @@ class Store:
         """Attempts that were started and not finished, of all sweeps."""
         with self._reading() as connection:
             return read.attempts(connection, attempt.c.state == "running")
+
+    def last_attempts(self, name: str | None = None, count: int = 10) -> list[AttemptRow]:
+        """The attempts of a sweep, or of all, that ended last; the latest is the last one."""
+        with self._reading() as connection:
+            return read.last_attempts(connection, name, count)
 
     def stages(self) -> list[StageRow]:
         """Every stage that an attempt came through, oldest first."""

@@ -1,0 +1,127 @@
+"""prunegpt sweep watch: a running sweep in the terminal, from the store alone."""
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunegpt.cli.options import JsonOption, RootOption, number, print_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from prunegpt.sweep.live import End, Frame, Slot
+
+_REFRESH = 1.0  # seconds
+_ORDER = ("finished", "running", "waiting", "failed", "diverged", "stopped")
+_COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "diverged": "magenta", "stopped": "yellow"}
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: prunegpt sweep watch quickstart")(watch)
+
+
+def watch(
+    name: Annotated[
+        str | None, typer.Argument(help="A sweep; all of them where not given.", show_default=False)
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch what runs: stage, tokens, time left, loss and perplexity of every slot, and what ended last.
+
+    Works from any terminal, and on any machine that sees the root. Ends with the sweep, or with Ctrl-C.
+    """
+    from prunegpt.root import Root
+    from prunegpt.store import Store
+    from prunegpt.sweep.live import look
+
+    where = Root.find(root)
+    with Store.open(where, create=False) as store:
+        if as_json:
+            print_json(asdict(look(where, store, name)))
+            return
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console()
+        frame = look(where, store, name)
+        if once:
+            console.print(picture(frame, name))
+            return
+        try:
+            with Live(picture(frame, name), console=console, auto_refresh=False) as live:
+                while frame.slots or frame.coordinator is not None:
+                    time.sleep(_REFRESH)
+                    frame = look(where, store, name)
+                    live.update(picture(frame, name), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def picture(frame: "Frame", name: str | None) -> "RenderableType":
+    """One frame as text for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = [f"{count} {state}" for state in _ORDER if (count := frame.states.get(state, 0))]  # type: ignore[call-overload]
+    head = Text(f"{name or 'all sweeps'}: ", style="bold") + Text(" · ".join(counts) or "no trials", style="not bold")
+    who = frame.coordinator
+    head.append("\n")
+    head.append(f"run by process {who.pid} on {who.host}" if who else "nothing runs", style="dim")
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for column in ("trial", "stage", "progress", "tokens", "left", "perplexity", "loss"):
+        table.add_column(column, justify="right" if column in ("left", "perplexity", "loss") else "left", no_wrap=True)
+    for slot in frame.slots:
+        table.add_row(*_row(slot, name))
+    ends = [_line(end, name) for end in frame.ends]
+    return Group(head, *([table] if frame.slots else []), *ends)
+
+
+def _row(slot: "Slot", name: str | None) -> list["RenderableType"]:
+    from rich.progress_bar import ProgressBar
+
+    total = slot.tokens_total
+    share = f"{_short(slot.tokens)}" + (f" of {_short(total)}" if total else "")
+    bar = ProgressBar(total=total, completed=min(slot.tokens, total), width=20) if total else ""
+    again = f" (attempt {slot.attempt})" if slot.attempt > 1 else ""
+    return [
+        slot.trial.removeprefix(f"{name}/") + again,
+        f"{slot.stage + 1}/{slot.stages} {slot.kind}",
+        bar,
+        share if slot.tokens else "",
+        _duration(slot.eta),
+        number(slot.perplexity),
+        number(slot.loss),
+    ]
+
+
+def _line(end: "End", name: str | None) -> "RenderableType":
+    from rich.text import Text
+
+    clock = time.strftime("%H:%M:%S", time.localtime(end.ended))
+    text = f"{clock} {end.trial.removeprefix(f'{name}/')}: {end.outcome}"
+    if end.reason and end.reason not in (end.outcome, "cache"):
+        text += f" ({end.reason})"
+    if end.error:
+        text += f": {end.error.splitlines()[0]}"
+    return Text(text, style=_COLOURS.get(end.outcome, ""), overflow="ellipsis", no_wrap=True)
+
+
+def _short(count: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def _duration(seconds: float | None) -> str:
+    """1:02:03, or nothing where it is not known."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,121 @@
+"""What a sweep is doing now, read from the store alone: from any terminal, and from any machine that sees the root."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prunegpt.planning.budget import train_tokens
+from prunegpt.records import TrialResult, TrialState
+from prunegpt.root import Root
+from prunegpt.spec.plan import StagePlan
+from prunegpt.store import AttemptRow, Store
+from prunegpt.store.watch import LastPoint
+from prunegpt.sweep.attempt import TOTAL_STEPS
+from prunegpt.sweep.lock import Holder, coordinator
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An attempt that runs."""
+
+    trial: str  # SWEEP/TRIAL
+    attempt: int
+    stage: int  # position in the chain
+    stages: int  # in the chain
+    kind: str
+    started: float  # seconds since the epoch
+    tokens: int  # trained on so far in this stage
+    tokens_total: int | None
+    eta: float | None  # seconds until the stage is trained, at its pace so far
+    loss: float | None
+    perplexity: float | None
+
+
+@dataclass(frozen=True)
+class End:
+    """An attempt that has ended."""
+
+    trial: str
+    attempt: int
+    ended: float
+    outcome: str  # the state that the trial got with it, or `retried`
+    reason: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A sweep, or all of them, at one instant."""
+
+    states: Mapping[TrialState, int]
+    slots: tuple[Slot, ...]
+    ends: tuple[End, ...]  # newest last
+    coordinator: Holder | None
+
+
+def look(root: Root, store: Store, name: str | None = None, *, ends: int = 6) -> Frame:
+    """What there is to see now.
+
+    Args:
+        name: one sweep; all where not given.
+        ends: how many attempts that have ended are told.
+
+    Raises:
+        StoreError: there is no such sweep.
+    """
+    sweeps = [store.sweep(name)] if name else store.sweeps()
+    states: dict[TrialState, int] = {}
+    for sweep in sweeps:
+        for state, count in sweep.states.items():
+            states[state] = states.get(state, 0) + count
+    running = [attempt for attempt in store.running_attempts() if name in (None, attempt.sweep)]
+    points = store.last_points([attempt.id for attempt in running]) if running else []
+    results = {f"{one.sweep}/{one.name}": one for one in store.results_of([attempt.trial_id for attempt in running])}
+    slots = [_slot(store, attempt, results[f"{attempt.sweep}/{attempt.trial}"], points) for attempt in running]
+    ended = [
+        End(f"{one.sweep}/{one.trial}", one.number, one.ended or 0.0, one.outcome or one.state, one.reason, one.error)
+        for one in store.last_attempts(name, ends)
+    ]
+    return Frame(states, tuple(slots), tuple(ended), coordinator(root))
+
+
+def _slot(store: Store, attempt: AttemptRow, trial: TrialResult, points: Sequence[LastPoint]) -> Slot:
+    own = [point for point in points if point.attempt == attempt.id]
+    newest = max(own, key=lambda point: (point.stage, point.time, point.step), default=None)
+    stage = newest.stage if newest else 0
+    values = {point.name: point for point in own if point.stage == stage}
+    planned = trial.plan["stages"]
+    total = _total(planned[stage], values) if newest and stage < len(planned) else None
+    return Slot(
+        trial=f"{attempt.sweep}/{attempt.trial}",
+        attempt=attempt.number,
+        stage=stage,
+        stages=len(planned),
+        kind=planned[stage]["kind"] if stage < len(planned) else "",
+        started=attempt.started,
+        tokens=newest.tokens if newest else 0,
+        tokens_total=total,
+        eta=_eta(values, newest, total),
+        loss=values["loss"].value if "loss" in values else None,
+        perplexity=values["perplexity"].value if "perplexity" in values else None,
+    )
+
+
+def _total(stage: Mapping[str, object], values: Mapping[str, LastPoint]) -> int | None:
+    """Tokens of a stage, by its config, or from its steps and how many tokens one has had so far."""
+    plan = StagePlan.model_validate(stage)
+    declared = plan.data.tokens // plan.data.block_size if plan.data and plan.data.tokens else None
+    tokens = train_tokens(plan, declared)
+    if tokens is not None:
+        return tokens or None
+    steps, loss = values.get(TOTAL_STEPS), values.get("loss")
+    if steps is None or steps.value is None or loss is None or not loss.step:
+        return None
+    return round(steps.value * loss.tokens / loss.step)
+
+
+def _eta(values: Mapping[str, LastPoint], newest: LastPoint | None, total: int | None) -> float | None:
+    begun = values.get(TOTAL_STEPS)  # told once, when training begins or goes on
+    if begun is None or newest is None or total is None or newest.tokens <= begun.tokens:
+        return None
+    pace = (newest.time - begun.time) / (newest.tokens - begun.tokens)
+    return max(0.0, total - newest.tokens) * pace
