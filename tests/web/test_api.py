@@ -63,6 +63,11 @@ def test_a_sweep_tells_what_runs_and_how_far_it_is(client: TestClient) -> None:
     assert sweep["coordinator"] is None
     assert sweep["tables"] == ["Pruning and distillation", "One layer at 80 %"]
     assert sweep["optuna"] is None
+    assert sweep["counts"] == {
+        state: sum(1 for one in study() if one.state == state)
+        for state in ("finished", "running", "waiting", "failed", "diverged", "stopped")
+    }
+    assert sweep["best"] == get(client, f"{API}/sweeps")["sweeps"][0]["best"]
     (slot,) = sweep["slots"]
     assert (slot["trial"], slot["kind"], slot["step"], slot["total"]) == ("study/going", "distill", 58, 200)
     assert sweep["progress"]["done"] == sum(1 for one in study() if one.state not in ("running", "waiting"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ from starlette.testclient import TestClient
 from prunegpt.report.errors import ReportError
 from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, LayerBar, SparsityPoint
 from prunegpt.web import plots
+from prunegpt.web.app import create_app
 from prunegpt.web.importance import importances
+from tests.web.browser.made import make_root, study
+from tests.web.served import ORIGIN
 
 POINTS = [
     SparsityPoint("dense", DENSE, 0.0, 60.0, 59.0, 61.0),
@@ -140,3 +144,21 @@ def test_figures_are_drawn_as_png_and_svg(client: TestClient, figure: str) -> No
     svg = client.get(f"/api/v1/sweeps/study/figures/{figure}.svg")
     assert svg.headers["content-type"].startswith("image/svg+xml")
     assert svg.text.startswith("<svg")
+
+
+def test_the_list_of_figures_says_what_is_missing_and_why(client: TestClient) -> None:
+    figures = client.get("/api/v1/sweeps/study/figures").json()["figures"]
+    assert [(figure["name"], figure["missing"], figure["files"]) for figure in figures] == [
+        (name, None, name not in ("parallel", "importance"))
+        for name in ("sparsity", "pareto", "layers", "training", "parallel", "importance")
+    ]
+
+
+def test_a_sweep_without_results_misses_every_figure(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "runs", [one for one in study() if one.name == "later"])
+    with TestClient(create_app(root, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+        figures = client.get("/api/v1/sweeps/study/figures").json()["figures"]
+        assert all("but there are" in figure["missing"] for figure in figures)
+        for figure in figures:
+            answer = client.get(f"/api/v1/sweeps/study/figures/{figure['name']}")
+            assert (answer.status_code, answer.json()["error"]) == (404, figure["missing"])

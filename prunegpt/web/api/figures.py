@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 from starlette.responses import Response
 
 from prunegpt.records import TrialResult
@@ -25,12 +26,13 @@ from prunegpt.web import plots
 from prunegpt.web.api.curves import attachment
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.downsample import extremes
-from prunegpt.web.endpoint import Call, Endpoint, Refused
+from prunegpt.web.endpoint import Answer, Call, Endpoint, Refused
 from prunegpt.web.plots import Plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_IN_BROWSER = ("parallel", "importance")  # drawn by Plotly alone
 _MOST_CURVES = 16
 _MOST_INTERVALS = 200  # configurations up to which intervals are drawn
 _POINTS = 500  # of a training curve
@@ -44,6 +46,17 @@ class Drawn:
 
     plot: Plot
     drawing: Callable[[], "Figure"] | None = None
+
+
+class FigureShort(Answer):
+    name: str
+    title: str
+    missing: str | None = Field(description="why there is nothing to draw; null where there is")
+    files: bool = Field(description="whether it can be had as PNG and SVG")
+
+
+class Figures(Answer):
+    figures: list[FigureShort]
 
 
 def _sparsity(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
@@ -148,18 +161,24 @@ def _parallel(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
 def _importance(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
     from prunegpt.web.importance import importances
 
-    found = _varied(trials)
-    paths = _differing(found)
-    if len(found) < _FEWEST_IMPORTANT or not paths:
-        raise ReportError(
-            f"importance needs {_FEWEST_IMPORTANT} measured trials whose searched values differ, "
-            f"but there are {len(found) if paths else 0} yet."
-        )
-    whole = [trial for trial in found if all(path in trial.swept for path in paths)] or found
+    whole, paths = _important(trials)
     shares = importances([{path: trial.swept.get(path) for path in paths} for trial in whole], [
         _perplexity(trial) for trial in whole
     ])  # fmt: skip
     return Drawn(plots.importance({_short(path, paths): share for path, share in shares.items()}))
+
+
+def _important(trials: list[TrialResult]) -> tuple[list[TrialResult], list[str]]:
+    """The trials and paths that importance is told from: those trials that have all the paths, where there are some."""
+    found = _varied(trials)
+    paths = _differing(found)
+    whole = [trial for trial in found if all(path in trial.swept for path in paths)] or found
+    if len(whole) < _FEWEST_IMPORTANT or not _differing(whole):
+        raise ReportError(
+            f"importance needs {_FEWEST_IMPORTANT} measured trials whose searched values differ, "
+            f"but there are {len(whole) if paths else 0} yet."
+        )
+    return whole, _differing(whole)
 
 
 def _varied(trials: list[TrialResult]) -> list[TrialResult]:
@@ -191,6 +210,14 @@ def _short(path: str, paths: Sequence[str]) -> str:
     return path
 
 
+TITLES = {
+    "sparsity": "Perplexity over sparsity",
+    "pareto": "Sparsity against perplexity",
+    "layers": "One layer pruned at a time",
+    "training": "Perplexity and sparsity in training",
+    "parallel": "Searched values and perplexity",
+    "importance": "What perplexity depends on",
+}
 FIGURES: dict[str, Callable[[Dashboard, list[TrialResult]], Drawn]] = {
     "sparsity": _sparsity,
     "pareto": _pareto,
@@ -216,6 +243,23 @@ def shown(dashboard: Dashboard, call: Call) -> Plot:
     return drawn(dashboard, call.path["name"], call.path["figure"]).plot
 
 
+def listed(dashboard: Dashboard, call: Call) -> Figures:
+    sweep = call.path["name"]
+    return Figures(figures=[_listed(dashboard, sweep, name) for name in FIGURES])
+
+
+def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
+    missing = None
+    try:
+        if name == "importance":  # costly to compute, cheap to know whether there is any
+            _important([trial for trial in dashboard.source.trials(sweep) if not trial.implicit])
+        else:
+            drawn(dashboard, sweep, name)
+    except ReportError as error:
+        missing = str(error)
+    return FigureShort(name=name, title=TITLES[name], missing=missing, files=name not in _IN_BROWSER)
+
+
 def download(dashboard: Dashboard, call: Call) -> Response:
     name, figure, format = call.path["name"], call.path["figure"], call.path["format"]
     found = drawn(dashboard, name, figure)
@@ -231,6 +275,7 @@ def download(dashboard: Dashboard, call: Call) -> Response:
 
 
 ENDPOINTS = (
+    Endpoint("/sweeps/{name}/figures", listed, "Which figures there are, and why others are missing", Figures),
     Endpoint(
         "/sweeps/{name}/figures/{figure}.{format}",
         download,

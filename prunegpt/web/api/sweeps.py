@@ -1,13 +1,15 @@
 """Sweeps and the lists of their trials."""
 
 import math
+from dataclasses import asdict
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from prunegpt import __version__
 from prunegpt.records import TrialResult
 from prunegpt.report.measure import is_measured
+from prunegpt.spec.search import SearchSpec
 from prunegpt.store import SweepRow
 from prunegpt.sweep.lock import Holder, coordinator
 from prunegpt.web.dashboard import Dashboard, address
@@ -53,6 +55,18 @@ class Coordinator(Answer):
     pid: int
     host: str
     since: float
+    sweep: str = Field(description="the sweep it runs; empty where it does not say")
+
+
+class Counts(Answer):
+    """Trials by state."""
+
+    finished: int
+    running: int
+    waiting: int
+    failed: int
+    diverged: int
+    stopped: int
 
 
 class SearchShort(Answer):
@@ -75,6 +89,8 @@ class Sweep(Answer):
     created: float
     updated: float
     coordinator: Coordinator | None
+    counts: Counts
+    best: Best | None
     progress: Progress
     tables: list[str]
     searches: list[SearchShort]
@@ -116,24 +132,30 @@ def listed(dashboard: Dashboard, call: Call) -> Sweeps:
 
 def short(dashboard: Dashboard, sweep: SweepRow, holder: Holder | None) -> SweepShort:
     """A sweep for the list."""
-    revision = dashboard.source.sweep_revision(sweep.name)
-    best = dashboard.kept.get(("best", sweep.name), revision, lambda: _best(dashboard.source.trials(sweep.name)))
-    running = sweep.states.get("running", 0)
+    counted = counts(sweep)
     return SweepShort(
+        **counted.model_dump(),
         name=sweep.name,
         title=sweep.title,
         created=sweep.created,
         updated=sweep.updated,
         trials=sweep.trials,
-        finished=sweep.states.get("finished", 0),
-        running=running,
-        waiting=sweep.states.get("waiting", 0),
-        failed=sweep.states.get("failed", 0),
-        diverged=sweep.states.get("diverged", 0),
-        stopped=sweep.states.get("stopped", 0),
-        best=best,
-        running_now=holder is not None and running > 0,
+        best=best(dashboard, sweep.name),
+        running_now=holder is not None and (holder.sweep == sweep.name or (not holder.sweep and counted.running > 0)),
     )
+
+
+def counts(sweep: SweepRow) -> Counts:
+    """How many trials are in each state."""
+    states = {str(state): count for state, count in sweep.states.items()}
+    return Counts(**{state: states.get(state, 0) for state in Counts.model_fields})
+
+
+def best(dashboard: Dashboard, sweep: str) -> Best | None:
+    """The best trial of a sweep, looked for once for each state of the store."""
+    with dashboard.source.following():
+        revision, trials = dashboard.source.sweep_revision(sweep), dashboard.source.trials(sweep)
+    return dashboard.kept.get(("best", sweep), revision, lambda: _best(trials))
 
 
 def _best(trials: list[TrialResult]) -> Best | None:
@@ -155,16 +177,7 @@ def one(dashboard: Dashboard, call: Call) -> Sweep:
         sweep = dashboard.source.sweep(name)
         trials = dashboard.source.trials(name)
         running = slots(dashboard, name)
-    searches = [
-        SearchShort(
-            name=str(search.get("name", "")),
-            objectives=[_objective(item) for item in search.get("spec", {}).get("objectives", ())],
-            n_trials=search.get("spec", {}).get("n_trials"),
-            sampler=str(search.get("spec", {}).get("sampler", "")),
-            trials=sum(1 for trial in trials if trial.plan.get("search") == search.get("name")),
-        )
-        for search in getattr(sweep, "searches", ())
-    ]
+    searches = _searches(sweep, trials)
     return Sweep(
         name=sweep.name,
         title=sweep.title,
@@ -172,7 +185,9 @@ def one(dashboard: Dashboard, call: Call) -> Sweep:
         state=_state(sweep),
         created=sweep.created,
         updated=sweep.updated,
-        coordinator=Coordinator(pid=holder.pid, host=holder.host, since=holder.since) if holder else None,
+        coordinator=Coordinator(**asdict(holder)) if holder else None,
+        counts=counts(sweep),
+        best=best(dashboard, name),
         progress=progress(sweep, trials, running, dashboard.budgets),
         tables=[str(table.get("name") or table.get("title", "")) for table in sweep.tables],
         searches=searches,
@@ -183,8 +198,27 @@ def one(dashboard: Dashboard, call: Call) -> Sweep:
     )
 
 
-def _objective(item: dict[str, str]) -> str:
-    return f"{item.get('direction') or ''} {item.get('metric', '')}".strip()
+def _searches(sweep: SweepRow, trials: list[TrialResult]) -> list[SearchShort]:
+    """The searches that a sweep's spec writes."""
+    found = []
+    for written in sweep.spec.get("trials") or ():
+        if not isinstance(written, dict) or not written.get("search"):
+            continue
+        try:
+            search = SearchSpec.model_validate(written["search"])
+        except ValidationError:
+            continue
+        name = str(written.get("name", ""))
+        found.append(
+            SearchShort(
+                name=name,
+                objectives=[f"{each.direction or ''} {each.metric}".strip() for each in search.objectives],
+                n_trials=search.n_trials,
+                sampler=search.sampler,
+                trials=sum(1 for trial in trials if trial.plan.get("search") == name),
+            )
+        )
+    return found
 
 
 def _state(sweep: SweepRow) -> Literal["running", "finished", "failed", "waiting", "empty"]:

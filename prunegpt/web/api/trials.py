@@ -40,6 +40,8 @@ class Attempt(Answer):
     versions: dict[str, str]
     folder: str
     log: str | None = Field(description="where its log is read; null where no worker ran")
+    last_lines: str = Field(description="of its log, where it did not finish")
+    outcome: str = Field(description="the state that the trial got with it, or retried; empty while it runs")
 
 
 class Relative(Answer):
@@ -155,6 +157,8 @@ def _attempt(dashboard: Dashboard, trial: TrialResult, row: AttemptRow) -> Attem
         versions=dict(row.versions),
         folder=row.folder,
         log=f"/api/v1/trials/{trial.sweep}/{trial.name}/log?attempt={row.number}" if row.folder else None,
+        last_lines=row.log,
+        outcome=row.outcome,
     )
 
 
