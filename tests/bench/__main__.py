@@ -40,6 +40,7 @@ BENCHMARKS = {
         "overhead",
         "startup",
         "points",
+        "dashboard",
     )
 }
 ON_CUDA = {"gpu": "tests.bench.gpu"}
