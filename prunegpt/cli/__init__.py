@@ -6,7 +6,7 @@ import sys
 import typer
 
 from prunegpt import __version__
-from prunegpt.cli import doctor, evaluate, fields, masks, prune, recipe, report, serve, sweep, table, train, trial
+from prunegpt.cli import doctor, evaluate, fields, masks, prune, recipe, report, serve, sweep, table, train, trial, wandb
 from prunegpt.cli.options import say
 from prunegpt.errors import PruneGPTError
 
@@ -34,6 +34,7 @@ app.add_typer(sweep.app, name="sweep")
 app.add_typer(trial.app, name="trial")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(masks.app, name="masks")
+app.add_typer(wandb.app, name="wandb")
 table.register(app)
 report.register(app)
 serve.register(app)

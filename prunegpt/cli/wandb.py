@@ -1,0 +1,121 @@
+"""prunegpt wandb: sweeps that W&B, or `prunegpt serve` in its place, decides; runs sent later or brought in."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunegpt.cli.options import RootOption, SetOption, say
+
+app = typer.Typer(
+    help="Weights & Biases: register sweeps, run agents, send runs later, bring runs in.", no_args_is_help=True
+)
+
+OnlyOption = Annotated[
+    str | None, typer.Option("--only", metavar="GLOB", help="Only trials, or the search, whose name matches.")
+]
+ProjectOption = Annotated[
+    str | None, typer.Option("--project", help="Project; the spec's tracking.wandb.project else.")
+]
+EntityOption = Annotated[str | None, typer.Option("--entity", help="Team or user; the client's own default else.")]
+
+
+@app.command(epilog="Example: prunegpt wandb create sweeps/quickstart.yaml")
+def create(
+    spec: Annotated[Path, typer.Argument(help="A spec, or a W&B sweep config (YAML).", show_default=False)],
+    root: RootOption = None,
+    overrides: SetOption = None,
+    only: OnlyOption = None,
+    project: ProjectOption = None,
+    entity: EntityOption = None,
+    interpreter: Annotated[
+        str, typer.Option("--interpreter", help="The Python that agents start; this one where not given.")
+    ] = sys.executable,
+    show: Annotated[bool, typer.Option("--print", help="Print the sweep config and register nothing.")] = False,
+) -> None:
+    """Turn a spec into a W&B sweep and register it where WANDB_BASE_URL points; prints ENTITY/PROJECT/ID.
+
+    Any `wandb agent ENTITY/PROJECT/ID` on a machine that sees the root then runs its trials.
+    """
+    import json
+
+    from prunegpt.cli.curves import curves_in
+    from prunegpt.planning.suggested import Planner
+    from prunegpt.root import Root
+    from prunegpt.spec.wandb_config import config_of
+    from prunegpt.tracking.client import register
+    from prunegpt.tracking.ingest import save_sweep
+
+    where = Root.find(root)
+    plan = Planner(spec, overrides or [], where, curves_in(where), strict=True).plan
+    command = [
+        "${env}",
+        interpreter,
+        *("-m", "prunegpt", "wandb", "trial", "${args_json_file}"),
+        *("--spec", str(spec.absolute()), "--root", str(where.path), "--digest", digest_of(plan.spec)),
+        *(part for override in overrides or [] for part in ("--set", override)),
+    ]
+    config = config_of(plan, command, str(spec), only)
+    if show:
+        print(json.dumps(config, indent=2, ensure_ascii=False))
+        return
+    save_sweep(where, plan)
+    wanted = plan.tracking.wandb
+    sweep = register(config, project=project or wanted.project, entity=entity or wanted.entity)
+    print(sweep)
+    say(f"Run it: prunegpt wandb agent {sweep}, or a plain `wandb agent {sweep}` on any machine that sees {where.path}")
+
+
+@app.command(epilog="Example: prunegpt wandb agent local/prunegpt/abcd1234 --slots 2")
+def agent(
+    sweep: Annotated[str, typer.Argument(metavar="ENTITY/PROJECT/ID", help="As `create` printed it.")],
+    slots: Annotated[
+        int | None, typer.Option("--slots", min=1, help="Agents; one a GPU, or one, where not given.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, help="Runs of each agent; all where not given.")
+    ] = None,
+) -> None:
+    """Run `wandb agent`, one a slot, each with its share of the machine. Ctrl-C once lets running trials end well."""
+    from prunegpt.tracking.fleet import run_agents
+
+    raise typer.Exit(run_agents(sweep, slots=slots, count=count, say=say))
+
+
+@app.command(hidden=True)
+def trial(
+    arguments: Annotated[
+        Path | None, typer.Argument(help="File of the run's arguments; WANDB_SWEEP_PARAM_PATH where not given.")
+    ] = None,
+    spec: Annotated[Path, typer.Option("--spec", help="The spec whose trial is run.")] = Path("sweep.yaml"),
+    root: RootOption = None,
+    overrides: SetOption = None,
+    digest: Annotated[str | None, typer.Option("--digest", help="Of the spec when the sweep was created.")] = None,
+) -> None:
+    """What an agent starts: find the trial that its arguments mean, run it under the root, store what came of it."""
+    from prunegpt.cli.agent_trial import run_for_agent
+    from prunegpt.cli.curves import curves_in
+    from prunegpt.errors import Problem, SpecError
+    from prunegpt.planning.suggested import Planner
+    from prunegpt.root import Root
+    from prunegpt.tracking.agents import PARAMETERS, read_arguments, trial_of
+
+    where = Root.find(root)
+    given = arguments or (Path(os.environ[PARAMETERS]) if os.environ.get(PARAMETERS) else None)
+    if given is None:
+        raise SpecError([Problem("", f"an agent's run needs its arguments: name a file, or set {PARAMETERS}.")])
+    planner = Planner(spec, overrides or [], where, curves_in(where), strict=True)
+    if digest is not None and digest != digest_of(planner.plan.spec):
+        message = "the spec has changed since its sweep was created. Undo that, or create the sweep again."
+        raise SpecError([Problem("", message)], str(spec))
+    found = trial_of(planner, read_arguments(given), where)
+    raise typer.Exit(run_for_agent(where, planner.plan, found))
+
+
+def digest_of(spec: object) -> str:
+    """What a spec is recognised by."""
+    from prunegpt.planning.fingerprint import digest
+
+    return digest([spec])

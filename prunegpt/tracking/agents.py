@@ -1,0 +1,143 @@
+"""What an agent's run means: its arguments name one trial of a spec."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from prunegpt.errors import Problem, SpecError, nearest
+from prunegpt.planning.suggested import Planner
+from prunegpt.root import Root, write_json
+from prunegpt.spec.plan import SearchPlan, TrialPlan
+from prunegpt.spec.search import Dimension
+from prunegpt.spec.space import chosen_of
+from prunegpt.spec.wandb import TRIAL
+from prunegpt.spec.wandb_config import SEED
+from prunegpt.spec.wandb_parameters import canonical
+
+PARAMETERS = "WANDB_SWEEP_PARAM_PATH"  # names the file in which an agent hands over a run's arguments
+
+
+def read_arguments(path: Path) -> dict[str, Any]:
+    """A run's arguments, from the JSON of `${args_json_file}` or the YAML that WANDB_SWEEP_PARAM_PATH names.
+
+    Raises:
+        SpecError: the file cannot be read, or holds no arguments.
+    """
+    try:
+        found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, YAMLError) as error:
+        raise _refused(f"an agent's arguments must be a readable JSON or YAML file, but {path}: {error}.") from error
+    if not isinstance(found, dict):
+        raise _refused(f"an agent's arguments must be a mapping, but {path} holds none.")
+    if "wandb_version" in found:
+        return {name: item["value"] for name, item in found.items() if isinstance(item, dict) and "value" in item}
+    return found
+
+
+def trial_of(planner: Planner, arguments: Mapping[str, Any], root: Root) -> TrialPlan:
+    """The trial of a spec that a run's arguments mean: one of its plan, or one that a search could suggest.
+
+    Raises:
+        SpecError: there is none.
+    """
+    plan = planner.plan
+    own = [trial for trial in plan.trials if trial.sweep == plan.name and not trial.implicit]
+    if TRIAL in arguments:
+        own = [trial for trial in own if arguments[TRIAL] in (trial.name, trial.group)] or _none(arguments, own)
+    spaces = [search.spec.space for search in plan.searches]
+    known = {path for trial in own for path in trial.swept}.union(*spaces, {TRIAL, SEED})
+    values = flat(arguments, known)
+    values.pop(TRIAL, None)
+    for search in plan.searches:
+        searched = {path: value for path, value in values.items() if path in search.spec.space}
+        if searched:
+            return _suggested(planner, search, searched, root)
+    found = [trial for trial in own if _means(trial, values)]
+    if len(found) == 1:
+        return found[0]
+    wanted = ", ".join(f"{path}={value}" for path, value in values.items())
+    raise _refused(
+        f"a run's arguments must mean one trial, but {wanted or 'no argument'} means {len(found)} of the "
+        f"{len(own)} of {plan.name}. Vary what the spec varies, or name one as the parameter `trial`."
+    )
+
+
+def flat(arguments: Mapping[str, Any], known: set[str], prefix: str = "") -> dict[str, Any]:
+    """Nested arguments by path. A mapping under a known path is a value."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        path = prefix + name
+        if path not in known and isinstance(value, Mapping):
+            found |= flat(value, known, f"{path}.")
+        else:
+            found[path] = value
+    return found
+
+
+def _means(trial: TrialPlan, values: Mapping[str, Any]) -> bool:
+    told = {**trial.swept, **({} if SEED in trial.swept else {SEED: trial.seed})}
+    return all(canonical(told[path]) == canonical(value) for path, value in values.items() if path in told) and all(
+        path in values for path in trial.swept
+    )
+
+
+def _suggested(planner: Planner, search: SearchPlan, values: Mapping[str, Any], root: Root) -> TrialPlan:
+    space = search.spec.space
+    typed = {path: _typed(space[path], value) for path, value in values.items()}
+    try:
+        chosen = chosen_of(space, typed)
+    except ValueError as error:
+        raise _refused(str(error)) from error
+    return planner.suggested(search, typed, number_of(root, planner.plan.name, search.name, chosen))
+
+
+def _typed(dimension: Dimension, value: Any) -> Any:
+    """A number as the range has it: W&B turns 1.0 into 1."""
+    if dimension.values is None and not dimension.is_integer and type(value) is int:
+        return float(value)
+    if dimension.is_integer and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def number_of(root: Root, sweep: str, search: str, chosen: Mapping[str, Any]) -> int:
+    """The number of a suggestion: the same for the same values, whatever agent asks; a new one for new values.
+
+    Numbers that `sweep run` has given in that search are left free.
+    """
+    file = root.path / "wandb" / "numbers" / f"{sweep}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        known: dict[str, dict[str, int]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        numbers = known.setdefault(search, {})
+        key = canonical(dict(chosen))
+        if key not in numbers:
+            numbers[key] = max([*numbers.values(), _highest(root, sweep, search)], default=0) + 1
+            write_json(file, known)
+        return numbers[key]
+
+
+def _highest(root: Root, sweep: str, search: str) -> int:
+    from prunegpt.errors import StoreError
+    from prunegpt.store import Store
+
+    try:
+        with Store.open(root, create=False) as store:
+            plans = [result.plan for result in store.results(sweep, shown=None)]
+    except StoreError:
+        return 0
+    return max((int(plan.get("number", 0)) for plan in plans if plan.get("search") == search), default=0)
+
+
+def _none(arguments: Mapping[str, Any], own: list[TrialPlan]) -> list[TrialPlan]:
+    names = ", ".join(nearest(str(arguments[TRIAL]), [trial.name for trial in own])[:8])
+    raise _refused(f"the parameter trial must name one of the spec's, but is {arguments[TRIAL]!r}. Nearest: {names}.")
+
+
+def _refused(message: str) -> SpecError:
+    return SpecError([Problem("", message)], "the run's arguments")

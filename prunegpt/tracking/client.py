@@ -1,0 +1,151 @@
+"""A W&B server as we ask it ourselves: to register sweeps and to read runs. One HTTP request a question."""
+
+import base64
+import json
+import netrc
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from prunegpt.errors import PruneGPTError
+
+CLOUD = "https://api.wandb.ai"
+_TIMEOUT = 30.0  # seconds a question may take
+_UPSERT = """
+mutation UpsertSweep($config: String, $description: String, $entityName: String, $projectName: String) {
+  upsertSweep(input: {
+    config: $config, description: $description, entityName: $entityName, projectName: $projectName
+  }) {
+    sweep { name project { name entity { name } } }
+    configValidationWarnings
+  }
+}
+"""
+
+
+class TrackingError(PruneGPTError):
+    """Weights & Biases, or what answers in its place, cannot be reached or refuses."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where W&B is and who we are there."""
+
+    address: str
+    key: str
+
+    @classmethod
+    def find(cls) -> "Server":
+        """The one that the client would talk to: WANDB_BASE_URL and WANDB_API_KEY, else what `wandb login` has kept.
+
+        Raises:
+            TrackingError: there is no key.
+        """
+        address = (os.environ.get("WANDB_BASE_URL") or _kept_address() or CLOUD).rstrip("/")
+        key = os.environ.get("WANDB_API_KEY") or _kept_key(address)
+        if not key:
+            raise TrackingError(
+                f"W&B at {address} needs an API key, but there is none. Set WANDB_API_KEY, or run `wandb login`; for "
+                f"`prunegpt serve` without a token any forty letters will do."
+            )
+        return cls(address, key)
+
+    def ask(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """What stands under `data` of the answer.
+
+        Raises:
+            TrackingError: no answer, or a refusal.
+        """
+        body = json.dumps({"query": query, "variables": dict(variables)}).encode()
+        request = urllib.request.Request(f"{self.address}/graphql", body, _headers(self.key))
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+                found = json.load(answer)
+        except urllib.error.HTTPError as error:
+            told = _message(error.read()) or error.reason
+            hint = "Check WANDB_API_KEY." if error.code in (401, 403) else "Try again later."
+            raise TrackingError(f"W&B at {self.address} refused with {error.code}: {told} {hint}") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise TrackingError(
+                f"W&B at {self.address} cannot be reached: {reason}. Check WANDB_BASE_URL and the network."
+            ) from error
+        if found.get("errors"):
+            told = "; ".join(str(error.get("message")) for error in found["errors"])
+            raise TrackingError(f"W&B at {self.address} refused: {told}")
+        data: dict[str, Any] = found.get("data") or {}
+        return data
+
+
+def register(config: Mapping[str, Any], *, project: str, entity: str | None) -> str:
+    """Registers a sweep; gives ENTITY/PROJECT/ID.
+
+    Raises:
+        TrackingError: the server cannot be reached, or takes no such sweep.
+    """
+    variables = {
+        "config": json.dumps(config),
+        "description": config.get("description"),
+        "entityName": entity or os.environ.get("WANDB_ENTITY"),
+        "projectName": project,
+    }
+    sweep = Server.find().ask(_UPSERT, variables)["upsertSweep"]["sweep"]
+    return f"{sweep['project']['entity']['name']}/{sweep['project']['name']}/{sweep['name']}"
+
+
+def is_ours(address: str) -> bool:
+    """Whether a server is `prunegpt serve`, which sees what lies under the root without being told."""
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/api/v1/health", timeout=2) as answer:
+            found = json.load(answer)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("status") == "ok" and "version" in found
+
+
+def _headers(key: str) -> dict[str, str]:
+    credentials = base64.b64encode(f"api:{key}".encode()).decode()
+    return {
+        "Content-Type": "application/json",
+        "Authorization": f"Basic {credentials}",
+        "User-Agent": "prunegpt",
+    }
+
+
+def _kept_address() -> str:
+    """`base_url` of the client's settings file."""
+    folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.join(os.path.expanduser("~"), ".config", "wandb")
+    try:
+        with open(os.path.join(folder, "settings"), encoding="utf-8") as file:
+            found = re.search(r"^\s*base_url\s*=\s*(\S+)", file.read(), re.MULTILINE)
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def _kept_key(address: str) -> str:
+    """What `wandb login` wrote into the netrc file."""
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        found = netrc.netrc(path).authenticators(urlsplit(address).hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        return ""
+    return str(found[2]) if found else ""
+
+
+def _message(body: bytes) -> str:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return ""
+    if not isinstance(found, dict):
+        return ""
+    errors = found.get("errors")
+    if isinstance(errors, list) and errors and isinstance(errors[0], dict):
+        return str(errors[0].get("message", ""))
+    return str(found.get("error", ""))
