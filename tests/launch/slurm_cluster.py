@@ -43,7 +43,7 @@ MpiDefault=none
 MailProg=/bin/true
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=2
+KillWait=5
 InactiveLimit=0
 MessageTimeout=5
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=1000 State=UNKNOWN
