@@ -2,9 +2,9 @@
 
 `config.fake` may say: `seconds` that each stage but the first takes; `steps` of each stage, a point each; `fail`,
 `diverge`, `exit`, `kill`, `stop` or `freeze`: a stage key at which that happens; `reason` of failing; `once`: only in
-the trial's first attempt, or in so many; `deaf`: it does not hear SIGTERM; `mute`: it writes no record; `sequence_mb`:
-memory that each sequence of a micro-batch takes, of `room_mb` that there are; `checkpoint`: each step is kept in the
-stage's work folder, and the next attempt goes on there.
+the trial's first attempt, or in so many; `deaf`: it does not hear SIGTERM; `mute`: it writes no record; `tokens` of
+each step; `sequence_mb`: memory that each sequence of a micro-batch takes, of `room_mb` that there are; `checkpoint`:
+each step is kept in the stage's work folder, and the next attempt goes on there.
 """
 
 import os
@@ -95,9 +95,11 @@ class Fake:
         if stage.training and "sequence_mb" in self.ways:
             self.fill(stage)
         steps = self.ways.get("steps", 1)
-        for step in range(self.first_step(stage), steps):
+        begun = self.first_step(stage)
+        self.point(index, begun, "total_steps", steps)
+        for step in range(begun, steps):
             time.sleep(self.ways.get("seconds", 0.0) / steps if index else 0.0)
-            self.points.write(Point(stage=index, step=step, epoch=0.0, name="loss", value=1.0 / (step + 1), time=0.0))
+            self.point(index, step, "loss", 1.0 / (step + 1))
             if self.ways.get("checkpoint"):
                 self.root.work(stage.key).mkdir(parents=True, exist_ok=True)
                 (self.root.work(stage.key) / "step.txt").write_text(str(step + 1))
@@ -111,6 +113,12 @@ class Fake:
                 key=stage.key, kind=stage.kind, index=index, cached=False, seconds=0.1, sparsity=counted, notes=notes
             ).write(folder / "stage.json")
         self.note("computed", stage.key)
+
+    def point(self, stage: int, step: int, name: str, value: float) -> None:
+        tokens = step * int(self.ways.get("tokens", 0))
+        self.points.write(
+            Point(stage=stage, step=step, epoch=0.0, name=name, value=value, time=time.time(), tokens=tokens)
+        )
 
     def first_step(self, stage: StagePlan) -> int:
         kept = self.root.work(stage.key) / "step.txt"
