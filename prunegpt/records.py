@@ -17,9 +17,9 @@ TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "st
 
 
 class Record(BaseModel):
-    """Frozen; an unknown key is an error. Non-finite numbers travel as None beside a flag."""
+    """Frozen; an unknown key is an error, and so is NaN or infinity: these travel as None beside a flag."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def read(cls, path: Path) -> Self:

