@@ -104,7 +104,7 @@ def study() -> list[Wanted]:
                 swept={"stages.1.prune.layers": [layer]},
             )
         )
-    big = "CUDA out of memory: <script>window.broken = true</script> tried to allocate 2.00 GiB"
+    big = "CUDA out of memory: <script>console.error('it ran')</script> tried to allocate 2.00 GiB"
     fast = "the loss is not finite at step 40."
     found += [
         Wanted("too-big", (base, finetune(base, "b16")), 0, state="failed", reason="out-of-memory", error=big),
@@ -299,7 +299,9 @@ def _log(root: Root, sweep: str, name: str, number: int, one: Wanted) -> None:
     folder = root.attempt(sweep, name, number)
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"step {step}: loss {5 - step / 100:.3f}" for step in range(0, 100, 10)]
-    (folder / "log.txt").write_text("\n".join([*lines, one.error, "<img src=x onerror=window.broken=true>"]) + "\n")
+    (folder / "log.txt").write_text(
+        "\n".join([*lines, one.error, "<img src=x onerror=console.error(1)>"]) + "\n"
+    )
     (folder / "trial.json").write_text(json.dumps({"name": name}))
 
 

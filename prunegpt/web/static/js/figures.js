@@ -4,20 +4,15 @@ import { address, get, path } from "./api.js";
 import { h } from "./dom.js";
 import { figurePanel, plot, saveButtons } from "./plot.js";
 
-/** `file`: the server draws it as PNG and SVG too; the others are saved from the page. */
-const FIGURES = [
-  { name: "sparsity", title: "Perplexity over sparsity", file: true },
-  { name: "pareto", title: "Pareto front of sparsity and perplexity", file: true },
-  { name: "layers", title: "One layer at a time", file: true },
-  { name: "training", title: "Perplexity while training", file: true },
-  { name: "parallel", title: "Parallel coordinates", file: false, wide: true },
-  { name: "importance", title: "Importance of what was searched", file: false },
-];
+const WIDE = new Set(["parallel"]);
 
-/** The figures of a sweep, in the order they are shown; `missing` says why there is nothing to draw, or is null. */
+/**
+ * The figures of a sweep, in the order they are shown; `missing` says why there is nothing to draw, or is null, and `files`
+ * whether the server draws it as PNG and SVG too: the others are saved from the page.
+ */
 export async function listFigures(sweep) {
-  const told = new Map((await get(path("sweeps", sweep, "figures"))).figures.map((figure) => [figure.name, figure]));
-  return FIGURES.filter((figure) => told.has(figure.name)).map((figure) => ({ ...figure, missing: told.get(figure.name).missing }));
+  const { figures } = await get(path("sweeps", sweep, "figures"));
+  return figures.map((figure) => ({ ...figure, wide: WIDE.has(figure.name) }));
 }
 
 /** What is drawn of a figure, as Plotly takes it. */
@@ -28,7 +23,7 @@ export const fileOf = (sweep, figure, suffix) => address(path("sweeps", sweep, "
 /** Links to the files of a figure, or buttons that save what is drawn at `place()`. */
 export function downloads(sweep, figure, place) {
   const name = `${sweep}-${figure.name}`;
-  if (!figure.file) return saveButtons(place, name);
+  if (!figure.files) return saveButtons(place, name);
   return ["png", "svg"].map((suffix) =>
     h("a.button.quiet.small", { href: fileOf(sweep, figure, suffix), download: `${name}.${suffix}`, "aria-label": `${figure.title} as ${suffix.toUpperCase()}` }, suffix.toUpperCase()),
   );

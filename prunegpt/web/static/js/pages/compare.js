@@ -51,7 +51,7 @@ function heads(trials, removable) {
       "th",
       { scope: "col" },
       h("div", {}, swatch(index), h("a", { href: trialPage(...split(trial.trial)) }, shortName(trial.trial))),
-      removable && chosen.length > 2 && h("button.quiet.small", { type: "button", "aria-label": `Take ${trial.trial} out`, on: { click: () => go(chosen.filter((one) => one !== trial.trial)) } }, "take out"),
+      removable && chosen.length > 2 && h("button.quiet.small", { type: "button", "aria-label": `take out ${trial.trial}`, on: { click: () => go(chosen.filter((one) => one !== trial.trial)) } }, "take out"),
     ),
   );
 }

@@ -28,7 +28,7 @@ async function loadHead() {
 function showHead() {
   document.title = `${sweep.title || name} · PruneGPT`;
   const { progress } = sweep;
-  const counts = sweep.counts ?? progress.counts ?? sweep.states ?? { finished: progress.done, waiting: progress.total - progress.done };
+  const { counts } = sweep;
   const running = sweep.state === "running" && sweep.coordinator !== null;
   const words = sweep.state === "running" && !running ? ["stopped", "interrupted: no coordinator runs"] : sweep.state === "empty" ? ["waiting", "no trials"] : [sweep.state, sweep.state];
   const eta = progress.eta_seconds !== null && progress.eta_seconds !== undefined && running ? format.duration(progress.eta_seconds) : null;

@@ -40,7 +40,7 @@ function panel(table) {
 
 async function loadFigures() {
   const shown = (await listFigures(name)).filter((figure) => figure.missing === null);
-  const panels = shown.map((figure) => (figure.file ? still(figure) : livePanel(name, figure)));
+  const panels = shown.map((figure) => (figure.files ? still(figure) : livePanel(name, figure)));
   replace(
     figuresPlace,
     h("h2", {}, "Figures"),

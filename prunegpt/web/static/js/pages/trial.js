@@ -171,7 +171,7 @@ async function drawCurves() {
   const shown = known.filter((group) => hasLength(curves.filter((curve) => group.names.includes(curve.name))));
   for (const group of shown) {
     if (panels.has(group.key)) continue;
-    const log = h("button.quiet.small", { type: "button", "aria-pressed": "false", "aria-label": `${group.title} on a logarithmic axis`, on: { click: () => toggleLog(group.key, log) } }, "log");
+    const log = h("button.quiet.small", { type: "button", "aria-pressed": "false", "aria-label": `log axis: ${group.title}`, on: { click: () => toggleLog(group.key, log) } }, "log");
     panels.set(group.key, figurePanel(group.title, { links: [log, ...saveButtons(() => panels.get(group.key).plot, `${name}-${group.key}`)] }));
   }
   const wanted = shown.map((group) => panels.get(group.key).panel);
