@@ -3,12 +3,14 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Exited
+from prunegpt.launch.gpu import holding
 from prunegpt.launch.log import LOG, append
 from prunegpt.launch.process import WorkerProcess
 from prunegpt.root import Root
@@ -17,6 +19,8 @@ WORKER = (sys.executable, "-m", "prunegpt", "trial", "serve")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
 _WAITING = "OMP_WAIT_POLICY"
+_MEMORY_PATIENCE = 30.0  # seconds that a dead worker's memory on a GPU is waited for
+_MEMORY_POLL = 0.5  # seconds between questions to nvidia-smi
 _REUSED = ("finished", "diverged")  # a worker that ended so takes the next attempt; any other is thrown away
 
 
@@ -29,10 +33,16 @@ class _Slot:
     folder: Path = field(default_factory=Path)
     cancelled: bool = False
     spent: bool = False  # the worker is to be thrown away before the next attempt
+    leaving: frozenset[int] = frozenset()  # processes of a dead worker that may still hold memory of a GPU
+    asked: float = 0.0  # when they were last asked after
+    until: float = 0.0  # when they are waited for no longer
 
 
 class LocalLauncher:
     """Runs attempts in warm workers, one a slot: importing torch costs seconds, so a process is kept while it is sound.
+
+    After a worker that was thrown away, the next one of a slot with a GPU starts when its memory is back, or after
+    half a minute.
 
     Args:
         root: workers' own logs go to ROOT/launch.
@@ -66,20 +76,30 @@ class LocalLauncher:
         slot = next((slot for slot in self._slots if slot.handle is None), None)
         if slot is None:
             raise LaunchError(f"at most {self.slots} attempts run at a time, and all slots are taken. Poll them first.")
-        if slot.worker and slot.spent:
+        if slot.worker and (slot.spent or slot.worker.code is not None or not slot.worker.send(folder)):
             self._discard(slot)
-        if slot.worker is None or slot.worker.code is not None or not slot.worker.send(folder):
-            self._discard(slot)
-            slot.worker = WorkerProcess(self._command, slot.environment, self._logs / f"local-{slot.index}.log")
-            slot.worker.send(folder)  # where it died already, `poll` finds it dead
         self._count += 1
-        slot.handle, slot.folder, slot.cancelled = f"local-{slot.index}-{self._count}", folder, False
-        return slot.handle
+        handle = f"local-{slot.index}-{self._count}"
+        if slot.worker is None and not _memory_is_back(slot):
+            slot.handle, slot.folder, slot.cancelled = handle, folder, False  # `poll` starts it
+            return handle
+        if slot.worker is None:
+            self._start(slot, folder)
+        slot.handle, slot.folder, slot.cancelled = handle, folder, False
+        return handle
+
+    def _start(self, slot: _Slot, folder: Path) -> None:
+        slot.worker = WorkerProcess(self._command, slot.environment, self._logs / f"local-{slot.index}.log")
+        slot.worker.send(folder)  # where it died already, `poll` finds it dead
 
     def poll(self, handle: str) -> Exited | None:
         if handle in self._ended:
             return self._ended[handle]
         slot = self._slot(handle)
+        if slot.worker is None:
+            if not _memory_is_back(slot):
+                return None
+            self._start(slot, slot.folder)
         assert slot.worker is not None
         code = slot.worker.code  # before the answers: a dead worker answers no more
         state = slot.worker.answers().get(str(slot.folder))
@@ -97,7 +117,9 @@ class LocalLauncher:
         if handle in self._ended:
             return
         slot = self._slot(handle)
-        assert slot.worker is not None
+        if slot.worker is None:  # it has not started
+            self._ended[handle], slot.handle = Exited("cancelled"), None
+            return
         slot.cancelled = True
         slot.worker.signal(signal.SIGKILL if kill else signal.SIGTERM)
 
@@ -123,7 +145,23 @@ class LocalLauncher:
         if slot.handle is not None:  # it is busy, so it would not end by itself
             slot.worker.signal(signal.SIGKILL)
         slot.worker.end()
+        if slot.environment.get(_DEVICES):
+            slot.leaving = slot.leaving | frozenset(slot.worker.members)
+            slot.asked, slot.until = 0.0, time.monotonic() + _MEMORY_PATIENCE
         slot.worker, slot.spent = None, False
+
+
+def _memory_is_back(slot: _Slot) -> bool:
+    """Whether what a dead worker held of a GPU is free again, or has been waited for long enough. Asks now and then."""
+    now = time.monotonic()
+    if slot.leaving and now < slot.until:
+        if now - slot.asked < _MEMORY_POLL:
+            return False
+        slot.asked = now
+        if holding(slot.leaving):
+            return False
+    slot.leaving = frozenset()
+    return True
 
 
 def cuda_devices() -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prunegpt.errors import LaunchError
+from prunegpt.launch.gpu import group_of
 from prunegpt.launch.log import last_lines
 from prunegpt.launch.worker import PARENT_VARIABLE
 
@@ -42,6 +43,7 @@ class WorkerProcess:
                 raise LaunchError(f"a worker must start, but {command[0]!r} does not: {error}.") from error
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
+        self.members: set[int] = set()  # its process and its children, as they were when it ended
         self._unread = b""
         self._code: int | None = None
 
@@ -108,5 +110,6 @@ class WorkerProcess:
         self._code = self._process.wait()
 
     def _kill_group(self) -> None:
+        self.members |= group_of(self.pid)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
