@@ -85,3 +85,9 @@ def _weights(root: Root, key: str) -> bytes:
 
 def _figure(data: bytes) -> float:
     return int.from_bytes(hashlib.sha256(data).digest()[:4], "big") / 2**32
+
+
+if __name__ == "__main__":
+    from prunegpt.launch.worker import serve_attempts
+
+    serve_attempts(run)
