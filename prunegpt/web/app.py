@@ -68,5 +68,4 @@ def wandb_routes(root: Root) -> list[BaseRoute]:
             return []
     except ModuleNotFoundError:
         return []
-    routes = getattr(import_module(_WANDB), "routes", None)
-    return list(routes(root)) if routes else []
+    return list(import_module(_WANDB).routes(root))

@@ -35,12 +35,17 @@ class Events:
         return Route(f"{PREFIX}/events", self.answer)
 
     async def answer(self, request: Request) -> Response:
-        """?sweep=NAME for one sweep, &trial=NAME for the points of one of its trials; all sweeps without."""
+        """?sweep=NAME for one sweep, &trial=NAME for the points of one of its trials; all sweeps without.
+
+        &since=REVISION of what the page has shown first gets it what has changed meanwhile; a page that comes back
+        sends the id of the last event instead.
+        """
         if self._listeners >= _MOST_LISTENERS:
             return reply(Problem(error=f"at most {_MOST_LISTENERS} pages can listen at a time. Close some."), 503)
         sweep = request.query_params.get("sweep") or None
         trial = request.query_params.get("trial") or None
-        stream = self._stream(sweep, trial, request.headers.get("last-event-id", ""))
+        last = request.headers.get("last-event-id") or request.query_params.get("since", "")
+        stream = self._stream(sweep, trial, last)
         return EventSourceResponse(stream, ping=_HEARTBEAT, headers={"Cache-Control": "no-store"})
 
     async def _stream(self, sweep: str | None, trial: str | None, last: str) -> AsyncIterator[ServerSentEvent]:
@@ -48,12 +53,11 @@ class Events:
         try:
             source = self._dashboard.source
             seen = await run_in_threadpool(source.refresh)
-            session, _, number = last.partition("-")
-            if last:
-                if session == source.session and number.isdecimal() and int(number) <= seen:
-                    seen = int(number)
-                else:
-                    yield self._event("reload", {}, seen)
+            missed = source.after(last)
+            if missed is not None:
+                seen = missed
+            elif last:
+                yield self._event("reload", {}, seen)
             yield self._event("ready", {"revision": seen}, seen)
             while True:
                 now, told = await run_in_threadpool(self._since, seen, sweep, trial)

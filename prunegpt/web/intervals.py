@@ -13,6 +13,7 @@ from prunegpt.report.windows import WindowsOf
 Bounds = tuple[float, float]
 _Key = tuple[str, str]  # of the stage, of the evaluation
 _KEPT = 100_000
+_SECONDS = 0.15  # that a request computes before it leaves the rest for later
 _PAUSE = 0.02  # seconds between two computations behind the page's back, so that requests come first
 
 
@@ -34,7 +35,7 @@ class Intervals:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def find(self, trials: Sequence[TrialResult], seconds: float = 0.15) -> dict[int, Bounds | None]:
+    def find(self, trials: Sequence[TrialResult], seconds: float = _SECONDS) -> dict[int, Bounds | None]:
         """Intervals of the trials, those None that are not known or cannot be; the missing ones are computed later.
 
         Args:
@@ -96,7 +97,8 @@ class Intervals:
                 self._work.wait()
                 self._work.clear()
                 continue
-            if key not in self._known and self._compute(key, trial) is not None:
+            bounds = self._known[key] if key in self._known else self._compute(key, trial)
+            if bounds is not None:
                 ready.append(trial.id)
             time.sleep(_PAUSE)
 

@@ -28,7 +28,8 @@ CONTENT_POLICY = "; ".join(
     (
         "default-src 'self'",
         "img-src 'self' data: blob:",
-        "style-src 'self' 'unsafe-inline'",  # plotly styles what it draws
+        "style-src 'self'",
+        "style-src-attr 'unsafe-inline'",  # plotly writes style attributes on what it draws
         "script-src 'self'",
         "connect-src 'self'",
         "object-src 'none'",

@@ -63,6 +63,17 @@ class Source:
                 self._look()
             return self.revision
 
+    @property
+    def mark(self) -> str:
+        """The revision for a page to come back with: SESSION-REVISION."""
+        return f"{self.session}-{self.revision}"
+
+    def after(self, mark: str) -> int | None:
+        """The revision of a mark; None where it is of another session, or none."""
+        session, _, number = mark.partition("-")
+        known = session == self.session and number.isdecimal() and int(number) <= self.revision
+        return int(number) if known else None
+
     def close(self) -> None:
         with self._lock:
             if self._watch is not None:

@@ -13,6 +13,8 @@ from starlette.testclient import TestClient
 from prunegpt.records import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
+from prunegpt.sweep.control import Action, take
+from prunegpt.sweep.lock import coordinating
 from prunegpt.web.app import create_app
 from tests.web.browser.made import grow, make_root, study
 from tests.web.served import HEADERS, ORIGIN
@@ -173,11 +175,12 @@ def test_a_trial_has_attempts_lineage_and_differences(client: TestClient) -> Non
 
 
 def test_a_log_is_read_from_its_end(client: TestClient, kept: Root) -> None:
+    written = (kept.attempt("study", "too-big", 1) / "log.txt").read_text()
     log = get(client, f"{API}/trials/study/too-big/log", tail=1)
-    assert log["text"] == "<img src=x onerror=window.broken=true>\n"
+    assert log["text"] == written.splitlines(keepends=True)[-1]
     assert log["truncated"] is True
     whole = get(client, f"{API}/trials/study/too-big/log")
-    assert whole["text"] == (kept.attempt("study", "too-big", 1) / "log.txt").read_text()
+    assert whole["text"] == written
     assert whole["size"] == len(whole["text"])
     assert whole["truncated"] is False
 
@@ -344,6 +347,39 @@ def test_actions_say_what_they_did_or_why_not(own: TestClient, made: Root) -> No
         assert message in (told["message"] if status == 200 else told["error"])
     with Store.open(made, create=False) as store:
         assert store.result("study/too-big").state == "waiting"
+
+
+def test_a_running_coordinator_is_told(own: TestClient, made: Root) -> None:
+    with coordinating(made, "study"):
+        (sweep,) = get(own, f"{API}/sweeps")["sweeps"]
+        assert sweep["running_now"] is True
+        assert get(own, SWEEP)["coordinator"]["sweep"] == "study"
+        for path, action in (
+            ("/sweeps/study/actions", "stop"),
+            ("/sweeps/study/actions", "kill"),
+            ("/trials/study/going/actions", "stop"),
+            ("/trials/study/too-big/actions", "retry"),
+        ):
+            assert own.post(API + path, json={"action": action}).json()["accepted"] is True
+        assert take(made) == [
+            Action("stop", "study"),
+            Action("kill", "study"),
+            Action("stop-trial", "study", "going"),
+            Action("retry", "study", "too-big"),
+        ]
+        answer = own.post(f"{API}/sweeps/study/actions", json={"action": "resume"})
+        assert answer.status_code == 409
+        assert "has one already" in answer.json()["error"]
+
+
+def test_a_sweep_that_cannot_be_resumed_says_why(own: TestClient, made: Root) -> None:
+    answer = own.post(f"{API}/sweeps/study/actions", json={"action": "resume"})
+    log = (made.path / "control" / "study.log").read_text()
+    if answer.status_code == 200:  # it was slow to find out
+        assert "goes on in process" in answer.json()["message"]
+    else:
+        assert answer.status_code == 409
+        assert log.strip().splitlines()[-1] in answer.json()["error"]
 
 
 def test_pages_are_there_and_escape_what_they_show(client: TestClient) -> None:

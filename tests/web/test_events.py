@@ -1,5 +1,6 @@
 """Live updates over a real connection: what is new comes within two seconds, and nothing else comes."""
 
+import json
 import time
 from collections.abc import Iterator
 from urllib.request import urlopen
@@ -91,6 +92,16 @@ def test_a_page_that_comes_back_gets_what_it_missed(made: Root, address: str, li
     assert back.wait("points")[3]["last"]["loss"]["step"] == 78
     assert "reload" not in [event[2] for event in back.events]
     back.close()
+
+
+def test_what_changes_between_fetching_and_listening_is_told(made: Root, address: str) -> None:
+    with urlopen(f"{address}/api/v1/sweeps/study/trials") as answer:
+        revision = json.load(answer)["revision"]
+    grow(made, until=80)
+    time.sleep(0.5)
+    late = Listener(f"{address}/api/v1/events?sweep=study&since={revision}")
+    assert late.wait("points")[3]["last"]["loss"]["step"] == 78
+    late.close()
 
 
 def test_a_page_of_another_server_loads_again(address: str) -> None:

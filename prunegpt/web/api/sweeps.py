@@ -82,6 +82,7 @@ class SearchShort(Answer):
 class Sweep(Answer):
     """One sweep."""
 
+    revision: str = Field(description="what /events takes as `since`, to get all that changes from here on")
     name: str
     title: str
     source: str | None
@@ -101,6 +102,7 @@ class Sweep(Answer):
 
 
 class TrialList(Answer):
+    revision: str = Field(description="what /events takes as `since`, to get all that changes from here on")
     total: int = Field(description="trials that match, on all pages")
     columns: list[Column]
     trials: list[TrialRow]
@@ -174,11 +176,13 @@ def one(dashboard: Dashboard, call: Call) -> Sweep:
     name = call.path["name"]
     holder = coordinator(dashboard.root)
     with dashboard.source.following():
+        mark = dashboard.source.mark
         sweep = dashboard.source.sweep(name)
         trials = dashboard.source.trials(name)
         running = slots(dashboard, name)
     searches = _searches(sweep, trials)
     return Sweep(
+        revision=mark,
         name=sweep.name,
         title=sweep.title,
         source=sweep.source,
@@ -233,7 +237,9 @@ def _state(sweep: SweepRow) -> Literal["running", "finished", "failed", "waiting
 
 def trials(dashboard: Dashboard, call: Call) -> TrialList:
     asked: TrialQuery = call.query
-    found = dashboard.source.trials(call.path["name"])
+    with dashboard.source.following():
+        mark = dashboard.source.mark
+        found = dashboard.source.trials(call.path["name"])
     shown = columns(found)
     if asked.state:
         wanted = set(asked.state.split(","))
@@ -245,7 +251,7 @@ def trials(dashboard: Dashboard, call: Call) -> TrialList:
     elif asked.descending:
         found = found[::-1]
     page = found[asked.offset : asked.offset + asked.limit]
-    return TrialList(total=len(found), columns=shown, trials=rows(dashboard, page))
+    return TrialList(revision=mark, total=len(found), columns=shown, trials=rows(dashboard, page))
 
 
 def _matches(trial: TrialResult, text: str) -> bool:
