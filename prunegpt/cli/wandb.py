@@ -84,6 +84,69 @@ def agent(
     raise typer.Exit(run_agents(sweep, slots=slots, count=count, say=say))
 
 
+@app.command(epilog="Example: prunegpt wandb sync --dry-run")
+def sync(
+    sweep: Annotated[
+        str | None, typer.Argument(help="Every trial of this sweep; what waits of all where not given.")
+    ] = None,
+    root: RootOption = None,
+    project: Annotated[str | None, typer.Option("--project", help="Another project than they were kept for.")] = None,
+    entity: EntityOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what waits, and send nothing.")] = False,
+) -> None:
+    """Send what could not be sent, or was kept: trials, with all their curves, each once however often this is run."""
+    from prunegpt.root import Root
+    from prunegpt.spec.tracking import WandbSpec
+    from prunegpt.tracking.posted import all_posted
+    from prunegpt.tracking.run_log import quiet
+    from prunegpt.tracking.sync import sync as send
+
+    where = Root.find(root)
+    if dry_run:
+        for one in all_posted(where):
+            if not one.sent and sweep in (None, one.sweep):
+                print(f"{one.sweep}/{one.trial}: {one.state}, {one.rows} rows: {one.problem or 'not sent'}")
+        return
+    quiet()
+    given = WandbSpec(mode="online", project=project or "prunegpt", entity=entity) if project or entity else None
+    kept = 0
+    for done in send(where, sweep=sweep, spec=given, say=say):
+        kept += not done.sent
+        print(f"{done.trial}: {'sent' if done.sent else done.problem}")
+    if kept:
+        say(f"{kept} trials still wait. Run it again when W&B can be reached.")
+        raise typer.Exit(1)
+
+
+@app.command(hidden=True)
+def scribe(
+    sweep: Annotated[str, typer.Argument(help="The sweep that is told of.")],
+    root: RootOption = None,
+) -> None:
+    """What `sweep run` starts beside itself where tracking is on: it reads how as JSON, and ends with its input."""
+    import select
+
+    from prunegpt.errors import PruneGPTError
+    from prunegpt.root import Root
+    from prunegpt.spec.tracking import WandbSpec
+    from prunegpt.tracking.client import Server
+    from prunegpt.tracking.run_log import quiet
+    from prunegpt.tracking.scribe import Scribe
+
+    quiet()
+    spec = WandbSpec.model_validate_json(sys.stdin.readline())
+    try:
+        server = Server.find() if spec.mode == "online" else None
+    except PruneGPTError:
+        server = None
+
+    def over(seconds: float) -> bool:
+        ready, _, _ = select.select([sys.stdin], [], [], seconds)
+        return bool(ready)
+
+    Scribe(Root.find(root), sweep, spec, server, say).follow(over)
+
+
 @app.command(hidden=True)
 def trial(
     arguments: Annotated[

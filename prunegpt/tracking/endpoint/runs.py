@@ -11,8 +11,10 @@ from typing import Any
 
 from prunegpt.root import Root
 from prunegpt.store import Store
+from prunegpt.tracking.claims import read_claim
 from prunegpt.tracking.endpoint.signs import Signs
 from prunegpt.tracking.foreign import ForeignRun, Keeper
+from prunegpt.tracking.posted import posted
 
 HISTORY, SUMMARY, OUTPUT = "wandb-history.jsonl", "wandb-summary.json", "output.log"
 LARGEST_FILE = 20_000_000  # bytes of an uploaded file that is kept
@@ -29,6 +31,7 @@ class Runs:
         self._curves: dict[tuple[str, str, str], dict[str, list[float]]] = {}
         self._ended: dict[tuple[str, str, str], str] = {}
         self._active: dict[tuple[str, str, str], float] = {}
+        self._own: dict[tuple[str, str, str], list[int]] = {}  # runs of this root's trials: rows, and the last step
         self._lock = Lock()
 
     def upsert(
@@ -46,6 +49,8 @@ class Runs:
         """A run begins, or says more of itself; whether it is new."""
         with self._lock:
             at = (entity, project, name)
+            if self._is_own(at):
+                return False
             new = at not in self._keepers
             run, keeper = self._keeper(at)
             own = {key: value for key, value in config.items() if key != "_wandb"}
@@ -65,9 +70,12 @@ class Runs:
         """What a run has streamed."""
         with self._lock:
             at = (entity, project, name)
+            files = body.get("files") or {}
+            if self._is_own(at):
+                self._count(at, files.get(HISTORY))
+                return
             run, keeper = self._keeper(at)
             self._active[at] = time.time()
-            files = body.get("files") or {}
             self._history(at, keeper, files.get(HISTORY))
             if OUTPUT in files:
                 keeper.log(str(line) for line in files[OUTPUT].get("content") or ())
@@ -84,6 +92,8 @@ class Runs:
     def keep_file(self, entity: str, project: str, name: str, path: str, content: bytes) -> None:
         """Keeps an uploaded file beside the run's other ones."""
         with self._lock:
+            if self._is_own((entity, project, name)):
+                return
             _, keeper = self._keeper((entity, project, name))
             parts = Path(path).parts
             if parts and ".." not in parts and not Path(path).is_absolute() and len(content) <= LARGEST_FILE:
@@ -94,31 +104,20 @@ class Runs:
     def lines(self, entity: str, project: str, name: str) -> int:
         """Rows of a run's history that are kept."""
         with self._lock:
-            return self._keeper((entity, project, name))[1].lines
+            at = (entity, project, name)
+            return self._own[at][0] if self._is_own(at) else self._keeper(at)[1].lines
 
     def state(self, entity: str, project: str, name: str) -> dict[str, Any] | None:
         """What a run that goes on wants to know; None where there is no such run."""
         with self._lock:
+            if self._is_own((entity, project, name)):
+                lines, last = self._own[entity, project, name]
+                return _resumed(name, lines, last, {}, {}) if lines else None
             run = ForeignRun(entity, project, name)
             if (entity, project, name) not in self._keepers and not self._root.trial(run.sweep, run.trial).exists():
                 return None
             run, keeper = self._keeper((entity, project, name))
-            tail = [json.dumps({"_step": keeper.last_step})] if keeper.lines else []
-            config = {key: {"value": value} for key, value in (run.config or {}).items()}
-            return {
-                "id": f"{entity}/{project}/{name}",
-                "displayName": run.name or name,
-                "summaryMetrics": json.dumps(keeper.summary),
-                "logLineCount": 0,
-                "historyLineCount": keeper.lines,
-                "eventsLineCount": 0,
-                "historyTail": json.dumps(tail),
-                "eventsTail": "[]",
-                "config": json.dumps(config),
-                "tags": [],
-                "notes": None,
-                "wandbConfig": "{}",
-            }
+            return _resumed(run.name or name, keeper.lines, keeper.last_step, keeper.summary, run.config or {})
 
     def signs(self, entity: str, project: str, name: str, metric: str) -> Signs:
         """Signs of a run that streams to us."""
@@ -138,6 +137,21 @@ class Runs:
                 keeper.close()
             if self._store is not None:
                 self._store.close()
+
+    def _is_own(self, at: tuple[str, str, str]) -> bool:
+        """Whether a run is one of this root's own trials: the store has it already."""
+        if at not in self._own and at not in self._keepers:
+            run = at[2]
+            if posted(self._root, run) is not None or read_claim(self._root, run) is not None:
+                self._own[at] = [0, -1]
+        return at in self._own
+
+    def _count(self, at: tuple[str, str, str], file: Mapping[str, Any] | None) -> None:
+        if file and file.get("content"):
+            lines = file["content"]
+            count = self._own[at]
+            count[0] = max(count[0], int(file.get("offset", 0)) + len(lines))
+            count[1] = max(count[1], int(_parsed(lines[-1]).get("_step", -1)))
 
     def _history(self, at: tuple[str, str, str], keeper: Keeper, file: Mapping[str, Any] | None) -> None:
         if not file:
@@ -171,3 +185,23 @@ def _parsed(line: Any) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _resumed(
+    shown: str, lines: int, last: int, summary: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    tail = [json.dumps({"_step": last})] if lines else []
+    return {
+        "id": shown,
+        "displayName": shown,
+        "summaryMetrics": json.dumps(dict(summary)),
+        "logLineCount": 0,
+        "historyLineCount": lines,
+        "eventsLineCount": 0,
+        "historyTail": json.dumps(tail),
+        "eventsTail": "[]",
+        "config": json.dumps({key: {"value": value} for key, value in config.items()}),
+        "tags": [],
+        "notes": None,
+        "wandbConfig": "{}",
+    }
