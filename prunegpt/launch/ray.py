@@ -8,9 +8,10 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ from prunegpt.root import Root
 from prunegpt.spec.execution import RayOptions
 
 _GONE = 10.0  # seconds that `close` waits for processes to end
+_KNOCK = 10.0  # seconds that a cluster gets to open its door
+_AGAIN = 2.0  # seconds between questions to an actor that does not answer
+_CALLS = 64  # that an actor answers at a time: one waits, and more where answers were lost
 _GIGABYTE = 10**9
 _STORE = 80_000_000  # bytes for objects in a cluster of our own: nearly nothing is sent
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -39,10 +43,14 @@ class Attempt:
         self._lock = threading.Lock()
 
     def run(self) -> tuple[int | None, int | None]:
-        """Starts the process and waits for its end; exit code and signal."""
+        """Starts the process and waits for its end; exit code and signal. Called again, it waits for the same."""
         with self._lock:
-            self._job = job = self._start()  # in the thread that waits for it: it dies with its parent thread
-        for order in self._early:
+            first = self._job is None
+            if first:
+                self._job = self._start()  # in the thread that waits for it: it dies with its parent thread
+            job = self._job
+        assert job is not None
+        for order in self._early if first else ():
             self.order(order)
         ended = job.wait()
         return ended.code, ended.signal
@@ -67,6 +75,7 @@ class _Running:
     ready: Any  # reference that is there once the actor has its resources
     result: Any  # reference to what `run` gives
     asked: bool = False
+    again: float = 0.0  # when it may be asked again how it ended
 
 
 class RayLauncher:
@@ -99,6 +108,7 @@ class RayLauncher:
         self._options = options or RayOptions()
         self._gpus = gpus or 0
         self._command = list(command)
+        self._log = root.path / "launch" / "ray.log"
         self._connected = not self._ray.is_initialized()
         if self._connected:
             self._connect(slots)
@@ -125,7 +135,9 @@ class RayLauncher:
         }
         given = {name: value for name, value in resources.items() if value is not None}
         try:
-            made = self._ray.remote(Attempt).options(max_concurrency=3, max_restarts=0, max_task_retries=0, **given)
+            made = self._ray.remote(Attempt).options(
+                max_concurrency=_CALLS, max_restarts=0, max_task_retries=0, **given
+            )
             actor = made.remote(str(folder.absolute()), self._command)
             running = _Running(folder, actor, actor.__ray_ready__.remote(), actor.run.remote())
         except self._ray.exceptions.RayError as error:
@@ -174,6 +186,10 @@ class RayLauncher:
         asked = running.asked
         try:
             code, number = self._ray.get(running.result)
+        except self._ray.exceptions.ActorUnavailableError:  # for a while, perhaps: its answer is lost, it is not
+            if time.monotonic() >= running.again:
+                running.result, running.again = running.actor.run.remote(), time.monotonic() + _AGAIN
+            return None
         except self._ray.exceptions.RayError as error:
             left = Ended.read(running.folder)  # it ended, but its node did before it could say so
             if left is None:
@@ -208,15 +224,17 @@ class RayLauncher:
             own = {"num_cpus": processors, "include_dashboard": False, "object_store_memory": _STORE}
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         try:
+            _knock(address)
             self._ray.init(
                 address=address, namespace="prunegpt", log_to_driver=False, logging_level=logging.CRITICAL, **own
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise LaunchError(
                 f"the launcher ray must find its cluster, but {address!r} gives none: {_line(error)} "
                 f"Name a running one in options.address, or leave it out to start one on this machine."
             ) from error
         logging.getLogger("ray").setLevel(logging.CRITICAL)
+        _words_to(self._log)
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():  # Ray puts its own there
                 signal.signal(number, handler)
@@ -250,6 +268,29 @@ def _ray() -> Any:
             "the launcher ray needs ray, which is not installed. Install it: pip install 'prunegpt[ray]'"
         ) from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """Looks whether somebody listens at HOST:PORT: Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
+
+
+def _words_to(log: Path) -> None:
+    """What Ray would print of its cluster, whatever it was told of logs, goes to a file."""
+    from ray._private import worker
+
+    def note(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        append(log, "\n".join(map(str, data.get("lines", ()))))
+
+    if hasattr(worker, "print_to_stdstream"):  # not public: where it is gone, Ray is heard
+        worker.print_to_stdstream = note
 
 
 def _processors() -> int:

@@ -29,7 +29,14 @@ class Outcome:
 
 def small_plan(root: Root, model: Path, files: dict[str, str]) -> SweepPlan:
     """A model measured as it is, and one pruned while it is trained."""
-    train = {"max_steps": STEPS, "per_device_train_batch_size": 2, "learning_rate": 0.003, "logging_steps": 5}
+    train = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 0.003,
+        "logging_steps": 5,
+        "save_strategy": "steps",
+        "save_steps": 50,
+    }
     base = {
         "model": str(model),
         "data": {"files": files, "block_size": 32},
