@@ -1,5 +1,6 @@
 """What an earlier coordinator left behind: attempts that still stand as running, though nobody runs them."""
 
+import time
 from pathlib import Path
 
 from prunegpt.records import AttemptRecord, read_points
@@ -8,17 +9,29 @@ from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import AttemptRow, Store
 from prunegpt.sweep.attempt import Attempt, published_record
 
+OUTSIDE = "outside.json"  # in the folder of an attempt that no coordinator of ours runs; touched when it speaks
+_SILENT = 600.0  # seconds
+
 
 def recover(root: Root, store: Store) -> list[str]:
     """Closes the attempts that a coordinator left running; gives their trials, SWEEP/TRIAL.
 
     An attempt that left its record.json counts as what the record says, and its points are stored. Any other is failed
-    with the reason `lost`, and its trial waits again; stages that it published count as computed by it.
+    with the reason `lost`, and its trial waits again; stages that it published count as computed by it. Runs of somebody
+    else's that are only looked at, and still speak, are left alone.
     """
-    lost = store.running_attempts()
+    lost = [row for row in store.running_attempts() if not is_outside(root.path / row.folder)]
     for row in lost:
         _close(root, store, row)
     return [f"{row.sweep}/{row.trial}" for row in lost]
+
+
+def is_outside(folder: Path, silent: float = _SILENT) -> bool:
+    """Whether an attempt is a run that nobody here has started, and that has spoken within so many seconds."""
+    try:
+        return time.time() - (folder / OUTSIDE).stat().st_mtime < silent
+    except OSError:
+        return False
 
 
 def _close(root: Root, store: Store, row: AttemptRow) -> None:

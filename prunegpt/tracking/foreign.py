@@ -18,8 +18,8 @@ from prunegpt.spec.naming import MAX_NAME, slug
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.schema import DataSpec, EvaluateSpec, FinetuneSpec, ModelSpec
 from prunegpt.store import Store
+from prunegpt.sweep.recovery import OUTSIDE
 
-OUTSIDE = "outside.json"  # in an attempt's folder: no coordinator of ours runs it
 PROTOCOL = "as logged to W&B"  # nobody knows how a foreign perplexity was measured
 _LOGGED = FinetuneSpec()
 _STEPS = ("trainer/global_step", "global_step", "train/global_step")
@@ -195,14 +195,6 @@ class Keeper:
     def _save(self) -> None:
         own = {"entity": self._run.entity, "project": self._run.project, "run": self._run.id}
         write_json(self.folder / OUTSIDE, {**_plain(self._state), **own})
-
-
-def is_outside(folder: Path, silent: float = 600.0) -> bool:
-    """Whether an attempt is a run of somebody else's that has spoken within so many seconds."""
-    try:
-        return time.time() - (folder / OUTSIDE).stat().st_mtime < silent
-    except OSError:
-        return False
 
 
 def points_of(row: Mapping[str, Any]) -> Iterator[Point]:

@@ -57,6 +57,10 @@ class Scribe:
         self.look()
         for log in self._open.values():
             self._guarded(log.abandon)
+        self.sheets()
+
+    def sheets(self) -> None:
+        """Sends the sweep's tables and figures as they are now."""
         self._guarded(lambda: log_sheets(self.root, self.spec, self.sweep, self._mode()))
 
     def look(self) -> None:
@@ -107,6 +111,9 @@ class Scribe:
             sent = finished and log.mode == "online" and self._has(run, len(rows))
             problem = "" if sent else ("kept to be sent" if log.mode == "offline" else "the server has not all of it")
             note = note.model_copy(update={"sent": sent, "problem": problem})
+            if sent:
+                forget_folder(self.root, note.folder)
+                note = note.model_copy(update={"folder": ""})
         if before is not None and before.folder != note.folder and (note.sent or note.folder):
             forget_folder(self.root, before.folder)
         self._guarded(lambda: note.write_to(self.root))

@@ -14,7 +14,7 @@ from prunegpt.report.windows import stored_windows
 from prunegpt.root import Root
 from prunegpt.spec.tracking import WandbSpec
 from prunegpt.store import Store
-from prunegpt.tracking.run_log import begin
+from prunegpt.tracking.run_log import begin, forget_folder
 
 _MOST_FIGURES = 12
 
@@ -32,9 +32,10 @@ def log_sheets(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
     if not tables and not figures:
         return
     group = spec.group or sweep
-    run = begin(
-        root, spec, mode, digest([sweep, "tables"])[:16], name=f"{sweep}-tables", group=group, job_type="tables"
-    )
+    own = digest([sweep, "tables"])[:16]
+    for earlier in (root.path / "wandb").glob(f"*run-*-{own}"):
+        forget_folder(root, str(earlier.relative_to(root.path)))
+    run = begin(root, spec, mode, own, name=f"{sweep}-tables", group=group, job_type="tables")
     told: dict[str, Any] = {}
     for table in json.loads(RENDERERS.load("json")(tables))["tables"]:
         rows = (

@@ -34,9 +34,10 @@ def sync(
         spec: where to; what each trial was kept for where not given.
 
     Raises:
-        TrackingError: there is no API key.
+        TrackingError: there is no API key, or the server cannot be reached.
     """
     server = Server.find()
+    server.ask("query Viewer { viewer { id } }", {})  # before anything is begun
     known = {(one.sweep, one.trial): one for one in all_posted(root)}
     with Store.open(root, create=False) as store:
         names = [sweep] if sweep else list(dict.fromkeys(one.sweep for one in known.values()))
@@ -52,6 +53,8 @@ def sync(
                 scribe = scribes.setdefault((name, wanted), Scribe(root, name, wanted, server, say))
                 note = scribe.send(store, result)
                 yield Synced(f"{name}/{result.name}", note.sent, note.problem)
+    for scribe in scribes.values():
+        scribe.sheets()
 
 
 def _spec(before: Posted) -> WandbSpec:

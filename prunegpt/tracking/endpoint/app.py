@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from prunegpt.root import Root
@@ -49,8 +49,18 @@ def routes(root: Root) -> list[Route]:
             await run_in_threadpool(runs.keep_file, *_run(request), request.path_params["path"], content)
         return Response(status_code=200)
 
+    async def show_run(request: Request) -> Response:
+        entity, project, run = _run(request)
+        return RedirectResponse(await run_in_threadpool(operations.page_of_run, entity, project, run), 303)
+
+    async def show_sweep(request: Request) -> Response:
+        found = await run_in_threadpool(operations.page_of_sweep, request.path_params["sweep"])
+        return RedirectResponse(found, 303)
+
     at = "/files/{entity}/{project}/{run}"
     return [
+        Route("/{entity}/{project}/runs/{run}", show_run),
+        Route("/{entity}/{project}/sweeps/{sweep}", show_sweep),
         Route("/graphql", graphql, methods=["POST"]),
         Route(f"{at}/file_stream", stream, methods=["POST"]),
         Route(f"{at}/upload/{{path:path}}", upload, methods=["PUT", "POST"]),

@@ -9,17 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from urllib.parse import quote
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from prunegpt.errors import PruneGPTError
 from prunegpt.root import Root
+from prunegpt.tracking.claims import read_claim
 from prunegpt.tracking.endpoint.choose import config_problems, next_point
 from prunegpt.tracking.endpoint.hosted import Agent, Desk, Hosted, Run, run_id
 from prunegpt.tracking.endpoint.runs import Runs
 from prunegpt.tracking.endpoint.shelf import Shelf
 from prunegpt.tracking.endpoint.signs import Signs, claimed
+from prunegpt.tracking.foreign import ForeignRun
+from prunegpt.tracking.posted import posted
 
 ENTITY = "local"
 PROJECT = "prunegpt"
@@ -91,6 +95,26 @@ class Operations:
         with self._lock:
             self._sender = sender
             return {"data": self._known[name](variables)}
+
+    def page_of_run(self, entity: str, project: str, run: str) -> str:
+        """The page of a run, which clients of W&B print the address of."""
+        claim, own = read_claim(self._root, run), posted(self._root, run)
+        if claim is not None and claim.trial:
+            return f"/trials/{quote(claim.trial)}"
+        if own is not None:
+            return f"/trials/{quote(own.sweep)}/{quote(own.trial)}"
+        foreign = ForeignRun(entity, project, run)
+        return f"/trials/{quote(foreign.sweep)}/{quote(foreign.trial)}"
+
+    def page_of_sweep(self, name: str) -> str:
+        """The page of a hosted sweep: that of ours which its runs belong to."""
+        with self._lock:
+            hosted = self._shelf.get(name)
+        if hosted is None:
+            return "/"
+        ours = "prunegpt" in (hosted.config.get("command") or ())
+        sweep = hosted.display if ours else ForeignRun(hosted.entity, hosted.project, "").sweep
+        return f"/sweeps/{quote(sweep)}"
 
     # -- who is there ---------------------------------------------------------------------------------------------
 
