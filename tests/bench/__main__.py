@@ -41,6 +41,7 @@ BENCHMARKS = {
         "startup",
         "points",
         "dashboard",
+        "dashboard",
     )
 }
 ON_CUDA = {"gpu": "tests.bench.gpu"}
@@ -53,11 +54,12 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, help="of torch and of what is beside it; all cores where left out")
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall", help="processor: on a busy machine")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of latest.json and history.jsonl")
+    parser.add_argument("--out", type=Path, help="folder of latest.json and history.jsonl")
     parser.add_argument("--check", action="store_true", help="fail where a figure is worse than wanted or than before")
     arguments = parser.parse_args()
-    if arguments.quick and arguments.out == RESULTS:
+    if arguments.quick and arguments.out is None:
         parser.error("quick figures mean nothing, so they need an --out of their own.")
+    out = arguments.out or (RESULTS / "cuda" if arguments.device == "cuda" else RESULTS)
     threads = arguments.threads or len(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported, and for processes that are started
 
@@ -83,8 +85,9 @@ def main() -> int:
                 failed.append(name)
             print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
         place = Place.here(settings)
-    before = last_rows(place, arguments.out)
-    write(rows, place, arguments.out)
+    before = last_rows(place, out)
+    if any(not row.skipped for row in rows):
+        write(rows, place, out)
     problems = [problem for row in rows for problem in row.problems(before.get(row.name))]
     for problem in problems:
         print(f"worse: {problem}", file=sys.stderr)

@@ -64,7 +64,7 @@ def measure(settings: Settings) -> Iterator[Row]:
 
 
 def _time(settings: Settings) -> Iterator[Row]:
-    length, count = settings.pick(512, 32), settings.pick(5, 2)
+    length, count = settings.pick(512, 32), settings.pick(4, 2)
     students = {name: gpt2(settings, positions=length, seed=1) for name in ("whole", "live", "cached")}
     teacher = gpt2(settings, positions=length, seed=2).eval().requires_grad_(False)
     tokens = random_blocks(teacher, settings.pick(8, 4), length)
@@ -84,7 +84,7 @@ def _time(settings: Settings) -> Iterator[Row]:
         ),
         cached=our_training(settings, students["cached"], tokens, batch=1, name="cached", objective=objective(cache)),
     ) as lanes:  # fmt: skip
-        times = rounds(lanes, count=count, warmup=settings.pick(2, 1), clock=settings.clock)
+        times = rounds(lanes, count=count, warmup=1, clock=settings.clock)
     shape = f"GPT-2 small's shape, 1 × {length} tokens"
     yield Row.of(
         "distill-time", f"Distillation step, {shape}", BESIDE, times.ratio("live", "whole"), wanted=0.9,

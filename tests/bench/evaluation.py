@@ -37,7 +37,7 @@ def measure(settings: Settings) -> Iterator[Row]:
 
     times = rounds(
         {"ours": ours, "example": example, "example without accuracy": without.evaluate},
-        count=settings.pick(4, 2), clock=settings.clock,
+        count=settings.pick(3, 2), clock=settings.clock,
     )  # fmt: skip
     ratio = found["example"] / found["ours"]
     if min(abs(ratio - 1), abs(ratio * length / (length - 1) - 1)) > 1e-3:

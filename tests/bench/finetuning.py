@@ -26,7 +26,7 @@ BESIDE = "the causal-LM example's Trainer"
 
 def measure(settings: Settings) -> Iterator[Row]:
     torch.set_num_threads(settings.threads)
-    length, count = settings.pick(1024, 32), settings.pick(5, 2)
+    length, count = settings.pick(1024, 32), settings.pick(4, 2)
     models = {name: gpt2(settings, positions=length) for name in ("plain", "dense", "masks")}
     tokens = random_blocks(models["plain"], 64, length)
     views = block_matrices(models["masks"])
@@ -38,7 +38,7 @@ def measure(settings: Settings) -> Iterator[Row]:
             settings, models["masks"], tokens, batch=1, name="masks", enforcer=Enforcer(views, masks)
         ),
     ) as lanes:  # fmt: skip
-        times = rounds(lanes, count=count, warmup=settings.pick(2, 1), clock=settings.clock)
+        times = rounds(lanes, count=count, warmup=1, clock=settings.clock)
     shape = f"GPT-2 small's shape, 1 × {length} tokens"
     yield Row.of(
         "finetune-dense", f"Fine-tuning step, {shape}: dense", BESIDE, times.ratio("dense", "plain"), wanted=1.0,

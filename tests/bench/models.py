@@ -1,6 +1,6 @@
 """GPT-2's shape with random weights, tokens, and the plain Trainer setup of the transformers causal-LM example."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,15 @@ def example_training(
 
 
 def our_training(
-    settings: Settings, model: GPT2LMHeadModel, tokens: np.ndarray[Any, Any], *, batch: int, name: str, **parts: Any
+    settings: Settings,
+    model: GPT2LMHeadModel,
+    tokens: np.ndarray[Any, Any],
+    *,
+    batch: int,
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    arguments: Mapping[str, Any] | None = None,
+    **parts: Any,
 ) -> Callable[[Callable[[], None]], object]:
     """Our fine-tuning with the same arguments, its points written as a trial writes them."""
     from prunegpt.records import Point, PointWriter, finite
@@ -99,11 +107,11 @@ def our_training(
         return train(
             model,
             Blocks(tokens),
-            arguments={**TRAIN, "logging_steps": 10, "per_device_train_batch_size": batch},
+            arguments={**TRAIN, "logging_steps": 10, "per_device_train_batch_size": batch, **(arguments or {})},
             work=work,
             seed=42,
             device=torch.device(settings.device),
-            dtype=torch.float32,
+            dtype=dtype,
             emit=emit,
             stop=stop,
             **parts,

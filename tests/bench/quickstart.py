@@ -81,7 +81,7 @@ def _tokens(settings: Settings) -> Row:
 
 
 def _time(settings: Settings) -> Row:
-    scale = settings.pick(20, 300)
+    scale = settings.pick(40, 300)
     overrides = [f"base.train.max_steps={max(2, 400 // scale)}", f"base.evaluate.max_windows={640 // scale}"]
     overrides += [f"base.data.max_train_blocks={16 * max(2, 400 // scale)}"]
     with _short_pretraining(max(2, 600 // scale)):

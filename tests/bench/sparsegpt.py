@@ -47,7 +47,7 @@ def measure(settings: Settings) -> Iterator[Row]:
     calibration = read_documents(split="text", files={"text": [texts / "validation.txt"]})
     windows = calibration_windows(calibration, tokenizer, windows=16, length=512, mode="first")
     test = read_documents(split="text", files={"text": [texts / "test.txt"]})
-    measured = evaluation_windows(test, tokenizer, protocol="blocks", block_size=512).first(32)
+    measured = evaluation_windows(test, tokenizer, protocol="blocks", block_size=512).first(16)
 
     def load() -> Any:
         return load_model(folder, dtype="float32", device=settings.device)
@@ -94,30 +94,37 @@ def _ours(model: Any, windows: Tensor, clock: Clock) -> list[float]:
     """Seconds of each decoder block; calibration's first step belongs to the first block."""
     views = block_matrices(model)
     each = len(views) // model.config.num_hidden_layers
-    marks = [CLOCKS[clock]()]
+    marks = [_now(clock)]
 
     def progress(done: int, _: int, __: str) -> None:
         if done % each == 0:
-            marks.append(CLOCKS[clock]())
+            marks.append(_now(clock))
 
     prune_oneshot(model, views, method="sparsegpt", sparsity=SPARSITY, calibration=windows, progress=progress)
     return list(np.diff(marks))
 
 
 def _theirs(model: Any, windows: Tensor, clock: Clock) -> list[float]:
-    marks = [CLOCKS[clock]()]
-    prune_model(model, windows, SPARSITY, lambda _: marks.append(CLOCKS[clock]()))
+    marks = [_now(clock)]
+    prune_model(model, windows, SPARSITY, lambda _: marks.append(_now(clock)))
     return list(np.diff(marks))
 
 
 @torch.no_grad()
 def _passes(model: Any, windows: Tensor, clock: Clock) -> float:
     """Seconds of two passes of the windows through the decoder blocks."""
-    started = CLOCKS[clock]()
+    started = _now(clock)
     for _ in range(2):
         for window in windows:
             model.get_decoder()(window[None].to(model.device), use_cache=False)
-    return CLOCKS[clock]() - started
+    return _now(clock) - started
+
+
+def _now(clock: Clock) -> float:
+    """The time when all that was asked of a card is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return CLOCKS[clock]()
 
 
 def _tiny() -> Any:
