@@ -47,7 +47,7 @@ def run_together(folder: Path, processes: int, command: Sequence[str] = (sys.exe
     """
     for rank in range(processes):  # of an earlier run by hand
         record_path(folder, rank).unlink(missing_ok=True)
-    port = _free_port()
+    port = free_port()
     started = [
         _Process(rank, _start(folder, command, environment(rank, processes, port), rank)) for rank in range(processes)
     ]
@@ -174,7 +174,8 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

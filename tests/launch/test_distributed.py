@@ -106,7 +106,7 @@ def curves(folder: Path) -> dict[tuple[str, int], tuple[float | None, int]]:
 @pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(prepare: Prepare) -> None:
     """Pruned while it is trained, and distilled; an epoch of 67 rows ends in the middle of a step."""
-    one, two = prepare("one"), prepare("two")
+    one, two = (prepare(name, eval_strategy="steps", eval_steps=4) for name in ("one", "two"))
     for name in ("teacher", "student"):
         alone, together = run_trial(one[name]), run_together(two[name], 2)
         assert (alone.state, together.state) == ("finished", "finished"), together.trace
@@ -125,7 +125,7 @@ def test_two_processes_come_to_what_one_comes_to(prepare: Prepare) -> None:
             torch.testing.assert_close(others[tensor], weight, rtol=1e-4, atol=1e-6)
         points, other_points = curves(one[name]), curves(two[name])
         assert points.keys() == other_points.keys()
-        assert {("loss", 9), ("ce", 9)} <= points.keys()
+        assert {("loss", 9), ("ce", 9), ("perplexity", 4), ("sparsity", 5)} <= points.keys()
         for point, (value, tokens) in points.items():
             assert other_points[point] == (pytest.approx(value, rel=1e-3, abs=1e-6), tokens), point
         assert sorted(path.name for path in two[name].glob("record*")) == ["record-1.json", "record.json"]
