@@ -32,7 +32,8 @@ def main(root: Path, folder: Path, sweep: str | None = None) -> list[Path]:
     shown = max(
         trained or finished, key=lambda trial: (trial.sparsity is not None and trial.sparsity.pruned, len(trial.stages))
     )
-    compared = "&".join(f"trial={name}/{trial.name}" for trial in (finished[:1] + trained[-3:]))
+    others = [trial for trial in trained if trial.name != shown.name]
+    compared = "&".join(f"trial={name}/{trial.name}" for trial in [shown, *others[:: max(1, len(others) // 3)]][:4])
     pages = (
         ("sweeps", "/", "article.sweep-card", _WIDE, "light"),
         ("sweep", f"/sweeps/{name}", "#results table", _WIDE, "light"),

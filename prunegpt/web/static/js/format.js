@@ -30,6 +30,9 @@ export function number(value) {
   return String(Number(value.toPrecision(4)));
 }
 
+/** A difference, its sign always there. */
+export const signed = (value) => (missing(value) ? NONE : value < 0 ? `−${number(-value)}` : `+${number(value)}`);
+
 /** A count: 980, 12.4 k, 1.29 M. */
 export function count(value) {
   if (missing(value)) return NONE;

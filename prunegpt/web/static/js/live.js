@@ -13,12 +13,13 @@ const WORDS = { live: "Live", reconnecting: "Reconnecting …", paused: "Paused"
  * @param {Object} handlers `sweep`, `points` and `progress` take the data of those events; `reload` is called when
  *   something may have been missed.
  * @param {string|null} trial only the points of this one.
+ * @param {string|null} since the revision of what the page shows; without it, the page is loaded again when the stream stands.
  */
-export function follow(sweep, handlers, trial = null) {
-  const url = address("/events", { sweep, trial });
+export function follow(sweep, handlers, { trial = null, since = null } = {}) {
+  const url = address("/events", { sweep, trial, since });
   const reload = throttled(1000, () => handlers.reload?.());
   let source = null;
-  let interrupted = false;
+  let interrupted = since === null;
   let hiding = null;
   let retry = null;
   let patience = 1000;

@@ -103,7 +103,7 @@ function tests({ tests: found }) {
         : [
             h("td.number", {}, test.ratio.toFixed(4)),
             h("td.number", {}, `${test.low.toFixed(4)} – ${test.high.toFixed(4)}`),
-            h("td.number", {}, test.difference > 0 ? `+${format.number(test.difference)}` : format.number(test.difference)),
+            h("td.number", {}, format.signed(test.difference)),
             h("td.number", {}, format.probability(test.p)),
             h("td", { title: test.verdict ?? null }, test.p < 0.05 ? "differ" : "no difference shown"),
           ],
@@ -177,7 +177,7 @@ if (chosen.length < 2) {
       sweep: (event) => (event.more || event.changed.some((row) => ids.has(row.id))) && again(),
       points: (event) => ids.has(event.id) && curvesAgain(),
       reload: () => (again(), curvesAgain()),
-    });
+    }, { since: compared.revision });
   });
 }
 addEventListener("themechange", () => compared && void draw(byId("content"), load));

@@ -15,6 +15,8 @@ const name = document.body.dataset.sweep;
 const here = (...more) => path("sweeps", name, ...more);
 const SECTIONS = [["running", "Running"], ["results", "Results"], ["figures", "Figures"], ["trials", "Trials"], ["stages", "Stages"]];
 
+const STATES = ["finished", "running", "waiting", "failed", "diverged", "stopped"];
+
 let sweep = null;
 const figures = new Map(); // name -> its panel, once there is something to draw
 
@@ -29,10 +31,11 @@ function showHead() {
   document.title = `${sweep.title || name} · PruneGPT`;
   const { progress } = sweep;
   const { counts } = sweep;
-  const running = sweep.state === "running" && sweep.coordinator !== null;
+  const ours = sweep.coordinator !== null && ["", name].includes(sweep.coordinator.sweep);
+  const running = sweep.state === "running" && ours;
   const words = sweep.state === "running" && !running ? ["stopped", "interrupted: no coordinator runs"] : sweep.state === "empty" ? ["waiting", "no trials"] : [sweep.state, sweep.state];
   const eta = progress.eta_seconds !== null && progress.eta_seconds !== undefined && running ? format.duration(progress.eta_seconds) : null;
-  const from = sweep.coordinator && `coordinator ${sweep.coordinator.pid} on ${sweep.coordinator.host}, since ${format.time(sweep.coordinator.since)}`;
+  const from = ours && `coordinator ${sweep.coordinator.pid} on ${sweep.coordinator.host}, since ${format.time(sweep.coordinator.since)}`;
   replace(
     byId("head"),
     h(
@@ -49,7 +52,7 @@ function showHead() {
         {},
         h("a.button", { href: sweepPage(name) + "/tables" }, "Tables"),
         sweep.optuna && h("a.button", { href: sweep.optuna, target: "_blank", rel: "noopener" }, "Optuna dashboard ↗"),
-        sweep.coordinator
+        ours
           ? [actionButton("stop", "Stop"), actionButton("kill", "Kill", true)]
           : sweep.state !== "finished" && sweep.state !== "empty" && actionButton("resume", "Resume"),
       ),
@@ -61,6 +64,7 @@ function showHead() {
         "div.body.stack",
         {},
         progressBar(counts, progress.total),
+        h("div.legend", {}, STATES.filter((state) => counts[state]).map((state) => stateBadge(state, `${counts[state].toLocaleString("en")} ${state}`))),
         h(
           "dl.facts",
           {},
@@ -234,7 +238,9 @@ await draw(byId("head"), async () => {
   const table = new TrialTable(place, name);
   onKey("]", "Next section", () => nextSection(1));
   onKey("[", "Section before", () => nextSection(-1));
-  addEventListener("scroll", throttled(100, markSection), { passive: true });
+  const mark = throttled(100, markSection);
+  addEventListener("scroll", mark, { passive: true });
+  new ResizeObserver(mark).observe(document.body);
   await Promise.all([loadHead(), table.load()]);
   await draw(byId("results"), loadResults);
   buildFigures();
@@ -264,5 +270,5 @@ await draw(byId("head"), async () => {
       if (Array.isArray(slots)) showSlots((sweep.slots = slots));
     },
     reload: everything,
-  });
+  }, { since: sweep.revision });
 });

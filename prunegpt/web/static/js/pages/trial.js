@@ -285,8 +285,8 @@ function showAttempts(last) {
       "tr",
       {},
       h("th", { scope: "row" }, String(attempt.number)),
-      h("td", {}, stateBadge(attempt.state)),
-      h("td", {}, attempt.reason || attempt.error ? [attempt.reason && h("strong", {}, attempt.reason), attempt.reason && attempt.error && ": ", attempt.error.split("\n")[0]] : h("span.muted", {}, format.NONE), attempt.trace && h("details", {}, h("summary", {}, "Trace"), h("pre.log", { tabindex: 0 }, attempt.trace))),
+      h("td", {}, stateBadge(attempt.state, attempt.outcome === "retried" ? `${attempt.state}, retried` : attempt.state)),
+      h("td", {}, attempt.reason || attempt.error ? [attempt.reason && h("strong", {}, attempt.reason), attempt.reason && attempt.error && ": ", attempt.error.split("\n")[0]] : h("span.muted", {}, format.NONE), (attempt.trace || attempt.last_lines) && h("details", {}, h("summary", {}, attempt.trace ? "Trace" : "Last lines"), h("pre.log", { tabindex: 0 }, attempt.trace || attempt.last_lines))),
       h("td.nowrap", {}, format.time(attempt.started)),
       h("td.number", {}, format.duration((attempt.ended ?? Date.now() / 1000) - attempt.started)),
       h("td", {}, attempt.device || format.NONE),
@@ -384,5 +384,5 @@ await draw(byId("head"), async () => {
       if (event.names.some((one) => one.startsWith("sparsity/"))) reloadLayers();
     },
     reload: everything,
-  }, name);
+  }, { trial: name, since: trial.revision });
 });
