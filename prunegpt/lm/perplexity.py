@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from prunegpt.errors import ModelError
 from prunegpt.lm.windows import Windows
 
-_HEAD_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}  # logits that exist at a time, tokens × vocabulary
+_HEAD_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}  # logits that exist at a time, tokens × vocabulary
 _CPU_TOKENS = 4096  # tokens a batch on the CPU, where a larger batch is no faster
 _MOST_TOKENS = 2**16  # tokens a batch anywhere
 _PROBE = 16  # tokens on which it is checked that logits are the head of the hidden states
