@@ -66,23 +66,33 @@ def _teach(root: "Root", plan: "SweepPlan", trial: "TrialPlan") -> str:
             if problem:
                 return problem
             say(f"{trial.name}: its teacher {teacher.name} is made first")
-            record, _ = _run(root, plan, teacher, lambda _: None)
+            record, _ = _run(root, plan, teacher, None)
         if record.state != "finished":
             return f"its teacher {teacher.name} ended as {record.state}: {record.error}"
     return ""
 
 
 def _run(
-    root: "Root", plan: "SweepPlan", trial: "TrialPlan", begun: Callable[[Path], None]
+    root: "Root", plan: "SweepPlan", trial: "TrialPlan", begun: Callable[[Path], None] | None
 ) -> "tuple[AttemptRecord, Path]":
-    """Runs one trial in a new attempt's folder and stores what came of it."""
+    """Runs one trial in a new attempt's folder and stores what came of it.
+
+    Args:
+        begun: is told the folder; None for a teacher, which is no run of the agent's.
+    """
     from prunegpt.launch.log import LOG
     from prunegpt.launch.worker import logging_to
     from prunegpt.tracking.ingest import ingest, new_attempt
+    from prunegpt.tracking.narrate import Narrator
     from prunegpt.trial import run_trial
 
     folder = new_attempt(root, trial)
-    begun(folder)
+    narrator = Narrator(folder) if begun else None
+    if begun:
+        begun(folder)
     with logging_to(folder / LOG):
         record = run_trial(folder)
-    return record, ingest(root, plan, trial, record)
+    stored = ingest(root, plan, trial, record)
+    if narrator:
+        narrator.close()
+    return record, stored

@@ -118,14 +118,49 @@ def sync(
         raise typer.Exit(1)
 
 
+@app.command("import", epilog="Example: prunegpt wandb import wandb/ ; prunegpt wandb import my-team/my-project")
+def import_(
+    source: Annotated[
+        str, typer.Argument(metavar="ENTITY/PROJECT[/SWEEP]|DIR", help="A project, a sweep, or a folder.")
+    ],
+    root: RootOption = None,
+) -> None:
+    """Bring runs made elsewhere into the store, as trials of the sweep wandb-PROJECT, so that tables cover them.
+
+    DIR is a folder of the W&B client: `wandb/`, or one `offline-run-DATE-ID`. Importing again adds what is new.
+    """
+    from prunegpt.root import Root
+    from prunegpt.tracking.imports import import_folder, import_project
+
+    where = Root.find(root)
+    folder = Path(source)
+    found = import_folder(where, folder) if folder.is_dir() else import_project(where, source)
+    for trial in found:
+        print(trial)
+
+
+@app.command(hidden=True)
+def narrate(folder: Annotated[Path, typer.Argument(help="Of an attempt that an agent runs.")]) -> None:
+    """What an agent's run starts beside itself: tells W&B of the attempt, and ends with its input."""
+    from prunegpt.tracking.narrate import narrate as tell
+
+    tell(folder, _closed)
+
+
+def _closed(seconds: float) -> bool:
+    """Whether standard input ends within so many seconds."""
+    import select
+
+    ready, _, _ = select.select([sys.stdin], [], [], seconds)
+    return bool(ready)
+
+
 @app.command(hidden=True)
 def scribe(
     sweep: Annotated[str, typer.Argument(help="The sweep that is told of.")],
     root: RootOption = None,
 ) -> None:
     """What `sweep run` starts beside itself where tracking is on: it reads how as JSON, and ends with its input."""
-    import select
-
     from prunegpt.errors import PruneGPTError
     from prunegpt.root import Root
     from prunegpt.spec.tracking import WandbSpec
@@ -139,12 +174,7 @@ def scribe(
         server = Server.find() if spec.mode == "online" else None
     except PruneGPTError:
         server = None
-
-    def over(seconds: float) -> bool:
-        ready, _, _ = select.select([sys.stdin], [], [], seconds)
-        return bool(ready)
-
-    Scribe(Root.find(root), sweep, spec, server, say).follow(over)
+    Scribe(Root.find(root), sweep, spec, server, say).follow(_closed)
 
 
 @app.command(hidden=True)

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from prunegpt.errors import StoreError
@@ -55,7 +54,7 @@ class ForeignRun:
 
     @property
     def trial(self) -> str:
-        return slug(self.id)[:MAX_NAME]
+        return slug(self.id).lstrip("._=+,-")[:MAX_NAME] or "run"
 
     def plan(self, order: int = 0) -> TrialPlan:
         """The trial that stands for it. It cannot be run."""

@@ -33,7 +33,7 @@ def new_attempt(root: Root, trial: TrialPlan) -> Path:
 
 def ingest(root: Root, plan: SweepPlan, trial: TrialPlan, record: AttemptRecord) -> Path:
     """Stores an attempt that has ended; gives its folder, which is renamed where its number was taken meanwhile."""
-    with _turn(root), Store.open(root) as store:
+    with turn(root), Store.open(root) as store:
         try:
             store.sweep(trial.sweep)
         except StoreError:
@@ -53,11 +53,12 @@ def ingest(root: Root, plan: SweepPlan, trial: TrialPlan, record: AttemptRecord)
 
 def save_sweep(root: Root, plan: SweepPlan) -> None:
     """Makes a sweep and its trials known, as `sweep run` does before it starts them."""
-    with _turn(root), Store.open(root) as store:
+    with turn(root), Store.open(root) as store:
         store.save_sweep(plan)
 
 
-def _turn(root: Root) -> FileLock:
+def turn(root: Root) -> FileLock:
+    """The right to write what ran without a coordinator; whoever wants it waits for a moment."""
     root.path.mkdir(parents=True, exist_ok=True)
     return FileLock(root.path / ".ingest.lock")
 

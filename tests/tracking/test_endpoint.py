@@ -1,0 +1,196 @@
+"""The W&B protocol as clients speak it, without a client: sweeps, agents, online runs, what they stream."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from prunegpt.records import Point
+from prunegpt.root import Root
+from prunegpt.store import Store
+from prunegpt.sweep.recovery import is_outside, recover
+from prunegpt.tracking.claims import Claim, claim_path
+from prunegpt.tracking.endpoint import routes
+
+GRID = {"method": "grid", "program": "train.py", "parameters": {"lr": {"values": [0.1, 0.01]}}}
+
+
+class Client:
+    """Asks as wandb-core does."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.http = TestClient(Starlette(routes=routes(root)))
+
+    def ask(self, operation: str, /, **variables: Any) -> Any:
+        answer = self.http.post(
+            "/graphql", json={"query": f"mutation {operation}($id: ID) {{ x }}", "variables": variables}
+        )
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        if found.get("errors"):
+            raise AssertionError(found["errors"][0]["message"])
+        return found["data"]
+
+    def sweep(self, config: Any = GRID) -> str:
+        made = self.ask("UpsertSweep", config=json.dumps(config), entityName=None, projectName="mine")
+        name: str = made["upsertSweep"]["sweep"]["name"]
+        return name
+
+    def heartbeat(self, agent: str, *alive: str) -> list[dict[str, Any]]:
+        states = json.dumps(dict.fromkeys(alive, True))
+        told = self.ask("Heartbeat", id=agent, metrics="{}", runState=states)
+        commands: list[dict[str, Any]] = json.loads(told["agentHeartbeat"]["commands"])
+        return commands
+
+    def stream(self, run: str, rows: list[dict[str, Any]], offset: int = 0, **more: Any) -> None:
+        history = {"offset": offset, "content": [json.dumps(row) for row in rows]}
+        body = {"files": {"wandb-history.jsonl": history, **more.pop("files", {})}, **more}
+        assert self.http.post(f"/files/local/mine/{run}/file_stream", json=body).status_code == 200
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Client:
+    return Client(Root(tmp_path / "runs"))
+
+
+def test_who_is_there_and_what_is_not(client: Client) -> None:
+    assert client.ask("Viewer")["viewer"]["entity"] == "local"
+    with pytest.raises(AssertionError, match="has no operation 'DeleteEverything'"):
+        client.ask("DeleteEverything")
+    assert client.http.post("/graphql", content=b"no json").status_code == 400
+    assert client.http.post("/files/local/mine/abc/file_stream", content=b"[]").status_code == 400
+
+
+def test_a_sweep_is_kept_over_a_restart(client: Client) -> None:
+    name = client.sweep()
+    agent = client.ask("CreateAgent", sweep=name, host="h")["createAgent"]["agent"]["id"]
+    ((first),) = client.heartbeat(agent)
+    assert first["args"] == {"lr": {"value": 0.1}}
+    again = Client(client.root)
+    found = again.ask("SweepWithRuns", sweep=name)["project"]["sweep"]
+    assert json.loads(found["config"]) == GRID
+    assert found["state"] == "RUNNING"
+    assert [edge["node"]["name"] for edge in found["runs"]["edges"]] == [first["run_id"]]
+    assert again.heartbeat(agent, first["run_id"]) == []
+
+
+def test_an_unknown_sweep_is_null_and_an_unknown_agent_404(client: Client) -> None:
+    assert client.ask("SweepWithRuns", sweep="nothere1")["project"]["sweep"] is None
+    asked = {"query": "mutation Heartbeat { x }", "variables": {"id": "nobody", "runState": "{}"}}
+    assert client.http.post("/graphql", json=asked).status_code == 404
+
+
+def test_a_bad_sweep_is_refused_with_every_problem(client: Client) -> None:
+    with pytest.raises(AssertionError, match="a grid needs values"):
+        client.sweep({"method": "grid", "parameters": {"lr": {"min": 0.0, "max": 1.0}}})
+    with pytest.raises(AssertionError, match="must be a mapping"):
+        client.sweep([1, 2])
+
+
+@pytest.mark.parametrize(("state", "command"), [("PAUSED", []), ("FINISHED", [{"type": "exit"}])])
+def test_a_sweep_is_paused_or_stopped_by_its_id(client: Client, state: str, command: list[Any]) -> None:
+    name = client.sweep()
+    identity = client.ask("SweepWithRuns", sweep=name)["project"]["sweep"]["id"]
+    client.ask("UpsertSweep", id=identity, state=state, entityName="local", projectName="mine")
+    agent = client.ask("CreateAgent", sweep=name, host="h")["createAgent"]["agent"]["id"]
+    assert client.heartbeat(agent) == command
+    assert client.ask("SweepWithRuns", sweep=name)["project"]["sweep"]["state"] == state
+
+
+def test_an_online_run_is_a_trial_with_curves_while_it_runs(client: Client) -> None:
+    config = json.dumps({"lr": {"value": 0.1}, "_wandb": {"value": {"python": "3"}}})
+    made = client.ask("UpsertBucket", name="abc123", project="mine", displayName="first", config=config, groupName="g")
+    assert made["upsertBucket"]["inserted"]
+    rows = [{"_step": 0, "loss": 3.0, "acc": {"top1": 0.5}, "_timestamp": 5.0}, {"_step": 1, "loss": "NaN"}]
+    client.stream("abc123", rows)
+    with Store.open(client.root) as store:
+        (trial,) = store.results("wandb-mine")
+        assert (trial.state, trial.label, trial.group, trial.config) == ("running", "first", "g", {"lr": 0.1})
+        assert [(point.step, point.value) for point in store.points(trial.id, "loss")] == [(0, 3.0), (1, None)]
+        assert store.points(trial.id, "acc.top1")[0].value == 0.5
+        assert recover(client.root, store) == []  # a coordinator that starts now leaves it alone
+        assert is_outside(client.root.path / trial.folder)
+    summary = {"offset": 0, "content": [json.dumps({"perplexity": 12.5, "sparsity": 0.5})]}
+    client.stream("abc123", [], offset=2, files={"wandb-summary.json": summary}, complete=True, exitcode=0)
+    with Store.open(client.root) as store:
+        trial = store.result("wandb-mine/abc123")
+        assert trial.state == "finished"
+        assert trial.evaluation is not None
+        assert (trial.evaluation.perplexity, trial.evaluation.protocol) == (12.5, "as logged to W&B")
+        assert trial.sparsity is not None
+        assert trial.sparsity.pruned == 0.5
+
+
+def test_rows_that_are_sent_again_are_passed_over_also_after_a_restart(client: Client) -> None:
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
+    rows = [{"_step": step, "loss": float(step)} for step in range(4)]
+    client.stream("abc123", rows[:2])
+    client.stream("abc123", rows[:3])
+    again = Client(client.root)
+    status = again.ask("RunResumeStatus", name="abc123", project="mine")["model"]["bucket"]
+    assert status["historyLineCount"] == 3
+    assert json.loads(json.loads(status["historyTail"])[0]) == {"_step": 2}
+    again.stream("abc123", rows[2:], offset=2)
+    with Store.open(client.root) as store:
+        assert [point.step for point in store.points("wandb-mine/abc123", "loss")] == [0, 1, 2, 3]
+        folder = client.root.path / store.result("wandb-mine/abc123").folder
+    lines = (folder / "points.jsonl").read_text().splitlines()
+    assert [Point.model_validate_json(line).step for line in lines] == [0, 1, 2, 3]
+
+
+def test_a_run_that_fails_is_a_failed_trial(client: Client) -> None:
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
+    output = {"offset": 0, "content": ["Traceback", "ValueError: no\n"]}
+    client.stream("abc123", [{"_step": 0, "loss": 1.0}], files={"output.log": output}, complete=True, exitcode=1)
+    with Store.open(client.root) as store:
+        trial = store.result("wandb-mine/abc123")
+    assert (trial.state, trial.error) == ("failed", "it ended with 1.")
+    assert (client.root.path / trial.folder / "log.txt").read_text() == "Traceback\nValueError: no\n"
+
+
+def test_a_run_of_one_of_our_own_trials_is_not_kept_a_second_time(client: Client) -> None:
+    path = claim_path(client.root, "abc123")
+    Claim(run="abc123", trial="small/one").write(path)
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
+    client.stream("abc123", [{"_step": 0, "loss": 1.0}])
+    assert client.ask("RunResumeStatus", name="abc123", project="mine")["model"]["bucket"]["historyLineCount"] == 1
+    assert not (client.root.path / "trials").exists()
+    page = client.http.get("/local/mine/runs/abc123", follow_redirects=False)
+    assert page.headers["location"] == "/trials/small/one"
+
+
+def test_an_agents_run_ends_as_its_claim_says(client: Client) -> None:
+    name = client.sweep({**GRID, "metric": {"name": "perplexity"}, "command": ["prunegpt"]})
+    agent = client.ask("CreateAgent", sweep=name, host="h")["createAgent"]["agent"]["id"]
+    ((first),) = client.heartbeat(agent)
+    claim = Claim(run=first["run_id"], state="finished", metrics={"perplexity": 7.5})
+    claim.write(claim_path(client.root, first["run_id"]))
+    ((second),) = client.heartbeat(agent)
+    assert second["args"] == {"lr": {"value": 0.01}}
+    (node, _) = client.ask("SweepWithRuns", sweep=name)["project"]["sweep"]["runs"]["edges"]
+    assert node["node"]["state"] == "finished"
+    assert json.loads(node["node"]["summaryMetrics"]) == {"perplexity": 7.5}
+
+
+def test_uploaded_files_lie_beside_the_run_and_nowhere_else(client: Client) -> None:
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
+    asked = client.ask("CreateRunFiles", entity="local", project="mine", run="abc123", files=["config.yaml", "../x"])
+    (file,) = asked["createRunFiles"]["files"]
+    assert client.http.put(file["uploadUrl"], content=b"a: 1").status_code == 200
+    client.http.put("/files/local/mine/abc123/upload/%2e%2e/%2e%2e/escaped", content=b"x")
+    found = [path for path in client.root.path.rglob("*") if path.name in ("config.yaml", "escaped")]
+    assert [path.relative_to(client.root.path).parts[-2:] for path in found] == [("files", "config.yaml")]
+
+
+def test_names_of_foreign_runs_stay_inside_the_root(client: Client) -> None:
+    for name in ("../../evil", "..", "."):
+        client.ask("UpsertBucket", name=name, project="../up", config="{}")
+    outside = [path for path in client.root.path.parent.iterdir() if path != client.root.path]
+    assert outside == []
+    with Store.open(client.root) as store:
+        assert [sweep.name for sweep in store.sweeps()] == ["wandb-.._up"]
+        assert all(trial.name[0].isalnum() for trial in store.results("wandb-.._up"))
