@@ -125,7 +125,7 @@ def _run(
         if not isinstance(event, TrialFinished):
             return
         done[0] += 1
-        worker = _worker(launcher)
+        worker = _worker(server[0].pid if server else 0)
         if worker:
             known = processes.setdefault("worker", Process("worker", worker))
             known.pid = worker
@@ -144,14 +144,18 @@ def _run(
     return Outcome(done[0], time.monotonic() - begun, size, tuple(processes.values()))
 
 
-def _worker(launcher: LocalLauncher) -> int:
-    """The process of the one warm worker."""
+def _worker(server: int) -> int:
+    """The process of the one warm worker: the child that is not the dashboard; 0 where there is none."""
     own = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
-    for pid in own.read_text().split() if own.exists() else []:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if any(b"worker" in word for word in words):
-            return int(pid)
-    return 0
+    children = [int(pid) for pid in own.read_text().split()] if own.exists() else []
+    return next((pid for pid in children if pid != server and b"tracker" not in _command(pid)), 0)
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b"tracker"  # it has ended
 
 
 def _serve(root: Root) -> "tuple[subprocess.Popen[str], str]":
