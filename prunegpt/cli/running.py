@@ -53,17 +53,20 @@ def execute(planner: "Planner", root: "Root", *, only: str | None, launcher: str
         raise LaunchError(refusal(root))
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(root))
+        suggester = open_search(plan, store, root, planner) if plan.searches else None
+        early_stopper = open_early_stop(plan, store) if plan.early_stop else None
+        tracker = _tracker(stack, plan, root, store)
         on_event = stack.enter_context(follow(plan))
         outcome = run_sweep(
             plan,
             root,
             store,
-            open_launcher(where, root, slots=slots),
+            open_launcher(where, root, slots=slots),  # last: run_sweep closes it
             only=only,
             on_event=on_event,
-            suggester=open_search(plan, store, root, planner) if plan.searches else None,
-            early_stopper=open_early_stop(plan, store) if plan.early_stop else None,
-            tracker=_tracker(stack, plan, root, store),
+            suggester=suggester,
+            early_stopper=early_stopper,
+            tracker=tracker,
         )
     _conclude(plan, root, outcome)
 
@@ -74,8 +77,8 @@ def _tracker(stack: ExitStack, plan: "SweepPlan", root: "Root", store: "Store") 
         return None
     from prunegpt.tracking import open_trackers
 
-    tracker: Tracker = open_trackers(plan, root, store)
-    stack.callback(tracker.close)  # type: ignore[attr-defined]
+    tracker = open_trackers(plan, root, store)
+    stack.callback(tracker.close)
     return tracker
 
 

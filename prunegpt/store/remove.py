@@ -41,10 +41,10 @@ def held(connection: Connection, name: str) -> Held:
         else:
             others |= keys | set(plan["needs"])
     query = select(trial.c.sweep_id, attempt.c.chain, attempt.c.folder).join(trial, trial.c.id == attempt.c.trial_id)
-    for row in connection.execute(query):
-        mine = row.sweep_id == sweep_id
-        (own if mine else others).update(json.loads(row.chain))
-        attempts += mine and bool(row.folder)
+    for tried in connection.execute(query):
+        mine = tried.sweep_id == sweep_id
+        (own if mine else others).update(json.loads(tried.chain))
+        attempts += mine and bool(tried.folder)
     return Held(trials, attempts, frozenset(own), frozenset(others))
 
 
