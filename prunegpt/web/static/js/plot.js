@@ -203,7 +203,7 @@ export function whenNear(element, run) {
       watcher.disconnect();
       run();
     },
-    { rootMargin: "300px" },
+    { rootMargin: "120px" },
   );
   watcher.observe(element);
 }
