@@ -299,9 +299,7 @@ def _log(root: Root, sweep: str, name: str, number: int, one: Wanted) -> None:
     folder = root.attempt(sweep, name, number)
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"step {step}: loss {5 - step / 100:.3f}" for step in range(0, 100, 10)]
-    (folder / "log.txt").write_text(
-        "\n".join([*lines, one.error, "<img src=x onerror=console.error(1)>"]) + "\n"
-    )
+    (folder / "log.txt").write_text("\n".join([*lines, one.error, "<img src=x onerror=console.error(1)>"]) + "\n")
     (folder / "trial.json").write_text(json.dumps({"name": name}))
 
 
