@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunegpt.report.errors import ReportError
+
 
 def importances(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, float]:
     """The share of each setting in what makes the best trials, the greatest first; together 1.
@@ -15,6 +17,9 @@ def importances(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) 
     Args:
         settings: path -> value, of each trial; all have the same paths, and each path several values.
         values: what is to be low, of each trial.
+
+    Raises:
+        ReportError: Optuna cannot tell from these.
     """
     import optuna
 
@@ -28,7 +33,10 @@ def importances(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) 
         }
         study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, value=value))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    try:
+        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    except (ValueError, RuntimeError) as error:
+        raise ReportError(f"importance cannot be told from these trials: {error}") from error
 
 
 def _distribution(values: Sequence[Any]) -> Any:

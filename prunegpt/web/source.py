@@ -1,5 +1,6 @@
 """The store as the dashboard sees it: every trial in memory, and only what has changed is read again."""
 
+import gc
 import threading
 import time
 import uuid
@@ -14,6 +15,7 @@ from prunegpt.store import Store, SweepRow
 from prunegpt.store.watch import LastPoint, Marks, Watch
 
 _AT_MOST_EVERY = 0.2  # seconds between two looks at the database
+_MANY = 500  # new trials at once
 
 
 @dataclass
@@ -182,7 +184,8 @@ class Source:
         assert self._store is not None
         marks = self._watch.look()
         if marks is not None:
-            self._take(marks, self._store)
+            with _collector_spared(len(marks.trials) - len(self._trials)):
+                self._take(marks, self._store)
 
     def _take(self, marks: Marks, store: Store) -> None:
         new = {one.id: one.mark for one in marks.trials}
@@ -240,3 +243,20 @@ class Source:
 
     def _stored(self, attempt: int) -> int:
         return self._running[attempt].stored if attempt in self._running else -1
+
+
+@contextmanager
+def _collector_spared(more: int) -> Iterator[None]:
+    """Reading many trials without the cyclic collector, which would walk them now and at every full collection later.
+
+    They have no cycles, so that those which are replaced go without it.
+    """
+    if more < _MANY or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -24,16 +24,16 @@ LONG = ("/trials/long/long", f"{API}/trials/long/long", f"{API}/trials/long/long
 
 
 def measure(settings: Settings) -> Iterator[Row]:
-    root = Root(settings.work / "runs")
+    wide, long = Root(settings.work / "wide"), Root(settings.work / "long")
     trials, points = settings.pick(5000, 50), settings.pick(100_000, 1000)
-    make_many(root, trials)
-    make_long(root, points)
+    make_many(wide, trials)
+    make_long(long, points)
     rounds = settings.pick(5, 2)
     yield _row(
-        "dashboard-first", f"First pages of a sweep of {trials:,} trials", pages(settings, root, FIRST, rounds), 1.0
+        "dashboard-first", f"First pages of a sweep of {trials:,} trials", pages(settings, wide, FIRST, rounds), 1.0
     )
-    yield _row("dashboard-trial", f"A trial with {points:,} points", pages(settings, root, LONG, rounds), 1.0)
-    yield _row("dashboard-update", "From a point in the store to the browser", updates(root, 2 * rounds), 2.0)
+    yield _row("dashboard-trial", f"A trial with {points:,} points", pages(settings, long, LONG, rounds), 1.0)
+    yield _row("dashboard-update", "From a point in the store to the browser", updates(long, 2 * rounds), 2.0)
 
 
 def pages(settings: Settings, root: Root, paths: Sequence[str], rounds: int) -> list[float]:

@@ -125,6 +125,15 @@ def test_what_matters_is_told_from_what_does_not() -> None:
     assert shares["rate"] > 0.8
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[1, 2, 1, 2], [True, False, True, True], ["a", None, [1], {"b": 1}], [1e-9, 1e9, 0.0, 1], [-5, 5, 0, 0.5]],
+)
+def test_importance_takes_values_of_any_kind(values: list[Any]) -> None:
+    shares = importances([{"x": value} for value in values], [1.0, 2.0, 3.0, 4.0])
+    assert shares == {"x": pytest.approx(1.0)}
+
+
 @pytest.mark.parametrize("figure", ["sparsity", "pareto", "layers", "training", "parallel", "importance"])
 def test_every_figure_is_served_with_what_the_policy_allows(client: TestClient, figure: str) -> None:
     answer = client.get(f"/api/v1/sweeps/study/figures/{figure}")

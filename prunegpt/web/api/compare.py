@@ -58,6 +58,7 @@ class TrialCurves(Answer):
 
 
 class Comparison(Answer):
+    revision: str = Field(description="what /events takes as `since`, to get all that changes from here on")
     trials: list[Compared]
     differences: list[Setting]
     tests: list[Test]
@@ -70,10 +71,13 @@ def compared(dashboard: Dashboard, call: Call) -> Comparison:
     names = list(dict.fromkeys(asked.trial))
     if not _FEWEST <= len(names) <= _MOST:
         raise Refused(400, f"{_FEWEST} to {_MOST} different trials can be compared, but got {len(names)}.")
-    trials = [dashboard.source.trial(*name.partition("/")[::2]) for name in names]
+    with dashboard.source.following():
+        mark = dashboard.source.mark
+        trials = [dashboard.source.trial(*name.partition("/")[::2]) for name in names]
     wanted = CurvesQuery(name=asked.name or ["perplexity", "loss", "sparsity"], axis=asked.axis, points=asked.points)
     shown = rows(dashboard, trials)
     return Comparison(
+        revision=mark,
         trials=[Compared(trial=address(trial), **row.model_dump()) for trial, row in zip(trials, shown, strict=True)],
         differences=settings(trials),
         tests=[_test(dashboard, one, two) for one, two in itertools.combinations(trials, 2)],

@@ -78,6 +78,7 @@ class CurveShort(Answer):
 class Trial(Answer):
     """A trial: its result as records have it, and what lies around it."""
 
+    revision: str = Field(description="what /events takes as `since`, to get all that changes from here on")
     id: int
     sweep: str
     name: str
@@ -124,7 +125,9 @@ class Log(Answer):
 
 
 def one(dashboard: Dashboard, call: Call) -> Trial:
-    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
+    with dashboard.source.following():
+        mark = dashboard.source.mark
+        trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
     store = dashboard.source.store
     bounds = dashboard.intervals.find([trial])[trial.id]
     note = store.note(trial.id)
@@ -132,6 +135,7 @@ def one(dashboard: Dashboard, call: Call) -> Trial:
     result = trial.model_dump(mode="json", exclude={"attempts"})
     return Trial(
         **result,
+        revision=mark,
         chain=stages(trial),
         interval=Bounds(low=bounds[0], high=bounds[1]) if bounds else None,
         attempts=[_attempt(dashboard, trial, row) for row in store.attempts(trial.id)],
