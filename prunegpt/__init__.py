@@ -28,6 +28,7 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
     report/       tables, statistics, figures
     web/          the dashboard
 
+    api           the same from Python: Sweep, run, table
     cli/          one file a command group, on top of both sides
 
 A module imports only what `tests/test_imports.py` allows its part to, downwards on this map, and the two sides never
@@ -35,4 +36,18 @@ import each other: they meet in `records`, in `trial` and in `cli`. Nothing that
 status` needs imports torch.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunegpt.api import Sweep, run, table
+
 __version__ = "0.1.0"
+__all__ = ["Sweep", "__version__", "run", "table"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names are imported when they are asked for: `prunegpt --help` needs none of them."""
+    if name in __all__:
+        return getattr(import_module("prunegpt.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

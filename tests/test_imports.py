@@ -39,7 +39,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "tracking": _PLANS | {"records", "store", "launch", "sweep", "report"},
     "web": _PLANS | {"records", "store", "launch", "sweep", "report", "tracking"},
 }
-ON_TOP = frozenset({"cli", "__main__"})  # may import everything
+ON_TOP = frozenset({"cli", "api", "__main__"})  # may import everything
 TENSORS = frozenset({"lm", "pruning", "distill", "training", "stages"})
 BOOKS = frozenset({"store", "launch", "sweep", "report", "web"})
 TABLE = {**ALLOWED, **dict.fromkeys(ON_TOP, frozenset({*ALLOWED, *ON_TOP}))}

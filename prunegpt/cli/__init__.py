@@ -6,7 +6,21 @@ import sys
 import typer
 
 from prunegpt import __version__
-from prunegpt.cli import doctor, evaluate, fields, masks, prune, recipe, report, serve, sweep, table, train, trial, wandb
+from prunegpt.cli import (
+    doctor,
+    evaluate,
+    fields,
+    masks,
+    prune,
+    recipe,
+    report,
+    serve,
+    sweep,
+    table,
+    train,
+    trial,
+    wandb,
+)
 from prunegpt.cli.options import say
 from prunegpt.errors import PruneGPTError
 

@@ -70,11 +70,11 @@ def resume(
 
     Trials that are waiting or failed run; finished, diverged and stopped ones do not, see `sweep retry`.
     """
-    from prunegpt.cli.curves import curves_in
     from prunegpt.errors import StoreError
     from prunegpt.planning.suggested import Planner
     from prunegpt.root import Root
     from prunegpt.store import Store
+    from prunegpt.sweep.curves import curves_in
 
     where = Root.find(root)
     with Store.open(where, create=False) as store:

@@ -36,9 +36,9 @@ def check(
     Needs neither hub nor network: what could not be checked without them is said.
     """
     from prunegpt.cli.costs import costs
-    from prunegpt.cli.curves import curves_in
     from prunegpt.planning.resolve import plan_file
     from prunegpt.root import Root
+    from prunegpt.sweep.curves import curves_in
 
     where = Root.find(root)
     plan = plan_file(spec, overrides or [], root=where, curves=curves_in(where))
@@ -130,9 +130,9 @@ def run(
 
     Ctrl-C once lets running stages write a checkpoint; twice stops at once. Running it again goes on.
     """
-    from prunegpt.cli.curves import curves_in
     from prunegpt.planning.suggested import Planner
     from prunegpt.root import Root
+    from prunegpt.sweep.curves import curves_in
 
     where = Root.find(root)
     planner = Planner(spec, overrides or [], where, curves_in(where), strict=True)

@@ -67,12 +67,12 @@ def stored(sweep: str, root: "Root", overrides: "Sequence[str]" = ()) -> "Archiv
     path = Path(sweep)
     if path.suffix not in (".yaml", ".yml"):
         return _stored(sweep, root, None)
-    from prunegpt.cli.curves import curves_in
     from prunegpt.errors import StoreError
     from prunegpt.planning.resolve import plan_file
     from prunegpt.report.archive import Archive
     from prunegpt.report.planned import with_planned
     from prunegpt.report.provenance import spec_commit
+    from prunegpt.sweep.curves import curves_in
 
     plan = plan_file(path, overrides, root=root, curves=curves_in(root))
     try:

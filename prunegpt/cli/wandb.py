@@ -41,10 +41,10 @@ def create(
     """
     import json
 
-    from prunegpt.cli.curves import curves_in
     from prunegpt.planning.suggested import Planner
     from prunegpt.root import Root
     from prunegpt.spec.wandb_config import config_of
+    from prunegpt.sweep.curves import curves_in
     from prunegpt.tracking.client import register
     from prunegpt.tracking.ingest import save_sweep
 
@@ -189,10 +189,10 @@ def trial(
 ) -> None:
     """What an agent starts: find the trial that its arguments mean, run it under the root, store what came of it."""
     from prunegpt.cli.agent_trial import run_for_agent
-    from prunegpt.cli.curves import curves_in
     from prunegpt.errors import Problem, SpecError
     from prunegpt.planning.suggested import Planner
     from prunegpt.root import Root
+    from prunegpt.sweep.curves import curves_in
     from prunegpt.tracking.agents import PARAMETERS, read_arguments, trial_of
 
     where = Root.find(root)

@@ -1,0 +1,213 @@
+"""PruneGPT from Python: what the command line does, in a notebook, with results as pandas.
+
+from prunegpt import Sweep, run, table
+
+sweep = run("sweeps/quickstart.yaml", slots=2)
+sweep.frame()                       # a row a trial
+sweep.curves("pruned90", "loss")    # a row a point
+print(table("quickstart"))          # the declared tables, as Markdown
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunegpt.errors import LaunchError, PruneGPTError
+from prunegpt.planning.suggested import Planner
+from prunegpt.records import TrialResult
+from prunegpt.registry import RENDERERS
+from prunegpt.root import Root
+from prunegpt.spec.plan import SweepPlan
+from prunegpt.store import Store
+from prunegpt.sweep.adaptive import Tracker
+from prunegpt.sweep.curves import curves_in
+from prunegpt.sweep.events import Event, SweepOutcome
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Sweep:
+    """One sweep: its spec, and what came of it so far.
+
+    Args:
+        spec: a spec file, or a spec as plain data.
+        root: where everything lies; PRUNEGPT_ROOT or ./runs where not given.
+        overrides: PATH=VALUE, as `--set` takes them.
+
+    Raises:
+        SpecError: the spec cannot be read. Its other problems are told when `plan` is asked for.
+    """
+
+    def __init__(
+        self, spec: str | Path | Mapping[str, Any], *, root: str | Path | None = None, overrides: Sequence[str] = ()
+    ) -> None:
+        self.root = Root.find(Path(root) if root is not None else None)
+        source = spec if isinstance(spec, Mapping) else Path(spec)
+        self._planner = Planner(source, overrides, self.root, curves_in(self.root), strict=True)
+
+    @cached_property
+    def plan(self) -> SweepPlan:
+        """Every trial with its stages and their keys.
+
+        Raises:
+            SpecError: with every problem of the spec.
+        """
+        return self._planner.plan
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    def run(
+        self,
+        *,
+        slots: int | None = None,
+        launcher: str | None = None,
+        only: str | None = None,
+        on_event: Callable[[Event], None] = lambda _: None,
+    ) -> SweepOutcome:
+        """Runs what is not finished yet, and waits for it; see `prunegpt sweep run`."""
+        return start(self._planner, self.root, slots=slots, launcher=launcher, only=only, on_event=on_event)
+
+    def results(self) -> list[TrialResult]:
+        """The trials as stored, in spec order; none where nothing has run."""
+        if not self.root.database.exists():
+            return []
+        with Store.open(self.root, create=False) as store:
+            known = any(sweep.name == self.name for sweep in store.sweeps())
+            return store.results(self.name) if known else []
+
+    def frame(self) -> "DataFrame":
+        """A row a trial: state, what was swept, perplexity, sparsity (0 to 1), tokens trained, seconds."""
+        return _pandas().DataFrame([_row(result) for result in self.results()])
+
+    def curves(self, trial: str, name: str | None = None) -> "DataFrame":
+        """The points of a trial, or of its curve of that name: stage, step, epoch, name, value, time, tokens."""
+        with Store.open(self.root, create=False) as store:
+            points = store.points(f"{self.name}/{trial}", name)
+        return _pandas().DataFrame([point.model_dump() for point in points])
+
+    def table(self, format: str = "md") -> str:
+        """The declared tables: md, latex, csv, html or json."""
+        return table(self.name, format=format, root=self.root.path)
+
+
+def run(
+    spec: str | Path | Mapping[str, Any],
+    *,
+    root: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    slots: int | None = None,
+    launcher: str | None = None,
+    only: str | None = None,
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> Sweep:
+    """Runs a sweep to its end and gives it.
+
+    Raises:
+        SpecError: with every problem of the spec, before anything runs.
+        LaunchError: another coordinator has the root, or no worker can be started.
+    """
+    sweep = Sweep(spec, root=root, overrides=overrides)
+    sweep.run(slots=slots, launcher=launcher, only=only, on_event=on_event)
+    return sweep
+
+
+def table(sweep: str, *, format: str = "md", root: str | Path | None = None) -> str:
+    """The tables of a stored sweep, or of a spec file: md, latex, csv, html or json.
+
+    Raises:
+        StoreError: there is no such sweep.
+    """
+    from prunegpt.cli.table import stored, tables_of
+
+    text: str = RENDERERS.load(format)(tables_of(stored(sweep, Root.find(Path(root) if root is not None else None))))
+    return text
+
+
+def start(
+    planner: Planner,
+    root: Root,
+    *,
+    slots: int | None,
+    launcher: str | None,
+    only: str | None,
+    on_event: Callable[[Event], None],
+) -> SweepOutcome:
+    """Opens all that a run of a sweep needs, runs it, and closes it again.
+
+    Args:
+        slots: trials at a time, over the spec.
+        launcher: kind of launcher, over the spec.
+        only: a glob of the trials that are wanted.
+
+    Raises:
+        LaunchError: another coordinator has the root, or nothing can be started.
+    """
+    from prunegpt.launch.choose import open_launcher
+    from prunegpt.sweep.coordinator import run_sweep
+    from prunegpt.sweep.early_stop import open_early_stop
+    from prunegpt.sweep.lock import coordinator, refusal
+    from prunegpt.sweep.search.open import open_search
+
+    plan = planner.plan
+    where = plan.launcher.of(launcher) if launcher else plan.launcher
+    if coordinator(root) is not None:  # before a launcher has started anything
+        raise LaunchError(refusal(root))
+    with ExitStack() as stack:
+        store = stack.enter_context(Store.open(root))
+        suggester = open_search(plan, store, root, planner) if plan.searches else None
+        early_stopper = open_early_stop(plan, store) if plan.early_stop else None
+        tracker = _tracker(stack, plan, root, store)
+        return run_sweep(
+            plan,
+            root,
+            store,
+            open_launcher(where, root, slots=slots),  # last: run_sweep closes it
+            only=only,
+            on_event=on_event,
+            suggester=suggester,
+            early_stopper=early_stopper,
+            tracker=tracker,
+        )
+
+
+def _tracker(stack: ExitStack, plan: SweepPlan, root: Root, store: Store) -> Tracker | None:
+    """Whoever else is told; it ends with the stack."""
+    if plan.tracking.wandb.mode == "off":
+        return None
+    from prunegpt.tracking import open_trackers
+
+    tracker = open_trackers(plan, root, store)
+    stack.callback(tracker.close)
+    return tracker
+
+
+def _row(result: TrialResult) -> dict[str, Any]:
+    measured, counted = result.evaluation, result.sparsity
+    return {
+        "trial": result.name,
+        "seed": result.seed,
+        "state": result.state,
+        **result.swept,
+        "perplexity": measured.perplexity if measured else None,
+        "loss": measured.loss if measured else None,
+        "protocol": measured.protocol if measured else None,
+        "sparsity": counted.pruned if counted else None,
+        "sparsity_all": counted.overall if counted else None,
+        "tokens": sum(stage.train_tokens for stage in result.stages),
+        "seconds": sum(stage.seconds for stage in result.stages),
+        "reason": result.reason,
+        "key": result.key,
+    }
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise PruneGPTError("results as data frames need pandas. Install it: pip install 'prunegpt[pandas]'") from error
+    return pandas
