@@ -1,7 +1,8 @@
 """The trial of an agent's run: its teachers first where nobody has made them, then itself, then into the store."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,24 @@ if TYPE_CHECKING:
     from prunegpt.records import AttemptRecord
     from prunegpt.root import Root
     from prunegpt.spec.plan import SweepPlan, TrialPlan
+
+
+@contextmanager
+def failing(root: "Root") -> Iterator[None]:
+    """Lets the server know of a run that fails before it is a trial, so that it is not given out again."""
+    from prunegpt.errors import PruneGPTError
+    from prunegpt.root import write_text
+    from prunegpt.tracking.claims import Claim, claim_path, read_claim
+
+    try:
+        yield
+    except PruneGPTError as error:
+        run = os.environ.get("WANDB_RUN_ID", "")
+        if run:
+            before = read_claim(root, run) or Claim(run=run)
+            failed = before.model_copy(update={"state": "failed", "error": str(error)})
+            write_text(claim_path(root, run), failed.model_dump_json(indent=2) + "\n")
+        raise
 
 
 def run_for_agent(root: "Root", plan: "SweepPlan", trial: "TrialPlan") -> int:

@@ -188,7 +188,7 @@ def trial(
     digest: Annotated[str | None, typer.Option("--digest", help="Of the spec when the sweep was created.")] = None,
 ) -> None:
     """What an agent starts: find the trial that its arguments mean, run it under the root, store what came of it."""
-    from prunegpt.cli.agent_trial import run_for_agent
+    from prunegpt.cli.agent_trial import failing, run_for_agent
     from prunegpt.errors import Problem, SpecError
     from prunegpt.planning.suggested import Planner
     from prunegpt.root import Root
@@ -199,12 +199,14 @@ def trial(
     given = arguments or (Path(os.environ[PARAMETERS]) if os.environ.get(PARAMETERS) else None)
     if given is None:
         raise SpecError([Problem("", f"an agent's run needs its arguments: name a file, or set {PARAMETERS}.")])
-    planner = Planner(spec, overrides or [], where, curves_in(where), strict=True)
-    if digest is not None and digest != digest_of(planner.plan.spec):
-        message = "the spec has changed since its sweep was created. Undo that, or create the sweep again."
-        raise SpecError([Problem("", message)], str(spec))
-    found = trial_of(planner, read_arguments(given), where)
-    raise typer.Exit(run_for_agent(where, planner.plan, found))
+    with failing(where):
+        planner = Planner(spec, overrides or [], where, curves_in(where), strict=True)
+        if digest is not None and digest != digest_of(planner.plan.spec):
+            message = "the spec has changed since its sweep was created. Undo that, or create the sweep again."
+            raise SpecError([Problem("", message)], str(spec))
+        found = trial_of(planner, read_arguments(given), where)
+        code = run_for_agent(where, planner.plan, found)
+    raise typer.Exit(code)
 
 
 def digest_of(spec: object) -> str:

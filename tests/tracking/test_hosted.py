@@ -96,6 +96,15 @@ def test_a_run_that_left_no_sign_is_given_out_twice_at_most() -> None:
     assert second["run_id"] != first["run_id"]
 
 
+def test_a_run_that_cannot_begin_fails_and_the_sweep_goes_on() -> None:
+    world = World(speaks=True)
+    agent = world.agent()
+    told = [world.ask(agent)[0]["run_id"] for _ in range(6)]
+    assert len(set(told[:5])) == 1
+    assert told[5] != told[0]
+    assert world.hosted.runs[0].state == "failed"
+
+
 def test_a_run_whose_process_died_has_failed() -> None:
     world = World()
     agent = world.agent()

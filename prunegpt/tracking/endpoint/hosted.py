@@ -20,6 +20,7 @@ OPEN = ("leased", "running")
 SILENT = 300.0  # seconds without a word after which an agent is taken to be gone
 _POLL = 4.5  # seconds: an agent that has got its answer does not ask again before
 _ANSWERS = 2  # times that a run is given out where runs leave no sign of having begun
+_PATIENCE = 5  # the same where they do: one that has still not begun then cannot
 _RETRIES = 1  # times that a run whose agent fell silent is given to another
 
 
@@ -142,10 +143,11 @@ class Desk:
         signs = self._signs(run.id)
         unseen = run.state == "leased" and not signs.started
         self.hosted.speaks = self.hosted.speaks or signs.started
-        if unseen and (asked_again or self.hosted.speaks or run.answers < _ANSWERS):
+        if unseen and (asked_again or run.answers < (_PATIENCE if self.hosted.speaks else _ANSWERS)):
             run.answers += not asked_again  # the client repeats a request whose answer it did not get
             return [self._command(run)]
-        self._end(run, signs, now, otherwise="failed" if signs.started and not signs.ended else "finished")
+        broken = self.hosted.speaks if unseen else signs.started  # it never spoke, or went without a last word
+        self._end(run, signs, now, otherwise="failed" if broken else "finished")
         return []
 
     def _end(self, run: Run, signs: Signs, now: float, *, otherwise: RunState) -> None:
