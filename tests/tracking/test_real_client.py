@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -264,3 +265,45 @@ def test_a_tracked_sweep_survives_an_outage_and_sync_sends_it_once(world: World,
             assert result.evaluation is not None
             assert sent[result.name].evaluation is not None
             assert sent[result.name].evaluation.perplexity == result.evaluation.perplexity
+
+
+BARE = """
+import sys, uvicorn
+from pathlib import Path
+from starlette.applications import Starlette
+from prunegpt.root import Root
+from prunegpt.tracking.endpoint import routes
+uvicorn.run(Starlette(routes=routes(Root(Path(sys.argv[1])))), port=int(sys.argv[2]), log_level="error")
+"""
+
+
+def test_an_agents_run_tells_a_server_that_does_not_see_the_root(world: World, tmp_path: Path) -> None:
+    """A plain W&B server has the curves and the metric it searches by from the run itself."""
+    spec = small_spec(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cloud = Root(tmp_path / "cloud")
+    server = world.start("-c", BARE, cloud.path, port)
+    try:
+        (tmp_path / "arguments.json").write_text('{"trial": "finetuned"}')
+        wait(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server", 30)
+        command = ("wandb", "trial", tmp_path / "arguments.json", "--spec", spec, "--root", tmp_path / "other")
+        told = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_RUN_ID": "run1", "WANDB_PROJECT": "study"}
+        run = world.start("-m", "prunegpt", *command, **told)
+        output, errors = run.communicate(timeout=LONGEST)
+        assert run.returncode == 0, output + errors
+    finally:
+        server.terminate()
+        server.wait(20)
+    with Store.open(cloud) as store, Store.open(Root(tmp_path / "other")) as own:
+        sent, result = store.result("wandb-study/run1"), own.result("small/finetuned")
+        assert sent.state == "finished"
+        assert sent.evaluation is not None
+        assert result.evaluation is not None
+        assert sent.evaluation.perplexity == result.evaluation.perplexity
+        curve = [point.value for point in own.points(result.id, "loss", stage=1)]
+        assert curve
+        assert [point.value for point in store.points(sent.id, "1-finetune/loss")] == curve
+        perplexities = [point.value for point in store.points(sent.id, "perplexity")]
+        assert perplexities[-1] == result.evaluation.perplexity

@@ -19,6 +19,7 @@ from prunegpt.tracking.posted import posted
 HISTORY, SUMMARY, OUTPUT = "wandb-history.jsonl", "wandb-summary.json", "output.log"
 LARGEST_FILE = 20_000_000  # bytes of an uploaded file that is kept
 _OPEN_RUNS = 200  # whose files stay open
+_SILENT = 600.0  # seconds without a word after which a run is taken to be lost
 
 
 class Runs:
@@ -51,7 +52,9 @@ class Runs:
             at = (entity, project, name)
             if self._is_own(at):
                 return False
+            self._expire()
             new = at not in self._keepers
+            self._ended.pop(at, None)
             run, keeper = self._keeper(at)
             own = {key: value for key, value in config.items() if key != "_wandb"}
             run = replace(
@@ -137,6 +140,13 @@ class Runs:
                 keeper.close()
             if self._store is not None:
                 self._store.close()
+
+    def _expire(self) -> None:
+        """Ends runs that have fallen silent; one that speaks again goes on."""
+        for at, seen in self._active.items():
+            if at in self._keepers and at not in self._ended and time.time() - seen > _SILENT:
+                self._keepers[at][1].end("failed", f"it has not been heard of for {_SILENT:g} s.")
+                self._ended[at] = "failed"
 
     def _is_own(self, at: tuple[str, str, str]) -> bool:
         """Whether a run is one of this root's own trials: the store has it already."""

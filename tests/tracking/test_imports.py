@@ -1,0 +1,135 @@
+"""Runs made elsewhere become trials: from the client's own files, and from the API."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prunegpt.root import Root
+from prunegpt.store import Store
+from prunegpt.tracking.client import TrackingError
+from prunegpt.tracking.imports import import_folder, import_project
+from prunegpt.tracking.offline import read_run, run_files
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the real client leaves of an offline run, one record larger than a block of its log included."""
+    wandb = pytest.importorskip("wandb", reason="needs the W&B client")
+    folder = tmp_path_factory.mktemp("client")
+    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True, x_disable_meta=True)
+    run = wandb.init(
+        project="elsewhere", mode="offline", name="mine", group="g", dir=str(folder), settings=settings,
+        config={"lr": 0.1, "net": {"width": 3}}, reinit="create_new",
+    )  # fmt: skip
+    for step in range(5):
+        run.log({"loss": 3.0 - step, "acc": {"top1": step / 4}, "bad": math.nan})
+    run.log({"text": "x" * 70_000, "loss": 0.5})
+    run.config.update({"later": 2})
+    run.summary["perplexity"] = 11.5
+    run.finish()
+    return folder
+
+
+def test_an_offline_folder_becomes_a_trial_once(offline: Path, tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    (name,) = import_folder(root, offline)
+    assert [name] == list(import_folder(root, offline))
+    with Store.open(root) as store:
+        (trial,) = store.results("wandb-elsewhere")
+        assert (trial.state, trial.label, trial.group) == ("finished", "mine", "g")
+        assert trial.config == {"lr": 0.1, "net": {"width": 3}, "later": 2}
+        assert [point.value for point in store.points(trial.id, "loss")] == [3.0, 2.0, 1.0, 0.0, -1.0, 0.5]
+        assert [point.value for point in store.points(trial.id, "acc.top1")] == [0.0, 0.25, 0.5, 0.75, 1.0]
+        assert {point.value for point in store.points(trial.id, "bad")} == {None}
+        assert trial.evaluation is not None
+        assert trial.evaluation.perplexity == 11.5
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_a_file_that_was_cut_off_gives_what_is_whole(offline: Path, tmp_path: Path, kept: float) -> None:
+    (file,) = run_files(offline)
+    data = file.read_bytes()
+    cut = tmp_path / "run-cut.wandb"
+    cut.write_bytes(data[: int(len(data) * kept)])
+    found = read_run(cut)
+    whole = read_run(file)
+    assert len(found.rows) < len(whole.rows)  # the last row is the large one
+    assert [row["loss"] for row in found.rows] == [row["loss"] for row in whole.rows][: len(found.rows)]
+    assert found.exit_code is None
+
+
+def test_a_damaged_record_ends_the_reading(offline: Path, tmp_path: Path) -> None:
+    (file,) = run_files(offline)
+    data = bytearray(file.read_bytes())
+    place = data.rindex(b'"loss"' if b'"loss"' in data else b"loss")
+    data[place + 1] ^= 0xFF
+    broken = tmp_path / "run-broken.wandb"
+    broken.write_bytes(bytes(data))
+    assert len(read_run(broken).rows) <= len(read_run(file).rows)
+    assert read_run(broken).exit_code is None
+
+
+def test_what_is_no_folder_of_the_client_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="must hold runs of the W&B client"):
+        list(import_folder(Root(tmp_path / "runs"), tmp_path))
+    (tmp_path / "run-x.wandb").write_bytes(b"something else")
+    with pytest.raises(TrackingError, match="does not begin like one"):
+        list(import_folder(Root(tmp_path / "runs"), tmp_path))
+
+
+class Api:
+    """Two runs at W&B."""
+
+    def __init__(self, rows: int = 3) -> None:
+        self.rows = rows
+
+    def runs(self, path: str) -> list[Any]:
+        assert path == "team/study"
+        return [self._run("aaa", "finished"), self._run("bbb", "crashed")]
+
+    def sweep(self, path: str) -> Any:
+        assert path == "team/study/sw1"
+        return SimpleNamespace(runs=[self._run("aaa", "finished")])
+
+    def _run(self, name: str, state: str) -> Any:
+        return SimpleNamespace(
+            id=name,
+            name=f"run {name}",
+            state=state,
+            group=None,
+            sweep=SimpleNamespace(id="sw1"),
+            config={"lr": 0.1, "_private": 1},
+            summary={"perplexity": 8.0, "sparsity": 0.5},
+            created_at="2026-01-02T03:04:05Z",
+            scan_history=lambda: [{"_step": step, "loss": float(step)} for step in range(self.rows)],
+        )
+
+
+def test_a_project_and_a_sweep_of_the_api_become_trials_and_grow(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    assert list(import_project(root, "team/study/sw1", Api())) == ["wandb-study/aaa"]
+    assert list(import_project(root, "team/study", Api(5))) == ["wandb-study/aaa", "wandb-study/bbb"]
+    with Store.open(root) as store:
+        first, second = store.results("wandb-study")
+        assert (first.state, second.state) == ("finished", "failed")
+        assert second.error == "it is crashed at W&B."
+        assert first.config == {"lr": 0.1}
+        assert first.group == "sw1"
+        assert [point.step for point in store.points(first.id, "loss")] == [0, 1, 2, 3, 4]
+        assert first.evaluation is not None
+        assert first.evaluation.perplexity == 8.0
+
+
+def test_a_path_that_is_none_and_an_api_that_fails_are_told(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="must be ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, but got 'study'"):
+        list(import_project(Root(tmp_path), "study", Api()))
+
+    class Down:
+        def runs(self, _: str) -> Any:
+            raise ConnectionError("no route")
+
+    with pytest.raises(TrackingError, match="W&B has not given team/study: no route"):
+        list(import_project(Root(tmp_path), "team/study", Down()))
