@@ -17,8 +17,8 @@ def recover(root: Root, store: Store) -> list[str]:
     """Closes the attempts that a coordinator left running; gives their trials, SWEEP/TRIAL.
 
     An attempt that left its record.json counts as what the record says, and its points are stored. Any other is failed
-    with the reason `lost`, and its trial waits again; stages that it published count as computed by it. Runs of somebody
-    else's that are only looked at, and still speak, are left alone.
+    with the reason `lost`, and its trial waits again; stages that it published count as computed by it. Runs of
+    somebody else's that are only looked at, and still speak, are left alone.
     """
     lost = [row for row in store.running_attempts() if not is_outside(root.path / row.folder)]
     for row in lost:
