@@ -40,8 +40,16 @@ format: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure against the alternatives
-	$(BIN)/python -m pytest -q -s -m '' tests/bench
+bench: $(STAMP) ## measure against the alternatives, about 15 minutes; the table goes into the README
+	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.table --update README.md
+	$(BIN)/python -m tests.bench --check
+
+soak: $(STAMP) ## 20 minutes of small trials with the dashboard open: memory and file handles must stay flat
+	$(BIN)/python -m tests.robust.soak --seconds 1200 --real
+
+screenshots: $(STAMP) ## pictures of the dashboard on the quickstart's results, for the README (needs Chromium)
+	$(BIN)/python -m tests.web.screenshots runs tests/web/pictures
 
 tables: $(STAMP) ## put the tables of the kept results into the README
 	for results in sweeps/results/*/; do $(BIN)/prunegpt table $$results --update README.md || exit 1; done

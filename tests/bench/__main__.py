@@ -41,7 +41,6 @@ BENCHMARKS = {
         "startup",
         "points",
         "dashboard",
-        "dashboard",
     )
 }
 ON_CUDA = {"gpu": "tests.bench.gpu"}
