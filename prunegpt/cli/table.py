@@ -78,7 +78,7 @@ def stored(sweep: str, root: "Root", overrides: "Sequence[str]" = ()) -> "Archiv
     try:
         found = _stored(plan.name, root, plan.tables)
     except StoreError:
-        found = Archive(plan.name, spec_commit(path), plan.tables, (), {})
+        found = Archive(plan.name, spec_commit(path), plan.tables, (), lambda _: None)
     return replace(found, results=with_planned(found.results, plan))
 
 
@@ -94,10 +94,8 @@ def _stored(name: str, root: "Root", declared: "Sequence[TableSpec] | None") -> 
         named = {row.trial.partition("/")[0] for table in tables for row in table.rows if "/" in row.trial}
         others = [sweep.name for sweep in store.sweeps() if sweep.name in named - {name}]
         results = tuple(result for sweep in (name, *others) for result in store.results(sweep))
-    read = stored_windows(root)
-    losses = {trial.id: windows for trial in results if (windows := read(trial)) is not None}
     commit = spec_commit(Path(found.source)) if found.source else None
-    return Archive(name, commit, tables, results, losses)
+    return Archive(name, commit, tables, results, stored_windows(root))
 
 
 def tables_of(found: "Archive") -> "list[Table]":

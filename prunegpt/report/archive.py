@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prunegpt.records import TrialResult
 from prunegpt.report.errors import ReportError
@@ -28,11 +27,7 @@ class Archive:
     commit: str | None  # of the spec
     tables: tuple[TableSpec, ...]
     results: tuple[TrialResult, ...]
-    losses: dict[int, NDArray[np.float64]]  # trial id -> [windows, 2]
-
-    def windows(self, trial: TrialResult) -> NDArray[np.float64] | None:
-        """The per-window losses of a trial's last evaluation."""
-        return self.losses.get(trial.id)
+    windows: WindowsOf  # of a trial's last evaluation; read when a table asks for them
 
 
 def write_archive(
@@ -83,5 +78,5 @@ def read_archive(folder: Path) -> Archive:
         commit=content["commit"],
         tables=tuple(TableSpec.model_validate(table) for table in content["tables"]),
         results=tuple(TrialResult.model_validate(trial) for trial in content["results"]),
-        losses=losses,
+        windows=lambda trial: losses.get(trial.id),
     )
