@@ -1,5 +1,6 @@
 """The command line. Heavy parts are imported inside the commands: `--help` and `sweep status` never import torch."""
 
+import errno
 import os
 import sys
 
@@ -23,6 +24,12 @@ from prunegpt.cli import (
 )
 from prunegpt.cli.options import say
 from prunegpt.errors import PruneGPTError
+
+WAYS_OUT = {
+    errno.ENOSPC: "Free some space, or use another --root; what was finished is kept, and the same command goes on.",
+    errno.EROFS: "Use another --root, or make the file system writable.",
+    errno.EACCES: "Use another --root, or ask for the right to write there.",
+}
 
 app = typer.Typer(
     name="prunegpt",
@@ -67,4 +74,9 @@ def main() -> None:
         say(f"error: {error}")
         sys.exit(1)
     except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:  # a disk that is full or cannot be written; anything else is a defect, and shown whole
+        if error.errno not in WAYS_OUT:
+            raise
+        say(f"error: {error}. {WAYS_OUT[error.errno]}")
         sys.exit(1)

@@ -1,8 +1,8 @@
 """Text, from wherever it lies, as rows; and rows as the token blocks that training and calibration take.
 
 Rows are what the causal-language-modelling example of transformers trains on: the rows of a dataset, or the lines of a
-text file, with their ends: that example keeps line breaks unless told otherwise. Documents are what a text is when it is
-not cut into lines: a text file whole, a dataset's rows as they are.
+text file, with their ends: that example keeps line breaks unless told otherwise. Documents are what a text is when it
+is not cut into lines: a text file whole, a dataset's rows as they are.
 """
 
 import hashlib

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from prunegpt.errors import unknown
 from prunegpt.spec import quantiles
 
@@ -85,6 +83,8 @@ class Parameter:
             raise ParameterError(
                 f"a parameter of a grid may have {MAX_VALUES} values, but {self.path} has {count}. Use a larger q."
             )
+        import numpy as np  # here, because specs are read by commands that have to be quick
+
         return merged(np.arange(spec["min"], high, step).tolist())  # without max, and rounded, as W&B does
 
     def draw(self, share: float) -> Any:

@@ -480,7 +480,7 @@ def test_what_is_not_measured_needs_no_split() -> None:
 TABLE = """\
 tables:
   - title: t
-    columns: [no-such-column]
+    columns: [perplexity]
     rows:
       - finetuned
       - {trial: "prund*"}
@@ -496,7 +496,7 @@ def test_rows_and_figures_that_belong_to_no_trial(tmp_path: Path) -> None:
     assert [(item.line, item.where) for item in found] == [
         (FIRST_TRIAL + 7, "tables.0.rows.1"),
         (FIRST_TRIAL + 10, "tables.0.reported.dense"),
-    ]  # which columns there are is the report's to know
+    ]
     assert found[0].message == "a row must match a trial, but 'prund*' matches none. Trials: pruned, finetuned."
     assert "a published figure must name a trial, but 'dense' is none." in found[1].message
 

@@ -310,7 +310,7 @@ def test_a_sweep_runs_on_either_database(store: Store, tmp_path: Path) -> None:
         "c": ("failed", 2),
     }
     assert {row.key: row.computations for row in store.stages()} == dict.fromkeys(["load", "ft", "a", "b"], 1)
-    assert len(store.points("words/b")) == 3
+    assert len(store.points("words/b", "loss")) == 3
 
 
 def test_points_are_stored_fast(store: Store) -> None:
