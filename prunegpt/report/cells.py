@@ -24,6 +24,7 @@ Detail = Value | tuple[float, float]
 
 TIED = "†"
 OFF_TARGET = "‡"
+UNTYPICAL = "§"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from prunegpt.records import TrialResult
 from prunegpt.report.cells import RowState
 from prunegpt.report.measure import Measured, Standing, is_measured
+from prunegpt.report.typical import Typical
 from prunegpt.spec.schema import Reported, RowSpec, TableSpec
 
 _STATE_TEXT = {"waiting": "not run", "stopped": "stopped early"}
@@ -33,6 +34,12 @@ class Row:
     reported: Reported | None = None
     measured: Measured | None = None
     standing: Standing | None = None
+    typical: Typical | None = None
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether zeros were counted in all its finished runs."""
+        return all(trial.sparsity is not None and trial.sparsity.pruned > 0 for trial in self.finished)
 
     @property
     def finished(self) -> tuple[TrialResult, ...]:

@@ -4,7 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from prunegpt.records import TrialResult
-from prunegpt.report.cells import OFF_TARGET, TIED, Cell, Detail, Footnotes, Heading, Mark, Table, TableRow, slug
+from prunegpt.report.cells import (
+    OFF_TARGET,
+    TIED,
+    UNTYPICAL,
+    Cell,
+    Detail,
+    Footnotes,
+    Heading,
+    Mark,
+    Table,
+    TableRow,
+    slug,
+)
 from prunegpt.report.columns import TOLERATED, Column, asked_sparsity, column, off_target, planned_sparsity
 from prunegpt.report.errors import ReportError
 from prunegpt.report.format import EMPTY, Value, loss, plain, printed, text_of
@@ -13,6 +25,7 @@ from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row, select_rows
 from prunegpt.report.seeds import spread
 from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval
+from prunegpt.report.typical import beside_mean
 from prunegpt.report.windows import WindowsOf
 from prunegpt.spec.schema import ColumnSpec, TableSpec
 
@@ -22,8 +35,12 @@ _TIED = (
     f"not significantly different from the best of its protocol (two-sided, level {1 - LEVEL:.2g}, adjusted for the "
     f"number of rows by Holm's method)"
 )
+_UNTYPICAL = (
+    f"significantly different from the geometric mean of the pruned rows (two-sided, level {1 - LEVEL:.2g}, adjusted "
+    f"for the number of rows by Holm's method)"
+)
 _OFF = f"more than {TOLERATED:g} point from the sparsity that was asked for"
-_COMPARED = ("perplexity", "difference", "word_perplexity", "bits_per_byte")  # depend on the protocol
+_COMPARED = ("perplexity", "difference", "beside_mean", "word_perplexity", "bits_per_byte")  # depend on the protocol
 
 
 def build_table(
@@ -50,8 +67,10 @@ def build_table(
     rows, unplaced = select_rows(spec, results, sweep)
     found = [measure(row.trials, windows) for row in rows]
     rows = [
-        replace(row, measured=measured, standing=standing)
-        for row, measured, standing in zip(rows, found, standings(found), strict=True)
+        replace(row, measured=measured, standing=standing, typical=typical)
+        for row, measured, standing, typical in zip(
+            rows, found, standings(found), beside_mean(found, [row.is_pruned for row in rows]), strict=True
+        )
     ]
     trials = [trial for row in rows for trial in row.trials]
     columns = [(wanted, column(wanted.value, trials)) for wanted in _with_reported(spec)]
@@ -115,6 +134,8 @@ def _cell(name: str, shown: Column, row: Row, notes: Footnotes, mixed: bool) -> 
         cell = _perplexity(cell, row, notes)
     if name == "difference":
         cell = _difference(cell, row)
+    if name == "beside_mean":
+        cell = _beside_mean(cell, row, notes)
     if name == "sparsity":
         cell = _sparsity(cell, row, notes)
     if mixed and name in _COMPARED and row.measured:
@@ -188,6 +209,17 @@ def _difference(cell: Cell, row: Row) -> Cell:
     interval = standing.comparison.difference
     details: dict[str, Detail] = {"interval": (interval.low, interval.high), "p": standing.p_value}
     return replace(cell, text=f"{sign}{cell.text} {_between(interval)}", details=details)
+
+
+def _beside_mean(cell: Cell, row: Row, notes: Footnotes) -> Cell:
+    typical = row.typical
+    if typical is None:
+        return cell
+    ratio = typical.ratio
+    details: dict[str, Detail] = {"interval": (ratio.low, ratio.high), "p": typical.p_value}
+    text = f"× {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+    footnotes = (notes.legend(UNTYPICAL, _UNTYPICAL),) if typical.differs else ()
+    return replace(cell, text=text, footnotes=footnotes, details=details)
 
 
 def _sparsity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
