@@ -65,7 +65,7 @@ def measure(settings: Settings) -> Iterator[Row]:
 
 def _time(settings: Settings) -> Iterator[Row]:
     length, count = settings.pick(512, 32), settings.pick(4, 2)
-    students = {name: gpt2(settings, positions=length, seed=1) for name in ("whole", "live", "cached")}
+    students = {name: gpt2(settings, positions=length, seed=1) for name in ("plain", "whole", "live", "cached")}
     teacher = gpt2(settings, positions=length, seed=2).eval().requires_grad_(False)
     tokens = random_blocks(teacher, settings.pick(8, 4), length)
     cache = build_cache(
@@ -78,6 +78,7 @@ def _time(settings: Settings) -> Iterator[Row]:
         return DistillationObjective(target, FORWARD_KL, hardness=HARDNESS, temperature=TEMPERATURE)
 
     with stepping(
+        plain=example_training(settings, students["plain"], tokens, batch=1),
         whole=example_training(settings, students["whole"], tokens, batch=1, trainer=whole),
         live=our_training(
             settings, students["live"], tokens, batch=1, name="live", objective=objective(Teacher(teacher))
@@ -97,6 +98,13 @@ def _time(settings: Settings) -> Iterator[Row]:
         times.ratio("cached", "live"),
         wanted=0.85,
         note="The student's own three passes are three quarters of a step with a live teacher.",
+    )
+    yield Row.of(
+        "distill-cached-plain",
+        "Step with a cached teacher",
+        "fine-tuning step of the example, no teacher",
+        times.ratio("cached", "plain"),
+        wanted=1.1,
     )
 
 
