@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,10 @@ def write_archive(
     windows: WindowsOf,
     commit: str | None = None,
 ) -> None:
-    """Writes the archive of a sweep; one that is there already is replaced."""
+    """Writes the archive of a sweep; one that is there already is replaced.
+
+    No path of this machine travels with it, nor the message of a failure, which may name one.
+    """
     losses = {str(trial.id): found for trial in results if (found := windows(trial)) is not None}
     folder.mkdir(parents=True, exist_ok=True)
     with publishing(folder / ".new") as temporary:
@@ -50,12 +54,21 @@ def write_archive(
                 "sweep": sweep,
                 "commit": commit,
                 "tables": [table.model_dump(mode="json") for table in tables],
-                "results": [trial.model_dump(mode="json") for trial in results],
+                "results": [_public({**trial.model_dump(mode="json"), "error": ""}) for trial in results],
             },
         )
     for name in (_WINDOWS, _RESULTS):
         (folder / ".new" / name).replace(folder / name)
     (folder / ".new").rmdir()
+
+
+def _public(value: Any) -> Any:
+    """The same without where things lay on this machine: of an absolute path its last part is kept."""
+    if isinstance(value, dict):
+        return {key: _public(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") and "\n" not in value else value
 
 
 def read_archive(folder: Path) -> Archive:
