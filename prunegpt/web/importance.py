@@ -5,10 +5,16 @@ It needs no model of the objective, and takes categories as well as numbers.
 """
 
 import json
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunegpt.report.errors import ReportError
+
+_ONE_AT_A_TIME = (
+    threading.Lock()
+)  # Optuna imports its parts when they are first used, which threads must not do together
 
 
 def importances(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, float]:
@@ -21,6 +27,15 @@ def importances(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) 
     Raises:
         ReportError: Optuna cannot tell from these.
     """
+    with _ONE_AT_A_TIME:
+        try:
+            return _told(settings, values)
+        except Exception as error:  # of whatever kind: a figure is missing then, and the page says why
+            reason = str(error) or type(error).__name__
+            raise ReportError(f"importance cannot be told from these trials: {reason}") from error
+
+
+def _told(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, float]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -28,25 +43,27 @@ def importances(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) 
     study = optuna.create_study()
     for one, value in zip(settings, values, strict=True):
         parameters = {
-            path: one[path] if isinstance(kind, optuna.distributions.FloatDistribution) else _text(one[path])
+            path: float(one[path]) if isinstance(kind, optuna.distributions.FloatDistribution) else _text(one[path])
             for path, kind in distributions.items()
         }
         study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, value=value))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    try:
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
-    except (ValueError, RuntimeError) as error:
-        raise ReportError(f"importance cannot be told from these trials: {error}") from error
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
 def _distribution(values: Sequence[Any]) -> Any:
     """A range of numbers, logarithmic where they span two decades; else a choice."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if all(_is_number(value) for value in values):
         low, high = float(min(values)), float(max(values))
         return FloatDistribution(low, high, log=low > 0 and high / low >= 100)
     return CategoricalDistribution(sorted({_text(value) for value in values}))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that a range can hold: finite, and no larger than a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,7 @@ plain lines.
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,14 +19,16 @@ _DASHES = ("solid", "dash", "dashdot", "dot")
 _GREY = "#666666"
 _LOG_FROM = 4.0  # the largest value over the smallest from which an axis is logarithmic
 _SHADES = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")  # cividis, even for the colour-blind
-_MOST_LINES = 2000  # trials in parallel coordinates
+_BEST_LINES = 300  # trials in parallel coordinates that are all drawn: thousands take a browser seconds
+_OTHER_LINES = 200  # of the others, evenly from the next best to the worst
 
 
 class Plot(Answer):
-    """What `Plotly.react` takes."""
+    """What `Plotly.react` takes, and what is to be said below it."""
 
     data: list[dict[str, Any]]
     layout: dict[str, Any]
+    caption: str = ""
 
 
 def over_sparsity(points: Sequence[SparsityPoint], title: str = "Perplexity over sparsity") -> Plot:
@@ -150,13 +153,17 @@ def parallel(
 ) -> Plot:
     """A line a trial over its searched values to its perplexity, the lower the darker.
 
+    Of many trials, the best and a sample of the others, which the caption says.
+
     Args:
         settings: axis label -> the value of each trial.
         perplexity: of each trial.
         names: of each trial.
     """
     _need(perplexity, "measured trials with searched values")
-    kept = sorted(range(len(perplexity)), key=lambda index: perplexity[index])[:_MOST_LINES]
+    ordered = sorted(range(len(perplexity)), key=lambda index: perplexity[index])
+    ranks = _drawn_ranks(len(ordered))
+    kept = [ordered[rank] for rank in ranks]
     axes = {**settings, "perplexity": perplexity}
     placed = {
         label: _placed([values[index] for index in kept], label == "perplexity") for label, values in axes.items()
@@ -167,27 +174,27 @@ def parallel(
         x: list[float | None] = []
         y: list[float | None] = []
         texts: list[str] = []
-        for rank, index in enumerate(kept):
-            if rank * shades // len(kept) != shade:
+        shown: list[float] = []
+        for place, (rank, index) in enumerate(zip(ranks, kept, strict=True)):
+            if rank * shades // len(ordered) != shade:
                 continue
+            shown.append(perplexity[index])
             told = "<br>".join(_escaped(f"{label}: {_said(values[index])}") for label, values in axes.items())
             for column, (heights, _) in enumerate(placed.values()):
                 x.append(column)
-                y.append(heights[rank])
+                y.append(heights[place])
                 texts.append(f"{_escaped(names[index])}<br>{told}")
             x.append(None)
             y.append(None)
             texts.append("")
-        if x:
-            low, high = perplexity[kept[math.ceil(shade * len(kept) / shades)]], None
-            last = math.ceil((shade + 1) * len(kept) / shades) - 1
-            high = perplexity[kept[last]]
-            trace = _trace(x, y, f"{low:.4g} to {high:.4g}", mode="lines", line={"color": _SHADES[shade], "width": 1.5})
+        if shown:
+            name = f"{shown[0]:.4g} to {shown[-1]:.4g}"
+            trace = _trace(x, y, name, mode="lines", line={"color": _SHADES[shade], "width": 1.5})
             data.append(trace | {"text": texts, "hoverinfo": "text", "connectgaps": False, "legendrank": shade})
     marks = [
         {
-            "x": column, "y": height, "text": text, "showarrow": False, "xanchor": "right", "xshift": -4,
-            "font": {"size": 10},
+            "x": column, "y": height, "text": text, "showarrow": False, "font": {"size": 10},
+            **(_BESIDE if 0 < height < 1 else _ABOVE if height else _BELOW),
         }
         for column, (_, ticks) in enumerate(placed.values())
         for height, text in ticks
@@ -201,7 +208,7 @@ def parallel(
             "range": [-0.4, count - 0.8],
             "zeroline": False,
         },
-        {"visible": False, "range": [-0.06, 1.06]},
+        {"visible": False, "range": [-0.1, 1.1]},
     )
     layout["annotations"] = marks
     layout["hovermode"] = "closest"
@@ -209,7 +216,20 @@ def parallel(
         {"type": "line", "x0": column, "x1": column, "y0": 0, "y1": 1, "line": {"color": _GREY, "width": 1}}
         for column in range(count)
     ]
-    return Plot(data=data, layout=layout)
+    some = f"The {_BEST_LINES} best of {len(ordered):,} trials, and {_OTHER_LINES} of the others, the worst included."
+    caption = some if len(kept) < len(ordered) else ""
+    return Plot(data=data, layout=layout, caption=caption)
+
+
+def _drawn_ranks(trials: int) -> list[int]:
+    """Which of so many trials are drawn, by their rank from 0: all, or the best and others at even distances."""
+    others = trials - _BEST_LINES
+    if others <= _OTHER_LINES:
+        return list(range(trials))
+    return [
+        *range(_BEST_LINES),
+        *(_BEST_LINES + round(place * (others - 1) / (_OTHER_LINES - 1)) for place in range(_OTHER_LINES)),
+    ]
 
 
 def importance(shares: Mapping[str, float], title: str = "What perplexity depends on (PED-ANOVA)") -> Plot:
@@ -230,6 +250,9 @@ def importance(shares: Mapping[str, float], title: str = "What perplexity depend
     return Plot(data=data, layout=_layout(title, across, {"automargin": True}))
 
 
+_BESIDE: Mapping[str, Any] = {"xanchor": "right", "xshift": -4}  # where a tick's text is clear of the lines
+_ABOVE: Mapping[str, Any] = {"xanchor": "center", "yanchor": "bottom"}
+_BELOW: Mapping[str, Any] = {"xanchor": "center", "yanchor": "top"}
 _SPARSITY: Mapping[str, Any] = {"title": {"text": "sparsity of the pruned tensors, %"}}
 
 
@@ -294,7 +317,7 @@ def _layout(title: str, across: Mapping[str, Any], upwards: Mapping[str, Any]) -
 def _placed(values: Sequence[Any], logarithmic: bool) -> tuple[list[float | None], list[tuple[float, str]]]:
     """Heights of values on an axis from 0 to 1, and its ticks; what is no number is spread evenly."""
     present = [value for value in values if value is not None]
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in present)
+    numeric = all(_is_number(value) for value in present)
     if present and numeric:
         low, high = float(min(present)), float(max(present))
         scale = math.log if low > 0 and (logarithmic or high / low >= 100) else float
@@ -307,6 +330,11 @@ def _placed(values: Sequence[Any], logarithmic: bool) -> tuple[list[float | None
     return [None if value is None else height[_said(value)] for value in values], [
         (at, _escaped(text)) for text, at in height.items()
     ]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether an axis can hold it: finite, and no larger than a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _said(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from starlette.testclient import TestClient
 
 from prunegpt.report.errors import ReportError
 from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, LayerBar, SparsityPoint
+from prunegpt.root import Root
 from prunegpt.web import plots
 from prunegpt.web.app import create_app
 from prunegpt.web.importance import importances
-from tests.web.browser.made import make_root, study
+from tests.web.browser.made import Wanted, finetune, load, make_root, many, prune, study
 from tests.web.served import ORIGIN
 
 POINTS = [
@@ -89,6 +92,28 @@ def test_parallel_lines_pass_through_every_value() -> None:
     assert "&lt;b&gt;" in [note["text"] for note in plot.layout["annotations"]]
 
 
+def test_of_many_parallel_lines_the_best_and_a_sample_are_drawn() -> None:
+    perplexity = [10.0 + (index * 37) % 2000 for index in range(2000)]  # each of 10 to 2009 once
+    plot = plots.parallel({"x": perplexity}, perplexity, [f"{value:g}" for value in perplexity])
+    names = [text.partition("<br>")[0] for trace in drawn(plot) for text in trace["text"][::3]]
+    shown = sorted(float(name) for name in names)
+    assert len(shown) == len(set(shown)) == 500
+    assert shown[:300] == sorted(perplexity)[:300]
+    assert (shown[300], shown[-1]) == (310.0, 2009.0)
+    assert max(after - before for before, after in pairwise(shown)) <= 9
+    assert plot.caption == "The 300 best of 2,000 trials, and 200 of the others, the worst included."
+    bounds = [tuple(map(float, trace["name"].split(" to "))) for trace in drawn(plot)]
+    assert all(low <= high for low, high in bounds)
+    assert plots.parallel({"x": perplexity[:500]}, perplexity[:500], names).caption == ""
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan, 10**400])
+def test_a_value_that_no_axis_holds_is_a_choice(odd: float) -> None:
+    plot = plots.parallel({"x": [odd, 1.0]}, [1.0, 2.0], ["a", "b"])
+    heights = [y for trace in drawn(plot) for x, y in zip(trace["x"], trace["y"], strict=True) if x == 0]
+    assert sorted(heights) == pytest.approx([0.25, 0.75])
+
+
 def test_hover_texts_of_parallel_lines_are_escaped() -> None:
     plot = plots.parallel({"method": ["<img src=x>", "b"]}, [1.0, 2.0], ["<script>", "y"])
     text = json.dumps([trace["text"] for trace in drawn(plot)])
@@ -132,6 +157,78 @@ def test_what_matters_is_told_from_what_does_not() -> None:
 def test_importance_takes_values_of_any_kind(values: list[Any]) -> None:
     shares = importances([{"x": value} for value in values], [1.0, 2.0, 3.0, 4.0])
     assert shares == {"x": pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan, 10**30, 10**400])
+def test_importance_of_a_value_that_no_range_holds(odd: float) -> None:
+    settings = [{"x": odd if index % 2 else 1.0} for index in range(20)]
+    assert importances(settings, [float(index % 2) for index in range(20)]) == {"x": pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize("raised", [ValueError("not these"), TypeError("not these"), MemoryError("not these")])
+def test_whatever_optuna_raises_is_a_figure_that_is_missing(
+    raised: Exception, monkeypatch: pytest.MonkeyPatch, client: TestClient, kept: Root
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("optuna.importance.get_param_importances", fail)
+    with pytest.raises(ReportError, match=r"importance cannot be told from these trials: not these"):
+        importances([{"x": 1.0}, {"x": 2.0}], [1.0, 2.0])
+    with TestClient(create_app(kept, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as fresh:
+        answer = fresh.get("/api/v1/sweeps/study/figures/importance")
+    assert (answer.status_code, answer.json()["error"]) == (
+        404,
+        "importance cannot be told from these trials: not these",
+    )
+
+
+def _searched(swept: list[dict[str, Any]], perplexity: list[float], more: list[Wanted] | None = None) -> list[Wanted]:
+    base = load()
+    return [
+        Wanted(f"t{index}", (base, prune(base, f"{index:06x}", sparsity=0.5)), value, 0.5, swept=one)
+        for index, (one, value) in enumerate(zip(swept, perplexity, strict=True))
+    ] + (more or [])
+
+
+_DIVERGED = Wanted("bad", (load(), finetune(load(), "bad")), 0, state="diverged", reason="diverged", swept={"a": 9.0})
+
+
+@pytest.mark.parametrize(
+    ("trials", "status"),
+    [
+        (_searched([{"a": index / 10} for index in range(8)], [60.0 + index for index in range(8)]), 200),
+        (_searched([{"a": index / 10} for index in range(3)], [60.0, 61.0, 62.0]), 404),
+        (_searched([{"a": index / 10} for index in range(8)], [60.0] * 8), 404),
+        (_searched([{"a": 1.0}] * 8, [60.0 + index for index in range(8)]), 404),
+        (_searched([{"a": 1}, {"b": 2}] * 4, [60.0 + index for index in range(8)]), None),
+        (_searched([{"a": i, **({"b": i} if i % 2 else {})} for i in range(9)], [60.0 + i for i in range(9)]), 200),
+        (_searched([{"a": index} for index in range(8)], [60.0 + index for index in range(8)], [_DIVERGED]), 200),
+    ],
+    ids=["one", "few", "constant", "same", "apart", "conditional", "diverged"],
+)
+def test_importance_of_odd_searches_is_drawn_or_missed_for_a_reason(
+    trials: list[Wanted], status: int | None, tmp_path: Path
+) -> None:
+    root = make_root(tmp_path / "runs", trials, windows=False)
+    with TestClient(create_app(root, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+        answer = client.get("/api/v1/sweeps/study/figures/importance")
+        assert answer.status_code == status if status else answer.status_code in (200, 404)
+        if answer.status_code == 200:
+            shares = answer.json()["data"][0]["x"]
+            assert sum(shares) == pytest.approx(1)
+        else:
+            assert answer.json()["error"].startswith("importance ")
+
+
+def test_importance_is_asked_for_by_many_at_once(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "runs", many(300), windows=False)
+    with TestClient(create_app(root, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+        path = "/api/v1/sweeps/study/figures/importance"
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(client.get, [path] * 8))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.text for answer in answers}) == 1
 
 
 @pytest.mark.parametrize("figure", ["sparsity", "pareto", "layers", "training", "parallel", "importance"])

@@ -178,6 +178,11 @@ def _important(trials: list[TrialResult]) -> tuple[list[TrialResult], list[str]]
             f"importance needs {_FEWEST_IMPORTANT} measured trials whose searched values differ, "
             f"but there are {len(whole) if paths else 0} yet."
         )
+    distinct = {_perplexity(trial) for trial in whole}
+    if len(distinct) == 1:
+        raise ReportError(
+            f"importance needs trials whose perplexity differs, but that of all {len(whole)} is {distinct.pop():.4g}."
+        )
     return whole, _differing(whole)
 
 

@@ -32,5 +32,12 @@ export function downloads(sweep, figure, place) {
 /** A panel that shows a figure: {panel, plot, show(made)}. */
 export function livePanel(sweep, figure) {
   const made = figurePanel(figure.title, { links: downloads(sweep, figure, () => made.plot), classes: figure.wide ? "wide" : "" });
-  return { ...made, show: (drawn) => plot(made.plot, drawn, figure.title) };
+  const caption = h("p.small.muted.caption", { hidden: true });
+  made.panel.append(caption);
+  const show = (drawn) => {
+    caption.textContent = drawn.caption ?? "";
+    caption.hidden = !drawn.caption;
+    return plot(made.plot, drawn, figure.title);
+  };
+  return { ...made, show };
 }

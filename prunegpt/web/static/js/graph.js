@@ -6,6 +6,7 @@ import { stateBadge } from "./shell.js";
 import { trialPage } from "./api.js";
 
 const [WIDTH, HEIGHT, BETWEEN, APART] = [176, 50, 72, 12];
+const LANE = 6; // height of what an edge takes of a column that it passes
 const FOLDED_FROM = 9; // leaves of one parent, kind and state that become one box
 
 /**
@@ -17,15 +18,20 @@ const FOLDED_FROM = 9; // leaves of one parent, kind and state that become one b
  */
 export function drawGraph(element, detail, graph, sweep) {
   const { nodes, edges } = folded(graph);
-  const layers = layered(nodes, edges);
+  const { layers, routes } = layered(nodes, edges);
   const place = new Map();
-  layers.forEach((layer, depth) =>
-    layer.forEach((node, index) => place.set(node.key, { x: depth * (WIDTH + BETWEEN), y: index * (HEIGHT + APART) })),
-  );
-  centred(layers, edges, place);
-  const bottom = Math.max(0, ...[...place.values()].map(({ y }) => y + HEIGHT));
+  layers.forEach((layer, depth) => {
+    let y = 0;
+    for (const node of layer) {
+      const height = node.lane ? LANE : HEIGHT;
+      place.set(node.key, { x: depth * (WIDTH + BETWEEN), y, height });
+      y += height + APART;
+    }
+  });
+  centred(layers, routes, place);
+  const bottom = Math.max(0, ...[...place.values()].map(({ y, height }) => y + height));
   const right = layers.length * (WIDTH + BETWEEN) - BETWEEN;
-  const lines = edges.filter((edge) => place.has(edge.from) && place.has(edge.to)).map((edge) => line(edge, place));
+  const lines = routes.map(({ edge, through }) => line(edge, through.map((key) => place.get(key))));
   const boxes = nodes.map((node) => box(node, place.get(node.key)));
   const picture = svg("svg", { width: right + 4, height: bottom + 4, viewBox: `-2 -2 ${right + 4} ${bottom + 4}`, role: "group", "aria-label": `Stage graph, ${format.plural(nodes.length, "box", "boxes")}` }, lines, boxes);
   const kept = [element.scrollLeft, element.scrollTop];
@@ -74,11 +80,18 @@ function box(node, { x, y }) {
 
 const clipped = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 
-function line(edge, place) {
-  const [from, to] = [place.get(edge.from), place.get(edge.to)];
-  const [x1, y1, x2, y2] = [from.x + WIDTH, from.y + HEIGHT / 2, to.x, to.y + HEIGHT / 2];
-  const bend = Math.max(30, (x2 - x1) / 2);
-  return svg("path.edge", { class: edge.kind, d: `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`, data: { from: edge.from, to: edge.to } });
+/** An edge through its lanes: level where it passes a column, bent between columns alone. */
+function line(edge, places) {
+  const middle = ({ y, height }) => y + height / 2;
+  let d = `M${places[0].x + WIDTH} ${middle(places[0])}`;
+  places.slice(1).forEach((to, index) => {
+    const from = places[index];
+    const [x1, y1, x2, y2] = [from.x + WIDTH, middle(from), to.x, middle(to)];
+    const bend = Math.max(30, (x2 - x1) / 2);
+    d += `C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`;
+    if (index < places.length - 2) d += `H${x2 + WIDTH}`;
+  });
+  return svg("path.edge", { class: edge.kind, d, data: { from: edge.from, to: edge.to } });
 }
 
 function about(node, sweep) {
@@ -123,7 +136,12 @@ function folded({ nodes, edges }) {
   return { nodes: [...nodes.filter((node) => !gone.has(node.key)), ...made], edges: moved };
 }
 
-/** Layers by longest way from a root, each in the order that crosses least (a few rounds of barycentres). */
+/**
+ * Layers by longest way from a root, each in the order that crosses least (a few rounds of barycentres).
+ *
+ * An edge to a later layer than the next has a lane in each that it passes, which edges of one kind from one stage share;
+ * `routes` says what each edge goes through, its ends included.
+ */
 function layered(nodes, edges) {
   const known = new Map(nodes.map((node) => [node.key, node]));
   const into = new Map(nodes.map((node) => [node.key, []]));
@@ -148,6 +166,14 @@ function layered(nodes, edges) {
   const layers = [];
   for (const node of nodes) (layers[depth.get(node.key) ?? 0] ??= []).push(node);
   const dense = [...layers].map((layer) => layer ?? []);
+  const routes = laned(edges.filter((edge) => known.has(edge.from) && known.has(edge.to)), depth, dense);
+  for (const layer of dense) for (const node of layer) [into, out].forEach((near) => near.set(node.key, []));
+  for (const { through } of routes) {
+    through.slice(1).forEach((key, index) => {
+      into.get(key).push(through[index]);
+      out.get(through[index]).push(key);
+    });
+  }
   for (let round = 0; round < 4; round++) {
     const forwards = round % 2 === 0;
     for (const layer of forwards ? dense : dense.toReversed()) {
@@ -160,21 +186,39 @@ function layered(nodes, edges) {
       layer.sort((one, other) => at.get(one.key) - at.get(other.key));
     }
   }
-  return dense;
+  return { layers: dense, routes };
+}
+
+/** Adds the lanes to the layers, and gives the way of each edge. */
+function laned(edges, depth, layers) {
+  const lanes = new Set();
+  return edges.map((edge) => {
+    const [first, last] = [(depth.get(edge.from) ?? 0) + 1, depth.get(edge.to) ?? 0];
+    const through = [edge.from];
+    for (let layer = first; layer < last; layer++) {
+      const key = `lane:${layer}|${edge.kind}|${edge.from}`;
+      if (!lanes.has(key)) layers[layer].push({ key, lane: true });
+      lanes.add(key);
+      through.push(key);
+    }
+    return { edge, through: [...through, edge.to] };
+  });
 }
 
 /** Moves each box towards the middle of those it comes from, without disturbing the order. */
-function centred(layers, edges, place) {
+function centred(layers, routes, place) {
+  const before = new Map();
+  for (const { through } of routes) through.slice(1).forEach((key, index) => before.set(key, (before.get(key) ?? new Set()).add(through[index])));
   for (const layer of layers.slice(1)) {
     let free = -Infinity;
     let error = 0;
     for (const node of layer) {
-      const from = edges.filter((edge) => edge.to === node.key && place.has(edge.from)).map((edge) => place.get(edge.from).y);
-      const wanted = from.length ? from.reduce((sum, y) => sum + y, 0) / from.length : place.get(node.key).y;
       const at = place.get(node.key);
+      const from = [...(before.get(node.key) ?? [])].map((key) => place.get(key).y + place.get(key).height / 2);
+      const wanted = from.length ? from.reduce((sum, y) => sum + y, 0) / from.length - at.height / 2 : at.y;
       at.y = Math.max(free, wanted);
       error += at.y - wanted;
-      free = at.y + HEIGHT + APART;
+      free = at.y + at.height + APART;
     }
     const shift = Math.min(error / layer.length, place.get(layer[0].key).y);
     for (const node of layer) place.get(node.key).y -= shift;
