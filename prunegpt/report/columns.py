@@ -161,8 +161,8 @@ _COLUMNS = {
     "difference": Column(
         "Difference", lambda row: (row.standing.difference if row.standing else None,), "loss", measured=True
     ),
-    "beside_mean": Column(
-        "Beside the mean", lambda row: (row.typical.ratio.value if row.typical else None,), "number", measured=True
+    "beside_median": Column(
+        "Beside the median", lambda row: (row.typical.ratio.value if row.typical else None,), "number", measured=True
     ),
     "distilled": _each("Distilled", distilled),
     "teacher": _each("Teacher", teacher),

@@ -152,7 +152,7 @@ def layer_sensitivity(
         if dense is not None:
             axes.axhline(dense, color=OKABE_ITO[1], linestyle="--", linewidth=1.2, label="dense")
         axes.set_xlabel("decoder block")
-        axes.set_ylabel("perplexity")
+        _perplexity_axis(axes, [base, *(bar.perplexity for bar in bars)])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="x", visible=False)
         _legend(figure, axes)

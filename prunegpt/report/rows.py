@@ -38,8 +38,8 @@ class Row:
 
     @property
     def is_pruned(self) -> bool:
-        """Whether zeros were counted in all its finished runs."""
-        return all(trial.sparsity is not None and trial.sparsity.pruned > 0 for trial in self.finished)
+        """Whether all its finished runs were pruned; a dense model may have zeros too."""
+        return all(trial.sparsity is not None and trial.sparsity.target for trial in self.finished)
 
     @property
     def finished(self) -> tuple[TrialResult, ...]:

@@ -25,7 +25,7 @@ from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row, select_rows
 from prunegpt.report.seeds import spread
 from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval
-from prunegpt.report.typical import beside_mean
+from prunegpt.report.typical import beside_median
 from prunegpt.report.windows import WindowsOf
 from prunegpt.spec.schema import ColumnSpec, TableSpec
 
@@ -36,11 +36,11 @@ _TIED = (
     f"number of rows by Holm's method)"
 )
 _UNTYPICAL = (
-    f"significantly different from the geometric mean of the pruned rows (two-sided, level {1 - LEVEL:.2g}, adjusted "
+    f"significantly different from the pruned row of median perplexity (two-sided, level {1 - LEVEL:.2g}, adjusted "
     f"for the number of rows by Holm's method)"
 )
 _OFF = f"more than {TOLERATED:g} point from the sparsity that was asked for"
-_COMPARED = ("perplexity", "difference", "beside_mean", "word_perplexity", "bits_per_byte")  # depend on the protocol
+_COMPARED = ("perplexity", "difference", "beside_median", "word_perplexity", "bits_per_byte")  # depend on the protocol
 
 
 def build_table(
@@ -69,7 +69,7 @@ def build_table(
     rows = [
         replace(row, measured=measured, standing=standing, typical=typical)
         for row, measured, standing, typical in zip(
-            rows, found, standings(found), beside_mean(found, [row.is_pruned for row in rows]), strict=True
+            rows, found, standings(found), beside_median(found, [row.is_pruned for row in rows]), strict=True
         )
     ]
     trials = [trial for row in rows for trial in row.trials]
@@ -134,8 +134,8 @@ def _cell(name: str, shown: Column, row: Row, notes: Footnotes, mixed: bool) -> 
         cell = _perplexity(cell, row, notes)
     if name == "difference":
         cell = _difference(cell, row)
-    if name == "beside_mean":
-        cell = _beside_mean(cell, row, notes)
+    if name == "beside_median":
+        cell = _beside_median(cell, row, notes)
     if name == "sparsity":
         cell = _sparsity(cell, row, notes)
     if mixed and name in _COMPARED and row.measured:
@@ -211,12 +211,14 @@ def _difference(cell: Cell, row: Row) -> Cell:
     return replace(cell, text=f"{sign}{cell.text} {_between(interval)}", details=details)
 
 
-def _beside_mean(cell: Cell, row: Row, notes: Footnotes) -> Cell:
+def _beside_median(cell: Cell, row: Row, notes: Footnotes) -> Cell:
     typical = row.typical
     if typical is None:
         return cell
     ratio = typical.ratio
     details: dict[str, Detail] = {"interval": (ratio.low, ratio.high), "p": typical.p_value}
+    if ratio.low == ratio.high:
+        return replace(cell, text="median", details=details)
     text = f"× {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
     footnotes = (notes.legend(UNTYPICAL, _UNTYPICAL),) if typical.differs else ()
     return replace(cell, text=text, footnotes=footnotes, details=details)

@@ -13,7 +13,7 @@ COLUMNS: Mapping[str, str] = {
     "sparsity_all": "zeros counted in all parameters, percent",
     "perplexity": "measured after the last stage, with its interval",
     "difference": "perplexity less that of the best row of the same protocol, with its interval",
-    "beside_mean": "perplexity over the geometric mean of the pruned rows, with its interval; which rows differ from it",
+    "beside_median": "perplexity over that of the pruned row in the middle, with its interval; which rows differ",
     "distilled": "Yes where the chain has a distillation",
     "teacher": "what taught it, such as gpt2(zero-shot)",
     "layer": "index of the decoder block, where exactly one was pruned",

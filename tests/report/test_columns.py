@@ -76,7 +76,7 @@ def test_what_was_done() -> None:
 
 def test_measured_columns_look_at_finished_runs_only() -> None:
     running = finished(state="running")
-    names = [name for name, shown in COLUMNS.items() if shown.measured and name not in ("difference", "beside_mean")]
+    names = [name for name, shown in COLUMNS.items() if shown.measured and name not in ("difference", "beside_median")]
     assert len(names) > 5
     for name in names:
         assert list(COLUMNS[name].extract(Row("r", "l", (running,)))) == []
