@@ -7,6 +7,7 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
     registry      named parts: built-in ones by table, others by entry point
     root          where everything lies on disk, and how it gets there: whole or not at all
     records       what crosses from a worker to the coordinator
+    usage         what a process takes of its machine, as points
     builtin/      the model and the text that need no download
     spec/         the YAML: read with lines, checked field by field, expanded; what a plan is
     recipes/      recipe files of two dialects: what they mean, and conversion

@@ -3,7 +3,7 @@
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -109,7 +109,7 @@ class Point(Record):
     stage: int  # position in the chain
     step: int  # optimizer steps of that stage
     epoch: float
-    name: str  # loss, ce, kd, perplexity, sparsity, sparsity_target, learning_rate, sparsity/TENSOR, ...
+    name: str  # loss, ce, kd, perplexity, sparsity, sparsity_target, learning_rate, sparsity/TENSOR, system/..., ...
     value: float | None  # None: not finite
     time: float  # seconds since the epoch
     tokens: int = 0  # trained on so far in this stage
@@ -167,10 +167,15 @@ _BEAT = 5.0  # seconds between two signs of life
 
 
 @contextmanager
-def beating(folder: Path, every: float = _BEAT) -> Iterator[None]:
+def beating(folder: Path, every: float = _BEAT, then: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Rewrites FOLDER/heartbeat while the block lasts, so that a process that hangs is told from one that is slow.
 
     The file stays as it was last written: it says that the attempt has begun.
+
+    Args:
+        folder: of the attempt.
+        every: seconds from one rewriting to the next.
+        then: done after each, in that thread; what it raises is passed over.
     """
     file, over = folder / HEARTBEAT, threading.Event()
 
@@ -180,6 +185,8 @@ def beating(folder: Path, every: float = _BEAT) -> Iterator[None]:
             with suppress(OSError):  # a full disk must not end the attempt here
                 file.write_text(f"{os.getpid()} {count}\n", encoding="utf-8")
             count += 1
+            with suppress(Exception):  # the next sign of life must come, whatever else does not
+                then()
             if over.wait(every):
                 return
 

@@ -4,10 +4,11 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +18,7 @@ from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, bea
 from prunegpt.redact import redact
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
+from prunegpt.usage import Usage
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "alloc_failed")
 _NO_SPACE = ("no space left on device", "disk quota exceeded")  # from libraries that raise errors of their own
@@ -40,14 +42,34 @@ def run_trial(folder: Path) -> AttemptRecord:
     started = time.time()
     state, reason, message, trace = "finished", "", "", ""
 
-    def emit(stage: int, step: int, epoch: float, name: str, value: float, tokens: int) -> None:
-        if points is None:
-            return
-        points.write(
-            Point(stage=stage, step=step, epoch=epoch, name=name, value=finite(value), time=time.time(), tokens=tokens)
-        )
+    usage, writing = Usage(), threading.Lock()  # two threads write points
+    reached = [(0, 0, 0.0, 0)]  # stage, step, epoch and tokens of the newest one
 
-    with nullcontext() if rank else beating(folder), _stoppable() as stop:
+    def write(place: tuple[int, int, float, int], name: str, value: float) -> None:
+        if points is not None:
+            reached[0] = place
+            stage, step, epoch, tokens = place
+            now = time.time()
+            points.write(
+                Point(stage=stage, step=step, epoch=epoch, name=name, value=finite(value), time=now, tokens=tokens)
+            )
+
+    def emit(stage: int, step: int, epoch: float, name: str, value: float, tokens: int) -> None:
+        with writing:
+            write((stage, step, epoch, tokens), name, value)
+
+    def measure() -> None:
+        found = usage.look()
+        with writing:
+            place = max(reached[0], (min(len(stages), len(plan.stages) - 1), 0, 0.0, 0))
+            for name, value in found.items():
+                write(place, name, value)
+
+    with (
+        nullcontext() if points is None else closing(points),
+        nullcontext() if rank else beating(folder, then=measure),
+        _stoppable() as stop,
+    ):
         try:
             from prunegpt.stages.graph import Chain  # here, so that a broken installation is a record too
 
@@ -59,9 +81,6 @@ def run_trial(folder: Path) -> AttemptRecord:
             print(redact(trace), file=sys.stderr, flush=True)
             if isinstance(error, SystemExit):
                 raise
-        finally:
-            if points is not None:
-                points.close()
     record = AttemptRecord(
         sweep=plan.sweep,
         trial=plan.name,

@@ -20,6 +20,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "registry": frozenset({"errors"}),
     "root": frozenset({"errors"}),
     "records": frozenset({"errors", "redact", "root"}),
+    "usage": frozenset(),
     "builtin": frozenset({"errors", "registry", "root"}),
     "spec": _GROUND - {"spec"},
     "recipes": _GROUND,
@@ -30,7 +31,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "distill": _PLANS | {"lm", "pruning"},
     "training": _PLANS | {"lm", "pruning", "distill"},
     "stages": _PLANS | {"records", "lm", "pruning", "distill", "training"},
-    "trial": _PLANS | {"records", "lm", "pruning", "distill", "training", "stages"},
+    "trial": _PLANS | {"records", "usage", "lm", "pruning", "distill", "training", "stages"},
     # the book-keeping side
     "store": frozenset({"errors", "redact", "registry", "root", "spec", "records"}),
     "launch": frozenset({"errors", "redact", "registry", "root", "spec", "records"}),

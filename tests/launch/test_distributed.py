@@ -100,7 +100,8 @@ def result_of(folder: Path, record: AttemptRecord) -> tuple[dict[str, torch.Tens
 
 def curves(folder: Path) -> dict[tuple[str, int], tuple[float | None, int]]:
     points, _ = read_points(folder / "points.jsonl")
-    return {(point.name, point.step): (point.value, point.tokens) for point in points}
+    own = [point for point in points if not point.name.startswith("system/")]
+    return {(point.name, point.step): (point.value, point.tokens) for point in own}
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ const GROUPS = [
   { key: "loss", title: "Loss terms", y: "nats a token", test: (name) => /^(loss|ce|kd|hidden|attention|teacher_ce|eval_loss)$/.test(name) || /(^|_)(loss|kd|ce)(\/|$)/.test(name) },
   { key: "sparsity", title: "Sparsity, target and achieved", y: "percent", scale: 100, test: (name) => /^sparsity(_|$)/.test(name) || name === "target_sparsity" },
   { key: "learning_rate", title: "Learning rate", y: "learning rate", test: (name) => name === "learning_rate" },
+  { key: "busy", title: "Processor and GPU in use", y: "percent", test: (name) => /^system\/.*_percent$/.test(name) },
+  { key: "memory", title: "Memory in use", y: "MiB", test: (name) => /^system\/.*_mib$/.test(name) },
   { key: "system", title: "System use", y: "", test: (name) => SYSTEM.test(name) },
   { key: "other", title: "Other", y: "", test: (name) => !name.includes("/") },
 ];
