@@ -112,7 +112,7 @@ def by_layer(
         line = {"color": OKABE_ITO[1], "dash": "dash", "width": 2}
         data.append(_trace([min(layers) - 0.5, max(layers) + 0.5], [dense, dense], "dense", mode="lines", line=line))
     across = {"title": {"text": "decoder block"}, "dtick": 1 if len(set(layers)) <= 40 else None, "showgrid": False}
-    return Plot(data=data, layout=_layout(title, across, {"title": {"text": "perplexity"}}))
+    return Plot(data=data, layout=_layout(title, across, _perplexity([base, *(bar.perplexity for bar in bars)])))
 
 
 def training(
