@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,19 @@ import pytest
 from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.e2e.conftest import make_model
+from tests.tracking.wandb_versions import OLDER, client, version_of
 
 pytestmark = pytest.mark.slow
 
 KEY = "loopback" + "0123456789" * 4
+CHECKOUT = Path(__file__).parents[2]
 LONGEST = 240.0  # seconds that anything here may take
 
 
 class World:
     """A server over a root, and clients with a home of their own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, client: Path | None = None) -> None:
         self.folder = folder
         self.started: list[subprocess.Popen[str]] = []
         self.root = Root(folder / "runs")
@@ -34,7 +37,7 @@ class World:
             **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
             "HOME": str(folder / "home"),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": os.pathsep.join([*([str(client)] if client else []), str(CHECKOUT)]),
             "WANDB_API_KEY": KEY,
             "WANDB_ERROR_REPORTING": "false",
             "WANDB_AGENT_REPORT_INTERVAL": "0",
@@ -84,10 +87,9 @@ class World:
         return found
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    pytest.importorskip("wandb", reason="needs the W&B client")
-    made = World(tmp_path)
+@contextmanager
+def opened(folder: Path, client: Path | None = None) -> Iterator[World]:
+    made = World(folder, client)
     try:
         yield made
     finally:
@@ -95,6 +97,13 @@ def world(tmp_path: Path) -> Iterator[World]:
             if process.poll() is None:
                 process.terminate()
                 process.wait(20)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    pytest.importorskip("wandb", reason="needs the W&B client")
+    with opened(tmp_path) as made:
+        yield made
 
 
 def wait(condition: Callable[[], bool], what: str, seconds: float = LONGEST) -> None:
@@ -163,6 +172,25 @@ def test_two_agents_finish_a_sweep_with_the_results_of_sweep_run(world: World, t
             assert found[name].attempts == 1
         computed = [stage.computations for stage in ours.stages()]
     assert max(computed) == 1
+
+
+@pytest.mark.parametrize("version", ["installed", OLDER])
+def test_sweep_and_agent_of_two_versions_of_the_client(version: str, tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="needs the W&B client")
+    folder = client(version)
+    spec = small_spec(tmp_path)
+    with opened(tmp_path, folder) as world:
+        assert f"version {version_of(folder)}\n" in world.run("-m", "wandb", "--version")
+        made = world.run("-m", "prunegpt", "wandb", "create", spec, "--root", world.root.path, "--print")
+        sweep = world.sweep(json.loads(made))
+        output, errors = world.agent(sweep, "one").communicate(timeout=LONGEST)
+        state = world.state(sweep)
+    assert state["state"] == "FINISHED", output + errors
+    assert [run["state"] for run in state["runs"]] == ["finished"] * 3
+    with Store.open(world.root) as store:
+        metrics = {one.name: one.evaluation.perplexity for one in store.results("small") if one.evaluation is not None}
+    assert {run["values"]["trial"]: run["metric"] for run in state["runs"]} == metrics
+    assert set(metrics) == {"finetuned", "pruned", "distilled"}
 
 
 SCRIPT = """

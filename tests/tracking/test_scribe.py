@@ -20,6 +20,7 @@ from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.tracking import WandbSpec
 from prunegpt.store import Store
 from prunegpt.sweep.search.objectives import metrics_of
+from prunegpt.tracking import run_log
 from prunegpt.tracking import scribe as module
 from prunegpt.tracking import sync as sending
 from prunegpt.tracking.client import Server, TrackingError, register
@@ -266,6 +267,9 @@ def test_an_outage_in_mid_run_is_made_up_for_without_doubles(
     monkeypatch.setattr(sending.Server, "find", lambda: cloud)
     assert [done.sent for done in sending.sync(root, say=lambda _: None)] == [True]
     assert list(cloud.rows[run].values()) == rows_of(plan().trials[0], POINTS)
+    begun = list(cloud.begun)
+    assert list(sending.sync(root, say=lambda _: None)) == []
+    assert cloud.begun == begun
 
 
 def test_without_a_key_runs_are_kept(root: Root, cloud: Cloud) -> None:
@@ -402,3 +406,84 @@ def test_help_of_the_commands_needs_neither_torch_nor_wandb() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# -- what is sent at the end ------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A run of the client that keeps what it is told."""
+
+    def __init__(self, root: Root) -> None:
+        self.dir = str(root.path / "wandb" / "run-1" / "files")
+        self.starting_step = 0
+        self.told: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self.artifacts: list[Any] = []
+        self.finished: list[int] = []
+
+    def define_metric(self, *_: Any, **__: Any) -> None:
+        return None
+
+    def log(self, row: Any, step: int | None = None) -> None:
+        self.told |= row
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.artifacts.append(artifact)
+
+    def finish(self, exit_code: int = 0) -> None:
+        self.finished.append(exit_code)
+
+
+def test_layers_are_a_table_and_published_stages_artifacts_by_reference(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    finish(root)
+    found = result(root)
+    published = root.stage(found.stages[1].key)
+    published.mkdir(parents=True)
+    (published / "weights").write_bytes(b"x" * 1000)
+    run = Run(root)
+    monkeypatch.setattr(run_log, "begin", lambda *_, **__: run)
+    run_log.RunLog(root, ONLINE, found, "online").finish(found, rows_of(plan().trials[0], POINTS))
+    assert run.told["sparsity_by_layer"].data == [["h.0.mlp.weight", 0.5]]
+    (artifact,) = run.artifacts
+    assert (artifact.name.split(":")[0], artifact.type) == (f"stage-{found.stages[1].key}", found.stages[1].kind)
+    (entry,) = artifact.manifest.entries.values()
+    assert entry.ref == (published / "weights").absolute().as_uri()
+    assert entry.local_path is None  # nothing is copied
+    assert run.finished == [0]
+
+
+def test_tables_and_figures_of_a_sweep_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    from prunegpt.tracking import sheets
+
+    root = Root(tmp_path)
+    table = {"title": "All", "rows": ["pruned"], "columns": ["model", "perplexity"]}
+    base = {"model": "builtin:tiny-gpt2", "data": {"path": "builtin:text", "block_size": 128}}
+    stages = ["finetune", {"prune": {"sparsity": 0.5}}]
+    made = {"name": "small", "base": base, "trials": [{"name": "pruned", "stages": stages}], "tables": [table]}
+    with Store.open(root) as store:
+        (saved,) = store.save_sweep(plan_data(made))
+        store.start_attempt(saved.id)
+    finish(root)
+    begun: list[tuple[str, Run]] = []
+
+    def begin(root: Root, spec: WandbSpec, mode: str, run: str, **about: Any) -> Run:
+        begun.append((run, Run(root)))
+        return begun[-1][1]
+
+    monkeypatch.setattr(sheets, "begin", begin)
+    for _ in range(2):
+        sheets.log_sheets(root, ONLINE, "small", "online")
+    (first, run), (second, _) = begun
+    assert first == second  # the second time replaces the first
+    (name,) = [name for name in run.told if name.startswith("table/")]
+    assert isinstance(run.told[name], wandb.Table)
+    assert any(21.0 in row for row in run.told[name].data)
+    figures = [value for name, value in run.told.items() if name.startswith("figure/")]
+    assert figures
+    assert all(isinstance(figure, wandb.Image) for figure in figures)
+    assert run.finished == [0]
