@@ -25,6 +25,11 @@ class Exited:
     signal: int | None = None
 
 
+def queues(launcher: "Launcher") -> bool:
+    """Whether an attempt may wait elsewhere before it begins. A launcher that says nothing in `queues` is taken to."""
+    return bool(getattr(launcher, "queues", True))
+
+
 @runtime_checkable
 class Launcher(Protocol):
     """Runs `prunegpt trial run FOLDER`, or what amounts to it, somewhere that sees the folder.

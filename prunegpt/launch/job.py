@@ -20,6 +20,7 @@ from prunegpt.launch.worker import PARENT_VARIABLE
 from prunegpt.root import write_json
 
 EXIT = "exit.json"
+ABANDONED = "abandoned"  # a file beside it: whoever submitted the attempt is gone, and it shall not begin any more
 TRIAL = ("-m", "prunegpt", "trial", "run")  # run by the node's own interpreter
 _ASKS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # all mean: write a checkpoint and end
 
@@ -107,6 +108,8 @@ def run_job(folder: str, command: Sequence[str] = TRIAL) -> None:
     Raises:
         SystemExit: it failed; with its exit code, so that the scheduler's books say so too.
     """
+    if (Path(folder) / ABANDONED).exists():
+        sys.exit(f"the attempt {folder} is given up: its coordinator ended before it began.")
     for number in _ASKS[1:]:  # a scheduler signals all processes of a job; the trial is to hear of it from us only
         signal.signal(number, signal.SIG_IGN)
     threads = os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK")

@@ -51,6 +51,8 @@ class LocalLauncher:
         devices: CUDA devices; those of CUDA_VISIBLE_DEVICES, or all of the machine, where not given.
     """
 
+    queues = False  # an attempt begins at once, see `base.queues`
+
     def __init__(
         self,
         root: Root,

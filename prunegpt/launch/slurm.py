@@ -5,7 +5,6 @@ checkpoint and ends, and the coordinator tries the trial again. How a job ended 
 itself writes; squeue, asked for all jobs at once, tells of those that could not. sacct is not needed.
 """
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -18,14 +17,15 @@ from prunegpt.launch.base import Exited
 from prunegpt.launch.job import TRIAL, Ended
 from prunegpt.launch.log import LOG, append, last_lines
 from prunegpt.launch.slurm_end import end_of, is_over
-from prunegpt.launch.slurm_queue import Question, Queue
+from prunegpt.launch.slurm_left import notes_of
+from prunegpt.launch.slurm_queue import Question, Queue, ask
 from prunegpt.launch.slurm_submit import Submitter
 from prunegpt.root import Root, write_json
 from prunegpt.spec.execution import SlurmOptions
 
 SLOTS = 8  # where the spec says nothing
 _LOOK = 0.2  # seconds between looks at an attempt's exit.json
-_WAIT = 20.0  # seconds that commands get which must be over before we go on
+_WAIT = 20.0  # seconds that `close` waits for jobs to end
 _NAME = 60  # characters
 _ALL = 100  # lines of Slurm's own words that are kept
 
@@ -48,8 +48,8 @@ class SlurmLauncher:
     """Runs each attempt as a job on a node that sees the root.
 
     Args:
-        root: on a file system that the nodes share. Jobs that a dead coordinator left are noted in ROOT/launch/slurm,
-            and cancelled before the first attempt is submitted.
+        root: on a file system that the nodes share. Jobs are noted in ROOT/launch/slurm while they last, so that the
+            next coordinator can end those that this one leaves behind, see `slurm_left`.
         slots: jobs in the queue and running at a time, what `%` is to a job array.
         options: what is asked of Slurm.
         gpus: GPUs of one attempt.
@@ -76,13 +76,12 @@ class SlurmLauncher:
         self._options = options or SlurmOptions()
         self._submitter = Submitter(self._options, gpus, command)
         self._slots, self._settle = slots, settle
-        self._notes = root.path / "launch" / "slurm"
+        self._notes = notes_of(root)
         self._queue = Queue(self._options.poll)
         self._jobs: dict[str, _Job] = {}
         self._ended: dict[str, Exited] = {}
         self._orders: list[Question] = []  # scancel commands that run
         self._retry = 0.0
-        self._orphans: list[Path] | None = None  # notes of jobs that are not ours; None: not looked for
 
     @property
     def slots(self) -> int:
@@ -91,7 +90,6 @@ class SlurmLauncher:
     def submit(self, folder: Path) -> str:
         if len(self._jobs) >= self._slots:
             raise LaunchError(f"at most {self.slots} attempts run at a time, and all slots are taken. Poll them first.")
-        self._cancel_orphans()
         job = _Job(_name(folder), folder.absolute())
         self._note(job)
         try:
@@ -126,14 +124,15 @@ class SlurmLauncher:
 
     def close(self) -> None:
         """Cancels what still runs and waits for it, but not for a scheduler that is away: the next run cancels then."""
-        self._cancel_orphans()
         for job in self._jobs.values():
             job.asked = job.killed = True
         end = time.monotonic() + _WAIT
-        codes = [_scancel(job.handle, job.id)[0] for job in self._jobs.values()]
+        codes = [
+            ask("scancel", "--me", f"--name={job.handle}", *filter(None, [job.id]))[0] for job in self._jobs.values()
+        ]
         away = any(codes)
         while self._jobs and not away and time.monotonic() < end:
-            code, text = _run("squeue", "--noheader", "--me", "--format=%j")
+            code, text = ask("squeue", "--noheader", "--me", "--format=%j")
             away = code != 0
             for name in set() if away else set(self._jobs) - set(text.split()):
                 self._forget(self._jobs.pop(name))
@@ -167,7 +166,7 @@ class SlurmLauncher:
         for job in self._jobs.values():
             if job.id or job.asked:
                 continue
-            code, text = _run("squeue", "--noheader", "--states=all", f"--name={job.handle}", "--format=%i")
+            code, text = ask("squeue", "--noheader", "--states=all", f"--name={job.handle}", "--format=%i")
             if code:
                 self._retry = time.monotonic() + max(self._options.poll, 1.0)
                 return
@@ -222,24 +221,6 @@ class SlurmLauncher:
             self._orders.append(Question([*words, "--state=RUNNING", "--signal=USR1", job.id]))
         self._queue.hurry()
 
-    def _cancel_orphans(self) -> None:
-        """Cancels the jobs of a coordinator that died. A job that cannot be cancelled now is tried again later."""
-        if self._orphans is None:
-            ours = {self._noted(job) for job in self._jobs.values()}
-            self._orphans = [note for note in sorted(self._notes.glob("*.json")) if note not in ours]
-        for note in list(self._orphans):
-            try:
-                known = json.loads(note.read_text(encoding="utf-8"))
-                name, folder = str(known["name"]), Path(known["folder"])
-            except (OSError, ValueError, KeyError, TypeError):
-                name, folder = note.stem, None
-            if _scancel(name)[0]:
-                continue
-            self._orphans.remove(note)
-            note.unlink(missing_ok=True)
-            if folder and folder.is_dir():
-                append(folder / LOG, "its coordinator ended before it did: the job was cancelled by the next one.")
-
     def _noted(self, job: _Job) -> Path:
         return self._notes / f"{job.handle}.json"
 
@@ -253,20 +234,6 @@ class SlurmLauncher:
         if handle not in self._jobs:
             raise LaunchError(f"a handle must come from this launcher's submit, but got {handle!r}.")
         return self._jobs[handle]
-
-
-def _run(*words: str) -> tuple[int, str]:
-    """Runs a command to its end; code and output."""
-    question = Question(words)
-    answer = question.answer(_WAIT)
-    if answer is None:
-        question.drop()
-        return 1, "timed out"
-    return answer
-
-
-def _scancel(name: str, *identity: str) -> tuple[int, str]:
-    return _run("scancel", "--me", f"--name={name}", *filter(None, identity))
 
 
 def _name(folder: Path) -> str:

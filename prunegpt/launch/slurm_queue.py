@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import IO
 
 _SLOWEST = 60.0  # seconds between questions to a scheduler that does not answer
+_WAIT = 20.0  # seconds that a command gets which must be over before we go on
 _UNKNOWN = "Invalid job id"  # what squeue says where it has forgotten all the jobs it was asked about
 
 
@@ -36,6 +37,19 @@ class Question:
         self._process.kill()
         self._process.wait()
         self._output.close()
+
+
+def ask(*words: str) -> tuple[int, str]:
+    """Runs a command to its end, or for 20 seconds; code and output."""
+    try:
+        question = Question(words)
+    except OSError as error:
+        return 127, str(error)
+    answer = question.answer(_WAIT)
+    if answer is None:
+        question.drop()
+        return 1, "timed out"
+    return answer
 
 
 class Queue:

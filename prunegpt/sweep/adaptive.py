@@ -11,6 +11,13 @@ from prunegpt.sweep.events import Event
 class Suggester(Protocol):
     """Adds trials to a sweep while it runs. Used from one thread."""
 
+    def begin(self) -> None:
+        """Asked once and first, when this coordinator has the root and the store knows how earlier trials ended.
+
+        Earlier suggestions that are not wanted any more are put aside now, see `Store.keep_suggested`.
+        """
+        ...
+
     def suggest(self) -> TrialPlan | None:
         """A trial to run now; None where there is none now. It may differ once a running trial has ended."""
         ...
@@ -46,6 +53,9 @@ class Tracker(Protocol):
 
 class NoSuggester:
     """A sweep of fixed trials."""
+
+    def begin(self) -> None:
+        return None
 
     def suggest(self) -> TrialPlan | None:
         return None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from prunegpt.errors import LaunchError, Problem, SpecError, nearest
-from prunegpt.launch.base import Exited, Launcher
+from prunegpt.launch.base import Exited, Launcher, queues
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import SavedTrial, Store
@@ -75,24 +75,25 @@ def run_sweep(
                 "a database takes one coordinator at a time, but this one has another already. "
                 "Wait for it, stop it with Ctrl-C, or give each root a database of its own."
             )
-        lost = recover(root, store)
-        take(root)  # wishes that an earlier coordinator did not live to hear
-        saved = store.save_sweep(plan)
-        wanted = [trial for trial, match in zip(saved, matched, strict=True) if match]
-        if not isinstance(searching, NoSuggester):
-            earlier = store.suggested(plan)
-            saved, wanted = [*saved, *earlier], [*wanted, *earlier]
-        ledger = Ledger(
-            root,
-            store,
-            saved,
-            wanted,
-            on_event=on_event,
-            suggester=searching,
-            early_stopper=stopper,
-            tracker=tracker or NoTracker(),
-        )
         try:
+            lost = recover(root, store)
+            take(root)  # wishes that an earlier coordinator did not live to hear
+            saved = store.save_sweep(plan)
+            wanted = [trial for trial, match in zip(saved, matched, strict=True) if match]
+            if not isinstance(searching, NoSuggester):
+                searching.begin()  # before its earlier suggestions are asked for: it puts some aside
+                earlier = store.suggested(plan)
+                saved, wanted = [*saved, *earlier], [*wanted, *earlier]
+            ledger = Ledger(
+                root,
+                store,
+                saved,
+                wanted,
+                on_event=on_event,
+                suggester=searching,
+                early_stopper=stopper,
+                tracker=tracker or NoTracker(),
+            )
             return _Run(
                 plan, root, store, launcher, ledger, saved, wanted, searching, stopper, tracker, stop, grace
             ).run(lost)
@@ -168,7 +169,7 @@ class _Run:
             root, store, launcher, self.board, published, ledger, suggester, lambda: self.interrupt.count > 0
         )
         self.attempts = self.dispatch.attempts
-        self.watchdog = Watchdog(plan.failures)
+        self.watchdog = Watchdog(plan.failures, queues=queues(launcher))
         self.stopping = 0  # how much of the interrupt was passed on
         self.deadline = math.inf
 

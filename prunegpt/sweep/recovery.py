@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from prunegpt.launch.slurm_left import end_left
 from prunegpt.records import AttemptRecord, read_points
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
@@ -16,10 +17,17 @@ _SILENT = 600.0  # seconds
 def recover(root: Root, store: Store) -> list[str]:
     """Closes the attempts that a coordinator left running; gives their trials, SWEEP/TRIAL.
 
+    Those that outlive it are ended first. That is Slurm's jobs: local workers die with their coordinator, and so do
+    Ray's actors, which are not detached.
+
     An attempt that left its record.json counts as what the record says, and its points are stored. Any other is failed
     with the reason `lost`, and its trial waits again; stages that it published count as computed by it. Runs of
     somebody else's that are only looked at, and still speak, are left alone.
+
+    Raises:
+        LaunchError: jobs of the earlier coordinator may still run.
     """
+    end_left(root)
     lost = [row for row in store.running_attempts() if not is_outside(root.path / row.folder)]
     for row in lost:
         _close(root, store, row)

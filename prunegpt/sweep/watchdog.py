@@ -1,5 +1,6 @@
 """Attempts that give no sign of life, and attempts that run too long."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 from prunegpt.records import HEARTBEAT
 from prunegpt.spec.execution import FailureSpec
 from prunegpt.sweep.failures import Ending
+
+_STARTS = 5  # times the heartbeat: an attempt may import for long from a disk that is slow
 
 
 @dataclass
@@ -20,16 +23,22 @@ class _Life:
 class Watchdog:
     """Looks at heartbeats by a clock of its own, so that clocks of other machines do not matter.
 
-    An attempt has begun when its heartbeat file is there: before that it waits in a scheduler's queue, however long.
+    An attempt has begun when its heartbeat file is there. Before that it may wait in a scheduler's queue, however long;
+    where there is no queue, it must begin within five times what it may be silent for.
 
     Args:
         policy: how long an attempt may be silent, and how long it may run.
+        queues: whether attempts may wait in a queue.
         clock: seconds that only grow.
     """
 
-    def __init__(self, policy: FailureSpec, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, policy: FailureSpec, clock: Callable[[], float] = time.monotonic, *, queues: bool = True
+    ) -> None:
         self._policy = policy
         self._clock = clock
+        self._starts = math.inf if queues else _STARTS * policy.heartbeat
+        self._waiting: dict[Path, float] = {}  # since when an attempt has not begun
         self._lives: dict[Path, _Life] = {}
         self._looked = clock()
 
@@ -39,6 +48,7 @@ class Watchdog:
         asleep = now - self._looked > self._policy.heartbeat  # we were stopped ourselves, and they perhaps with us
         self._looked = now
         self._lives = {folder: life for folder, life in self._lives.items() if folder in folders}
+        self._waiting = {folder: since for folder, since in self._waiting.items() if folder in folders}
         found = {}
         for folder in folders:
             ending = self._look(folder, now, asleep)
@@ -50,7 +60,7 @@ class Watchdog:
         try:
             beat = (folder / HEARTBEAT).read_text(encoding="utf-8")
         except OSError:
-            return None
+            return self._look_at_waiting(folder, now, asleep)
         life = self._lives.setdefault(folder, _Life(now, beat, now))
         if beat != life.beat or asleep:
             life.beat, life.changed = beat, now
@@ -61,4 +71,14 @@ class Watchdog:
         if now - life.changed > self._policy.heartbeat:
             message = f"it gave no sign of life for {self._policy.heartbeat:g} s, and was killed."
             return Ending("lost", message, "failed")
+        return None
+
+    def _look_at_waiting(self, folder: Path, now: float, asleep: bool) -> Ending | None:
+        since = self._waiting.setdefault(folder, now)
+        if folder in self._lives:
+            return None  # its heartbeat could not be read just now
+        if asleep:
+            self._waiting[folder] = now
+        elif now - since > self._starts:
+            return Ending("lost", f"it gave no first sign of life within {self._starts:g} s, and was killed.", "failed")
         return None

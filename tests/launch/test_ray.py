@@ -162,6 +162,32 @@ def test_a_cluster_of_our_own_is_started_quietly_and_ended(tmp_path: Path, attem
     until(lambda: not lives(int((folder / "pid").read_text())), "the end of the cluster")
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["own cluster", "existing cluster"])
+def test_nothing_outlives_a_coordinator_that_is_killed(
+    ray_cluster: Any, tmp_path: Path, attempt: Callable[[str], Path], own: bool
+) -> None:
+    """Actors are not detached: they, and the processes of their attempts, die with the process that made them."""
+    folder = attempt("(folder / 'pid').write_text(str(os.getpid()))\ntime.sleep(600)")
+    options = "RayOptions()" if own else f"RayOptions(address={ray_cluster.address!r})"
+    program = (
+        "import time\nfrom pathlib import Path\n"
+        "from prunegpt.launch.ray import RayLauncher\nfrom prunegpt.root import Root\n"
+        "from prunegpt.spec.execution import RayOptions\n"
+        f"launcher = RayLauncher(Root(Path({str(tmp_path)!r})), 1, options={options}, command={WORKER!r})\n"
+        f"launcher.submit(Path({str(folder)!r}))\ntime.sleep(600)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    coordinator = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    try:
+        until(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "the attempt")
+    finally:
+        coordinator.kill()
+        coordinator.wait()
+    killed = time.monotonic()
+    until(lambda: not lives(int((folder / "pid").read_text())), "the end of its process")
+    assert time.monotonic() - killed < 10
+
+
 def test_a_sweep_that_loses_a_node_comes_to_the_same_result(
     ray_cluster: Any, node: Any, tmp_path: Path, model_folder: Path, text_files: dict[str, str]
 ) -> None:

@@ -18,6 +18,7 @@ from prunegpt.launch.base import Exited
 from prunegpt.launch.job import Ended
 from prunegpt.launch.slurm import SlurmLauncher
 from prunegpt.launch.slurm_end import end_of, is_over
+from prunegpt.launch.slurm_left import end_left
 from prunegpt.launch.slurm_queue import Queue, parse
 from prunegpt.root import Root
 from prunegpt.spec.execution import SlurmOptions
@@ -271,7 +272,7 @@ def test_a_waiting_job_is_cancelled(launcher: SlurmLauncher, slurm_cluster: Clus
 
 
 @pytest.mark.slow
-def test_jobs_of_a_dead_coordinator_are_cancelled_by_the_next(
+def test_jobs_of_a_dead_coordinator_are_ended_before_the_next_goes_on(
     launcher: SlurmLauncher, slurm_cluster: Cluster, tmp_path: Path
 ) -> None:
     folder = attempt(tmp_path, "(folder / 'pid').write_text(str(os.getpid()))\ntime.sleep(600)")
@@ -286,10 +287,12 @@ def test_jobs_of_a_dead_coordinator_are_cancelled_by_the_next(
     (note,) = (tmp_path / "runs" / "launch" / "slurm").glob("*.json")
     name = json.loads(note.read_text())["name"]
     assert name in slurm_cluster.call("squeue", "--noheader", "--format=%j")
-    handle = launcher.submit(attempt(tmp_path, "pass"))
+    end_left(Root(tmp_path / "runs"))
     assert not note.exists()
-    assert wait(launcher, handle).reason == "ended"
-    until(lambda: name not in slurm_cluster.call("squeue", "--noheader", "--format=%j"), "the end of the orphan")
+    assert name not in slurm_cluster.call("squeue", "--noheader", "--format=%j")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((folder / "pid").read_text()), 0)
+    assert wait(launcher, launcher.submit(attempt(tmp_path, "pass"))).reason == "ended"
     assert "its coordinator ended before it did" in (folder / "log.txt").read_text()
     launcher.close()
 

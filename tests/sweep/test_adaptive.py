@@ -21,6 +21,9 @@ class Suggestions:
         self.left = list(trials)
         self.told: list[TrialResult] = []
 
+    def begin(self) -> None:
+        return None
+
     def suggest(self) -> TrialPlan | None:
         if self.left and len(self.told) >= self.left[0][0]:
             return self.left.pop(0)[1]

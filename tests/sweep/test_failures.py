@@ -1,6 +1,7 @@
 """Failures by cause: what is tried again, how often, with what, and what is kept of it."""
 
 import errno
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 from prunegpt.errors import DivergedError, PruneGPTError
-from prunegpt.launch.base import Exited
+from prunegpt.launch.base import Exited, queues
+from prunegpt.launch.local import LocalLauncher
 from prunegpt.records import AttemptRecord
+from prunegpt.root import Root
 from prunegpt.spec.execution import RETRIES, FailureSpec
+from prunegpt.sweep import watchdog
 from prunegpt.sweep.events import TrialFailed
 from prunegpt.sweep.failures import Ending, divided, divisible, judge, tried, unrecorded
 from prunegpt.sweep.interrupt import Interrupt
@@ -276,6 +280,51 @@ def test_the_watchdog_counts_by_its_own_clock_from_the_first_sign_of_life(tmp_pa
         assert dog.look([tmp_path]) == {}
         clock.now += 5
     assert dog.look([tmp_path])[tmp_path].reason == "lost"
+
+
+def test_an_attempt_that_cannot_be_queued_must_begin(tmp_path: Path) -> None:
+    clock = Clock()
+    dog = Watchdog(FailureSpec(heartbeat=20.0), clock, queues=False)
+    other = tmp_path / "begun"
+    other.mkdir()
+    (other / "heartbeat").write_text("1")
+    dog.look([tmp_path, other])
+    clock.now += 3600  # asleep: nobody had a chance to begin
+    assert dog.look([tmp_path, other]) == {}
+    for second in range(20):
+        clock.now += 5
+        (other / "heartbeat").write_text(f"again {second}")
+        assert dog.look([tmp_path, other]) == {}
+    clock.now += 5
+    (other / "heartbeat").unlink()  # cannot be read for a moment
+    ending = dog.look([tmp_path, other])[tmp_path]
+    assert (ending.reason, ending.message) == ("lost", "it gave no first sign of life within 100 s, and was killed.")
+    (tmp_path / "heartbeat").write_text("1")
+    assert dog.look([tmp_path]) == {}
+
+
+def test_a_worker_that_hangs_before_its_first_sign_of_life_is_replaced(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang_once(folder: Path) -> str:
+        if folder.name == "attempt-1":
+            time.sleep(600)
+        return fake_worker.run(folder)
+
+    launcher = ForkLauncher(hang_once)
+    launcher.queues = False  # type: ignore[attr-defined]
+    monkeypatch.setattr(watchdog, "_STARTS", 0.05)  # of 15 s
+    assert bench.run(make_trial("a", "load a"), launcher=launcher, failures=FailureSpec(heartbeat=15.0)).ok
+    first, second = bench.store.attempts("words/a")
+    assert (first.state, first.reason, second.state) == ("failed", "lost", "finished")
+    assert "no first sign of life" in first.error
+
+
+def test_which_launchers_queue(tmp_path: Path) -> None:
+    local = LocalLauncher(Root(tmp_path))
+    assert not queues(local)
+    assert queues(ForkLauncher(fake_worker.run))  # one that does not say
+    local.close()
 
 
 def test_a_coordinator_that_was_asleep_takes_nobody_for_lost(tmp_path: Path) -> None:

@@ -26,43 +26,43 @@ class Searches:
     """All searches of a sweep; the one with the fewest trials running suggests next.
 
     Args:
-        searches: of the sweep, in its order.
-        ended: gives the sweep's trials; asked once, before the first suggestion, for the coordinator may have found
-            that some ended after the searches were opened.
+        opened: opens them, in the sweep's order: not before the sweep begins, for what is put aside is written then,
+            and until then another coordinator may have the store.
     """
 
-    def __init__(self, searches: Sequence[Search], ended: Callable[[], Sequence[TrialResult]]) -> None:
-        self.searches = tuple(searches)
-        self._ended: Callable[[], Sequence[TrialResult]] | None = ended
+    def __init__(self, opened: Callable[[], Sequence[Search]]) -> None:
+        self._opened = opened
+        self._searches: tuple[Search, ...] = ()
+
+    def begin(self) -> None:
+        self._searches = tuple(self._opened())
 
     def suggest(self) -> TrialPlan | None:
-        if self._ended is not None:
-            for result in sorted(self._ended(), key=lambda result: result.ended or 0.0):
-                self.tell(result)
-            self._ended = None
-        for search in sorted(self.searches, key=lambda search: search.running):
+        for search in sorted(self._searches, key=lambda search: search.running):
             trial = search.suggest()
             if trial is not None:
                 return trial
         return None
 
     def tell(self, result: TrialResult) -> None:
-        for search in self.searches:
+        for search in self._searches:
             search.tell(result)
 
 
 def open_search(plan: SweepPlan, store: Store, root: Root, planner: Planner) -> Suggester:
-    """The searches of a plan as they stand in the store; trials that a changed spec could not suggest are put aside.
+    """The searches of a plan; they begin as they then stand in the store.
 
-    Raises:
-        PruneGPTError: a sampler cannot be made.
+    Trials that a changed spec could not suggest are put aside. What `begin` raises is a PruneGPTError: a sampler cannot
+    be made.
     """
     if not plan.searches:
         return NoSuggester()
-    known = any(sweep.name == plan.name for sweep in store.sweeps())
-    results = store.results(plan.name, shown=None) if known else []
-    searches = [_open(plan, search, store, root, planner, results) for search in plan.searches]
-    return Searches(searches, lambda: store.results(plan.name))
+
+    def opened() -> list[Search]:
+        results = store.results(plan.name, shown=None)
+        return [_open(plan, search, store, root, planner, results) for search in plan.searches]
+
+    return Searches(opened)
 
 
 def _open(

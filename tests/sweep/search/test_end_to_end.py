@@ -151,6 +151,48 @@ def test_more_trials_go_on_and_nothing_runs_twice(bench: Bench, tmp_path: Path) 
     assert run(bench, tmp_path, trials=5).finished == ()
 
 
+NARROW = SPEC.replace("{low: 1.0e-4, high: 1.0e-2, log: true}", "{low: 0.5, high: 0.9}")
+
+
+def leave_one(bench: Bench, folder: Path) -> str:
+    """A process that dies while a suggested trial runs; its name."""
+    with pytest.raises(KeyboardInterrupt):
+        run(bench, folder, trials=4, slots=2, crash_after=2)
+    (row,) = bench.store.running_attempts()
+    assert row.trial.startswith("found-")
+    (bench.root.path / row.folder / "record.json").unlink(missing_ok=True)  # it was that quick
+    return row.trial
+
+
+def test_a_waiting_suggestion_outside_a_changed_space_does_not_run(bench: Bench, tmp_path: Path) -> None:
+    left = leave_one(bench, tmp_path)
+    outcome = run(bench, tmp_path, trials=2, text=NARROW)
+    assert outcome.ok
+    rates = [one.swept["train.learning_rate"] for one in bench.store.results("words") if one.plan["search"]]
+    assert len(rates) == 2
+    assert all(0.5 <= rate <= 0.9 for rate in rates)
+    result = bench.store.result(f"words/{left}")
+    assert (result.state, result.shown, len(bench.store.attempts(result.id))) == ("waiting", False, 1)
+    assert run(bench, tmp_path, trials=4).ok  # the space of before: it is one of its trials again
+    assert bench.store.result(f"words/{left}").state == "finished"
+
+
+def test_a_search_is_opened_by_whoever_has_the_root(bench: Bench, tmp_path: Path) -> None:
+    """Until then another coordinator may suggest, and nothing is put aside under its feet."""
+    spec = tmp_path / "narrow.yaml"
+    spec.write_text(NARROW.replace("TRIALS", "2"))
+    planner = Faked(Planner(spec, root=bench.root))
+    early = open_search(planner.plan, bench.store, bench.root, planner)
+    left = leave_one(bench, tmp_path)
+    shown = [one.name for one in bench.store.results("words")]
+    open_search(planner.plan, bench.store, bench.root, planner)
+    assert [one.name for one in bench.store.results("words")] == shown
+    launcher = ForkLauncher(fake_worker.run)
+    assert run_sweep(planner.plan, bench.root, bench.store, launcher, suggester=early).ok
+    result = bench.store.result(f"words/{left}")
+    assert (result.state, result.shown, len(bench.store.attempts(result.id))) == ("waiting", False, 1)
+
+
 def test_trials_of_a_changed_base_are_put_aside_and_come_back(bench: Bench, tmp_path: Path) -> None:
     """What the search as it is now could not have suggested is kept, not shown, and not run."""
     try:
