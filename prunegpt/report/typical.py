@@ -37,7 +37,7 @@ def beside_median(rows: Sequence[Measured | None], pruned: Sequence[bool]) -> li
         middle = ranked[(len(ranked) - 1) // 2]
         (median,) = group[middle].windows.values()
         others = {
-            index: compare_windows(*measured.windows.values(), median)
+            index: compare_windows(next(iter(measured.windows.values())), median)
             for index, measured in group.items()
             if index != middle
         }
