@@ -45,8 +45,8 @@ def test_it_computes_what_python_computes(expression: str) -> None:
     try:
         ours = evaluate(expression, NAMES)
     except ExpressionError as error:
-        if any(word in str(error) for word in ("bits", "characters", "must be finite")):
-            return  # too large for us on the way, and perhaps for this machine
+        if any(word in str(error) for word in ("bits", "characters", "must be finite", "must be a real number")):
+            return  # too large for us on the way, and perhaps for this machine; or complex on the way to a real number
         assert not _is_finite_in_python(expression)
         return
     theirs = eval(expression, {"__builtins__": PYTHON}, dict(NAMES))
