@@ -3,7 +3,7 @@
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -74,6 +74,26 @@ class StageRecord(Record):
     versions: Mapping[str, str] = Field(default_factory=dict)
     device: str = ""
     devices: int = 1  # that computed it together
+
+
+def chain_metrics(stages: Sequence[StageRecord]) -> dict[str, float | None]:
+    """What a chain came to, by the names that searches and trackers use; None where it was not measured or not finite.
+
+    Perplexity, loss (nats), bits_per_byte, sparsity and sparsity_all (0 to 1) and size (weights that are not zero) are
+    those after the last stage, tokens and seconds those of all.
+    """
+    last = stages[-1] if stages else None
+    evaluation, sparsity = (last.evaluation, last.sparsity) if last else (None, None)
+    return {
+        "perplexity": evaluation.perplexity if evaluation else None,
+        "loss": evaluation.loss if evaluation else None,
+        "bits_per_byte": evaluation.bits_per_byte if evaluation else None,
+        "sparsity": sparsity.pruned if sparsity else None,
+        "sparsity_all": sparsity.overall if sparsity else None,
+        "size": round(sparsity.parameters * (1 - sparsity.overall)) if sparsity else None,
+        "tokens": sum(stage.train_tokens for stage in stages),
+        "seconds": sum(stage.seconds for stage in stages),
+    }
 
 
 class AttemptRecord(Record):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prunegpt.records import TrialResult
+from prunegpt.records import TrialResult, chain_metrics
 from prunegpt.spec.search import SearchSpec
 from prunegpt.sweep.search.constraints import violations
 
@@ -25,17 +25,7 @@ FAILED = Outcome("fail")
 
 def metrics_of(result: TrialResult) -> dict[str, float | None]:
     """The metrics of a finished trial; None where one was not measured or is not finite."""
-    evaluation, sparsity = result.evaluation, result.sparsity
-    return {
-        "perplexity": evaluation.perplexity if evaluation else None,
-        "loss": evaluation.loss if evaluation else None,
-        "bits_per_byte": evaluation.bits_per_byte if evaluation else None,
-        "sparsity": sparsity.pruned if sparsity else None,
-        "sparsity_all": sparsity.overall if sparsity else None,
-        "size": round(sparsity.parameters * (1 - sparsity.overall)) if sparsity else None,
-        "tokens": sum(stage.train_tokens for stage in result.stages),
-        "seconds": sum(stage.seconds for stage in result.stages),
-    }
+    return chain_metrics(result.stages)
 
 
 def outcome_of(
