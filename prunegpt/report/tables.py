@@ -67,11 +67,12 @@ def build_table(
     rows, unplaced = select_rows(spec, results, sweep)
     found = [measure(row.trials, windows) for row in rows]
     rows = [
-        replace(row, measured=measured, standing=standing, typical=typical)
-        for row, measured, standing, typical in zip(
-            rows, found, standings(found), beside_median(found, [row.is_pruned for row in rows]), strict=True
-        )
+        replace(row, measured=measured, standing=standing)
+        for row, measured, standing in zip(rows, found, standings(found), strict=True)
     ]
+    if any(wanted.value == "beside_median" for wanted in spec.columns):  # a bootstrap for each row
+        placed = beside_median(found, [row.is_pruned for row in rows])
+        rows = [replace(row, typical=typical) for row, typical in zip(rows, placed, strict=True)]
     trials = [trial for row in rows for trial in row.trials]
     columns = [(wanted, column(wanted.value, trials)) for wanted in _with_reported(spec)]
     headings = tuple(Heading(wanted.header or shown.header, shown.kind) for wanted, shown in columns)
@@ -217,7 +218,7 @@ def _beside_median(cell: Cell, row: Row, notes: Footnotes) -> Cell:
         return cell
     ratio = typical.ratio
     details: dict[str, Detail] = {"interval": (ratio.low, ratio.high), "p": typical.p_value}
-    if ratio.low == ratio.high:
+    if typical.is_median:
         return replace(cell, text="median", details=details)
     text = f"× {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
     footnotes = (notes.legend(UNTYPICAL, _UNTYPICAL),) if typical.differs else ()

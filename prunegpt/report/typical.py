@@ -13,6 +13,7 @@ class Typical:
 
     ratio: Interval  # perplexity of the row over that of the median row
     p_value: float  # paired bootstrap over windows, adjusted for the number of rows (Holm)
+    is_median: bool = False
 
     @property
     def differs(self) -> bool:
@@ -41,7 +42,7 @@ def beside_median(rows: Sequence[Measured | None], pruned: Sequence[bool]) -> li
             for index, measured in group.items()
             if index != middle
         }
-        found[middle] = Typical(Interval(1.0, 1.0, 1.0), 1.0)
+        found[middle] = Typical(Interval(1.0, 1.0, 1.0), 1.0, is_median=True)
         adjusted = holm([comparison.p_value for comparison in others.values()])
         for (index, comparison), p_value in zip(others.items(), adjusted, strict=True):
             found[index] = Typical(comparison.ratio, p_value)
