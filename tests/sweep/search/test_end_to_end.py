@@ -12,7 +12,7 @@ from prunegpt.planning.suggested import Planner
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.early_stop import open_early_stop
-from prunegpt.sweep.events import TrialFinished
+from prunegpt.sweep.events import TrialFinished, TrialStarted
 from prunegpt.sweep.search.open import open_search
 from tests.sweep import fake_worker
 from tests.sweep.conftest import Bench
@@ -66,9 +66,15 @@ def _faked(trial: TrialPlan) -> TrialPlan:
 
 
 def run(
-    bench: Bench, folder: Path, trials: int = 7, slots: int = 1, crash_after: int | None = None, text: str = SPEC
+    bench: Bench,
+    folder: Path,
+    trials: int = 7,
+    slots: int = 1,
+    crash_after: int | None = None,
+    crash_in: str = "",
+    text: str = SPEC,
 ) -> Any:
-    """One process: plans, opens what is adaptive, and runs; may die with an exception after so many trials."""
+    """One process: plans, opens what is adaptive, and runs; may die after so many trials, or while one runs."""
     spec = folder / "words.yaml"
     spec.write_text(text.replace("TRIALS", str(trials)))
     planner = Faked(Planner(spec, root=bench.root))
@@ -78,6 +84,8 @@ def run(
     def hear(event: Any) -> None:
         bench.events.append(event)
         if isinstance(event, TrialFinished) and next(ended) == crash_after:
+            raise KeyboardInterrupt
+        if isinstance(event, TrialStarted) and event.trial == crash_in:
             raise KeyboardInterrupt
 
     return run_sweep(
@@ -157,9 +165,9 @@ NARROW = SPEC.replace("{low: 1.0e-4, high: 1.0e-2, log: true}", "{low: 0.5, high
 def leave_one(bench: Bench, folder: Path) -> str:
     """A process that dies while a suggested trial runs; its name."""
     with pytest.raises(KeyboardInterrupt):
-        run(bench, folder, trials=4, slots=2, crash_after=2)
+        run(bench, folder, trials=4, crash_in="words/found-002")
     (row,) = bench.store.running_attempts()
-    assert row.trial.startswith("found-")
+    assert row.trial == "found-002"
     (bench.root.path / row.folder / "record.json").unlink(missing_ok=True)  # it was that quick
     return row.trial
 
