@@ -3,12 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from prunegpt.builtin import is_builtin
 from prunegpt.errors import PruneGPTError
+from prunegpt.planning import hub
 from prunegpt.planning.budget import train_tokens
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
-from prunegpt.spec.schema import DataSpec, FinetuneSpec
+from prunegpt.spec.schema import DataSpec, FinetuneSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,19 @@ def _sum(counts: Iterable[int | None]) -> int | None:
     return None if None in known else sum(count for count in known if count is not None)
 
 
+def _reach(model: ModelSpec, data: DataSpec | None) -> None:
+    """Asks the hub for what counting needs, with a short time-out, before libraries wait for minutes.
+
+    Raises:
+        Unreachable: it does not answer, and its cache has no copy.
+    """
+    source = model.tokenizer or model.source
+    if not is_builtin(source) and not Path(source).exists():
+        hub.commit(source, None if model.tokenizer else model.revision)
+    if data is not None and data.path and not is_builtin(data.path):
+        hub.commit(data.path, data.revision, "dataset")
+
+
 class _Counter:
     """Counts blocks and windows, each text once; remembers in words what could not be counted."""
 
@@ -82,9 +98,12 @@ class _Counter:
         identity = stage.data.model_dump_json() + stage.model.source
         if identity not in self._blocks:
             try:
+                _reach(stage.model, stage.data)
                 self._blocks[identity] = len(
                     text.training_blocks(stage.data, cache.tokenizer(self.root, stage), self.root)
                 )
+            except hub.Unreachable:  # the plan has said so
+                self._blocks[identity] = None
             except PruneGPTError as error:
                 self.unchecked[f"tokens of {stage.data.path or 'the files'}: {error}"] = None
                 self._blocks[identity] = None
@@ -96,8 +115,11 @@ class _Counter:
         identity = trial.evaluation_key + trial.model.source
         if identity not in self._blocks:
             try:
+                _reach(trial.model, trial.evaluate.data)
                 windows = text.evaluation_windows(trial.evaluate, cache.tokenizer(self.root, trial.stages[0]))
                 self._blocks[identity] = int(windows.scored_tokens.sum())
+            except hub.Unreachable:
+                self._blocks[identity] = None
             except PruneGPTError as error:
                 self.unchecked[f"tokens to evaluate: {error}"] = None
                 self._blocks[identity] = None

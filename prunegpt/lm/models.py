@@ -305,7 +305,7 @@ def _explained(source: str | Path, what: str = "model") -> Iterator[None]:
         raise
     except Exception as error:  # a broken file, the hub and the network raise anything
         text = str(error).strip()
-        told = text.splitlines()[0] if text else type(error).__name__
+        told = text.splitlines()[0].rstrip(".") if text else type(error).__name__
         if "trust_remote_code" in text:
             way_out = f"{source} runs its own code. Set trust_remote_code: true where you have read and trust it."
         elif Path(source).expanduser().exists():

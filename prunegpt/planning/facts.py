@@ -167,7 +167,7 @@ def _hub(model: ModelSpec) -> ModelFacts:
         return ModelFacts(model, source, f"{source}@{model.revision or 'unresolved'}", unchecked=str(error))
     config = hub.cached_file(source, revision, "config.json")
     return ModelFacts(
-        model,
+        model.model_copy(update={"revision": revision}),  # what was planned is what is loaded, whatever comes after
         source,
         f"{source}@{revision}",
         config=_json(config) if config else None,
@@ -279,6 +279,16 @@ def _local(name: str, base: Path | None) -> Path:
     if path is None or not path.is_file():
         raise DataError(f"a data file must exist, but {name} is not there. Paths count from here or the spec's folder.")
     return path
+
+
+def dataset_commit(data: DataSpec) -> str | None:
+    """The commit of a hub dataset where the hub or its cache knows it; else what the text names."""
+    if data.path is None or is_builtin(data.path):
+        return data.revision
+    try:
+        return hub.commit(data.path, data.revision, "dataset")
+    except hub.Unreachable:
+        return data.revision
 
 
 def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None = None) -> tuple[str, str | None]:

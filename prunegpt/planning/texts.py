@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prunegpt.errors import DataError
-from prunegpt.planning.facts import data_fingerprint, split_files
+from prunegpt.planning.facts import data_fingerprint, dataset_commit, split_files
 from prunegpt.planning.fingerprint import FORMAT, Files, digest
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec
 
@@ -30,14 +30,14 @@ class Texts:
     unchecked: dict[str, None] = field(default_factory=dict)
 
     def located(self, data: DataSpec) -> DataSpec:
-        """The same text with local files named absolutely.
+        """The same text with local files named absolutely, and a hub dataset at the commit it has now.
 
         Raises:
             DataError: a file is missing, or the text names no source.
         """
         local = split_files(data, self.base)
         if local is None:
-            return data
+            return data.model_copy(update={"revision": dataset_commit(data)})
         names = {split: tuple(str(file) for file in found) for split, found in local.items()}
         return data.model_copy(update={"path": None, "files": names})
 

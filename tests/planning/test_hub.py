@@ -10,9 +10,11 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+from prunegpt.cli.costs import costs
 from prunegpt.errors import DataError, ModelError
 from prunegpt.planning import hub
-from tests.planning.made import only, problems_of
+from prunegpt.root import Root
+from tests.planning.made import only, plan_of, problems_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -42,7 +44,7 @@ def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
 
     def says(what: str | Exception) -> Hub:
         found = Hub(what)
-        monkeypatch.setattr("huggingface_hub.HfApi", lambda: found)
+        monkeypatch.setattr("huggingface_hub.HfApi", type("HfApi", (), {"__new__": lambda _: found}))
         return found
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -120,3 +122,28 @@ def test_what_is_no_hub_name_at_all(online: Callable[[str | Exception], Hub]) ->
         with pytest.raises(ModelError, match="that is no hub name"):
             hub.commit(name, "\0")
         assert hub.cached_file(name, None, "config.json") is None
+
+
+def test_a_plan_names_the_commits_that_its_keys_stand_for(
+    online: Callable[[str | Exception], Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a branch moves on between planning and a trial, the trial still loads what was planned."""
+    online(COMMIT)
+    monkeypatch.setattr(hub, "cached_file", lambda *_: None)
+    base = {"model": "a/b", "data": {"path": "c/d", "revision": "main"}}
+    (trial,) = plan_of({"name": "a", "stages": ["finetune"]}, base=base).trials
+    assert [stage.model.revision for stage in trial.stages] == [COMMIT] * 2
+    assert trial.stages[1].data.revision == COMMIT  # type: ignore[union-attr]
+    assert trial.evaluate.data.revision == COMMIT  # type: ignore[union-attr]
+
+
+def test_costs_of_what_the_hub_does_not_give_are_unknown_at_once(
+    online: Callable[[str | Exception], Hub], tmp_path: Path
+) -> None:
+    """Libraries would wait for each file of each model and text, for minutes."""
+    found = online(httpx.ConnectError("no network"))
+    base = {"model": "a/b", "data": {"path": "c/d", "block_size": 32}}
+    trials = plan_of({"name": "a", "stages": ["finetune"]}, base=base).trials
+    report = costs(trials, Root(tmp_path / "runs"))
+    assert (report.train_tokens, report.evaluation_tokens, report.unchecked) == (None, None, ())
+    assert len(found.asked) == 1
