@@ -21,15 +21,15 @@ TRIALS = (make_trial("a", "load ft pa"), make_trial("b", "load ft pb"))
 MORE = (*TRIALS, make_trial("c", "load ft pa kd", needs="pb"))  # needs all that the first two have published
 
 
-def run(root: Root, *trials: TrialPlan) -> SweepOutcome:
-    """As `sweep run` does."""
-    with Store.open(root) as store:
+def run(root: Root, *trials: TrialPlan, database: str | None = None) -> SweepOutcome:
+    """As `sweep run` does; on the database of the root where no other is named."""
+    with Store.open(database or root) as store:
         return run_sweep(make_plan(*trials), root, store, ForkLauncher(worker.run))
 
 
-def figures(root: Root) -> dict[str, Any]:
+def figures(where: Root | str) -> dict[str, Any]:
     """Trial -> its state and all it came to."""
-    with Store.open(root, create=False) as store:
+    with Store.open(where, create=False) as store:
         return {
             result.name: (
                 result.state,
