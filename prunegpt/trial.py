@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -24,8 +24,11 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory"
 _NO_SPACE = ("no space left on device", "disk quota exceeded")  # from libraries that raise errors of their own
 
 
-def run_trial(folder: Path) -> AttemptRecord:
+def run_trial(folder: Path, done: Callable[[StageRecord], None] = lambda _: None) -> AttemptRecord:
     """Runs the trial whose trial.json lies in an attempt folder; ends with record.json there, whatever happens.
+
+    Args:
+        done: is told each stage that the trial is through, with its evaluation, in order.
 
     Of several processes that train it together (see `launch.distributed`) the first writes points, heartbeat and
     record.json, the others a record of their own.
@@ -73,7 +76,11 @@ def run_trial(folder: Path) -> AttemptRecord:
         try:
             from prunegpt.stages.graph import Chain  # here, so that a broken installation is a record too
 
-            Chain(plan, root, emit, _say, stop).run(stages.append)
+            def through(stage: StageRecord) -> None:
+                stages.append(stage)
+                done(stage)
+
+            Chain(plan, root, emit, _say, stop).run(through)
         except BaseException as error:
             state, reason = _cause(error)
             message = str(error) or type(error).__name__

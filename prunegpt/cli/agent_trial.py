@@ -1,4 +1,4 @@
-"""The trial of an agent's run: its teachers first where nobody has made them, then itself, then into the store."""
+"""The trial of an agent's run: its teachers first where nobody has made them, then itself; the store has all of it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def failing(root: "Root") -> Iterator[None]:
 
 
 def run_for_agent(root: "Root", plan: "SweepPlan", trial: "TrialPlan") -> int:
-    """Runs a trial and stores it; gives the exit code: 0 where it finished.
+    """Runs a trial, which is in the store while it runs; gives the exit code: 0 where it finished.
 
     A stage that another agent computes is waited for, and so is a teacher.
     """
@@ -94,24 +94,26 @@ def _teach(root: "Root", plan: "SweepPlan", trial: "TrialPlan") -> str:
 def _run(
     root: "Root", plan: "SweepPlan", trial: "TrialPlan", begun: Callable[[Path], None] | None
 ) -> "tuple[AttemptRecord, Path]":
-    """Runs one trial in a new attempt's folder and stores what came of it.
+    """Runs one trial in a new attempt's folder; the store has it from its start, and follows it to its end.
 
     Args:
         begun: is told the folder; None for a teacher, which is no run of the agent's.
     """
     from prunegpt.launch.log import LOG
     from prunegpt.launch.worker import logging_to
-    from prunegpt.tracking.ingest import ingest, new_attempt
+    from prunegpt.tracking.ingest import Follower, begin
     from prunegpt.tracking.narrate import Narrator
     from prunegpt.trial import run_trial
 
-    folder = new_attempt(root, trial)
+    attempt = begin(root, plan, trial)
+    folder = attempt.folder
     narrator = Narrator(folder) if begun else None
     if begun:
         begun(folder)
-    with logging_to(folder / LOG):
-        record = run_trial(folder)
-    stored = ingest(root, plan, trial, record)
+    follower = Follower(root, attempt)
+    with follower.following() as through, logging_to(folder / LOG):
+        record = run_trial(folder, through)
+    follower.end(record)
     if narrator:
         narrator.close()
-    return record, stored
+    return record, folder

@@ -77,6 +77,11 @@ class _Board:
                 self._end(event.trial, f"{event.state} ({event.reason}): {event.error}{again}", done=not event.retried)
                 if event.log:
                     self.line(f"    log: {event.log}")
+            case events.TargetReached():
+                self.line(
+                    f"  {event.trial}: {event.metric} {number(event.value)} reaches the target {number(event.target)}: "
+                    f"nothing more is started"
+                )
             case events.Stopping():
                 how = "stopping at once" if event.kill else "stopping: running stages write a checkpoint (Ctrl-C kills)"
                 self.line(how)

@@ -51,6 +51,8 @@ def _conclude(plan: "SweepPlan", root: "Root", outcome: "SweepOutcome") -> None:
         say(f"{len(outcome.failed)} trials did not finish: {', '.join(outcome.failed)}. See `sweep status`.")
     if outcome.interrupted:
         say(f"interrupted: prunegpt sweep resume {plan.name} goes on.")
+    if outcome.reached and outcome.waiting:
+        say(f"{len(outcome.waiting)} trials were not started: {outcome.reached} had reached the target.")
     if outcome.failed or outcome.interrupted:
         raise typer.Exit(1)
 

@@ -184,6 +184,7 @@ class Resolver:
             trials=(*(chain.trial for chain in own), *borrowed([*own, *self.searches.chains], spec.name).values()),
             searches=searches,
             early_stop=spec.early_stop,
+            target=spec.target,
             failures=spec.failures,
             launcher=spec.launcher,
             tracking=spec.tracking,

@@ -7,6 +7,7 @@ from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.part import Part
 from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, FinetuneSpec, ModelSpec, PruneSpec, TableSpec
 from prunegpt.spec.search import EarlyStopSpec, SearchSpec
+from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
 
 StageKind = Literal["load", "pretrain", "finetune", "prune", "distill"]
@@ -89,6 +90,7 @@ class SweepPlan(Part):
     trials: tuple[TrialPlan, ...]
     searches: tuple[SearchPlan, ...] = ()
     early_stop: EarlyStopSpec | None = None
+    target: TargetSpec | None = None
     failures: FailureSpec = FailureSpec()
     launcher: LauncherSpec = LauncherSpec()
     tracking: TrackingSpec = TrackingSpec()

@@ -14,6 +14,7 @@ from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar
 from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
 from prunegpt.spec.search import EarlyStopSpec, SearchSpec
+from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
 from prunegpt.spec.training_arguments import check_argument
 
@@ -406,6 +407,7 @@ class Spec(Part):
     trials: Annotated[tuple[TrialSpec, ...], AfterValidator(_some)] = Field(description="what is tried")
     tables: tuple[TableSpec, ...] = Field((), description="what comes out")
     early_stop: EarlyStopSpec | None = Field(None, description="when a trial is given up before its end")
+    target: TargetSpec | None = Field(None, description="what is good enough: nothing more is started after it")
     failures: FailureSpec = Field(FailureSpec(), description="retries, time limit, heartbeat")
     launcher: LauncherSpec = Field(LauncherSpec(), description="where trials run")
     tracking: TrackingSpec = Field(TrackingSpec(), description="who else is told")

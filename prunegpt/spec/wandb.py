@@ -101,6 +101,7 @@ class _Conversion:
             for trial in trials:
                 spec["trials"] += self._varied(trial, found, body, len(spec["trials"]))
         self._early_stop(spec)
+        self._target(spec)
 
     # -- what is varied -------------------------------------------------------------------------------------------
 
@@ -123,6 +124,9 @@ class _Conversion:
             for key in metric:
                 if key not in known:
                     self.note(unknown("key of metric", str(key), known), "metric", key)
+            target = metric.get("target")
+            if target is not None and (isinstance(target, bool) or not isinstance(target, (int, float))):
+                self.note(f"target must be a number, but got {target!r}.", "metric", "target")
             if metric.get("goal", "minimize") not in ("minimize", "maximize"):
                 self.note(unknown("goal", str(metric["goal"]), ["minimize", "maximize"]), "metric", "goal")
 
@@ -256,6 +260,15 @@ class _Conversion:
             self.note("early_terminate needs a curve whose lower values are better here, such as perplexity.", "metric")
         else:
             spec["early_stop"] = {"method": STOP, "metric": metric["name"], "options": options}
+
+    def _target(self, spec: dict[str, Any]) -> None:
+        metric = self.data.get("metric")
+        if not isinstance(metric, Mapping) or metric.get("target") is None:
+            return
+        self.done.places[("target",)] = ("metric", "target")
+        self.done.places[("target", "metric")] = ("metric", "name")
+        direction = metric.get("goal", "minimize")  # W&B's default, whatever the metric
+        spec["target"] = {"metric": metric.get("name"), "value": metric["target"], "direction": direction}
 
 
 def stop_options(given: Any) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: str |
         "command": list(command),
         **(_search(searches[0]) if searches else _grid(plan, trials)),
     }
+    if plan.target:
+        config["metric"] = _target(plan, config["metric"], bool(searches))
     if plan.early_stop:
         config["early_terminate"] = _stop(plan.early_stop)
         if config["metric"]["name"] != plan.early_stop.metric:
@@ -58,6 +60,17 @@ def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: str |
                 f"{plan.early_stop.metric}. Make them equal."
             )
     return config
+
+
+def _target(plan: SweepPlan, metric: Mapping[str, Any], searched: bool) -> dict[str, Any]:
+    """The metric with the target; a sweep that does not search may take the target's for its own."""
+    assert plan.target is not None
+    if searched and (plan.target.metric, plan.target.wanted) != (metric["name"], metric["goal"]):
+        raise _refused(
+            f"W&B has a target for the metric it searches by alone, {metric['goal']} {metric['name']}, but target is "
+            f"to {plan.target.wanted} {plan.target.metric}. Make them equal."
+        )
+    return {"name": plan.target.metric, "goal": plan.target.wanted, "target": plan.target.value}
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

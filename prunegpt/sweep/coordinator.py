@@ -47,7 +47,7 @@ def run_sweep(
     early_stopper: EarlyStopper | None = None,
     tracker: Tracker | None = None,
 ) -> SweepOutcome:
-    """Runs every trial of a plan that is not finished yet.
+    """Runs every trial of a plan that is not finished yet, until one has reached the plan's target.
 
     SIGINT or SIGTERM once: nothing more is started, and running attempts are asked to write a checkpoint and end;
     twice: they are killed. Either way the next run goes on. The launcher is closed at the end.
@@ -93,6 +93,7 @@ def run_sweep(
                 suggester=searching,
                 early_stopper=stopper,
                 tracker=tracker or NoTracker(),
+                target=plan.target,
             )
             return _Run(
                 plan, root, store, launcher, ledger, saved, wanted, searching, stopper, tracker, stop, grace
@@ -165,9 +166,7 @@ class _Run:
         ledger.order = [name_of(trial) for trial in trials]
         names = set(ledger.order)
         self.board = Board(trials, published, [trial for trial in plans if name_of(trial) not in names])
-        self.dispatch = Dispatcher(
-            root, store, launcher, self.board, published, ledger, suggester, lambda: self.interrupt.count > 0
-        )
+        self.dispatch = Dispatcher(root, store, launcher, self.board, published, ledger, suggester, self._halted)
         self.attempts = self.dispatch.attempts
         self.watchdog = Watchdog(plan.failures, queues=queues(launcher))
         self.stopping = 0  # how much of the interrupt was passed on
@@ -175,6 +174,7 @@ class _Run:
 
     def run(self, lost: Sequence[str]) -> SweepOutcome:
         self.ledger.tell(SweepStarted(self.sweep, len(self.ledger.order), len(self.ledger.unchanged), tuple(lost)))
+        self.ledger.look_for_target(self.sweep)
         self.dispatch.fill()
         looked = time.monotonic()
         while self.attempts:
@@ -190,6 +190,10 @@ class _Run:
             elif self.attempts:
                 time.sleep(_POLL)
         return self.ledger.outcome(self.sweep, self.board.waiting, interrupted=self.interrupt.count > 0)
+
+    def _halted(self) -> bool:
+        """Whether nothing more is to be started."""
+        return self.interrupt.count > 0 or bool(self.ledger.reached)
 
     # -- what runs ---------------------------------------------------------------------------------------------
 

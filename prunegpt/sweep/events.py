@@ -94,7 +94,27 @@ class Stopping:
     kill: bool
 
 
-Event = SweepStarted | CacheHit | TrialStarted | StagePublished | Progress | TrialFinished | TrialFailed | Stopping
+@dataclass(frozen=True)
+class TargetReached:
+    """A trial has come to what the spec says is good enough: nothing more is started."""
+
+    trial: str
+    metric: str
+    value: float  # that it came to
+    target: float
+
+
+Event = (
+    SweepStarted
+    | CacheHit
+    | TrialStarted
+    | StagePublished
+    | Progress
+    | TrialFinished
+    | TrialFailed
+    | Stopping
+    | TargetReached
+)
 
 
 @dataclass(frozen=True)
@@ -106,10 +126,11 @@ class SweepOutcome:
     cached: tuple[str, ...]  # in this run, without a worker
     unchanged: tuple[str, ...]  # finished or diverged before
     failed: tuple[str, ...]  # failed, diverged or stopped, in this run
-    waiting: tuple[str, ...]  # not run, because the run was stopped
+    waiting: tuple[str, ...]  # not run, because the run was stopped, or the target was reached
     interrupted: bool
+    reached: str = ""  # the trial that reached the spec's target
 
     @property
     def ok(self) -> bool:
-        """Every trial that was asked for has finished."""
-        return not self.failed and not self.waiting
+        """Every trial that was asked for has finished, or one has reached the target."""
+        return not self.failed and (bool(self.reached) or not self.waiting)

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from prunegpt.launch.log import LOG
-from prunegpt.records import StageRecord, TrialState
+from prunegpt.records import StageRecord, TrialResult, TrialState, chain_metrics
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.target import TargetSpec
 from prunegpt.store import SavedTrial, Store
 from prunegpt.sweep.adaptive import EarlyStopper, NoSuggester, Suggester, Tracker
 from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.board import name_of
-from prunegpt.sweep.events import CacheHit, Event, SweepOutcome, TrialFailed, TrialFinished
+from prunegpt.sweep.events import CacheHit, Event, SweepOutcome, TargetReached, TrialFailed, TrialFinished
 from prunegpt.sweep.failures import Verdict
 
 SETTLED = ("finished", "diverged", "stopped")  # states of a trial that another run does not change
@@ -22,6 +23,7 @@ class Ledger:
     Args:
         saved: all trials of the plan, to be run or not.
         wanted: those that were asked for.
+        target: what is good enough.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Ledger:
         suggester: Suggester,
         early_stopper: EarlyStopper,
         tracker: Tracker,
+        target: TargetSpec | None = None,
     ) -> None:
         self._root = root
         self._store = store
@@ -51,11 +54,18 @@ class Ledger:
         self._finished: set[str] = set()
         self._cached: set[str] = set()
         self._failed: set[str] = set()
+        self._target = target
+        self.reached = ""  # the trial that reached the target
 
     @property
     def unchanged(self) -> tuple[str, ...]:
         """Trials that were asked for and need nothing."""
         return tuple(self._unchanged)
+
+    def look_for_target(self, sweep: str) -> None:
+        """An earlier run may have reached the target."""
+        for result in self._store.results(sweep) if self._target else ():
+            self._compare(result)
 
     def tell(self, event: Event) -> None:
         """To the listener and the tracker."""
@@ -130,8 +140,22 @@ class Ledger:
 
     def _tell_result(self, trial: TrialPlan, state: TrialState) -> None:
         self._early_stopper.end(trial, state)
-        if not isinstance(self._suggester, NoSuggester):
-            self._suggester.tell(self._store.result(self.ids[name_of(trial)]))
+        if self._target is None and isinstance(self._suggester, NoSuggester):
+            return
+        result = self._store.result(self.ids[name_of(trial)])
+        self._suggester.tell(result)
+        self._compare(result)
+
+    def _compare(self, result: TrialResult) -> None:
+        """Notes the first trial of the sweep that reaches the target."""
+        if self._target is None or self.reached or result.implicit or result.state != "finished":
+            return
+        metrics = chain_metrics(result.stages)
+        if self._target.reached(metrics):
+            self.reached = f"{result.sweep}/{result.name}"
+            value = metrics[self._target.metric]
+            assert value is not None
+            self.tell(TargetReached(self.reached, self._target.metric, value, self._target.value))
 
     def outcome(self, sweep: str, waiting: Iterable[str], *, interrupted: bool) -> SweepOutcome:
         """What the run came to."""
@@ -147,6 +171,7 @@ class Ledger:
             failed=ordered(self._failed),
             waiting=tuple(waiting),
             interrupted=interrupted,
+            reached=self.reached,
         )
 
 

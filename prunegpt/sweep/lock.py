@@ -55,7 +55,7 @@ def coordinator(root: Root) -> Holder | None:
     A coordinator on another host is taken to live as long as its note is there.
     """
     found = _read(root)
-    if found is None or (found.host == socket.gethostname() and not _lives(found.pid)):
+    if found is None or (found.host == socket.gethostname() and not lives(found.pid)):
         return None
     return found
 
@@ -85,7 +85,8 @@ def _read(root: Root) -> Holder | None:
         return None
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,14 +1,18 @@
-"""What an earlier coordinator left behind: attempts that still stand as running, though nobody runs them."""
+"""What an earlier coordinator or agent left behind: attempts that still stand as running, though nobody runs them."""
 
+import json
+import os
+import socket
 import time
 from pathlib import Path
 
 from prunegpt.launch.slurm_left import end_left
-from prunegpt.records import AttemptRecord, read_points
-from prunegpt.root import Root
+from prunegpt.records import AttemptRecord, TrialState, read_points
+from prunegpt.root import Root, write_json
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import AttemptRow, Store
 from prunegpt.sweep.attempt import Attempt, published_record
+from prunegpt.sweep.lock import lives
 
 OUTSIDE = "outside.json"  # in the folder of an attempt that no coordinator of ours runs; touched when it speaks
 _SILENT = 600.0  # seconds
@@ -34,12 +38,44 @@ def recover(root: Root, store: Store) -> list[str]:
     return [f"{row.sweep}/{row.trial}" for row in lost]
 
 
+def recover_agents(root: Root, store: Store) -> bool:
+    """Closes the attempts whose agents are gone, as `recover` does; whether agents still run others.
+
+    Attempts of a coordinator are left alone, so that this may be asked beside one.
+    """
+    running = [row for row in store.running_attempts() if _process(root.path / row.folder) is not None]
+    gone = [row for row in running if not is_outside(root.path / row.folder)]
+    for row in gone:
+        _close(root, store, row)
+    return len(gone) < len(running)
+
+
+def mark_outside(folder: Path) -> None:
+    """Says that this process runs the attempt in a folder, without a coordinator; touch the file now and then."""
+    write_json(folder / OUTSIDE, {"pid": os.getpid(), "host": socket.gethostname()})
+
+
 def is_outside(folder: Path, silent: float = _SILENT) -> bool:
-    """Whether an attempt is a run that nobody here has started, and that has spoken within so many seconds."""
+    """Whether an attempt is a run that no coordinator here has started, and that still lives.
+
+    It has to have spoken within so many seconds; and its process must be there, where it is one of this machine.
+    """
     try:
-        return time.time() - (folder / OUTSIDE).stat().st_mtime < silent
+        if time.time() - (folder / OUTSIDE).stat().st_mtime >= silent:
+            return False
     except OSError:
         return False
+    process = _process(folder)
+    return process is None or process[1] != socket.gethostname() or lives(process[0])
+
+
+def _process(folder: Path) -> tuple[int, str] | None:
+    """Process and host of the agent's run in a folder; None where it is something else."""
+    try:
+        found = json.loads((folder / OUTSIDE).read_text(encoding="utf-8"))
+        return int(found["pid"]), str(found["host"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _close(root: Root, store: Store, row: AttemptRow) -> None:
@@ -56,7 +92,10 @@ def _close(root: Root, store: Store, row: AttemptRow) -> None:
         record, log = attempt.record(None), attempt.last_words()
         _credit(root, store, row, plan)
     waits = record.reason in ("lost", "stopped", "preempted")
-    store.finish_attempt(record, state="waiting" if waits else None, log="" if record.state == "finished" else log)
+    state: TrialState | None = "waiting" if waits else None
+    if any(other.number > row.number for other in store.attempts(row.trial_id)):
+        state = store.result(row.trial_id).state  # somebody has gone on with the trial
+    store.finish_attempt(record, state=state, log="" if record.state == "finished" else log)
 
 
 def _plan(folder: Path) -> TrialPlan | None:

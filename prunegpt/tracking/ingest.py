@@ -1,54 +1,101 @@
-"""A trial that ran without a coordinator goes into the store: at its end, in one short turn of its own."""
+"""A trial that runs without a coordinator is in the store from its start: its own process writes what a coordinator
+would, in short transactions beside those of others.
+"""
 
 import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
+from sqlalchemy.exc import SQLAlchemyError
 
 from prunegpt.errors import StoreError
 from prunegpt.launch.log import LOG, last_lines
-from prunegpt.records import AttemptRecord, read_points
+from prunegpt.records import AttemptRecord, StageRecord
 from prunegpt.root import Root, write_text
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store
+from prunegpt.sweep.attempt import Attempt
+from prunegpt.sweep.failures import unstarted
+from prunegpt.sweep.recovery import OUTSIDE, mark_outside, recover_agents
 
 _LINES = 40  # of the log, kept of what did not finish
+_FOLLOW = 1.0  # seconds between looks at the files of the attempt
 
 
-def new_attempt(root: Root, trial: TrialPlan) -> Path:
-    """A new folder of an attempt with its trial.json; its number is above all that are on disk and in the store."""
-    home = root.trial(trial.sweep, trial.name)
-    home.mkdir(parents=True, exist_ok=True)
-    number = max(_numbers(home), _stored(root, trial)) + 1
-    while True:
-        folder = root.attempt(trial.sweep, trial.name, number)
-        try:
-            folder.mkdir()
-            break
-        except FileExistsError:  # another agent was faster
-            number += 1
-    write_text(folder / "trial.json", trial.model_dump_json(indent=2) + "\n")
-    return folder
-
-
-def ingest(root: Root, plan: SweepPlan, trial: TrialPlan, record: AttemptRecord) -> Path:
-    """Stores an attempt that has ended; gives its folder, which is renamed where its number was taken meanwhile."""
+def begin(root: Root, plan: SweepPlan, trial: TrialPlan) -> Attempt:
+    """A new attempt of a trial, which runs from now on; attempts that dead agents left are closed before it."""
     with turn(root), Store.open(root) as store:
+        recover_agents(root, store)
         try:
             store.sweep(trial.sweep)
         except StoreError:
             store.save_sweep(plan)
         saved = store.add_trial(trial)
-        started = store.start_attempt(saved.id, at_least=record.attempt)
-        own = root.attempt(trial.sweep, trial.name, record.attempt)
+        started = store.start_attempt(saved.id, at_least=_last_number(root.trial(trial.sweep, trial.name)) + 1)
         folder = root.path / started.folder
-        if folder != own:
-            os.rename(own, folder)
-        points, offset = read_points(folder / "points.jsonl")
-        store.add_points(started.id, points, offset=offset)
-        log = "" if record.state == "finished" else last_lines(folder / LOG, _LINES)
-        store.finish_attempt(record.model_copy(update={"attempt": started.number}), log=log)
-        return folder
+        try:
+            folder.mkdir(parents=True)
+            mark_outside(folder)
+            write_text(folder / "trial.json", trial.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            store.finish_attempt(unstarted(trial, started.number, f"its folder cannot be made: {error}."))
+            raise
+    return Attempt(started.id, started.number, trial, folder)
+
+
+@dataclass
+class Follower:
+    """Takes a running attempt into the store: its points as they come, and its stages.
+
+    Nothing that the database or the disk may say ends the attempt: it is tried again at the next look.
+    """
+
+    root: Root
+    attempt: Attempt
+    _stages: "queue.SimpleQueue[StageRecord]" = field(default_factory=queue.SimpleQueue)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def stage(self, record: StageRecord) -> None:
+        """The attempt is through a stage."""
+        self._stages.put(record)
+
+    @contextmanager
+    def following(self, every: float = _FOLLOW) -> Iterator[Callable[[StageRecord], None]]:
+        """Looks every so many seconds while the block lasts; gives what is to be told of stages."""
+        thread = threading.Thread(target=self._follow, args=(every,), name="follower", daemon=True)
+        thread.start()
+        try:
+            yield self.stage
+        finally:
+            self._over.set()
+            thread.join()
+
+    def end(self, record: AttemptRecord) -> None:
+        """Stores what is left, and how the attempt ended."""
+        with turn(self.root), Store.open(self.root) as store:
+            self.attempt.store_points(store)
+            log = "" if record.state == "finished" else last_lines(self.attempt.folder / LOG, _LINES)
+            store.finish_attempt(record.model_copy(update={"attempt": self.attempt.number}), log=log)
+
+    def _follow(self, every: float) -> None:
+        store: Store | None = None
+        while not self._over.wait(every):
+            with suppress(StoreError, SQLAlchemyError, OSError):
+                os.utime(self.attempt.folder / OUTSIDE)
+                store = store or Store.open(self.root)
+                self._look(store)
+        if store is not None:
+            store.close()
+
+    def _look(self, store: Store) -> None:
+        self.attempt.store_points(store)
+        while not self._stages.empty():
+            store.record_stage(self._stages.get(), self.attempt.id)  # one that is lost here comes with the record
 
 
 def save_sweep(root: Root, plan: SweepPlan) -> None:
@@ -58,19 +105,12 @@ def save_sweep(root: Root, plan: SweepPlan) -> None:
 
 
 def turn(root: Root) -> FileLock:
-    """The right to write what ran without a coordinator; whoever wants it waits for a moment."""
+    """The right to begin or end what runs without a coordinator; whoever wants it waits for a moment."""
     root.path.mkdir(parents=True, exist_ok=True)
     return FileLock(root.path / ".ingest.lock")
 
 
-def _numbers(home: Path) -> int:
+def _last_number(home: Path) -> int:
+    """The highest number of the attempt folders of a trial; a database that was lost does not know them."""
     numbers = [path.name.removeprefix("attempt-") for path in home.glob("attempt-*")]
     return max((int(number) for number in numbers if number.isdigit()), default=0)
-
-
-def _stored(root: Root, trial: TrialPlan) -> int:
-    try:
-        with Store.open(root, create=False) as store:
-            return max((row.number for row in store.attempts(f"{trial.sweep}/{trial.name}")), default=0)
-    except StoreError:
-        return 0

@@ -104,6 +104,19 @@ def test_early_terminate_becomes_an_early_stop_that_decides_alike() -> None:
     assert plan_data(sweep(early_terminate=stop, metric={"name": "perplexity"})).early_stop is not None
 
 
+def test_a_metrics_target_is_the_target_of_the_sweep() -> None:
+    metric = {"name": "perplexity", "target": 20}
+    target = plan_data(sweep(metric=metric)).target
+    assert target is not None
+    assert (target.metric, target.value, target.wanted) == ("perplexity", 20, "minimize")
+    sparser = plan_data(sweep(metric={"name": "sparsity", "target": 0.9})).target
+    assert sparser is not None
+    assert sparser.wanted == "minimize"  # W&B's own default
+    assert plan_data(sweep(metric={"name": "perplexity"})).target is None
+    with pytest.raises(SpecError, match=r"unknown metric 'perplexty'. Did you mean 'perplexity'"):
+        plan_data(sweep(metric={"name": "perplexty", "target": 20}))
+
+
 def test_program_names_the_spec_and_trial_chooses_among_its_trials(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(
         textwrap.dedent("""\
@@ -135,6 +148,7 @@ def test_program_names_the_spec_and_trial_chooses_among_its_trials(tmp_path: Pat
         ("metod: 3\n", "metod", "unknown key of a W&B sweep 'metod'. Did you mean 'method'"),
         ("run_cap: 0\n", "run_cap", "run_cap must be a whole number"),
         ("metric: perplexity\n", "metric", "metric must be a mapping with a name"),
+        ("metric: {name: loss, target: low}\n", "metric.target", "target must be a number, but got 'low'"),
         ("early_terminate: {type: median}\n", "early_terminate", "must be {type: hyperband"),
         ("early_terminate: {type: hyperband, min_iter: 2}\n", "metric", "early_terminate needs a metric"),
         ("program: train.py\n", "program", "program must be a spec"),
@@ -257,9 +271,21 @@ SEARCH: dict[str, Any] = {
 
 
 def searched(**more: Any) -> SweepPlan:
-    top = {key: more.pop(key) for key in ("early_stop",) if key in more}
+    top = {key: more.pop(key) for key in ("early_stop", "target") if key in more}
     trial = {**BODY["trials"][0], "name": "found-{number}", "search": {**SEARCH, **more}}
     return plan_data({"name": "study", **BODY, "trials": [trial], **top})
+
+
+@pytest.mark.parametrize("searches", [False, True])
+def test_a_target_of_ours_is_that_of_the_metric(searches: bool) -> None:
+    target = {"metric": "perplexity", "value": 20.5}
+    plan = searched(target=target) if searches else plan_data({"name": "study", **BODY, "target": target})
+    made = config(plan)
+    assert made["metric"] == {"name": "perplexity", "goal": "minimize", "target": 20.5}
+    assert violations(made) == []
+    back = plan_data({**made, "prunegpt": BODY})
+    assert back.target is not None
+    assert (back.target.metric, back.target.value) == ("perplexity", 20.5)
 
 
 def test_a_search_of_ours_is_valid_there_and_comes_back() -> None:
@@ -284,6 +310,7 @@ def test_a_search_of_ours_is_valid_there_and_comes_back() -> None:
         ({"objectives": ["perplexity", "sparsity"]}, "by one metric without constraints"),
         ({"constraints": ["sparsity >= 0.5"]}, "by one metric without constraints"),
         ({"early_stop": "median"}, "by hyperband alone, but early_stop is median"),
+        ({"target": {"metric": "loss", "value": 2}}, "minimize perplexity, but target is to minimize loss"),
     ],
 )
 def test_what_wandb_cannot_search_is_refused(more: dict[str, Any], message: str) -> None:

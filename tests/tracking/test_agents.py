@@ -1,25 +1,33 @@
-"""A run's arguments mean a trial, and a trial that ran alone is stored."""
+"""A run's arguments mean a trial, and a trial that runs without a coordinator is in the store from its start."""
 
 import json
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
 
 from prunegpt.errors import SpecError
 from prunegpt.planning.suggested import Planner
-from prunegpt.records import AttemptRecord, Point, PointWriter
+from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.spec.wandb_config import config_of
 from prunegpt.store import Store
+from prunegpt.sweep.attempt import Attempt
+from prunegpt.sweep.recovery import OUTSIDE, recover, recover_agents
 from prunegpt.tracking.agents import read_arguments, trial_of
 from prunegpt.tracking.endpoint.choose import next_point
 from prunegpt.tracking.endpoint.hosted import Hosted, Run
-from prunegpt.tracking.ingest import ingest, new_attempt, save_sweep
+from prunegpt.tracking.endpoint.sentry import Sentry
+from prunegpt.tracking.ingest import Follower, begin, save_sweep
 
 BASE: dict[str, Any] = {"model": "builtin:tiny-gpt2", "data": {"path": "builtin:text", "block_size": 128}}
 STAGES: list[Any] = ["finetune", {"prune": {"sparsity": 0.5}}]
@@ -106,40 +114,194 @@ def test_arguments_are_read_from_both_kinds_of_file(tmp_path: Path) -> None:
         read_arguments(tmp_path / "none.json")
 
 
-def test_an_attempt_without_a_coordinator_is_stored_at_its_end(tmp_path: Path) -> None:
+def test_an_attempt_without_a_coordinator_is_in_the_store_while_it_runs(tmp_path: Path) -> None:
     root = Root(tmp_path)
     plan = planner({"name": "dense"}, {"name": "pruned", "stages": STAGES}).plan
     trial = plan.trials[1]
-    folder = new_attempt(root, trial)
-    other = new_attempt(root, trial)
-    assert (folder.name, other.name) == ("attempt-1", "attempt-2")
-    writer = PointWriter(other / "points.jsonl")
-    writer.write(Point(stage=1, step=3, epoch=0.5, name="loss", value=2.0, time=1.0))
-    writer.close()
-    record = AttemptRecord(
-        sweep="small", trial=trial.name, attempt=2, state="failed", reason="exception", error="no", started=time.time()
-    )
-    record.write(other / "record.json")
-    assert ingest(root, plan, trial, record) == other
+    attempt = begin(root, plan, trial)
+    follower = Follower(root, attempt)
+    writer = PointWriter(attempt.folder / "points.jsonl")
     with Store.open(root) as store:
+        assert {one.name: one.state for one in store.results("small")} == {"dense": "waiting", trial.name: "running"}
+        with follower.following(every=0.01) as through:
+            for step in range(3):
+                writer.write(Point(stage=1, step=step, epoch=0.5, name="loss", value=2.0 - step, time=1.0))
+                wait_for_points(store, f"small/{trial.name}", step + 1)
+            through(StageRecord(key=trial.stages[0].key, kind="load", index=0, cached=False))
+            wait(lambda: len(store.result(f"small/{trial.name}").stages) == 1)
+            assert store.result(f"small/{trial.name}").state == "running"
+        writer.write(Point(stage=1, step=3, epoch=0.5, name="loss", value=-1.0, time=1.0))
+        writer.close()
+        (attempt.folder / "log.txt").write_text("first\nlast words\n")
+        record = AttemptRecord(
+            sweep="small", trial=trial.name, attempt=1, state="failed", reason="exception", error="no", started=1.0
+        )
+        follower.end(record)
         found = store.result(f"small/{trial.name}")
-        assert (found.state, found.error, found.attempts) == ("failed", "no", 1)
-        assert [point.value for point in store.points(found.id, "loss")] == [2.0]
-        assert {result.name for result in store.results("small")} == {"dense", "pruned"}
+        assert (found.state, found.reason, found.error, found.attempts) == ("failed", "exception", "no", 1)
+        assert [point.value for point in store.points(found.id, "loss")] == [2.0, 1.0, 0.0, -1.0]
+        (row,) = store.attempts(found.id)
+        assert "last words" in row.log
     save_sweep(root, plan)
     with Store.open(root) as store:
         assert store.result(f"small/{trial.name}").state == "failed"
 
 
-def test_an_attempt_whose_number_was_taken_meanwhile_gets_another(tmp_path: Path) -> None:
+def test_a_new_attempt_has_a_number_of_its_own(tmp_path: Path) -> None:
     root = Root(tmp_path)
     plan = planner({"name": "dense"}).plan
     (trial,) = plan.trials
-    folder = new_attempt(root, trial)
     with Store.open(root) as store:
         (saved,) = store.save_sweep(plan)
         store.conclude(saved.id, "failed", reason="dependency")  # takes number 1, without a folder
-    record = AttemptRecord(sweep="small", trial="dense", attempt=1, state="finished", started=1.0)
-    record.write(folder / "record.json")
-    assert ingest(root, plan, trial, record).name == "attempt-2"
-    assert not folder.exists()
+    assert begin(root, plan, trial).folder == root.attempt("small", "dense", 2)
+    assert begin(root, plan, trial).folder == root.attempt("small", "dense", 3)
+    root.attempt("small", "dense", 7).mkdir()
+    assert begin(root, plan, trial).number == 8
+
+
+def test_an_attempt_whose_folder_cannot_be_made_has_failed(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    plan = planner({"name": "dense"}).plan
+    (tmp_path / "trials").write_text("a file")
+    with pytest.raises(OSError, match="trials"):
+        begin(root, plan, plan.trials[0])
+    with Store.open(root) as store:
+        found = store.result("small/dense")
+    assert (found.state, found.reason) == ("failed", "launch")
+    assert "its folder cannot be made" in found.error
+
+
+def test_a_database_that_is_locked_for_long_ends_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Root(tmp_path)
+    plan = planner({"name": "dense"}).plan
+    attempt = begin(root, plan, plan.trials[0])
+    follower = Follower(root, attempt)
+    looks = []
+
+    def locked(store: Store) -> None:
+        looks.append(store)
+        if len(looks) < 3:
+            raise OperationalError("UPDATE", {}, Exception("database is locked"))
+
+    monkeypatch.setattr(attempt, "store_points", locked)
+    with follower.following(every=0.01):
+        wait(lambda: len(looks) > 3)
+
+
+def dead() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def abandon(attempt: Attempt, pid: int | None = None, host: str | None = None, silent: float = 0.0) -> None:
+    """Makes it look as if another process ran the attempt."""
+    file = attempt.folder / OUTSIDE
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps({"pid": pid or found["pid"], "host": host or found["host"]}))
+    os.utime(file, (time.time() - silent,) * 2)
+
+
+@pytest.mark.parametrize("how", ["next agent", "next coordinator", "server"])
+def test_the_attempt_of_a_dead_agent_is_lost_and_its_trial_waits(tmp_path: Path, how: str) -> None:
+    root = Root(tmp_path)
+    plan = planner({"name": "dense"}, {"name": "pruned", "stages": STAGES}).plan
+    attempt = begin(root, plan, plan.trials[0])
+    beside = begin(root, plan, plan.trials[1])  # of an agent that lives: this process
+    PointWriter(attempt.folder / "points.jsonl").write(
+        Point(stage=0, step=1, epoch=0.5, name="loss", value=2.0, time=1.0)
+    )
+    abandon(attempt, pid=dead())
+    with Store.open(root) as store:
+        if how == "next agent":
+            begin(root, plan, plan.trials[1])
+        elif how == "next coordinator":
+            assert recover(root, store) == ["small/dense"]
+        else:
+            Sentry(root, every=0.01, linger=0.0).wake()
+            wait(lambda: store.result("small/dense").state == "waiting")
+            abandon(beside, pid=dead())  # it looks on as long as one is left
+            wait(lambda: store.running_attempts() == [])
+            return
+        (row,) = store.attempts("small/dense")
+        assert (row.state, row.reason, row.outcome) == ("failed", "lost", "waiting")
+        assert store.result("small/dense").state == "waiting"
+        assert [point.value for point in store.points("small/dense", "loss")] == [2.0]
+        assert beside.id in [one.id for one in store.running_attempts()]
+
+
+def test_a_server_that_agents_speak_to_looks_before_they_run_anything(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    plan = planner({"name": "dense"}).plan
+    save_sweep(root, plan)
+    Sentry(root, every=0.01, linger=60.0).wake()  # and nobody wakes it again
+    attempt = begin(root, plan, plan.trials[0])
+    with Store.open(root) as store:
+        assert store.result("small/dense").state == "running"
+        abandon(attempt, pid=dead())
+        wait(lambda: store.result("small/dense").state == "waiting")
+
+
+def test_an_agent_of_another_machine_is_lost_when_it_is_silent(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    plan = planner({"name": "dense"}).plan
+    attempt = begin(root, plan, plan.trials[0])
+    with Store.open(root) as store:
+        abandon(attempt, pid=dead(), host="another", silent=500)
+        assert recover_agents(root, store)
+        assert store.result("small/dense").state == "running"
+        abandon(attempt, silent=700)
+        assert not recover_agents(root, store)
+        assert store.result("small/dense").state == "waiting"
+
+
+def test_a_lost_attempt_does_not_undo_what_a_later_one_came_to(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    plan = planner({"name": "dense"}).plan
+    attempt = begin(root, plan, plan.trials[0])
+    later = begin(root, plan, plan.trials[0])
+    Follower(root, later).end(AttemptRecord(sweep="small", trial="dense", attempt=2, state="finished"))
+    abandon(attempt, pid=dead())
+    with Store.open(root) as store:
+        assert not recover_agents(root, store)
+        assert store.result("small/dense").state == "finished"
+        assert [row.reason for row in store.attempts("small/dense")] == ["lost", ""]
+
+
+def test_an_agents_attempt_that_left_its_record_counts_as_that_says(tmp_path: Path) -> None:
+    """Its process ended between the record and the store."""
+    root = Root(tmp_path)
+    plan = planner({"name": "dense"}).plan
+    attempt = begin(root, plan, plan.trials[0])
+    AttemptRecord(sweep="small", trial="dense", attempt=1, state="failed", reason="exception", error="no").write(
+        attempt.folder / "record.json"
+    )
+    abandon(attempt, pid=dead())
+    with Store.open(root) as store:
+        recover_agents(root, store)
+        found = store.result("small/dense")
+    assert (found.state, found.reason, found.error) == ("failed", "exception", "no")
+
+
+def test_a_coordinators_attempt_is_none_of_an_agents_business(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    plan = planner({"name": "dense"}, {"name": "pruned", "stages": STAGES}).plan
+    with Store.open(root) as store:
+        saved = store.save_sweep(plan)
+        store.start_attempt(saved[0].id)
+        begin(root, plan, plan.trials[1])
+        assert recover_agents(root, store)
+        assert store.result("small/dense").state == "running"
+
+
+def wait_for_points(store: Store, trial: str, count: int) -> None:
+    wait(lambda: len(store.points(trial, "loss")) == count)
+
+
+def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)

@@ -20,6 +20,7 @@ from prunegpt.tracking.claims import read_claim
 from prunegpt.tracking.endpoint.choose import config_problems, next_point
 from prunegpt.tracking.endpoint.hosted import Agent, Desk, Hosted, Run, run_id
 from prunegpt.tracking.endpoint.runs import Runs
+from prunegpt.tracking.endpoint.sentry import Sentry
 from prunegpt.tracking.endpoint.shelf import Shelf
 from prunegpt.tracking.endpoint.signs import Signs, claimed
 from prunegpt.tracking.foreign import ForeignRun
@@ -59,6 +60,8 @@ class Operations:
         self._root = root
         self._shelf = Shelf(root)
         self._runs = runs
+        self._sentry = Sentry(root)
+        self._sentry.wake(soon=False)  # an earlier server may have left some
         self._lock = Lock()
         self._sender = Sender("")
         self._known: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
@@ -214,6 +217,7 @@ class Operations:
         hosted = self._shelf.of_agent(agent_id)
         if hosted is None:
             raise Refused("there is no such agent.", status=404)
+        self._sentry.wake()
         alive = json.loads(variables.get("runState") or "{}")
         agent: Agent = hosted.agents[agent_id]
         before = hosted.model_dump_json(exclude={"agents"})
