@@ -1,13 +1,18 @@
-"""The process of Optuna's dashboard: python -m prunegpt.web.optuna_server DATABASE PORT."""
+"""The process of Optuna's dashboard: python -m prunegpt.web.optuna_server ROOT PORT ADDRESS."""
 
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prunegpt.root import Root
+from prunegpt.web.dashboard import Dashboard
+from prunegpt.web.optuna import DATABASE
 
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -38,12 +43,15 @@ class _Quiet(WSGIRequestHandler):
         return None
 
 
-def open_app(database: str) -> App:
-    """The dashboard over a SQLite file of studies."""
-    from optuna.storages import RDBStorage
+def open_app(root: Root, address: str) -> App:
+    """The dashboard over the searches of a root, with links to our pages, which are at an address."""
     from optuna_dashboard import wsgi
 
-    return guarded(wsgi(RDBStorage(f"sqlite:///{database}")))
+    from prunegpt.web.optuna_view import Figures, View
+
+    dashboard = Dashboard.open(root)
+    view = View(f"sqlite:///{root.path / DATABASE}", dashboard, address)
+    return guarded(wsgi(view, artifact_store=Figures(root.path / "optuna-artifacts", dashboard)))
 
 
 def _follow(parent: int) -> None:
@@ -55,8 +63,9 @@ def _follow(parent: int) -> None:
 
 def main() -> None:
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
-    database, port = sys.argv[1:]
-    with make_server("127.0.0.1", int(port), open_app(database), server_class=_Server, handler_class=_Quiet) as server:
+    root, port, address = sys.argv[1:]
+    app = open_app(Root(Path(root)), address)
+    with make_server("127.0.0.1", int(port), app, server_class=_Server, handler_class=_Quiet) as server:
         server.serve_forever()
 
 

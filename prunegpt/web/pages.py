@@ -94,9 +94,11 @@ class Pages:
         return self.render("login.html", title="Log in", page="login", next=target, failed=failed)
 
     async def optuna(self, request: Request) -> Response:
-        """Starts Optuna's own dashboard and goes there."""
+        """Starts Optuna's own dashboard and goes to the search there."""
         try:
-            url = await run_in_threadpool(self._dashboard.optuna.url)
+            url = await run_in_threadpool(
+                self._dashboard.optuna.url, request.path_params["name"], str(request.base_url)
+            )
         except LaunchError as error:
             return self.error(404, str(error))
         return RedirectResponse(url, 303)

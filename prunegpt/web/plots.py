@@ -181,6 +181,8 @@ def parallel(
             shown.append(perplexity[index])
             told = "<br>".join(_escaped(f"{label}: {_said(values[index])}") for label, values in axes.items())
             for column, (heights, _) in enumerate(placed.values()):
+                if heights[place] is None:  # the line passes an axis whose value the trial has not
+                    continue
                 x.append(column)
                 y.append(heights[place])
                 texts.append(f"{_escaped(names[index])}<br>{told}")
@@ -188,8 +190,9 @@ def parallel(
             y.append(None)
             texts.append("")
         if shown:
-            name = f"{shown[0]:.4g} to {shown[-1]:.4g}"
-            trace = _trace(x, y, name, mode="lines", line={"color": _SHADES[shade], "width": 1.5})
+            name = " to ".join(dict.fromkeys(f"{value:.4g}" for value in (shown[0], shown[-1])))
+            look = {"line": {"color": _SHADES[shade], "width": 1.5}, "marker": {"color": _SHADES[shade], "size": 5}}
+            trace = _trace(x, y, name, mode="lines+markers", **look)
             data.append(trace | {"text": texts, "hoverinfo": "text", "connectgaps": False, "legendrank": shade})
     marks = [
         {

@@ -13,6 +13,7 @@ from prunegpt.records import TrialResult
 from prunegpt.root import Root
 from prunegpt.store import Store, SweepRow
 from prunegpt.store.watch import LastPoint, Marks, Watch
+from prunegpt.sweep.lock import Holder, coordinator
 
 _AT_MOST_EVERY = 0.2  # seconds between two looks at the database
 _MANY = 500  # new trials at once
@@ -46,6 +47,7 @@ class Source:
         self._names: dict[tuple[str, str], int] = {}
         self._sweeps: dict[str, SweepRow] = {}
         self._sweep_changed: dict[str, int] = {}
+        self._holder: Holder | None = None
         self._running: dict[int, Running] = {}
         self._ended: dict[int, Running] = {}
 
@@ -186,6 +188,16 @@ class Source:
         if marks is not None:
             with _collector_spared(len(marks.trials) - len(self._trials)):
                 self._take(marks, self._store)
+        self._take_holder(coordinator(self.root))
+
+    def _take_holder(self, holder: Holder | None) -> None:
+        """A coordinator that came or went is a change of its sweep, which the store does not tell."""
+        if holder == self._holder:
+            return
+        told = [one.sweep for one in (self._holder, holder) if one is not None]
+        self._holder = holder
+        self.revision += 1
+        self._sweep_changed |= dict.fromkeys(self._sweeps if "" in told else told, self.revision)
 
     def _take(self, marks: Marks, store: Store) -> None:
         new = {one.id: one.mark for one in marks.trials}

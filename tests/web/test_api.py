@@ -16,7 +16,7 @@ from prunegpt.store import Store
 from prunegpt.sweep.control import Action, take
 from prunegpt.sweep.lock import coordinating
 from prunegpt.web.app import create_app
-from tests.web.browser.made import grow, make_root, study
+from tests.web.browser.made import Wanted, grow, make_root, study
 from tests.web.served import HEADERS, ORIGIN
 
 API = "/api/v1"
@@ -282,10 +282,26 @@ def test_the_graph_shares_stages_and_says_how_far_they_are(client: TestClient) -
         assert node["shared"] == len(node["trials"]) == sum(key in {s.key for s in one.chain} for one in study())
     states = {node["kind"] + "/" + node["state"] for node in nodes.values()}
     assert {"load/published", "finetune/failed", "finetune/diverged", "distill/running", "prune/waiting"} <= states
+    assert not any(node["cached"] for node in nodes.values())  # each was computed by the first trial that has it
     edges = {(edge["from"], edge["to"], edge["kind"]) for edge in graph["edges"]}
     expected = {(s.parent, s.key, "parent") for one in study() for s in one.chain if s.parent}
     expected |= {(s.teacher, s.key, "teacher") for one in study() for s in one.chain if s.teacher}
     assert edges == expected
+
+
+def test_a_stage_that_no_trial_of_the_sweep_computed_was_cached(made: Root) -> None:
+    chain = study()[1].chain
+    make_root(made.path, [Wanted("same", chain, 60.5)], name="again", windows=False, cached=True)
+    make_root(made.path, [Wanted("more", chain, 0, state="running")], name="more", windows=False, cached=True)
+    with TestClient(create_app(made, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+        for sweep, last in (("again", ("published", True)), ("more", ("running", False))):
+            nodes = get(client, f"{API}/sweeps/{sweep}/graph")["nodes"]
+            assert [(node["state"], node["cached"]) for node in nodes] == [("published", True), last]
+
+
+def test_a_shared_curve_of_training_is_drawn_once(client: TestClient) -> None:
+    traces = get(client, f"{SWEEP}/figures/training")["data"]
+    assert {trace["name"] for trace in traces if trace["yaxis"] == "y"} == {"going", "finetuned", "recovered"}
 
 
 def test_two_trials_are_compared_as_the_command_line_does(client: TestClient, kept: Root) -> None:

@@ -10,6 +10,7 @@ import pytest
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.store import Store
+from prunegpt.sweep.lock import coordinating
 from tests.web.browser.made import grow
 from tests.web.served import Listener, served
 
@@ -66,6 +67,12 @@ def test_a_note_of_another_page_comes_too(made: Root, listener: Listener) -> Non
     with Store.open(made) as store:
         store.set_note(store.result("study/later").id, "wait for it")
     assert [row["name"] for row in listener.wait("sweep")[3]["changed"]] == ["later"]
+
+
+def test_a_coordinator_that_comes_and_goes_is_told(made: Root, listener: Listener) -> None:
+    with coordinating(made, "study"):
+        assert listener.wait("sweep")[3] == {"name": "study", "changed": [], "more": False}
+    assert listener.wait("sweep")[3] == {"name": "study", "changed": [], "more": False}
 
 
 def test_another_sweep_and_another_trial_are_not_told(made: Root, address: str) -> None:

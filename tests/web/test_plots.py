@@ -84,11 +84,10 @@ def test_parallel_lines_pass_through_every_value() -> None:
         for x, y, text in zip(trace["x"], trace["y"], trace["text"], strict=True):
             if x is not None:
                 lines.setdefault(text.partition("<br>")[0], []).append((x, y))
-    assert {name: len(line) for name, line in lines.items()} == {"x": 3, "y": 3, "z": 3}
+    assert {name: [x for x, _ in line] for name, line in lines.items()} == {"x": [0, 1, 2], "y": [0, 1, 2], "z": [0, 2]}
     heights = [lines[name][0][1] for name in "xyz"]
     assert heights == pytest.approx([0.0, 0.5, 1.0])  # logarithmic
-    assert lines["z"][1][1] is None
-    assert [lines[name][2][1] for name in "xyz"] == pytest.approx([0.0, 0.5, 1.0])
+    assert [lines[name][-1][1] for name in "xyz"] == pytest.approx([0.0, 0.5, 1.0])
     assert "&lt;b&gt;" in [note["text"] for note in plot.layout["annotations"]]
 
 
@@ -191,34 +190,42 @@ def _searched(swept: list[dict[str, Any]], perplexity: list[float], more: list[W
     ] + (more or [])
 
 
-_DIVERGED = Wanted("bad", (load(), finetune(load(), "bad")), 0, state="diverged", reason="diverged", swept={"a": 9.0})
+def _pairs(count: int) -> list[dict[str, Any]]:
+    return [{"a": index / 10, "b": index * 7 % 5} for index in range(count)]
+
+
+_RISING = [60.0 + index for index in range(8)]
+_DIVERGED = Wanted(
+    "bad", (load(), finetune(load(), "bad")), 0, state="diverged", reason="diverged", swept={"a": 9.0, "b": 9}
+)
 
 
 @pytest.mark.parametrize(
-    ("trials", "status"),
+    ("trials", "missing"),
     [
-        (_searched([{"a": index / 10} for index in range(8)], [60.0 + index for index in range(8)]), 200),
-        (_searched([{"a": index / 10} for index in range(3)], [60.0, 61.0, 62.0]), 404),
-        (_searched([{"a": index / 10} for index in range(8)], [60.0] * 8), 404),
-        (_searched([{"a": 1.0}] * 8, [60.0 + index for index in range(8)]), 404),
-        (_searched([{"a": 1}, {"b": 2}] * 4, [60.0 + index for index in range(8)]), None),
-        (_searched([{"a": i, **({"b": i} if i % 2 else {})} for i in range(9)], [60.0 + i for i in range(9)]), 200),
-        (_searched([{"a": index} for index in range(8)], [60.0 + index for index in range(8)], [_DIVERGED]), 200),
+        (_searched(_pairs(8), _RISING), None),
+        (_searched([{"a": index / 10} for index in range(8)], _RISING), "the only one"),
+        (_searched(_pairs(3), [60.0, 61.0, 62.0]), "needs 4 measured trials"),
+        (_searched(_pairs(8), [60.0] * 8), "perplexity differs"),
+        (_searched([{"a": 1.0, "b": 2.0}] * 8, _RISING), "there are 0 yet"),
+        (_searched([{"a": index} if index % 2 else {"b": index} for index in range(8)], _RISING), "the only one"),
+        (_searched([{"a": i, **({"b": i} if i % 2 else {})} for i in range(9)], [60.0 + i for i in range(9)]), None),
+        (_searched(_pairs(8), _RISING, [_DIVERGED]), None),
     ],
-    ids=["one", "few", "constant", "same", "apart", "conditional", "diverged"],
+    ids=["two", "one", "few", "constant", "same", "apart", "conditional", "diverged"],
 )
 def test_importance_of_odd_searches_is_drawn_or_missed_for_a_reason(
-    trials: list[Wanted], status: int | None, tmp_path: Path
+    trials: list[Wanted], missing: str | None, tmp_path: Path
 ) -> None:
     root = make_root(tmp_path / "runs", trials, windows=False)
     with TestClient(create_app(root, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
         answer = client.get("/api/v1/sweeps/study/figures/importance")
-        assert answer.status_code == status if status else answer.status_code in (200, 404)
-        if answer.status_code == 200:
-            shares = answer.json()["data"][0]["x"]
-            assert sum(shares) == pytest.approx(1)
+        if missing is None:
+            assert sum(answer.json()["data"][0]["x"]) == pytest.approx(1)
         else:
+            assert answer.status_code == 404
             assert answer.json()["error"].startswith("importance ")
+            assert missing in answer.json()["error"]
 
 
 def test_importance_is_asked_for_by_many_at_once(tmp_path: Path) -> None:

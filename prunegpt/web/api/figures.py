@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import Response
 
@@ -37,6 +38,12 @@ _MOST_CURVES = 16
 _MOST_INTERVALS = 200  # configurations up to which intervals are drawn
 _POINTS = 500  # of a training curve
 _NONE = np.empty(0, dtype=np.int64)
+_TRAIN = ("finetune", "distill", "pretrain")  # kinds of stages whose curves have a length
+_SCALES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "perplexity": lambda values: values,
+    "ce": np.exp,
+    "sparsity": lambda values: 100 * values,
+}
 _FEWEST_IMPORTANT = 4  # trials from which importance says something
 
 
@@ -111,16 +118,19 @@ def _training(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
     perplexity: list[Curve] = []
     sparsity: list[Curve] = []
     wanted = sorted(trials, key=lambda trial: (trial.state != "running", not trial.stages))
+    seen: set[tuple[str, ...]] = set()
     for trial in wanted:
         if len(perplexity) == _MOST_CURVES:
             break
-        if trial.state == "waiting":
+        trained = tuple(stage["key"] for stage in trial.plan.get("stages", ()) if stage["kind"] in _TRAIN)
+        if trial.state == "waiting" or trained in seen:
             continue
-        curves = _curves(dashboard, trial)
-        if len(curves["perplexity"].steps) > 1:
-            perplexity.append(curves["perplexity"])
-            if len(curves["sparsity"].steps) > 1:
-                sparsity.append(curves["sparsity"])
+        made = curves(dashboard, trial)
+        if len(made["perplexity"].steps) > 1:
+            seen.add(trained)
+            perplexity.append(made["perplexity"])
+            if len(made["sparsity"].steps) > 1:
+                sparsity.append(made["sparsity"])
 
     def drawing() -> "Figure":
         from prunegpt.report.figures import training_curves
@@ -130,20 +140,25 @@ def _training(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
     return Drawn(plots.training(perplexity, sparsity), drawing)
 
 
-def _curves(dashboard: Dashboard, trial: TrialResult) -> dict[str, Curve]:
-    """Perplexity and sparsity in percent of a trial, steps counted on through its stages."""
-    found = dashboard.source.store.series(trial.id, lambda _, name: name in ("perplexity", "sparsity"))
+def curves(dashboard: Dashboard, trial: TrialResult) -> dict[str, Curve]:
+    """Curves of a trial, steps counted on through its stages; empty ones where it has none.
+
+    `perplexity` as it was measured, `ce` as the perplexity of the training text that it amounts to, and `sparsity` in
+    percent.
+    """
+    found = dashboard.source.store.series(trial.id, lambda _, name: name in _SCALES)
     last = {stage.index: stage.steps for stage in trial.stages}
     for one in found:
         last[one.stage] = max(last.get(one.stage, 0), int(one.steps.max()))
     made = {}
-    for name, scale in (("perplexity", 1.0), ("sparsity", 100.0)):
+    for name, scaled in _SCALES.items():
         parts = [one for one in found if one.name == name]
         before = [sum(steps for stage, steps in last.items() if stage < one.stage) for one in parts]
         steps = np.concatenate([one.steps + start for one, start in zip(parts, before, strict=True)] or [_NONE])
-        values = np.concatenate([one.values for one in parts] or [np.empty(0)])
+        with np.errstate(over="ignore"):
+            values = scaled(np.concatenate([one.values for one in parts] or [np.empty(0)]))
         finite = np.isfinite(values)
-        steps, values = steps[finite].astype(np.float64), scale * values[finite]
+        steps, values = steps[finite].astype(np.float64), values[finite]
         kept = extremes(values, _POINTS)
         made[name] = Curve(trial.name, tuple(steps[kept].tolist()), tuple(values[kept].tolist()))
     return made
@@ -169,21 +184,28 @@ def _importance(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
 
 
 def _important(trials: list[TrialResult]) -> tuple[list[TrialResult], list[str]]:
-    """The trials and paths that importance is told from: those trials that have all the paths, where there are some."""
+    """The trials and paths that importance is told from: the most trials that have the same searched values."""
     found = _varied(trials)
-    paths = _differing(found)
-    whole = [trial for trial in found if all(path in trial.swept for path in paths)] or found
-    if len(whole) < _FEWEST_IMPORTANT or not _differing(whole):
+    differing = _differing(found)
+    alike: dict[tuple[str, ...], list[TrialResult]] = {}
+    for trial in found:
+        alike.setdefault(tuple(path for path in differing if path in trial.swept), []).append(trial)
+    telling = [some for some in alike.values() if len(some) >= _FEWEST_IMPORTANT and len(_differing(some)) > 1]
+    whole = max(telling or alike.values(), key=len, default=[])
+    paths = _differing(whole)
+    if len(whole) < _FEWEST_IMPORTANT or not paths:
         raise ReportError(
             f"importance needs {_FEWEST_IMPORTANT} measured trials whose searched values differ, "
             f"but there are {len(whole) if paths else 0} yet."
         )
+    if len(paths) == 1:
+        raise ReportError(f"importance needs two searched values to compare, but {paths[0]} is the only one.")
     distinct = {_perplexity(trial) for trial in whole}
     if len(distinct) == 1:
         raise ReportError(
             f"importance needs trials whose perplexity differs, but that of all {len(whole)} is {distinct.pop():.4g}."
         )
-    return whole, _differing(whole)
+    return whole, paths
 
 
 def _varied(trials: list[TrialResult]) -> list[TrialResult]:

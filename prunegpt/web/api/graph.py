@@ -19,6 +19,7 @@ class Node(Answer):
     kind: str
     state: Literal["published", "running", "waiting", "failed", "diverged", "stopped"]
     shared: int = Field(description="trials that have it")
+    cached: bool = Field(description="whether all of them found it computed, by another sweep or an earlier run")
     trials: list[str]
     seconds: float | None
     tokens: int | None
@@ -63,6 +64,7 @@ def made(trials: list[TrialResult]) -> Graph:
                 kind=short.kind,
                 state=short.state,
                 shared=1,
+                cached=short.cached,
                 trials=[trial.name],
                 seconds=record.seconds if record else None,
                 tokens=record.train_tokens if record else None,
@@ -82,10 +84,12 @@ def made(trials: list[TrialResult]) -> Graph:
 def _joined(one: Node, two: Node) -> Node:
     """A stage as two trials know it."""
     first, second = sorted((one, two), key=lambda node: _RANK.index(node.state))
+    published = [node for node in (one, two) if node.state == "published"]
     return first.model_copy(
         update={
             "trials": [*one.trials, *two.trials],
             "shared": one.shared + two.shared,
+            "cached": bool(published) and all(node.cached for node in published),
             "seconds": first.seconds if first.seconds is not None else second.seconds,
             "tokens": first.tokens if first.tokens is not None else second.tokens,
             "perplexity": first.perplexity if first.perplexity is not None else second.perplexity,

@@ -27,7 +27,18 @@ class Best(Answer):
     perplexity: float
 
 
-class SweepShort(Answer):
+class Counts(Answer):
+    """Trials by state."""
+
+    finished: int
+    running: int
+    waiting: int
+    failed: int
+    diverged: int
+    stopped: int
+
+
+class SweepShort(Counts):
     """A sweep in the list of all."""
 
     name: str
@@ -35,12 +46,6 @@ class SweepShort(Answer):
     created: float
     updated: float
     trials: int
-    finished: int
-    running: int
-    waiting: int
-    failed: int
-    diverged: int
-    stopped: int
     best: Best | None
     running_now: bool
 
@@ -56,17 +61,6 @@ class Coordinator(Answer):
     host: str
     since: float
     sweep: str = Field(description="the sweep it runs; empty where it does not say")
-
-
-class Counts(Answer):
-    """Trials by state."""
-
-    finished: int
-    running: int
-    waiting: int
-    failed: int
-    diverged: int
-    stopped: int
 
 
 class SearchShort(Answer):

@@ -130,8 +130,16 @@ def many(count: int) -> list[Wanted]:
     return found
 
 
-def make_root(path: Path, trials: Sequence[Wanted] = (), *, name: str = "study", windows: bool = True) -> Root:
-    """A root with one sweep of these trials; those of `study` where none are given."""
+def make_root(
+    path: Path,
+    trials: Sequence[Wanted] = (),
+    *,
+    name: str = "study",
+    windows: bool = True,
+    cached: bool = False,
+    searches: Sequence[Mapping[str, Any]] = (),
+) -> Root:
+    """A root with one sweep of these trials, or those of `study`; `cached`: all its stages were there before."""
     wanted = list(trials or study())
     root = Root(path)
     plan = SweepPlan(
@@ -140,10 +148,10 @@ def make_root(path: Path, trials: Sequence[Wanted] = (), *, name: str = "study",
         source="sweeps/study.yaml",
         trials=tuple(_plan(name, order, one) for order, one in enumerate(wanted)),
         tables=_tables() if not trials else (),
-        spec={"name": name, "base": {"model": _MODEL.source, "seeds": [42]}, "trials": []},
+        spec={"name": name, "base": {"model": _MODEL.source, "seeds": [42]}, "trials": list(searches)},
     )
     with Store.open(root) as store:
-        done: set[str] = set()
+        done = {stage.key for one in wanted for stage in one.chain if cached}
         for saved, one in zip(store.save_sweep(plan), wanted, strict=True):
             if one.state != "waiting":
                 _run(root, store, saved.id, name, one, done, windows)

@@ -15,7 +15,7 @@ from prunegpt.root import Root
 from prunegpt.web.app import create_app
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 _ARGUMENTS = [
     "--no-sandbox",
@@ -55,6 +55,25 @@ def served(root: Root, *, token: str | None = None, port: int = 0) -> Iterator[s
     finally:
         server.should_exit = True
         thread.join(timeout=_STARTS_WITHIN)
+
+
+def until(page: "Page", holds: str, *, seconds: float = 20.0) -> object:
+    """Waits until JavaScript gives something true; polled from outside, as the content policy forbids `eval`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := page.evaluate(holds):
+            return found
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never came true: {holds}")
+
+
+def settled(page: "Page") -> None:
+    """Waits until nothing in view is on its way."""
+    until(
+        page,
+        "![...document.querySelectorAll('main .loading')].map((one) => one.getBoundingClientRect())"
+        ".some((place) => place.width && place.top < innerHeight && place.bottom > 0)",
+    )
 
 
 @contextmanager

@@ -5,11 +5,12 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 from tests.web.browser import axe
+from tests.web.browser.serving import settled
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -44,11 +45,14 @@ def test_the_start_page_shows_the_sweep(page: "Page", address: str) -> None:
 
 @slow
 @pytest.mark.parametrize("path", PAGES)
-@pytest.mark.parametrize("width", [1440, 390])
-def test_every_page_stands_and_is_no_wider_than_the_window(page: "Page", address: str, path: str, width: int) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+def test_every_page_stands_and_is_no_wider_than_the_window(
+    page: "Page", address: str, path: str, width: int, scheme: Literal["light", "dark"]
+) -> None:
     page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=scheme)
     _open(page, address, path)
-    page.wait_for_timeout(500)
+    settled(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("main .problem[role=alert]").count() == 0
     assert page.locator("h1").count() == 1
@@ -62,7 +66,7 @@ def test_axe_finds_nothing_serious(chromium: "Browser", address: str, path: str,
     context = chromium.new_context(color_scheme=scheme, viewport={"width": 1440, "height": 1000})  # type: ignore[arg-type]
     page = context.new_page()
     _open(page, address, path)
-    page.wait_for_timeout(500)
+    settled(page)
     found = axe.findings(page, file)
     context.close()
     assert found == []

@@ -12,6 +12,7 @@ const GROUPS = [
   { key: "loss", title: "Loss terms", y: "nats a token", test: (name) => /^(loss|ce|kd|hidden|attention|teacher_ce|eval_loss)$/.test(name) || /(^|_)(loss|kd|ce)(\/|$)/.test(name) },
   { key: "sparsity", title: "Sparsity, target and achieved", y: "percent", scale: 100, test: (name) => /^sparsity(_|$)/.test(name) || name === "target_sparsity" },
   { key: "learning_rate", title: "Learning rate", y: "learning rate", test: (name) => name === "learning_rate" },
+  { key: "gradient", title: "Gradient norm", y: "norm", test: (name) => name === "grad_norm" },
   { key: "busy", title: "Processor and GPU in use", y: "percent", test: (name) => /^system\/.*_percent$/.test(name) },
   { key: "memory", title: "Memory in use", y: "MiB", test: (name) => /^system\/.*_mib$/.test(name) },
   { key: "system", title: "System use", y: "", test: (name) => SYSTEM.test(name) },
@@ -47,6 +48,7 @@ export async function fetchCurves(sweep, trial, names, axis, { points = 1000, si
  */
 export function curveFigure(group, lines, axis) {
   const labels = [...new Set(lines.map((line) => line.label))];
+  lines = labels.flatMap((label) => joined(lines.filter((line) => line.label === label)));
   const scale = group.scale ?? 1;
   const over = axis === "time" ? 1 / 60 : 1;
   const seen = new Set();
@@ -64,9 +66,9 @@ export function curveFigure(group, lines, axis) {
       cliponaxis: false,
       x: curve.x.map((x) => (x + (curve.offset ?? 0)) * over),
       y: curve.y.map((y) => (y === null ? null : y * scale)),
-      line: { color: style.color, dash: target ? "dash" : style.dash, width: 1.75, shape: /^sparsity/.test(curve.name) ? "hv" : "linear" },
-      marker: { color: style.color, symbol: style.symbol, size: curve.x.length === 1 ? 9 : 5 },
-      hovertemplate: `%{y:.5~g}<extra>${escapeTemplate(label)}, stage ${curve.stage}</extra>`,
+      line: { color: style.color, dash: target ? "dash" : curve.joined ? "dot" : style.dash, width: curve.joined ? 1.25 : 1.75, shape: /^sparsity/.test(curve.name) ? "hv" : "linear" },
+      marker: { color: style.color, symbol: style.symbol, size: curve.x.length === 1 || curve.joined ? 9 : 5 },
+      hovertemplate: `%{y:.5~g}<extra>${escapeTemplate(label)}${curve.joined ? "" : `, stage ${curve.stage}`}</extra>`,
     };
   });
   const values = data.flatMap((trace) => trace.y).filter((value) => value !== null && value > 0);
@@ -81,6 +83,14 @@ export function curveFigure(group, lines, axis) {
       yaxis: { title: { text: group.y }, type: wide ? "log" : "linear", ...(group.scale ? { rangemode: "tozero" } : {}) },
     },
   };
+}
+
+/** What every stage measured only once becomes one line from stage to stage: single dots would not show where it went. */
+function joined(lines) {
+  const measured = lines.filter(({ curve }) => curve.x.length > 0);
+  if (measured.length < 2 || measured.some(({ curve }) => curve.x.length > 1)) return lines;
+  const [x, y] = [measured.map(({ curve }) => curve.x[0] + (curve.offset ?? 0)), measured.map(({ curve }) => curve.y[0])];
+  return [{ label: measured[0].label, curve: { ...measured[0].curve, x, y, offset: 0, joined: true } }];
 }
 
 function bounds(values) {

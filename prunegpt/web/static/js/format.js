@@ -1,6 +1,9 @@
 // Numbers, times and values as people read them.
 
 export const NONE = "–";
+
+/** Whether a setting says nothing: unset, or a list or mapping of nothing. */
+export const isEmpty = (value) => value === null || value === undefined || (typeof value === "object" && Object.keys(value).length === 0);
 const missing = (value) => value === null || value === undefined || Number.isNaN(value);
 
 /** A perplexity: two decimals while they mean something, four digits above. */

@@ -5,7 +5,7 @@ import * as format from "./format.js";
 import { stateBadge } from "./shell.js";
 import { trialPage } from "./api.js";
 
-const [WIDTH, HEIGHT, BETWEEN, APART] = [176, 50, 72, 12];
+const [WIDTH, HEIGHT, BETWEEN, APART] = [224, 50, 72, 12];
 const LANE = 6; // height of what an edge takes of a column that it passes
 const FOLDED_FROM = 9; // leaves of one parent, kind and state that become one box
 
@@ -63,18 +63,19 @@ function box(node, { x, y }) {
   const states = { published: "published", running: "running", waiting: "waiting", failed: "failed", diverged: "diverged", stopped: "stopped" };
   const many = node.folded ? `${node.folded} × ` : "";
   const shared = node.shared > 1 ? `shared by ${node.shared}` : node.trials.length === 1 ? node.trials[0].split("/").at(-1) : "";
+  const took = node.cached ? "◈ cached" : node.seconds ? format.duration(node.seconds) : "";
   const value = node.perplexity !== null && node.perplexity !== undefined ? format.perplexity(node.perplexity) : node.state === "published" ? "" : node.state;
-  const label = `${many}${node.kind}, ${node.state}${node.shared > 1 ? `, shared by ${node.shared} trials` : ""}${value ? `, ${value}` : ""}`;
+  const label = `${many}${node.kind}, ${node.state}${node.cached ? ", cached" : ""}${node.shared > 1 ? `, shared by ${node.shared} trials` : ""}${value ? `, ${value}` : ""}`;
   return svg(
     "g.node",
     { class: states[node.state] ?? "waiting", transform: `translate(${x} ${y})`, tabindex: 0, role: "button", "aria-label": label, data: { key: node.key } },
     svg("title", {}, label),
     svg("rect.box", { width: WIDTH, height: HEIGHT }),
     svg("rect.mark", { width: 4, height: HEIGHT - 12, x: 6, y: 6, rx: 2 }),
-    svg("text", { x: 18, y: 20 }, clipped(many + (node.folded ? node.kind : (node.label ?? node.kind)), value ? 20 - value.length : 24)),
+    svg("text", { x: 18, y: 20 }, clipped(many + (node.folded ? node.kind : (node.label ?? node.kind)), value ? 28 - value.length : 32)),
     svg("text", { x: WIDTH - 10, y: 20, "text-anchor": "end" }, value),
-    svg("text.faint", { x: 18, y: 38 }, clipped(shared || (node.folded ? "" : format.key(node.key)), node.seconds ? 23 - format.duration(node.seconds).length : 26)),
-    svg("text.faint", { x: WIDTH - 10, y: 38, "text-anchor": "end" }, node.seconds ? format.duration(node.seconds) : ""),
+    svg("text.faint", { x: 18, y: 38 }, clipped(shared || (node.folded ? "" : format.key(node.key)), took ? 31 - took.length : 34)),
+    svg("text.faint", { x: WIDTH - 10, y: 38, "text-anchor": "end" }, took),
   );
 }
 
@@ -99,9 +100,17 @@ function about(node, sweep) {
   return h(
     "div.stack",
     {},
-    h("div.row", {}, h("h3", {}, node.folded ? format.plural(node.folded, `${node.kind} stage`) : node.kind), stateBadge(node.state), !node.folded && h("span.mono.muted", { title: node.key }, format.key(node.key)), node.seconds ? h("span.muted", {}, `computed in ${format.duration(node.seconds)}`) : null, node.shared > 1 && h("span.muted", {}, `computed once, used by ${format.plural(node.shared, "trial")}`)),
+    h("div.row", {}, h("h3", {}, node.folded ? format.plural(node.folded, `${node.kind} stage`) : node.kind), stateBadge(node.state), !node.folded && h("span.mono.muted", { title: node.key }, format.key(node.key)), work(node)),
     h("div.row.small", {}, names.slice(0, most).map((name) => h("a", { href: trialPage(sweep, name) }, name)), names.length > most && h("span.muted", {}, `and ${names.length - most} more`)),
   );
+}
+
+/** How a stage came to be there, and for how many. */
+function work(node) {
+  const used = node.shared > 1 ? `used by ${format.plural(node.shared, "trial")}` : "";
+  const took = node.seconds ? ` in ${format.duration(node.seconds)}` : "";
+  if (node.cached) return [h("span.muted", {}, "found computed, by another sweep or an earlier run"), h("span.muted", {}, used)];
+  return [took && h("span.muted", {}, `computed${took}`), used && h("span.muted", {}, node.state === "published" ? `computed once, ${used}` : used)];
 }
 
 /** Many leaves that differ in nothing one could see become one box, so that a search of thousands stays a picture. */

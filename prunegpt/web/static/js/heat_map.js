@@ -6,6 +6,7 @@ const BLOCK = /(?:^|\.)(\d+)\.(.+)$/;
 // Cividis: even in lightness, and alike for all kinds of colour vision.
 const SCALE = "Cividis";
 const LEAST_RANGE = 5; // percentage points
+const MOST_NUMBERS = 24; // columns up to which the cells say their number
 
 /** A figure of `/layers`, or null where nothing was pruned. */
 export function heatMap({ tensors, steps, values }) {
@@ -53,6 +54,7 @@ function common(template, values) {
     xgap: 1,
     ygap: 1,
     hoverongaps: false,
+    ...(values[0].length <= MOST_NUMBERS ? { texttemplate: "%{z:.1f}" } : {}),
     colorbar: { title: { text: "%", side: "top" }, thickness: 12, outlinewidth: 0, len: 0.95 },
     hovertemplate: template + "<extra></extra>",
   };

@@ -8,7 +8,11 @@ const LIGHT = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
 const DARK = ["#56B4E9", "#E8803A", "#1FBF94", "#DD9CC2", "#E69F00", "#8FB8FF", "#F0E442", "#E3E7EB"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const MARKS = ["circle", "square", "diamond", "triangle-down", "triangle-up", "cross", "x", "star"];
-const ON_DARK = { "#0072b2": "#56B4E9", "#000000": "#E3E7EB", "#d55e00": "#E8803A", "#009e73": "#1FBF94", "#cc79a7": "#DD9CC2", "#666666": "#9BA6B1", "#dddddd": "#2D343B" };
+const ON_DARK = {
+  "#0072b2": "#56B4E9", "#000000": "#E3E7EB", "#d55e00": "#E8803A", "#009e73": "#1FBF94", "#cc79a7": "#DD9CC2", "#666666": "#9BA6B1", "#dddddd": "#2D343B",
+  // shades from best to worst: what stands out on white would be lost here
+  "#00224e": "#FEE838", "#35456c": "#D8C75C", "#666970": "#B0A77A", "#948e77": "#8C8C8C", "#c8b866": "#6F7C9B", "#fee838": "#5A6C9E",
+};
 
 const CONFIG = {
   displaylogo: false,

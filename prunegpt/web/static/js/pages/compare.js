@@ -78,7 +78,8 @@ function summary({ trials }) {
   return sheet("Results", trials, rows, true);
 }
 
-function differences({ trials, differences: found }) {
+function differences({ trials, differences }) {
+  const found = differences.filter(({ values }) => !values.every(format.isEmpty));
   if (!found.length) return [h("h2", {}, "Differences of configuration"), h("div.panel", {}, empty("No differences", "These trials have the same configuration."))];
   const rows = found.map(({ path: at, values }) => h("tr", {}, h("th.mono", { scope: "row" }, at), values.map((value, place) => h("td", { class: place && JSON.stringify(value) === JSON.stringify(values[0]) ? "muted" : "" }, format.value(value)))));
   return sheet("Differences of configuration", trials, rows);

@@ -136,7 +136,7 @@ async function loadResults() {
   const section = byId("results");
   section.hidden = tables.length === 0;
   const head = h("div.section-head", {}, h("h2", { id: "results-title" }, "Results"), h("a", { href: sweepPage(name) + "/tables" }, "Copy or download"));
-  replace(section, head, h("div.grid", {}, tables.map((table) => h("div.panel", {}, insertServerHtml(h("div.body.report"), table.html)))));
+  replace(section, head, h("div.grid.tables", {}, tables.map((table) => h("div.panel", {}, insertServerHtml(h("div.body.report"), table.html)))));
   for (const title of section.querySelectorAll(".report h2")) title.replaceWith(h("h3", {}, title.textContent));
   showSections();
 }
@@ -188,7 +188,7 @@ function buildStages() {
   section.hidden = false;
   const place = h("div.stages-graph.body", { tabindex: 0, role: "region", "aria-label": "Stage graph, scrollable" }, loading());
   const detail = h("div.graph-detail", { hidden: true, role: "status" });
-  const legend = h("div.graph-legend", {}, ["published", "running", "waiting", "failed"].map((state) => stateBadge(state, state === "published" ? "computed" : state)), h("span.solid", {}, "goes on from"), h("span.dash", {}, "teacher"));
+  const legend = h("div.graph-legend", {}, stateBadge("published", "computed"), h("span.found", {}, "cached"), ["running", "waiting", "failed"].map((state) => stateBadge(state)), h("span.solid", {}, "goes on from"), h("span.dash", {}, "teacher"));
   replace(section, h("div.section-head", {}, h("h2", { id: "stages-title" }, "Stages"), legend), h("div.panel", {}, place, detail));
   showSections();
   const show = () =>

@@ -4,14 +4,14 @@ import { address, get, getText, path, sweepPage } from "../api.js";
 import { byId, h, insertServerHtml, replace, throttled } from "../dom.js";
 import { downloads, fetchFigure, fileOf, listFigures, livePanel } from "../figures.js";
 import { follow } from "../live.js";
-import { copyButton, draw, empty, onKey } from "../shell.js";
+import { copyButton, draw, empty, loading, onKey } from "../shell.js";
 
 const name = document.body.dataset.sweep;
 const here = (...more) => path("sweeps", name, ...more);
 const FORMATS = [["md", "Markdown"], ["tex", "LaTeX"], ["csv", "CSV"], ["json", "JSON"], ["html", "HTML"]];
 byId("head").querySelector(".titles").prepend(h("nav.crumbs", { "aria-label": "Where this is" }, h("a", { href: sweepPage(name) }, name)));
-const tablesPlace = h("section");
-const figuresPlace = h("section");
+const tablesPlace = h("section", {}, loading("Loading tables …"));
+const figuresPlace = h("section", {}, loading("Drawing figures …"));
 replace(byId("content"), tablesPlace, figuresPlace);
 
 async function loadTables() {

@@ -245,7 +245,7 @@ function flatten(any, before = "") {
 }
 
 function showConfig() {
-  const changed = new Map(trial.differences.map((one) => [one.path, one]));
+  const changed = new Map(trial.differences.filter((one) => !format.isEmpty(one.base) || !format.isEmpty(one.value)).map((one) => [one.path, one]));
   const rows = new Map(flatten(trial.config));
   for (const one of trial.differences) if (!rows.has(one.path)) rows.set(one.path, one.value);
   const covered = (at) => [...changed.keys()].find((key) => at === key || at.startsWith(key + "."));
