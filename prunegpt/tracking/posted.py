@@ -8,6 +8,8 @@ from prunegpt.planning.fingerprint import digest
 from prunegpt.records import Record, TrialResult
 from prunegpt.root import Root
 
+ENDED = ("finished", "failed", "diverged", "stopped")  # states of a trial whose run is over
+
 
 class Posted(Record):
     """One trial's run at W&B.

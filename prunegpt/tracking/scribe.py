@@ -12,14 +12,13 @@ from prunegpt.spec.tracking import WandbSpec
 from prunegpt.store import Store
 from prunegpt.tracking.client import Server, is_ours
 from prunegpt.tracking.history import rows_of
-from prunegpt.tracking.posted import Posted, posted, run_id
+from prunegpt.tracking.posted import ENDED, Posted, posted, run_id
 from prunegpt.tracking.run_log import RunLog, forget_folder
 from prunegpt.tracking.sheets import log_sheets
 
 _LOOK = 3.0  # seconds between looks at the store
 _LAZY = 10  # a look that takes a second is followed by so many of rest
 _OFFLINE = 300.0  # seconds after a failure in which nothing is sent
-ENDED = ("finished", "failed", "diverged", "stopped")
 _LINES = """
 query RunResumeStatus($project: String, $entity: String, $name: String!) {
   model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyLineCount } }

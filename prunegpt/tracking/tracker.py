@@ -3,16 +3,17 @@
 import json
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from prunegpt.errors import StoreError
 from prunegpt.records import Point
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.events import Event
-from prunegpt.tracking.posted import all_posted
+from prunegpt.tracking.posted import ENDED, all_posted, run_id
 
 _CLOSE = 90.0  # seconds that the scribe gets to send what is left
 _LOG = "scribe.log"
@@ -86,11 +87,15 @@ class ScribeTracker:
         return process
 
     def _told(self) -> str:
-        found = [one for one in all_posted(self._root) if one.sweep == self._plan.name]
-        counts = Counter("sent" if one.sent else "kept" for one in found)
-        waiting = f", {counts['kept']} kept: `prunegpt wandb sync` sends them" if counts["kept"] else ""
+        found = {one.run: one.sent for one in all_posted(self._root) if one.sweep == self._plan.name}
+        with suppress(StoreError), Store.open(self._root, create=False) as store:
+            for result in store.results(self._plan.name):  # nothing may be noted of some, as on a full disk
+                if result.state in ENDED:
+                    found.setdefault(run_id(result), False)
+        sent, kept = sum(found.values()), len(found) - sum(found.values())
+        waiting = f", {kept} kept: `prunegpt wandb sync` sends them" if kept else ""
         reason = next((line for line in reversed(_lines(self._log)) if line.startswith("W&B: ")), "")
-        return f"W&B: {counts['sent']} trials sent{waiting}." + (f" {reason}" if counts["kept"] and reason else "")
+        return f"W&B: {sent} trials sent{waiting}." + (f" {reason}" if kept and reason else "")
 
 
 def open_trackers(plan: SweepPlan, root: Root, store: Store) -> ScribeTracker:

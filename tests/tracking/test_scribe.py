@@ -33,10 +33,10 @@ from prunegpt.tracking.tracker import ScribeTracker
 ONLINE = WandbSpec(mode="online", project="mine")
 
 
-def plan() -> SweepPlan:
+def plan(**more: Any) -> SweepPlan:
     base = {"model": "builtin:tiny-gpt2", "data": {"path": "builtin:text", "block_size": 128}}
     stages = ["finetune", {"prune": {"sparsity": 0.5}}]
-    return plan_data({"name": "small", "base": base, "trials": [{"name": "pruned", "stages": stages}]})
+    return plan_data({"name": "small", "base": base, "trials": [{"name": "pruned", "stages": stages}], **more})
 
 
 def point(stage: int, step: int, name: str, value: float | None, **more: Any) -> Point:
@@ -107,6 +107,7 @@ class Cloud:
         self.rows: dict[str, dict[int, Any]] = {}
         self.ended: dict[str, str] = {}
         self.begun: list[tuple[str, str]] = []
+        self.specs: list[WandbSpec] = []
         self.down = False
         self.refuses = ""
 
@@ -132,6 +133,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Cloud:
             if self.folder:
                 (root.path / self.folder).mkdir(parents=True, exist_ok=True)
             cloud.begun.append((mode, self.id))
+            cloud.specs.append(spec)
 
         def log(self, rows: list[Any]) -> None:
             if self.mode == "online" and not cloud.down:
@@ -298,6 +300,49 @@ def test_a_full_disk_is_told_and_breaks_nothing(root: Root, cloud: Cloud, monkey
     scribe(root, cloud, said).look()
     assert any("No space left on device" in line for line in said)
     assert note_before is None
+
+
+def test_trials_of_which_nothing_could_be_noted_are_sent_later_as_the_spec_says(
+    root: Root, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked = plan(tracking={"wandb": "online", "project": "mine", "group": "ours", "tags": ["a"]})
+    monkeypatch.setattr(sending.Server, "find", lambda: cloud)
+    finish(root)
+    assert list(sending.sync(root, say=lambda _: None)) == []  # it is not tracked
+    with Store.open(root) as store:
+        store.save_sweep(tracked)
+    said: list[str] = []
+    lost = ScribeTracker(tracked, root, command=[sys.executable, "-c", "raise SystemExit(3)"], say=said.append)
+    lost.close()
+    assert said == ["W&B: 0 trials sent, 1 kept: `prunegpt wandb sync` sends them."]
+    assert [done.sent for done in sending.sync(root, say=lambda _: None)] == [True]
+    (spec,) = cloud.specs
+    assert (spec.project, spec.group, spec.tags, spec.mode) == ("mine", "ours", ("a",), "online")
+    assert list(sending.sync(root, say=lambda _: None)) == []
+
+
+def test_what_was_kept_is_sent_to_its_group(root: Root, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracked = plan(tracking={"wandb": "online", "project": "mine", "group": "ours"})
+    with Store.open(root) as store:
+        store.save_sweep(tracked)
+    cloud.refuses = "W&B refused with 500: oops"
+    finish(root)
+    scribe(root, cloud, spec=tracked.tracking.wandb).look()
+    cloud.refuses = ""
+    monkeypatch.setattr(sending.Server, "find", lambda: cloud)
+    assert [done.sent for done in sending.sync(root, say=lambda _: None)] == [True]
+    assert cloud.specs[-1].group == "ours"
+
+
+def test_a_sweep_that_was_removed_keeps_no_other_from_being_sent(
+    root: Root, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(root)
+    scribe(root, cloud, spec=WandbSpec(mode="offline")).look()
+    with Store.open(root) as store:
+        store.remove_sweep("small")
+    monkeypatch.setattr(sending.Server, "find", lambda: cloud)
+    assert list(sending.sync(root, say=lambda _: None)) == []
 
 
 # -- the tracker ------------------------------------------------------------------------------------------------------
