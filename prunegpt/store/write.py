@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
@@ -332,21 +333,32 @@ def _curve(connection: Connection, attempt_id: int, one: Point, chain: Sequence[
 
 
 def _insert(connection: Connection, table: Table) -> Any:
-    dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")  # here: a reader needs neither of them
-    return dialect.insert(table)
+    return _insert_into(connection.dialect.name, table)
 
 
 def _upsert(
-    connection: Connection, table: Table, keys: list[str], replaced: Iterable[str], keep_state: bool = False
+    connection: Connection, table: Table, keys: Iterable[str], replaced: Iterable[str], keep_state: bool = False
 ) -> Executable:
     """INSERT, or replace these columns where the keys are there; `keep_state`: only a changed configuration waits."""
-    statement = _insert(connection, table)
+    return _upsert_into(connection.dialect.name, table, tuple(keys), tuple(replaced), keep_state)
+
+
+@cache
+def _insert_into(dialect: str, table: Table) -> Any:
+    return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)  # here: a reader needs neither of them
+
+
+@cache
+def _upsert_into(
+    dialect: str, table: Table, keys: tuple[str, ...], replaced: tuple[str, ...], keep_state: bool
+) -> Executable:
+    statement = _insert_into(dialect, table)
     new: dict[str, Any] = {name: statement.excluded[name] for name in replaced}
     if keep_state:
         excluded = statement.excluded
         same = (table.c.key == excluded.key) & (table.c.evaluation_key == excluded.evaluation_key)
         new["state"] = case((same, table.c.state), else_=excluded.state)
-    return cast(Executable, statement.on_conflict_do_update(index_elements=keys, set_=new))
+    return cast(Executable, statement.on_conflict_do_update(index_elements=list(keys), set_=new))
 
 
 def _json(value: Any) -> str:

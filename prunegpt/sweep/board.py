@@ -7,6 +7,7 @@ ends.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from prunegpt.root import Root
@@ -40,7 +41,7 @@ class Published:
 
     def __init__(self, root: Root) -> None:
         self._root = root
-        self._seen: set[Unit] = set()
+        self._seen: dict[Unit, None] = {}  # in the order they were found in
 
     def seen(self, unit: Unit) -> bool:
         """Whether it was found published before; does not look."""
@@ -48,15 +49,18 @@ class Published:
 
     def look(self, unit: Unit) -> bool:
         """Whether it is published now."""
-        if unit in self._seen:
-            return True
+        if unit not in self._seen and self._is_there(unit):
+            self._seen[unit] = None
+        return unit in self._seen
+
+    def _is_there(self, unit: Unit) -> bool:
         if unit.evaluation is None:
-            found = self._root.is_published(unit.stage)
-        else:
-            found = self._root.is_measured(unit.stage, unit.evaluation)
-        if found:
-            self._seen.add(unit)
-        return found
+            return self._root.is_published(unit.stage)
+        return self._root.is_measured(unit.stage, unit.evaluation)
+
+    def since(self, count: int) -> list[Unit]:
+        """What was found published after the first so many units were."""
+        return list(islice(self._seen, count, None)) if count < len(self._seen) else []
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Board:
         self._order = {name_of(trial): index for index, trial in enumerate(trials)}
         self._units = {name_of(trial): units_of(trial) for trial in trials}
         self._reached = dict.fromkeys(self._units, 0)  # units of a trial that are known to be done
+        self._at: dict[Unit | None, list[str]] = {}  # trials by the unit they were at when last asked; None: at the end
+        self._heard = 0  # of what was found published
         self.waiting = {name_of(trial): trial for trial in trials}
         self.running: dict[str, TrialPlan] = {}
         self._diverged: dict[Unit, TrialPlan] = {}
@@ -89,6 +95,8 @@ class Board:
         self._known: list[TrialPlan] = []
         for trial in [*trials, *others]:
             self._know(trial)
+        for name in self._units:
+            self._place(name)
         self.look()
 
     def add(self, trial: TrialPlan) -> None:
@@ -98,6 +106,7 @@ class Board:
             return
         self._order.setdefault(name, len(self._order))
         self._units[name], self._reached[name] = units_of(trial), 0
+        self._place(name)
         for need in trial.needs:
             if need not in self._producers:
                 self._producers[need] = [one for one in self._known if any(stage.key == need for stage in one.stages)]
@@ -135,16 +144,32 @@ class Board:
         done = self._published.look if look else self._published.seen
         while reached < len(units) and done(units[reached]):
             reached += 1
-        self._reached[name] = reached
+        if reached > self._reached[name]:
+            self._reached[name] = reached
+            self._place(name)
         return units[reached] if reached < len(units) else None
+
+    def _place(self, name: str) -> None:
+        units, reached = self._units[name], self._reached[name]
+        self._at.setdefault(units[reached] if reached < len(units) else None, []).append(name)
 
     def done(self, name: str) -> int:
         """How many units of a trial were known to be done when last asked."""
         return self._reached[name]
 
     def complete(self) -> list[TrialPlan]:
-        """Waiting trials that have nothing left to do."""
-        return [trial for name, trial in self.waiting.items() if self.current(name) is None]
+        """Waiting trials that have nothing left to do; asks those whose unit was published since the last time."""
+        while news := self._published.since(self._heard):
+            self._heard += len(news)
+            for unit in news:
+                for name in self._at.pop(unit, ()):
+                    self.current(name)
+        done = [name for name in self._at.pop(None, ()) if self._reached[name] == len(self._units[name])]
+        self._at[None] = [name for name in dict.fromkeys(done) if name in self.waiting or name in self.running]
+        return sorted(
+            (self.waiting[name] for name in self._at[None] if name in self.waiting),
+            key=lambda trial: self._order[name_of(trial)],
+        )
 
     def next(self) -> TrialPlan | None:
         """The first waiting trial that may start.
