@@ -1,9 +1,12 @@
 """Opening a database: SQLite in a root, or PostgreSQL by URL."""
 
+import os
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -12,6 +15,7 @@ from prunegpt.root import Root
 
 _BUSY = 30.0  # seconds that a connection waits for another one's lock
 _WRITES = "prunegpt_writes"
+_FROZEN = "prunegpt_frozen"
 
 
 def open_engine(where: Root | str, create: bool) -> Engine:
@@ -19,10 +23,11 @@ def open_engine(where: Root | str, create: bool) -> Engine:
 
     Args:
         where: a root (SQLite inside it), or a URL such as postgresql://user@host/name.
-        create: a SQLite file that is not there is made; without it, that is an error.
+        create: a SQLite file that is not there is made; without it, that is an error. Without it too, one in a folder
+            that cannot be written is opened for looking only.
 
     Raises:
-        StoreError: the URL is none, its database is of another kind, or the file is not there.
+        StoreError: the URL is none, its database is of another kind, or the file is not there or cannot be written.
         MissingPackageError: PostgreSQL's driver is not installed.
     """
     url = _url(where)
@@ -47,6 +52,11 @@ def writer(engine: Engine) -> Engine:
     return engine.execution_options(**{_WRITES: True})
 
 
+def frozen(engine: Engine) -> bool:
+    """Whether a database can only be looked at, because nothing can be written where it lies."""
+    return bool(engine.get_execution_options().get(_FROZEN, False))
+
+
 def _url(where: Root | str) -> URL:
     if isinstance(where, Root):
         return URL.create("sqlite", database=str(where.database))
@@ -69,19 +79,72 @@ def _sqlite(url: URL, create: bool) -> Engine:
             f"nothing has run under {file.parent}: it holds no {file.name}. "
             f"Start with `prunegpt sweep run SPEC`, or name another folder with --root or PRUNEGPT_ROOT."
         )
-    engine = create_engine(url, connect_args={"timeout": _BUSY})
+    if os.access(file.parent, os.W_OK):
+        engine = create_engine(url, connect_args={"timeout": _BUSY})
+    elif create:
+        raise StoreError(
+            f"a root must be writable for what you want, but {file.parent} is read-only here. "
+            f"Use another --root, copy this one, or ask for the right to write there; looking works without."
+        )
+    else:
+        engine = _for_looking(url, file)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions begin where we say, see `begin`
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+        if not frozen(engine):
+            _choose_journal(connection)
+        for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get(_WRITES, False)
+        if writes and frozen(engine):
+            raise StoreError(
+                f"the database must be writable for what you want, but {file.parent} is read-only here. "
+                f"Copy the folder to where it can be written, or ask for the right to write there."
+            )
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _choose_journal(connection: Any) -> None:
+    """Written ahead, so that readers and the writer do not wait for each other; where that cannot be, a rollback file.
+
+    It takes memory that processes share, which network file systems do not have. SQLite then makes a new database the
+    other way by itself, but must be told to with one that comes from elsewhere.
+    """
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+            raise
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        with suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode=DELETE")
+        connection.execute("PRAGMA locking_mode=NORMAL")
+        connection.execute("SELECT count(*) FROM sqlite_master")  # the first error again, where that was no help
+
+
+def _for_looking(url: URL, file: Path) -> Engine:
+    """An engine for a file in a folder that cannot be written.
+
+    SQLite wants to make files beside a database with a write-ahead log even to read it, unless it is told that nobody
+    writes. Somebody elsewhere may, so how to open it is decided anew for each look, and no connection is kept.
+    """
+    log, shared = (file.with_name(file.name + ending) for ending in ("-wal", "-shm"))
+
+    def connect() -> Any:
+        filled = log.exists() and log.stat().st_size > 0
+        if filled and not shared.exists():
+            raise StoreError(
+                f"a database can be read where nothing can be written once its write-ahead log is merged, but "
+                f"{log} is not: whoever wrote it was killed, or the folder was copied meanwhile. "
+                f"Copy the folder to where it can be written, and look there."
+            )
+        how = "mode=ro" if filled else "immutable=1"
+        return sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, timeout=_BUSY, check_same_thread=False)
+
+    return create_engine(url, creator=connect, poolclass=NullPool, execution_options={_FROZEN: True})

@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from prunegpt import __version__
 from prunegpt.errors import StoreError
-from prunegpt.store.engine import writer
+from prunegpt.store.engine import frozen, writer
 from prunegpt.store.schema import REVISIONS
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -24,7 +24,7 @@ def prepare(engine: Engine, revisions: Sequence[str] = REVISIONS, versions: Sequ
         versions: folders with further migrations, beside those of this package.
 
     Raises:
-        StoreError: the schema is newer than the last one known here.
+        StoreError: the schema is newer than the last one known here, or older and nothing can be written.
     """
     with engine.connect() as connection:
         found = current(connection)
@@ -34,6 +34,11 @@ def prepare(engine: Engine, revisions: Sequence[str] = REVISIONS, versions: Sequ
         raise StoreError(
             f"this PruneGPT ({__version__}) knows schemas up to {revisions[-1]}, but {engine.url.database} "
             f"has {found}. Install the newer PruneGPT that wrote it, or use another --root."
+        )
+    if frozen(engine):
+        raise StoreError(
+            f"a database must have the schema {revisions[-1]} to be read, but {engine.url.database} has {found}, and "
+            f"is read-only here. Copy its folder to where it can be written, and look there: it is updated by itself."
         )
     with writer(engine).begin() as connection:
         if connection.dialect.name == "postgresql":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, func, select, text
 
+from prunegpt.store.engine import frozen
 from prunegpt.store.schema import attempt, attempt_stage, curve, note, point, sweep, trial
 
 
@@ -41,14 +42,20 @@ class Marks:
 
 
 class Watch:
-    """Follows a database over one connection of its own."""
+    """Follows a database over one connection of its own; over a new one for each look where nothing can be written."""
 
     def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._frozen = frozen(engine)
         self._connection = engine.connect()
         self._version: int | None = None
 
     def look(self) -> Marks | None:
         """What there is now; None where nothing has been written since the last look."""
+        if self._frozen:
+            self._connection.close()
+            self._connection = self._engine.connect()
+            self._version = None
         with self._connection.begin():
             now = _version(self._connection)
             if now is not None and now == self._version:
