@@ -94,8 +94,17 @@ class ScribeTracker:
                     found.setdefault(run_id(result), False)
         sent, kept = sum(found.values()), len(found) - sum(found.values())
         waiting = f", {kept} kept: `prunegpt wandb sync` sends them" if kept else ""
-        reason = next((line for line in reversed(_lines(self._log)) if line.startswith("W&B: ")), "")
+        reason = next((line for line in reversed(_lines(self._log)) if line.startswith("W&B: ")), self._unwritten())
         return f"W&B: {sent} trials sent{waiting}." + (f" {reason}" if kept and reason else "")
+
+    def _unwritten(self) -> str:
+        """Why the scribe could not even say what was wrong."""
+        try:
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write("\n")
+        except OSError as error:
+            return f"W&B: {self._log} cannot be written: {error.strerror or error}"
+        return ""
 
 
 def open_trackers(plan: SweepPlan, root: Root, store: Store) -> ScribeTracker:
