@@ -74,6 +74,7 @@ class StageRecord(Record):
     versions: Mapping[str, str] = Field(default_factory=dict)
     device: str = ""
     devices: int = 1  # that computed it together
+    threads: int = 0  # of the processor, in each process that computed it; 0: it is not known
 
 
 def chain_metrics(stages: Sequence[StageRecord]) -> dict[str, float | None]:

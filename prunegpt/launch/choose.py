@@ -7,7 +7,7 @@ from prunegpt.launch.base import Launcher
 from prunegpt.launch.job import TRIAL
 from prunegpt.registry import LAUNCHERS
 from prunegpt.root import Root
-from prunegpt.spec.execution import LauncherSpec, RayOptions, SlurmOptions
+from prunegpt.spec.execution import LauncherSpec, LocalOptions, RayOptions, SlurmOptions
 
 
 def open_launcher(spec: LauncherSpec, root: Root, *, slots: int | None = None) -> Launcher:
@@ -60,7 +60,9 @@ def _local(spec: LauncherSpec, root: Root, slots: int | None) -> Launcher:
         )
     count = slots or most or len(devices) * spec.slots_per_gpu or 1
     shown = [""] if spec.gpus == 0 else devices[: count * max(needed, 1)]  # none at all hides those of the machine
-    return LocalLauncher(root, count, devices=shown, command=together(WORKER, spec.ranks))
+    options = spec.parsed()
+    assert isinstance(options, LocalOptions)
+    return LocalLauncher(root, count, devices=shown, command=together(WORKER, spec.ranks), threads=options.threads)
 
 
 def _slurm(spec: LauncherSpec, root: Root, slots: int | None) -> Launcher:

@@ -49,6 +49,7 @@ class LocalLauncher:
         slots: attempts at a time. Processor threads and CUDA devices are shared out between them.
         command: what a worker runs.
         devices: CUDA devices; those of CUDA_VISIBLE_DEVICES, or all of the machine, where not given.
+        threads: processor threads of one attempt; an equal share where not given.
     """
 
     queues = False  # an attempt begins at once, see `base.queues`
@@ -60,13 +61,14 @@ class LocalLauncher:
         *,
         command: Sequence[str] = WORKER,
         devices: Sequence[str] | None = None,
+        threads: int | None = None,
     ) -> None:
         if slots < 1:
             raise LaunchError(f"a launcher needs at least 1 slot, but got {slots}.")
         self._command = tuple(command)
         self._logs = root.path / "launch"
         found = cuda_devices() if devices is None else list(devices)
-        self._slots = [_Slot(index, slot_environment(index, slots, found)) for index in range(slots)]
+        self._slots = [_Slot(index, slot_environment(index, slots, found, threads)) for index in range(slots)]
         self._ended: dict[str, Exited] = {}
         self._count = 0
 
@@ -175,15 +177,20 @@ def cuda_devices() -> list[str]:
     return [str(index) for index in range(len(list(cards.iterdir())))] if cards.is_dir() else []
 
 
-def slot_environment(index: int, slots: int, devices: Sequence[str]) -> dict[str, str]:
+def slot_environment(index: int, slots: int, devices: Sequence[str], threads: int | None = None) -> dict[str, str]:
     """The environment of one slot of several: its share of the processors and of the CUDA devices.
 
     Threads that wait for each other sleep instead of spinning, so that whatever else runs on the machine does not slow
     a trial down several times. With more devices than slots each slot gets several; with fewer, slots share one. A
     single slot gets everything, and what the user has set stays.
+
+    Args:
+        threads: processor threads of each slot, whatever else is set.
     """
     environment = {_WAITING: "PASSIVE", **os.environ}
-    if slots > 1 and _THREADS not in environment:
+    if threads is not None:
+        environment[_THREADS] = str(threads)
+    elif slots > 1 and _THREADS not in environment:
         environment[_THREADS] = str(max(1, _processors() // slots))
     if devices:
         own = list(devices[index::slots]) if len(devices) >= slots else [devices[index % len(devices)]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prunegpt.records import TrialResult
+from prunegpt.records import StageRecord, TrialResult
 
 _NAMED = ("prunegpt", "torch", "transformers")  # packages whose version a line names
 _KEY_SHOWN = 12  # digits of an evaluation key
@@ -21,6 +21,7 @@ class Provenance:
     protocols: tuple[str, ...]
     evaluations: tuple[str, ...]  # keys: text, tokeniser and windowing, hashed
     devices: tuple[str, ...]
+    threads: tuple[int, ...]  # of the processor, with which stages were computed on it
     newest: float | None  # when the last trial ended, in seconds since the epoch
     trials: int
     commit: str | None = None  # of the spec
@@ -43,6 +44,8 @@ class Provenance:
             parts.append(f"protocol {', '.join(self.protocols)}")
         if self.evaluations:
             parts.append(f"evaluation {', '.join(key[:_KEY_SHOWN] for key in self.evaluations)}")
+        if len(self.threads) > 1:
+            parts.append(f"computed with {' and '.join(map(str, self.threads))} processor threads")
         if self.date:
             parts.append(f"newest result {self.date}")
         return "; ".join(parts)
@@ -63,10 +66,15 @@ def gather(results: Sequence[TrialResult], *, commit: str | None = None) -> Prov
         protocols=_unique(evaluation.protocol for evaluation in evaluations),
         evaluations=_unique(evaluation.key for evaluation in evaluations),
         devices=_unique(stage.device for trial in results for stage in trial.stages if stage.device),
+        threads=tuple(sorted({one.threads for trial in results for one in trial.stages if _on_processor(one)})),
         newest=max(ended, default=None),
         trials=len({trial.id for trial in results}),
         commit=commit,
     )
+
+
+def _on_processor(stage: StageRecord) -> bool:
+    return stage.device == "cpu" and stage.threads > 0
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -65,7 +65,14 @@ class FailureSpec(Part):
 
 
 class LocalOptions(Part):
-    """Options of the launcher `local`: none."""
+    """Options of the launcher `local`."""
+
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="processor threads of one trial; OMP_NUM_THREADS, or a slot's share of the processors, where not "
+        "given. What is trained on a processor agrees to the bit only between equal numbers",
+    )
 
 
 class SlurmOptions(Part):

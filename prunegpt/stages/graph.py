@@ -152,6 +152,7 @@ class Chain:
             versions=versions(),
             device=device_name(device),
             devices=ranks.count() if plan.kind in _TRAINED else 1,
+            threads=torch.get_num_threads(),
         )
 
     def _measure(self, index: int, plan: StagePlan, state: State, ruler: Ruler) -> None:

@@ -62,7 +62,7 @@ def test_a_word_names_a_launcher() -> None:
         ({"kind": "slurm", "options": {"mem": "lots"}}, "option 'mem' of launcher slurm"),
         ({"kind": "ray", "options": {"cpus": 0}}, "option 'cpus' of launcher ray: .*greater than 0, but got 0"),
         ({"kind": "ray", "options": {"partition": "a"}}, "unknown option of launcher ray 'partition'. Valid: "),
-        ({"kind": "local", "options": {"cpus": 1}}, "unknown option of launcher local 'cpus'. Valid: none"),
+        ({"kind": "local", "options": {"cpus": 1}}, "unknown option of launcher local 'cpus'. Valid: threads"),
     ],
 )
 def test_wrong_options_are_refused_when_the_spec_is_read(fields: dict[str, Any], message: str) -> None:

@@ -121,6 +121,7 @@ def test_slots_share_processors_and_devices(monkeypatch: pytest.MonkeyPatch) -> 
     assert "OMP_NUM_THREADS" not in slot_environment(0, 1, [])
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert slot_environment(0, 2, [])["OMP_NUM_THREADS"] == "7"
+    assert slot_environment(0, 2, [], 3)["OMP_NUM_THREADS"] == "3"
 
 
 def test_devices_are_those_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:

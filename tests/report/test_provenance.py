@@ -1,6 +1,7 @@
 import subprocess
 from pathlib import Path
 
+from prunegpt.records import TrialResult
 from prunegpt.report.provenance import gather, spec_commit
 from tests.report.made import evaluation, make_trial
 
@@ -29,6 +30,21 @@ def test_the_line_is_made_from_the_records() -> None:
 
 def test_no_results_are_said_so() -> None:
     assert gather([]).line == "no results"
+
+
+def test_numbers_of_threads_are_told_where_they_differ() -> None:
+    first, second = make_trial("a"), make_trial("b")
+
+    def computed(trial: TrialResult, threads: int, device: str = "cpu") -> TrialResult:
+        stages = [stage.model_copy(update={"threads": threads, "device": device}) for stage in trial.stages]
+        return trial.model_copy(update={"stages": tuple(stages)})
+
+    assert "threads" not in gather([first, second]).line  # of earlier versions: it is not known
+    assert "threads" not in gather([computed(first, 2), computed(second, 2)]).line
+    assert "threads" not in gather([computed(first, 2), computed(second, 1, "NVIDIA A100")]).line
+    found = gather([computed(first, 2), computed(second, 1)])
+    assert found.threads == (1, 2)
+    assert "computed with 1 and 2 processor threads" in found.line
     assert gather([]).date is None
 
 
