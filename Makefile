@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: help setup quickstart test test-all check format bench tables clean
+.PHONY: help setup quickstart test test-all check format bench lock audit tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,12 @@ bench: $(STAMP) ## measure against the alternatives, about 15 minutes; the table
 
 soak: $(STAMP) ## 20 minutes of small trials with the dashboard open: memory and file handles must stay flat
 	$(BIN)/python -m tests.robust.soak --seconds 1200 --real
+
+lock: $(STAMP) ## write down what is installed and was tested: .ci/requirements.lock
+	$(BIN)/python -m tests.robust.lock
+
+audit: $(STAMP) ## known holes in what was tested, asked of the package index; exit status 3 where it cannot be reached
+	$(BIN)/python -m tests.robust.audit
 
 screenshots: $(STAMP) ## pictures of the dashboard on the quickstart's results, for the README (needs Chromium)
 	$(BIN)/python -m tests.web.screenshots runs tests/web/pictures
