@@ -201,6 +201,7 @@ def test_compare_shows_differences_tests_and_curves(page: "Page", address: str) 
     assert "Paired tests" in text
     assert "< 0.001" in text
     assert "stages.2.distill.hardness" in text
+    assert "stages.2.distill.options" not in text  # nothing here, and not there in the others
     page.click("button[aria-label='take out study/finetuned']")
     page.wait_for_selector(".compare-table")
     assert page.locator(".compare-table >> nth=0").locator("thead a").all_inner_texts() == [

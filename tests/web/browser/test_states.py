@@ -7,7 +7,7 @@ import pytest
 from prunegpt.records import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
-from tests.web.browser.made import TOKENS, Wanted, load, make_root
+from tests.web.browser.made import TOKENS, Wanted, load, make_root, prune
 from tests.web.browser.serving import served
 
 if TYPE_CHECKING:
@@ -130,6 +130,28 @@ def test_a_trial_shows_what_it_takes_of_the_machine(page: "Page", tmp_path: "Pat
             ".filter((trace) => trace.name.startsWith('system/')).map((trace) => [trace.name, trace.y.at(-1)]))"
         )
         assert drawn == {f"system/{name}": 40.0 + 59 * (place + 1) for place, name in enumerate(names)}
+        page.goto("about:blank")
+
+
+def test_what_each_stage_measured_once_makes_one_line(page: "Page", tmp_path: "Path") -> None:
+    base = load()
+    root = make_root(tmp_path / "runs", [Wanted("once", (base, prune(base, "0ce", sparsity=0.5)), 70.0, 0.5)])
+    with Store.open(root) as store:
+        trial = store.result("study/once")
+        store.add_points(
+            store.attempts(trial.id)[-1].id,
+            (
+                Point(stage=stage, step=step, epoch=0.0, name="perplexity", value=value, time=1e9 + step, tokens=step)
+                for stage, step, value in ((0, 100, 60.0), (1, 40, 70.0))
+            ),
+        )
+    with served(root) as address:
+        page.goto(f"{address}/trials/study/once")
+        page.wait_for_selector(".js-plotly-plot .main-svg")
+        traces = page.evaluate(
+            "[...document.querySelector('.js-plotly-plot').data].map(({ x, y, mode }) => ({ x, y, mode }))"
+        )
+        assert traces == [{"x": [100, 140], "y": [60, 70], "mode": "lines+markers"}]
         page.goto("about:blank")
 
 

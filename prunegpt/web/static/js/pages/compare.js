@@ -81,9 +81,12 @@ function summary({ trials }) {
 function differences({ trials, differences }) {
   const found = differences.filter(({ values }) => !values.every(format.isEmpty));
   if (!found.length) return [h("h2", {}, "Differences of configuration"), h("div.panel", {}, empty("No differences", "These trials have the same configuration."))];
-  const rows = found.map(({ path: at, values }) => h("tr", {}, h("th.mono", { scope: "row" }, at), values.map((value, place) => h("td", { class: place && JSON.stringify(value) === JSON.stringify(values[0]) ? "muted" : "" }, format.value(value)))));
+  const rows = found.map(({ path: at, values }) => h("tr", {}, h("th.mono", { scope: "row" }, parted(at)), values.map((value, place) => h("td", { class: place && JSON.stringify(value) === JSON.stringify(values[0]) ? "muted" : "" }, format.value(value)))));
   return sheet("Differences of configuration", trials, rows);
 }
+
+/** A path that may break after its dots. */
+const parted = (at) => at.split(/(?<=\.)/).flatMap((part, index) => [index > 0 && h("wbr"), part]);
 
 function sheet(title, trials, rows, removable = false) {
   const head = h("tr", {}, h("th", { scope: "col" }, h("span.visually-hidden", {}, title)), heads(trials, removable));

@@ -45,7 +45,7 @@ function showHead() {
         "div.titles",
         {},
         h("h1", {}, sweep.title || name),
-        h("div.meta", {}, stateBadge(...words), h("span.mono", {}, name), sweep.source && h("span.mono", {}, sweep.source), from && h("span", {}, from)),
+        h("div.meta", {}, stateBadge(...words), h("span.mono", {}, name), sweep.source && h("span.mono", { title: sweep.source }, sweep.source.split("/").slice(-2).join("/")), from && h("span", {}, from)),
       ),
       h(
         "div.actions",

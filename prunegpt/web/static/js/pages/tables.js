@@ -61,6 +61,7 @@ const again = throttled(3000, () => {
   void draw(tablesPlace, loadTables);
   void draw(figuresPlace, loadFigures);
 });
+const since = await get(here()).then((sweep) => sweep.revision, () => null);
 await Promise.all([draw(tablesPlace, loadTables), draw(figuresPlace, loadFigures)]);
 const ended = (row) => row.state !== "waiting" && row.state !== "running";
-follow(name, { sweep: (event) => (event.more || event.changed.some(ended)) && again(), reload: again });
+follow(name, { sweep: (event) => (event.more || event.changed.some(ended)) && again(), reload: again }, { since });
