@@ -35,7 +35,7 @@ def table(
 ) -> None:
     """Print the tables of a sweep, or put them into a file between its markers.
 
-    A file takes them between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
+    A sweep that declares none has one of all its trials. A file takes tables between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
     """
     from prunegpt.registry import RENDERERS
     from prunegpt.report.archive import read_archive
@@ -99,12 +99,13 @@ def _stored(name: str, root: "Root", declared: "Sequence[TableSpec] | None") -> 
 
 
 def tables_of(found: "Archive") -> "list[Table]":
-    """The tables that stored results make."""
+    """The tables that stored results make; one of all trials where none is declared."""
     from prunegpt.report.tables import build_table
+    from prunegpt.report.usual import usual_table
 
     return [
         build_table(table, found.results, found.windows, sweep=found.sweep, commit=found.commit)
-        for table in found.tables
+        for table in found.tables or (usual_table(found.sweep, found.results),)
     ]
 
 

@@ -15,6 +15,7 @@ from prunegpt.spec.columns import CONFIG
 NOT_APPLICABLE = "N/A"
 TOLERATED = 0.5  # points between the sparsity asked for and measured
 _STARTS = ("load", "pretrain")
+_MOST_ASKED = 50  # trials whose paths are offered where a path is not found
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
         return COLUMNS[name]
     path = name.removeprefix(CONFIG)
     if trials and all(value_at(trial, path) is MISSING for trial in trials):
-        valid = dict.fromkeys(valid for trial in trials for valid in paths(resolved(trial)))
+        valid = dict.fromkeys(valid for trial in trials[:_MOST_ASKED] for valid in paths(resolved(trial)))
         raise UnknownPartError(unknown("config path", path, valid))
 
     def value(trial: TrialResult) -> Value:

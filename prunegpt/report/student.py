@@ -1,6 +1,7 @@
 """Student's t distribution, for few windows and few seeds."""
 
 import math
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -32,6 +33,7 @@ def two_sided(t: float, freedom: float) -> float:
     return min(1.0, tail / math.exp(log_whole))
 
 
+@cache
 def quantile(level: float, freedom: float) -> float:
     """The t that |T| stays below with probability `level`: 0.95 gives 1.96 for many degrees of freedom."""
     low, high = 0.0, NormalDist().inv_cdf(0.5 + level / 2) + 1.0
