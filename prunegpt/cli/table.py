@@ -35,7 +35,9 @@ def table(
 ) -> None:
     """Print the tables of a sweep, or put them into a file between its markers.
 
-    A sweep that declares none has one of all its trials. A file takes tables between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
+    A sweep that declares none has one of all its trials.
+
+    A file takes them between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
     """
     from prunegpt.registry import RENDERERS
     from prunegpt.report.archive import read_archive
