@@ -221,8 +221,8 @@ def _width(curve: _Curve, trial: TrialPlan, point: Point) -> int | None:
     """Tokens of a bucket: a twentieth of this trial's training; None where that is not known yet."""
     if point.name == _TOTAL_STEPS and point.value:
         curve.steps[point.stage] = int(point.value)
-    planned = [train_tokens(stage, _blocks(stage)) for stage in trial.stages]
-    if None in planned and point.stage in curve.steps and point.step > 0 and point.tokens > 0:
+    planned = [train_tokens(stage, _blocks(stage)) for stage in trial.stages]  # 0 of a source, however it was made
+    if planned[point.stage] is None and point.stage in curve.steps and point.step > 0 and point.tokens > 0:
         planned[point.stage] = point.tokens * curve.steps[point.stage] // point.step
         planned = [count or 0 for count in planned]
     if None in planned or not any(planned):

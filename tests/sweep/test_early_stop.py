@@ -203,6 +203,15 @@ def test_the_width_of_a_bucket_is_a_twentieth_of_the_first_trials_training() -> 
     assert stopper.every == 40 * 2 * 8 // 20
 
 
+def test_what_a_source_was_trained_on_does_not_widen_the_buckets() -> None:
+    stopper = CurveStopper(EarlyStopSpec(), "words", ())
+    (first,) = trials(1)
+    for stage, steps in ((0, 5000.0), (1, 200.0)):
+        stopper.observe(first, [Point(stage=stage, step=0, epoch=0.0, name="total_steps", value=steps, time=0.0)])
+        stopper.observe(first, [point(160, 9.0, name="loss", stage=stage)])
+        assert stopper.every == (None if stage == 0 else 100)
+
+
 # -- history -----------------------------------------------------------------------------------------------------
 
 
