@@ -57,7 +57,7 @@ def trial_of(planner: Planner, arguments: Mapping[str, Any], root: Root) -> Tria
         searched = {path: value for path, value in values.items() if path in search.spec.space}
         if searched:
             return _suggested(planner, search, searched, root)
-    found = [trial for trial in own if _means(trial, values)]
+    found = [trial for trial in own if _means(trial, values, named=trial.name == arguments.get(TRIAL))]
     if len(found) == 1:
         return found[0]
     wanted = ", ".join(f"{path}={value}" for path, value in values.items())
@@ -79,10 +79,11 @@ def flat(arguments: Mapping[str, Any], known: set[str], prefix: str = "") -> dic
     return found
 
 
-def _means(trial: TrialPlan, values: Mapping[str, Any]) -> bool:
+def _means(trial: TrialPlan, values: Mapping[str, Any], *, named: bool) -> bool:
+    """Whether no value contradicts a trial, and all that it varies is said: one by one, or by its full name."""
     told = {**trial.swept, **({} if SEED in trial.swept else {SEED: trial.seed})}
     return all(canonical(told[path]) == canonical(value) for path, value in values.items() if path in told) and all(
-        path in values for path in trial.swept
+        named or path in values for path in trial.swept
     )
 
 

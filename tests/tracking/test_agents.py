@@ -78,6 +78,35 @@ def test_trials_by_name() -> None:
         trial_of(made, {"trial": "prunde"}, Root(Path("nowhere")))
 
 
+def test_varied_trials_that_are_listed_by_name(tmp_path: Path) -> None:
+    vary = {"stages.1.prune.sparsity": [0.3, 0.5]}
+    made = planner({"name": "dense"}, {"name": "pruned", "stages": STAGES, "vary": vary, "seeds": [1, 2]})
+    given = points(made.plan)
+    names = [trial_of(made, one, Root(tmp_path)).name for one in given]
+    assert names == [one["trial"] for one in given]
+    assert sorted(names) == sorted(trial.name for trial in made.plan.trials)
+    assert len(names) == 5
+    with pytest.raises(SpecError, match=r"sparsity=0\.9 means 0 of the 1"):
+        trial_of(made, {**given[-1], "stages.1": {"prune": {"sparsity": 0.9}}}, Root(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "spec", sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_points_of_each_kept_spec_are_its_trials(spec: Path, tmp_path: Path) -> None:
+    try:
+        made = Planner(spec)
+        given = points(made.plan)
+    except SpecError as error:
+        pytest.skip(f"W&B has nothing like it, or what it names is not here: {str(error).splitlines()[-1]}")
+    if made.plan.searches:
+        pytest.skip("a search has no fixed points")
+    found = [trial_of(made, one, Root(tmp_path)).name for one in given]
+    own = [trial.name for trial in made.plan.trials if trial.sweep == made.plan.name and not trial.implicit]
+    assert own
+    assert sorted(found) == sorted(own)
+
+
 def test_a_search_gives_each_new_point_a_number_and_an_old_one_its_own(tmp_path: Path) -> None:
     space = {"train.learning_rate": {"low": 1e-5, "high": 1.0, "log": True}, "stages.1.prune.sparsity": [0.3, 0.7]}
     search = {"space": space, "sampler": "random", "n_trials": 4}
