@@ -119,6 +119,11 @@ def read_plan(folder: Path) -> TrialPlan:
         raise PruneGPTError(
             f"an attempt folder must hold trial.json, but {folder} does not. Give ROOT/trials/SWEEP/TRIAL/attempt-N."
         ) from error
+    except OSError as error:
+        raise PruneGPTError(
+            f"an attempt folder must be one that can be read, but {str(folder)[:200]} is not: {error.strerror}. "
+            f"Give ROOT/trials/SWEEP/TRIAL/attempt-N."
+        ) from error
     except ValueError as error:
         raise PruneGPTError(f"trial.json must be a trial plan, but {path} is not: {error}") from error
 

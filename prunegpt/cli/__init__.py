@@ -28,6 +28,7 @@ from prunegpt.errors import PruneGPTError
 WAYS_OUT = {
     errno.ENOSPC: "Free some space, or use another --root; what was finished is kept, and the same command goes on.",
     errno.EROFS: "Use another --root, or make the file system writable.",
+    errno.ENAMETOOLONG: "Give the name of something that exists, or a shorter path.",
     errno.EACCES: "Use another --root, or ask for the right to write there.",
 }
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from prunegpt.cli import app
+from prunegpt.cli import WAYS_OUT, app, main
 from prunegpt.errors import PruneGPTError, SpecError
 from prunegpt.planning.resolve import plan_data
 from prunegpt.registry import RENDERERS
@@ -219,6 +219,8 @@ def command(given: tuple[str, list[str]]) -> None:
     shown = shlex.join([*name.split(), *words])
     if isinstance(result.exception, PruneGPTError):
         assert len(str(result.exception)) > 12, shown
+    elif isinstance(result.exception, OSError) and result.exception.errno in WAYS_OUT:
+        pass  # told by `main`
     elif result.exception is not None and not isinstance(result.exception, SystemExit):
         raise AssertionError(shown) from result.exception
     else:
@@ -271,6 +273,19 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )  # a sweep of thousands is legal, and takes seconds to plan
     (tmp_path / "spec.yaml").write_text(TEXTS[0], encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(RECIPES[0], encoding="utf-8")
+
+
+def test_a_name_that_no_file_can_have_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "a" * 300
+    for words in (["table", name], ["masks", "check", name], ["trial", "run", name], ["sweep", "check", name]):
+        monkeypatch.setattr("sys.argv", ["prunegpt", *words])
+        with pytest.raises(SystemExit, match="1"):
+            main()
+        told = capsys.readouterr().err
+        assert "error: " in told
+        assert "File name too long" in told or "no such" in told.lower(), told
 
 
 @pytest.mark.parametrize("name", TARGETS)
