@@ -504,7 +504,7 @@ def small_disk(place: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("gone mid-run", "W&B: "),  # the client or we may be the first to notice
+        ("gone mid-run", "W&B: .+"),  # the client or we may be the first to notice
         ("401", "W&B: .*refused with 401"),
         ("500", "W&B: .*refused with 500"),
         ("slow", "W&B: .*cannot be reached"),
@@ -529,7 +529,7 @@ def test_whatever_fails_trials_finish_the_reason_is_told_and_sync_sends_each_onc
     finally:
         proxy.close()
     assert run.returncode == 0, output + errors
-    assert re.search(rf"[12] kept: `prunegpt wandb sync` sends them\. {reason}.+", errors), errors
+    assert re.search(rf"[12] kept: `prunegpt wandb sync` sends them\. {reason}", errors), errors
     for _ in range(2):
         world.run("-m", "prunegpt", "wandb", "sync", "--root", other)
     with Store.open(world.root) as store, Store.open(Root(other)) as own:
