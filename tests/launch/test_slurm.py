@@ -20,8 +20,10 @@ from prunegpt.launch.slurm import SlurmLauncher
 from prunegpt.launch.slurm_end import end_of, is_over
 from prunegpt.launch.slurm_left import end_left
 from prunegpt.launch.slurm_queue import Queue, parse
+from prunegpt.planning.resolve import plan_file
 from prunegpt.root import Root
 from prunegpt.spec.execution import SlurmOptions
+from prunegpt.spec.plan import SweepPlan
 from prunegpt.sweep.events import Event, Progress
 from tests.e2e.conftest import model_folder, text_files
 from tests.launch.real_sweep import STEPS, run, run_locally, small_plan
@@ -333,3 +335,22 @@ def test_a_sweep_that_is_preempted_and_cancelled_comes_to_the_same_result(
     assert "going on from step" in logs[1]
     assert "going on from step" in logs[2]
     assert found.figures == run_locally(plan, tmp_path / "local").figures
+
+
+@pytest.mark.slow
+def test_the_quickstart_comes_to_the_same_through_slurm(
+    slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its trials, with teachers and a shared stage, trained for a few steps only."""
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # arithmetic depends on it
+    few = ["base.data.max_train_blocks=192", "base.evaluate.max_windows=16"]
+
+    def plan(root: Root) -> SweepPlan:
+        return plan_file(CHECKOUT / "sweeps" / "quickstart.yaml", few, root=root)
+
+    root = Root(tmp_path / "slurm")
+    found = run(plan(root), root, SlurmLauncher(root, 2, options=SlurmOptions(poll=0.5)))
+    assert set(found.states.values()) == {"finished"}
+    assert len(found.states) == 11
+    assert found == run_locally(plan, tmp_path / "local")
