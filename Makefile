@@ -41,9 +41,8 @@ format: $(STAMP) ## format the code
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## measure against the alternatives, about 15 minutes; the table goes into the README
-	$(BIN)/python -m tests.bench
-	$(BIN)/python -m tests.bench.table --update README.md
-	$(BIN)/python -m tests.bench --check
+	$(BIN)/python -m tests.bench --check; status=$$?; \
+	$(BIN)/python -m tests.bench.table --update README.md && exit $$status
 
 soak: $(STAMP) ## 20 minutes of small trials with the dashboard open: memory and file handles must stay flat
 	$(BIN)/python -m tests.robust.soak --seconds 1200 --real

@@ -14,6 +14,7 @@ from prunegpt.redact import redact
 from prunegpt.root import write_text
 
 TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "stopped"]
+EARLY_STOP = "early-stop"  # the reason of a trial that was stopped because others did better
 
 
 class Record(BaseModel):

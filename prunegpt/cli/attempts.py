@@ -19,11 +19,13 @@ _SHOWN = 20  # trials whose failure is told
 
 def print_failures(results: "Sequence[TrialResult]", store: "Store", root: "Root") -> None:
     """Trials that came to no good end: why, and the end of their logs."""
+    from prunegpt.records import EARLY_STOP
+
     failed = [result for result in results if result.state in ("failed", "diverged", "stopped")]
     for result in failed[:_SHOWN]:
         print(f"{result.sweep}/{result.name}: {result.state} ({result.reason}): {result.error.strip()}")
         ran = [attempt for attempt in store.attempts(result.id) if attempt.folder]
-        if ran and result.reason not in ("dependency", "early-stop"):
+        if ran and result.reason not in ("dependency", EARLY_STOP):
             for line in ran[-1].log.splitlines()[-_LINES:]:
                 print(f"    {line}")
             print(f"  log: {_log(root, ran[-1].folder)}")

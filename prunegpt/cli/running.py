@@ -49,6 +49,8 @@ def _conclude(plan: "SweepPlan", root: "Root", outcome: "SweepOutcome") -> None:
     say(f"Look again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
     if outcome.failed:
         say(f"{len(outcome.failed)} trials did not finish: {', '.join(outcome.failed)}. See `sweep status`.")
+    if outcome.given_up:
+        say(f"{len(outcome.given_up)} trials were given up early: {', '.join(outcome.given_up)}.")
     if outcome.interrupted:
         say(f"interrupted: prunegpt sweep resume {plan.name} goes on.")
     if outcome.reached and outcome.waiting:

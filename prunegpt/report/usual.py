@@ -22,12 +22,14 @@ def usual_table(sweep: str, trials: Sequence[TrialResult]) -> TableSpec:
     Only swept paths with plain values get a column, the first six; a chain of stages has one anyway. Of more than
     200 trials the best 50 are shown.
     """
+    swept: list[str] = []
     values: dict[str, list[Any]] = {}
     for trial in trials:
         for path, value in trial.swept.items():
+            if path not in values and value_at(trial, path) is not MISSING:
+                swept.append(path)
             values.setdefault(path, []).append(value)
-    plain = [path for path, found in values.items() if all(isinstance(value, _PLAIN) for value in found)]
-    swept = [path for path in plain if any(value_at(trial, path) is not MISSING for trial in trials)][:_MOST_SWEPT]
+    swept = [path for path in swept if all(isinstance(value, _PLAIN) for value in values[path])][:_MOST_SWEPT]
     many = len(trials) > _MANY
     return TableSpec(
         title=f"The best {_BEST} of {len(trials):,} trials of {sweep}" if many else f"All trials of {sweep}",

@@ -134,3 +134,9 @@ def published_record(root: Root, trial: TrialPlan, index: int, *, cached: bool) 
 def readable(error: Exception) -> str:
     """The first line of an error that validation may have made long."""
     return f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else str(error)
+
+
+def last_number(home: Path) -> int:
+    """The highest number of the attempt folders of a trial; a database that was lost does not know them."""
+    numbers = [path.name.removeprefix("attempt-") for path in home.glob("attempt-*")]
+    return max((int(number) for number in numbers if number.isdigit()), default=0)

@@ -276,7 +276,7 @@ def select(
             continue
         for need in set(trial.needs) - asked:
             asked.add(need)
-            able = producers.get(need, [])
+            able = [one for one in producers.get(need, []) if need not in one.needs]  # those wait for it themselves
             if published.look(Unit(need)) or any(name_of(one) in chosen for one in able):
                 continue
             able = [one for one in able if name_of(one) not in refused]

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 
 from prunegpt.errors import LaunchError, Problem, SpecError, nearest
 from prunegpt.launch.base import Exited, Launcher, queues
+from prunegpt.records import EARLY_STOP
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import SavedTrial, Store
@@ -207,7 +208,7 @@ class _Run:
                 self.ledger.tell(progress)
             why = self.early_stopper.observe(attempt.trial, points)
             if why is not None:
-                self._ask(attempt, Ending("early-stop", why, "stopped"))
+                self._ask(attempt, Ending(EARLY_STOP, why, "stopped"))
         return self._note_published(attempt)
 
     def _note_published(self, attempt: Attempt) -> bool:

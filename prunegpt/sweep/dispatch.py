@@ -1,7 +1,6 @@
 """Starts what may start, ends what needs no worker or can never start, and asks for more where there is room."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Launcher
@@ -10,7 +9,7 @@ from prunegpt.root import Root, write_text
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.adaptive import Suggester
-from prunegpt.sweep.attempt import Attempt, published_record, readable
+from prunegpt.sweep.attempt import Attempt, last_number, published_record, readable
 from prunegpt.sweep.board import Blocked, Board, Published, Unit, name_of
 from prunegpt.sweep.events import TrialStarted
 from prunegpt.sweep.failures import divided, unstarted
@@ -101,7 +100,7 @@ class Dispatcher:
         name = name_of(trial)
         home = self._root.trial(trial.sweep, trial.name)
         given = divided(trial, self._ledger.endings(trial))
-        started = self._store.start_attempt(self._ledger.ids[name], at_least=_last_number(home) + 1)
+        started = self._store.start_attempt(self._ledger.ids[name], at_least=last_number(home) + 1)
         folder = self._root.path / started.folder
         attempt = Attempt(started.id, started.number, given, folder)
         write_text(folder / "trial.json", given.model_dump_json(indent=2) + "\n")
@@ -155,9 +154,3 @@ class Dispatcher:
             f"it needs the model of {name} as its teacher, but that trial is {self._ledger.states[name]}{why} "
             f"Mend that one and run the sweep again."
         )
-
-
-def _last_number(home: Path) -> int:
-    """The highest number of the attempt folders of a trial; a database that was lost does not know them."""
-    numbers = [path.name.removeprefix("attempt-") for path in home.glob("attempt-*")]
-    return max((int(number) for number in numbers if number.isdigit()), default=0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prunegpt.planning.budget import train_tokens
 from prunegpt.planning.samplers import early_stop_of, quiet
-from prunegpt.records import Point, TrialResult
+from prunegpt.records import EARLY_STOP, Point, TrialResult
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.search import EarlyStopSpec
 from prunegpt.store import Store
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _PARTS = 20  # of a trial's training, where the spec does not say how often trials are compared
 _TOTAL_STEPS = "total_steps"  # the point that says how long a stage will be
-_GIVEN_UP = "early-stop"  # the reason of trials that were
 _ENDS = "sparsity"  # every stage ends with a point of this curve
 
 
@@ -132,7 +131,7 @@ class CurveStopper:
             events += [(point.time, order, trial, point) for point in points]
             if result.state in ("finished", "failed", "diverged", "stopped") and not is_now:
                 last = max((point.time for point in points), default=0.0)
-                end = _GIVEN_UP if result.reason == _GIVEN_UP else result.state
+                end = EARLY_STOP if result.reason == EARLY_STOP else result.state
                 events.append((max(result.ended or 0.0, last), order, trial, end))
         for _, _, trial, event in sorted(events, key=lambda one: one[:2]):
             curve = self._curve(trial)
@@ -140,8 +139,8 @@ class CurveStopper:
                 curve.seen.add(event.stage)
                 self._take(curve, trial, event)
             else:
-                curve.stopped = event == _GIVEN_UP
-                self.end(trial, "stopped" if event == _GIVEN_UP else event)
+                curve.stopped = event == EARLY_STOP
+                self.end(trial, "stopped" if event == EARLY_STOP else event)
 
     # -- one trial ---------------------------------------------------------------------------------------------
 

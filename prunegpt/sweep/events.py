@@ -124,8 +124,9 @@ class SweepOutcome:
     sweep: str
     finished: tuple[str, ...]  # by a worker, in this run
     cached: tuple[str, ...]  # in this run, without a worker
-    unchanged: tuple[str, ...]  # finished or diverged before
-    failed: tuple[str, ...]  # failed, diverged or stopped, in this run
+    unchanged: tuple[str, ...]  # finished, diverged or stopped before
+    failed: tuple[str, ...]  # failed, diverged or stopped by somebody, in this run
+    given_up: tuple[str, ...]  # by the spec's early stop, in this run
     waiting: tuple[str, ...]  # not run, because the run was stopped, or the target was reached
     interrupted: bool
     reached: str = ""  # the trial that reached the spec's target

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from prunegpt.launch.log import LOG
-from prunegpt.records import StageRecord, TrialResult, TrialState, chain_metrics
+from prunegpt.records import EARLY_STOP, StageRecord, TrialResult, TrialState, chain_metrics
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.target import TargetSpec
@@ -54,6 +54,7 @@ class Ledger:
         self._finished: set[str] = set()
         self._cached: set[str] = set()
         self._failed: set[str] = set()
+        self._given_up: set[str] = set()
         self._target = target
         self.reached = ""  # the trial that reached the target
 
@@ -89,6 +90,7 @@ class Ledger:
         if trial is not None:
             self.states[name] = "waiting"
             self._failed.discard(name)
+            self._given_up.discard(name)
             self._unchanged = [other for other in self._unchanged if other != name]
             if name not in self.order:
                 self.order.append(name)
@@ -135,7 +137,7 @@ class Ledger:
         if state != "waiting":
             if not finished:
                 self.why[name] = record.error
-                self._failed.add(name)
+                (self._given_up if record.reason == EARLY_STOP else self._failed).add(name)
             self._tell_result(attempt.trial, state)
 
     def _tell_result(self, trial: TrialPlan, state: TrialState) -> None:
@@ -169,6 +171,7 @@ class Ledger:
             cached=ordered(self._cached),
             unchanged=self.unchanged,
             failed=ordered(self._failed),
+            given_up=ordered(self._given_up),
             waiting=tuple(waiting),
             interrupted=interrupted,
             reached=self.reached,

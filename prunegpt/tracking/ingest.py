@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,7 +18,7 @@ from prunegpt.records import AttemptRecord, StageRecord
 from prunegpt.root import Root, write_text
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store
-from prunegpt.sweep.attempt import Attempt
+from prunegpt.sweep.attempt import Attempt, last_number
 from prunegpt.sweep.failures import unstarted
 from prunegpt.sweep.recovery import OUTSIDE, mark_outside, recover_agents
 
@@ -36,7 +35,7 @@ def begin(root: Root, plan: SweepPlan, trial: TrialPlan) -> Attempt:
         except StoreError:
             store.save_sweep(plan)
         saved = store.add_trial(trial)
-        started = store.start_attempt(saved.id, at_least=_last_number(root.trial(trial.sweep, trial.name)) + 1)
+        started = store.start_attempt(saved.id, at_least=last_number(root.trial(trial.sweep, trial.name)) + 1)
         folder = root.path / started.folder
         try:
             folder.mkdir(parents=True)
@@ -108,9 +107,3 @@ def turn(root: Root) -> FileLock:
     """The right to begin or end what runs without a coordinator; whoever wants it waits for a moment."""
     root.path.mkdir(parents=True, exist_ok=True)
     return FileLock(root.path / ".ingest.lock")
-
-
-def _last_number(home: Path) -> int:
-    """The highest number of the attempt folders of a trial; a database that was lost does not know them."""
-    numbers = [path.name.removeprefix("attempt-") for path in home.glob("attempt-*")]
-    return max((int(number) for number in numbers if number.isdigit()), default=0)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from prunegpt.records import TrialResult
+from prunegpt.records import EARLY_STOP, TrialResult
 from prunegpt.report.columns import asked_sparsity
 from prunegpt.report.measure import is_measured
 from prunegpt.web.dashboard import Dashboard
@@ -125,7 +125,7 @@ def row(trial: TrialResult, interval: tuple[float, float] | None = None) -> Tria
         high=interval[1] if interval else None,
         stages=stages(trial),
         swept=dict(trial.swept),
-        early_stopped=trial.reason == "early-stop",
+        early_stopped=trial.reason == EARLY_STOP,
         implicit=trial.implicit,
     )
 

@@ -2,6 +2,7 @@
 
     python -m tests.bench.scale                  # both, within a minute or so
     python -m tests.bench.scale --trials 2000    # another number of trials
+    python -m tests.bench.scale --update README.md   # between <!-- prunegpt:scale --> and <!-- /prunegpt:scale -->
 
 On paper: tokens are what `sweep check` counts; a token costs 6 operations a weight that it meets in training, 2 in the
 teacher, and 12 · layers · width · length in attention; a card does its bf16 peak times the share that is assumed.
@@ -25,6 +26,7 @@ from prunegpt.planning.resolve import plan_file
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep import coordinator
+from tests.bench.region import replaced
 from tests.bench.study import SPECS, TABLES, tokens
 from tests.sweep import fake_worker
 from tests.sweep_plans import make_plan, make_trial
@@ -81,7 +83,7 @@ def hours(shape: Shape, count: float, *, cards: int, teacher: float = 0.0) -> fl
 
 
 def on_paper() -> list[str]:
-    """The cost of the study, with what is assumed, as lines of text."""
+    """The cost of the study, with what is assumed, as lines of text. The same wherever it is computed."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         root = Root(Path(folder))
         plans = [plan_file(SPECS / f"{name}.yaml", root=root) for name in TABLES]
@@ -110,10 +112,12 @@ def on_paper() -> list[str]:
 def grows() -> list[str]:
     """What grows with what, in words."""
     return [
-        "trials: tokens and time, less what stages share; a model on disk for every stage; the coordinator, see below.",
-        "layers: training and one-shot solving linearly; solving holds one block's statistics, masks a bit a weight.",
-        "vocabulary: the output layer's products; memory of the losses not at all, they run in chunks.",
-        "nodes: trials run side by side without talking; a trial on several cards exchanges its gradients every step.",
+        "With trials grow tokens and time, less what stages share; models on disk, one a stage; coordinating.",
+        "With layers grow training and one-shot solving, linearly; solving holds one block's statistics, masks a bit a "
+        "weight.",
+        "With the vocabulary grow the output layer's products, but not the memory of the losses: they run in chunks.",
+        "With nodes nothing grows: trials run side by side without talking. A trial on several cards exchanges its "
+        "gradients every step.",
     ]
 
 
@@ -212,23 +216,34 @@ class _Instant:
         """There is nothing to give back."""
 
 
+def told(count: int, found: Simulated) -> str:
+    done = "" if found.done == found.trials else f", of which {found.done:,} were done when the time was over"
+    return (
+        f"{count:,} trials through the coordinator, 64 at a time{done}: {found.a_trial:.1f} ms of the processor a "
+        f"trial; the database has {found.database:.1f} MB."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--limit", type=float, default=50.0, help="seconds for each simulated run")
     parser.add_argument("--json", action="store_true", help="the simulation alone, as JSON")
+    parser.add_argument("--update", type=Path, metavar="FILE", help="write it all into this file")
     arguments = parser.parse_args()
-    if not arguments.json:
-        print(*on_paper(), *grows(), sep="\n", flush=True)
-    for count in (arguments.trials // 10, arguments.trials):
-        found = simulate(count, limit=arguments.limit)
-        if arguments.json:
+    counts = (arguments.trials // 10, arguments.trials)
+    simulated = {count: simulate(count, limit=arguments.limit) for count in counts}
+    if arguments.json:
+        for found in simulated.values():
             print(json.dumps({**asdict(found), "ms_a_trial": found.a_trial}))
-        else:
-            print(
-                f"{count:,} trials through the coordinator, 64 at a time: {found.done:,} done, {found.a_trial:.1f} ms "
-                f"of the processor each; the database has {found.database:.1f} MB"
-            )
+        return
+    lines = [*on_paper(), *grows(), *(told(count, found) for count, found in simulated.items())]
+    if arguments.update:
+        text = arguments.update.read_text(encoding="utf-8")
+        body = "".join(f"- {line}\n" for line in lines)
+        arguments.update.write_text(replaced(text, "scale", body), encoding="utf-8")
+    else:
+        print(*lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,12 @@ It stands between the lines <!-- prunegpt:bench --> and <!-- /prunegpt:bench -->
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
+from tests.bench import region
 from tests.bench.history import RESULTS, Latest, read_latest
 from tests.bench.rows import Row
-
-_REGION = re.compile(
-    r"(?P<open>^[ \t]*<!-- prunegpt:bench -->[ \t]*\n)(?P<body>.*?)(?P<close>^[ \t]*<!-- /prunegpt:bench -->)",
-    re.DOTALL | re.MULTILINE,
-)
 
 
 def markdown(latest: Latest) -> str:
@@ -49,13 +44,7 @@ def replaced(text: str, latest: Latest) -> str:
     Raises:
         ValueError: the markers are not there, or more than once.
     """
-    found = len(_REGION.findall(text))
-    if found != 1:
-        raise ValueError(
-            f"a file must hold the lines <!-- prunegpt:bench --> and <!-- /prunegpt:bench --> once, but has them "
-            f"{found} times. Add them where the table should stand."
-        )
-    return _REGION.sub(lambda match: f"{match['open']}\n{markdown(latest)}\n{match['close']}", text)
+    return region.replaced(text, "bench", markdown(latest))
 
 
 def _wanted(row: Row) -> str:

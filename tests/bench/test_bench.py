@@ -18,7 +18,7 @@ from tests.bench.harness import Ratio, Settings, Stepwise, rounds, stepping
 from tests.bench.history import CHECKOUT, Place, last_rows, read_latest, write
 from tests.bench.naive_sparsegpt import prune_layer
 from tests.bench.rows import Row
-from tests.bench.scale import GPT2, hours, simulate
+from tests.bench.scale import GPT2, grows, hours, on_paper, simulate
 
 PLACE = Place("processor", 2, "cpu", 2, "wall", False)
 ROW = Row("name", "what", "beside", 0.5, 0.4, 0.6, 5, wanted=0.6)
@@ -144,6 +144,14 @@ def test_the_readme_has_the_latest_figures() -> None:
         pytest.skip("nothing was measured yet: run `make bench`")
     assert table.replaced(readme, latest) == readme
     assert not latest.place.quick
+
+
+def test_the_readme_tells_what_the_study_costs() -> None:
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    region = readme.partition("<!-- prunegpt:scale -->")[2].partition("<!-- /prunegpt:scale -->")[0]
+    told = region.strip().splitlines()
+    assert told[: len([*on_paper(), *grows()])] == [f"- {line}" for line in (*on_paper(), *grows())]
+    assert "10,000 trials through the coordinator" in told[-1]
 
 
 def test_every_benchmark_is_there() -> None:

@@ -152,7 +152,8 @@ def test_a_trial_that_is_given_up_is_stopped_and_says_why(bench: Any) -> None:
     stopper, suggestions = GiveUp("bad"), Suggestions()
     trials = make_trial("bad", "load b", seconds=60.0, steps=6000), make_trial("good", "load g")
     outcome = run(bench, make_plan(*trials), early_stopper=stopper, suggester=suggestions)
-    assert outcome.finished == ("words/good",)
+    assert (outcome.finished, outcome.given_up, outcome.failed) == (("words/good",), ("words/bad",), ())
+    assert outcome.ok
     result = bench.store.result("words/bad")
     assert (result.state, result.reason) == ("stopped", "early-stop")
     assert result.error == "worse than the median of the others at 100 tokens."

@@ -166,6 +166,7 @@ TRIALS = [
     make_trial("master", "huge master", order=2),
     make_trial("student", "load kd", needs="teach", order=3),
     make_trial("other", "load other", order=4),
+    make_trial("own", "big teach own", needs="teach", order=5),
 ]
 
 
@@ -180,6 +181,8 @@ TRIALS = [
         (["student"], [], ["words/teacher", "words/long"], ["student"]),
         (["student"], ["load", "kd"], [], ["student"]),
         (["other"], [], [], ["other"]),
+        (["own"], [], [], ["teacher", "master", "own"]),
+        (["own", "student"], ["master"], [], ["teacher", "student", "own"]),
         ([], [], [], []),
     ],
 )

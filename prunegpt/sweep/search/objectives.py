@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prunegpt.records import TrialResult, chain_metrics
+from prunegpt.records import EARLY_STOP, TrialResult, chain_metrics
 from prunegpt.spec.search import SearchSpec
 from prunegpt.sweep.search.constraints import violations
 
@@ -41,7 +41,7 @@ def outcome_of(
         result: the trial.
         curve: gives tokens -> objective of a trial that was given up early.
     """
-    if result.state == "stopped" and result.reason == "early-stop":
+    if result.state == "stopped" and result.reason == EARLY_STOP:
         return Outcome("pruned", curve=curve() if len(spec.objectives) == 1 else {})
     if result.state not in ("finished", "diverged"):
         return FAILED
