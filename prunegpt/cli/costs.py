@@ -1,7 +1,7 @@
 """What a plan costs before it runs: stages shared and cached, tokens to train and to evaluate."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,34 +94,37 @@ class _Counter:
     def _count(self, stage: StagePlan) -> int | None:
         from prunegpt.stages import cache, text
 
-        assert stage.data is not None
-        identity = stage.data.model_dump_json() + stage.model.source
-        if identity not in self._blocks:
-            try:
-                _reach(stage.model, stage.data)
-                self._blocks[identity] = len(
-                    text.training_blocks(stage.data, cache.tokenizer(self.root, stage), self.root)
-                )
-            except hub.Unreachable:  # the plan has said so
-                self._blocks[identity] = None
-            except PruneGPTError as error:
-                self.unchecked[f"tokens of {stage.data.path or 'the files'}: {error}"] = None
-                self._blocks[identity] = None
-        return self._blocks[identity]
+        data = stage.data
+        assert data is not None
+
+        def blocks() -> int:
+            return len(text.training_blocks(data, cache.tokenizer(self.root, stage), self.root))
+
+        identity = data.model_dump_json() + stage.model.source
+        return self._once(identity, f"tokens of {data.path or 'the files'}", stage.model, data, blocks)
 
     def evaluation(self, trial: TrialPlan, stages: int) -> int | None:
         from prunegpt.stages import cache, text
 
+        def tokens() -> int:
+            windows = text.evaluation_windows(trial.evaluate, cache.tokenizer(self.root, trial.stages[0]))
+            return int(windows.scored_tokens.sum())
+
         identity = trial.evaluation_key + trial.model.source
-        if identity not in self._blocks:
-            try:
-                _reach(trial.model, trial.evaluate.data)
-                windows = text.evaluation_windows(trial.evaluate, cache.tokenizer(self.root, trial.stages[0]))
-                self._blocks[identity] = int(windows.scored_tokens.sum())
-            except hub.Unreachable:
-                self._blocks[identity] = None
-            except PruneGPTError as error:
-                self.unchecked[f"tokens to evaluate: {error}"] = None
-                self._blocks[identity] = None
-        count = self._blocks[identity]
+        count = self._once(identity, "tokens to evaluate", trial.model, trial.evaluate.data, tokens)
         return None if count is None else count * stages
+
+    def _once(
+        self, identity: str, what: str, model: ModelSpec, data: DataSpec | None, count: Callable[[], int]
+    ) -> int | None:
+        """The count, asked for once; None where the model or text is not at hand."""
+        if identity not in self._blocks:
+            self._blocks[identity] = None
+            try:
+                _reach(model, data)
+                self._blocks[identity] = count()
+            except hub.Unreachable:
+                pass  # the plan has said so
+            except PruneGPTError as error:
+                self.unchecked[f"{what}: {error}"] = None
+        return self._blocks[identity]

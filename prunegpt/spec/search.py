@@ -157,8 +157,8 @@ def _repeated(texts: tuple[str, ...]) -> str | None:
     return next((text for text in texts if texts.count(text) > 1), None)
 
 
-class ObjectiveSpec(Part):
-    """What a search looks for. A plain string means its metric, in that metric's own direction."""
+class DirectedMetric(Part):
+    """A metric, and whether less or more of it is better."""
 
     metric: str = Field(description=", ".join(METRICS))
     direction: Literal["minimize", "maximize"] | None = Field(
@@ -176,6 +176,10 @@ class ObjectiveSpec(Part):
     def wanted(self) -> Literal["minimize", "maximize"]:
         """The direction, the metric's own where none is given."""
         return self.direction or METRICS[self.metric][0]
+
+
+class ObjectiveSpec(DirectedMetric):
+    """What a search looks for. A plain string means its metric, in that metric's own direction."""
 
 
 class Constraint(NamedTuple):
