@@ -22,10 +22,13 @@ def commit(name: str, revision: str | None, kind: str = "model") -> str:
     """
     from huggingface_hub import HfApi, constants
 
+    if (name, revision, kind) in _commits:
+        return str(revision)
     told = ""
     if not constants.HF_HUB_OFFLINE and not _silent():
         try:
             info = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT)
+            _commits.add((name, info.sha, kind))  # a plan names it from here on, and nobody need ask again
             return str(info.sha)
         except Exception as error:  # the hub and the network raise anything
             told = _refusal(error, revision)
@@ -86,6 +89,7 @@ def cached_file(name: str, revision: str | None, file: str, kind: str = "model")
         return None
 
 
+_commits: set[tuple[str, str | None, str]] = set()  # that the hub has named
 _silence: list[str] = []
 
 

@@ -50,6 +50,7 @@ def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "_silence", [])
+    monkeypatch.setattr(hub, "_commits", set())
     hub.commit.cache_clear()
     yield says
     hub.commit.cache_clear()
@@ -128,13 +129,14 @@ def test_a_plan_names_the_commits_that_its_keys_stand_for(
     online: Callable[[str | Exception], Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a branch moves on between planning and a trial, the trial still loads what was planned."""
-    online(COMMIT)
+    found = online(COMMIT)
     monkeypatch.setattr(hub, "cached_file", lambda *_: None)
     base = {"model": "a/b", "data": {"path": "c/d", "revision": "main"}}
     (trial,) = plan_of({"name": "a", "stages": ["finetune"]}, base=base).trials
     assert [stage.model.revision for stage in trial.stages] == [COMMIT] * 2
     assert trial.stages[1].data.revision == COMMIT  # type: ignore[union-attr]
     assert trial.evaluate.data.revision == COMMIT  # type: ignore[union-attr]
+    assert sorted(found.asked) == [("a/b", None, "model"), ("c/d", "main", "dataset")]
 
 
 def test_costs_of_what_the_hub_does_not_give_are_unknown_at_once(
