@@ -22,8 +22,8 @@ from typing import Any
 from sqlalchemy import Engine, Pool, event
 
 from prunegpt.launch.base import Exited
-from prunegpt.records import Evaluation, Point
-from prunegpt.root import Root, publishing
+from prunegpt.records import Point
+from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
 from prunegpt.sweep import coordinator
 from tests.sweep import fake_worker
@@ -93,25 +93,9 @@ class _Worker(fake_worker.Fake):
         super().point(stage, step, name, value)
         self._gate()
 
-    def measure(self, stage: StagePlan) -> Evaluation:
-        folder = self.root.evaluation(stage.key, self.plan.evaluation_key)
-        if not folder.exists():
-            loss = int(hashlib.sha256(stage.key.encode()).hexdigest()[:8], 16) / 2**32
-            measured = Evaluation(
-                key=self.plan.evaluation_key,
-                protocol="none",
-                split="none",
-                perplexity=1 + loss,
-                loss=loss,
-                bits_per_byte=None,
-                word_perplexity=None,
-                tokens=1,
-                windows=1,
-            )
-            with publishing(folder) as new:
-                measured.write(new / "evaluation.json")
-            self.note("measured", f"{stage.key}/{self.plan.evaluation_key}")
-        return Evaluation.read(folder / "evaluation.json")
+    def figures(self, stage: StagePlan) -> tuple[float, float]:
+        loss = int(hashlib.sha256(stage.key.encode()).hexdigest()[:8], 16) / 2**32
+        return 1 + loss, loss
 
 
 class SteppedLauncher:
