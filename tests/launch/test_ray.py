@@ -189,8 +189,14 @@ def test_nothing_outlives_a_coordinator_that_is_killed(
 
 
 def test_a_sweep_that_loses_a_node_comes_to_the_same_result(
-    ray_cluster: Any, node: Any, tmp_path: Path, model_folder: Path, text_files: dict[str, str]
+    ray_cluster: Any,
+    node: Any,
+    tmp_path: Path,
+    model_folder: Path,
+    text_files: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what Ray gives to one CPU; arithmetic depends on it
     plan = partial(small_plan, model=model_folder, files=text_files)
     root = Root(tmp_path / "ray")
     killed: list[int] = []
