@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: help setup quickstart test test-all check format bench lock audit tables clean
+.PHONY: help setup quickstart test test-all check format bench soak lock audit screenshots tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,7 +44,7 @@ bench: $(STAMP) ## measure against the alternatives, about 15 minutes; the table
 	$(BIN)/python -m tests.bench --check; status=$$?; \
 	$(BIN)/python -m tests.bench.table --update README.md && exit $$status
 
-soak: $(STAMP) ## 20 minutes of small trials with the dashboard open: memory and file handles must stay flat
+soak: $(STAMP) ## up to 20 minutes of 2,000 small trials with the dashboard open: memory and file handles must stay flat
 	$(BIN)/python -m tests.robust.soak --seconds 1200 --real
 
 lock: $(STAMP) ## write down what is installed and was tested: .ci/requirements.lock

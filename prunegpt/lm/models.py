@@ -4,6 +4,7 @@ Only safetensors and GGUF are read: no pickle is ever loaded. A weight that the 
 random number.
 """
 
+import hashlib
 import math
 import os
 import re
@@ -26,6 +27,8 @@ from prunegpt.planning.weights import tensor_shapes
 _LISTED = 5  # weights named in one message
 _OVERSIZE = 4  # times as many weights as are stored may be asked for before the names of those missing are looked at
 _OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")  # causal masks that old checkpoints carry as weights
+_PLACES = frozenset({"name_or_path", "tokenizer_file", "vocab_file", "merges_file"})  # where a tokeniser came from
+_TOKENIZERS: dict[tuple[str, str, str], PreTrainedTokenizerBase] = {}  # class, content, settings
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CONVERT = (
     "Convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors."
@@ -92,7 +95,7 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     cache: Path | None = None,
 ) -> PreTrainedTokenizerBase:
-    """The tokeniser of a model.
+    """The tokeniser of a model: one object for all that are alike in a process, so do not change what you get.
 
     Args:
         source: hub id, local folder, path of a .gguf file, or builtin:NAME.
@@ -106,16 +109,30 @@ def load_tokenizer(
     if is_builtin(str(source)):
         from prunegpt.builtin.tokenizer import tokenizer
 
-        return tokenizer(str(source), cache=cache)
+        return _shared(tokenizer(str(source), cache=cache))
     name, options = _locate(source, revision, trust_remote_code, weights=False)
     with _explained(source, "tokeniser"):
-        found = AutoTokenizer.from_pretrained(name, **options)
+        found = _shared(AutoTokenizer.from_pretrained(name, **options))
     if not found("some text", add_special_tokens=False)["input_ids"]:  # what transformers makes up without any file
         raise ModelError(
             f"a tokeniser must have a vocabulary, but {source} has no tokenizer.json or other tokeniser file. "
             f"Name the tokeniser's own hub id or folder."
         )
     return found
+
+
+def _shared(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The first tokeniser of this process that is like this one.
+
+    The tokenizers library keeps the words that each object has split, in every thread, beyond the object's life: a
+    worker that loads a tokeniser for each of its trials would grow with every one of them.
+    """
+    if not tokenizer.is_fast:
+        return tokenizer
+    content = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    settings = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _PLACES}
+    alike = type(tokenizer).__name__, content, repr(sorted(settings.items()))
+    return _TOKENIZERS.setdefault(alike, tokenizer)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Real schedulers, started once for all tests that need them."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +26,7 @@ def slurm_cluster(running_slurm: slurm.Cluster, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Any]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A Ray cluster whose head has four processors; this process is connected to it."""
     pytest.importorskip("ray", reason="ray is not installed")
     from ray.cluster_utils import Cluster
@@ -38,7 +37,7 @@ def ray_cluster() -> Iterator[Any]:
 
     head = {"num_cpus": 4, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    connection = RayLauncher(Root(Path("unused")), 1, options=RayOptions(address=cluster.address))
+    connection = RayLauncher(Root(tmp_path_factory.mktemp("ray")), 1, options=RayOptions(address=cluster.address))
     yield cluster
     connection.close()
     cluster.shutdown()

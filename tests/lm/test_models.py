@@ -51,6 +51,20 @@ def test_saved_model_comes_back_equal(
     assert tokenizer_fingerprint(load_tokenizer(tmp_path)) == tokenizer_fingerprint(characters)
 
 
+def test_tokenisers_that_are_alike_are_one_object_in_a_process(
+    characters: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    characters.save_pretrained(tmp_path / "first")
+    first = load_tokenizer(tmp_path / "first")
+    first.save_pretrained(tmp_path / "second")
+    assert load_tokenizer(tmp_path / "second") is first
+    config = json.loads((tmp_path / "second" / "tokenizer_config.json").read_text())
+    (tmp_path / "second" / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 7}))
+    other = load_tokenizer(tmp_path / "second")
+    assert other is not first
+    assert (other.model_max_length, first.model_max_length) == (7, characters.model_max_length)
+
+
 def test_saved_folder_is_an_ordinary_one_with_tied_weights_once(folder: Path, tiny_gpt2: Any) -> None:
     names = {file.name for file in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names

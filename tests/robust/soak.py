@@ -1,7 +1,7 @@
 """Hundreds of small trials with the dashboard open: memory and file handles of every process must stay flat.
 
-`python -m tests.robust.soak --seconds 1200 --trials 300 --real` trains a tiny model in each trial; without `--real` the
-trials compute nothing, and many thousands of them run.
+`python -m tests.robust.soak --seconds 1200 --real` trains a tiny model in each trial; without `--real` the trials
+compute nothing. The exit status is 1 where something grew.
 """
 
 import argparse
@@ -33,6 +33,10 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 FAKE = (sys.executable, "-m", "tests.robust.worker")
 SAMPLES = 60  # of each process in a run, about
 WARM = 0.3  # of a run, in which caches fill and pools grow
+KILOBYTES_A_TRIAL = 30.0  # of resident memory that a process may grow by: 3 MiB every 100 trials
+HANDLES_A_TRIAL = 0.01
+FEWEST = 11  # samples of a process from which a slope is told
+DATABASE_A_TRIAL = 20_000  # bytes a trial of some twenty points takes, and what SQLite keeps ready
 
 
 @dataclass
@@ -76,6 +80,24 @@ class Outcome:
     seconds: float
     database: int  # bytes
     processes: tuple[Process, ...]
+    expected: frozenset[str]  # names of processes
+
+    def problems(self) -> list[str]:
+        """What grew, or was not watched long enough to say; nothing where all is well."""
+        found = [f"no {name} was seen" for name in self.expected - {one.name for one in self.processes}]
+        for one in self.processes:
+            memory, handles = one.growth()
+            if len(one.trials) < FEWEST:
+                found.append(f"{one.name} must be looked at {FEWEST} times, but was {len(one.trials)} times")
+            if memory > KILOBYTES_A_TRIAL:
+                found.append(f"{one.name} grows by {memory:.0f} KiB a trial, over {KILOBYTES_A_TRIAL:g}")
+            if handles > HANDLES_A_TRIAL:
+                found.append(f"{one.name} opens {handles:.2f} files a trial that it does not close")
+        if self.database > DATABASE_A_TRIAL * self.trials:
+            found.append(
+                f"the database has {self.database / self.trials:,.0f} bytes a trial, over {DATABASE_A_TRIAL:,}"
+            )
+        return found
 
     def lines(self) -> list[str]:
         told = [f"{self.trials} trials in {self.seconds:.0f} s; the database has {self.database / 2**20:.1f} MiB"]
@@ -88,9 +110,7 @@ class Outcome:
 
 def soak(root: Root, *, seconds: float, trials: int, real: bool = False, dashboard: bool = True) -> Outcome:
     """Runs trials for so long, or until they are done."""
-    plan = (
-        _real_plan(root, trials) if real else make_plan(*(make_trial(f"t{i}", f"load ft t{i}") for i in range(trials)))
-    )
+    plan = _real_plan(root, trials) if real else _empty_plan(trials)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with Store.open(root) as store:
         store.save_sweep(plan)
@@ -129,6 +149,8 @@ def _run(
         if worker:
             known = processes.setdefault("worker", Process("worker", worker))
             known.pid = worker
+        if done[0] % max(1, trials // 10) == 0:
+            print(f"{done[0]} of {trials} trials in {time.monotonic() - begun:.0f} s", flush=True)
         if done[0] % every == 0 or time.monotonic() - last[0] > seconds / SAMPLES:
             last[0] = time.monotonic()
             if server:
@@ -141,7 +163,8 @@ def _run(
 
     run_sweep(plan, root, store, launcher, on_event=hear, interrupt=interrupt)
     size = root.database.stat().st_size
-    return Outcome(done[0], time.monotonic() - begun, size, tuple(processes.values()))
+    expected = frozenset({"coordinator", "worker", *(["dashboard"] if server else [])})
+    return Outcome(done[0], time.monotonic() - begun, size, tuple(processes.values()), expected)
 
 
 def _worker(server: int) -> int:
@@ -210,10 +233,10 @@ def _real_plan(root: Root, trials: int) -> SweepPlan:
     return plan_data({"name": "words", "base": base, "trials": [{**trial, "seeds": list(range(trials))}]}, root=root)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--real", action="store_true")
     parser.add_argument("--no-dashboard", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -232,7 +255,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(outcome.lines()))
     if given.json:
         print(json.dumps({one.name: one.growth() for one in outcome.processes}))
+    problems = outcome.problems()
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
