@@ -155,7 +155,8 @@ def _run(
             last[0] = time.monotonic()
             if server:
                 for page in ("/", f"/api/v1/sweeps/{plan.name}", "/api/v1/sweeps"):
-                    _look(server[1] + page)
+                    if not _look(server[1] + page):
+                        raise RuntimeError(f"the dashboard must answer throughout, but {page} did not")
             for process in processes.values():
                 process.sample(done[0])
         if time.monotonic() - begun > seconds:
