@@ -2,7 +2,7 @@
 
 python -m tests.bench                          # all rows, on a quiet machine: results/latest.json, history.jsonl
 python -m tests.bench --only startup points    # some of them
-python -m tests.bench --quick --out /tmp/x     # tiny shapes, to see that it works
+python -m tests.bench --quick --out FOLDER     # tiny shapes, to see that it works
 python -m tests.bench --device cuda            # the rows that need a GPU
 python -m tests.bench --check                  # fails where a figure is 15 % worse than wanted, or than before
 """

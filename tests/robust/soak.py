@@ -80,11 +80,10 @@ class Outcome:
     seconds: float
     database: int  # bytes
     processes: tuple[Process, ...]
-    expected: frozenset[str]  # names of processes
 
     def problems(self) -> list[str]:
         """What grew, or was not watched long enough to say; nothing where all is well."""
-        found = [f"no {name} was seen" for name in self.expected - {one.name for one in self.processes}]
+        found = [f"no {one.name} was seen" for one in self.processes if not one.trials]
         for one in self.processes:
             memory, handles = one.growth()
             if len(one.trials) < FEWEST:
@@ -104,7 +103,7 @@ class Outcome:
         for one in self.processes:
             memory, handles = one.growth()
             grown = f"{memory * 100 / 1024:+.2f} MiB and {handles * 100:+.2f} file handles every 100 trials"
-            told.append(f"{one.name}: {one.kilobytes[-1] / 1024:.0f} MiB, {grown}")
+            told.append(f"{one.name}: {(one.kilobytes or [0])[-1] / 1024:.0f} MiB, {grown}")
         return told
 
 
@@ -135,9 +134,10 @@ def _run(
     trials: int,
 ) -> Outcome:
     begun, interrupt, done = time.monotonic(), Interrupt(), [0]
-    processes = {"coordinator": Process("coordinator", os.getpid())}
+    worker = Process("worker", 0)
+    processes = [Process("coordinator", os.getpid()), worker]
     if server:
-        processes["dashboard"] = Process("dashboard", server[0].pid)
+        processes.append(Process("dashboard", server[0].pid))
     every = max(1, trials // SAMPLES)
     last = [0.0]
 
@@ -145,10 +145,7 @@ def _run(
         if not isinstance(event, TrialFinished):
             return
         done[0] += 1
-        worker = _worker(server[0].pid if server else 0)
-        if worker:
-            known = processes.setdefault("worker", Process("worker", worker))
-            known.pid = worker
+        worker.pid = _worker(server[0].pid if server else 0) or worker.pid
         if done[0] % max(1, trials // 10) == 0:
             print(f"{done[0]} of {trials} trials in {time.monotonic() - begun:.0f} s", flush=True)
         if done[0] % every == 0 or time.monotonic() - last[0] > seconds / SAMPLES:
@@ -157,15 +154,14 @@ def _run(
                 for page in ("/", f"/api/v1/sweeps/{plan.name}", "/api/v1/sweeps"):
                     if not _look(server[1] + page):
                         raise RuntimeError(f"the dashboard must answer throughout, but {page} did not")
-            for process in processes.values():
+            for process in processes:
                 process.sample(done[0])
         if time.monotonic() - begun > seconds:
             interrupt.request()
 
     run_sweep(plan, root, store, launcher, on_event=hear, interrupt=interrupt)
     size = root.database.stat().st_size
-    expected = frozenset({"coordinator", "worker", *(["dashboard"] if server else [])})
-    return Outcome(done[0], time.monotonic() - begun, size, tuple(processes.values()), expected)
+    return Outcome(done[0], time.monotonic() - begun, size, tuple(processes))
 
 
 def _worker(server: int) -> int:
