@@ -83,7 +83,7 @@ def _close(root: Root, store: Store, row: AttemptRow) -> None:
     points, offset = read_points(folder / "points.jsonl", row.offset)
     if points:
         store.add_points(row.id, points, offset=offset)
-    plan = _plan(folder)
+    plan = planned(folder)
     log = ""
     if plan is None:
         record = _unstarted(row)
@@ -98,7 +98,8 @@ def _close(root: Root, store: Store, row: AttemptRow) -> None:
     store.finish_attempt(record, state=state, log="" if record.state == "finished" else log)
 
 
-def _plan(folder: Path) -> TrialPlan | None:
+def planned(folder: Path) -> TrialPlan | None:
+    """The trial of an attempt's folder; None where it cannot be read."""
     try:
         return TrialPlan.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

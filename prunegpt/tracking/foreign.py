@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prunegpt.errors import StoreError
@@ -17,7 +17,7 @@ from prunegpt.spec.naming import MAX_NAME, slug
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.schema import DataSpec, EvaluateSpec, FinetuneSpec, ModelSpec
 from prunegpt.store import Store
-from prunegpt.sweep.recovery import OUTSIDE
+from prunegpt.sweep.recovery import OUTSIDE, planned
 
 PROTOCOL = "as logged to W&B"  # nobody knows how a foreign perplexity was measured
 _LOGGED = FinetuneSpec()
@@ -78,21 +78,31 @@ class ForeignRun:
             config=config,
         )
 
+    def kept_as(self, plan: TrialPlan) -> "ForeignRun":
+        """The same run with all that its trial knows of it."""
+        named = plan.group == slug(plan.label)[:MAX_NAME]  # it had no group of its own
+        return replace(self, name=plan.label, group="" if named else plan.group, config=plan.config, swept=plan.swept)
+
 
 class Keeper:
     """Keeps one run: its folder, its points, its rows. What was kept before is gone on with.
 
     Args:
         store: written in short transactions.
+        run: who it is; what was kept of it before counts until `update` says otherwise.
     """
 
     def __init__(self, root: Root, store: Store, run: ForeignRun) -> None:
         self._store = store
-        self._run = run
+        self.run = run
         self.folder = root.attempt(run.sweep, run.trial, 1)
         self._state = self._read()
         self._plan = run.plan(int(self._state.get("order", 0)))
-        self._attempt = int(self._state.get("attempt", 0)) or self._begin(root)
+        self._attempt = int(self._state.get("attempt", 0))
+        if not self._attempt:
+            self._attempt = self._begin(root)
+        elif (kept := planned(self.folder)) is not None:
+            self.run, self._plan = run.kept_as(kept), kept
         self._points = PointWriter(self.folder / "points.jsonl")
 
     @property
@@ -129,8 +139,8 @@ class Keeper:
 
     def update(self, run: ForeignRun, summary: Mapping[str, Any] | None = None) -> None:
         """Takes a changed configuration or summary."""
-        if run != self._run:
-            self._run = run
+        if run != self.run:
+            self.run = run
             self._plan = run.plan(self._plan.order)
             write_text(self.folder / "trial.json", self._plan.model_dump_json(indent=2) + "\n")
             self._store.add_trial(self._plan)
@@ -164,7 +174,7 @@ class Keeper:
         self._points.close()
 
     def _begin(self, root: Root) -> int:
-        run = self._run
+        run = self.run
         try:
             self._store.sweep(run.sweep)
         except StoreError:
@@ -186,13 +196,13 @@ class Keeper:
         except (OSError, ValueError):
             return {}
         try:
-            known = self._store.attempts(f"{self._run.sweep}/{self._run.trial}")
+            known = self._store.attempts(f"{self.run.sweep}/{self.run.trial}")
         except StoreError:
             return {}  # the database is another one
         return found if any(row.id == found.get("attempt") for row in known) else {}
 
     def _save(self) -> None:
-        own = {"entity": self._run.entity, "project": self._run.project, "run": self._run.id}
+        own = {"entity": self.run.entity, "project": self.run.project, "run": self.run.id}
         write_json(self.folder / OUTSIDE, {**_plain(self._state), **own})
 
 

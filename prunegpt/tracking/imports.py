@@ -1,6 +1,7 @@
 """Runs made elsewhere into the store: from the W&B API, or from the client's own folders."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ def import_folder(root: Root, folder: Path) -> Iterator[str]:
         raise TrackingError(
             f"{folder} must hold runs of the W&B client, folders such as offline-run-DATE-ID, but holds none."
         )
+    configs: dict[str, Mapping[str, Any]] = {}  # by run: a resumption tells only what it was started with
     for file in files:
         found = read_run(file)
+        configs[found.run.id] = {**configs.get(found.run.id, {}), **(found.run.config or {})}
+        run = replace(found.run, config=configs[found.run.id])
         state: State = "finished" if found.exit_code == 0 else "failed"
         problem = "" if found.exit_code == 0 else f"it ended with {found.exit_code}."
         if found.exit_code is None:
             problem = "it never ended: its file stops before."
-        yield _keep(root, found.run, found.rows, found.summary, state, problem)
+        yield _keep(root, run, found.rows, found.summary, state, problem)
 
 
 def import_project(root: Root, path: str, api: Any = None) -> Iterator[str]:

@@ -75,7 +75,8 @@ def read_run(path: Path) -> OfflineRun:
 
 
 def _begun(record: Any, before: OfflineRun | None) -> OfflineRun:
-    config = {key: value for key, value in _items(record.config.update).items() if key != "_wandb"}
+    own = {key: value for key, value in _items(record.config.update).items() if key != "_wandb"}
+    config = {**((before.run.config if before else None) or {}), **own}
     run = ForeignRun(
         entity=record.entity or "local",
         project=record.project or "uncategorized",

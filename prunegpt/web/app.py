@@ -2,26 +2,23 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from threading import Thread
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute
 
 from prunegpt.root import Root
+from prunegpt.tracking.endpoint.app import Endpoint
 from prunegpt.web.api import endpoints
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import PREFIX
 from prunegpt.web.events import Events
 from prunegpt.web.pages import Pages
 from prunegpt.web.security import Guard
-
-_WANDB = "prunegpt.tracking.endpoint"
 
 
 def create_app(root: Root, *, token: str | None, host: str, port: int, hosts: Sequence[str] = ()) -> Starlette:
@@ -36,6 +33,7 @@ def create_app(root: Root, *, token: str | None, host: str, port: int, hosts: Se
     """
     dashboard = Dashboard.open(root)
     pages = Pages(dashboard)
+    wandb = Endpoint(root)
 
     async def missing(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
@@ -49,23 +47,14 @@ def create_app(root: Root, *, token: str | None, host: str, port: int, hosts: Se
         Thread(target=dashboard.source.refresh, daemon=True).start()  # while the first visitor is on the way
         yield
         dashboard.close()
+        await run_in_threadpool(wandb.close)
 
     entries = [entry.route(dashboard) for entry in endpoints()]
     app = Starlette(
-        routes=[Events(dashboard).route(), *entries, *pages.routes(), *wandb_routes(root)],
+        routes=[Events(dashboard).route(), *entries, *pages.routes(), *wandb.routes()],
         middleware=[Middleware(Guard, token=token, host=host, port=port, hosts=hosts)],
         exception_handlers={HTTPException: missing, 500: missing},
         lifespan=lifespan,
     )
     app.state.dashboard = dashboard
     return app
-
-
-def wandb_routes(root: Root) -> list[BaseRoute]:
-    """What `wandb` clients ask of a server; none where this installation has no such endpoint."""
-    try:
-        if find_spec(_WANDB) is None:
-            return []
-    except ModuleNotFoundError:
-        return []
-    return list(import_module(_WANDB).routes(root))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -249,10 +250,11 @@ def test_the_attempt_of_a_dead_agent_is_lost_and_its_trial_waits(tmp_path: Path,
         elif how == "next coordinator":
             assert recover(root, store) == ["small/dense"]
         else:
-            Sentry(root, every=0.01, linger=0.0).wake()
-            wait(lambda: store.result("small/dense").state == "waiting")
-            abandon(beside, pid=dead())  # it looks on as long as one is left
-            wait(lambda: store.running_attempts() == [])
+            with closing(Sentry(root, every=0.01, linger=0.0)) as sentry:
+                sentry.wake()
+                wait(lambda: store.result("small/dense").state == "waiting")
+                abandon(beside, pid=dead())  # it looks on as long as one is left
+                wait(lambda: store.running_attempts() == [])
             return
         (row,) = store.attempts("small/dense")
         assert (row.state, row.reason, row.outcome) == ("failed", "lost", "waiting")
@@ -265,9 +267,9 @@ def test_a_server_that_agents_speak_to_looks_before_they_run_anything(tmp_path: 
     root = Root(tmp_path)
     plan = planner({"name": "dense"}).plan
     save_sweep(root, plan)
-    Sentry(root, every=0.01, linger=60.0).wake()  # and nobody wakes it again
-    attempt = begin(root, plan, plan.trials[0])
-    with Store.open(root) as store:
+    with closing(Sentry(root, every=0.01, linger=60.0)) as sentry, Store.open(root) as store:
+        sentry.wake()  # and nobody wakes it again
+        attempt = begin(root, plan, plan.trials[0])
         assert store.result("small/dense").state == "running"
         abandon(attempt, pid=dead())
         wait(lambda: store.result("small/dense").state == "waiting")

@@ -1,6 +1,7 @@
 """The W&B protocol as clients speak it, without a client: sweeps, agents, online runs, what they stream."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.recovery import is_outside, recover
 from prunegpt.tracking.claims import Claim, claim_path
-from prunegpt.tracking.endpoint import routes
+from prunegpt.tracking.endpoint.app import Endpoint
 
 GRID = {"method": "grid", "program": "train.py", "parameters": {"lr": {"values": [0.1, 0.01]}}}
 
@@ -23,7 +24,14 @@ class Client:
 
     def __init__(self, root: Root) -> None:
         self.root = root
-        self.http = TestClient(Starlette(routes=routes(root)))
+        self.endpoints = [Endpoint(root)]
+        self.http = TestClient(Starlette(routes=self.endpoints[0].routes()))
+
+    def after_restart(self) -> "Client":
+        """Asks another server of the root; the first has ended without a word."""
+        again = Client(self.root)
+        self.endpoints += again.endpoints
+        return again
 
     def ask(self, operation: str, /, **variables: Any) -> Any:
         answer = self.http.post(
@@ -53,8 +61,11 @@ class Client:
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Client:
-    return Client(Root(tmp_path / "runs"))
+def client(tmp_path: Path) -> Iterator[Client]:
+    client = Client(Root(tmp_path / "runs"))
+    yield client
+    for endpoint in client.endpoints:
+        endpoint.close()
 
 
 def test_who_is_there_and_what_is_not(client: Client) -> None:
@@ -70,7 +81,7 @@ def test_a_sweep_is_kept_over_a_restart(client: Client) -> None:
     agent = client.ask("CreateAgent", sweep=name, host="h")["createAgent"]["agent"]["id"]
     ((first),) = client.heartbeat(agent)
     assert first["args"] == {"lr": {"value": 0.1}}
-    again = Client(client.root)
+    again = client.after_restart()
     found = again.ask("SweepWithRuns", sweep=name)["project"]["sweep"]
     assert json.loads(found["config"]) == GRID
     assert found["state"] == "RUNNING"
@@ -130,7 +141,7 @@ def test_rows_that_are_sent_again_are_passed_over_also_after_a_restart(client: C
     rows = [{"_step": step, "loss": float(step)} for step in range(4)]
     client.stream("abc123", rows[:2])
     client.stream("abc123", rows[:3])
-    again = Client(client.root)
+    again = client.after_restart()
     status = again.ask("RunResumeStatus", name="abc123", project="mine")["model"]["bucket"]
     assert status["historyLineCount"] == 3
     assert json.loads(json.loads(status["historyTail"])[0]) == {"_step": 2}
@@ -140,6 +151,24 @@ def test_rows_that_are_sent_again_are_passed_over_also_after_a_restart(client: C
         folder = client.root.path / store.result("wandb-mine/abc123").folder
     lines = (folder / "points.jsonl").read_text().splitlines()
     assert [Point.model_validate_json(line).step for line in lines] == [0, 1, 2, 3]
+
+
+def test_what_a_run_has_said_of_itself_outlasts_a_restart(client: Client) -> None:
+    config = json.dumps({"lr": {"value": 0.1}, "net": {"value": {"width": 3}}})
+    client.ask("UpsertBucket", name="abc123", project="mine", displayName="first", config=config, groupName="g")
+    again = client.after_restart()
+    status = again.ask("RunResumeStatus", name="abc123", project="mine")["model"]["bucket"]
+    assert json.loads(status["config"]) == {"lr": {"value": 0.1}, "net": {"value": {"width": 3}}}
+    assert status["displayName"] == "first"
+    again = client.after_restart()
+    again.stream("abc123", [], files={"wandb-summary.json": {"offset": 0, "content": ['{"perplexity": 12.5}']}})
+    more = json.dumps({"later": {"value": 2}, "lr": {"value": 0.2}})
+    changed = again.ask("UpsertBucket", name="abc123", project="mine", config=more)
+    assert not changed["upsertBucket"]["inserted"]
+    with Store.open(client.root) as store:
+        trial = store.result("wandb-mine/abc123")
+        assert (trial.label, trial.group) == ("first", "g")
+        assert trial.config == {"lr": 0.2, "net": {"width": 3}, "later": 2}
 
 
 def test_a_run_that_fails_is_a_failed_trial(client: Client) -> None:

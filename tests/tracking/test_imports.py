@@ -1,6 +1,8 @@
 """Runs made elsewhere become trials: from the client's own files, and from the API."""
 
 import math
+import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 
 from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.tracking.client import TrackingError
 from prunegpt.tracking.imports import import_folder, import_project
@@ -30,7 +33,18 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.config.update({"later": 2})
     run.summary["perplexity"] = 11.5
     run.finish()
+    _await_end(folder)
     return folder
+
+
+def _await_end(folder: Path) -> None:
+    """Until the client's log is whole: `finish` may return before its last records are on the disk."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if any(read_run(file).exit_code is not None for file in run_files(folder)):
+            return
+        time.sleep(0.05)
+    pytest.fail("the client has not ended its log in 60 s")
 
 
 def test_an_offline_folder_becomes_a_trial_once(offline: Path, tmp_path: Path) -> None:
@@ -40,14 +54,52 @@ def test_an_offline_folder_becomes_a_trial_once(offline: Path, tmp_path: Path) -
     with Store.open(root) as store:
         (trial,) = store.results("wandb-elsewhere")
         assert (trial.state, trial.label, trial.group) == ("finished", "mine", "g")
-        (log,) = run_files(offline)
-        late = {"later": 2} if b"later" in log.read_bytes() else {}  # a busy client may end before it writes the change
-        assert trial.config == {"lr": 0.1, "net": {"width": 3}, **late}
+        assert trial.config == {"lr": 0.1, "net": {"width": 3}, "later": 2}
         assert [point.value for point in store.points(trial.id, "loss")] == [3.0, 2.0, 1.0, 0.0, -1.0, 0.5]
         assert [point.value for point in store.points(trial.id, "acc.top1")] == [0.0, 0.25, 0.5, 0.75, 1.0]
         assert {point.value for point in store.points(trial.id, "bad")} == {None}
         assert trial.evaluation is not None
         assert trial.evaluation.perplexity == 11.5
+
+
+def test_a_run_that_was_taken_in_half_written_is_made_whole_by_the_next_import(offline: Path, tmp_path: Path) -> None:
+    (file,) = run_files(offline)
+    data, folder, root = file.read_bytes(), tmp_path / "client", Root(tmp_path / "runs")
+    folder.mkdir()
+    (folder / file.name).write_bytes(data[: data.rindex(b"later") - 20])
+    (name,) = import_folder(root, folder)
+    with Store.open(root) as store:
+        trial = store.result(name)
+        assert (trial.state, trial.config) == ("failed", {"lr": 0.1, "net": {"width": 3}})
+    shutil.copy(file, folder)
+    assert [name] == list(import_folder(root, folder))
+    with Store.open(root) as store:
+        trial = store.result(name)
+        assert (trial.state, trial.config) == ("finished", {"lr": 0.1, "net": {"width": 3}, "later": 2})
+        assert [point.value for point in store.points(name, "loss")] == [3.0, 2.0, 1.0, 0.0, -1.0, 0.5]
+    kept = TrialPlan.model_validate_json((root.path / trial.folder / "trial.json").read_text())
+    assert kept.config == trial.config
+
+
+def test_a_resumption_in_a_second_file_adds_to_the_configuration(tmp_path: Path) -> None:
+    wandb = pytest.importorskip("wandb", reason="needs the W&B client")
+    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True, x_disable_meta=True)
+    for part, config in (("a", {"lr": 0.1, "width": 3}), ("b", {"lr": 0.2})):
+        run = wandb.init(
+            project="elsewhere", mode="offline", id="same", dir=str(tmp_path / part), settings=settings,
+            config=config, reinit="create_new",
+        )  # fmt: skip
+        run.log({"loss": 1.0})
+        run.finish()
+        _await_end(tmp_path / part)
+    together = tmp_path / "both"
+    for part in ("a", "b"):
+        (folder,) = (tmp_path / part / "wandb").glob("offline-run-*")
+        shutil.copytree(folder, together / f"offline-run-20260101_00000{'ab'.index(part)}-same")
+    root = Root(tmp_path / "runs")
+    assert len(set(import_folder(root, together))) == 1
+    with Store.open(root) as store:
+        assert store.result("wandb-elsewhere/same").config == {"lr": 0.2, "width": 3}
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])

@@ -90,10 +90,15 @@ def view(tmp_path: Path) -> Iterator[View]:
     dashboard.close()
 
 
+def notes_one_by_one(view: View) -> list[str]:
+    study = optuna.load_study(study_name="study/sparsities", storage=view)
+    return [get_note(optuna.Trial(study, trial._trial_id)) for trial in study.trials]
+
+
 def notes(view: View) -> list[str]:
     """Of the trials of the search, in both ways in which Optuna's dashboard reads them."""
     study = optuna.load_study(study_name="study/sparsities", storage=view)
-    found = [get_note(optuna.Trial(study, trial._trial_id)) for trial in study.trials]
+    found = notes_one_by_one(view)
     (listed,) = get_studies(view)
     assert [get_note_from_system_attrs(listed.system_attrs, one._trial_id)["body"] for one in study.trials] == found
     return found
@@ -126,7 +131,7 @@ def test_a_note_of_ours_that_changes_is_read_again(view: View) -> None:
     store = view.dashboard.source.store
     store.set_note(store.result("study/wanda-0.5").id, "Not this one")
     end = time.monotonic() + 20
-    while notes(view)[1] == before and time.monotonic() < end:
+    while notes_one_by_one(view)[1] == before and time.monotonic() < end:
         time.sleep(0.05)
     assert notes(view)[1].endswith("\n\nNot this one")
 

@@ -14,6 +14,7 @@ from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store
 from prunegpt.store.engine import open_engine, writer
 from prunegpt.store.schema import attempt
+from prunegpt.sweep.recovery import planned
 from prunegpt.sweep.repair.finding import Finding
 
 _FILES = ("prunegpt.db", "prunegpt.db-wal", "prunegpt.db-shm", "prunegpt.db-journal")
@@ -73,11 +74,8 @@ def _number(folder: Path) -> int:
 
 def plan_in(folder: Path) -> TrialPlan | None:
     """The trial of an attempt folder under the name it lies under; None where trial.json cannot be read."""
-    try:
-        plan = TrialPlan.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return plan.model_copy(update={"sweep": folder.parent.parent.name, "name": folder.parent.name})
+    plan = planned(folder)
+    return plan and plan.model_copy(update={"sweep": folder.parent.parent.name, "name": folder.parent.name})
 
 
 def record_in(folder: Path) -> AttemptRecord | None:

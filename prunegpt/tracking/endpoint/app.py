@@ -18,53 +18,61 @@ from prunegpt.tracking.endpoint.runs import LARGEST_FILE, Runs
 _LARGEST_BODY = 64 << 20  # bytes of a request, unpacked
 
 
-def routes(root: Root) -> list[Route]:
+class Endpoint:
     """What `wandb sweep`, `wandb agent` and online runs ask of a server, answered from a root.
 
     A client sends its WANDB_API_KEY as the password of basic authentication; where the server has a token, that is it.
     """
-    runs = Runs(root)
-    operations = Operations(root, runs)
 
-    async def graphql(request: Request) -> Response:
+    def __init__(self, root: Root) -> None:
+        self._runs = Runs(root)
+        self._operations = Operations(root, self._runs)
+
+    def routes(self) -> list[Route]:
+        at = "/files/{entity}/{project}/{run}"
+        return [
+            Route("/{entity}/{project}/runs/{run}", self._show_run),
+            Route("/{entity}/{project}/sweeps/{sweep}", self._show_sweep),
+            Route("/graphql", self._graphql, methods=["POST"]),
+            Route(f"{at}/file_stream", self._stream, methods=["POST"]),
+            Route(f"{at}/upload/{{path:path}}", self._upload, methods=["PUT", "POST"]),
+        ]
+
+    def close(self) -> None:
+        """Closes the files of the runs, and looks after attempts of agents no more."""
+        self._operations.close()
+        self._runs.close()
+
+    async def _graphql(self, request: Request) -> Response:
         asked = await _json(request)
         if not isinstance(asked, dict):
             return _error("a request must be a JSON object with a query.", 400)
         sender = Sender(str(request.base_url).rstrip("/"), request.headers.get("authorization", ""))
         try:
-            return JSONResponse(await run_in_threadpool(operations.answer, asked, sender))
+            return JSONResponse(await run_in_threadpool(self._operations.answer, asked, sender))
         except Refused as error:
             return _error(str(error), error.status)
 
-    async def stream(request: Request) -> Response:
+    async def _stream(self, request: Request) -> Response:
         body = await _json(request)
         if not isinstance(body, dict):
             return _error("a stream must be a JSON object.", 400)
-        await run_in_threadpool(runs.stream, *_run(request), body)
+        await run_in_threadpool(self._runs.stream, *_run(request), body)
         return JSONResponse({})
 
-    async def upload(request: Request) -> Response:
+    async def _upload(self, request: Request) -> Response:
         content = await _body(request, LARGEST_FILE)
         if content is not None:
-            await run_in_threadpool(runs.keep_file, *_run(request), request.path_params["path"], content)
+            await run_in_threadpool(self._runs.keep_file, *_run(request), request.path_params["path"], content)
         return Response(status_code=200)
 
-    async def show_run(request: Request) -> Response:
+    async def _show_run(self, request: Request) -> Response:
         entity, project, run = _run(request)
-        return RedirectResponse(await run_in_threadpool(operations.page_of_run, entity, project, run), 303)
+        return RedirectResponse(await run_in_threadpool(self._operations.page_of_run, entity, project, run), 303)
 
-    async def show_sweep(request: Request) -> Response:
-        found = await run_in_threadpool(operations.page_of_sweep, request.path_params["sweep"])
+    async def _show_sweep(self, request: Request) -> Response:
+        found = await run_in_threadpool(self._operations.page_of_sweep, request.path_params["sweep"])
         return RedirectResponse(found, 303)
-
-    at = "/files/{entity}/{project}/{run}"
-    return [
-        Route("/{entity}/{project}/runs/{run}", show_run),
-        Route("/{entity}/{project}/sweeps/{sweep}", show_sweep),
-        Route("/graphql", graphql, methods=["POST"]),
-        Route(f"{at}/file_stream", stream, methods=["POST"]),
-        Route(f"{at}/upload/{{path:path}}", upload, methods=["PUT", "POST"]),
-    ]
 
 
 def _run(request: Request) -> tuple[str, str, str]:

@@ -99,6 +99,9 @@ class Operations:
             self._sender = sender
             return {"data": self._known[name](variables)}
 
+    def close(self) -> None:
+        self._sentry.close()
+
     def page_of_run(self, entity: str, project: str, run: str) -> str:
         """The page of a run, which clients of W&B print the address of."""
         claim, own = read_claim(self._root, run), posted(self._root, run)

@@ -28,7 +28,7 @@ class Runs:
     def __init__(self, root: Root) -> None:
         self._root = root
         self._store: Store | None = None
-        self._keepers: dict[tuple[str, str, str], tuple[ForeignRun, Keeper]] = {}
+        self._keepers: dict[tuple[str, str, str], Keeper] = {}
         self._curves: dict[tuple[str, str, str], dict[str, list[float]]] = {}
         self._ended: dict[tuple[str, str, str], str] = {}
         self._active: dict[tuple[str, str, str], float] = {}
@@ -53,19 +53,19 @@ class Runs:
             if self._is_own(at):
                 return False
             self._expire()
-            new = at not in self._keepers
+            new = not self._is_kept(at)
             self._ended.pop(at, None)
-            run, keeper = self._keeper(at)
+            keeper = self._keeper(at)
             own = {key: value for key, value in config.items() if key != "_wandb"}
-            run = replace(
+            run = keeper.run
+            changed = replace(
                 run,
                 name=display or run.name,
                 group=group or run.group,
                 config={**(run.config or {}), **own},
                 swept=swept if swept is not None else run.swept,
             )
-            keeper.update(run, summary)
-            self._keepers[at] = (run, keeper)
+            keeper.update(changed, summary)
             self._active[at] = time.time()
             return new
 
@@ -77,13 +77,13 @@ class Runs:
             if self._is_own(at):
                 self._count(at, files.get(HISTORY))
                 return
-            run, keeper = self._keeper(at)
+            keeper = self._keeper(at)
             self._active[at] = time.time()
             self._history(at, keeper, files.get(HISTORY))
             if OUTPUT in files:
                 keeper.log(str(line) for line in files[OUTPUT].get("content") or ())
             for line in (files.get(SUMMARY) or {}).get("content") or ():
-                keeper.update(run, _parsed(line))
+                keeper.update(keeper.run, _parsed(line))
             if body.get("complete"):
                 code = body.get("exitcode")
                 state = "finished" if code in (0, None) else "failed"
@@ -97,7 +97,7 @@ class Runs:
         with self._lock:
             if self._is_own((entity, project, name)):
                 return
-            _, keeper = self._keeper((entity, project, name))
+            keeper = self._keeper((entity, project, name))
             parts = Path(path).parts
             if parts and ".." not in parts and not Path(path).is_absolute() and len(content) <= LARGEST_FILE:
                 file = keeper.folder / "files" / path
@@ -108,7 +108,7 @@ class Runs:
         """Rows of a run's history that are kept."""
         with self._lock:
             at = (entity, project, name)
-            return self._own[at][0] if self._is_own(at) else self._keeper(at)[1].lines
+            return self._own[at][0] if self._is_own(at) else self._keeper(at).lines
 
     def state(self, entity: str, project: str, name: str) -> dict[str, Any] | None:
         """What a run that goes on wants to know; None where there is no such run."""
@@ -116,11 +116,11 @@ class Runs:
             if self._is_own((entity, project, name)):
                 lines, last = self._own[entity, project, name]
                 return _resumed(name, lines, last, {}, {}) if lines else None
-            run = ForeignRun(entity, project, name)
-            if (entity, project, name) not in self._keepers and not self._root.trial(run.sweep, run.trial).exists():
+            if not self._is_kept((entity, project, name)):
                 return None
-            run, keeper = self._keeper((entity, project, name))
-            return _resumed(run.name or name, keeper.lines, keeper.last_step, keeper.summary, run.config or {})
+            kept = self._keeper((entity, project, name))
+            shown, config = kept.run.name or name, kept.run.config or {}
+            return _resumed(shown, kept.lines, kept.last_step, kept.summary, config)
 
     def signs(self, entity: str, project: str, name: str, metric: str) -> Signs:
         """Signs of a run that streams to us."""
@@ -129,14 +129,14 @@ class Runs:
             if at not in self._active:
                 return Signs()
             curve = self._curves.get(at, {}).get(metric, [])
-            value = self._keepers[at][1].summary.get(metric) if at in self._keepers else None
+            value = self._keepers[at].summary.get(metric) if at in self._keepers else None
             known = value if isinstance(value, (int, float)) and math.isfinite(value) else None
             last = curve[-1] if curve else None
             return Signs(True, self._ended.get(at, ""), list(curve), last if known is None else known, self._active[at])
 
     def close(self) -> None:
         with self._lock:
-            for _, keeper in self._keepers.values():
+            for keeper in self._keepers.values():
                 keeper.close()
             if self._store is not None:
                 self._store.close()
@@ -145,7 +145,7 @@ class Runs:
         """Ends runs that have fallen silent; one that speaks again goes on."""
         for at, seen in self._active.items():
             if at in self._keepers and at not in self._ended and time.time() - seen > _SILENT:
-                self._keepers[at][1].end("failed", f"it has not been heard of for {_SILENT:g} s.")
+                self._keepers[at].end("failed", f"it has not been heard of for {_SILENT:g} s.")
                 self._ended[at] = "failed"
 
     def _is_own(self, at: tuple[str, str, str]) -> bool:
@@ -155,6 +155,10 @@ class Runs:
             if posted(self._root, run) is not None or read_claim(self._root, run) is not None:
                 self._own[at] = [0, -1]
         return at in self._own
+
+    def _is_kept(self, at: tuple[str, str, str]) -> bool:
+        run = ForeignRun(*at)
+        return at in self._keepers or self._root.trial(run.sweep, run.trial).exists()
 
     def _count(self, at: tuple[str, str, str], file: Mapping[str, Any] | None) -> None:
         if file and file.get("content"):
@@ -176,15 +180,14 @@ class Runs:
                 if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
                     curves.setdefault(name, []).append(float(value))
 
-    def _keeper(self, at: tuple[str, str, str]) -> tuple[ForeignRun, Keeper]:
+    def _keeper(self, at: tuple[str, str, str]) -> Keeper:
         if at not in self._keepers:
             if len(self._keepers) >= _OPEN_RUNS:
                 oldest = min(self._keepers, key=lambda one: self._active.get(one, 0.0))
-                self._keepers.pop(oldest)[1].close()
+                self._keepers.pop(oldest).close()
             if self._store is None:
                 self._store = Store.open(self._root)
-            run = ForeignRun(*at, created=time.time())
-            self._keepers[at] = (run, Keeper(self._root, self._store, run))
+            self._keepers[at] = Keeper(self._root, self._store, ForeignRun(*at, created=time.time()))
         return self._keepers[at]
 
 

@@ -26,19 +26,28 @@ class Sentry:
         self._linger = linger
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._over = threading.Event()
         self._woken = -math.inf
 
     def wake(self, *, soon: bool = True) -> None:
         """There may be attempts of agents; with `soon` they may also come in the next minutes."""
         with self._lock:
             self._woken = time.monotonic() if soon else self._woken
-            if (self._thread is None or not self._thread.is_alive()) and self._root.database.exists():
+            idle = self._thread is None or not self._thread.is_alive()
+            if idle and not self._over.is_set() and self._root.database.exists():
                 self._thread = threading.Thread(target=self._watch, name="sentry", daemon=True)
                 self._thread.start()
 
+    def close(self) -> None:
+        """Ends the thread, after the look that it may be at."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
     def _watch(self) -> None:
         while self._look() or time.monotonic() - self._woken < self._linger:
-            time.sleep(self._every)
+            if self._over.wait(self._every):
+                return
 
     def _look(self) -> bool:
         """Closes attempts whose agents are gone; whether others still run."""
