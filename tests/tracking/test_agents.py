@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from prunegpt.errors import SpecError
 from prunegpt.planning.suggested import Planner
 from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord
-from prunegpt.root import Root
+from prunegpt.root import Root, write_json
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.spec.wandb_config import config_of
 from prunegpt.store import Store
@@ -230,7 +230,7 @@ def abandon(attempt: Attempt, pid: int | None = None, host: str | None = None, s
     """Makes it look as if another process ran the attempt."""
     file = attempt.folder / OUTSIDE
     found = json.loads(file.read_text())
-    file.write_text(json.dumps({"pid": pid or found["pid"], "host": host or found["host"]}))
+    write_json(file, {"pid": pid or found["pid"], "host": host or found["host"]})  # whole, for a sentry may be reading
     os.utime(file, (time.time() - silent,) * 2)
 
 
