@@ -7,8 +7,8 @@ behind a header of seven bytes.
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,7 @@ def read_run(path: Path) -> OfflineRun:
         elif found is not None and kind == "summary":
             found.summary.update(_items(record.summary.update))
         elif found is not None and kind == "config":
-            config = {**(found.run.config or {}), **_items(record.config.update)}
-            found.run = _with_config(found.run, config)
+            found.run = _with_config(found.run, record.config)
         elif found is not None and kind == "exit":
             found.exit_code = int(record.exit.exit_code)
     if found is None:
@@ -75,26 +74,26 @@ def read_run(path: Path) -> OfflineRun:
 
 
 def _begun(record: Any, before: OfflineRun | None) -> OfflineRun:
-    own = {key: value for key, value in _items(record.config.update).items() if key != "_wandb"}
-    config = {**((before.run.config if before else None) or {}), **own}
     run = ForeignRun(
         entity=record.entity or "local",
         project=record.project or "uncategorized",
         id=record.run_id,
         name=record.display_name,
         group=record.run_group,
-        config=config,
+        config=before.run.config if before else None,
         created=float(record.start_time.seconds),
     )
+    run = _with_config(run, record.config)
     if before is None:
         return OfflineRun(run)
     before.run = run
     return before
 
 
-def _with_config(run: ForeignRun, config: Mapping[str, Any]) -> ForeignRun:
-    own = {key: value for key, value in config.items() if key != "_wandb"}
-    return ForeignRun(run.entity, run.project, run.id, run.name, run.group, own, run.swept, run.created)
+def _with_config(run: ForeignRun, record: Any) -> ForeignRun:
+    """With what a record changes in its configuration; W&B's own entries are left out."""
+    own = {key: value for key, value in _items(record.update).items() if key != "_wandb"}
+    return replace(run, config={**(run.config or {}), **own})
 
 
 def _items(items: Any) -> dict[str, Any]:

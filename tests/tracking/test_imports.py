@@ -20,13 +20,8 @@ from prunegpt.tracking.offline import read_run, run_files
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the real client leaves of an offline run, one record larger than a block of its log included."""
-    wandb = pytest.importorskip("wandb", reason="needs the W&B client")
     folder = tmp_path_factory.mktemp("client")
-    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True, x_disable_meta=True)
-    run = wandb.init(
-        project="elsewhere", mode="offline", name="mine", group="g", dir=str(folder), settings=settings,
-        config={"lr": 0.1, "net": {"width": 3}}, reinit="create_new",
-    )  # fmt: skip
+    run = _begin(folder, name="mine", group="g", config={"lr": 0.1, "net": {"width": 3}})
     for step in range(5):
         run.log({"loss": 3.0 - step, "acc": {"top1": step / 4}, "bad": math.nan})
     run.log({"text": "x" * 70_000, "loss": 0.5})
@@ -35,6 +30,14 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.finish()
     _await_end(folder)
     return folder
+
+
+def _begin(folder: Path, **more: Any) -> Any:
+    """An offline run of the real client, in a folder."""
+    wandb = pytest.importorskip("wandb", reason="needs the W&B client")
+    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True, x_disable_meta=True)
+    own = {"project": "elsewhere", "mode": "offline", "reinit": "create_new"}
+    return wandb.init(dir=str(folder), settings=settings, **own, **more)
 
 
 def _await_end(folder: Path) -> None:
@@ -82,13 +85,8 @@ def test_a_run_that_was_taken_in_half_written_is_made_whole_by_the_next_import(o
 
 
 def test_a_resumption_in_a_second_file_adds_to_the_configuration(tmp_path: Path) -> None:
-    wandb = pytest.importorskip("wandb", reason="needs the W&B client")
-    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True, x_disable_meta=True)
     for part, config in (("a", {"lr": 0.1, "width": 3}), ("b", {"lr": 0.2})):
-        run = wandb.init(
-            project="elsewhere", mode="offline", id="same", dir=str(tmp_path / part), settings=settings,
-            config=config, reinit="create_new",
-        )  # fmt: skip
+        run = _begin(tmp_path / part, id="same", config=config)
         run.log({"loss": 1.0})
         run.finish()
         _await_end(tmp_path / part)
