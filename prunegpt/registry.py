@@ -99,11 +99,11 @@ SOLVERS = Registry(
 SCHEDULES = Registry(
     "schedule",
     {
-        "constant": "prunegpt.pruning.schedules:constant",
-        "linear": "prunegpt.pruning.schedules:linear",
-        "cubic": "prunegpt.pruning.schedules:cubic",
-        "inverse_cubic": "prunegpt.pruning.schedules:inverse_cubic",
-        "acdc": "prunegpt.pruning.schedules:acdc",
+        "constant": "prunegpt.spec.schedules:constant",
+        "linear": "prunegpt.spec.schedules:linear",
+        "cubic": "prunegpt.spec.schedules:cubic",
+        "inverse_cubic": "prunegpt.spec.schedules:inverse_cubic",
+        "acdc": "prunegpt.spec.schedules:acdc",
     },
 )
 _ALLOCATIONS = "prunegpt.pruning.allocation"

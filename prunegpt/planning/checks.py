@@ -11,6 +11,7 @@ from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.stages import is_calibrated
 from prunegpt.planning.texts import block_size_of
 from prunegpt.spec.names import block_index, select_names
+from prunegpt.spec.schedules import clock_problem
 from prunegpt.spec.schema import GradualSpec, PruneSpec, StageConfig, TableSpec
 
 _BLOCK_MATRIX = re.compile(r"(^|\.)\d+\..*\.weight$")
@@ -95,21 +96,7 @@ def _clock_problem(prune: GradualSpec, train: Mapping[str, Any]) -> str | None:
         "steps": steps if steps > 0 else None,
         "fraction": 1.0,
     }
-    limit = limits[prune.unit]
-    if limit is None:
-        return None
-    end = limit / 2 if prune.end is None else prune.end
-    if end >= limit:
-        return (
-            f"pruning must end before training does, but it ends at {end:g} and training at {limit:g} {prune.unit}. "
-            f"Set a smaller end, or train longer."
-        )
-    if prune.start > end:
-        return (
-            f"pruning must start before it ends, but starts at {prune.start:g} and ends half-way, at {end:g} "
-            f"{prune.unit}. Set end, or a smaller start."
-        )
-    return None
+    return clock_problem(start=prune.start, end=prune.end, unit=prune.unit, grid=prune.clock, limit=limits[prune.unit])
 
 
 def window_problem(facts: ModelFacts, block_size: int) -> str | None:

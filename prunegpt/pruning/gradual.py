@@ -1,7 +1,6 @@
 """Pruning in training: at which steps masks change, to what, and how the change reaches weights and optimizer."""
 
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,9 @@ from prunegpt.pruning.enforce import Enforcer, HasState
 from prunegpt.pruning.gradients import GATHERED, GradientStatistics
 from prunegpt.pruning.masks import one_per_storage
 from prunegpt.pruning.patterns import Pattern, Unstructured
-from prunegpt.pruning.schedules import Clock, interpolate, load_schedule
 from prunegpt.pruning.selection import Scope, select_masks
 from prunegpt.pruning.solvers.base import Solver, option_names
+from prunegpt.spec.schedules import Clock, interpolate
 
 Statistics = Callable[[], Mapping[str, Mapping[str, Tensor]]]  # parameter name -> need -> tensor
 
@@ -53,7 +52,6 @@ class GradualPruner:
         pattern: what is pruned as one.
         scope: what scores are compared over; None = rows for a criterion that says so, else tensors.
         sparsities: parameter name -> sparsity at the end, from an allocation; None = `final` for each.
-        updates: optimizer steps before which masks are updated, ascending; None = those of the clock.
         monotone: whether what is pruned stays pruned; None = yes, but for `acdc`.
         masks: what is pruned already, True = kept; names may be missing.
         statistics: gives the calibration statistics of the present weights, such as `input_norm` or `gram`, when
@@ -77,7 +75,6 @@ class GradualPruner:
         pattern: Pattern | None = None,
         scope: Scope | None = None,
         sparsities: Mapping[str, float] | None = None,
-        updates: Sequence[int] | None = None,
         monotone: bool | None = None,
         masks: Mapping[str, Tensor] | None = None,
         statistics: Statistics | None = None,
@@ -87,9 +84,9 @@ class GradualPruner:
         self._views = one_per_storage(views)
         self._method = method
         self._clock = clock
-        self._updates = sorted(updates) if updates is not None else clock.updates()
         self._pattern = pattern or Unstructured()
-        self._schedule = load_schedule(schedule, clock)
+        self._schedule = schedule
+        clock.share(schedule, clock.start)  # refuses a schedule that does not go with the clock
         self._alternates = schedule == "acdc"
         self._monotone = not self._alternates if monotone is None else monotone
         self._initial = self._pattern.target(initial)
@@ -150,8 +147,7 @@ class GradualPruner:
         Raises:
             PruningError: scores or statistics are missing or not finite.
         """
-        passed = bisect_right(self._updates, step)
-        due = self._updates[passed - 1] if passed else None
+        due = self._clock.held(step)
         if due is None or (self._last is not None and due <= self._last):
             return None
         targets = self._targets(due)
@@ -219,7 +215,7 @@ class GradualPruner:
                 raise PruningError(unknown(f"option of {method.name}", option, valid))
 
     def _targets(self, update: int) -> dict[str, float]:
-        share = self._schedule(self._clock.progress(update))
+        share = self._clock.share(self._schedule, update)
         return {name: interpolate(share, final, self._initial) for name, final in self._final.items()}
 
     def _mean(self, by_tensor: Mapping[str, float]) -> float:

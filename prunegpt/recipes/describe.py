@@ -10,8 +10,9 @@ from prunegpt.recipes.distillation import distillation_updates
 from prunegpt.recipes.matching import ALL_PRUNABLE, Tensors, match_params, match_targets, versions_differ
 from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning
 from prunegpt.recipes.pruning import Pruning
-from prunegpt.recipes.simulate import Update, epoch_of, updates_of
+from prunegpt.recipes.simulate import Update, updates_of
 from prunegpt.spec.names import matches
+from prunegpt.spec.schedules import epoch_of
 
 _SAMPLES = 11  # points of a curve
 _SHOWN = 8  # names in one line of text

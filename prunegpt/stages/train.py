@@ -12,10 +12,10 @@ from prunegpt.planning.budget import divided_note
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.patterns import parse_pattern
-from prunegpt.pruning.schedules import Clock, sparseml_updates
 from prunegpt.recipes.learning_rate import LearningRateCurve
 from prunegpt.registry import CRITERIA, SOLVERS
 from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.schedules import clock_of
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
 from prunegpt.stages import text
 from prunegpt.stages.base import Pruned, Result, Setting, State
@@ -111,14 +111,18 @@ class _Gradual:
                 raise PruningError(f"{spec.method} looks at activations, but there is no calibration text.")
             return statistics_of(self.state, self.views, self.windows, gram="gram" in needs)
 
-        updates = None
-        if spec.clock == "sparseml":
-            updates = sparseml_updates(spec.start, spec.start if spec.end is None else spec.end, spec.every, per_epoch)
         self.pruner = GradualPruner(
             self.views,
             method,
-            clock=clock(spec, steps, per_epoch),
-            updates=updates,
+            clock=clock_of(
+                start=spec.start,
+                end=spec.end,
+                every=spec.every,
+                unit=spec.unit,
+                grid=spec.clock,
+                steps=steps,
+                per_epoch=per_epoch,
+            ),
             final=spec.sparsity,
             schedule=spec.schedule,
             initial=spec.initial,
@@ -137,22 +141,3 @@ class _Gradual:
     def masks(self) -> dict[str, Tensor]:
         assert self.pruner is not None
         return self.pruner.masks
-
-
-def clock(spec: GradualSpec, steps: int, per_epoch: int) -> Clock:
-    """The times of a spec in optimizer steps.
-
-    Raises:
-        PruningError: pruning would not be over when training is.
-    """
-    unit = {"epochs": per_epoch, "steps": 1, "fraction": steps}[spec.unit]
-    end = steps // 2 if spec.end is None else round(spec.end * unit)
-    start = round(spec.start * unit)
-    if end >= steps:
-        raise PruningError(
-            f"pruning must end before training does, but its end is step {end} and the stage has {steps} steps "
-            f"({per_epoch} an epoch). Set end to at most {(steps - 1) / unit:g} {spec.unit}, or train longer."
-        )
-    if start > end:
-        raise PruningError(f"pruning must start before it ends, but it starts at step {start} and ends at step {end}.")
-    return Clock(start, end, max(1, round(spec.every * unit)))

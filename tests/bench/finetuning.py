@@ -13,9 +13,9 @@ import torch
 from prunegpt.lm.views import block_matrices
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
-from prunegpt.pruning.schedules import Clock
 from prunegpt.pruning.threshold import keep_largest
 from prunegpt.registry import CRITERIA
+from prunegpt.spec.schedules import Clock
 from tests.bench.harness import Ratio, Settings, rounds, stepping
 from tests.bench.models import example_training, gpt2, our_training, random_blocks
 from tests.bench.rows import Row
@@ -80,7 +80,7 @@ def _updating(model: torch.nn.Module, count: int) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     optimizer.step()
     pruner = GradualPruner(
-        block_matrices(model), CRITERIA.load("magnitude"), clock=Clock(0, 100, 1), final=0.9, initial=0.3
+        block_matrices(model), CRITERIA.load("magnitude"), clock=Clock.regular(0, 100, 1), final=0.9, initial=0.3
     )
     pruner.before_step(0, optimizer)
     seconds = []

@@ -15,8 +15,8 @@ import torch
 
 from prunegpt.lm.views import block_matrices
 from prunegpt.pruning.gradual import GradualPruner
-from prunegpt.pruning.schedules import Clock
 from prunegpt.registry import CRITERIA
+from prunegpt.spec.schedules import Clock
 from tests.bench.harness import Settings, environment, peak, reset_peak
 from tests.bench.models import gpt2, our_training, random_blocks
 from tests.bench.rows import Row
@@ -75,7 +75,7 @@ def trial(settings: Settings, way: str) -> dict[str, float]:
             raise Enough
 
     def pruner(steps: int, per_epoch: int) -> GradualPruner:
-        return GradualPruner(views, CRITERIA.load("magnitude"), clock=Clock(0, STEPS, 1), final=0.9)
+        return GradualPruner(views, CRITERIA.load("magnitude"), clock=Clock.regular(0, STEPS, 1), final=0.9)
 
     parts = {"pruner": pruner} if way == "pruning" else {}
     reset_peak()

@@ -13,8 +13,8 @@ from prunegpt.pruning.gradients import GradientStatistics
 from prunegpt.pruning.gradual import GradualPruner, MaskUpdate
 from prunegpt.pruning.masks import check
 from prunegpt.pruning.patterns import Block, NOfM, Unstructured
-from prunegpt.pruning.schedules import Clock, cubic, sparseml_updates
 from prunegpt.registry import CRITERIA, SOLVERS
+from prunegpt.spec.schedules import Clock, cubic
 
 from .conftest import Toy
 
@@ -58,7 +58,7 @@ def calibration(toy: Toy) -> Callable[[], Mapping[str, Mapping[str, Tensor]]]:
 
 
 def test_sparsity_follows_the_schedule_to_the_weight(make_toy: MakeToy) -> None:
-    clock = Clock(2, 14, 3)
+    clock = Clock.regular(2, 14, 3)
     updates = Run(make_toy(), clock=clock, final=0.9, initial=0.2).steps(range(20))
     assert [update.step for update in updates] == [2, 5, 8, 11, 14]
     sizes = {"first.weight": 48, "second.weight": 32}
@@ -73,7 +73,7 @@ def test_sparsity_follows_the_schedule_to_the_weight(make_toy: MakeToy) -> None:
 
 
 def test_between_updates_masks_are_held(make_toy: MakeToy) -> None:
-    run = Run(make_toy(), clock=Clock(1, 9, 4), final=0.8)
+    run = Run(make_toy(), clock=Clock.regular(1, 9, 4), final=0.8)
     seen = []
     for step in range(12):
         run.steps(range(step, step + 1))
@@ -89,7 +89,7 @@ def test_every_criterion_prunes_monotonically_and_resumes_exactly(make_toy: Make
 
     def run_of(toy: Toy) -> Run:
         statistics = calibration(toy) if "input_norm" in criterion.needs else None
-        return Run(toy, criterion, clock=Clock(2, 16, 2), final=0.5, statistics=statistics, seed=3)
+        return Run(toy, criterion, clock=Clock.regular(2, 16, 2), final=0.5, statistics=statistics, seed=3)
 
     whole = run_of(make_toy())
     before = {n: m.clone() for n, m in whole.pruner.masks.items()}
@@ -113,7 +113,7 @@ def test_every_criterion_prunes_monotonically_and_resumes_exactly(make_toy: Make
 
 
 def test_acdc_opens_and_closes_and_ends_compressed(make_toy: MakeToy) -> None:
-    run = Run(make_toy(), clock=Clock(2, 14, 3), final=0.5, schedule="acdc")
+    run = Run(make_toy(), clock=Clock.regular(2, 14, 3), final=0.5, schedule="acdc")
     updates = run.steps(range(18))
     assert [(update.step, update.target, update.achieved) for update in updates] == [
         (2, 0.0, 0.0),
@@ -126,7 +126,7 @@ def test_acdc_opens_and_closes_and_ends_compressed(make_toy: MakeToy) -> None:
 
 
 def test_acdc_weights_come_back_in_a_dense_phase(make_toy: MakeToy) -> None:
-    run = Run(make_toy(), clock=Clock(2, 14, 3), final=0.5, schedule="acdc")
+    run = Run(make_toy(), clock=Clock.regular(2, 14, 3), final=0.5, schedule="acdc")
     run.steps(range(8))
     closed = {name: ~mask for name, mask in run.pruner.masks.items()}
     run.steps(range(8, 11))
@@ -139,7 +139,7 @@ def test_a_mask_that_may_reopen_follows_the_scores(make_toy: MakeToy) -> None:
         Run(
             make_toy(),
             CRITERIA.load("movement"),
-            clock=Clock(1, 12, 1),
+            clock=Clock.regular(1, 12, 1),
             final=0.5,
             schedule="constant",
             monotone=monotone,
@@ -155,14 +155,14 @@ def test_a_mask_that_may_reopen_follows_the_scores(make_toy: MakeToy) -> None:
 def test_global_scope_spends_the_budget_where_weights_are_small(make_toy: MakeToy) -> None:
     toy = make_toy()
     toy.second.weight.data *= 10.0
-    (update,) = Run(toy, clock=Clock(0, 0), final=0.5, scope="global").steps(range(1))
+    (update,) = Run(toy, clock=Clock.regular(0, 0), final=0.5, scope="global").steps(range(1))
     assert update.achieved == 0.5
     assert update.by_tensor["first.weight"] > 0.7 > 0.3 > update.by_tensor["second.weight"]
 
 
 def test_an_allocation_scales_with_the_schedule(make_toy: MakeToy) -> None:
     sparsities = {"first.weight": 0.75, "second.weight": 0.25}
-    updates = Run(make_toy(), clock=Clock(0, 4, 2), sparsities=sparsities, schedule="linear").steps(range(5))
+    updates = Run(make_toy(), clock=Clock.regular(0, 4, 2), sparsities=sparsities, schedule="linear").steps(range(5))
     assert [update.by_tensor["first.weight"] for update in updates] == [0.0, 18 / 48, 36 / 48]
     assert [update.by_tensor["second.weight"] for update in updates] == [0.0, 4 / 32, 8 / 32]
     assert updates[-1].target == pytest.approx((0.75 * 48 + 0.25 * 32) / 80)
@@ -171,7 +171,9 @@ def test_an_allocation_scales_with_the_schedule(make_toy: MakeToy) -> None:
 def test_wanda_compares_within_rows_unless_told_otherwise(make_toy: MakeToy) -> None:
     for scope, alike in ((None, True), ("tensor", False)):
         toy = make_toy()
-        run = Run(toy, CRITERIA.load("wanda"), clock=Clock(0, 0), final=0.5, scope=scope, statistics=calibration(toy))
+        run = Run(
+            toy, CRITERIA.load("wanda"), clock=Clock.regular(0, 0), final=0.5, scope=scope, statistics=calibration(toy)
+        )
         run.steps(range(1))
         rows = {int(count) for count in (~run.pruner.masks["second.weight"]).sum(dim=1)}
         assert (rows == {4}) is alike
@@ -180,7 +182,7 @@ def test_wanda_compares_within_rows_unless_told_otherwise(make_toy: MakeToy) -> 
 def test_an_n_of_m_pattern_grows_and_is_checked_when_it_is_there(make_toy: MakeToy) -> None:
     toy = make_toy()
     views = {"second.weight": toy.views()["second.weight"]}
-    pruner = GradualPruner(views, MAGNITUDE, clock=Clock(0, 4, 1), pattern=NOfM(2, 4))
+    pruner = GradualPruner(views, MAGNITUDE, clock=Clock.regular(0, 4, 1), pattern=NOfM(2, 4))
     counts = []
     for step in range(5):
         update = pruner.before_step(step)
@@ -192,7 +194,7 @@ def test_an_n_of_m_pattern_grows_and_is_checked_when_it_is_there(make_toy: MakeT
 
 
 def test_blocks_are_pruned_whole(make_toy: MakeToy) -> None:
-    run = Run(make_toy(), clock=Clock(0, 4, 2), final=0.5, pattern=Block(4, 2))
+    run = Run(make_toy(), clock=Clock.regular(0, 4, 2), final=0.5, pattern=Block(4, 2))
     assert run.steps(range(6))[-1].achieved == 0.5
 
 
@@ -200,7 +202,12 @@ def test_blocks_are_pruned_whole(make_toy: MakeToy) -> None:
 def test_a_solver_repairs_the_weights_it_keeps(make_toy: MakeToy, name: str) -> None:
     toy, plain = make_toy(), make_toy()
     run = Run(
-        toy, SOLVERS.load(name), clock=Clock(1, 5, 2), final=0.5, statistics=calibration(toy), options={"damping": 0.02}
+        toy,
+        SOLVERS.load(name),
+        clock=Clock.regular(1, 5, 2),
+        final=0.5,
+        statistics=calibration(toy),
+        options={"damping": 0.02},
     )
     first = run.pruner.before_step(1)
     assert first is not None
@@ -212,7 +219,7 @@ def test_a_solver_repairs_the_weights_it_keeps(make_toy: MakeToy, name: str) -> 
     kept = run.pruner.masks["first.weight"]
     assert not torch.equal(toy.first.weight[kept], plain.first.weight[kept])
     gram = calibration(plain)()["first.weight"]["gram"]
-    pruner = GradualPruner(plain.views(), MAGNITUDE, clock=Clock(0, 0), final=0.5)
+    pruner = GradualPruner(plain.views(), MAGNITUDE, clock=Clock.regular(0, 0), final=0.5)
     pruner.before_step(0)
     original = make_toy().first.weight
 
@@ -226,7 +233,7 @@ def test_a_solver_repairs_the_weights_it_keeps(make_toy: MakeToy, name: str) -> 
 def test_what_was_pruned_before_stays_pruned(make_toy: MakeToy) -> None:
     toy = make_toy()
     weakest = Unstructured().select(-toy.first.weight.detach().abs(), 0.5)
-    run = Run(toy, clock=Clock(0, 4, 2), final=0.75, masks={"first.weight": weakest})
+    run = Run(toy, clock=Clock.regular(0, 4, 2), final=0.75, masks={"first.weight": weakest})
     updates = run.steps(range(6))
     assert not bool((run.pruner.masks["first.weight"] & ~weakest).any())
     assert updates[0].by_tensor["first.weight"] == 0.5  # more than was asked for
@@ -234,22 +241,22 @@ def test_what_was_pruned_before_stays_pruned(make_toy: MakeToy) -> None:
 
 
 def test_an_update_that_was_passed_over_is_made_up_for_once(make_toy: MakeToy) -> None:
-    pruner = Run(make_toy(), clock=Clock(0, 10, 2), final=0.9).pruner
+    pruner = Run(make_toy(), clock=Clock.regular(0, 10, 2), final=0.9).pruner
     due = [pruner.before_step(step) is not None for step in (7, 7, 8, 9, 9, 50, 51)]
     assert due == [True, False, True, False, False, True, False]
     assert pruner.target == 0.9
 
 
 def test_updates_may_come_from_another_grid(make_toy: MakeToy) -> None:
-    grid = sparseml_updates(1, 3, 0.3, 7)
-    run = Run(make_toy(), clock=Clock(7, 21, 2), final=0.8, updates=grid)
+    grid = Clock.sparseml(1, 3, 0.3, 7)
+    run = Run(make_toy(), clock=grid, final=0.8)
     updates = run.steps(range(25))
-    assert [update.step for update in updates] == grid
+    assert [update.step for update in updates] == list(grid.updates)
     assert updates[-1].achieved == sum(round(size * 0.8) for size in (48, 32)) / 80
 
 
 def test_moments_are_reset_at_an_update(make_toy: MakeToy) -> None:
-    run = Run(make_toy(), clock=Clock(4, 4), final=0.5)
+    run = Run(make_toy(), clock=Clock.regular(4, 4), final=0.5)
     run.steps(range(4))
     run.pruner.before_step(4, run.optimizer)
     for name, view in run.toy.views().items():
@@ -296,24 +303,25 @@ def test_parts_that_do_not_go_together_are_refused(make_toy: MakeToy, options: d
     name = options.pop("method")
     method = (CRITERIA if name in CRITERIA else SOLVERS).load(name)
     with pytest.raises(PruningError, match=message):
-        GradualPruner(make_toy().views(), method, clock=Clock(0, 4), **options)
+        GradualPruner(make_toy().views(), method, clock=Clock.regular(0, 4), **options)
 
 
 def test_statistics_that_are_missing_are_named(make_toy: MakeToy) -> None:
     toy = make_toy()
-    run = Run(toy, CRITERIA.load("taylor"), clock=Clock(0, 0), final=0.5)
+    run = Run(toy, CRITERIA.load("taylor"), clock=Clock.regular(0, 0), final=0.5)
     with pytest.raises(PruningError, match="squared_gradient must be gathered over at least one optimizer step"):
         run.pruner.before_step(0)
     with pytest.raises(PruningError, match=r"one of every pruned weight, but first\.weight has none"):
         run.pruner.accumulate()
-    run = Run(toy, CRITERIA.load("wanda"), clock=Clock(0, 0), final=0.5, statistics=dict)
+    run = Run(toy, CRITERIA.load("wanda"), clock=Clock.regular(0, 0), final=0.5, statistics=dict)
     with pytest.raises(PruningError, match=r"must give input_norm for every pruned weight, but not for first\.weight"):
         run.pruner.before_step(0)
 
 
 def test_a_state_of_another_run_is_refused(make_toy: MakeToy) -> None:
     magnitude, movement = (
-        Run(make_toy(), CRITERIA.load(name), clock=Clock(0, 4), final=0.5).pruner for name in ("magnitude", "movement")
+        Run(make_toy(), CRITERIA.load(name), clock=Clock.regular(0, 4), final=0.5).pruner
+        for name in ("magnitude", "movement")
     )
     with pytest.raises(PruningError, match=r"'movement/first\.weight' is on one side only"):
         movement.load_state_dict(magnitude.state_dict())

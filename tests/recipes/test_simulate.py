@@ -4,26 +4,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunegpt.pruning.schedules import Clock, interpolate, load_schedule, sparseml_updates
 from prunegpt.recipes.distillation import distillation_updates
 from prunegpt.recipes.load import meaning_of_text
 from prunegpt.recipes.pruning import Pruning
-from prunegpt.recipes.simulate import SimulationError, epoch_of, sparsity_at, update_steps, updates_of
+from prunegpt.recipes.simulate import SimulationError, sparsity_at, updates_of
+from prunegpt.registry import SCHEDULES
+from prunegpt.spec.schedules import Clock, epoch_of, interpolate
 
 
 def pruning(schedule: str = "cubic", **fields: object) -> Pruning:
     given_fields = {"start": 1.0, "end": 5.0, "every": 0.01, "final": 0.8, "dialect": "legacy", **fields}
     dialect = given_fields.pop("dialect")
     return Pruning("X", 1, "", dialect, ("a",), schedule=schedule, **given_fields)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("steps", "count"), [(2318, 388), (100, 382), (1000, 401), (37, 149)])
-def test_the_grid_drifts(steps: int, count: int) -> None:
-    """From SparseML's rule: an update is due one frequency after the epoch of the last real update."""
-    found = update_steps(1, 5, 0.01, steps)
-    assert len(found) == count
-    assert found[0] == steps
-    assert found[-1] == 5 * steps
 
 
 def naive(start: float, end: float, every: float, steps: int) -> list[int]:
@@ -54,15 +46,14 @@ def test_jumping_finds_the_same_steps_as_walking(clock: tuple[float, float, floa
     start = start if start >= 0 else -1.0
     end = max(start, 0.0) + length
     expected = naive(start, end, every, steps)
-    assert update_steps(start, end, every, steps) == expected
-    assert sparseml_updates(start, end, every, steps) == expected  # the trainer's own
+    assert list(Clock.sparseml(start, end, every, steps).updates) == expected  # the trainer's own
 
 
 def test_a_simulation_is_bounded() -> None:
-    with pytest.raises(SimulationError, match="may have 2000000 updates"):
-        update_steps(0, 1000, -1, 100_000)
+    with pytest.raises(SimulationError, match="2,000,000 times"):
+        updates_of(pruning(start=0.0, end=1000.0, every=-1.0), 100_000)
     with pytest.raises(SimulationError, match="1 or more optimizer steps, but got 0"):
-        update_steps(0, 1, 0.1, 0)
+        updates_of(pruning(), 0)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +73,7 @@ def test_curves(schedule: str, expected: list[float]) -> None:
 @pytest.mark.parametrize("schedule", ["linear", "cubic", "inverse_cubic"])
 @given(x=st.floats(-0.5, 1.5), initial=st.floats(0, 0.9), final=st.floats(0, 0.99))
 def test_curves_are_those_that_train(schedule: str, x: float, initial: float, final: float) -> None:
-    ours = load_schedule(schedule, Clock(0, 10, 1))
+    ours = SCHEDULES.load(schedule)
     item = pruning(schedule, initial=initial, final=final)
     assert sparsity_at(item, 1 + 4 * x) == pytest.approx(interpolate(ours(x), final, initial), abs=1e-9)
 
@@ -152,15 +143,14 @@ def test_updates_after_the_training_are_left_out() -> None:
 def test_our_own_clock_is_that_which_trains(
     start: float, length: float, every: float, steps: int, schedule: str
 ) -> None:
-    clock = Clock.from_epochs(start, start + length, every, steps)
+    clock = Clock.regular(round(start * steps), round((start + length) * steps), max(1, round(every * steps)))
     if schedule == "acdc" and clock.phases < 2:
         return
     item = pruning(schedule, dialect="own", start=start, end=start + length, every=every, final=0.6, initial=0.1)
-    curve = load_schedule(schedule, clock)
     found = updates_of(item, steps, 100)
-    assert [update.step for update in found] == clock.updates()
+    assert tuple(update.step for update in found) == clock.updates
     for update in found:
-        assert update.sparsity == pytest.approx(clock.target(update.step, schedule=curve, final=0.6, initial=0.1))
+        assert update.sparsity == pytest.approx(interpolate(clock.share(schedule, update.step), 0.6, 0.1))
 
 
 def test_units_of_our_own_schedules() -> None:
