@@ -29,16 +29,16 @@ class WeightView:
     @property
     def matrix(self) -> Tensor:
         """The weight, [out, in], sharing storage with the parameter."""
-        data = self.parameter.data
-        return data.t() if self.transposed else data  # [out, in]
+        return self.oriented(self.parameter.data)
 
     @property
     def gradient(self) -> Tensor | None:
         """The gradient, [out, in], sharing storage with the parameter's; None before the first backward pass."""
-        grad = self.parameter.grad
-        if grad is None:
-            return None
-        return grad.t() if self.transposed else grad  # [out, in]
+        return None if self.parameter.grad is None else self.oriented(self.parameter.grad)
+
+    def oriented(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape, such as an optimizer's moments, as [out, in]; it shares storage."""
+        return tensor.t() if self.transposed else tensor  # [out, in]
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunegpt.errors import LaunchError
+from prunegpt.errors import DataError, LaunchError
 from prunegpt.spec.plan import StagePlan
 
 # Defaults of transformers.TrainingArguments that decide how much is trained.
@@ -27,6 +27,21 @@ def steps_per_epoch(train: Mapping[str, Any], blocks: int | None) -> int | None:
         return None
     batches = math.ceil(_blocks_an_epoch(train, blocks) / _batch(train))
     return max(1, math.ceil(batches / _accumulation(train)))
+
+
+def count_steps(train: Mapping[str, Any], blocks: int) -> tuple[int, int]:
+    """Optimizer steps of a training, and of one pass over its blocks.
+
+    Raises:
+        DataError: not one batch can be made of them.
+    """
+    total, per_epoch = steps(train, blocks), steps_per_epoch(train, blocks)
+    if not _blocks_an_epoch(train, blocks) or not total or not per_epoch:
+        raise DataError(
+            f"a training needs at least one batch, but {blocks} blocks make none of {_batch(train)}. Use a smaller "
+            f"per_device_train_batch_size or block_size, more text, or dataloader_drop_last: false."
+        )
+    return total, per_epoch
 
 
 def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from prunegpt.root import Root, sha256, write_json
 
-FORMAT = 1  # raise it when a stage of the same config would come out differently
+FORMAT = 2  # raise it when a stage of the same config would come out differently
 _SETTLED = 2_000_000_000  # nanoseconds
 _ENTRY = 4  # size, two times, hash
 

@@ -37,22 +37,21 @@ class GradientStatistics:
         self._closed = False
 
     @torch.no_grad()
-    def accumulate(self, gradients: Mapping[str, Tensor] | None = None) -> None:
+    def accumulate(self, gradients: Mapping[str, Tensor] | None = None, *, scale: float = 1.0) -> None:
         """Adds one optimizer step: after its last backward pass, before its weights change.
+
+        With a scaled loss, a step whose gradients overflow is left out: the optimizer does not take it either.
 
         Args:
             gradients: parameter name -> [out, in], of the whole batch; None = those the parameters hold.
+            scale: what the loss was multiplied by, as a gradient scaler does for float16.
 
         Raises:
             PruningError: a weight has no gradient.
         """
         if not self._needs:
             return
-        if self._closed:
-            for (need, _), total in self._sums.items():
-                if need in _MEANS:
-                    total.zero_()
-            self._steps, self._closed = 0, False
+        found: dict[str, Tensor] = {}
         for name, view in self._views.items():
             gradient = view.gradient if gradients is None else gradients.get(name)
             if gradient is None:
@@ -60,6 +59,16 @@ class GradientStatistics:
                     f"criteria that use gradients need one of every pruned weight, but {name} has none. "
                     f"Call accumulate between backward and the optimizer step, and do not freeze pruned weights."
                 )
+            found[name] = gradient if scale == 1.0 else gradient.float() / scale  # [out, in]
+        if scale != 1.0 and not all(bool(gradient.isfinite().all()) for gradient in found.values()):
+            return
+        if self._closed:
+            for (need, _), total in self._sums.items():
+                if need in _MEANS:
+                    total.zero_()
+            self._steps, self._closed = 0, False
+        for name, gradient in found.items():
+            view = self._views[name]
             for need in self._needs:
                 total = self._sums[need, name].to(gradient.device)  # [out, in]
                 if need == "movement":

@@ -1,7 +1,7 @@
 """The ledger: masks on disk, sparsity counted from the weights, and the checks that nothing drifted.
 
-A mask is bool [out, in], True = kept. On disk it is packed, eight weights a byte, each row padded to whole bytes, in a
-safetensors file whose metadata say what the masks are and carry their hash. Tensors that share storage have one mask.
+On disk masks are packed, eight weights per byte, each row padded to whole bytes, in a safetensors file whose metadata
+say what the masks are and carry their hash. Tensors that share storage have one mask.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -19,10 +18,8 @@ from torch import Tensor
 
 from prunegpt.errors import MaskDriftError, PruningError
 from prunegpt.lm.views import WeightView
-from prunegpt.pruning.bits import apply_bits, mask_bits
+from prunegpt.pruning.mask import Mask, Masks
 from prunegpt.pruning.patterns import Pattern
-
-Masks = dict[str, Tensor]
 
 _METADATA = "prunegpt_masks"
 
@@ -31,7 +28,7 @@ _METADATA = "prunegpt_masks"
 class MaskFile:
     """Masks as they were saved, and what was said about them."""
 
-    masks: Masks  # parameter name -> bool [out, in]
+    masks: Masks
     method: str  # the criterion or solver that chose them
     pattern: str
     target: float | None  # the sparsity asked for; None where the pattern or the weights decided
@@ -54,31 +51,18 @@ class Sparsity:
     by_block: Mapping[int, float]  # decoder block index -> share of zeros in its pruned tensors
 
 
-def pack(mask: Tensor) -> Tensor:
-    """A mask [out, in] as bits: uint8 [out, ceil(in / 8)] on the CPU, the first input in the lowest bit."""
-    return torch.from_numpy(numpy.packbits(mask.cpu().contiguous().numpy(), axis=1, bitorder="little"))
-
-
-def unpack(packed: Tensor, columns: int) -> Tensor:
-    """The mask, bool [out, columns], of bits that :func:`pack` made, [out, ceil(columns / 8)]."""
-    bits = numpy.unpackbits(packed.cpu().numpy(), axis=1, count=columns, bitorder="little")  # [out, columns]
-    return torch.from_numpy(bits.view(numpy.bool_))
-
-
-def masks_hash(masks: Mapping[str, Tensor]) -> str:
+def masks_hash(masks: Mapping[str, Mask]) -> str:
     """The sha256 of names, shapes and bits; the order of the names does not count."""
-    return _hash({name: pack(mask) for name, mask in masks.items()}, {name: list(m.shape) for name, m in masks.items()})
+    return _hash({name: m.packed for name, m in masks.items()}, {name: list(m.shape) for name, m in masks.items()})
 
 
-def achieved_sparsity(masks: Mapping[str, Tensor]) -> float:
+def achieved_sparsity(masks: Mapping[str, Mask]) -> float:
     """The share of weights that masks prune; 0 where there are none."""
-    total = sum(mask.numel() for mask in masks.values())
-    kept = sum(int(torch.count_nonzero(mask)) for mask in masks.values())
-    return (total - kept) / total if total else 0.0
+    return sum(mask.pruned for mask in masks.values()) / max(sum(mask.weights for mask in masks.values()), 1)
 
 
 def save_masks(
-    masks: Mapping[str, Tensor],
+    masks: Mapping[str, Mask],
     path: Path,
     *,
     method: str,
@@ -89,7 +73,7 @@ def save_masks(
     """Writes masks whole: under a temporary name, synced, renamed.
 
     Args:
-        masks: parameter name -> bool [out, in].
+        masks: by parameter name.
         path: the file, usually masks.safetensors.
         method: the criterion or solver that chose them.
         pattern: name of their pattern.
@@ -99,7 +83,7 @@ def save_masks(
     Returns:
         The sha256 of the masks, :func:`masks_hash`.
     """
-    packed = {name: pack(mask) for name, mask in masks.items()}
+    packed = {name: mask.packed for name, mask in masks.items()}
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     digest = _hash(packed, shapes)
     metadata = {
@@ -151,7 +135,7 @@ def load_masks(path: Path) -> MaskFile:
             f"The file is damaged: prune again, or restore the file."
         )
     return MaskFile(
-        masks={name: unpack(bits, shapes[name][1]) for name, bits in packed.items()},
+        masks={name: Mask.unpacked(bits, shapes[name][1]) for name, bits in packed.items()},
         method=metadata["method"],
         pattern=metadata["pattern"],
         target=metadata["target"],
@@ -171,11 +155,6 @@ def one_per_storage(views: Mapping[str, WeightView]) -> dict[str, WeightView]:
             seen.add(pointer)
             unique[name] = view
     return unique
-
-
-def masks_from_zeros(views: Mapping[str, WeightView]) -> Masks:
-    """The masks that a pruned model's zeros stand for, one for each storage."""
-    return {name: view.matrix.detach() != 0 for name, view in one_per_storage(views).items()}
 
 
 def measure_sparsity(views: Mapping[str, WeightView], parameters: Mapping[str, Tensor]) -> Sparsity:
@@ -232,7 +211,7 @@ def fingerprints(parameters: Mapping[str, Tensor], views: Mapping[str, WeightVie
 
 def check(
     views: Mapping[str, WeightView],
-    masks: Mapping[str, Tensor],
+    masks: Mapping[str, Mask],
     *,
     pattern: Pattern | None = None,
     untouched: Mapping[str, str] | None = None,
@@ -242,7 +221,7 @@ def check(
 
     Args:
         views: the tensors that are pruned.
-        masks: parameter name -> bool [out, in]; each must have its view.
+        masks: by parameter name; each must have its view.
         pattern: the masks must be of it; None = not checked, as while a sparsity still grows towards N:M.
         untouched: name -> :func:`fingerprint` of tensors that must not have changed. One-shot pruning leaves every
             other tensor alone; training does not, and passes none.
@@ -264,17 +243,14 @@ def check(
                 f"a mask must have the shape of its weight, but {name} is {list(matrix.shape)} and its mask "
                 f"{list(mask.shape)} ([out, in]). The masks are of another model."
             )
-        under = matrix.clone()  # [out, in], becomes what is pruned
-        apply_bits(under, mask_bits(~mask.to(matrix.device)))
-        alive = int(torch.count_nonzero(under))
-        if alive:
+        if alive := mask.alive(matrix):
             raise MaskDriftError(
                 f"pruned weights must be zero, but {name} has {alive} nonzero weights under its mask. "
                 f"Something wrote to the weights after they were masked."
             )
         if pattern is not None:
             try:
-                pattern.check(mask)
+                pattern.check(mask.kept)
             except PruningError as error:
                 raise MaskDriftError(f"{name}: {error}") from error
     for name, expected in (untouched or {}).items():

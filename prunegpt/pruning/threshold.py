@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
-from prunegpt.pruning.bits import mask_bits
+from prunegpt.pruning.mask import kept_bits
 
 _CHUNK = 1 << 19  # scores a pass looks at at a time: what it makes of them stays in the cache of a CPU
 _GPU_CHUNK = 1 << 26
@@ -219,7 +219,7 @@ def _bits(tensors: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Iterator
         chunk = _CHUNK if scores.device.type == "cpu" else _GPU_CHUNK
         for start in range(0, scores.numel(), chunk):
             bits = scores[start : start + chunk].view(torch.int32)
-            yield bits if kept is None else bits & mask_bits(kept[start : start + chunk])
+            yield bits if kept is None else bits & kept_bits(kept[start : start + chunk])
 
 
 def _flatten(tensor: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -27,11 +27,6 @@ def constant(x: float) -> float:
     return 1.0
 
 
-def one_shot(x: float) -> float:
-    """Nothing before the end, all of it there: train dense, prune once."""
-    return 1.0 if x >= 1.0 else 0.0
-
-
 def linear(x: float) -> float:
     """The same number of weights at every update."""
     return _clamp(x)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunegpt.pruning.masks import Masks
+from prunegpt.pruning.mask import Masks
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 
@@ -18,7 +18,7 @@ Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value
 class Pruned:
     """The masks that travel with a model, and what they were meant to be."""
 
-    masks: Masks = field(default_factory=dict)  # parameter name -> bool [out, in], True = kept
+    masks: Masks = field(default_factory=dict)
     method: str = ""
     pattern: str = "unstructured"
     target: float | None = None  # the sparsity asked for

@@ -1,6 +1,7 @@
 """Published stages: a folder a key, whole or not there. Whoever needs a stage asks here first."""
 
 import gc
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,11 +67,22 @@ def publish(root: Root, plan: StagePlan, state: State, stage: StageRecord) -> No
             )
         if plan.training and plan.training.keep_checkpoints:
             for checkpoint in root.work(plan.key).glob("checkpoint-*"):
-                shutil.move(checkpoint, folder / "checkpoints" / checkpoint.name)
+                shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=_link)
         write_text(folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
         (folder / "evaluations").mkdir()
         stage.model_copy(update={"evaluation": None, "cached": False}).write(folder / "stage.json")
         seal(folder)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name of a file, which costs no space; a copy where the file system has no such thing.
+
+    The first name stays until the stage is published: a disk that is full by then loses no checkpoint.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def publish_evaluation(root: Root, key: str, measured: Evaluation, windows: np.ndarray[Any, Any]) -> None:

@@ -128,7 +128,13 @@ class Chain:
             cache.publish(self.root, plan, state, self._record(index, plan, state, result, seconds, device))
         ranks.wait()
         self.say(f"stage {index} {plan.kind} {plan.key}: published after {seconds:.1f} s")
-        return state
+        if plan.kind == "load":
+            return state
+        # What was published is what is measured and passed on: no attention kernel, wrapper or hook that a stage has
+        # set in this process outlives it, and a chain that is run in pieces gives the same bits.
+        state.model, state.pruned = None, Pruned()
+        cache.release()
+        return cache.load(self.root, plan.key, device=device)
 
     def _parent(self, plan: StagePlan, device: torch.device) -> State:
         if plan.parent is None:

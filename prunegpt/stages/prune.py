@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunegpt.lm.views import WeightView, select
+from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, fingerprints
 from prunegpt.pruning.oneshot import Progress, prune_oneshot
 from prunegpt.root import Root
@@ -39,7 +40,7 @@ def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, progress: Pro
     views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
     windows = text.calibration(spec.calibration, state.tokenizer) if spec.calibration.data else None
     sparsities = sparsities_of(spec, state, views, windows)
-    before = {name: mask for name, mask in state.pruned.masks.items() if name in views}
+    before = {name: mask.kept for name, mask in state.pruned.masks.items() if name in views}
     parameters = dict(state.model.named_parameters())
     untouched = fingerprints(parameters, views)
 
@@ -58,8 +59,9 @@ def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, progress: Pro
         options=method_options(spec),
         progress=progress,
     )
-    state.pruned = merged(state.pruned, dict(found.masks), spec)
-    check(views, found.masks, untouched=untouched, parameters=parameters)
+    masks = {name: Mask(kept) for name, kept in found.masks.items()}
+    state.pruned = merged(state.pruned, masks, spec)
+    check(views, masks, untouched=untouched, parameters=parameters)
     return Result(
         seconds=time.monotonic() - started,
         notes=found.notes,
@@ -76,20 +78,19 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
 
 
-def merged(before: Pruned, masks: Mapping[str, Tensor], spec: PruneSpec) -> Pruned:
+def merged(before: Pruned, masks: Mapping[str, Mask], spec: PruneSpec) -> Pruned:
     """The masks of earlier stages with new ones laid over them."""
-    new = {name: mask.cpu() for name, mask in masks.items()}
-    kept = {name: mask for name, mask in before.masks.items() if name not in new}
+    kept = {name: mask for name, mask in before.masks.items() if name not in masks}
     same = not kept or before.pattern == spec.pattern
     return Pruned(
-        masks={**kept, **new},
+        masks={**kept, **masks},
         method=spec.method,
         pattern=spec.pattern if same else "unstructured",  # no one pattern holds for all tensors
-        target=_target(kept, new, before, spec),
+        target=_target(kept, masks, before, spec),
     )
 
 
-def _target(kept: Mapping[str, Tensor], new: Mapping[str, Tensor], before: Pruned, spec: PruneSpec) -> float | None:
+def _target(kept: Mapping[str, Mask], new: Mapping[str, Mask], before: Pruned, spec: PruneSpec) -> float | None:
     """The sparsity asked for over all masked tensors together; None where it was not one number."""
     if spec.sparsity is None or isinstance(spec.allocation, Mapping):
         return None
@@ -97,7 +98,7 @@ def _target(kept: Mapping[str, Tensor], new: Mapping[str, Tensor], before: Prune
         return spec.sparsity
     if before.target is None:
         return None
-    sizes = [sum(mask.numel() for mask in group.values()) for group in (kept, new)]
+    sizes = [sum(mask.weights for mask in group.values()) for group in (kept, new)]
     return (before.target * sizes[0] + spec.sparsity * sizes[1]) / sum(sizes)
 
 

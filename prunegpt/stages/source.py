@@ -4,11 +4,13 @@ from prunegpt.builtin import BUILTIN_MODELS
 from prunegpt.builtin.model import build
 from prunegpt.lm import ranks
 from prunegpt.lm.blocks import Blocks
-from prunegpt.planning.budget import divided_note
+from prunegpt.planning.budget import count_steps, divided_note
+from prunegpt.pruning.enforce import Enforcer
+from prunegpt.pruning.masks import masks_hash
 from prunegpt.spec.plan import StagePlan
 from prunegpt.stages import cache, text
 from prunegpt.stages.base import Pruned, Result, Setting, State
-from prunegpt.training import train
+from prunegpt.training import TrainingJob, train
 
 
 def load(plan: StagePlan, state: State, setting: Setting) -> Result:
@@ -28,15 +30,24 @@ def pretrain(plan: StagePlan, state: State, setting: Setting) -> Result:
     data = plan.data.model_copy(update={"train_split": recipe.split, "block_size": recipe.block_size})
     with ranks.first_alone():
         blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root))
+    steps, per_epoch = count_steps(recipe.arguments, len(blocks))
+    job = TrainingJob(
+        key=plan.key,
+        steps=steps,
+        per_epoch=per_epoch,
+        seed=recipe.seed,
+        arguments=recipe.arguments,
+        held=masks_hash({}),
+    )
     outcome = train(
         state.model,
         blocks,
-        arguments=recipe.arguments,
+        job,
         work=setting.root.work(plan.key),
-        seed=recipe.seed,
         device=setting.device,
         dtype=setting.dtype,
         emit=setting.emit,
+        enforcer=Enforcer({}),
         stop=setting.stop,
         divide=setting.divide,
     )

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from prunegpt.distill.cache import TopKCache, build_cache
+from prunegpt.distill.cache import FORMAT, TopKCache, build_cache
 from prunegpt.distill.losses.base import DistillationLoss
 from prunegpt.distill.objective import DistillationObjective
 from prunegpt.distill.teachers import Teacher, check_tokenizers
 from prunegpt.errors import DistillationError
 from prunegpt.lm.blocks import Blocks
+from prunegpt.lm.fingerprint import tokenizer_fingerprint
+from prunegpt.planning.fingerprint import digest, versions
 from prunegpt.registry import DISTILLATION_LOSSES
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import DistillSpec
@@ -44,7 +46,7 @@ def objective_for(plan: StagePlan, state: State, setting: Setting, blocks: Block
         shared = check_tokenizers(state.tokenizer, teacher.tokenizer)
         return Teacher(teacher.model, dtype=setting.dtype, vocabulary=shared)
 
-    target = _cached(config, key, load, setting, blocks) if config.cache else load()
+    target = _cached(config, key, load, state, setting, blocks) if config.cache else load()
     if config.attention_gain > 0:
         state.model.set_attn_implementation("eager")
     return DistillationObjective(
@@ -58,11 +60,28 @@ def objective_for(plan: StagePlan, state: State, setting: Setting, blocks: Block
     )
 
 
-def _cached(config: DistillSpec, key: str, load: Callable[[], Teacher], setting: Setting, blocks: Blocks) -> TopKCache:
-    """The teacher's top-k logits on these blocks: opened where somebody has computed them, else computed now."""
+def _cached(
+    config: DistillSpec, key: str, load: Callable[[], Teacher], state: State, setting: Setting, blocks: Blocks
+) -> TopKCache:
+    """The teacher's top-k logits on these blocks: opened where somebody has computed them, else computed now.
+
+    The cache is found by a digest of all that decides its content, so that what one trial finds there is what it would
+    have computed.
+    """
     assert config.cache is not None
     data = _data_key(blocks.tokens)
-    folder: Path = setting.root.teachers / f"{key}-{data}-{config.cache.k}-{config.temperature:g}"
+    content = {
+        "format": FORMAT,
+        "teacher": key,
+        "data": data,
+        "k": config.cache.k,
+        "temperature": config.temperature,
+        "precision": str(setting.dtype),
+        "device": setting.device.type,
+        "tokenizer": tokenizer_fingerprint(state.tokenizer),
+        "versions": versions(),
+    }
+    folder: Path = setting.root.teachers / digest(content)
     if not folder.exists():
         build_cache(
             folder,
@@ -78,7 +97,7 @@ def _cached(config: DistillSpec, key: str, load: Callable[[], Teacher], setting:
 
 
 def _data_key(tokens: np.ndarray[Any, Any]) -> str:
-    digest = hashlib.sha256(str(tokens.shape).encode())
+    hasher = hashlib.sha256(str(tokens.shape).encode())
     for block in tokens:
-        digest.update(np.ascontiguousarray(block).tobytes())
-    return digest.hexdigest()[:24]
+        hasher.update(np.ascontiguousarray(block).tobytes())
+    return hasher.hexdigest()[:24]

@@ -7,13 +7,13 @@ from torch import Tensor
 from prunegpt.errors import PruningError
 from prunegpt.lm import ranks
 from prunegpt.lm.blocks import Blocks
-from prunegpt.lm.views import WeightView, select
-from prunegpt.planning.budget import divided_note
+from prunegpt.lm.views import select
+from prunegpt.planning.budget import count_steps, divided_note
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
-from prunegpt.pruning.patterns import parse_pattern
-from prunegpt.recipes.learning_rate import LearningRateCurve
-from prunegpt.registry import CRITERIA, SOLVERS
+from prunegpt.pruning.job import GradualJob, load_method, resolve_gradual
+from prunegpt.pruning.mask import Mask
+from prunegpt.pruning.masks import masks_hash
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schedules import clock_of
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
@@ -22,7 +22,7 @@ from prunegpt.stages.base import Pruned, Result, Setting, State
 from prunegpt.stages.budget import method_options, scope_of, sparsities_of
 from prunegpt.stages.prune import merged, statistics_of
 from prunegpt.stages.teach import objective_for
-from prunegpt.training import train
+from prunegpt.training import TrainingJob, train
 
 _CALIBRATED = frozenset({"input_norm", "gram"})
 
@@ -41,103 +41,123 @@ def distill(plan: StagePlan, state: State, setting: Setting) -> Result:
 
 def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting) -> Result:
     assert plan.data is not None
-    data = plan.data
     with ranks.first_alone():
-        blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root), data.max_train_blocks)
-    held = state.pruned.masks if config.keep_masks else {}
-    pruning = _Gradual(config.prune, plan, state, held) if config.prune else None
-    fixed = {name: mask for name, mask in held.items() if pruning is None or name not in pruning.views}
+        blocks = Blocks(text.training_blocks(plan.data, state.tokenizer, setting.root), plan.data.max_train_blocks)
+    before = state.pruned if config.keep_masks else Pruned()
+    windows = _calibration(config.prune, state)
+    work = setting.root.work(plan.key)
     with ranks.first_alone():
+        job = TrainingJob.read(work, key=plan.key, held=before.masks)
+        if job is None:
+            job = resolve(plan, config, state, len(blocks), before.masks, windows)
+            job.write(work)
         objective = objective_for(plan, state, setting, blocks) if plan.distill else None
+    moving = tuple(job.prune.sparsities) if job.prune else ()
+    names = tuple(dict.fromkeys([*before.masks, *moving]))
+    enforcer = Enforcer(select(state.model, targets=names) if names else {}, before.masks)
     outcome = train(
         state.model,
         blocks,
-        arguments=config.train,
-        work=setting.root.work(plan.key),
-        seed=plan.seed,
+        job,
+        work=work,
         device=setting.device,
         dtype=setting.dtype,
         emit=setting.emit,
-        enforcer=Enforcer(select(state.model, targets=tuple(fixed)), fixed) if fixed else None,
-        pruner=pruning.start if pruning else None,
+        enforcer=enforcer,
+        pruner=_pruner(job.prune, enforcer, state, windows) if job.prune else None,
         objective=objective,
         evaluate=lambda model: setting.measure(state.model, state.tokenizer),
         stop=setting.stop,
-        learning_rate=LearningRateCurve(segments=config.learning_rate) if config.learning_rate else None,
         keep_checkpoints=config.keep_checkpoints,
         divide=setting.divide,
     )
-    if pruning:
-        state.pruned = merged(
-            Pruned(held, state.pruned.method, state.pruned.pattern, state.pruned.target), pruning.masks, pruning.spec
-        )
-    elif not config.keep_masks:
-        state.pruned = Pruned()
+    state.pruned = before
+    if config.prune:
+        state.pruned = merged(before, {name: enforcer.mask(name) for name in moving}, config.prune)
     return Result(
         train_tokens=outcome.tokens,
         steps=outcome.steps,
         seconds=outcome.seconds,
         notes=(
-            *(pruning.notes if pruning else ()),
+            *outcome.notes,
             *(objective.notes if objective else ()),
             *divided_note(config.train, setting.divide),
         ),
     )
 
 
-class _Gradual:
-    """A spec of pruning while training, made into a pruner once the number of steps is known."""
+def resolve(
+    plan: StagePlan,
+    config: FinetuneSpec,
+    state: State,
+    blocks: int,
+    held: Mapping[str, Mask],
+    windows: Tensor | None = None,
+) -> TrainingJob:
+    """What a training stage will do, from the model that it is given.
 
-    def __init__(self, spec: GradualSpec, plan: StagePlan, state: State, held: Mapping[str, Tensor]) -> None:
-        self.spec = spec
-        self.seed = plan.seed
-        self.state = state
-        self.views: dict[str, WeightView] = select(
-            state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude
-        )
-        self.held = {name: mask for name, mask in held.items() if name in self.views}
-        self.windows = text.calibration(spec.calibration, state.tokenizer) if spec.calibration.data else None
-        self.pruner: GradualPruner | None = None
-        self.notes: tuple[str, ...] = ()
+    Args:
+        blocks: how many there are to train on.
+        held: the masks of earlier stages that stay closed.
+        windows: calibration tokens, [windows, length], for an allocation that looks at activations.
 
-    def start(self, steps: int, per_epoch: int) -> GradualPruner:
-        """The pruner of a stage of so many optimizer steps, so many of them an epoch."""
-        spec = self.spec
-        method = SOLVERS.load(spec.method) if spec.method in SOLVERS else CRITERIA.load(spec.method)
-        needs = method.needs & _CALIBRATED
+    Raises:
+        PruneGPTError: the stage cannot do what its config says.
+    """
+    steps, per_epoch = count_steps(config.train, blocks)
+    return TrainingJob(
+        key=plan.key,
+        steps=steps,
+        per_epoch=per_epoch,
+        seed=plan.seed,
+        arguments=config.train,
+        learning_rate=config.learning_rate,
+        prune=_gradual(config.prune, plan, state, steps, per_epoch, windows) if config.prune else None,
+        held=masks_hash(held),
+        teacher=plan.teacher,
+    )
 
-        def statistics() -> dict[str, dict[str, Tensor]]:
-            if self.windows is None:
-                raise PruningError(f"{spec.method} looks at activations, but there is no calibration text.")
-            return statistics_of(self.state, self.views, self.windows, gram="gram" in needs)
 
-        self.pruner = GradualPruner(
-            self.views,
-            method,
-            clock=clock_of(
-                start=spec.start,
-                end=spec.end,
-                every=spec.every,
-                unit=spec.unit,
-                grid=spec.clock,
-                steps=steps,
-                per_epoch=per_epoch,
-            ),
-            final=spec.sparsity,
-            schedule=spec.schedule,
-            initial=spec.initial,
-            pattern=parse_pattern(spec.pattern),
-            scope=scope_of(spec),
-            sparsities=sparsities_of(spec, self.state, self.views, self.windows),
-            monotone=False if spec.regrow else None,
-            masks=self.held,
-            statistics=statistics if needs else None,
-            seed=self.seed,
-            options=method_options(spec),
-        )
-        return self.pruner
+def _gradual(
+    spec: GradualSpec, plan: StagePlan, state: State, steps: int, per_epoch: int, windows: Tensor | None
+) -> GradualJob:
+    views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
+    clock = clock_of(
+        start=spec.start,
+        end=spec.end,
+        every=spec.every,
+        unit=spec.unit,
+        grid=spec.clock,
+        steps=steps,
+        per_epoch=per_epoch,
+    )
+    return resolve_gradual(
+        views,
+        method=spec.method,
+        clock=clock,
+        final=spec.sparsity,
+        sparsities=sparsities_of(spec, state, views, windows),
+        schedule=spec.schedule,
+        initial=spec.initial,
+        pattern=spec.pattern,
+        scope=scope_of(spec),
+        regrow=spec.regrow,
+        seed=plan.seed,
+        options=method_options(spec),
+    )
 
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        assert self.pruner is not None
-        return self.pruner.masks
+
+def _calibration(spec: GradualSpec | None, state: State) -> Tensor | None:
+    return text.calibration(spec.calibration, state.tokenizer) if spec and spec.calibration.data else None
+
+
+def _pruner(job: GradualJob, enforcer: Enforcer, state: State, windows: Tensor | None) -> GradualPruner:
+    needs = load_method(job.method).needs & _CALIBRATED
+
+    def statistics() -> dict[str, dict[str, Tensor]]:
+        if windows is None:
+            raise PruningError(f"{job.method} looks at activations, but there is no calibration text.")
+        views = {name: enforcer.views[name] for name in job.sparsities}
+        return statistics_of(state, views, windows, gram="gram" in needs)
+
+    return GradualPruner(job, enforcer, statistics=statistics if needs else None)

@@ -13,8 +13,9 @@ import torch
 from prunegpt.lm.views import block_matrices
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.pruning.job import resolve_gradual
+from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.threshold import keep_largest
-from prunegpt.registry import CRITERIA
 from prunegpt.spec.schedules import Clock
 from tests.bench.harness import Ratio, Settings, rounds, stepping
 from tests.bench.models import example_training, gpt2, our_training, random_blocks
@@ -30,7 +31,7 @@ def measure(settings: Settings) -> Iterator[Row]:
     models = {name: gpt2(settings, positions=length) for name in ("plain", "dense", "masks")}
     tokens = random_blocks(models["plain"], 64, length)
     views = block_matrices(models["masks"])
-    masks = {name: keep_largest(view.matrix.abs(), view.matrix.numel() * 9 // 10) for name, view in views.items()}
+    masks = {name: Mask(keep_largest(view.matrix.abs(), view.matrix.numel() * 9 // 10)) for name, view in views.items()}
     with stepping(
         plain=example_training(settings, models["plain"], tokens, batch=1),
         dense=our_training(settings, models["dense"], tokens, batch=1, name="dense"),
@@ -79,9 +80,9 @@ def _updating(model: torch.nn.Module, count: int) -> float:
     """Seconds of a mask update of the whole model, its optimizer's moments included."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     optimizer.step()
-    pruner = GradualPruner(
-        block_matrices(model), CRITERIA.load("magnitude"), clock=Clock.regular(0, 100, 1), final=0.9, initial=0.3
-    )
+    views = block_matrices(model)
+    job = resolve_gradual(views, method="magnitude", clock=Clock.regular(0, 100, 1), final=0.9, initial=0.3)
+    pruner = GradualPruner(job, Enforcer(views))
     pruner.before_step(0, optimizer)
     seconds = []
     for step in range(1, 1 + count):

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from prunegpt.lm.views import block_matrices
+from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
-from prunegpt.registry import CRITERIA
+from prunegpt.pruning.job import resolve_gradual
 from prunegpt.spec.schedules import Clock
 from tests.bench.harness import Settings, environment, peak, reset_peak
 from tests.bench.models import gpt2, our_training, random_blocks
@@ -74,10 +75,8 @@ def trial(settings: Settings, way: str) -> dict[str, float]:
         if not left[0]:
             raise Enough
 
-    def pruner(steps: int, per_epoch: int) -> GradualPruner:
-        return GradualPruner(views, CRITERIA.load("magnitude"), clock=Clock.regular(0, STEPS, 1), final=0.9)
-
-    parts = {"pruner": pruner} if way == "pruning" else {}
+    job = resolve_gradual(views, method="magnitude", clock=Clock.regular(0, STEPS, 1), final=0.9)
+    parts = {"pruner": GradualPruner(job, Enforcer(views))} if way == "pruning" else {}
     reset_peak()
     with suppress(Enough):
         our_training(settings, model, random_blocks(model, 16, length), batch=1, name=way, **parts)(pause)

@@ -16,7 +16,12 @@ from transformers import (
     default_data_collator,
 )
 
-from prunegpt.training import Blocks, train
+from prunegpt.lm.blocks import Blocks
+from prunegpt.planning.budget import count_steps
+from prunegpt.pruning.enforce import Enforcer
+from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.pruning.masks import masks_hash
+from prunegpt.training import TrainingJob, train
 from tests.bench.harness import Settings
 
 ENDLESS = 1_000_000  # optimizer steps of a run that is ended from outside
@@ -86,6 +91,8 @@ def our_training(
     name: str,
     dtype: torch.dtype = torch.float32,
     arguments: Mapping[str, Any] | None = None,
+    enforcer: Enforcer | None = None,
+    pruner: GradualPruner | None = None,
     **parts: Any,
 ) -> Callable[[Callable[[], None]], object]:
     """Our fine-tuning with the same arguments, its points written as a trial writes them."""
@@ -104,16 +111,28 @@ def our_training(
             pause()
             return False
 
+        given = {**TRAIN, "logging_steps": 10, "per_device_train_batch_size": batch, **(arguments or {})}
+        steps, per_epoch = count_steps(given, len(tokens))
+        masks = pruner.enforcer if pruner else enforcer or Enforcer({})
         return train(
             model,
             Blocks(tokens),
-            arguments={**TRAIN, "logging_steps": 10, "per_device_train_batch_size": batch, **(arguments or {})},
+            TrainingJob(
+                key=name,
+                steps=steps,
+                per_epoch=per_epoch,
+                seed=42,
+                arguments=given,
+                prune=pruner.job if pruner else None,
+                held=masks_hash(masks.masks),
+            ),
             work=work,
-            seed=42,
             device=torch.device(settings.device),
             dtype=dtype,
             emit=emit,
             stop=stop,
+            enforcer=masks,
+            pruner=pruner,
             **parts,
         )
 

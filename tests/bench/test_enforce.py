@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from prunegpt.pruning.bits import apply_bits, mask_bits
+from prunegpt.pruning.mask import Mask
 
 pytestmark = pytest.mark.slow
 
@@ -36,10 +36,10 @@ def test_bits_are_as_fast_as_a_product_and_faster_than_bool_masks(dtype: torch.d
     torch.manual_seed(0)
     weights = [torch.randn(SHAPE).to(dtype) for _ in range(COUNT)]
     kept = [torch.rand(SHAPE) > 0.8 for _ in range(COUNT)]
-    pruned, factors, bits = [~m for m in kept], [m.to(dtype) for m in kept], [mask_bits(m) for m in kept]
+    pruned, factors, bits = [~m for m in kept], [m.to(dtype) for m in kept], [Mask(m) for m in kept]
     pairs = list(zip(weights, range(COUNT), strict=True))
     times = {
-        "bits, 1 byte a weight": milliseconds(lambda: [apply_bits(w, bits[i]) for w, i in pairs]),
+        "bits, 1 byte a weight": milliseconds(lambda: [bits[i].apply(w) for w, i in pairs]),
         f"product with a mask of {factors[0].element_size()} bytes": milliseconds(
             lambda: torch._foreach_mul_(weights, factors)
         ),

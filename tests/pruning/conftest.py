@@ -1,6 +1,6 @@
 """Models small enough to look at every weight of, one layer of each kind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prunegpt.lm.views import WeightView
+from prunegpt.pruning.mask import Mask
 
 torch.set_num_threads(1)  # matrices this small lose more to waking a second thread than it gives
 
@@ -47,3 +48,8 @@ def make_toy() -> Callable[[], Toy]:
 @pytest.fixture
 def toy(make_toy: Callable[[], Toy]) -> Toy:
     return make_toy()
+
+
+def wrapped(masks: Mapping[str, Tensor]) -> dict[str, Mask]:
+    """Masks of bool matrices [out, in]."""
+    return {name: Mask(kept) for name, kept in masks.items()}

@@ -9,26 +9,49 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from prunegpt.errors import PruningError
+from prunegpt.lm.views import WeightView
+from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradients import GradientStatistics
 from prunegpt.pruning.gradual import GradualPruner, MaskUpdate
+from prunegpt.pruning.job import GradualJob, resolve_gradual
+from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check
-from prunegpt.pruning.patterns import Block, NOfM, Unstructured
-from prunegpt.registry import CRITERIA, SOLVERS
+from prunegpt.pruning.patterns import NOfM, Unstructured
+from prunegpt.registry import CRITERIA
 from prunegpt.spec.schedules import Clock, cubic
 
 from .conftest import Toy
 
-MAGNITUDE = CRITERIA.load("magnitude")
 MakeToy = Callable[[], Toy]
+
+
+def pruner_of(
+    toy: Toy,
+    method: str = "magnitude",
+    *,
+    views: Mapping[str, WeightView] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    statistics: Callable[[], Mapping[str, Mapping[str, Tensor]]] | None = None,
+    **options: Any,
+) -> GradualPruner:
+    views = toy.views() if views is None else views
+    held = {name: Mask(kept) for name, kept in (masks or {}).items()}
+    job = resolve_gradual(views, method=method, **options)
+    job = GradualJob.model_validate_json(job.model_dump_json())  # what an attempt reads back
+    return GradualPruner(job, Enforcer(views, held), statistics=statistics)
 
 
 class Run:
     """A toy in training: the loop that a trainer runs, in the order it runs it."""
 
-    def __init__(self, toy: Toy, method: Any = MAGNITUDE, **options: Any) -> None:
+    def __init__(self, toy: Toy, method: str = "magnitude", **options: Any) -> None:
         self.toy = toy
         self.optimizer = AdamW(toy.parameters(), lr=0.05, weight_decay=0.1)
-        self.pruner = GradualPruner(toy.views(), method, **options)
+        self.pruner = pruner_of(toy, method, **options)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        return {name: mask.kept for name, mask in self.pruner.enforcer.masks.items()}
 
     def steps(self, steps: range) -> list[MaskUpdate]:
         updates = []
@@ -42,7 +65,7 @@ class Run:
             self.pruner.enforcer.mask_gradients()
             self.optimizer.step()
             self.pruner.enforcer.mask_weights()
-            check(self.toy.views(), self.pruner.masks, pattern=self.pruner.checked_pattern)
+            check(self.toy.views(), self.pruner.enforcer.masks)
         return updates
 
 
@@ -77,10 +100,10 @@ def test_between_updates_masks_are_held(make_toy: MakeToy) -> None:
     seen = []
     for step in range(12):
         run.steps(range(step, step + 1))
-        seen.append({name: mask.tolist() for name, mask in run.pruner.masks.items()})
+        seen.append({name: mask.tolist() for name, mask in run.masks.items()})
     changes = [step for step in range(1, 12) if seen[step] != seen[step - 1]]
     assert changes == [5, 9]
-    assert run.pruner.target == 0.8
+    assert run.pruner.done
 
 
 @pytest.mark.parametrize("name", ["random", "magnitude", "wanda", "movement", "taylor"])
@@ -89,15 +112,15 @@ def test_every_criterion_prunes_monotonically_and_resumes_exactly(make_toy: Make
 
     def run_of(toy: Toy) -> Run:
         statistics = calibration(toy) if "input_norm" in criterion.needs else None
-        return Run(toy, criterion, clock=Clock.regular(2, 16, 2), final=0.5, statistics=statistics, seed=3)
+        return Run(toy, name, clock=Clock.regular(2, 16, 2), final=0.5, statistics=statistics, seed=3)
 
     whole = run_of(make_toy())
-    before = {n: m.clone() for n, m in whole.pruner.masks.items()}
+    before = {n: m.clone() for n, m in whole.masks.items()}
     updates = []
     for step in range(20):
         updates += whole.steps(range(step, step + 1))
-        assert not any(bool((mask & ~before[n]).any()) for n, mask in whole.pruner.masks.items())
-        before = whole.pruner.masks
+        assert not any(bool((mask & ~before[n]).any()) for n, mask in whole.masks.items())
+        before = whole.masks
     assert updates[-1].achieved == 0.5
 
     for stop in (1, 7, 8, 9, 19):
@@ -106,6 +129,7 @@ def test_every_criterion_prunes_monotonically_and_resumes_exactly(make_toy: Make
         second = run_of(make_toy())
         second.toy.load_state_dict(first.toy.state_dict())
         second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+        second.pruner.enforcer.set_masks(first.pruner.enforcer.masks)
         second.pruner.load_state_dict(load(save(first.pruner.state_dict())))
         assert early + second.steps(range(stop, 20)) == updates
         for parameter, expected in zip(second.toy.parameters(), whole.toy.parameters(), strict=True):
@@ -128,7 +152,7 @@ def test_acdc_opens_and_closes_and_ends_compressed(make_toy: MakeToy) -> None:
 def test_acdc_weights_come_back_in_a_dense_phase(make_toy: MakeToy) -> None:
     run = Run(make_toy(), clock=Clock.regular(2, 14, 3), final=0.5, schedule="acdc")
     run.steps(range(8))
-    closed = {name: ~mask for name, mask in run.pruner.masks.items()}
+    closed = {name: ~mask for name, mask in run.masks.items()}
     run.steps(range(8, 11))
     assert all(bool((view.matrix[closed[name]] != 0).all()) for name, view in run.toy.views().items())
 
@@ -138,13 +162,13 @@ def test_a_mask_that_may_reopen_follows_the_scores(make_toy: MakeToy) -> None:
     held, free = (
         Run(
             make_toy(),
-            CRITERIA.load("movement"),
+            "movement",
             clock=Clock.regular(1, 12, 1),
             final=0.5,
             schedule="constant",
-            monotone=monotone,
+            regrow=regrow,
         )
-        for monotone in (True, False)
+        for regrow in (False, True)
     )
     assert [update.step for update in held.steps(range(14))] == [1]  # the others would ask for the same again
     free_updates = free.steps(range(14))
@@ -171,30 +195,29 @@ def test_an_allocation_scales_with_the_schedule(make_toy: MakeToy) -> None:
 def test_wanda_compares_within_rows_unless_told_otherwise(make_toy: MakeToy) -> None:
     for scope, alike in ((None, True), ("tensor", False)):
         toy = make_toy()
-        run = Run(
-            toy, CRITERIA.load("wanda"), clock=Clock.regular(0, 0), final=0.5, scope=scope, statistics=calibration(toy)
-        )
+        run = Run(toy, "wanda", clock=Clock.regular(0, 0), final=0.5, scope=scope, statistics=calibration(toy))
         run.steps(range(1))
-        rows = {int(count) for count in (~run.pruner.masks["second.weight"]).sum(dim=1)}
+        rows = {int(count) for count in (~run.masks["second.weight"]).sum(dim=1)}
         assert (rows == {4}) is alike
 
 
 def test_an_n_of_m_pattern_grows_and_is_checked_when_it_is_there(make_toy: MakeToy) -> None:
     toy = make_toy()
     views = {"second.weight": toy.views()["second.weight"]}
-    pruner = GradualPruner(views, MAGNITUDE, clock=Clock.regular(0, 4, 1), pattern=NOfM(2, 4))
+    pruner = pruner_of(toy, views=views, clock=Clock.regular(0, 4, 1), pattern="2:4")
     counts = []
     for step in range(5):
         update = pruner.before_step(step)
         assert update is not None
         counts.append(round(update.achieved * 32))
-        assert (pruner.checked_pattern is None) is (step < 4)
+        assert pruner.done is (step == 4)
     assert counts == [round(16 * cubic(step / 4)) for step in range(5)]
-    check(views, pruner.masks, pattern=pruner.checked_pattern)
+    check(views, pruner.enforcer.masks, pattern=NOfM(2, 4))
+    pruner.job.verify(pruner.enforcer.masks, {})
 
 
 def test_blocks_are_pruned_whole(make_toy: MakeToy) -> None:
-    run = Run(make_toy(), clock=Clock.regular(0, 4, 2), final=0.5, pattern=Block(4, 2))
+    run = Run(make_toy(), clock=Clock.regular(0, 4, 2), final=0.5, pattern="[4, 2]")
     assert run.steps(range(6))[-1].achieved == 0.5
 
 
@@ -203,7 +226,7 @@ def test_a_solver_repairs_the_weights_it_keeps(make_toy: MakeToy, name: str) -> 
     toy, plain = make_toy(), make_toy()
     run = Run(
         toy,
-        SOLVERS.load(name),
+        name,
         clock=Clock.regular(1, 5, 2),
         final=0.5,
         statistics=calibration(toy),
@@ -215,12 +238,11 @@ def test_a_solver_repairs_the_weights_it_keeps(make_toy: MakeToy, name: str) -> 
     last = run.pruner.before_step(5)
     assert last is not None
     assert last.achieved == 0.5
-    check(toy.views(), run.pruner.masks)
-    kept = run.pruner.masks["first.weight"]
+    check(toy.views(), run.pruner.enforcer.masks)
+    kept = run.masks["first.weight"]
     assert not torch.equal(toy.first.weight[kept], plain.first.weight[kept])
     gram = calibration(plain)()["first.weight"]["gram"]
-    pruner = GradualPruner(plain.views(), MAGNITUDE, clock=Clock.regular(0, 0), final=0.5)
-    pruner.before_step(0)
+    pruner_of(plain, clock=Clock.regular(0, 0), final=0.5).before_step(0)
     original = make_toy().first.weight
 
     def lost(weight: Tensor) -> float:
@@ -235,7 +257,7 @@ def test_what_was_pruned_before_stays_pruned(make_toy: MakeToy) -> None:
     weakest = Unstructured().select(-toy.first.weight.detach().abs(), 0.5)
     run = Run(toy, clock=Clock.regular(0, 4, 2), final=0.75, masks={"first.weight": weakest})
     updates = run.steps(range(6))
-    assert not bool((run.pruner.masks["first.weight"] & ~weakest).any())
+    assert not bool((run.masks["first.weight"] & ~weakest).any())
     assert updates[0].by_tensor["first.weight"] == 0.5  # more than was asked for
     assert updates[-1].by_tensor["first.weight"] == 0.75
 
@@ -244,7 +266,7 @@ def test_an_update_that_was_passed_over_is_made_up_for_once(make_toy: MakeToy) -
     pruner = Run(make_toy(), clock=Clock.regular(0, 10, 2), final=0.9).pruner
     due = [pruner.before_step(step) is not None for step in (7, 7, 8, 9, 9, 50, 51)]
     assert due == [True, False, True, False, False, True, False]
-    assert pruner.target == 0.9
+    assert pruner.done
 
 
 def test_updates_may_come_from_another_grid(make_toy: MakeToy) -> None:
@@ -262,7 +284,7 @@ def test_moments_are_reset_at_an_update(make_toy: MakeToy) -> None:
     for name, view in run.toy.views().items():
         moment = run.optimizer.state[view.parameter]["exp_avg"]
         moment = moment.t() if view.transposed else moment
-        assert torch.equal(moment != 0, run.pruner.masks[name])
+        assert torch.equal(moment != 0, run.masks[name])
 
 
 def test_gradients_are_averaged_over_a_window_and_movement_over_the_run(make_toy: MakeToy) -> None:
@@ -295,33 +317,29 @@ def test_gradients_are_averaged_over_a_window_and_movement_over_the_run(make_toy
         ({"method": "magnitude", "sparsities": {"first.weight": 0.5}}, r"but second\.weight has none"),
         ({"method": "magnitude", "final": None}, "needs a sparsity between 0 and 1, but got none"),
         ({"method": "magnitude", "final": 90}, r"between 0 and 1, but got 90\. Did you mean 0\.9"),
-        ({"method": "magnitude", "pattern": NOfM(2, 4), "final": 0.9}, r"at most, but 0\.9 was asked for"),
+        ({"method": "magnitude", "pattern": "2:4", "final": 0.9}, r"at most, but 0\.9 was asked for"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(make_toy: MakeToy, options: dict[str, Any], message: str) -> None:
-    options = {"final": 0.5, **options}
-    name = options.pop("method")
-    method = (CRITERIA if name in CRITERIA else SOLVERS).load(name)
     with pytest.raises(PruningError, match=message):
-        GradualPruner(make_toy().views(), method, clock=Clock.regular(0, 4), **options)
+        pruner_of(make_toy(), **{"final": 0.5, "clock": Clock.regular(0, 4), **options})
 
 
 def test_statistics_that_are_missing_are_named(make_toy: MakeToy) -> None:
     toy = make_toy()
-    run = Run(toy, CRITERIA.load("taylor"), clock=Clock.regular(0, 0), final=0.5)
+    run = Run(toy, "taylor", clock=Clock.regular(0, 0), final=0.5)
     with pytest.raises(PruningError, match="squared_gradient must be gathered over at least one optimizer step"):
         run.pruner.before_step(0)
     with pytest.raises(PruningError, match=r"one of every pruned weight, but first\.weight has none"):
         run.pruner.accumulate()
-    run = Run(toy, CRITERIA.load("wanda"), clock=Clock.regular(0, 0), final=0.5, statistics=dict)
+    run = Run(toy, "wanda", clock=Clock.regular(0, 0), final=0.5, statistics=dict)
     with pytest.raises(PruningError, match=r"must give input_norm for every pruned weight, but not for first\.weight"):
         run.pruner.before_step(0)
 
 
 def test_a_state_of_another_run_is_refused(make_toy: MakeToy) -> None:
     magnitude, movement = (
-        Run(make_toy(), CRITERIA.load(name), clock=Clock.regular(0, 4), final=0.5).pruner
-        for name in ("magnitude", "movement")
+        Run(make_toy(), name, clock=Clock.regular(0, 4), final=0.5).pruner for name in ("magnitude", "movement")
     )
     with pytest.raises(PruningError, match=r"'movement/first\.weight' is on one side only"):
         movement.load_state_dict(magnitude.state_dict())

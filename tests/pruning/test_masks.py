@@ -13,40 +13,41 @@ from torch import nn
 
 from prunegpt.errors import MaskDriftError, PruningError
 from prunegpt.lm.views import WeightView, block_matrices, select
+from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import (
     achieved_sparsity,
     check,
     fingerprint,
     fingerprints,
     load_masks,
-    masks_from_zeros,
     masks_hash,
     measure_sparsity,
-    pack,
     save_masks,
-    unpack,
 )
 from prunegpt.pruning.patterns import NOfM
 
-from .conftest import Toy
+from .conftest import Toy, wrapped
 
 
-def some_masks() -> dict[str, torch.Tensor]:
+def some_masks() -> dict[str, Mask]:
     generator = torch.Generator().manual_seed(0)
-    return {"a": torch.rand(3, 13, generator=generator) > 0.5, "b": torch.rand(5, 8, generator=generator) > 0.2}
+    return {
+        "a": Mask(torch.rand(3, 13, generator=generator) > 0.5),
+        "b": Mask(torch.rand(5, 8, generator=generator) > 0.2),
+    }
 
 
 @given(st.integers(1, 4), st.integers(1, 20), st.integers(0, 99))
 @settings(deadline=None)
 def test_bits_are_little_endian_and_rows_are_whole_bytes(rows: int, columns: int, seed: int) -> None:
     mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) > 0.5
-    packed = pack(mask)
+    packed = Mask(mask).packed
     assert packed.shape == (rows, -(-columns // 8))
     for row in range(rows):
         for column in range(columns):
             assert (int(packed[row, column // 8]) >> (column % 8)) & 1 == int(mask[row, column])
-    assert torch.equal(unpack(packed, columns), mask)
-    transposed = pack(mask.t().contiguous().t())
+    assert torch.equal(Mask.unpacked(packed, columns).kept, mask)
+    transposed = Mask(mask.t().contiguous().t()).packed
     assert torch.equal(transposed, packed)
     assert transposed.is_contiguous()  # as safetensors needs it
 
@@ -55,12 +56,11 @@ def test_a_file_gives_back_masks_and_what_was_said_of_them(tmp_path: Path) -> No
     path = tmp_path / "new" / "masks.safetensors"
     digest = save_masks(some_masks(), path, method="wanda", pattern="unstructured", target=0.4, step=17)
     read = load_masks(path)
-    assert {name: mask.tolist() for name, mask in read.masks.items()} == {
-        n: m.tolist() for n, m in some_masks().items()
-    }
-    assert all(mask.dtype == torch.bool for mask in read.masks.values())
+    assert list(read.masks) == list(some_masks())
+    assert all(mask.same(some_masks()[name]) for name, mask in read.masks.items())
     assert (read.method, read.pattern, read.target, read.step) == ("wanda", "unstructured", 0.4, 17)
-    assert read.achieved == achieved_sparsity(some_masks()) == 1 - sum(int(m.sum()) for m in some_masks().values()) / 79
+    pruned = sum(int((~mask.kept).sum()) for mask in some_masks().values())
+    assert read.achieved == achieved_sparsity(some_masks()) == pruned / 79
     assert read.sha256 == digest == masks_hash(some_masks())
     assert [file.name for file in path.parent.iterdir()] == ["masks.safetensors"]
 
@@ -70,7 +70,9 @@ def test_the_same_masks_are_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     save_masks(dict(reversed(some_masks().items())), tmp_path / "two", method="m")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     other = some_masks()
-    other["a"][0, 0] ^= True
+    flipped = other["a"].kept
+    flipped[0, 0] ^= True
+    other["a"] = Mask(flipped)
     assert masks_hash(other) != masks_hash(some_masks())
 
 
@@ -124,16 +126,6 @@ def test_tied_weights_count_once(tiny_gpt2: Any) -> None:
     view = next(iter(views.values()))
     twice = {view.name: view, "alias": WeightView("alias", view.parameter, view.module, False, None)}
     assert measure_sparsity(twice, parameters).weights == 128 * 32
-    assert list(masks_from_zeros(twice)) == [view.name]
-
-
-def test_masks_from_zeros_are_where_the_weights_are_not_zero(toy: Toy) -> None:
-    views = toy.views()
-    views["second.weight"].matrix[1, 2] = 0.0
-    masks = masks_from_zeros(views)
-    assert (~masks["second.weight"]).nonzero().tolist() == [[1, 2]]
-    assert masks["second.weight"].shape == (4, 8)
-    assert bool(masks["first.weight"].all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -143,20 +135,20 @@ def test_a_weight_that_comes_back_is_named_and_counted(toy: Toy, dtype: torch.dt
     masks = {name: view.matrix > 0 for name, view in views.items()}
     for name, view in views.items():
         view.matrix.mul_(masks[name])  # leaves -0.0 where a weight was negative, which is zero too
-    check(views, masks)
+    check(views, wrapped(masks))
     views["second.weight"].matrix[~masks["second.weight"]] = 0.5
     count = int((~masks["second.weight"]).sum())
     with pytest.raises(MaskDriftError, match=rf"second\.weight has {count} nonzero weights under its mask"):
-        check(views, masks)
+        check(views, wrapped(masks))
     views["second.weight"].matrix[~masks["second.weight"]] = float("nan")
     with pytest.raises(MaskDriftError, match=rf"second\.weight has {count} nonzero weights under its mask"):
-        check(views, masks)
+        check(views, wrapped(masks))
 
 
 def test_nan_that_is_kept_is_no_drift_of_the_mask(toy: Toy) -> None:
     views = toy.views()
     views["first.weight"].matrix[0, 0] = float("nan")
-    check(views, {"first.weight": torch.ones(8, 6, dtype=torch.bool)})
+    check(views, wrapped({"first.weight": torch.ones(8, 6, dtype=torch.bool)}))
 
 
 def test_a_broken_pattern_is_named(toy: Toy) -> None:
@@ -164,19 +156,19 @@ def test_a_broken_pattern_is_named(toy: Toy) -> None:
     pattern = NOfM(2, 4)
     masks = {"second.weight": pattern.select(views["second.weight"].matrix.abs())}
     views["second.weight"].matrix.mul_(masks["second.weight"])
-    check(views, masks, pattern=pattern)
+    check(views, wrapped(masks), pattern=pattern)
     masks["second.weight"][3, 4:] = True
     with pytest.raises(
         MaskDriftError, match=r"second\.weight: 2:4 keeps at most 2 of 4 .* row 3, inputs 4 to 7, with 4"
     ):
-        check(views, masks, pattern=pattern)
+        check(views, wrapped(masks), pattern=pattern)
 
 
 def test_masks_of_another_model_are_refused(toy: Toy) -> None:
     with pytest.raises(MaskDriftError, match=r"there is none called 'third\.weight'"):
-        check(toy.views(), {"third.weight": torch.ones(2, 2, dtype=torch.bool)})
+        check(toy.views(), wrapped({"third.weight": torch.ones(2, 2, dtype=torch.bool)}))
     with pytest.raises(MaskDriftError, match=r"second\.weight is \[4, 8\] and its mask \[8, 4\]"):
-        check(toy.views(), {"second.weight": torch.ones(8, 4, dtype=torch.bool)})
+        check(toy.views(), wrapped({"second.weight": torch.ones(8, 4, dtype=torch.bool)}))
 
 
 def test_a_tensor_that_should_be_untouched_is_named(toy: Toy) -> None:
@@ -218,11 +210,11 @@ def test_the_ledger_of_a_whole_model(family: str, request: pytest.FixtureRequest
     untouched = fingerprints(dict(model.named_parameters()), views)
     for name, view in views.items():
         view.matrix.mul_(masks[name])
-    save_masks(masks, tmp_path / "masks.safetensors", method="magnitude", pattern="2:4", target=0.5)
+    save_masks(wrapped(masks), tmp_path / "masks.safetensors", method="magnitude", pattern="2:4", target=0.5)
     read = load_masks(tmp_path / "masks.safetensors")
     check(views, read.masks, pattern=NOfM(2, 4), untouched=untouched, parameters=dict(model.named_parameters()))
     found = measure_sparsity(views, dict(model.named_parameters()))
     assert found.pruned == read.achieved == 0.5
     assert set(found.by_block) == {0, 1}
     assert numpy.allclose(list(found.by_tensor.values()), 0.5)
-    assert all(torch.equal(mask, masks_from_zeros(views)[name]) for name, mask in masks.items())
+    assert all(torch.equal(mask, views[name].matrix != 0) for name, mask in masks.items())

@@ -17,10 +17,9 @@ from prunegpt.spec.schedules import (
     interpolate,
     inverse_cubic,
     linear,
-    one_shot,
 )
 
-GROWING = [linear, cubic, inverse_cubic, one_shot, constant]
+GROWING = [linear, cubic, inverse_cubic, constant]
 
 # Sparsity from 0 to 0.8 between epochs 1 and 5, at these epochs, by the formulas of SparseML recipes.
 EPOCHS = [1, 1.5, 2, 3, 4, 5]
@@ -44,7 +43,7 @@ def test_the_published_curves(name: str) -> None:
     assert found == pytest.approx(GOLDEN[name], abs=5e-7)
 
 
-@pytest.mark.parametrize("schedule", [linear, cubic, inverse_cubic, one_shot])
+@pytest.mark.parametrize("schedule", [linear, cubic, inverse_cubic])
 def test_ends_are_exact_and_progress_is_clamped(schedule: object) -> None:
     assert callable(schedule)
     assert [schedule(x) for x in (-3.0, 0.0)] == [0.0, 0.0]

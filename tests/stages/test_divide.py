@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from prunegpt import training
 from prunegpt.planning.resolve import plan_data
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
+from prunegpt.training.trainer import JobTrainer
 from prunegpt.trial import run_trial
 
 
@@ -70,14 +70,14 @@ def test_divided_training_is_the_same_training(
     assert whole.stages[-1].notes == ()
     assert halves.stages[-1].notes[0].startswith("micro-batches of 2 instead of 4, 2 instead of 1")
 
-    begin = training._Wiring.on_step_begin
+    begin = JobTrainer.on_step_begin
 
     def full(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         begin(self, args, state, control, **more)
         if args.per_device_train_batch_size > 2 and state.global_step == 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(training._Wiring, "on_step_begin", full)
+    monkeypatch.setattr(JobTrainer, "on_step_begin", full)
     first = run(tmp_path / "resumed", still_model, text_files)
     assert (first.state, first.reason) == ("failed", "out-of-memory")
     second = run(tmp_path / "resumed", still_model, text_files, divide=2, attempt=2)

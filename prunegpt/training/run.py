@@ -1,0 +1,161 @@
+"""One training stage: from a frozen job to a model that is what the job says."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from prunegpt.distill.objective import DistillationObjective
+from prunegpt.errors import DivergedError, MaskDriftError, PruneGPTError
+from prunegpt.lm import ranks
+from prunegpt.lm.blocks import Blocks, collate
+from prunegpt.planning.budget import micro_batch
+from prunegpt.pruning.enforce import Enforcer
+from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.training.job import TrainingJob
+from prunegpt.training.trainer import Emit, JobTrainer, last_checkpoint
+
+CHECKPOINT_SECONDS = 600.0
+
+
+class Interrupted(PruneGPTError):
+    """Training was asked to stop; a checkpoint was written first."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training stage came to."""
+
+    steps: int  # optimizer steps
+    tokens: int  # trained on
+    seconds: float  # wall time, earlier attempts included
+    notes: tuple[str, ...] = ()  # of mask updates, each once
+
+
+def train(
+    model: PreTrainedModel,
+    blocks: Blocks,
+    job: TrainingJob,
+    *,
+    work: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    emit: Emit,
+    enforcer: Enforcer,
+    pruner: GradualPruner | None = None,
+    objective: DistillationObjective | None = None,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    keep_checkpoints: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    divide: int = 1,
+) -> Outcome:
+    """Trains the model in place, going on from the last whole checkpoint in `work` where there is one.
+
+    Several processes (see `lm.ranks`) share the rows of every optimizer step, which sees the rows that it sees with
+    one process; all of them end with the same model. The first one writes checkpoints.
+
+    Args:
+        blocks: tokens, [blocks, block_size].
+        job: what is done.
+        work: folder of this stage's checkpoints.
+        emit: takes every point of every curve.
+        enforcer: the masks of the model: those of earlier stages, and those that move.
+        pruner: moves masks, as the job says.
+        objective: distillation; None trains on the model's own cross-entropy.
+        evaluate: measures in mid-training, where `eval_strategy` asks for it; its `loss` selects the best model.
+        stop: asked after every step; True ends training with a checkpoint.
+        keep_checkpoints: leave all that `save_strategy` asks for; else only the newest, for going on after a crash.
+        checkpoint_seconds: between checkpoints that nobody asked for.
+        divide: train with micro-batches smaller by this factor, and as many times more of them to an optimizer step.
+
+    Raises:
+        Interrupted: `stop` said so.
+        DivergedError: a loss term is not finite or exploded, or a weight is not finite.
+        MaskDriftError: at the end the model is not what the job says.
+    """
+    held = enforcer.masks
+    trainer = JobTrainer(
+        job,
+        model=model,
+        args=_arguments(job, work, device=device, dtype=dtype, keep=keep_checkpoints, divide=divide),
+        train_dataset=blocks,
+        eval_dataset=blocks if evaluate else None,  # only its presence matters: evaluate() is ours
+        data_collator=collate,
+        emit=emit,
+        enforcer=enforcer,
+        pruner=pruner,
+        objective=objective,
+        measure=evaluate,
+        stop=stop,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    last = _agreed(last_checkpoint(work))
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    reached = trainer.state.global_step
+    if trainer.interrupted:
+        raise Interrupted(f"stopped after step {reached} of {job.steps}, checkpoint kept")
+    trainer.finish()
+    if reached != job.steps:
+        raise MaskDriftError(
+            f"a training must take the optimizer steps that it was planned with, {job.steps}, but took {reached}. "
+            f"Nothing was published; report the training arguments that were used."
+        )
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise DivergedError(
+                f"weights must stay finite, but {name} is not after step {reached}. Try a lower learning rate."
+            )
+    enforcer.verify()
+    if job.prune:
+        job.prune.verify(enforcer.masks, held)
+    return Outcome(reached, trainer.tokens, trainer.seconds, tuple(trainer.notes))
+
+
+def _arguments(
+    job: TrainingJob, work: Path, *, device: torch.device, dtype: torch.dtype, keep: bool, divide: int
+) -> TrainingArguments:
+    given = dict(job.arguments)
+    if divide > 1 or ranks.count() > 1:
+        batch, accumulation = micro_batch(given, divide, ranks.count())
+        given |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    defaults: dict[str, Any] = {
+        "save_strategy": "no",  # by time, see JobTrainer.on_step_end; a spec may ask for more
+        "save_total_limit": None if keep else 2,
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device.type == "cuda",
+        "ddp_find_unused_parameters": False,  # heads are used outside the model's call
+    }
+    made = TrainingArguments(
+        **{**defaults, **given},
+        output_dir=str(work),
+        seed=job.seed,
+        data_seed=job.seed,
+        use_cpu=device.type == "cpu",
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        report_to=[],
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # a process uses one device: replicas have neither masks nor hooks
+    return made
+
+
+def _agreed(checkpoint: Path | None) -> Path | None:
+    """The checkpoint that the first process has found."""
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
+    (agreed,) = ranks.agree([step])
+    if agreed == step:
+        return checkpoint
+    raise PruneGPTError(
+        f"all processes must go on from the same checkpoint, but process {ranks.rank()} sees {checkpoint} and process "
+        f"0 that of step {agreed:.0f}. Put the root on a file system that shows all of them the same."
+    )

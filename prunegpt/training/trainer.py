@@ -1,0 +1,305 @@
+"""transformers.Trainer, handed a frozen job: masks, distillation and points at the right moment of a step.
+
+Nothing here computes a perplexity or a mask: the trainer asks the parts that do. Masks change before a step, gradients
+are masked before clipping, weights after the optimizer.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prunegpt.distill.guard import DivergenceGuard
+from prunegpt.distill.objective import DistillationObjective
+from prunegpt.errors import MaskDriftError, PruneGPTError
+from prunegpt.lm import ranks
+from prunegpt.lm.blocks import SharedSampler
+from prunegpt.planning.budget import micro_batch
+from prunegpt.pruning.enforce import Enforcer
+from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
+from prunegpt.recipes.learning_rate import LearningRateCurve
+from prunegpt.root import write_json
+from prunegpt.training.job import TrainingJob
+
+MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
+PRUNER_STATE = "pruner.safetensors"
+MASKS = "masks.safetensors"  # all masks, packed and hashed
+TOTAL_STEPS = "total_steps"  # the point that says how long a stage will be
+
+_GUARD_STEPS = 10  # from one look at the losses to the next, whatever is logged
+
+Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value, tokens
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint that was written whole."""
+    whole = [folder for folder in work.glob("checkpoint-*") if (folder / MARKER).exists()]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+class _Means:
+    """Loss terms, averaged over the optimizer steps since they were last taken."""
+
+    def __init__(self) -> None:
+        self.since = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Adds the terms of a micro-batch: this process's share of those of an optimizer step."""
+        for name, value in terms.items():
+            before = self._sums.get(name)
+            self._sums[name] = value.detach() if before is None else before + value.detach()
+
+    def take(self, step: int) -> dict[str, float]:
+        """The means up to a step, over all processes; empty where no step was taken since."""
+        steps, self.since = step - self.since, step
+        sums = ranks.total([float(value) for value in self._sums.values()])
+        means = {name: value / max(steps, 1) for name, value in zip(self._sums, sums, strict=True)}
+        self._sums.clear()
+        return means
+
+
+class JobTrainer(Trainer, TrainerCallback):
+    """Trains as a job says. It is its own callback, so that loss, masks and checkpoints are seen to in one place.
+
+    Arguments are those of :func:`prunegpt.training.run.train`, and those of transformers.Trainer.
+    """
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        *,
+        emit: Emit,
+        enforcer: Enforcer,
+        pruner: GradualPruner | None,
+        objective: DistillationObjective | None,
+        measure: Callable[[nn.Module], Mapping[str, float]] | None,
+        stop: Callable[[], bool],
+        checkpoint_seconds: float,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        self.add_callback(self)
+        if objective:
+            self.loss_is_scaled_for_ga = None
+            self.model_accepts_loss_kwargs = True  # so that all micro-batches share one denominator
+        self.job = job
+        self.emit = emit
+        self.enforcer = enforcer
+        self.pruner = pruner
+        self.objective = objective
+        self.measure = measure
+        self.stop = stop
+        self.checkpoint_seconds = checkpoint_seconds
+        self.guard = DivergenceGuard(self.model.get_input_embeddings().weight.shape[0])
+        self.tokens = 0
+        self.interrupted = False
+        self.notes: dict[str, None] = {}  # of mask updates, an ordered set
+        self._earlier = 0.0  # seconds of earlier attempts
+        self._started = self._saved = time.monotonic()
+        self._logged, self._guarded = _Means(), _Means()
+
+    @property
+    def seconds(self) -> float:
+        return self._earlier + time.monotonic() - self._started
+
+    # -- what transformers.Trainer leaves to its subclasses ------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The order of one process, whose batches several processes share."""
+        sampler = super()._get_train_sampler(train_dataset)
+        if ranks.count() == 1 or sampler is None:
+            return sampler
+        rows = len(self.train_dataset)
+        if isinstance(sampler, torch.utils.data.RandomSampler):  # as accelerate does where there is one process
+            sampler = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
+        batch = self.args.per_device_train_batch_size * ranks.count()
+        drop = micro_batch(self.job.arguments, 1)[0] if self.args.dataloader_drop_last else 1
+        return SharedSampler(sampler, batch, rows // drop * drop)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The scheduler of the arguments, or one that follows the curve of the job."""
+        if not self.job.learning_rate:
+            return super().create_scheduler(num_training_steps, optimizer)
+        curve, base = LearningRateCurve(segments=self.job.learning_rate), self.args.learning_rate
+
+        def factor(step: int) -> float:
+            rate = curve.learning_rate_at(step, steps_per_epoch=self.job.per_epoch)
+            return 1.0 if rate is None else rate / base
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        block, rows = inputs.pop("block"), inputs.pop("rows", None)
+        own, length = inputs["input_ids"].shape
+        self.tokens += (own if rows is None else int(rows)) * length
+        if self.objective is None:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self._note({"ce": (loss[0] if return_outputs else loss) / ranks.count()})
+            return loss
+        loss, terms = self.objective(model, {**inputs, "block": block}, num_items_in_batch)
+        self._note(terms)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, tokens were summed
+        return (loss, {}) if return_outputs else loss
+
+    def _note(self, terms: Mapping[str, Tensor]) -> None:
+        self._logged.add(terms)
+        self._guarded.add(terms)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            if self.pruner:
+                scaler = self.accelerator.scaler
+                self.pruner.accumulate(scale=float(scaler.get_scale()) if scaler else 1.0)
+            self.enforcer.mask_gradients()
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        if self.measure is None:
+            raise PruneGPTError(
+                "eval_strategy asks for evaluation while training, but this stage has nothing to measure on."
+            )
+        self.enforcer.verify()
+        found = self.measure(self.model)
+        found = dict(zip(found, ranks.agree(list(found.values())), strict=True))
+        for name, value in found.items():
+            self._emit(name if name == "perplexity" else f"eval_{name}", value)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _emit(self, name: str, value: float) -> None:
+        self.emit(self.state.global_step, self.state.epoch or 0.0, name, value, self.tokens)
+
+    # -- the moments of a training, as its own callback ----------------------------------------------------------
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.max_steps != self.job.steps:
+            raise PruneGPTError(
+                f"a training must take the optimizer steps that it was planned with, {self.job.steps}, but "
+                f"transformers counts {state.max_steps}. Report the training arguments that were used."
+            )
+        resumed = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.global_step and (resumed / MARKER).exists():
+            self._resume(resumed)
+            print(f"going on from step {state.global_step} of {state.max_steps}", flush=True)
+        self._logged.since = self._guarded.since = state.global_step
+        self.enforcer.mask_weights()
+        self._emit(TOTAL_STEPS, state.max_steps)
+
+    def _resume(self, folder: Path) -> None:
+        known = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        self.tokens, self._earlier = known["tokens"], known["seconds"]
+        self.guard.load_state_dict(known["guard"])
+        self.notes = dict.fromkeys(known["notes"])
+        if self.pruner:
+            self.pruner.load_state_dict(load_file(folder / PRUNER_STATE))
+        if (folder / MASKS).exists():
+            self.enforcer.set_masks(load_masks(folder / MASKS).masks)
+        if masks_hash(self.enforcer.masks) != known["masks"]:
+            raise MaskDriftError(
+                f"masks must be those of the checkpoint that training goes on from, but those of {folder} differ. "
+                f"Remove that folder to go on from an earlier one."
+            )
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.pruner is None:
+            return
+        update = self.pruner.before_step(state.global_step, self.optimizer)
+        if update is None:
+            return
+        self.notes |= dict.fromkeys(update.notes)
+        self._emit("sparsity_target", update.target)
+        self._emit("sparsity", update.achieved)
+        for name, value in update.by_tensor.items():
+            self._emit(f"sparsity/{name}", value)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.enforcer.mask_weights()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        due = ranks.leads() and time.monotonic() - self._saved > self.checkpoint_seconds
+        stopped, due = ranks.either(self.stop(), due)
+        if stopped:
+            self.interrupted = control.should_save = control.should_training_stop = True
+        elif due:
+            control.should_save = True
+        if control.should_save or state.global_step % _GUARD_STEPS == 0 or state.global_step == state.max_steps:
+            self.guard.check(state.global_step, self._guarded.take(state.global_step))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self._check_alike()  # and all have written their part
+        if not ranks.leads():
+            return
+        masks = self.enforcer.masks
+        if self.pruner:
+            save_file(self.pruner.state_dict(), folder / PRUNER_STATE)
+        if masks:
+            save_masks(masks, folder / MASKS, method="training", step=state.global_step)
+        write_json(
+            folder / MARKER,
+            {
+                "tokens": self.tokens,
+                "seconds": self.seconds,
+                "guard": self.guard.state_dict(),
+                "notes": list(self.notes),
+                "masks": masks_hash(masks),
+            },
+        )
+        self._saved = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:  # the summary at the end is no point of a curve
+            return
+        points = {name: value for name, value in logs.items() if name in ("loss", "learning_rate", "grad_norm")}
+        for name, value in {**points, **self._logged.take(state.global_step)}.items():
+            self._emit(name, value)
+
+    def finish(self) -> None:
+        """The last masking, and a look that all processes have the same masks.
+
+        Raises:
+            MaskDriftError: they differ.
+        """
+        self.enforcer.mask_weights()
+        self._check_alike()
+
+    def _check_alike(self) -> None:
+        if ranks.count() > 1 and not ranks.alike(masks_hash(self.enforcer.masks)):
+            raise MaskDriftError(
+                f"masks must be the same in all {ranks.count()} processes, but at step {self.state.global_step} they "
+                f"differ. Train on one GPU, and report the method that was used."
+            )
+
+
+logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
