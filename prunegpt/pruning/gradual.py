@@ -1,6 +1,6 @@
 """Pruning in training: how a job's mask updates reach weights and optimizer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from prunegpt.pruning.patterns import parse_pattern
 from prunegpt.pruning.selection import select_masks
 from prunegpt.pruning.solvers.base import Solver
 
-Statistics = Callable[[], Mapping[str, Mapping[str, Tensor]]]  # parameter name -> need -> tensor
+Needed = Callable[[], Mapping[str, Any]]  # need -> value, for one weight matrix
+Statistics = Callable[[], Iterable[Mapping[str, Needed]]]  # parameter name -> what its method needs, some at a time
 
 _SEED_STRIDE = 1_000_003  # apart enough that the updates of neighbouring seeds draw differently
 
@@ -44,8 +45,8 @@ class GradualPruner:
     Args:
         job: what is pruned, when and to what.
         enforcer: holds the masks of the model. What they prune when this is made stays pruned.
-        statistics: gives the calibration statistics of the present weights, such as `input_norm` or `gram`, when
-            called; once an update, and only where the method needs some.
+        statistics: gives, when called, what the method needs of the present weights from calibration data, such as
+            `input_norm`, `gram` or `gradients`, the layers of one decoder block after the other; once an update.
 
     Raises:
         PruningError: the method needs statistics, or the job is of other weights.
@@ -147,50 +148,47 @@ class GradualPruner:
         held = {name: mask.kept for name, mask in floor.items()}
         if not any(targets.values()):
             return held, ()
-        found = self._statistics() if self._needs and self._statistics is not None else {}
-        needed = {name: {need: _find(found, name, need) for need in self._needs} for name in self._views}
-        if isinstance(self._method, Solver):
-            return self._solve(self._method, targets, held, needed)
         generator = Generator().manual_seed(self.job.seed * _SEED_STRIDE + update)
-        drawn = {"generator": generator} if "generator" in self._method.needs else {}
-        scores = {
-            name: self._method.score(
-                view.matrix, **needed[name], **self._gradients.of(name), **drawn, **self.job.options
-            )  # [out, in]
-            for name, view in self._views.items()
-        }
         pattern = parse_pattern(self.job.pattern)
+        results: dict[str, Tensor] = {}  # scores of a criterion, masks of a solver, [out, in]
+        notes: list[str] = []
+        for group in self._groups():
+            factors: dict[int, tuple[Tensor, Any]] = {}  # by Gram matrix: layers with the same input share one
+            for name, needed in group.items():
+                view, given = self._views[name], {**needed(), **self._gradients.of(name)}
+                if not isinstance(self._method, Solver):
+                    drawn = {"generator": generator} if "generator" in self._method.needs else {}
+                    results[name] = self._method.score(view.matrix, **given, **drawn, **self.job.options)
+                    continue
+                if self._method.factorise is not None:
+                    gram = given["gram"]
+                    if id(gram) not in factors:
+                        factors[id(gram)] = gram, self._method.factor_of(gram, self.job.options)
+                    given["factor"] = factors[id(gram)][1]
+                solution = self._method.solve(
+                    view.matrix,
+                    sparsity=targets[name],
+                    pattern=pattern,
+                    mask=held[name],
+                    **given,
+                    **self.job.options,
+                )
+                view.matrix.copy_(solution.weight)
+                results[name] = solution.mask
+                notes += [f"{name}: {note}" for note in solution.notes]
+        if missing := [name for name in self._views if name not in results]:
+            raise PruningError(
+                f"calibration must reach every pruned weight, but not {missing[0]}. "
+                f"Leave that weight out of the targets: its module is not called in a forward pass."
+            )
+        if isinstance(self._method, Solver):
+            return results, tuple(notes)
+        scores = {name: results[name] for name in self._views}  # in the order of the model, which decides ties
         return select_masks(scores, targets, pattern=pattern, scope=self.job.scope, masks=held), ()
 
-    def _solve(
-        self,
-        solver: Solver,
-        targets: Mapping[str, float],
-        held: Mapping[str, Tensor],
-        needed: Mapping[str, Mapping[str, Tensor]],
-    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        chosen: dict[str, Tensor] = {}
-        notes: list[str] = []
-        factors: dict[int, Any] = {}  # by Gram matrix: layers with the same input share one
-        for name, view in self._views.items():
-            shared = {}
-            if solver.factorise is not None and (gram := needed[name].get("gram")) is not None:
-                if id(gram) not in factors:
-                    factors[id(gram)] = solver.factor_of(gram, self.job.options)
-                shared["factor"] = factors[id(gram)]
-            solution = solver.solve(
-                view.matrix,
-                sparsity=targets[name],
-                pattern=parse_pattern(self.job.pattern),
-                mask=held[name],
-                **needed[name],
-                **shared,
-                **self.job.options,
-            )
-            view.matrix.copy_(solution.weight)
-            chosen[name] = solution.mask
-            notes += [f"{name}: {note}" for note in solution.notes]
-        return chosen, tuple(notes)
+    def _groups(self) -> Iterable[Mapping[str, Needed]]:
+        """The layers and what they need, some at a time; all of them where nothing is."""
+        return self._statistics() if self._needs and self._statistics else [dict.fromkeys(self._views, dict)]
 
     def _record(
         self,
@@ -221,13 +219,3 @@ def _mean(values: Mapping[str, float], sizes: Mapping[str, int]) -> float:
     if len(set(values.values())) == 1:
         return next(iter(values.values()))
     return sum(value * sizes[name] for name, value in values.items()) / max(sum(sizes.values()), 1)
-
-
-def _find(statistics: Mapping[str, Mapping[str, Tensor]], name: str, need: str) -> Tensor:
-    found = statistics.get(name, {}).get(need)
-    if found is None:
-        raise PruningError(
-            f"calibration must give {need} for every pruned weight, but not for {name}. "
-            f"Leave that weight out of the targets: its module is not called in a forward pass."
-        )
-    return found

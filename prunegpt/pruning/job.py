@@ -1,8 +1,7 @@
 """What pruning in training will do, decided before it starts from the model as the stage finds it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import ceil
 from typing import Any
 
 from prunegpt.errors import MaskDriftError, PruningError, unknown
@@ -13,6 +12,7 @@ from prunegpt.pruning.masks import one_per_storage
 from prunegpt.pruning.patterns import Block, Pattern, parse_pattern
 from prunegpt.pruning.selection import Scope
 from prunegpt.pruning.solvers.base import Solver, option_names
+from prunegpt.pruning.threshold import zeros_for
 from prunegpt.registry import CRITERIA, SOLVERS
 from prunegpt.spec.part import Part, Scalar
 from prunegpt.spec.schedules import Clock, interpolate
@@ -66,23 +66,25 @@ class GradualJob(Part):
                 pruned before has come back.
         """
         pattern = parse_pattern(self.pattern)
-        least = most = found = weights = 0.0
+        closed = {name: held[name].pruned if name in held else 0 for name in self.sparsities}
         for name, final in self.sparsities.items():
-            mask, before = masks[name], held.get(name)
-            if before is not None and (mask & before).pruned != mask.pruned:
+            mask = masks[name]
+            if name in held and (mask & held[name]).pruned != mask.pruned:
                 raise MaskDriftError(f"what earlier stages pruned must stay pruned, but weights of {name} came back.")
-            closed = before.pruned if before else 0
-            slack = mask.weights * _rounding(pattern, mask.shape, rowwise=self.scope == "row") + 1e-6
-            low, high = mask.weights * final - slack, mask.weights * final + slack
-            if self.scope == "tensor" and self.pattern == "unstructured":
-                high = max(high, closed)
-            else:  # rows or groups that had more than their share keep it
-                high += closed
-            if self.scope != "global" and not low <= mask.pruned <= high:
-                raise _missed(name, final, mask.pruned / mask.weights)
-            least, most, found, weights = least + low, most + high, found + mask.pruned, weights + mask.weights
-        if not least <= found <= most:
-            raise _missed("all pruned tensors together", (least + most) / 2 / weights, found / weights)
+            if self.scope != "global":
+                sizes = [_unit_sizes(pattern, mask.shape)]
+                _compare(name, mask.pruned, mask.weights, final, sizes, closed[name], by_row=self.scope == "row")
+        if self.scope == "global":
+            together = [masks[name] for name in self.sparsities]
+            _compare(
+                "all pruned tensors together",
+                sum(mask.pruned for mask in together),
+                sum(mask.weights for mask in together),
+                max(self.sparsities.values()),
+                [_unit_sizes(pattern, mask.shape) for mask in together],
+                sum(closed.values()),
+                by_row=False,
+            )
 
 
 def resolve_gradual(
@@ -186,19 +188,45 @@ def _check_curve(clock: Clock, schedule: str, regrow: bool) -> None:
         )
 
 
-def _rounding(pattern: Pattern, shape: tuple[int, ...], *, rowwise: bool) -> float:
-    """How far the sparsity of a mask may lie from what was asked for, because units are pruned whole."""
-    rows, columns = shape
-    small = 0.0  # share of the units that are smaller than the others
-    if isinstance(pattern, Block):
-        rows, columns = ceil(rows / pattern.rows), ceil(columns / pattern.columns)
-        whole = (shape[0] // pattern.rows) * (shape[1] // pattern.columns)
-        small = 1 - whole / max(rows * columns, 1)
-    return 0.5 / max(columns if rowwise else rows * columns, 1) + small
+def _unit_sizes(pattern: Pattern, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Heights and widths of the units that a pattern prunes as one: the last ones of a matrix may be smaller."""
+    tall, wide = (pattern.rows, pattern.columns) if isinstance(pattern, Block) else (1, 1)
+    return [min(tall, shape[0] - i) for i in range(0, shape[0], tall)], [
+        min(wide, shape[1] - j) for j in range(0, shape[1], wide)
+    ]
 
 
-def _missed(what: str, asked: float, found: float) -> MaskDriftError:
-    return MaskDriftError(
-        f"a training must end with the sparsity that it was asked for, but {what} should be {asked:.4%} sparse and is "
-        f"{found:.4%}. Nothing was published; report the method and the schedule that were used."
-    )
+def _compare(
+    what: str,
+    pruned: int,
+    weights: int,
+    final: float,
+    sizes: Sequence[tuple[list[int], list[int]]],
+    closed: int,
+    *,
+    by_row: bool,
+) -> None:
+    """Raises MaskDriftError where so many pruned weights are not what a share `final` of the units comes to.
+
+    Args:
+        closed: weights that earlier stages had pruned: where they are more, or in rows and groups that have more than
+            their share, they stay.
+    """
+    if by_row:
+        ((heights, widths),) = sizes
+        zeros = zeros_for(len(widths), final)
+        least, most = (
+            sum(heights) * sum(sorted(widths)[:zeros]),
+            sum(heights) * sum(sorted(widths, reverse=True)[:zeros]),
+        )
+    elif all(max(heights) == max(widths) == 1 for heights, widths in sizes if heights and widths):
+        least = most = zeros_for(weights, final)
+    else:
+        units = sorted(height * width for heights, widths in sizes for height in heights for width in widths)
+        zeros = zeros_for(len(units), final)
+        least, most = sum(units[:zeros]), sum(units[len(units) - zeros :])
+    if not least <= pruned <= most + closed:
+        raise MaskDriftError(
+            f"a training must end with the sparsity that it was asked for, but {what} should be {final:.4%} sparse and "
+            f"is {pruned / max(weights, 1):.4%}. Nothing was published; report the method and the schedule."
+        )

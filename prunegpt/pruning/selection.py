@@ -37,7 +37,8 @@ def select_masks(
         PruningError: a score is not finite, or a sparsity or a shape does not go with the pattern.
     """
     held = masks or {}
-    if scope != "global":
+    whole = pattern.sparsity  # at it the groups of N:M decide, whatever is compared
+    if scope != "global" or (whole is not None and all(sparsities[name] >= whole for name in scores)):
         return {
             name: pattern.select(tensor, sparsities[name], rowwise=scope == "row", mask=held.get(name))
             for name, tensor in scores.items()

@@ -19,9 +19,11 @@ from prunegpt.records import Evaluation, StageRecord
 from prunegpt.root import Root, damage, publishing, seal, write_text
 from prunegpt.spec.plan import StagePlan
 from prunegpt.stages.base import Pruned, State
+from prunegpt.training.job import JOB
 
 MASKS = "masks.safetensors"
 TOKENIZER_CACHE = "tokenizers"
+_MANY = 50_000_000  # weights of a model that memory is looked through for: 200 MB
 
 
 @contextmanager
@@ -65,6 +67,9 @@ def publish(root: Root, plan: StagePlan, state: State, stage: StageRecord) -> No
                 pattern=state.pruned.pattern,
                 target=state.pruned.target,
             )
+        job = root.work(plan.key) / JOB
+        if job.exists():
+            shutil.copy2(job, folder / JOB)
         if plan.training and plan.training.keep_checkpoints:
             for checkpoint in root.work(plan.key).glob("checkpoint-*"):
                 shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=_link)
@@ -146,8 +151,9 @@ def tokenizer(root: Root, plan: StagePlan) -> PreTrainedTokenizerBase:
     )
 
 
-def release() -> None:
-    """Gives memory of models that are no longer referred to back."""
-    gc.collect()
+def release(weights: int) -> None:
+    """Gives the memory of a model of so many weights back that is no longer referred to, where that is worth a look."""
+    if weights > _MANY or torch.cuda.is_available():
+        gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -132,8 +132,9 @@ class Chain:
             return state
         # What was published is what is measured and passed on: no attention kernel, wrapper or hook that a stage has
         # set in this process outlives it, and a chain that is run in pieces gives the same bits.
+        weights = sum(parameter.numel() for parameter in state.model.parameters())
         state.model, state.pruned = None, Pruned()
-        cache.release()
+        cache.release(weights)
         return cache.load(self.root, plan.key, device=device)
 
     def _parent(self, plan: StagePlan, device: torch.device) -> State:

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from prunegpt.lm.views import WeightView, select
+from prunegpt.errors import PruningError
+from prunegpt.lm.views import select
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, fingerprints
 from prunegpt.pruning.oneshot import Progress, prune_oneshot
+from prunegpt.pruning.patterns import Block, parse_pattern
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import PruneSpec
@@ -81,13 +80,26 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 def merged(before: Pruned, masks: Mapping[str, Mask], spec: PruneSpec) -> Pruned:
     """The masks of earlier stages with new ones laid over them."""
     kept = {name: mask for name, mask in before.masks.items() if name not in masks}
-    same = not kept or before.pattern == spec.pattern
+    same = before.pattern == spec.pattern or (not kept and _holds(spec.pattern, masks, before))
     return Pruned(
         masks={**kept, **masks},
         method=spec.method,
         pattern=spec.pattern if same else "unstructured",  # no one pattern holds for all tensors
         target=_target(kept, masks, before, spec),
     )
+
+
+def _holds(pattern: str, masks: Mapping[str, Mask], before: Pruned) -> bool:
+    """Whether masks are of a pattern. Single weights that earlier stages pruned may stand beside blocks."""
+    shape = parse_pattern(pattern)
+    if not before.masks or not isinstance(shape, Block):
+        return True  # the ledger looks, and a mask that is not of its pattern is an error
+    try:
+        for mask in masks.values():
+            shape.check(mask.kept)
+    except PruningError:
+        return False
+    return True
 
 
 def _target(kept: Mapping[str, Mask], new: Mapping[str, Mask], before: Pruned, spec: PruneSpec) -> float | None:
@@ -100,19 +112,3 @@ def _target(kept: Mapping[str, Mask], new: Mapping[str, Mask], before: Pruned, s
         return None
     sizes = [sum(mask.weights for mask in group.values()) for group in (kept, new)]
     return (before.target * sizes[0] + spec.sparsity * sizes[1]) / sum(sizes)
-
-
-def statistics_of(
-    state: State, views: Mapping[str, WeightView], windows: Tensor, *, gram: bool
-) -> dict[str, dict[str, Tensor]]:
-    """Calibration statistics of the model as it is now: parameter name -> input_norm and, where asked for, gram."""
-    from prunegpt.pruning.statistics.collect import block_statistics, evaluating
-
-    found: dict[str, dict[str, Tensor]] = {}
-    with torch.no_grad(), evaluating(state.model):
-        for group in block_statistics(state.model, views, windows, gram=gram, propagate=False):
-            for name, layer in group.items():
-                found[name] = {"input_norm": layer.input_norm}
-                if layer.gram is not None:
-                    found[name]["gram"] = layer.gram
-    return found

@@ -1,6 +1,7 @@
 """Training stages: fine-tuning and distillation, with or without pruning on the way."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 
 from torch import Tensor
 
@@ -10,21 +11,22 @@ from prunegpt.lm.blocks import Blocks
 from prunegpt.lm.views import select
 from prunegpt.planning.budget import count_steps, divided_note
 from prunegpt.pruning.enforce import Enforcer
-from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.pruning.gradients import GATHERED
+from prunegpt.pruning.gradual import GradualPruner, Needed
 from prunegpt.pruning.job import GradualJob, load_method, resolve_gradual
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import masks_hash
+from prunegpt.pruning.oneshot.evidence import evidence
+from prunegpt.pruning.statistics import evaluating
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schedules import clock_of
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
 from prunegpt.stages import text
 from prunegpt.stages.base import Pruned, Result, Setting, State
 from prunegpt.stages.budget import method_options, scope_of, sparsities_of
-from prunegpt.stages.prune import merged, statistics_of
+from prunegpt.stages.prune import merged
 from prunegpt.stages.teach import objective_for
 from prunegpt.training import TrainingJob, train
-
-_CALIBRATED = frozenset({"input_norm", "gram"})
 
 
 def finetune(plan: StagePlan, state: State, setting: Setting) -> Result:
@@ -104,6 +106,11 @@ def resolve(
     Raises:
         PruneGPTError: the stage cannot do what its config says.
     """
+    if config.prune and config.train.get("load_best_model_at_end"):
+        raise PruningError(
+            "a stage that prunes must end with the model of its last step, but load_best_model_at_end would load one "
+            "of another sparsity. Set it to false; keep_checkpoints: true keeps the others."
+        )
     steps, per_epoch = count_steps(config.train, blocks)
     return TrainingJob(
         key=plan.key,
@@ -152,12 +159,25 @@ def _calibration(spec: GradualSpec | None, state: State) -> Tensor | None:
 
 
 def _pruner(job: GradualJob, enforcer: Enforcer, state: State, windows: Tensor | None) -> GradualPruner:
-    needs = load_method(job.method).needs & _CALIBRATED
+    needs = load_method(job.method).needs - GATHERED - {"generator"}
 
-    def statistics() -> dict[str, dict[str, Tensor]]:
+    def statistics() -> Iterator[dict[str, Needed]]:
         if windows is None:
-            raise PruningError(f"{job.method} looks at activations, but there is no calibration text.")
+            raise PruningError(f"{job.method} looks at calibration text, but there is none. Set data.")
         views = {name: enforcer.views[name] for name in job.sparsities}
-        return statistics_of(state, views, windows, gram="gram" in needs)
+        groups = evidence(
+            state.model,
+            views,
+            windows,
+            needs=needs,
+            propagate=False,
+            statistics=None,
+            seed=job.seed,
+            micro_batch=None,
+            offload=None,
+        )
+        with evaluating(state.model), closing(groups):
+            for group in groups:
+                yield {name: found.arguments for name, found in group.items()}
 
     return GradualPruner(job, enforcer, statistics=statistics if needs else None)

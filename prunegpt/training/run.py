@@ -17,7 +17,7 @@ from prunegpt.planning.budget import micro_batch
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.training.job import TrainingJob
-from prunegpt.training.trainer import Emit, JobTrainer, last_checkpoint
+from prunegpt.training.trainer import Emit, JobTrainer, last_checkpoint, step_of
 
 CHECKPOINT_SECONDS = 600.0
 
@@ -95,7 +95,10 @@ def train(
         checkpoint_seconds=checkpoint_seconds,
     )
     last = _agreed(last_checkpoint(work))
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if last and step_of(last) >= job.steps:  # all is done but publishing; transformers would take another step
+        trainer.restore(last)
+    else:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     reached = trainer.state.global_step
     if trainer.interrupted:
         raise Interrupted(f"stopped after step {reached} of {job.steps}, checkpoint kept")
@@ -151,7 +154,7 @@ def _arguments(
 
 def _agreed(checkpoint: Path | None) -> Path | None:
     """The checkpoint that the first process has found."""
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
+    step = step_of(checkpoint) if checkpoint else -1
     (agreed,) = ranks.agree([step])
     if agreed == step:
         return checkpoint

@@ -16,6 +16,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from prunegpt.distill.guard import DivergenceGuard
 from prunegpt.distill.objective import DistillationObjective
@@ -43,7 +44,12 @@ Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value
 def last_checkpoint(work: Path) -> Path | None:
     """The newest checkpoint that was written whole."""
     whole = [folder for folder in work.glob("checkpoint-*") if (folder / MARKER).exists()]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint was written after."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 class _Means:
@@ -284,6 +290,14 @@ class JobTrainer(Trainer, TrainerCallback):
         points = {name: value for name, value in logs.items() if name in ("loss", "learning_rate", "grad_norm")}
         for name, value in {**points, **self._logged.take(state.global_step)}.items():
             self._emit(name, value)
+
+    def restore(self, checkpoint: Path) -> None:
+        """The state that training ended with, from a checkpoint of its last step."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        self._load_from_checkpoint(str(checkpoint))
+        self._resume(checkpoint)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
 
     def finish(self) -> None:
         """The last masking, and a look that all processes have the same masks.

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def pruner_of(
     *,
     views: Mapping[str, WeightView] | None = None,
     masks: Mapping[str, Tensor] | None = None,
-    statistics: Callable[[], Mapping[str, Mapping[str, Tensor]]] | None = None,
+    statistics: Callable[[], list[dict[str, Any]]] | None = None,
     **options: Any,
 ) -> GradualPruner:
     views = toy.views() if views is None else views
@@ -69,13 +70,14 @@ class Run:
         return updates
 
 
-def calibration(toy: Toy) -> Callable[[], Mapping[str, Mapping[str, Tensor]]]:
+def calibration(toy: Toy, need: str) -> Callable[[], list[dict[str, Any]]]:
     """Norms and Gram matrices of what the present weights make of fixed inputs."""
 
-    def statistics() -> dict[str, dict[str, Tensor]]:
+    def statistics() -> list[dict[str, Any]]:
         inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(99))
         seen = {"first.weight": inputs, "second.weight": torch.tanh(toy.first(inputs)).detach()}
-        return {name: {"input_norm": x.norm(dim=0), "gram": x.t() @ x} for name, x in seen.items()}
+        found = {name: {"input_norm": x.norm(dim=0), "gram": x.t() @ x} for name, x in seen.items()}
+        return [{name: partial(dict, **{need: of[need]}) for name, of in found.items()}]
 
     return statistics
 
@@ -111,7 +113,7 @@ def test_every_criterion_prunes_monotonically_and_resumes_exactly(make_toy: Make
     criterion = CRITERIA.load(name)
 
     def run_of(toy: Toy) -> Run:
-        statistics = calibration(toy) if "input_norm" in criterion.needs else None
+        statistics = calibration(toy, "input_norm") if "input_norm" in criterion.needs else None
         return Run(toy, name, clock=Clock.regular(2, 16, 2), final=0.5, statistics=statistics, seed=3)
 
     whole = run_of(make_toy())
@@ -195,7 +197,9 @@ def test_an_allocation_scales_with_the_schedule(make_toy: MakeToy) -> None:
 def test_wanda_compares_within_rows_unless_told_otherwise(make_toy: MakeToy) -> None:
     for scope, alike in ((None, True), ("tensor", False)):
         toy = make_toy()
-        run = Run(toy, "wanda", clock=Clock.regular(0, 0), final=0.5, scope=scope, statistics=calibration(toy))
+        run = Run(
+            toy, "wanda", clock=Clock.regular(0, 0), final=0.5, scope=scope, statistics=calibration(toy, "input_norm")
+        )
         run.steps(range(1))
         rows = {int(count) for count in (~run.masks["second.weight"]).sum(dim=1)}
         assert (rows == {4}) is alike
@@ -229,7 +233,7 @@ def test_a_solver_repairs_the_weights_it_keeps(make_toy: MakeToy, name: str) -> 
         name,
         clock=Clock.regular(1, 5, 2),
         final=0.5,
-        statistics=calibration(toy),
+        statistics=calibration(toy, "gram"),
         options={"damping": 0.02},
     )
     first = run.pruner.before_step(1)
@@ -241,7 +245,7 @@ def test_a_solver_repairs_the_weights_it_keeps(make_toy: MakeToy, name: str) -> 
     check(toy.views(), run.pruner.enforcer.masks)
     kept = run.masks["first.weight"]
     assert not torch.equal(toy.first.weight[kept], plain.first.weight[kept])
-    gram = calibration(plain)()["first.weight"]["gram"]
+    gram = calibration(plain, "gram")()[0]["first.weight"]()["gram"]
     pruner_of(plain, clock=Clock.regular(0, 0), final=0.5).before_step(0)
     original = make_toy().first.weight
 
@@ -332,8 +336,8 @@ def test_statistics_that_are_missing_are_named(make_toy: MakeToy) -> None:
         run.pruner.before_step(0)
     with pytest.raises(PruningError, match=r"one of every pruned weight, but first\.weight has none"):
         run.pruner.accumulate()
-    run = Run(toy, "wanda", clock=Clock.regular(0, 0), final=0.5, statistics=dict)
-    with pytest.raises(PruningError, match=r"must give input_norm for every pruned weight, but not for first\.weight"):
+    run = Run(toy, "wanda", clock=Clock.regular(0, 0), final=0.5, statistics=list)
+    with pytest.raises(PruningError, match=r"must reach every pruned weight, but not first\.weight"):
         run.pruner.before_step(0)
 
 

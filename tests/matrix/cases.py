@@ -1,0 +1,185 @@
+"""Every way to prune while training, from what is registered: the cases that the matrix runs.
+
+An axis is a kind of part; its values are the registered names, so that a new part is in the matrix by being registered.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from itertools import combinations, product
+from typing import Any
+
+from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
+from prunegpt.spec.training_arguments import choices
+
+Case = dict[str, str]  # axis -> name of a value
+
+BLOCKS, EPOCHS, BATCH = 8, 3, 2  # 12 optimizer steps
+
+# When masks change: all between step 1 and step 8 of 12.
+CLOCKS: Mapping[str, Mapping[str, Any]] = {
+    "steps": {"unit": "steps", "start": 1, "end": 8, "every": 2},
+    "epochs": {"unit": "epochs", "start": 0.25, "end": 2, "every": 0.25},
+    "fraction": {"unit": "fraction", "start": 0.1, "end": 0.7, "every": 0.1},
+    "sparseml": {"unit": "epochs", "start": 0.25, "end": 2, "every": 0.3, "clock": "sparseml"},
+    "half-way": {"unit": "steps", "start": 1, "every": 2},
+}
+
+# What a stage distils with, beside each registered loss.
+_TERMS: Mapping[str, Mapping[str, Any]] = {
+    "cached": {"cache": {"k": 16}},
+    "hidden": {"hidden_gain": 0.5},
+    "attention": {"attention_gain": 0.5},
+    "no-teacher-term": {"hardness": 0.0},
+}
+KINDS: Mapping[str, Mapping[str, Any] | None] = {
+    "finetune": None,
+    **{f"distill-{loss}": {"loss": loss} for loss in DISTILLATION_LOSSES.names()},
+    **{f"distill-{name}": fields for name, fields in _TERMS.items()},
+}
+
+# What a scheduler cannot do without.
+_SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
+    "reduce_lr_on_plateau": {"eval_strategy": "steps", "eval_steps": 3, "metric_for_best_model": "loss"},
+    "greedy": {"eval_strategy": "steps", "eval_steps": 3, "metric_for_best_model": "loss"},
+    "cosine_with_min_lr": {"lr_scheduler_kwargs": {"min_lr": 1e-5}},
+    "cosine_warmup_with_min_lr": {"lr_scheduler_kwargs": {"min_lr": 1e-5}, "warmup_steps": 2},
+    "warmup_stable_decay": {"lr_scheduler_kwargs": {"num_decay_steps": 4}, "warmup_steps": 2},
+    "constant_with_warmup": {"warmup_steps": 2},
+    "inverse_sqrt": {"warmup_steps": 2},
+}
+
+# Training arguments that decide or might disturb what a stage comes to. Each is one value of an axis.
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "no clipping": {"max_grad_norm": 0.0},
+    "weight decay": {"weight_decay": 0.1},
+    "drop last": {"dataloader_drop_last": True},
+    "no log": {"logging_strategy": "no"},
+    "log at the end only": {"logging_steps": 1000},
+    "evaluation on the way": {"eval_strategy": "steps", "eval_steps": 3},
+    "sgd": {"optim": "sgd"},
+    "adafactor": {"optim": "adafactor"},
+    "neftune": {"neftune_noise_alpha": 5.0},
+}
+SCHEDULERS = {
+    f"scheduler {name}": {"lr_scheduler_type": name, **_SCHEDULERS.get(name, {})} for name in choices()["SchedulerType"]
+}
+CHECKPOINTS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "every third": {"save_strategy": "steps", "save_steps": 3},
+    "every step": {"save_strategy": "steps", "save_steps": 1},
+}
+
+AXES: Mapping[str, tuple[str, ...]] = {
+    "method": (*CRITERIA.names(), *SOLVERS.names()),
+    "schedule": tuple(SCHEDULES.names()),
+    "allocation": tuple(ALLOCATIONS.names()),
+    "pattern": ("unstructured", "2:4", "[2, 4]"),
+    "kind": tuple(KINDS),
+    "clock": tuple(CLOCKS),
+    "options": tuple(OPTIONS),
+    "checkpoints": tuple(CHECKPOINTS),
+    "before": ("dense", "pruned"),
+    "masks": ("close", "regrow"),
+    "after": ("nothing", "finetune"),
+}
+CHOSEN_MASKS = ("method", "schedule", "allocation", "pattern")  # all of their combinations are in the whole matrix
+
+
+def trial_of(case: Case, model: str) -> dict[str, Any]:
+    """The trial of a case, as a spec has it."""
+    fields = KINDS[case["kind"]]
+    options = {**OPTIONS, **SCHEDULERS}[case["options"]]
+    train = {"num_train_epochs": EPOCHS, **CHECKPOINTS[case["checkpoints"]], **options}
+    stage: dict[str, Any] = {"train": train, "prune": _pruning(case)}
+    if fields is not None:
+        stage |= {"teacher": {"model": model}, **fields}
+    stages: list[Any] = [{"finetune" if fields is None else "distill": stage}]
+    if case["before"] == "pruned":
+        stages.insert(0, {"prune": {"method": "magnitude", "sparsity": 0.3}})
+    if case["after"] == "finetune":
+        stages.append({"finetune": {"train": {"num_train_epochs": 1}}})
+    return {"name": "case", "stages": stages}
+
+
+def _pruning(case: Case) -> dict[str, Any]:
+    prune: dict[str, Any] = {
+        "method": case["method"],
+        "schedule": case["schedule"],
+        "pattern": case["pattern"],
+        "calibration": {"windows": 4, "length": 16},
+        **CLOCKS[case["clock"]],
+    }
+    if case["masks"] == "regrow":
+        prune["regrow"] = True
+    if case["pattern"] != "2:4":
+        prune["sparsity"] = 0.5
+    allocation = case["allocation"]
+    if allocation == "explicit":
+        prune["allocation"] = {"*mlp*": 0.25} if case["pattern"] == "2:4" else {"*mlp*": 0.75}
+    elif allocation == "sensitivity":
+        curve = [(0.25, 0.01), (0.5, 0.1), (0.75, 1.0)]
+        prune |= {"allocation": allocation, "curves": {"0": curve, "1": [(level, 2 * cost) for level, cost in curve]}}
+    else:
+        prune["allocation"] = allocation
+    return prune
+
+
+def fits(case: Case) -> bool:
+    """Whether parts go together by what they are. That a spec whose parts do not is refused, other tests see to."""
+    solver, fixed = case["method"] in SOLVERS.names(), case["pattern"] == "2:4"
+    return not (
+        (solver and (case["allocation"] in ("row", "global") or case["pattern"] == "[2, 4]"))
+        or (solver and fixed and case["schedule"] != "constant")  # solvers prune N:M to its full sparsity at once
+        or (fixed and case["allocation"] in ("explicit", "owl", "sensitivity"))  # N:M says what each tensor gets
+    )
+
+
+def covering(strength: int = 2, axes: Mapping[str, tuple[str, ...]] = AXES, seed: int = 0) -> list[Case]:
+    """Cases that fit, in which every combination of so many values that can fit occurs (greedy, so not the fewest)."""
+    names, draw = list(axes), random.Random(seed)
+
+    def drawn(fixed: Case, tries: int) -> Iterator[Case]:
+        for _ in range(tries):
+            case = {axis: fixed.get(axis) or draw.choice(axes[axis]) for axis in names}
+            if fits(case):
+                yield case
+
+    missing = {
+        tuple(zip(chosen, values, strict=True))
+        for chosen in combinations(names, strength)
+        for values in product(*(axes[axis] for axis in chosen))
+    }
+    cases: list[Case] = []
+    while missing:
+        wanted = min(missing)
+        best = max(drawn(dict(wanted), 40), key=lambda case: len(missing & _parts(case, strength)), default=None)
+        if best is None:  # these values do not go together
+            missing.remove(wanted)
+            continue
+        cases.append(best)
+        missing -= _parts(best, strength)
+    return cases
+
+
+def _parts(case: Case, strength: int) -> set[tuple[tuple[str, str], ...]]:
+    return set(combinations(case.items(), strength))
+
+
+def schedulers() -> list[Case]:
+    """A case for each learning-rate scheduler of the installed transformers."""
+    cases = covering()
+    return [{**cases[number], "options": name} for number, name in enumerate(SCHEDULERS)]
+
+
+def whole(seed: int = 0) -> list[Case]:
+    """Every combination of method, schedule, allocation and pattern that fits; the other axes are drawn."""
+    draw = random.Random(seed)
+    others = [axis for axis in AXES if axis not in CHOSEN_MASKS]
+    cases = [
+        {**dict(zip(CHOSEN_MASKS, values, strict=True)), **{axis: draw.choice(AXES[axis]) for axis in others}}
+        for values in product(*(AXES[axis] for axis in CHOSEN_MASKS))
+    ]
+    return [case for case in cases if fits(case)]

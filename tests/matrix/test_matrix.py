@@ -1,0 +1,148 @@
+"""Every way to prune while training, run undisturbed, stopped and resumed, killed and resumed.
+
+Bits are equal, every tensor has the sparsity that the job says, the ledger is whole, and the evaluation key is that of
+the plan. A covering subset runs in the gate; every combination of method, schedule, allocation and pattern is slow.
+"""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunegpt.planning.resolve import plan_data
+from prunegpt.pruning.masks import load_masks
+from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
+from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
+from prunegpt.trial import run_trial
+from tests.e2e.conftest import text_files
+from tests.matrix.cases import AXES, BATCH, BLOCKS, CHOSEN_MASKS, EPOCHS, Case, covering, schedulers, trial_of, whole
+from tests.matrix.runs import Result, job_of, run
+
+__all__ = ["text_files"]
+
+torch.set_num_threads(1)
+
+STEPS = BLOCKS * EPOCHS // BATCH
+GATE = covering()
+assert GATE
+
+
+def name_of(case: Case) -> str:
+    return " ".join(case.values())
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 of two layers of width 16, with dropout, so that random numbers matter."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from prunegpt.lm.models import load_tokenizer, save_model
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=1024, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    folder = tmp_path_factory.mktemp("matrix") / "model"
+    save_model(GPT2LMHeadModel(config), load_tokenizer("builtin:tiny-gpt2"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported(small_model: Path, text_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a trial imports on its way, so that the processes that are forked for the cases find it there."""
+    root = Root(tmp_path_factory.mktemp("first"))
+    for plan in plans_of(GATE[0], small_model, text_files, root):
+        folder = root.attempt(plan.sweep, plan.name, 1)
+        folder.mkdir(parents=True)
+        (folder / "trial.json").write_text(plan.model_dump_json(), encoding="utf-8")
+        run_trial(folder)
+
+
+def plans_of(case: Case, model: Path, texts: dict[str, str], root: Root) -> list[TrialPlan]:
+    """The trial of a case, after its teacher."""
+    base = {
+        "model": str(model),
+        "data": {"files": texts, "block_size": 16, "max_train_blocks": BLOCKS},
+        "evaluate": {"max_windows": 2, "block_size": 16},
+        "train": {"per_device_train_batch_size": BATCH, "learning_rate": 0.003, "logging_steps": 5},
+    }
+    plan = plan_data({"name": "matrix", "base": base, "trials": [trial_of(case, str(model))]}, root=root)
+    return sorted(plan.trials, key=lambda trial: len(trial.needs))
+
+
+def check(case: Case, plan: TrialPlan, result: Result, root: Root) -> None:
+    """What a trial came to is what its job says, whatever the case."""
+    assert result.record.state == "finished", result.record.trace
+    assert [stage.key for stage in result.record.stages] == [stage.key for stage in plan.stages]
+    assert {found["key"] for found in result.evaluations} == {plan.evaluation_key}
+    index = next(index for index, stage in enumerate(plan.stages) if stage.training and stage.training.prune)
+    stage, job = result.record.stages[index], job_of(root, plan.stages[index].key)
+    assert (stage.steps, job["steps"]) == (STEPS, STEPS)
+    assert stage.train_tokens == STEPS * BATCH * 16
+    assert stage.sparsity is not None
+    assert set(stage.sparsity.by_tensor) == set(job["prune"]["sparsities"])
+    masks = load_masks(root.stage(stage.key) / "masks.safetensors").masks
+    pruned = {tensor: masks[tensor].pruned / masks[tensor].weights for tensor in job["prune"]["sparsities"]}
+    for tensor, share in pruned.items():  # a weight that may grow again can be zero still
+        assert stage.sparsity.by_tensor[tensor] >= share
+    for tensor, share in pruned.items():
+        asked = job["prune"]["sparsities"][tensor]
+        if case["pattern"] == "2:4":
+            assert asked == 0.5
+            assert 0.5 <= share <= (0.5 if case["before"] == "dense" else 0.65), tensor  # 30 % before, then 2:4
+        elif case["allocation"] != "global":
+            by_row = case["allocation"] == "row" or (case["method"] == "wanda" and case["allocation"] != "uniform")
+            slack = 1e-9 + (0.5 / 16 if by_row else 0.5 / 256) * (8 if case["pattern"] == "[2, 4]" else 1)
+            assert share >= asked - slack, tensor
+            assert case["before"] == "pruned" or share <= asked + slack, tensor
+    if case["allocation"] == "global":
+        weights = sum(masks[tensor].weights for tensor in pruned)
+        share = sum(masks[tensor].pruned for tensor in pruned) / weights
+        assert share == pytest.approx(0.5, abs=4 / weights) or (case["before"] == "pruned" and share > 0.5)
+    last = result.record.stages[-1]
+    assert last.sparsity is not None
+    for tensor, found in stage.sparsity.by_tensor.items():  # what a later stage trains stays pruned
+        assert last.sparsity.by_tensor[tensor] >= found
+
+
+def three_ways(case: Case, model: Path, texts: dict[str, str], folder: Path) -> None:
+    steps = STEPS + (BLOCKS // BATCH if case["after"] == "finetune" else 0)
+    step = random.Random(name_of(case)).randrange(1, steps + 1)
+    results = {}
+    for way in ("undisturbed", "stopped", "killed"):
+        root = Root(folder / way)
+        plans = plans_of(case, model, texts, root)
+        results[way] = run(plans, root, way, step)
+        check(case, plans[-1], results[way], root)
+    for way in ("stopped", "killed"):
+        assert results[way].files == results["undisturbed"].files, (way, step)
+        assert results[way].evaluations == results["undisturbed"].evaluations, (way, step)
+        assert results[way].stages == results["undisturbed"].stages, (way, step)
+
+
+@pytest.mark.parametrize("case", GATE, ids=name_of)
+def test_pairs(case: Case, small_model: Path, text_files: dict[str, str], tmp_path: Path) -> None:
+    three_ways(case, small_model, text_files, tmp_path)
+
+
+@pytest.mark.parametrize("case", schedulers(), ids=lambda case: case["options"])
+def test_learning_rate_schedulers(case: Case, small_model: Path, text_files: dict[str, str], tmp_path: Path) -> None:
+    three_ways(case, small_model, text_files, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", whole(), ids=name_of)
+def test_the_whole(case: Case, small_model: Path, text_files: dict[str, str], tmp_path: Path) -> None:
+    three_ways(case, small_model, text_files, tmp_path)
+
+
+@pytest.mark.parametrize("cases", [GATE, whole()], ids=["pairs", "whole"])
+def test_every_registered_part_is_in_a_case(cases: list[Case]) -> None:
+    """A part that is registered and in no case would be a promise that nothing keeps."""
+    for axis, names in AXES.items():
+        assert {case[axis] for case in cases} == set(names), axis
+    assert set(AXES["method"]) == {*CRITERIA.names(), *SOLVERS.names()}
+    assert set(AXES["schedule"]) == set(SCHEDULES.names())
+    assert set(AXES["allocation"]) == set(ALLOCATIONS.names())
+    assert {f"distill-{loss}" for loss in DISTILLATION_LOSSES.names()} <= set(AXES["kind"])
+    assert set(CHOSEN_MASKS) <= set(AXES)
