@@ -32,6 +32,12 @@ def gradual(**fields: Any) -> dict[str, Any]:
     return {"name": "t", "stages": [{"finetune": {"prune": {**GRADUAL, **fields}}}]}
 
 
+def evaluations(record: AttemptRecord) -> Iterator[Any]:
+    for stage in record.stages:
+        assert stage.evaluation is not None
+        yield stage.evaluation.model_copy(update={"seconds": 0.0})
+
+
 # -- nothing that diverged is finished ------------------------------------------------------------------------------
 
 
@@ -315,40 +321,38 @@ def test_a_scaled_loss_is_unscaled_and_an_overflow_left_out() -> None:
     assert torch.equal(scaled.of("first.weight")["squared_gradient"], plain.of("first.weight")["squared_gradient"])
 
 
-def test_a_gradient_scaler_is_asked_for_its_scale(run_trials: RunTrials, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_scaler_is_asked_for_its_scale(
+    run_trials: RunTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As float16 on a GPU has one: gradients come scaled, the criterion sees those of the loss."""
+    from prunegpt.pruning.gradual import GradualPruner
     from prunegpt.training.trainer import JobTrainer
 
     plain = run_trials(gradual(method="movement"))["t"]
-    step, seen = JobTrainer.training_step, []
+    (tmp_path / "runs").rename(tmp_path / "plain")
+    step, accumulate, scales = JobTrainer.training_step, GradualPruner.accumulate, []
 
     class Scaler:
         def get_scale(self) -> float:
-            seen.append(1)
             return 2.0
 
-    def scaled(self: JobTrainer, model: Any, inputs: Any, items: Any = None) -> torch.Tensor:
-        before = self.pruner.accumulate if self.pruner else None
+    def training_step(self: JobTrainer, *arguments: Any) -> torch.Tensor:
+        self.accelerator.scaler = Scaler()
+        try:
+            return step(self, *arguments)
+        finally:
+            self.accelerator.scaler = None
 
-        def accumulate(gradients: Any = None, *, scale: float = 1.0) -> None:
-            assert scale == 2.0
-            for parameter in model.parameters():
-                parameter.grad *= 2.0
-            assert before is not None
-            before(gradients, scale=scale)
-            for parameter in model.parameters():
-                parameter.grad /= 2.0
+    def doubled(self: GradualPruner, gradients: Any = None, *, scale: float = 1.0) -> None:
+        scales.append(scale)
+        given = {name: view.gradient * 2.0 for name, view in self.enforcer.views.items() if view.gradient is not None}
+        accumulate(self, given, scale=scale)
 
-        if self.pruner:
-            monkeypatch.setattr(self.pruner, "accumulate", accumulate)
-            monkeypatch.setattr(self.accelerator, "scaler", Scaler())
-        return step(self, model, inputs, items)
-
-    monkeypatch.setattr(JobTrainer, "training_step", scaled)
-    # A label that is not in the key, so that the stage is computed again in a root of its own.
-    other = run_trials({**gradual(method="movement"), "name": "t", "seeds": [42]}, attempt=2)["t"]
-    assert other.stages[-1].cached or seen
-    assert other.stages[-1].sparsity == plain.stages[-1].sparsity
+    monkeypatch.setattr(JobTrainer, "training_step", training_step)
+    monkeypatch.setattr(GradualPruner, "accumulate", doubled)
+    scaled = run_trials(gradual(method="movement"))["t"]
+    assert set(scales) == {2.0}
+    assert list(evaluations(scaled)) == list(evaluations(plain))
 
 
 # -- the cache of teacher logits ------------------------------------------------------------------------------------
@@ -378,12 +382,6 @@ def test_cached_teacher_logits_are_those_of_the_trial_that_asks(
     contents = {folder.joinpath("log_rest.npy").read_bytes() for folder in folders}
     assert len(contents) >= 4  # a last digit of the temperature may be lost to float32
     assert all(np.load(folder / "indices.npy").ndim == 3 for folder in folders)
-
-
-def evaluations(record: AttemptRecord) -> Iterator[Any]:
-    for stage in record.stages:
-        assert stage.evaluation is not None
-        yield stage.evaluation.model_copy(update={"seconds": 0.0})
 
 
 # -- a stage leaves nothing in the process --------------------------------------------------------------------------
