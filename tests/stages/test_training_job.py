@@ -336,6 +336,9 @@ def test_a_gradient_scaler_is_asked_for_its_scale(
         def get_scale(self) -> float:
             return 2.0
 
+        def scale(self, loss: torch.Tensor) -> torch.Tensor:
+            return loss  # gradients are doubled below
+
     def training_step(self: JobTrainer, *arguments: Any) -> torch.Tensor:
         self.accelerator.scaler = Scaler()
         try:
