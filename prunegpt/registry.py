@@ -1,16 +1,82 @@
 """Named parts: the built-in ones in the tables below, third-party ones by entry point under the same names.
 
 A package adds a criterion with an entry point in the group `prunegpt.criterion`; its object is then found here like a
-built-in one. Nothing is imported before it is asked for, so that names can be checked without torch.
+built-in one. What a plan has to know of a part (its options, what it looks at, what it compares) is an :class:`Entry`:
+of a built-in part it stands in the tables, so that a spec is checked without torch; of a plug-in it is read from its
+object, which is loaded for it.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
 
 from prunegpt.errors import UnknownPartError, unknown
+
+Scope = Literal["tensor", "row", "global"]
+
+# What a method may ask to be given: activations and gradients of a calibration text, or what training shows it.
+ACTIVATIONS = frozenset({"input_norm", "gram"})
+GRADIENTS = frozenset({"gradient", "squared_gradient", "gradients"})
+GATHERED = frozenset({"gradient", "movement", "squared_gradient"})  # in training, over its optimizer steps
+CRITERION_NEEDS = frozenset({"input_norm", "gradient", "movement", "squared_gradient", "generator"})
+SOLVER_NEEDS = frozenset({"gram", "gradients"})
+# What an allocation may, each with the options that decide how it comes about.
+ALLOCATION_NEEDS: Mapping[str, Mapping[str, Any]] = {
+    "sparsities": {},  # pattern -> sparsity, as the spec writes them
+    "blocks": {},  # parameter name -> index of its decoder block
+    "outlier_ratios": {"multiple": Annotated[float, Field(gt=0)]},  # block -> share of outliers, of a calibration text
+    "curves": {"sweep": str},  # block -> measured losses, of the sweep of that name
+}
+_SCALARS = (bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a part before anything is computed with it.
+
+    Attributes:
+        loader: "module:attribute".
+        options: the arguments that are the user's to choose: name -> type with its range, as pydantic reads it.
+        needs: what it is given beside its usual arguments. See :data:`CRITERION_NEEDS`, :data:`SOLVER_NEEDS` and
+            :data:`ALLOCATION_NEEDS`.
+        scope: what scores are compared over; None where it does not say.
+        solver: whether it repairs what it prunes: such a method chooses weights within a tensor, singly or N:M.
+    """
+
+    loader: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
+    scope: Scope | None = None
+    solver: bool = False
+
+    @property
+    def valid_options(self) -> Mapping[str, Any]:
+        """Its options, and those of what it needs."""
+        return {
+            **self.options,
+            **{name: kind for need in self.needs for name, kind in ALLOCATION_NEEDS.get(need, {}).items()},
+        }
+
+    def reads_text(self, *, training: bool) -> bool:
+        """Whether it looks at a calibration text; in training, gradients are there without one."""
+        read = (ACTIVATIONS | GRADIENTS | {"outlier_ratios"}) - (GATHERED if training else frozenset())
+        return bool(self.needs & read)
+
+    @property
+    def draws(self) -> bool:
+        """Whether its result depends on a seed."""
+        return "generator" in self.needs
+
+    @property
+    def only_in_training(self) -> bool:
+        """Whether it looks at how weights move."""
+        return "movement" in self.needs
 
 
 class Registry:
@@ -18,12 +84,26 @@ class Registry:
 
     Args:
         kind: the word users know the kind by; the entry point group is `prunegpt.KIND`.
-        builtin: name -> "module:attribute".
+        builtin: name -> what is known of it, or "module:attribute" where that is all.
+        function: attribute of a part that computes; empty where the part is that function.
+        given: its arguments that are neither options nor needs.
+        needs: names of arguments that are needs, for parts that do not name them.
     """
 
-    def __init__(self, kind: str, builtin: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        builtin: Mapping[str, Entry | str],
+        *,
+        function: str = "",
+        given: Container[str] = (),
+        needs: Container[str] = (),
+    ) -> None:
         self.kind = kind
-        self._builtin = dict(builtin)
+        self._builtin = {name: Entry(item) if isinstance(item, str) else item for name, item in builtin.items()}
+        self._function = function
+        self._given = given
+        self._needs = needs
 
     @cached_property
     def _plugins(self) -> dict[str, list[EntryPoint]]:
@@ -58,7 +138,7 @@ class Registry:
         """
         self.check(name)
         if name in self._builtin:
-            module, _, attribute = self._builtin[name].partition(":")
+            module, _, attribute = self._builtin[name].loader.partition(":")
             return getattr(import_module(module), attribute)
         point, *others = self._plugins[name]
         if others:
@@ -74,27 +154,96 @@ class Registry:
                 f"Mend or uninstall the package that declares it."
             ) from error
 
+    def entry(self, name: str) -> Entry:
+        """What is known of the part of that name.
 
+        Raises:
+            UnknownPartError: as :meth:`load`, which a plug-in needs.
+        """
+        known = self._builtin.get(name)
+        return known if known is not None else self.read(self.load(name))
+
+    def read(self, part: Any) -> Entry:
+        """What a part's object says of itself: its attributes, and the arguments of its function."""
+        parameters = _parameters(getattr(part, self._function) if self._function else part)
+        needs = getattr(part, "needs", None)
+        if needs is None:
+            needs = frozenset(name for name in parameters if name in self._needs)
+        return Entry(
+            loader="",
+            options={
+                name: annotation
+                for name, annotation in parameters.items()
+                if name not in needs and name not in self._given
+            },
+            needs=frozenset(needs),
+            scope="row" if getattr(part, "rowwise", False) else None,
+            solver=self._function == "solve",
+        )
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of a function that have a name, each with its type: what YAML has one for, else any of those."""
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except (NameError, TypeError, SyntaxError):  # an annotation that is imported for type checkers alone
+        signature = inspect.signature(function)
+    named = {
+        parameter.name: parameter.annotation
+        for parameter in signature.parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    scalar = bool | int | float | str
+    return {name: kind if set(get_args(kind) or (kind,)) <= set(_SCALARS) else scalar for name, kind in named.items()}
+
+
+_Damping = Annotated[float, Field(ge=0, le=1, description="It is a share of the mean diagonal; 0.01 is usual.")]
+_Count = Annotated[int, Field(ge=1)]
 _CRITERIA = "prunegpt.pruning.criteria"
 _SOLVERS = "prunegpt.pruning.solvers"
 
 CRITERIA = Registry(
     "criterion",
     {
-        "random": f"{_CRITERIA}.random:RANDOM",
-        "magnitude": f"{_CRITERIA}.magnitude:MAGNITUDE",
-        "wanda": f"{_CRITERIA}.wanda:WANDA",
-        "movement": f"{_CRITERIA}.movement:MOVEMENT",
-        "taylor": f"{_CRITERIA}.taylor:TAYLOR",
+        "random": Entry(f"{_CRITERIA}.random:RANDOM", needs=frozenset({"generator"})),
+        "magnitude": Entry(f"{_CRITERIA}.magnitude:MAGNITUDE"),
+        "wanda": Entry(f"{_CRITERIA}.wanda:WANDA", needs=frozenset({"input_norm"}), scope="row"),
+        "movement": Entry(f"{_CRITERIA}.movement:MOVEMENT", needs=frozenset({"movement"})),
+        "taylor": Entry(f"{_CRITERIA}.taylor:TAYLOR", needs=frozenset({"squared_gradient"})),
     },
+    function="score",
+    given=frozenset({"weight"}),
 )
 SOLVERS = Registry(
     "solver",
     {
-        "sparsegpt": f"{_SOLVERS}.sparsegpt:SPARSEGPT",
-        "admm": f"{_SOLVERS}.admm:ADMM",
-        "obert": f"{_SOLVERS}.obert:OBERT",
+        "sparsegpt": Entry(
+            f"{_SOLVERS}.sparsegpt:SPARSEGPT",
+            options={"damping": _Damping, "block_size": _Count},
+            needs=frozenset({"gram"}),
+            solver=True,
+        ),
+        "admm": Entry(
+            f"{_SOLVERS}.admm:ADMM",
+            options={
+                "damping": _Damping,
+                "penalty": Annotated[float, Field(gt=0)],
+                "iterations": _Count,
+                "refine_iterations": Annotated[int, Field(ge=0)],
+                "refine_tolerance": Annotated[float, Field(ge=0)],
+            },
+            needs=frozenset({"gram"}),
+            solver=True,
+        ),
+        "obert": Entry(
+            f"{_SOLVERS}.obert:OBERT",
+            options={"damping": _Damping, "fisher_block": _Count},
+            needs=frozenset({"gradients"}),
+            solver=True,
+        ),
     },
+    function="solve",
+    given=frozenset({"weight", "sparsity", "pattern", "mask", "factor"}) | SOLVER_NEEDS,
 )
 SCHEDULES = Registry(
     "schedule",
@@ -111,22 +260,45 @@ _ALLOCATIONS = "prunegpt.pruning.allocation"
 ALLOCATIONS = Registry(
     "allocation",
     {
-        "uniform": f"{_ALLOCATIONS}.uniform:uniform",
-        "row": f"{_ALLOCATIONS}.uniform:uniform",  # the same, selected within each row
-        "global": f"{_ALLOCATIONS}.uniform:uniform",  # the same, selected over all tensors at once
-        "explicit": f"{_ALLOCATIONS}.explicit:explicit",
-        "owl": f"{_ALLOCATIONS}.owl:owl",
-        "sensitivity": f"{_ALLOCATIONS}.sensitivity:sensitivity",
+        "uniform": Entry(f"{_ALLOCATIONS}.uniform:uniform", scope="tensor"),
+        "row": Entry(f"{_ALLOCATIONS}.uniform:uniform", scope="row"),
+        "global": Entry(f"{_ALLOCATIONS}.uniform:uniform", scope="global"),
+        "explicit": Entry(f"{_ALLOCATIONS}.explicit:explicit", needs=frozenset({"sparsities"})),
+        "owl": Entry(
+            f"{_ALLOCATIONS}.owl:owl",
+            options={"limit": Annotated[float, Field(ge=0, description="The paper uses 0.08.")]},
+            needs=frozenset({"outlier_ratios", "blocks"}),
+        ),
+        "sensitivity": Entry(f"{_ALLOCATIONS}.sensitivity:sensitivity", needs=frozenset({"curves", "blocks"})),
     },
+    given=frozenset({"sizes", "sparsity"}),
+    needs=ALLOCATION_NEEDS,
 )
 DISTILLATION_LOSSES = Registry(
     "distillation loss",
     {
         "forward_kl": "prunegpt.distill.losses.forward_kl:FORWARD_KL",
         "reverse_kl": "prunegpt.distill.losses.reverse_kl:REVERSE_KL",
-        "jensen_shannon": "prunegpt.distill.losses.jensen_shannon:JENSEN_SHANNON",
-        "top_k": "prunegpt.distill.losses.top_k:TOP_K",
+        "jensen_shannon": Entry(
+            "prunegpt.distill.losses.jensen_shannon:JENSEN_SHANNON",
+            options={
+                "weight": Annotated[
+                    float,
+                    Field(
+                        gt=0, lt=1, description="Towards 0 it is like forward_kl, towards 1 like reverse_kl: use those."
+                    ),
+                ]
+            },
+        ),
+        "top_k": Entry(
+            "prunegpt.distill.losses.top_k:TOP_K",
+            options={
+                "k": Annotated[int, Field(ge=1, description="It counts the teacher's tokens that are kept; try 64.")]
+            },
+        ),
     },
+    function="divergence",
+    given=frozenset({"student_logits", "teacher_logits", "temperature"}),
 )
 PROTOCOLS = Registry(
     "protocol",

@@ -1,10 +1,13 @@
 """Fixtures every suite shares: tiny random models of three families, and the real text and model where at hand."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.plug_in import PlugIn, declaring, forget
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -86,3 +89,11 @@ def tiny_opt() -> Any:
 def root(tmp_path: Path) -> Path:
     """An empty root of its own for a test that runs sweeps."""
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlugIn]:
+    """Declares a part as an installed package would, for one test."""
+    yield declaring(monkeypatch)
+    monkeypatch.undo()
+    forget()

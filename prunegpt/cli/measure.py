@@ -169,10 +169,11 @@ def check_prune(
     Raises:
         PruneGPTError: a value is out of its range, or the method needs a calibration text.
     """
-    from prunegpt.planning.resolve import is_calibrated
+    from prunegpt.spec.pruning import prune_problems, reads_text, refuse
 
     spec: PruneSpec = checked(PruneSpec, {name: value for name, value in given.items() if value is not None})
-    if not is_calibrated(spec):
+    refuse(prune_problems(spec))
+    if not reads_text(spec):
         return spec
     if calibration is None:
         raise PruneGPTError(f"method {spec.method} looks at text, so --calibration FILE must be given.")

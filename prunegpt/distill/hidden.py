@@ -50,38 +50,3 @@ def hidden_loss(
             )
         terms.append(square_head(ours.flatten(0, 1)[kept], other.flatten(0, 1)[kept]))
     return torch.stack(terms).mean()
-
-
-def match_layers(student: int, teacher: int, given: Mapping[int, int] | None = None) -> dict[int, int]:
-    """Which block of the teacher each block of the student is compared with.
-
-    With no map given, the student's blocks are spread over the teacher's: block i of n, counted from 1, is compared
-    with block ceil(i · m / n) of m, so that each stands for the run of teacher blocks that ends there, and the last
-    meets the last. Equal depths give i -> i.
-
-    Args:
-        student: its number of blocks.
-        teacher: its number of blocks.
-        given: student block -> teacher block, counted from 0, for some of the blocks or all.
-
-    Raises:
-        DistillationError: a block that does not exist, an empty map, or no map for a student that is deeper.
-    """
-    if given is None:
-        if student > teacher:
-            raise DistillationError(
-                f"layers are matched by themselves where the teacher is at least as deep as the student, but they have "
-                f"{teacher} and {student} blocks. Give layer_map, student block -> teacher block."
-            )
-        return {block: -(-(block + 1) * teacher // student) - 1 for block in range(student)}
-    if not given:
-        raise DistillationError(
-            "layer_map must name a block at least, but it is empty. Leave it out to match all blocks."
-        )
-    for mine, theirs in given.items():
-        for who, block, depth in (("student", mine, student), ("teacher", theirs, teacher)):
-            if not 0 <= block < depth:
-                raise DistillationError(
-                    f"the {who}'s blocks are numbered 0 to {depth - 1}, but layer_map has {mine} -> {theirs}."
-                )
-    return dict(given)

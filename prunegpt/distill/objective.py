@@ -17,12 +17,13 @@ from prunegpt.distill.attention import ATTENTION_LOSSES, attention_loss
 from prunegpt.distill.cache import TopKCache
 from prunegpt.distill.chunked import chunked_losses
 from prunegpt.distill.head import check_head, head_of
-from prunegpt.distill.hidden import hidden_loss, match_layers
+from prunegpt.distill.hidden import hidden_loss
 from prunegpt.distill.losses.base import DistillationLoss
 from prunegpt.distill.states import States, check_eager, run, unwrap
 from prunegpt.distill.targets import IGNORE, HiddenTargets, Targets, shift_labels
 from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import DistillationError, unknown
+from prunegpt.spec.distilling import match_layers
 
 NOT_FOR_THE_MODEL = ("labels", "block")
 

@@ -4,16 +4,14 @@ GPT-2's `Conv1D` stores [in, out], `nn.Linear` stores [out, in]. Every criterion
 view that shares storage with the parameter, so writing to it writes to the model.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from prunegpt.errors import ModelError, PruningError, nearest
-from prunegpt.spec.names import is_pattern, matches
-
-_LISTED = 5  # nearest names shown in one message
+from prunegpt.errors import ModelError, PruningError
+from prunegpt.spec.names import Matrix, select_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,47 +84,38 @@ def select(
 
     Args:
         model: a causal language model.
-        targets: exact module or parameter names, globs, or `re:` patterns that must match a whole module or parameter
-            name. Empty means all block matrices. A glob or `re:` pattern looks at the block matrices first, and at
-            the embeddings, the head and projections only where it matches none of those: `*` never means the
-            embeddings, `*wte*` does, and so does an exact name.
-        layers: indices of the decoder blocks to keep; empty means all.
-        exclude: names and patterns of the same kinds to leave out.
+        targets, layers, exclude: as :func:`prunegpt.spec.names.select_names` reads them.
 
     Raises:
         ModelError: the model has no list of decoder blocks.
         PruningError: a pattern or an index matches nothing (the nearest names are given), or nothing is left.
     """
+    views, _ = _all_views(model)
+    chosen, problems = select_names(matrices(model), targets=targets, layers=layers, exclude=exclude)
+    if problems:
+        raise PruningError(" ".join(problems))
+    return {name: views[name] for name in chosen}
+
+
+def matrices(model: nn.Module) -> list[Matrix]:
+    """What can be said of a model's weight matrices without torch, in module order: for checks that a plan shares.
+
+    Raises:
+        ModelError: the model has no list of decoder blocks.
+    """
     views, aliases = _all_views(model)
-    blocks = {name: view for name, view in views.items() if view.block is not None}
-    chosen = set(blocks)
-    if targets:
-        chosen = set()
-        for pattern in targets:
-            hits = _matches(pattern, views, aliases)
-            if is_pattern(pattern):
-                hits = (hits & set(blocks)) or hits
-            _require("targets", pattern, hits, views)
-            chosen |= hits
-    if layers:
-        depth = len(decoder_blocks(model)[1])
-        for index in layers:
-            if not 0 <= index < depth:
-                raise PruningError(
-                    f"layers must be block indices from 0 to {depth - 1}, but got {index}. "
-                    f"The model has {depth} decoder blocks."
-                )
-        chosen = {name for name in chosen if views[name].block in set(layers)}
-    for pattern in exclude:
-        hits = _matches(pattern, views, aliases)
-        _require("exclude", pattern, hits, views)
-        chosen -= hits
-    if not chosen:
-        raise PruningError(
-            f"targets, layers and exclude must leave at least one weight, but targets {list(targets)}, layers "
-            f"{list(layers)} and exclude {list(exclude)} together leave none. Widen targets or shorten exclude."
-        )
-    return {name: view for name, view in views.items() if name in chosen}
+    return [_named(view, aliases[name]) for name, view in views.items()]
+
+
+def named(views: Mapping[str, WeightView]) -> list[Matrix]:
+    """The same of some weight matrices."""
+    return [_named(view, {name}) for name, view in views.items()]
+
+
+def _named(view: WeightView, names: set[str]) -> Matrix:
+    out, inputs = view.matrix.shape
+    embedding = isinstance(view.module, nn.Embedding)
+    return Matrix(view.name, view.block, (out, inputs), tuple(sorted(names - {view.name})), embedding)
 
 
 def _matrices(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -137,7 +126,7 @@ def _matrices(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mod
 
 
 def _all_views(model: nn.Module) -> tuple[dict[str, WeightView], dict[str, set[str]]]:
-    """Every matrix once, and for each the names it goes by: of its modules and its parameters, tied ones included."""
+    """Every matrix once, and for each the parameter names it goes by, tied ones included."""
     prefix, _ = decoder_blocks(model)
     views: dict[str, WeightView] = {}
     aliases: dict[str, set[str]] = {}
@@ -151,18 +140,5 @@ def _all_views(model: nn.Module) -> tuple[dict[str, WeightView], dict[str, set[s
         name = first_name.setdefault(id(parameter), f"{module_name}.weight")
         if name not in views:
             views[name] = WeightView(name, parameter, module, isinstance(module, Conv1D), block)
-        aliases.setdefault(name, set()).update({module_name, f"{module_name}.weight"})
+        aliases.setdefault(name, set()).add(f"{module_name}.weight")
     return views, aliases
-
-
-def _matches(pattern: str, views: Mapping[str, WeightView], aliases: Mapping[str, set[str]]) -> set[str]:
-    return {name for name in views if any(matches(alias, pattern) for alias in aliases[name])}
-
-
-def _require(field: str, pattern: str, hits: Iterable[str], views: Mapping[str, WeightView]) -> None:
-    if not set(hits):
-        names = nearest(pattern.removeprefix("re:"), views)[:_LISTED]
-        raise PruningError(
-            f"{field} must each match at least one weight of the model, but {pattern!r} matches none. "
-            f"Nearest names: {', '.join(names)}."
-        )

@@ -8,11 +8,11 @@ from typing import Any
 from prunegpt.errors import nearest
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
-from prunegpt.planning.stages import is_calibrated
 from prunegpt.planning.texts import block_size_of
-from prunegpt.spec.names import block_index, select_names
-from prunegpt.spec.schedules import clock_problem
-from prunegpt.spec.schema import GradualSpec, PruneSpec, StageConfig, TableSpec
+from prunegpt.spec.names import Matrix, block_index
+from prunegpt.spec.pruning import Message, prune_problems, reads_text
+from prunegpt.spec.schema import PruneSpec, StageConfig, TableSpec
+from prunegpt.spec.training_arguments import training_problems
 
 _BLOCK_MATRIX = re.compile(r"(^|\.)\d+\..*\.weight$")
 # Families whose tensors are called in memory as in the file, but for this prefix, which old files lack.
@@ -22,11 +22,12 @@ _PREFIXES = {
     **dict.fromkeys(("stablelm", "olmo", "olmo2", "starcoder2", "granite", "smollm3"), "model."),
     "gpt_neox": "gpt_neox.",
 }
-_HEADS = ("lm_head.", "embed_out.")
+_HEAD, _OLD_HEADS = "lm_head.weight", frozenset({"embed_out.weight"})
+_TRANSPOSED = frozenset({"gpt2"})  # families whose block matrices are stored [in, out]
+_WORDS = frozenset({"wte", "embed_tokens", "embed_in", "word_embeddings"})
+_EMBEDDINGS = _WORDS | {"wpe", "embed_positions"}
 _LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt"})  # more tokens than these cannot be looked at
 _SHOWN = 6
-
-Message = tuple[str, str]  # the field below the stage, and what is wrong with it
 
 
 def stage_problems(
@@ -39,64 +40,64 @@ def stage_problems(
         block_size: tokens of a window of the trial's text.
     """
     if isinstance(config, PruneSpec):
-        yield from _pruning_problems(config, facts, block_size)
+        yield from _pruning_problems(config, facts, block_size, {})
         return
     block_size = block_size_of(config.data, block_size)
     if message := _positions_problem(facts, block_size, "a training block"):
         yield "", message
+    arguments = {**train, **config.train}
     if config.prune:
-        for path, message in _pruning_problems(config.prune, facts, block_size):
+        for path, message in _pruning_problems(config.prune, facts, block_size, _length(arguments)):
             yield f"prune.{path}".rstrip("."), message
-        if message := _clock_problem(config.prune, {**train, **config.train}):
-            yield "prune", message
+    for name, message in training_problems(arguments, prunes=config.prune is not None):
+        yield f"train.{name}", message
 
 
-def _pruning_problems(prune: PruneSpec, facts: ModelFacts, block_size: int) -> Iterator[Message]:
-    known = model_matrices(facts)
-    if known:
-        chosen, wrong = select_names(*known, targets=prune.targets, layers=prune.layers, exclude=prune.exclude)
-        yield from (("", message) for message in wrong)
-        if isinstance(prune.allocation, Mapping) and not wrong:
-            yield from (("allocation", message) for message in select_names(chosen, targets=tuple(prune.allocation))[1])
-    if is_calibrated(prune):
-        calibration = prune.calibration
-        length = calibration.length or block_size_of(calibration.data, block_size)
-        if message := _positions_problem(facts, length, "a calibration window"):
-            yield "calibration", message
+def _pruning_problems(
+    prune: PruneSpec, facts: ModelFacts, block_size: int, length: Mapping[str, float | None]
+) -> Iterator[Message]:
+    yield from prune_problems(prune, model_matrices(facts), length=length)
+    calibration = prune.calibration
+    size = calibration.length or block_size_of(calibration.data, block_size)
+    if (message := _positions_problem(facts, size, "a calibration window")) and reads_text(prune):
+        yield "calibration", message
 
 
-def model_matrices(facts: ModelFacts) -> tuple[list[str], list[str]] | None:
-    """Names of the weight matrices inside the decoder blocks and outside, as the loaded model calls them.
+def model_matrices(facts: ModelFacts) -> list[Matrix] | None:
+    """The weight matrices of a model, called and turned as in the loaded model.
 
     None where they are not known: the model is not at hand, or its family is not one whose names are stored as they are
     used.
     """
-    prefix = _PREFIXES.get(str((facts.config or {}).get("model_type")))
+    config = facts.config or {}
+    family = str(config.get("model_type"))
+    prefix = _PREFIXES.get(family)
     if facts.tensors is None or prefix is None:
         return None
-    names = [
-        name if name.startswith((prefix, *_HEADS)) else prefix + name
-        for name, shape in facts.tensors.items()
-        if len(shape) == 2 and name.endswith(".weight")
-    ]
-    inside = sorted((name for name in names if _BLOCK_MATRIX.search(name)), key=_place)
-    outside = [name for name in names if not _BLOCK_MATRIX.search(name)]
-    return inside, list(dict.fromkeys([*outside, "lm_head.weight"]))  # a tied head is not stored
+    found: dict[str, Matrix] = {}
+    for stored, shape in facts.tensors.items():
+        name = _HEAD if stored in _OLD_HEADS else stored if stored.startswith((prefix, _HEAD)) else prefix + stored
+        if len(shape) != 2 or not name.endswith(".weight"):
+            continue
+        inside = bool(_BLOCK_MATRIX.search(name))
+        out, inputs = reversed(shape) if inside and family in _TRANSPOSED else shape
+        embedding = not inside and name.split(".")[-2] in _EMBEDDINGS
+        found[name] = Matrix(name, block_index(name) if inside else None, (out, inputs), (), embedding)
+    words = next((matrix for matrix in found.values() if matrix.name.split(".")[-2] in _WORDS), None)
+    if words is not None and (config.get("tie_word_embeddings") is True or _HEAD not in found):
+        found.pop(_HEAD, None)
+        found[words.name] = words._replace(others=(_HEAD,))
+    return sorted(found.values(), key=lambda matrix: (-1 if matrix.block is None else matrix.block, matrix.name))
 
 
-def _place(name: str) -> tuple[int, str]:
-    return block_index(name) or 0, name
-
-
-def _clock_problem(prune: GradualSpec, train: Mapping[str, Any]) -> str | None:
-    """Why pruning would not be over when training is, where that can be told from the config alone."""
+def _length(train: Mapping[str, Any]) -> dict[str, float | None]:
+    """How long training is, by unit, as far as the arguments alone tell."""
     steps = train.get("max_steps", -1)
-    limits = {
+    return {
         "epochs": None if steps > 0 else train.get("num_train_epochs", DEFAULT_EPOCHS),
         "steps": steps if steps > 0 else None,
         "fraction": 1.0,
     }
-    return clock_problem(start=prune.start, end=prune.end, unit=prune.unit, grid=prune.clock, limit=limits[prune.unit])
 
 
 def window_problem(facts: ModelFacts, block_size: int) -> str | None:

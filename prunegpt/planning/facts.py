@@ -12,6 +12,7 @@ from prunegpt.errors import DataError, ModelError, unknown
 from prunegpt.planning import hub
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.weights import tensor_shapes
+from prunegpt.spec.distilling import Shape
 from prunegpt.spec.schema import DataSpec, ModelSpec
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
@@ -37,7 +38,7 @@ class ModelFacts:
     source: str  # as the spec names it, for messages
     fingerprint: str  # what stands for weights and tokeniser in keys
     config: Mapping[str, Any] | None = None  # config.json
-    tensors: Mapping[str, tuple[int, ...]] | None = None  # shapes by stored name
+    tensors: Mapping[str, tuple[int, ...]] | None = None  # shapes as stored, by stored name
     tokenizer_file: Path | None = None  # tokenizer.json
     unchecked: str | None = None  # what could not be known, in words
 
@@ -61,11 +62,36 @@ class ModelFacts:
     @property
     def positions(self) -> int | None:
         """Tokens the model can look at."""
-        return self._count("max_position_embeddings") or self._count("n_positions")
+        return self._count("max_position_embeddings", "n_positions")
 
-    def _count(self, name: str) -> int | None:
-        value = (self.config or {}).get(name)
-        return value if isinstance(value, int) and value > 0 else None
+    @property
+    def blocks(self) -> int | None:
+        """Decoder blocks."""
+        return self._count("num_hidden_layers", "n_layer", "num_layers")
+
+    @property
+    def width(self) -> int | None:
+        """Of the hidden states."""
+        return self._count("hidden_size", "n_embd")
+
+    @property
+    def heads(self) -> int | None:
+        """Attention maps of a block."""
+        return self._count("num_attention_heads", "n_head", "num_heads")
+
+    @property
+    def tokens(self) -> int | None:
+        """Of the tokeniser, where it can be read; else the rows that the embedding has for them."""
+        return len(self.vocabulary) if self.vocabulary else self.embedding_rows
+
+    @property
+    def shape(self) -> Shape:
+        """What distillation asks of a student or a teacher."""
+        return Shape(blocks=self.blocks, width=self.width, heads=self.heads, vocabulary=self.tokens)
+
+    def _count(self, *names: str) -> int | None:
+        found = (self.config or {}).get(next((name for name in names if name in (self.config or {})), ""))
+        return found if isinstance(found, int) and found > 0 else None
 
 
 def find_local(name: str, base: Path | None = None) -> Path | None:
@@ -132,8 +158,15 @@ def _builtin(model: ModelSpec) -> ModelFacts:
         model,
         source,
         digest([source, asdict(found)]),
-        config={"model_type": "gpt2", "vocab_size": found.vocabulary, "n_positions": found.positions},
-        tensors={**found.matrices, **embeddings},
+        config={
+            "model_type": "gpt2",
+            "vocab_size": found.vocabulary,
+            "n_positions": found.positions,
+            "n_layer": found.layers,
+            "n_embd": found.width,
+            "n_head": found.heads,
+        },
+        tensors={**{name: (inputs, out) for name, (out, inputs) in found.matrices.items()}, **embeddings},
     )
 
 

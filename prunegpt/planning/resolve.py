@@ -16,16 +16,16 @@ from prunegpt.planning.opened import OpenedSpec
 from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.samplers import early_stop_of
 from prunegpt.planning.searches import Searches
-from prunegpt.planning.stages import Place, is_calibrated, next_stage, source_stage
+from prunegpt.planning.stages import Place, next_stage, source_stage
 from prunegpt.planning.teachers import Chain, Sweep, Teachers, borrowed
 from prunegpt.planning.texts import Texts, block_size_of
 from prunegpt.root import Root
+from prunegpt.spec.distilling import distill_problems
 from prunegpt.spec.expand import Configuration, slug
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.read import Document, plain_document, read_document
-from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, TeacherModel
-
-__all__ = ["Resolver", "is_calibrated", "plan_data", "plan_file"]
+from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, PruneSpec, TeacherModel
+from prunegpt.spec.training_arguments import precision_problem
 
 _IMPLICIT = "teacher-"
 _NUMBERS = 999  # of a search's trials that table rows may name where it ends by time or tokens
@@ -315,6 +315,9 @@ class Resolver:
         window = spec.evaluate.block_size or block_size
         if not spec.evaluate.skip and (message := checks.window_problem(facts, window)):
             self.opened.note(item, "evaluate.block_size" if spec.evaluate.block_size else "data", message)
+        trains = facts.builtin or any(not isinstance(stage.config, PruneSpec) for stage in spec.stages)
+        if trains and (message := precision_problem(spec.device, spec.precision)):
+            self.opened.note(item, "precision", message)
         for index, stage in enumerate(spec.stages):
             for path, message in checks.stage_problems(stage.config, facts, spec.train, block_size):
                 self.opened.note(item, f"stages.{index}.{stage.kind}.{path}".rstrip("."), message)
@@ -398,10 +401,13 @@ class Resolver:
         if chain is None or student is None:
             return chain
         block_size = block_size_of(config.data, item.spec.data.block_size if item.spec.data else 0)
-        if message := checks.teacher_problem(student, chain.facts, block_size):
-            self.opened.note(item, where, message)
-            return None
-        return chain
+        problems = (
+            [("teacher", message)] if (message := checks.teacher_problem(student, chain.facts, block_size)) else []
+        )
+        problems += distill_problems(config, student.shape, chain.facts.shape)
+        for path, message in problems:
+            self.opened.note(item, f"stages.{index}.distill.{path}", message)
+        return None if problems else chain
 
     def _teacher_model(self, item: Configuration, model: ModelSpec, where: str) -> Chain | None:
         """A model as a teacher: a trial of its own, evaluated as it is, unless one of the spec's trials is that."""

@@ -12,12 +12,10 @@ from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.fingerprint import FORMAT, digest, versions
 from prunegpt.planning.texts import Texts
 from prunegpt.spec.plan import StagePlan
-from prunegpt.spec.schema import DataSpec, DistillSpec, FinetuneSpec, GradualSpec, PruneSpec, StageConfig
+from prunegpt.spec.pruning import method_entry, reads_text
+from prunegpt.spec.schema import DataSpec, DistillSpec, FinetuneSpec, PruneSpec, StageConfig
 from prunegpt.spec.training_arguments import CHOOSING, NEUTRAL
 
-_NO_TEXT = frozenset({"magnitude", "random", "movement"})  # a plug-in may look at text and draw numbers
-_NO_CHANCE = frozenset({"magnitude", "wanda", "taylor", "sparsegpt", "admm", "obert"})
-_GATHERED = frozenset({"taylor"})  # in training it counts the gradients that there are anyway
 # Left out of the config in a key: there in another form, or without influence.
 _NOT_IN_KEY = {"train", "data", "prune", "recipe", "recipe_args", "teacher", "keep_checkpoints"}
 
@@ -33,13 +31,6 @@ class Place:
     data: DataSpec  # located
     evaluation_key: str
     texts: Texts
-
-
-def is_calibrated(prune: PruneSpec) -> bool:
-    """Whether a pruning looks at text."""
-    if prune.allocation == "owl":
-        return True
-    return prune.method not in (_NO_TEXT | _GATHERED if isinstance(prune, GradualSpec) else _NO_TEXT)
 
 
 def source_stage(facts: ModelFacts, precision: str) -> StagePlan:
@@ -69,7 +60,7 @@ def next_stage(config: StageConfig, place: Place, teacher: str | None = None) ->
 def _prune(config: PruneSpec, place: Place) -> StagePlan:
     filled, text = _filled(config, place.data, place.texts)
     payload = {**_common("prune", place), "prune": text}
-    if config.method not in _NO_CHANCE:
+    if method_entry(config.method).draws:
         payload["seed"] = place.seed
     return StagePlan(
         key=digest(payload),
@@ -131,7 +122,7 @@ def _filled(prune: PruneSpec, data: DataSpec, texts: Texts) -> tuple[PruneSpec, 
     text = prune.model_dump(exclude={"calibration", "propagate"})
     if isinstance(prune.allocation, Mapping):
         text["allocation"] = list(prune.allocation.items())  # in order: the first pattern that matches decides
-    if not is_calibrated(prune):
+    if not reads_text(prune):
         return prune, text
     calibration, decisive = texts.calibration(data, prune.calibration)
     filled = prune.model_copy(update={"calibration": calibration})

@@ -5,7 +5,6 @@ the lowest units are selected (:mod:`prunegpt.pruning.threshold`), and `spread` 
 Ties are pruned in order, row by row.
 """
 
-import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from prunegpt.errors import PruningError
 from prunegpt.pruning.threshold import keep_largest, keep_largest_rows, zeros_for
+from prunegpt.spec.patterns import read_pattern
 
 _TOLERANCE = 1e-6  # how far a sparsity may lie above what a pattern can reach
 
@@ -263,19 +263,15 @@ class Block(Pattern):
 
 
 def parse_pattern(text: str) -> Pattern:
-    """The pattern of a name: `unstructured`, `N:M` (N kept of M along the input axis), or `[a, b]` (also `block:a,b`).
+    """The pattern of a name, as `prunegpt.spec.patterns` reads it.
 
     Raises:
-        PruningError: the text is none of these.
+        PruningError: the text is no pattern.
     """
-    stripped = text.strip()
-    if stripped == "unstructured":
+    try:
+        written = read_pattern(text)
+    except ValueError as error:
+        raise PruningError(str(error)) from error
+    if written.kind == "unstructured":
         return Unstructured()
-    if found := re.fullmatch(r"(\d+)\s*:\s*(\d+)", stripped):
-        return NOfM(int(found[1]), int(found[2]))
-    if found := re.fullmatch(r"(?:block:)?\s*\[?\s*(\d+)\s*,\s*(\d+)\s*\]?", stripped):
-        return Block(int(found[1]), int(found[2]))
-    raise PruningError(
-        f"a pattern is 'unstructured', 'N:M' (N kept of M, for example 2:4) or '[a, b]' (a block of a outputs by b "
-        f"inputs), but got {text!r}."
-    )
+    return (NOfM if written.kind == "N:M" else Block)(written.first, written.second)

@@ -1,15 +1,13 @@
 """From scores to masks: one pattern over many tensors, selected within a tensor, within a row, or over all of them."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 from torch import Tensor
 
 from prunegpt.errors import PruningError
 from prunegpt.pruning.patterns import Pattern
 from prunegpt.pruning.threshold import global_masks
-
-Scope = Literal["tensor", "row", "global"]
+from prunegpt.registry import Scope as Scope
 
 
 def select_masks(

@@ -3,10 +3,33 @@
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from prunegpt.errors import PruningError, nearest
 
 _SHOWN = 6
+
+
+class Matrix(NamedTuple):
+    """A weight matrix of a model, as far as its name tells.
+
+    Attributes:
+        name: of the parameter.
+        block: index of its decoder block; None outside the blocks.
+        shape: [out, in], however it is stored.
+        others: further parameter names of the same tensor, such as that of a tied head.
+        embedding: whether its inputs are numbers of tokens or positions.
+    """
+
+    name: str
+    block: int | None
+    shape: tuple[int, int]
+    others: tuple[str, ...] = ()
+    embedding: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.others)
 
 
 def block_index(name: str) -> int | None:
@@ -34,32 +57,37 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def select_names(
-    blocks: Sequence[str],
-    others: Sequence[str] = (),
+    matrices: Sequence[Matrix],
     *,
     targets: Sequence[str] = (),
     layers: Sequence[int] = (),
     exclude: Sequence[str] = (),
 ) -> tuple[list[str], list[str]]:
-    """The names that targets, layers and exclusions leave, read as `prunegpt.lm.views.select` reads them.
+    """The weight matrices that a request names: of a loaded model, or of one that only its files are known of.
 
     Args:
-        blocks: weight matrices inside the decoder blocks.
-        others: embeddings, the head, projections: meant only where a target names one or matches no block matrix.
+        matrices: of the model, in order.
+        targets: exact module or parameter names, globs, or `re:` patterns that must match a whole name. Empty means
+            all matrices of the decoder blocks. A glob or `re:` pattern looks at those first, and at embeddings, the
+            head and projections only where it matches none of them: `*` never means the embeddings, `*wte*` does, and
+            so does an exact name.
+        layers: indices of the decoder blocks to keep; empty means all.
+        exclude: names and patterns of the same kinds to leave out.
 
     Returns:
         The names, and what is wrong: each pattern or layer index that matches nothing, or that nothing is left.
     """
-    names, inside = [*blocks, *others], set(blocks)
+    inside = {matrix.name for matrix in matrices if matrix.block is not None}
     problems: list[str] = []
 
     def hits(pattern: str) -> set[str]:
         try:
-            found = {name for name in names if matches(name, pattern)}
+            found = {matrix.name for matrix in matrices if any(matches(name, pattern) for name in matrix.names)}
         except PruningError as error:
             problems.append(str(error))
             return set()
         if not found:
+            names = [matrix.name for matrix in matrices]
             close = ", ".join(nearest(pattern.removeprefix("re:"), names)[:_SHOWN])
             problems.append(f"every pattern must match a tensor, but {pattern!r} matches none. Nearest: {close}.")
         return found
@@ -68,13 +96,13 @@ def select_names(
     for pattern in targets:
         found = hits(pattern)
         chosen = chosen | ((found & inside or found) if is_pattern(pattern) else found)
-    known = sorted({index for name in blocks if (index := block_index(name)) is not None})
+    known = sorted({matrix.block for matrix in matrices if matrix.block is not None})
     for layer in layers:
         if layer not in known:
             valid = f"{known[0]} to {known[-1]}" if known else "none"
             problems.append(f"layers must be indices of decoder blocks ({valid}), but got {layer}.")
     if layers:
-        chosen = {name for name in chosen & inside if block_index(name) in layers}
+        chosen = chosen & {matrix.name for matrix in matrices if matrix.block in set(layers)}
     for pattern in exclude:
         chosen = chosen - hits(pattern)
     if not chosen and not problems:
@@ -82,7 +110,39 @@ def select_names(
             f"targets, layers and exclude must leave a tensor to prune, but targets {list(targets)}, layers "
             f"{list(layers)} and exclude {list(exclude)} together leave none. Widen targets or shorten exclude."
         )
-    return [name for name in names if name in chosen], problems
+    return [matrix.name for matrix in matrices if matrix.name in chosen], problems
+
+
+def first_matches(names: Sequence[str], patterns: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The first pattern that matches each name, so that exceptions are written before rules.
+
+    Returns:
+        Name -> pattern, of the names that one matches; and what is wrong: each pattern that is none, matches nothing,
+        or only names that match earlier ones.
+    """
+    decided: dict[str, str] = {}
+    problems: list[str] = []
+    for pattern in patterns:
+        try:
+            hits = [name for name in names if matches(name, pattern)]
+        except PruningError as error:
+            problems.append(str(error))
+            continue
+        fresh = [name for name in hits if name not in decided]
+        decided.update(dict.fromkeys(fresh, pattern))
+        if not hits:
+            modules = [name.removesuffix(".weight") for name in names]
+            close = ", ".join(nearest(pattern.removeprefix("re:"), modules)[:_SHOWN])
+            problems.append(
+                f"every name in the sparsities must match a pruned tensor, but {pattern!r} matches none. "
+                f"Nearest names: {close}."
+            )
+        elif not fresh:
+            problems.append(
+                f"the first name that matches a tensor decides its sparsity, so {pattern!r} decides nothing: all its "
+                f"{len(hits)} tensors match an earlier one. Move it before the wider ones, or take it out."
+            )
+    return decided, problems
 
 
 def is_pattern(text: str) -> bool:

@@ -115,10 +115,15 @@ def _words(item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
         return "a name holds letters, digits and ._=+,@-, a letter or digit first", _short(item["input"])
     if kind in ("model_type", "dict_type", "mapping_type"):
         return "must be a mapping", _short(item["input"])
-    text = item["msg"][0].lower() + item["msg"][1:]
+    return in_words(item["msg"]), _short(item["input"])
+
+
+def in_words(message: str) -> str:
+    """What pydantic says, as we say it: `must be ...`."""
+    text = message[0].lower() + message[1:]
     for theirs, ours in _WORDS:
         text = text.replace(theirs, ours)
-    return text.rstrip("."), _short(item["input"])
+    return text.rstrip(".")
 
 
 def _short(value: Any) -> str:

@@ -56,9 +56,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-ONLY_IN_TRAINING = frozenset({"movement"})  # methods of gradual pruning alone
-
-
 class ModelSpec(Part):
     """The model a trial starts from. A plain string means `{source: STRING}`."""
 
@@ -165,15 +162,8 @@ class PruneSpec(Part):
                 f"pattern {self.pattern} fixes the sparsity at {fixed:g}, but sparsity is {self.sparsity:g}. "
                 f"Remove one."
             )
-        if self.method in ONLY_IN_TRAINING and not isinstance(self, GradualSpec):
-            raise ValueError(
-                f"{self.method} looks at how weights move in training, so it must be the method of finetune.prune or "
-                f"distill.prune, but is that of a one-shot prune stage. Choose another here, such as magnitude."
-            )
         if isinstance(self.allocation, str):
             ALLOCATIONS.check(self.allocation)
-        if self.allocation == "global" and self.method in SOLVERS:
-            raise ValueError(f"allocation global ranks scores, but {self.method} is a solver. Use uniform or owl.")
         if self.sparsity is None and fixed is None and not isinstance(self.allocation, Mapping):
             raise ValueError("pruning needs a sparsity (such as 0.5) or a pattern that fixes it (such as 2:4).")
         return self

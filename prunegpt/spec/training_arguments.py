@@ -2,7 +2,7 @@
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any
 
 from prunegpt.errors import unknown
 
+LOGGING_STEPS = 10  # between points of a curve, where the arguments do not say
+SAVE_STEPS = 500  # of transformers.TrainingArguments
 _NO_HUB = "nothing: publish the finished model folder yourself"
 
 # Set by PruneGPT itself, with the field to use instead.
@@ -39,6 +41,7 @@ OURS = {
     "label_smoothing_factor": "nothing: the loss must stay the cross-entropy that perplexity is made of",
     "auto_find_batch_size": "nothing: the batch size decides the result, so it is stated",
     "remove_unused_columns": "nothing: the columns are ours",
+    "save_only_model": "nothing: a stage goes on from its checkpoints, which hold optimizer and schedule",
     "local_rank": "nothing: the launcher sets it",
 }
 
@@ -60,7 +63,6 @@ NEUTRAL = frozenset(
         "save_strategy",
         "save_steps",
         "save_total_limit",
-        "save_only_model",
         "save_on_each_node",
         "dataloader_num_workers",
         "dataloader_pin_memory",
@@ -78,6 +80,9 @@ CHOOSING = frozenset({"eval_strategy", "eval_steps", "eval_delay", "save_strateg
 
 _ABOVE_ZERO = frozenset({"num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"})
 _NOT_NEGATIVE = frozenset({"learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay"})
+
+
+_MEASURED = ("loss", "perplexity")  # what an evaluation in mid-training gives
 
 
 @cache
@@ -145,6 +150,53 @@ def check_argument(name: str, value: Any) -> Any:
         if isinstance(value, str) and value not in choices().get(part, (value,)):
             raise ValueError(unknown(name, value, choices()[part]))
     return value
+
+
+def training_problems(train: Mapping[str, Any], *, prunes: bool) -> Iterator[tuple[str, str]]:
+    """What does not go together in the arguments of a training stage, each with the argument.
+
+    Args:
+        train: checked arguments.
+        prunes: whether masks change while the model trains.
+    """
+    best = "load_best_model_at_end"
+    if not train.get(best):
+        return
+    if prunes:
+        yield (
+            best,
+            f"{best} goes back to a checkpoint, which has another sparsity while pruning is on its way. Remove it: "
+            f"keep_checkpoints publishes all checkpoints, and the stage is measured at its end.",
+        )
+        return
+    when, saved = (str(train.get(name, "no")) for name in ("eval_strategy", "save_strategy"))
+    if when == "no" or saved not in (when, "best"):
+        yield (
+            best,
+            f"{best} chooses among checkpoints that were evaluated, so eval_strategy and save_strategy must be the "
+            f"same, steps or epoch, but are {when} and {saved}.",
+        )
+    elif saved == "steps":
+        every = train.get("eval_steps") or train.get("logging_steps", LOGGING_STEPS)
+        between = train.get("save_steps", SAVE_STEPS)
+        if (every < 1) != (between < 1) or round(between * 1e6) % max(round(every * 1e6), 1):
+            yield (
+                "save_steps" if "save_steps" in train else best,
+                f"save_steps must be a multiple of eval_steps for {best}, but they are {between:g} and {every:g}.",
+            )
+    metric = train.get("metric_for_best_model")
+    if metric is not None and str(metric).removeprefix("eval_") not in _MEASURED:
+        yield "metric_for_best_model", unknown("measured metric", str(metric), _MEASURED)
+
+
+def precision_problem(device: str, precision: str) -> str | None:
+    """Why a model cannot be trained in a precision; None where it can, or the device is found out later."""
+    if precision == "float16" and device == "cpu":
+        return (
+            "float16 cannot be trained in on a CPU: its gradients underflow, and the scaler that mends it needs a GPU. "
+            "Use precision bfloat16 or float32, or device cuda."
+        )
+    return None
 
 
 def _number(name: str, value: Any, parts: set[str], annotation: str) -> int | float | None:

@@ -1,29 +1,28 @@
 """How a pruning spec spends its sparsity over a model's tensors, for one-shot and gradual pruning alike."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import WeightView
-from prunegpt.pruning.allocation.explicit import explicit
-from prunegpt.pruning.allocation.owl import outlier_ratio, owl
-from prunegpt.pruning.allocation.sensitivity import sensitivity
+from prunegpt.pruning.allocation.owl import outlier_ratio
 from prunegpt.pruning.criteria.wanda import wanda
-from prunegpt.pruning.selection import Scope
 from prunegpt.pruning.statistics.collect import block_statistics, evaluating
+from prunegpt.registry import ALLOCATIONS, Scope
+from prunegpt.spec import pruning
 from prunegpt.spec.patterns import fixed_sparsity
+from prunegpt.spec.pruning import allocation_entry, allocation_options
+from prunegpt.spec.pruning import method_options as method_options
 from prunegpt.spec.schema import PruneSpec
 from prunegpt.stages.base import State
 
-_SCOPES: Mapping[str, Scope] = {"uniform": "tensor", "row": "row", "global": "global"}
-_OWL_OPTIONS = ("multiple", "limit")
 
-
-def scope_of(spec: PruneSpec) -> Scope | None:
-    """What scores are compared over; None leaves it to the method."""
-    return _SCOPES.get(spec.allocation) if isinstance(spec.allocation, str) else None
+def scope_of(spec: PruneSpec) -> Scope:
+    """What scores are compared over."""
+    return pruning.scope_of(pruning.method_entry(spec.method), spec.allocation)
 
 
 def sparsities_of(
@@ -31,35 +30,49 @@ def sparsities_of(
 ) -> dict[str, float] | None:
     """Parameter name -> sparsity, where the allocation gives each tensor its own; None where all have the same.
 
+    Every allocation goes this way, built in or plugged in: what it needs is put together, and its function called.
+
     Raises:
         PruningError: a pattern matches nothing, or the allocation lacks what it needs.
     """
-    sizes = {name: view.parameter.numel() for name, view in views.items()}
-    wanted = spec.sparsity if spec.sparsity is not None else fixed_sparsity(spec.pattern)
-    if isinstance(spec.allocation, Mapping):
-        return explicit(sizes, 0.0 if wanted is None else wanted, sparsities=spec.allocation)
-    if spec.allocation not in ("owl", "sensitivity"):
+    entry = allocation_entry(spec.allocation)
+    if spec.allocation is None or entry.scope is not None:
         return None
-    if wanted is None:
-        raise PruningError(f"allocation {spec.allocation} spreads a sparsity, but none is given. Set sparsity.")
-    if spec.allocation == "sensitivity":
-        return _by_sensitivity(spec, views, sizes, wanted)
-    if calibration is None:
-        raise PruningError("allocation owl looks at activations, but there is no calibration text.")
-    return owl(
-        sizes,
-        wanted,
-        outlier_ratios=_outlier_ratios(spec, state, views, calibration),
-        blocks={name: view.block for name, view in views.items()},
-        limit=float(spec.options.get("limit", 0.08)),
+    name = spec.allocation if isinstance(spec.allocation, str) else "explicit"
+    wanted = spec.sparsity if spec.sparsity is not None else fixed_sparsity(spec.pattern)
+    if wanted is None and not isinstance(spec.allocation, Mapping):
+        raise PruningError(f"allocation {name} spreads a sparsity, but none is given. Set sparsity.")
+    options = allocation_options(spec)
+    gathered: Mapping[str, Callable[[], Any]] = {
+        "sparsities": lambda: spec.allocation,
+        "blocks": lambda: {name: view.block for name, view in views.items()},
+        "outlier_ratios": lambda: _outlier_ratios(state, views, calibration, **_of(options, "multiple")),
+        "curves": lambda: _curves(spec),
+    }
+    allotted: dict[str, float] = ALLOCATIONS.load(name)(
+        {name: view.parameter.numel() for name, view in views.items()},
+        0.0 if wanted is None else wanted,
+        **{need: gathered[need]() for need in sorted(entry.needs)},
+        **_of(options, *entry.options),
     )
+    if missing := sorted(set(views) - set(allotted)):
+        raise PruningError(
+            f"an allocation must give the sparsity of every pruned tensor, but {name} gives none to {missing[0]}. "
+            f"Mend the package that declares it."
+        )
+    return allotted
+
+
+def _of(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}
 
 
 def _outlier_ratios(
-    spec: PruneSpec, state: State, views: Mapping[str, WeightView], calibration: Tensor
+    state: State, views: Mapping[str, WeightView], calibration: Tensor | None, *, multiple: float = 5.0
 ) -> dict[int, float]:
+    if calibration is None:
+        raise PruningError("outlier ratios are of activations, but there is no calibration text.")
     ratios: dict[int, float] = {}
-    multiple = float(spec.options.get("multiple", 5.0))
     with torch.no_grad(), evaluating(state.model):
         for group in block_statistics(state.model, views, calibration, gram=False, propagate=False):
             scores: dict[int, list[Tensor]] = {}
@@ -71,23 +84,10 @@ def _outlier_ratios(
     return ratios
 
 
-def _by_sensitivity(
-    spec: PruneSpec, views: Mapping[str, WeightView], sizes: Mapping[str, int], wanted: float
-) -> dict[str, float]:
-    """The measured curve of each decoder block, spent where it costs least; every tensor of a block alike."""
+def _curves(spec: PruneSpec) -> Mapping[str, Any]:
     if not spec.curves:
         raise PruningError(
             "allocation sensitivity needs the measured curve of each block: name the sweep that measured them in "
             "options.sweep, and run that sweep first."
         )
-    blocks: dict[str, int] = {}
-    for name, view in views.items():
-        blocks[str(view.block)] = blocks.get(str(view.block), 0) + sizes[name]
-    by_block = sensitivity(blocks, wanted, curves={block: spec.curves.get(block, ()) for block in blocks})
-    return {name: by_block[str(view.block)] for name, view in views.items()}
-
-
-def method_options(spec: PruneSpec) -> dict[str, object]:
-    """The options that are the method's, without those of the allocation."""
-    taken = {"owl": _OWL_OPTIONS, "sensitivity": ("sweep",)}.get(str(spec.allocation), ())
-    return {name: value for name, value in spec.options.items() if name not in taken}
+    return spec.curves

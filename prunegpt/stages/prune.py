@@ -6,17 +6,18 @@ from dataclasses import asdict
 from typing import Any
 
 from prunegpt.errors import PruningError
-from prunegpt.lm.views import select
+from prunegpt.lm.views import matrices, select
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, fingerprints
 from prunegpt.pruning.oneshot import Progress, prune_oneshot
 from prunegpt.pruning.patterns import Block, parse_pattern
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.pruning import prune_problems, refuse
 from prunegpt.spec.schema import PruneSpec
 from prunegpt.stages import text
 from prunegpt.stages.base import Pruned, Result, Setting, State
-from prunegpt.stages.budget import method_options, scope_of, sparsities_of
+from prunegpt.stages.budget import method_options, sparsities_of
 
 
 def prune(plan: StagePlan, state: State, setting: Setting) -> Result:
@@ -36,6 +37,7 @@ def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, progress: Pro
         PruningError: the request does not fit the model.
     """
     started = time.monotonic()
+    refuse(prune_problems(spec, matrices(state.model)))
     views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
     windows = text.calibration(spec.calibration, state.tokenizer) if spec.calibration.data else None
     sparsities = sparsities_of(spec, state, views, windows)
@@ -47,9 +49,9 @@ def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, progress: Pro
         state.model,
         views,
         method=spec.method,
-        sparsity=None if sparsities else spec.sparsity,
+        sparsity=spec.sparsity if sparsities is None else None,
         pattern=spec.pattern,
-        allocation=sparsities or scope_of_name(spec),
+        allocation=spec.allocation if sparsities is None else sparsities,
         calibration=windows,
         masks=before,
         propagate=spec.propagate,
@@ -66,11 +68,6 @@ def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, progress: Pro
         notes=found.notes,
         layers=tuple(_row(asdict(row)) for row in found.rows),
     )
-
-
-def scope_of_name(spec: PruneSpec) -> str | None:
-    """The allocation's name where it only says what scores are compared over."""
-    return spec.allocation if isinstance(spec.allocation, str) and scope_of(spec) else None
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:

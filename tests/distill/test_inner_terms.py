@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from prunegpt.distill.attention import attention_loss
-from prunegpt.distill.hidden import hidden_loss, match_layers, square_head
+from prunegpt.distill.hidden import hidden_loss, square_head
 from prunegpt.errors import DistillationError
+from prunegpt.spec.distilling import match_layers
 
 
 def random(*shape: int, seed: int) -> Tensor:

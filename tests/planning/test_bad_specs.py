@@ -47,6 +47,16 @@ TRIALS = {
         "stages.1.finetune.prune",
         r"\(0 to 3\), but got 12\.",
     ),
+    "a solver over all tensors": (
+        "stages: [{prune: {method: sparsegpt, sparsity: 0.5, allocation: global}}]",
+        "stages.0.prune.allocation",
+        "sparsegpt is a solver: .* cannot compare by global",
+    ),
+    "movement in one shot": (
+        "stages: [{prune: {method: movement, sparsity: 0.5}}]",
+        "stages.0.prune.method",
+        "movement looks at how weights move in training, so it must be the method of finetune.prune",
+    ),
     "an end after training": (
         "stages: [{finetune: {prune: {sparsity: 0.5, start: 1, end: 5}, train: {num_train_epochs: 4}}}]",
         "stages.0.finetune.prune",

@@ -14,6 +14,7 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.read import set_path
 from tests.planning.made import BASE, WORDS, model_folder, plan_of, text_folder, trial_of
+from tests.plug_in import PlugIn
 
 PRUNE = {
     "method": "wanda",
@@ -84,7 +85,7 @@ DECISIVE: Mapping[str, tuple[Any, int]] = {
     f"{P}.layers": ([0], 1),
     f"{P}.exclude": (["*c_proj*"], 1),
     f"{P}.propagate": (False, 1),
-    f"{P}.options": ({"a": 1}, 1),
+    f"{P}.options": ({"damping": 0.1}, 1),
     f"{P}.calibration.windows": (5, 1),
     f"{P}.calibration.length": (33, 1),
     f"{P}.calibration.seed": (1, 1),
@@ -131,7 +132,12 @@ DECISIVE: Mapping[str, tuple[Any, int]] = {
     f"{D}.prune.allocation": ("global", 2),
 }
 assert DECISIVE
-ALONGSIDE = {f"{D}.prune.unit": {f"{D}.prune.end": 0.5}}  # a fraction ends at 1
+ALONGSIDE: Mapping[str, Mapping[str, Any]] = {
+    f"{D}.prune.unit": {f"{D}.prune.end": 0.5},  # a fraction ends at 1
+    f"{P}.options": {f"{P}.method": "sparsegpt"},
+    f"{D}.options": {f"{D}.loss": "top_k"},
+    f"{D}.cache": {f"{D}.hidden_gain": 0.0},
+}
 
 
 @pytest.mark.parametrize("field", DECISIVE)
@@ -200,9 +206,18 @@ def test_names_labels_titles_and_tables_leave_all_keys() -> None:
 
 @pytest.mark.parametrize("argument", ["save_steps", "eval_steps", "eval_strategy", "save_strategy"])
 def test_what_chooses_the_best_checkpoint_decides(argument: str) -> None:
-    best = {f"{D}.train.load_best_model_at_end": True}
-    value: Any = "epoch" if argument.endswith("strategy") else 7
-    assert changed(planned(best), planned({**best, f"{D}.train.{argument}": value})) == [2]
+    best: dict[str, Any] = {
+        f"{D}.prune": None,
+        f"{D}.train.load_best_model_at_end": True,
+        f"{D}.train.eval_strategy": "steps",
+        f"{D}.train.save_strategy": "steps",
+        f"{D}.train.eval_steps": 5,
+        f"{D}.train.save_steps": 10,
+    }
+    other = {f"{D}.train.eval_strategy": "epoch", f"{D}.train.save_strategy": "epoch"}
+    if argument.endswith("steps"):
+        other = {f"{D}.train.{argument}": 10 if argument == "eval_steps" else 20}
+    assert changed(planned(best), planned({**best, **other})) == [2]
     assert changed(planned(best), planned({**best, "evaluate.max_windows": 3})) == [2]
     assert changed(planned(best), planned({**best, f"{D}.train.logging_steps": 3})) == []
 
@@ -233,19 +248,20 @@ def test_text_decides_a_pruning_that_looks_at_it(method: str, looks: bool) -> No
 
 def test_the_order_of_an_allocation_decides() -> None:
     """The first pattern that matches gives a tensor its sparsity."""
-    allocations = [{"*attn*": 0.5, "*": 0.1}, {"*": 0.1, "*attn*": 0.5}]
+    allocations = [{"*attn*": 0.5, "*.h.0.*": 0.1}, {"*.h.0.*": 0.1, "*attn*": 0.5}]
     one, two = (trial_of({"prune": {"sparsity": 0.5, "allocation": allocation}}) for allocation in allocations)
     assert one.key != two.key
 
 
-def test_a_plug_in_may_look_at_text_and_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunegpt.registry import CRITERIA
+@pytest.mark.parametrize("needs", [frozenset(), frozenset({"generator"}), frozenset({"input_norm"})], ids=str)
+def test_what_a_plug_in_says_that_it_needs_decides(needs: frozenset[str], plug_in: PlugIn) -> None:
+    from prunegpt.pruning.criteria.base import Criterion
 
-    monkeypatch.setitem(CRITERIA._builtin, "mine", "nowhere:MINE")
+    plug_in("criterion", "mine", Criterion("mine", needs, lambda weight, **_: weight.float()))
     stage = {"prune": {"method": "mine", "sparsity": 0.5, "calibration": {"length": 8}}}
     one, two = (trial_of(stage, seeds=[seed]) for seed in (1, 2))
-    assert one.key != two.key
-    assert one.stages[1].prune.calibration.data is not None  # type: ignore[union-attr]
+    assert (one.key != two.key) is ("generator" in needs)
+    assert (one.stages[1].prune.calibration.data is not None) is ("input_norm" in needs)  # type: ignore[union-attr]
 
 
 def test_versions_of_libraries_decide_what_is_computed_with_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,16 @@ def test_a_plan_survives_its_own_json() -> None:
         distilled("a", "finetuned", seeds=[1, 2]),
         {
             "name": "p",
-            "stages": [{"prune": {"sparsity": 0.5, "allocation": {"*mlp*": 0.1, "*": 0.5}, "options": {"x": 1}}}],
+            "stages": [
+                {
+                    "prune": {
+                        "sparsity": 0.5,
+                        "allocation": {"*mlp*": 0.1, "*": 0.5},
+                        "method": "sparsegpt",
+                        "options": {"damping": 1},
+                    }
+                }
+            ],
         },
         tables=[{"title": "t", "rows": ["a"], "columns": ["model"], "reported": {"a": float("inf")}}],
     )

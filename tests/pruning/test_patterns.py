@@ -39,10 +39,10 @@ def test_names_are_read_and_written(text: str, pattern: Pattern) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("diagonal", r"a pattern is 'unstructured', 'N:M' .* but got 'diagonal'"),
-        ("4:4", r"0 < N < M, but got 4:4"),
-        ("0:4", r"0 < N < M, but got 0:4"),
-        ("[0, 4]", r"at least one output and one input, but got \[0, 4\]"),
+        ("diagonal", r"pattern must be unstructured, N:M .* but got 'diagonal'"),
+        ("4:4", r"0 < N < M must hold, but got 4:4"),
+        ("0:4", r"0 < N < M must hold, but got 0:4"),
+        ("[0, 4]", r"block sides must be at least 1, but got \[0, 4\]"),
     ],
 )
 def test_names_that_are_none_are_refused(text: str, message: str) -> None:

@@ -5,10 +5,11 @@ import re
 import pytest
 
 from prunegpt.errors import PruningError
-from prunegpt.spec.names import block_index, matches, select_names
+from prunegpt.spec.names import Matrix, block_index, matches, select_names
 
 BLOCKS = [f"h.{block}.{part}.weight" for block in (0, 1, 10) for part in ("attn.q", "mlp.up")]
 OTHERS = ["wte.weight", "lm_head.weight"]
+MATRICES = [Matrix(name, block_index(name), (4, 4)) for name in [*BLOCKS, *OTHERS]]
 
 MATCHES = {
     ("h.0.attn.q.weight", "h.0.attn.q.weight"): True,
@@ -57,7 +58,7 @@ assert CHOSEN
 
 @pytest.mark.parametrize(("request_", "expected"), CHOSEN.values(), ids=CHOSEN.keys())
 def test_chosen_names(request_: dict[str, list[str]], expected: list[str]) -> None:
-    assert select_names(BLOCKS, OTHERS, **request_) == (expected, [])  # type: ignore[arg-type]
+    assert select_names(MATRICES, **request_) == (expected, [])  # type: ignore[arg-type]
 
 
 WRONG = {
@@ -74,29 +75,12 @@ assert WRONG
 
 @pytest.mark.parametrize(("request_", "messages"), WRONG.values(), ids=WRONG.keys())
 def test_all_that_is_wrong_is_told(request_: dict[str, list[str]], messages: list[str]) -> None:
-    _, problems = select_names(BLOCKS, OTHERS, **request_)  # type: ignore[arg-type]
+    _, problems = select_names(MATRICES, **request_)  # type: ignore[arg-type]
     assert len(problems) == len(messages)
     assert all(re.search(message, problem) for message, problem in zip(messages, problems, strict=True))
 
 
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_llama", "tiny_opt"])
-def test_names_are_chosen_as_the_loaded_model_chooses_them(family: str, request: pytest.FixtureRequest) -> None:
-    from prunegpt.lm.views import block_matrices, select
-
-    model = request.getfixturevalue(family)
-    inside = list(block_matrices(model))
-    others = [name for name, tensor in model.named_parameters() if tensor.ndim == 2 and name not in inside]
-    first = inside[0]
-    requests: list[dict[str, list[object]]] = [
-        {},
-        {"targets": ["*"]},
-        {"targets": [first]},
-        {"targets": [first.removesuffix(".weight"), "re:.*1.*"]},
-        {"targets": ["*embed*" if "llama" in family or "opt" in family else "*wte*"]},
-        {"layers": [1]},
-        {"layers": [0], "exclude": [first]},
-    ]
-    for wanted in requests:
-        chosen, problems = select_names(inside, others, **wanted)  # type: ignore[arg-type]
-        assert not problems
-        assert set(chosen) == set(select(model, **wanted))  # type: ignore[arg-type]
+def test_a_tensor_goes_by_all_its_names() -> None:
+    tied = [Matrix("wte.weight", None, (8, 4), ("lm_head.weight",)), *MATRICES[:2]]
+    assert select_names(tied, targets=["lm_head"]) == (["wte.weight"], [])
+    assert select_names(tied, targets=["*head*", "wte"]) == (["wte.weight"], [])

@@ -140,16 +140,6 @@ TRIALS = {
         "stages.0.prune",
         r"unknown allocation 'gobal'\. Did you mean 'global'\?",
     ),
-    "a solver over all tensors": (
-        "stages: [{prune: {method: sparsegpt, sparsity: 0.5, allocation: global}}]",
-        "stages.0.prune",
-        "allocation global ranks scores, but sparsegpt is a solver",
-    ),
-    "movement in one shot": (
-        "stages: [{prune: {method: movement, sparsity: 0.5}}]",
-        "stages.0.prune",
-        "movement looks at how weights move in training, so it must be the method of finetune.prune",
-    ),
     "end before start": (
         "stages: [{finetune: {prune: {sparsity: 0.5, start: 2, end: 1}}}]",
         "stages.0.finetune.prune",

@@ -1,6 +1,5 @@
 """What a distillation loss is: a divergence per token, and where it pays, its gradient in closed form."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,7 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prunegpt.errors import DistillationError, nearest
+from prunegpt.errors import DistillationError
+from prunegpt.registry import DISTILLATION_LOSSES
+from prunegpt.spec.options import option_problems
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,12 @@ class DistillationLoss:
         """The same loss with these options fixed.
 
         Raises:
-            DistillationError: the loss has no such option.
+            DistillationError: the loss has no such option, or the value is not of its type and range.
         """
-        if not options:
-            return self
-        parameters = inspect.signature(self.divergence).parameters.values()
-        keywords = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-        valid = [keyword for keyword in keywords if keyword != "temperature"]
-        for option in options:
-            if option not in valid:
-                raise DistillationError(
-                    f"the options of the loss {self.name!r} are: {', '.join(nearest(option, valid)) or 'none'}; "
-                    f"but got {option!r}. Remove it or choose another loss."
-                )
+        known = self.name in DISTILLATION_LOSSES
+        valid = (DISTILLATION_LOSSES.entry(self.name) if known else DISTILLATION_LOSSES.read(self)).options
+        if told := [message for _, message in option_problems(f"the loss {self.name}", options, valid)]:
+            raise DistillationError(" ".join(told))
         gradient = partial(self.gradient, **options) if self.gradient else None
         return replace(self, divergence=partial(self.divergence, **options), gradient=gradient)
 

@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from prunegpt.distill.losses.base import DistillationLoss, row_dot, scratch_log_softmax, tempered_log_softmax
-from prunegpt.errors import DistillationError
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, weight: float = 0.5) -> Tensor:
-    """T² JS in nats a token: two arrays [tokens, vocab] give [tokens]. `weight` is the teacher's share of the mixture.
+    """T² JS in nats a token: two arrays [tokens, vocab] give [tokens].
 
-    Raises:
-        DistillationError: `weight` is not strictly between 0 and 1.
+    `weight` is the teacher's share of the mixture.
     """
-    _check(weight)
     student = tempered_log_softmax(student_logits, temperature)  # [tokens, vocab]
     teacher = tempered_log_softmax(teacher_logits, temperature)  # [tokens, vocab]
     mixture = torch.logaddexp(teacher + math.log(weight), student + math.log1p(-weight))  # [tokens, vocab]
@@ -31,12 +28,7 @@ def divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
 def gradient(
     student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, weight: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """The divergence and its derivative T (1 - w) q (r - Σ q r), r = log q - log m, by the student's logits.
-
-    Raises:
-        DistillationError: `weight` is not strictly between 0 and 1.
-    """
-    _check(weight)
+    """The divergence and its derivative T (1 - w) q (r - Σ q r), r = log q - log m, by the student's logits."""
     student = scratch_log_softmax(student_logits, temperature)  # [tokens, vocab]
     teacher = scratch_log_softmax(teacher_logits, temperature)  # [tokens, vocab]
     expected, probability = teacher.exp(), student.exp()  # [tokens, vocab] twice
@@ -47,14 +39,6 @@ def gradient(
     from_student = row_dot(probability, ratio)  # [tokens]
     slope = ratio.sub_(from_student.unsqueeze(-1)).mul_(probability).mul_(temperature * (1 - weight))  # [tokens, vocab]
     return temperature**2 * (weight * from_teacher + (1 - weight) * from_student), slope
-
-
-def _check(weight: float) -> None:
-    if not 0 < weight < 1:
-        raise DistillationError(
-            f"the teacher's weight in the Jensen-Shannon mixture must lie strictly between 0 and 1, but got {weight}. "
-            f"For the limits use forward_kl (towards 0) or reverse_kl (towards 1)."
-        )
 
 
 JENSEN_SHANNON = DistillationLoss("jensen_shannon", divergence, gradient)

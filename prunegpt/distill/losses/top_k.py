@@ -9,16 +9,10 @@ from torch import Tensor
 from prunegpt.distill.losses.base import DistillationLoss
 from prunegpt.distill.losses.classes import class_divergence, class_value_and_gradient, teacher_classes
 from prunegpt.distill.losses.forward_kl import FORWARD_KL
-from prunegpt.errors import DistillationError
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, k: int = 64) -> Tensor:
-    """T² KL over the k + 1 classes in nats a token: two arrays [tokens, vocab] give [tokens].
-
-    Raises:
-        DistillationError: `k` is below 1.
-    """
-    _check(k)
+    """T² KL over the k + 1 classes in nats a token: two arrays [tokens, vocab] give [tokens]."""
     indices, teacher = teacher_classes(teacher_logits, k, temperature)
     return class_divergence(student_logits, indices, teacher, loss=FORWARD_KL, temperature=temperature)
 
@@ -26,19 +20,9 @@ def divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
 def gradient(
     student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, k: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """The divergence and its derivative by the student's logits.
-
-    Raises:
-        DistillationError: `k` is below 1.
-    """
-    _check(k)
+    """The divergence and its derivative by the student's logits."""
     indices, teacher = teacher_classes(teacher_logits, k, temperature)
     return class_value_and_gradient(student_logits, indices, teacher, loss=FORWARD_KL, temperature=temperature)
-
-
-def _check(k: int) -> None:
-    if k < 1:
-        raise DistillationError(f"k counts the teacher's tokens that are kept, at least 1, but got {k}. Try k = 64.")
 
 
 TOP_K = DistillationLoss("top_k", divergence, gradient)

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 
-from prunegpt.errors import PruningError, nearest
+from prunegpt.errors import PruningError
 from prunegpt.pruning.threshold import zeros_for
-from prunegpt.spec.names import matches
-
-_LISTED = 5  # nearest names shown in one message
+from prunegpt.spec.names import first_matches
 
 
 def explicit(sizes: Mapping[str, int], sparsity: float, *, sparsities: Mapping[str, float]) -> dict[str, float]:
@@ -25,22 +23,9 @@ def explicit(sizes: Mapping[str, int], sparsity: float, *, sparsities: Mapping[s
         PruningError: a pattern matches nothing, nothing new, or is no regular expression; or a sparsity is not between
             0 and 1.
     """
-    allotted: dict[str, float] = {}
-    for pattern, wanted in sparsities.items():
+    for wanted in (sparsity, *sparsities.values()):
         zeros_for(0, wanted)
-        hits = [name for name in sizes if matches(name, pattern)]
-        if not hits:
-            modules = [name.removesuffix(".weight") for name in sizes]
-            raise PruningError(
-                f"every name in the sparsities must match a pruned tensor, but {pattern!r} matches none. "
-                f"Nearest names: {', '.join(nearest(pattern.removeprefix('re:'), modules)[:_LISTED])}."
-            )
-        fresh = [name for name in hits if name not in allotted]
-        if not fresh:
-            raise PruningError(
-                f"the first name that matches a tensor decides its sparsity, so {pattern!r} decides nothing: all its "
-                f"{len(hits)} tensors match an earlier one. Move it before the wider ones, or take it out."
-            )
-        allotted.update(dict.fromkeys(fresh, wanted))
-    zeros_for(0, sparsity)
-    return {name: allotted.get(name, sparsity) for name in sizes}
+    decided, problems = first_matches(list(sizes), list(sparsities))
+    if problems:
+        raise PruningError(" ".join(problems))
+    return {name: sparsities[decided[name]] if name in decided else sparsity for name in sizes}

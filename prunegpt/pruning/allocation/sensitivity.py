@@ -11,7 +11,11 @@ _ROUNDING = 1e-6  # what a whole number of weights may exceed itself by
 
 
 def sensitivity(
-    sizes: Mapping[str, int], sparsity: float, *, curves: Mapping[str, Sequence[tuple[float, float]]]
+    sizes: Mapping[str, int],
+    sparsity: float,
+    *,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    blocks: Mapping[str, int | None] | None = None,
 ) -> dict[str, float]:
     """The sparsities whose summed loss increase is least, for exactly round(total · sparsity) zeros.
 
@@ -26,10 +30,18 @@ def sensitivity(
         sparsity: of all layers together.
         curves: layer -> (sparsity, increase of the loss in nats a token when this layer alone is pruned so far), in any
             order. No layer is pruned beyond its last point.
+        blocks: tensor -> block index, where `sizes` is of tensors and the curves are of blocks: the tensors of a block
+            are then a layer, and pruned alike.
 
     Raises:
         PruningError: a layer has no curve, a curve is no curve, or the last points together do not reach the sparsity.
     """
+    if blocks is not None:
+        of_blocks: dict[str, int] = {}
+        for name, size in sizes.items():
+            of_blocks[str(blocks[name])] = of_blocks.get(str(blocks[name]), 0) + size
+        by_block = sensitivity(of_blocks, sparsity, curves=curves)
+        return {name: by_block[str(blocks[name])] for name in sizes}
     budget = zeros_for(sum(sizes.values()), sparsity)
     segments: list[tuple[float, int, int, str, int]] = []  # cost a weight, order of layer and segment, layer, zeros
     for position, (layer, size) in enumerate(sizes.items()):

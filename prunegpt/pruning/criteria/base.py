@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-NEEDS = frozenset({"input_norm", "gradient", "movement", "squared_gradient", "generator"})
+from prunegpt.registry import CRITERIA
+from prunegpt.registry import CRITERION_NEEDS as NEEDS
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,9 @@ class Criterion:
     def __post_init__(self) -> None:
         if unknown := self.needs - NEEDS:
             raise ValueError(f"a criterion may need {sorted(NEEDS)}, but {self.name!r} asks for {sorted(unknown)}")
+
+
+def builtin(name: str, score: Callable[..., Tensor]) -> Criterion:
+    """The criterion that the registry declares under this name."""
+    entry = CRITERIA.entry(name)
+    return Criterion(name, entry.needs, score, rowwise=entry.scope == "row")

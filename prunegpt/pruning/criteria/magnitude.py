@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from prunegpt.pruning.criteria.base import Criterion
+from prunegpt.pruning.criteria.base import builtin
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -17,4 +17,4 @@ def magnitude(weight: Tensor) -> Tensor:
     return weight.detach().float().abs()
 
 
-MAGNITUDE = Criterion(name="magnitude", needs=frozenset(), score=magnitude)
+MAGNITUDE = builtin("magnitude", magnitude)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prunegpt.pruning.criteria.base import Criterion
+from prunegpt.pruning.criteria.base import builtin
 
 
 def movement_increment(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -35,4 +35,4 @@ def movement(weight: Tensor, *, movement: Tensor) -> Tensor:
     return movement.detach().to(device=weight.device, dtype=torch.float32, copy=True)
 
 
-MOVEMENT = Criterion(name="movement", needs=frozenset({"movement"}), score=movement)
+MOVEMENT = builtin("movement", movement)

@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from prunegpt.pruning.criteria.base import Criterion
+from prunegpt.pruning.criteria.base import builtin
 
 
 def random(weight: Tensor, *, generator: Generator) -> Tensor:
@@ -19,4 +19,4 @@ def random(weight: Tensor, *, generator: Generator) -> Tensor:
     return torch.rand(weight.shape, generator=generator, device=generator.device).to(weight.device)
 
 
-RANDOM = Criterion(name="random", needs=frozenset({"generator"}), score=random)
+RANDOM = builtin("random", random)

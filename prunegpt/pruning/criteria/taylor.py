@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from prunegpt.pruning.criteria.base import Criterion
+from prunegpt.pruning.criteria.base import builtin
 
 
 def taylor(weight: Tensor, *, squared_gradient: Tensor) -> Tensor:
@@ -23,4 +23,4 @@ def taylor(weight: Tensor, *, squared_gradient: Tensor) -> Tensor:
     return 0.5 * squared_gradient.detach().to(weight.device).float() * weight.detach().float().square()
 
 
-TAYLOR = Criterion(name="taylor", needs=frozenset({"squared_gradient"}), score=taylor)
+TAYLOR = builtin("taylor", taylor)

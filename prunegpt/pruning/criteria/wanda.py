@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from prunegpt.pruning.criteria.base import Criterion
+from prunegpt.pruning.criteria.base import builtin
 
 
 def wanda(weight: Tensor, *, input_norm: Tensor) -> Tensor:
@@ -22,4 +22,4 @@ def wanda(weight: Tensor, *, input_norm: Tensor) -> Tensor:
     return weight.detach().float().abs() * input_norm.to(weight.device).float()  # [out, in]
 
 
-WANDA = Criterion(name="wanda", needs=frozenset({"input_norm"}), score=wanda, rowwise=True)
+WANDA = builtin("wanda", wanda)

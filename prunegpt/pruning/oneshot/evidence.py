@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from prunegpt.lm.views import WeightView
-from prunegpt.pruning.oneshot.request import ACTIVATIONS, GRADIENTS
 from prunegpt.pruning.statistics.collect import block_statistics
 from prunegpt.pruning.statistics.gradients import GradientStatistics, gradient_statistics
 from prunegpt.pruning.statistics.inputs import LayerStatistics
 from prunegpt.pruning.statistics.store import collect_statistics
+from prunegpt.registry import ACTIVATIONS, GRADIENTS
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.criteria.base import Criterion
 from prunegpt.pruning.oneshot.evidence import Evidence, evidence
-from prunegpt.pruning.oneshot.request import ACTIVATIONS, GRADIENTS, Request, check_request
+from prunegpt.pruning.oneshot.request import Request, check_request
 from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, Progress
 from prunegpt.pruning.patterns import Pattern
 from prunegpt.pruning.selection import select_masks
 from prunegpt.pruning.solvers.base import Solver, reconstruction_error
 from prunegpt.pruning.statistics import check_windows, evaluating
+from prunegpt.registry import ACTIVATIONS, GRADIENTS
 
 
 @torch.no_grad()

@@ -4,16 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunegpt.errors import PruningError, unknown
-from prunegpt.lm.views import WeightView
+from prunegpt.errors import PruningError
+from prunegpt.lm.views import WeightView, named
 from prunegpt.pruning.criteria.base import Criterion
 from prunegpt.pruning.patterns import Pattern, parse_pattern
-from prunegpt.pruning.selection import Scope
-from prunegpt.pruning.solvers.base import Solver, option_names
-from prunegpt.registry import CRITERIA, SOLVERS
-
-ACTIVATIONS = frozenset({"input_norm", "gram"})
-GRADIENTS = frozenset({"gradient", "squared_gradient", "gradients"})
+from prunegpt.pruning.solvers.base import Solver
+from prunegpt.registry import ACTIVATIONS, CRITERIA, SOLVERS, Scope
+from prunegpt.spec.patterns import read_pattern
+from prunegpt.spec.pruning import method_entry, refuse, request_problems, scope_of
 
 
 @dataclass(frozen=True)
@@ -54,28 +52,23 @@ def check_request(
     Raises:
         PruningError: it does not.
     """
-    part = _part(method)
+    entry = method_entry(method)
     shape = parse_pattern(pattern) if isinstance(pattern, str) else pattern
-    scope = _scope(part, allocation)
-    _check_options(part, options)
+    if isinstance(allocation, str) and allocation not in ("uniform", "row", "global"):
+        raise PruningError(
+            f"an allocation is uniform, row, global, or the sparsity of each layer by name, but got {allocation!r}. "
+            f"Compute owl and sensitivity first (prunegpt.pruning.allocation) and give what they return."
+        )
+    targets = _targets(views, shape, sparsity, allocation)
+    written, chosen = read_pattern(shape.name), named(views)
+    refuse(request_problems(method, entry, allocation, written, sparsity, options, chosen, training=False))
+    scope = scope_of(entry, allocation)
     notes: tuple[str, ...] = ()
-    if scope == "global" and propagate and part.needs & ACTIVATIONS:
+    if scope == "global" and propagate and entry.needs & ACTIVATIONS:
         propagate = False
         notes = ("global compares the scores of all layers, so all were scored on the dense model",)
-    targets = _targets(views, shape, sparsity, allocation)
+    part = (SOLVERS if method in SOLVERS else CRITERIA).load(method)
     return Request(part, shape, targets, scope, dict(options), propagate, notes)
-
-
-def _part(name: str) -> Criterion | Solver:
-    if name not in CRITERIA and name not in SOLVERS:
-        raise PruningError(unknown("pruning method", name, [*CRITERIA.names(), *SOLVERS.names()]))
-    part: Criterion | Solver = (SOLVERS if name in SOLVERS else CRITERIA).load(name)
-    if "movement" in part.needs:
-        raise PruningError(
-            f"{name} looks at how weights move in training, so it cannot prune in one shot. Use it as the criterion of "
-            f"finetune.prune, or choose another method here, such as magnitude or taylor."
-        )
-    return part
 
 
 def _targets(
@@ -98,29 +91,3 @@ def _targets(
             f"Names are those of parameters (prunegpt.pruning.allocation.explicit takes patterns)."
         )
     return {name: pattern.target(allocation[name]) for name in views}
-
-
-def _scope(part: Criterion | Solver, allocation: str | Mapping[str, float] | None) -> Scope:
-    """What a method compares."""
-    if isinstance(allocation, str) and allocation not in ("uniform", "row", "global"):
-        raise PruningError(
-            f"an allocation is uniform, row, global, or the sparsity of each layer by name, but got {allocation!r}. "
-            f"Compute owl and sensitivity first (prunegpt.pruning.allocation) and give what they return."
-        )
-    if isinstance(part, Solver):
-        if allocation in ("row", "global"):
-            raise PruningError(
-                f"{part.name} chooses weights within a layer while it solves, so it cannot compare by {allocation}. "
-                f"Use uniform, owl or sensitivity."
-            )
-        return "tensor"
-    if allocation == "global":
-        return "global"
-    return "row" if allocation == "row" or (allocation != "uniform" and part.rowwise) else "tensor"
-
-
-def _check_options(part: Criterion | Solver, options: Mapping[str, Any]) -> None:
-    valid = part.options if isinstance(part, Solver) else option_names(part.score, {"weight", *part.needs})
-    for name in options:
-        if name not in valid:
-            raise PruningError(unknown(f"option of {part.name}", name, valid))

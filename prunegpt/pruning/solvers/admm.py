@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunegpt.errors import PruningError
 from prunegpt.pruning.patterns import Pattern
-from prunegpt.pruning.solvers.base import Solution, Solver, reconstruction_error, target_zeros
+from prunegpt.pruning.solvers.base import Solution, builtin, reconstruction_error, target_zeros
 from prunegpt.pruning.solvers.factor import LIMIT, escalation_notes, ladder, normalise
 from prunegpt.pruning.solvers.support import least_squares
 
@@ -160,4 +160,4 @@ def _shifted_inverse(factor: Spectrum, rho: float) -> Tensor:
     return (factor.vectors / (factor.values + rho)) @ factor.vectors.t()
 
 
-ADMM = Solver(name="admm", needs=frozenset({"gram"}), solve=admm, factorise=spectrum)
+ADMM = builtin("admm", admm, spectrum)

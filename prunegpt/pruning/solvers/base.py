@@ -11,9 +11,8 @@ from torch import Tensor
 from prunegpt.errors import PruningError
 from prunegpt.pruning.patterns import NOfM, Pattern, Unstructured
 from prunegpt.pruning.threshold import zeros_for
-
-NEEDS = frozenset({"gram", "gradients"})
-_GIVEN = frozenset({"weight", "sparsity", "pattern", "mask", "factor"}) | NEEDS  # what the pipeline passes itself
+from prunegpt.registry import SOLVER_NEEDS as NEEDS
+from prunegpt.registry import SOLVERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +60,7 @@ class Solver:
     @property
     def options(self) -> tuple[str, ...]:
         """The names of the options that `solve` takes."""
-        return option_names(self.solve, _GIVEN)
+        return tuple(SOLVERS.read(self).options)
 
     def factor_of(self, gram: Tensor, options: Mapping[str, Any]) -> Any:
         """`factorise(gram)` with those of the options that it takes; None where the solver has no such step."""
@@ -69,6 +68,11 @@ class Solver:
             return None
         taken = inspect.signature(self.factorise).parameters
         return self.factorise(gram, **{name: value for name, value in options.items() if name in taken})
+
+
+def builtin(name: str, solve: Callable[..., Solution], factorise: Callable[..., Any] | None = None) -> Solver:
+    """The solver that the registry declares under this name."""
+    return Solver(name, SOLVERS.entry(name).needs, solve, factorise)
 
 
 def option_names(function: Callable[..., Any], given: Container[str]) -> tuple[str, ...]:

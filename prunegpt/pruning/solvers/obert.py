@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunegpt.errors import PruningError
 from prunegpt.pruning.patterns import Pattern
-from prunegpt.pruning.solvers.base import Solution, Solver, target_zeros
+from prunegpt.pruning.solvers.base import Solution, builtin, target_zeros
 from prunegpt.pruning.solvers.factor import LIMIT, ladder
 
 _CHUNK = 1 << 22  # entries of block inverses held at a time
@@ -157,4 +157,4 @@ def _surgeon(weight: Tensor, kept: Tensor, inverse: Tensor) -> Tensor:
     return -(inverse @ push).squeeze(2)  # [blocks, size]
 
 
-OBERT = Solver(name="obert", needs=frozenset({"gradients"}), solve=obert)
+OBERT = builtin("obert", obert)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from prunegpt.pruning.patterns import NOfM, Pattern
-from prunegpt.pruning.solvers.base import Solution, Solver, quotas, reconstruction_error, target_zeros
+from prunegpt.pruning.solvers.base import Solution, builtin, quotas, reconstruction_error, target_zeros
 from prunegpt.pruning.solvers.factor import InverseFactor, inverse_factor
 from prunegpt.pruning.threshold import keep_largest
 
@@ -123,4 +123,4 @@ def _prune_columns(block: Tensor, upper: Tensor, lost: Tensor, errors: Tensor, f
         block[column + 1 : end].addr_(upper[column, column + 1 : end], errors[column], alpha=-1)
 
 
-SPARSEGPT = Solver(name="sparsegpt", needs=frozenset({"gram"}), solve=sparsegpt, factorise=inverse_factor)
+SPARSEGPT = builtin("sparsegpt", sparsegpt, inverse_factor)

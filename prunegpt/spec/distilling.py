@@ -1,0 +1,120 @@
+"""What goes together in distillation: loss, options, cache, teacher and student. No torch.
+
+One function for each question, asked by the plan of a spec before anything runs, and by the stage that runs.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunegpt.errors import DistillationError, UnknownPartError
+from prunegpt.registry import DISTILLATION_LOSSES
+from prunegpt.spec.options import option_problems
+from prunegpt.spec.schema import DistillSpec
+
+Message = tuple[str, str]  # the field of the distillation, and what is wrong with it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What distillation has to know of a student or a teacher; None where it is not known."""
+
+    blocks: int | None = None
+    width: int | None = None  # of hidden states
+    heads: int | None = None
+    vocabulary: int | None = None  # tokens
+
+
+def refuse(problems: Iterator[Message]) -> None:
+    """Raises DistillationError with all that is wrong."""
+    if told := [message for _, message in problems]:
+        raise DistillationError(" ".join(told))
+
+
+def distill_problems(config: DistillSpec, student: Shape, teacher: Shape) -> Iterator[Message]:
+    """What is wrong with a distillation, each with its field."""
+    if config.cache and (config.hidden_gain or config.attention_gain):
+        yield (
+            "cache",
+            "a cache holds the teacher's logits alone, but hidden_gain or attention_gain asks for its states. "
+            "Remove cache, or set the gains to 0.",
+        )
+    try:
+        yield from loss_problems(config.loss, config.options)
+    except UnknownPartError as error:  # a plug-in that does not load
+        yield "loss", str(error)
+    if teacher.vocabulary:
+        counted = {"options.k": config.options.get("k") if config.loss == "top_k" else None}
+        counted["cache.k"] = config.cache.k if config.cache else None
+        for field, k in counted.items():
+            if isinstance(k, int) and k >= teacher.vocabulary:
+                yield field, f"k must be 1 to {teacher.vocabulary - 1}, below the vocabulary, but got {k}. Try 64."
+    if config.hidden_gain or config.attention_gain or config.layer_map is not None:
+        yield from _inner_problems(config, student, teacher)
+
+
+def loss_problems(loss: str, options: Mapping[str, Any]) -> Iterator[Message]:
+    """What is wrong with the options of a loss.
+
+    Raises:
+        UnknownPartError: there is no such loss, or it is a plug-in that cannot be loaded.
+    """
+    valid = DISTILLATION_LOSSES.entry(loss).options
+    yield from ((f"options.{name}", told) for name, told in option_problems(f"the loss {loss}", options, valid))
+
+
+def _inner_problems(config: DistillSpec, student: Shape, teacher: Shape) -> Iterator[Message]:
+    """What does not fit between the blocks of student and teacher."""
+    if student.blocks is None or teacher.blocks is None:
+        return
+    try:
+        match_layers(student.blocks, teacher.blocks, config.layer_map)
+    except DistillationError as error:
+        yield "layer_map", str(error)
+    if config.hidden_gain and student.width and teacher.width and student.width != teacher.width:
+        yield (
+            "hidden_gain",
+            f"hidden states can be compared where they have one width, but those of the student have {student.width} "
+            f"and those of the teacher {teacher.width}. Set hidden_gain to 0 for this teacher.",
+        )
+    if config.attention_gain and student.heads and teacher.heads and student.heads != teacher.heads:
+        yield (
+            "attention_gain",
+            f"attention maps are compared head by head, but the student has {student.heads} heads and the teacher "
+            f"{teacher.heads}. Set attention_gain to 0 for this teacher.",
+        )
+
+
+def match_layers(student: int, teacher: int, given: Mapping[int, int] | None = None) -> dict[int, int]:
+    """Which block of the teacher each block of the student is compared with.
+
+    With no map given, the student's blocks are spread over the teacher's: block i of n, counted from 1, is compared
+    with block ceil(i · m / n) of m, so that each stands for the run of teacher blocks that ends there, and the last
+    meets the last. Equal depths give i -> i.
+
+    Args:
+        student: its number of blocks.
+        teacher: its number of blocks.
+        given: student block -> teacher block, counted from 0, for some of the blocks or all.
+
+    Raises:
+        DistillationError: a block that does not exist, an empty map, or no map for a student that is deeper.
+    """
+    if given is None:
+        if student > teacher:
+            raise DistillationError(
+                f"layers are matched by themselves where the teacher is at least as deep as the student, but they have "
+                f"{teacher} and {student} blocks. Give layer_map, student block -> teacher block."
+            )
+        return {block: -(-(block + 1) * teacher // student) - 1 for block in range(student)}
+    if not given:
+        raise DistillationError(
+            "layer_map must name a block at least, but it is empty. Leave it out to match all blocks."
+        )
+    for mine, theirs in given.items():
+        for who, block, depth in (("student", mine, student), ("teacher", theirs, teacher)):
+            if not 0 <= block < depth:
+                raise DistillationError(
+                    f"the {who}'s blocks are numbered 0 to {depth - 1}, but layer_map has {mine} -> {theirs}."
+                )
+    return dict(given)

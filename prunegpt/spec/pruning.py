@@ -1,0 +1,332 @@
+"""What goes together in pruning: method, allocation, pattern, options, tensors and schedule. No torch.
+
+One function for each question, asked by the plan of a spec before anything runs, and by the stage that runs.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, unknown
+from prunegpt.registry import ACTIVATIONS, ALLOCATIONS, CRITERIA, GATHERED, SCHEDULES, SOLVERS, Entry, Scope
+from prunegpt.spec.names import Matrix, first_matches, select_names
+from prunegpt.spec.options import option_problems
+from prunegpt.spec.patterns import Notation, read_pattern
+from prunegpt.spec.schedules import Clock, clock_problem, interpolate
+from prunegpt.spec.schema import GradualSpec, PruneSpec
+
+Message = tuple[str, str]  # the field of the pruning, and what is wrong with it
+Allocation = str | Mapping[str, float] | None
+
+_TOLERANCE = 1e-6  # of sparsities
+_LOOKS = 64  # points at which the curve of a schedule is looked at
+_SHOWN = 3  # tensors named in one message
+
+
+def method_entry(name: str) -> Entry:
+    """What is known of a criterion or solver.
+
+    Raises:
+        PruningError: there is none of that name.
+        UnknownPartError: it is a plug-in that cannot be loaded.
+    """
+    if name not in CRITERIA and name not in SOLVERS:
+        raise PruningError(unknown("pruning method", name, [*CRITERIA.names(), *SOLVERS.names()]))
+    return (SOLVERS if name in SOLVERS else CRITERIA).entry(name)
+
+
+def allocation_entry(allocation: Allocation) -> Entry:
+    """What is known of an allocation: a name, a mapping (which is `explicit`), or None, which leaves the scope open.
+
+    Raises:
+        UnknownPartError: there is none of that name, or it is a plug-in that cannot be loaded.
+    """
+    if allocation is None:
+        return Entry(ALLOCATIONS.entry("uniform").loader)
+    return ALLOCATIONS.entry(allocation if isinstance(allocation, str) else "explicit")
+
+
+def scope_of(method: Entry, allocation: Allocation) -> Scope:
+    """What scores are compared over: what the allocation says, else the method, else each tensor for itself."""
+    own = None if method.solver else method.scope
+    return allocation_entry(allocation).scope or own or "tensor"
+
+
+def reads_text(prune: PruneSpec) -> bool:
+    """Whether a pruning looks at a calibration text."""
+    training = isinstance(prune, GradualSpec)
+    spread = allocation_entry(prune.allocation).reads_text(training=False)
+    return spread or method_entry(prune.method).reads_text(training=training)
+
+
+def method_options(prune: PruneSpec) -> dict[str, Any]:
+    """The options that are the method's."""
+    return _taken(prune, method_entry(prune.method))
+
+
+def allocation_options(prune: PruneSpec) -> dict[str, Any]:
+    """The options that are the allocation's, or of what it needs."""
+    return _taken(prune, allocation_entry(prune.allocation))
+
+
+def _taken(prune: PruneSpec, entry: Entry) -> dict[str, Any]:
+    return {name: value for name, value in prune.options.items() if name in entry.valid_options}
+
+
+def refuse(problems: Iterator[Message]) -> None:
+    """Raises PruningError with all that is wrong."""
+    if told := [message for _, message in problems]:
+        raise PruningError(" ".join(told))
+
+
+def prune_problems(
+    prune: PruneSpec, matrices: Sequence[Matrix] | None = None, *, length: Mapping[str, float | None] | None = None
+) -> Iterator[Message]:
+    """What is wrong with a pruning, each with its field.
+
+    Args:
+        prune: one-shot, or gradual.
+        matrices: of the model; None where they are not known.
+        length: of the training, by unit, as far as it is known.
+    """
+    chosen: list[Matrix] | None = None
+    if matrices is not None:
+        names, wrong = select_names(matrices, targets=prune.targets, layers=prune.layers, exclude=prune.exclude)
+        yield from (("", message) for message in wrong)
+        if not wrong:
+            chosen = [matrix for matrix in matrices if matrix.name in set(names)]
+    try:
+        method, spread = method_entry(prune.method), allocation_entry(prune.allocation)
+    except UnknownPartError as error:  # a plug-in that does not load
+        yield "", str(error)
+        return
+    pattern = read_pattern(prune.pattern)
+    yield from request_problems(
+        prune.method,
+        method,
+        prune.allocation,
+        pattern,
+        prune.sparsity,
+        prune.options,
+        chosen,
+        training=isinstance(prune, GradualSpec),
+    )
+    if chosen is not None:
+        if isinstance(prune.allocation, Mapping):
+            wrong = first_matches([matrix.name for matrix in chosen], list(prune.allocation))[1]
+            yield from (("allocation", message) for message in wrong)
+        if prune.curves:
+            yield from _curve_problems(prune, chosen)
+        if reads_text(prune):
+            yield from _embedding_problems(prune, method, spread, chosen)
+    if isinstance(prune, GradualSpec):
+        yield from _gradual_problems(prune, method, pattern, length or {})
+
+
+def request_problems(
+    name: str,
+    method: Entry,
+    allocation: Allocation,
+    pattern: Notation,
+    sparsity: float | None,
+    options: Mapping[str, Any],
+    chosen: Sequence[Matrix] | None,
+    *,
+    training: bool,
+) -> Iterator[Message]:
+    """What does not go together in one call of a method.
+
+    Args:
+        name: of the method, in messages.
+        method: what is known of it.
+        allocation: a name, or pattern -> sparsity, or None.
+        pattern: the shape of sparsity.
+        sparsity: asked for; None where the pattern or the allocation says it.
+        options: of method and allocation together.
+        chosen: the tensors to prune; None where they are not known.
+        training: whether masks change while the model trains.
+    """
+    if method.only_in_training and not training:
+        yield (
+            "method",
+            f"{name} looks at how weights move in training, so it must be the method of finetune.prune or "
+            f"distill.prune, but is that of a one-shot prune stage. Choose another here, such as magnitude or taylor.",
+        )
+    if allocation == "explicit":
+        yield (
+            "allocation",
+            "allocation explicit needs the sparsity of each tensor, but only its name is given. "
+            "Write {name pattern: sparsity} instead.",
+        )
+        return
+    spread = allocation_entry(allocation)
+    if method.solver:
+        yield from _solver_problems(name, spread.scope, allocation, pattern)
+    if pattern.sparsity is not None:
+        yield from _group_problems(name, method, allocation, spread, pattern, pattern.sparsity, sparsity, chosen or ())
+    valid = {**method.valid_options, **spread.valid_options}
+    owner = name if allocation is None or not spread.valid_options else f"{name} and {_name(allocation)}"
+    yield from ((f"options.{option}", told) for option, told in option_problems(owner, options, valid))
+
+
+def _name(allocation: Allocation) -> str:
+    return allocation if isinstance(allocation, str) else "explicit"
+
+
+def _solver_problems(name: str, scope: Scope | None, allocation: Allocation, pattern: Notation) -> Iterator[Message]:
+    if scope in ("row", "global"):
+        yield (
+            "allocation",
+            f"{name} is a solver: it chooses weights within a layer while it solves, so it cannot compare by "
+            f"{_name(allocation)}. Use uniform, owl or sensitivity, or a criterion such as wanda.",
+        )
+    if pattern.kind == "block":
+        yield (
+            "pattern",
+            f"{name} prunes to unstructured and N:M patterns, but got {pattern.name}. "
+            f"Use a criterion such as magnitude or wanda for blocks.",
+        )
+
+
+def _group_problems(
+    name: str,
+    method: Entry,
+    allocation: Allocation,
+    spread: Entry,
+    pattern: Notation,
+    fixed: float,
+    sparsity: float | None,
+    chosen: Sequence[Matrix],
+) -> Iterator[Message]:
+    """What does not go with a pattern N:M, which every group of every tensor has to keep."""
+    asked = list(allocation.values()) if isinstance(allocation, Mapping) else [] if sparsity is None else [sparsity]
+    other = next((value for value in asked if abs(value - fixed) > _TOLERANCE), None)
+    if other is not None:
+        field = "allocation" if isinstance(allocation, Mapping) else "sparsity"
+        yield (
+            field,
+            f"pattern {pattern.name} fixes the sparsity of every tensor at {fixed:g}, but {field} asks for {other:g}. "
+            f"Remove one.",
+        )
+    elif isinstance(allocation, str) and spread.scope is None:
+        yield (
+            "allocation",
+            f"pattern {pattern.name} fixes the sparsity of every tensor at {fixed:g}, so that allocation {allocation} "
+            f"has nothing to spread. Use uniform, or pattern unstructured.",
+        )
+    wrong = [matrix for matrix in chosen if matrix.shape[1] % pattern.second]
+    if wrong:
+        listed = ", ".join(f"{matrix.name} {list(matrix.shape)}" for matrix in wrong[:_SHOWN])
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        yield (
+            "pattern",
+            f"{pattern.name} needs an input axis divisible by {pattern.second}, but that of {listed}{more} "
+            f"([out, in]) is not. Leave them out of targets, or choose a group that divides it.",
+        )
+
+
+def _curve_problems(prune: PruneSpec, chosen: Sequence[Matrix]) -> Iterator[Message]:
+    """What measured curves do not reach."""
+    sizes: dict[str, int] = {}
+    for matrix in chosen:
+        sizes[str(matrix.block)] = sizes.get(str(matrix.block), 0) + math.prod(matrix.shape)
+    if missing := [block for block in sizes if not prune.curves.get(block)]:
+        yield (
+            "allocation",
+            f"sensitivity needs a measured curve of every block that is pruned, but the sweep has none of "
+            f"{', '.join(missing)}. Measure it, or leave the block out.",
+        )
+        return
+    reach = sum(size * max(level for level, _ in prune.curves[block]) for block, size in sizes.items())
+    if prune.sparsity is not None and reach / sum(sizes.values()) < prune.sparsity - _TOLERANCE:
+        yield (
+            "sparsity",
+            f"sensitivity prunes no block beyond the last point of its curve, which reaches a sparsity of "
+            f"{reach / sum(sizes.values()):g} over all, but {prune.sparsity:g} was asked for. "
+            f"Measure the curves at higher sparsities.",
+        )
+
+
+def _embedding_problems(prune: PruneSpec, method: Entry, spread: Entry, chosen: Sequence[Matrix]) -> Iterator[Message]:
+    looks = method.needs & ACTIVATIONS or "outlier_ratios" in spread.needs
+    if looks and (found := next((matrix.name for matrix in chosen if matrix.embedding), None)):
+        yield (
+            "targets",
+            f"{found} is an embedding, whose inputs are token ids: what looks at activations cannot prune it. "
+            f"Leave it out of targets, or use magnitude.",
+        )
+
+
+# -- pruning while training --------------------------------------------------------------------------------------------
+
+
+def _gradual_problems(
+    prune: GradualSpec, method: Entry, pattern: Notation, length: Mapping[str, float | None]
+) -> Iterator[Message]:
+    fixed, final = pattern.sparsity, _final(prune, pattern)
+    if fixed is not None and prune.initial > fixed + _TOLERANCE:
+        yield (
+            "initial",
+            f"pattern {pattern.name} reaches a sparsity of {fixed:g} at most, but initial is {prune.initial:g}. "
+            f"Set a smaller initial.",
+        )
+    shares = _shares(prune.schedule)
+    if method.solver and fixed is not None:
+        levels = [interpolate(share, final, prune.initial) for share in shares]
+        if any(_TOLERANCE < level < fixed - _TOLERANCE for level in levels):
+            yield (
+                "pattern",
+                f"{prune.method} prunes {pattern.name} to its full sparsity of {fixed:g}, but schedule "
+                f"{prune.schedule} asks for less on the way. Use schedule constant, or a criterion such as wanda.",
+            )
+    limit = length.get(prune.unit)
+    if problem := clock_problem(start=prune.start, end=prune.end, unit=prune.unit, grid=prune.clock, limit=limit):
+        yield "", problem
+        return
+    if prune.start == 0 and interpolate(shares[0], final, prune.initial) > 0:
+        yield from _unseen(prune.method, method, prune.schedule, prune.initial)
+    end = prune.end if prune.end is not None else None if limit is None else limit / 2
+    if prune.schedule == "acdc" and end is not None and prune.every >= (end - prune.start) * (1 - _TOLERANCE):
+        yield (
+            "every",
+            f"acdc needs a dense and a compressed phase, so that every must be less than end - start, but is "
+            f"{prune.every:g} of {end - prune.start:g} {prune.unit}. Make it smaller: it is the length of a phase.",
+        )
+
+
+def update_problems(prune: GradualSpec, clock: Clock) -> Iterator[Message]:
+    """What is wrong with a pruning once it is known before which steps masks change."""
+    try:
+        first = clock.share(prune.schedule, clock.start)
+    except PruneGPTError as error:
+        yield "every", str(error)
+        return
+    final = _final(prune, read_pattern(prune.pattern))
+    if clock.start == 0 and interpolate(first, final, prune.initial) > 0:
+        yield from _unseen(prune.method, method_entry(prune.method), prune.schedule, prune.initial)
+
+
+def _unseen(name: str, method: Entry, schedule: str, initial: float) -> Iterator[Message]:
+    """What a method would have to know before the first step."""
+    if gathered := method.needs & GATHERED:
+        yield (
+            "start",
+            f"{name} must see at least one optimizer step before it chooses weights, but masks are to change before "
+            f"the first step (schedule {schedule}, initial {initial:g}; it gathers {', '.join(sorted(gathered))}). "
+            f"Let start come later, or set initial to 0 with a schedule that grows.",
+        )
+
+
+def _final(prune: GradualSpec, pattern: Notation) -> float:
+    """The largest sparsity that a tensor ends with, as far as the spec says it."""
+    if isinstance(prune.allocation, Mapping):
+        return max([*prune.allocation.values(), prune.sparsity or pattern.sparsity or 0.0])
+    return prune.sparsity if prune.sparsity is not None else pattern.sparsity or 0.0
+
+
+def _shares(schedule: str) -> list[float]:
+    """How far a schedule has come at points from start to end; of acdc, its two phases."""
+    if schedule == "acdc":
+        return [0.0, 1.0]
+    part = SCHEDULES.load(schedule)
+    return [float(part(look / _LOOKS)) for look in range(_LOOKS + 1)]
