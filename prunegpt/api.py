@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunegpt.errors import LaunchError, PruneGPTError
-from prunegpt.planning.suggested import Planner
+from prunegpt.planning.resolve import Planner
 from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root

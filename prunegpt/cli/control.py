@@ -71,7 +71,7 @@ def resume(
     Trials that are waiting or failed run; finished, diverged and stopped ones do not, see `sweep retry`.
     """
     from prunegpt.errors import StoreError
-    from prunegpt.planning.suggested import Planner
+    from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
     from prunegpt.store import Store
     from prunegpt.sweep.curves import curves_in

@@ -7,7 +7,7 @@ import typer
 from prunegpt.cli.options import say
 
 if TYPE_CHECKING:
-    from prunegpt.planning.suggested import Planner
+    from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
     from prunegpt.spec.plan import SweepPlan
     from prunegpt.sweep.events import SweepOutcome

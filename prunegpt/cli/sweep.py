@@ -130,7 +130,7 @@ def run(
 
     Ctrl-C once lets running stages write a checkpoint; twice stops at once. Running it again goes on.
     """
-    from prunegpt.planning.suggested import Planner
+    from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
     from prunegpt.sweep.curves import curves_in
 

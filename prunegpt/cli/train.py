@@ -60,7 +60,9 @@ def train(
     dataset_config_name: Annotated[str | None, _option("dataset_config_name", "Its configuration.")] = None,
     train_file: Annotated[Path | None, _option("train_file", "Local text to train on.")] = None,
     validation_file: Annotated[Path | None, _option("validation_file", "Local text to measure on.")] = None,
-    block_size: Annotated[int, _option("block_size", "Tokens of a block.")] = 1024,
+    block_size: Annotated[
+        int | None, _option("block_size", "Tokens of a block; 1024, or the model's positions, where not given.")
+    ] = None,
     num_train_epochs: Annotated[
         float | None, _option("num_train_epochs", "Passes over the text; the recipe's, or 3, where not given.")
     ] = None,
@@ -141,19 +143,20 @@ def train(
 
 
 def _data(
-    dataset: str | None, config: str | None, train_file: Path | None, validation_file: Path | None, block_size: int
+    dataset: str | None, config: str | None, train_file: Path | None, validation_file: Path | None, block: int | None
 ) -> dict[str, Any]:
     from prunegpt.errors import PruneGPTError
 
     if dataset and (train_file or validation_file):
         raise PruneGPTError("text must come from --dataset_name or from files, but both were given. Remove one.")
+    size = {} if block is None else {"block_size": block}
     if dataset:
-        return {"path": dataset, "block_size": block_size, **({"name": config} if config else {})}
+        return {"path": dataset, **size, **({"name": config} if config else {})}
     files = {"train": train_file, "validation": validation_file}
     named = {split: str(file.absolute()) for split, file in files.items() if file}
     if not named:
         raise PruneGPTError("train needs text: --dataset_name, or --train_file and --validation_file.")
-    return {"files": named, "block_size": block_size}
+    return {"files": named, **size}
 
 
 def _export(result: "TrialResult", output_dir: Path, root: "Root", *, do_train: bool) -> None:

@@ -41,7 +41,7 @@ def create(
     """
     import json
 
-    from prunegpt.planning.suggested import Planner
+    from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
     from prunegpt.spec.wandb_config import config_of
     from prunegpt.sweep.curves import curves_in
@@ -190,7 +190,7 @@ def trial(
     """What an agent starts: find the trial that its arguments mean, run it under the root, store what came of it."""
     from prunegpt.cli.agent_trial import failing, run_for_agent
     from prunegpt.errors import Problem, SpecError
-    from prunegpt.planning.suggested import Planner
+    from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
     from prunegpt.sweep.curves import curves_in
     from prunegpt.tracking.agents import PARAMETERS, read_arguments, trial_of

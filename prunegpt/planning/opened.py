@@ -88,10 +88,13 @@ class OpenedSpec:
         return any(re.fullmatch(_pattern(template), name) for template in self._broken)
 
     def note(self, item: Configuration, path: str, message: str) -> None:
-        """Adds a problem with one field of a configuration, at the line where that field was written."""
+        """Adds a problem with one field of a configuration."""
+        self.problems.append(self.located(item, path, message))
+
+    def located(self, item: Configuration, path: str, message: str) -> Problem:
+        """A problem with one field of a configuration, at the line where that field was written."""
         steps = [int(step) if step.isdigit() else step for step in path.split(".") if step]
-        place = written_at(self.document, item.index, item.swept, steps)
-        self.problems.append(self.document.problem(place, message))
+        return self.document.problem(written_at(self.document, item.index, item.swept, steps), message)
 
 
 def _pattern(template: str) -> str:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.opened import OpenedSpec
 from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.samplers import early_stop_of
-from prunegpt.planning.searches import Searches
+from prunegpt.planning.searches import plan_search, resolve_suggestion
 from prunegpt.planning.stages import Place, next_stage, source_stage
-from prunegpt.planning.teachers import Chain, Sweep, Teachers, borrowed
-from prunegpt.planning.texts import Texts, block_size_of
+from prunegpt.planning.teachers import Chain, borrowed, find_teacher
+from prunegpt.planning.texts import Texts, block_size_of, with_block_size
 from prunegpt.root import Root
 from prunegpt.spec.distilling import distill_problems
 from prunegpt.spec.expand import Configuration, slug
-from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
-from prunegpt.spec.read import Document, plain_document, read_document
+from prunegpt.spec.plan import SearchPlan, StagePlan, SweepPlan, TrialPlan
+from prunegpt.spec.read import plain_document, read_document
 from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, PruneSpec, TeacherModel
 from prunegpt.spec.training_arguments import precision_problem
 
@@ -39,19 +40,12 @@ def plan_file(
     strict: bool = False,
     curves: CurvesOf | None = None,
 ) -> SweepPlan:
-    """Reads, checks and resolves a spec file.
-
-    An override `NAME:PATH=VALUE` goes to another sweep that teachers come from.
-
-    Args:
-        root: where hashes of files are remembered.
-        strict: what cannot be checked for want of a network is a problem, not a remark.
-        curves: gives the sensitivity curves that a sweep measured, for allocation `sensitivity`.
+    """The plan of a spec file; see :class:`Planner`.
 
     Raises:
         SpecError: with every problem of the spec.
     """
-    return Resolver.of_file(path, overrides, root=root, strict=strict, curves=curves).plan()
+    return Planner(path, overrides, root, curves, strict=strict).plan
 
 
 def plan_data(
@@ -64,24 +58,14 @@ def plan_data(
     strict: bool = False,
     curves: CurvesOf | None = None,
 ) -> SweepPlan:
-    """As plan_file, from plain data.
-
-    Args:
-        source: what messages call it.
-        path: the file that it was read from: where its relative paths begin, and the specs of its teachers lie.
-    """
-    resolver = Resolver.of_data(data, overrides, source=source, path=path, root=root, strict=strict, curves=curves)
-    return resolver.plan()
+    """As plan_file, from plain data. `source`: what messages call it."""
+    return Planner(data, overrides, root, curves, strict=strict, path=path, called=source).plan
 
 
 def _addressee(override: str) -> str | None:
     """The sweep that an override is for, or None for the spec itself."""
     name, colon, _ = override.partition("=")[0].partition(":")
     return name if colon else None
-
-
-def _own(overrides: Sequence[str]) -> list[str]:
-    return [text for text in overrides if _addressee(text) is None]
 
 
 def _writable(value: Any) -> Any:
@@ -93,73 +77,73 @@ def _writable(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@dataclass
-class _Shared:
-    """What the resolvers of one plan have in common: the sweeps that teachers come from are resolved once."""
+class Planner:
+    """Plans one spec, and then what its searches suggest. Each trial is resolved once, whoever asks for it.
 
-    files: Files
-    overrides: tuple[str, ...]
-    strict: bool
-    curves: CurvesOf | None = None
-    resolvers: dict[Path, "Resolver"] = field(default_factory=dict)  # by spec file
-    models: dict[str, tuple[ModelFacts | None, str | None]] = field(default_factory=dict)  # facts and a problem
-    unchecked: dict[str, None] = field(default_factory=dict)  # an ordered set
-    pending: list[tuple[Sweep, str]] = field(default_factory=list)  # trials being resolved, for circles
+    Args:
+        source: the file, or plain data.
+        overrides: PATH=VALUE. One `NAME:PATH=VALUE` goes to another sweep that teachers come from.
+        root: where hashes of files are remembered.
+        curves: gives the sensitivity curves that a sweep measured, for allocation `sensitivity`.
+        strict: what cannot be checked for want of a network is a problem, not a remark.
+        path: of data, the file that it was read from: relative paths begin there, and specs of teachers lie beside it.
+        called: what messages call plain data.
+        home: of a sweep that teachers come from, the planner that was asked first; it keeps what all of them share.
 
+    Raises:
+        SpecError: the spec cannot be read. Its other problems are told when the plan is asked for.
+    """
 
-class Resolver:
-    """Resolves the trials of one spec, each once, whoever asks: the spec itself or a student of another one."""
-
-    def __init__(self, shared: _Shared, document: Document, path: Path | None) -> None:
-        self.shared = shared
+    def __init__(
+        self,
+        source: Path | Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        root: Root | None = None,
+        curves: CurvesOf | None = None,
+        *,
+        strict: bool = False,
+        path: Path | None = None,
+        called: str = "the spec",
+        home: "Planner | None" = None,
+    ) -> None:
+        own = [text for text in overrides if _addressee(text) is None]
+        if isinstance(source, Path):
+            path, document = source, read_document(source, own)
+        else:
+            document = plain_document(source, called, own)
         self.opened = OpenedSpec(document)
         self.path = path.absolute() if path else None
         self.name = str(document.data.get("name", ""))
-        self.texts = Texts(shared.files, self.path.parent if self.path else None, shared.unchecked)
         self.chains: dict[str, Chain | None] = {}
+        self.searched: dict[int, list[Chain]] = {}  # trial of the spec -> what was tried of its search
         self.implicit: dict[str, Chain] = {}  # teachers that no trial is, by stage key
-        self.teachers = Teachers(self, shared.pending, self._open)
-        self.searches = Searches(self)
+        self.home = home or self
+        if home is None:
+            self.files = Files(root)
+            self.curves = curves
+            self.unchecked: dict[str, None] = {}  # an ordered set
+            self.pending: list[tuple[Planner, str]] = []  # trials being resolved, for circles
+            self._overrides = tuple(overrides)
+            self._strict = strict
+            self._planners: dict[Path, Planner] = {}  # by spec file: each is opened once
+            self._models: dict[str, tuple[ModelFacts | None, str | None]] = {}  # facts and a problem
+        self.texts = Texts(self.home.files, self.path.parent if self.path else None, self.home.unchecked)
         if self.path:
-            shared.resolvers[self.path] = self
+            self.home._planners[self.path] = self
 
-    @classmethod
-    def of_file(
-        cls,
-        path: Path,
-        overrides: Sequence[str] = (),
-        *,
-        root: Root | None = None,
-        strict: bool = False,
-        curves: CurvesOf | None = None,
-    ) -> "Resolver":
-        """The resolver of a spec file; see plan_file."""
-        shared = _Shared(Files(root), tuple(overrides), strict, curves)
-        return cls(shared, read_document(path, _own(overrides)), path)
+    def beside(self, path: Path) -> "Planner":
+        """The planner of another spec file.
 
-    @classmethod
-    def of_data(
-        cls,
-        data: Mapping[str, Any],
-        overrides: Sequence[str] = (),
-        *,
-        source: str = "the spec",
-        path: Path | None = None,
-        root: Root | None = None,
-        strict: bool = False,
-        curves: CurvesOf | None = None,
-    ) -> "Resolver":
-        """As of_file, from plain data; `path` as for plan_data."""
-        shared = _Shared(Files(root), tuple(overrides), strict, curves)
-        return cls(shared, plain_document(data, source, _own(overrides)), path)
+        Raises:
+            SpecError: it cannot be read.
+        """
+        known = self.home._planners.get(path)
+        if known is not None:
+            return known
+        overrides = [text.partition(":")[2] for text in self.home._overrides if _addressee(text) == path.stem]
+        return Planner(path, overrides, home=self.home)
 
-    def _open(self, path: Path) -> "Resolver":
-        """The resolver of another spec file, or of the one that somebody already opened."""
-        if path not in self.shared.resolvers:
-            overrides = [text.partition(":")[2] for text in self.shared.overrides if _addressee(text) == path.stem]
-            return Resolver(self.shared, read_document(path, overrides), path)
-        return self.shared.resolvers[path]
-
+    @cached_property
     def plan(self) -> SweepPlan:
         """The plan of the spec.
 
@@ -168,20 +152,21 @@ class Resolver:
         """
         opened, spec = self.opened, self.opened.spec
         chains = [self.chain(item) for item in opened.configurations]
-        searches = tuple(self.searches.plan(template) for template in opened.searches)
+        searches = tuple(plan_search(self, template) for template in opened.searches)
         problems = [*opened.problems, *self._table_problems(), *self._stray_overrides(), *self._early_stop_problems()]
-        if self.shared.strict:
-            problems += [Problem("", f"{text}. Download it, or give a local folder.") for text in self.shared.unchecked]
+        if self._strict:
+            problems += [Problem("", f"{text}. Download it, or give a local folder.") for text in self.unchecked]
         if problems or spec is None:
             unique = list(dict.fromkeys(problems))
             raise SpecError(sorted(unique, key=lambda problem: problem.line or 0), opened.document.source)
-        self.shared.files.save()
+        self.files.save()
         own = [chain for chain in [*chains, *self.implicit.values()] if chain]
+        tried = [chain for found in self.searched.values() for chain in found]
         return SweepPlan(
             name=spec.name,
             title=spec.title or spec.name,
             source=str(self.path) if self.path else None,
-            trials=(*(chain.trial for chain in own), *borrowed([*own, *self.searches.chains], spec.name).values()),
+            trials=(*(chain.trial for chain in own), *borrowed([*own, *tried], spec.name).values()),
             searches=searches,
             early_stop=spec.early_stop,
             target=spec.target,
@@ -190,24 +175,41 @@ class Resolver:
             tracking=spec.tracking,
             tables=spec.tables,
             spec=_writable(opened.document.data),
-            unchecked=tuple(self.shared.unchecked),
+            unchecked=tuple(self.unchecked),
         )
+
+    def suggested(self, search: SearchPlan, values: Mapping[str, Any], number: int) -> TrialPlan:
+        """The trial that a suggestion means.
+
+        Args:
+            search: one of `plan.searches`.
+            values: path -> choice: a value, or the name of one that has a name.
+            number: counted within its search from 1.
+
+        Raises:
+            SpecError: these values make no trial; they are told.
+        """
+        template = next(template for template in self.opened.searches if template.index == search.index)
+        return resolve_suggestion(self, template, values, number)
+
+    def problem(self, trial: TrialPlan, path: str, message: str) -> Problem:
+        """A problem with one field of a planned trial, at the line where that field was written."""
+        owner = next(one for one in (self, *self._planners.values()) if one.name == trial.sweep)
+        item = owner.opened.named(trial.name, trial.seed)
+        return owner.opened.located(item, path, message) if item else Problem(trial.name, message)
 
     def _table_problems(self) -> list[Problem]:
         if self.opened.spec is None or not self.opened.complete:
             return []  # a row may be for a trial that has problems of its own
+        searched = [
+            template.name_of(number)  # that trials may come to have
+            for template in self.opened.searches
+            for number in range(1, (template.spec.n_trials or _NUMBERS) + 1)
+        ]
         return [
             self.opened.document.problem(("tables", index, *place), message)
             for index, table in enumerate(self.opened.spec.tables)
-            for place, message in checks.table_problems(table, [*self.opened.groups, *self._searched_names()])
-        ]
-
-    def _searched_names(self) -> list[str]:
-        """Names that searched trials may come to have."""
-        return [
-            template.name_of(number)
-            for template in self.opened.searches
-            for number in range(1, (template.spec.n_trials or _NUMBERS) + 1)
+            for place, message in checks.table_problems(table, [*self.opened.groups, *searched])
         ]
 
     def _early_stop_problems(self) -> list[Problem]:
@@ -222,10 +224,10 @@ class Resolver:
         return []
 
     def _stray_overrides(self) -> list[Problem]:
-        asked = {path.stem for path in self.shared.resolvers if path != self.path}
+        asked = {path.stem for path in self._planners if path != self.path}
         return [
             Problem("", f"--set {text}: no teacher comes from a sweep {name!r}. Give its path without that name.")
-            for text in self.shared.overrides
+            for text in self._overrides
             if (name := _addressee(text)) is not None and name not in asked
         ]
 
@@ -234,14 +236,14 @@ class Resolver:
     def chain(self, item: Configuration) -> Chain | None:
         """The resolved trial; None where it has problems, which are noted."""
         if item.name not in self.chains:
-            self.shared.pending.append((self, item.name))
+            self.home.pending.append((self, item.name))
             try:
                 self.chains[item.name] = self._resolve(item)
             except (PruneGPTError, OSError) as error:
                 self.opened.note(item, "", str(error))
                 self.chains[item.name] = None
             finally:
-                self.shared.pending.pop()
+                self.home.pending.pop()
         return self.chains[item.name]
 
     def tried(self, item: Configuration) -> tuple[Chain | None, list[Problem]]:
@@ -256,8 +258,11 @@ class Resolver:
     def _resolve(self, item: Configuration) -> Chain | None:
         before = len(self.opened.problems)
         item = self._filled(item)
+        facts = self._model(item, item.spec.model, "model")
+        if facts and item.spec.data:
+            filled = with_block_size(item.spec.data, facts.positions)
+            item = replace(item, spec=item.spec.model_copy(update={"data": filled}))
         spec = item.spec
-        facts = self._model(item, spec.model, "model")
         text = self._text(item, spec.data, spec.evaluate)
         if facts:
             self._check(item, facts)
@@ -302,7 +307,7 @@ class Resolver:
         stages = list(item.spec.stages)
         for index, stage in enumerate(stages):
             try:
-                config = with_curves(with_recipe(stage.config, self.texts.base), self.shared.curves)
+                config = with_curves(with_recipe(stage.config, self.texts.base), self.home.curves)
                 stages[index] = stage.filled(config)
             except (PruneGPTError, OSError) as error:
                 self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))
@@ -352,9 +357,9 @@ class Resolver:
             self.opened.note(item, "", "a trial needs a model: set `model` in base or in the trial.")
             return None
         identity = digest([model.model_dump(), str(self.texts.base)])
-        if identity not in self.shared.models:
-            self.shared.models[identity] = self._look_at(model)
-        facts, problem = self.shared.models[identity]
+        if identity not in self.home._models:
+            self.home._models[identity] = self._look_at(model)
+        facts, problem = self.home._models[identity]
         if problem:
             self.opened.note(item, where, problem)
         return facts
@@ -362,9 +367,9 @@ class Resolver:
     def _look_at(self, model: ModelSpec) -> tuple[ModelFacts | None, str | None]:
         """What is known of a model, and what is wrong with it."""
         try:
-            facts = model_facts(model, self.shared.files, self.texts.base)
+            facts = model_facts(model, self.home.files, self.texts.base)
             if facts.unchecked:
-                self.shared.unchecked[facts.unchecked] = None
+                self.home.unchecked[facts.unchecked] = None
             return facts, checks.model_problem(facts) or checks.tokenizer_problem(facts)
         except (PruneGPTError, OSError) as error:
             return None, str(error)
@@ -397,7 +402,7 @@ class Resolver:
         if isinstance(teacher, TeacherModel):
             chain = self._teacher_model(item, teacher.model, where)
         else:
-            chain = self.teachers.find(item, teacher, where)
+            chain = find_teacher(self, item, teacher, where)
         if chain is None or student is None:
             return chain
         block_size = block_size_of(config.data, item.spec.data.block_size if item.spec.data else 0)

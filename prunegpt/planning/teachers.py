@@ -1,15 +1,16 @@
 """Who teaches a stage: a trial of its own sweep, or one of a sweep whose spec lies beside it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from prunegpt.errors import SpecError, nearest
 from prunegpt.planning.facts import ModelFacts
-from prunegpt.planning.opened import OpenedSpec
 from prunegpt.spec.expand import Configuration
 from prunegpt.spec.plan import TrialPlan
+
+if TYPE_CHECKING:
+    from prunegpt.planning.resolve import Planner
 
 MAX_TEACHERS = 50  # that teach one another in a row
 _LISTED = 8
@@ -24,107 +25,86 @@ class Chain:
     teachers: tuple["Chain", ...] = ()
 
 
-class Sweep(Protocol):
-    """A spec whose trials can be resolved one by one."""
-
-    name: str
-    path: Path | None
-    opened: OpenedSpec
-
-    def chain(self, item: Configuration) -> Chain | None:
-        """The resolved trial; None where it has problems, which are noted in `opened`."""
+def find_teacher(planner: "Planner", item: Configuration, name: str, where: str) -> Chain | None:
+    """The trial that a name means; None where it has problems, which are noted at the student's field or that trial."""
+    sweep, slash, trial = name.partition("/")
+    if not slash or sweep == planner.name:
+        return _sibling(planner, item, trial if slash else name, where)
+    return _foreign(planner, item, sweep, trial, where)
 
 
-class Teachers:
-    """Finds the teachers of one sweep's students. What is wrong is noted at the student's field.
+def _sibling(planner: "Planner", item: Configuration, name: str, where: str) -> Chain | None:
+    """A trial of this sweep; where it has several seeds, the one of the student's seed, else its first."""
+    opened = planner.opened
+    found = opened.named(name, item.seed)
+    if found is not None:
+        return planner.chain(found) if _may_teach(planner, item, planner, found.name, where) else None
+    if not opened.may_be_broken(name):
+        close = ", ".join(nearest(name, opened.groups)[:_LISTED])
+        opened.note(
+            item,
+            where,
+            f"a teacher must be a trial of this sweep, SWEEP/TRIAL or {{model: SOURCE}}, but there is no trial "
+            f"{name!r}. Trials: {close}. For a model write {{model: {name}}}.",
+        )
+    return None
 
-    Args:
-        sweep: the students' own.
-        pending: the trials being resolved, of all sweeps, the last one asked for last.
-        open_: the sweep of a spec file, opened once.
-    """
 
-    def __init__(self, sweep: Sweep, pending: list[tuple[Sweep, str]], open_: Callable[[Path], Sweep]) -> None:
-        self._sweep = sweep
-        self._pending = pending
-        self._open = open_
+def _foreign(planner: "Planner", item: Configuration, sweep: str, trial: str, where: str) -> Chain | None:
+    """A trial of a sweep whose spec lies beside this one."""
+    own = planner.opened
+    other = _beside(planner, item, sweep, trial, where)
+    if other is None:
+        return None
+    before = len(other.opened.problems)
+    found = other.opened.named(trial, item.seed)
+    if found is None and other.opened.complete:
+        close = ", ".join(nearest(trial, other.opened.groups)[:_LISTED]) or "none"
+        own.note(item, where, f"sweep {sweep} has no trial {trial!r}. Trials: {close}.")
+        return None
+    if found is not None:
+        if not _may_teach(planner, item, other, found.name, where):
+            return None
+        if chain := other.chain(found):
+            return chain
+    reasons = other.opened.problems[before:] or other.opened.problems
+    own.note(item, where, f"the teacher {sweep}/{trial} cannot run, {other.path}: {'; '.join(map(str, reasons))}")
+    return None
 
-    def find(self, item: Configuration, name: str, where: str) -> Chain | None:
-        """The trial that a name means; None where it has problems, which are noted here or at that trial."""
-        sweep, slash, trial = name.partition("/")
-        if not slash or sweep == self._sweep.name:
-            return self._sibling(item, trial if slash else name, where)
-        return self._foreign(item, sweep, trial, where)
 
-    def _sibling(self, item: Configuration, name: str, where: str) -> Chain | None:
-        """A trial of this sweep; where it has several seeds, the one of the student's seed, else its first."""
-        opened = self._sweep.opened
-        found = opened.named(name, item.seed)
-        if found is not None:
-            return self._sweep.chain(found) if self._may_teach(item, self._sweep, found.name, where) else None
-        if not opened.may_be_broken(name):
-            close = ", ".join(nearest(name, opened.groups)[:_LISTED])
-            opened.note(
-                item,
-                where,
-                f"a teacher must be a trial of this sweep, SWEEP/TRIAL or {{model: SOURCE}}, but there is no trial "
-                f"{name!r}. Trials: {close}. For a model write {{model: {name}}}.",
-            )
+def _beside(planner: "Planner", item: Configuration, sweep: str, trial: str, where: str) -> "Planner | None":
+    """The sweep of SWEEP.yaml in this spec's folder; None where there is none, which is noted."""
+    path = planner.path.with_name(f"{sweep}.yaml") if planner.path and sweep else None
+    if path is None or not path.is_file():
+        planner.opened.note(
+            item,
+            where,
+            f"a teacher SWEEP/TRIAL needs the spec of that sweep beside this one, but there is no {sweep}.yaml. "
+            f"For a model on the hub write {{model: {sweep}/{trial}}}.",
+        )
+        return None
+    try:
+        return planner.beside(path)
+    except SpecError as error:
+        told = "; ".join(map(str, error.problems))
+        planner.opened.note(item, where, f"the teacher {sweep}/{trial} cannot run, {path}: {told}")
         return None
 
-    def _foreign(self, item: Configuration, sweep: str, trial: str, where: str) -> Chain | None:
-        """A trial of a sweep whose spec lies beside this one."""
-        own = self._sweep.opened
-        other = self._beside(item, sweep, trial, where)
-        if other is None:
-            return None
-        before = len(other.opened.problems)
-        found = other.opened.named(trial, item.seed)
-        if found is None and other.opened.complete:
-            close = ", ".join(nearest(trial, other.opened.groups)[:_LISTED]) or "none"
-            own.note(item, where, f"sweep {sweep} has no trial {trial!r}. Trials: {close}.")
-            return None
-        if found is not None:
-            if not self._may_teach(item, other, found.name, where):
-                return None
-            if chain := other.chain(found):
-                return chain
-        reasons = other.opened.problems[before:] or other.opened.problems
-        own.note(item, where, f"the teacher {sweep}/{trial} cannot run, {other.path}: {'; '.join(map(str, reasons))}")
-        return None
 
-    def _beside(self, item: Configuration, sweep: str, trial: str, where: str) -> Sweep | None:
-        """The sweep of SWEEP.yaml in this spec's folder; None where there is none, which is noted."""
-        own = self._sweep
-        path = own.path.with_name(f"{sweep}.yaml") if own.path and sweep else None
-        if path is None or not path.is_file():
-            own.opened.note(
-                item,
-                where,
-                f"a teacher SWEEP/TRIAL needs the spec of that sweep beside this one, but there is no {sweep}.yaml. "
-                f"For a model on the hub write {{model: {sweep}/{trial}}}.",
-            )
-            return None
-        try:
-            return self._open(path)
-        except SpecError as error:
-            told = "; ".join(map(str, error.problems))
-            own.opened.note(item, where, f"the teacher {sweep}/{trial} cannot run, {path}: {told}")
-            return None
-
-    def _may_teach(self, item: Configuration, sweep: Sweep, name: str, where: str) -> bool:
-        """Whether a trial is not itself waiting for this student."""
-        if (sweep, name) in self._pending:
-            circle = [*self._pending[self._pending.index((sweep, name)) :], (sweep, name)]
-            several = len({id(other) for other, _ in circle}) > 1
-            names = " → ".join(f"{other.name}/{trial}" if several else trial for other, trial in circle)
-            message = f"teachers must not form a circle, but {names}. Distil one of them from something else."
-        elif len(self._pending) > MAX_TEACHERS:
-            message = f"at most {MAX_TEACHERS} trials may teach one another in a row, but more do."
-        else:
-            return True
-        self._sweep.opened.note(item, where, message)
-        return False
+def _may_teach(planner: "Planner", item: Configuration, sweep: "Planner", name: str, where: str) -> bool:
+    """Whether a trial is not itself waiting for this student."""
+    pending = planner.home.pending
+    if (sweep, name) in pending:
+        circle = [*pending[pending.index((sweep, name)) :], (sweep, name)]
+        several = len({id(other) for other, _ in circle}) > 1
+        names = " → ".join(f"{other.name}/{trial}" if several else trial for other, trial in circle)
+        message = f"teachers must not form a circle, but {names}. Distil one of them from something else."
+    elif len(pending) > MAX_TEACHERS:
+        message = f"at most {MAX_TEACHERS} trials may teach one another in a row, but more do."
+    else:
+        return True
+    planner.opened.note(item, where, message)
+    return False
 
 
 def borrowed(chains: Iterable[Chain], own: str) -> dict[str, TrialPlan]:

@@ -15,6 +15,13 @@ def block_size_of(data: DataSpec | None, usual: int) -> int:
     return usual if data is None or "block_size" not in data.model_fields_set else data.block_size
 
 
+def with_block_size(data: DataSpec, positions: int | None) -> DataSpec:
+    """A trial's text with a block size where it has none: the usual one, or all positions of a model with fewer."""
+    if positions is None or "block_size" in data.model_fields_set:
+        return data
+    return data.model_copy(update={"block_size": min(data.block_size, positions)})
+
+
 @dataclass(frozen=True)
 class Texts:
     """Looks at texts from one spec's folder.

@@ -84,7 +84,8 @@ class DataSpec(Part):
     block_size: int = Field(
         1024,
         ge=2,
-        description="tokens of one training block, and of an evaluation window; the trial's, for a stage's own text",
+        description="tokens of one training block, and of an evaluation window; where not given 1024, or the model's "
+        "positions where it has fewer; for a stage's own text the trial's",
     )
     max_train_blocks: int | None = Field(None, ge=1, description="train on the first so many blocks only")
     tokens: int | None = Field(None, ge=1, description="tokens of the training split, for estimates without the text")

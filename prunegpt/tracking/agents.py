@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from prunegpt.errors import Problem, SpecError, nearest
-from prunegpt.planning.suggested import Planner
+from prunegpt.planning.resolve import Planner
 from prunegpt.root import Root, write_json
 from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.search import Dimension

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from prunegpt.errors import Problem, SpecError
-from prunegpt.planning.resolve import plan_data
-from prunegpt.planning.suggested import Planner
+from prunegpt.planning.resolve import Planner, plan_data
 from prunegpt.spec.plan import SearchPlan
 from tests.planning.made import BASE, FIRST_TRIAL, HEADER, only, problems_of_text
 
@@ -95,7 +94,7 @@ def test_two_fields_that_do_not_go_together_are_told_when_they_are_suggested() -
     with pytest.raises(SpecError, match=r"end must not come before start.* \(with .*start=0\.5, .*end=0\.1\)"):
         found.suggested(search, {"stages.0.finetune.prune.start": 0.5, "stages.0.finetune.prune.end": 0.1}, 1)
     assert found.suggested(search, {"stages.0.finetune.prune.start": 0.0, "stages.0.finetune.prune.end": 0.1}, 1)
-    assert not found._resolver.opened.problems
+    assert not found.opened.problems
 
 
 def test_teachers_that_a_suggestion_may_have_are_in_the_plan(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import alembic.command  # noqa: F401  here once, and not in every process that i
 import optuna.storages  # noqa: F401  the same
 import pytest
 
-from prunegpt.planning.suggested import Planner
+from prunegpt.planning.resolve import Planner
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store

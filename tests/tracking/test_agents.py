@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
 from prunegpt.errors import SpecError
-from prunegpt.planning.suggested import Planner
+from prunegpt.planning.resolve import Planner
 from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord
 from prunegpt.root import Root, write_json
 from prunegpt.spec.plan import SweepPlan

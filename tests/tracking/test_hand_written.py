@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prunegpt.cli import app
-from prunegpt.planning.suggested import Planner
+from prunegpt.planning.resolve import Planner
 from prunegpt.root import Root
 from prunegpt.spec.wandb_config import config_of
 from prunegpt.spec.wandb_parameters import parameters

@@ -16,7 +16,7 @@ from prunegpt.sweep.tokens import TokenClock
 
 
 class Planner(Protocol):
-    """Resolves suggestions, see planning.suggested."""
+    """Resolves suggestions, see planning.resolve."""
 
     def suggested(self, search: SearchPlan, values: Mapping[str, object], number: int) -> TrialPlan:
         """The trial that a suggestion means."""

@@ -29,7 +29,7 @@ IN_VAIN = 0  # stands in `TrialPlan.told` for a question that gave no new trial
 _ENDED = ("finished", "failed", "diverged", "stopped")
 _logger = logging.getLogger(__name__)
 
-Suggested = Callable[[SearchPlan, Mapping[str, Any], int], TrialPlan]  # see planning.suggested.Planner.suggested
+Suggested = Callable[[SearchPlan, Mapping[str, Any], int], TrialPlan]  # see planning.resolve.Planner.suggested
 Curve = Callable[[TrialResult], Mapping[int, float]]  # tokens -> objective of a trial that was given up
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from prunegpt.planning.suggested import Planner
+from prunegpt.planning.resolve import Planner
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.early_stop import open_early_stop
