@@ -8,7 +8,7 @@ from pathlib import Path
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import PruneGPTError
 from prunegpt.planning import hub
-from prunegpt.planning.budget import train_tokens
+from prunegpt.planning.budget import job_problems, train_tokens
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
 from prunegpt.spec.schema import DataSpec, FinetuneSpec, ModelSpec
@@ -26,6 +26,9 @@ class Costs:
     without_sharing: int | None
     evaluation_tokens: int | None
     unchecked: tuple[str, ...]
+    problems: tuple[
+        tuple[TrialPlan, str, str], ...
+    ] = ()  # a trial, its field, what is wrong now that blocks are counted
 
 
 def costs(trials: Sequence[TrialPlan], root: Root) -> Costs:
@@ -34,6 +37,15 @@ def costs(trials: Sequence[TrialPlan], root: Root) -> Costs:
     stages = {stage.key: stage for trial in trials for stage in trial.stages}
     counter = _Counter(root)
     tokens = {key: counter.training(stage) for key, stage in stages.items()}
+    problems = {  # of each stage once, at the first trial that has it
+        stage.key: [
+            (trial, f"stages.{index - 1}.{stage.kind}.{path}".rstrip("."), message)
+            for path, message in job_problems(stage, counter.blocks(stage))
+        ]
+        for trial in reversed(trials)
+        for index, stage in enumerate(trial.stages)
+        if stage.training
+    }
     cached = {key for key in stages if root.is_published(key)}
     return Costs(
         stages=len(stages),
@@ -44,7 +56,19 @@ def costs(trials: Sequence[TrialPlan], root: Root) -> Costs:
         without_sharing=_sum(tokens[stage.key] for trial in trials for stage in trial.stages),
         evaluation_tokens=_sum(counter.evaluation(trial, len(trial.stages)) for trial in trials),
         unchecked=tuple(counter.unchecked),
+        problems=tuple(problem for found in problems.values() for problem in found),
     )
+
+
+def per_trial(examples: Sequence[TrialPlan], root: Root) -> tuple[int, int] | None:
+    """Tokens to train of a search's trials, the fewest and the most of some examples; None where they are not known.
+
+    A stage that all examples have is trained once for all of them, and is counted in each.
+    """
+    counter = _Counter(root)
+    found = [_sum(counter.training(stage) for stage in trial.stages) for trial in examples]
+    known = [tokens for tokens in found if tokens is not None]
+    return (min(known), max(known)) if known and len(known) == len(found) else None
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
@@ -78,9 +102,13 @@ class _Counter:
             return self._pretraining(stage)
         if stage.training is None or stage.data is None:
             return 0
+        return train_tokens(stage, self.blocks(stage))
+
+    def blocks(self, stage: StagePlan) -> int | None:
+        """Of the text that a stage trains on, as the spec declares them or as they are counted."""
+        assert stage.data is not None
         declared = stage.data.tokens
-        blocks = declared // stage.data.block_size if declared else self._count(stage)
-        return train_tokens(stage, blocks)
+        return declared // stage.data.block_size if declared else self._count(stage)
 
     def _pretraining(self, stage: StagePlan) -> int | None:
         from prunegpt.builtin import BUILTIN_MODELS

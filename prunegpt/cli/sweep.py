@@ -35,16 +35,26 @@ def check(
 
     Needs neither hub nor network: what could not be checked without them is said.
     """
-    from prunegpt.cli.costs import costs
-    from prunegpt.planning.resolve import plan_file
+    from prunegpt.cli.costs import costs, per_trial
+    from prunegpt.errors import SpecError
+    from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
     from prunegpt.sweep.curves import curves_in
 
     where = Root.find(root)
-    plan = plan_file(spec, overrides or [], root=where, curves=curves_in(where))
+    planner = Planner(spec, overrides or [], where, curves_in(where))
+    plan = planner.plan
     trials = chosen(plan, only)
     report = costs(trials, where)
+    if report.problems:
+        problems = [planner.problem(trial, path, message) for trial, path, message in report.problems]
+        raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
     unchecked = [*plan.unchecked, *report.unchecked]
+    searches = {
+        search.name: (search.spec.n_trials, per_trial([chain.trial for chain in planner.searched[search.index]], where))
+        for search in plan.searches
+        if only is None or fnmatch.fnmatchcase(search.name, only)
+    }
     if as_json:
         print_json(
             {
@@ -56,19 +66,29 @@ def check(
                 "train_tokens": report.train_tokens,
                 "train_tokens_remaining": report.remaining,
                 "train_tokens_without_sharing": report.without_sharing,
+                "searches": [
+                    {"name": name, "trials": count, "train_tokens_per_trial": tokens}
+                    for name, (count, tokens) in searches.items()
+                ],
                 "unchecked": unchecked,
             }
         )
         return
-    print_table(
-        ["trial", "model", "stages", "waits for"],
-        ([trial.name, trial.label, _chain(trial, where), ", ".join(trial.teachers.values())] for trial in trials),
-        title=f"{plan.title}: {len(trials)} trials",
-    )
-    print(f"{report.stages} stages, {report.shared} shared by several trials, {report.cached} already cached (✓).")
-    print(f"Tokens to train: {number(report.remaining)} of {number(report.train_tokens)}; ", end="")
-    print(f"without sharing it would be {number(report.without_sharing)}.")
-    print(f"Tokens to evaluate: about {number(report.evaluation_tokens)}.")
+    if trials:
+        print_table(
+            ["trial", "model", "stages", "waits for"],
+            ([trial.name, trial.label, _chain(trial, where), ", ".join(trial.teachers.values())] for trial in trials),
+            title=f"{plan.title}: {len(trials)} trials",
+        )
+        print(f"{report.stages} stages, {report.shared} shared by several trials, {report.cached} already cached (✓).")
+        print(f"Tokens to train: {number(report.remaining)} of {number(report.train_tokens)}; ", end="")
+        print(f"without sharing it would be {number(report.without_sharing)}.")
+        print(f"Tokens to evaluate: about {number(report.evaluation_tokens)}.")
+    for name, (count, tokens) in searches.items():
+        low, high = tokens or (None, None)
+        print(f"search {name}: {'trials until its time or tokens are used' if count is None else f'{count} trials'},")
+        print(f"  each of {number(low)} to {number(high)} tokens to train where nothing is shared", end="")
+        print("." if count is None or high is None else f"; at most about {number(count * high)} in all.")
     for text in unchecked:
         print(f"not checked: {text}")
 

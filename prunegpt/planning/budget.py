@@ -1,11 +1,13 @@
 """Tokens that a training stage will see, from its config and the number of blocks of its text. No torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prunegpt.errors import DataError, LaunchError
+from prunegpt.errors import DataError, LaunchError, PruningError
 from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.pruning import update_problems
+from prunegpt.spec.schedules import clock_of
 
 # Defaults of transformers.TrainingArguments that decide how much is trained.
 DEFAULT_EPOCHS = 3.0
@@ -44,6 +46,38 @@ def count_steps(train: Mapping[str, Any], blocks: int) -> tuple[int, int]:
     return total, per_epoch
 
 
+def job_problems(stage: StagePlan, blocks: int | None) -> Iterator[tuple[str, str]]:
+    """What is wrong with a training stage once the blocks of its text are counted, each with its field.
+
+    Args:
+        blocks: of the training text, as packed; None where they have not been counted.
+    """
+    if stage.training is None or (blocks := _limited(stage, blocks)) is None:
+        return
+    train, prune = stage.training.train, stage.training.prune
+    try:
+        count, per_epoch = count_steps(train, blocks)
+    except DataError as error:
+        yield "train.dataloader_drop_last" if "dataloader_drop_last" in train else "", str(error)
+        return
+    if prune is None:
+        return
+    try:
+        clock = clock_of(
+            start=prune.start,
+            end=prune.end,
+            every=prune.every,
+            unit=prune.unit,
+            grid=prune.clock,
+            steps=count,
+            per_epoch=per_epoch,
+        )
+    except PruningError as error:
+        yield "prune", str(error)
+        return
+    yield from ((f"prune.{path}", message) for path, message in update_problems(prune, clock))
+
+
 def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:
     """Tokens a `finetune` or `distill` stage trains on; 0 for other kinds; None where it cannot be known.
 
@@ -56,8 +90,7 @@ def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:
     if stage.training is None or stage.data is None:
         return 0
     train = stage.training.train
-    if stage.data.max_train_blocks and blocks is not None:
-        blocks = min(blocks, stage.data.max_train_blocks)
+    blocks = _limited(stage, blocks)
     count, per_epoch = steps(train, blocks), steps_per_epoch(train, blocks)
     if count is None:
         return None
@@ -111,6 +144,12 @@ def divided_note(train: Mapping[str, Any], divide: int) -> tuple[str, ...]:
         f"micro-batches of {after[0]} instead of {before[0]}, {after[1]} instead of {before[1]} to an optimizer step: "
         f"the same {before[0] * before[1]} sequences, in less memory",
     )
+
+
+def _limited(stage: StagePlan, blocks: int | None) -> int | None:
+    """The blocks that are trained on."""
+    limit = stage.data.max_train_blocks if stage.data else None
+    return blocks if blocks is None or limit is None else min(blocks, limit)
 
 
 def _blocks_an_epoch(train: Mapping[str, Any], blocks: int) -> int:

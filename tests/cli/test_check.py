@@ -1,0 +1,105 @@
+"""`sweep check`: what is known once blocks are counted is told at its trial; a search says what it will run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from prunegpt.cli import app
+from prunegpt.planning.budget import job_problems
+from tests.planning.made import trial_of
+
+HEADER = """\
+name: words
+base:
+  model: builtin:tiny-gpt2
+  data: {path: "builtin:text", block_size: 128, tokens: 12800}
+trials:
+"""
+# A stage of 100 blocks -> its field, what is said. Each is well formed, and fails once steps are counted.
+COUNTED = {
+    "a batch that is never full": (
+        "finetune: {train: {per_device_train_batch_size: 128, dataloader_drop_last: true}}",
+        "finetune.train.dataloader_drop_last",
+        "100 blocks make none of 128",
+    ),
+    "too few blocks are taken": (
+        "finetune: {train: {dataloader_drop_last: true}, data: {path: builtin:text, tokens: 12800, max_train_blocks: 7}}",
+        "finetune.train.dataloader_drop_last",
+        "the text makes 7 blocks",
+    ),
+    "an end after training": (
+        "finetune: {train: {num_train_epochs: 1}, prune: {sparsity: 0.5, unit: steps, end: 13}}",
+        "finetune.prune",
+        "its end is step 13 and the stage has 13 steps",
+    ),
+    "an end that is rounded to the last step": (
+        "finetune: {train: {num_train_epochs: 1}, prune: {sparsity: 0.5, end: 0.99}}",
+        "finetune.prune",
+        "pruning must end before training does",
+    ),
+    "a start that is rounded to step 0": (
+        "finetune: {prune: {method: taylor, sparsity: 0.5, initial: 0.1, start: 0.01}}",
+        "finetune.prune.start",
+        "taylor must see at least one optimizer step",
+    ),
+    "phases that are rounded together": (
+        "finetune: {prune: {sparsity: 0.5, schedule: acdc, start: 0, end: 0.15, every: 0.12}}",
+        "finetune.prune.every",
+        "acdc needs a dense and a compressed phase",
+    ),
+}  # fmt: skip
+assert COUNTED
+
+
+def check(path: Path, root: Path, *arguments: str) -> Any:
+    return CliRunner().invoke(app, ["sweep", "check", str(path), "--root", str(root), *arguments])
+
+
+@pytest.mark.parametrize(("stage", "field", "message"), COUNTED.values(), ids=COUNTED.keys())
+def test_what_counting_shows_is_told_at_the_trial(stage: str, field: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "words.yaml"
+    path.write_text(
+        f"{HEADER}  - name: good\n    stages: [finetune]\n  - name: bad\n    stages: [finetune, {{{stage}}}]\n"
+    )
+    found = check(path, tmp_path)
+    assert found.exit_code == 1
+    told = str(found.exception)
+    assert f"line 9: trials.1.stages.1.{field}: " in told
+    assert message in told
+    assert "1 problem\n" in told
+
+
+def test_what_is_not_counted_is_not_judged() -> None:
+    trial = trial_of({"finetune": {"train": {"dataloader_drop_last": True}, "prune": {"sparsity": 0.5, "end": 1}}})
+    assert not list(job_problems(trial.stages[1], None))
+    assert not list(job_problems(trial.stages[1], 100))
+
+
+SEARCH = """\
+  - name: lr
+    stages: [{finetune: {train: {max_steps: 10}}}]
+    search:
+      n_trials: 7
+      space: {stages.0.finetune.train.max_steps: {low: 5, high: 10}}
+"""
+
+
+def test_a_search_says_how_many_trials_it_will_run_and_what_each_costs(tmp_path: Path) -> None:
+    path = tmp_path / "words.yaml"
+    path.write_text(HEADER + SEARCH)
+    shown = check(path, tmp_path).output
+    assert "search lr: 7 trials" in shown
+    assert "0 trials" not in shown
+    found = json.loads(check(path, tmp_path, "--json").output)["searches"]
+    assert [(item["name"], item["trials"]) for item in found] == [("lr", 7)]
+    low, high = found[0]["train_tokens_per_trial"]
+    assert high - low == 5 * 8 * 128  # five steps of eight blocks, beside what the built-in model is trained on
+
+
+def test_a_search_that_ends_by_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "words.yaml"
+    path.write_text(HEADER + SEARCH.replace("n_trials: 7", "max_tokens: 100000"))
+    assert "trials until its time or tokens are used" in check(path, tmp_path).output
