@@ -152,6 +152,12 @@ def request_problems(
             f"{name} looks at how weights move in training, so it must be the method of finetune.prune or "
             f"distill.prune, but is that of a one-shot prune stage. Choose another here, such as magnitude or taylor.",
         )
+    if training and "gradients" in method.needs:
+        yield (
+            "method",
+            f"{name} looks at the gradient of each calibration window, which training does not keep, so it must be the "
+            f"method of a one-shot prune stage. Choose another here, such as taylor or sparsegpt.",
+        )
     if allocation == "explicit":
         yield (
             "allocation",

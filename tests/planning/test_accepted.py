@@ -1,0 +1,203 @@
+"""What the check of a spec accepts, the parts that run it accept too: over trials drawn from the whole schema.
+
+No training: the functions that a stage calls are called on the real built-in model, with steps counted from a number of
+blocks. That trials also finish with what was asked is shown where they are run.
+"""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, event, given, settings
+from transformers import TrainingArguments
+
+from prunegpt.builtin.model import build
+from prunegpt.distill.objective import DistillationObjective
+from prunegpt.distill.teachers import Teacher
+from prunegpt.errors import SpecError
+from prunegpt.lm.views import select
+from prunegpt.planning.budget import job_problems, steps, steps_per_epoch
+from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.pruning.masks import measure_sparsity
+from prunegpt.pruning.patterns import parse_pattern
+from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
+from prunegpt.root import Root
+from prunegpt.spec.plan import StagePlan, TrialPlan
+from prunegpt.spec.schedules import clock_of
+from prunegpt.spec.schema import DistillSpec, GradualSpec
+from prunegpt.stages import prune as pruning
+from prunegpt.stages.base import Pruned, State
+from prunegpt.stages.budget import method_options, scope_of, sparsities_of
+from prunegpt.stages.measure import check_ledger
+from tests.planning.made import plan_of
+from tests.planning.strategies import METHODS, trials
+
+BLOCKS = 24  # of the training text
+BASE: Mapping[str, Any] = {
+    "model": "builtin:tiny-gpt2",
+    "data": {"path": "builtin:text", "block_size": 32, "tokens": BLOCKS * 32},
+    "evaluate": {"max_windows": 2},
+}
+
+
+def accepted(trial: Mapping[str, Any]) -> TrialPlan | None:
+    """The plan of a drawn trial; None where the check refuses it."""
+    try:
+        plan = plan_of(trial, {"name": "teacher"}, base=BASE)
+    except SpecError:
+        return None
+    found = plan.trials[0]
+    problems = [problem for stage in found.stages for problem in job_problems(stage, BLOCKS)]
+    return None if problems else found
+
+
+@cache
+def models() -> tuple[Any, Any]:
+    """Student and teacher; to be copied before they are changed."""
+    return build(0), build(1)
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A root, and a calibration text without a tokeniser."""
+    tokens = torch.randint(0, 1024, (2, 16), generator=torch.Generator().manual_seed(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunegpt.stages.text.calibration", lambda *_: tokens)
+        patch.setattr("torch.cuda.is_available", lambda: False)
+        yield tmp_path_factory.mktemp("root")
+
+
+def fresh() -> State:
+    return State(deepcopy(models()[0]), None, Pruned())  # type: ignore[arg-type]
+
+
+def pruner_of(spec: GradualSpec, train: Mapping[str, Any], seed: int) -> GradualPruner:
+    """The pruner that a stage makes."""
+    state = fresh()
+    views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
+    windows = torch.randint(0, 1024, (2, 16)) if spec.calibration.data else None
+    count, per_epoch = steps(train, BLOCKS), steps_per_epoch(train, BLOCKS)
+    assert count is not None
+    assert per_epoch is not None
+    method = SOLVERS.load(spec.method) if spec.method in SOLVERS else CRITERIA.load(spec.method)
+
+    def statistics() -> Any:
+        assert windows is not None
+        return pruning.statistics_of(state, views, windows, gram="gram" in method.needs)
+
+    return GradualPruner(
+        views,
+        method,
+        clock=clock_of(
+            start=spec.start,
+            end=spec.end,
+            every=spec.every,
+            unit=spec.unit,
+            grid=spec.clock,
+            steps=count,
+            per_epoch=per_epoch,
+        ),
+        final=spec.sparsity,
+        schedule=spec.schedule,
+        initial=spec.initial,
+        pattern=parse_pattern(spec.pattern),
+        scope=scope_of(spec),
+        sparsities=sparsities_of(spec, state, views, windows),
+        statistics=statistics if windows is not None else None,
+        seed=seed,
+        options=method_options(spec),
+    )
+
+
+def update_all(pruner: GradualPruner) -> None:
+    """Every update of a training, with made-up gradients between."""
+    generator = torch.Generator().manual_seed(0)
+    for step in range(pruner._clock.end + 1):
+        pruner.before_step(step)
+        views = pruner._views
+        pruner.accumulate({name: torch.randn(view.matrix.shape, generator=generator) for name, view in views.items()})
+
+
+def distils(config: DistillSpec) -> None:
+    student, teacher = models()
+    given = {"input_ids": torch.arange(8)[None], "labels": torch.arange(8)[None]}
+    loss = DISTILLATION_LOSSES.load(config.loss).bind(**config.options)
+    if config.cache:
+        assert 1 <= config.cache.k < student.config.vocab_size
+    ours, theirs = deepcopy(student), deepcopy(teacher)
+    if config.attention_gain:
+        ours.set_attn_implementation("eager")
+        theirs.set_attn_implementation("eager")
+    objective = DistillationObjective(
+        Teacher(theirs),
+        loss,
+        hardness=config.hardness,
+        temperature=config.temperature,
+        hidden_gain=config.hidden_gain,
+        attention_gain=config.attention_gain,
+        layer_map=config.layer_map,
+    )
+    found, _ = objective(ours.train(), given)
+    assert torch.isfinite(found)
+
+
+def arguments_hold(train: Mapping[str, Any], folder: Path) -> None:
+    TrainingArguments(**{"save_strategy": "no", **train}, output_dir=str(folder), use_cpu=True, report_to=[])
+
+
+def runs(stage: StagePlan, state: State, folder: Path) -> None:
+    """What can fail of a stage before, and instead of, training."""
+    if stage.prune:
+        pruning.apply(stage.prune, state, seed=stage.seed, root=Root(folder), progress=lambda *_: None)
+        check_ledger(state)
+        event(f"ran {stage.prune.method}")
+    if stage.training:
+        arguments_hold(stage.training.train, folder)
+        if not stage.training.keep_masks:
+            state.pruned = Pruned()
+    if stage.distill:
+        distils(stage.distill)
+        event(f"ran {stage.distill.loss}")
+    if stage.training and (spec := stage.training.prune):
+        pruner = pruner_of(spec, stage.training.train, stage.seed)
+        update_all(pruner)
+        wanted = pruner._final
+        for name, share in measure_sparsity(pruner._views, {}).by_tensor.items():
+            if scope_of(spec) == "tensor" and spec.pattern == "unstructured" and not spec.regrow:
+                assert share >= wanted[name] - 0.01
+        event(f"ran gradual {spec.method}")
+
+
+@given(trial=trials())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+def test_what_the_check_accepts_the_parts_accept(trial: dict[str, Any], where: Path) -> None:
+    plan = accepted(trial)
+    event("accepted" if plan else "refused")
+    if plan is None:
+        return
+    state = fresh()
+    for stage in plan.stages[1:]:
+        runs(stage, state, where)
+
+
+def test_every_registered_part_is_drawn() -> None:
+    """The strategy takes its names from the registry; this holds it to that."""
+    assert set(METHODS) == {*CRITERIA.names(), *SOLVERS.names()}
+    drawn: set[str] = set()
+
+    @given(trial=trials())
+    @settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def collect(trial: dict[str, Any]) -> None:
+        for stage in trial["stages"]:
+            config = next(iter(stage.values()))
+            prune = stage.get("prune") or config.get("prune") or {}
+            drawn.update(str(config.get("loss")) and [str(config.get("loss"))])
+            drawn.update(str(prune.get(field)) for field in ("method", "allocation", "schedule", "pattern"))
+
+    collect()
+    names = [*METHODS, *ALLOCATIONS.names(), *SCHEDULES.names(), *DISTILLATION_LOSSES.names()]
+    assert not {name for name in names if name != "sensitivity"} - drawn
