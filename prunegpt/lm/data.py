@@ -16,14 +16,14 @@ from datasets.exceptions import DatasetGenerationError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
+from prunegpt.builtin import is_builtin
 from prunegpt.errors import DataError, unknown
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
+from prunegpt.planning.sources import kind_of, local_splits
 from prunegpt.root import publishing, write_json
 
 ROWS_A_BATCH = 1000  # rows that the example packs together; what is left of each such batch is dropped
-LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-_SPLITS = ("train", "validation", "test")
+LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _PACKING = "blocks-1"  # part of the cache key; to be raised when packing changes
 _CALIBRATION_CHARACTERS = 32_000_000  # more text than this is not tokenised to draw calibration windows from
 
@@ -41,7 +41,7 @@ def read_rows(
 
     Args:
         path: hub id, builtin:NAME, a folder with SPLIT.txt, SPLIT.jsonl or SPLIT.parquet, or one such file. A single
-            file is the split its stem names, and also `train` where the stem is not the name of a split.
+            file is the split its stem names, and also `train`.
         name: configuration of a hub dataset.
         split: which part to read.
         files: split -> files, instead of `path`.
@@ -243,55 +243,24 @@ def _excerpt(rows: Sequence[str], generator: np.random.Generator | None) -> Sequ
 
 def _local_files(
     path: str | Path | None, files: Mapping[str, Sequence[str | Path]] | None
-) -> dict[str, list[Path]] | None:
+) -> dict[str, tuple[Path, ...]] | None:
     """Split -> files of a local source, or None for a hub id or a built-in text."""
-    if files is not None:
-        return {split: [Path(file).expanduser() for file in given] for split, given in files.items()}
-    if path is None:
-        raise DataError("data must name a path or files, but names neither. Give a hub id, a folder or a file.")
-    place = Path(path).expanduser()
-    if is_builtin(str(path)):
-        return None
-    if place.is_dir():
-        found: dict[str, list[Path]] = {}
-        for file in sorted(place.iterdir()):
-            if file.suffix in LOADERS and file.is_file():
-                found.setdefault(file.stem.partition("-0")[0], []).append(file)  # SPLIT-00000-of-00002.parquet
-        if not found:
-            raise DataError(
-                f"a data folder must hold SPLIT.txt, SPLIT.jsonl or SPLIT.parquet, but {place} has none. "
-                f"Name the files such as train.txt and validation.txt."
-            )
-        return found
-    if place.is_file() or place.suffix in LOADERS:
-        return {split: [place] for split in {place.stem, *(() if place.stem in _SPLITS else ("train",))}}
-    if str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
-        raise DataError(f"a data folder or file must exist, but {path} is missing. Check the path, or give a hub id.")
-    return None
+    named = {split: [str(file) for file in given] for split, given in files.items()} if files is not None else None
+    return local_splits(None if path is None else str(path), named)
 
 
-def _pick(split: str, local: Mapping[str, list[Path]], source: str) -> list[Path]:
+def _pick(split: str, local: Mapping[str, Sequence[Path]], source: str) -> Sequence[Path]:
     if split not in local:
         raise DataError(f"{source}: {unknown('split', split, local)}")
     return local[split]
 
 
 def _read_files(files: Sequence[Path], text_column: str | None, *, whole: bool) -> Sequence[str]:
-    kinds = {file.suffix for file in files}
-    if len(kinds) != 1 or not kinds <= set(LOADERS):
-        raise DataError(
-            f"the files of a split must be of one kind of {', '.join(LOADERS)}, but are "
-            f"{', '.join(file.name for file in files) or 'none'}. Convert them, or give them to different splits."
-        )
-    if kinds == {".txt"}:
+    kind = kind_of(files)
+    if kind == ".txt":
         texts = [read_text(file) for file in files]
         return texts if whole else [line for text in texts for line in _lines(text)]
-    for file in files:
-        if not file.is_file():
-            raise DataError(f"a data file must exist, but {file} is missing. Check the path.")
-        if not file.stat().st_size:
-            raise DataError(f"a data file must hold text, but {file} is empty. Give another file.")
-    loader = LOADERS[kinds.pop()]
+    loader = LOADERS[kind]
     names = ", ".join(map(str, files))
     try:
         dataset = load_dataset(loader, data_files=[str(file) for file in files], split="train")
@@ -313,8 +282,6 @@ def _read_elsewhere(
     path: str, name: str | None, split: str, text_column: str | None, revision: str | None
 ) -> Sequence[str]:
     if is_builtin(path):
-        if path not in BUILTIN_TEXTS:
-            raise DataError(unknown("built-in text", path, BUILTIN_TEXTS))
         from prunegpt.builtin.text import rows
 
         found: Sequence[str] = rows(split)

@@ -15,24 +15,19 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import ModelError
 from prunegpt.lm.device import pick_device, pick_dtype
-from prunegpt.planning.weights import tensor_shapes
+from prunegpt.planning.sources import model_place, tensor_shapes, weight_files
 
 _LISTED = 5  # weights named in one message
 _OVERSIZE = 4  # times as many weights as are stored may be asked for before the names of those missing are looked at
 _OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")  # causal masks that old checkpoints carry as weights
 _PLACES = frozenset({"name_or_path", "tokenizer_file", "vocab_file", "merges_file"})  # where a tokeniser came from
 _TOKENIZERS: dict[tuple[str, str, str], PreTrainedTokenizerBase] = {}  # class, content, settings
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_CONVERT = (
-    "Convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors."
-)
 
 
 def load_model(
@@ -159,52 +154,14 @@ def _locate(
             f"its first use; load the folder of that training."
         )
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    path = Path(text).expanduser()
-    if text.lower().endswith(".gguf"):
-        if not path.is_file():
-            raise ModelError(f"a GGUF model must be a file, but {text!r} is missing. Check the path.")
+    path = model_place(text)
+    if path is None:
+        return text, {**options, "revision": revision} if revision else options
+    if path.is_file():
         return str(path.parent), {**options, "gguf_file": path.name}
-    if path.is_dir():
-        if weights:
-            _check_folder(path)
-        return str(path), options
-    if path.exists():
-        raise ModelError(
-            f"a model must be a hub id, a folder or a .gguf file, but {text!r} is another kind of file. "
-            f"Give the folder that holds its config.json."
-        )
-    if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
-        raise ModelError(f"a model folder must exist, but {text!r} is missing. Check the path, or give a hub id.")
-    return text, {**options, "revision": revision} if revision else options
-
-
-def _check_folder(folder: Path) -> None:
-    """What can be said of a local folder before transformers reads it."""
-    if not (folder / "config.json").is_file():
-        others = ", ".join(sorted(item.name for item in folder.iterdir())[:_LISTED]) or "nothing"
-        gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
-        hint = f"Give the file {gguf} itself." if gguf else "Give a folder that save_pretrained wrote."
-        raise ModelError(f"a model folder must hold config.json, but {folder} holds {others}. {hint}")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(item.name for pattern in _PICKLES for item in folder.glob(pattern))
-        if pickles:
-            raise ModelError(
-                f"weights must be stored as safetensors, but {folder} has only pickled ones ({pickles[0]}), which can "
-                f"run code when loaded. {_CONVERT}"
-            )
-        raise ModelError(
-            f"a model folder must hold its weights as .safetensors, but {folder} has none. "
-            f"Check that the copy or download is complete."
-        )
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"a safetensors file must be whole, but {file} cannot be read: {error}. Copy or download it again."
-            ) from error
+    if weights:
+        tensor_shapes(path, weight_files(path))  # refuses what is damaged
+    return str(path), options
 
 
 def _check_config(source: str | Path, config: Any, trust_remote_code: bool) -> None:
@@ -233,7 +190,7 @@ def _check_size(source: str | Path, folder: Path, config: Any) -> None:
     """A config that asks for far more weights than are stored would fill the memory with random ones first."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return  # its own code, which is trusted
-    shapes = tensor_shapes(folder, sorted(folder.glob("*.safetensors")))
+    shapes = tensor_shapes(folder, weight_files(folder))
     stored = sum(math.prod(shape) for shape in shapes.values())
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > len(shapes):

@@ -11,11 +11,19 @@ from prunegpt.builtin import BUILTIN_MODELS, BUILTIN_TEXTS, is_builtin
 from prunegpt.errors import DataError, ModelError, unknown
 from prunegpt.planning import hub
 from prunegpt.planning.fingerprint import Files, digest
-from prunegpt.planning.weights import tensor_shapes
+from prunegpt.planning.sources import (
+    TEXT_SUFFIXES,
+    find_local,
+    is_path,
+    kind_of,
+    local_splits,
+    model_place,
+    tensor_shapes,
+    weight_files,
+)
 from prunegpt.spec.distilling import Shape
 from prunegpt.spec.schema import DataSpec, ModelSpec
 
-TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 _READING = {suffix: suffix for suffix in TEXT_SUFFIXES} | {".txt": ".txt, lines with their ends"}  # part of keys
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_FILES = (
@@ -94,18 +102,6 @@ class ModelFacts:
         return found if isinstance(found, int) and found > 0 else None
 
 
-def find_local(name: str, base: Path | None = None) -> Path | None:
-    """An existing file or folder, from the working directory, else from `base`, the spec's folder; absolute."""
-    try:
-        path = Path(name).expanduser()
-        for candidate in (path, *([base / path] if base and not path.is_absolute() else [])):
-            if candidate.exists():
-                return candidate.absolute()
-    except (OSError, RuntimeError, ValueError):  # too long, no such home, NUL: nothing that can be there
-        return None
-    return None
-
-
 # -- models ----------------------------------------------------------------------------------------------------------
 
 
@@ -123,26 +119,12 @@ def _model_facts(model: ModelSpec, files: Files, base: Path | None) -> ModelFact
     source = model.source
     if is_builtin(source):
         return _builtin(model)
-    here = find_local(source)
-    path = here or find_local(source, base)
-    if path and path.is_dir() and (here or (path / "config.json").is_file()):
+    path = model_place(source, base)
+    if path is None:
+        return _hub(model)
+    if path.is_dir():
         return _folder(model, path, files)
-    if source.lower().endswith(".gguf"):
-        if path is None or not path.is_file():
-            raise ModelError(f"a GGUF model must be an existing file, but {source} is not there. Check the path.")
-        return ModelFacts(model.model_copy(update={"source": str(path)}), source, files.hash(path))
-    if path and path.is_file():
-        raise ModelError(
-            f"a model must be a hub id, a folder or a .gguf file, but {source} is another kind of file. "
-            f"Give the folder that holds its config.json."
-        )
-    if _is_path(source):
-        raise ModelError(f"a model must be a hub id, an existing folder or a .gguf file, but {source} is not there.")
-    return _hub(model)
-
-
-def _is_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
+    return ModelFacts(model.model_copy(update={"source": str(path)}), source, files.hash(path))
 
 
 def _builtin(model: ModelSpec) -> ModelFacts:
@@ -171,15 +153,7 @@ def _builtin(model: ModelSpec) -> ModelFacts:
 
 
 def _folder(model: ModelSpec, path: Path, files: Files) -> ModelFacts:
-    config = path / "config.json"
-    if not config.is_file():
-        raise ModelError(f"a model folder must hold config.json, but {path} does not. Save it with save_pretrained.")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(
-            f"a model folder must hold *.safetensors, but {path} does not (pickle files are never loaded). "
-            f"Convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)."
-        )
+    weights, config = weight_files(path), path / "config.json"
     tokenizer = [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
     content = [config, *weights, *tokenizer]
     return ModelFacts(
@@ -223,7 +197,7 @@ def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | Non
             raise ModelError(f"a tokeniser's folder must hold {_TOKENIZER}, but {name} does not. Check the path.")
         located, identity = str(path), digest([[item.name for item in found], files.hash_all(found)])
         file = path / _TOKENIZER if path / _TOKENIZER in found else None
-    elif _is_path(name):
+    elif is_path(name):
         raise ModelError(f"a tokeniser must be a hub id or an existing folder, but {name} is not there.")
     else:
         try:
@@ -271,47 +245,8 @@ def _vocabulary(path: Path) -> Mapping[str, int] | None:
 
 
 def split_files(data: DataSpec, base: Path | None = None) -> dict[str, tuple[Path, ...]] | None:
-    """Split -> local files, or None where the text is built in or on the hub. `base`: the spec's folder.
-
-    A single file is the split its stem names, and also the one that is trained on.
-
-    Raises:
-        DataError: a file is missing, or a folder holds no text.
-    """
-    if data.files is not None:
-        return {split: tuple(_local(name, base) for name in names) for split, names in data.files.items()}
-    if data.path is None:
-        raise DataError("data must name its text: `path` (hub id, folder, file or builtin:NAME) or `files`.")
-    if is_builtin(data.path):
-        if data.path not in BUILTIN_TEXTS:
-            raise DataError(unknown("built-in text", data.path, BUILTIN_TEXTS))
-        return None
-    path = find_local(data.path, base)
-    if path is not None and path.is_dir():
-        return _folder_splits(path)
-    if path is not None:
-        return {path.stem: (path,), data.train_split: (path,)}
-    if _is_path(data.path) or Path(data.path).suffix in TEXT_SUFFIXES:
-        raise DataError(f"text must be an existing file, folder or hub id, but {data.path} is not there.")
-    return None
-
-
-def _folder_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """SPLIT.txt, or the parts SPLIT-00000-of-00002.parquet and so on."""
-    found: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix in TEXT_SUFFIXES and file.is_file():
-            found.setdefault(file.stem.partition("-0")[0], []).append(file)
-    if not found:
-        raise DataError(f"a text folder must hold SPLIT{', SPLIT'.join(TEXT_SUFFIXES)}, but {folder} holds none.")
-    return {split: tuple(parts) for split, parts in found.items()}
-
-
-def _local(name: str, base: Path | None) -> Path:
-    path = find_local(name, base)
-    if path is None or not path.is_file():
-        raise DataError(f"a data file must exist, but {name} is not there. Paths count from here or the spec's folder.")
-    return path
+    """As `sources.local_splits`, of a spec's data."""
+    return local_splits(data.path, data.files, train_split=data.train_split, base=base)
 
 
 def dataset_commit(data: DataSpec) -> str | None:
@@ -334,7 +269,7 @@ def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None
     if local is not None:
         if split not in local:
             raise DataError(f"data has no split {split!r}. Valid: {', '.join(local)}. Name it under data.files.")
-        return digest([data.text_column, _READING[_kind(local[split])], files.hash_all(local[split])]), None
+        return digest([data.text_column, _READING[kind_of(local[split])], files.hash_all(local[split])]), None
     path = str(data.path)
     if is_builtin(path):
         text = BUILTIN_TEXTS[path]
@@ -346,17 +281,3 @@ def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None
         return digest([*identity, hub.commit(path, data.revision, "dataset")]), None
     except hub.Unreachable as error:
         return digest([*identity, data.revision or "unresolved"]), str(error)
-
-
-def _kind(files: tuple[Path, ...]) -> str:
-    """The suffix of a split's files, by which they are read."""
-    kinds = sorted({file.suffix for file in files})
-    if len(kinds) != 1 or kinds[0] not in TEXT_SUFFIXES:
-        raise DataError(
-            f"the files of a split must be of one kind of {', '.join(TEXT_SUFFIXES)}, but are "
-            f"{', '.join(file.name for file in files)}. Convert them, or give them to different splits."
-        )
-    for file in files:
-        if not file.stat().st_size:
-            raise DataError(f"a data file must hold text, but {file} is empty. Give another file.")
-    return kinds[0]

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunegpt.errors import PruneGPTError, SpecError
-from prunegpt.planning.facts import find_local
+from prunegpt.planning.sources import find_local
 from prunegpt.recipes.load import load_recipe
 from prunegpt.spec.schema import DistillSpec, FinetuneSpec, StageConfig
 

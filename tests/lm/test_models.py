@@ -136,7 +136,7 @@ def test_truncated_safetensors_names_the_file(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(
-        ModelError, match=r"must be whole, but .*model\.safetensors cannot be read: .*download it again"
+        ModelError, match=r"whole safetensors files, but .*model\.safetensors cannot be read: .*download it again"
     ):
         load_model(folder, **CPU)
 
@@ -168,9 +168,9 @@ def test_folder_without_weights_or_config(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("/nowhere/model", r"a model folder must exist, but '/nowhere/model' is missing"),
-        ("runs/some/model", r"a model folder must exist, but 'runs/some/model' is missing"),
-        ("nowhere.gguf", r"a GGUF model must be a file, but 'nowhere\.gguf' is missing"),
+        ("/nowhere/model", r"an existing folder or a \.gguf file, but /nowhere/model is not there"),
+        ("runs/some/model", r"an existing folder or a \.gguf file, but runs/some/model is not there"),
+        ("nowhere.gguf", r"a GGUF model must be an existing file, but nowhere\.gguf is not there"),
         (__file__, r"a hub id, a folder or a \.gguf file, but .* is another kind of file"),
         ("builtin:tiny-gpt2", r"has no stored weights, but 'builtin:tiny-gpt2' was to be loaded"),
         ("openai-community/gpt2-nowhere", r"gpt2-nowhere is not in the local hub cache and HF_HUB_OFFLINE is set"),

@@ -309,7 +309,7 @@ def test_a_whole_model_has_no_problem(tmp_path: Path) -> None:
 def test_truncated_weights(size: int, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     cut(folder, size)
-    assert re.search("weights must be whole safetensors files, but .*model.safetensors is not", model_problem(folder))
+    assert re.search("weights must be whole safetensors files, but .*model.safetensors cannot be read", model_problem(folder))
 
 
 def test_weights_with_a_wild_header(tmp_path: Path) -> None:
@@ -332,8 +332,8 @@ def test_a_folder_with_pickles_only(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     message = model_problem(folder)
-    assert "must hold *.safetensors" in message
-    assert "pickle files are never loaded" in message
+    assert "must be stored as safetensors" in message
+    assert "only pickled ones (pytorch_model.bin), which can run code when loaded and never are" in message
     assert "save_pretrained" in message
 
 

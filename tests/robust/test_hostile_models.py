@@ -113,7 +113,7 @@ def test_damaged_safetensors_are_refused_when_planned_and_when_loaded(
     folder: Path, text_files: dict[str, str], content: bytes
 ) -> None:
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError, match=r"safetensors file must be whole|failed|hold exactly its weights"):
+    with pytest.raises(ModelError, match=r"whole safetensors files|failed|hold exactly its weights"):
         load_model(folder, **CPU)
     with pytest.raises(PruneGPTError, match=r"safetensors|lacks|tensor"):
         plan_data(spec_of(folder, text_files))
@@ -140,7 +140,7 @@ def test_a_pickle_beside_or_instead_of_the_weights_is_never_opened(
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"only pickled ones .* which can run code when loaded"):
         load_model(folder, **CPU)
-    with pytest.raises(PruneGPTError, match="pickle files are never loaded"):
+    with pytest.raises(PruneGPTError, match="only pickled ones .* never are"):
         plan_data(spec_of(folder, text_files))
     assert not canary.exists()
 

@@ -1,0 +1,198 @@
+"""Where models and texts lie on this machine: the one place that says what a name in a spec leads to. No torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
+from prunegpt.errors import DataError, ModelError, unknown
+
+TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LISTED = 5  # names in one message
+_AGAIN = "Copy or download it again."
+_CONVERT = (
+    "Convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors."
+)
+
+
+def find_local(name: str, base: Path | None = None) -> Path | None:
+    """An existing file or folder, from the working directory, else from `base`, the spec's folder; absolute."""
+    try:
+        path = Path(name).expanduser()
+        for candidate in (path, *([base / path] if base and not path.is_absolute() else [])):
+            if candidate.exists():
+                return candidate.absolute()
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, NUL: nothing that can be there
+        return None
+    return None
+
+
+def is_path(source: str) -> bool:
+    """Whether a name can be no hub id."""
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def model_place(source: str, base: Path | None = None) -> Path | None:
+    """The folder or .gguf file that a model is; None for a hub id.
+
+    Args:
+        source: not a built-in name.
+        base: the spec's folder.
+
+    Raises:
+        ModelError: it is missing, or another kind of file.
+    """
+    here = find_local(source)
+    path = here or find_local(source, base)
+    if path and path.is_dir() and (here or (path / "config.json").is_file()):
+        return path
+    if source.lower().endswith(".gguf"):
+        if path is None or not path.is_file():
+            raise ModelError(f"a GGUF model must be an existing file, but {source} is not there. Check the path.")
+        return path
+    if path and path.is_file():
+        raise ModelError(
+            f"a model must be a hub id, a folder or a .gguf file, but {source} is another kind of file. "
+            f"Give the folder that holds its config.json."
+        )
+    if is_path(source):
+        raise ModelError(
+            f"a model must be a hub id, an existing folder or a .gguf file, but {source} is not there. Check the path."
+        )
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder.
+
+    Raises:
+        ModelError: it has none, or no config.json.
+    """
+    if not (folder / "config.json").is_file():
+        others = ", ".join(sorted(item.name for item in folder.iterdir())[:_LISTED]) or "nothing"
+        gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+        hint = f"Give the file {gguf} itself." if gguf else "Give a folder that save_pretrained wrote."
+        raise ModelError(f"a model folder must hold config.json, but {folder} holds {others}. {hint}")
+    if files := sorted(folder.glob("*.safetensors")):
+        return files
+    if pickles := sorted(item.name for pattern in _PICKLES for item in folder.glob(pattern)):
+        raise ModelError(
+            f"weights must be stored as safetensors, but {folder} has only pickled ones ({pickles[0]}), which can "
+            f"run code when loaded and never are. {_CONVERT}"
+        )
+    raise ModelError(
+        f"a model folder must hold its weights as .safetensors, but {folder} has none. "
+        f"Check that the copy or download is complete."
+    )
+
+
+def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Shapes by tensor name of a folder's safetensors files, read from their headers; no weight is.
+
+    Raises:
+        ModelError: a file is cut or damaged, or one that the index names is missing.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as stored:
+                shapes |= {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"weights must be whole safetensors files, but {file} cannot be read: {error}. {_AGAIN}"
+            ) from error
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{_INDEX} must be JSON with a weight_map, but {index} is not: {error!r}. {_AGAIN}"
+            ) from error
+        missing = sorted(str(name) for name in named if name not in {file.name for file in files})
+        if missing:
+            raise ModelError(f"a model folder must hold all its weights, but {folder} lacks {missing[0]}. {_AGAIN}")
+    return shapes
+
+
+# -- texts -----------------------------------------------------------------------------------------------------------
+
+
+def local_splits(
+    path: str | None,
+    files: Mapping[str, Sequence[str]] | None,
+    *,
+    train_split: str = "train",
+    base: Path | None = None,
+) -> dict[str, tuple[Path, ...]] | None:
+    """Split -> local files, or None where the text is built in or on the hub.
+
+    Args:
+        path: hub id, built-in name, a folder with SPLIT.txt and so on, or one such file: that is the split its stem
+            names, and also the one that is trained on.
+        files: split -> files, instead of `path`.
+        train_split: the split that is trained on.
+        base: the spec's folder.
+
+    Raises:
+        DataError: a file is missing, or a folder holds no text.
+    """
+    if files is not None:
+        return {split: tuple(_local(name, base) for name in names) for split, names in files.items()}
+    if path is None:
+        raise DataError("data must name its text: `path` (hub id, folder, file or builtin:NAME) or `files`.")
+    if is_builtin(path):
+        if path not in BUILTIN_TEXTS:
+            raise DataError(unknown("built-in text", path, BUILTIN_TEXTS))
+        return None
+    place = find_local(path, base)
+    if place is not None and place.is_dir():
+        return _folder_splits(place)
+    if place is not None:
+        return {place.stem: (place,), train_split: (place,)}
+    if is_path(path) or Path(path).suffix in TEXT_SUFFIXES:
+        raise DataError(f"text must be an existing file, folder or hub id, but {path} is not there. Check the path.")
+    return None
+
+
+def kind_of(files: Sequence[Path]) -> str:
+    """The suffix of a split's files, by which they are read.
+
+    Raises:
+        DataError: they are of several kinds, of none that is read, or empty.
+    """
+    kinds = sorted({file.suffix for file in files})
+    if len(kinds) != 1 or kinds[0] not in TEXT_SUFFIXES:
+        raise DataError(
+            f"the files of a split must be of one kind of {', '.join(TEXT_SUFFIXES)}, but are "
+            f"{', '.join(file.name for file in files) or 'none'}. Convert them, or give them to different splits."
+        )
+    for file in files:
+        if not file.stat().st_size:
+            raise DataError(f"a data file must hold text, but {file} is empty. Give another file.")
+    return kinds[0]
+
+
+def _folder_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """SPLIT.txt, or the parts SPLIT-00000-of-00002.parquet and so on."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix in TEXT_SUFFIXES and file.is_file():
+            found.setdefault(file.stem.partition("-0")[0], []).append(file)
+    if not found:
+        raise DataError(f"a text folder must hold SPLIT{', SPLIT'.join(TEXT_SUFFIXES)}, but {folder} holds none.")
+    return {split: tuple(parts) for split, parts in found.items()}
+
+
+def _local(name: str, base: Path | None) -> Path:
+    path = find_local(name, base)
+    if path is None or not path.is_file():
+        raise DataError(f"a data file must exist, but {name} is not there. Paths count from here or the spec's folder.")
+    return path
