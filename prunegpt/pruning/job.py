@@ -4,17 +4,19 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from prunegpt.errors import MaskDriftError, PruningError, unknown
+from prunegpt.errors import MaskDriftError, PruningError
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.criteria.base import Criterion
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import one_per_storage
 from prunegpt.pruning.patterns import Block, Pattern, parse_pattern
 from prunegpt.pruning.selection import Scope
-from prunegpt.pruning.solvers.base import Solver, option_names
+from prunegpt.pruning.solvers.base import Solver
 from prunegpt.pruning.threshold import zeros_for
 from prunegpt.registry import CRITERIA, SOLVERS
+from prunegpt.spec.options import option_problems
 from prunegpt.spec.part import Part, Scalar
+from prunegpt.spec.pruning import method_entry, refuse
 from prunegpt.spec.schedules import Clock, interpolate
 
 
@@ -158,8 +160,7 @@ def load_method(name: str) -> Criterion | Solver:
     Raises:
         PruningError: there is none.
     """
-    if name not in CRITERIA and name not in SOLVERS:
-        raise PruningError(unknown("pruning method", name, [*CRITERIA.names(), *SOLVERS.names()]))
+    method_entry(name)  # refuses what is none
     part: Criterion | Solver = (SOLVERS if name in SOLVERS else CRITERIA).load(name)
     return part
 
@@ -170,10 +171,7 @@ def _check_parts(part: Criterion | Solver, scope: Scope, options: Mapping[str, A
             f"a solver prunes each layer to a sparsity of its own, but the scope is {scope!r}. "
             f"Use the scope 'tensor' with {part.name}, or a criterion."
         )
-    valid = part.options if isinstance(part, Solver) else option_names(part.score, {"weight", *part.needs})
-    for option in options:
-        if option not in valid:
-            raise PruningError(unknown(f"option of {part.name}", option, valid))
+    refuse(option_problems(part.name, options, method_entry(part.name).valid_options))
 
 
 def _check_curve(clock: Clock, schedule: str, regrow: bool) -> None:

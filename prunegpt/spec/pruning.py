@@ -5,6 +5,7 @@ One function for each question, asked by the plan of a spec before anything runs
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, unknown
@@ -120,7 +121,7 @@ def prune_problems(
         if reads_text(prune):
             yield from _embedding_problems(prune, method, spread, chosen)
     if isinstance(prune, GradualSpec):
-        yield from _gradual_problems(prune, method, pattern, length or {})
+        yield from _gradual_problems(prune, method, pattern, chosen, length or {})
 
 
 def request_problems(
@@ -151,12 +152,6 @@ def request_problems(
             "method",
             f"{name} looks at how weights move in training, so it must be the method of finetune.prune or "
             f"distill.prune, but is that of a one-shot prune stage. Choose another here, such as magnitude or taylor.",
-        )
-    if training and "gradients" in method.needs:
-        yield (
-            "method",
-            f"{name} looks at the gradient of each calibration window, which training does not keep, so it must be the "
-            f"method of a one-shot prune stage. Choose another here, such as taylor or sparsegpt.",
         )
     if allocation == "explicit":
         yield (
@@ -267,29 +262,42 @@ def _embedding_problems(prune: PruneSpec, method: Entry, spread: Entry, chosen: 
 
 
 def _gradual_problems(
-    prune: GradualSpec, method: Entry, pattern: Notation, length: Mapping[str, float | None]
+    prune: GradualSpec,
+    method: Entry,
+    pattern: Notation,
+    chosen: Sequence[Matrix] | None,
+    length: Mapping[str, float | None],
 ) -> Iterator[Message]:
-    fixed, final = pattern.sparsity, _final(prune, pattern)
-    if fixed is not None and prune.initial > fixed + _TOLERANCE:
+    finals, regrow = _finals(prune, pattern, chosen), prune.regrow or prune.schedule == "acdc"
+    highest = max(finals, default=0.0)
+    if prune.initial > highest + _TOLERANCE and (not regrow or pattern.sparsity is not None):
         yield (
             "initial",
-            f"pattern {pattern.name} reaches a sparsity of {fixed:g} at most, but initial is {prune.initial:g}. "
-            f"Set a smaller initial.",
+            f"sparsity grows from initial to the final one, but initial is {prune.initial:g} and the final sparsity at "
+            f"most {highest:g}. Set a smaller initial, or regrow: true to let weights come back.",
         )
     shares = _shares(prune.schedule)
-    if method.solver and fixed is not None:
-        levels = [interpolate(share, final, prune.initial) for share in shares]
-        if any(_TOLERANCE < level < fixed - _TOLERANCE for level in levels):
+    falls = any(later < earlier for earlier, later in pairwise(shares))
+    if shares[-1] != 1.0 or min(shares) < 0.0 or max(shares) > 1.0 or (falls and not regrow):
+        yield (
+            "schedule",
+            f"a schedule must lie between 0 and 1, end at 1, and never fall where weights may not come back, but "
+            f"{prune.schedule} goes from {shares[0]:g} to {shares[-1]:g}, between {min(shares):g} and "
+            f"{max(shares):g}. Choose another schedule, or regrow: true.",
+        )
+    if method.solver and pattern.sparsity is not None:
+        levels = [interpolate(share, pattern.sparsity, prune.initial) for share in shares]
+        if any(_TOLERANCE < level < pattern.sparsity - _TOLERANCE for level in levels):
             yield (
                 "pattern",
-                f"{prune.method} prunes {pattern.name} to its full sparsity of {fixed:g}, but schedule "
+                f"{prune.method} prunes {pattern.name} to its full sparsity of {pattern.sparsity:g}, but schedule "
                 f"{prune.schedule} asks for less on the way. Use schedule constant, or a criterion such as wanda.",
             )
     limit = length.get(prune.unit)
     if problem := clock_problem(start=prune.start, end=prune.end, unit=prune.unit, grid=prune.clock, limit=limit):
         yield "", problem
         return
-    if prune.start == 0 and interpolate(shares[0], final, prune.initial) > 0:
+    if prune.start == 0 and interpolate(shares[0], highest, prune.initial) > 0:
         yield from _unseen(prune.method, method, prune.schedule, prune.initial)
     end = prune.end if prune.end is not None else None if limit is None else limit / 2
     if prune.schedule == "acdc" and end is not None and prune.every >= (end - prune.start) * (1 - _TOLERANCE):
@@ -307,8 +315,8 @@ def update_problems(prune: GradualSpec, clock: Clock) -> Iterator[Message]:
     except PruneGPTError as error:
         yield "every", str(error)
         return
-    final = _final(prune, read_pattern(prune.pattern))
-    if clock.start == 0 and interpolate(first, final, prune.initial) > 0:
+    highest = max(_finals(prune, read_pattern(prune.pattern), None))
+    if clock.start == 0 and interpolate(first, highest, prune.initial) > 0:
         yield from _unseen(prune.method, method_entry(prune.method), prune.schedule, prune.initial)
 
 
@@ -323,11 +331,16 @@ def _unseen(name: str, method: Entry, schedule: str, initial: float) -> Iterator
         )
 
 
-def _final(prune: GradualSpec, pattern: Notation) -> float:
-    """The largest sparsity that a tensor ends with, as far as the spec says it."""
-    if isinstance(prune.allocation, Mapping):
-        return max([*prune.allocation.values(), prune.sparsity or pattern.sparsity or 0.0])
-    return prune.sparsity if prune.sparsity is not None else pattern.sparsity or 0.0
+def _finals(prune: GradualSpec, pattern: Notation, chosen: Sequence[Matrix] | None) -> list[float]:
+    """The sparsities that tensors end with, as far as the spec says them: of what spreads a sparsity, the mean."""
+    usual = prune.sparsity if prune.sparsity is not None else pattern.sparsity or 0.0
+    if not isinstance(prune.allocation, Mapping):
+        return [usual]
+    if chosen is None:
+        return [usual, *prune.allocation.values()]
+    names = [matrix.name for matrix in chosen]
+    decided = first_matches(names, list(prune.allocation))[0]
+    return [prune.allocation[decided[name]] if name in decided else usual for name in names]
 
 
 def _shares(schedule: str) -> list[float]:

@@ -11,11 +11,11 @@ from prunegpt.distill.cache import FORMAT, TopKCache, build_cache
 from prunegpt.distill.losses.base import DistillationLoss
 from prunegpt.distill.objective import DistillationObjective
 from prunegpt.distill.teachers import Teacher, check_tokenizers
-from prunegpt.errors import DistillationError
 from prunegpt.lm.blocks import Blocks
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
 from prunegpt.planning.fingerprint import digest, versions
 from prunegpt.registry import DISTILLATION_LOSSES
+from prunegpt.spec.distilling import Shape, distill_problems, refuse
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import DistillSpec
 from prunegpt.stages.base import Setting, State
@@ -30,13 +30,7 @@ def objective_for(plan: StagePlan, state: State, setting: Setting, blocks: Block
     config, key = plan.distill, plan.teacher
     assert config is not None
     assert key is not None
-    with_states = config.hidden_gain > 0 or config.attention_gain > 0
-    if config.cache and with_states:
-        raise DistillationError(
-            "a cache holds the teacher's logits alone, but hidden_gain or attention_gain asks for its states. "
-            "Remove cache, or set the gains to 0."
-        )
-
+    refuse(distill_problems(config, Shape(), Shape()))  # the teacher's blocks and tokens are looked at where it is run
     loss: DistillationLoss = DISTILLATION_LOSSES.load(config.loss)
 
     def load() -> Teacher:

@@ -8,7 +8,7 @@ from torch import Tensor
 from prunegpt.errors import PruningError
 from prunegpt.lm import ranks
 from prunegpt.lm.blocks import Blocks
-from prunegpt.lm.views import select
+from prunegpt.lm.views import matrices, select
 from prunegpt.planning.budget import count_steps, divided_note
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradients import GATHERED
@@ -19,8 +19,10 @@ from prunegpt.pruning.masks import masks_hash
 from prunegpt.pruning.oneshot.evidence import evidence
 from prunegpt.pruning.statistics import evaluating
 from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.pruning import prune_problems, refuse, update_problems
 from prunegpt.spec.schedules import clock_of
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
+from prunegpt.spec.training_arguments import training_problems
 from prunegpt.stages import text
 from prunegpt.stages.base import Pruned, Result, Setting, State
 from prunegpt.stages.budget import method_options, scope_of, sparsities_of
@@ -106,11 +108,9 @@ def resolve(
     Raises:
         PruneGPTError: the stage cannot do what its config says.
     """
-    if config.prune and config.train.get("load_best_model_at_end"):
-        raise PruningError(
-            "a stage that prunes must end with the model of its last step, but load_best_model_at_end would load one "
-            "of another sparsity. Set it to false; keep_checkpoints: true keeps the others."
-        )
+    refuse(training_problems(config.train, prunes=config.prune is not None))
+    if config.prune:
+        refuse(prune_problems(config.prune, matrices(state.model)))
     steps, per_epoch = count_steps(config.train, blocks)
     return TrainingJob(
         key=plan.key,
@@ -138,6 +138,7 @@ def _gradual(
         steps=steps,
         per_epoch=per_epoch,
     )
+    refuse(update_problems(spec, clock))
     return resolve_gradual(
         views,
         method=spec.method,

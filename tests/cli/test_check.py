@@ -26,7 +26,7 @@ COUNTED = {
         "100 blocks make none of 128",
     ),
     "too few blocks are taken": (
-        "finetune: {train: {dataloader_drop_last: true}, data: {path: builtin:text, tokens: 12800, max_train_blocks: 7}}",
+        "finetune: {train: {dataloader_drop_last: true}, data: {path: builtin:text, tokens: 999, max_train_blocks: 7}}",
         "finetune.train.dataloader_drop_last",
         "the text makes 7 blocks",
     ),

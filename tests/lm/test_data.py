@@ -117,13 +117,13 @@ def test_files_that_are_no_text(tmp_path: Path, content: bytes, message: str) ->
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"text must be an existing file, folder or hub id, but /nowhere/train\.txt is not"):
+    with pytest.raises(DataError, match=r"an existing file, folder or hub id, but /nowhere/train\.txt is not"):
         read_rows("/nowhere/train.txt", split="train")
-    with pytest.raises(DataError, match=r"text must be an existing file, folder or hub id, but /nowhere/train\.jsonl is not"):
+    with pytest.raises(DataError, match=r"an existing file, folder or hub id, but /nowhere/train\.jsonl is not"):
         read_rows("/nowhere/train.jsonl", split="train")
-    with pytest.raises(DataError, match=r"text must be an existing file, folder or hub id, but /nowhere is not there"):
+    with pytest.raises(DataError, match=r"an existing file, folder or hub id, but /nowhere is not there"):
         read_rows("/nowhere", split="train")
-    with pytest.raises(DataError, match=r"must hold SPLIT\.txt, SPLIT\.jsonl, SPLIT\.json, SPLIT\.parquet, but .* holds none"):
+    with pytest.raises(DataError, match=r"must hold SPLIT\.txt, .*, SPLIT\.parquet, but .* holds none"):
         read_rows(tmp_path, split="train")
     (tmp_path / "train.jsonl").write_text("not json\n")
     with pytest.raises(DataError, match=r"a \.jsonl file must be readable as such, but .*train\.jsonl is not"):

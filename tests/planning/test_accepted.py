@@ -20,18 +20,15 @@ from prunegpt.distill.objective import DistillationObjective
 from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import SpecError
 from prunegpt.lm.views import select
-from prunegpt.planning.budget import job_problems, steps, steps_per_epoch
-from prunegpt.pruning.gradual import GradualPruner
-from prunegpt.pruning.masks import measure_sparsity
-from prunegpt.pruning.patterns import parse_pattern
+from prunegpt.planning.budget import job_problems
+from prunegpt.pruning.enforce import Enforcer
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
-from prunegpt.spec.schedules import clock_of
-from prunegpt.spec.schema import DistillSpec, GradualSpec
+from prunegpt.spec.schema import DistillSpec
 from prunegpt.stages import prune as pruning
+from prunegpt.stages import train as training
 from prunegpt.stages.base import Pruned, State
-from prunegpt.stages.budget import method_options, scope_of, sparsities_of
 from prunegpt.stages.measure import check_ledger
 from tests.planning.made import plan_of
 from tests.planning.strategies import METHODS, trials
@@ -75,51 +72,29 @@ def fresh() -> State:
     return State(deepcopy(models()[0]), None, Pruned())  # type: ignore[arg-type]
 
 
-def pruner_of(spec: GradualSpec, train: Mapping[str, Any], seed: int) -> GradualPruner:
-    """The pruner that a stage makes."""
-    state = fresh()
-    views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
-    windows = torch.randint(0, 1024, (2, 16)) if spec.calibration.data else None
-    count, per_epoch = steps(train, BLOCKS), steps_per_epoch(train, BLOCKS)
-    assert count is not None
-    assert per_epoch is not None
-    method = SOLVERS.load(spec.method) if spec.method in SOLVERS else CRITERIA.load(spec.method)
-
-    def statistics() -> Any:
-        assert windows is not None
-        return pruning.statistics_of(state, views, windows, gram="gram" in method.needs)
-
-    return GradualPruner(
-        views,
-        method,
-        clock=clock_of(
-            start=spec.start,
-            end=spec.end,
-            every=spec.every,
-            unit=spec.unit,
-            grid=spec.clock,
-            steps=count,
-            per_epoch=per_epoch,
-        ),
-        final=spec.sparsity,
-        schedule=spec.schedule,
-        initial=spec.initial,
-        pattern=parse_pattern(spec.pattern),
-        scope=scope_of(spec),
-        sparsities=sparsities_of(spec, state, views, windows),
-        statistics=statistics if windows is not None else None,
-        seed=seed,
-        options=method_options(spec),
-    )
-
-
-def update_all(pruner: GradualPruner) -> None:
-    """Every update of a training, with made-up gradients between."""
+def prunes(stage: StagePlan, state: State) -> None:
+    """Resolves the job of a training stage and makes every update of its masks, with made-up gradients between."""
+    config = stage.training
+    assert config is not None
+    before = state.pruned if config.keep_masks else Pruned()
+    windows = training._calibration(config.prune, state)
+    job = training.resolve(stage, config, state, BLOCKS, before.masks, windows)
+    if job.prune is None or config.prune is None:
+        return
+    names = tuple(dict.fromkeys([*before.masks, *job.prune.sparsities]))
+    enforcer = Enforcer(select(state.model, targets=names), before.masks)
+    pruner = training._pruner(job.prune, enforcer, state, windows)
     generator = torch.Generator().manual_seed(0)
-    for step in range(pruner._clock.end + 1):
+    for step in range(job.steps):
         pruner.before_step(step)
-        views = pruner._views
-        pruner.accumulate({name: torch.randn(view.matrix.shape, generator=generator) for name, view in views.items()})
+        drawn = {name: torch.randn(view.matrix.shape, generator=generator) for name, view in enforcer.views.items()}
+        pruner.accumulate(drawn)
+    assert pruner.done
+    masks = {name: enforcer.mask(name) for name in job.prune.sparsities}
+    job.prune.verify(masks, before.masks)
+    state.pruned = pruning.merged(before, masks, config.prune)
+    check_ledger(state)
+    event(f"ran gradual {job.prune.method}")
 
 
 def distils(config: DistillSpec) -> None:
@@ -157,19 +132,11 @@ def runs(stage: StagePlan, state: State, folder: Path) -> None:
         event(f"ran {stage.prune.method}")
     if stage.training:
         arguments_hold(stage.training.train, folder)
-        if not stage.training.keep_masks:
-            state.pruned = Pruned()
     if stage.distill:
         distils(stage.distill)
         event(f"ran {stage.distill.loss}")
-    if stage.training and (spec := stage.training.prune):
-        pruner = pruner_of(spec, stage.training.train, stage.seed)
-        update_all(pruner)
-        wanted = pruner._final
-        for name, share in measure_sparsity(pruner._views, {}).by_tensor.items():
-            if scope_of(spec) == "tensor" and spec.pattern == "unstructured" and not spec.regrow:
-                assert share >= wanted[name] - 0.01
-        event(f"ran gradual {spec.method}")
+    if stage.training:
+        prunes(stage, state)
 
 
 @given(trial=trials())

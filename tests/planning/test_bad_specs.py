@@ -309,7 +309,7 @@ def test_a_whole_model_has_no_problem(tmp_path: Path) -> None:
 def test_truncated_weights(size: int, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     cut(folder, size)
-    assert re.search("weights must be whole safetensors files, but .*model.safetensors cannot be read", model_problem(folder))
+    assert re.search("must be whole safetensors files, but .*model.safetensors cannot be read", model_problem(folder))
 
 
 def test_weights_with_a_wild_header(tmp_path: Path) -> None:

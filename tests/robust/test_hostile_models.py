@@ -140,7 +140,7 @@ def test_a_pickle_beside_or_instead_of_the_weights_is_never_opened(
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"only pickled ones .* which can run code when loaded"):
         load_model(folder, **CPU)
-    with pytest.raises(PruneGPTError, match="only pickled ones .* never are"):
+    with pytest.raises(PruneGPTError, match=r"only pickled ones .* never are"):
         plan_data(spec_of(folder, text_files))
     assert not canary.exists()
 

@@ -1,7 +1,7 @@
 """What every solver is: a name, the statistics it needs, and a pure function from a weight matrix to a pruned one."""
 
 import inspect
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,11 +73,6 @@ class Solver:
 def builtin(name: str, solve: Callable[..., Solution], factorise: Callable[..., Any] | None = None) -> Solver:
     """The solver that the registry declares under this name."""
     return Solver(name, SOLVERS.entry(name).needs, solve, factorise)
-
-
-def option_names(function: Callable[..., Any], given: Container[str]) -> tuple[str, ...]:
-    """The keyword arguments of a function that are the user's to choose: those that are not given otherwise."""
-    return tuple(name for name in inspect.signature(function).parameters if name not in given)
 
 
 def target_zeros(solver: str, weight: Tensor, sparsity: float | None, pattern: Pattern) -> tuple[float, int]:
