@@ -82,6 +82,8 @@ class _Board:
                     f"  {event.trial}: {event.metric} {number(event.value)} reaches the target {number(event.target)}: "
                     f"nothing more is started"
                 )
+            case events.LauncherTrouble():
+                self.line(f"  {event.trial or 'launcher'}: {_TROUBLE[event.call]}: {event.error}")
             case events.Stopping():
                 how = "stopping at once" if event.kill else "stopping: running stages write a checkpoint (Ctrl-C kills)"
                 self.line(how)
@@ -102,6 +104,14 @@ class _Board:
             self.bars.remove_task(task)
         if done:
             self.bars.advance(self.whole)
+
+
+_TROUBLE = {
+    "submit": "not taken yet, and submitted again later",
+    "poll": "the launcher does not say how it goes, and is asked again",
+    "cancel": "cannot be ended yet, and is tried again",
+    "close": "cannot be closed",
+}
 
 
 def _result(perplexity: float | None, sparsity: float | None) -> str:

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-Reason = Literal["ended", "failed", "signal", "cancelled", "lost", "preempted", "time-limit", "out-of-memory"]
+Reason = Literal[
+    "ended", "failed", "signal", "cancelled", "lost", "preempted", "time-limit", "out-of-memory", "refused"
+]
 
 
 @dataclass(frozen=True)
@@ -15,14 +17,17 @@ class Exited:
         reason: `ended`: it says so itself; `failed`: it says that it failed, or its process ended with another code
             than 0; `signal`: its process was killed; `cancelled`: we asked for it; `preempted`: the scheduler asked it
             to write a checkpoint and end, or took its place away: a record that says `stopped` means this; `time-limit`
-            and `out-of-memory`: the scheduler killed it for that; `lost`: nobody knows, such as after its node is gone.
+            and `out-of-memory`: the scheduler killed it for that; `lost`: nobody knows, such as after its node is gone;
+            `refused`: the launcher or its scheduler would not take it, or not say any more what became of it.
         code: exit code of the process, where that is known.
         signal: number of the signal that ended the process.
+        words: what was said when it was refused.
     """
 
     reason: Reason
     code: int | None = None
     signal: int | None = None
+    words: str = ""
 
 
 def queues(launcher: "Launcher") -> bool:
@@ -36,6 +41,9 @@ class Launcher(Protocol):
 
     Whatever the attempt's process writes, or its scheduler has to say of its end, is in FOLDER/log.txt once `poll`
     gives an Exited. A launcher is used from one thread, which must outlive the attempts.
+
+    Whatever a call raises is about the attempt it was made for, and harms no other: see `sweep.patience`. Where the
+    same may be had later, it raises what `refusal.passes` knows, such as TimeoutError or an OSError with EAGAIN.
     """
 
     @property

@@ -131,12 +131,6 @@ class LocalLauncher:
         for slot in self._slots:
             self._discard(slot)
 
-    def process_id(self, handle: str) -> int:
-        """The process that an attempt runs in."""
-        slot = self._slot(handle)
-        assert slot.worker is not None
-        return slot.worker.pid
-
     def _slot(self, handle: str) -> _Slot:
         for slot in self._slots:
             if slot.handle == handle:

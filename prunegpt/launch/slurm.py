@@ -8,6 +8,7 @@ itself writes; squeue, asked for all jobs at once, tells of those that could not
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -19,7 +20,7 @@ from prunegpt.launch.log import LOG, append, last_lines
 from prunegpt.launch.slurm_end import end_of, is_over
 from prunegpt.launch.slurm_left import notes_of
 from prunegpt.launch.slurm_queue import Question, Queue, ask
-from prunegpt.launch.slurm_submit import Submitter
+from prunegpt.launch.slurm_submit import Submitter, UnansweredError
 from prunegpt.root import Root, write_json
 from prunegpt.spec.execution import SlurmOptions
 
@@ -34,7 +35,7 @@ _ALL = 100  # lines of Slurm's own words that are kept
 class _Job:
     handle: str  # the job's name, too
     folder: Path
-    id: str = ""  # none: the scheduler has not taken it yet
+    id: str = ""
     submitted: float = 0.0
     asked: bool = False  # to end
     killed: bool = False
@@ -79,9 +80,9 @@ class SlurmLauncher:
         self._notes = notes_of(root)
         self._queue = Queue(self._options.poll)
         self._jobs: dict[str, _Job] = {}
+        self._unanswered: dict[Path, _Job] = {}  # that Slurm may have taken, by the folder of the attempt
         self._ended: dict[str, Exited] = {}
         self._orders: list[Question] = []  # scancel commands that run
-        self._retry = 0.0
 
     @property
     def slots(self) -> int:
@@ -90,13 +91,25 @@ class SlurmLauncher:
     def submit(self, folder: Path) -> str:
         if len(self._jobs) >= self._slots:
             raise LaunchError(f"at most {self.slots} attempts run at a time, and all slots are taken. Poll them first.")
-        job = _Job(_name(folder), folder.absolute())
+        folder = folder.absolute()
+        job = self._unanswered.get(folder)
+        if job is None:
+            job = _Job(_name(folder), folder)
+        else:
+            job.id = _find(job)
         self._note(job)
         try:
-            self._send(job)
-        except LaunchError:
-            self._forget(job)
+            job.id = job.id or self._submitter.send(folder, job.handle)
+        except UnansweredError:
+            self._unanswered[folder] = job
             raise
+        except Exception:
+            self._forget(job)
+            self._unanswered.pop(folder, None)
+            raise
+        self._unanswered.pop(folder, None)
+        job.submitted = time.monotonic()
+        self._note(job)
         self._jobs[job.handle] = job
         return job.handle
 
@@ -124,8 +137,8 @@ class SlurmLauncher:
 
     def close(self) -> None:
         """Cancels what still runs and waits for it, but not for a scheduler that is away: the next run cancels then."""
-        for job in self._jobs.values():
-            job.asked = job.killed = True
+        self._jobs |= {job.handle: job for job in self._unanswered.values()}
+        self._unanswered.clear()
         end = time.monotonic() + _WAIT
         codes = [
             ask("scancel", "--me", f"--name={job.handle}", *filter(None, [job.id]))[0] for job in self._jobs.values()
@@ -142,54 +155,18 @@ class SlurmLauncher:
         self._orders.clear()
         self._queue.close()
 
-    # -- submitting --------------------------------------------------------------------------------------------
-
-    def _send(self, job: _Job) -> None:
-        """Submits a job; leaves it for later where the scheduler is away.
-
-        Raises:
-            LaunchError: Slurm refuses it.
-        """
-        found = self._submitter.send(job.folder, job.handle)
-        self._retry = time.monotonic() + max(self._options.poll, 1.0)
-        if found is not None:
-            self._sent(job, found)
-
-    def _sent(self, job: _Job, identity: str) -> None:
-        job.id, job.submitted = identity, time.monotonic()
-        self._note(job)
-
-    def _resend(self) -> None:
-        """Submits what the scheduler could not take yet, unless it did take it and its answer was lost."""
-        if time.monotonic() < self._retry:
-            return
-        for job in self._jobs.values():
-            if job.id or job.asked:
-                continue
-            code, text = ask("squeue", "--noheader", "--states=all", f"--name={job.handle}", "--format=%i")
-            if code:
-                self._retry = time.monotonic() + max(self._options.poll, 1.0)
-                return
-            if text.strip():
-                self._sent(job, text.split()[0])
-            else:
-                self._send(job)
-
     # -- following ---------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
         """One step of everything that goes on beside the attempts."""
-        if any(not job.id and not job.asked for job in self._jobs.values()):
-            self._resend()
         self._orders = [order for order in self._orders if order.answer() is None]
-        if self._queue.look([job.id for job in self._jobs.values() if job.id]):
+        if self._queue.look([job.id for job in self._jobs.values()]):
             for job in self._jobs.values():
-                if job.asked and job.id and not is_over(self._queue.state(job.id)):
-                    self._order(job)  # it may not have been there yet to hear it
+                if job.asked and not is_over(self._queue.state(job.id)):
+                    with suppress(OSError):  # at the next look, then
+                        self._order(job)  # it may not have been there yet to hear it
 
     def _end(self, job: _Job) -> Exited | None:
-        if not job.id:
-            return Exited("cancelled") if job.asked else None
         now = time.monotonic()
         if job.ended is None and now - job.looked >= _LOOK:
             job.looked, job.ended = now, Ended.read(job.folder)
@@ -211,8 +188,6 @@ class SlurmLauncher:
     # -- cancelling --------------------------------------------------------------------------------------------
 
     def _order(self, job: _Job) -> None:
-        if not job.id:
-            return
         words = ["scancel", f"--name={job.handle}"]
         if job.killed:
             self._orders.append(Question([*words, job.id]))
@@ -240,6 +215,18 @@ def _name(folder: Path) -> str:
     """What squeue shows of an attempt, and no other job has; without the characters that Slurm takes apart."""
     words = re.sub(r"[^A-Za-z0-9._=-]", "_", f"{folder.parent.name}-{folder.name}")[:_NAME]
     return f"{words}-{uuid4().hex[:8]}"
+
+
+def _find(job: _Job) -> str:
+    """The id of a job whose submission was not answered; empty where Slurm did not take it.
+
+    Raises:
+        LaunchError: Slurm does not answer this either.
+    """
+    code, text = ask("squeue", "--noheader", "--states=all", f"--name={job.handle}", "--format=%i")
+    if code:
+        raise LaunchError(f"Slurm must say whether it has the job of {job.folder}, but timed out: {text.strip()}")
+    return text.split()[0] if text.strip() else ""
 
 
 def _words(folder: Path) -> str:

@@ -77,7 +77,10 @@ class Queue:
         if self._question is None and jobs and time.monotonic() >= self._due:
             listed = ",".join(sorted(jobs))
             words = ["squeue", "--noheader", "--states=all", f"--jobs={listed}", "--format=%i|%T"]
-            self._question = Question(words)
+            try:
+                self._question = Question(words)
+            except OSError as error:
+                self._put_off(str(error))
         return news
 
     def hurry(self) -> None:
@@ -101,11 +104,15 @@ class Queue:
         if code == 0 or _UNKNOWN in text:
             self._states = parse(text) if code == 0 else {}
             self.known, self._pause, self.problem = asked, self._interval, ""
+            self._due = time.monotonic() + self._pause
         else:
-            self.problem = text.strip()
-            self._pause = min(max(2 * self._pause, 1.0), _SLOWEST)
-        self._due = time.monotonic() + self._pause
+            self._put_off(text.strip())
         return not self.problem
+
+    def _put_off(self, problem: str) -> None:
+        self.problem = problem
+        self._pause = min(max(2 * self._pause, 1.0), _SLOWEST)
+        self._due = time.monotonic() + self._pause
 
 
 def parse(text: str) -> dict[str, str]:

@@ -10,8 +10,15 @@ from prunegpt.errors import LaunchError, MissingPackageError
 from prunegpt.launch.job import run_job
 from prunegpt.spec.execution import SlurmOptions
 
-_AWAY = re.compile(r"contact slurm controller|timed out|connect failure|temporarily", re.IGNORECASE)
+_AWAY = re.compile(
+    r"contact slurm controller|timed out|connect failure|unexpected message|zero bytes|transport endpoint|standby mode",
+    re.IGNORECASE,
+)
 _TIME = re.compile(r"^#SBATCH --time=.*\n", re.MULTILINE)
+
+
+class UnansweredError(LaunchError):
+    """Slurm was away, or slow to answer: it may have the job or not."""
 
 
 class Submitter:
@@ -46,10 +53,11 @@ class Submitter:
         self._options, self._gpus, self._command = options, gpus, tuple(command)
         self._executor(Path(), "prunegpt")
 
-    def send(self, folder: Path, name: str) -> str | None:
-        """Submits the attempt in a folder as a job of that name; its id, or None where the scheduler is away.
+    def send(self, folder: Path, name: str) -> str:
+        """Submits the attempt in a folder as a job of that name; gives its id.
 
         Raises:
+            UnansweredError: nobody knows whether Slurm has it.
             LaunchError: Slurm refuses it.
         """
         executor = self._executor(folder / "slurm", name)
@@ -57,7 +65,7 @@ class Submitter:
             job = executor.submit(run_job, str(folder), self._command)
         except Exception as error:  # of submitit's, and whatever the file system has to say
             if _AWAY.search(str(error)):
-                return None
+                raise UnansweredError(f"Slurm must take the job of {folder}, but is away: {_why(error)}") from error
             raise LaunchError(f"Slurm must take the job of {folder}, but refuses it: {_why(error)}") from error
         return str(job.job_id)
 
@@ -91,7 +99,7 @@ class Submitter:
 
 
 def _why(error: Exception) -> str:
-    """The line of sbatch's that says why, without the trace around it."""
+    """The lines of sbatch's that say why, without the trace around them."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "error:" in line]
-    return (told or lines or [type(error).__name__])[-1]
+    return " ".join(told or lines[-1:] or [type(error).__name__])

@@ -24,7 +24,7 @@ TOTAL_STEPS = "total_steps"  # the point that says how many optimizer steps a st
 
 @dataclass
 class Attempt:
-    """One attempt that was submitted.
+    """One attempt that was submitted, or will be: it has a handle once a launcher has taken it.
 
     Args:
         offset: bytes of points.jsonl that are stored.

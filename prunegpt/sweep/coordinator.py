@@ -26,6 +26,7 @@ from prunegpt.sweep.failures import Ending, judge
 from prunegpt.sweep.interrupt import Interrupt
 from prunegpt.sweep.ledger import SETTLED, Ledger
 from prunegpt.sweep.lock import coordinating
+from prunegpt.sweep.patience import PatientLauncher
 from prunegpt.sweep.recovery import recover
 from prunegpt.sweep.watchdog import Watchdog
 
@@ -53,6 +54,8 @@ def run_sweep(
     SIGINT or SIGTERM once: nothing more is started, and running attempts are asked to write a checkpoint and end;
     twice: they are killed. Either way the next run goes on. The launcher is closed at the end.
 
+    What the launcher refuses is tried again or fails the trial that it was asked for; the others live.
+
     Args:
         only: a glob; trials whose name matches, and those that their teachers need.
         on_event: is told what happens, from this thread.
@@ -63,13 +66,14 @@ def run_sweep(
         tracker: is told the same as `on_event`, and all points.
 
     Raises:
-        LaunchError: another coordinator has this root or database, no worker can be started, or the disk is full.
+        LaunchError: another coordinator has this root or database, or the disk is full.
         SpecError: `only` matches no trial.
     """
     matched = _matching(plan, only)
     stop = interrupt or Interrupt()
     searching = suggester if suggester and _searches(plan, only) else NoSuggester()
     stopper = early_stopper or NoEarlyStopper()
+    patient = PatientLauncher(launcher, on_event)
     with coordinating(root, plan.name), store.sole_writer() as sole, stop.on_signals():
         if not sole:
             raise LaunchError(
@@ -97,7 +101,19 @@ def run_sweep(
                 target=plan.target,
             )
             return _Run(
-                plan, root, store, launcher, ledger, saved, wanted, searching, stopper, tracker, stop, grace
+                plan,
+                root,
+                store,
+                patient,
+                queues(launcher),
+                ledger,
+                saved,
+                wanted,
+                searching,
+                stopper,
+                tracker,
+                stop,
+                grace,
             ).run(lost)
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -107,7 +123,7 @@ def run_sweep(
                 f"Free some and run the sweep again: it goes on where it was."
             ) from error
         finally:
-            launcher.close()
+            patient.close()
 
 
 def _matching(plan: SweepPlan, only: str | None) -> list[bool]:
@@ -136,7 +152,8 @@ class _Run:
         plan: SweepPlan,
         root: Root,
         store: Store,
-        launcher: Launcher,
+        launcher: PatientLauncher,
+        queues: bool,
         ledger: Ledger,
         saved: Sequence[SavedTrial],
         wanted: Sequence[SavedTrial],
@@ -169,7 +186,7 @@ class _Run:
         self.board = Board(trials, published, [trial for trial in plans if name_of(trial) not in names])
         self.dispatch = Dispatcher(root, store, launcher, self.board, published, ledger, suggester, self._halted)
         self.attempts = self.dispatch.attempts
-        self.watchdog = Watchdog(plan.failures, queues=queues(launcher))
+        self.watchdog = Watchdog(plan.failures, queues=queues)
         self.stopping = 0  # how much of the interrupt was passed on
         self.deadline = math.inf
 
@@ -226,7 +243,7 @@ class _Run:
         return True
 
     def _exited(self) -> list[tuple[Attempt, Exited]]:
-        polled = [(attempt, self.launcher.poll(attempt.handle)) for attempt in self.attempts.values()]
+        polled = [(attempt, self.launcher.poll(attempt)) for attempt in self.attempts.values()]
         return [(attempt, exited) for attempt, exited in polled if exited is not None]
 
     def _end(self, attempt: Attempt, exited: Exited) -> bool:
@@ -255,17 +272,17 @@ class _Run:
         if attempt.ending is None:
             attempt.ending = ending
             attempt.deadline = time.monotonic() + self.grace
-            self.launcher.cancel(attempt.handle, kill=kill)
+            self.launcher.cancel(attempt, kill=kill)
 
     def _watch(self) -> None:
         """Ends what is silent or takes too long, and kills what does not heed."""
-        by_folder = {attempt.folder: attempt for attempt in self.attempts.values()}
+        by_folder = {attempt.folder: attempt for attempt in self.attempts.values() if attempt.handle}
         for folder, ending in self.watchdog.look(list(by_folder)).items():
             self._ask(by_folder[folder], ending, kill=ending.reason == "lost")
         for attempt in by_folder.values():
             if time.monotonic() > attempt.deadline:
                 attempt.deadline = math.inf
-                self.launcher.cancel(attempt.handle, kill=True)
+                self.launcher.cancel(attempt, kill=True)
 
     def _pass_on_interrupt(self) -> None:
         if self.stopping == 0 and self.interrupt.count >= 1:
@@ -277,7 +294,7 @@ class _Run:
     def _cancel(self, level: int, *, kill: bool) -> None:
         self.stopping = level
         for attempt in self.attempts.values():
-            self.launcher.cancel(attempt.handle, kill=kill)
+            self.launcher.cancel(attempt, kill=kill)
         self.ledger.tell(Stopping(tuple(self.attempts), kill))
 
     # -- wishes from elsewhere ---------------------------------------------------------------------------------

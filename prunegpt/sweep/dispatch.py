@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 
-from prunegpt.errors import LaunchError
-from prunegpt.launch.base import Launcher
 from prunegpt.records import StageRecord, TrialState
-from prunegpt.root import Root, write_text
+from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.adaptive import Suggester
 from prunegpt.sweep.attempt import Attempt, last_number, published_record, readable
 from prunegpt.sweep.board import Blocked, Board, Published, Unit, name_of
 from prunegpt.sweep.events import TrialStarted
-from prunegpt.sweep.failures import divided, unstarted
+from prunegpt.sweep.failures import divided
 from prunegpt.sweep.ledger import Ledger
+from prunegpt.sweep.patience import PatientLauncher
 
 
 class Dispatcher:
@@ -27,7 +26,7 @@ class Dispatcher:
         self,
         root: Root,
         store: Store,
-        launcher: Launcher,
+        launcher: PatientLauncher,
         board: Board,
         published: Published,
         ledger: Ledger,
@@ -42,7 +41,7 @@ class Dispatcher:
         self._ledger = ledger
         self._suggester = suggester
         self._halted = halted
-        self.attempts: dict[str, Attempt] = {}  # that run, by trial
+        self.attempts: dict[str, Attempt] = {}  # that run or are to be taken, by trial
 
     def fill(self) -> None:
         """Starts and ends what there is to start and end now."""
@@ -101,14 +100,7 @@ class Dispatcher:
         home = self._root.trial(trial.sweep, trial.name)
         given = divided(trial, self._ledger.endings(trial))
         started = self._store.start_attempt(self._ledger.ids[name], at_least=last_number(home) + 1)
-        folder = self._root.path / started.folder
-        attempt = Attempt(started.id, started.number, given, folder)
-        write_text(folder / "trial.json", given.model_dump_json(indent=2) + "\n")
-        try:
-            attempt.handle = self._launcher.submit(folder)
-        except LaunchError as error:
-            self._store.finish_attempt(unstarted(trial, started.number, str(error)), state="waiting")
-            raise
+        attempt = Attempt(started.id, started.number, given, self._root.path / started.folder)
         self._board.start(trial)
         self.attempts[name] = attempt
         self._ledger.states[name] = "running"
@@ -116,6 +108,7 @@ class Dispatcher:
         for index in range(attempt.cached):
             self.record_stage(attempt, index)
         self._ledger.tell(TrialStarted(name, started.number, started.folder, len(trial.stages), attempt.cached))
+        self._launcher.submit(attempt)
 
     def _finish_from_cache(self, trial: TrialPlan) -> None:
         try:

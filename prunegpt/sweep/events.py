@@ -1,6 +1,7 @@
 """What a running sweep tells whoever watches. Trials are named SWEEP/TRIAL."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from prunegpt.records import TrialState
 
@@ -104,6 +105,19 @@ class TargetReached:
     target: float
 
 
+Call = Literal["submit", "poll", "cancel", "close"]
+
+
+@dataclass(frozen=True)
+class LauncherTrouble:
+    """The launcher has refused a call for now: it is made again. Told once for each new reason."""
+
+    trial: str  # empty for `close`
+    call: Call
+    error: str
+    seconds: float  # until it is made again
+
+
 Event = (
     SweepStarted
     | CacheHit
@@ -114,6 +128,7 @@ Event = (
     | TrialFailed
     | Stopping
     | TargetReached
+    | LauncherTrouble
 )
 
 

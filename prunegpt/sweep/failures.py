@@ -1,7 +1,6 @@
 """Why an attempt ended, and whether its trial is tried again."""
 
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -118,6 +117,8 @@ def unrecorded(exited: Exited | None, log: str) -> tuple[str, str]:
         return "lost", "its coordinator ended before it did, and it left no record."
     if exited.reason == "cancelled":
         return "stopped", "it was asked to stop, and left no record."
+    if exited.reason == "refused":
+        return "refused", exited.words
     if exited.reason == "preempted":
         return "preempted", "its place was taken for other work, and it left no record."
     if exited.reason in ("time-limit", NO_MEMORY):
@@ -132,18 +133,3 @@ def unrecorded(exited: Exited | None, log: str) -> tuple[str, str]:
         code = f" with code {exited.code}" if exited.code is not None else ""
         return "exit", f"its process ended{code} and left no record. The end of its log is kept."
     return "lost", "its process is gone and left no record. The end of its log is kept."
-
-
-def unstarted(trial: TrialPlan, number: int, error: str) -> AttemptRecord:
-    """The record of an attempt that could not be submitted."""
-    now = time.time()
-    return AttemptRecord(
-        sweep=trial.sweep,
-        trial=trial.name,
-        attempt=number,
-        state="failed",
-        reason="launch",
-        error=error,
-        started=now,
-        ended=now,
-    )

@@ -19,7 +19,6 @@ from prunegpt.root import Root, write_text
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.attempt import Attempt, last_number
-from prunegpt.sweep.failures import unstarted
 from prunegpt.sweep.recovery import OUTSIDE, mark_outside, recover_agents
 
 _LINES = 40  # of the log, kept of what did not finish
@@ -42,7 +41,15 @@ def begin(root: Root, plan: SweepPlan, trial: TrialPlan) -> Attempt:
             mark_outside(folder)
             write_text(folder / "trial.json", trial.model_dump_json(indent=2) + "\n")
         except OSError as error:
-            store.finish_attempt(unstarted(trial, started.number, f"its folder cannot be made: {error}."))
+            record = AttemptRecord(
+                sweep=trial.sweep,
+                trial=trial.name,
+                attempt=started.number,
+                state="failed",
+                reason="launch",
+                error=f"its folder cannot be made: {error}.",
+            )
+            store.finish_attempt(record)
             raise
     return Attempt(started.id, started.number, trial, folder)
 

@@ -1,5 +1,6 @@
 """What every launcher must do. A new one adds its maker to MAKERS."""
 
+import errno
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import pytest
 from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Exited, Launcher
 from prunegpt.launch.local import LocalLauncher
+from prunegpt.launch.refusal import passes
 from prunegpt.registry import LAUNCHERS
 from prunegpt.root import Root
 from prunegpt.spec.execution import SlurmOptions
@@ -221,6 +223,50 @@ def test_cancelling_what_has_ended_does_nothing(make: Callable, attempt: Callabl
 def test_an_unknown_handle_is_refused(make: Callable) -> None:
     with pytest.raises(LaunchError, match="must come from this launcher's submit, but got 'nothing'"):
         make().poll("nothing")
+
+
+REFUSERS: dict[str, Callable[[pytest.MonkeyPatch, Launcher], object]] = {
+    "local": lambda patch, _: patch.setattr("subprocess.Popen.__init__", busy),
+    "slurm": lambda patch, _: patch.setattr("subprocess.Popen.__init__", busy),
+    "ray": lambda patch, launcher: patch.setattr(launcher._ray, "remote", busy),
+}  # how the system below a launcher is made to refuse an attempt
+
+
+def busy(*_: object, **__: object) -> None:
+    raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+def test_every_launcher_can_be_refused_an_attempt() -> None:
+    assert set(REFUSERS) >= set(LAUNCHERS.names())
+
+
+def test_what_is_refused_for_now_takes_no_slot_and_runs_later(
+    make: Callable, attempt: Callable, request: pytest.FixtureRequest
+) -> None:
+    launcher, folder = make(), attempt("(folder / 'done').touch()")
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            REFUSERS[request.node.callspec.params["make"]](patch, launcher)
+            with pytest.raises((LaunchError, OSError)) as refused:
+                launcher.submit(folder)
+        assert passes(refused.value)
+    assert wait(launcher, launcher.submit(folder)).reason == "ended"
+    assert (folder / "done").exists()
+
+
+def test_what_is_refused_harms_none_that_runs(
+    make: Callable, attempt: Callable, request: pytest.FixtureRequest
+) -> None:
+    launcher = make(2)
+    first = attempt("while not (folder / 'go').exists(): time.sleep(0.01)")
+    handle = launcher.submit(first)
+    with pytest.MonkeyPatch.context() as patch:
+        REFUSERS[request.node.callspec.params["make"]](patch, launcher)
+        with pytest.raises((LaunchError, OSError)):
+            launcher.submit(attempt("pass"))
+    assert launcher.poll(handle) is None
+    (first / "go").touch()
+    assert wait(launcher, handle).reason == "ended"
 
 
 def test_close_ends_what_runs(make: Callable, attempt: Callable) -> None:

@@ -16,6 +16,7 @@ import pytest
 from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Exited
 from prunegpt.launch.job import Ended
+from prunegpt.launch.refusal import passes
 from prunegpt.launch.slurm import SlurmLauncher
 from prunegpt.launch.slurm_end import end_of, is_over
 from prunegpt.launch.slurm_left import end_left
@@ -238,12 +239,15 @@ def test_a_scheduler_that_is_away_loses_nothing(
     until((running / "here").exists)
     slurm_cluster.stop("slurmctld")
     try:
-        second = launcher.submit(attempt(tmp_path, "pass"))  # taken in when it is back
+        other = attempt(tmp_path, "pass")
+        with pytest.raises(LaunchError) as away:
+            launcher.submit(other)
+        assert passes(away.value)
         assert launcher.poll(first) is None
-        assert launcher.poll(second) is None
     finally:
         slurm_cluster.start_controller()
-    assert wait(launcher, second).reason == "ended"
+    until(lambda: "Unable to contact" not in slurm_cluster.call("squeue"), "its return")
+    assert wait(launcher, launcher.submit(other)).reason == "ended"
     (running / "go").touch()
     assert wait(launcher, first).reason == "ended"
     launcher.close()

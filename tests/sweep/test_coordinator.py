@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prunegpt.errors import LaunchError, SpecError
+from prunegpt.errors import SpecError
 from prunegpt.launch.local import LocalLauncher
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
@@ -184,11 +184,12 @@ def test_a_worker_without_a_record_is_lost_but_what_it_published_is_not(bench: A
     assert {stage.key: stage.computations for stage in bench.store.stages()} == {"load": 1, "a": 1}
 
 
-def test_a_worker_that_cannot_start_leaves_the_trial_waiting(bench: Any) -> None:
-    with pytest.raises(LaunchError, match="'/nowhere/python' does not"):
-        bench.run(make_trial("a"), launcher=LocalLauncher(bench.root, command=("/nowhere/python",)))
-    assert bench.states() == {"a": "waiting"}
-    assert bench.store.attempts("words/a")[0].reason == "launch"
+def test_a_worker_that_cannot_start_fails_the_trial_until_the_next_run(bench: Any) -> None:
+    outcome = bench.run(make_trial("a"), launcher=LocalLauncher(bench.root, command=("/nowhere/python",)))
+    assert outcome.failed == ("words/a",)
+    (attempt,) = bench.store.attempts("words/a")
+    assert (attempt.state, attempt.reason) == ("failed", "refused")
+    assert "a worker must start, but '/nowhere/python' does not" in attempt.error
     assert bench.run(make_trial("a")).ok
 
 
