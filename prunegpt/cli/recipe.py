@@ -1,5 +1,6 @@
 """prunegpt recipe: what a recipe means here, SparseML's included, and its translation."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,15 +53,24 @@ def _tensors(model: str) -> "Tensors":
     """The parameters of a model; of a built-in one its block matrices, whose shapes are known before it is trained."""
     from prunegpt.builtin import BUILTIN_MODELS, is_builtin
     from prunegpt.errors import ModelError, unknown
+    from prunegpt.planning.weights import tensor_shapes
     from prunegpt.recipes.matching import TensorInfo
-    from prunegpt.recipes.tensors import read_tensors
+    from prunegpt.recipes.tensors import with_classes
 
-    if not is_builtin(model):
-        return read_tensors(Path(model))
-    if model not in BUILTIN_MODELS:
+    if is_builtin(model) and model not in BUILTIN_MODELS:
         raise ModelError(unknown("built-in model", model, BUILTIN_MODELS))
-    matrices = BUILTIN_MODELS[model].matrices
-    return {name: TensorInfo((wide, high), "Conv1D") for name, (high, wide) in matrices.items()}
+    if is_builtin(model):
+        matrices = BUILTIN_MODELS[model].matrices
+        return {name: TensorInfo((wide, high), "Conv1D") for name, (high, wide) in matrices.items()}
+    folder = Path(model)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"a model must be a folder with *.safetensors, but {folder} has none.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    return with_classes(tensor_shapes(folder, files), config if isinstance(config, dict) else {})
 
 
 @app.command(epilog="Example: prunegpt recipe convert old.yaml --out new.yaml")

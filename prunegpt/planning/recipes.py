@@ -1,8 +1,6 @@
 """A training stage that names a recipe takes from it what it does not say itself."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -31,24 +29,13 @@ def with_recipe(config: StageConfig, base: Path | None) -> StageConfig:
     except SpecError as error:
         listed = "; ".join(str(problem) for problem in error.problems)
         raise PruneGPTError(f"recipe {config.recipe}: {listed}") from error
-    update: dict[str, Any] = {"train": {**recipe.train, **config.train}, "recipe": None}
-    if config.prune is None and recipe.prune is not None:
-        clock = "sparseml" if recipe.dialect == "legacy" else "regular"
-        update["prune"] = recipe.prune.model_copy(update={"clock": clock})
-    if recipe.learning_rate is not None and not config.learning_rate:
-        update["learning_rate"] = tuple(segment.model_dump() for segment in recipe.learning_rate.segments)
-    if recipe.distill is None:
-        return config.model_copy(update=update)
-    if not isinstance(config, DistillSpec):
+    if recipe.distill is not None and not isinstance(config, DistillSpec):
         raise PruneGPTError(
             f"recipe {config.recipe} distils, so its stage must be a distill stage with a teacher, but it is finetune."
         )
-    return _distilled(config, recipe.distill, update)
-
-
-def _distilled(config: DistillSpec, fields: Mapping[str, Any], update: dict[str, Any]) -> DistillSpec:
-    said = {name: getattr(config, name) for name in config.model_fields_set}
+    said = {name: value for name in config.model_fields_set if (value := getattr(config, name)) not in (None, ())}
+    both = {**recipe.stage, **said, "train": {**recipe.train, **config.train}, "recipe": None}
     try:
-        return DistillSpec.model_validate({**fields, **said, **update})
+        return type(config).model_validate(both)
     except ValidationError as error:
         raise PruneGPTError(f"recipe {config.recipe}: {error.errors()[0]['msg']}") from error

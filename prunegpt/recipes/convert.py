@@ -2,19 +2,19 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from prunegpt.errors import Problem
-from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning
-from prunegpt.recipes.own import Recipe, validated
+from prunegpt.recipes.meaning import RecipeMeaning
+from prunegpt.recipes.own import Recipe, recipe_of
 from prunegpt.recipes.source import RecipeError
+from prunegpt.recipes.stage import StageMeaning
 
 
 def to_mapping(meaning: RecipeMeaning, *, strict: bool = True) -> dict[str, Any]:
-    """The sections of our own recipe format: train, prune, distill, learning_rate, each where there is something.
+    """The sections of our own recipe format.
 
     Args:
         meaning: of a recipe with one stage that trains.
@@ -23,7 +23,7 @@ def to_mapping(meaning: RecipeMeaning, *, strict: bool = True) -> dict[str, Any]
     Raises:
         RecipeError: the recipe has several stages or one that does not train, or `strict` and something is unsupported.
     """
-    stages = _training(meaning)
+    stages = _active(meaning)
     if len(stages) != 1 or stages[0].run != "train":
         names = ", ".join(f"{stage.name or 'unnamed'} ({stage.run})" for stage in stages)
         message = (
@@ -32,17 +32,16 @@ def to_mapping(meaning: RecipeMeaning, *, strict: bool = True) -> dict[str, Any]
         )
         raise RecipeError([Problem("", message, stages[0].line)], meaning.source)
     _check(meaning, strict)
-    return _sections(stages[0])
+    return stages[0].sections
 
 
 def to_recipe(meaning: RecipeMeaning, *, strict: bool = True) -> Recipe:
-    """As :func:`to_mapping`, checked against the schema, with the notes and defects.
+    """As :func:`to_mapping`, checked against the schema.
 
     Raises:
         RecipeError: as there, or a value out of its range.
     """
-    recipe = validated(to_mapping(meaning, strict=strict), meaning.source)
-    return replace(recipe, notes=meaning.notes, defects=meaning.defects, dialect=meaning.dialect)
+    return recipe_of(to_mapping(meaning, strict=strict), meaning.source)
 
 
 def to_stages(meaning: RecipeMeaning, *, teacher: str | None = None, strict: bool = True) -> list[dict[str, Any]]:
@@ -54,21 +53,16 @@ def to_stages(meaning: RecipeMeaning, *, teacher: str | None = None, strict: boo
         strict: refuse what is not supported.
 
     Raises:
-        RecipeError: `strict` and something is unsupported; a stage distils and no teacher is given; or a learning rate
-            that only a recipe can say.
+        RecipeError: `strict` and something is unsupported; or a stage distils and no teacher is given.
     """
     _check(meaning, strict)
     problems = []
     chain: list[dict[str, Any]] = []
-    for stage in _training(meaning):
+    for stage in _active(meaning):
         if stage.run == "oneshot":
-            if stage.prune is not None:
-                chain.append({"prune": dict(stage.prune)})
+            chain += [{"prune": dict(stage.prune)}] if stage.prune is not None else []
             continue
-        sections = _sections(stage)
-        if sections.pop("learning_rate", None):
-            message = "no scheduler gives this learning rate. Convert to a recipe, which can hold the curve."
-            problems.append(Problem(stage.name, message, stage.line))
+        sections = stage.sections
         distill = sections.pop("distill", None)
         if distill is None:
             chain.append({"finetune": sections})
@@ -96,27 +90,12 @@ def to_yaml(data: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _training(meaning: RecipeMeaning) -> tuple[StageMeaning, ...]:
+def _active(meaning: RecipeMeaning) -> tuple[StageMeaning, ...]:
     """The stages that do something; all where none does."""
     return tuple(stage for stage in meaning.stages if stage.run == "train" or stage.prunings) or meaning.stages
-
-
-def _sections(stage: StageMeaning) -> dict[str, Any]:
-    sections: dict[str, Any] = {}
-    if stage.train:
-        sections["train"] = dict(stage.train)
-    if stage.prune is not None:
-        sections["prune"] = dict(stage.prune)
-    if stage.distill is not None:
-        sections["distill"] = dict(stage.distill)
-    if stage.follow_curve and stage.learning_rate is not None:
-        sections["learning_rate"] = [item.model_dump(exclude_none=True) for item in stage.learning_rate.segments]
-    return sections
 
 
 def _check(meaning: RecipeMeaning, strict: bool) -> None:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from prunegpt.recipes.fields import as_number
 from prunegpt.recipes.matching import ALL, ALL_PRUNABLE
 from prunegpt.recipes.notes import Defect
 from prunegpt.recipes.pruning import Pruning
@@ -40,8 +39,8 @@ def pruning_defects(pruning: Pruning, epochs: float | None) -> Iterator[Defect]:
 
 def _schedule_defects(pruning: Pruning, epochs: float | None) -> Iterator[Defect]:
     line = pruning.line
-    exponent = as_number(pruning.arguments.get("exponent", 2))
-    if pruning.schedule == "polynomial_decay" and exponent is not None and exponent % 2 == 0:
+    exponent = pruning.exponent
+    if pruning.schedule == "polynomial_decay" and exponent % 2 == 0:
         yield Defect(
             "polynomial-decay-sign",
             line,
@@ -64,7 +63,7 @@ def _schedule_defects(pruning: Pruning, epochs: float | None) -> Iterator[Defect
             "`update` is ignored for pruning: the mask is computed anew before every step.",
             f"Here masks are updated every {pruning.every:g} epochs, as written.",
         )
-    if pruning.dialect == "legacy" and epochs is not None and pruning.end is not None and pruning.end >= epochs:
+    if pruning.dialect == "legacy" and epochs is not None and pruning.end >= epochs:
         yield Defect(
             "last-update-missing",
             line,

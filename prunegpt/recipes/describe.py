@@ -1,21 +1,27 @@
-"""A recipe for reading: what is pruned and when, how the learning rate goes, what is not done, what is wrong."""
+"""A recipe for reading: what is pruned and when, how the learning rate goes, what is not done, what is wrong.
+
+Mask updates, sparsities and tensors are those of the section that the recipe becomes, so what a stage with it does.
+"""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from prunegpt.errors import PruneGPTError
-from prunegpt.recipes.distillation import distillation_updates
-from prunegpt.recipes.matching import ALL_PRUNABLE, Tensors, match_params, match_targets, versions_differ
-from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning
+from prunegpt.errors import PruneGPTError, PruningError
+from prunegpt.recipes.matching import ALL_PRUNABLE, Tensors, selected, versions_differ
+from prunegpt.recipes.meaning import RecipeMeaning
 from prunegpt.recipes.pruning import Pruning
-from prunegpt.recipes.simulate import Update, updates_of
-from prunegpt.spec.names import matches
-from prunegpt.spec.schedules import epoch_of
+from prunegpt.recipes.stage import StageMeaning
+from prunegpt.spec.patterns import fixed_sparsity
+from prunegpt.spec.schedules import clock_of, epoch_of, interpolate
+from prunegpt.spec.schema import GradualSpec, PruneSpec
 
 _SAMPLES = 11  # points of a curve
 _SHOWN = 8  # names in one line of text
+_DIALECTS = {"legacy": "SparseML, legacy dialect", "session": "SparseML, session dialect", "own": "PruneGPT"}
+_LEVELS = {"unsupported": "not supported", "partly": "supported in part", "ignored": "without effect here"}
 
 
 def describe(
@@ -34,18 +40,13 @@ def describe(
         "steps_per_epoch": steps_per_epoch,
         "variables": dict(meaning.variables),
         "stages": [_stage(stage, steps_per_epoch, tensors) for stage in meaning.stages],
-        "notes": [
-            {"modifier": note.modifier, "line": note.line, "stage": note.stage, "level": note.level, "text": note.text}
-            for note in meaning.notes
-        ],
-        "defects": [
-            {"code": defect.code, "line": defect.line, "text": defect.text, "fix": defect.fix}
-            for defect in meaning.defects
-        ],
+        "notes": [vars(note) for note in meaning.notes],
+        "defects": [vars(defect) for defect in meaning.defects],
     }
 
 
-def _stage(stage: StageMeaning, steps_per_epoch: int | None, tensors: Tensors | None) -> dict[str, Any]:
+def _stage(stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None) -> dict[str, Any]:
+    own = stage.prune is not None and not stage.prunings  # our own dialect has a section and no modifiers
     return {
         "name": stage.name,
         "run": stage.run,
@@ -54,10 +55,10 @@ def _stage(stage: StageMeaning, steps_per_epoch: int | None, tensors: Tensors | 
         "prune": None if stage.prune is None else dict(stage.prune),
         "distill": None if stage.distill is None else dict(stage.distill),
         "prunings": [
-            _pruning(item, lines, stage, steps_per_epoch, tensors) for item, lines in _grouped(stage.prunings)
+            *([_own(stage, per_epoch, tensors)] if own else []),
+            *(_pruning(item, lines, stage, per_epoch, tensors) for item, lines in _grouped(stage.prunings)),
         ],
-        "distillation": _distillation(stage, steps_per_epoch),
-        "learning_rate": _learning_rate(stage, steps_per_epoch),
+        "learning_rate": _learning_rate(stage, per_epoch),
     }
 
 
@@ -75,113 +76,150 @@ def _grouped(prunings: Sequence[Pruning]) -> list[tuple[Pruning, list[int]]]:
     return groups
 
 
+def _own(stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None) -> dict[str, Any]:
+    spec = GradualSpec.model_validate(stage.prune)
+    shares = spec.allocation if isinstance(spec.allocation, Mapping) else {}
+    fields = {"modifier": "prune", "lines": [1], "schedule": spec.schedule, "finals": dict(shares)}
+    targets: dict[str, str | None] = {target: target for target in spec.targets} or {"all block matrices": None}
+    matched = None if tensors is None else _matched(targets, tensors)
+    return _section(spec, stage, per_epoch) | fields | {"entries": list(spec.targets), "matched": matched}
+
+
 def _pruning(
-    pruning: Pruning, lines: list[int], stage: StageMeaning, steps_per_epoch: int | None, tensors: Tensors | None
+    pruning: Pruning, lines: list[int], stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None
 ) -> dict[str, Any]:
-    return {
+    matched = None
+    if tensors is not None:
+        matched = _matched({entry: pruning.target(entry) for entry in pruning.entries}, tensors)
+        if ALL_PRUNABLE in pruning.entries and pruning.dialect == "legacy":
+            matched["versions"] = _versions(matched["tensors"], tensors)
+    fields = {
         "modifier": pruning.modifier,
         "lines": lines,
-        "method": pruning.method,
-        "pattern": pruning.pattern,
         "schedule": pruning.schedule,
-        "allocation": pruning.spread,
-        "initial": pruning.initial,
-        "final": pruning.final,
         "finals": dict(pruning.finals),
-        "start": pruning.start,
-        "end": pruning.end,
-        "every": pruning.every,
-        "unit": pruning.unit,
         "entries": list(pruning.entries),
-        "matched": None if tensors is None else _matched(pruning, tensors),
-        "updates": None if steps_per_epoch is None else _updates(pruning, stage, steps_per_epoch),
+        "matched": matched,
+    }
+    if pruning.one_shot:
+        return _section(PruneSpec.model_validate(pruning.as_spec()), stage, per_epoch) | fields
+    if pruning.spec_schedule:
+        return _section(GradualSpec.model_validate(pruning.as_spec()), stage, per_epoch) | fields
+    section = _section(GradualSpec.model_validate({**pruning.as_spec(), "schedule": "linear"}), stage, None)
+    no_updates = per_epoch and {"count": None, "error": "there is no such schedule here; see what is not supported."}
+    return section | fields | {"updates": no_updates}
+
+
+def _section(spec: PruneSpec, stage: StageMeaning, per_epoch: int | None) -> dict[str, Any]:
+    """What a `prune` section says, and does at so many optimizer steps per epoch."""
+    final = spec.sparsity
+    if final is None:
+        shares = spec.allocation.values() if isinstance(spec.allocation, Mapping) else ()
+        final = fixed_sparsity(spec.pattern) or max(shares, default=0.0)
+    found: dict[str, Any] = {"initial": 0.0, "start": 0.0, "end": None, "every": None, "unit": "epochs"}
+    if isinstance(spec, GradualSpec):
+        found = {name: getattr(spec, name) for name in found}
+    return found | {
+        "method": spec.method,
+        "pattern": spec.pattern,
+        "allocation": spec.allocation if isinstance(spec.allocation, str) else None,
+        "final": final,
+        "updates": None if per_epoch is None else _updates(spec, final, per_epoch, stage.epochs),
     }
 
 
-def _matched(pruning: Pruning, tensors: Tensors) -> dict[str, Any]:
-    found: dict[str, list[str]] = {}
-    for entry in pruning.entries:
-        found[entry] = list(match_entry(entry, pruning, tensors))
-    if not pruning.entries:
-        found["all block matrices"] = list(match_params(ALL_PRUNABLE, tensors))
+def _updates(spec: PruneSpec, final: float, per_epoch: int, epochs: float | None) -> dict[str, Any]:
+    updates = [(0, final)]
+    if isinstance(spec, GradualSpec):
+        try:
+            updates = updates_of(spec, final, per_epoch, epochs)
+        except PruneGPTError as error:
+            return {"count": None, "error": str(error)}
+    return {
+        "count": len(updates),
+        "first_step": updates[0][0],
+        "last_step": updates[-1][0],
+        "last_sparsity": updates[-1][1],
+        "steps": [step for step, _ in updates[:_SAMPLES]],
+        "curve": [
+            {"step": step, "epoch": epoch_of(step, per_epoch), "sparsity": sparsity}
+            for step, sparsity in _sample(updates)
+        ],
+    }
+
+
+def updates_of(spec: GradualSpec, final: float, per_epoch: int, epochs: float | None) -> list[tuple[int, float]]:
+    """The steps before which masks change, and the sparsity from then on.
+
+    Args:
+        spec: how a stage prunes while it trains.
+        final: the sparsity at the end.
+        per_epoch: optimizer steps.
+        epochs: of the training, where they are known.
+
+    Raises:
+        PruningError: the schedule does not fit the training, or what it is a fraction of is not known.
+    """
+    if epochs is None and (spec.end is None or spec.unit == "fraction"):
+        raise PruningError("this schedule needs the number of epochs. Set train.num_train_epochs, or prune.end.")
+    steps = sys.maxsize if epochs is None else max(round(epochs * per_epoch), 1)
+    clock = clock_of(
+        start=spec.start,
+        end=spec.end,
+        every=spec.every,
+        unit=spec.unit,
+        grid=spec.clock,
+        steps=steps,
+        per_epoch=per_epoch,
+    )
+    return [(step, interpolate(clock.share(spec.schedule, step), final, spec.initial)) for step in clock.updates]
+
+
+def _sample(updates: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    if len(updates) <= _SAMPLES:
+        return updates
+    return [updates[round(index * (len(updates) - 1) / (_SAMPLES - 1))] for index in range(_SAMPLES)]
+
+
+def _matched(targets: Mapping[str, str | None], tensors: Tensors) -> dict[str, Any]:
+    """The matrices that entries mean; `targets` are the same as patterns of a spec."""
+    found = {entry: selected(target, tensors) for entry, target in targets.items()}
     names = list(dict.fromkeys(name for hits in found.values() for name in hits))
-    result: dict[str, Any] = {
+    return {
         "tensors": names,
         "weights": sum(math.prod(tensors[name].shape) for name in names),
         "unmatched": [entry for entry, hits in found.items() if not hits],
     }
-    if ALL_PRUNABLE in pruning.entries and pruning.dialect == "legacy":
-        here = set(names)
-        result["versions"] = {
-            version: {
-                "count": len(matched),
-                "more": [name for name in matched if name not in here],
-                "fewer": [name for name in names if name not in set(matched)],
-            }
-            for version, matched in versions_differ(tensors).items()
-        }
-    return result
 
 
-def match_entry(entry: str, pruning: Pruning, tensors: Tensors) -> tuple[str, ...]:
-    """The tensors that an entry of a pruning modifier means here."""
-    if pruning.dialect == "legacy":
-        return match_params(entry, tensors)
-    if pruning.dialect == "session":
-        return match_targets(entry, tensors)
-    return tuple(name for name in tensors if matches(name, entry))
-
-
-def _updates(pruning: Pruning, stage: StageMeaning, steps_per_epoch: int) -> dict[str, Any]:
-    try:
-        updates = updates_of(pruning, steps_per_epoch, stage.epochs)
-    except PruneGPTError as error:
-        return {"count": None, "error": str(error)}
-    sampled = _sample(updates)
+def _versions(here: list[str], tensors: Tensors) -> dict[str, Any]:
     return {
-        "count": len(updates),
-        "first_step": updates[0].step if updates else None,
-        "last_step": updates[-1].step if updates else None,
-        "last_sparsity": updates[-1].sparsity if updates else None,
-        "steps": [update.step for update in updates[:_SAMPLES]],
-        "curve": [{"step": item.step, "epoch": item.epoch, "sparsity": item.sparsity} for item in sampled],
+        version: {
+            "count": len(there),
+            "more": [name for name in there if name not in set(here)],
+            "fewer": [name for name in here if name not in set(there)],
+        }
+        for version, there in versions_differ(tensors).items()
     }
 
 
-def _sample(updates: Sequence[Update]) -> list[Update]:
-    if len(updates) <= _SAMPLES:
-        return list(updates)
-    return [updates[round(index * (len(updates) - 1) / (_SAMPLES - 1))] for index in range(_SAMPLES)]
-
-
-def _distillation(stage: StageMeaning, steps_per_epoch: int | None) -> dict[str, Any] | None:
-    if stage.distill is None:
-        return None
-    result: dict[str, Any] = {"written_update": stage.distillation_update}
-    if stage.distillation_update is not None and steps_per_epoch is not None and steps_per_epoch <= 1_000_000:
-        epochs = max(round(stage.epochs or 1), 1)
-        epochs = epochs if epochs * steps_per_epoch <= 1_000_000 else 1
-        result["sparseml_steps"] = distillation_updates(stage.distillation_update, steps_per_epoch, epochs)
-        result["of_steps"] = epochs * steps_per_epoch
-    return result
-
-
-def _learning_rate(stage: StageMeaning, steps_per_epoch: int | None) -> dict[str, Any] | None:
-    if stage.learning_rate is None:
+def _learning_rate(stage: StageMeaning, per_epoch: int | None) -> dict[str, Any] | None:
+    curve = stage.learning_rate
+    if curve is None:
         return None
     result: dict[str, Any] = {
         "follow_curve": stage.follow_curve,
-        "segments": [item.model_dump(exclude_none=True) for item in stage.learning_rate.segments],
+        "segments": [item.model_dump(exclude_none=True) for item in curve.segments],
     }
-    if steps_per_epoch is not None and steps_per_epoch >= 1:
-        ends = [item.end or item.start for item in stage.learning_rate.segments]
-        total = max(round((stage.epochs or max(ends) or 1) * steps_per_epoch), 1)
+    if per_epoch is not None:
+        ends = [item.end or item.start for item in curve.segments]
+        total = max(round((stage.epochs or max(ends) or 1) * per_epoch), 1)
         steps = sorted({round(index * (total - 1) / (_SAMPLES - 1)) for index in range(_SAMPLES)})
         result["curve"] = [
             {
                 "step": step,
-                "epoch": epoch_of(step, steps_per_epoch),
-                "rate": stage.learning_rate.learning_rate_at(step, steps_per_epoch=steps_per_epoch),
+                "epoch": epoch_of(step, per_epoch),
+                "rate": curve.learning_rate_at(step, steps_per_epoch=per_epoch),
             }
             for step in steps
         ]
@@ -196,19 +234,17 @@ def render(description: Mapping[str, Any]) -> list[str]:
     """
     lines = [f"{description['source']} ({_DIALECTS[description['dialect']]})"]
     if description["variables"]:
-        pairs = ", ".join(f"{name} = {value}" for name, value in description["variables"].items())
-        lines.append(f"variables: {pairs}")
+        lines.append(f"variables: {', '.join(f'{name} = {value}' for name, value in description['variables'].items())}")
     for stage in description["stages"]:
         lines += ["", *_render_stage(stage)]
-    lines += _render_notes(description["notes"])
-    if description["defects"]:
-        lines += ["", "known defects"]
-        for defect in description["defects"]:
-            lines += [f"  line {defect['line']}: {defect['code']}", f"    {defect['text']}", f"    {defect['fix']}"]
+    for level, title in _LEVELS.items():
+        chosen = [note for note in description["notes"] if note["level"] == level]
+        lines += ["", title] if chosen else []
+        lines += [f"  line {note['line']}: {note['modifier']}: {note['text']}" for note in chosen]
+    lines += ["", "known defects"] if description["defects"] else []
+    for defect in description["defects"]:
+        lines += [f"  line {defect['line']}: {defect['code']}", f"    {defect['text']}", f"    {defect['fix']}"]
     return lines
-
-
-_DIALECTS = {"legacy": "SparseML, legacy dialect", "session": "SparseML, session dialect", "own": "PruneGPT"}
 
 
 def _render_stage(stage: Mapping[str, Any]) -> Iterator[str]:
@@ -216,28 +252,34 @@ def _render_stage(stage: Mapping[str, Any]) -> Iterator[str]:
     epochs = f", {stage['epochs']:g} epochs" if stage["epochs"] else ""
     yield f"{name}: {'one-shot' if stage['run'] == 'oneshot' else 'training'}{epochs}"
     if stage["train"]:
-        yield f"  train: {', '.join(f'{key}={value}' for key, value in stage['train'].items())}"
+        yield f"  train: {_pairs(stage['train'])}"
     for pruning in stage["prunings"]:
         yield from _render_pruning(pruning)
     if stage["prunings"] and stage["prune"] is None:
         yield "  prune: no one section says this; see below"
     if stage["distill"] is not None:
-        yield f"  distill: {', '.join(f'{key}={value}' for key, value in stage['distill'].items())}"
-        fired = stage["distillation"]
-        if "of_steps" in fired:
-            steps = f"{fired['sparseml_steps']} of {fired['of_steps']} steps"
-            yield f"    in SparseML at {steps} (update {fired['written_update']:g})"
-    if stage["learning_rate"] is not None:
-        yield from _render_rates(stage["learning_rate"])
+        yield f"  distill: {_pairs(stage['distill'])}"
+    if (rates := stage["learning_rate"]) is not None:
+        how = "a curve that no scheduler gives" if rates["follow_curve"] else "by the scheduler above"
+        yield f"  learning rate: {how}"
+        if "curve" in rates:
+            points = [
+                f"{point['epoch']:.4g}: {'own' if point['rate'] is None else format(point['rate'], '.4g')}"
+                for point in rates["curve"]
+            ]
+            yield f"    at epoch {', '.join(points)}"
+
+
+def _pairs(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in fields.items())
 
 
 def _render_pruning(pruning: Mapping[str, Any]) -> Iterator[str]:
     pattern = "" if pruning["pattern"] == "unstructured" else f" {pruning['pattern']}"
     spread = f", {pruning['allocation']}" if pruning["allocation"] else ""
-    when = "" if pruning["schedule"] == "constant" and pruning["end"] is None else _when(pruning)
     yield (
         f"  prune (line {', '.join(map(str, pruning['lines']))}): {pruning['method']}{pattern}{spread}, "
-        f"{pruning['initial']:g} -> {pruning['final']:g}{when}"
+        f"{pruning['initial']:g} -> {pruning['final']:g}{_when(pruning)}"
     )
     for entry, final in pruning["finals"].items():
         yield f"    {entry}: {final:g}"
@@ -258,48 +300,21 @@ def _render_pruning(pruning: Mapping[str, Any]) -> Iterator[str]:
         return
     if updates["count"] is None:
         yield f"    mask updates: {updates['error']}"
-    elif updates["count"] == 0:
-        yield "    mask updates: none in this training"
     elif updates["count"] == 1:
         yield f"    mask updates: 1, before step {updates['first_step']}"
     else:
-        yield (
-            f"    mask updates: {updates['count']}, before steps {', '.join(map(str, updates['steps'][:4]))} ... "
-            f"{updates['last_step']}"
-        )
+        first = ", ".join(map(str, updates["steps"][:4]))
+        yield f"    mask updates: {updates['count']}, before steps {first} ... {updates['last_step']}"
         curve = ", ".join(f"{point['epoch']:.4g}: {point['sparsity']:.4g}" for point in updates["curve"])
         yield f"    sparsity at epoch {curve}"
 
 
 def _when(pruning: Mapping[str, Any]) -> str:
+    if pruning["every"] is None:
+        return ""
     end = "half-way" if pruning["end"] is None else f"{pruning['end']:g}"
-    every = "step" if pruning["every"] < 0 else f"{pruning['every']:g}"
+    every = "step" if pruning["every"] < 1e-5 else f"{pruning['every']:g}"
     return f", {pruning['schedule']} from {pruning['unit']} {pruning['start']:g} to {end}, every {every}"
-
-
-def _render_rates(rates: Mapping[str, Any]) -> Iterator[str]:
-    how = "a curve that no scheduler gives" if rates["follow_curve"] else "by the scheduler above"
-    yield f"  learning rate: {how}"
-    if "curve" in rates:
-        points = [
-            f"{point['epoch']:.4g}: {'own' if point['rate'] is None else format(point['rate'], '.4g')}"
-            for point in rates["curve"]
-        ]
-        yield f"    at epoch {', '.join(points)}"
-
-
-def _render_notes(notes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for level, title in (
-        ("unsupported", "not supported"),
-        ("partly", "supported in part"),
-        ("ignored", "without effect here"),
-    ):
-        chosen = [note for note in notes if note["level"] == level]
-        if chosen:
-            yield ""
-            yield title
-        for note in chosen:
-            yield f"  line {note['line']}: {note['modifier']}: {note['text']}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,14 +1,11 @@
 """What distillation modifiers of both dialects ask for, in the words of a spec's `distill`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from prunegpt.recipes.fields import FieldReader, shown
-from prunegpt.recipes.notes import Defect, Level
+from prunegpt.recipes.notes import Defect, Say
 from prunegpt.spec.names import block_index
-
-Say = Callable[[Level, str], None]
 
 _HIDDEN = ("square_head", "l2_distance", "l2_distance_sqrd", "mse")
 _OTHERS = ("cosine_similarity", "l1_distance", "linf_distance", "inner_product", "cross_entropy", "nll")
@@ -22,7 +19,6 @@ class Blend:
         temperature: of the divergence.
         loss: name of a distillation loss of ours.
         layer_map: student block -> teacher block of the hidden-state term; empty = by position.
-        update: session dialect: what `update` says, in epochs; None where it does not.
         line: of the first modifier.
     """
 
@@ -32,7 +28,6 @@ class Blend:
     temperature: float = 2.0
     loss: str = "forward_kl"
     layer_map: tuple[tuple[int, int], ...] = ()
-    update: float | None = None
     line: int = 0
 
     def as_spec(self) -> dict[str, Any]:
@@ -91,7 +86,7 @@ def legacy_output(reader: FieldReader, say: Say, blend: Blend, epochs: float | N
     return replace(blend, temperature=temperature or 1.0), defects
 
 
-def per_layer(reader: FieldReader, say: Say, blend: Blend, epochs: float | None) -> Blend:
+def per_layer(reader: FieldReader, say: Say, blend: Blend, epochs: float | None) -> tuple[Blend, list[Defect]]:
     """PerLayerDistillationModifier: a hidden-state term of several layers."""
     gain = reader.number("gain", 1.5, low=0)
     students = reader.names("student_layer_names")
@@ -118,12 +113,8 @@ def per_layer(reader: FieldReader, say: Say, blend: Blend, epochs: float | None)
     pairs = _layer_map(students, teachers)
     if students and pairs is None:
         say("partly", "layers are not told by number: here blocks are paired by position.")
-    return replace(
-        blend,
-        hidden=blend.hidden + gain * max(count, 1),
-        layer_map=pairs or (),
-        line=blend.line or reader.modifier.line,
-    )
+    line = blend.line or reader.modifier.line
+    return replace(blend, hidden=blend.hidden + gain * max(count, 1), layer_map=pairs or (), line=line), []
 
 
 def session_output(reader: FieldReader, say: Say, blend: Blend) -> tuple[Blend, list[Defect]]:
@@ -146,8 +137,9 @@ def session_output(reader: FieldReader, say: Say, blend: Blend) -> tuple[Blend, 
         hidden=blend.hidden * before,
         line=blend.line or modifier.line,
     )
-    blend = replace(blend, update=update if blend.update is None else blend.update)
     defects = _update_defects(update, modifier.line)
+    if update and update > 0 and not defects:
+        say("partly", f"it fires at one step every {update:g} epochs in SparseML; here at every step.")
     if comparison == "kl_divergence":
         softened = arguments.get("temperature", 1) if isinstance(arguments, dict) else 1
         defects.append(
@@ -222,20 +214,3 @@ def _session_pairs(targets: Any) -> tuple[tuple[int, int], ...] | None:
         students.append(pair[0])
         teachers.append(pair[1])
     return _layer_map(tuple(students), tuple(teachers))
-
-
-def distillation_updates(update: float, steps_per_epoch: int, epochs: int) -> int:
-    """How often a session distillation fires after the first step: where the epoch modulo `update` is below 1e-10.
-
-    Args:
-        update: epochs; 0 or less = every step.
-        steps_per_epoch: optimizer steps of an epoch.
-        epochs: of the training.
-    """
-    if update <= 0:
-        return steps_per_epoch * epochs - 1
-    times = (
-        step // steps_per_epoch + step % steps_per_epoch / steps_per_epoch
-        for step in range(1, steps_per_epoch * epochs)
-    )
-    return sum(1 for epoch in times if epoch % update < 1e-10)

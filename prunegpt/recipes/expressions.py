@@ -153,57 +153,74 @@ def _describe(node: ast.AST) -> str:
     return kinds.get(type(node), f"a {type(node).__name__.lower()}")
 
 
-def is_whole(text: str) -> bool:
-    """Whether a text is one `eval(...)` and nothing else, as the legacy dialect wants it."""
-    return text.startswith("eval(") and text.endswith(")")
+def computed(value: Any, variables: Mapping[str, Any], compute: Callable[[str, Mapping[str, Any]], Any]) -> Any:
+    """A value with the expressions in it, and in what it holds, replaced.
+
+    Args:
+        compute: how a text becomes a value: :func:`whole_value` or :func:`substitute`.
+
+    Raises:
+        ExpressionError: one has no value.
+    """
+    if isinstance(value, list):
+        return [computed(item, variables, compute) for item in value]
+    if isinstance(value, dict):
+        return {key: computed(item, variables, compute) for key, item in value.items()}
+    return compute(value, variables) if isinstance(value, str) else value
 
 
-def resolve_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces values of the form `eval(...)` by what they come to, whatever their order.
-
-    `eval(NAME)` gives any value, also a list or a text; any other expression a number.
+def resolve_variables(
+    variables: Mapping[str, Any], compute: Callable[[str, Mapping[str, Any]], Any] | None = None
+) -> dict[str, Any]:
+    """Replaces the expressions in variables, whatever their order.
 
     Raises:
         ExpressionError: an expression has no value, or variables depend on each other in a circle.
     """
     resolved: dict[str, Any] = {}
+
+    def resolve(name: str, above: tuple[str, ...]) -> None:
+        if name in resolved:
+            return
+        if name in above:
+            circle = " -> ".join([*above[above.index(name) :], name])
+            raise ExpressionError(f"variables must not depend on each other in a circle, but {circle}.")
+        if len(above) > _MAX_PASSES:
+            raise ExpressionError(f"variables may depend on each other {_MAX_PASSES} deep, but {name} is deeper.")
+        for needed in _names_in(variables[name]):
+            if needed in variables:
+                resolve(needed, (*above, name))
+        resolved[name] = computed(variables[name], resolved, compute or whole_value)
+
     for name in variables:
-        _resolve(name, variables, resolved, ())
+        resolve(name, ())
     return resolved
 
 
-def _resolve(name: str, variables: Mapping[str, Any], resolved: dict[str, Any], above: tuple[str, ...]) -> None:
-    if name in resolved:
-        return
-    if name in above:
-        circle = " -> ".join([*above[above.index(name) :], name])
-        raise ExpressionError(f"variables must not depend on each other in a circle, but {circle}.")
-    if len(above) > _MAX_PASSES:
-        raise ExpressionError(f"variables may depend on each other {_MAX_PASSES} deep, but {name} is deeper.")
-    value = variables[name]
-    if isinstance(value, str) and is_whole(value):
-        for needed in names_in(value[5:-1]):
-            if needed in variables:
-                _resolve(needed, variables, resolved, (*above, name))
-        value = whole_value(value, resolved)
-    resolved[name] = value
-
-
-def names_in(expression: str) -> list[str]:
-    """The names an expression mentions, in order."""
-    return list(dict.fromkeys(re.findall(r"[^\W\d]\w*", expression)))
+def _names_in(value: Any) -> list[str]:
+    """The names that expressions in a value mention, in order."""
+    text, found = str(value), []
+    for opening in re.finditer(r"eval(?=\()", text):
+        try:
+            inside = text[opening.end() : _closing(text, opening.end())]
+        except ExpressionError:  # said when it is computed
+            continue
+        found += re.findall(r"[^\W\d]\w*", inside)
+    return list(dict.fromkeys(found))
 
 
 def whole_value(text: str, variables: Mapping[str, Any]) -> Any:
-    """What a whole-string `eval(...)` of the legacy dialect comes to.
+    """What a text comes to where it is one `eval(...)` and nothing else, as the legacy dialect wants it.
+
+    `eval(NAME)` gives any value, also a list or a text; any other expression a number; any other text itself.
 
     Raises:
         ExpressionError: it has no value.
     """
+    if not (text.startswith("eval(") and text.endswith(")")):
+        return text
     inner = text[5:-1].strip()
-    if inner in variables:
-        return variables[inner]
-    return evaluate(inner, variables)
+    return variables[inner] if inner in variables else evaluate(inner, variables)
 
 
 def substitute(text: str, variables: Mapping[str, Any]) -> str | float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunegpt.errors import Problem, unknown
-from prunegpt.recipes.modifiers import Modifier
+from prunegpt.recipes.reader import Modifier
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}

@@ -1,11 +1,11 @@
-"""Which tensors an entry of `params` or `targets` means, in SparseML's versions and here."""
+"""What SparseML matches differently: keywords by version, and expressions that match the beginning of a name."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from prunegpt.errors import PruneGPTError
-from prunegpt.spec.names import block_index
+from prunegpt.spec.names import block_index, select_names
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
@@ -57,80 +57,27 @@ def prunable(tensors: Tensors, version: str) -> tuple[str, ...]:
     Args:
         tensors: with the output layer of tied embeddings under its own name, as SparseML walked modules.
         version: a key of :data:`PRUNABLE`.
-
-    Raises:
-        MatchingError: no such version.
     """
-    if version not in PRUNABLE:
-        raise MatchingError(f"a version must be one of {', '.join(PRUNABLE)}, but got {version!r}.")
     classes = PRUNABLE[version]
     return tuple(name for name, info in tensors.items() if name.endswith(".weight") and info.module_type in classes)
 
 
-def match_params(entry: str, tensors: Tensors, version: str | None = None) -> tuple[str, ...]:
-    """The parameters that an entry of `params` means (legacy dialect).
-
-    Args:
-        entry: an exact name, `re:` and an expression that the *beginning* of a name must match, or a keyword.
-        tensors: the model's parameters.
-        version: of SparseML, for what the keywords meant there; None for what they are taken for here.
-
-    Raises:
-        MatchingError: `re:` with something that is no regular expression.
-    """
-    if entry in {ALL, ALL_PRUNABLE}:
-        if version is None:
-            return block_matrices(tensors)
-        return tuple(tensors) if entry == ALL else prunable(tensors, version)
-    if entry.startswith("re:"):
-        compiled = compiled_entry(entry)
-        return tuple(name for name in tensors if compiled.match(name))
-    return (entry,) if entry in tensors else ()
+def as_in(version: str, entries: Sequence[str], tensors: Tensors) -> tuple[str, ...]:
+    """Entries of `params` (legacy dialect) with the keywords replaced by what they meant in a version of SparseML."""
+    meant = {ALL: tuple(tensors), ALL_PRUNABLE: prunable(tensors, version)}
+    return tuple(dict.fromkeys(name for entry in entries for name in meant.get(entry, (entry,))))
 
 
-def match_targets(entry: str, tensors: Tensors) -> tuple[str, ...]:
-    """The parameters that an entry of `targets` means (session dialect): those of the modules it names.
-
-    Args:
-        entry: a module's name, `re:` and an expression for the beginning of one, a class such as `Linear`, a keyword,
-            or a parameter's name.
-        tensors: the model's parameters.
-
-    Raises:
-        MatchingError: `re:` with something that is no regular expression.
-    """
-    matrices = block_matrices(tensors)
-    if entry in {ALL, ALL_PRUNABLE}:
-        return matrices
-    if is_class(entry):
-        return tuple(name for name in matrices if tensors[name].module_type == entry)
-    if entry.startswith("re:"):
-        compiled = compiled_entry(entry)
-        return tuple(name for name in matrices if any(compiled.match(owner) for owner in _owners(name)))
-    return tuple(name for name in matrices if entry in _owners(name))
-
-
-def _owners(name: str) -> list[str]:
-    """A parameter's name and those of the modules around it."""
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+def selected(target: str | None, tensors: Tensors) -> tuple[str, ...]:
+    """The matrices that a pattern of a spec's `targets` means; None = those inside the decoder blocks."""
+    blocks = block_matrices(tensors)
+    others = [name for name, (shape, _) in tensors.items() if len(shape) == 2 and name not in blocks]
+    return tuple(select_names(blocks, others, targets=() if target is None else (target,))[0])
 
 
 def is_class(entry: str) -> bool:
     """Whether an entry of `targets` names a class of modules, such as `Linear`."""
     return re.fullmatch(r"[A-Z]\w*", entry) is not None
-
-
-def compiled_entry(entry: str) -> re.Pattern[str]:
-    """The expression of a `re:` entry.
-
-    Raises:
-        MatchingError: it is none.
-    """
-    try:
-        return re.compile(entry.removeprefix("re:"))
-    except (re.error, RecursionError, OverflowError) as error:
-        raise MatchingError(f"re: must be followed by a regular expression, but got {entry!r}: {error}.") from error
 
 
 def as_target(entry: str, *, modules: bool) -> str | None:
@@ -147,8 +94,11 @@ def as_target(entry: str, *, modules: bool) -> str | None:
         return None
     if not entry.startswith("re:"):
         return f"re:{re.escape(entry)}(?:\\..*)?" if modules else entry
-    compiled_entry(entry)
     pattern = entry.removeprefix("re:")
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise MatchingError(f"re: must be followed by a regular expression, but got {entry!r}: {error}.") from error
     flags = match[0] if (match := re.match(r"\(\?[aiLmsux]+\)", pattern)) else ""
     pattern = pattern.removeprefix(flags)
     ends = pattern.endswith("$") and not pattern.endswith("\\$")

@@ -7,8 +7,8 @@ from typing import Any
 from prunegpt.errors import Problem
 from prunegpt.recipes.defects import name_defects
 from prunegpt.recipes.matching import PRUNABLE, MatchingError, Tensors
-from prunegpt.recipes.modifiers import Dialect, ParsedRecipe, StageHeader
 from prunegpt.recipes.notes import Defect, Note
+from prunegpt.recipes.reader import Dialect, ParsedRecipe, StageHeader
 from prunegpt.recipes.source import RecipeError
 from prunegpt.recipes.stage import StageBuilder, StageMeaning
 
@@ -19,7 +19,7 @@ class RecipeMeaning:
 
     Attributes:
         source: the file.
-        dialect: of SparseML.
+        dialect: of SparseML, or own.
         stages: in order; a legacy recipe is one, whatever stages it has, since they share one clock.
         notes: one or more a modifier, in order.
         defects: known ones, of the recipe or of the versions that ran it.
@@ -43,7 +43,7 @@ def meaning_of(parsed: ParsedRecipe, *, version: str | None = None, tensors: Ten
     """What a SparseML recipe means here.
 
     Args:
-        parsed: from :func:`~prunegpt.recipes.legacy.parse_legacy` or :func:`~prunegpt.recipes.session.parse_session`.
+        parsed: from :func:`~prunegpt.recipes.reader.parse_recipe`.
         version: of SparseML (a key of :data:`~prunegpt.recipes.matching.PRUNABLE`): prune exactly what the keywords
             matched there, which needs `tensors`. None = the matrices inside decoder blocks.
         tensors: the parameters of the model.
@@ -58,40 +58,27 @@ def meaning_of(parsed: ParsedRecipe, *, version: str | None = None, tensors: Ten
             f"{' without a model' if tensors is None else ''}."
         )
     problems: list[Problem] = []
-    headers = parsed.stages if parsed.dialect == "session" else (_whole(parsed),)
-    stages, notes, defects = [], [], []
-    for position, header in enumerate(headers):
-        inside = [
-            modifier for modifier in parsed.modifiers if parsed.dialect == "legacy" or modifier.stage == header.name
-        ]
-        if position and header.name in {earlier.name for earlier in headers[:position]}:
+    notes: list[Note] = []
+    defects: list[Defect] = []
+    stages: dict[str, StageMeaning] = {}
+    legacy = parsed.dialect == "legacy"
+    for header in (StageHeader("", parsed.stages[0].line, "train"),) if legacy else parsed.stages:
+        if header.name in stages:
             problems.append(Problem(header.name, "two stages must not have one name. Rename one.", header.line))
             continue
+        inside = [modifier for modifier in parsed.modifiers if legacy or modifier.stage == header.name]
         builder = StageBuilder(parsed.dialect, header, inside, problems)
         for modifier in inside:
             builder.add(modifier)
-        stages.append(builder.finish(version, tensors))
+        stages[header.name] = builder.finish(version, tensors)
         notes += builder.notes
         defects += builder.defects
     if problems:
         raise RecipeError(problems, parsed.source)
-    every = tuple(item for stage in stages for item in stage.prunings)
-    defects += name_defects(parsed.source, every)
-    return RecipeMeaning(
-        parsed.source, parsed.dialect, tuple(stages), tuple(notes), _once(defects), dict(parsed.variables)
-    )
-
-
-def _once(defects: list[Defect]) -> tuple[Defect, ...]:
-    """One defect a code and text, at its first line."""
-    found: dict[tuple[str, str], Defect] = {}
+    defects += name_defects(parsed.source, tuple(item for stage in stages.values() for item in stage.prunings))
+    first: dict[tuple[str, str], Defect] = {}  # one of a code and text, at its first line
     for defect in defects:
-        found.setdefault((defect.code, defect.text), defect)
-    return tuple(found.values())
-
-
-def _whole(parsed: ParsedRecipe) -> StageHeader:
-    return StageHeader("", parsed.stages[0].line, "train")
-
-
-__all__ = ["RecipeMeaning", "StageMeaning", "meaning_of"]
+        first.setdefault((defect.code, defect.text), defect)
+    return RecipeMeaning(
+        parsed.source, parsed.dialect, tuple(stages.values()), tuple(notes), tuple(first.values()), parsed.variables
+    )

@@ -1,9 +1,11 @@
 """What is said about a recipe: notes on its modifiers, and known defects with their fix."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["supported", "partly", "unsupported", "ignored"]
+Say = Callable[[Level, str], None]
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,6 @@ class Note:
     level: Level
     text: str
 
-    def __str__(self) -> str:
-        return f"line {self.line}: {self.modifier}: {self.level}: {self.text}"
-
 
 @dataclass(frozen=True)
 class Defect:
@@ -44,6 +43,3 @@ class Defect:
     line: int
     text: str
     fix: str
-
-    def __str__(self) -> str:
-        return f"line {self.line}: {self.code}: {self.text} {self.fix}"

@@ -1,16 +1,49 @@
 """The pruning modifiers of both dialects, read field by field."""
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from prunegpt.recipes.fields import FieldReader, as_number, shown
 from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, is_class
-from prunegpt.recipes.notes import Level
-from prunegpt.recipes.pruning import FUNCTIONS, Pruning, spec_schedule
+from prunegpt.recipes.notes import Say
+from prunegpt.recipes.pruning import FUNCTIONS, Pruning, exponent_of
+from prunegpt.recipes.reader import Dialect
 
-Say = Callable[[Level, str], None]
+_LEGACY_TIMES = ("start_epoch", "end_epoch", "update_frequency")
+_SESSION_TIMES = ("start", "end", "update")
+_ROWS = "removes rows or columns; only single weights, N:M and blocks."
+
+
+def _begin(reader: FieldReader, say: Say, dialect: Dialect, *, method: str, one_shot: bool = False) -> Pruning:
+    """What all gradual modifiers say: where and when."""
+    names = _LEGACY_TIMES if dialect == "legacy" else _SESSION_TIMES
+    start = max(reader.number(names[0], -1.0, low=-1), 0.0)
+    end = reader.number(names[1], -1.0, low=-1)
+    every = reader.number(names[2], -1.0)
+    if 0 <= end < start:
+        reader.problem(names[1], f"{names[1]} must not come before {names[0]}, but they are {end:g} and {start:g}.")
+    if end < 0 and not one_shot:
+        message = f"{names[1]} is required for pruning in training: the epoch that reaches the final sparsity."
+        reader.problem(names[1], message)
+    if dialect == "legacy" and every != -1 and every <= 0:
+        reader.problem(names[2], f"{names[2]} must be above 0, or -1 for every step, but got {every:g}.")
+    if not reader.flag("leave_enabled", True):
+        say("partly", f"leave_enabled: false lets pruned weights come back after {names[1]}; here they stay zero.")
+    modifier = reader.modifier
+    return Pruning(
+        modifier.name,
+        modifier.line,
+        modifier.stage,
+        dialect,
+        reader.names("params") if dialect == "legacy" else _targets(reader, say),
+        method,
+        start=start,
+        end=max(end, start),
+        every=every if every > 0 else -1.0,
+        one_shot=one_shot,
+        written_update=reader.has(names[2]),
+    )
 
 
 def gradual(reader: FieldReader, say: Say, *, method: str, spread: str | None) -> Pruning:
@@ -22,7 +55,7 @@ def gradual(reader: FieldReader, say: Say, *, method: str, spread: str | None) -
         method: the criterion or solver.
         spread: allocation where the modifier does not say `global_sparsity`.
     """
-    pruning = _legacy(reader, method)
+    pruning = _begin(reader, say, "legacy", method=method)
     reader.skip("log_types")
     initial = 0.0
     if reader.modifier.fields.get("init_sparsity") == "__FROM_PARAM__":
@@ -35,46 +68,21 @@ def gradual(reader: FieldReader, say: Say, *, method: str, spread: str | None) -
         initial = reader.number("init_sparsity", low=0, high=1)
     final, finals = _finals(reader, pruning.entries)
     entries = tuple(dict.fromkeys([*pruning.entries, *finals]))
-    if not entries:
-        reader.problem("params", "params is required: names of parameters, re: expressions, or __ALL_PRUNABLE__.")
-    if not reader.flag("leave_enabled", True):
-        say("partly", "leave_enabled: false lets pruned weights come back after end_epoch; here they stay zero.")
+    _require(reader, entries)
     if reader.has("global_sparsity") and reader.flag("global_sparsity", False):
         spread = "global"
-    pruning = replace(pruning, initial=initial, final=final, finals=finals, entries=entries, spread=spread)
-    pruning = replace(pruning, schedule=reader.choice("inter_func", "cubic", FUNCTIONS))
-    pruning = _pattern(reader, pruning, say)
+    schedule = reader.choice("inter_func", "cubic", FUNCTIONS)
+    pruning = _pattern(reader, replace(pruning, final=final, finals=finals), say)
     if reader.flag("phased", False):
         say("partly", "phased: true alternates dense and pruned phases (AC/DC); here as schedule acdc.")
-        pruning = replace(pruning, schedule="acdc")
+        schedule = "acdc"
+    pruning = replace(pruning, initial=initial, entries=entries, spread=spread, schedule=schedule)
     return _score(reader, pruning, say)
 
 
-def _legacy(reader: FieldReader, method: str) -> Pruning:
-    modifier = reader.modifier
-    start = max(reader.number("start_epoch", -1.0, low=-1), 0.0)
-    end = reader.number("end_epoch", -1.0, low=-1)
-    if end >= 0 and end < start:
-        reader.problem("end_epoch", f"end_epoch must not come before start_epoch, but they are {end:g} and {start:g}.")
-    if end < 0:
-        reader.problem("end_epoch", "end_epoch is required for pruning: the epoch that reaches the final sparsity.")
-    every = reader.number("update_frequency", -1.0)
-    if every != -1 and every <= 0:
-        reader.problem(
-            "update_frequency", f"update_frequency must be above 0, or -1 for every step, but got {every:g}."
-        )
-    return Pruning(
-        modifier.name,
-        modifier.line,
-        modifier.stage,
-        "legacy",
-        reader.names("params"),
-        method,
-        start=start,
-        end=max(end, start),
-        every=every if every > 0 else -1.0,
-        written_update=reader.has("update_frequency"),
-    )
+def _require(reader: FieldReader, entries: tuple[str, ...]) -> None:
+    if not entries:
+        reader.problem("params", "params is required: names of parameters, re: expressions, or __ALL_PRUNABLE__.")
 
 
 def _finals(reader: FieldReader, entries: tuple[str, ...]) -> tuple[float, dict[str, float]]:
@@ -105,29 +113,27 @@ def _pattern(reader: FieldReader, pruning: Pruning, say: Say) -> Pruning:
     if isinstance(written, list) and len(written) == 2 and all(type(side) is int and side > 0 for side in written):
         return replace(pruning, pattern=f"[{written[0]}, {written[1]}]")
     text = "unstructured" if written is None else str(written)
+    text = {"tensorrt": "2:4", "block": "[1, 4]", "block4": "[1, 4]"}.get(text, text)
     if text in {"filter", "channel"}:
-        say(
-            "unsupported",
-            f"mask_type {text} removes rows or columns of convolutions; only single weights, N:M and blocks.",
-        )
-        return pruning
-    if text == "block4" or text == "block":
-        return replace(pruning, pattern="[1, 4]")
-    text = {"tensorrt": "2:4", "unstructured": "unstructured"}.get(text, text)
-    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text)
-    if match and 0 < int(match[1]) < int(match[2]):
-        fixed = 1 - int(match[1]) / int(match[2])
+        say("unsupported", f"mask_type {text} {_ROWS}")
+    elif group := _group(text):
+        fixed = 1 - group[0] / group[1]
         if abs(fixed - pruning.final) > 0.01:
-            reader.problem(
-                "mask_type",
-                f"{text} fixes the sparsity at {fixed:g}, but final_sparsity is {pruning.final:g}. Change one.",
-            )
+            message = f"{text} fixes the sparsity at {fixed:g}, but final_sparsity is {pruning.final:g}. Change one."
+            reader.problem("mask_type", message)
         return replace(pruning, pattern=text)
-    if text != "unstructured":
-        reader.problem(
-            "mask_type", f"mask_type must be unstructured, block4, tensorrt, N:M or [a, b], but got {shown(written)}."
-        )
+    elif text in {"unstructured", "[1, 4]"}:
+        return replace(pruning, pattern=text)
+    else:
+        message = f"mask_type must be unstructured, block4, tensorrt, N:M or [a, b], but got {shown(written)}."
+        reader.problem("mask_type", message)
     return pruning
+
+
+def _group(text: str) -> tuple[int, int] | None:
+    """N and M of N:M."""
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text)
+    return (int(match[1]), int(match[2])) if match and 0 < int(match[1]) < int(match[2]) else None
 
 
 def _score(reader: FieldReader, pruning: Pruning, say: Say) -> Pruning:
@@ -140,8 +146,8 @@ def _score(reader: FieldReader, pruning: Pruning, say: Say) -> Pruning:
     if isinstance(score, dict) or "mfac" in str(score).lower():
         reader.skip("mfac_options")
         say("unsupported", "score_type MFAC: there is no M-FAC here; obert is the nearest solver.")
-        return pruning
-    reader.problem("score_type", f"score_type must be magnitude or movement, but got {shown(score)}.")
+    else:
+        reader.problem("score_type", f"score_type must be magnitude or movement, but got {shown(score)}.")
     return pruning
 
 
@@ -159,96 +165,59 @@ def obs(reader: FieldReader, say: Say) -> Pruning:
             "partly", "num_recomputations: pruning in several sub-steps with fresh statistics; here one step an update."
         )
     reader.skip("num_recomputations", "grad_sampler_kwargs", "damp")
-    return replace(pruning, spread=None, options={"fisher_block": block}, calibration={"windows": windows})
+    return replace(pruning, spread=None, options={"fisher_block": block}, windows=windows)
 
 
 def acdc(reader: FieldReader, say: Say) -> Pruning:
     """ACDCPruningModifier: dense and pruned phases in turn."""
-    pruning = _legacy(reader, "magnitude")
+    pruning = _begin(reader, say, "legacy", method="magnitude")
     reader.skip("momentum_buffer_reset", "log_types")
-    if not pruning.entries:
-        reader.problem("params", "params is required: names of parameters, re: expressions, or __ALL_PRUNABLE__.")
+    _require(reader, pruning.entries)
     final = reader.number("compression_sparsity", low=0, high=1)
-    if not reader.flag("leave_enabled", True):
-        say("partly", "leave_enabled: false lets pruned weights come back after end_epoch; here they stay zero.")
     spread = "global" if reader.flag("global_sparsity", True) else None
     if pruning.every < 0:
         reader.problem("update_frequency", "update_frequency is required: the epochs of a phase.")
-    elif pruning.end is not None and (pruning.end - pruning.start) < 2 * pruning.every:
+    elif pruning.end - pruning.start < 2 * pruning.every:
         reader.problem("update_frequency", "a dense and a pruned phase must fit between start_epoch and end_epoch.")
     return _pattern(reader, replace(pruning, final=final, spread=spread, schedule="acdc"), say)
 
 
 def session_magnitude(reader: FieldReader, say: Say, *, one_shot: bool) -> Pruning:
     """MagnitudePruningModifier of the session dialect."""
-    modifier = reader.modifier
+    pruning = _begin(reader, say, "session", method="magnitude", one_shot=one_shot)
     initial = reader.number("init_sparsity", 0.0, low=0, high=1)
     final = reader.number("final_sparsity", low=0, high=1)
-    start = max(reader.number("start", 0.0, low=-1), 0.0)
-    end = reader.number("end", -1.0, low=-1)
-    every = reader.number("update", -1.0)
     schedule = str(reader.raw("update_scheduler") or "cubic")
-    given = reader.raw("scheduler_args")
-    arguments = given if isinstance(given, dict) else {}
-    if not reader.flag("leave_enabled", True):
-        say("partly", "leave_enabled: false lets pruned weights come back after the end; here they stay zero.")
-    if reader.flag("apply_globally", False):
-        say("partly", "apply_globally is not implemented in SparseML; here as allocation global.")
+    arguments = reader.raw("scheduler_args")
     spread = "global" if reader.flag("apply_globally", False) else None
-    if not one_shot and end < 0:
-        reader.problem("end", "end is required for pruning in training: the epoch that reaches the final sparsity.")
-    if 0 <= end < start:
-        reader.problem("end", f"end must not come before start, but they are {end:g} and {start:g}.")
-    _check_schedule(reader, schedule, arguments, say if not one_shot else _silent)
-    pruning = Pruning(
-        modifier.name,
-        modifier.line,
-        modifier.stage,
-        "session",
-        _targets(reader, say),
-        initial=initial,
-        final=final,
-        start=start,
-        end=max(end, start),
-        every=every if every > 0 else -1.0,
-        schedule=schedule,
-        arguments=arguments,
-        spread=spread,
-        one_shot=one_shot,
-        written_update=reader.has("update"),
-    )
+    if spread:
+        say("partly", "apply_globally is not implemented in SparseML; here as allocation global.")
+    exponent = exponent_of(arguments)
+    if exponent is None:
+        got = shown(arguments["exponent"])
+        reader.problem("scheduler_args", f"exponent must be above 0, up to 100, but got {got}.")
+    pruning = replace(pruning, initial=initial, final=final, schedule=schedule, exponent=exponent or 2.0, spread=spread)
+    _check_schedule(reader, pruning, arguments, say)
     return _structure(reader, pruning, say)
 
 
-def _silent(level: Level, text: str) -> None:
-    """Says nothing: the schedule of a one-shot modifier decides nothing."""
-
-
-def _check_schedule(reader: FieldReader, schedule: str, arguments: Mapping[str, Any], say: Say) -> None:
-    exponent = as_number(arguments.get("exponent", 2))
-    if exponent is None or not 0 < exponent <= 100:
-        reader.problem(
-            "scheduler_args", f"exponent must be above 0, up to 100, but got {shown(arguments['exponent'])}."
-        )
-        return
-    if schedule in {"linear", "cubic"}:
-        return
-    if schedule in {"polynomial", "polynomial_decay"}:
-        if spec_schedule(schedule, arguments) is None:
-            say("unsupported", f"{schedule} with exponent {exponent:g}; here are linear, cubic and inverse_cubic.")
-    elif schedule == "multi_step":
-        steps = arguments.get("steps", [])
+def _check_schedule(reader: FieldReader, pruning: Pruning, arguments: Any, say: Say) -> None:
+    schedule = pruning.schedule
+    if schedule == "multi_step":
+        steps = arguments.get("steps") if isinstance(arguments, dict) else None
         if not isinstance(steps, list) or not all(_is_step(step) for step in steps):
             reader.problem("scheduler_args", f"steps must be [[epoch, sparsity], ...], but got {shown(steps)}.")
-        say("unsupported", "multi_step: sparsity in steps of one's own; here are linear, cubic and inverse_cubic.")
-    elif schedule.startswith("calc(") and schedule.endswith(")"):
-        say("unsupported", "calc(...): a schedule of one's own; here are linear, cubic and inverse_cubic.")
-    else:
-        reader.problem(
-            "update_scheduler",
-            f"update_scheduler must be linear, cubic, polynomial, polynomial_decay, multi_step or calc(...), but got "
-            f"{shown(schedule)}.",
+    elif schedule not in {"linear", "cubic", "polynomial", "polynomial_decay"} and not re.fullmatch(
+        r"calc\(.*\)", schedule, re.DOTALL
+    ):
+        message = (
+            f"update_scheduler must be linear, cubic, polynomial, polynomial_decay, multi_step or calc(...), "
+            f"but got {shown(schedule)}."
         )
+        reader.problem("update_scheduler", message)
+        return
+    if pruning.spec_schedule is None and not pruning.one_shot:  # which decides nothing there
+        say("unsupported", f"update_scheduler {schedule[:40]}; here are linear, cubic and inverse_cubic.")
 
 
 def _is_step(step: Any) -> bool:
@@ -263,19 +232,18 @@ def _structure(reader: FieldReader, pruning: Pruning, say: Say) -> Pruning:
     if text in {"unstructured", "0:0"}:
         return pruning
     if text in {"filter", "channel"}:
-        say("unsupported", f"mask_structure {text} removes rows or columns; only single weights, N:M and blocks.")
-        return pruning
-    if match := re.fullmatch(r"block_(\d{1,4}),(\d{1,4})", text):
+        say("unsupported", f"mask_structure {text} {_ROWS}")
+    elif match := re.fullmatch(r"block_(\d{1,4}),(\d{1,4})", text):
         return replace(pruning, pattern=f"[{int(match[1])}, {int(match[2])}]")
-    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text)
-    if match and 0 < int(match[1]) < int(match[2]):
-        pruned, group = int(match[1]), int(match[2])
-        if abs(pruned / group - pruning.final) > 0.01:
-            say(
-                "partly", f"{text} prunes {pruned / group:g} of the weights whatever sparsity says ({pruning.final:g})."
-            )
-        return replace(pruning, pattern=f"{group - pruned}:{group}", final=pruned / group, finals={})
-    reader.problem("mask_structure", f"mask_structure must be unstructured, N:M or block_a,b, but got {shown(text)}.")
+    elif group := _group(text):
+        pruned, size = group
+        share = pruned / size
+        if abs(share - pruning.final) > 0.01:
+            say("partly", f"{text} prunes {share:g} of the weights whatever sparsity says ({pruning.final:g}).")
+        return replace(pruning, pattern=f"{size - pruned}:{size}", final=share, finals={})
+    else:
+        message = f"mask_structure must be unstructured, N:M or block_a,b, but got {shown(text)}."
+        reader.problem("mask_structure", message)
     return pruning
 
 
@@ -292,7 +260,6 @@ def _targets(reader: FieldReader, say: Say) -> tuple[str, ...]:
 
 def one_shot(reader: FieldReader, say: Say, *, method: str) -> Pruning:
     """SparseGPTModifier and WandaPruningModifier."""
-    modifier = reader.modifier
     targets = _targets(reader, say)
     finals: dict[str, float] = {}
     value = reader.raw("sparsity")
@@ -311,28 +278,16 @@ def one_shot(reader: FieldReader, say: Say, *, method: str) -> Pruning:
         for name in ("dampening_frac", "percdamp"):
             if reader.has(name):
                 options["damping"] = reader.number(name, 0.01, low=0)
-    allocation = _owl(reader, options)
+    spread = _owl(reader, options)
     if reader.raw("quantize"):
         say("unsupported", "quantize: weights are pruned but not quantised here.")
     if reader.has("preserve_sparsity_mask") and not reader.flag("preserve_sparsity_mask", True):
         say("partly", "preserve_sparsity_mask: false may bring pruned weights back; here masks of earlier stages stay.")
     propagate = reader.flag("sequential_update", True) if reader.has("sequential_update") else None
     reader.skip("target_ids", "layer_prefix", "start", "end", "update", "ignore", "offload_hessians")
-    pruning = Pruning(
-        modifier.name,
-        modifier.line,
-        modifier.stage,
-        "session",
-        targets,
-        method,
-        final=final,
-        finals=finals,
-        schedule="constant",
-        spread=allocation,
-        options=options,
-        propagate=propagate,
-        one_shot=True,
-    )
+    modifier = reader.modifier
+    pruning = Pruning(modifier.name, modifier.line, modifier.stage, "session", targets, method, one_shot=True)
+    pruning = replace(pruning, final=final, finals=finals, spread=spread, options=options, propagate=propagate)
     return _structure(reader, pruning, say)
 
 

@@ -102,7 +102,7 @@ def test_the_default_layer_is_the_first() -> None:
 def test_the_dense_recipe_only_trains() -> None:
     recipe = load_recipe(SWEEPS / "noprune.yaml")
     assert recipe.train == {"num_train_epochs": 10}
-    assert (recipe.prune, recipe.distill, recipe.learning_rate) == (None, None, None)
+    assert (recipe.prune, recipe.distill, recipe.learning_rate) == (None, None, ())
 
 
 def test_versions_are_told_apart() -> None:
@@ -147,19 +147,20 @@ def test_the_text_names_what_is_not_done_and_what_is_wrong() -> None:
     assert any(", every step" in line for line in lines)
 
 
-def test_how_often_a_distillation_fires_is_said() -> None:
-    description = describe(read_meaning(FIXTURES / "session-train.yaml"), 2318)
-    assert description["stages"][0]["distillation"]["sparseml_steps"] == 0
-    assert "    in SparseML at 0 of 2318 steps (update 0.01)" in render(description)
-
-
-def test_a_simulation_that_fails_is_said_and_not_raised() -> None:
+def test_a_schedule_without_a_counterpart_is_said_and_not_raised() -> None:
     text = (
         "x_stage: {run_type: train, m_modifiers: {MagnitudePruningModifier: {final_sparsity: 0.5, start: 0, end: 2, "
         "update_scheduler: calc(nothing)}}}"
     )
     lines = render(describe(meaning_of_text(text), 10))
-    assert any("mask updates: nothing: unknown variable 'nothing'" in line for line in lines)
+    assert "    mask updates: there is no such schedule here; see what is not supported." in lines
+    assert "not supported" in lines
+
+
+def test_a_schedule_that_does_not_fit_the_training_is_said_and_not_raised() -> None:
+    text = "train: {num_train_epochs: 2}\nprune: {sparsity: 0.5, start: 0, end: 2}\n"
+    lines = render(describe(meaning_of_text(text), 10))
+    assert any(line.startswith("    mask updates: pruning must end before training does") for line in lines)
 
 
 def test_neither_torch_nor_numpy_is_imported() -> None:

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -5,21 +6,23 @@ from typing import Any
 import pytest
 import torch
 
-from prunegpt.errors import ModelError
+from prunegpt.planning.weights import tensor_shapes
 from prunegpt.recipes.matching import (
+    ALL,
+    ALL_PRUNABLE,
     PRUNABLE,
     MatchingError,
     TensorInfo,
     Tensors,
+    as_in,
     as_target,
     block_matrices,
     is_class,
-    match_params,
-    match_targets,
     prunable,
+    selected,
     versions_differ,
 )
-from prunegpt.recipes.tensors import read_tensors
+from prunegpt.recipes.tensors import with_classes
 from prunegpt.spec.names import matches
 
 
@@ -30,6 +33,32 @@ def tensors_of(model: Any) -> dict[str, TensorInfo]:
         name: TensorInfo(tuple(weight.shape), type(modules[name.rpartition(".")[0]]).__name__)
         for name, weight in model.named_parameters(remove_duplicate=False)
     }
+
+
+def match_params(entry: str, tensors: Tensors) -> tuple[str, ...]:
+    """SparseML's own rule for `params`: an exact name, or what the beginning of a name must match."""
+    if entry in {ALL, ALL_PRUNABLE}:
+        return block_matrices(tensors)
+    if entry.startswith("re:"):
+        return tuple(name for name in tensors if re.match(entry[3:], name))
+    return (entry,) if entry in tensors else ()
+
+
+def match_targets(entry: str, tensors: Tensors) -> tuple[str, ...]:
+    """Its rule for `targets`: the parameters of the modules that are named, or whose name's beginning matches."""
+    matrices = block_matrices(tensors)
+    if entry in {ALL, ALL_PRUNABLE}:
+        return matrices
+    if is_class(entry):
+        return tuple(name for name in matrices if tensors[name].module_type == entry)
+
+    def owners(name: str) -> list[str]:
+        parts = name.split(".")
+        return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+    if entry.startswith("re:"):
+        return tuple(name for name in matrices if any(re.match(entry[3:], owner) for owner in owners(name)))
+    return tuple(name for name in matrices if entry in owners(name))
 
 
 @pytest.fixture
@@ -66,37 +95,19 @@ def test_what_each_version_matched_in_gpt2(gpt2: Tensors) -> None:
 
 
 def test_keywords(gpt2: Tensors) -> None:
-    assert match_params("__ALL_PRUNABLE__", gpt2) == block_matrices(gpt2)
-    assert match_params("__ALL__", gpt2) == block_matrices(gpt2)
-    assert match_params("__ALL__", gpt2, "1.9") == tuple(gpt2)
-    assert match_targets("__ALL__", gpt2) == block_matrices(gpt2)
-    with pytest.raises(MatchingError, match=r"must be one of 0\.6-0\.9, .*but got '3'"):
-        match_params("__ALL_PRUNABLE__", gpt2, "3")
-
-
-def test_expressions_match_the_beginning_of_a_name(gpt2: Tensors) -> None:
-    assert match_params("transformer.h.0.mlp.c_fc.weight", gpt2) == ("transformer.h.0.mlp.c_fc.weight",)
-    assert match_params("transformer.h.0.mlp.c_fc", gpt2) == ()  # a module, not a parameter
-    assert match_params("re:transformer.h.0.mlp.c_fc", gpt2) == (
-        "transformer.h.0.mlp.c_fc.weight",
-        "transformer.h.0.mlp.c_fc.bias",
-    )
-    assert match_params("re:mlp", gpt2) == ()  # match, not search
-    with pytest.raises(MatchingError, match="followed by a regular expression"):
-        match_params("re:[", gpt2)
-
-
-def test_targets_are_modules(gpt2: Tensors, llama: Tensors) -> None:
-    assert match_targets(r"re:transformer.h.\d+$", gpt2) == block_matrices(gpt2)
-    assert match_targets("transformer.h.1.mlp", gpt2) == (
-        "transformer.h.1.mlp.c_fc.weight",
-        "transformer.h.1.mlp.c_proj.weight",
-    )
-    assert match_targets("Conv1D", gpt2) == block_matrices(gpt2)
-    assert match_targets("Linear", gpt2) == ()
-    assert match_targets("Linear", llama) == block_matrices(llama)
+    for modules in (True, False):
+        assert as_target("__ALL_PRUNABLE__", modules=modules) is None
+        assert as_target("__ALL__", modules=modules) is None
+    assert selected(None, gpt2) == block_matrices(gpt2)
+    assert as_in("1.9", ["__ALL__"], gpt2) == tuple(gpt2)
+    assert as_in("0.6-0.9", ["a", "__ALL_PRUNABLE__", "a"], gpt2) == ("a", "lm_head.weight")
     assert is_class("Linear")
     assert not is_class("lm_head")
+
+
+def test_what_is_no_expression_is_refused() -> None:
+    with pytest.raises(MatchingError, match="followed by a regular expression"):
+        as_target("re:[", modules=False)
 
 
 PARAMS = [
@@ -161,11 +172,15 @@ def test_lists_are_not_empty(gpt2: Tensors, llama: Tensors) -> None:
     assert all(match_targets(entry, {**gpt2, **llama}) for entry in TARGETS)
 
 
+def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    return tensor_shapes(folder, sorted(folder.glob("*.safetensors")))
+
+
 @pytest.mark.parametrize("model", ["tiny_gpt2", "tiny_llama", "tiny_opt"])
-def test_tensors_are_read_without_torch(model: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_classes_are_told_without_torch(model: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     loaded = request.getfixturevalue(model)
     loaded.save_pretrained(tmp_path)
-    found, expected = read_tensors(tmp_path), tensors_of(loaded)
+    found, expected = with_classes(shapes_of(tmp_path), loaded.config.to_dict()), tensors_of(loaded)
     assert {name: info.shape for name, info in found.items()} == {name: info.shape for name, info in expected.items()}
     for version in PRUNABLE:
         learnt = set(prunable(expected, version))
@@ -178,26 +193,11 @@ def test_tensors_are_read_without_torch(model: str, request: pytest.FixtureReque
 def test_names_of_the_hub_copy_of_gpt2(tiny_gpt2: Any, tmp_path: Path) -> None:
     tiny_gpt2.transformer.save_pretrained(tmp_path)  # without the prefix, as the hub has it
     names = {f"transformer.{name}" for name, _ in tiny_gpt2.transformer.named_parameters()}
-    assert set(read_tensors(tmp_path)) == names | {"lm_head.weight"}
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0{}x", b"\x04\0\0\0\0\0\0\0[12]"])
-def test_damaged_files(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "model.safetensors").write_bytes(content)
-    if content.endswith(b"{}x"):
-        assert read_tensors(tmp_path) == {}
-    else:
-        with pytest.raises(ModelError, match="must be a safetensors file, but cannot be read"):
-            read_tensors(tmp_path)
-
-
-def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"must be a folder with \*\.safetensors"):
-        read_tensors(tmp_path)
+    assert set(with_classes(shapes_of(tmp_path), {"model_type": "gpt2"})) == names | {"lm_head.weight"}
 
 
 @pytest.mark.shared
 def test_a_real_model(smollm2: Path) -> None:
-    tensors = read_tensors(smollm2)
+    tensors = with_classes(shapes_of(smollm2), {"model_type": "llama"})
     assert len(block_matrices(tensors)) == 30 * 7
     assert len(match_targets(r"re:model.layers.\d+$", tensors)) == 30 * 7

@@ -52,6 +52,7 @@ def test_gradual_magnitude_pruning() -> None:
         "start": 1.0,
         "end": 5.0,
         "every": 0.01,
+        "clock": "sparseml",
     }
     assert meaning.stages[0].train == {"num_train_epochs": 10}
     assert levels(meaning) == [("supported", "trains 10 epochs."), ("supported", "as written.")]

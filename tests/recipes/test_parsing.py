@@ -2,20 +2,18 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.recipes.legacy import parse_legacy
-from prunegpt.recipes.modifiers import ParsedRecipe
-from prunegpt.recipes.session import parse_session
+from prunegpt.recipes.reader import ParsedRecipe, parse_recipe
 from prunegpt.recipes.source import RecipeError, parse, read_text
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def legacy(text: str) -> ParsedRecipe:
-    return parse_legacy(parse(text), "recipe.yaml")
+    return parse_recipe(parse(text), "recipe.yaml", "legacy")
 
 
 def session(text: str) -> ParsedRecipe:
-    return parse_session(parse(text), "recipe.yaml")
+    return parse_recipe(parse(text), "recipe.yaml", "session")
 
 
 def test_modifiers_of_all_lists_are_found_in_order() -> None:
@@ -46,7 +44,7 @@ def test_a_single_object_is_legal() -> None:
 
 
 def test_stage_variables_hide_those_of_the_recipe() -> None:
-    recipe = parse_legacy(parse(read_text(FIXTURES / "staged.yaml")), "staged.yaml")
+    recipe = parse_recipe(parse(read_text(FIXTURES / "staged.yaml")), "staged.yaml", "legacy")
     assert [(item.stage, item.name) for item in recipe.modifiers] == [
         ("pruning_stage", "EpochRangeModifier"),
         ("pruning_stage", "GMPruningModifier"),

@@ -3,24 +3,24 @@ from pathlib import Path
 import pytest
 
 from prunegpt.recipes.repair import suggest
-from prunegpt.recipes.source import Fields, Items, RecipeError, front_matter, is_valid, parse, plain, read_text, tags
+from prunegpt.recipes.source import Map, RecipeError, Seq, front_matter, is_valid, parse, read_text, tags
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def test_tags_and_lines_are_kept() -> None:
     tree = parse("modifiers:\n  - !pytorch.GMPruningModifier\n    start_epoch: 1\n  - !Bare\n")
-    assert plain(tree) == {"modifiers": [{"start_epoch": 1}, None]}
+    assert tree == {"modifiers": [{"start_epoch": 1}, []]}
     assert list(tags(tree)) == ["pytorch.GMPruningModifier", "Bare"]
-    assert isinstance(tree, Fields)
-    items = tree.by_name["modifiers"]
-    assert isinstance(items, Items)
-    assert [item.line for item in items.items] == [2, 4]
+    assert isinstance(tree, Map)
+    items = tree["modifiers"]
+    assert isinstance(items, Seq)
+    assert [item.line for item in items] == [2, 4]
 
 
 def test_values_are_plain() -> None:
     text = "{a: 1e-7, b: yes, c: 'true', d: true, e: ~, f: 0x10, g: -1_000, h: .5, i: 2020-01-01, j: !!str 3, k: 010}"
-    assert plain(parse(text)) == {
+    assert parse(text) == {
         "a": 1e-7,
         "b": "yes",
         "c": "true",
@@ -36,7 +36,7 @@ def test_values_are_plain() -> None:
 
 
 def test_json_is_yaml() -> None:
-    assert plain(parse('{"train_stage": {"x_modifiers": {"A": {"n": [1, 2.5]}}}}')) == {
+    assert parse('{"train_stage": {"x_modifiers": {"A": {"n": [1, 2.5]}}}}') == {
         "train_stage": {"x_modifiers": {"A": {"n": [1, 2.5]}}}
     }
 
@@ -80,19 +80,17 @@ def test_aliases_do_not_multiply() -> None:
 
 
 def test_merge_keys() -> None:
-    assert plain(parse("base: &b {x: 1, y: 2}\nuse: {<<: *b, y: 3}\n"))["use"] == {"x": 1, "y": 3}
+    assert parse("base: &b {x: 1, y: 2}\nuse: {<<: *b, y: 3}\n")["use"] == {"x": 1, "y": 3}
 
 
 def test_an_override_reaches_the_aliases_of_an_anchor() -> None:
     text = "n: &n 0.8\nlist: &l [a]\nmodifiers:\n  - !X {final: *n, params: *l}\n"
-    assert plain(parse(text, overrides={"n": 0.5, "list": ["b", "c"]}))["modifiers"] == [
-        {"final": 0.5, "params": ["b", "c"]}
-    ]
+    assert parse(text, overrides={"n": 0.5, "list": ["b", "c"]})["modifiers"] == [{"final": 0.5, "params": ["b", "c"]}]
 
 
 def test_an_override_reaches_the_variable_in_every_stage() -> None:
     text = "n: 1\na_stage: {n: 2, m_modifiers: {X: {n: 5}}}\n"
-    assert plain(parse(text, overrides={"n": 9})) == {"n": 9, "a_stage": {"n": 9, "m_modifiers": {"X": {"n": 5}}}}
+    assert parse(text, overrides={"n": 9}) == {"n": 9, "a_stage": {"n": 9, "m_modifiers": {"X": {"n": 5}}}}
 
 
 def test_an_override_of_nothing_lists_the_variables() -> None:
@@ -103,7 +101,7 @@ def test_an_override_of_nothing_lists_the_variables() -> None:
 def test_front_matter_keeps_line_numbers() -> None:
     text = (FIXTURES / "anchors.md").read_text()
     tree = parse(text, "anchors.md")
-    assert isinstance(tree, Fields)
+    assert isinstance(tree, Map)
     assert tree.lines["num_epochs"] == text.split("\n").index("num_epochs: &num_epochs 30") + 1
 
 
@@ -151,7 +149,7 @@ def test_the_suggested_fix_parses_and_changes_one_line() -> None:
     assert len(repairs) == 1
     changed = [(old, new) for old, new in zip(text.split("\n"), fixed.split("\n"), strict=True) if old != new]
     assert changed == [("        - !GMPruningModifier", "    - !GMPruningModifier")]
-    assert len(plain(parse(fixed))["modifiers"]) == 3
+    assert len(parse(fixed)["modifiers"]) == 3
 
 
 def test_a_first_item_that_is_indented_too_far() -> None:
