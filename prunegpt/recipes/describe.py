@@ -6,14 +6,14 @@ Mask updates, sparsities and tensors are those of the section that the recipe be
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from prunegpt.errors import PruneGPTError, PruningError
 from prunegpt.recipes.matching import ALL_PRUNABLE, Tensors, selected, versions_differ
 from prunegpt.recipes.meaning import RecipeMeaning
-from prunegpt.recipes.pruning import Pruning
+from prunegpt.recipes.pruning import Pruning, section_of
 from prunegpt.recipes.stage import StageMeaning
+from prunegpt.registry import SCHEDULES
 from prunegpt.spec.patterns import fixed_sparsity
 from prunegpt.spec.schedules import clock_of, epoch_of, interpolate
 from prunegpt.spec.schema import GradualSpec, PruneSpec
@@ -46,7 +46,10 @@ def describe(
 
 
 def _stage(stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None) -> dict[str, Any]:
-    own = stage.prune is not None and not stage.prunings  # our own dialect has a section and no modifiers
+    if stage.prune is not None:  # one section for all its modifiers
+        prunings = [_section(stage.prune, stage.prunings, stage, per_epoch, tensors)]
+    else:
+        prunings = [_section(item.as_spec(), (item,), stage, per_epoch, tensors) for item in stage.prunings]
     return {
         "name": stage.name,
         "run": stage.run,
@@ -54,77 +57,46 @@ def _stage(stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None) 
         "train": dict(stage.train),
         "prune": None if stage.prune is None else dict(stage.prune),
         "distill": None if stage.distill is None else dict(stage.distill),
-        "prunings": [
-            *([_own(stage, per_epoch, tensors)] if own else []),
-            *(_pruning(item, lines, stage, per_epoch, tensors) for item, lines in _grouped(stage.prunings)),
-        ],
+        "prunings": prunings,
         "learning_rate": _learning_rate(stage, per_epoch),
     }
 
 
-def _grouped(prunings: Sequence[Pruning]) -> list[tuple[Pruning, list[int]]]:
-    """Modifiers that differ in their entries alone as one, with the lines of all."""
-    groups: list[tuple[Pruning, list[int]]] = []
-    for item in prunings:
-        for index, (first, lines) in enumerate(groups):
-            if replace(item, line=first.line, stage=first.stage, entries=first.entries) == first and first.entries:
-                entries = tuple(dict.fromkeys((*first.entries, *item.entries)))
-                groups[index] = (replace(first, entries=entries), [*lines, item.line])
-                break
-        else:
-            groups.append((item, [item.line]))
-    return groups
-
-
-def _own(stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None) -> dict[str, Any]:
-    spec = GradualSpec.model_validate(stage.prune)
-    shares = spec.allocation if isinstance(spec.allocation, Mapping) else {}
-    fields = {"modifier": "prune", "lines": [1], "schedule": spec.schedule, "finals": dict(shares)}
-    targets: dict[str, str | None] = {target: target for target in spec.targets} or {"all block matrices": None}
-    matched = None if tensors is None else _matched(targets, tensors)
-    return _section(spec, stage, per_epoch) | fields | {"entries": list(spec.targets), "matched": matched}
-
-
-def _pruning(
-    pruning: Pruning, lines: list[int], stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None
+def _section(
+    fields: Mapping[str, Any],
+    modifiers: Sequence[Pruning],
+    stage: StageMeaning,
+    per_epoch: int | None,
+    tensors: Tensors | None,
 ) -> dict[str, Any]:
-    matched = None
-    if tensors is not None:
-        matched = _matched({entry: pruning.target(entry) for entry in pruning.entries}, tensors)
-        if ALL_PRUNABLE in pruning.entries and pruning.dialect == "legacy":
-            matched["versions"] = _versions(matched["tensors"], tensors)
-    fields = {
-        "modifier": pruning.modifier,
-        "lines": lines,
-        "schedule": pruning.schedule,
-        "finals": dict(pruning.finals),
-        "entries": list(pruning.entries),
-        "matched": matched,
-    }
-    if pruning.one_shot:
-        return _section(PruneSpec.model_validate(pruning.as_spec()), stage, per_epoch) | fields
-    if pruning.spec_schedule:
-        return _section(GradualSpec.model_validate(pruning.as_spec()), stage, per_epoch) | fields
-    section = _section(GradualSpec.model_validate({**pruning.as_spec(), "schedule": "linear"}), stage, None)
-    no_updates = per_epoch and {"count": None, "error": "there is no such schedule here; see what is not supported."}
-    return section | fields | {"updates": no_updates}
-
-
-def _section(spec: PruneSpec, stage: StageMeaning, per_epoch: int | None) -> dict[str, Any]:
-    """What a `prune` section says, and does at so many optimizer steps per epoch."""
-    final = spec.sparsity
-    if final is None:
-        shares = spec.allocation.values() if isinstance(spec.allocation, Mapping) else ()
-        final = fixed_sparsity(spec.pattern) or max(shares, default=0.0)
+    """What a `prune` section says, and does at so many optimizer steps per epoch to these tensors."""
+    spec = section_of(fields, one_shot=bool(modifiers) and modifiers[0].one_shot)
+    schedule = fields.get("schedule", "constant" if type(spec) is PruneSpec else "cubic")
+    shares = spec.allocation if isinstance(spec.allocation, Mapping) else {}
+    final = spec.sparsity or fixed_sparsity(spec.pattern) or max(shares.values(), default=0.0)
     found: dict[str, Any] = {"initial": 0.0, "start": 0.0, "end": None, "every": None, "unit": "epochs"}
     if isinstance(spec, GradualSpec):
         found = {name: getattr(spec, name) for name in found}
+    pairs = [(entry, item.target(entry)) for item in modifiers for entry in item.entries]
+    targets = dict(pairs or [(target, target) for target in spec.targets])
+    updates = None
+    if per_epoch is not None and schedule in SCHEDULES:
+        updates = _updates(spec, final, per_epoch, stage.epochs)
+    elif per_epoch is not None:
+        updates = {"count": None, "error": "there is no such schedule here; see what is not supported."}
+    legacy = any(ALL_PRUNABLE in item.entries and item.dialect == "legacy" for item in modifiers)
     return found | {
+        "modifier": ", ".join(dict.fromkeys(item.modifier for item in modifiers)) or "prune",
+        "lines": [item.line for item in modifiers] or [stage.line],
         "method": spec.method,
         "pattern": spec.pattern,
+        "schedule": schedule,
         "allocation": spec.allocation if isinstance(spec.allocation, str) else None,
         "final": final,
-        "updates": None if per_epoch is None else _updates(spec, final, per_epoch, stage.epochs),
+        "finals": dict(shares),
+        "entries": list(targets),
+        "matched": None if tensors is None else _matched(targets, tensors, versions=legacy),
+        "updates": updates,
     }
 
 
@@ -181,25 +153,23 @@ def _sample(updates: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return [updates[round(index * (len(updates) - 1) / (_SAMPLES - 1))] for index in range(_SAMPLES)]
 
 
-def _matched(targets: Mapping[str, str | None], tensors: Tensors) -> dict[str, Any]:
+def _matched(targets: Mapping[str, str | None], tensors: Tensors, *, versions: bool) -> dict[str, Any]:
     """The matrices that entries mean; `targets` are the same as patterns of a spec."""
-    found = {entry: selected(target, tensors) for entry, target in targets.items()}
+    found = {entry: selected(target, tensors) for entry, target in (targets or {"all block matrices": None}).items()}
     names = list(dict.fromkeys(name for hits in found.values() for name in hits))
+    there = versions_differ(tensors) if versions else {}
     return {
         "tensors": names,
         "weights": sum(math.prod(tensors[name].shape) for name in names),
         "unmatched": [entry for entry, hits in found.items() if not hits],
-    }
-
-
-def _versions(here: list[str], tensors: Tensors) -> dict[str, Any]:
-    return {
-        version: {
-            "count": len(there),
-            "more": [name for name in there if name not in set(here)],
-            "fewer": [name for name in here if name not in set(there)],
-        }
-        for version, there in versions_differ(tensors).items()
+        "versions": {
+            version: {
+                "count": len(matched),
+                "more": [name for name in matched if name not in set(names)],
+                "fewer": [name for name in names if name not in set(matched)],
+            }
+            for version, matched in there.items()
+        },
     }
 
 
@@ -291,7 +261,7 @@ def _render_pruning(pruning: Mapping[str, Any]) -> Iterator[str]:
         yield f"    tensors: {counts}: {_listed(matched['tensors'])}"
         for entry in matched["unmatched"]:
             yield f"    matches nothing: {entry}"
-        for version, differs in matched.get("versions", {}).items():
+        for version, differs in matched["versions"].items():
             more = f" more: {_listed(differs['more'])}." if differs["more"] else ""
             fewer = f" without: {_listed(differs['fewer'])}." if differs["fewer"] else ""
             yield f"    SparseML {version} matched {differs['count']};{more}{fewer}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prunegpt.recipes.fields import FieldReader, shown
-from prunegpt.recipes.notes import Defect, Say
+from prunegpt.recipes.notes import Defect
 from prunegpt.spec.names import block_index
 
 _HIDDEN = ("square_head", "l2_distance", "l2_distance_sqrd", "mse")
@@ -45,12 +45,11 @@ class Blend:
         return fields
 
 
-def legacy_output(reader: FieldReader, say: Say, blend: Blend, epochs: float | None) -> tuple[Blend, list[Defect]]:
+def legacy_output(reader: FieldReader, blend: Blend, epochs: float | None) -> tuple[Blend, list[Defect]]:
     """DistillationModifier of the legacy dialect.
 
     Args:
         reader: of the modifier.
-        say: adds a note.
         blend: the loss before it.
         epochs: the training's, where the recipe says it.
     """
@@ -59,7 +58,7 @@ def legacy_output(reader: FieldReader, say: Say, blend: Blend, epochs: float | N
     temperature = reader.number("temperature", 2.0, low=0)
     if temperature == 0:
         reader.problem("temperature", "temperature must be above 0, but got 0.")
-    _window(reader, say, epochs)
+    _window(reader, epochs)
     reader.skip("update_frequency", "teacher_input_keys", "log_types")
     keys = reader.names("distill_output_keys")
     defects = [
@@ -81,43 +80,43 @@ def legacy_output(reader: FieldReader, say: Say, blend: Blend, epochs: float | N
             )
         )
     elif keys != ("logits",):
-        say("partly", f"distill_output_keys {', '.join(keys)}: here the logits are distilled.")
+        reader.partly(f"distill_output_keys {', '.join(keys)}: here the logits are distilled.")
     blend = replace(blend, ce=blend.ce * (1 - hardness), kd=blend.kd * (1 - hardness) + hardness, line=line)
     return replace(blend, temperature=temperature or 1.0), defects
 
 
-def per_layer(reader: FieldReader, say: Say, blend: Blend, epochs: float | None) -> tuple[Blend, list[Defect]]:
+def per_layer(reader: FieldReader, blend: Blend, epochs: float | None) -> tuple[Blend, list[Defect]]:
     """PerLayerDistillationModifier: a hidden-state term of several layers."""
     gain = reader.number("gain", 1.5, low=0)
     students = reader.names("student_layer_names")
     teachers = reader.names("teacher_layer_names")
-    if not reader.flag("normalize", True):
-        say(
-            "partly", "normalize: false compares hidden states as they are; here each is divided by the teacher's norm."
-        )
-    if not reader.flag("project_features", True):
-        say("partly", "project_features: false; here hidden states are projected where the widths differ.")
+    reader.unlike(
+        "normalize",
+        True,
+        "normalize: false compares hidden states as they are; here each is divided by the teacher's norm.",
+    )
+    reader.unlike(
+        "project_features", True, "project_features: false; here hidden states are projected where the widths differ."
+    )
     reader.skip("epsilon", "update_frequency", "log_types")
-    _window(reader, say, epochs)
+    _window(reader, epochs)
     count = len(students)
     if count:
-        say(
-            "partly",
+        reader.partly(
             f"the term is summed over {count} layers in SparseML and averaged here: the gain is {gain * count:g}.",
         )
     else:
-        say(
-            "partly",
+        reader.partly(
             "the term is summed over layers in SparseML and averaged here: multiply hidden_gain by their number.",
         )
     pairs = _layer_map(students, teachers)
     if students and pairs is None:
-        say("partly", "layers are not told by number: here blocks are paired by position.")
+        reader.partly("layers are not told by number: here blocks are paired by position.")
     line = blend.line or reader.modifier.line
     return replace(blend, hidden=blend.hidden + gain * max(count, 1), layer_map=pairs or (), line=line), []
 
 
-def session_output(reader: FieldReader, say: Say, blend: Blend) -> tuple[Blend, list[Defect]]:
+def session_output(reader: FieldReader, blend: Blend) -> tuple[Blend, list[Defect]]:
     """OutputDistillationModifier of the session dialect: loss = orig_scale · loss + distill_scale · term."""
     modifier = reader.modifier
     before = reader.number("orig_scale", 1.0, low=0)
@@ -127,7 +126,7 @@ def session_output(reader: FieldReader, say: Say, blend: Blend) -> tuple[Blend, 
     targets = reader.raw("targets")
     reader.skip("start", "end", "update", "transforms", "transforms_args", "offload_layer_output")
     if reader.raw("projection"):
-        say("partly", "projection: here hidden states are projected only where the widths differ.")
+        reader.partly("projection: here hidden states are projected only where the widths differ.")
     reader.skip("projection_args")
     update = reader.number("update", 0.0) if reader.has("update") else None
     blend = replace(
@@ -139,7 +138,7 @@ def session_output(reader: FieldReader, say: Say, blend: Blend) -> tuple[Blend, 
     )
     defects = _update_defects(update, modifier.line)
     if update and update > 0 and not defects:
-        say("partly", f"it fires at one step every {update:g} epochs in SparseML; here at every step.")
+        reader.partly(f"it fires at one step every {update:g} epochs in SparseML; here at every step.")
     if comparison == "kl_divergence":
         softened = arguments.get("temperature", 1) if isinstance(arguments, dict) else 1
         defects.append(
@@ -151,17 +150,17 @@ def session_output(reader: FieldReader, say: Say, blend: Blend) -> tuple[Blend, 
                 "Here it is loss reverse_kl at temperature 1. Use loss forward_kl, temperature 2 for the usual one.",
             )
         )
-        say("supported", "the divergence is taken of the logits.")
+        reader.say("supported", "the divergence is taken of the logits.")
         return replace(blend, kd=blend.kd + scale, loss="reverse_kl", temperature=1.0), defects
     if comparison in _HIDDEN:
         if comparison != "square_head":
-            say("partly", f"{comparison} compares hidden states as they are; here relative to the teacher's.")
+            reader.partly(f"{comparison} compares hidden states as they are; here relative to the teacher's.")
         pairs = _session_pairs(targets)
         if targets is not None and pairs is None:
-            say("partly", "layers are not told by number: here blocks are paired by position.")
+            reader.partly("layers are not told by number: here blocks are paired by position.")
         return replace(blend, hidden=blend.hidden + scale, layer_map=pairs or blend.layer_map), defects
     if comparison in _OTHERS:
-        say("unsupported", f"comparison {comparison}; here are kl_divergence and square_head.")
+        reader.unsupported(f"comparison {comparison}; here are kl_divergence and square_head.")
     else:
         reader.problem("comparison", f"comparison must be kl_divergence or square_head, but got {shown(comparison)}.")
     return blend, defects
@@ -181,13 +180,13 @@ def _update_defects(update: float | None, line: int) -> list[Defect]:
     ]
 
 
-def _window(reader: FieldReader, say: Say, epochs: float | None) -> None:
+def _window(reader: FieldReader, epochs: float | None) -> None:
     start = reader.number("start_epoch", -1.0, low=-1)
     end = reader.number("end_epoch", -1.0, low=-1)
     if start > 0:
-        say("partly", f"it starts at epoch {start:g} in the recipe; here with training.")
+        reader.partly(f"it starts at epoch {start:g} in the recipe; here with training.")
     if end >= 0 and (epochs is None or end < epochs):
-        say("partly", f"it ends at epoch {end:g} in the recipe; here with training.")
+        reader.partly(f"it ends at epoch {end:g} in the recipe; here with training.")
 
 
 def _layer_map(students: tuple[str, ...], teachers: tuple[str, ...]) -> tuple[tuple[int, int], ...] | None:

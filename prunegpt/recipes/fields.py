@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunegpt.errors import Problem, unknown
+from prunegpt.recipes.notes import Level, Note
 from prunegpt.recipes.reader import Modifier
 
 _TRUE = {"true", "yes", "on", "1"}
@@ -12,16 +13,33 @@ _FALSE = {"false", "no", "off", "0"}
 
 
 class FieldReader:
-    """The fields of a modifier.
+    """The fields of a modifier, and what is said about it.
 
     Each method reads one field, notes that it was read, and gives the default where it is absent or wrong; what is
     wrong is added to `problems`.
     """
 
-    def __init__(self, modifier: Modifier, problems: list[Problem]) -> None:
+    def __init__(self, modifier: Modifier, problems: list[Problem], notes: list[Note]) -> None:
         self.modifier = modifier
         self._problems = problems
+        self._notes = notes
         self._read: set[str] = set()
+
+    def say(self, level: Level, text: str) -> None:
+        """Adds a note."""
+        modifier = self.modifier
+        self._notes.append(Note(modifier.name, modifier.line, modifier.stage, level, text))
+
+    def partly(self, text: str) -> None:
+        self.say("partly", text)
+
+    def unsupported(self, text: str) -> None:
+        self.say("unsupported", text)
+
+    def unlike(self, name: str, usual: bool, text: str) -> None:
+        """Adds a note where a flag is not what it usually is."""
+        if self.flag(name, usual) != usual:
+            self.partly(text)
 
     def problem(self, name: str, message: str) -> None:
         """Adds a problem at a field, or at the modifier where the field is absent."""

@@ -1,11 +1,9 @@
 """What is said about a recipe: notes on its modifiers, and known defects with their fix."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["supported", "partly", "unsupported", "ignored"]
-Say = Callable[[Level, str], None]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Any
 from prunegpt.recipes.fields import as_number
 from prunegpt.recipes.matching import as_target
 from prunegpt.recipes.reader import Dialect
+from prunegpt.registry import SCHEDULES
+from prunegpt.spec.schema import GradualSpec, PruneSpec
 
 EVERY_STEP = 1e-6  # epochs between updates that no training resolves
 
@@ -114,6 +116,18 @@ class Pruning:
         if self.spec_schedule == "acdc":
             fields["regrow"] = True
         return fields
+
+
+def section_of(fields: Mapping[str, Any], *, one_shot: bool) -> PruneSpec:
+    """Fields of a `prune` by the spec's schema; a schedule that a spec does not have is taken for a linear one.
+
+    Raises:
+        pydantic.ValidationError: a value out of its range.
+    """
+    if one_shot:
+        return PruneSpec.model_validate(fields)
+    known = fields.get("schedule", "cubic") in SCHEDULES
+    return GradualSpec.model_validate(fields if known else {**fields, "schedule": "linear"})
 
 
 def merge(specs: list[dict[str, Any]]) -> dict[str, Any] | None:

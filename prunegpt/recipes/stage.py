@@ -15,11 +15,10 @@ from prunegpt.recipes.fields import FieldReader, as_number
 from prunegpt.recipes.learning_rate import LearningRateCurve, Segment, as_arguments
 from prunegpt.recipes.learning_rate_modifiers import CURVES
 from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, MatchingError, Tensors, as_in
-from prunegpt.recipes.notes import Defect, Level, Note, Say
-from prunegpt.recipes.pruning import Pruning, merge
+from prunegpt.recipes.notes import Defect, Note
+from prunegpt.recipes.pruning import Pruning, merge, section_of
 from prunegpt.recipes.pruning_modifiers import acdc, gradual, obs, one_shot, session_magnitude
 from prunegpt.recipes.reader import Dialect, Modifier, Run, StageHeader
-from prunegpt.spec.schema import GradualSpec, PruneSpec
 
 _QUANTISATION = "weights and activations are not quantised here."
 _QUANTISING = (
@@ -45,7 +44,7 @@ _UNSUPPORTED: Mapping[str, str] = {  # modifiers of either dialect that have no 
 _IGNORED = {"SparsificationLoggingModifier", "LoggingModifier"}
 _ONCE = {"SparseGPTModifier", "WandaPruningModifier", "GPTQModifier", "SmoothQuantModifier", "AWQModifier"}
 
-Handler = Callable[[FieldReader, Say], None]
+Handler = Callable[[FieldReader], None]
 
 
 @dataclass(frozen=True)
@@ -137,23 +136,20 @@ class StageBuilder:
     def add(self, modifier: Modifier) -> None:
         """Takes one modifier in."""
         said = len(self.notes)
-        reader = FieldReader(modifier, self.problems)
+        reader = FieldReader(modifier, self.problems, self.notes)
         name = modifier.name
 
-        def say(level: Level, text: str) -> None:
-            self.notes.append(Note(name, modifier.line, modifier.stage, level, text))
-
         if name in _IGNORED:
-            say("ignored", "it only writes logs.")
+            reader.say("ignored", "it only writes logs.")
         elif name in _UNSUPPORTED:
-            say("unsupported", _UNSUPPORTED[name])
+            reader.unsupported(_UNSUPPORTED[name])
         elif handler := self._handlers.get(name):
             if self.dialect == "session":
                 reader.skip("index", "group")
-            handler(reader, say)
+            handler(reader)
             reader.finish()
             if len(self.notes) == said:
-                say("supported", self._summary(name))
+                reader.say("supported", self._summary(name))
         else:
             valid = [*self._handlers, *_UNSUPPORTED, *_IGNORED]
             self.problems.append(Problem(name, unknown("modifier", name, valid), modifier.line))
@@ -163,23 +159,23 @@ class StageBuilder:
             return f"trains {self.epochs:g} epochs." if self.epochs else "sets no number of epochs."
         return "what is zero stays zero (keep_masks)." if name == "ConstantPruningModifier" else "as written."
 
-    def _epoch_range(self, reader: FieldReader, say: Say) -> None:
+    def _epoch_range(self, reader: FieldReader) -> None:
         reader.number("start_epoch", -1.0, low=-1)
         reader.number("end_epoch", -1.0, low=-1)
         reader.skip("log_types", "update_frequency")
 
-    def _pruning(self, read: Callable[[FieldReader, Say], Pruning]) -> Handler:
-        return lambda reader, say: self._prunings.append(read(reader, say))
+    def _pruning(self, read: Callable[[FieldReader], Pruning]) -> Handler:
+        return lambda reader: self._prunings.append(read(reader))
 
     def _one_shot(self, method: str) -> Handler:
-        def handle(reader: FieldReader, say: Say) -> None:
+        def handle(reader: FieldReader) -> None:
             if self.run == "train":
-                say("unsupported", "a one-shot method must stand in a oneshot stage. Set run_type: oneshot.")
-            self._prunings.append(one_shot(reader, say, method=method))
+                reader.unsupported("a one-shot method must stand in a oneshot stage. Set run_type: oneshot.")
+            self._prunings.append(one_shot(reader, method=method))
 
         return handle
 
-    def _constant(self, reader: FieldReader, say: Say) -> None:
+    def _constant(self, reader: FieldReader) -> None:
         session = self.dialect == "session"
         names = reader.names("targets" if session else "params")
         start = reader.number("start" if session else "start_epoch", -1.0, low=-1)
@@ -187,31 +183,31 @@ class StageBuilder:
         reader.skip("update", "update_frequency", "log_types")
         lasts = reader.flag("leave_enabled", True)
         if start > 0:
-            say("partly", f"masks are kept from epoch {start:g} on in the recipe; here from the beginning.")
+            reader.partly(f"masks are kept from epoch {start:g} on in the recipe; here from the beginning.")
         if end >= 0 and (not lasts or not session) and (self.epochs is None or end < self.epochs):
-            say("partly", f"masks are let go at epoch {end:g} in the recipe; here they stay.")
+            reader.partly(f"masks are let go at epoch {end:g} in the recipe; here they stay.")
         if names and not {ALL, ALL_PRUNABLE} & set(names):
-            say("partly", "masks are kept in the named tensors only; here in all that earlier stages pruned.")
+            reader.partly("masks are kept in the named tensors only; here in all that earlier stages pruned.")
 
-    def _distilling(self, read: Callable[[FieldReader, Say, Blend], tuple[Blend, list[Defect]]]) -> Handler:
-        def handle(reader: FieldReader, say: Say) -> None:
-            self._blend, defects = read(reader, say, self._blend or Blend())
+    def _distilling(self, read: Callable[[FieldReader, Blend], tuple[Blend, list[Defect]]]) -> Handler:
+        def handle(reader: FieldReader) -> None:
+            self._blend, defects = read(reader, self._blend or Blend())
             self.defects += defects
 
         return handle
 
-    def _weight_decay(self, reader: FieldReader, say: Say) -> None:
+    def _weight_decay(self, reader: FieldReader) -> None:
         self._train["weight_decay"] = reader.number("weight_decay", low=0)
         if reader.number("start_epoch", -1.0, low=-1) > 0:
-            say("partly", "it is set at start_epoch in the recipe; here from the beginning.")
+            reader.partly("it is set at start_epoch in the recipe; here from the beginning.")
         if reader.raw("param_groups"):
-            say("partly", "param_groups: here it holds for all parameters that decay.")
+            reader.partly("param_groups: here it holds for all parameters that decay.")
         reader.skip("end_epoch", "constant_logging", "log_types")
 
     def _curve(self, name: str) -> Handler:
-        def handle(reader: FieldReader, say: Say) -> None:
+        def handle(reader: FieldReader) -> None:
             if reader.raw("param_groups"):
-                say("partly", "param_groups: here the learning rate is that of all parameters.")
+                reader.partly("param_groups: here the learning rate is that of all parameters.")
             reader.skip("constant_logging", "log_types", "update_frequency")
             try:
                 self._segments += CURVES[name](reader)
@@ -250,8 +246,13 @@ class StageBuilder:
         for item in self._prunings:
             try:
                 specs.append(item.as_spec())
+                section_of(specs[-1], one_shot=item.one_shot)
             except MatchingError as error:
                 self.problems.append(Problem(item.modifier, str(error), item.line))
+            except ValidationError as error:
+                for found in error.errors():
+                    message = str(found["ctx"]["error"]) if found["type"] == "value_error" else found["msg"]
+                    self.problems.append(Problem(item.modifier, message, item.line))
         if not specs or len(specs) < len(self._prunings):
             return None
         merged = merge(specs)
@@ -259,16 +260,8 @@ class StageBuilder:
             text = "one section `prune` holds one schedule, and this one differs from the first. Use a stage for each."
             for item in self._prunings[1:]:
                 self.notes.append(Note(item.modifier, item.line, item.stage, "unsupported", text))
-            return None
-        first = self._prunings[0]
-        if not first.one_shot and any(item.spec_schedule is None for item in self._prunings):
+        if any(item.spec_schedule is None and not item.one_shot for item in self._prunings):
             return None  # said where the modifier was read
-        try:
-            (PruneSpec if first.one_shot else GradualSpec).model_validate(merged)
-        except ValidationError as error:
-            for found in error.errors():
-                message = str(found["ctx"]["error"]) if found["type"] == "value_error" else found["msg"]
-                self.problems.append(Problem(first.modifier, message, first.line))
         return merged
 
     def _distill(self) -> Mapping[str, Any] | None:
