@@ -16,7 +16,7 @@ MAX_BITS = 4_096  # of an integer result
 _MAX_DIGITS = 300  # second argument of round
 _MAX_PASSES = 100  # replacements in one text
 
-_BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+_OPERATORS: Mapping[type[ast.operator | ast.unaryop], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -24,15 +24,16 @@ _BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
 }
-_UNARY: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
-_FUNCTIONS: Mapping[str, tuple[Callable[..., Any], int, int]] = {  # name -> function, fewest and most arguments
-    "abs": (abs, 1, 1),
-    "float": (float, 1, 1),
-    "int": (int, 1, 1),
-    "max": (max, 2, 64),
-    "min": (min, 2, 64),
-    "round": (round, 1, 2),
+_FUNCTIONS: Mapping[str, tuple[Callable[..., Any], range]] = {  # name -> function, numbers of arguments
+    "abs": (abs, range(1, 2)),
+    "float": (float, range(1, 2)),
+    "int": (int, range(1, 2)),
+    "max": (max, range(2, 65)),
+    "min": (min, range(2, 65)),
+    "round": (round, range(1, 3)),
 }
 _GRAMMAR = "numbers, names of variables, + - * / // ** %, parentheses and " + ", ".join(_FUNCTIONS)
 
@@ -41,7 +42,7 @@ class ExpressionError(PruneGPTError, ValueError):
     """An expression of a recipe that is no arithmetic, or has no finite value."""
 
 
-def evaluate(expression: str, names: Mapping[str, Number] | None = None) -> Number:
+def evaluate(expression: str, names: Mapping[str, Any] | None = None) -> Number:
     """The value of an arithmetic expression, as Python computes it.
 
     Args:
@@ -55,102 +56,61 @@ def evaluate(expression: str, names: Mapping[str, Number] | None = None) -> Numb
     if len(text) > MAX_LENGTH:
         raise ExpressionError(f"an expression may have {MAX_LENGTH} characters, but has {len(text)}.")
     try:
-        tree = ast.parse(text, mode="eval").body
-        value = _value(tree, names or {})
+        return _value(ast.parse(text, mode="eval").body, names or {})
     except ExpressionError as error:
         raise ExpressionError(f"{_short(text)}: {error}") from error.__cause__
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ExpressionError(f"an expression must be arithmetic ({_GRAMMAR}), but got {_short(text)!r}.") from error
-    return value
 
 
-def _value(node: ast.expr, names: Mapping[str, Number]) -> Number:
-    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
-        return _bounded(node.value)
-    if isinstance(node, ast.Name):
-        return _named(node.id, names)
-    if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
-        value: Number = _UNARY[type(node.op)](_value(node.operand, names))
-        return value
-    if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-        left, right = _value(node.left, names), _value(node.right, names)
-        if isinstance(node.op, ast.Pow):
-            _check_power(left, right)
-        return _computed(_BINARY[type(node.op)], left, right)
-    if isinstance(node, ast.Call):
-        return _call(node, names)
-    raise ExpressionError(f"only {_GRAMMAR} are allowed, but it holds {_describe(node)}.")
+def _value(node: ast.expr, names: Mapping[str, Any]) -> Number:
+    match node:
+        case ast.Constant(value=value):
+            return _number(value, f"a constant must be a number, but is {_short(repr(value))}.")
+        case ast.Name(id=name) if name in names:
+            return _number(names[name], f"a variable in arithmetic must be a number, but {name} is {names[name]!r}.")
+        case ast.Name(id=name):
+            raise ExpressionError(unknown("variable", name, names))
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+            return _applied(_OPERATORS[type(op)], _value(operand, names))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _applied(_OPERATORS[type(op)], _value(left, names), _value(right, names))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            function, counts = _FUNCTIONS[name]
+            if len(args) not in counts:
+                count = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+                raise ExpressionError(f"{name} takes {count} arguments, but got {len(args)}.")
+            return _applied(function, *[_value(argument, names) for argument in args])
+    raise ExpressionError(f"only {_GRAMMAR} are allowed, but it holds {_short(ast.unparse(node))}.")
 
 
-def _named(name: str, names: Mapping[str, Number]) -> Number:
-    if name not in names:
-        raise ExpressionError(unknown("variable", name, names))
-    value = names[name]
-    if type(value) not in (int, float):
-        raise ExpressionError(f"a variable in arithmetic must be a number, but {name} is {value!r}.")
-    return _bounded(value)
-
-
-def _call(node: ast.Call, names: Mapping[str, Number]) -> Number:
-    if not isinstance(node.func, ast.Name):
-        raise ExpressionError(f"only {', '.join(_FUNCTIONS)} may be called, but it calls {_describe(node.func)}.")
-    if node.func.id not in _FUNCTIONS:
-        raise ExpressionError(f"only {', '.join(_FUNCTIONS)} may be called, but it calls {node.func.id}.")
-    if node.keywords:
-        raise ExpressionError("arguments have no names in an expression. Write round(x, 2).")
-    function, fewest, most = _FUNCTIONS[node.func.id]
-    if not fewest <= len(node.args) <= most:
-        count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        raise ExpressionError(f"{node.func.id} takes {count} arguments, but got {len(node.args)}.")
-    values = [_value(argument, names) for argument in node.args]
-    if function is round and len(values) == 2 and (type(values[1]) is not int or abs(values[1]) > _MAX_DIGITS):
-        raise ExpressionError(f"round takes a whole number of digits up to {_MAX_DIGITS}, but got {values[1]}.")
-    return _computed(function, *values)
-
-
-def _check_power(base: Number, exponent: Number) -> None:
-    whole = isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1 and exponent > 0
-    if whole and math.log2(abs(base)) * exponent > MAX_BITS:
-        raise ExpressionError(f"a power may have {MAX_BITS} bits, but {_short(f'{base} ** {exponent}')} has more.")
-
-
-def _computed(function: Callable[..., Any], *values: Number) -> Number:
+def _applied(function: Callable[..., Any], *values: Number) -> Number:
+    first, *others = values
+    if function is round and others and (type(others[0]) is not int or abs(others[0]) > _MAX_DIGITS):
+        raise ExpressionError(f"round takes a whole number of digits up to {_MAX_DIGITS}, but got {others[0]}.")
+    whole = function is operator.pow and all(type(value) is int for value in values)
+    if whole and abs(first) > 1 and math.log2(abs(first)) * others[0] > MAX_BITS:
+        raise ExpressionError(f"a power may have {MAX_BITS} bits, but {_short(f'{first} ** {others[0]}')} has more.")
     try:
         result = function(*values)
     except ZeroDivisionError as error:
         raise ExpressionError("it divides by zero.") from error
     except (OverflowError, ValueError) as error:
         raise ExpressionError(f"its value is too large or undefined ({error}).") from error
-    if type(result) not in (int, float):
-        raise ExpressionError("its value must be a real number: a negative number has no fractional power.")
-    return _bounded(result)
+    return _number(result, "its value must be a real number: a negative number has no fractional power.")
 
 
-def _bounded(value: Number) -> Number:
-    if isinstance(value, int):
-        if value.bit_length() > MAX_BITS:
-            raise ExpressionError(f"a whole number may have {MAX_BITS} bits, but has {value.bit_length()}.")
-    elif not math.isfinite(value):
+def _number(value: Any, otherwise: str) -> Number:
+    """A finite number of bounded size."""
+    if type(value) is int:
+        if value.bit_length() <= MAX_BITS:
+            return value
+        raise ExpressionError(f"a whole number may have {MAX_BITS} bits, but has {value.bit_length()}.")
+    if type(value) is not float:
+        raise ExpressionError(otherwise)
+    if not math.isfinite(value):
         raise ExpressionError(f"its value must be finite, but is {value}.")
     return value
-
-
-def _describe(node: ast.AST) -> str:
-    kinds = {
-        ast.Attribute: "an attribute",
-        ast.Subscript: "a subscript",
-        ast.Lambda: "a function",
-        ast.Compare: "a comparison",
-        ast.IfExp: "a condition",
-        ast.BoolOp: "and/or",
-        ast.NamedExpr: "an assignment",
-        ast.Constant: "a constant that is no number",
-        ast.BinOp: "an operator of bits or matrices",
-        ast.UnaryOp: "an operator of bits or truth values",
-    }
-    if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-        return "a comprehension"
-    return kinds.get(type(node), f"a {type(node).__name__.lower()}")
 
 
 def computed(value: Any, variables: Mapping[str, Any], compute: Callable[[str, Mapping[str, Any]], Any]) -> Any:
