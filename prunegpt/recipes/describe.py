@@ -86,8 +86,8 @@ def _section(
         updates = {"count": None, "error": "there is no such schedule here; see what is not supported."}
     legacy = any(ALL_PRUNABLE in item.entries and item.dialect == "legacy" for item in modifiers)
     return found | {
-        "modifier": ", ".join(dict.fromkeys(item.modifier for item in modifiers)) or "prune",
-        "lines": [item.line for item in modifiers] or [stage.line],
+        "modifier": ", ".join(dict.fromkeys(item.modifier.name for item in modifiers)) or "prune",
+        "lines": [item.modifier.line for item in modifiers] or [stage.line],
         "method": spec.method,
         "pattern": spec.pattern,
         "schedule": schedule,

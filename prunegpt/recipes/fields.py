@@ -27,8 +27,7 @@ class FieldReader:
 
     def say(self, level: Level, text: str) -> None:
         """Adds a note."""
-        modifier = self.modifier
-        self._notes.append(Note(modifier.name, modifier.line, modifier.stage, level, text))
+        self._notes.append(Note.on(self.modifier, level, text))
 
     def partly(self, text: str) -> None:
         self.say("partly", text)
@@ -36,9 +35,9 @@ class FieldReader:
     def unsupported(self, text: str) -> None:
         self.say("unsupported", text)
 
-    def unlike(self, name: str, usual: bool, text: str) -> None:
-        """Adds a note where a flag is not what it usually is."""
-        if self.flag(name, usual) != usual:
+    def unlike(self, name: str, usual: bool, text: str, *, default: bool | None = None) -> None:
+        """Adds a note where a flag is not as it is here."""
+        if self.flag(name, usual if default is None else default) != usual:
             self.partly(text)
 
     def problem(self, name: str, message: str) -> None:

@@ -10,7 +10,7 @@ from prunegpt.recipes.learning_rate import LearningRateCurve
 from prunegpt.recipes.matching import Tensors
 from prunegpt.recipes.meaning import RecipeMeaning, meaning_of
 from prunegpt.recipes.own import Recipe, recipe_of
-from prunegpt.recipes.reader import dialect_of, parse_recipe
+from prunegpt.recipes.reader import dialect_of
 from prunegpt.recipes.source import RecipeError, parse, read_text
 from prunegpt.recipes.stage import StageMeaning
 from prunegpt.spec.read import parse_value
@@ -67,7 +67,7 @@ def meaning_of_text(
         return _own_meaning(recipe_of(data, source, overrides), source)
     if overrides:
         data = parse(text, source, overrides)
-    return meaning_of(parse_recipe(data, source, dialect), version=version, tensors=tensors)
+    return meaning_of(data, source, dialect, version=version, tensors=tensors)
 
 
 def _own_meaning(recipe: Recipe, source: str) -> RecipeMeaning:

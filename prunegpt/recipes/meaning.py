@@ -8,7 +8,7 @@ from prunegpt.errors import Problem
 from prunegpt.recipes.defects import name_defects
 from prunegpt.recipes.matching import PRUNABLE, MatchingError, Tensors
 from prunegpt.recipes.notes import Defect, Note
-from prunegpt.recipes.reader import Dialect, ParsedRecipe, StageHeader
+from prunegpt.recipes.reader import Dialect, Stage, parse_recipe
 from prunegpt.recipes.source import RecipeError
 from prunegpt.recipes.stage import StageBuilder, StageMeaning
 
@@ -39,17 +39,21 @@ class RecipeMeaning:
         return tuple(note for note in self.notes if note.level == "unsupported")
 
 
-def meaning_of(parsed: ParsedRecipe, *, version: str | None = None, tensors: Tensors | None = None) -> RecipeMeaning:
+def meaning_of(
+    data: Any, source: str, dialect: Dialect, *, version: str | None = None, tensors: Tensors | None = None
+) -> RecipeMeaning:
     """What a SparseML recipe means here.
 
     Args:
-        parsed: from :func:`~prunegpt.recipes.reader.parse_recipe`.
+        data: as :func:`prunegpt.recipes.source.parse` gives it.
+        source: names the recipe in errors.
+        dialect: `legacy` or `session`.
         version: of SparseML (a key of :data:`~prunegpt.recipes.matching.PRUNABLE`): prune exactly what the keywords
             matched there, which needs `tensors`. None = the matrices inside decoder blocks.
         tensors: the parameters of the model.
 
     Raises:
-        RecipeError: unknown modifiers or fields, and values out of their range; all of them.
+        RecipeError: no such modifiers or fields, and values out of their range; all of them.
         MatchingError: `version` is none, or is given without `tensors`.
     """
     if version is not None and (version not in PRUNABLE or tensors is None):
@@ -61,24 +65,21 @@ def meaning_of(parsed: ParsedRecipe, *, version: str | None = None, tensors: Ten
     notes: list[Note] = []
     defects: list[Defect] = []
     stages: dict[str, StageMeaning] = {}
-    legacy = parsed.dialect == "legacy"
-    for header in (StageHeader("", parsed.stages[0].line, "train"),) if legacy else parsed.stages:
-        if header.name in stages:
-            problems.append(Problem(header.name, "two stages must not have one name. Rename one.", header.line))
+    written, variables = parse_recipe(data, source, dialect)
+    if dialect == "legacy":  # they share one clock
+        written = [Stage("", written[0].line, "train", [item for stage in written for item in stage.modifiers])]
+    for stage in written:
+        if stage.name in stages:
+            problems.append(Problem(stage.name, "two stages must not have one name. Rename one.", stage.line))
             continue
-        inside = [modifier for modifier in parsed.modifiers if legacy or modifier.stage == header.name]
-        builder = StageBuilder(parsed.dialect, header, inside, problems)
-        for modifier in inside:
-            builder.add(modifier)
-        stages[header.name] = builder.finish(version, tensors)
+        builder = StageBuilder(dialect, stage, problems)
+        stages[stage.name] = builder.finish(version, tensors)
         notes += builder.notes
         defects += builder.defects
     if problems:
-        raise RecipeError(problems, parsed.source)
-    defects += name_defects(parsed.source, tuple(item for stage in stages.values() for item in stage.prunings))
+        raise RecipeError(problems, source)
+    defects += name_defects(source, [item for meant in stages.values() for item in meant.prunings])
     first: dict[tuple[str, str], Defect] = {}  # one of a code and text, at its first line
     for defect in defects:
         first.setdefault((defect.code, defect.text), defect)
-    return RecipeMeaning(
-        parsed.source, parsed.dialect, tuple(stages.values()), tuple(notes), tuple(first.values()), parsed.variables
-    )
+    return RecipeMeaning(source, dialect, tuple(stages.values()), tuple(notes), tuple(first.values()), variables)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from prunegpt.recipes.reader import Modifier
+
 Level = Literal["supported", "partly", "unsupported", "ignored"]
 
 
@@ -24,6 +26,11 @@ class Note:
     stage: str
     level: Level
     text: str
+
+    @classmethod
+    def on(cls, modifier: Modifier, level: Level, text: str) -> "Note":
+        """A note on a modifier."""
+        return cls(modifier.name, modifier.line, modifier.stage, level, text)
 
 
 @dataclass(frozen=True)

@@ -46,31 +46,13 @@ class Modifier:
 
 
 @dataclass(frozen=True)
-class StageHeader:
-    """A stage of a recipe: its name, empty where there is none; its line; whether it trains, where it says so."""
+class Stage:
+    """A stage as it was written: its name, empty where there is none; its line; whether it trains, where it says so."""
 
     name: str
     line: int
     run: Run | None
-
-
-@dataclass(frozen=True)
-class ParsedRecipe:
-    """A SparseML recipe as it was written.
-
-    Attributes:
-        source: the file.
-        dialect: `legacy` or `session`.
-        stages: in order; at least one.
-        modifiers: in order.
-        variables: name -> value, expressions computed; of a stage with the stage's name and a dot before it.
-    """
-
-    source: str
-    dialect: Dialect
-    stages: tuple[StageHeader, ...]
-    modifiers: tuple[Modifier, ...]
-    variables: Mapping[str, Any]
+    modifiers: list[Modifier] = field(default_factory=list)
 
 
 def dialect_of(data: Any, source: str) -> Dialect:
@@ -100,8 +82,10 @@ def dialect_of(data: Any, source: str) -> Dialect:
     raise RecipeError([Problem("", message, data.line)], source)
 
 
-def parse_recipe(data: Any, source: str, dialect: Dialect) -> ParsedRecipe:
-    """The modifiers of a SparseML recipe, in order of its stages.
+def parse_recipe(data: Any, source: str, dialect: Dialect) -> tuple[list[Stage], dict[str, Any]]:
+    """The stages of a SparseML recipe with their modifiers, at least one, and the recipe's variables.
+
+    A variable of a stage has the stage's name and a dot before its own; expressions are computed.
 
     Args:
         data: as :func:`prunegpt.recipes.source.parse` gives it.
@@ -117,8 +101,7 @@ def parse_recipe(data: Any, source: str, dialect: Dialect) -> ParsedRecipe:
     if reader.problems:
         raise RecipeError(reader.problems, source)
     run: Run | None = "train" if dialect == "legacy" else None
-    headers = tuple(reader.headers) or (StageHeader("", line_of(data, 1), run),)
-    return ParsedRecipe(source, dialect, headers, tuple(reader.found), reader.values)
+    return reader.stages or [Stage("", line_of(data, 1), run)], reader.values
 
 
 def _is_group(name: str) -> bool:
@@ -130,8 +113,7 @@ class _Reader:
 
     def __init__(self, dialect: Dialect) -> None:
         self.problems: list[Problem] = []
-        self.headers: list[StageHeader] = []
-        self.found: list[Modifier] = []
+        self.stages: list[Stage] = []
         self.values: dict[str, Any] = {}
         self._legacy = dialect == "legacy"
         self._no_variables, self._compute = _NO_VARIABLES[dialect], _COMPUTE[dialect]
@@ -143,6 +125,7 @@ class _Reader:
                 self.problems.append(Problem("", message, line_of(data, 1)))
                 return
             bare = isinstance(data, list) and tag_of(data) is None
+            self.stages.append(Stage("", line_of(data, 1), "train"))
             self._group("modifiers", line_of(data, 1), data if bare else [data], {}, "")
             return
         stages = list(self._stages(data))
@@ -211,7 +194,7 @@ class _Reader:
         return own
 
     def _stage(self, name: str, line: int, table: Map, variables: Mapping[str, Any]) -> None:
-        self.headers.append(StageHeader(name, line, "train" if self._legacy else self._run(name, table)))
+        self.stages.append(Stage(name, line, "train" if self._legacy else self._run(name, table)))
         for group, value in table.items():
             if _is_group(group) and not (self._legacy and any(map(_is_group, value if isinstance(value, Map) else ()))):
                 self._group(group, table.lines[group], value, variables, name)
@@ -256,9 +239,9 @@ class _Reader:
     def _modifier(self, name: str, line: int, body: Any, variables: Mapping[str, Any], group: str, stage: str) -> None:
         if isinstance(body, Map):
             fields = {key: self._computed(value, variables, name, key, body) for key, value in body.items()}
-            self.found.append(Modifier(name, fields, line, group, stage, dict(body.lines)))
+            self.stages[-1].modifiers.append(Modifier(name, fields, line, group, stage, dict(body.lines)))
         elif not body and body is not False and body != 0:
-            self.found.append(Modifier(name, {}, line, group, stage))
+            self.stages[-1].modifiers.append(Modifier(name, {}, line, group, stage))
         else:
             shown = ", ".join(map(str, body)) if isinstance(body, list) else str(body)
             what = (

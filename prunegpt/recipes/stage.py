@@ -18,7 +18,7 @@ from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, MatchingError, Tensors,
 from prunegpt.recipes.notes import Defect, Note
 from prunegpt.recipes.pruning import Pruning, merge, section_of
 from prunegpt.recipes.pruning_modifiers import acdc, gradual, obs, one_shot, session_magnitude
-from prunegpt.recipes.reader import Dialect, Modifier, Run, StageHeader
+from prunegpt.recipes.reader import Dialect, Modifier, Run, Stage
 
 _QUANTISATION = "weights and activations are not quantised here."
 _QUANTISING = (
@@ -91,21 +91,22 @@ class StageMeaning:
 class StageBuilder:
     """Collects what the modifiers of one stage ask for."""
 
-    def __init__(
-        self, dialect: Dialect, header: StageHeader, modifiers: list[Modifier], problems: list[Problem]
-    ) -> None:
+    def __init__(self, dialect: Dialect, stage: Stage, problems: list[Problem]) -> None:
+        modifiers = stage.modifiers
         self.dialect = dialect
-        self.header = header
+        self.stage = stage
         self.problems = problems
         self.notes: list[Note] = []
         self.defects: list[Defect] = []
-        self.run: Run = header.run or ("oneshot" if any(item.name in _ONCE for item in modifiers) else "train")
+        self.run: Run = stage.run or ("oneshot" if any(item.name in _ONCE for item in modifiers) else "train")
         self.epochs = _epochs(modifiers) if dialect == "legacy" else None
         self._segments: list[Segment] = []
         self._prunings: list[Pruning] = []
         self._blend: Blend | None = None
         self._train: dict[str, Any] = {}
         self._handlers = self._legacy() if dialect == "legacy" else self._session()
+        for modifier in modifiers:
+            self._add(modifier)
 
     def _session(self) -> dict[str, Handler]:
         return {
@@ -117,13 +118,13 @@ class StageBuilder:
         }
 
     def _legacy(self) -> dict[str, Handler]:
-        magnitude = self._pruning(partial(gradual, method="magnitude", spread=None))
+        magnitude = self._pruning(gradual)
         return {
             "EpochRangeModifier": self._epoch_range,
             "GMPruningModifier": magnitude,
             "MagnitudePruningModifier": magnitude,
-            "GlobalMagnitudePruningModifier": self._pruning(partial(gradual, method="magnitude", spread="global")),
-            "MovementPruningModifier": self._pruning(partial(gradual, method="movement", spread=None)),
+            "GlobalMagnitudePruningModifier": self._pruning(partial(gradual, allocation="global")),
+            "MovementPruningModifier": self._pruning(partial(gradual, method="movement")),
             "OBSPruningModifier": self._pruning(obs),
             "ACDCPruningModifier": self._pruning(acdc),
             "ConstantPruningModifier": self._constant,
@@ -133,7 +134,7 @@ class StageBuilder:
             **{name: self._curve(name) for name in CURVES},
         }
 
-    def add(self, modifier: Modifier) -> None:
+    def _add(self, modifier: Modifier) -> None:
         """Takes one modifier in."""
         said = len(self.notes)
         reader = FieldReader(modifier, self.problems, self.notes)
@@ -189,10 +190,9 @@ class StageBuilder:
         if names and not {ALL, ALL_PRUNABLE} & set(names):
             reader.partly("masks are kept in the named tensors only; here in all that earlier stages pruned.")
 
-    def _distilling(self, read: Callable[[FieldReader, Blend], tuple[Blend, list[Defect]]]) -> Handler:
+    def _distilling(self, read: Callable[[FieldReader, Blend], Blend]) -> Handler:
         def handle(reader: FieldReader) -> None:
-            self._blend, defects = read(reader, self._blend or Blend())
-            self.defects += defects
+            self._blend = read(reader, self._blend or Blend())
 
         return handle
 
@@ -222,6 +222,7 @@ class StageBuilder:
         """What they ask for together."""
         if version is not None and tensors is not None and self.dialect == "legacy":
             self._prunings = [replace(item, entries=as_in(version, item.entries, tensors)) for item in self._prunings]
+        self.defects += self._blend.defects if self._blend else ()
         for item in self._prunings:
             self.defects += pruning_defects(item, self.epochs)
         curve = LearningRateCurve(segments=tuple(self._segments)) if self._segments else None
@@ -229,9 +230,9 @@ class StageBuilder:
         if self.epochs:
             self._train["num_train_epochs"] = int(self.epochs)
         return StageMeaning(
-            self.header.name,
+            self.stage.name,
             self.run,
-            self.header.line,
+            self.stage.line,
             self.epochs,
             {**self._train, **(expressed or {})},
             self._prune(),
@@ -248,19 +249,19 @@ class StageBuilder:
                 specs.append(item.as_spec())
                 section_of(specs[-1], one_shot=item.one_shot)
             except MatchingError as error:
-                self.problems.append(Problem(item.modifier, str(error), item.line))
+                self.problems.append(Problem(item.modifier.name, str(error), item.modifier.line))
             except ValidationError as error:
                 for found in error.errors():
                     message = str(found["ctx"]["error"]) if found["type"] == "value_error" else found["msg"]
-                    self.problems.append(Problem(item.modifier, message, item.line))
+                    self.problems.append(Problem(item.modifier.name, message, item.modifier.line))
         if not specs or len(specs) < len(self._prunings):
             return None
         merged = merge(specs)
         if merged is None:
             text = "one section `prune` holds one schedule, and this one differs from the first. Use a stage for each."
             for item in self._prunings[1:]:
-                self.notes.append(Note(item.modifier, item.line, item.stage, "unsupported", text))
-        if any(item.spec_schedule is None and not item.one_shot for item in self._prunings):
+                self.notes.append(Note.on(item.modifier, "unsupported", text))
+        if not all(item.supported for item in self._prunings):
             return None  # said where the modifier was read
         return merged
 

@@ -2,18 +2,27 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.recipes.reader import ParsedRecipe, parse_recipe
+from prunegpt.recipes.reader import Dialect, Modifier, Stage, parse_recipe
 from prunegpt.recipes.source import RecipeError, parse, read_text
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def legacy(text: str) -> ParsedRecipe:
-    return parse_recipe(parse(text), "recipe.yaml", "legacy")
+class Parsed:
+    """What a recipe holds."""
+
+    def __init__(self, text: str, dialect: Dialect) -> None:
+        self.stages: list[Stage]
+        self.stages, self.variables = parse_recipe(parse(text), "recipe.yaml", dialect)
+        self.modifiers: list[Modifier] = [item for stage in self.stages for item in stage.modifiers]
 
 
-def session(text: str) -> ParsedRecipe:
-    return parse_recipe(parse(text), "recipe.yaml", "session")
+def legacy(text: str) -> Parsed:
+    return Parsed(text, "legacy")
+
+
+def session(text: str) -> Parsed:
+    return Parsed(text, "session")
 
 
 def test_modifiers_of_all_lists_are_found_in_order() -> None:
@@ -44,7 +53,7 @@ def test_a_single_object_is_legal() -> None:
 
 
 def test_stage_variables_hide_those_of_the_recipe() -> None:
-    recipe = parse_recipe(parse(read_text(FIXTURES / "staged.yaml")), "staged.yaml", "legacy")
+    recipe = legacy(read_text(FIXTURES / "staged.yaml"))
     assert [(item.stage, item.name) for item in recipe.modifiers] == [
         ("pruning_stage", "EpochRangeModifier"),
         ("pruning_stage", "GMPruningModifier"),
