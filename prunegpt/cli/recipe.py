@@ -54,8 +54,7 @@ def _tensors(model: str) -> "Tensors":
     from prunegpt.builtin import BUILTIN_MODELS, is_builtin
     from prunegpt.errors import ModelError, unknown
     from prunegpt.planning.weights import tensor_shapes
-    from prunegpt.recipes.matching import TensorInfo
-    from prunegpt.recipes.tensors import with_classes
+    from prunegpt.recipes.matching import TensorInfo, with_classes
 
     if is_builtin(model) and model not in BUILTIN_MODELS:
         raise ModelError(unknown("built-in model", model, BUILTIN_MODELS))

@@ -1,6 +1,6 @@
-"""SparseML recipes and our own: read, explained, simulated, converted. Imports no torch.
+"""SparseML recipes and our own: read, explained, converted. Imports no torch.
 
-source (YAML with lines, bounded) -> legacy | session (lists of modifiers) -> meaning (what they ask for, in our words;
-notes and known defects) -> convert (our own format) and simulate (when masks change, how sparsity and learning rate go)
--> describe (for reading). `own` reads our format, `load` any of the three.
+source (YAML with lines, bounded) -> reader (stages of modifiers, of either dialect) -> meaning (what they ask for, in
+the words of a spec; notes and known defects) -> convert (our own format, stages of a spec) and describe (for reading,
+with what the converted section would do). `own` is our format, `load` opens any of the three.
 """

@@ -7,10 +7,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from prunegpt.errors import Problem
-from prunegpt.recipes.meaning import RecipeMeaning
+from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning
 from prunegpt.recipes.own import Recipe, recipe_of
 from prunegpt.recipes.source import RecipeError
-from prunegpt.recipes.stage import StageMeaning
 
 
 def to_mapping(meaning: RecipeMeaning, *, strict: bool = True) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from typing import Any
 
 from prunegpt.errors import PruneGPTError, PruningError
 from prunegpt.recipes.matching import ALL_PRUNABLE, Tensors, selected, versions_differ
-from prunegpt.recipes.meaning import RecipeMeaning
+from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning
 from prunegpt.recipes.pruning import Pruning, section_of
-from prunegpt.recipes.stage import StageMeaning
 from prunegpt.registry import SCHEDULES
 from prunegpt.spec.patterns import fixed_sparsity
 from prunegpt.spec.schedules import clock_of, epoch_of, interpolate

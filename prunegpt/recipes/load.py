@@ -8,11 +8,10 @@ from prunegpt.errors import Problem
 from prunegpt.recipes.convert import to_recipe
 from prunegpt.recipes.learning_rate import LearningRateCurve
 from prunegpt.recipes.matching import Tensors
-from prunegpt.recipes.meaning import RecipeMeaning, meaning_of
+from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning, meaning_of
 from prunegpt.recipes.own import Recipe, recipe_of
 from prunegpt.recipes.reader import dialect_of
 from prunegpt.recipes.source import RecipeError, parse, read_text
-from prunegpt.recipes.stage import StageMeaning
 from prunegpt.spec.read import parse_value
 
 

@@ -1,16 +1,92 @@
 """From modifiers to what they mean here: sections of a spec, notes on what is honoured, and known defects."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from prunegpt.errors import Problem
-from prunegpt.recipes.defects import name_defects
-from prunegpt.recipes.matching import PRUNABLE, MatchingError, Tensors
+from pydantic import ValidationError
+
+from prunegpt.errors import Problem, unknown
+from prunegpt.recipes.defects import name_defects, pruning_defects
+from prunegpt.recipes.distillation import Blend, legacy_output, per_layer, session_output
+from prunegpt.recipes.fields import FieldReader, as_number
+from prunegpt.recipes.learning_rate import LearningRateCurve, Segment, as_arguments
+from prunegpt.recipes.learning_rate_modifiers import CURVES
+from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, PRUNABLE, MatchingError, Tensors, as_in
 from prunegpt.recipes.notes import Defect, Note
-from prunegpt.recipes.reader import Dialect, Stage, parse_recipe
+from prunegpt.recipes.pruning import Pruning, merge, section_of
+from prunegpt.recipes.pruning_modifiers import acdc, gradual, obs, one_shot, session_magnitude
+from prunegpt.recipes.reader import Dialect, Modifier, Run, Stage, parse_recipe
 from prunegpt.recipes.source import RecipeError
-from prunegpt.recipes.stage import StageBuilder, StageMeaning
+
+_QUANTISATION = "weights and activations are not quantised here."
+_QUANTISING = (
+    "QuantizationModifier LegacyQuantizationModifier vLLMQuantizationModifier GPTQModifier AWQModifier "
+    "AutoRoundModifier SmoothQuantModifier LogarithmicEqualizationModifier"
+)
+_UNSUPPORTED: Mapping[str, str] = {  # modifiers of either dialect that have no counterpart
+    "MFACPruningModifier": "there is no M-FAC here; OBSPruningModifier becomes obert, which is the nearest.",
+    "StructuredPruningModifier": "filters and channels are not removed here.",
+    "LayerPruningModifier": "layers are not dropped here.",
+    "LayerThinningModifier": "layers are not removed from the model here.",
+    "RigLPruningModifier": "there is no RigL here; ACDCPruningModifier also lets weights come back.",
+    "TopKASTPruningModifier": "there is no Top-KAST here; ACDCPruningModifier also lets weights come back.",
+    "PowerpropagationModifier": "weights are not reparametrised here.",
+    "ASRegModifier": "activations are not regularised here.",
+    "TrainableParamsModifier": "parameters are not frozen here.",
+    "SetParamModifier": "parameters are not set by hand here.",
+    "GradualParamModifier": "parameters are not set by hand here.",
+    "SparseOPTModifier": "write SparseGPTModifier in a `oneshot` stage.",
+    "SparseLlamaModifier": "write SparseGPTModifier in a `oneshot` stage.",
+    **dict.fromkeys(_QUANTISING.split(), _QUANTISATION),
+}
+_IGNORED = {"SparsificationLoggingModifier", "LoggingModifier"}
+_ONCE = {"SparseGPTModifier", "WandaPruningModifier", "GPTQModifier", "SmoothQuantModifier", "AWQModifier"}
+
+Handler = Callable[[FieldReader], None]
+
+
+@dataclass(frozen=True)
+class StageMeaning:
+    """What one stage asks for.
+
+    Attributes:
+        name: of the recipe's stage; empty where it has none.
+        run: whether it trains.
+        line: where it begins.
+        epochs: of its training; None where the recipe does not say.
+        train: names of transformers.TrainingArguments.
+        prune: fields of a spec's `prune`; None where it does not prune, or in a way that one section cannot say.
+        distill: fields of a spec's `distill` but for the teacher; None where it does not distil.
+        learning_rate: the curve; None where the recipe does not touch the learning rate.
+        follow_curve: whether no transformers scheduler gives that curve, so that `train` does not hold it.
+        prunings: its pruning modifiers, each as written.
+    """
+
+    name: str
+    run: Run
+    line: int
+    epochs: float | None = None
+    train: Mapping[str, Any] = field(default_factory=dict)
+    prune: Mapping[str, Any] | None = None
+    distill: Mapping[str, Any] | None = None
+    learning_rate: LearningRateCurve | None = None
+    follow_curve: bool = False
+    prunings: tuple[Pruning, ...] = ()
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """It in our own recipe format: train, prune, distill, learning_rate, each where there is something."""
+        curve = self.learning_rate if self.follow_curve else None
+        found = {
+            "train": dict(self.train) or None,
+            "prune": None if self.prune is None else dict(self.prune),
+            "distill": None if self.distill is None else dict(self.distill),
+            "learning_rate": curve and [item.model_dump(exclude_none=True) for item in curve.segments],
+        }
+        return {name: section for name, section in found.items() if section is not None}
 
 
 @dataclass(frozen=True)
@@ -72,10 +148,10 @@ def meaning_of(
         if stage.name in stages:
             problems.append(Problem(stage.name, "two stages must not have one name. Rename one.", stage.line))
             continue
-        builder = StageBuilder(dialect, stage, problems)
-        stages[stage.name] = builder.finish(version, tensors)
-        notes += builder.notes
-        defects += builder.defects
+        stage_reader = _StageReader(dialect, stage, problems)
+        stages[stage.name] = stage_reader.finish(version, tensors)
+        notes += stage_reader.notes
+        defects += stage_reader.defects
     if problems:
         raise RecipeError(problems, source)
     defects += name_defects(source, [item for meant in stages.values() for item in meant.prunings])
@@ -83,3 +159,195 @@ def meaning_of(
     for defect in defects:
         first.setdefault((defect.code, defect.text), defect)
     return RecipeMeaning(source, dialect, tuple(stages.values()), tuple(notes), tuple(first.values()), variables)
+
+
+class _StageReader:
+    """Collects what the modifiers of one stage ask for."""
+
+    def __init__(self, dialect: Dialect, stage: Stage, problems: list[Problem]) -> None:
+        modifiers = stage.modifiers
+        self.dialect = dialect
+        self.stage = stage
+        self.problems = problems
+        self.notes: list[Note] = []
+        self.defects: list[Defect] = []
+        self.run: Run = stage.run or ("oneshot" if any(item.name in _ONCE for item in modifiers) else "train")
+        self.epochs = _epochs(modifiers) if dialect == "legacy" else None
+        self._segments: list[Segment] = []
+        self._prunings: list[Pruning] = []
+        self._blend: Blend | None = None
+        self._train: dict[str, Any] = {}
+        self._handlers = self._legacy() if dialect == "legacy" else self._session()
+        for modifier in modifiers:
+            self._add(modifier)
+
+    def _session(self) -> dict[str, Handler]:
+        return {
+            "MagnitudePruningModifier": self._pruning(partial(session_magnitude, one_shot=self.run == "oneshot")),
+            "ConstantPruningModifier": self._constant,
+            "SparseGPTModifier": self._one_shot("sparsegpt"),
+            "WandaPruningModifier": self._one_shot("wanda"),
+            "OutputDistillationModifier": self._distilling(session_output),
+        }
+
+    def _legacy(self) -> dict[str, Handler]:
+        magnitude = self._pruning(gradual)
+        return {
+            "EpochRangeModifier": self._epoch_range,
+            "GMPruningModifier": magnitude,
+            "MagnitudePruningModifier": magnitude,
+            "GlobalMagnitudePruningModifier": self._pruning(partial(gradual, allocation="global")),
+            "MovementPruningModifier": self._pruning(partial(gradual, method="movement")),
+            "OBSPruningModifier": self._pruning(obs),
+            "ACDCPruningModifier": self._pruning(acdc),
+            "ConstantPruningModifier": self._constant,
+            "DistillationModifier": self._distilling(partial(legacy_output, epochs=self.epochs)),
+            "PerLayerDistillationModifier": self._distilling(partial(per_layer, epochs=self.epochs)),
+            "SetWeightDecayModifier": self._weight_decay,
+            **{name: self._curve(name) for name in CURVES},
+        }
+
+    def _add(self, modifier: Modifier) -> None:
+        """Takes one modifier in."""
+        said = len(self.notes)
+        reader = FieldReader(modifier, self.problems, self.notes)
+        name = modifier.name
+
+        if name in _IGNORED:
+            reader.say("ignored", "it only writes logs.")
+        elif name in _UNSUPPORTED:
+            reader.unsupported(_UNSUPPORTED[name])
+        elif handler := self._handlers.get(name):
+            if self.dialect == "session":
+                reader.skip("index", "group")
+            handler(reader)
+            reader.finish()
+            if len(self.notes) == said:
+                reader.say("supported", self._summary(name))
+        else:
+            valid = [*self._handlers, *_UNSUPPORTED, *_IGNORED]
+            self.problems.append(Problem(name, unknown("modifier", name, valid), modifier.line))
+
+    def _summary(self, name: str) -> str:
+        if name == "EpochRangeModifier":
+            return f"trains {self.epochs:g} epochs." if self.epochs else "sets no number of epochs."
+        return "what is zero stays zero (keep_masks)." if name == "ConstantPruningModifier" else "as written."
+
+    def _epoch_range(self, reader: FieldReader) -> None:
+        reader.number("start_epoch", -1.0, low=-1)
+        reader.number("end_epoch", -1.0, low=-1)
+        reader.skip("log_types", "update_frequency")
+
+    def _pruning(self, read: Callable[[FieldReader], Pruning]) -> Handler:
+        return lambda reader: self._prunings.append(read(reader))
+
+    def _one_shot(self, method: str) -> Handler:
+        def handle(reader: FieldReader) -> None:
+            if self.run == "train":
+                reader.unsupported("a one-shot method must stand in a oneshot stage. Set run_type: oneshot.")
+            self._prunings.append(one_shot(reader, method=method))
+
+        return handle
+
+    def _constant(self, reader: FieldReader) -> None:
+        session = self.dialect == "session"
+        names = reader.names("targets" if session else "params")
+        start = reader.number("start" if session else "start_epoch", -1.0, low=-1)
+        end = reader.number("end" if session else "end_epoch", -1.0, low=-1)
+        reader.skip("update", "update_frequency", "log_types")
+        lasts = reader.flag("leave_enabled", True)
+        if start > 0:
+            reader.partly(f"masks are kept from epoch {start:g} on in the recipe; here from the beginning.")
+        if end >= 0 and (not lasts or not session) and (self.epochs is None or end < self.epochs):
+            reader.partly(f"masks are let go at epoch {end:g} in the recipe; here they stay.")
+        if names and not {ALL, ALL_PRUNABLE} & set(names):
+            reader.partly("masks are kept in the named tensors only; here in all that earlier stages pruned.")
+
+    def _distilling(self, read: Callable[[FieldReader, Blend], Blend]) -> Handler:
+        def handle(reader: FieldReader) -> None:
+            self._blend = read(reader, self._blend or Blend())
+
+        return handle
+
+    def _weight_decay(self, reader: FieldReader) -> None:
+        self._train["weight_decay"] = reader.number("weight_decay", low=0)
+        if reader.number("start_epoch", -1.0, low=-1) > 0:
+            reader.partly("it is set at start_epoch in the recipe; here from the beginning.")
+        if reader.raw("param_groups"):
+            reader.partly("param_groups: here it holds for all parameters that decay.")
+        reader.skip("end_epoch", "constant_logging", "log_types")
+
+    def _curve(self, name: str) -> Handler:
+        def handle(reader: FieldReader) -> None:
+            if reader.raw("param_groups"):
+                reader.partly("param_groups: here the learning rate is that of all parameters.")
+            reader.skip("constant_logging", "log_types", "update_frequency")
+            try:
+                self._segments += CURVES[name](reader)
+            except ValidationError as error:
+                for item in error.errors():
+                    where = ".".join(str(step) for step in item["loc"])
+                    reader.problem("", f"{where} {item['msg'].lower()}.".strip())
+
+        return handle
+
+    def finish(self, version: str | None, tensors: Tensors | None) -> StageMeaning:
+        """What they ask for together."""
+        if version is not None and tensors is not None and self.dialect == "legacy":
+            self._prunings = [replace(item, entries=as_in(version, item.entries, tensors)) for item in self._prunings]
+        self.defects += self._blend.defects if self._blend else ()
+        for item in self._prunings:
+            self.defects += pruning_defects(item, self.epochs)
+        curve = LearningRateCurve(segments=tuple(self._segments)) if self._segments else None
+        expressed = as_arguments(curve, self.epochs) if curve else None
+        if self.epochs:
+            self._train["num_train_epochs"] = int(self.epochs)
+        return StageMeaning(
+            self.stage.name,
+            self.run,
+            self.stage.line,
+            self.epochs,
+            {**self._train, **(expressed or {})},
+            self._prune(),
+            self._distill(),
+            curve,
+            curve is not None and expressed is None,
+            tuple(self._prunings),
+        )
+
+    def _prune(self) -> Mapping[str, Any] | None:
+        specs = []
+        for item in self._prunings:
+            try:
+                specs.append(item.as_spec())
+                section_of(specs[-1], one_shot=item.one_shot)
+            except MatchingError as error:
+                self.problems.append(Problem(item.modifier.name, str(error), item.modifier.line))
+            except ValidationError as error:
+                for found in error.errors():
+                    message = str(found["ctx"]["error"]) if found["type"] == "value_error" else found["msg"]
+                    self.problems.append(Problem(item.modifier.name, message, item.modifier.line))
+        if not specs or len(specs) < len(self._prunings):
+            return None
+        merged = merge(specs)
+        if merged is None:
+            text = "one section `prune` holds one schedule, and this one differs from the first. Use a stage for each."
+            for item in self._prunings[1:]:
+                self.notes.append(Note.on(item.modifier, "unsupported", text))
+        if not all(item.supported for item in self._prunings):
+            return None  # said where the modifier was read
+        return merged
+
+    def _distill(self) -> Mapping[str, Any] | None:
+        if self._blend is not None and self._blend.ce + self._blend.kd <= 0:
+            message = "the cross-entropy or the divergence must have a weight above 0, but both are 0."
+            self.problems.append(Problem("distillation", message, self._blend.line))
+            return None
+        return None if self._blend is None else self._blend.as_spec()
+
+
+def _epochs(modifiers: list[Modifier]) -> float | None:
+    """SparseML's max_epochs: the largest of all start and end epochs, rounded up; it overrides num_train_epochs."""
+    times = [as_number(modifier.fields.get(name)) for modifier in modifiers for name in ("start_epoch", "end_epoch")]
+    whole = [math.ceil(time) for time in times if time is not None and time > 0]
+    return float(max(whole)) if whole else None

@@ -9,8 +9,8 @@ from transformers.optimization import get_scheduler
 
 from prunegpt.recipes.learning_rate import CurveError, LearningRateCurve, Segment, as_arguments
 from prunegpt.recipes.load import meaning_of_text
+from prunegpt.recipes.meaning import StageMeaning
 from prunegpt.recipes.source import RecipeError
-from prunegpt.recipes.stage import StageMeaning
 
 
 def stage(*modifiers: str, epochs: int = 10) -> StageMeaning:

@@ -21,8 +21,8 @@ from prunegpt.recipes.matching import (
     prunable,
     selected,
     versions_differ,
+    with_classes,
 )
-from prunegpt.recipes.tensors import with_classes
 from prunegpt.spec.names import matches
 
 
