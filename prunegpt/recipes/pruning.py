@@ -56,7 +56,7 @@ class Pruning:
         targets = list(dict.fromkeys(self.target(entry) for entry in self.entries))
         if targets and None not in targets:
             fields["targets"] = targets
-        return fields
+        return {name: fields[name] for name in GradualSpec.model_fields if name in fields}  # in the order of a spec
 
 
 def section_of(fields: Mapping[str, Any], *, one_shot: bool) -> PruneSpec:
