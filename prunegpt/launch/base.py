@@ -1,5 +1,6 @@
 """What a launcher is: three calls, and how many attempts it takes at a time."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -28,6 +29,11 @@ class Exited:
     code: int | None = None
     signal: int | None = None
     words: str = ""
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def queues(launcher: "Launcher") -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from prunegpt.errors import LaunchError
+from prunegpt.launch.base import processors
 from prunegpt.launch.job import TRIAL
 from prunegpt.launch.worker import PARENT_VARIABLE
 from prunegpt.records import AttemptRecord, record_path
@@ -63,7 +64,7 @@ def run_together(folder: Path, processes: int, command: Sequence[str] = (sys.exe
 
 def environment(rank: int, processes: int, port: int) -> dict[str, str]:
     """What a process of several must know. They share the processors."""
-    threads = int(os.environ.get("OMP_NUM_THREADS") or _processors())
+    threads = int(os.environ.get("OMP_NUM_THREADS") or processors())
     return {
         **os.environ,
         "RANK": str(rank),
@@ -168,10 +169,6 @@ def _passing_on(processes: Sequence[_Process]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:

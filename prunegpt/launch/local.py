@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunegpt.errors import LaunchError
-from prunegpt.launch.base import Exited
+from prunegpt.launch.base import Exited, processors
 from prunegpt.launch.gpu import holding
 from prunegpt.launch.log import LOG, append
 from prunegpt.launch.process import WorkerProcess
@@ -185,15 +185,11 @@ def slot_environment(index: int, slots: int, devices: Sequence[str], threads: in
     if threads is not None:
         environment[_THREADS] = str(threads)
     elif slots > 1 and _THREADS not in environment:
-        environment[_THREADS] = str(max(1, _processors() // slots))
+        environment[_THREADS] = str(max(1, processors() // slots))
     if devices:
         own = list(devices[index::slots]) if len(devices) >= slots else [devices[index % len(devices)]]
         environment[_DEVICES] = ",".join(own)
     return environment
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _exited(state: str | None, code: int | None, cancelled: bool) -> Exited:

@@ -9,13 +9,13 @@ _LINE = 400  # bytes a line, when guessing how much of a file to read
 
 
 def last_lines(path: Path, lines: int = 20) -> str:
-    """The last lines of a text file, without secrets; empty where there is none. Reads its end only."""
+    """The last lines of a text file, without secrets; empty where it cannot be read. Reads its end only."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - lines * _LINE))
             data = file.read()
-    except FileNotFoundError:
+    except OSError:
         return ""
     return redact("\n".join(data.decode("utf-8", errors="replace").splitlines()[-lines:]))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prunegpt.errors import LaunchError, MissingPackageError
-from prunegpt.launch.base import Exited, Reason
+from prunegpt.launch.base import Exited, Reason, processors
 from prunegpt.launch.job import TRIAL, Ended, Job
 from prunegpt.launch.log import LOG, append
 from prunegpt.root import Root
@@ -220,8 +220,8 @@ class RayLauncher:
         address = self._options.address or os.environ.get("RAY_ADDRESS") or "local"
         own: dict[str, Any] = {}
         if address == "local":
-            processors = max(_processors(), math.ceil((slots or 1) * self._options.cpus))
-            own = {"num_cpus": processors, "include_dashboard": False, "object_store_memory": _STORE}
+            needed = math.ceil((slots or 1) * self._options.cpus)
+            own = {"num_cpus": max(processors(), needed), "include_dashboard": False, "object_store_memory": _STORE}
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         try:
             _knock(address)
@@ -291,10 +291,6 @@ def _words_to(log: Path) -> None:
 
     if hasattr(worker, "print_to_stdstream"):  # not public: where it is gone, Ray is heard
         worker.print_to_stdstream = note
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(error: Exception) -> Reason:

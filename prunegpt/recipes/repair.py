@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from prunegpt.errors import Problem
 
@@ -10,8 +10,7 @@ _ITEM = re.compile(r"^( *)- +!([\w.]+)")
 _LIST = re.compile(r"^ *\w*modifiers:\s*(#.*)?$")
 
 
-@dataclass(frozen=True)
-class Repair:
+class Repair(NamedTuple):
     """One line that has to move left."""
 
     line: int  # counted from 1
@@ -41,7 +40,7 @@ def suggest(text: str) -> tuple[str, list[Repair]]:
         for index, indent, modifier in items:
             if indent > wanted:
                 repairs.append(Repair(index + 1, modifier, indent, wanted, under))
-                lines[index] = " " * wanted + lines[index][indent:]
+                lines[index] = lines[index][indent - wanted :]
             under = modifier
     return "\n".join(lines), repairs
 
@@ -51,13 +50,11 @@ def repaired(text: str, is_valid: Callable[[str], bool]) -> Problem | None:
     fixed, repairs = suggest(text)
     if not repairs or not is_valid(fixed):
         return None
-    first = repairs[0]
-    inside = f", so that it stands inside !{first.under}" if first.under else ""
+    line, modifier, found, wanted, under = repairs[0]
+    inside = f", so that it stands inside !{under}" if under else ""
     more = "" if len(repairs) == 1 else f" The same holds for line {', '.join(str(item.line) for item in repairs[1:])}."
-    return Problem(
-        "",
-        f"the items of a list must begin in one column, but `- !{first.modifier}` begins after {first.found} spaces "
-        f"and others after {first.wanted}{inside}. "
-        f"Remove {first.found - first.wanted} spaces before its dash.{more}",
-        first.line,
+    message = (
+        f"the items of a list must begin in one column, but `- !{modifier}` begins after {found} spaces and others "
+        f"after {wanted}{inside}. Remove {found - wanted} spaces before its dash.{more}"
     )
+    return Problem("", message, line)

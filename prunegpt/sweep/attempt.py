@@ -48,7 +48,10 @@ class Attempt:
 
     def store_points(self, store: Store) -> list[Point]:
         """Stores what points.jsonl has grown by, and gives it."""
-        points, offset = read_points(self.folder / "points.jsonl", self.offset)
+        try:
+            points, offset = read_points(self.folder / "points.jsonl", self.offset)
+        except OSError:  # its node's file system is away: they are read when it is back
+            return []
         if offset != self.offset:
             store.add_points(self.id, points, offset=offset)
             self.offset = offset

@@ -307,3 +307,12 @@ def test_polls_that_pass_are_made_for_ever_but_not_of_what_was_killed(made: Any,
         if ends[-1]:
             break
     assert [end.reason if end else None for end in ends] == [None, None, "refused"]
+
+
+def test_files_of_an_attempt_that_cannot_be_read_harm_nobody(bench: Any, tmp_path: Path) -> None:
+    for name in ("points.jsonl", "log.txt", "record.json"):
+        (tmp_path / name).mkdir()
+    attempt = Attempt(1, 1, make_trial("a", "load a"), tmp_path)
+    assert attempt.store_points(bench.store) == []
+    assert attempt.last_words() == ""
+    assert attempt.record(Exited("failed", 1)).state == "failed"
