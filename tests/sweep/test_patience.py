@@ -165,8 +165,19 @@ def test_an_attempt_that_nobody_can_ask_after_is_killed_and_fails_by_itself(benc
 
 
 def test_what_the_attempt_itself_says_counts_even_where_nobody_can_ask_after_it(bench: Any) -> None:
-    launcher = Refusing("poll", KeyError("job"), times=float("inf"))
-    assert bench.run(make_trial("a", "load a"), launcher=launcher).finished == ("words/a",)
+    class Forgetful(ForkLauncher):
+        """Knows nothing any more of what has written its record."""
+
+        def submit(self, folder: Path) -> str:
+            self.record = folder / "record.json"
+            return super().submit(folder)
+
+        def poll(self, handle: str) -> Exited | None:
+            if self.record.exists():
+                raise KeyError(handle)
+            return None
+
+    assert bench.run(make_trial("a", "load a"), launcher=Forgetful(fake_worker.run)).finished == ("words/a",)
 
 
 def test_a_sweep_ends_on_demand_while_its_launcher_takes_nothing(bench: Any) -> None:
