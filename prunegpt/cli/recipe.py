@@ -53,7 +53,7 @@ def _tensors(model: str) -> "Tensors":
     """The parameters of a model; of a built-in one its block matrices, whose shapes are known before it is trained."""
     from prunegpt.builtin import BUILTIN_MODELS, is_builtin
     from prunegpt.errors import ModelError, unknown
-    from prunegpt.planning.weights import tensor_shapes
+    from prunegpt.planning.sources import tensor_shapes, weight_files
     from prunegpt.recipes.matching import TensorInfo, with_classes
 
     if is_builtin(model) and model not in BUILTIN_MODELS:
@@ -62,14 +62,14 @@ def _tensors(model: str) -> "Tensors":
         matrices = BUILTIN_MODELS[model].matrices
         return {name: TensorInfo((wide, high), "Conv1D") for name, (high, wide) in matrices.items()}
     folder = Path(model)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"a model must be a folder with *.safetensors, but {folder} has none.")
+    if not folder.is_dir():
+        raise ModelError(f"a model must be a transformers folder or builtin:NAME, but {model} is none. Check the path.")
+    shapes = tensor_shapes(folder, weight_files(folder))
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except ValueError:
         config = {}
-    return with_classes(tensor_shapes(folder, files), config if isinstance(config, dict) else {})
+    return with_classes(shapes, config if isinstance(config, dict) else {})
 
 
 @app.command(epilog="Example: prunegpt recipe convert old.yaml --out new.yaml")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prunegpt.errors import PruneGPTError
-from prunegpt.spec.names import block_index, select_names
+from prunegpt.spec.names import Matrix, block_index, select_names
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
@@ -76,9 +76,13 @@ def as_in(version: str, entries: Sequence[str], tensors: Tensors) -> tuple[str, 
 
 def selected(target: str | None, tensors: Tensors) -> tuple[str, ...]:
     """The matrices that a pattern of a spec's `targets` means; None = those inside the decoder blocks."""
-    blocks = block_matrices(tensors)
-    others = [name for name, (shape, _) in tensors.items() if len(shape) == 2 and name not in blocks]
-    return tuple(select_names(blocks, others, targets=() if target is None else (target,))[0])
+    blocks = set(block_matrices(tensors))
+    matrices = [
+        Matrix(name, block_index(name) if name in blocks else None, (info.shape[0], info.shape[1]))
+        for name, info in tensors.items()
+        if len(info.shape) == 2
+    ]
+    return tuple(select_names(matrices, targets=() if target is None else (target,))[0])
 
 
 def is_class(entry: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunegpt.planning.weights import tensor_shapes
+from prunegpt.planning.sources import tensor_shapes
 from prunegpt.recipes.matching import (
     ALL,
     ALL_PRUNABLE,
