@@ -39,17 +39,18 @@ def spec_of(**fields: Any) -> PruneSpec:
     return spec
 
 
-def applied(model: Any, spec: PruneSpec, root: Root) -> dict[str, float]:
-    """Sparsity by tensor after the stage."""
+def applied(model: Any, *specs: PruneSpec, root: Root) -> dict[str, float]:
+    """Sparsity by tensor after these stages."""
     state = State(model, None, Pruned())  # type: ignore[arg-type]
-    stage.apply(spec, state, seed=0, root=root, progress=lambda *_: None)
-    check_ledger(state)
-    return {name: 1 - float(mask.float().mean()) for name, mask in state.pruned.masks.items()}
+    for spec in specs:
+        stage.apply(spec, state, seed=0, root=root, progress=lambda *_: None)
+        check_ledger(state)
+    return {name: mask.pruned / mask.weights for name, mask in state.pruned.masks.items()}
 
 
 def test_an_allocation_of_a_plug_in_is_used(tiny_gpt2: Any, root: Any, plug_in: PlugIn) -> None:
     plug_in("allocation", "steep", steep)
-    found = applied(tiny_gpt2, spec_of(sparsity=0.3, allocation="steep", options={"slope": 0.25}), Root(root))
+    found = applied(tiny_gpt2, spec_of(sparsity=0.3, allocation="steep", options={"slope": 0.25}), root=Root(root))
     assert {round(value, 2) for name, value in found.items() if ".h.0." in name} == {0.3}
     assert {round(value, 2) for name, value in found.items() if ".h.1." in name} == {0.55}
 
@@ -62,7 +63,7 @@ def test_an_allocation_of_a_plug_in_must_give_every_tensor_a_sparsity(
 
     plug_in("allocation", "none", none)
     with pytest.raises(PruningError, match="must give the sparsity of every pruned tensor, but none gives none to"):
-        applied(tiny_gpt2, spec_of(sparsity=0.3, allocation="none"), Root(root))
+        applied(tiny_gpt2, spec_of(sparsity=0.3, allocation="none"), root=Root(root))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -79,8 +80,24 @@ def test_what_the_plan_accepts_the_stage_prunes_and_what_it_refuses_the_stage_re
     problems = list(prune_problems(spec, matrices(tiny_gpt2)))
     if problems:
         with pytest.raises(PruningError, match=re.escape(problems[0][1])):
-            applied(tiny_gpt2, spec, Root(root))
+            applied(tiny_gpt2, spec, root=Root(root))
         return
-    found = applied(tiny_gpt2, spec, Root(root))
+    found = applied(tiny_gpt2, spec, root=Root(root))
     sizes = {name: view.parameter.numel() for name, view in block_matrices(tiny_gpt2).items()}
     assert sum(found[name] * size for name, size in sizes.items()) / sum(sizes.values()) == pytest.approx(0.5, abs=0.01)
+
+
+SHAPES = {"unstructured": 0.4, "2:4": None, "1:4": None, "[4, 4]": 0.6, "[2, 2]": 0.6, "[2, 4]": 0.6}
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "row", "global"])
+@pytest.mark.parametrize("second", SHAPES)
+@pytest.mark.parametrize("first", SHAPES)
+def test_one_pattern_over_another_keeps_the_ledger(
+    first: str, second: str, allocation: str, tiny_gpt2: Any, root: Any
+) -> None:
+    """What an earlier stage pruned stays so, whatever shape a later one prunes to."""
+    before = spec_of(sparsity=SHAPES[first], pattern=first)
+    after = spec_of(sparsity=SHAPES[second], pattern=second, allocation=allocation)
+    found = applied(tiny_gpt2, before, after, root=Root(root))
+    assert min(found.values()) > 0
