@@ -83,7 +83,7 @@ def model_matrices(facts: ModelFacts) -> list[Matrix] | None:
         out, inputs = reversed(shape) if inside and family in _TRANSPOSED else shape
         embedding = not inside and name.split(".")[-2] in _EMBEDDINGS
         found[name] = Matrix(name, block_index(name) if inside else None, (out, inputs), (), embedding)
-    words = next((matrix for matrix in found.values() if matrix.name.split(".")[-2] in _WORDS), None)
+    words = next((matrix for matrix in found.values() if _is_words(matrix)), None)
     if words is not None and (config.get("tie_word_embeddings") is True or _HEAD not in found):
         found.pop(_HEAD, None)
         found[words.name] = words._replace(others=(_HEAD,))
@@ -130,6 +130,34 @@ def model_problem(facts: ModelFacts) -> str | None:
             f"Use the model it was quantised from."
         )
     return None
+
+
+def shape_problem(facts: ModelFacts) -> str | None:
+    """Why the weights of a model are not those that its config asks for, as far as names and shapes tell."""
+    known = model_matrices(facts)
+    if not known:
+        return None
+    blocks = len({matrix.block for matrix in known if matrix.block is not None})
+    rows, width = next((matrix.shape for matrix in known if _is_words(matrix)), (None, None))
+    told = [
+        f"{asked} {what}, but its files hold {held}"
+        for what, asked, held in (
+            ("decoder blocks", facts.blocks, blocks),
+            ("rows of the embedding", facts.embedding_rows, rows),
+            ("columns of the embedding", facts.embedding_width, width),
+        )
+        if asked is not None and held is not None and asked != held
+    ]
+    if not told:
+        return None
+    return (
+        f"a model's files must hold exactly its weights, but the config of {facts.source} asks for "
+        f"{' and '.join(told)}. Take config.json and weights from the same place."
+    )
+
+
+def _is_words(matrix: Matrix) -> bool:
+    return matrix.name.split(".")[-2] in _WORDS
 
 
 def tokenizer_problem(facts: ModelFacts) -> str | None:

@@ -83,6 +83,11 @@ class ModelFacts:
         return self._count("hidden_size", "n_embd")
 
     @property
+    def embedding_width(self) -> int | None:
+        """Of the word embedding, which some models project to the width of their blocks."""
+        return self._count("word_embed_proj_dim", "hidden_size", "n_embd")
+
+    @property
     def heads(self) -> int | None:
         """Attention maps of a block."""
         return self._count("num_attention_heads", "n_head", "num_heads")

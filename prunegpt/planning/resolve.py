@@ -370,7 +370,9 @@ class Planner:
             facts = model_facts(model, self.home.files, self.texts.base)
             if facts.unchecked:
                 self.home.unchecked[facts.unchecked] = None
-            return facts, checks.model_problem(facts) or checks.tokenizer_problem(facts)
+            return facts, (
+                checks.model_problem(facts) or checks.shape_problem(facts) or checks.tokenizer_problem(facts)
+            )
         except (PruneGPTError, OSError) as error:
             return None, str(error)
 

@@ -369,6 +369,18 @@ def test_a_model_of_another_kind(tmp_path: Path) -> None:
     assert "weights must be floating point to be pruned, but" in model_problem(quantised)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"n_layer": 3}, "asks for 3 decoder blocks, but its files hold 2"),
+        ({"vocab_size": 9}, "asks for 9 rows of the embedding, but its files hold 8"),
+        ({"n_embd": 5}, "asks for 5 columns of the embedding, but its files hold 4"),
+    ],
+)
+def test_a_config_that_is_of_another_model(config: dict[str, int], message: str, tmp_path: Path) -> None:
+    assert message in model_problem(model_folder(tmp_path / "model", **config))  # type: ignore[arg-type]
+
+
 def test_a_tokeniser_with_more_ids_than_the_embedding_has_rows(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", rows=6)
     assert "may use ids below the 6 rows of the model's embedding" in model_problem(folder)
