@@ -227,7 +227,7 @@ SOLVERS = Registry(
             f"{_SOLVERS}.admm:ADMM",
             options={
                 "damping": _Damping,
-                "penalty": Annotated[float, Field(gt=0)],
+                "penalty": Annotated[float, Field(gt=0, description="0.1 is usual.")],
                 "iterations": _Count,
                 "refine_iterations": Annotated[int, Field(ge=0)],
                 "refine_tolerance": Annotated[float, Field(ge=0)],

@@ -46,14 +46,12 @@ def owl(
         sparsity: of all weights together.
         outlier_ratios: block index -> :func:`outlier_ratio` of the dense model.
         blocks: parameter name -> block index. Tensors of no block (None) take `sparsity`.
-        limit: λ of the paper, how far a block may lie from the mean.
+        limit: λ of the paper, how far a block may lie from the mean; the registry declares its range.
 
     Raises:
         PruningError: a block has no ratio, or a number is out of its range.
     """
     zeros_for(0, sparsity)
-    if limit < 0:
-        raise PruningError(f"the limit of owl must be 0 or more, but got {limit:g}. The paper uses 0.08.")
     weights: dict[int, int] = {}  # block -> number of weights
     for name, size in sizes.items():
         block = blocks[name]

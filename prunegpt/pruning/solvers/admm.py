@@ -106,12 +106,9 @@ def admm(
         factor: :func:`spectrum` of the Gram matrix, where it is known.
 
     Raises:
-        PruningError: the Gram matrix cannot be used, the penalty is not above 0, or sparsity, pattern and shape do not
-            go together.
+        PruningError: the Gram matrix cannot be used, or sparsity, pattern and shape do not go together.
     """
     target, zeros = target_zeros("admm", weight, sparsity, pattern)
-    if penalty <= 0:
-        raise PruningError(f"the penalty of admm must be above 0, but got {penalty:g}. 0.1 is usual.")
     factor = factor or spectrum(gram, damping=damping)
     start_weight = weight.detach().float()  # [out, in]
     if mask is not None:

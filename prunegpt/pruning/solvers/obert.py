@@ -43,8 +43,6 @@ def obert(
         PruningError: the gradients are not finite or all zero, or sparsity, pattern and shape do not go together.
     """
     target, _ = target_zeros("obert", weight, sparsity, pattern)
-    if fisher_block < 1:
-        raise PruningError(f"a Fisher block has at least 1 input, but fisher_block is {fisher_block}. 64 is usual.")
     start_weight = weight.detach().float()  # [out, in]
     if mask is not None:
         start_weight = start_weight * mask

@@ -84,8 +84,6 @@ def test_tensors_of_no_block_take_the_common_sparsity() -> None:
     assert found["b"] == pytest.approx(0.42)
 
 
-def test_what_is_missing_or_negative_is_named() -> None:
+def test_what_is_missing_is_named() -> None:
     with pytest.raises(PruningError, match=r"blocks \[1\] are missing"):
         owl({"a": 1, "b": 1}, 0.5, outlier_ratios={0: 0.1}, blocks={"a": 0, "b": 1})
-    with pytest.raises(PruningError, match="0 or more, but got -1"):
-        owl({"a": 1}, 0.5, outlier_ratios={0: 0.1}, blocks={"a": 0}, limit=-1)

@@ -118,9 +118,3 @@ def test_gradients_that_say_nothing_are_refused(value: float) -> None:
     made = layer(OUT, IN)
     with pytest.raises(PruningError, match=r"gradients must be finite and not all zero"):
         obert(made.weight, gradients=made.gradients * value, pattern=Unstructured(), sparsity=0.5)
-
-
-def test_a_block_has_an_input() -> None:
-    made = layer(OUT, IN)
-    with pytest.raises(PruningError, match=r"at least 1 input, but fisher_block is 0"):
-        obert(made.weight, gradients=made.gradients, pattern=Unstructured(), sparsity=0.5, fisher_block=0)
