@@ -28,7 +28,7 @@ COUNTED = {
     "too few blocks are taken": (
         "finetune: {train: {dataloader_drop_last: true}, data: {path: builtin:text, tokens: 999, max_train_blocks: 7}}",
         "finetune.train.dataloader_drop_last",
-        "the text makes 7 blocks",
+        "7 blocks make none of 8",
     ),
     "an end after training": (
         "finetune: {train: {num_train_epochs: 1}, prune: {sparsity: 0.5, unit: steps, end: 13}}",
