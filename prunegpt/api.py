@@ -196,6 +196,7 @@ def _row(result: TrialResult) -> dict[str, Any]:
         "perplexity": measured.perplexity if measured else None,
         "loss": measured.loss if measured else None,
         "protocol": measured.protocol if measured else None,
+        "split": measured.split if measured else None,
         "sparsity": counted.pruned if counted else None,
         "sparsity_all": counted.overall if counted else None,
         "tokens": sum(stage.train_tokens for stage in result.stages),

@@ -46,6 +46,10 @@ class ModelError(PruneGPTError):
     """A model that cannot be loaded, or is not a decoder language model we can view."""
 
 
+class ReportError(PruneGPTError):
+    """A table, figure or comparison that the results do not support."""
+
+
 class DataError(PruneGPTError):
     """Text that is missing, empty, not text, or too short for one window."""
 

@@ -3,15 +3,17 @@
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from prunegpt.redact import redact
 from prunegpt.root import write_text
+from prunegpt.spec.plan import StagePlan, TrialPlan
 
 TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "stopped"]
 EARLY_STOP = "early-stop"  # the reason of a trial that was stopped because others did better
@@ -30,12 +32,31 @@ class Record(BaseModel):
         write_text(path, self.model_dump_json(indent=2) + "\n")
 
 
-class Evaluation(Record):
-    """One measured perplexity."""
+class ComparisonKey(NamedTuple):
+    """On what and how a figure was measured. Figures are comparable where theirs are equal, and in no other case."""
 
-    key: str  # evaluation key
-    protocol: str  # protocol id: how, on what, with which tokeniser
+    text: str  # fingerprint of the tokens; the evaluation key, which stands for the text too, of older records
     split: str
+    protocol: str  # windows, tokeniser, and the precision that the arithmetic had
+
+    def differs(self, other: "ComparisonKey") -> str:
+        """Where two keys differ, in words: text is told where all else is equal. Empty where they are equal."""
+        named = {"split": (self.split, other.split), "protocol": (self.protocol, other.protocol)}
+        if self[1:] == other[1:]:
+            named["text"] = (self.text, other.text)
+        found = [
+            f"the {name} is {one} in one and {two} in the other" for name, (one, two) in named.items() if one != two
+        ]
+        return ", and ".join(found)
+
+
+class Evaluation(Record):
+    """One measured perplexity. The losses of its windows lie beside it, float64 [windows, 2]: nats, scored tokens."""
+
+    key: str = ""  # evaluation key: of all that a plan says of the measurement; where it lies in a stage's folder
+    text: str = ""  # fingerprint of the tokens that were measured on; records of earlier versions have none
+    protocol: str  # how text became windows, with which tokeniser, and in which precision where it is not float32
+    split: str = ""
     perplexity: float | None  # None where the loss is not finite
     loss: float | None  # mean nats a scored token
     bits_per_byte: float | None
@@ -44,6 +65,11 @@ class Evaluation(Record):
     windows: int
     finite: bool = True
     seconds: float = 0.0
+
+    @property
+    def comparison_key(self) -> ComparisonKey:
+        """Whoever compares two figures, or puts them into one mean, asks whether these are equal."""
+        return ComparisonKey(self.text or self.key, self.split, self.protocol)
 
 
 class SparsityRecord(Record):
@@ -70,6 +96,7 @@ class StageRecord(Record):
     steps: int = 0  # optimizer steps
     evaluation: Evaluation | None = None
     sparsity: SparsityRecord | None = None
+    allocation: str = ""  # how a pruning's budget was spread; records of earlier versions do not say
     notes: tuple[str, ...] = ()
     layers: tuple[Mapping[str, Any], ...] = ()  # rows of a one-shot solver: name, sparsity, error, seconds
     versions: Mapping[str, str] = Field(default_factory=dict)
@@ -221,29 +248,18 @@ def beating(folder: Path, every: float = _BEAT, then: Callable[[], None] = lambd
         thread.join()
 
 
-def finite(value: float) -> float | None:
-    """The value, or None where it is not a finite number."""
-    return value if math.isfinite(value) else None
+def finite(value: float | None) -> float | None:
+    """The value, or None where there is none or it is not a finite number."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 class TrialResult(Record):
-    """A trial as the store knows it: what commands and tables read."""
+    """A trial as the store knows it, what commands and tables read: its plan, and what has come of it."""
 
     id: int
-    sweep: str
-    name: str
-    group: str  # the name without the seed
-    seed: int
-    label: str
-    order: int
-    implicit: bool
+    plan: TrialPlan
     shown: bool  # False: no longer in the spec
     state: TrialState
-    key: str
-    evaluation_key: str
-    swept: Mapping[str, Any] = Field(default_factory=dict)
-    config: Mapping[str, Any] = Field(default_factory=dict)
-    plan: Mapping[str, Any] = Field(default_factory=dict)  # the TrialPlan, as JSON
     stages: tuple[StageRecord, ...] = ()  # of the attempt that got furthest
     attempts: int = 0
     reason: str = ""  # of the last attempt, where it failed
@@ -253,10 +269,93 @@ class TrialResult(Record):
     ended: float | None = None
 
     @property
+    def sweep(self) -> str:
+        return self.plan.sweep
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def group(self) -> str:
+        """The name without the seed."""
+        return self.plan.group
+
+    @property
+    def seed(self) -> int:
+        return self.plan.seed
+
+    @property
+    def label(self) -> str:
+        """What tables call the model."""
+        return self.plan.label
+
+    @property
+    def order(self) -> int:
+        """Position in the spec."""
+        return self.plan.order
+
+    @property
+    def implicit(self) -> bool:
+        """A teacher that no trial of the spec is."""
+        return self.plan.implicit
+
+    @property
+    def key(self) -> str:
+        return self.plan.key
+
+    @property
+    def evaluation_key(self) -> str:
+        return self.plan.evaluation_key
+
+    @property
+    def swept(self) -> Mapping[str, Any]:
+        return self.plan.swept
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The trial as its spec says it, merged."""
+        return self.plan.config
+
+    @property
     def evaluation(self) -> Evaluation | None:
         """The last stage's measured perplexity."""
         return self.stages[-1].evaluation if self.stages else None
 
     @property
+    def measured(self) -> Evaluation | None:
+        """Its evaluation, where it has finished with a perplexity that is a number."""
+        found = self.evaluation
+        return found if self.state == "finished" and found and found.finite and found.perplexity is not None else None
+
+    @property
     def sparsity(self) -> SparsityRecord | None:
         return self.stages[-1].sparsity if self.stages else None
+
+    @property
+    def planned(self) -> tuple[StagePlan, ...]:
+        """The stages that its spec writes: all but the one that the chain starts from."""
+        return tuple(stage for stage in self.plan.stages if not stage.starts)
+
+    def described(self) -> dict[str, Any]:
+        """All of it as JSON, what it goes by beside its plan: what is given out to programs."""
+        found = self.model_dump(mode="json")
+        return {"id": self.id, **{name: found["plan"][name] for name in GOES_BY}, "key": self.key, **found}
+
+
+# What a result once repeated of its plan, and still does where it is given out.
+GOES_BY = ("sweep", "name", "group", "seed", "label", "order", "implicit", "evaluation_key", "swept", "config")
+
+
+def comparable(trials: Sequence[TrialResult]) -> list[TrialResult]:
+    """What one figure or ranking may hold: those measured as most are, and those that will be."""
+    keys = Counter(trial.measured.comparison_key for trial in trials if trial.measured)
+    if len(keys) < 2:
+        return list(trials)
+    most = max(sorted(keys), key=keys.__getitem__)
+    planned = {trial.evaluation_key for trial in trials if trial.measured and trial.measured.comparison_key == most}
+    return [
+        trial
+        for trial in trials
+        if (trial.measured.comparison_key == most if trial.measured else trial.evaluation_key in planned)
+    ]

@@ -21,6 +21,7 @@ from prunegpt.records import (
     finite,
     read_points,
 )
+from tests.sweep_plans import make_trial
 
 
 def point(step: int = 1, value: float | None = 0.5, **fields: Any) -> Point:
@@ -87,12 +88,11 @@ def test_what_is_finite_stays(value: float) -> None:
 
 
 def test_a_trial_tells_what_its_last_stage_came_to() -> None:
-    fields: dict[str, Any] = dict.fromkeys(("sweep", "name", "group", "label", "key", "evaluation_key"), "")
-    flags: dict[str, Any] = {"id": 1, "seed": 1, "order": 0, "implicit": False, "shown": True, "state": "finished"}
+    fields: dict[str, Any] = {"id": 1, "plan": make_trial("a", "load ft"), "shown": True, "state": "finished"}
     first = attempt().stages[0].model_copy(update={"evaluation": None, "sparsity": None})
-    assert TrialResult(**fields, **flags).evaluation is None
-    assert TrialResult(**fields, **flags).sparsity is None
-    result = TrialResult(**fields, **flags, stages=(first, attempt().stages[0]))
+    assert TrialResult(**fields).evaluation is None
+    assert TrialResult(**fields).sparsity is None
+    result = TrialResult(**fields, stages=(first, attempt().stages[0]))
     assert result.evaluation == evaluation()
     assert result.sparsity == attempt().stages[0].sparsity
 

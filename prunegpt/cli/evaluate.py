@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.options import JsonOption, RootOption, number, print_json
+from prunegpt.cli.options import JsonOption, RootOption, number, numbers, print_json
 
 if TYPE_CHECKING:
-    from prunegpt.cli.measure import Measured
+    from prunegpt.records import Evaluation
+    from prunegpt.report.statistics import Interval
 
 ModelArgument = Annotated[
     str,
@@ -64,17 +65,16 @@ def evaluate(
     loaded, tokenizer = open_model(model, where, device)
     measured = measure(loaded, tokenizer, text, where, precision=precision)
     if as_json:
-        print_json(as_dict(measured))
+        print_json(as_dict(*measured))
     else:
-        print_measured(measured)
+        print_measured(*measured)
 
 
-def as_dict(measured: "Measured") -> dict[str, Any]:
+def as_dict(found: "Evaluation", interval: "Interval | None") -> dict[str, Any]:
     """What --json prints of one measurement."""
-    found = measured.evaluation
     return {
         "perplexity": found.perplexity,
-        "interval": measured.interval,
+        "interval": (interval.low, interval.high) if interval else None,
         "loss": found.loss,
         "protocol": found.protocol,
         "tokens": found.tokens,
@@ -84,10 +84,10 @@ def as_dict(measured: "Measured") -> dict[str, Any]:
     }
 
 
-def print_measured(measured: "Measured") -> None:
-    found = measured.evaluation
-    low, high = measured.interval or (None, None)
-    print(f"perplexity {number(found.perplexity)} (95 % interval {number(low)} to {number(high)})")
+def print_measured(found: "Evaluation", interval: "Interval | None") -> None:
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    shown = numbers(found.perplexity, low, high)
+    print("perplexity {} (95 % interval {} to {})".format(*shown))
     print(f"bits per byte {number(found.bits_per_byte)}, word perplexity {number(found.word_perplexity)}")
     print(f"{found.tokens:,} tokens in {found.windows:,} windows, {found.seconds:.1f} s")
     print(f"protocol {found.protocol}")

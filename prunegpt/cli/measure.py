@@ -15,21 +15,13 @@ from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.facts import split_files
 from prunegpt.planning.resolve import plan_data
 from prunegpt.records import Evaluation
-from prunegpt.report.statistics import perplexity_interval
+from prunegpt.report.statistics import Interval, perplexity_interval
 from prunegpt.root import Root
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec, PruneSpec
 from prunegpt.stages import cache
 from prunegpt.stages.measure import Ruler
 
 DEFAULT_WINDOW = 1024  # tokens, or the model's positions where it has fewer
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A perplexity and its bootstrap interval."""
-
-    evaluation: Evaluation
-    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -148,17 +140,14 @@ def _builtin(source: str, root: Root, device: Any) -> tuple[PreTrainedModel, Pre
 
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, root: Root, *, precision: str = "auto"
-) -> Measured:
+) -> tuple[Evaluation, Interval | None]:
     """The perplexity of an open model, with its 95 % bootstrap interval."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_WINDOW
     spec = text.spec(min(DEFAULT_WINDOW, positions))
     ruler = Ruler(spec, "command-line", model.device, pick_dtype(precision, model.device))
     with bar("measuring") as progress:
-        found = ruler.measure(model, tokenizer, progress)
-    if not found.evaluation.finite or found.evaluation.windows < 2:
-        return Measured(found.evaluation, None)
-    interval = perplexity_interval(found.windows)
-    return Measured(found.evaluation, (interval.low, interval.high))
+        found, windows = ruler.measure(model, tokenizer, progress)
+    return found, perplexity_interval(windows) if found.finite and found.windows > 1 else None
 
 
 def check_prune(

@@ -59,5 +59,13 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def numbers(*values: float | None) -> list[str]:
+    """Figures that stand together, in one notation."""
+    texts = [number(value) for value in values]
+    if not any("e" in text for text in texts):
+        return texts
+    return [number(value) if value is None else f"{value:.3e}" for value in values]
+
+
 def _is_number(text: str) -> bool:
     return text in ("–", "") or text.replace(",", "").replace(".", "", 1).replace("-", "", 1).isdigit()

@@ -19,7 +19,7 @@ from prunegpt.cli.evaluate import (
     WindowsOption,
     as_dict,
 )
-from prunegpt.cli.options import JsonOption, RootOption, number, print_json, print_table
+from prunegpt.cli.options import JsonOption, RootOption, numbers, print_json, print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -103,10 +103,10 @@ def prune(
         save_model(loaded, tokenizer, folder)
         save_masks(state.pruned.masks, folder / MASKS, method=method, pattern=pattern, target=sparsity)
     report: dict[str, Any] = {
-        "perplexity_before": before.evaluation.perplexity if before else None,
-        "perplexity_after": after.evaluation.perplexity if after else None,
-        "before": as_dict(before) if before else None,
-        "after": as_dict(after) if after else None,
+        "perplexity_before": before[0].perplexity if before else None,
+        "perplexity_after": after[0].perplexity if after else None,
+        "before": as_dict(*before) if before else None,
+        "after": as_dict(*after) if after else None,
         "sparsity": zeros.pruned,
         "sparsity_of_all_parameters": zeros.overall,
         "by_layer": dict(zeros.by_tensor),
@@ -122,8 +122,8 @@ def prune(
     print(f"sparsity {zeros.pruned:.4f} of the pruned tensors, {zeros.overall:.4f} of all parameters")
     print(f"pruned in {result.seconds:.1f} s")
     if before and after:
-        print(f"perplexity {number(before.evaluation.perplexity)} → {number(after.evaluation.perplexity)}")
-        print(f"protocol {after.evaluation.protocol}")
+        print("perplexity {} → {}".format(*numbers(before[0].perplexity, after[0].perplexity)))
+        print(f"protocol {after[0].protocol}")
     for note in result.notes:
         print(f"note: {note}")
     print(f"saved {out}")

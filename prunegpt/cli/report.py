@@ -52,7 +52,7 @@ def compare(
     from prunegpt.registry import RENDERERS
     from prunegpt.report.compare import compare as compared
     from prunegpt.report.compare import comparison_tables
-    from prunegpt.report.windows import stored_windows
+    from prunegpt.report.measure import stored_windows
     from prunegpt.root import Root
     from prunegpt.store import Store
 

@@ -199,6 +199,8 @@ def status(
 
 
 def _print_results(results: "list[TrialResult]", name: str | None) -> None:
+    from prunegpt.records import comparable
+
     print_table(
         ["id", "trial", "state", "perplexity", "sparsity", "stages", "note"],
         (
@@ -208,12 +210,15 @@ def _print_results(results: "list[TrialResult]", name: str | None) -> None:
                 result.state,
                 result.evaluation.perplexity if result.evaluation else None,
                 result.sparsity.pruned if result.sparsity else None,
-                f"{len(result.stages)}/{len(result.plan['stages'])}",
+                f"{len(result.stages)}/{len(result.plan.stages)}",
                 result.reason,
             ]
             for result in results
         ),
     )
+    alike = {result.id for result in (comparable(results) if name else results)}
+    if odd := [result.name for result in results if result.measured and result.id not in alike]:
+        print(f"note: measured otherwise than the rest, so not to be compared with it: {', '.join(odd)}")
 
 
 def _result_json(result: "TrialResult") -> dict[str, Any]:

@@ -72,8 +72,8 @@ def stored(sweep: str, root: "Root", overrides: "Sequence[str]" = ()) -> "Archiv
     from prunegpt.errors import StoreError
     from prunegpt.planning.resolve import plan_file
     from prunegpt.report.archive import Archive
-    from prunegpt.report.planned import with_planned
     from prunegpt.report.provenance import spec_commit
+    from prunegpt.report.rows import with_planned
     from prunegpt.sweep.curves import curves_in
 
     plan = plan_file(path, overrides, root=root, curves=curves_in(root))
@@ -86,8 +86,8 @@ def stored(sweep: str, root: "Root", overrides: "Sequence[str]" = ()) -> "Archiv
 
 def _stored(name: str, root: "Root", declared: "Sequence[TableSpec] | None") -> "Archive":
     from prunegpt.report.archive import Archive
+    from prunegpt.report.measure import stored_windows
     from prunegpt.report.provenance import spec_commit
-    from prunegpt.report.windows import stored_windows
     from prunegpt.store import Store
 
     with Store.open(root, create=False) as store:
@@ -102,8 +102,7 @@ def _stored(name: str, root: "Root", declared: "Sequence[TableSpec] | None") -> 
 
 def tables_of(found: "Archive") -> "list[Table]":
     """The tables that stored results make; one of all trials where none is declared."""
-    from prunegpt.report.tables import build_table
-    from prunegpt.report.usual import usual_table
+    from prunegpt.report.tables import build_table, usual_table
 
     return [
         build_table(table, found.results, found.windows, sweep=found.sweep, commit=found.commit)

@@ -55,7 +55,7 @@ def show(
         result = store.result(int(trial) if trial.isdigit() else trial)
         attempts = store.attempts(result.id)
     if as_json:
-        print_json({**result.model_dump(mode="json"), "history": [as_data(attempt) for attempt in attempts]})
+        print_json({**result.described(), "history": [as_data(attempt) for attempt in attempts]})
         return
     _print(result)
     print_attempts(attempts, where)

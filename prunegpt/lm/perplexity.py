@@ -4,10 +4,11 @@ Next-token cross-entropy in nats, shifted, every scored token weighing the same,
 blended term, summed in float64.
 """
 
+import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from prunegpt.errors import ModelError
 from prunegpt.lm.windows import Windows
+from prunegpt.records import Evaluation, finite
 
 _HEAD_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}  # logits that exist at a time, tokens × vocabulary
 _CPU_TOKENS = 4096  # tokens a batch on the CPU, where a larger batch is no faster
@@ -25,34 +27,16 @@ _MOST_TOKENS = 2**16  # tokens a batch anywhere
 _PROBE = 16  # tokens on which it is checked that logits are the head of the hidden states
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What was measured, and all that is needed to test a difference."""
-
-    perplexity: float  # exp(loss); infinity where that overflows, not a number where the loss is none
-    loss: float  # nats a token
-    window_losses: NDArray[np.float64]  # [windows], summed nats of the scored tokens
-    window_tokens: NDArray[np.int64]  # [windows], scored tokens
-    tokens: int  # scored tokens
-    windows: int
-    bits_per_byte: float | None  # bits a UTF-8 byte of the scored text; None where no byte is known
-    word_perplexity: float | None  # exp(nats a word of the scored text)
-    protocol: str  # of the windows; the split and the text are the caller's to add
-
-    @property
-    def finite(self) -> bool:
-        """Whether the perplexity is a finite number. Where it is not, the model's outputs are broken or overflow."""
-        return math.isfinite(self.perplexity)
-
-
 def evaluate(
     model: PreTrainedModel,
     windows: Windows,
     *,
+    key: str = "",
+    split: str = "",
     batch_size: int | str = "auto",
     device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
+) -> tuple[Evaluation, NDArray[np.float64]]:
     """Measures a causal language model on windows of text.
 
     The head is applied to a few tokens at a time, so that no array of tokens × vocabulary exists. A model whose logits
@@ -63,14 +47,20 @@ def evaluate(
     Args:
         model: the model; it is not moved.
         windows: the text, cut by a protocol.
+        key: evaluation key of the plan that asks for it.
+        split: of the text.
         batch_size: windows at a time, or auto for what the device takes. The result does not depend on it beyond
             rounding.
         device: where the model is, if not where its parameters say.
         progress: called after each batch with the windows done and their total.
 
+    Returns:
+        The evaluation, and what is needed to test a difference: [windows, 2], summed nats and scored tokens of each.
+
     Raises:
         ModelError: a window is longer than the model's positions, or a token is not in its vocabulary.
     """
+    started = time.monotonic()
     place = device if device is not None else model.device
     _check_fit(model, windows)
     losses = np.zeros(len(windows), dtype=np.float64)  # [windows]
@@ -92,24 +82,41 @@ def evaluate(
             done = int(batch[-1]) + 1
             if progress is not None:
                 progress(done, len(windows))
-    return _summary(losses, windows)
-
-
-def _summary(losses: NDArray[np.float64], windows: Windows) -> Evaluation:
-    total = float(losses.sum())
-    tokens = int(windows.scored_tokens.sum())
+    total, tokens = float(losses.sum()), int(windows.scored_tokens.sum())
     text_bytes, words = int(windows.scored_bytes.sum()), int(windows.scored_words.sum())
-    return Evaluation(
-        perplexity=_exp(total / tokens),
-        loss=total / tokens,
-        window_losses=losses,
-        window_tokens=windows.scored_tokens,
+    perplexity = _exp(total / tokens)
+    evaluation = Evaluation(
+        key=key,
+        text=_fingerprint(windows),
+        protocol=windows.protocol + _precision(model, place),
+        split=split,
+        perplexity=finite(perplexity),
+        loss=finite(total / tokens),
+        bits_per_byte=finite(total / math.log(2) / text_bytes) if text_bytes else None,
+        word_perplexity=finite(_exp(total / words)) if words else None,
         tokens=tokens,
         windows=len(windows),
-        bits_per_byte=total / math.log(2) / text_bytes if text_bytes else None,
-        word_perplexity=_exp(total / words) if words else None,
-        protocol=windows.protocol,
+        finite=math.isfinite(perplexity),
+        seconds=time.monotonic() - started,
     )
+    return evaluation, np.stack([losses, windows.scored_tokens], axis=1)  # [windows, 2]
+
+
+def _fingerprint(windows: Windows) -> str:
+    """What stands for the tokens that are measured on: twelve bytes of a digest of all windows, in hexadecimal."""
+    found = hashlib.blake2b(digest_size=12)
+    for array in (windows.starts, windows.lengths, windows.first_scored):
+        found.update(array.tobytes())
+    last = int((windows.starts + windows.lengths).max())
+    found.update(np.ascontiguousarray(windows.tokens[:last]).data)
+    return found.hexdigest()
+
+
+def _precision(model: PreTrainedModel, device: torch.device) -> str:
+    """What a protocol says of the arithmetic: nothing where it is float32."""
+    mixed = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if mixed else model.dtype
+    return "" if dtype == torch.float32 else f" {str(dtype).removeprefix('torch.')}"
 
 
 def _exp(value: float) -> float:

@@ -35,6 +35,13 @@ def plan_search(planner: "Planner", template: SearchTemplate) -> SearchPlan:
     planner.searched[template.index] = []
     _note(planner, template, [_probe(planner, template, path, one) for path in space for one in space[path].corners])
     tried = planner.searched[template.index]
+    if template.spec.is_measured and len({chain.trial.evaluation_key for chain in tried}) > 1:
+        told = (
+            "a search compares figures of its trials, so they must be measured alike, but what it searches changes the "
+            "text, windows or precision of the measurement. Set evaluate in the trial (data, split, block_size, "
+            "precision), so that it does not follow."
+        )
+        _problem(planner, template, told, "space")
     return SearchPlan(
         name=template.name,
         index=template.index,

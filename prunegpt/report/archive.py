@@ -4,17 +4,18 @@ A table made from an archive equals the one made from the store it came from, to
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
-from prunegpt.report.errors import ReportError
-from prunegpt.report.windows import WindowsOf
+from prunegpt.report.measure import WindowsOf
 from prunegpt.root import publishing, write_json
+from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.schema import TableSpec
 
 _RESULTS, _WINDOWS = "results.json", "windows.npz"
@@ -90,6 +91,19 @@ def read_archive(folder: Path) -> Archive:
         sweep=content["sweep"],
         commit=content["commit"],
         tables=tuple(TableSpec.model_validate(table) for table in content["tables"]),
-        results=tuple(TrialResult.model_validate(trial) for trial in content["results"]),
+        results=tuple(_result(trial, folder) for trial in content["results"]),
         windows=lambda trial: losses.get(trial.id),
     )
+
+
+def _result(written: Mapping[str, Any], folder: Path) -> TrialResult:
+    """A trial that this version kept, or an earlier one, which repeated parts of the plan beside it."""
+    plan = written["plan"]
+    try:
+        own = {name: value for name, value in written.items() if name in TrialResult.model_fields}
+        return TrialResult.model_validate({**own, "plan": TrialPlan.reopened(json.dumps(plan))})
+    except ValueError as error:
+        raise ReportError(
+            f"the plan of {plan.get('sweep')}/{plan.get('name')} in {folder} cannot be read by this version: {error}. "
+            f"Write the archive anew with `prunegpt table NAME --archive {folder}`, where its sweep was run."
+        ) from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prunegpt.report.format import Kind, Value
+from prunegpt.report.statistics import Interval
 
 RowState = Literal[
     "finished",
@@ -50,6 +51,10 @@ class Cell:
     footnotes: tuple[str, ...] = ()  # symbols of the table's footnotes
     details: Mapping[str, Detail] = field(default_factory=dict)  # interval, sd, n, ...: keys beside the value in JSON
 
+    def __post_init__(self) -> None:
+        if isinstance(interval := self.details.get("interval"), tuple) and isinstance(self.value, float):
+            Interval(self.value, *interval)  # refuses one that does not hold the value
+
 
 @dataclass(frozen=True)
 class TableRow:
@@ -79,6 +84,20 @@ class Table:
     rows: tuple[TableRow, ...]
     footnotes: tuple[Footnote, ...] = ()
     provenance: str = ""
+
+    def entries(self, row: TableRow) -> dict[str, Detail | list[str]]:
+        """A row for programs: values by heading in lower case, each followed by its details; state, trial and marks."""
+        found: dict[str, Detail | list[str]] = {}
+        for heading, cell in zip(self.columns, row.cells, strict=True):
+            found[heading.key] = cell.value
+            for name, detail in cell.details.items():
+                found.setdefault(f"{heading.key}_{name}", detail)
+            if cell.marks:
+                found.setdefault(f"{heading.key}_marks", list(cell.marks))
+        found.setdefault("state", row.state)
+        found.setdefault("trial", row.trial)
+        found.setdefault("trials", list(row.trials))
+        return found
 
 
 def slug(title: str) -> str:

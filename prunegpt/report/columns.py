@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prunegpt.errors import UnknownPartError, unknown
 from prunegpt.records import Evaluation, SparsityRecord, TrialResult
-from prunegpt.report.config import MISSING, paths, resolved, value_at
+from prunegpt.report.config import MISSING, allocations, paths, resolved, value_at
 from prunegpt.report.format import Kind, Value, plain
 from prunegpt.report.rows import Row
 from prunegpt.spec.columns import COLUMNS as ABOUT
 from prunegpt.spec.columns import CONFIG
+from prunegpt.spec.schema import GradualSpec, PruneSpec
 
 NOT_APPLICABLE = "N/A"
 TOLERATED = 0.5  # points between the sparsity asked for and measured
-_STARTS = ("load", "pretrain")
 _MOST_ASKED = 50  # trials whose paths are offered where a path is not found
 
 
@@ -56,37 +55,20 @@ def _percent(share: float) -> float:
     return round(100 * share, 10)  # without the noise of multiplying
 
 
-def _stages(trial: TrialResult) -> list[Mapping[str, Any]]:
-    """The planned stages that the spec names; from the record where there is no plan."""
-    planned = trial.plan.get("stages") or [{"kind": stage.kind} for stage in trial.stages]
-    return [stage for stage in planned if stage.get("kind") not in _STARTS]
-
-
-def _body(stage: Mapping[str, Any]) -> Mapping[str, Any]:
-    return stage.get(stage.get("kind", "")) or {}
-
-
-def _pruning(trial: TrialResult) -> list[Mapping[str, Any]]:
+def _prunings(trial: TrialResult) -> list[PruneSpec]:
     """Every pruning config of the chain, one-shot and gradual."""
-    found = []
-    for stage in _stages(trial):
-        body = _body(stage)
-        pruning = body if stage["kind"] == "prune" else body.get("prune")
-        if pruning:
-            found.append(pruning)
-    return found
+    return [stage.pruning for stage in trial.plan.stages if stage.pruning]
 
 
 def distilled(trial: TrialResult) -> str:
     """Yes where the chain has a distillation, else No."""
-    return "Yes" if any(stage["kind"] == "distill" for stage in _stages(trial)) else "No"
+    return "Yes" if any(stage.kind == "distill" for stage in trial.plan.stages) else "No"
 
 
 def teacher(trial: TrialResult) -> str:
     """What the teachers of the chain are called, such as gpt2(zero-shot); N/A where there is none."""
-    labels = trial.plan.get("teachers") or {}
-    keys = [stage["teacher"] for stage in _stages(trial) if stage.get("teacher")]
-    return ", ".join(dict.fromkeys(labels.get(key, key) for key in keys)) or NOT_APPLICABLE
+    keys = [stage.teacher for stage in trial.plan.stages if stage.teacher]
+    return ", ".join(dict.fromkeys(trial.plan.teachers.get(key, key) for key in keys)) or NOT_APPLICABLE
 
 
 def layer(trial: TrialResult) -> Value:
@@ -97,31 +79,27 @@ def layer(trial: TrialResult) -> Value:
     if trial.sparsity is not None:
         layers = trial.sparsity.layers
     else:
-        layers = tuple(index for pruning in _pruning(trial) for index in pruning.get("layers") or ())
+        layers = tuple(index for pruning in _prunings(trial) for index in pruning.layers)
     return layers[0] if len(set(layers)) == 1 else NOT_APPLICABLE
 
 
 def method(trial: TrialResult) -> str:
     """Criterion or solver of each pruning, with the schedule where it is gradual."""
     names = [
-        f"{pruning.get('method', 'magnitude')} ({pruning['schedule']})"
-        if "schedule" in pruning
-        else str(pruning.get("method", "magnitude"))
-        for pruning in _pruning(trial)
+        f"{pruning.method} ({pruning.schedule})" if isinstance(pruning, GradualSpec) else pruning.method
+        for pruning in _prunings(trial)
     ]
     return " + ".join(names) or NOT_APPLICABLE
 
 
 def pattern(trial: TrialResult) -> str:
     """unstructured, N:M or [a, b] of each pruning."""
-    names = dict.fromkeys(str(pruning.get("pattern", "unstructured")) for pruning in _pruning(trial))
-    return " + ".join(names) or NOT_APPLICABLE
+    return " + ".join(dict.fromkeys(pruning.pattern for pruning in _prunings(trial))) or NOT_APPLICABLE
 
 
 def allocation(trial: TrialResult) -> str:
-    """How the budget of each pruning was spread: the name the spec gives; uniform where it gives none."""
-    names = [pruning.get("allocation") or "uniform" for pruning in _pruning(trial)]
-    return " + ".join(dict.fromkeys(name if isinstance(name, str) else "explicit" for name in names)) or NOT_APPLICABLE
+    """How the budget of each pruning was spread."""
+    return " + ".join(dict.fromkeys(name for name in allocations(trial) if name)) or NOT_APPLICABLE
 
 
 def asked_sparsity(trial: TrialResult) -> float | None:
@@ -132,8 +110,8 @@ def asked_sparsity(trial: TrialResult) -> float | None:
 
 def planned_sparsity(trial: TrialResult) -> float | None:
     """The share of zeros that the plan's last pruning asks for; None where there is none, or it leaves that open."""
-    shares = [pruning.get("sparsity") for pruning in _pruning(trial)]
-    return float(shares[-1]) if shares and shares[-1] is not None else None
+    shares = [pruning.sparsity for pruning in _prunings(trial)]
+    return shares[-1] if shares else None
 
 
 def off_target(trial: TrialResult) -> bool:
@@ -145,7 +123,7 @@ def off_target(trial: TrialResult) -> bool:
 
 
 def _chain(trial: TrialResult) -> str:
-    return " → ".join(stage["kind"] for stage in _stages(trial)) or NOT_APPLICABLE
+    return " → ".join(stage.kind for stage in trial.planned) or NOT_APPLICABLE
 
 
 def _devices(trial: TrialResult) -> str | None:

@@ -1,21 +1,20 @@
 """Two trials side by side: what was set differently, what came of it, and whether that is more than chance."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.cells import Cell, Detail, Footnote, Heading, Table, TableRow
 from prunegpt.report.columns import COLUMNS
-from prunegpt.report.config import MISSING, flatten, resolved
-from prunegpt.report.errors import ReportError
-from prunegpt.report.format import EMPTY, Kind, Value, loss, plain, probability, text_of
-from prunegpt.report.measure import Measured, compare_measured, is_measured, measure
+from prunegpt.report.config import differing, resolved
+from prunegpt.report.format import EMPTY, Kind, Value, plain, probability, text_of, together
+from prunegpt.report.measure import Measured, WindowsOf, compare_measured, measure
 from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row
 from prunegpt.report.statistics import Comparison
-from prunegpt.report.windows import WindowsOf
 
 _METRICS = ("perplexity", "word_perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens", "seconds")
-_OF_PROTOCOL = ("perplexity", "word_perplexity", "bits_per_byte")
+_EVALUATED = ("perplexity", "word_perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Setting:
 class Metric:
     """A measured value of both; None where a trial has none."""
 
+    name: str  # of its column
     header: str
     kind: Kind
     first: float | None
@@ -72,23 +72,22 @@ def compare(first: TrialResult, second: TrialResult, windows: WindowsOf) -> Tria
         test = _tested(first, second, one, two)
     except ReportError as error:
         reason = str(error)
-    same_protocol = one is not None and two is not None and one.protocol == two.protocol
+    alike = one is not None and two is not None and one.key == two.key
+    found = (_metric(name, first, second, name not in _EVALUATED or alike) for name in _METRICS)
     metrics = tuple(
-        metric
-        for name in _METRICS
-        if (metric := _metric(name, first, second, name not in _OF_PROTOCOL or same_protocol)) is not None
+        replace(metric, difference=test.difference.value) if test and metric.name == "perplexity" else metric
+        for metric in found
+        if metric is not None
     )
     return TrialComparison(first, second, _settings(first, second), metrics, test, reason)
 
 
 def _tested(first: TrialResult, second: TrialResult, one: Measured | None, two: Measured | None) -> Comparison:
-    for trial, measured in ((first, one), (second, two)):
-        if measured is None:
-            raise ReportError(
-                f"a comparison needs two measured perplexities, but {_name(trial)} has none: it is {trial.state}."
-            )
-    if one is None or two is None:  # raised above
-        raise ReportError("a comparison needs two measured perplexities.")
+    if one is None or two is None:
+        trial = first if one is None else second
+        raise ReportError(
+            f"a comparison needs two measured perplexities, but {_name(trial)} has none: it is {trial.state}."
+        )
     return compare_measured(one, two)
 
 
@@ -97,14 +96,8 @@ def _name(trial: TrialResult) -> str:
 
 
 def _settings(first: TrialResult, second: TrialResult) -> tuple[Setting, ...]:
-    ones, twos = dict(flatten(resolved(first))), dict(flatten(resolved(second)))
-    paths = dict.fromkeys([*ones, *twos])
-    pairs = [(path, ones.get(path, MISSING), twos.get(path, MISSING)) for path in paths if path]
-    return tuple(
-        Setting(path, None if one is MISSING else plain(one), None if two is MISSING else plain(two))
-        for path, one, two in pairs
-        if (None if one is MISSING else one) != (None if two is MISSING else two)
-    )
+    found = differing(resolved(first), resolved(second))
+    return tuple(Setting(path, plain(one), plain(two)) for path, (one, two) in found.items())
 
 
 def _metric(name: str, first: TrialResult, second: TrialResult, comparable: bool) -> Metric | None:
@@ -113,11 +106,11 @@ def _metric(name: str, first: TrialResult, second: TrialResult, comparable: bool
     if one is None and two is None:
         return None
     difference = one - two if comparable and one is not None and two is not None else None
-    return Metric(column.header, column.kind, one, two, difference)
+    return Metric(name, column.header, column.kind, one, two, difference)
 
 
 def _value(name: str, trial: TrialResult) -> float | None:
-    if not is_measured(trial):
+    if not trial.measured:
         return None
     value = next(iter(COLUMNS[name].extract(Row(name=trial.name, label=trial.label, trials=(trial,)))), None)
     return float(value) if isinstance(value, (int, float)) else None
@@ -166,12 +159,12 @@ def _metric_row(metric: Metric, found: TrialComparison) -> TableRow:
     details: dict[str, Detail] = {}
     text = EMPTY
     if metric.difference is not None:
-        sign = "+" if metric.difference > 0 else ""
-        text = sign + text_of(metric.difference, metric.kind)
-        if metric.header == COLUMNS["perplexity"].header and found.test:
-            interval = found.test.difference
-            details = {"interval": (interval.low, interval.high), "p": found.test.p_value}
-            text = f"{text} [{loss(interval.low)}, {loss(interval.high)}]"
+        text = text_of(metric.difference, metric.kind)
+        if metric.name == "perplexity" and found.test:
+            ends = (found.test.difference.low, found.test.difference.high)
+            details = {"interval": ends, "p": found.test.p_value}
+            text = "{} [{}, {}]".format(*together("loss", metric.difference, *ends))
+        text = ("+" if metric.difference > 0 else "") + text
     cells = (
         Cell(metric.header, metric.header),
         Cell(metric.first, text_of(metric.first, metric.kind)),

@@ -4,22 +4,61 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prunegpt.records import TrialResult
+from prunegpt.registry import CRITERIA, SOLVERS, Entry
+from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.pruning import scope_of
 
 MISSING: Any = object()
-_SHOWN = ("model", "data", "evaluate", "device", "precision", "seed")  # of a plan; the rest is book-keeping
-_STARTS = ("load", "pretrain")  # stages that a spec does not write: they stand before stages.0
+_SHOWN = {"model", "data", "evaluate", "device", "precision", "seed"}  # of a plan; the rest is book-keeping
+
+
+def allocations(trial: TrialResult) -> list[str]:
+    """How the budget of each stage's pruning was spread, by stage; empty of one that prunes nothing.
+
+    As the record says. Where there is none yet, or it is of an earlier version, as the plan says; where that says
+    nothing, as the built-in method does it.
+    """
+    recorded = {stage.index: stage.allocation for stage in trial.stages}
+    return [recorded.get(index) or _allocation(stage) for index, stage in enumerate(trial.plan.stages)]
+
+
+def _allocation(stage: StagePlan) -> str:
+    if stage.pruning is None or stage.pruning.allocation is not None:
+        return stage.allocation(by_row=False)
+    method = builtin_method(stage.pruning.method)
+    if method is None:
+        return f"that of {stage.pruning.method}"
+    return stage.allocation(by_row=scope_of(method, None) == "row")
+
+
+def builtin_method(name: str) -> Entry | None:
+    """What is known of a built-in criterion or solver; None of a plug-in, which no table loads."""
+    known = next((registry for registry in (CRITERIA, SOLVERS) if name in registry.builtin_names()), None)
+    return known.entry(name) if known else None
 
 
 def resolved(trial: TrialResult) -> Mapping[str, Any]:
     """The trial as its spec says it, with what planning filled in; `stages.0` is the first stage that is written."""
-    planned: dict[str, Any] = {key: trial.plan[key] for key in _SHOWN if key in trial.plan}
-    if "stages" in trial.plan:
-        chain = [stage for stage in trial.plan["stages"] if stage.get("kind") not in _STARTS]
-        planned["stages"] = [{stage["kind"]: _without_data(stage.get(stage["kind"]) or {}, planned)} for stage in chain]
-    if isinstance(planned.get("evaluate"), Mapping):
-        planned["evaluate"] = _without_data(planned["evaluate"], planned)
+    plan = trial.plan
+    planned: dict[str, Any] = plan.model_dump(mode="json", include=_SHOWN)
+    planned["stages"] = [
+        {stage.kind: _body(stage, spread, planned)}
+        for stage, spread in zip(plan.stages, allocations(trial), strict=True)
+        if not stage.starts
+    ]
+    planned["evaluate"] = _without_data(planned["evaluate"], planned)
     merged = _over(planned, {key: value for key, value in trial.config.items() if key not in ("name", "seeds")})
     return merged if isinstance(merged, Mapping) else {}
+
+
+def _body(stage: StagePlan, spread: str, planned: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stage's config, with how its budget was spread where it does not say that."""
+    config = stage.prune or stage.training
+    body = config.model_dump(mode="json") if config else {}
+    pruning = body if stage.kind == "prune" else body.get("prune")
+    if pruning and pruning["allocation"] is None:
+        pruning["allocation"] = spread
+    return _without_data(body, planned)
 
 
 def _without_data(part: Mapping[str, Any], planned: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -75,6 +114,13 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
     for key, value in items:
         yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def differing(*trees: Any) -> dict[str, list[Any]]:
+    """Leaves where trees are not all alike: path -> the value in each, None where one has no such path."""
+    flat = [dict(flatten(tree)) for tree in trees]
+    found = {path: [one.get(path) for one in flat] for one in flat for path in one if path}
+    return {path: values for path, values in found.items() if any(value != values[0] for value in values)}
 
 
 def paths(tree: Any) -> list[str]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from prunegpt.records import Point, TrialResult
 from prunegpt.report.columns import NOT_APPLICABLE, distilled, layer, method
-from prunegpt.report.measure import is_measured, measure
-from prunegpt.report.windows import WindowsOf
+from prunegpt.report.measure import WindowsOf, measure
 
 DENSE = "not pruned"
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -78,6 +77,11 @@ def sparsity_points(results: Sequence[TrialResult], windows: WindowsOf) -> tuple
     return tuple(found)
 
 
+def dense_perplexity(points: Sequence[SparsityPoint]) -> float | None:
+    """The lowest of models that were not pruned; None where there is none."""
+    return min((point.perplexity for point in points if point.method == DENSE), default=None)
+
+
 def pareto(points: Sequence[SparsityPoint]) -> list[SparsityPoint]:
     """The points that no other equals or beats in both, and beats in one; by sparsity."""
     front: list[SparsityPoint] = []
@@ -85,13 +89,6 @@ def pareto(points: Sequence[SparsityPoint]) -> list[SparsityPoint]:
         if not front or point.perplexity < front[-1].perplexity:
             front.append(point)
     return front[::-1]
-
-
-def one_protocol(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """The trials measured with the most frequent protocol, and those not measured."""
-    protocols = [trial.evaluation.protocol for trial in results if trial.evaluation and is_measured(trial)]
-    most = max(sorted(set(protocols)), key=protocols.count, default=None)
-    return [trial for trial in results if trial.evaluation is None or trial.evaluation.protocol == most]
 
 
 def whole_models(points: Sequence[SparsityPoint], results: Sequence[TrialResult]) -> tuple[SparsityPoint, ...]:
@@ -123,7 +120,7 @@ def layer_bars(results: Sequence[TrialResult], windows: WindowsOf) -> tuple[Laye
 def _groups(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
     groups: dict[tuple[str, str], list[TrialResult]] = {}
     for trial in sorted(results, key=lambda trial: (trial.sweep, trial.order, trial.seed, trial.name)):
-        if is_measured(trial) and trial.shown and not trial.implicit:
+        if trial.measured and trial.shown and not trial.implicit:
             groups.setdefault((trial.sweep, trial.group), []).append(trial)
     return list(groups.values())
 

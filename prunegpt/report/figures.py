@@ -1,14 +1,11 @@
-"""Figures as PNG, SVG and HTML, without a browser; the same bytes for the same data.
-
-Colours are those of Okabe & Ito 2008 ("Color universal design"), which stay apart under every common form of colour
-blindness; each line has its own marker and dash as well.
-"""
+"""Figures as PNG, SVG and HTML, without a browser; the same bytes for the same data."""
 
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from prunegpt.errors import unknown
-from prunegpt.report.errors import ReportError
-from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, HeatMap, LayerBar, SparsityPoint, pareto
+from prunegpt.errors import ReportError, unknown
+from prunegpt.report.figure_data import OKABE_ITO, HeatMap
+from prunegpt.report.plots import Plot, need
 from prunegpt.report.render.html import page
 
-_MARKERS = "osD^vPX<"
-_DASHES = ("-", "--", "-.", ":")
-_GREY = "#666666"
-_LOG_FROM = 4.0  # the largest value over the smallest from which an axis is logarithmic
+_MARKERS = {
+    "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P", "x": "X",
+    "star": "*",
+}  # fmt: skip
+_DASHES = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}
 _NUMBERS_UP_TO = 200  # cells of a heat map that are written out
 _STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib
@@ -54,147 +52,94 @@ def _drawing(title: str, width: float = 6.4, height: float = 4.0) -> Iterator[tu
         yield figure, axes
 
 
-def perplexity_over_sparsity(points: Sequence[SparsityPoint], title: str = "Perplexity over sparsity") -> Figure:
-    """A line a method, through its lowest perplexity at each sparsity, with the interval of every point.
-
-    Raises:
-        ReportError: no points.
-    """
-    _need(points, "measured trials")
-    with _drawing(title) as (figure, axes):
-        for name, (colour, marker, dash) in _looks(point.method for point in points).items():
-            mine = [point for point in points if point.method == name]
-            if name == DENSE:
-                axes.axhline(min(point.perplexity for point in mine), color=colour, linewidth=0.8, linestyle=":")
-            lowest: dict[float, float] = {}
-            for point in sorted(mine, key=lambda point: point.sparsity):
-                at = round(point.sparsity, 1)
-                lowest[at] = min(point.perplexity, lowest.get(at, math.inf))
-            axes.plot(list(lowest), list(lowest.values()), color=colour, linestyle=dash, linewidth=1.4)
-            _errors(axes, mine, dash, colour, marker, name)
-        axes.set_xlabel("sparsity of the pruned tensors, %")
-        _perplexity_axis(axes, [point.perplexity for point in points])
-        _legend(figure, axes)
+def draw(plot: Plot) -> Figure:
+    """A figure of `report.plots` on paper: lines, points with their intervals, bars, and a second panel below."""
+    layout = plot.layout
+    two = "yaxis2" in layout
+    with _drawing(unescape(layout["title"]["text"]), height=5.0 if two else 4.0) as (figure, axes):
+        panels = {"y": axes}
+        if two:
+            figure.delaxes(axes)
+            panels = dict(zip(("y", "y2"), figure.subplots(2, 1, sharex=True, height_ratios=(2, 1)), strict=True))
+            panels["y"].set_title(axes.get_title(loc="left"), loc="left", fontweight="bold")
+        dashes: dict[str, str] = {}  # of lines that the legend shows with their points
+        for trace in plot.data:
+            (_bars if trace["type"] == "bar" else _line)(panels[trace.get("yaxis", "y")], trace, dashes)
+        for shape in layout.get("shapes", ()):
+            line = shape["line"]
+            axes.axhline(shape["y0"], color=line["color"], linewidth=line["width"], linestyle=_DASHES[line["dash"]])
+        for name, panel in panels.items():
+            _upwards(panel, layout["yaxis" + name[1:]])
+        _across(list(panels.values())[-1], layout["xaxis"])
+        _legend(figure, axes if not two else panels["y"])
     return figure
 
 
-def pareto_front(points: Sequence[SparsityPoint], title: str = "Sparsity against perplexity") -> Figure:
-    """All configurations, and the front of those that no other beats in both sparsity and perplexity.
-
-    Raises:
-        ReportError: no points.
-    """
-    _need(points, "measured trials")
-    front = pareto(points)
-    with _drawing(title) as (figure, axes):
-        for name, (colour, marker, _) in _looks(point.method for point in points).items():
-            mine = [point for point in points if point.method == name]
-            axes.plot(
-                [point.sparsity for point in mine],
-                [point.perplexity for point in mine],
-                linestyle="none",
-                marker=marker,
-                color=colour,
-                label=name,
-            )
-        axes.step(
-            [point.sparsity for point in front],
-            [point.perplexity for point in front],
-            where="pre",  # up to a point's sparsity, its perplexity can be had
-            color=_GREY,
-            linewidth=1.2,
-            label="front",
-            zorder=1,
-        )
-        for point in front:
-            axes.annotate(
-                point.label,
-                (point.sparsity, point.perplexity),
-                xytext=(-5, 5),
-                textcoords="offset points",
-                ha="right",
-                fontsize=7,
-            )
+def _line(axes: Axes, trace: Mapping[str, Any], dashes: dict[str, str]) -> None:
+    look, mark = trace.get("line", {}), trace.get("marker", {})
+    colour = look.get("color", mark.get("color"))
+    name, group = unescape(trace["name"]), trace.get("legendgroup", "")
+    with_line, with_points = "lines" in trace["mode"], "markers" in trace["mode"]
+    dash = _DASHES[look.get("dash", "solid")] if with_line else "none"
+    marker = _MARKERS[mark["symbol"]] if with_points else ""
+    for x, low, high in _intervals(trace):
+        axes.plot([x, x], [low, high], color=colour, linewidth=1, marker="_", markersize=5)
+    axes.plot(
+        trace["x"],
+        trace["y"],
+        color=colour,
+        linestyle=dash,
+        linewidth=1.4,
+        marker=marker,
+        markersize=9 if marker == "*" else 5,
+        drawstyle="steps-pre" if look.get("shape") == "vh" else "default",
+    )
+    if trace.get("showlegend", True):
+        axes.plot([], [], color=colour, linestyle=dashes.get(group, dash), marker=marker, label=name)
+    else:
+        dashes[group] = dash
+    if not with_points and "text" in trace:
         axes.margins(x=0.12, y=0.1)
-        axes.set_xlabel("sparsity of the pruned tensors, %")
-        _perplexity_axis(axes, [point.perplexity for point in points])
-        _legend(figure, axes)
-    return figure
+        for x, y, text in zip(trace["x"], trace["y"], trace["text"], strict=True):
+            place: dict[str, Any] = {"xytext": (-5, 5), "textcoords": "offset points", "ha": "right", "fontsize": 7}
+            axes.annotate(unescape(text), (x, y), **place)
 
 
-def layer_sensitivity(
-    bars: Sequence[LayerBar], title: str = "One layer pruned at a time", *, dense: float | None = None
-) -> Figure:
-    """Perplexity when one decoder block is pruned, by block, with its interval.
+def _bars(axes: Axes, trace: Mapping[str, Any], _dashes: dict[str, str]) -> None:
+    """Bars as thick lines from their base, a point at each end."""
+    tops = trace["customdata"]
+    for x, top in zip(trace["x"], tops, strict=True):
+        axes.plot([x, x], [trace["base"], top], color=OKABE_ITO[5], linewidth=8, solid_capstyle="butt")
+    for x, low, high in _intervals({**trace, "y": tops}):
+        axes.plot([x, x], [low, high], color=trace["error_y"]["color"], linewidth=1)
+    colour = trace["marker"]["color"]
+    axes.plot(trace["x"], tops, linestyle="none", marker="o", color=colour, label=unescape(trace["name"]))
 
-    Bars start at the dense model's perplexity, so that their length is the damage done; without it, at the least one.
 
-    Raises:
-        ReportError: no bars.
-    """
-    _need(bars, "trials that pruned a single layer")
-    with _drawing(title) as (figure, axes):
-        base = dense if dense is not None else min(bar.perplexity for bar in bars)
-        for bar in bars:
-            axes.plot(
-                [bar.layer, bar.layer], [base, bar.perplexity], color=OKABE_ITO[5], linewidth=8, solid_capstyle="butt"
-            )
-            if bar.low is not None and bar.high is not None:
-                axes.plot([bar.layer, bar.layer], [bar.low, bar.high], color=_GREY, linewidth=1)
-        axes.plot(
-            [bar.layer for bar in bars],
-            [bar.perplexity for bar in bars],
-            linestyle="none",
-            marker="o",
-            color=OKABE_ITO[0],
-            label="this layer pruned",
-        )
-        if dense is not None:
-            axes.axhline(dense, color=OKABE_ITO[1], linestyle="--", linewidth=1.2, label="dense")
-        axes.set_xlabel("decoder block")
-        _perplexity_axis(axes, [base, *(bar.perplexity for bar in bars)])
+def _intervals(trace: Mapping[str, Any]) -> Iterator[tuple[float, float, float]]:
+    """Of every point that has an interval its place across, and both ends."""
+    ends = trace.get("error_y", {"array": [], "arrayminus": []})
+    for x, y, above, below in zip(trace["x"], trace["y"], ends["array"], ends["arrayminus"], strict=False):
+        if above is not None and below is not None:
+            yield x, y - below, y + above
+
+
+def _upwards(axes: Axes, layout: Mapping[str, Any]) -> None:
+    axes.set_ylabel(layout["title"]["text"])
+    if "range" in layout:
+        axes.set_ylim(*layout["range"])
+    if layout.get("type") == "log":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _across(axes: Axes, layout: Mapping[str, Any]) -> None:
+    axes.set_xlabel(layout["title"]["text"])
+    if "dtick" in layout:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(axis="x", visible=False)
-        _legend(figure, axes)
-    return figure
-
-
-def training_curves(
-    perplexity: Sequence[Curve], sparsity: Sequence[Curve] = (), title: str = "Perplexity and sparsity in training"
-) -> Figure:
-    """Perplexity over optimizer steps, and below it on the same steps the sparsity in percent.
-
-    Raises:
-        ReportError: no curve has a point.
-    """
-    _need([curve for curve in (*perplexity, *sparsity) if curve.steps], "curve points")
-    with _drawing(title, height=4.0 if not sparsity else 5.0) as (figure, above):
-        axes = [above]
-        if sparsity:
-            figure.delaxes(above)
-            axes = list(figure.subplots(2, 1, sharex=True, height_ratios=(2, 1)))
-            axes[0].set_title(title, loc="left", fontweight="bold")
-            axes[1].set_ylabel("sparsity, %")
-            axes[1].set_ylim(-3, 103)
-        looks = _looks(curve.label for curve in (*perplexity, *sparsity))
-        for target, curves in zip(axes, (perplexity, sparsity), strict=False):
-            for curve in curves:
-                colour, marker, dash = looks[curve.label]
-                few = len(curve.steps) <= 30
-                target.plot(
-                    curve.steps,
-                    curve.values,
-                    color=colour,
-                    linestyle=dash,
-                    linewidth=1.4,
-                    marker=marker if few else None,
-                    markersize=4,
-                    label=curve.label,
-                )
-        axes[-1].set_xlabel("optimizer steps")
-        _perplexity_axis(axes[0], [value for curve in perplexity for value in curve.values])
-        _legend(figure, axes[0] if perplexity else axes[-1])
-    return figure
+    axes.grid(axis="x", visible=layout.get("showgrid", True))
 
 
 def sparsity_heat_map(data: HeatMap, title: str = "Sparsity by layer, %") -> Figure:
@@ -203,7 +148,7 @@ def sparsity_heat_map(data: HeatMap, title: str = "Sparsity by layer, %") -> Fig
     Raises:
         ReportError: no tensors.
     """
-    _need(data.rows, "tensors selected for pruning")
+    need(data.rows, "tensors selected for pruning")
     height = min(12.0, 1.6 + 0.28 * len(data.rows))
     with _drawing(title, width=min(12.0, 2.4 + 0.9 * len(data.columns)), height=height) as (figure, axes):
         values = [[math.nan if value is None else value for value in row] for row in data.values]
@@ -219,50 +164,6 @@ def sparsity_heat_map(data: HeatMap, title: str = "Sparsity by layer, %") -> Fig
                     axes.text(j, i, f"{row[j]:.0f}", ha="center", va="center", color=ink, fontsize=7)
         figure.colorbar(image, ax=axes)
     return figure
-
-
-def _need(data: Sequence[object], what: str) -> None:
-    if not data:
-        raise ReportError(f"a figure needs {what}, but there are none. Run more of the sweep first.")
-
-
-def _looks(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """Colour, marker and dash of each line of a figure; colours come round again with another dash."""
-    looks = {}
-    distinct = dict.fromkeys(names)
-    if DENSE in distinct:
-        looks[DENSE] = (_GREY, "*", "none")
-    for index, name in enumerate(name for name in distinct if name != DENSE):
-        turn, position = divmod(index, len(OKABE_ITO))
-        looks[name] = OKABE_ITO[position], _MARKERS[(position + turn) % len(_MARKERS)], _DASHES[turn % len(_DASHES)]
-    return looks
-
-
-def _errors(axes: Axes, points: Sequence[SparsityPoint], dash: str, colour: str, marker: str, label: str) -> None:
-    for point in points:
-        if point.low is not None and point.high is not None:
-            axes.plot(
-                [point.sparsity] * 2, [point.low, point.high], color=colour, linewidth=1, marker="_", markersize=5
-            )
-    axes.plot(
-        [point.sparsity for point in points],
-        [point.perplexity for point in points],
-        color=colour,
-        marker=marker,
-        linestyle="none",
-        markersize=9 if marker == "*" else 5,
-    )
-    axes.plot([], [], color=colour, marker=marker, linestyle=dash, label=label)  # the legend's line
-
-
-def _perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
-    axes.set_ylabel("perplexity")
-    positive = [value for value in values if value > 0]
-    if positive and max(positive) / min(positive) >= _LOG_FROM:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.report import anomaly
 from prunegpt.report.cells import Table
 from prunegpt.report.config import resolved
-from prunegpt.report.errors import ReportError
 from prunegpt.report.figures import save
 from prunegpt.report.gallery import NamedFigure
 from prunegpt.report.provenance import Provenance, gather

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,6 +10,8 @@ Kind = Literal["text", "loss", "bits", "percent", "count", "seconds", "number"]
 Value = float | int | str | bool | None
 
 EMPTY = "–"
+_LARGE = 1e5  # a perplexity from which powers of ten are written
+_NOT_SHOWN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
 def text_of(value: Value, kind: Kind = "number") -> str:
@@ -36,7 +39,15 @@ def text_of(value: Value, kind: Kind = "number") -> str:
 
 def loss(value: float) -> str:
     """A perplexity: two decimals, and a power of ten where it is very large."""
-    return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.2e}"
+    return together("loss", value)[0]
+
+
+def together(kind: Kind, *values: float) -> list[str]:
+    """The values of one cell, all in one notation."""
+    if kind != "loss":
+        return [text_of(value, kind) for value in values]
+    large = any(abs(value) >= _LARGE for value in values)
+    return [f"{value:.2e}" if large else f"{value:.2f}" for value in values]
 
 
 def probability(value: float) -> str:
@@ -63,3 +74,8 @@ def printed(value: float) -> str:
 def _trimmed(text: str) -> str:
     trimmed = text.removesuffix(".0")
     return "0" if trimmed == "-0" else trimmed
+
+
+def one_line(text: str) -> str:
+    """Line breaks, control characters and lone surrogates become single spaces; none at the ends."""
+    return _NOT_SHOWN.sub(" ", text).strip()

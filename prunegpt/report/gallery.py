@@ -5,26 +5,19 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from prunegpt.records import Point, TrialResult
+from prunegpt.records import Point, TrialResult, comparable
 from prunegpt.report.figure_data import (
-    DENSE,
     Curve,
     curve,
+    dense_perplexity,
     heat_map,
     layer_bars,
-    one_protocol,
     sparsity_points,
     whole_models,
 )
-from prunegpt.report.figures import (
-    layer_sensitivity,
-    pareto_front,
-    perplexity_over_sparsity,
-    sparsity_heat_map,
-    training_curves,
-)
-from prunegpt.report.measure import is_measured
-from prunegpt.report.windows import WindowsOf
+from prunegpt.report.figures import draw, sparsity_heat_map
+from prunegpt.report.measure import WindowsOf
+from prunegpt.report.plots import by_layer, front, over_sparsity, training
 
 _FEW = 2  # sparsities, or layers, that make a figure worth looking at
 _MOST_CURVES = 16
@@ -45,31 +38,33 @@ def figures_of(
     """Every figure these trials have data for, in a fixed order.
 
     Args:
-        results: trials; where they were measured with several protocols, those of the most frequent one are drawn.
+        results: trials; those measured as most of them are, are drawn.
         windows: gives per-window losses, or None.
         points: trial name -> its curve points.
     """
-    shown = one_protocol(results)
+    shown = comparable(results)
     found: list[NamedFigure] = []
     bars = layer_bars(shown, windows)
     at = sparsity_points(shown, windows)
     whole = whole_models(at, shown)
     if len({round(point.sparsity, 1) for point in whole}) >= _FEW:
         caption = "Perplexity over the sparsity that was measured, a line a method, with intervals"
-        found.append(NamedFigure("perplexity-over-sparsity", caption, perplexity_over_sparsity(whole)))
+        found.append(NamedFigure("perplexity-over-sparsity", caption, draw(over_sparsity(whole))))
         caption = "Sparsity against perplexity, and the front that no configuration beats in both"
-        found.append(NamedFigure("pareto", caption, pareto_front(whole)))
+        found.append(NamedFigure("pareto", caption, draw(front(whole))))
     if len({bar.layer for bar in bars}) >= _FEW:
-        dense = min((point.perplexity for point in at if point.method == DENSE), default=None)
+        dense = dense_perplexity(at)
         caption = "Perplexity when one decoder block is pruned"
-        found.append(NamedFigure("layers", caption, layer_sensitivity(bars, dense=dense)))
-    perplexity = _curves(points or {}, "perplexity", 1.0)
+        found.append(NamedFigure("layers", caption, draw(by_layer(bars, dense=dense))))
+    names = {trial.name for trial in shown}
+    points = {name: mine for name, mine in (points or {}).items() if name in names}
+    perplexity = _curves(points, "perplexity", 1.0)
     if perplexity:
-        sparsity = _curves(points or {}, "sparsity", 100.0)
+        sparsity = _curves(points, "sparsity", 100.0)
         caption = "Perplexity and sparsity over optimizer steps"
-        found.append(NamedFigure("training", caption, training_curves(perplexity, sparsity)))
+        found.append(NamedFigure("training", caption, draw(training(perplexity, sparsity))))
     for trial in shown:
-        if is_measured(trial) and trial.sparsity is not None and len(set(trial.sparsity.by_tensor.values())) > 1:
+        if trial.measured and trial.sparsity is not None and len(set(trial.sparsity.by_tensor.values())) > 1:
             drawn = sparsity_heat_map(heat_map(trial.sparsity.by_tensor), f"{trial.name}: sparsity by layer, %")
             caption = f"Share of zeros of every pruned tensor of {trial.name}, percent"
             found.append(NamedFigure(f"sparsity-{trial.name}", caption, drawn))

@@ -1,11 +1,13 @@
-"""The perplexity of one row, over its seeds, with its interval; and which rows are best."""
+"""The perplexity of one row, over its seeds, with its interval; which rows are best, and which are unlike most."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prunegpt.records import TrialResult
-from prunegpt.report.errors import ReportError
+import numpy as np
+
+from prunegpt.errors import ReportError
+from prunegpt.records import ComparisonKey, Evaluation, TrialResult
+from prunegpt.report.config import builtin_method
 from prunegpt.report.seeds import compare_seeds, spread, spread_interval
 from prunegpt.report.statistics import (
     FEW,
@@ -14,25 +16,30 @@ from prunegpt.report.statistics import (
     Interval,
     Windows,
     check_windows,
+    compare_windows,
     holm,
+    mean_loss,
     perplexity_interval,
 )
-from prunegpt.report.windows import WindowsOf, check_belongs
+from prunegpt.root import Root
 
-_UNCHANGING = ("load", "pretrain", "prune")  # stages whose result does not depend on the seed, but for method random
+WindowsOf = Callable[[TrialResult], Windows | None]  # the per-window losses of a trial's last evaluation, or None
+
+_UNCHANGING = ("load", "pretrain", "prune")  # kinds of stages that no seed changes, but for methods that draw
+_TOLERANCE = 1e-6  # nats a token, between the record and its windows
+_TEXT_SHOWN = 12  # digits of a text's fingerprint
 ALPHA = 1 - LEVEL
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the finished runs of a row came to."""
+    """What the finished runs of a row came to, all measured alike."""
 
     perplexity: float  # mean over seeds
     deviation: float | None  # sample standard deviation over seeds
     count: int  # runs
-    interval: Interval | None
-    protocol: str
-    evaluation_key: str
+    interval: Interval | None  # of the perplexity
+    key: ComparisonKey
     windows: Mapping[int, Windows]  # by seed; empty where they are not kept
     fixed: bool  # the same for every seed
     notes: tuple[str, ...] = ()  # what readers must know, a footnote each
@@ -40,45 +47,70 @@ class Measured:
 
 @dataclass(frozen=True)
 class Standing:
-    """A row beside the best one of its protocol."""
+    """A row beside the best of those that were measured as it was."""
 
     best: bool
     tied: bool = False  # not significantly different from the best
     comparison: Comparison | None = None  # against the best; None for the best itself, or where it could not be tested
     p_value: float | None = None  # adjusted for the number of rows (Holm)
-    difference: float | None = None  # perplexity less that of the best
+    difference: float | None = None  # perplexity less that of the best; of the runs that were tested, where it was
     note: str = ""
 
 
-def is_measured(trial: TrialResult) -> bool:
-    """Whether a trial has finished with a perplexity that is a number."""
-    evaluation = trial.evaluation
-    return (
-        trial.state == "finished"
-        and evaluation is not None
-        and evaluation.finite
-        and evaluation.perplexity is not None
-        and math.isfinite(evaluation.perplexity)
-    )
+@dataclass(frozen=True)
+class Typical:
+    """A row beside the pruned row of median perplexity among those measured as it was."""
+
+    ratio: Interval  # perplexity of the row over that of the median row
+    p_value: float  # paired bootstrap over windows, adjusted for the number of rows (Holm)
+    is_median: bool = False
+
+    @property
+    def differs(self) -> bool:
+        return self.p_value < ALPHA
+
+
+def stored_windows(root: Root) -> WindowsOf:
+    """A function from a trial to the windows of its last stage, or None where they are not in the root."""
+
+    def find(trial: TrialResult) -> Windows | None:
+        if not trial.stages or trial.evaluation is None:
+            return None
+        path = root.evaluation(trial.stages[-1].key, trial.evaluation.key) / "windows.npy"
+        try:
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+        except (OSError, ValueError):
+            return None
+
+    return find
+
+
+def check_belongs(windows: Windows, evaluation: Evaluation) -> None:
+    """Raises ReportError where the windows are not those that the recorded perplexity was computed from."""
+    if evaluation.loss is None or abs(mean_loss(windows) - evaluation.loss) > _TOLERANCE * max(1.0, evaluation.loss):
+        raise ReportError(
+            f"the windows of an evaluation must give its recorded loss, but they give {mean_loss(windows):.6f} and the "
+            f"record says {evaluation.loss}. Remove the stage's evaluations folder and evaluate again."
+        )
 
 
 def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | None:
     """The perplexity of the runs that have one; None where none has.
 
     Raises:
-        ReportError: the runs of one row were measured with different protocols.
+        ReportError: the runs of one row were not measured alike.
     """
-    done = [trial for trial in trials if is_measured(trial)]
-    evaluations = [trial.evaluation for trial in done if trial.evaluation]
-    if not evaluations:
+    done = [(trial, evaluation) for trial in trials if (evaluation := trial.measured)]
+    if not done:
         return None
-    protocols = sorted({evaluation.protocol for evaluation in evaluations})
-    if len(protocols) > 1:
-        raise ReportError(
-            f"seeds of one row must be measured with one protocol, but have {', '.join(protocols)}. "
-            f"Evaluate them again with the same one."
-        )
-    values = [evaluation.perplexity for evaluation in evaluations if evaluation.perplexity is not None]
+    key = done[0][1].comparison_key
+    for trial, evaluation in done:
+        if evaluation.comparison_key != key:
+            raise ReportError(
+                f"seeds of one row must be measured alike, but between {done[0][0].name} and {trial.name} "
+                f"{key.differs(evaluation.comparison_key)}. Evaluate them again in one way."
+            )
+    values = [evaluation.perplexity for _, evaluation in done if evaluation.perplexity is not None]
     notes: list[str] = []
     kept = _windows(done, windows, notes)
     found = spread(values)
@@ -87,7 +119,8 @@ def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | Non
         interval = spread_interval(values)
     elif kept:
         only = next(iter(kept.values()))
-        interval = perplexity_interval(only)
+        resampled = perplexity_interval(only)
+        interval = Interval.around(found.mean, resampled.low, resampled.high)
         if len(only) < FEW:
             notes.append(f"{len(only)} windows are too few to trust the interval and the tests")
     return Measured(
@@ -95,22 +128,23 @@ def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | Non
         deviation=found.deviation,
         count=found.count,
         interval=interval,
-        protocol=protocols[0],
-        evaluation_key=evaluations[0].key,
+        key=key,
         windows=kept,
-        fixed=all(_is_fixed(trial) for trial in done),
+        fixed=all(_is_fixed(trial) for trial, _ in done),
         notes=tuple(notes),
     )
 
 
-def _windows(done: Sequence[TrialResult], windows: WindowsOf, notes: list[str]) -> dict[int, Windows]:
+def _windows(
+    done: Sequence[tuple[TrialResult, Evaluation]], windows: WindowsOf, notes: list[str]
+) -> dict[int, Windows]:
     kept: dict[int, Windows] = {}
-    for trial in done:
+    for trial, evaluation in done:
         found = windows(trial)
-        if found is None or trial.evaluation is None:
+        if found is None:
             continue
         try:
-            check_belongs(check_windows(found), trial.evaluation)
+            check_belongs(check_windows(found), evaluation)
         except ReportError as error:
             notes.append(f"{trial.name}: {error}".removesuffix("."))
         else:
@@ -119,38 +153,56 @@ def _windows(done: Sequence[TrialResult], windows: WindowsOf, notes: list[str]) 
 
 
 def _is_fixed(trial: TrialResult) -> bool:
-    stages = trial.plan.get("stages") or [{"kind": stage.kind} for stage in trial.stages]
-    return all(
-        stage.get("kind") in _UNCHANGING and (stage.get("prune") or {}).get("method") != "random" for stage in stages
-    )
+    methods = [builtin_method(stage.prune.method) for stage in trial.plan.stages if stage.prune]
+    drawn = any(method is None or method.draws for method in methods)
+    return not drawn and all(stage.kind in _UNCHANGING for stage in trial.plan.stages)
 
 
 def compare_measured(first: Measured, second: Measured) -> Comparison:
     """The paired test of two rows.
 
     Raises:
-        ReportError: other protocols or windows, or windows that were not kept.
+        ReportError: they were not measured alike, or windows were not kept.
     """
-    if first.protocol != second.protocol:
+    if first.key != second.key:
         raise ReportError(
-            f"perplexities of different protocols cannot be compared, but one is {first.protocol} and the other "
-            f"{second.protocol}. Evaluate both with one protocol."
+            f"perplexities can be compared where they were measured alike, but {first.key.differs(second.key)}. "
+            f"Evaluate both in one way."
         )
     if not first.windows or not second.windows:
         raise ReportError("a difference cannot be tested without the losses of each window. Evaluate again.")
     return compare_seeds(first.windows, second.windows, fixed=(first.fixed, second.fixed))
 
 
-def standings(rows: Sequence[Measured | None]) -> list[Standing | None]:
-    """For each row its standing among the rows of its protocol; None where it has no number or nothing beside it."""
-    found: list[Standing | None] = [None] * len(rows)
-    groups: dict[str, list[int]] = {}
+def told_apart(keys: Iterable[ComparisonKey]) -> dict[ComparisonKey, dict[str, str]]:
+    """What tells the keys of one table apart, by name; nothing where they are all one."""
+    distinct = list(dict.fromkeys(keys))
+    by_text = len({(key.protocol, key.split) for key in distinct}) < len(distinct)
+    differing = [name for name in ("protocol", "split") if len({getattr(key, name) for key in distinct}) > 1]
+    return {
+        key: {
+            **{name: getattr(key, name) for name in differing},
+            **({"text": key.text[:_TEXT_SHOWN]} if by_text else {}),
+        }
+        for key in distinct
+    }
+
+
+def _alike(rows: Sequence[Measured | None]) -> list[dict[int, Measured]]:
+    """Rows that may be compared with one another, by their index."""
+    groups: dict[ComparisonKey, dict[int, Measured]] = {}
     for index, row in enumerate(rows):
         if row is not None:
-            groups.setdefault(row.protocol, []).append(index)
-    for group in groups.values():
+            groups.setdefault(row.key, {})[index] = row
+    return list(groups.values())
+
+
+def standings(rows: Sequence[Measured | None]) -> list[Standing | None]:
+    """For each row its standing among those measured alike; None where it has no number or nothing beside it."""
+    found: list[Standing | None] = [None] * len(rows)
+    for group in _alike(rows):
         if len(group) > 1:
-            for index, standing in _against_best({index: row for index in group if (row := rows[index])}).items():
+            for index, standing in _against_best(group).items():
                 found[index] = standing
     return found
 
@@ -175,6 +227,34 @@ def _against_best(rows: Mapping[int, Measured]) -> dict[int, Standing]:
             tied=p_value >= ALPHA,
             comparison=comparison,
             p_value=p_value,
-            difference=found[index].difference,
+            difference=comparison.difference.value,
         )
+    return found
+
+
+def beside_median(rows: Sequence[Measured | None], pruned: Sequence[bool]) -> list[Typical | None]:
+    """For each row its place beside the median; None where it is not pruned, has several seeds or kept no windows.
+
+    The median and not the mean: one layer that a model cannot do without makes a mean that no layer is near. Of an even
+    number of rows the lower of the two in the middle is taken. Fewer than three rows have no median.
+    """
+    found: list[Typical | None] = [None] * len(rows)
+    single = [
+        row if row and counted and len(row.windows) == 1 else None for row, counted in zip(rows, pruned, strict=True)
+    ]
+    for group in _alike(single):
+        if len(group) < 3:
+            continue
+        ranked = sorted(group, key=lambda index: group[index].perplexity)
+        middle = ranked[(len(ranked) - 1) // 2]
+        (median,) = group[middle].windows.values()
+        others = {
+            index: compare_windows(next(iter(measured.windows.values())), median)
+            for index, measured in group.items()
+            if index != middle
+        }
+        found[middle] = Typical(Interval(1.0, 1.0, 1.0), 1.0, is_median=True)
+        adjusted = holm([comparison.p_value for comparison in others.values()])
+        for (index, comparison), p_value in zip(others.items(), adjusted, strict=True):
+            found[index] = Typical(comparison.ratio, p_value)
     return found

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunegpt.errors import nearest
-from prunegpt.report.errors import ReportError
+from prunegpt.errors import ReportError, nearest
 from prunegpt.root import write_text
 
 _OPEN = re.compile(r"\s*<!--\s*prunegpt:table\s+(\S+)\s*-->\s*")

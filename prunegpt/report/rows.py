@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from prunegpt.records import TrialResult
+from prunegpt.records import TrialResult, comparable
 from prunegpt.report.cells import RowState
-from prunegpt.report.measure import Measured, Standing, is_measured
-from prunegpt.report.typical import Typical
+from prunegpt.report.measure import Measured, Standing, Typical
+from prunegpt.spec.plan import SweepPlan
 from prunegpt.spec.schema import Reported, RowSpec, TableSpec
 
 _STATE_TEXT = {"waiting": "not run", "stopped": "stopped early"}
@@ -44,7 +44,7 @@ class Row:
     @property
     def finished(self) -> tuple[TrialResult, ...]:
         """The runs whose perplexity is a number; a measured column looks at these only."""
-        return tuple(trial for trial in self.trials if is_measured(trial))
+        return tuple(trial for trial in self.trials if trial.measured)
 
     @property
     def state(self) -> RowState:
@@ -78,7 +78,18 @@ def _state(trial: TrialResult) -> RowState:
         return trial.state
     if trial.evaluation is None:
         return "not measured"
-    return "finished" if is_measured(trial) else "not finite"
+    return "finished" if trial.measured else "not finite"
+
+
+def with_planned(results: Sequence[TrialResult], plan: SweepPlan) -> tuple[TrialResult, ...]:
+    """The stored results of a sweep, and a waiting one for each trial of its plan that is not among them.
+
+    The others stand where they are; ids of added ones are negative, for they are in no store.
+    """
+    known = {(trial.sweep, trial.name) for trial in results}
+    missing = [trial for trial in plan.trials if (trial.sweep, trial.name) not in known and not trial.implicit]
+    waiting = (TrialResult(id=-n, shown=True, state="waiting", plan=trial) for n, trial in enumerate(missing, start=1))
+    return (*results, *waiting)
 
 
 def select_rows(
@@ -111,13 +122,16 @@ def select_rows(
 
 
 def _best(rows: list[Row], count: int | None) -> list[Row]:
-    """So many rows of the lowest perplexity, the mean of their seeds, best first; all where there is no count."""
+    """So many rows of the lowest perplexity, the mean of their seeds, best first; all where there is no count.
+
+    Rows that were not measured as most are come after those that were.
+    """
     if count is None:
         return rows
+    ranked = {trial.id for trial in comparable([trial for row in rows for trial in row.finished])}
 
     def perplexity(row: Row) -> float:
-        found = [trial.evaluation.perplexity for trial in row.finished if trial.evaluation]
-        known = [value for value in found if value is not None]
+        known = [found.perplexity or 0.0 for trial in row.finished if trial.id in ranked and (found := trial.measured)]
         return sum(known) / len(known) if known else math.inf
 
     return sorted(rows, key=perplexity)[:count]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunegpt.report.errors import ReportError
+from prunegpt.errors import ReportError
 from prunegpt.report.statistics import (
     LEVEL,
     RESAMPLES,
@@ -31,9 +31,10 @@ from prunegpt.report.statistics import (
     compare_windows,
     default_block,
     mean_loss,
+    quantile,
     resampled_sums,
+    two_sided,
 )
-from prunegpt.report.student import quantile, two_sided
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def spread(values: list[float]) -> Spread:
     return Spread(float(np.mean(values)), deviation, len(values))
 
 
-def spread_interval(values: list[float], *, level: float = LEVEL) -> Interval:
+def spread_interval(values: list[float]) -> Interval:
     """The mean over seeds with Student's interval: where the mean over all seeds lies, on this text.
 
     Raises:
@@ -74,20 +75,20 @@ def spread_interval(values: list[float], *, level: float = LEVEL) -> Interval:
     found = spread(values)
     if found.deviation is None:
         raise ReportError("an interval over seeds needs at least 2 seeds, but got 1. Run more seeds.")
-    half = quantile(level, found.count - 1) * found.deviation / math.sqrt(found.count)
-    return Interval(found.mean, found.mean - half, found.mean + half, level)
+    half = quantile(LEVEL, found.count - 1) * found.deviation / math.sqrt(found.count)
+    return Interval(found.mean, found.mean - half, found.mean + half)
 
 
-def combined_test(difference: float, sources: list[Source], *, level: float = LEVEL) -> tuple[float, Interval]:
+def combined_test(difference: float, sources: list[Source]) -> tuple[float, Interval]:
     """p-value and interval of a difference that several independent sources of chance bear on."""
     variance = sum(source.variance for source in sources)
     if variance == 0:
-        return (1.0 if difference == 0 else 0.0), Interval(difference, difference, difference, level)
+        return (1.0 if difference == 0 else 0.0), Interval(difference, difference, difference)
     weight = sum(source.variance**2 / source.freedom for source in sources)
     freedom = variance**2 / weight if weight else 1.0
     error = math.sqrt(variance)
-    half = quantile(level, freedom) * error
-    return two_sided(difference / error, freedom), Interval(difference, difference - half, difference + half, level)
+    half = quantile(LEVEL, freedom) * error
+    return two_sided(difference / error, freedom), Interval(difference, difference - half, difference + half)
 
 
 def compare_seeds(
@@ -95,8 +96,6 @@ def compare_seeds(
     second: Mapping[int, Windows],
     *,
     fixed: tuple[bool, bool] = (False, False),
-    level: float = LEVEL,
-    block: int | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -106,8 +105,6 @@ def compare_seeds(
         first: seed -> [windows, 2], summed loss and tokens.
         second: the same of the other configuration.
         fixed: whether a configuration is the same for every seed, as a model that is only loaded.
-        level: of the intervals.
-        block: windows drawn together; None takes `default_block`.
         resamples: how many times windows are drawn.
         seed: of the drawing.
 
@@ -118,7 +115,7 @@ def compare_seeds(
         raise ReportError("a comparison needs at least one measured run on each side, but one side has none.")
     if len(first) == 1 and len(second) == 1:
         one, two = next(iter(first.values())), next(iter(second.values()))
-        return compare_windows(one, two, level=level, block=block, resamples=resamples, seed=seed)
+        return compare_windows(one, two, resamples=resamples, seed=seed)
     reference = next(iter(first.values()))
     for windows in [*first.values(), *second.values()]:
         check_paired(reference, windows)
@@ -135,24 +132,24 @@ def compare_seeds(
         over_seeds = _unpaired(losses_one, losses_two, fixed)
     of_windows = np.mean([w[:, 0] for w in ones], axis=0) - np.mean([w[:, 0] for w in twos], axis=0)  # [windows]
     values = np.column_stack([of_windows, reference[:, 1]])  # [windows, 2]
-    sums = resampled_sums(values, block=block, resamples=resamples, seed=seed)  # [resamples, 2]
-    blocks = len(values) / (block or default_block(len(values)))
+    sums = resampled_sums(values, resamples=resamples, seed=seed)  # [resamples, 2]
+    blocks = len(values) / default_block(len(values))
     over_windows = _variance(list(sums[:, 0] / sums[:, 1])) * blocks / max(1.0, blocks - 1)
 
     loss = mean_loss(values)
-    p_value, apart_by = combined_test(loss, [*over_seeds, Source(over_windows, max(1.0, blocks - 1))], level=level)
-    ratio = Interval(math.exp(loss), math.exp(apart_by.low), math.exp(apart_by.high), level)
+    p_value, apart_by = combined_test(loss, [*over_seeds, Source(over_windows, max(1.0, blocks - 1))])
+    ratio = Interval(math.exp(loss), math.exp(apart_by.low), math.exp(apart_by.high))
     mean_one, mean_two = (float(np.mean(np.exp(losses))) for losses in (losses_one, losses_two))
-    slope = math.sqrt(mean_one * mean_two)  # of exp, between the two losses
+    slope = math.sqrt(mean_one) * math.sqrt(mean_two)  # of exp, between the two losses
     difference = Interval(
         mean_one - mean_two,
         mean_one - mean_two + slope * (apart_by.low - loss),
         mean_one - mean_two + slope * (apart_by.high - loss),
-        level,
     )
     count = len(common) if paired else min(len(ones), len(twos))
     method = f"{'paired' if paired else 'Welch'} t over seeds and windows"
-    return Comparison(difference, ratio, p_value, count, method)
+    partial = paired and len(common) < max(len(first), len(second))
+    return Comparison(difference, ratio, p_value, count, method, partial)
 
 
 def _variance(values: list[float]) -> float:

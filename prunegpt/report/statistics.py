@@ -14,13 +14,12 @@ windows the intervals are too narrow all the same (87 % instead of 95 % with 4 i
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from prunegpt.report.errors import ReportError
-from prunegpt.report.student import quantile, two_sided
+from prunegpt.errors import ReportError
 
 Windows = NDArray[np.float64]
 
@@ -29,17 +28,42 @@ RESAMPLES = 10_000
 FEW = 8  # windows below which an interval cannot be trusted
 _DRAWN_AT_ONCE = 1 << 20  # block positions held in memory at a time
 _LARGEST_LOSS = 700.0  # nats a token; the exponential of more is no float
-_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and how far it may be off."""
+    """A value and how far it may be off.
+
+    Raises:
+        ReportError: the value does not lie between the ends: they were not made from the same runs.
+    """
 
     value: float
     low: float
     high: float
     level: float = LEVEL
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:
+            raise ReportError(
+                f"an interval must hold its own value, but {self.value:g} is not in [{self.low:g}, {self.high:g}]. "
+                f"Take both from the same runs."
+            )
+
+    @classmethod
+    def around(cls, value: float, low: float, high: float, level: float = LEVEL) -> "Interval":
+        """The interval, widened to its value where resampling or rounding has left that outside."""
+        return cls(value, min(low, value), max(high, value), level)
+
+
+def two_sided(t: float, freedom: float) -> float:
+    """The probability that Student's |T| is at least |t|; degrees of freedom need not be whole."""
+    return float(2 * stdtr(freedom, -abs(t)))
+
+
+def quantile(level: float, freedom: float) -> float:
+    """The t that Student's |T| stays below with probability `level`: 0.95 gives 1.96 for many degrees of freedom."""
+    return float(stdtrit(freedom, 0.5 + level / 2))
 
 
 @dataclass(frozen=True)
@@ -51,6 +75,7 @@ class Comparison:
     p_value: float  # two-sided, of equal losses
     count: int  # windows, or seeds, that the test stands on
     method: str  # in words
+    partial: bool = False  # some seeds of one side are left out, for the other does not have them
 
 
 def check_windows(windows: Windows) -> Windows:
@@ -152,7 +177,7 @@ def _widened(level: float, blocks: float) -> float:
     """The share of resamples to cut at each side, for an interval of that level from so many independent blocks."""
     if blocks <= 1:
         return 0.0
-    return _NORMAL.cdf(-math.sqrt(blocks / (blocks - 1)) * quantile(level, max(1.0, blocks - 1)))
+    return float(ndtr(-math.sqrt(blocks / (blocks - 1)) * quantile(level, max(1.0, blocks - 1))))
 
 
 def _p_value(differences: NDArray[np.float64], blocks: float) -> float:
@@ -161,7 +186,7 @@ def _p_value(differences: NDArray[np.float64], blocks: float) -> float:
     narrowing, freedom = math.sqrt((blocks - 1) / blocks), max(1.0, blocks - 1)
     beyond = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     raw = min(1.0, 2 * (1 + beyond) / (len(differences) + 1))
-    p_value = two_sided(-_NORMAL.inv_cdf(raw / 2) * narrowing, freedom)
+    p_value = two_sided(float(ndtri(raw / 2)) * narrowing, freedom)
     if beyond:
         return p_value
     # all resamples lie on one side: their number bounds p, and how far they lie says how much below it is
@@ -173,7 +198,7 @@ def _p_value(differences: NDArray[np.float64], blocks: float) -> float:
 def _interval(value: float, resampled: NDArray[np.float64], level: float, blocks: float) -> Interval:
     cut = _widened(level, blocks)
     low, high = np.quantile(resampled, [cut, 1 - cut])
-    return Interval(value, float(low), float(high), level)
+    return Interval.around(value, float(low), float(high), level)
 
 
 def perplexity_interval(
@@ -206,8 +231,6 @@ def compare_windows(
     first: Windows,
     second: Windows,
     *,
-    level: float = LEVEL,
-    block: int | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -216,8 +239,6 @@ def compare_windows(
     Args:
         first: [windows, 2], summed loss and tokens of each.
         second: the same windows under the other model.
-        level: of the intervals.
-        block: windows drawn together; None takes `default_block`.
         resamples: how many times the windows are drawn; where all of them agree on the sign, p is Student's with the
             resamples' standard deviation.
         seed: equal seeds give equal results.
@@ -227,15 +248,15 @@ def compare_windows(
     """
     one, two = check_paired(first, second)
     values = np.column_stack([one[:, 0], two[:, 0], one[:, 0] - two[:, 0], one[:, 1]])  # [windows, 4]
-    sums = resampled_sums(values, block=block, resamples=resamples, seed=seed)  # [resamples, 4]
+    sums = resampled_sums(values, resamples=resamples, seed=seed)  # [resamples, 4]
     means = sums[:, :3] / sums[:, 3:]
-    blocks = len(one) / (block or default_block(len(one)))
+    blocks = len(one) / default_block(len(one))
     loss_one, loss_two = mean_loss(one), mean_loss(two)
     return Comparison(
         difference=_interval(
-            math.exp(loss_one) - math.exp(loss_two), np.exp(means[:, 0]) - np.exp(means[:, 1]), level, blocks
+            math.exp(loss_one) - math.exp(loss_two), np.exp(means[:, 0]) - np.exp(means[:, 1]), LEVEL, blocks
         ),
-        ratio=_interval(math.exp(loss_one - loss_two), np.exp(means[:, 2]), level, blocks),
+        ratio=_interval(math.exp(loss_one - loss_two), np.exp(means[:, 2]), LEVEL, blocks),
         p_value=_p_value(means[:, 2], blocks),
         count=len(one),
         method="paired bootstrap over windows",

@@ -1,9 +1,11 @@
 """A table spec and the stored trials become a table: every number from a record, with how sure it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from prunegpt.records import TrialResult
+from prunegpt.errors import ReportError
+from prunegpt.records import ComparisonKey, TrialResult
 from prunegpt.report.cells import (
     OFF_TARGET,
     TIED,
@@ -18,16 +20,15 @@ from prunegpt.report.cells import (
     slug,
 )
 from prunegpt.report.columns import TOLERATED, Column, asked_sparsity, column, off_target, planned_sparsity
-from prunegpt.report.errors import ReportError
-from prunegpt.report.format import EMPTY, Value, loss, plain, printed, text_of
-from prunegpt.report.measure import Measured, measure, standings
+from prunegpt.report.config import MISSING, value_at
+from prunegpt.report.format import EMPTY, Value, plain, printed, text_of, together
+from prunegpt.report.measure import Measured, WindowsOf, beside_median, measure, standings, told_apart
 from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row, select_rows
 from prunegpt.report.seeds import spread
 from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval
-from prunegpt.report.typical import beside_median
-from prunegpt.report.windows import WindowsOf
-from prunegpt.spec.schema import ColumnSpec, TableSpec
+from prunegpt.spec.columns import CONFIG
+from prunegpt.spec.schema import ColumnSpec, RowSpec, TableSpec
 
 __all__ = ["Cell", "Heading", "Table", "TableRow", "build_table"]
 
@@ -40,7 +41,14 @@ _UNTYPICAL = (
     f"for the number of rows by Holm's method)"
 )
 _OFF = f"more than {TOLERATED:g} point from the sparsity that was asked for"
-_COMPARED = ("perplexity", "difference", "beside_median", "word_perplexity", "bits_per_byte")  # depend on the protocol
+_COMPARED = ("perplexity", "difference", "beside_median", "word_perplexity", "bits_per_byte")  # depend on what is read
+
+_BEFORE = ("trial", "state", "stages")  # columns of a table that no spec declares
+_AFTER = ("sparsity", "perplexity", "tokens", "seconds")
+_PLAIN = (bool, int, float, str, type(None))
+_MOST_SWEPT = 6
+_MANY = 200  # trials above which nobody reads all
+_BEST = 50
 
 
 def build_table(
@@ -62,7 +70,7 @@ def build_table(
 
     Raises:
         UnknownPartError: a column that does not exist, with the nearest names.
-        ReportError: two columns with one heading, or one row with several protocols.
+        ReportError: two columns with one heading, or one row whose seeds were not measured alike.
     """
     rows, unplaced = select_rows(spec, results, sweep)
     found = [measure(row.trials, windows) for row in rows]
@@ -78,12 +86,12 @@ def build_table(
     headings = tuple(Heading(wanted.header or shown.header, shown.kind) for wanted, shown in columns)
     _check_headings(headings)
     notes = Footnotes()
-    mixed = len({measured.protocol for measured in found if measured}) > 1
+    apart = told_apart(measured.key for measured in found if measured)
     made = tuple(
         TableRow(
             trial=row.name,
             state=row.state,
-            cells=tuple(_cell(wanted.value, shown, row, notes, mixed) for wanted, shown in columns),
+            cells=tuple(_cell(wanted.value, shown, row, notes, apart) for wanted, shown in columns),
             trials=tuple(trial.name for trial in row.trials),
         )
         for row in rows
@@ -119,7 +127,9 @@ def _check_headings(headings: Sequence[Heading]) -> None:
         )
 
 
-def _cell(name: str, shown: Column, row: Row, notes: Footnotes, mixed: bool) -> Cell:
+def _cell(
+    name: str, shown: Column, row: Row, notes: Footnotes, apart: Mapping[ComparisonKey, Mapping[str, str]]
+) -> Cell:
     if name == "reported":
         return _reported(row, notes)
     values = [value for value in shown.extract(row) if value is not None]
@@ -134,15 +144,14 @@ def _cell(name: str, shown: Column, row: Row, notes: Footnotes, mixed: bool) -> 
     if name == "perplexity":
         cell = _perplexity(cell, row, notes)
     if name == "difference":
-        cell = _difference(cell, row)
+        cell = _difference(cell, row, notes)
     if name == "beside_median":
         cell = _beside_median(cell, row, notes)
     if name == "sparsity":
         cell = _sparsity(cell, row, notes)
-    if mixed and name in _COMPARED and row.measured:
-        protocol = row.measured.protocol
-        noted = (*cell.footnotes, notes.number(f"protocol {protocol}"))
-        cell = replace(cell, footnotes=noted, details={**cell.details, "protocol": protocol})
+    if name in _COMPARED and row.measured and (told := apart[row.measured.key]):
+        noted = notes.number(", ".join(f"{part} {value}" for part, value in told.items()))
+        cell = replace(cell, footnotes=(*cell.footnotes, noted), details={**cell.details, **told})
     return cell
 
 
@@ -169,10 +178,8 @@ def _folded(values: Sequence[Value], shown: Column, details: dict[str, Detail]) 
         return numbers[0], text_of(numbers[0], shown.kind)
     found = spread([float(number) for number in numbers])
     details |= {"sd": found.deviation, "n": found.count}
-    text = text_of(found.mean, shown.kind)
-    if shown.kind in ("loss", "bits"):
-        text = f"{text} ± {text_of(found.deviation, shown.kind)} ({found.count})"
-    return found.mean, text
+    text, deviation = together(shown.kind, found.mean, found.deviation or 0.0)
+    return found.mean, f"{text} ± {deviation} ({found.count})" if shown.kind in ("loss", "bits") else text
 
 
 def _perplexity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
@@ -183,7 +190,7 @@ def _perplexity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
     if measured.interval:
         details["interval"] = (measured.interval.low, measured.interval.high)
         if measured.count == 1:
-            text = f"{text} {_between(measured.interval)}"
+            text = _with_ends(measured.interval)
     footnotes = [notes.number(note) for note in (*row.remarks, *measured.notes)]
     marks: tuple[Mark, ...] = ()
     if standing and standing.best:
@@ -196,20 +203,22 @@ def _perplexity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
     return replace(cell, text=text, marks=marks, footnotes=tuple(footnotes), details=details)
 
 
-def _between(interval: Interval) -> str:
-    return f"[{loss(interval.low)}, {loss(interval.high)}]"
+def _with_ends(found: Interval) -> str:
+    return "{} [{}, {}]".format(*together("loss", found.value, found.low, found.high))
 
 
-def _difference(cell: Cell, row: Row) -> Cell:
+def _difference(cell: Cell, row: Row, notes: Footnotes) -> Cell:
     standing = row.standing
     if standing is None or standing.best:
         return replace(cell, text="best" if standing else EMPTY)
     sign = "+" if isinstance(cell.value, float) and cell.value >= 0 else ""
-    if standing.comparison is None:
+    found = standing.comparison
+    if found is None:
         return replace(cell, text=f"{sign}{cell.text}")
-    interval = standing.comparison.difference
-    details: dict[str, Detail] = {"interval": (interval.low, interval.high), "p": standing.p_value}
-    return replace(cell, text=f"{sign}{cell.text} {_between(interval)}", details=details)
+    text = _with_ends(found.difference)
+    footnotes = (notes.number(f"over the {found.count} seeds that both have"),) if found.partial else ()
+    details: dict[str, Detail] = {"interval": (found.difference.low, found.difference.high), "p": standing.p_value}
+    return replace(cell, text=f"{sign}{text}", footnotes=footnotes, details=details)
 
 
 def _beside_median(cell: Cell, row: Row, notes: Footnotes) -> Cell:
@@ -259,3 +268,37 @@ def _whole_table(
         notes.legend("", "After ±: sample standard deviation over seeds, and in parentheses their number")
     if unplaced:
         notes.legend("", f"Published figures that no row shows: {', '.join(unplaced)}")
+
+
+def usual_table(sweep: str, trials: Sequence[TrialResult]) -> TableSpec:
+    """What `tables` could have said of these trials.
+
+    Only swept paths with plain values get a column, the first six; a chain of stages has one anyway. Of more than
+    200 trials the best 50 are shown.
+    """
+    swept: list[str] = []
+    values: dict[str, list[Any]] = {}
+    for trial in trials:
+        for path, value in trial.swept.items():
+            if path not in values and value_at(trial, path) is not MISSING:
+                swept.append(path)
+            values.setdefault(path, []).append(value)
+    swept = [path for path in swept if all(isinstance(value, _PLAIN) for value in values[path])][:_MOST_SWEPT]
+    many = len(trials) > _MANY
+    return TableSpec(
+        title=f"The best {_BEST} of {len(trials):,} trials of {sweep}" if many else f"All trials of {sweep}",
+        name="trials",
+        rows=(RowSpec(trial="*", best=_BEST if many else None),),
+        columns=(
+            *(ColumnSpec(value=name) for name in _BEFORE),
+            *(ColumnSpec(value=f"{CONFIG}{path}", header=_header(path, swept)) for path in swept),
+            *(ColumnSpec(value=name) for name in _AFTER),
+        ),
+    )
+
+
+def _header(path: str, others: Sequence[str]) -> str:
+    """The last part of a path, where nothing else is called that."""
+    last = path.rpartition(".")[2]
+    alike = [other for other in others if other.rpartition(".")[2] == last]
+    return last.replace("_", " ") if len(alike) == 1 and last not in (*_BEFORE, *_AFTER) else path

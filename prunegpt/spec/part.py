@@ -1,6 +1,11 @@
 """What every part of a spec is made of."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+,@-]*$"
 TEMPLATE = r"^[A-Za-z0-9{][A-Za-z0-9._=+,@{}-]*$"
@@ -12,3 +17,55 @@ class Part(BaseModel):
     """Frozen; an unknown key is an error, and so is a number that is not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def reopened(cls, written: str | bytes) -> Self:
+        """What this version or another one wrote as JSON. It was valid then, and is shown, not run.
+
+        Keys that are unknown now are passed over, and missing ones take their defaults. Rules that it breaks, such as
+        one that is newer than it, or names of a plug-in that is not installed here, are not held against it.
+
+        Raises:
+            ValueError: it is no JSON, or lacks a field that has no default; the field is named.
+        """
+        try:
+            return cls.model_validate_json(written, extra="ignore")
+        except ValidationError:
+            found: Self = _taken(cls, from_json(written), "")
+            return found
+
+
+def _taken(kind: Any, value: Any, where: str) -> Any:
+    """A JSON value as the type `kind`, its shape alone looked at."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _taken(parts[0], value, where)
+    if origin in (Union, UnionType):
+        return _one_of(parts, value, where)
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
+        missing = [name for name, field in kind.model_fields.items() if field.is_required() and name not in value]
+        if missing:
+            raise ValueError(f"{f'{where}.{missing[0]}'.lstrip('.')} is missing")
+        known = {name: field.annotation for name, field in kind.model_fields.items() if name in value}
+        return kind.model_construct(**{name: _taken(of, value[name], f"{where}.{name}") for name, of in known.items()})
+    if origin is tuple and isinstance(value, list):
+        kinds = (parts[0],) * len(value) if parts[1:] == (...,) else parts
+        return tuple(_taken(of, item, f"{where}.{at}") for at, (of, item) in enumerate(zip(kinds, value, strict=False)))
+    if origin is Mapping and isinstance(value, Mapping):
+        return {key: _taken(parts[1], item, f"{where}.{key}") for key, item in value.items()}
+    plain = {float: (int, float)}.get(kind, kind if kind in (int, str, bool, NoneType) else object)
+    is_part = isinstance(kind, type) and issubclass(kind, BaseModel)
+    if is_part or origin in (tuple, Mapping) or not isinstance(value, plain):
+        raise ValueError(f"{where.lstrip('.') or 'it'} is {str(value)[:60]!r}")
+    return value
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """The value as the first of several types that it has the shape of."""
+    problem = ValueError()
+    for kind in kinds:
+        try:
+            return _taken(kind, value, where)
+        except ValueError as error:
+            problem = error
+    raise problem

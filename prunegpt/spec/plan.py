@@ -37,6 +37,32 @@ class StagePlan(Part):
         """The training config of `finetune` and `distill`."""
         return self.finetune or self.distill
 
+    @property
+    def pruning(self) -> PruneSpec | None:
+        """The pruning config, one-shot or gradual."""
+        return self.prune or (self.training.prune if self.training else None)
+
+    @property
+    def declared_blocks(self) -> int | None:
+        """Blocks of its text, where the spec says how many tokens that has."""
+        return self.data.tokens // self.data.block_size if self.data and self.data.tokens else None
+
+    @property
+    def starts(self) -> bool:
+        """Whether chains start with it; a spec does not write it."""
+        return self.kind in ("load", "pretrain")
+
+    def allocation(self, *, by_row: bool) -> str:
+        """How the budget of its pruning is spread; empty where it prunes nothing.
+
+        Args:
+            by_row: whether its method prunes every row alike where nothing is said.
+        """
+        if self.pruning is None:
+            return ""
+        said = self.pruning.allocation
+        return ("row" if by_row else "uniform") if said is None else said if isinstance(said, str) else "explicit"
+
 
 class TrialPlan(Part):
     """One configuration of a sweep, ready to run."""
@@ -69,6 +95,14 @@ class TrialPlan(Part):
     def key(self) -> str:
         """The key of the last stage: equal keys are equal configurations."""
         return self.stages[-1].key
+
+    @property
+    def comparison_key(self) -> tuple[str, str]:
+        """What is known of how it is measured before it is: where these are equal, its figures can be compared.
+
+        The evaluation key, and the model that the tokeniser comes from.
+        """
+        return self.evaluation_key, self.model.tokenizer or f"{self.model.source}@{self.model.revision}"
 
 
 class SearchPlan(Part):

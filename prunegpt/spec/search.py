@@ -288,6 +288,12 @@ class SearchSpec(Part):
             raise ValueError("a search must end: give n_trials, max_seconds or max_tokens.")
         return self
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether it looks at something that an evaluation gives, so that its trials must be measured alike."""
+        constrained = {constraint_of(text).metric for text in self.constraints}
+        return bool(MEASURED & ({objective.metric for objective in self.objectives} | constrained))
+
 
 class EarlyStopSpec(Part):
     """When a trial is given up before its end. A plain string means `{method: STRING}`."""

@@ -17,7 +17,7 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
 from prunegpt.stages import cache
 from prunegpt.stages.base import Pruned, Result, Setting, Stage, State
-from prunegpt.stages.measure import Ruler, check_ledger, count_zeros
+from prunegpt.stages.measure import Ruler, allocation_of, check_ledger, count_zeros
 from prunegpt.stages.prune import prune
 from prunegpt.stages.source import load, pretrain
 from prunegpt.stages.train import distill, finetune
@@ -106,7 +106,7 @@ class Chain:
             self.emit(index, step, epoch, name, value, tokens)
 
         def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, float]:
-            found = ruler.measure(model, tokenizer).evaluation
+            found, _ = ruler.measure(model, tokenizer)
             return {"loss": _number(found.loss), "perplexity": _number(found.perplexity)}
 
         setting = Setting(
@@ -154,6 +154,7 @@ class Chain:
             train_tokens=result.train_tokens,
             steps=result.steps,
             sparsity=count_zeros(state),
+            allocation=allocation_of(plan),
             notes=result.notes,
             layers=result.layers,
             versions=versions(),
@@ -166,9 +167,8 @@ class Chain:
         if self._is_measured(plan):
             return
         check_ledger(state)
-        measured = ruler.measure(state.model, state.tokenizer)
-        cache.publish_evaluation(self.root, plan.key, measured.evaluation, measured.windows)
-        found = measured.evaluation
+        found, windows = ruler.measure(state.model, state.tokenizer)
+        cache.publish_evaluation(self.root, plan.key, found, windows)
         self.say(f"stage {index} {plan.kind} {plan.key}: perplexity {found.perplexity} ({found.protocol})")
 
     def _finished(self, index: int, plan: StagePlan, *, cached: bool) -> StageRecord:

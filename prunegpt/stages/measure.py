@@ -1,12 +1,11 @@
 """What is measured of a model after every stage: perplexity, zeros, and that its masks hold."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.lm.perplexity import evaluate
@@ -14,23 +13,12 @@ from prunegpt.lm.views import WeightView, block_matrices, select
 from prunegpt.lm.windows import Windows
 from prunegpt.pruning.masks import check, measure_sparsity
 from prunegpt.pruning.patterns import parse_pattern
-from prunegpt.records import Evaluation, SparsityRecord, finite
+from prunegpt.records import Evaluation, SparsityRecord
+from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.pruning import method_entry, scope_of
 from prunegpt.spec.schema import EvaluateSpec
 from prunegpt.stages import text
 from prunegpt.stages.base import State
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A record, and the losses it was made of."""
-
-    evaluation: Evaluation
-    windows: np.ndarray[Any, Any]  # float64 [windows, 2]: summed nats, scored tokens
-
-
-def known(value: float | None) -> float | None:
-    """The value, or None where there is none or it is not finite."""
-    return None if value is None else finite(value)
 
 
 @dataclass
@@ -48,30 +36,25 @@ class Ruler:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Measurement:
-        """Measures a model; `progress` is told how many windows of how many are done."""
+    ) -> tuple[Evaluation, NDArray[np.float64]]:
+        """Measures a model, see `lm.perplexity.evaluate`; `progress` is told how many windows of how many are done."""
         if self._windows is None:
             self._windows = text.evaluation_windows(self.spec, tokenizer)
-        started = time.monotonic()
-        mixed = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed):
-            found = evaluate(
-                model, self._windows, batch_size=self.spec.batch_size, device=self.device, progress=progress
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return evaluate(
+                model,
+                self._windows,
+                key=self.key,
+                split=self.spec.split,
+                batch_size=self.spec.batch_size,
+                device=self.device,
+                progress=progress,
             )
-        record = Evaluation(
-            key=self.key,
-            protocol=found.protocol + (f" {str(self.dtype).removeprefix('torch.')}" if mixed else ""),
-            split=self.spec.split,
-            perplexity=finite(found.perplexity),
-            loss=finite(found.loss),
-            bits_per_byte=known(found.bits_per_byte),
-            word_perplexity=known(found.word_perplexity),
-            tokens=found.tokens,
-            windows=found.windows,
-            finite=found.finite,
-            seconds=time.monotonic() - started,
-        )
-        return Measurement(record, np.stack([found.window_losses, found.window_tokens], axis=1))  # [windows, 2]
+
+
+def allocation_of(plan: StagePlan) -> str:
+    """How the budget of a stage's pruning is spread: as its spec says, else as the method does by itself."""
+    return plan.allocation(by_row=bool(plan.pruning and scope_of(method_entry(plan.pruning.method), None) == "row"))
 
 
 def masked_views(state: State) -> dict[str, WeightView]:

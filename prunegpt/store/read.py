@@ -9,14 +9,16 @@ from operator import itemgetter
 from typing import Any, cast
 
 from pydantic import TypeAdapter
-from pydantic_core import from_json
 from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
 from prunegpt.errors import StoreError, unknown
 from prunegpt.records import Point, StageRecord, TrialResult, TrialState
-from prunegpt.store.rows import AttemptRow, CurveRow, StageRow, SweepRow
+from prunegpt.spec.plan import SweepPlan, TrialPlan
+from prunegpt.spec.schema import TableSpec
+from prunegpt.store.rows import AttemptRow, CurveRow, SavedTrial, StageRow, SweepRow
 from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
 
+_IDS_AT_ONCE = 10_000  # SQLite takes 32,766 parameters
 MEASURED = "perplexity"  # this curve, and those of the prefix below, depend on the evaluation key
 MEASURED_PREFIX = "eval_"
 
@@ -45,14 +47,40 @@ def sweeps(connection: Connection) -> list[SweepRow]:
     ]
 
 
-def results(connection: Connection, *where: Any, shown: bool | None = None) -> list[TrialResult]:
+def sweep_row(connection: Connection, name: str) -> SweepRow:
+    """One sweep. Raises StoreError with the nearest names where there is none."""
+    found = find_sweep(connection, name)
+    return next(row for row in sweeps(connection) if row.id == found)
+
+
+def tables(connection: Connection, name: str) -> tuple[TableSpec, ...]:
+    """The tables that a sweep's spec asks for."""
+    return tuple(TableSpec.model_validate(table) for table in sweep_row(connection, name).tables)
+
+
+def results(connection: Connection, name: str, *, shown: bool | None = True) -> list[TrialResult]:
+    """The trials of a sweep, in spec order.
+
+    Args:
+        shown: True: those of the spec; False: those that have gone from it; None: both.
+    """
+    conditions = [trial.c.sweep_id == find_sweep(connection, name)]
+    return _results(connection, *conditions, *([] if shown is None else [trial.c.shown == shown]))
+
+
+def results_of(connection: Connection, ids: Sequence[int]) -> list[TrialResult]:
+    """These trials, of whatever sweep, in spec order; those that are gone are left out."""
+    chunks = [ids[begin : begin + _IDS_AT_ONCE] for begin in range(0, len(ids), _IDS_AT_ONCE)]
+    return [one for chunk in chunks for one in _results(connection, trial.c.id.in_(chunk))]
+
+
+def _results(connection: Connection, *conditions: Any) -> list[TrialResult]:
     """Trials that meet the conditions, in spec order, each with the stages of the attempt that got furthest.
 
     Attempts of an earlier configuration of a trial do not count.
     """
-    conditions = [*where, *([] if shown is None else [trial.c.shown == shown])]
     trials = connection.execute(
-        select(trial, sweep.c.name.label("sweep_name"))
+        select(trial.c.id, trial.c.name, trial.c.shown, trial.c.state, trial.c.plan, sweep.c.name.label("sweep_name"))
         .join(sweep, sweep.c.id == trial.c.sweep_id)
         .where(*conditions)
         .order_by(trial.c.sweep_id, trial.c.position, trial.c.id)
@@ -88,7 +116,7 @@ def result(connection: Connection, reference: int | str) -> TrialResult:
         StoreError: there is none.
     """
     if isinstance(reference, int):
-        found = results(connection, trial.c.id == reference)
+        found = _results(connection, trial.c.id == reference)
         if not found:
             raise StoreError(f"the store has no trial {reference}. `prunegpt sweep status` lists the trials there are.")
         return found[0]
@@ -96,7 +124,7 @@ def result(connection: Connection, reference: int | str) -> TrialResult:
     if not slash:
         raise StoreError(f"a trial is named SWEEP/TRIAL, but got {reference!r}.")
     sweep_id = find_sweep(connection, sweep_name)
-    found = results(connection, trial.c.sweep_id == sweep_id, trial.c.name == name)
+    found = _results(connection, trial.c.sweep_id == sweep_id, trial.c.name == name)
     if not found:
         names = connection.execute(select(trial.c.name).where(trial.c.sweep_id == sweep_id)).scalars()
         raise StoreError(unknown(f"trial of {sweep_name}", name, names))
@@ -115,45 +143,48 @@ def find_sweep(connection: Connection, name: str) -> int:
     return cast(int, found)
 
 
-def attempts(connection: Connection, *where: Any) -> list[AttemptRow]:
-    """Attempts that meet the conditions, oldest first."""
-    return _attempts(connection, _EVERY_ATTEMPT.where(*where).order_by(attempt.c.trial_id, attempt.c.number))
+def attempts(connection: Connection, reference: int | str) -> list[AttemptRow]:
+    """All attempts of a trial, oldest first, those of earlier configurations included."""
+    return _attempts(connection, _IN_ORDER.where(trial.c.id == _trial_id(connection, reference)))
 
 
-def last_attempts(connection: Connection, name: str | None, count: int) -> list[AttemptRow]:
+def running_attempts(connection: Connection) -> list[AttemptRow]:
+    """Attempts that were started and not finished, of all sweeps."""
+    return _attempts(connection, _IN_ORDER.where(attempt.c.state == "running"))
+
+
+def last_attempts(connection: Connection, name: str | None = None, count: int = 10) -> list[AttemptRow]:
     """The attempts of a sweep, or of all, that ended last; the latest is the last one."""
     query = _EVERY_ATTEMPT.where(attempt.c.ended.is_not(None)).order_by(attempt.c.ended.desc()).limit(count)
     return _attempts(connection, query if name is None else query.where(sweep.c.name == name))[::-1]
 
 
 def _attempts(connection: Connection, query: Select[*tuple[Any, ...]]) -> list[AttemptRow]:
+    found = [row._asdict() for row in connection.execute(query)]
     return [
-        AttemptRow(
-            id=row.id,
-            trial_id=row.trial_id,
-            sweep=row.sweep,
-            trial=row.trial,
-            number=row.number,
-            state=row.state,
-            reason=row.reason,
-            error=row.error,
-            trace=row.trace,
-            folder=row.folder,
-            chain=tuple(json.loads(row.chain)),
-            started=row.started,
-            ended=row.ended,
-            device=row.device,
-            versions=json.loads(row.versions),
-            offset=row.offset,
-            log=row.log,
-            outcome=row.outcome,
-        )
-        for row in connection.execute(query)
+        AttemptRow(**{**row, "chain": tuple(json.loads(row["chain"])), "versions": json.loads(row["versions"])})
+        for row in found
     ]
 
 
+def suggested(connection: Connection, plan: SweepPlan) -> list[SavedTrial]:
+    """Trials that searches of a plan suggested earlier and that still wait, in spec order."""
+    query = (
+        select(trial.c.id, trial.c.name, trial.c.plan, trial.c.state)
+        .join(sweep, sweep.c.id == trial.c.sweep_id)
+        .where(sweep.c.name == plan.name, trial.c.state == "waiting", trial.c.shown)
+        .where(trial.c.search.in_([search.name for search in plan.searches]))
+        .order_by(trial.c.position, trial.c.id)
+    )
+    found = connection.execute(query).all()
+    return [SavedTrial(row.id, plan_of(row.plan, plan.name, row.name), row.state) for row in found]
+
+
 def endings(connection: Connection, trial_id: int) -> list[tuple[str, str]]:
-    """Reason and outcome of the attempts of a trial's present configuration, oldest first."""
+    """Reason and outcome of the attempts of a trial's present configuration, oldest first.
+
+    The outcome is the state that the trial got with it, or `retried`.
+    """
     same = and_(attempt.c.key == trial.c.key, attempt.c.evaluation_key == trial.c.evaluation_key)
     query = select(attempt.c.reason, attempt.c.outcome).join(trial, (trial.c.id == attempt.c.trial_id) & same)
     rows = connection.execute(query.where(trial.c.id == trial_id).order_by(attempt.c.number))
@@ -195,14 +226,18 @@ def stages(connection: Connection) -> list[StageRow]:
     ]
 
 
-def points(connection: Connection, trial_id: int, name: str | None = None, stage: int | None = None) -> list[Point]:
-    """The curves of a trial, by stage, name and step.
+def points(
+    connection: Connection, reference: int | str, name: str | None = None, *, stage: int | None = None
+) -> list[Point]:
+    """The curves of a trial, or the one of that name or stage, by stage, name and step.
 
     A stage has one set of curves, whoever computed it: those of a stage that this trial found published are there too.
     Where attempts overlap at a step, the later one counts.
     """
     values = (point.c.step, point.c.epoch, point.c.value, point.c.time, point.c.tokens)
-    query = _curves(connection, trial_id, name, stage, *values).join(point, point.c.curve_id == curve.c.id)
+    query = _curves(connection, _trial_id(connection, reference), name, stage, *values).join(
+        point, point.c.curve_id == curve.c.id
+    )
     fields = ("stage", "name", "step", "epoch", "value", "time", "tokens")
     with _without_collector():
         latest = {tuple(row[:3]): row for row in connection.execute(query.order_by(curve.c.attempt_id)).all()}
@@ -210,25 +245,27 @@ def points(connection: Connection, trial_id: int, name: str | None = None, stage
         return TypeAdapter(list[Point]).validate_python(told)
 
 
-def curves(connection: Connection, trial_id: int) -> list[CurveRow]:
+def curves(connection: Connection, reference: int | str) -> list[CurveRow]:
     """Which curves `points` would give, by stage and name."""
+    trial_id = _trial_id(connection, reference)
     query = _curves(connection, trial_id, None, None, func.count(point.c.step.distinct()), func.max(point.c.step))
     query = query.join(point, point.c.curve_id == curve.c.id).group_by(curve.c.stage, curve.c.name)
     return [CurveRow(*row) for row in connection.execute(query.order_by(curve.c.stage, curve.c.name))]
 
 
+def _trial_id(connection: Connection, reference: int | str) -> int:
+    return reference if isinstance(reference, int) else result(connection, reference).id
+
+
 def _curves(
     connection: Connection, trial_id: int, name: str | None, stage: int | None, *columns: Any
 ) -> Select[*tuple[Any, ...]]:
-    row = connection.execute(select(trial.c.plan, trial.c.evaluation_key).where(trial.c.id == trial_id)).one_or_none()
-    if row is None:
-        raise StoreError(f"the store has no trial {trial_id}. `prunegpt sweep status` lists the trials there are.")
-    chain = [one["key"] for one in json.loads(row.plan)["stages"]]
+    chain, evaluation_key = chain_of(connection, trial_id)
     measured = or_(curve.c.name == MEASURED, curve.c.name.startswith(MEASURED_PREFIX, autoescape=True))
     query = (
         select(curve.c.stage, curve.c.name, *columns)
         .join(attempt, attempt.c.id == curve.c.attempt_id)
-        .where(curve.c.stage_key.in_(chain), or_(~measured, attempt.c.evaluation_key == row.evaluation_key))
+        .where(curve.c.stage_key.in_(chain), or_(~measured, attempt.c.evaluation_key == evaluation_key))
     )
     if name is not None:
         query = query.where(curve.c.name == name)
@@ -237,14 +274,48 @@ def _curves(
     return query
 
 
+def chain_of(connection: Connection, trial_id: int) -> tuple[list[str], str]:
+    """The stage keys and the evaluation key of a trial.
+
+    Raises:
+        StoreError: there is no such trial.
+    """
+    row = _of_one(connection, trial_id)
+    plan = plan_of(row.plan, row.sweep, row.name)
+    return [stage.key for stage in plan.stages], plan.evaluation_key
+
+
+def _of_one(connection: Connection, trial_id: int) -> Row[str, str, str]:
+    columns = (trial.c.plan, trial.c.name, sweep.c.name.label("sweep"))
+    query = select(*columns).join(sweep, sweep.c.id == trial.c.sweep_id).where(trial.c.id == trial_id)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise StoreError(f"the store has no trial {trial_id}. `prunegpt sweep status` lists the trials there are.")
+    return row
+
+
+def plan_of(written: str, sweep_name: str, name: str) -> TrialPlan:
+    """A trial's plan, whichever version wrote it.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        return TrialPlan.reopened(written)
+    except ValueError as error:
+        raise StoreError(
+            f"the plan of {sweep_name}/{name} cannot be read by this version: {error}. "
+            f"Run its spec again (`prunegpt sweep run SPEC`), which plans it anew."
+        ) from error
+
+
 def _of_trials(query: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     return query.join(trial, trial.c.id == attempt.c.trial_id).join(sweep, sweep.c.id == trial.c.sweep_id)
 
 
 def _result(
-    row: Row[Any], tried: Sequence[Row[Any]], stages: dict[int, list[str]], parsed: dict[str, StageRecord]
+    row: Row[*tuple[Any, ...]], tried: Sequence[Row[Any]], stages: dict[int, list[str]], parsed: dict[str, StageRecord]
 ) -> TrialResult:
-    plan = from_json(row.plan)
     furthest: list[str] = []
     for one in tried:  # later ones win a draw
         if len(stages.get(one.id, ())) >= len(furthest):
@@ -257,20 +328,9 @@ def _result(
     failed = last is not None and last.state in ("failed", "diverged", "stopped")
     return TrialResult(
         id=row.id,
-        sweep=row.sweep_name,
-        name=row.name,
-        group=row.group,
-        seed=row.seed,
-        label=row.label,
-        order=row.position,
-        implicit=row.implicit,
+        plan=plan_of(row.plan, row.sweep_name, row.name),
         shown=row.shown,
         state=row.state,
-        key=row.key,
-        evaluation_key=row.evaluation_key,
-        swept=plan["swept"],
-        config=plan["config"],
-        plan=plan,
         stages=tuple(parsed[text] for text in furthest),
         attempts=len(executed),
         reason=last.reason if last is not None and failed else "",
@@ -281,7 +341,15 @@ def _result(
     )
 
 
-_EVERY_ATTEMPT = _of_trials(select(attempt, trial.c.name.label("trial"), sweep.c.name.label("sweep")))
+_EVERY_ATTEMPT = _of_trials(
+    select(
+        *(column for column in attempt.c if column.name in AttemptRow.__dataclass_fields__),
+        trial.c.name.label("trial"),
+        sweep.c.name.label("sweep"),
+    )
+)
+
+_IN_ORDER = _EVERY_ATTEMPT.order_by(attempt.c.trial_id, attempt.c.number)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, select
 
-from prunegpt.store.read import find_sweep
+from prunegpt.store.read import find_sweep, plan_of
 from prunegpt.store.schema import attempt, stage, sweep, trial
 
 _KEYS_AT_ONCE = 10_000
@@ -32,14 +32,14 @@ def held(connection: Connection, name: str) -> Held:
     own: set[str] = set()
     others: set[str] = set()
     trials = attempts = 0
-    for row in connection.execute(select(trial.c.sweep_id, trial.c.plan)):
-        plan = json.loads(row.plan)
-        keys = {one["key"] for one in plan["stages"]}
+    for row in connection.execute(select(trial.c.sweep_id, trial.c.name, trial.c.plan)):
+        plan = plan_of(row.plan, name, row.name)
+        keys = {stage.key for stage in plan.stages}
         if row.sweep_id == sweep_id:
             own |= keys
             trials += 1
         else:
-            others |= keys | set(plan["needs"])
+            others |= keys | set(plan.needs)
     query = select(trial.c.sweep_id, attempt.c.chain, attempt.c.folder).join(trial, trial.c.id == attempt.c.trial_id)
     for tried in connection.execute(query):
         mine = tried.sweep_id == sweep_id
@@ -48,7 +48,7 @@ def held(connection: Connection, name: str) -> Held:
     return Held(trials, attempts, frozenset(own), frozenset(others))
 
 
-def remove(connection: Connection, name: str, stages: Sequence[str]) -> None:
+def remove(connection: Connection, name: str, stages: Sequence[str] = ()) -> None:
     """Removes a sweep with its trials, attempts and curves, and the rows of these stages."""
     connection.execute(delete(sweep).where(sweep.c.id == find_sweep(connection, name)))
     for some in _chunks(stages):

@@ -1,6 +1,5 @@
 """Whole curves as arrays, for drawing: a hundred thousand points without as many objects."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, select
 
-from prunegpt.errors import StoreError
-from prunegpt.store.read import MEASURED, MEASURED_PREFIX
-from prunegpt.store.schema import attempt, curve, point, trial
+from prunegpt.store.read import MEASURED, MEASURED_PREFIX, chain_of
+from prunegpt.store.schema import attempt, curve, point
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,7 @@ def series(connection: Connection, trial_id: int, wanted: Callable[[int, str], b
     Raises:
         StoreError: there is no such trial.
     """
-    row = connection.execute(select(trial.c.plan, trial.c.evaluation_key).where(trial.c.id == trial_id)).one_or_none()
-    if row is None:
-        raise StoreError(f"the store has no trial {trial_id}. `prunegpt sweep status` lists the trials there are.")
-    chain = [one["key"] for one in json.loads(row.plan)["stages"]]
+    chain, evaluation_key = chain_of(connection, trial_id)
     query = (
         select(curve.c.id, curve.c.stage, curve.c.name, attempt.c.evaluation_key)
         .join(attempt, attempt.c.id == curve.c.attempt_id)
@@ -52,7 +47,7 @@ def series(connection: Connection, trial_id: int, wanted: Callable[[int, str], b
     parts: dict[tuple[int, str], list[int]] = {}
     for one in connection.execute(query):
         measured = one.name == MEASURED or one.name.startswith(MEASURED_PREFIX)
-        if wanted(one.stage, one.name) and (one.evaluation_key == row.evaluation_key or not measured):
+        if wanted(one.stage, one.name) and (one.evaluation_key == evaluation_key or not measured):
             parts.setdefault((one.stage, one.name), []).append(one.id)
     found = [_read(connection, stage, name, ids) for (stage, name), ids in sorted(parts.items())]
     return [one for one in found if len(one.steps)]

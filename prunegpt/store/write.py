@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Executable, Table, case, func, or_, select, u
 
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, Point, StageRecord, TrialState
+from prunegpt.store.read import chain_of, plan_of
 from prunegpt.store.rows import SavedTrial, StartedAttempt
 from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
 
@@ -22,7 +23,13 @@ _NO_SPEC = "{}"  # of a sweep that only other sweeps' teachers have named so far
 
 
 def save_sweep(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
-    """Writes a plan over what the database holds of that sweep; see `Store.save_sweep`."""
+    """Writes a plan over what is known of its sweep; gives its trials, in the plan's order.
+
+    Trials gone from the spec keep their rows and are no longer shown; what a search of the plan has suggested stays
+    shown. A trial keeps its state where its key and evaluation key are unchanged, and waits again where they are not.
+    Teachers of another sweep are saved as trials of that one; where it has the trial with another configuration, that
+    stays and the teacher gets a name of its own.
+    """
     now = time.time()
     values = {
         "title": plan.title,
@@ -52,7 +59,11 @@ def save_sweep(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
 
 
 def add_trial(connection: Connection, one: "TrialPlan") -> SavedTrial:
-    """One more trial of a sweep that was saved."""
+    """One more trial of a sweep that was saved, such as a suggested one; it keeps its state as in `save_sweep`.
+
+    Raises:
+        StoreError: its sweep was not saved.
+    """
     sweep_id = connection.execute(select(sweep.c.id).where(sweep.c.name == one.sweep)).scalar()
     if sweep_id is None:
         raise StoreError(f"a trial must belong to a sweep, but the store has no sweep {one.sweep!r}. Save it first.")
@@ -65,31 +76,20 @@ def add_trial(connection: Connection, one: "TrialPlan") -> SavedTrial:
 
 
 def keep_suggested(connection: Connection, sweep_name: str, search: str, names: Collection[str]) -> None:
-    """Which trials belong to a search: those of these names, of all that it ever suggested."""
+    """These trials are what a search has suggested; others of its trials keep their rows and are no longer shown.
+
+    A spec may have changed so that the search as it is now could not have suggested them; one that changes back
+    shows them again.
+    """
     sweep_id = connection.execute(select(sweep.c.id).where(sweep.c.name == sweep_name)).scalar()
     rows = connection.execute(
         select(trial.c.id, trial.c.name, trial.c.search, trial.c.plan).where(trial.c.sweep_id == sweep_id)
     )
     for row in rows.all():
-        if json.loads(row.plan).get("search") == search:
+        if plan_of(row.plan, sweep_name, row.name).search == search:
             wanted = search if row.name in names else ""
             if row.search != wanted:
                 connection.execute(update(trial).where(trial.c.id == row.id).values(search=wanted, shown=bool(wanted)))
-
-
-def suggested(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
-    """Trials that searches of a plan suggested earlier and that still wait, in spec order."""
-    from prunegpt.spec.plan import TrialPlan
-
-    query = (
-        select(trial.c.id, trial.c.plan, trial.c.state)
-        .join(sweep, sweep.c.id == trial.c.sweep_id)
-        .where(sweep.c.name == plan.name, trial.c.state == "waiting", trial.c.shown)
-        .where(trial.c.search.in_([search.name for search in plan.searches]))
-        .order_by(trial.c.position, trial.c.id)
-    )
-    found = connection.execute(query).all()
-    return [SavedTrial(row.id, TrialPlan.model_validate_json(row.plan), row.state) for row in found]
 
 
 def _row(one: "TrialPlan", sweep_id: int) -> dict[str, Any]:
@@ -137,14 +137,10 @@ def retry(connection: Connection, name: str, trials: Sequence[str]) -> list[str]
     return [row.name for row in found]
 
 
-def start_attempt(connection: Connection, trial_id: int, at_least: int = 1) -> StartedAttempt:
-    """A new attempt of a trial, which is running from now on.
-
-    Args:
-        at_least: the smallest number it may get, above those of folders that are on disk.
-    """
+def start_attempt(connection: Connection, trial_id: int, *, at_least: int = 1) -> StartedAttempt:
+    """A new attempt of a trial, numbered after the last one and from `at_least` on; it is running from now on."""
     row = connection.execute(
-        select(trial.c.name, trial.c.plan, sweep.c.name.label("sweep"))
+        select(trial.c.name, sweep.c.name.label("sweep"))
         .join(sweep, sweep.c.id == trial.c.sweep_id)
         .where(trial.c.id == trial_id)
     ).one_or_none()
@@ -153,7 +149,7 @@ def start_attempt(connection: Connection, trial_id: int, at_least: int = 1) -> S
     last = connection.execute(select(func.max(attempt.c.number)).where(attempt.c.trial_id == trial_id)).scalar() or 0
     number = max(last + 1, at_least)
     folder = f"trials/{row.sweep}/{row.name}/attempt-{number}"
-    attempt_id = _insert_attempt(connection, trial_id, row.plan, number, folder, "running", time.time())
+    attempt_id = _insert_attempt(connection, trial_id, number, folder, "running", time.time())
     connection.execute(update(trial).where(trial.c.id == trial_id).values(state="running"))
     return StartedAttempt(attempt_id, number, folder)
 
@@ -162,6 +158,7 @@ def conclude(
     connection: Connection,
     trial_id: int,
     state: TrialState,
+    *,
     reason: str,
     error: str = "",
     stages: Sequence[StageRecord] = (),
@@ -170,10 +167,9 @@ def conclude(
 
     It is kept as an attempt without a folder, so that what the trial came to lies where it always lies.
     """
-    plan = connection.execute(select(trial.c.plan).where(trial.c.id == trial_id)).scalar_one()
     last = connection.execute(select(func.max(attempt.c.number)).where(attempt.c.trial_id == trial_id)).scalar() or 0
     now = time.time()
-    attempt_id = _insert_attempt(connection, trial_id, plan, last + 1, "", state, now)
+    attempt_id = _insert_attempt(connection, trial_id, last + 1, "", state, now)
     values = {"reason": reason, "error": error, "ended": now, "outcome": state}
     connection.execute(update(attempt).where(attempt.c.id == attempt_id).values(values))
     for record in stages:
@@ -216,7 +212,7 @@ def add_points(
 
 
 def record_stage(connection: Connection, record: StageRecord, attempt_id: int) -> None:
-    """Notes that an attempt has come through a stage, and who computed that stage.
+    """Notes that an attempt came through a stage; `record.cached` says whether somebody else computed it.
 
     Telling it twice changes nothing; what is told last counts.
     """
@@ -251,13 +247,17 @@ def record_stage(connection: Connection, record: StageRecord, attempt_id: int) -
 def finish_attempt(
     connection: Connection,
     record: AttemptRecord,
+    *,
     state: TrialState | None = None,
     log: str = "",
     retried: bool = False,
 ) -> None:
-    """Stores how an attempt ended; its trial takes that state, or `state` where given.
+    """Stores how an attempt ended. A trial whose configuration has changed since it began keeps its own state.
 
-    A trial whose configuration has changed since the attempt began keeps its own state.
+    Args:
+        state: the trial's state from now on, where it is not the attempt's: `waiting` when it shall run again.
+        log: the last lines of its log.
+        retried: the trial runs again because of how this attempt ended.
     """
     row = connection.execute(
         select(attempt.c.id, attempt.c.trial_id, attempt.c.key, attempt.c.evaluation_key)
@@ -295,11 +295,8 @@ def finish_attempt(
     )
 
 
-def _insert_attempt(
-    connection: Connection, trial_id: int, plan: str, number: int, folder: str, state: str, started: float
-) -> int:
-    parsed = json.loads(plan)
-    chain = [one["key"] for one in parsed["stages"]]
+def _insert_attempt(connection: Connection, trial_id: int, number: int, folder: str, state: str, started: float) -> int:
+    chain, evaluation_key = chain_of(connection, trial_id)
     statement = attempt.insert().returning(attempt.c.id)
     values = {
         "trial_id": trial_id,
@@ -307,7 +304,7 @@ def _insert_attempt(
         "folder": folder,
         "chain": _json(chain),
         "key": chain[-1],
-        "evaluation_key": parsed["evaluation_key"],
+        "evaluation_key": evaluation_key,
         "state": state,
         "reason": "",
         "error": "",

@@ -14,6 +14,7 @@ def curves_in(root: "Root") -> "CurvesOf":
 
     def curves(sweep: str) -> "Mapping[str, Curve]":
         from prunegpt.errors import StoreError
+        from prunegpt.records import comparable
         from prunegpt.store import Store
 
         try:
@@ -22,7 +23,7 @@ def curves_in(root: "Root") -> "CurvesOf":
         except StoreError:
             return {}
         points: dict[str, dict[float, float]] = {}
-        for result in results:
+        for result in comparable(results):
             if (found := _point(result)) is not None:
                 block, sparsity, increase = found
                 points.setdefault(block, {})[sparsity] = increase
@@ -38,7 +39,7 @@ def _point(result: "TrialResult") -> tuple[str, float, float] | None:
     before, last = result.stages[-2:]
     if last.kind != "prune" or last.sparsity is None or len(last.sparsity.layers) != 1:
         return None
-    losses = [stage.evaluation.loss if stage.evaluation else None for stage in (before, last)]
-    if losses[0] is None or losses[1] is None:
+    one, two = before.evaluation, last.evaluation
+    if one is None or two is None or one.comparison_key != two.comparison_key or one.loss is None or two.loss is None:
         return None
-    return str(last.sparsity.layers[0]), last.sparsity.pruned, losses[1] - losses[0]
+    return str(last.sparsity.layers[0]), last.sparsity.pruned, two.loss - one.loss

@@ -3,7 +3,8 @@
 The curve of one metric is cut into buckets of so many tokens that the trial was trained on over its whole chain. A
 bucket's value is the latest of the curve at or before the bucket's end, and its number is the step at which the rule
 compares trials. The comparison has a study of its own with one objective, so that it works for listed trials, for
-grids, and for searches with several objectives, where Optuna's own refuses.
+grids, and for searches with several objectives, where Optuna's own refuses. Trials whose metric is measured in
+different ways are not compared.
 """
 
 import math
@@ -14,14 +15,15 @@ from typing import TYPE_CHECKING
 from prunegpt.planning.budget import train_tokens
 from prunegpt.planning.samplers import early_stop_of, quiet
 from prunegpt.records import EARLY_STOP, Point, TrialResult
-from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
+from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.search import EarlyStopSpec
 from prunegpt.store import Store
+from prunegpt.store.read import MEASURED, MEASURED_PREFIX
 from prunegpt.sweep.adaptive import EarlyStopper, NoEarlyStopper
 from prunegpt.sweep.tokens import TokenClock
 
 if TYPE_CHECKING:
-    from optuna import Trial
+    from optuna import Study, Trial
 
 _PARTS = 20  # of a trial's training, where the spec does not say how often trials are compared
 _TOTAL_STEPS = "total_steps"  # the point that says how long a stage will be
@@ -62,8 +64,7 @@ class CurveStopper:
         store: Store | None = None,
         history: Callable[[], Sequence[TrialResult]] | None = None,
     ) -> None:
-        import optuna
-
+        early_stop_of(spec)  # what is wrong with the rule is told now
         self.spec = spec
         self.every = spec.every
         self._sweep = sweep
@@ -71,10 +72,7 @@ class CurveStopper:
         self._store = store
         self._history = history
         self._curves: dict[str, _Curve] = {}
-        with quiet():
-            self._study = optuna.create_study(
-                study_name=sweep, sampler=optuna.samplers.RandomSampler(seed=0), pruner=early_stop_of(spec)
-            )
+        self._studies: dict[tuple[str, ...], Study] = {}  # of trials whose curves can be compared
 
     def observe(self, trial: TrialPlan, points: Sequence[Point]) -> str | None:
         """Takes new points of a running trial, in order; why it should be given up now, or None."""
@@ -111,7 +109,7 @@ class CurveStopper:
         if told is TrialState.COMPLETE and (value is None or math.isnan(value)):
             told = TrialState.FAIL
         with quiet():
-            self._study.tell(curve.trial, value if told is TrialState.COMPLETE else None, state=told)
+            self._study(trial).tell(curve.trial, value if told is TrialState.COMPLETE else None, state=told)
 
     def _begin(self, now: TrialPlan, until: float) -> None:
         """Takes the history of trials, in the order in which it happened; once.
@@ -125,7 +123,7 @@ class CurveStopper:
         history, self._history = self._history, None
         events: list[tuple[float, int, TrialPlan, Point | str]] = []
         for order, result in enumerate(history()):
-            trial = TrialPlan.model_validate(result.plan)
+            trial = result.plan
             is_now = trial_name(trial) == trial_name(now)
             points = [point for point in self._stored(trial) if not is_now or point.time < until]
             events += [(point.time, order, trial, point) for point in points]
@@ -148,8 +146,21 @@ class CurveStopper:
         name = trial_name(trial)
         if name not in self._curves:
             with quiet():
-                self._curves[name] = _Curve(self._study.ask(), TokenClock(trial))
+                self._curves[name] = _Curve(self._study(trial).ask(), TokenClock(trial))
         return self._curves[name]
+
+    def _study(self, trial: TrialPlan) -> "Study":
+        """Where a trial is compared: with those whose metric is measured as its own is."""
+        import optuna
+
+        evaluated = self.spec.metric == MEASURED or self.spec.metric.startswith(MEASURED_PREFIX)
+        key = trial.comparison_key if evaluated else ()
+        if key not in self._studies:
+            with quiet():
+                sampler = optuna.samplers.RandomSampler(seed=0)
+                pruner = early_stop_of(self.spec)
+                self._studies[key] = optuna.create_study(study_name=self._sweep, sampler=sampler, pruner=pruner)
+        return self._studies[key]
 
     def _may_stop(self, trial: TrialPlan, stage: int) -> bool:
         awaited = any(one.key in self._needed for one in trial.stages[stage:])
@@ -220,18 +231,15 @@ def _width(curve: _Curve, trial: TrialPlan, point: Point) -> int | None:
     """Tokens of a bucket: a twentieth of this trial's training; None where that is not known yet."""
     if point.name == _TOTAL_STEPS and point.value:
         curve.steps[point.stage] = int(point.value)
-    planned = [train_tokens(stage, _blocks(stage)) for stage in trial.stages]  # 0 of a source, however it was made
+    planned = [
+        train_tokens(stage, stage.declared_blocks) for stage in trial.stages
+    ]  # 0 of a source, however it was made
     if planned[point.stage] is None and point.stage in curve.steps and point.step > 0 and point.tokens > 0:
         planned[point.stage] = point.tokens * curve.steps[point.stage] // point.step
         planned = [count or 0 for count in planned]
     if None in planned or not any(planned):
         return None
     return max(1, sum(count or 0 for count in planned) // _PARTS)
-
-
-def _blocks(stage: StagePlan) -> int | None:
-    """Blocks of a stage's text, where the spec says how many tokens it has."""
-    return stage.data.tokens // stage.data.block_size if stage.data and stage.data.tokens else None
 
 
 def open_early_stop(plan: SweepPlan, store: Store) -> EarlyStopper:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from prunegpt.launch.log import LOG
-from prunegpt.records import EARLY_STOP, StageRecord, TrialResult, TrialState, chain_metrics
+from prunegpt.records import EARLY_STOP, ComparisonKey, StageRecord, TrialResult, TrialState, chain_metrics
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.search import MEASURED
 from prunegpt.spec.target import TargetSpec
 from prunegpt.store import SavedTrial, Store
 from prunegpt.sweep.adaptive import EarlyStopper, NoSuggester, Suggester, Tracker
@@ -56,6 +57,7 @@ class Ledger:
         self._failed: set[str] = set()
         self._given_up: set[str] = set()
         self._target = target
+        self._measured: ComparisonKey | None = None  # of the first trial that was compared with the target
         self.reached = ""  # the trial that reached the target
 
     @property
@@ -149,9 +151,13 @@ class Ledger:
         self._compare(result)
 
     def _compare(self, result: TrialResult) -> None:
-        """Notes the first trial of the sweep that reaches the target."""
+        """Notes the first trial of the sweep that reaches the target, of those that are measured alike."""
         if self._target is None or self.reached or result.implicit or result.state != "finished":
             return
+        if self._target.metric in MEASURED and result.measured:
+            self._measured = self._measured or result.measured.comparison_key
+            if result.measured.comparison_key != self._measured:
+                return
         metrics = chain_metrics(result.stages)
         if self._target.reached(metrics):
             self.reached = f"{result.sweep}/{result.name}"

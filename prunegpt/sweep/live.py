@@ -83,14 +83,14 @@ def _slot(store: Store, attempt: AttemptRow, trial: TrialResult, points: Sequenc
     newest = max(own, key=lambda point: (point.stage, point.time, point.step), default=None)
     stage = newest.stage if newest else 0
     values = {point.name: point for point in own if point.stage == stage}
-    planned = trial.plan["stages"]
+    planned = trial.plan.stages
     total = _total(planned[stage], values) if newest and stage < len(planned) else None
     return Slot(
         trial=f"{attempt.sweep}/{attempt.trial}",
         attempt=attempt.number,
         stage=stage,
         stages=len(planned),
-        kind=planned[stage]["kind"] if stage < len(planned) else "",
+        kind=planned[stage].kind if stage < len(planned) else "",
         started=attempt.started,
         tokens=newest.tokens if newest else 0,
         tokens_total=total,
@@ -100,11 +100,9 @@ def _slot(store: Store, attempt: AttemptRow, trial: TrialResult, points: Sequenc
     )
 
 
-def _total(stage: Mapping[str, object], values: Mapping[str, LastPoint]) -> int | None:
+def _total(plan: StagePlan, values: Mapping[str, LastPoint]) -> int | None:
     """Tokens of a stage, by its config, or from its steps and how many tokens one has had so far."""
-    plan = StagePlan.model_validate(stage)
-    declared = plan.data.tokens // plan.data.block_size if plan.data and plan.data.tokens else None
-    tokens = train_tokens(plan, declared)
+    tokens = train_tokens(plan, plan.declared_blocks)
     if tokens is not None:
         return tokens or None
     steps, loss = values.get(TOTAL_STEPS), values.get("loss")

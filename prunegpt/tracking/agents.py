@@ -132,7 +132,7 @@ def _highest(root: Root, sweep: str, search: str) -> int:
             plans = [result.plan for result in store.results(sweep, shown=None)]
     except StoreError:
         return 0
-    return max((int(plan.get("number", 0)) for plan in plans if plan.get("search") == search), default=0)
+    return max((plan.number for plan in plans if plan.search == search), default=0)
 
 
 def _none(arguments: Mapping[str, Any], own: list[TrialPlan]) -> list[TrialPlan]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from prunegpt.records import TrialResult
 from prunegpt.root import Root
-from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.tracking import WandbSpec
 from prunegpt.tracking.history import Row, axes_of
 from prunegpt.tracking.posted import run_id
@@ -49,7 +48,7 @@ class RunLog:
         self.mode = mode
         self._root = root
         self._artifacts = artifacts
-        self._trial = TrialPlan.model_validate(result.plan)
+        self._trial = result.plan
         group = spec.group or result.sweep
         about = {"name": result.name, "group": group, "job_type": "trial", "config": _config(result)}
         self._run = begin(root, spec, mode, self.id, **about)
@@ -135,13 +134,12 @@ def quiet() -> None:
 
 
 def _config(result: TrialResult) -> dict[str, Any]:
-    plan = result.plan
     own = {
         "sweep": result.sweep,
         "trial": result.name,
         "seed": result.seed,
         "evaluation_key": result.evaluation_key,
-        "stage_keys": [stage["key"] for stage in plan["stages"]],
+        "stage_keys": [stage.key for stage in result.plan.stages],
         "swept": dict(result.swept),
     }
     return {**result.config, "prunegpt": own}

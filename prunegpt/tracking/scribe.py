@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from prunegpt.errors import PruneGPTError, StoreError
 from prunegpt.records import TrialResult
 from prunegpt.root import Root
-from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.tracking import WandbSpec
 from prunegpt.store import Store
 from prunegpt.tracking.client import Server, is_ours
@@ -78,7 +77,7 @@ class Scribe:
         log = self._log(result)
         if log is None:
             return
-        rows = rows_of(TrialPlan.model_validate(result.plan), store.points(result.id))
+        rows = rows_of(result.plan, store.points(result.id))
         self._guarded(lambda: log.log(rows[:-1]))  # the last may not be whole
 
     def _ended(self, store: Store, result: TrialResult) -> None:
@@ -100,7 +99,7 @@ class Scribe:
         """Sends a trial that has ended, or keeps it; what came of it."""
         run = run_id(result)
         before = posted(self.root, run)
-        rows = rows_of(TrialPlan.model_validate(result.plan), store.points(result.id))
+        rows = rows_of(result.plan, store.points(result.id))
         log = self._log(result)
         told = {"rows": len(rows), "folder": log.folder if log else "", "problem": "" if log else "no run could begin"}
         note = self._note(result).model_copy(update=told)

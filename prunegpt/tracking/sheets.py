@@ -9,8 +9,8 @@ from prunegpt.planning.fingerprint import digest
 from prunegpt.registry import RENDERERS
 from prunegpt.report.figures import png
 from prunegpt.report.gallery import figures_of
+from prunegpt.report.measure import stored_windows
 from prunegpt.report.tables import build_table
-from prunegpt.report.windows import stored_windows
 from prunegpt.root import Root
 from prunegpt.spec.tracking import WandbSpec
 from prunegpt.store import Store

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from prunegpt.records import TrialResult
-from prunegpt.report.windows import stored_windows
+from prunegpt.report.measure import stored_windows
 from prunegpt.root import Root
 from prunegpt.web.intervals import Intervals
 from prunegpt.web.kept import Kept

@@ -10,8 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from prunegpt.errors import PruneGPTError, StoreError, UnknownPartError
-from prunegpt.report.errors import ReportError
+from prunegpt.errors import PruneGPTError, ReportError, StoreError, UnknownPartError
 from prunegpt.web.dashboard import Dashboard
 
 PREFIX = "/api/v1"
@@ -72,9 +71,9 @@ class Endpoint:
     """
 
     path: str
-    handler: Callable[[Dashboard, Call], "Answer | Response"]
+    handler: Callable[[Dashboard, Call], "BaseModel | Response"]
     summary: str
-    gives: type[Answer] | None = None
+    gives: type[BaseModel] | None = None
     query: type[Asked] = Nothing
     body: type[Asked] | None = None
     media: tuple[str, ...] = ("application/json",)
@@ -102,7 +101,7 @@ class Endpoint:
         return found if isinstance(found, Response) else reply(found)
 
 
-def reply(answer: Answer, status: int = 200) -> Response:
+def reply(answer: BaseModel, status: int = 200) -> Response:
     """An answer as JSON; what is not finite is null."""
     return Response(answer.model_dump_json(by_alias=True), status_code=status, media_type="application/json")
 

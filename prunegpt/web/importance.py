@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunegpt.report.errors import ReportError
+from prunegpt.errors import ReportError
 
 _ONE_AT_A_TIME = (
     threading.Lock()

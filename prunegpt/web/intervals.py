@@ -5,10 +5,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
-from prunegpt.report.errors import ReportError
-from prunegpt.report.measure import is_measured, measure
-from prunegpt.report.windows import WindowsOf
+from prunegpt.report.measure import WindowsOf, measure
 
 Bounds = tuple[float, float]
 _Key = tuple[str, str]  # of the stage, of the evaluation
@@ -104,6 +103,4 @@ class Intervals:
 
 
 def _key(trial: TrialResult) -> _Key | None:
-    if not is_measured(trial) or trial.evaluation is None:
-        return None
-    return trial.stages[-1].key, trial.evaluation.key
+    return (trial.stages[-1].key, trial.measured.key) if trial.measured else None

@@ -18,9 +18,10 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import RDBStorage
 from optuna.study._frozen import FrozenStudy
 
+from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
-from prunegpt.report.errors import ReportError
-from prunegpt.report.figures import png, training_curves
+from prunegpt.report.figures import draw, png
+from prunegpt.report.plots import training
 from prunegpt.web.api.figures import curves
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.rows import row
@@ -128,7 +129,7 @@ class Figures(FileSystemArtifactStore):
         sparsity = [replace(found["sparsity"], label="pruned")] if any(found["sparsity"].values) else []
         try:
             with self._alone:
-                return io.BytesIO(png(training_curves(perplexity, sparsity, trial.name)))
+                return io.BytesIO(png(draw(training(perplexity, sparsity, trial.name))))
         except ReportError as error:
             raise ArtifactNotFound(str(error)) from error
 

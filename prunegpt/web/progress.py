@@ -1,8 +1,7 @@
 """How far a sweep is, what runs now, and when it will be done."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from prunegpt.planning.budget import train_tokens
 from prunegpt.records import TrialResult
@@ -48,7 +47,7 @@ def slots(dashboard: Dashboard, sweep: str | None = None) -> list[Slot]:
         trial = known[running.trial]
         newest = max(running.last.values(), key=lambda point: (point.stage, point.step, point.time), default=None)
         stage = newest.stage if newest else 0
-        planned = trial.plan.get("stages", ())
+        planned = trial.plan.stages
         values = {name: point for (index, name), point in running.last.items() if index == stage}
         total = values.get("total_steps")
         found.append(
@@ -56,7 +55,7 @@ def slots(dashboard: Dashboard, sweep: str | None = None) -> list[Slot]:
                 trial=address(trial),
                 id=trial.id,
                 stage=stage,
-                kind=planned[stage]["kind"] if stage < len(planned) else "",
+                kind=planned[stage].kind if stage < len(planned) else "",
                 step=newest.step if newest else 0,
                 total=round(total.value) if total is not None and total.value is not None else None,
                 tokens=newest.tokens if newest else 0,
@@ -85,13 +84,13 @@ def progress(
     came: dict[str, int] = {}
     seconds: dict[str, float] = {}
     for trial in trials:
-        for index, stage in enumerate(trial.plan.get("stages", ())):
+        for index, stage in enumerate(trial.plan.stages):
             if index < len(trial.stages):
                 record = trial.stages[index]
-                planned[stage["key"]] = came[stage["key"]] = record.train_tokens
-                seconds[stage["key"]] = record.seconds
-            elif stage["key"] not in planned:
-                planned[stage["key"]] = _tokens(stage, budgets)
+                planned[stage.key] = came[stage.key] = record.train_tokens
+                seconds[stage.key] = record.seconds
+            elif stage.key not in planned:
+                planned[stage.key] = _tokens(stage, budgets)
     now = sum(slot.tokens for slot in running)
     known = [tokens for tokens in planned.values() if tokens is not None]
     total = sum(known) if len(known) == len(planned) else None
@@ -105,15 +104,11 @@ def progress(
     )
 
 
-def _tokens(stage: Mapping[str, Any], budgets: dict[str, int | None]) -> int | None:
+def _tokens(plan: StagePlan, budgets: dict[str, int | None]) -> int | None:
     """Tokens that a planned stage will train on, where its text's length is declared or its steps are."""
-    key = stage["key"]
-    if key not in budgets:
-        plan = StagePlan.model_validate(stage)
-        declared = plan.data.tokens if plan.data else None
-        blocks = declared // plan.data.block_size if declared and plan.data else None
-        budgets[key] = None if plan.kind == "pretrain" else train_tokens(plan, blocks)
-    return budgets[key]
+    if plan.key not in budgets:
+        budgets[plan.key] = None if plan.kind == "pretrain" else train_tokens(plan, plan.declared_blocks)
+    return budgets[plan.key]
 
 
 def _eta(total: int | None, finished: int, now: int, seconds: float, running: Sequence[Slot]) -> float | None:

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from prunegpt.records import EARLY_STOP, TrialResult
 from prunegpt.report.columns import asked_sparsity
-from prunegpt.report.measure import is_measured
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer
 
@@ -40,6 +39,8 @@ class TrialRow(Answer):
     high: float | None
     loss: float | None
     protocol: str | None
+    split: str | None
+    text: str | None
     sparsity: float | None
     sparsity_all: float | None
     target: float | None
@@ -82,6 +83,7 @@ _COLUMNS = (
     ("ended", "Ended", "time"),
     ("reason", "Reason", "text"),
     ("search", "Search", "text"),
+    ("split", "Measured on", "text"),
 )
 
 
@@ -135,13 +137,13 @@ def stages(trial: TrialResult) -> list[StageShort]:
     done = {stage.index: stage for stage in trial.stages}
     found = []
     reached = False
-    for index, planned in enumerate(trial.plan.get("stages", ())):
+    for index, planned in enumerate(trial.plan.stages):
         state: StageState = "published"
         if index not in done:
             state = "waiting" if reached else _STATES.get(trial.state, "waiting")
             reached = True
         cached = index in done and done[index].cached
-        found.append(StageShort(key=planned["key"], kind=planned["kind"], cached=cached, state=state))
+        found.append(StageShort(key=planned.key, kind=planned.kind, cached=cached, state=state))
     return found
 
 
@@ -156,11 +158,11 @@ _STATES: Mapping[str, StageState] = {
 _VALUES: Mapping[str, Callable[[TrialResult], Plain]] = {
     "name": lambda trial: trial.name,
     "state": lambda trial: trial.state,
-    "perplexity": lambda trial: trial.evaluation.perplexity if is_measured(trial) and trial.evaluation else None,
+    "perplexity": lambda trial: trial.measured.perplexity if trial.measured else None,
     "sparsity": lambda trial: trial.sparsity.pruned if trial.state == "finished" and trial.sparsity else None,
     "sparsity_all": lambda trial: trial.sparsity.overall if trial.state == "finished" and trial.sparsity else None,
     "target": asked_sparsity,
-    "loss": lambda trial: trial.evaluation.loss if is_measured(trial) and trial.evaluation else None,
+    "loss": lambda trial: trial.measured.loss if trial.measured else None,
     "tokens": lambda trial: sum(stage.train_tokens for stage in trial.stages),
     "seconds": lambda trial: sum(stage.seconds for stage in trial.stages),
     "label": lambda trial: trial.label,
@@ -170,8 +172,10 @@ _VALUES: Mapping[str, Callable[[TrialResult], Plain]] = {
     "started": lambda trial: trial.started,
     "ended": lambda trial: trial.ended,
     "reason": lambda trial: trial.reason,
-    "search": lambda trial: str(trial.plan.get("search", "")),
-    "protocol": lambda trial: trial.evaluation.protocol if is_measured(trial) and trial.evaluation else None,
+    "search": lambda trial: trial.plan.search,
+    "protocol": lambda trial: trial.measured.protocol if trial.measured else None,
+    "split": lambda trial: trial.measured.split if trial.measured else None,
+    "text": lambda trial: trial.measured.comparison_key.text if trial.measured else None,
     "error": lambda trial: trial.error,
     "id": lambda trial: trial.id,
 }

@@ -30,7 +30,7 @@ def measure(settings: Settings) -> Iterator[Row]:
     with_metric, without = (_trainer(settings, model, tokens, metric=metric) for metric in (True, False))
 
     def ours() -> None:
-        found["ours"] = evaluate(model, _windows(tokens), device=torch.device(settings.device)).loss
+        found["ours"] = evaluate(model, _windows(tokens), device=torch.device(settings.device))[0].loss
 
     def example() -> None:
         found["example"] = with_metric.evaluate()["eval_loss"]

@@ -80,7 +80,7 @@ def _rows(
     )
     if measured is None:
         return
-    found = {name: evaluate(model, measured).perplexity for name, model in (("ours", ours), ("naive", theirs))}
+    found = {name: evaluate(model, measured)[0].perplexity for name, model in (("ours", ours), ("naive", theirs))}
     if settings.threads > 1:
         found["ours on one thread"] = _on_one_thread(settings, load(), windows, measured)
     yield Row.of(
@@ -116,7 +116,7 @@ def _on_one_thread(settings: Settings, model: Any, windows: Tensor, measured: Wi
     torch.set_num_threads(1)
     _ours(model, windows, settings.clock)
     torch.set_num_threads(settings.threads)
-    return evaluate(model, measured).perplexity
+    return evaluate(model, measured)[0].perplexity
 
 
 def _theirs(model: Any, windows: Tensor, clock: Clock) -> list[float]:

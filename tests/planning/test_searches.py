@@ -184,8 +184,9 @@ WRONG = {
     "conditions that exclude one another": (
         "space: {a: [1]}".replace(
             "a: [1]",
-            "precision: [float32, auto], device: {values: [cpu], when: {precision: auto}}, "
-            "stages.0.prune.sparsity: {values: [0.5], when: {device: cpu, precision: float32}}",
+            "stages.0.prune.propagate: [true, false], "
+            "device: {values: [cpu], when: {stages.0.prune.propagate: false}}, "
+            "stages.0.prune.sparsity: {values: [0.5], when: {device: cpu, stages.0.prune.propagate: true}}",
         ),
         "search.space.stages.0.prune.sparsity",
         "conditions exclude one another",
@@ -291,3 +292,24 @@ def test_a_sampler_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.
     search = {"space": {"stages.0.prune.sparsity": [0.5]}, "n_trials": 2, "sampler": "cmaes"}
     found = only(problems({"name": "s", "stages": [{"prune": {"sparsity": 0.5}}], "search": search}))
     assert "Run: pip install cmaes" in found.message
+
+
+@pytest.mark.parametrize(
+    ("space", "fixed"),
+    [
+        ({"precision": ["float32", "bfloat16"]}, {"precision": "float32"}),
+        ({"data.block_size": [64, 128]}, {"block_size": 64}),
+        ({"evaluate.max_windows": [2, 3]}, None),
+        ({"evaluate.split": ["train", "validation"]}, None),
+    ],
+)
+def test_trials_of_a_search_are_measured_alike(space: dict[str, Any], fixed: dict[str, Any] | None) -> None:
+    data = {"path": "builtin:text", "block_size": 64}
+    trial = {"name": "s", "data": data, "search": {"space": space, "n_trials": 2}}
+    problem = only(problems(trial))
+    assert problem.where == "trials.0.search.space"
+    assert "so they must be measured alike" in problem.message
+    sparsity = {"space": space, "n_trials": 2, "objectives": ["sparsity"]}
+    assert planner({**trial, "search": sparsity}).plan.searches
+    if fixed:
+        assert planner({**trial, "evaluate": fixed}).plan.searches

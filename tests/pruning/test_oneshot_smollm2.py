@@ -51,7 +51,7 @@ def perplexity(model: Any, smollm2: Path, wikitext2: Path) -> float:
     windows = evaluation_windows(
         "stream", tokenizer, path=wikitext2, split="test", block_size=LENGTH, max_windows=WINDOWS
     )
-    return evaluate(model, windows).perplexity
+    return evaluate(model, windows)[0].perplexity
 
 
 def test_sparsegpt_at_half(model: Any, calibration: Tensor, smollm2: Path, wikitext2: Path) -> None:

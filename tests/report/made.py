@@ -1,6 +1,7 @@
 """Trials made by hand, as the store would give them."""
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from prunegpt.records import Evaluation, SparsityRecord, StageRecord, TrialResult, TrialState
 from prunegpt.report.statistics import Windows, mean_loss
+from prunegpt.spec.plan import TrialPlan
 
 _IDS = itertools.count(1)
 PROTOCOL = "blocks/validation/1024/gpt2"
@@ -60,10 +62,17 @@ def make_trial(
     ended: float = 1_700_000_000.0,
 ) -> TrialResult:
     """A trial that was loaded and went through `stages`, plans such as {"kind": "finetune", "finetune": {}}."""
-    chain = [
-        {"kind": "load", "key": f"{name}-load"},
-        *({**stage, "key": f"{name}-{i}"} for i, stage in enumerate(stages)),
-    ]
+    model, data = {"source": "gpt2"}, {"path": "builtin:text"}
+    chain = [{"kind": "load"}, *stages]
+    for stage in chain:
+        if isinstance(taught := stage.get("distill"), dict):
+            taught.setdefault("teacher", "teacher")
+    keyed = [{"model": model, "key": f"{name}-{i}", **stage} for i, stage in enumerate(chain)]
+    planned = {
+        "sweep": sweep, "name": name, "group": group or name, "seed": seed, "label": label, "order": order,
+        "implicit": implicit, "model": model, "data": data, "evaluate": {}, "evaluation_key": "e", "stages": keyed,
+        "teachers": teachers or {}, "config": config or {}, **(plan or {}),
+    }  # fmt: skip
     sparsity = SparsityRecord(
         pruned=pruned, overall=pruned * 0.68, selected=84_934_656, parameters=124_439_808, target=target,
         layers=tuple(layers), by_tensor={f"transformer.h.{i}.mlp.c_fc.weight": pruned for i in layers},
@@ -81,23 +90,13 @@ def make_trial(
             versions={"prunegpt": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0"},
             device="cpu",
         )
-        for index, stage in enumerate(chain)
+        for index, stage in enumerate(keyed)
     )
     return TrialResult(
         id=next(_IDS),
-        sweep=sweep,
-        name=name,
-        group=group or name,
-        seed=seed,
-        label=label,
-        order=order,
-        implicit=implicit,
+        plan=TrialPlan.reopened(json.dumps(planned)),
         shown=shown,
         state=state,
-        key=chain[-1]["key"],
-        evaluation_key="e",
-        config=config or {},
-        plan={"stages": chain, "teachers": teachers or {}, "seed": seed, **(plan or {})},
         stages=records if state != "waiting" else (),
         reason=reason,
         ended=ended if state != "waiting" else None,

@@ -1,12 +1,16 @@
 """An archive gives back what a table needs, to the last digit, and nothing of the machine it was made on."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from prunegpt.errors import ReportError
+from prunegpt.records import GOES_BY
 from prunegpt.report.archive import read_archive, write_archive
-from prunegpt.report.errors import ReportError
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
 from tests.report.made import draw_windows, evaluation, make_trial
@@ -31,8 +35,8 @@ def test_a_table_of_an_archive_is_that_of_the_store(tmp_path: Path) -> None:
 
 def test_paths_and_messages_stay_at_home(tmp_path: Path) -> None:
     config = {"model": {"source": "/home/somebody/models/gpt2"}, "data": {"files": {"train": ["/home/somebody/a.txt"]}}}
-    trial = make_trial("a").model_copy(
-        update={"config": config, "state": "failed", "error": "no space on /home/somebody", "reason": "disk-full"}
+    trial = make_trial("a", config=config).model_copy(
+        update={"state": "failed", "error": "no space on /home/somebody", "reason": "disk-full"}
     )
     write_archive(tmp_path, sweep="s", tables=[TABLE], results=[trial], windows=lambda _: None)
     assert "somebody" not in (tmp_path / "results.json").read_text()
@@ -43,4 +47,34 @@ def test_paths_and_messages_stay_at_home(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_archive(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"an archive of results must hold results\.json and windows\.npz"):
+        read_archive(tmp_path)
+
+
+def kept_as(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """An archive of one trial, as another version would have written it."""
+    write_archive(folder, sweep="s", tables=[TABLE], results=[make_trial("a")], windows=lambda _: None)
+    file = folder / "results.json"
+    content = json.loads(file.read_text())
+    (result,) = content["results"]
+    change(result)
+    file.write_text(json.dumps(content))
+    return folder
+
+
+def test_an_archive_of_another_version_is_read(tmp_path: Path) -> None:
+    def change(result: dict[str, Any]) -> None:
+        plan = result["plan"]
+        result |= {name: plan[name] for name in GOES_BY} | {"key": "k", "of a later version": 1}
+        plan["of a later version"] = plan["evaluate"]["likewise"] = 1
+        del plan["divide"]
+
+    (found,) = read_archive(kept_as(tmp_path, change)).results
+    assert found.plan == make_trial("a").plan
+
+
+def test_a_plan_that_cannot_be_read_is_named_with_the_way_out(tmp_path: Path) -> None:
+    kept_as(tmp_path, lambda result: result["plan"].pop("stages"))
+    with pytest.raises(
+        ReportError, match=r"plan of wikitext2/a in .*: stages is missing\. Write the archive anew with"
+    ):
         read_archive(tmp_path)

@@ -3,6 +3,7 @@
 import io
 import itertools
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 from PIL import Image
 
+from prunegpt.errors import ReportError
 from prunegpt.records import Point
-from prunegpt.report.errors import ReportError
 from prunegpt.report.figure_data import (
     DENSE,
     OKABE_ITO,
@@ -26,16 +27,14 @@ from prunegpt.report.figure_data import (
     sparsity_points,
 )
 from prunegpt.report.figures import (
+    draw,
     html,
-    layer_sensitivity,
-    pareto_front,
-    perplexity_over_sparsity,
     png,
     save,
     sparsity_heat_map,
     svg,
-    training_curves,
 )
+from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
 from tests.report.made import Kept, draw_windows, make_trial
 
 POINTS = (
@@ -50,12 +49,16 @@ CURVES = (Curve("a", (0.0, 10.0, 20.0), (500.0, 100.0, 60.0)), Curve("b", (0.0, 
 HEAT = heat_map({f"h.{i}.{t}.weight": 0.5 + i / 30 for i in range(12) for t in ("attn.c_attn", "mlp.c_fc")})
 
 
+def drawing(make: Callable[..., Plot]) -> Callable[..., Figure]:
+    return lambda *data, **options: draw(make(*data, **options))
+
+
 def drawn() -> dict[str, Figure]:
     return {
-        "sparsity": perplexity_over_sparsity(POINTS),
-        "pareto": pareto_front(POINTS),
-        "layers": layer_sensitivity(BARS, dense=21.76),
-        "training": training_curves(CURVES, (Curve("a", (0.0, 20.0), (0.0, 90.0)),)),
+        "sparsity": drawing(over_sparsity)(POINTS),
+        "pareto": drawing(front)(POINTS),
+        "layers": drawing(by_layer)(BARS, dense=21.76),
+        "training": drawing(training)(CURVES, (Curve("a", (0.0, 20.0), (0.0, 90.0)),)),
         "heat": sparsity_heat_map(HEAT),
     }
 
@@ -67,7 +70,8 @@ def visible_text(figure: Figure) -> str:
 
 def lines(figure: Figure, axes: int = 0) -> list[tuple[list[float], list[float]]]:
     return [
-        (list(map(float, line.get_xdata())), list(map(float, line.get_ydata()))) for line in figure.axes[axes].lines
+        ([round(float(x), 9) for x in line.get_xdata()], [round(float(y), 9) for y in line.get_ydata()])
+        for line in figure.axes[axes].lines
     ]
 
 
@@ -96,7 +100,7 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_perplexity_over_sparsity_draws_every_point_and_interval() -> None:
-    figure = perplexity_over_sparsity(POINTS[:4])
+    figure = drawing(over_sparsity)(POINTS[:4])
     found = lines(figure)
     assert ([50.0, 90.0], [60.3, 66.6]) in found
     for point in POINTS[:3]:
@@ -107,16 +111,16 @@ def test_perplexity_over_sparsity_draws_every_point_and_interval() -> None:
 
 def test_a_line_goes_through_the_lowest_at_each_sparsity() -> None:
     points = [SparsityPoint(str(i), "m", s, p) for i, (s, p) in enumerate([(90, 70.0), (50, 60.0), (90, 66.0)])]
-    assert ([50.0, 90.0], [60.0, 66.0]) in lines(perplexity_over_sparsity(points))
+    assert ([50.0, 90.0], [60.0, 66.0]) in lines(drawing(over_sparsity)(points))
 
 
 def test_wide_ranges_are_logarithmic_and_narrow_ones_are_not() -> None:
-    assert perplexity_over_sparsity(POINTS).axes[0].get_yscale() == "log"
-    assert perplexity_over_sparsity(POINTS[:4]).axes[0].get_yscale() == "linear"
+    assert drawing(over_sparsity)(POINTS).axes[0].get_yscale() == "log"
+    assert drawing(over_sparsity)(POINTS[:4]).axes[0].get_yscale() == "linear"
 
 
 def test_labels_are_text_and_not_mathematics() -> None:
-    text = visible_text(perplexity_over_sparsity(POINTS))
+    text = visible_text(drawing(over_sparsity)(POINTS))
     assert "we <b> & $x" in text
 
 
@@ -139,14 +143,14 @@ def test_the_front_is_what_brute_force_finds() -> None:
 
 
 def test_layer_bars_start_at_the_dense_model() -> None:
-    found = lines(layer_sensitivity(BARS, dense=21.76))
+    found = lines(drawing(by_layer)(BARS, dense=21.76))
     for bar in BARS:
         assert ([bar.layer] * 2, [21.76, bar.perplexity]) in found
         assert ([bar.layer] * 2, [bar.low, bar.high]) in found
 
 
 def test_training_curves_share_their_steps() -> None:
-    figure = training_curves(CURVES, (Curve("a", (0.0, 20.0), (0.0, 90.0)),))
+    figure = drawing(training)(CURVES, (Curve("a", (0.0, 20.0), (0.0, 90.0)),))
     above, below = figure.axes
     assert above.get_xlim() == below.get_xlim()
     assert (list(CURVES[0].steps), list(CURVES[0].values)) in lines(figure, 0)
@@ -173,7 +177,7 @@ def test_colours_stay_apart_for_the_colour_blind() -> None:
 
 def test_many_lines_have_looks_of_their_own() -> None:
     points = [SparsityPoint(str(i), f"m{i}", s, 60.0 + i) for i in range(20) for s in (50.0, 90.0)]
-    axes = perplexity_over_sparsity(points).axes[0]
+    axes = drawing(over_sparsity)(points).axes[0]
     looks = {
         (line.get_color(), line.get_marker(), line.get_linestyle())
         for line in axes.lines
@@ -185,10 +189,10 @@ def test_many_lines_have_looks_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: perplexity_over_sparsity([]), "needs measured trials"),
-        (lambda: pareto_front([]), "needs measured trials"),
-        (lambda: layer_sensitivity([]), "pruned a single layer"),
-        (lambda: training_curves([Curve("a", (), ())]), "needs curve points"),
+        (lambda: drawing(over_sparsity)([]), "needs measured trials"),
+        (lambda: drawing(front)([]), "needs measured trials"),
+        (lambda: drawing(by_layer)([]), "pruned a single layer"),
+        (lambda: drawing(training)([Curve("a", (), ())]), "needs curve points"),
         (lambda: sparsity_heat_map(heat_map({})), "needs tensors"),
     ],
 )
@@ -212,7 +216,7 @@ def test_points_come_from_what_was_measured() -> None:
     assert (dense.method, dense.sparsity) == (DENSE, 0.0)
     assert (pruned.method, pruned.sparsity) == ("magnitude (cubic)", pytest.approx(90.0))
     assert pruned.perplexity == pytest.approx((np.exp(3.1) + np.exp(3.2)) / 2, rel=0.1)
-    assert distilled.method == "magnitude, distilled"
+    assert distilled.method == "magnitude (cubic), distilled"
     assert distilled.low is not None
     assert distilled.low < distilled.perplexity < (distilled.high or 0)
     assert [bar.layer for bar in layer_bars(results, kept)] == [4]

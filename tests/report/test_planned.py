@@ -3,7 +3,7 @@
 import pytest
 
 from prunegpt.planning.resolve import plan_data
-from prunegpt.report.planned import with_planned
+from prunegpt.report.rows import with_planned
 from prunegpt.report.tables import build_table
 from prunegpt.spec.plan import SweepPlan
 

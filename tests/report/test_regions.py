@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunegpt.report.errors import ReportError
+from prunegpt.errors import ReportError
 from prunegpt.report.regions import find_regions, replace_region, stale, update_file
 
 README = """# Title

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
-from prunegpt.report.errors import ReportError
+from prunegpt.errors import ReportError
 from prunegpt.report.seeds import Source, combined_test, compare_seeds, spread, spread_interval
 from prunegpt.report.statistics import compare_windows, mean_loss
 from tests.report.made import draw_windows

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunegpt.report.errors import ReportError
+from prunegpt.errors import ReportError
 from prunegpt.report.statistics import (
     check_paired,
     check_windows,

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunegpt.errors import UnknownPartError
+from prunegpt.errors import ReportError, UnknownPartError
 from prunegpt.report.cells import Cell, Table, slug
-from prunegpt.report.errors import ReportError
 from prunegpt.report.statistics import perplexity_interval
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
@@ -176,7 +175,7 @@ def test_seeds_of_one_row_must_share_a_protocol() -> None:
         kept.trial("a@1", draw_windows(3.0), group="a", seed=1),
         kept.trial("a@2", draw_windows(3.0), group="a", seed=2, protocol="other"),
     ]
-    with pytest.raises(ReportError, match="seeds of one row must be measured with one protocol"):
+    with pytest.raises(ReportError, match="must be measured alike, but between a@1 and a@2 the protocol is"):
         table(results, kept)
 
 

@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
-from prunegpt.report.measure import Measured
+from prunegpt.records import ComparisonKey
+from prunegpt.report.measure import Measured, beside_median
 from prunegpt.report.statistics import compare_windows, mean_loss
-from prunegpt.report.typical import beside_median
 from tests.report.made import draw_windows
 
 
 def measured(shift: float, *, seed: int = 1, protocol: str = "p") -> Measured:
     windows = draw_windows(3.0 + shift, count=64, seed=seed)
-    return Measured(float(np.exp(mean_loss(windows))), None, 1, None, protocol, "k", {42: windows}, fixed=True)
+    key = ComparisonKey("text", "validation", protocol)
+    return Measured(float(np.exp(mean_loss(windows))), None, 1, None, key, {42: windows}, fixed=True)
 
 
 def test_the_ratio_is_to_the_row_in_the_middle() -> None:

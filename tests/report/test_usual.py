@@ -3,15 +3,14 @@
 from typing import Any
 
 from prunegpt.records import TrialResult
-from prunegpt.report.tables import Table, build_table
-from prunegpt.report.usual import usual_table
+from prunegpt.report.tables import Table, build_table, usual_table
 from tests.report.made import evaluation, make_trial
 
 
 def swept(name: str, perplexity: float = 20.0, **values: Any) -> TrialResult:
     config = {"train": {key.removeprefix("train."): value for key, value in values.items() if "train." in key}}
     trial = make_trial(name, config=config, measured=evaluation(perplexity=perplexity))
-    return trial.model_copy(update={"swept": values})
+    return trial.model_copy(update={"plan": trial.plan.model_copy(update={"swept": values})})
 
 
 def built(trials: list[TrialResult]) -> Table:

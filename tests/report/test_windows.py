@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunegpt.report.errors import ReportError
-from prunegpt.report.windows import check_belongs, stored_windows
+from prunegpt.errors import ReportError
+from prunegpt.report.measure import check_belongs, stored_windows
 from prunegpt.root import Root
 from tests.report.made import draw_windows, evaluation, make_trial
 

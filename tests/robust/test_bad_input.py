@@ -21,7 +21,7 @@ from prunegpt.cli import WAYS_OUT, app, main
 from prunegpt.errors import PruneGPTError, SpecError
 from prunegpt.planning.resolve import plan_data
 from prunegpt.registry import RENDERERS
-from prunegpt.report.planned import with_planned
+from prunegpt.report.rows import with_planned
 from prunegpt.report.tables import build_table
 from prunegpt.spec.columns import COLUMNS
 from prunegpt.spec.plan import SweepPlan

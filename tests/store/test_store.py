@@ -1,20 +1,25 @@
 """What is written is read again: sweeps, attempts, stages, curves; on both databases."""
 
 import itertools
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select, update
 
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, Evaluation, Point, SparsityRecord, StageRecord
 from prunegpt.root import Root
-from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.schema import TableSpec
+from prunegpt.spec.search import SearchSpec
 from prunegpt.store import Store
+from prunegpt.store.schema import trial
 from prunegpt.sweep.coordinator import run_sweep
 from tests.sweep import fake_worker
 from tests.sweep.fork_launcher import ForkLauncher
@@ -332,3 +337,43 @@ def test_thousands_of_trials_are_read_fast(store: Store) -> None:
     results = store.results("words")
     assert time.perf_counter() - started < 5
     assert sum(len(result.stages) for result in results) == 400
+
+
+READS: dict[str, Callable[[Store], object]] = {
+    "results": lambda store: store.results("words"),
+    "result": lambda store: store.result("words/a"),
+    "results_of": lambda store: store.results_of([1]),
+    "points": lambda store: store.points(1),
+    "curves": lambda store: store.curves(1),
+    "series": lambda store: store.series(1, lambda stage, name: True),
+    "held": lambda store: store.held("words"),
+    "suggested": lambda store: store.suggested(make_plan().model_copy(update={"searches": (SEARCH,)})),
+    "keep_suggested": lambda store: store.keep_suggested("words", "s", ()),
+    "start_attempt": lambda store: store.start_attempt(1),
+}
+SEARCH = SearchPlan(name="s", index=0, order=0, spec=SearchSpec(space={"a": {"low": 0, "high": 1}}, n_trials=2))
+
+
+def rewrite(store: Store, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the plan that is stored of the only trial."""
+    with store._writer.begin() as connection:
+        tree = json.loads(connection.execute(select(trial.c.plan)).scalar_one())
+        change(tree)
+        connection.execute(update(trial).values(plan=json.dumps(tree)))
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_plan_of_another_version_is_read_and_one_that_cannot_be_is_named(
+    read: Callable[[Store], object], store: Store
+) -> None:
+    one = make_trial("a", "load tuned").model_copy(update={"search": "s", "number": 1})
+    store.save_sweep(make_plan(one))
+    rewrite(store, lambda tree: tree["stages"][1].update({"of a later version": [2]}))
+    read(store)
+    rewrite(store, lambda tree: tree.pop("evaluate"))
+    with pytest.raises(
+        StoreError, match=r"plan of words/a cannot be read .*: evaluate is missing\. Run its spec again"
+    ):
+        read(store)
+    store.save_sweep(make_plan(one))
+    read(store)

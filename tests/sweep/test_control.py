@@ -187,6 +187,12 @@ def test_failures_are_told_with_the_end_of_their_logs(bench: Any, command: Calla
     assert (bench.root.path / history[1]["log"]).exists()
 
 
+def test_a_list_says_which_perplexities_are_no_others_company(bench: Any, command: Callable[..., str]) -> None:
+    bench.run(make_trial("a", "load a"), make_trial("b", "load b"), make_trial("odd", "load c", evaluation_key="other"))
+    told = command("sweep", "status", "words")
+    assert "note: measured otherwise than the rest, so not to be compared with it: odd\n" in told
+
+
 def test_many_finished_trials_are_counted_instead_of_listed(bench: Any, command: Callable[..., str]) -> None:
     bench.run(*(make_trial(f"t{index}", "load a") for index in range(205)), make_trial("bad", "load b", fail="b"))
     status = command("sweep", "status", "words")

@@ -290,7 +290,7 @@ def test_a_trial_that_came_from_the_cache_is_compared_with_too(store: Store) -> 
     assert isinstance(stopper, CurveStopper)
     kept(store, ids, first, [9.0, 8.0], "finished")
     stopper.end(copy, "finished")
-    told = stopper._study.trials
+    told = next(iter(stopper._studies.values())).trials
     assert [trial.intermediate_values for trial in told] == [{1: 9.0, 2: 8.0}] * 2
     assert [trial.values for trial in told] == [[8.0]] * 2
 
@@ -310,7 +310,7 @@ def test_trials_of_an_earlier_spec_are_no_history_but_those_of_a_search_are(stor
     store.save_sweep(plan)  # the coordinator does, before anything runs
     assert isinstance(stopper, CurveStopper)
     stopper.end(new, "failed")
-    assert [trial.values for trial in stopper._study.trials] == [[8.0], None]
+    assert [trial.values for trial in next(iter(stopper._studies.values())).trials] == [[8.0], None]
 
 
 def test_the_first_points_of_a_run_are_judged_though_the_store_has_them_already(store: Store) -> None:
@@ -335,3 +335,25 @@ def test_a_sweep_without_the_rule_gives_nothing_up(store: Store) -> None:
 def test_an_option_that_a_rule_does_not_take_is_named() -> None:
     with pytest.raises(PruneGPTError, match=r"early stop median must be given options that it takes.*n_startup_trials"):
         stopper_of("median", options={"startup": 3})
+
+
+def test_trials_that_are_measured_in_different_ways_are_not_compared() -> None:
+    """The worse ones have another text, or another tokeniser: nobody can say that they are worse."""
+    stopper = stopper_of(options={"n_startup_trials": 1})
+    stopper.observe(make_trial("first", "load a"), [point(100, 5.0), point(200, 4.0)])
+    stopper.end(make_trial("first", "load a"), "finished")
+    worse = [point(100, 50.0), point(200, 40.0)]
+    other_text = make_trial("text", "load b", evaluation_key="of another text")
+    assert stopper.observe(other_text, worse) is None
+    tokenised = make_trial("tokeniser", "load c")
+    tokenised = tokenised.model_copy(update={"model": tokenised.model.model_copy(update={"tokenizer": "other"})})
+    assert stopper.observe(tokenised, worse) is None
+    assert stopper.observe(make_trial("alike", "load d"), worse) is not None
+
+
+def test_the_loss_of_training_is_compared_whatever_is_measured() -> None:
+    stopper = stopper_of(metric="loss", options={"n_startup_trials": 1})
+    stopper.observe(make_trial("first", "load a"), [point(100, 5.0, name="loss"), point(200, 4.0, name="loss")])
+    stopper.end(make_trial("first", "load a"), "finished")
+    other = make_trial("text", "load b", evaluation_key="of another text")
+    assert stopper.observe(other, [point(100, 50.0, name="loss"), point(200, 40.0, name="loss")]) is not None

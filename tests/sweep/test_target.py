@@ -81,6 +81,15 @@ def test_failures_and_trials_of_other_sweeps_reach_no_target(bench: Any) -> None
     assert outcome.reached == "words/last"
 
 
+def test_a_trial_that_is_measured_otherwise_than_the_first_reaches_no_target(bench: Any) -> None:
+    plan = make_plan(
+        make_trial("first", "load aaaaaa"),
+        make_trial("otherwise", "load bb", evaluation_key="of another text"),
+        make_trial("good", "load ccc"),
+    )
+    assert run(bench, plan).reached == "words/good"
+
+
 @pytest.mark.parametrize(
     ("direction", "value", "reached"),
     [("minimize", 4.0, [True, True, False]), ("maximize", 4.0, [False, True, True]), (None, 4.0, [True, True, False])],

@@ -306,7 +306,7 @@ def test_a_shared_curve_of_training_is_drawn_once(client: TestClient) -> None:
 
 def test_two_trials_are_compared_as_the_command_line_does(client: TestClient, kept: Root) -> None:
     from prunegpt.report.compare import compare
-    from prunegpt.report.windows import stored_windows
+    from prunegpt.report.measure import stored_windows
 
     pair = ["study/magnitude-0.9", "study/wanda-0.9"]
     found = get(client, f"{API}/compare", trial=pair)

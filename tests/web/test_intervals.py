@@ -4,8 +4,7 @@ import time
 
 from starlette.testclient import TestClient
 
-from prunegpt.report.measure import measure
-from prunegpt.report.windows import stored_windows
+from prunegpt.report.measure import measure, stored_windows
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.web.intervals import Intervals

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from prunegpt.report.errors import ReportError
+from prunegpt.errors import ReportError
 from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, LayerBar, SparsityPoint
+from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
 from prunegpt.root import Root
 from prunegpt.web import plots
 from prunegpt.web.app import create_app
@@ -29,25 +30,25 @@ POINTS = [
 ]
 
 
-def drawn(plot: plots.Plot) -> list[dict[str, Any]]:
+def drawn(plot: Plot) -> list[dict[str, Any]]:
     json.loads(plot.model_dump_json(), parse_constant=lambda constant: pytest.fail(constant))
     return plot.data
 
 
 def test_every_point_is_drawn_with_its_interval() -> None:
-    marked = [trace for trace in drawn(plots.over_sparsity(POINTS)) if trace["mode"] == "markers"]
+    marked = [trace for trace in drawn(over_sparsity(POINTS)) if trace["mode"] == "markers"]
     seen = {
         (trace["name"], x, y, y - below if below is not None else None)
         for trace in marked
         for x, y, below in zip(trace["x"], trace["y"], trace["error_y"]["arrayminus"], strict=True)
     }
     assert seen == {(point.method, point.sparsity, point.perplexity, point.low) for point in POINTS}
-    assert plots.over_sparsity(POINTS).layout["yaxis"]["type"] == "log"
-    assert "<b>" not in plots.over_sparsity(POINTS).model_dump_json().replace("<br>", "").split('"customdata"')[0]
+    assert over_sparsity(POINTS).layout["yaxis"]["type"] == "log"
+    assert "<b>" not in over_sparsity(POINTS).model_dump_json().replace("<br>", "").split('"customdata"')[0]
 
 
 def test_the_front_is_the_pareto_front() -> None:
-    front, *_ = drawn(plots.front(POINTS))
+    line, *_ = drawn(front(POINTS))
     best = [
         (point.sparsity, point.perplexity)
         for point in POINTS
@@ -56,12 +57,12 @@ def test_the_front_is_the_pareto_front() -> None:
             for other in POINTS
         )
     ]
-    assert list(zip(front["x"], front["y"], strict=True)) == sorted(best)
+    assert list(zip(line["x"], line["y"], strict=True)) == sorted(best)
 
 
 def test_bars_start_at_the_dense_model() -> None:
     bars = [LayerBar(0, 70.0, 68.0, 72.0), LayerBar(1, 61.0)]
-    bar, line = drawn(plots.by_layer(bars, dense=60.0))
+    bar, line = drawn(by_layer(bars, dense=60.0))
     assert [base + length for base, length in zip([bar["base"]] * 2, bar["y"], strict=True)] == [70.0, 61.0]
     assert bar["error_y"]["array"] == [2.0, None]
     assert line["y"] == [60.0, 60.0]
@@ -69,7 +70,7 @@ def test_bars_start_at_the_dense_model() -> None:
 
 def test_training_shows_perplexity_above_sparsity() -> None:
     perplexity, sparsity = Curve("a", (1.0, 2.0), (9.0, 8.0)), Curve("a", (1.0, 2.0), (0.0, 50.0))
-    above, below = drawn(plots.training([perplexity], [sparsity]))
+    above, below = drawn(training([perplexity], [sparsity]))
     assert (above["yaxis"], below["yaxis"]) == ("y", "y2")
     assert above["line"]["color"] == below["line"]["color"]
     assert [above["showlegend"], below["showlegend"]] == [True, False]
@@ -122,10 +123,10 @@ def test_hover_texts_of_parallel_lines_are_escaped() -> None:
 
 def test_nothing_to_draw_is_said() -> None:
     for make in (
-        lambda: plots.over_sparsity([]),
-        lambda: plots.front([]),
-        lambda: plots.by_layer([]),
-        lambda: plots.training([]),
+        lambda: over_sparsity([]),
+        lambda: front([]),
+        lambda: by_layer([]),
+        lambda: training([]),
         lambda: plots.parallel({}, [], []),
         lambda: plots.importance({}),
     ):

@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 
 from prunegpt.report.cells import Detail, Table, TableRow
-from prunegpt.report.render.flat import entries
 
 _LAST = ("state", "trial", "trials")
 
@@ -25,7 +24,7 @@ def render(tables: Sequence[Table]) -> str:
 
 def _flat(table: Table, row: TableRow) -> dict[str, Detail | list[str]]:
     flat: dict[str, Detail | list[str]] = {}
-    for name, value in entries(table, row).items():
+    for name, value in table.entries(row).items():
         if isinstance(value, tuple):
             flat[f"{name}_low"], flat[f"{name}_high"] = value
         else:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunegpt.report.cells import Table
-from prunegpt.report.render.flat import entries
 
 
 def render(tables: Sequence[Table]) -> str:
@@ -22,7 +21,7 @@ def _table(table: Table) -> dict[str, Any]:
         "title": table.title,
         "name": table.name,
         "columns": [heading.key for heading in table.columns],
-        "rows": [entries(table, row) for row in table.rows],
+        "rows": [table.entries(row) for row in table.rows],
         "footnotes": [{"symbol": note.symbol, "text": note.text} for note in table.footnotes],
         "provenance": table.provenance,
     }

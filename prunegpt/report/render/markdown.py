@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from prunegpt.report.cells import Cell, Table
-from prunegpt.report.render.line import one_line
+from prunegpt.report.format import one_line
 
 _ACTIVE = re.compile(r"[\\`*_{}\[\]<>#|~$&]")  # what may start markup, HTML, mathematics or a new cell
 

@@ -35,8 +35,7 @@ def disagreements(root: Root) -> Iterator[Finding]:
 
 
 def _gone(root: Root, result: TrialResult) -> Iterator[Finding]:
-    key = str(result.plan["stages"][-1]["key"])
-    skipped = bool(result.plan["evaluate"].get("skip"))
+    key, skipped = result.key, result.plan.evaluate.skip
     if root.is_published(key) and (skipped or root.is_measured(key, result.evaluation_key)):
         return
     what = "model was" if not root.is_published(key) else "measurement was"

@@ -11,7 +11,7 @@ from prunegpt.store import Store
 from prunegpt.sweep.adaptive import NoSuggester, Suggester
 from prunegpt.sweep.search.mirror import FILE, OptunaMirror, Told
 from prunegpt.sweep.search.objectives import metrics_of
-from prunegpt.sweep.search.suggester import Search, number_of
+from prunegpt.sweep.search.suggester import Search
 from prunegpt.sweep.tokens import TokenClock
 
 
@@ -69,7 +69,7 @@ def _open(
     plan: SweepPlan, search: SearchPlan, store: Store, root: Root, planner: Planner, results: Sequence[TrialResult]
 ) -> Search:
     def clocked(result: TrialResult, name: str) -> tuple[TokenClock, dict[int, float]]:
-        clock = TokenClock(TrialPlan.model_validate(result.plan))
+        clock = TokenClock(result.plan)
         points: list[Point] = store.points(result.id, name)
         return clock, {clock.at(point): point.value for point in points if point.value is not None}
 
@@ -90,11 +90,11 @@ def _open(
         metrics = {key: value for key, value in metrics_of(result).items() if value is not None}
         return Told({"state": result.state, **metrics}, result.started, result.ended)
 
-    own = [result for result in results if result.plan.get("search") == search.name]
+    own = [result for result in results if result.plan.search == search.name]
     mirror = OptunaMirror(root.path / FILE, f"{plan.name}/{search.name}", search.spec, told)
     opened = Search(search, own, planner.suggested, curve=curve, tokens=tokens, mirror=mirror)
     if own:
         store.keep_suggested(
-            plan.name, search.name, {result.name for result in own if number_of(result) in opened.kept}
+            plan.name, search.name, {result.name for result in own if result.plan.number in opened.kept}
         )
     return opened

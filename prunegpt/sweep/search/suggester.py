@@ -10,10 +10,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prunegpt.errors import SpecError
-from prunegpt.records import TrialResult
+from prunegpt.records import ComparisonKey, TrialResult
 from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.space import fits
 from prunegpt.sweep.search.objectives import FAILED, Outcome, outcome_of
@@ -91,7 +92,8 @@ class Search:
         self._keys: dict[tuple[str, str], int] = {}  # of configurations
         self._since: list[int] = []  # told since the last suggestion
         self._vain = False  # the last question gave nothing, and nothing was told since
-        self._last = max((number_of(result) for result in results), default=0)
+        self._last = max((result.plan.number for result in results), default=0)
+        self._measured: ComparisonKey | None = None  # of the first trial that was told
         self._restore(results)
         self._mirror.show(self._study.trials)
 
@@ -129,7 +131,7 @@ class Search:
 
     def tell(self, result: TrialResult) -> None:
         """A trial has ended; one that is not of this search, or was told already, is passed over."""
-        trial = self._trials.get(number_of(result)) if result.plan.get("search") == self.plan.name else None
+        trial = self._trials.get(result.plan.number) if result.plan.search == self.plan.name else None
         if trial is None or result.state not in _ENDED or result.key != trial.plan.key:
             return
         outcome = self._outcome(result)
@@ -141,6 +143,17 @@ class Search:
             self._mirror.show(self._study.trials)
 
     def _outcome(self, result: TrialResult) -> Outcome:
+        """What is told of a trial: that it failed where it was not measured as the first one that was told."""
+        measured = result.measured
+        if measured and self.plan.spec.is_measured:
+            self._measured = self._measured or measured.comparison_key
+            if apart := self._measured.differs(measured.comparison_key):
+                _logger.warning(
+                    "search %s cannot compare %s with the trials before it: %s. Keep what changes that out of the "
+                    "space, or set evaluate so that all are measured alike.",
+                    *(self.plan.name, result.name, apart),
+                )
+                return FAILED
         return outcome_of(self.plan.spec, result, lambda: self._curve(result))
 
     def _tell(self, trial: _Trial, outcome: Outcome) -> None:
@@ -194,7 +207,7 @@ class Search:
     def _trained(self, ended: Sequence[TrialResult]) -> int:
         """Tokens that trials were trained on, a stage that they share once."""
         shared = {stage.key: stage.train_tokens for one in ended for stage in one.stages if stage.kind != "pretrain"}
-        partly = [one for one in ended if len(one.stages) < len(one.plan["stages"])]
+        partly = [one for one in ended if len(one.stages) < len(one.plan.stages)]
         own = sum(max(0, self._tokens(one) - sum(stage.train_tokens for stage in one.stages)) for one in partly)
         return sum(shared.values()) + own
 
@@ -202,10 +215,10 @@ class Search:
 
     def _restore(self, results: Sequence[TrialResult]) -> None:
         """Repeats the questions and answers of the latest study, or takes all that fits into a new one."""
-        fitting = sorted((result for result in results if self._fits(result)), key=number_of)
-        self._index = max((study_of(result) for result in results), default=0)
-        numbers = {number_of(result) for result in fitting}
-        latest = {number_of(result) for result in results if study_of(result) == self._index}
+        fitting = sorted((result for result in results if self._fits(result)), key=attrgetter("plan.number"))
+        self._index = max((result.plan.study for result in results), default=0)
+        numbers = {result.plan.number for result in fitting}
+        latest = {result.plan.number for result in results if result.plan.study == self._index}
         if latest <= numbers and self._repeat(fitting):
             return
         if results:
@@ -216,37 +229,38 @@ class Search:
     def _begin(self) -> None:
         self._study = SearchStudy(self.plan.spec, self._index)
         self._trials, self._keys, self._since = {}, {}, []
+        self._measured = None
 
     def _fits(self, result: TrialResult) -> bool:
         """Whether a trial is one that the search as it is now could have suggested."""
         if not fits(self.plan.spec.space, result.swept):
             return False
         try:
-            plan = self._suggested(self.plan, result.swept, number_of(result))
+            plan = self._suggested(self.plan, result.swept, result.plan.number)
         except SpecError:
             return False
-        return identity(plan) == (result.key, result.evaluation_key)
+        return identity(plan) == identity(result.plan)
 
     def _repeat(self, fitting: Sequence[TrialResult]) -> bool:
         """Asks and tells all over again; whether the same came out."""
         self._begin()
         stop = time.monotonic() + REPEAT_SECONDS
-        by_number = {number_of(result): result for result in fitting}
-        earlier = [result for result in fitting if study_of(result) < self._index]
-        latest = [result for result in fitting if study_of(result) == self._index]
-        told = told_of(latest[0]) if latest else ()
+        by_number = {result.plan.number: result for result in fitting}
+        earlier = [result for result in fitting if result.plan.study < self._index]
+        latest = [result for result in fitting if result.plan.study == self._index]
+        told = latest[0].plan.told if latest else ()
         self._take_over(earlier, set(told))
         for result in latest:
-            for number in told_of(result):
+            for number in result.plan.told:
                 if number == IN_VAIN:
-                    if self._ask(number_of(result)) is not None:
+                    if self._ask(result.plan.number) is not None:
                         return False
                 elif not self._tell_again(by_number.get(number)):
                     return False
-            found = self._ask(number_of(result))
+            found = self._ask(result.plan.number)
             if found is None or time.monotonic() > stop or not _is_same(found[1], result):
                 return False
-            self._note(found[0], found[1].model_copy(update={"study": self._index, "told": told_of(result)}))
+            self._note(found[0], found[1].model_copy(update={"study": self._index, "told": result.plan.told}))
         self._since = []
         self._tell_rest(by_number)
         return True
@@ -254,7 +268,7 @@ class Search:
     def _take_over(self, results: Sequence[TrialResult], told: set[int]) -> None:
         """Adds trials of earlier studies, the told ones with what they came to."""
         for result in results:
-            trial = _Trial(self._suggested(self.plan, result.swept, number_of(result)))
+            trial = _Trial(self._suggested(self.plan, result.swept, result.plan.number))
             self._trials[trial.plan.number] = trial
             self._keys[identity(trial.plan)] = trial.plan.number
             if trial.plan.number in told and result.state in _ENDED:
@@ -264,9 +278,9 @@ class Search:
 
     def _tell_again(self, result: TrialResult | None) -> bool:
         """Tells a trial what it was told; one that runs again had failed then. Whether there is such a trial."""
-        if result is None or number_of(result) not in self._trials:
+        if result is None or result.plan.number not in self._trials:
             return False
-        trial = self._trials[number_of(result)]
+        trial = self._trials[result.plan.number]
         ended = result.state in _ENDED
         if trial.outcome is None:
             trial.result = result if ended else None
@@ -276,7 +290,7 @@ class Search:
     def _tell_rest(self, results: Mapping[int, TrialResult]) -> None:
         """Tells what ended after the last suggestion."""
         left = [results[number] for number, trial in self._trials.items() if trial.outcome is None]
-        for result in sorted(left, key=lambda one: (one.ended or 0.0, number_of(one))):
+        for result in sorted(left, key=lambda one: (one.ended or 0.0, one.plan.number)):
             self.tell(result)
 
 
@@ -285,20 +299,5 @@ def identity(plan: TrialPlan) -> tuple[str, str]:
     return plan.key, plan.evaluation_key
 
 
-def number_of(result: TrialResult) -> int:
-    """The number of a suggested trial."""
-    return int(result.plan.get("number", 0))
-
-
-def study_of(result: TrialResult) -> int:
-    """Which study of its search suggested a trial."""
-    return int(result.plan.get("study", 0))
-
-
-def told_of(result: TrialResult) -> tuple[int, ...]:
-    """What its search had been told since the suggestion before."""
-    return tuple(result.plan.get("told", ()))
-
-
 def _is_same(plan: TrialPlan, result: TrialResult) -> bool:
-    return identity(plan) == (result.key, result.evaluation_key) and dict(plan.swept) == dict(result.swept)
+    return identity(plan) == identity(result.plan) and dict(plan.swept) == dict(result.swept)

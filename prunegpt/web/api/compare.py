@@ -7,8 +7,8 @@ from pydantic import Field
 
 from prunegpt.records import TrialResult
 from prunegpt.report.compare import compare
-from prunegpt.report.config import flatten, resolved
-from prunegpt.report.windows import stored_windows
+from prunegpt.report.config import differing, resolved
+from prunegpt.report.measure import stored_windows
 from prunegpt.web.api.curves import Axis, Curve, CurvesQuery, drawn
 from prunegpt.web.dashboard import Dashboard, address
 from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint, Refused
@@ -88,10 +88,8 @@ def compared(dashboard: Dashboard, call: Call) -> Comparison:
 
 def settings(trials: list[TrialResult]) -> list[Setting]:
     """Paths of the resolved configurations where not all are alike."""
-    flat = [dict(flatten(resolved(trial))) for trial in trials]
-    paths = dict.fromkeys(path for one in flat for path in one if path)
-    found = [Setting(path=path, values=[one.get(path) for one in flat]) for path in paths]
-    return [one for one in found if any(value != one.values[0] for value in one.values)]
+    found = differing(*(resolved(trial) for trial in trials))
+    return [Setting(path=path, values=values) for path, values in found.items()]
 
 
 def _test(dashboard: Dashboard, one: TrialResult, two: TrialResult) -> Test:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -84,7 +84,7 @@ def drawn(dashboard: Dashboard, trial: TrialResult, asked: CurvesQuery) -> list[
         stage: min(one.times.min() for one in found if one.stage == stage) for stage in {one.stage for one in found}
     }
     before = _before(trial, asked.axis, found, starts)
-    kinds = [stage["kind"] for stage in trial.plan.get("stages", ())]
+    kinds = [stage.kind for stage in trial.plan.stages]
     return [_drawn(one, kinds, asked, before, starts) for one in found]
 
 
@@ -101,7 +101,7 @@ def _before(trial: TrialResult, axis: Axis, found: list[Series], starts: Mapping
 
 
 def _drawn(
-    one: Series, kinds: list[str], asked: CurvesQuery, before: Mapping[int, float], starts: Mapping[int, float]
+    one: Series, kinds: Sequence[str], asked: CurvesQuery, before: Mapping[int, float], starts: Mapping[int, float]
 ) -> Curve:
     kept = extremes(one.values, asked.points)
     return Curve(
@@ -200,7 +200,7 @@ def _asked_for(dashboard: Dashboard, call: Call) -> tuple[TrialResult, list[Seri
 
 def _points(trial: TrialResult, found: list[Series]) -> Iterator[tuple[int | float | str | None, ...]]:
     """Every point in full precision, in the order of _FIELDS."""
-    kinds = [stage["kind"] for stage in trial.plan.get("stages", ())]
+    kinds = [stage.kind for stage in trial.plan.stages]
     for one in found:
         kind = kinds[one.stage] if one.stage < len(kinds) else ""
         columns = (one.steps.tolist(), one.epochs.tolist(), one.tokens.tolist(), one.times.tolist())

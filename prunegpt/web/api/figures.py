@@ -1,37 +1,30 @@
 """Figures of a sweep: for Plotly as JSON, and drawn as PNG and SVG from the same data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import Response
 
-from prunegpt.records import TrialResult
-from prunegpt.report.errors import ReportError
+from prunegpt.errors import ReportError
+from prunegpt.records import TrialResult, comparable
 from prunegpt.report.figure_data import (
-    DENSE,
     Curve,
-    LayerBar,
     SparsityPoint,
+    dense_perplexity,
     layer_bars,
-    one_protocol,
     sparsity_points,
     whole_models,
 )
-from prunegpt.report.measure import is_measured
-from prunegpt.report.windows import WindowsOf, stored_windows
-from prunegpt.web import plots
+from prunegpt.report.measure import WindowsOf, stored_windows
+from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
 from prunegpt.web.api.curves import attachment
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.downsample import extremes
 from prunegpt.web.endpoint import Answer, Call, Endpoint, Refused
-from prunegpt.web.plots import Plot
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from prunegpt.web.plots import importance, parallel
 
 _IN_BROWSER = ("parallel", "importance")  # drawn by Plotly alone
 _MOST_CURVES = 16
@@ -47,14 +40,6 @@ _SCALES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 _FEWEST_IMPORTANT = 4  # trials from which importance says something
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """One figure: what Plotly draws, and what matplotlib does; None where it draws none."""
-
-    plot: Plot
-    drawing: Callable[[], "Figure"] | None = None
-
-
 class FigureShort(Answer):
     name: str
     title: str
@@ -66,30 +51,16 @@ class Figures(Answer):
     figures: list[FigureShort]
 
 
-def _sparsity(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
-    points = _points(dashboard, trials)
-
-    def drawing() -> "Figure":
-        from prunegpt.report.figures import perplexity_over_sparsity
-
-        return perplexity_over_sparsity(points)
-
-    return Drawn(plots.over_sparsity(points), drawing)
+def _sparsity(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
+    return over_sparsity(_points(dashboard, trials))
 
 
-def _pareto(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
-    points = _points(dashboard, trials)
-
-    def drawing() -> "Figure":
-        from prunegpt.report.figures import pareto_front
-
-        return pareto_front(points)
-
-    return Drawn(plots.front(points), drawing)
+def _pareto(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
+    return front(_points(dashboard, trials))
 
 
 def _points(dashboard: Dashboard, trials: list[TrialResult]) -> Sequence[SparsityPoint]:
-    shown = one_protocol(trials)
+    shown = comparable(trials)
     return whole_models(sparsity_points(shown, _windows(dashboard, shown)), shown)
 
 
@@ -100,29 +71,21 @@ def _windows(dashboard: Dashboard, trials: list[TrialResult]) -> WindowsOf:
     return stored_windows(dashboard.root)
 
 
-def _layers(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
-    shown = one_protocol(trials)
-    bars: Sequence[LayerBar] = layer_bars(shown, _windows(dashboard, shown))
-    without = sparsity_points(shown, lambda trial: None)
-    dense = min((point.perplexity for point in without if point.method == DENSE), default=None)
-
-    def drawing() -> "Figure":
-        from prunegpt.report.figures import layer_sensitivity
-
-        return layer_sensitivity(bars, dense=dense)
-
-    return Drawn(plots.by_layer(bars, dense=dense), drawing)
+def _layers(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
+    shown = comparable(trials)
+    bars = layer_bars(shown, _windows(dashboard, shown))
+    return by_layer(bars, dense=dense_perplexity(sparsity_points(shown, lambda trial: None)))
 
 
-def _training(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
+def _training(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
     perplexity: list[Curve] = []
     sparsity: list[Curve] = []
-    wanted = sorted(trials, key=lambda trial: (trial.state != "running", not trial.stages))
+    wanted = sorted(comparable(trials), key=lambda trial: (trial.state != "running", not trial.stages))
     seen: set[tuple[str, ...]] = set()
     for trial in wanted:
         if len(perplexity) == _MOST_CURVES:
             break
-        trained = tuple(stage["key"] for stage in trial.plan.get("stages", ()) if stage["kind"] in _TRAIN)
+        trained = tuple(stage.key for stage in trial.plan.stages if stage.kind in _TRAIN)
         if trial.state == "waiting" or trained in seen:
             continue
         made = curves(dashboard, trial)
@@ -131,13 +94,7 @@ def _training(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
             perplexity.append(made["perplexity"])
             if len(made["sparsity"].steps) > 1:
                 sparsity.append(made["sparsity"])
-
-    def drawing() -> "Figure":
-        from prunegpt.report.figures import training_curves
-
-        return training_curves(perplexity, sparsity)
-
-    return Drawn(plots.training(perplexity, sparsity), drawing)
+    return training(perplexity, sparsity)
 
 
 def curves(dashboard: Dashboard, trial: TrialResult) -> dict[str, Curve]:
@@ -164,23 +121,23 @@ def curves(dashboard: Dashboard, trial: TrialResult) -> dict[str, Curve]:
     return made
 
 
-def _parallel(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
+def _parallel(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
     found = _varied(trials)
     paths = _differing(found)
     if not paths:
         raise ReportError("a figure needs trials whose searched values differ, but there are none yet.")
     values = {_short(path, paths): [trial.swept.get(path) for trial in found] for path in paths}
-    return Drawn(plots.parallel(values, [_perplexity(trial) for trial in found], [trial.name for trial in found]))
+    return parallel(values, [_perplexity(trial) for trial in found], [trial.name for trial in found])
 
 
-def _importance(dashboard: Dashboard, trials: list[TrialResult]) -> Drawn:
+def _importance(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
     from prunegpt.web.importance import importances
 
     whole, paths = _important(trials)
     shares = importances([{path: trial.swept.get(path) for path in paths} for trial in whole], [
         _perplexity(trial) for trial in whole
     ])  # fmt: skip
-    return Drawn(plots.importance({_short(path, paths): share for path, share in shares.items()}))
+    return importance({_short(path, paths): share for path, share in shares.items()})
 
 
 def _important(trials: list[TrialResult]) -> tuple[list[TrialResult], list[str]]:
@@ -209,13 +166,13 @@ def _important(trials: list[TrialResult]) -> tuple[list[TrialResult], list[str]]
 
 
 def _varied(trials: list[TrialResult]) -> list[TrialResult]:
-    return [trial for trial in one_protocol(trials) if is_measured(trial) and trial.swept and not trial.implicit]
+    return [trial for trial in comparable(trials) if trial.measured and trial.swept and not trial.implicit]
 
 
 def _perplexity(trial: TrialResult) -> float:
-    assert trial.evaluation is not None
-    assert trial.evaluation.perplexity is not None
-    return trial.evaluation.perplexity
+    assert trial.measured is not None
+    assert trial.measured.perplexity is not None
+    return trial.measured.perplexity
 
 
 def _differing(trials: list[TrialResult]) -> list[str]:
@@ -245,7 +202,7 @@ TITLES = {
     "parallel": "Searched values and perplexity",
     "importance": "What perplexity depends on",
 }
-FIGURES: dict[str, Callable[[Dashboard, list[TrialResult]], Drawn]] = {
+FIGURES: dict[str, Callable[[Dashboard, list[TrialResult]], Plot]] = {
     "sparsity": _sparsity,
     "pareto": _pareto,
     "layers": _layers,
@@ -255,7 +212,7 @@ FIGURES: dict[str, Callable[[Dashboard, list[TrialResult]], Drawn]] = {
 }
 
 
-def drawn(dashboard: Dashboard, sweep: str, figure: str) -> Drawn:
+def drawn(dashboard: Dashboard, sweep: str, figure: str) -> Plot:
     """One figure of a sweep, made once for one state of the store."""
     if figure not in FIGURES:
         raise Refused(404, f"there is no figure {figure!r}. Figures: {', '.join(FIGURES)}.")
@@ -267,7 +224,7 @@ def drawn(dashboard: Dashboard, sweep: str, figure: str) -> Drawn:
 
 
 def shown(dashboard: Dashboard, call: Call) -> Plot:
-    return drawn(dashboard, call.path["name"], call.path["figure"]).plot
+    return drawn(dashboard, call.path["name"], call.path["figure"])
 
 
 def listed(dashboard: Dashboard, call: Call) -> Figures:
@@ -291,12 +248,12 @@ def download(dashboard: Dashboard, call: Call) -> Response:
     name, figure, format = call.path["name"], call.path["figure"], call.path["format"]
     found = drawn(dashboard, name, figure)
     if format == "json":
-        return Response(found.plot.model_dump_json(), media_type="application/json")
-    if found.drawing is None:
+        return Response(found.model_dump_json(), media_type="application/json")
+    if figure in _IN_BROWSER:
         raise Refused(404, f"the figure {figure!r} is drawn in the browser alone. Take it as json.")
-    from prunegpt.report.figures import png, svg
+    from prunegpt.report.figures import draw, png, svg
 
-    content: Any = png(found.drawing()) if format == "png" else svg(found.drawing())
+    content: Any = png(draw(found)) if format == "png" else svg(draw(found))
     media = "image/png" if format == "png" else "image/svg+xml"
     return Response(content, media_type=media, headers=attachment(f"{name}-{figure}.{format}"))
 

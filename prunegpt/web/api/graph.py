@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from prunegpt.records import TrialResult
+from prunegpt.spec.plan import StagePlan
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, Call, Endpoint
 from prunegpt.web.rows import stages
@@ -56,8 +57,7 @@ def made(trials: list[TrialResult]) -> Graph:
     edges: dict[tuple[str, str, str], Edge] = {}
     for trial in trials:
         records = {stage.index: stage for stage in trial.stages}
-        planned = trial.plan.get("stages", ())
-        for index, (stage, short) in enumerate(zip(planned, stages(trial), strict=True)):
+        for index, (stage, short) in enumerate(zip(trial.plan.stages, stages(trial), strict=True)):
             record = records.get(index)
             node = Node(
                 key=short.key,
@@ -74,7 +74,7 @@ def made(trials: list[TrialResult]) -> Graph:
                 depth=index,
             )
             nodes[short.key] = _joined(nodes[short.key], node) if short.key in nodes else node
-            for source, kind in ((stage.get("parent"), "parent"), (stage.get("teacher"), "teacher")):
+            for source, kind in ((stage.parent, "parent"), (stage.teacher, "teacher")):
                 if source:
                     edge = Edge.model_validate({"from": source, "to": short.key, "kind": kind})
                     edges[source, short.key, kind] = edge
@@ -98,15 +98,13 @@ def _joined(one: Node, two: Node) -> Node:
     )
 
 
-def _label(stage: dict[str, object]) -> str:
+def _label(stage: StagePlan) -> str:
     """A stage in a few words: its kind, and what it prunes with."""
-    body = stage.get(str(stage.get("kind"))) or {}
-    pruning = body if stage.get("kind") == "prune" else body.get("prune") if isinstance(body, dict) else None
-    if not isinstance(pruning, dict):
-        return str(stage.get("kind", ""))
-    sparsity = pruning.get("sparsity")
-    share = f" {100 * sparsity:g} %" if isinstance(sparsity, int | float) else ""
-    return f"{stage.get('kind')} {pruning.get('method', '')}{share}"
+    pruning = stage.pruning
+    if pruning is None:
+        return stage.kind
+    share = f" {100 * pruning.sparsity:g} %" if pruning.sparsity is not None else ""
+    return f"{stage.kind} {pruning.method}{share}"
 
 
 ENDPOINTS = (Endpoint("/sweeps/{name}/graph", graph, "The stage graph: what is shared, and how far it is", Graph),)

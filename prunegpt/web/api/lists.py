@@ -11,7 +11,7 @@ from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Call, Endpoint
 from prunegpt.web.rows import columns, value
 
-_ALSO = ("protocol", "error")
+_ALSO = ("protocol", "text", "error")
 
 
 def as_csv(dashboard: Dashboard, call: Call) -> Response:
@@ -38,7 +38,7 @@ def _text(given: bool | int | float | str | None) -> str:
 def as_json(dashboard: Dashboard, call: Call) -> Response:
     """The records themselves."""
     trials = dashboard.source.trials(call.path["name"])
-    text = json.dumps({"trials": [trial.model_dump(mode="json") for trial in trials]}, ensure_ascii=False)
+    text = json.dumps({"trials": [trial.described() for trial in trials]}, ensure_ascii=False)
     name = f"{call.path['name']}-trials.json"
     return Response(text, media_type="application/json", headers=attachment(name))
 

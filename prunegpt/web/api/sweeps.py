@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from prunegpt import __version__
-from prunegpt.records import TrialResult
-from prunegpt.report.measure import is_measured
+from prunegpt.records import TrialResult, comparable
 from prunegpt.spec.search import SearchSpec
 from prunegpt.store import SweepRow
 from prunegpt.sweep.lock import Holder, coordinator
@@ -21,7 +20,7 @@ _MOST = 10_000  # trials in one answer
 
 
 class Best(Answer):
-    """The trial with the lowest perplexity."""
+    """The trial with the lowest perplexity of those measured as most are."""
 
     trial: str
     perplexity: float
@@ -155,11 +154,8 @@ def best(dashboard: Dashboard, sweep: str) -> Best | None:
 
 
 def _best(trials: list[TrialResult]) -> Best | None:
-    measured = [
-        (one.evaluation.perplexity, address(one))
-        for one in trials
-        if is_measured(one) and not one.implicit and one.evaluation and one.evaluation.perplexity is not None
-    ]
+    shown = comparable([one for one in trials if not one.implicit])
+    measured = [(found.perplexity, address(one)) for one in shown if (found := one.measured) and found.perplexity]
     if not measured:
         return None
     perplexity, trial = min(measured)
@@ -213,7 +209,7 @@ def _searches(sweep: SweepRow, trials: list[TrialResult]) -> list[SearchShort]:
                 objectives=[f"{each.direction or ''} {each.metric}".strip() for each in search.objectives],
                 n_trials=search.n_trials,
                 sampler=search.sampler,
-                trials=sum(1 for trial in trials if trial.plan.get("search") == name),
+                trials=sum(1 for trial in trials if trial.plan.search == name),
             )
         )
     return found

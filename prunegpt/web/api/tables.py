@@ -5,11 +5,10 @@ from typing import Any
 from starlette.responses import Response
 
 from prunegpt.registry import RENDERERS
-from prunegpt.report.cells import Table
-from prunegpt.report.render.flat import entries
+from prunegpt.report.cells import Footnote, Table
+from prunegpt.report.measure import stored_windows
 from prunegpt.report.render.html import fragment
 from prunegpt.report.tables import build_table
-from prunegpt.report.windows import stored_windows
 from prunegpt.web.api.curves import attachment
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, Call, Endpoint, Refused
@@ -27,11 +26,6 @@ class TableColumn(Answer):
     key: str
     text: str
     kind: str
-
-
-class Footnote(Answer):
-    symbol: str
-    text: str
 
 
 class TableShown(Answer):
@@ -78,8 +72,8 @@ def shown(dashboard: Dashboard, call: Call) -> Tables:
                 columns=[
                     TableColumn(key=heading.key, text=heading.text, kind=heading.kind) for heading in table.columns
                 ],
-                rows=[entries(table, row) for row in table.rows],
-                footnotes=[Footnote(symbol=note.symbol, text=note.text) for note in table.footnotes],
+                rows=[table.entries(row) for row in table.rows],
+                footnotes=list(table.footnotes),
                 provenance=table.provenance,
             )
             for table in tables(dashboard, call.path["name"])

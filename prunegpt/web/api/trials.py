@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from prunegpt.errors import StoreError
 from prunegpt.records import TrialResult
-from prunegpt.report.config import MISSING, flatten
+from prunegpt.report.config import differing
 from prunegpt.store import AttemptRow
 from prunegpt.web.dashboard import Dashboard, address
 from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint, Refused
@@ -132,13 +133,14 @@ def one(dashboard: Dashboard, call: Call) -> Trial:
     bounds = dashboard.intervals.find([trial])[trial.id]
     note = store.note(trial.id)
     source = dashboard.source.sweep(trial.sweep)
-    result = trial.model_dump(mode="json", exclude={"attempts"})
+    result = trial.described()
+    del result["attempts"]  # their number; here they are told themselves
     return Trial(
         **result,
         revision=mark,
         chain=stages(trial),
         interval=Bounds(low=bounds[0], high=bounds[1]) if bounds else None,
-        attempts=[_attempt(dashboard, trial, row) for row in store.attempts(trial.id)],
+        attempts=[_attempt(trial, row) for row in store.attempts(trial.id)],
         lineage=lineage(trial, dashboard.source.every_trial()),
         differences=differences(source.spec.get("base") or {}, trial.config),
         command=_command(source.source, trial.name, dashboard.root.path),
@@ -148,29 +150,16 @@ def one(dashboard: Dashboard, call: Call) -> Trial:
     )
 
 
-def _attempt(dashboard: Dashboard, trial: TrialResult, row: AttemptRow) -> Attempt:
-    return Attempt(
-        number=row.number,
-        state=row.state,
-        reason=row.reason,
-        error=row.error,
-        trace=row.trace,
-        started=row.started,
-        ended=row.ended,
-        device=row.device,
-        versions=dict(row.versions),
-        folder=row.folder,
-        log=f"/api/v1/trials/{trial.sweep}/{trial.name}/log?attempt={row.number}" if row.folder else None,
-        last_lines=row.log,
-        outcome=row.outcome,
-    )
+def _attempt(trial: TrialResult, row: AttemptRow) -> Attempt:
+    log = f"/api/v1/trials/{trial.sweep}/{trial.name}/log?attempt={row.number}" if row.folder else None
+    return Attempt.model_validate({**asdict(row), "log": log, "last_lines": row.log})
 
 
 def lineage(trial: TrialResult, others: list[TrialResult]) -> Lineage:
     """Who shares what with a trial, over all sweeps."""
-    planned = trial.plan.get("stages", ())
-    before = {stage["key"] for stage in planned[:-1]}
-    taught = {stage["teacher"] for stage in planned if stage.get("teacher")}
+    planned = trial.plan.stages
+    before = {stage.key for stage in planned[:-1]}
+    taught = {stage.teacher for stage in planned if stage.teacher}
     parents, children, teachers, twins = [], [], [], []
     for other in others:
         if other.id == trial.id or not other.shown:
@@ -180,7 +169,7 @@ def lineage(trial: TrialResult, others: list[TrialResult]) -> Lineage:
             twins.append(relative)
         elif other.key in before:
             parents.append(relative)
-        elif any(stage["key"] == trial.key for stage in other.plan.get("stages", ())):
+        elif any(stage.key == trial.key for stage in other.plan.stages):
             children.append(relative)
         if other.key in taught:
             teachers.append(relative)
@@ -191,12 +180,7 @@ def differences(base: Mapping[str, Any], config: Mapping[str, Any]) -> list[Diff
     """Where a trial's configuration differs from the base of its sweep; null where one side has nothing."""
     here = {key: item for key, item in config.items() if key not in ("name", "seeds")}
     there = {key: _long(item, here.get(key)) for key, item in base.items() if key not in ("name", "seeds")}
-    ones, twos = dict(flatten(there)), dict(flatten(here))
-    return [
-        Difference(path=path, base=_none(ones.get(path, MISSING)), value=_none(twos.get(path, MISSING)))
-        for path in dict.fromkeys([*ones, *twos])
-        if path and ones.get(path, MISSING) != twos.get(path, MISSING)
-    ]
+    return [Difference(path=path, base=one, value=two) for path, (one, two) in differing(there, here).items()]
 
 
 def _long(short: Any, written: Any) -> Any:
@@ -204,10 +188,6 @@ def _long(short: Any, written: Any) -> Any:
     if isinstance(short, str) and isinstance(written, dict):
         return next(({key: short} for key, item in written.items() if item == short), short)
     return short
-
-
-def _none(found: Any) -> Any:
-    return None if found is MISSING else found
 
 
 def _command(spec: str | None, name: str, root: Path) -> str:

@@ -17,6 +17,7 @@ def read(*tables: Table) -> list[dict[str, Any]]:
 @settings(max_examples=200, deadline=None)
 @given(NUMBERS, st.floats(0, 1e9), st.floats(0, 1e9), st.text(max_size=20))
 def test_values_come_back_exactly(value: float, low: float, high: float, text: str) -> None:
+    low, value, high = sorted((value, low, high))
     cells = (Cell(value, "shown", details={"interval": (low, high), "n": 3}), Cell(text, text))
     table = Table(
         text, "t", (Heading("Perplexity", "loss"), Heading("Layer Pruned", "text")), (TableRow("a", "finished", cells),)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunegpt.report.cells import Cell, Footnote, Heading, Table, TableRow
+from prunegpt.report.format import one_line
 from prunegpt.report.render.latex import escape, render
-from prunegpt.report.render.line import one_line
 
 COMMANDS = {
     "textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^", "textless": "<", "textgreater": ">",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from prunegpt.report.cells import Cell, Footnote, Heading, Table, TableRow
-from prunegpt.report.render.line import one_line
+from prunegpt.report.format import one_line
 from prunegpt.report.render.markdown import body, escape, render
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -77,19 +77,9 @@ def result_of(plan: TrialPlan, state: str = "finished", *, ended: float = 0.0, *
         )
     return TrialResult(
         id=plan.number,
-        sweep=plan.sweep,
-        name=plan.name,
-        group=plan.group,
-        seed=plan.seed,
-        label=plan.label,
-        order=0,
-        implicit=False,
+        plan=plan,
         shown=True,
         state=state,
-        key=plan.key,
-        evaluation_key=plan.evaluation_key,
-        swept=plan.swept,
-        plan=plan.model_dump(mode="json"),
         stages=stages,
         started=ended - 2.0,
         ended=ended,
@@ -115,7 +105,7 @@ class Run:
         self.search = Search(self.plan, list(self.store.values()), plan_of, **options)
         waiting = [one for one in self.store.values() if one.state in ("waiting", "running")]
         kept = self.search.kept
-        self.waiting = [TrialPlan.model_validate(one.plan) for one in waiting if one.plan["number"] in kept]
+        self.waiting = [one.plan for one in waiting if one.plan.number in kept]
 
     def go(self, trials: int) -> list[dict[str, Any]]:
         """Until so many more have ended; the choices of all trials so far."""

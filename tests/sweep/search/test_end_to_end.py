@@ -100,7 +100,7 @@ def run(
 
 
 def found(bench: Bench) -> list[tuple[str, dict[str, Any]]]:
-    return [(one.name, dict(one.swept)) for one in bench.store.results("words") if one.plan["search"]]
+    return [(one.name, dict(one.swept)) for one in bench.store.results("words") if one.plan.search]
 
 
 def test_a_search_runs_beside_listed_trials(bench: Bench, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(bench: Bench, tm
             continue
     assert run(other, tmp_path).ok
     assert found(other) == undisturbed
-    assert {one.plan["study"] for one in other.store.results("words")} == {0}
+    assert {one.plan.study for one in other.store.results("words")} == {0}
     computed = other.noted("computed")
     assert len(computed) == len(set(computed))
     other.store.close()
@@ -147,7 +147,7 @@ def test_what_ended_while_nobody_looked_is_told_before_the_next_suggestion(bench
         run(bench, tmp_path, trials=2)
     bench.store.finish_attempt = original  # type: ignore[method-assign]
     run(bench, tmp_path, trials=3)
-    assert [one.plan["told"] for one in bench.store.results("words") if one.plan["search"]] == [[], [1], [2]]
+    assert [one.plan.told for one in bench.store.results("words") if one.plan.search] == [(), (1,), (2,)]
 
 
 def test_more_trials_go_on_and_nothing_runs_twice(bench: Bench, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_waiting_suggestion_outside_a_changed_space_does_not_run(bench: Bench,
     left = leave_one(bench, tmp_path)
     outcome = run(bench, tmp_path, trials=2, text=NARROW)
     assert outcome.ok
-    rates = [one.swept["train.learning_rate"] for one in bench.store.results("words") if one.plan["search"]]
+    rates = [one.swept["train.learning_rate"] for one in bench.store.results("words") if one.plan.search]
     assert len(rates) == 2
     assert all(0.5 <= rate <= 0.9 for rate in rates)
     result = bench.store.result(f"words/{left}")
@@ -210,7 +210,7 @@ def test_trials_of_a_changed_base_are_put_aside_and_come_back(bench: Bench, tmp_
     longer = SPEC.replace("max_steps: 40", "max_steps: 50")
     run(bench, tmp_path, trials=2, text=longer)
     assert [name for name, _ in found(bench)] == [f"found-{len(names) + 1:03d}", f"found-{len(names) + 2:03d}"]
-    hidden = [one.name for one in bench.store.results("words", shown=False) if one.plan["search"]]
+    hidden = [one.name for one in bench.store.results("words", shown=False) if one.plan.search]
     assert hidden == names
     run(bench, tmp_path, trials=3)
     assert [name for name, _ in found(bench)][: len(names)] == names

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from prunegpt.records import TrialResult
 from tests.sweep.search.made import SPACE, Run, plan_of, result_of, search_plan
 
 SAMPLERS = {
@@ -39,7 +40,7 @@ def test_a_search_whose_process_dies_at_any_instant_is_as_if_it_had_not(sampler:
             run.open()
         run.go(16 - sum(moments))
         assert run.chosen == expected
-        assert {one.plan["study"] for one in run.store.values()} == {0}
+        assert {one.plan.study for one in run.store.values()} == {0}
 
 
 def test_a_process_that_died_before_its_suggestion_was_kept_suggests_it_again() -> None:
@@ -117,7 +118,7 @@ def test_an_exhausted_search_that_goes_on_is_exhausted_again() -> None:
     run.go(5)
     assert [one.name for one in run.store.values()] == names
     assert run.search.exhausted
-    assert {one.plan["study"] for one in run.store.values()} == {0}
+    assert {one.plan.study for one in run.store.values()} == {0}
 
 
 def test_questions_in_vain_are_repeated_too() -> None:
@@ -130,7 +131,7 @@ def test_questions_in_vain_are_repeated_too() -> None:
     run.search._ask(run.search._last + 1)  # it has an answer, so repeating finds no vain question there
     run.go(3)
     run.open()
-    assert {one.plan["study"] for one in run.store.values()} == {0}
+    assert {one.plan.study for one in run.store.values()} == {0}
     following = run.search.suggest()
     assert following is not None
     assert following.study == 1
@@ -189,11 +190,11 @@ def test_a_wider_space_takes_over_the_trials_that_fit() -> None:
     expected = run.chosen
     assert expected[:8] == before
     assert [one.name for one in run.store.values()] == [f"s-{number:03d}" for number in range(1, 15)]
-    assert [one.plan["study"] for one in run.store.values()] == [0] * 8 + [1] * 6
+    assert [one.plan.study for one in run.store.values()] == [0] * 8 + [1] * 6
     assert any(abs(chosen["x"]) > 3 for chosen in expected[8:])
     run.open()  # and that study is repeated in turn
     run.go(20)
-    assert [one.plan["study"] for one in run.store.values()] == [0] * 8 + [1] * 12
+    assert [one.plan.study for one in run.store.values()] == [0] * 8 + [1] * 12
 
 
 def test_a_new_study_does_not_draw_the_numbers_of_the_old_one_again() -> None:
@@ -225,14 +226,16 @@ def test_another_sampler_takes_over_too() -> None:
     run.go(12)
     run.open(search_plan(sampler="random"))  # which differs from the other after its first ten
     run.go(3)
-    assert [one.plan["study"] for one in run.store.values()] == [0] * 12 + [1] * 3
+    assert [one.plan.study for one in run.store.values()] == [0] * 12 + [1] * 3
 
 
 def test_a_changed_configuration_of_a_trial_is_not_taken_over() -> None:
     """The base of the spec has changed: the same choices have other keys."""
     run = Run(search_plan())
     run.go(4)
-    run.store = {number: one.model_copy(update={"key": f"old {one.key}"}) for number, one in run.store.items()}
+    for number, one in run.store.items():
+        stages = tuple(stage.model_copy(update={"key": f"old {stage.key}"}) for stage in one.plan.stages)
+        run.store[number] = one.model_copy(update={"plan": one.plan.model_copy(update={"stages": stages})})
     run.open()
     assert not run.search.kept
     following = run.search.suggest()
@@ -274,3 +277,28 @@ def test_what_diverged_breaks_every_constraint() -> None:
     (trial,) = run.search._study.trials
     assert trial.values == [math.inf]
     assert trial.constraints == {"sparsity >= 0.1": math.inf}
+
+
+@pytest.mark.parametrize("name", ["text", "split", "protocol"])
+def test_a_trial_that_was_measured_otherwise_is_told_as_failed(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It may have any perplexity: a sampler that believed it would go where it is measured that way."""
+
+    def odd(one: TrialResult) -> TrialResult:
+        measured = one.stages[-1].evaluation
+        assert measured is not None
+        last = one.stages[-1].model_copy(update={"evaluation": measured.model_copy(update={name: "other"})})
+        return one.model_copy(update={"stages": (*one.stages[:-1], last)})
+
+    run = Run(search_plan())
+    run.go(2)
+    plan = run.search.suggest()
+    assert plan is not None
+    run.search.tell(odd(result_of(plan, ended=9.0)))
+    assert [trial.state.name for trial in run.search._study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert f"cannot compare {plan.name} with the trials before it: the {name} is" in caplog.text
+    sparse = Run(search_plan(objectives=[{"metric": "sparsity", "direction": "maximize"}]))
+    sparse.go(1)
+    plan = sparse.search.suggest()
+    assert plan is not None
+    sparse.search.tell(odd(result_of(plan, ended=9.0)))
+    assert [trial.state.name for trial in sparse.search._study.trials] == ["COMPLETE"] * 2

@@ -6,15 +6,15 @@ export const NONE = "–";
 export const isEmpty = (value) => value === null || value === undefined || (typeof value === "object" && Object.keys(value).length === 0);
 const missing = (value) => value === null || value === undefined || Number.isNaN(value);
 
-/** A perplexity: two decimals while they mean something, four digits above. */
-export function perplexity(value) {
+/** A perplexity: two decimals while they mean something, four digits above; `size` is the largest it stands beside. */
+export function perplexity(value, size = value) {
   if (missing(value)) return NONE;
-  if (value < 1000) return value.toFixed(2);
-  if (value < 1e6) return Math.round(value).toLocaleString("en");
+  if (size < 1000) return value.toFixed(2);
+  if (size < 1e6) return Math.round(value).toLocaleString("en");
   return value.toExponential(2).replace("e+", "e");
 }
 
-export const interval = (low, high) => (missing(low) || missing(high) ? "" : `${perplexity(low)} – ${perplexity(high)}`);
+export const interval = (low, high) => (missing(low) || missing(high) ? "" : `${perplexity(low, high)} – ${perplexity(high)}`);
 
 /** A share of 0 to 1 as percent; exact zero and one without decimals. */
 export function percent(share) {

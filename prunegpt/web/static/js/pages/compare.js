@@ -71,6 +71,7 @@ const ROWS = [
   ["Tokens trained on", (trial) => format.count(trial.tokens)],
   ["Compute", (trial) => format.duration(trial.seconds)],
   ["Protocol", (trial) => trial.protocol ?? format.NONE],
+  ["Measured on", (trial) => (trial.text ? `${trial.split}, text ${trial.text.slice(0, 12)}` : format.NONE)],
 ];
 
 function summary({ trials }) {
