@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from prunegpt.builtin.model import build
 from prunegpt.distill.objective import DistillationObjective
 from prunegpt.distill.teachers import Teacher
-from prunegpt.errors import PruningError, SpecError
+from prunegpt.errors import SpecError
 from prunegpt.lm.views import select
 from prunegpt.planning.budget import job_problems
 from prunegpt.pruning.enforce import Enforcer
@@ -147,12 +147,8 @@ def test_what_the_check_accepts_the_parts_accept(trial: dict[str, Any], where: P
     if plan is None:
         return
     state = fresh()
-    try:
-        for stage in plan.stages[1:]:
-            runs(stage, state, where)
-    except PruningError as error:  # no check can foresee that all of a tensor's gradients are zero
-        if "must be finite and not all zero" not in str(error):
-            raise
+    for stage in plan.stages[1:]:
+        runs(stage, state, where)
 
 
 def test_every_registered_part_is_drawn() -> None:

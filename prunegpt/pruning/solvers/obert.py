@@ -10,6 +10,7 @@ from prunegpt.pruning.patterns import Pattern
 from prunegpt.pruning.solvers.base import Solution, builtin, target_zeros
 from prunegpt.pruning.solvers.factor import LIMIT, ladder
 
+_UNREACHED = "no gradient reaches this layer, so that its weights were chosen by magnitude"
 _CHUNK = 1 << 22  # entries of block inverses held at a time
 
 
@@ -28,7 +29,8 @@ def obert(
     The Hessian of the loss is the empirical Fisher matrix F = λ·I + mean over windows of g·gᵀ, cut into blocks of
     neighbouring inputs of a row. A weight is worth w² / (2·[F⁻¹]_ii) (equation 4). The weights pruned in one block are
     taken out together: w ← w - F⁻¹_·Q·(F⁻¹_QQ)⁻¹·w_Q (equation 5 for a group Q), which is the minimum of the quadratic
-    model on that mask. Solution.error is its share, δᵀFδ / wᵀFw without λ.
+    model on that mask. Solution.error is its share, δᵀFδ / wᵀFw without λ. A layer that no gradient reaches, as one
+    behind a layer that is pruned whole, is pruned by magnitude, which a note says.
 
     Args:
         weight: [out, in].
@@ -40,13 +42,16 @@ def obert(
         fisher_block: inputs in a Fisher block.
 
     Raises:
-        PruningError: the gradients are not finite or all zero, or sparsity, pattern and shape do not go together.
+        PruningError: the gradients are not finite, or sparsity, pattern and shape do not go together.
     """
     target, _ = target_zeros("obert", weight, sparsity, pattern)
     start_weight = weight.detach().float()  # [out, in]
     if mask is not None:
         start_weight = start_weight * mask
     mean_square = _mean_fisher_diagonal(gradients)
+    if mean_square == 0.0:  # F = λ·I whatever λ is: magnitude, and nothing to repair
+        kept = pattern.select(start_weight.abs(), target, mask=mask)  # [out, in]
+        return Solution(start_weight * kept, kept, 0.0, damping, (_UNREACHED,))
     for dtype, added in ladder(damping):
         if dtype != torch.float64:  # the blocks are small: float64 throughout
             continue
@@ -86,9 +91,9 @@ def _mean_fisher_diagonal(gradients: Tensor) -> float:
     """The mean over weights and samples of the squared gradient."""
     total = sum(float(sample.double().square().sum()) for sample in gradients)
     mean = total / gradients.numel()
-    if not 0.0 < mean < float("inf"):
+    if not mean < float("inf"):
         raise PruningError(
-            f"gradients must be finite and not all zero, but their mean square is {mean:g}. "
+            f"gradients must be finite, but their mean square is {mean:g}. "
             f"Check the calibration text and the loss of the model."
         )
     return mean

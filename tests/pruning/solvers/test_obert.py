@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
-from prunegpt.pruning.patterns import NOfM, Unstructured
+from prunegpt.pruning.patterns import NOfM, Pattern, Unstructured
 from prunegpt.pruning.solvers.obert import obert
 from tests.pruning.solvers.layers import layer
 
@@ -113,8 +113,20 @@ def test_damping_that_had_to_rise_is_reported() -> None:
     assert found.notes == (f"damping raised from 0 to {found.damping:g} for the Fisher blocks",)
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_gradients_that_say_nothing_are_refused(value: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradients_that_are_not_finite_are_refused(value: float) -> None:
     made = layer(OUT, IN)
-    with pytest.raises(PruningError, match=r"gradients must be finite and not all zero"):
+    with pytest.raises(PruningError, match=r"gradients must be finite, but their mean square is"):
         obert(made.weight, gradients=made.gradients * value, pattern=Unstructured(), sparsity=0.5)
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(), NOfM(2, 4)])
+def test_a_layer_that_no_gradient_reaches_is_pruned_by_magnitude(pattern: Pattern) -> None:
+    """The limit of small equal gradients: F is a multiple of the identity."""
+    made = layer(OUT, IN)
+    held = torch.rand(OUT, IN, generator=torch.Generator().manual_seed(3)) > 0.2
+    found = obert(made.weight, gradients=made.gradients * 0.0, pattern=pattern, sparsity=0.5, mask=held)
+    expected = pattern.select(made.weight.abs() * held, 0.5, mask=held)
+    assert torch.equal(found.mask, expected)
+    assert torch.equal(found.weight, made.weight * expected)
+    assert found.notes == ("no gradient reaches this layer, so that its weights were chosen by magnitude",)
