@@ -17,7 +17,7 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
     lm/           models and tokenisers, text as windows, canonical weight views, the one perplexity
     pruning/      criteria, solvers, patterns, schedules, allocation, statistics, masks and their enforcement
     distill/      losses, teachers, hidden states
-    training      transformers' Trainer wired with masks, distillation and points
+    training/     a stage as a frozen job, and transformers' Trainer that is handed it
     stages/       one file a stage; the chain of a trial, what is cached and published
     trial         runs one trial from its folder; knows no database
 
