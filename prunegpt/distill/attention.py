@@ -1,30 +1,14 @@
-"""Attention maps of the student against those of the teacher.
+"""Attention maps of the student against those of the teacher, as squared error. Only eager attention computes them.
 
-As squared error (TinyBERT, Jiao et al. 2019, arXiv 1909.10351, equation 7) or as KL divergence from the teacher's map
-(MiniLM, Wang et al. 2020, arXiv 2002.10957, equation 3). Only eager attention computes the maps.
+TinyBERT, Jiao et al. 2019, arXiv 1909.10351, equation 7.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from prunegpt.errors import DistillationError, unknown
-
-
-def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Σ (s - t)² over the keys: [..., keys] twice gives [...]."""
-    return (student - teacher).square().sum(-1)
-
-
-def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) over the keys, in nats; keys that the teacher does not attend to count nothing."""
-    tiny = torch.finfo(student.dtype).tiny
-    ratio = teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log()  # [..., keys]
-    return (teacher * ratio).sum(-1)
-
-
-ATTENTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": squared_error, "kl": divergence}
+from prunegpt.errors import DistillationError
 
 
 def attention_loss(
@@ -32,8 +16,6 @@ def attention_loss(
     teacher: Sequence[Tensor],
     layer_map: Mapping[int, int],
     mask: Tensor | None = None,
-    *,
-    kind: str = "mse",
 ) -> Tensor:
     """The mean over blocks, heads and positions that hold a token, in float32.
 
@@ -42,13 +24,10 @@ def attention_loss(
         teacher: likewise.
         layer_map: student block -> teacher block, counted from 0.
         mask: [batch, length], nonzero where there is a token; None: everywhere.
-        kind: mse or kl.
 
     Raises:
-        DistillationError: unknown kind, or the numbers of heads differ.
+        DistillationError: the numbers of heads differ.
     """
-    if kind not in ATTENTION_LOSSES:
-        raise DistillationError(unknown("attention loss", kind, ATTENTION_LOSSES))
     terms = []
     for mine, theirs in layer_map.items():
         ours, other = student[mine], teacher[theirs]  # [batch, heads, length, length] twice
@@ -59,6 +38,6 @@ def attention_loss(
             )
         if ours.dtype != torch.float64:
             ours, other = ours.float(), other.float()
-        by_query = ATTENTION_LOSSES[kind](ours, other).mean(1)  # [batch, length]
+        by_query = (ours - other).square().sum(-1).mean(1)  # [batch, length]
         terms.append(by_query.mean() if mask is None else by_query[mask.bool()].mean())
     return torch.stack(terms).mean()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunegpt.distill.attention import ATTENTION_LOSSES, attention_loss
+from prunegpt.distill.attention import attention_loss
 from prunegpt.distill.cache import TopKCache
 from prunegpt.distill.chunked import chunked_losses
 from prunegpt.distill.head import check_head, head_of
@@ -22,7 +22,7 @@ from prunegpt.distill.losses.base import DistillationLoss
 from prunegpt.distill.states import States, check_eager, run, unwrap
 from prunegpt.distill.targets import IGNORE, HiddenTargets, Targets, shift_labels
 from prunegpt.distill.teachers import Teacher
-from prunegpt.errors import DistillationError, unknown
+from prunegpt.errors import DistillationError
 from prunegpt.spec.distilling import match_layers
 
 NOT_FOR_THE_MODEL = ("labels", "block")
@@ -38,7 +38,6 @@ class DistillationObjective:
         temperature: divides the logits in KD.
         hidden_gain: the weight of the hidden-state term.
         attention_gain: the weight of the attention term.
-        attention_kind: mse or kl.
         layer_map: student block -> teacher block, counted from 0; None: see `hidden.match_layers`.
         chunk_tokens: positions whose logits exist at a time; None: see `chunked.chunked_losses`.
 
@@ -55,7 +54,6 @@ class DistillationObjective:
         temperature: float = 2.0,
         hidden_gain: float = 0.0,
         attention_gain: float = 0.0,
-        attention_kind: str = "mse",
         layer_map: Mapping[int, int] | None = None,
         chunk_tokens: int | None = None,
     ) -> None:
@@ -65,7 +63,6 @@ class DistillationObjective:
         self.temperature = temperature
         self.hidden_gain = hidden_gain
         self.attention_gain = attention_gain
-        self.attention_kind = attention_kind
         self.layer_map = layer_map
         self.chunk_tokens = chunk_tokens
         self._known: PreTrainedModel | None = None  # the student whose fit was looked at
@@ -150,7 +147,7 @@ class DistillationObjective:
         if self.hidden_gain:
             terms.append(("hidden", self.hidden_gain, hidden_loss(ours.hidden, theirs.hidden, self._layers, mask)))
         if self.attention_gain:
-            value = attention_loss(ours.attentions, theirs.attentions, self._layers, mask, kind=self.attention_kind)
+            value = attention_loss(ours.attentions, theirs.attentions, self._layers, mask)
             terms.append(("attention", self.attention_gain, value))
         return terms
 
@@ -197,8 +194,6 @@ class DistillationObjective:
                 f"gains must not be negative, but hidden_gain is {self.hidden_gain} and attention_gain "
                 f"{self.attention_gain}."
             )
-        if self.attention_kind not in ATTENTION_LOSSES:
-            raise DistillationError(unknown("attention loss", self.attention_kind, ATTENTION_LOSSES))
         if self.teacher is None and not self.plain:
             raise DistillationError(
                 f"a teacher is needed, but there is none for hardness {self.hardness}, hidden_gain {self.hidden_gain} "

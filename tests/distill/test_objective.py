@@ -257,13 +257,12 @@ def test_inner_terms_of_micro_batches_are_weighted_by_their_labels(student: PreT
     torch.testing.assert_close(terms["hidden"], whole_terms["hidden"] / 4)
 
 
-@pytest.mark.parametrize("kind", ["mse", "kl"])
-def test_attention_term(student: PreTrainedModel, kind: str) -> None:
+def test_attention_term(student: PreTrainedModel) -> None:
     teacher = perturbed(student)
     with pytest.raises(DistillationError, match="eager attention only"):
         DistillationObjective(Teacher(teacher), FORWARD_KL, attention_gain=1.0)
     teacher.set_attn_implementation("eager")
-    objective = DistillationObjective(Teacher(teacher), FORWARD_KL, attention_gain=2.0, attention_kind=kind)
+    objective = DistillationObjective(Teacher(teacher), FORWARD_KL, attention_gain=2.0)
     with pytest.raises(DistillationError, match="eager attention only"):
         objective(student, batch())
     student.set_attn_implementation("eager")
@@ -271,15 +270,7 @@ def test_attention_term(student: PreTrainedModel, kind: str) -> None:
     ours = student(**model_inputs(inputs), output_attentions=True).attentions
     theirs = teacher(**model_inputs(inputs), output_attentions=True).attentions
     pairs = list(zip(ours, theirs, strict=True))
-    if kind == "mse":
-        expected = sum(((mine - other) ** 2).sum(-1).mean() for mine, other in pairs) / 2
-    else:
-        tiny = 1e-300
-        expected = sum(
-            kl_divergence(Categorical(probs=other + tiny), Categorical(probs=mine + tiny)).mean()
-            for mine, other in pairs
-        )
-        expected = expected / 2
+    expected = sum(((mine - other) ** 2).sum(-1).mean() for mine, other in pairs) / 2
     loss, terms = objective(student, inputs)
     torch.testing.assert_close(terms["attention"], expected.detach())  # type: ignore[union-attr]
     torch.testing.assert_close(loss.detach(), terms["ce"] / 2 + terms["kd"] / 2 + 2 * terms["attention"])
@@ -337,7 +328,6 @@ def test_distillation_brings_the_student_to_its_teacher(tiny_gpt2: PreTrainedMod
         ({"hardness": 0.5}, r"a teacher is needed, but there is none for hardness 0.5"),
         ({"hardness": 0.0, "hidden_gain": 1.0}, r"a teacher is needed.*hidden_gain 1.0"),
         ({"hidden_gain": -1.0}, r"gains must not be negative, but hidden_gain is -1.0"),
-        ({"attention_kind": "k"}, r"unknown attention loss 'k'"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
