@@ -1,24 +1,22 @@
 """Pruning in training: how a job's mask updates reach weights and optimizer."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import WeightView
+from prunegpt.pruning.choose import Groups, choose
 from prunegpt.pruning.enforce import Enforcer, HasState
+from prunegpt.pruning.evidence import Evidence
 from prunegpt.pruning.gradients import GATHERED, GradientStatistics
 from prunegpt.pruning.job import GradualJob, load_method
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.patterns import parse_pattern
-from prunegpt.pruning.selection import select_masks
-from prunegpt.pruning.solvers.base import Solver
 
-Needed = Callable[[], Mapping[str, Any]]  # need -> value, for one weight matrix
-Statistics = Callable[[], Iterable[Mapping[str, Needed]]]  # parameter name -> what its method needs, some at a time
+Statistics = Callable[[int], Groups]  # given a seed
 
 _SEED_STRIDE = 1_000_003  # apart enough that the updates of neighbouring seeds draw differently
 
@@ -45,8 +43,8 @@ class GradualPruner:
     Args:
         job: what is pruned, when and to what.
         enforcer: holds the masks of the model. What they prune when this is made stays pruned.
-        statistics: gives, when called, what the method needs of the present weights from calibration data, such as
-            `input_norm`, `gram` or `gradients`, the layers of one decoder block after the other; once an update.
+        statistics: gives, when called with a seed, what the method needs of the present weights from calibration data
+            (:func:`~prunegpt.pruning.evidence.evidence`); once an update. None where it needs nothing of them.
 
     Raises:
         PruningError: the method needs statistics, or the job is of other weights.
@@ -62,10 +60,10 @@ class GradualPruner:
         self._views: dict[str, WeightView] = {name: enforcer.views[name] for name in job.sparsities}
         self._sizes = {name: view.parameter.numel() for name, view in self._views.items()}
         self._held = {name: enforcer.mask(name) for name in self._views}
-        self._needs = self._method.needs - GATHERED - {"generator"}
-        if self._needs and statistics is None:
+        self._needs = self._method.needs - GATHERED
+        if (looks := sorted(self._needs - {"generator"})) and statistics is None:
             raise PruningError(
-                f"{job.method} needs {' and '.join(sorted(self._needs))} from calibration data, but got none. "
+                f"{job.method} needs {' and '.join(looks)} from calibration data, but got none. "
                 f"Give it calibration data, or use magnitude."
             )
         self._statistics = statistics
@@ -148,47 +146,34 @@ class GradualPruner:
         held = {name: mask.kept for name, mask in floor.items()}
         if not any(targets.values()):
             return held, ()
-        generator = Generator().manual_seed(self.job.seed * _SEED_STRIDE + update)
-        pattern = parse_pattern(self.job.pattern)
-        results: dict[str, Tensor] = {}  # scores of a criterion, masks of a solver, [out, in]
+        choices = choose(
+            self._method,
+            self._groups(self.job.seed * _SEED_STRIDE + update),
+            targets=targets,
+            pattern=parse_pattern(self.job.pattern),
+            scope=self.job.scope,
+            masks=held,
+            options=self.job.options,
+            gathered=self._gradients.of,
+        )
+        chosen: dict[str, Tensor] = {}
         notes: list[str] = []
-        for group in self._groups():
-            factors: dict[int, tuple[Tensor, Any]] = {}  # by Gram matrix: layers with the same input share one
-            for name, needed in group.items():
-                view, given = self._views[name], {**needed(), **self._gradients.of(name)}
-                if not isinstance(self._method, Solver):
-                    drawn = {"generator": generator} if "generator" in self._method.needs else {}
-                    results[name] = self._method.score(view.matrix, **given, **drawn, **self.job.options)
-                    continue
-                if self._method.factorise is not None:
-                    gram = given["gram"]
-                    if id(gram) not in factors:
-                        factors[id(gram)] = gram, self._method.factor_of(gram, self.job.options)
-                    given["factor"] = factors[id(gram)][1]
-                solution = self._method.solve(
-                    view.matrix,
-                    sparsity=targets[name],
-                    pattern=pattern,
-                    mask=held[name],
-                    **given,
-                    **self.job.options,
-                )
-                view.matrix.copy_(solution.weight)
-                results[name] = solution.mask
-                notes += [f"{name}: {note}" for note in solution.notes]
-        if missing := [name for name in self._views if name not in results]:
+        for choice in choices:
+            chosen[choice.name] = choice.mask
+            notes += [f"{choice.name}: {note}" for note in choice.notes]
+        if missing := [name for name in self._views if name not in chosen]:
             raise PruningError(
                 f"calibration must reach every pruned weight, but not {missing[0]}. "
                 f"Leave that weight out of the targets: its module is not called in a forward pass."
             )
-        if isinstance(self._method, Solver):
-            return results, tuple(notes)
-        scores = {name: results[name] for name in self._views}  # in the order of the model, which decides ties
-        return select_masks(scores, targets, pattern=pattern, scope=self.job.scope, masks=held), ()
+        return chosen, tuple(notes)
 
-    def _groups(self) -> Iterable[Mapping[str, Needed]]:
-        """The layers and what they need, some at a time; all of them where nothing is."""
-        return self._statistics() if self._needs and self._statistics else [dict.fromkeys(self._views, dict)]
+    def _groups(self, seed: int) -> Groups:
+        """The layers and what is known of them, some at a time; all of them where calibration has no part in it."""
+        if self._statistics is not None:
+            return self._statistics(seed)
+        generator = Generator().manual_seed(seed)
+        return [{name: Evidence(view, self._needs, generator, None, None) for name, view in self._views.items()}]
 
     def _record(
         self,

@@ -1,7 +1,6 @@
 """Training stages: fine-tuning and distillation, with or without pruning on the way."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 
 from torch import Tensor
 
@@ -11,12 +10,12 @@ from prunegpt.lm.blocks import Blocks
 from prunegpt.lm.views import matrices, select
 from prunegpt.planning.budget import count_steps, divided_note
 from prunegpt.pruning.enforce import Enforcer
+from prunegpt.pruning.evidence import Evidence, evidence
 from prunegpt.pruning.gradients import GATHERED
-from prunegpt.pruning.gradual import GradualPruner, Needed
+from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.job import GradualJob, load_method, resolve_gradual
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import masks_hash
-from prunegpt.pruning.oneshot.evidence import evidence
 from prunegpt.pruning.statistics import evaluating
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse, update_problems
@@ -160,25 +159,13 @@ def _calibration(spec: GradualSpec | None, state: State) -> Tensor | None:
 
 
 def _pruner(job: GradualJob, enforcer: Enforcer, state: State, windows: Tensor | None) -> GradualPruner:
-    needs = load_method(job.method).needs - GATHERED - {"generator"}
+    needs = load_method(job.method).needs - GATHERED
 
-    def statistics() -> Iterator[dict[str, Needed]]:
+    def statistics(seed: int) -> Iterator[dict[str, Evidence]]:
         if windows is None:
             raise PruningError(f"{job.method} looks at calibration text, but there is none. Set data.")
         views = {name: enforcer.views[name] for name in job.sparsities}
-        groups = evidence(
-            state.model,
-            views,
-            windows,
-            needs=needs,
-            propagate=False,
-            statistics=None,
-            seed=job.seed,
-            micro_batch=None,
-            offload=None,
-        )
-        with evaluating(state.model), closing(groups):
-            for group in groups:
-                yield {name: found.arguments for name, found in group.items()}
+        with evaluating(state.model):
+            yield from evidence(state.model, views, windows, needs=needs, propagate=False, seed=seed)
 
-    return GradualPruner(job, enforcer, statistics=statistics if needs else None)
+    return GradualPruner(job, enforcer, statistics=statistics if needs - {"generator"} else None)

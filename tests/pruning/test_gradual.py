@@ -1,6 +1,5 @@
 import copy
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,12 +11,14 @@ from torch.optim import AdamW
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.enforce import Enforcer
+from prunegpt.pruning.evidence import Evidence
 from prunegpt.pruning.gradients import GradientStatistics
-from prunegpt.pruning.gradual import GradualPruner, MaskUpdate
+from prunegpt.pruning.gradual import GradualPruner, MaskUpdate, Statistics
 from prunegpt.pruning.job import GradualJob, resolve_gradual
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check
 from prunegpt.pruning.patterns import NOfM, Unstructured
+from prunegpt.pruning.statistics.inputs import LayerStatistics
 from prunegpt.registry import CRITERIA
 from prunegpt.spec.schedules import Clock, cubic
 
@@ -32,7 +33,7 @@ def pruner_of(
     *,
     views: Mapping[str, WeightView] | None = None,
     masks: Mapping[str, Tensor] | None = None,
-    statistics: Callable[[], list[dict[str, Any]]] | None = None,
+    statistics: Statistics | None = None,
     **options: Any,
 ) -> GradualPruner:
     views = toy.views() if views is None else views
@@ -70,14 +71,18 @@ class Run:
         return updates
 
 
-def calibration(toy: Toy, need: str) -> Callable[[], list[dict[str, Any]]]:
-    """Norms and Gram matrices of what the present weights make of fixed inputs."""
+def calibration(toy: Toy, need: str) -> Statistics:
+    """Norms or Gram matrices of what the present weights make of fixed inputs."""
 
-    def statistics() -> list[dict[str, Any]]:
+    def statistics(seed: int) -> list[dict[str, Evidence]]:
         inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(99))
         seen = {"first.weight": inputs, "second.weight": torch.tanh(toy.first(inputs)).detach()}
-        found = {name: {"input_norm": x.norm(dim=0), "gram": x.t() @ x} for name, x in seen.items()}
-        return [{name: partial(dict, **{need: of[need]}) for name, of in found.items()}]
+        found = {
+            name: LayerStatistics(x.norm(dim=0), x.t() @ x if need == "gram" else None, len(x))
+            for name, x in seen.items()
+        }
+        views, generator = toy.views(), torch.Generator().manual_seed(seed)
+        return [{name: Evidence(views[name], frozenset({need}), generator, of, None) for name, of in found.items()}]
 
     return statistics
 
@@ -245,7 +250,7 @@ def test_a_solver_repairs_the_weights_it_keeps(make_toy: MakeToy, name: str) -> 
     check(toy.views(), run.pruner.enforcer.masks)
     kept = run.masks["first.weight"]
     assert not torch.equal(toy.first.weight[kept], plain.first.weight[kept])
-    gram = calibration(plain, "gram")()[0]["first.weight"]()["gram"]
+    gram = calibration(plain, "gram")(0)[0]["first.weight"].arguments()["gram"]
     pruner_of(plain, clock=Clock.regular(0, 0), final=0.5).before_step(0)
     original = make_toy().first.weight
 
@@ -336,7 +341,7 @@ def test_statistics_that_are_missing_are_named(make_toy: MakeToy) -> None:
         run.pruner.before_step(0)
     with pytest.raises(PruningError, match=r"one of every pruned weight, but first\.weight has none"):
         run.pruner.accumulate()
-    run = Run(toy, "wanda", clock=Clock.regular(0, 0), final=0.5, statistics=list)
+    run = Run(toy, "wanda", clock=Clock.regular(0, 0), final=0.5, statistics=lambda _: [])
     with pytest.raises(PruningError, match=r"must reach every pruned weight, but not first\.weight"):
         run.pruner.before_step(0)
 

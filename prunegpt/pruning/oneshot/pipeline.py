@@ -1,6 +1,6 @@
 """The loop over layers: look, choose, repair, write back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from prunegpt.lm.views import WeightView
-from prunegpt.pruning.criteria.base import Criterion
-from prunegpt.pruning.oneshot.evidence import Evidence, evidence
-from prunegpt.pruning.oneshot.request import Request, check_request
+from prunegpt.pruning.choose import choose
+from prunegpt.pruning.evidence import evidence
+from prunegpt.pruning.oneshot.request import check_request
 from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, Progress
 from prunegpt.pruning.patterns import Pattern
-from prunegpt.pruning.selection import select_masks
-from prunegpt.pruning.solvers.base import Solver, reconstruction_error
 from prunegpt.pruning.statistics import check_windows, evaluating
 from prunegpt.registry import ACTIVATIONS, GRADIENTS
 
@@ -85,7 +83,6 @@ def prune_oneshot(
     )
     needs = request.part.needs
     windows = check_windows(calibration, method) if needs & (ACTIVATIONS | GRADIENTS) else None
-    run = _Run(request, views, masks or {}, progress)
     groups = evidence(
         model,
         views,
@@ -97,113 +94,32 @@ def prune_oneshot(
         micro_batch=micro_batch,
         offload=offload,
     )
+    held = {name: mask.to(views[name].parameter.device) for name, mask in (masks or {}).items() if name in views}
+    choices = choose(
+        request.part,
+        groups,
+        targets=request.targets,
+        pattern=request.pattern,
+        scope=request.scope,
+        masks=held,
+        options=request.options,
+    )
+    chosen: dict[str, Tensor] = {}
+    rows: list[LayerRow] = []
     with evaluating(model), closing(groups):
-        if isinstance(request.part, Solver):
-            run.solve(request.part, groups)
-        elif request.scope == "global":
-            run.select_at_once(request.part, groups)
-        else:
-            run.select(request.part, groups)
+        for choice in choices:
+            mask, name = choice.mask, choice.name
+            chosen[name] = mask.cpu()
+            sparsity = 1 - int(torch.count_nonzero(mask)) / mask.numel()
+            rows.append(
+                LayerRow(name, mask.numel(), sparsity, choice.error, choice.damping, choice.seconds, choice.notes)
+            )
+            if progress is not None:
+                progress(len(rows), len(views), name)
     return OneShotResult(
-        masks={name: run.chosen[name] for name in views},
-        rows=tuple(run.rows),
+        masks={name: chosen[name] for name in views},
+        rows=tuple(rows),
         tokens=0 if windows is None else windows.numel(),
         seconds=perf_counter() - started,
         notes=request.notes,
     )
-
-
-class _Run:
-    """The layers of one call, pruned one after the other."""
-
-    def __init__(
-        self,
-        request: Request,
-        views: Mapping[str, WeightView],
-        masks: Mapping[str, Tensor],
-        progress: Progress | None,
-    ) -> None:
-        self._request = request
-        self._views = views
-        self._masks = {name: mask.to(views[name].parameter.device) for name, mask in masks.items() if name in views}
-        self._progress = progress
-        self.chosen: dict[str, Tensor] = {}
-        self.rows: list[LayerRow] = []
-
-    def solve(self, solver: Solver, groups: Iterator[dict[str, Evidence]]) -> None:
-        """Prunes and repairs, layer by layer."""
-        for group in groups:
-            factors: dict[int, Any] = {}  # by the Gram matrix, of which the group holds on to one a distinct input
-            for name, found in group.items():
-                started = perf_counter()
-                given = found.arguments()
-                if solver.factorise is not None:
-                    if id(found.gram) not in factors:
-                        factors[id(found.gram)] = solver.factor_of(given["gram"], self._request.options)
-                    given["factor"] = factors[id(found.gram)]
-                solution = solver.solve(
-                    found.view.matrix,
-                    sparsity=self._request.targets[name],
-                    pattern=self._request.pattern,
-                    mask=self._masks.get(name),
-                    **given,
-                    **self._request.options,
-                )
-                found.view.matrix.copy_(solution.weight)
-                seconds = perf_counter() - started
-                self._finish(name, solution.mask, solution.error, solution.damping, seconds, solution.notes)
-
-    def select(self, criterion: Criterion, groups: Iterator[dict[str, Evidence]]) -> None:
-        """Scores and prunes, layer by layer."""
-        for group in groups:
-            for name, found in group.items():
-                started = perf_counter()
-                mask = self._masks_of({name: self._score(criterion, found)})[name]  # [out, in]
-                matrix = found.view.matrix  # [out, in]
-                error = None
-                if found.gram is not None:
-                    error = reconstruction_error(matrix * mask, matrix, found.gram.to(matrix.device))
-                matrix.mul_(mask)
-                self._finish(name, mask, error, None, perf_counter() - started, ())
-
-    def select_at_once(self, criterion: Criterion, groups: Iterator[dict[str, Evidence]]) -> None:
-        """Scores all layers, and then prunes them by one threshold."""
-        scores: dict[str, Tensor] = {}
-        seconds = 0.0
-        for group in groups:
-            started = perf_counter()
-            scores |= {name: self._score(criterion, found) for name, found in group.items()}
-            seconds += perf_counter() - started
-        started = perf_counter()
-        masks = self._masks_of(scores)
-        seconds += perf_counter() - started
-        for name, mask in masks.items():
-            self._views[name].matrix.mul_(mask)
-            self._finish(name, mask, None, None, seconds / len(masks), ())
-
-    def _score(self, criterion: Criterion, found: Evidence) -> Tensor:
-        return criterion.score(found.view.matrix, **found.arguments(), **self._request.options)
-
-    def _masks_of(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return select_masks(
-            scores,
-            self._request.targets,
-            pattern=self._request.pattern,
-            scope=self._request.scope,
-            masks={name: mask for name, mask in self._masks.items() if name in scores},
-        )
-
-    def _finish(
-        self,
-        name: str,
-        mask: Tensor,
-        error: float | None,
-        damping: float | None,
-        seconds: float,
-        notes: tuple[str, ...],
-    ) -> None:
-        self.chosen[name] = mask.cpu()
-        sparsity = 1 - int(torch.count_nonzero(mask)) / mask.numel()
-        self.rows.append(LayerRow(name, mask.numel(), sparsity, error, damping, seconds, notes))
-        if self._progress is not None:
-            self._progress(len(self.rows), len(self._views), name)

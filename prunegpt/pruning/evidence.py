@@ -57,10 +57,10 @@ def evidence(
     *,
     needs: frozenset[str],
     propagate: bool,
-    statistics: Path | None,
     seed: int,
-    micro_batch: int | None,
-    offload: bool | None,
+    statistics: Path | None = None,
+    micro_batch: int | None = None,
+    offload: bool | None = None,
 ) -> Generator[dict[str, Evidence], None, None]:
     """What a method needs, of the layers of one block after the other; of all at once where blocks do not matter.
 

@@ -1,0 +1,120 @@
+"""What a method makes of layers, in one shot or at an update in training: which weights go, what repairs the rest."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from prunegpt.pruning.criteria.base import Criterion
+from prunegpt.pruning.evidence import Evidence
+from prunegpt.pruning.patterns import Pattern
+from prunegpt.pruning.selection import select_masks
+from prunegpt.pruning.solvers.base import Solver, reconstruction_error
+from prunegpt.registry import Scope
+
+Groups = Iterable[Mapping[str, Evidence]]  # parameter name -> what is known, the layers of a decoder block at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What became of one layer.
+
+    Attributes:
+        name: of the parameter.
+        mask: bool [out, in], True = kept.
+        error: the share of the layer's output that is lost on the calibration text; None where no Gram matrix is known.
+        damping: the solver's; None for a criterion.
+        seconds: to choose and to solve, without calibration; an even share where all layers are selected at once.
+        notes: what the user should know of.
+    """
+
+    name: str
+    mask: Tensor
+    error: float | None
+    damping: float | None
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def choose(
+    part: Criterion | Solver,
+    groups: Groups,
+    *,
+    targets: Mapping[str, float],
+    pattern: Pattern,
+    scope: Scope,
+    masks: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    gathered: Callable[[str], Mapping[str, Tensor]] = lambda _: {},
+) -> Iterator[Choice]:
+    """Prunes layers in place, each before the next one is asked for; with scope `global` all after the last.
+
+    Args:
+        part: the criterion or solver.
+        groups: layers in the order in which they are pruned.
+        targets: parameter name -> sparsity, in the order of the model, which decides ties between layers.
+        pattern: what is pruned as one.
+        scope: what scores are compared over.
+        masks: parameter name -> bool [out, in], True = kept: what is pruned stays pruned. Names may be missing.
+        options: further arguments of the method.
+        gathered: what training has shown of a layer, by the name of the argument.
+
+    Raises:
+        PruningError: scores or statistics are not finite, or something does not go together.
+    """
+    scores: dict[str, Tensor] = {}
+    matrices: dict[str, Tensor] = {}  # [out, in]
+    seconds = 0.0
+    for group in groups:
+        factors: dict[int, Any] = {}  # by the Gram matrix, of which the group holds on to one a distinct input
+        for name, found in group.items():
+            started = perf_counter()
+            if isinstance(part, Solver):
+                yield _solved(part, name, found, factors, targets[name], pattern, masks.get(name), options, started)
+                continue
+            matrix = found.view.matrix  # [out, in]
+            score = part.score(matrix, **found.arguments(), **gathered(name), **options)  # [out, in]
+            if scope == "global":
+                scores[name], matrices[name] = score, matrix
+                seconds += perf_counter() - started
+                continue
+            held = {name: masks[name]} if name in masks else {}
+            mask = select_masks({name: score}, targets, pattern=pattern, scope=scope, masks=held)[name]  # [out, in]
+            error = None
+            if found.gram is not None:
+                error = reconstruction_error(matrix * mask, matrix, found.gram.to(matrix.device))
+            matrix.mul_(mask)
+            yield Choice(name, mask, error, None, perf_counter() - started)
+    if scores:
+        started = perf_counter()
+        ordered = {name: scores[name] for name in targets}
+        chosen = select_masks(ordered, targets, pattern=pattern, scope=scope, masks=masks)
+        seconds += perf_counter() - started
+        for name, mask in chosen.items():
+            matrices[name].mul_(mask)
+            yield Choice(name, mask, None, None, seconds / len(chosen))
+
+
+def _solved(
+    solver: Solver,
+    name: str,
+    found: Evidence,
+    factors: dict[int, Any],
+    sparsity: float,
+    pattern: Pattern,
+    mask: Tensor | None,
+    options: Mapping[str, Any],
+    started: float,
+) -> Choice:
+    given = found.arguments()
+    if solver.factorise is not None:
+        if id(found.gram) not in factors:
+            factors[id(found.gram)] = solver.factor_of(given["gram"], options)
+        given["factor"] = factors[id(found.gram)]
+    matrix = found.view.matrix  # [out, in]
+    solution = solver.solve(matrix, sparsity=sparsity, pattern=pattern, mask=mask, **given, **options)
+    matrix.copy_(solution.weight)
+    seconds = perf_counter() - started
+    return Choice(name, solution.mask, solution.error, solution.damping, seconds, solution.notes)
