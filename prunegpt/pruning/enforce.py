@@ -51,6 +51,11 @@ class Enforcer:
         """The mask of every view."""
         return {name: self.mask(name) for name in self.views}
 
+    @property
+    def closed(self) -> Masks:
+        """The masks of the tensors that something is pruned of."""
+        return dict(self._masks)
+
     def mask(self, name: str) -> Mask:
         """The mask of one view."""
         found = self._masks.get(name)

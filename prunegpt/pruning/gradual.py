@@ -59,7 +59,7 @@ class GradualPruner:
             raise PruningError(f"every pruned weight must be one of the model, but {missing[0]!r} is none of them.")
         self._views: dict[str, WeightView] = {name: enforcer.views[name] for name in job.sparsities}
         self._sizes = {name: view.parameter.numel() for name, view in self._views.items()}
-        self._held = {name: enforcer.mask(name) for name in self._views}
+        self._held = enforcer.closed
         self._needs = self._method.needs - GATHERED
         if (looks := sorted(self._needs - {"generator"})) and statistics is None:
             raise PruningError(
@@ -112,9 +112,8 @@ class GradualPruner:
         self._last = due
         if repeats:
             return None
-        before = {name: self.enforcer.mask(name) for name in self._views}
-        floor = self._held if self.job.regrow else before
-        chosen, notes = self._choose(targets, floor, due)
+        before = self.enforcer.closed
+        chosen, notes = self._choose(targets, self._held if self.job.regrow else before, due)
         after = {name: Mask(kept) for name, kept in chosen.items()}
         self.enforcer.set_masks(after, optimizer)
         self.enforcer.mask_weights()
@@ -143,9 +142,10 @@ class GradualPruner:
         self, targets: Mapping[str, float], floor: Mapping[str, Mask], update: int
     ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """The masks of an update, bool [out, in], and the notes of a solver. What `floor` prunes stays pruned."""
-        held = {name: mask.kept for name, mask in floor.items()}
+        held = {name: mask.kept for name, mask in floor.items() if name in self._views}
         if not any(targets.values()):
-            return held, ()
+            dense = {name: torch.ones_like(view.matrix, dtype=torch.bool) for name, view in self._views.items()}
+            return {**dense, **held}, ()
         choices = choose(
             self._method,
             self._groups(self.job.seed * _SEED_STRIDE + update),
@@ -187,16 +187,21 @@ class GradualPruner:
         zeros = {
             name: self._sizes[name] - int(torch.count_nonzero(view.parameter)) for name, view in self._views.items()
         }
-        both = {name: (before[name] & mask).pruned for name, mask in after.items()}
+        counts = {name: (_pruned(before.get(name)), mask.pruned) for name, mask in after.items()}
+        both = {name: (before[name] & mask).pruned if name in before else mask.pruned for name, mask in after.items()}
         return MaskUpdate(
             step=step,
             target=_mean(targets, self._sizes),
             achieved=sum(zeros.values()) / total,
             by_tensor={name: count / max(self._sizes[name], 1) for name, count in zeros.items()},
-            closed=sum(both[name] - before[name].pruned for name in after),
-            opened=sum(both[name] - mask.pruned for name, mask in after.items()),
+            closed=sum(both[name] - was for name, (was, _) in counts.items()),
+            opened=sum(both[name] - now for name, (_, now) in counts.items()),
             notes=notes,
         )
+
+
+def _pruned(mask: Mask | None) -> int:
+    return mask.pruned if mask else 0
 
 
 def _mean(values: Mapping[str, float], sizes: Mapping[str, int]) -> float:

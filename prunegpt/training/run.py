@@ -78,7 +78,7 @@ def train(
         DivergedError: a loss term is not finite or exploded, or a weight is not finite.
         MaskDriftError: at the end the model is not what the job says.
     """
-    held = enforcer.masks
+    held = enforcer.closed
     trainer = JobTrainer(
         job,
         model=model,
