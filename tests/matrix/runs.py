@@ -40,7 +40,8 @@ def run(plans: list[TrialPlan], root: Root, way: Way, step: int) -> Result:
     """
     *teachers, trial = plans
     for plan in teachers:
-        _child(root, plan, 1, "undisturbed", 0)
+        if not root.is_measured(plan.key, plan.evaluation_key):
+            _child(root, plan, 1, "undisturbed", 0)
     disturbed = _child(root, trial, 1, way, step)
     if way != "undisturbed":
         assert (disturbed is None) is (way == "killed")

@@ -5,6 +5,7 @@ the plan. A covering subset runs in the gate; every combination of method, sched
 """
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,15 +48,22 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _imported(small_model: Path, text_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What a trial imports on its way, so that the processes that are forked for the cases find it there."""
-    root = Root(tmp_path_factory.mktemp("first"))
-    for plan in plans_of(GATE[0], small_model, text_files, root):
-        folder = root.attempt(plan.sweep, plan.name, 1)
-        folder.mkdir(parents=True)
-        (folder / "trial.json").write_text(plan.model_dump_json(), encoding="utf-8")
-        run_trial(folder)
+@pytest.fixture(scope="session")
+def prepared(small_model: Path, text_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root in which the teacher of all cases is published and the text is packed, to be copied.
+
+    A whole case is run once too, elsewhere, so that the processes that are forked for the others find it imported.
+    """
+    case = next(case for case in GATE if case["kind"] != "finetune")
+    folder = tmp_path_factory.mktemp("prepared")
+    for name, count in (("root", -1), ("imports", None)):
+        root = Root(folder / name)
+        for plan in plans_of(case, small_model, text_files, root)[:count]:
+            attempt = root.attempt(plan.sweep, plan.name, 1)
+            attempt.mkdir(parents=True)
+            (attempt / "trial.json").write_text(plan.model_dump_json(), encoding="utf-8")
+            assert run_trial(attempt).state == "finished"
+    return folder / "root"
 
 
 def plans_of(case: Case, model: Path, texts: dict[str, str], root: Root) -> list[TrialPlan]:
@@ -105,11 +113,12 @@ def check(case: Case, plan: TrialPlan, result: Result, root: Root) -> None:
         assert last.sparsity.by_tensor[tensor] >= found
 
 
-def three_ways(case: Case, model: Path, texts: dict[str, str], folder: Path) -> None:
+def three_ways(case: Case, model: Path, texts: dict[str, str], prepared: Path, folder: Path) -> None:
     steps = STEPS + (BLOCKS // BATCH if case["after"] == "finetune" else 0)
     step = random.Random(name_of(case)).randrange(1, steps + 1)
     results = {}
     for way in ("undisturbed", "stopped", "killed"):
+        shutil.copytree(prepared, folder / way)
         root = Root(folder / way)
         plans = plans_of(case, model, texts, root)
         results[way] = run(plans, root, way, step)
@@ -121,19 +130,21 @@ def three_ways(case: Case, model: Path, texts: dict[str, str], folder: Path) -> 
 
 
 @pytest.mark.parametrize("case", GATE, ids=name_of)
-def test_pairs(case: Case, small_model: Path, text_files: dict[str, str], tmp_path: Path) -> None:
-    three_ways(case, small_model, text_files, tmp_path)
+def test_pairs(case: Case, small_model: Path, text_files: dict[str, str], prepared: Path, tmp_path: Path) -> None:
+    three_ways(case, small_model, text_files, prepared, tmp_path)
 
 
 @pytest.mark.parametrize("case", schedulers(), ids=lambda case: case["options"])
-def test_learning_rate_schedulers(case: Case, small_model: Path, text_files: dict[str, str], tmp_path: Path) -> None:
-    three_ways(case, small_model, text_files, tmp_path)
+def test_learning_rate_schedulers(
+    case: Case, small_model: Path, text_files: dict[str, str], prepared: Path, tmp_path: Path
+) -> None:
+    three_ways(case, small_model, text_files, prepared, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", whole(), ids=name_of)
-def test_the_whole(case: Case, small_model: Path, text_files: dict[str, str], tmp_path: Path) -> None:
-    three_ways(case, small_model, text_files, tmp_path)
+def test_the_whole(case: Case, small_model: Path, text_files: dict[str, str], prepared: Path, tmp_path: Path) -> None:
+    three_ways(case, small_model, text_files, prepared, tmp_path)
 
 
 @pytest.mark.parametrize("cases", [GATE, whole()], ids=["pairs", "whole"])
