@@ -1,9 +1,7 @@
 """The trial of an agent's run: its teachers first where nobody has made them, then itself; the store has all of it."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunegpt.cli.options import number, say
@@ -12,23 +10,19 @@ if TYPE_CHECKING:
     from prunegpt.records import AttemptRecord
     from prunegpt.root import Root
     from prunegpt.spec.plan import SweepPlan, TrialPlan
+    from prunegpt.sweep.attempt import Attempt
 
 
 @contextmanager
 def failing(root: "Root") -> Iterator[None]:
     """Lets the server know of a run that fails before it is a trial, so that it is not given out again."""
     from prunegpt.errors import PruneGPTError
-    from prunegpt.root import write_text
-    from prunegpt.tracking.claims import Claim, claim_path, read_claim
+    from prunegpt.tracking.claims import claim
 
     try:
         yield
     except PruneGPTError as error:
-        run = os.environ.get("WANDB_RUN_ID", "")
-        if run:
-            before = read_claim(root, run) or Claim(run=run)
-            failed = before.model_copy(update={"state": "failed", "error": str(error)})
-            write_text(claim_path(root, run), failed.model_dump_json(indent=2) + "\n")
+        claim(root, state="failed", error=str(error))
         raise
 
 
@@ -37,38 +31,38 @@ def run_for_agent(root: "Root", plan: "SweepPlan", trial: "TrialPlan") -> int:
 
     A stage that another agent computes is waited for, and so is a teacher.
     """
-    from prunegpt.root import write_text
-    from prunegpt.tracking.claims import Claim, claim_path
-    from prunegpt.tracking.summary import summary_of
+    from prunegpt.tracking.claims import claim
+    from prunegpt.tracking.ingest import begin
+    from prunegpt.tracking.run_log import summary_of
+    from prunegpt.tracking.tracker import open_attempt
 
-    run = os.environ.get("WANDB_RUN_ID", "")
-    told = {"run": run, "sweep": os.environ.get("WANDB_SWEEP_ID", ""), "trial": f"{trial.sweep}/{trial.name}"}
-
-    def tell(**more: object) -> None:
-        told.update(more)  # type: ignore[arg-type]
-        if run:
-            write_text(claim_path(root, run), Claim.model_validate(told).model_dump_json(indent=2) + "\n")
-
-    tell()
+    claim(root, trial=f"{trial.sweep}/{trial.name}", state="running", error="", folder="", metrics={})
     problem = _teach(root, plan, trial)
     if problem:
         say(f"{trial.name}: {problem}")
-        tell(state="failed", error=problem)
+        claim(root, state="failed", error=problem)
         return 1
-    record, folder = _run(root, plan, trial, lambda folder: tell(folder=str(folder.relative_to(root.path))))
-    metrics = summary_of(record.stages) if record.state == "finished" else {}
-    tell(state=record.state, error=record.error, metrics=metrics, folder=str(folder.relative_to(root.path)))
+    attempt = begin(root, plan, trial)
+    claim(root, folder=str(attempt.folder.relative_to(root.path)))
+    uploader = open_attempt(attempt.folder)
+    record = _run(root, attempt)
+    if uploader:
+        uploader.close()
+    finished = record.state == "finished"
+    claim(root, state=record.state, error=record.error, metrics=summary_of(record.stages) if finished else {})
     for stage in record.stages:
         perplexity = stage.evaluation.perplexity if stage.evaluation else None
         say(f"{trial.name}: {stage.kind}{' (cached)' if stage.cached else ''}: perplexity {number(perplexity)}")
-    if record.state != "finished":
-        say(f"{trial.name}: {record.state}: {record.error} The log is {folder / 'log.txt'}.")
-    return 0 if record.state == "finished" else 1
+    if not finished:
+        say(f"{trial.name}: {record.state}: {record.error} The log is {attempt.folder / 'log.txt'}.")
+    return 0 if finished else 1
 
 
 def _teach(root: "Root", plan: "SweepPlan", trial: "TrialPlan") -> str:
     """Runs the teachers that are not there yet, each once, whichever agents want it; what is wrong, if anything is."""
     from filelock import FileLock
+
+    from prunegpt.tracking.ingest import begin
 
     for key in trial.needs:
         teacher = next((one for one in plan.trials if one.key == key), None)
@@ -85,35 +79,21 @@ def _teach(root: "Root", plan: "SweepPlan", trial: "TrialPlan") -> str:
             if problem:
                 return problem
             say(f"{trial.name}: its teacher {teacher.name} is made first")
-            record, _ = _run(root, plan, teacher, None)
+            record = _run(root, begin(root, plan, teacher))
         if record.state != "finished":
             return f"its teacher {teacher.name} ended as {record.state}: {record.error}"
     return ""
 
 
-def _run(
-    root: "Root", plan: "SweepPlan", trial: "TrialPlan", begun: Callable[[Path], None] | None
-) -> "tuple[AttemptRecord, Path]":
-    """Runs one trial in a new attempt's folder; the store has it from its start, and follows it to its end.
-
-    Args:
-        begun: is told the folder; None for a teacher, which is no run of the agent's.
-    """
+def _run(root: "Root", attempt: "Attempt") -> "AttemptRecord":
+    """Runs a new attempt, which the store follows to its end."""
     from prunegpt.launch.log import LOG
     from prunegpt.launch.worker import logging_to
-    from prunegpt.tracking.ingest import Follower, begin
-    from prunegpt.tracking.narrate import Narrator
+    from prunegpt.tracking.ingest import Follower
     from prunegpt.trial import run_trial
 
-    attempt = begin(root, plan, trial)
-    folder = attempt.folder
-    narrator = Narrator(folder) if begun else None
-    if begun:
-        begun(folder)
     follower = Follower(root, attempt)
-    with follower.following() as through, logging_to(folder / LOG):
-        record = run_trial(folder, through)
+    with follower.following() as through, logging_to(attempt.folder / LOG):
+        record = run_trial(attempt.folder, through)
     follower.end(record)
-    if narrator:
-        narrator.close()
-    return record, folder
+    return record

@@ -79,7 +79,7 @@ def agent(
     ] = None,
 ) -> None:
     """Run `wandb agent`, one a slot, each with its share of the machine. Ctrl-C once lets running trials end well."""
-    from prunegpt.tracking.fleet import run_agents
+    from prunegpt.tracking.agents import run_agents
 
     raise typer.Exit(run_agents(sweep, slots=slots, count=count, say=say))
 
@@ -97,9 +97,9 @@ def sync(
     """Send what could not be sent, or was kept: trials, with all their curves, each once however often this is run."""
     from prunegpt.root import Root
     from prunegpt.spec.tracking import WandbSpec
-    from prunegpt.tracking.posted import all_posted
     from prunegpt.tracking.run_log import quiet
-    from prunegpt.tracking.sync import sync as send
+    from prunegpt.tracking.uploader import all_posted
+    from prunegpt.tracking.uploader import sync as send
 
     where = Root.find(root)
     if dry_run:
@@ -139,14 +139,6 @@ def import_(
         print(trial)
 
 
-@app.command(hidden=True)
-def narrate(folder: Annotated[Path, typer.Argument(help="Of an attempt that an agent runs.")]) -> None:
-    """What an agent's run starts beside itself: tells W&B of the attempt, and ends with its input."""
-    from prunegpt.tracking.narrate import narrate as tell
-
-    tell(folder, _closed)
-
-
 def _closed(seconds: float) -> bool:
     """Whether standard input ends within so many seconds."""
     import select
@@ -156,25 +148,34 @@ def _closed(seconds: float) -> bool:
 
 
 @app.command(hidden=True)
-def scribe(
-    sweep: Annotated[str, typer.Argument(help="The sweep that is told of.")],
+def upload(
+    sweep: Annotated[str, typer.Argument(help="The sweep that is sent.")],
     root: RootOption = None,
 ) -> None:
     """What `sweep run` starts beside itself where tracking is on: it reads how as JSON, and ends with its input."""
-    from prunegpt.errors import PruneGPTError
     from prunegpt.root import Root
     from prunegpt.spec.tracking import WandbSpec
-    from prunegpt.tracking.client import Server
+    from prunegpt.tracking.client import Server, TrackingError
     from prunegpt.tracking.run_log import quiet
-    from prunegpt.tracking.scribe import Scribe
+    from prunegpt.tracking.uploader import WandbUploader
 
     quiet()
     spec = WandbSpec.model_validate_json(sys.stdin.readline())
     try:
         server = Server.find() if spec.mode == "online" else None
-    except PruneGPTError:
+    except TrackingError:
         server = None
-    Scribe(Root.find(root), sweep, spec, server, say).follow(_closed)
+    WandbUploader(Root.find(root), sweep, spec, server, say).follow(_closed)
+
+
+@app.command("upload-attempt", hidden=True)
+def upload_attempt(folder: Annotated[Path, typer.Argument(help="Of an attempt that an agent runs.")]) -> None:
+    """What an agent's run starts beside itself: sends the attempt to W&B, and ends with its input."""
+    from prunegpt.tracking.run_log import quiet
+    from prunegpt.tracking.uploader import upload_attempt as send
+
+    quiet()
+    send(folder, _closed)
 
 
 @app.command(hidden=True)

@@ -1,15 +1,22 @@
-"""What an agent's run means: its arguments name one trial of a spec."""
+"""Agents of a sweep on this machine, and what the run of one means: its arguments name one trial of a spec."""
 
 import json
-from collections.abc import Mapping
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from filelock import FileLock
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from prunegpt.errors import Problem, SpecError, nearest
+from prunegpt.errors import Problem, SpecError, StoreError, nearest
+from prunegpt.launch.local import cuda_devices, slot_environment
 from prunegpt.planning.resolve import Planner
 from prunegpt.root import Root, write_json
 from prunegpt.spec.plan import SearchPlan, TrialPlan
@@ -18,8 +25,58 @@ from prunegpt.spec.space import chosen_of
 from prunegpt.spec.wandb import TRIAL
 from prunegpt.spec.wandb_config import SEED
 from prunegpt.spec.wandb_parameters import canonical
+from prunegpt.store import Store
 
 PARAMETERS = "WANDB_SWEEP_PARAM_PATH"  # names the file in which an agent hands over a run's arguments
+_PATIENT = {
+    "WANDB_AGENT_DISABLE_FLAPPING": "true",  # three failures in a minute are no reason to stop
+    "WANDB_AGENT_MAX_INITIAL_FAILURES": "1000000",
+    "WANDB_ERROR_REPORTING": "false",
+}
+
+
+def run_agents(
+    sweep: str, *, slots: int | None = None, count: int | None = None, say: Callable[[str], None] = print
+) -> int:
+    """Runs `wandb agent SWEEP` once a slot until all have ended; gives the largest of their exit codes.
+
+    Args:
+        sweep: ENTITY/PROJECT/ID.
+        slots: agents; one a GPU where not given.
+        count: runs of each agent.
+    """
+    devices = cuda_devices()
+    wanted = slots or max(len(devices), 1)
+    command = [sys.executable, "-m", "wandb", "agent", *(["--count", str(count)] if count else []), sweep]
+    agents = [subprocess.Popen(command, env=agent_environment(index, wanted, devices)) for index in range(wanted)]
+    say(f"{wanted} agents of {sweep} run; Ctrl-C lets their trials end, and a second one stops them.")
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        for agent in agents:  # which pass it on to their runs
+            agent.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        codes = [_wait(agent) for agent in agents]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return max((code if code >= 0 else 128 - code for code in codes), default=0)
+
+
+def agent_environment(index: int, slots: int, devices: list[str]) -> Mapping[str, str]:
+    """The environment of one agent: the user's own, its share of the machine, and patience."""
+    environment = {**_PATIENT, **slot_environment(index, slots, devices)}
+    binaries = str(Path(sys.executable).parent)  # agents start `python`, which should be this one
+    environment["PATH"] = os.pathsep.join([binaries, environment.get("PATH", os.defpath)])
+    return environment
+
+
+def _wait(agent: "subprocess.Popen[bytes]") -> int:
+    while True:
+        try:
+            return agent.wait()
+        except KeyboardInterrupt:
+            continue  # the terminal has told the agents as well
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
@@ -118,21 +175,13 @@ def number_of(root: Root, sweep: str, search: str, chosen: Mapping[str, Any]) ->
         numbers = known.setdefault(search, {})
         key = canonical(dict(chosen))
         if key not in numbers:
-            numbers[key] = max([*numbers.values(), _highest(root, sweep, search)], default=0) + 1
+            given = []
+            with suppress(StoreError), Store.open(root, create=False) as store:
+                plans = [result.plan for result in store.results(sweep, shown=None)]
+                given = [plan.number for plan in plans if plan.search == search]
+            numbers[key] = max([*numbers.values(), *given], default=0) + 1
             write_json(file, known)
         return numbers[key]
-
-
-def _highest(root: Root, sweep: str, search: str) -> int:
-    from prunegpt.errors import StoreError
-    from prunegpt.store import Store
-
-    try:
-        with Store.open(root, create=False) as store:
-            plans = [result.plan for result in store.results(sweep, shown=None)]
-    except StoreError:
-        return 0
-    return max((plan.number for plan in plans if plan.search == search), default=0)
 
 
 def _none(arguments: Mapping[str, Any], own: list[TrialPlan]) -> list[TrialPlan]:

@@ -3,14 +3,20 @@
 The endpoint reads this: an agent's heartbeat says neither how a run ended nor that one as short as its poll ever ran.
 """
 
+import math
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
-from prunegpt.records import Record, read_points
+from prunegpt.records import HEARTBEAT, Record, read_points
 from prunegpt.root import Root
 from prunegpt.spec.naming import slug
+
+POINTS = "points.jsonl"  # in the folder of an attempt
 
 
 class Claim(Record):
@@ -37,9 +43,67 @@ def read_claim(root: Root, run: str) -> Claim | None:
         return None
 
 
-def curve_of(root: Root, claim: Claim, metric: str) -> list[float]:
-    """The finite values of one curve of a claimed run, in order."""
-    if not claim.folder:
-        return []
-    points, _ = read_points(root.path / claim.folder / "points.jsonl")
-    return [point.value for point in points if point.name == metric and point.value is not None]
+def claim(root: Root, **said: Any) -> None:
+    """Tells what is new of the agent's run that this process is; nothing where it is none."""
+    run = os.environ.get("WANDB_RUN_ID", "")
+    if run:
+        known = read_claim(root, run) or Claim(run=run, sweep=os.environ.get("WANDB_SWEEP_ID", ""))
+        known.model_copy(update=said).write(claim_path(root, run))
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What is known of a run beside what its agent says.
+
+    Args:
+        started: it has begun.
+        ended: finished, failed, diverged or stopped, where it says so itself.
+        curve: finite values of the sweep's metric, in order.
+        value: of the sweep's metric in the end.
+        active: when it last gave a sign, seconds since the epoch.
+    """
+
+    started: bool = False
+    ended: str = ""
+    curve: list[float] = field(default_factory=list)
+    value: float | None = None
+    active: float = 0.0
+
+
+class Statuses:
+    """Reads the statuses of runs from the folders of their attempts, of each file only what it has grown by."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._read: dict[Path, tuple[int, dict[str, list[float]]]] = {}  # bytes, and finite values by curve
+
+    def claimed(self, run: str, metric: str) -> RunStatus | None:
+        """The status of a run that is one of our trials; None where it is not."""
+        claim = read_claim(self._root, run)
+        if claim is None:
+            return None
+        folder = self._root.path / claim.folder if claim.folder else None
+        files = [claim_path(self._root, run), *(folder / name for name in (HEARTBEAT, POINTS) if folder)]
+        active = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+        return self.of(folder, "" if claim.state == "running" else claim.state, claim.metrics, metric, active)
+
+    def of(self, folder: Path | None, ended: str, metrics: Mapping[str, Any], metric: str, active: float) -> RunStatus:
+        """The status of a run that has begun.
+
+        Args:
+            folder: of its attempt; None where it has none yet.
+            metrics: what it came to, as far as it says.
+        """
+        curve = self._curve(folder, metric) if folder else []
+        value = metrics.get(metric)
+        known = isinstance(value, (int, float)) and math.isfinite(value)
+        return RunStatus(True, ended, curve, value if known else next(reversed(curve), None), active)
+
+    def _curve(self, folder: Path, metric: str) -> list[float]:
+        offset, curves = self._read.get(folder, (0, {}))
+        points, offset = read_points(folder / POINTS, offset)
+        for point in points:
+            if point.value is not None:
+                curves.setdefault(point.name, []).append(point.value)
+        self._read[folder] = (offset, curves)
+        return list(curves.get(metric, ()))

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from prunegpt.errors import PruneGPTError
 
 CLOUD = "https://api.wandb.ai"
+VIEWER = "query Viewer { viewer { id } }"  # asks whether the server is there and knows the key
 _TIMEOUT = 30.0  # seconds a question may take
 _UPSERT = """
 mutation UpsertSweep($config: String, $description: String, $entityName: String, $projectName: String) {
@@ -62,12 +63,18 @@ class Server:
             TrackingError: no answer, or a refusal.
         """
         body = json.dumps({"query": query, "variables": dict(variables)}).encode()
-        request = urllib.request.Request(f"{self.address}/graphql", body, _headers(self.key))
+        credentials = base64.b64encode(f"api:{self.key}".encode()).decode()
+        headers = {
+            "Content-Type": "application/json",
+            "Authorization": f"Basic {credentials}",
+            "User-Agent": "prunegpt",
+        }
+        request = urllib.request.Request(f"{self.address}/graphql", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
                 found = json.load(answer)
         except urllib.error.HTTPError as error:
-            told = _message(error.read()) or error.reason
+            told = _message(_parsed(error.read())) or error.reason
             hint = "Check WANDB_API_KEY." if error.code in (401, 403) else "Try again later."
             raise TrackingError(f"W&B at {self.address} refused with {error.code}: {told} {hint}") from error
         except (OSError, ValueError) as error:
@@ -75,8 +82,7 @@ class Server:
             raise TrackingError(
                 f"W&B at {self.address} cannot be reached: {reason}. Check WANDB_BASE_URL and the network."
             ) from error
-        if found.get("errors"):
-            told = "; ".join(str(error.get("message")) for error in found["errors"])
+        if told := _message(found):
             raise TrackingError(f"W&B at {self.address} refused: {told}")
         data: dict[str, Any] = found.get("data") or {}
         return data
@@ -108,15 +114,6 @@ def is_ours(address: str) -> bool:
     return isinstance(found, dict) and found.get("status") == "ok" and "version" in found
 
 
-def _headers(key: str) -> dict[str, str]:
-    credentials = base64.b64encode(f"api:{key}".encode()).decode()
-    return {
-        "Content-Type": "application/json",
-        "Authorization": f"Basic {credentials}",
-        "User-Agent": "prunegpt",
-    }
-
-
 def _kept_address() -> str:
     """`base_url` of the client's settings file."""
     folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.join(os.path.expanduser("~"), ".config", "wandb")
@@ -138,14 +135,17 @@ def _kept_key(address: str) -> str:
     return str(found[2]) if found else ""
 
 
-def _message(body: bytes) -> str:
+def _parsed(body: bytes) -> Any:
     try:
-        found = json.loads(body)
+        return json.loads(body)
     except ValueError:
+        return None
+
+
+def _message(answer: Any) -> str:
+    """What is wrong, by an answer; empty where nothing is."""
+    if not isinstance(answer, dict):
         return ""
-    if not isinstance(found, dict):
-        return ""
-    errors = found.get("errors")
-    if isinstance(errors, list) and errors and isinstance(errors[0], dict):
-        return str(errors[0].get("message", ""))
-    return str(found.get("error", ""))
+    if isinstance(errors := answer.get("errors"), list):
+        return "; ".join(str(error.get("message")) for error in errors if isinstance(error, dict))
+    return str(answer.get("error") or "")

@@ -3,49 +3,43 @@
 They belong to a sweep `wandb-PROJECT`. A run has one stage, `finetune`, whose curves are what it logged.
 """
 
-import json
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ConfigDict
 
 from prunegpt.errors import StoreError
-from prunegpt.records import AttemptRecord, Evaluation, Point, PointWriter, SparsityRecord, StageRecord
-from prunegpt.root import Root, write_json, write_text
+from prunegpt.launch.log import LOG
+from prunegpt.records import AttemptRecord, Evaluation, Point, PointWriter, Record, SparsityRecord, StageRecord
+from prunegpt.root import Root, write_text
 from prunegpt.spec.naming import MAX_NAME, slug
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.schema import DataSpec, EvaluateSpec, FinetuneSpec, ModelSpec
 from prunegpt.store import Store
 from prunegpt.sweep.recovery import OUTSIDE, planned
+from prunegpt.tracking.claims import POINTS
+from prunegpt.tracking.ingest import start
 
 PROTOCOL = "as logged to W&B"  # nobody knows how a foreign perplexity was measured
-_LOGGED = FinetuneSpec()
+_RECORD = "record.json"  # in the folder of an attempt that has ended
 _STEPS = ("trainer/global_step", "global_step", "train/global_step")
 _TOKENS = ("tokens", "num_input_tokens_seen", "train/num_input_tokens_seen")
 _EPOCHS = ("epoch", "train/epoch")
+_PERPLEXITIES = ("perplexity", "eval/perplexity", "val/perplexity")
+_LOSSES = ("eval/loss", "eval_loss", "val/loss", "val_loss")
 
 State = Literal["finished", "failed", "stopped"]
 
 
-@dataclass(frozen=True)
-class ForeignRun:
-    """What is known of a run.
-
-    Args:
-        config: name -> value, without W&B's own entries.
-        swept: path -> value, of what a sweep varied.
-        created: seconds since the epoch.
-    """
+class RunPath(NamedTuple):
+    """Where a run is at W&B."""
 
     entity: str
     project: str
     id: str
-    name: str = ""
-    group: str = ""
-    config: Mapping[str, Any] | None = None
-    swept: Mapping[str, Any] | None = None
-    created: float = 0.0
 
     @property
     def sweep(self) -> str:
@@ -56,32 +50,40 @@ class ForeignRun:
     def trial(self) -> str:
         return slug(self.id).lstrip("._=+,-")[:MAX_NAME] or "run"
 
-    def plan(self, order: int = 0) -> TrialPlan:
+    def plan(
+        self, label: str, group: str, config: Mapping[str, Any], swept: Mapping[str, Any], order: int = 0
+    ) -> TrialPlan:
         """The trial that stands for it. It cannot be run."""
-        config = _plain(self.config or {})
         key = f"wandb-{slug(self.entity)}-{slug(self.project)}-{self.trial}"[:MAX_NAME]
-        model = ModelSpec(source=f"wandb:{self.entity}/{self.project}/{self.id}", label=self.name or self.id)
+        model = ModelSpec(source=f"wandb:{self.entity}/{self.project}/{self.id}", label=label)
         seed = config.get("seed")
         return TrialPlan(
             sweep=self.sweep,
             name=self.trial,
-            group=slug(self.group or self.name or self.id)[:MAX_NAME],
+            group=slug(group or label)[:MAX_NAME],
             seed=seed if isinstance(seed, int) and 0 <= seed < 2**32 else 0,
-            label=self.name or self.id,
+            label=label,
             order=order,
             model=model,
             data=DataSpec(),
             evaluate=EvaluateSpec(),
             evaluation_key="wandb",
-            stages=(StagePlan(key=key, kind="finetune", model=model, finetune=_LOGGED),),
-            swept=_plain(self.swept or {}),
-            config=config,
+            stages=(StagePlan(key=key, kind="finetune", model=model, finetune=FinetuneSpec()),),
+            swept=_plain(swept),
+            config=_plain(config),
         )
 
-    def kept_as(self, plan: TrialPlan) -> "ForeignRun":
-        """The same run with all that its trial knows of it."""
-        named = plan.group == slug(plan.label)[:MAX_NAME]  # it had no group of its own
-        return replace(self, name=plan.label, group="" if named else plan.group, config=plan.config, swept=plan.swept)
+
+class Kept(Record):
+    """What is kept of a run beside its trial and points; the file is touched when the run speaks."""
+
+    model_config = ConfigDict(extra="ignore")  # earlier versions kept more
+
+    attempt: int  # the store's number of its only one
+    started: float = 0.0
+    lines: int = 0  # rows of the history
+    last_step: int = -1  # `_step` of the last of them
+    summary: Mapping[str, Any] = {}
 
 
 class Keeper:
@@ -89,35 +91,40 @@ class Keeper:
 
     Args:
         store: written in short transactions.
-        run: who it is; what was kept of it before counts until `update` says otherwise.
+        created: when it began, seconds since the epoch; now where not given.
     """
 
-    def __init__(self, root: Root, store: Store, run: ForeignRun) -> None:
+    def __init__(self, root: Root, store: Store, at: RunPath, created: float = 0.0) -> None:
+        self._at = at
         self._store = store
-        self.run = run
-        self.folder = root.attempt(run.sweep, run.trial, 1)
-        self._state = self._read()
-        self._plan = run.plan(int(self._state.get("order", 0)))
-        self._attempt = int(self._state.get("attempt", 0))
-        if not self._attempt:
-            self._attempt = self._begin(root)
-        elif (kept := planned(self.folder)) is not None:
-            self.run, self._plan = run.kept_as(kept), kept
-        self._points = PointWriter(self.folder / "points.jsonl")
+        self.folder = root.attempt(at.sweep, at.trial, 1)
+        kept = self._read()
+        self.plan = (planned(self.folder) if kept else None) or at.plan(at.id, "", {}, {}, self._order())
+        if kept is None:
+            title = f"{at.entity}/{at.project}, logged to W&B"
+            attempt = start(root, store, SweepPlan(name=at.sweep, title=title, trials=()), self.plan)
+            self.folder = attempt.folder
+            kept = Kept(attempt=attempt.id, started=created or time.time())
+            kept.write(self.folder / OUTSIDE)
+        self.kept = kept
+        self._points = PointWriter(self.folder / POINTS)
 
     @property
-    def lines(self) -> int:
-        """Rows of the history that are kept."""
-        return int(self._state.get("lines", 0))
+    def active(self) -> float:
+        """When the run last spoke, seconds since the epoch."""
+        return (self.folder / OUTSIDE).stat().st_mtime
 
     @property
-    def last_step(self) -> int:
-        return int(self._state.get("last_step", -1))
+    def ended(self) -> str:
+        """How the run ended, where it has."""
+        try:
+            return AttemptRecord.read(self.folder / _RECORD).state
+        except (OSError, ValueError):
+            return ""
 
-    @property
-    def summary(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self._state.get("summary", {})
-        return found
+    def touch(self) -> None:
+        """The run has spoken."""
+        os.utime(self.folder / OUTSIDE)
 
     def add(self, rows: Sequence[Mapping[str, Any]], offset: int) -> None:
         """Keeps rows of the history; those that are kept already are passed over.
@@ -125,108 +132,105 @@ class Keeper:
         Args:
             offset: number of the first of them, from 0.
         """
-        new = rows[max(self.lines - offset, 0) :]
+        new = rows[max(self.kept.lines - offset, 0) :]
         if not new:
             return
         points = [point for row in new for point in points_of(row)]
         for point in points:
             self._points.write(point)
-        self._store.add_points(self._attempt, points)
-        self._state["lines"] = offset + len(rows)
+        self._store.add_points(self.kept.attempt, points)
         steps = [row["_step"] for row in new if isinstance(row.get("_step"), int)]
-        self._state["last_step"] = max([self.last_step, *steps])
-        self._save()
+        self._keep(lines=offset + len(rows), last_step=max([self.kept.last_step, *steps]))
 
-    def update(self, run: ForeignRun, summary: Mapping[str, Any] | None = None) -> None:
-        """Takes a changed configuration or summary."""
-        if run != self.run:
-            self.run = run
-            self._plan = run.plan(self._plan.order)
-            write_text(self.folder / "trial.json", self._plan.model_dump_json(indent=2) + "\n")
-            self._store.add_trial(self._plan)
-        if summary is not None:
-            self._state["summary"] = dict(summary)
-        self._save()
+    def update(
+        self,
+        *,
+        label: str | None = None,
+        group: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        swept: Mapping[str, Any] | None = None,
+        summary: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The run goes on, and says more of itself. A configuration is added to."""
+        before = self.plan
+        kept_group = "" if before.group == slug(before.label)[:MAX_NAME] else before.group  # "": it had none
+        self.plan = self._at.plan(
+            label or before.label,
+            group or kept_group,
+            {**before.config, **(config or {})},
+            before.swept if swept is None else swept,
+            before.order,
+        )
+        if self.plan != before:
+            write_text(self.folder / "trial.json", self.plan.model_dump_json(indent=2) + "\n")
+            self._store.add_trial(self.plan)
+        (self.folder / _RECORD).unlink(missing_ok=True)
+        self._keep(summary=self.kept.summary if summary is None else _plain(summary))
 
     def log(self, lines: Iterable[str]) -> None:
         """Appends to the log."""
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.writelines(line if line.endswith("\n") else line + "\n" for line in lines)
 
     def end(self, state: State, message: str = "") -> None:
         """The run is over. It may be gone on with all the same."""
         record = AttemptRecord(
-            sweep=self._plan.sweep,
-            trial=self._plan.name,
+            sweep=self.plan.sweep,
+            trial=self.plan.name,
             attempt=1,
             state=state,
             reason="" if state == "finished" else ("stopped" if state == "stopped" else "exit"),
             error=message,
-            stages=(_stage(self._plan.stages[0].key, self.summary, self._state),),
-            started=float(self._state["started"]),
+            stages=(_stage(self.plan.stages[0].key, self.kept),),
+            started=self.kept.started,
             ended=time.time(),
         )
-        record.write(self.folder / "record.json")
+        record.write(self.folder / _RECORD)
         self._store.finish_attempt(record)
-        self._save()
 
     def close(self) -> None:
         self._points.close()
 
-    def _begin(self, root: Root) -> int:
-        run = self.run
+    def _order(self) -> int:
+        """The place of a new trial in its sweep."""
         try:
-            self._store.sweep(run.sweep)
+            return len(self._store.results(self._at.sweep, shown=None))
         except StoreError:
-            title = f"{run.entity}/{run.project}, logged to W&B"
-            self._store.save_sweep(SweepPlan(name=run.sweep, title=title, trials=()))
-        self._plan = run.plan(len(self._store.results(run.sweep, shown=None)))
-        saved = self._store.add_trial(self._plan)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "trial.json", self._plan.model_dump_json(indent=2) + "\n")
-        started = self._store.start_attempt(saved.id)
-        self.folder = root.path / started.folder
-        self._state = {"order": self._plan.order, "attempt": started.id, "started": run.created or time.time()}
-        self._save()
-        return started.id
+            return 0
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> Kept | None:
         try:
-            found: dict[str, Any] = json.loads((self.folder / OUTSIDE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        try:
-            known = self._store.attempts(f"{self.run.sweep}/{self.run.trial}")
-        except StoreError:
-            return {}  # the database is another one
-        return found if any(row.id == found.get("attempt") for row in known) else {}
+            kept = Kept.read(self.folder / OUTSIDE)
+            known = self._store.attempts(f"{self._at.sweep}/{self._at.trial}")
+        except (OSError, ValueError, StoreError):
+            return None  # it is new, or the database is another one
+        return kept if any(row.id == kept.attempt for row in known) else None
 
-    def _save(self) -> None:
-        own = {"entity": self.run.entity, "project": self.run.project, "run": self.run.id}
-        write_json(self.folder / OUTSIDE, {**_plain(self._state), **own})
+    def _keep(self, **changed: Any) -> None:
+        self.kept = self.kept.model_copy(update=changed)
+        self.kept.write(self.folder / OUTSIDE)
 
 
 def points_of(row: Mapping[str, Any]) -> Iterator[Point]:
     """The numbers of one row of a history, nested ones by dotted names."""
     flat = dict(_numbers(row, ""))
-    step = next((flat[name] for name in _STEPS if flat.get(name) is not None), row.get("_step", 0))
-    stamp = row.get("_timestamp")
+    step = _first(flat, (*_STEPS, "_step"))
+    stamp = flat.get("_timestamp")
     for name, value in flat.items():
-        if name.startswith("_"):
-            continue
-        yield Point(
-            stage=0,
-            step=int(step) if isinstance(step, (int, float)) else 0,
-            epoch=_first(flat, _EPOCHS),
-            name=name,
-            value=value,
-            time=float(stamp) if isinstance(stamp, (int, float)) else time.time(),
-            tokens=int(_first(flat, _TOKENS)),
-        )
+        if not name.startswith("_"):
+            yield Point(
+                stage=0,
+                step=int(step or 0),
+                epoch=_first(flat, _EPOCHS) or 0.0,
+                name=name,
+                value=value,
+                time=time.time() if stamp is None else stamp,
+                tokens=int(_first(flat, _TOKENS) or 0),
+            )
 
 
-def _first(flat: Mapping[str, float | None], names: Iterable[str]) -> float:
-    return next((value for name in names if (value := flat.get(name)) is not None), 0.0)
+def _first(flat: Mapping[str, float | None], names: Iterable[str]) -> float | None:
+    return next((value for name in names if (value := flat.get(name)) is not None), None)
 
 
 def _numbers(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float | None]]:
@@ -242,47 +246,41 @@ def _numbers(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float 
             yield prefix + name, None
 
 
-def _stage(key: str, summary: Mapping[str, Any], state: Mapping[str, Any]) -> StageRecord:
+def _stage(key: str, kept: Kept) -> StageRecord:
     """What the run came to, where its summary has names that tables know."""
-    flat = {name: value for name, value in _numbers(summary, "") if value is not None}
-    perplexity = next(
-        (flat[name] for name in ("perplexity", "eval/perplexity", "val/perplexity") if name in flat), None
-    )
-    loss = next((flat[name] for name in ("eval/loss", "eval_loss", "val/loss", "val_loss") if name in flat), None)
-    evaluation = None
+    flat = dict(_numbers(kept.summary, ""))
+    perplexity, loss = _first(flat, _PERPLEXITIES), _first(flat, _LOSSES)
+    if loss is None and perplexity is not None and perplexity > 0:
+        loss = math.log(perplexity)
+    if perplexity is None and loss is not None and loss < 700:
+        perplexity = math.exp(loss)
+    evaluation = sparsity = None
     if perplexity is not None or loss is not None:
-        known = math.log(perplexity) if perplexity is not None and perplexity > 0 else None
-        loss = known if loss is None else loss
         evaluation = Evaluation(
             key="wandb",
             protocol=PROTOCOL,
             split="",
-            perplexity=perplexity if perplexity is not None else _exp(loss),
+            perplexity=perplexity,
             loss=loss,
             bits_per_byte=flat.get("bits_per_byte"),
             word_perplexity=None,
             tokens=0,
             windows=0,
         )
-    sparsity = None
-    if "sparsity" in flat:
-        overall = flat.get("sparsity_all", 0.0)
-        sparsity = SparsityRecord(pruned=flat["sparsity"], overall=overall, selected=0, parameters=0)
+    if (pruned := flat.get("sparsity")) is not None:
+        overall = flat.get("sparsity_all") or 0.0
+        sparsity = SparsityRecord(pruned=pruned, overall=overall, selected=0, parameters=0)
     return StageRecord(
         key=key,
         kind="finetune",
         index=0,
         cached=False,
-        seconds=float(flat.get("_runtime", 0.0)),
-        train_tokens=int(_first(flat, _TOKENS)),
-        steps=max(int(state.get("last_step", 0)), 0),
+        seconds=flat.get("_runtime") or 0.0,
+        train_tokens=int(_first(flat, _TOKENS) or 0),
+        steps=max(kept.last_step, 0),
         evaluation=evaluation,
         sparsity=sparsity,
     )
-
-
-def _exp(loss: float | None) -> float | None:
-    return math.exp(loss) if loss is not None and loss < 700 else None
 
 
 def _plain(value: Any) -> Any:

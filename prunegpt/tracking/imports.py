@@ -1,18 +1,46 @@
-"""Runs made elsewhere into the store: from the W&B API, or from the client's own folders."""
+"""Runs made elsewhere into the store: from the W&B API, or from the client's own folders.
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+The client leaves a file run-ID.wandb in each folder (offline-)run-DATE-ID: a log of protocol buffers in LevelDB's log
+format (https://github.com/google/leveldb/blob/main/doc/log_format.md) behind a header of seven bytes.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.tracking.client import TrackingError
-from prunegpt.tracking.foreign import ForeignRun, Keeper, State
+from prunegpt.tracking.foreign import Keeper, RunPath, State
 from prunegpt.tracking.ingest import turn
-from prunegpt.tracking.offline import read_run, run_files
 
-_ENDED: Mapping[str, State] = {"finished": "finished", "failed": "failed", "crashed": "failed", "killed": "stopped"}
+_ENDED: Mapping[str, State] = {"finished": "finished", "killed": "stopped"}  # state at W&B -> ours; failed otherwise
+_IDENTITY = b":W&B"
+_HEADER = 7  # bytes, of the file and of each piece alike
+_BLOCK = 32768
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+@dataclass
+class FoundRun:
+    """A run that is to be taken in: what it is called, what it logged, and how it ended."""
+
+    at: RunPath
+    label: str = ""
+    group: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    created: float = 0.0  # seconds since the epoch
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    exit_code: int | None = None  # of one in a file; none: it never ended
+    state: State = "failed"
+    problem: str = "it never ended: its file stops before."
 
 
 def import_folder(root: Root, folder: Path) -> Iterator[str]:
@@ -28,16 +56,8 @@ def import_folder(root: Root, folder: Path) -> Iterator[str]:
         raise TrackingError(
             f"{folder} must hold runs of the W&B client, folders such as offline-run-DATE-ID, but holds none."
         )
-    configs: dict[str, Mapping[str, Any]] = {}  # by run: a resumption tells only what it was started with
     for file in files:
-        found = read_run(file)
-        configs[found.run.id] = {**configs.get(found.run.id, {}), **(found.run.config or {})}
-        run = replace(found.run, config=configs[found.run.id])
-        state: State = "finished" if found.exit_code == 0 else "failed"
-        problem = "" if found.exit_code == 0 else f"it ended with {found.exit_code}."
-        if found.exit_code is None:
-            problem = "it never ended: its file stops before."
-        yield _keep(root, run, found.rows, found.summary, state, problem)
+        yield _keep(root, read_run(file))
 
 
 def import_project(root: Root, path: str, api: Any = None) -> Iterator[str]:
@@ -60,7 +80,7 @@ def import_project(root: Root, path: str, api: Any = None) -> Iterator[str]:
             api = wandb.Api()
         runs = api.sweep(path).runs if len(parts) == 3 else api.runs(f"{entity}/{project}")
         for run in runs:
-            yield _import_run(root, entity, project, run)
+            yield _keep(root, _found(RunPath(entity, project, run.id), run))
     except TrackingError:
         raise
     except Exception as error:
@@ -69,48 +89,136 @@ def import_project(root: Root, path: str, api: Any = None) -> Iterator[str]:
         ) from error
 
 
-def _import_run(root: Root, entity: str, project: str, run: Any) -> str:
-    found = ForeignRun(
-        entity=entity,
-        project=project,
-        id=run.id,
-        name=run.name or "",
-        group=getattr(run, "group", None) or (run.sweep.id if getattr(run, "sweep", None) else ""),
+def _found(at: RunPath, run: Any) -> FoundRun:
+    sweep = getattr(run, "sweep", None)
+    return FoundRun(
+        at,
+        label=run.name or "",
+        group=getattr(run, "group", None) or (sweep.id if sweep else ""),
         config={key: value for key, value in dict(run.config).items() if not key.startswith("_")},
         created=_seconds(getattr(run, "created_at", "")),
+        rows=[dict(row) for row in run.scan_history()],
+        summary=dict(getattr(run.summary, "_json_dict", run.summary)),
+        state=_ENDED.get(run.state, "failed"),
+        problem="" if run.state == "finished" else f"it is {run.state} at W&B.",
     )
-    rows = [dict(row) for row in run.scan_history()]
-    summary = dict(getattr(run.summary, "_json_dict", run.summary))
-    state = _ENDED.get(run.state, "failed")
-    return _keep(root, found, rows, summary, state, "" if state == "finished" else f"it is {run.state} at W&B.")
 
 
-def _keep(
-    root: Root,
-    run: ForeignRun,
-    rows: Sequence[Mapping[str, Any]],
-    summary: Mapping[str, Any],
-    state: State,
-    problem: str,
-) -> str:
+def _keep(root: Root, found: FoundRun) -> str:
     with turn(root), Store.open(root) as store:
-        keeper = Keeper(root, store, run)
+        keeper = Keeper(root, store, found.at, found.created)
         try:
-            first = keeper.last_step
-            new = [row for row in rows if int(row.get("_step", 0)) > first]
-            keeper.add(new, keeper.lines)
-            keeper.update(run, {**keeper.summary, **summary})
-            keeper.end(state, problem)
+            new = [row for row in found.rows if int(row.get("_step", 0)) > keeper.kept.last_step]
+            keeper.add(new, keeper.kept.lines)
+            summary = {**keeper.kept.summary, **found.summary}
+            keeper.update(label=found.label, group=found.group, config=found.config, summary=summary)
+            keeper.end(found.state, found.problem)
         finally:
             keeper.close()
-    return f"{run.sweep}/{run.trial}"
+    return f"{found.at.sweep}/{found.at.trial}"
 
 
 def _seconds(stamp: str) -> float:
-    from datetime import UTC, datetime
-
     try:
-        parsed = datetime.fromisoformat(stamp.replace("Z", "+00:00"))
-    except (ValueError, AttributeError):
+        parsed = datetime.fromisoformat(stamp)
+    except (ValueError, TypeError):
         return 0.0
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+
+
+# -- the client's own files -------------------------------------------------------------------------------------------
+
+
+def run_files(folder: Path) -> list[Path]:
+    """The files of runs in a folder, its own or those of folders inside it, oldest first."""
+    found = [
+        path
+        for pattern in ("run-*.wandb", "*run-*/run-*.wandb", "wandb/*run-*/run-*.wandb")
+        for path in folder.glob(pattern)
+    ]
+    return sorted(set(found), key=lambda path: (path.parent.name.removeprefix("offline-"), path.name))
+
+
+def read_run(path: Path) -> FoundRun:
+    """The run in a file; what a crash has cut off is left out.
+
+    Raises:
+        TrackingError: it is no file of the client's.
+    """
+    record_type = import_module("wandb.proto.wandb_internal_pb2").Record
+    unreadable = import_module("google.protobuf.message").DecodeError
+    found: FoundRun | None = None
+    for data in _records(path):
+        record = record_type()
+        try:
+            record.ParseFromString(data)
+        except unreadable:
+            continue
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run = record.run
+            at = RunPath(run.entity or "local", run.project or "uncategorized", run.run_id)
+            found = found or FoundRun(at)
+            found.at, found.label, found.group = at, run.display_name, run.run_group
+            found.created = float(run.start_time.seconds)
+            found.config |= _config(run.config)
+        elif found is not None and kind == "history":
+            found.rows.append(_items(record.history.item) | {"_step": int(record.history.step.num)})
+        elif found is not None and kind == "summary":
+            found.summary |= _items(record.summary.update)
+        elif found is not None and kind == "config":
+            found.config |= _config(record.config)
+        elif found is not None and kind == "exit":
+            code = found.exit_code = int(record.exit.exit_code)
+            found.state, found.problem = ("failed", f"it ended with {code}.") if code else ("finished", "")
+    if found is None:
+        raise TrackingError(f"{path} must hold a run of the W&B client, but holds none. Give a folder of offline runs.")
+    return found
+
+
+def _config(record: Any) -> dict[str, Any]:
+    """What a record changes in a run's configuration; W&B's own entries are left out."""
+    return {key: value for key, value in _items(record.update).items() if key != "_wandb"}
+
+
+def _items(items: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for item in items:
+        path = list(item.nested_key) or [item.key]
+        node = found
+        for step in path[:-1]:
+            below = node.setdefault(step, {})
+            if not isinstance(below, dict):
+                break
+            node = below
+        try:
+            node[path[-1]] = json.loads(item.value_json)
+        except ValueError:
+            continue
+    return found
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """The records of a log, until the first that is cut off or damaged."""
+    data = path.read_bytes()
+    if not data.startswith(_IDENTITY):
+        raise TrackingError(f"{path} must be a file of the W&B client, but does not begin like one.")
+    position, parts = _HEADER, b""
+    while position + _HEADER <= len(data):
+        left = _BLOCK - position % _BLOCK
+        if left < _HEADER:
+            position += left
+            continue
+        checksum, length, kind = struct.unpack("<IHB", data[position : position + _HEADER])
+        if (checksum, length, kind) == (0, 0, 0):
+            position += left  # padding
+            continue
+        piece = data[position + _HEADER : position + _HEADER + length]
+        position += _HEADER + length
+        if len(piece) < length or zlib.crc32(bytes([kind]) + piece) & 0xFFFFFFFF != checksum:
+            return
+        if kind in (_FULL, _FIRST):
+            parts = b""
+        parts += piece
+        if kind in (_FULL, _LAST):
+            yield parts

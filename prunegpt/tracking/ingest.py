@@ -2,9 +2,11 @@
 would, in short transactions beside those of others.
 """
 
+import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field
 from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
-from prunegpt.errors import StoreError
+from prunegpt.errors import PruneGPTError, StoreError
 from prunegpt.launch.log import LOG, last_lines
 from prunegpt.records import AttemptRecord, StageRecord
 from prunegpt.root import Root, write_text
@@ -23,34 +25,44 @@ from prunegpt.sweep.recovery import OUTSIDE, mark_outside, recover_agents
 
 _LINES = 40  # of the log, kept of what did not finish
 _FOLLOW = 1.0  # seconds between looks at the files of the attempt
+_REAP = 10.0  # seconds between two looks for attempts whose agents are gone
+_LINGER = 120.0  # seconds without attempts and without a word of agents after which nobody looks
 
 
 def begin(root: Root, plan: SweepPlan, trial: TrialPlan) -> Attempt:
     """A new attempt of a trial, which runs from now on; attempts that dead agents left are closed before it."""
     with turn(root), Store.open(root) as store:
         recover_agents(root, store)
-        try:
-            store.sweep(trial.sweep)
-        except StoreError:
-            store.save_sweep(plan)
-        saved = store.add_trial(trial)
-        started = store.start_attempt(saved.id, at_least=last_number(root.trial(trial.sweep, trial.name)) + 1)
-        folder = root.path / started.folder
-        try:
-            folder.mkdir(parents=True)
-            mark_outside(folder)
-            write_text(folder / "trial.json", trial.model_dump_json(indent=2) + "\n")
-        except OSError as error:
-            record = AttemptRecord(
-                sweep=trial.sweep,
-                trial=trial.name,
-                attempt=started.number,
-                state="failed",
-                reason="launch",
-                error=f"its folder cannot be made: {error}.",
-            )
-            store.finish_attempt(record)
-            raise
+        return start(root, store, plan, trial, last_number(root.trial(trial.sweep, trial.name)) + 1)
+
+
+def start(root: Root, store: Store, plan: SweepPlan, trial: TrialPlan, at_least: int = 1) -> Attempt:
+    """A new attempt of a trial that no coordinator looks after, with its folder; its number is `at_least` that.
+
+    Raises:
+        OSError: the folder cannot be made; the attempt has failed.
+    """
+    try:
+        store.sweep(trial.sweep)
+    except StoreError:
+        store.save_sweep(plan)
+    saved = store.add_trial(trial)
+    started = store.start_attempt(saved.id, at_least=at_least)
+    folder = root.path / started.folder
+    try:
+        mark_outside(folder)
+        write_text(folder / "trial.json", trial.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        record = AttemptRecord(
+            sweep=trial.sweep,
+            trial=trial.name,
+            attempt=started.number,
+            state="failed",
+            reason="launch",
+            error=f"its folder cannot be made: {error}.",
+        )
+        store.finish_attempt(record)
+        raise
     return Attempt(started.id, started.number, trial, folder)
 
 
@@ -66,17 +78,13 @@ class Follower:
     _stages: "queue.SimpleQueue[StageRecord]" = field(default_factory=queue.SimpleQueue)
     _over: threading.Event = field(default_factory=threading.Event)
 
-    def stage(self, record: StageRecord) -> None:
-        """The attempt is through a stage."""
-        self._stages.put(record)
-
     @contextmanager
     def following(self, every: float = _FOLLOW) -> Iterator[Callable[[StageRecord], None]]:
         """Looks every so many seconds while the block lasts; gives what is to be told of stages."""
         thread = threading.Thread(target=self._follow, args=(every,), name="follower", daemon=True)
         thread.start()
         try:
-            yield self.stage
+            yield self._stages.put
         finally:
             self._over.set()
             thread.join()
@@ -94,14 +102,52 @@ class Follower:
             with suppress(StoreError, SQLAlchemyError, OSError):
                 os.utime(self.attempt.folder / OUTSIDE)
                 store = store or Store.open(self.root)
-                self._look(store)
+                self.attempt.store_points(store)
+                while not self._stages.empty():  # a record that is lost here comes with that of the attempt
+                    store.record_stage(self._stages.get(), self.attempt.id)
         if store is not None:
             store.close()
 
-    def _look(self, store: Store) -> None:
-        self.attempt.store_points(store)
-        while not self._stages.empty():
-            store.record_stage(self._stages.get(), self.attempt.id)  # one that is lost here comes with the record
+
+class StaleRunReaper:
+    """A thread that is there as long as agents run attempts under a root, or are about to."""
+
+    def __init__(self, root: Root, every: float = _REAP, linger: float = _LINGER) -> None:
+        self._root = root
+        self._every = every
+        self._linger = linger
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+        self._woken = -math.inf
+
+    def wake(self, *, soon: bool = True) -> None:
+        """There may be attempts of agents; with `soon` they may also come in the next minutes."""
+        with self._lock:
+            self._woken = time.monotonic() if soon else self._woken
+            idle = self._thread is None or not self._thread.is_alive()
+            if idle and not self._over.is_set() and self._root.database.exists():
+                self._thread = threading.Thread(target=self._watch, name="reaper", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread, after the look that it may be at."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while self._look() or time.monotonic() - self._woken < self._linger:
+            if self._over.wait(self._every):
+                return
+
+    def _look(self) -> bool:
+        """Closes attempts whose agents are gone; whether others still run."""
+        with suppress(PruneGPTError, SQLAlchemyError, OSError):
+            if self._root.database.exists():
+                with turn(self._root), Store.open(self._root, create=False) as store:
+                    return recover_agents(self._root, store)
+        return False
 
 
 def save_sweep(root: Root, plan: SweepPlan) -> None:

@@ -1,19 +1,32 @@
-"""One run of the W&B client for one trial. Only a process that may hang or die for it should use this."""
+"""Runs of the W&B client: a trial's curves and outcome as one, a sweep's tables and figures as another.
 
+The client may hang or die: only a process of its own should use this.
+"""
+
+import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from prunegpt.records import TrialResult
+from prunegpt.planning.fingerprint import digest
+from prunegpt.records import AttemptRecord, Point, StageRecord, TrialResult, chain_metrics
+from prunegpt.registry import RENDERERS
+from prunegpt.report.figures import png
+from prunegpt.report.gallery import figures_of
+from prunegpt.report.measure import stored_windows
+from prunegpt.report.tables import build_table
 from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.tracking import WandbSpec
-from prunegpt.tracking.history import Row, axes_of
-from prunegpt.tracking.posted import run_id
-from prunegpt.tracking.summary import summary_of
+from prunegpt.store import Store
 
 FINISH = 60.0  # seconds that sending the rest of a run may take
+_MOST_FIGURES = 12
+_NO_CURVES = ("total_steps",)  # points that say something else than a value over time
+_PLAIN = ("perplexity",)  # also without the stage before it: what sweeps of W&B search and stop by
 _SETTINGS: dict[str, Any] = {
     "console": "off",
     "disable_git": True,
@@ -31,6 +44,8 @@ _SETTINGS: dict[str, Any] = {
     "x_file_transfer_retry_max": 2,
 }
 
+Row = dict[str, Any]
+
 
 class RunLog:
     """Sends a trial to W&B, or keeps it for later.
@@ -38,28 +53,30 @@ class RunLog:
     Args:
         mode: online or offline; an offline run lies below ROOT/wandb.
         artifacts: name the folders of stages as artifacts.
+        run: the id that W&B has given an agent's run, whose configuration W&B has; that of the trial where not given.
 
     Raises:
         Exception: whatever the client raises where it cannot begin.
     """
 
-    def __init__(self, root: Root, spec: WandbSpec, result: TrialResult, mode: str, *, artifacts: bool = True) -> None:
-        self.id = run_id(result)
+    def __init__(
+        self, root: Root, spec: WandbSpec, result: TrialResult, mode: str, *, artifacts: bool = True, run: str = ""
+    ) -> None:
+        self.id = run or run_id(result)
         self.mode = mode
+        self.rows = 0
         self._root = root
         self._artifacts = artifacts
-        self._trial = result.plan
-        group = spec.group or result.sweep
-        about = {"name": result.name, "group": group, "job_type": "trial", "config": _config(result)}
+        about: dict[str, Any] = {"name": result.name, "config": {"prunegpt": _own(result)}}
+        if not run:
+            config = {**result.config, **about["config"]}
+            about |= {"group": spec.group or result.sweep, "job_type": "trial", "config": config}
         self._run = begin(root, spec, mode, self.id, **about)
-        self.rows = 0
-        self.folder = str(Path(self._run.dir).parent.relative_to(root.path)) if self._inside() else ""
-        for curves, axis in axes_of(self._trial).items():
+        folder = Path(self._run.dir).parent
+        self.folder = str(folder.relative_to(root.path)) if folder.is_relative_to(root.path) else ""
+        for curves, axis in axes_of(result.plan).items():
             self._run.define_metric(axis, hidden=True)
             self._run.define_metric(curves, step_metric=axis)
-
-    def _inside(self) -> bool:
-        return Path(self._run.dir).is_relative_to(self._root.path)
 
     def log(self, rows: Sequence[Row]) -> None:
         """Takes all rows so far; those that were taken are passed over, and the server passes over those it has."""
@@ -68,27 +85,27 @@ class RunLog:
             self._run.log(row, step=index)
         self.rows = max(len(rows), self.rows)
 
-    def finish(self, result: TrialResult, rows: Sequence[Row]) -> None:
+    def finish(self, ended: TrialResult | AttemptRecord, rows: Sequence[Row]) -> None:
         """Takes the last rows, writes what the trial came to, and ends the run."""
         import wandb
 
         self.log(rows)
-        self._run.summary.update({**summary_of(result.stages), "state": result.state})
-        if result.error:
-            self._run.summary["error"] = result.error
-        zeros = result.sparsity.by_tensor if result.sparsity else {}
-        if zeros:
-            table = [[name, share] for name, share in zeros.items()]
-            self._run.log({"sparsity_by_layer": wandb.Table(["tensor", "sparsity"], data=table)}, step=self.rows)
+        self._run.summary.update({**summary_of(ended.stages), "state": ended.state})
+        if ended.error:
+            self._run.summary["error"] = ended.error
+        sparsity = ended.stages[-1].sparsity if ended.stages else None
+        if sparsity is not None and sparsity.by_tensor:
+            table = wandb.Table(["tensor", "sparsity"], data=[list(item) for item in sparsity.by_tensor.items()])
+            self._run.log({"sparsity_by_layer": table}, step=self.rows)
         if self._artifacts:
-            self._name_stages(result)
-        self._run.finish(exit_code=0 if result.state == "finished" else 1)
+            self._name_stages(ended.stages)
+        self._run.finish(exit_code=0 if ended.state == "finished" else 1)
 
-    def _name_stages(self, result: TrialResult) -> None:
+    def _name_stages(self, stages: Iterable[StageRecord]) -> None:
         """Published stages as artifacts by reference: W&B holds where they lie, not what they hold."""
         import wandb
 
-        for stage in result.stages:
+        for stage in stages:
             folder = self._root.stage(stage.key)
             if folder.is_dir():
                 artifact = wandb.Artifact(f"stage-{stage.key}", type=stage.kind, metadata={"key": stage.key})
@@ -133,8 +150,60 @@ def quiet() -> None:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
-def _config(result: TrialResult) -> dict[str, Any]:
-    own = {
+# -- what a trial is at W&B -------------------------------------------------------------------------------------------
+
+
+def run_id(result: TrialResult) -> str:
+    """The run of a trial: the same for each of its attempts, another for another configuration."""
+    return digest([result.sweep, result.name, result.key, result.evaluation_key])[:16]
+
+
+def rows_of(trial: TrialPlan, points: Iterable[Point]) -> list[Row]:
+    """A trial's curves as rows of a history, one per stage and step, in the order they come to be.
+
+    A further point of an attempt adds to the last row or comes behind it. A row's place is its `_step`: whoever sends
+    it again, sends the same.
+    """
+    found: dict[tuple[int, int], Row] = {}
+    for point in points:
+        if point.name in _NO_CURVES:
+            continue
+        stage = _stage_name(trial, point.stage)
+        row = found.setdefault((point.stage, point.step), {f"{stage}/step": point.step})
+        row["_timestamp"] = max(float(row.get("_timestamp", 0.0)), point.time)
+        if point.value is None:
+            continue
+        row[f"{stage}/{point.name}"] = point.value
+        if point.name in _PLAIN:
+            row[point.name] = point.value
+        if point.tokens:
+            row[f"{stage}/tokens"] = point.tokens
+        if point.epoch:
+            row[f"{stage}/epoch"] = point.epoch
+    return [found[place] for place in sorted(found)]
+
+
+def axes_of(trial: TrialPlan) -> Mapping[str, str]:
+    """Glob of curves -> the one they are drawn over."""
+    names = [_stage_name(trial, index) for index in range(len(trial.stages))]
+    return {f"{name}/*": f"{name}/step" for name in names}
+
+
+def _stage_name(trial: TrialPlan, index: int) -> str:
+    """`1-prune`: what the curves of a stage begin with."""
+    kind = trial.stages[index].kind if 0 <= index < len(trial.stages) else "stage"
+    return f"{index}-{kind}"
+
+
+def summary_of(stages: Sequence[StageRecord]) -> dict[str, float]:
+    """What a trial came to, by the names that searches and tables know; what was not measured, or is not finite, is
+    left out.
+    """
+    return {name: value for name, value in chain_metrics(stages).items() if value is not None} if stages else {}
+
+
+def _own(result: TrialResult) -> dict[str, Any]:
+    return {
         "sweep": result.sweep,
         "trial": result.name,
         "seed": result.seed,
@@ -142,4 +211,46 @@ def _config(result: TrialResult) -> dict[str, Any]:
         "stage_keys": [stage.key for stage in result.plan.stages],
         "swept": dict(result.swept),
     }
-    return {**result.config, "prunegpt": own}
+
+
+# -- tables and figures of a sweep ------------------------------------------------------------------------------------
+
+
+def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
+    """Sends what the sweep's tables and figures are now, as a run of their own in its group; nothing where there is
+    none yet.
+    """
+    import wandb
+
+    with Store.open(root, create=False) as store:
+        results, declared = store.results(sweep), store.tables(sweep)
+        points = {one.name: store.points(one.id) for one in results if one.state == "finished"}
+    windows = stored_windows(root)
+    tables = [build_table(table, results, windows, sweep=sweep, commit=None) for table in declared]
+    figures = figures_of(results, windows, points)[:_MOST_FIGURES]
+    if not tables and not figures:
+        return
+    own = digest([sweep, "tables"])[:16]
+    for earlier in (root.path / "wandb").glob(f"*run-*-{own}"):
+        forget_folder(root, str(earlier.relative_to(root.path)))
+    run = begin(root, spec, mode, own, name=f"{sweep}-tables", group=spec.group or sweep, job_type="tables")
+    content: dict[str, Any] = {}
+    for table in json.loads(RENDERERS.load("json")(tables))["tables"]:
+        if rows := table["rows"]:
+            columns = list(rows[0])
+            data = [[_cell(row.get(column)) for column in columns] for row in rows]
+            content[f"table/{table['name']}"] = wandb.Table(columns=columns, data=data)
+    with TemporaryDirectory() as folder:
+        for figure in figures:
+            path = Path(folder) / f"{figure.name}.png"
+            path.write_bytes(png(figure.figure))
+            content[f"figure/{figure.name}"] = wandb.Image(str(path), caption=figure.caption)
+        run.log(content)
+        run.finish()
+
+
+def _cell(value: Any) -> Any:
+    """A value that a column of mixed kinds can hold."""
+    if value is None or isinstance(value, (int, float, str, bool)):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,6 +1,7 @@
-"""The tracker of a sweep: starts the scribe, and ends it. Nothing here waits for W&B but the end, and that not long."""
+"""Processes beside a sweep or an agent's run, which send it to W&B. Nothing here waits but the end, and not long."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -8,22 +9,61 @@ from contextlib import suppress
 from pathlib import Path
 
 from prunegpt.errors import StoreError
-from prunegpt.records import Point
 from prunegpt.root import Root
-from prunegpt.spec.plan import SweepPlan, TrialPlan
+from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
-from prunegpt.sweep.events import Event
-from prunegpt.tracking.posted import ENDED, all_posted, run_id
+from prunegpt.sweep.adaptive import NoTracker
+from prunegpt.tracking.client import CLOUD, is_ours
+from prunegpt.tracking.run_log import run_id
+from prunegpt.tracking.uploader import ENDED, all_posted
 
-_CLOSE = 90.0  # seconds that the scribe gets to send what is left
-_LOG = "scribe.log"
+_CLOSE = 90.0  # seconds that a process gets to send what is left
+_PRUNEGPT = (sys.executable, "-m", "prunegpt", "wandb")
 
 
-class ScribeTracker:
-    """Looks on through a process of its own: what happens is in the store, where the scribe reads it.
+class Helper:
+    """A process that hears of the end by the close of its standard input.
 
     Args:
-        command: what runs the scribe; told the sweep's tracking as a line on standard input, and the end by its close.
+        log: takes what it says.
+        first: a line that it can read first.
+
+    Raises:
+        OSError: it cannot be started, or its log cannot be written.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, first: str = "") -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=file,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the sweep; the helper hears of the end from us
+            )
+        assert self._process.stdin is not None
+        self._input = self._process.stdin
+        with suppress(BrokenPipeError):  # it has ended already
+            self._input.write(first)
+            self._input.flush()
+
+    def close(self, wait: float = _CLOSE) -> None:
+        """Lets it send what is left, for so many seconds."""
+        try:
+            self._input.close()
+            self._process.wait(wait)
+        except (OSError, subprocess.TimeoutExpired, KeyboardInterrupt):
+            self._process.kill()
+            self._process.wait()
+
+
+class WandbTracker(NoTracker):
+    """Starts the uploader of a sweep and ends it: what happens is in the store, where the uploader reads it.
+
+    Args:
+        command: what runs the uploader; it reads the sweep's tracking as a line of JSON.
         close: seconds that it gets at the end.
     """
 
@@ -32,89 +72,64 @@ class ScribeTracker:
         plan: SweepPlan,
         root: Root,
         *,
-        command: Sequence[str] | None = None,
+        command: Sequence[str] = (),
         close: float = _CLOSE,
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     ) -> None:
-        self._plan = plan
+        self._sweep = plan.name
         self._root = root
         self._close = close
         self._say = say
-        self._log = root.path / "wandb" / _LOG
-        own = (sys.executable, "-m", "prunegpt", "wandb", "scribe", plan.name, "--root", str(root.path))
-        self._process = self._start(tuple(command or own))
-
-    def event(self, event: Event) -> None:
-        """Nothing to do: the scribe sees it in the store."""
-
-    on_event = event
-
-    def points(self, trial: TrialPlan, points: Sequence[Point]) -> None:
-        """Nothing to do: the scribe sees them in the store."""
+        self._log = root.path / "wandb" / "upload.log"
+        self._helper: Helper | None = None
+        own = (*_PRUNEGPT, "upload", plan.name, "--root", str(root.path))
+        try:
+            spec = json.dumps(plan.tracking.wandb.model_dump(mode="json"))
+            self._helper = Helper(command or own, self._log, spec + "\n")
+        except OSError as error:
+            say(f"W&B: nothing can be sent: {error.strerror or error}. `prunegpt wandb sync` sends it later.")
 
     def close(self) -> None:
-        """Lets the scribe send what is left, for a while, and says what was sent and what waits."""
-        process = self._process
-        if process is None:
-            return
-        try:
-            if process.stdin is not None:
-                process.stdin.close()
-            process.wait(self._close)
-        except (OSError, subprocess.TimeoutExpired, KeyboardInterrupt):
-            process.kill()
-            process.wait()
-        self._say(self._told())
+        """Lets the uploader send what is left, for a while, and says what was sent and what waits."""
+        if self._helper is not None:
+            self._helper.close(self._close)
+            self._say(self._outcome())
 
-    def _start(self, command: Sequence[str]) -> "subprocess.Popen[str] | None":
-        try:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            with self._log.open("a", encoding="utf-8") as log:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    text=True,
-                    start_new_session=True,  # Ctrl-C is for the sweep; the scribe hears of the end from us
-                )
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(self._plan.tracking.wandb.model_dump(mode="json")) + "\n")
-            process.stdin.flush()
-        except OSError as error:
-            self._say(f"W&B: nothing can be sent: {error.strerror or error}. `prunegpt wandb sync` sends it later.")
-            return None
-        return process
-
-    def _told(self) -> str:
-        found = {one.run: one.sent for one in all_posted(self._root) if one.sweep == self._plan.name}
+    def _outcome(self) -> str:
+        found = {one.run: one.sent for one in all_posted(self._root) if one.sweep == self._sweep}
         with suppress(StoreError), Store.open(self._root, create=False) as store:
-            for result in store.results(self._plan.name):  # nothing may be noted of some, as on a full disk
+            for result in store.results(self._sweep):  # nothing may be noted of some, as on a full disk
                 if result.state in ENDED:
                     found.setdefault(run_id(result), False)
         sent, kept = sum(found.values()), len(found) - sum(found.values())
-        waiting = f", {kept} kept: `prunegpt wandb sync` sends them" if kept else ""
-        reason = next((line for line in reversed(_lines(self._log)) if line.startswith("W&B: ")), self._unwritten())
-        return f"W&B: {sent} trials sent{waiting}." + (f" {reason}" if kept and reason else "")
+        if not kept:
+            return f"W&B: {sent} trials sent."
+        return f"W&B: {sent} trials sent, {kept} kept: `prunegpt wandb sync` sends them. {self._reason()}".rstrip()
 
-    def _unwritten(self) -> str:
-        """Why the scribe could not even say what was wrong."""
+    def _reason(self) -> str:
+        """The last complaint in the uploader's log, or why it could not even write one."""
         try:
-            with self._log.open("a", encoding="utf-8") as log:
+            with self._log.open("a+", encoding="utf-8", errors="replace") as log:
+                log.seek(0)
+                complaints = [line.rstrip() for line in log if line.startswith("W&B: ")]
                 log.write("\n")
+                log.flush()
         except OSError as error:
             return f"W&B: {self._log} cannot be written: {error.strerror or error}"
-        return ""
+        return complaints[-1] if complaints else ""
 
 
-def open_trackers(plan: SweepPlan, root: Root, store: Store) -> ScribeTracker:
+def open_trackers(plan: SweepPlan, root: Root, store: Store) -> WandbTracker:
     """The tracker that a plan asks for."""
-    del store  # its scribe opens the store itself
-    return ScribeTracker(plan, root)
+    del store  # its uploader opens the store itself
+    return WandbTracker(plan, root)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
-    except OSError:
-        return []
+def open_attempt(folder: Path) -> Helper | None:
+    """What sends the attempt in a folder while an agent runs it; None where W&B sees it without that."""
+    address = os.environ.get("WANDB_BASE_URL") or CLOUD
+    wanted = bool(os.environ.get("WANDB_RUN_ID")) and os.environ.get("WANDB_MODE") not in ("disabled", "dryrun")
+    if wanted and not is_ours(address):
+        with suppress(OSError):
+            return Helper((*_PRUNEGPT, "upload-attempt", str(folder)), folder / "wandb.log")
+    return None

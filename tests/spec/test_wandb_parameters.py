@@ -129,7 +129,7 @@ def test_a_parameter_is_the_optuna_distribution_that_wandb_makes_of_it(spec: dic
     scheduler = pytest.importorskip(
         "wandb.sdk.sweeps.scheduler.optuna", reason="this wandb has no scheduler to compare with"
     )
-    from prunegpt.tracking.endpoint.space import distribution
+    from prunegpt.tracking.endpoint.choose import distribution
 
     assert distribution(parameter(spec)) == scheduler.sweep_parameter_to_distribution(spec)
 

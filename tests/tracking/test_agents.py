@@ -27,8 +27,7 @@ from prunegpt.sweep.recovery import OUTSIDE, recover, recover_agents
 from prunegpt.tracking.agents import read_arguments, trial_of
 from prunegpt.tracking.endpoint.choose import next_point
 from prunegpt.tracking.endpoint.hosted import Hosted, Run
-from prunegpt.tracking.endpoint.sentry import Sentry
-from prunegpt.tracking.ingest import Follower, begin, save_sweep
+from prunegpt.tracking.ingest import Follower, StaleRunReaper, begin, save_sweep
 
 BASE: dict[str, Any] = {"model": "builtin:tiny-gpt2", "data": {"path": "builtin:text", "block_size": 128}}
 STAGES: list[Any] = ["finetune", {"prune": {"sparsity": 0.5}}]
@@ -230,7 +229,7 @@ def abandon(attempt: Attempt, pid: int | None = None, host: str | None = None, s
     """Makes it look as if another process ran the attempt."""
     file = attempt.folder / OUTSIDE
     found = json.loads(file.read_text())
-    write_json(file, {"pid": pid or found["pid"], "host": host or found["host"]})  # whole, for a sentry may be reading
+    write_json(file, {"pid": pid or found["pid"], "host": host or found["host"]})  # whole, for a reaper may be reading
     os.utime(file, (time.time() - silent,) * 2)
 
 
@@ -250,8 +249,8 @@ def test_the_attempt_of_a_dead_agent_is_lost_and_its_trial_waits(tmp_path: Path,
         elif how == "next coordinator":
             assert recover(root, store) == ["small/dense"]
         else:
-            with closing(Sentry(root, every=0.01, linger=0.0)) as sentry:
-                sentry.wake()
+            with closing(StaleRunReaper(root, every=0.01, linger=0.0)) as reaper:
+                reaper.wake()
                 wait(lambda: store.result("small/dense").state == "waiting")
                 abandon(beside, pid=dead())  # it looks on as long as one is left
                 wait(lambda: store.running_attempts() == [])
@@ -267,8 +266,8 @@ def test_a_server_that_agents_speak_to_looks_before_they_run_anything(tmp_path: 
     root = Root(tmp_path)
     plan = planner({"name": "dense"}).plan
     save_sweep(root, plan)
-    with closing(Sentry(root, every=0.01, linger=60.0)) as sentry, Store.open(root) as store:
-        sentry.wake()  # and nobody wakes it again
+    with closing(StaleRunReaper(root, every=0.01, linger=60.0)) as reaper, Store.open(root) as store:
+        reaper.wake()  # and nobody wakes it again
         attempt = begin(root, plan, plan.trials[0])
         assert store.result("small/dense").state == "running"
         abandon(attempt, pid=dead())

@@ -1,6 +1,9 @@
 """The W&B protocol as clients speak it, without a client: sweeps, agents, online runs, what they stream."""
 
 import json
+import os
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,73 @@ from starlette.testclient import TestClient
 from prunegpt.records import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
-from prunegpt.sweep.recovery import is_outside, recover
+from prunegpt.sweep.recovery import OUTSIDE, is_outside, recover
 from prunegpt.tracking.claims import Claim, claim_path
 from prunegpt.tracking.endpoint.app import Endpoint
 
 GRID = {"method": "grid", "program": "train.py", "parameters": {"lr": {"values": [0.1, 0.01]}}}
+
+
+_PROJECT = "project { id name entity { id name } }"
+DOCUMENTS = {  # as the client sends them, each with its variables
+    "Viewer": "query Viewer { viewer { id entity username email flags teams { edges { node { name } } } } }",
+    "UpsertSweep": f"""
+        mutation UpsertSweep($id: ID, $config: String, $description: String, $entityName: String, $projectName: String,
+                             $controller: JSONString, $state: String, $displayName: String) {{
+          upsertSweep(input: {{
+            id: $id, config: $config, description: $description, entityName: $entityName, projectName: $projectName,
+            controller: $controller, state: $state, displayName: $displayName,
+          }}) {{ sweep {{ name {_PROJECT} }} configValidationWarnings }}
+        }}""",
+    "SweepWithRuns": """
+        query SweepWithRuns($entity: String, $project: String, $sweep: String!, $specs: [JSONString!]!) {
+          project(name: $project, entityName: $entity) { sweep(sweepName: $sweep) {
+            id name method state description config createdAt heartbeatAt updatedAt earlyStopJobRunning bestLoss
+            controller scheduler
+            runs { edges { node {
+              name state config exitcode heartbeatAt shouldStop failed stopped running summaryMetrics
+              sampledHistory(specs: $specs)
+            } } }
+          } }
+        }""",
+    "CreateAgent": """
+        mutation CreateAgent($host: String! $projectName: String, $entityName: String, $sweep: String!) {
+          createAgent(input: {
+            host: $host, projectName: $projectName, entityName: $entityName, sweep: $sweep,
+          }) { agent { id } }
+        }""",
+    "Heartbeat": """
+        mutation Heartbeat($id: ID!, $metrics: JSONString, $runState: JSONString) {
+          agentHeartbeat(input: {id: $id, metrics: $metrics, runState: $runState}) { agent { id } commands }
+        }""",
+    "UpsertBucket": f"""
+        mutation UpsertBucket($id: String, $name: String, $project: String, $entity: String, $groupName: String,
+                              $displayName: String, $config: JSONString, $sweep: String, $summaryMetrics: JSONString) {{
+          upsertBucket(input: {{
+            id: $id, name: $name, groupName: $groupName, modelName: $project, entityName: $entity,
+            displayName: $displayName, config: $config, sweep: $sweep, summaryMetrics: $summaryMetrics
+          }}) {{
+            bucket {{ id name displayName description config sweepName {_PROJECT} historyLineCount }} inserted
+          }}
+        }}""",
+    "RunResumeStatus": """
+        query RunResumeStatus($project: String, $entity: String, $name: String!) {
+          model(name: $project, entityName: $entity) {
+            id name entity { id name }
+            bucket(name: $name, missingOk: true) {
+              id name summaryMetrics displayName logLineCount historyLineCount eventsLineCount historyTail eventsTail
+              config tags notes wandbConfig(keys: ["t"])
+            }
+          }
+        }""",
+    "CreateRunFiles": """
+        mutation CreateRunFiles($entity: String!, $project: String!, $run: String!, $files: [String!]!) {
+          createRunFiles(input: {entityName: $entity, projectName: $project, runName: $run, files: $files}) {
+            runID uploadHeaders files { name uploadUrl }
+          }
+        }""",
+    "DeleteEverything": "mutation DeleteEverything($id: ID) { deleteEverything(input: {id: $id}) { success } }",
+}
 
 
 class Client:
@@ -34,9 +99,7 @@ class Client:
         return again
 
     def ask(self, operation: str, /, **variables: Any) -> Any:
-        answer = self.http.post(
-            "/graphql", json={"query": f"mutation {operation}($id: ID) {{ x }}", "variables": variables}
-        )
+        answer = self.http.post("/graphql", json={"query": DOCUMENTS[operation], "variables": variables})
         assert answer.status_code == 200, answer.text
         found = answer.json()
         if found.get("errors"):
@@ -76,6 +139,27 @@ def test_who_is_there_and_what_is_not(client: Client) -> None:
     assert client.http.post("/files/local/mine/abc/file_stream", content=b"[]").status_code == 400
 
 
+def test_a_query_is_answered_by_its_fields_whatever_it_is_called(client: Client) -> None:
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
+    client.stream("abc123", [{"_step": 0, "loss": 1.0}])
+    query = """
+        query ($where: String, $new: OfALaterVersion = null) {
+          mine: model(name: $where) { ...Run }
+          viewer { entity }
+        }
+        fragment Run on Project { bucket(name: "abc123") { historyLineCount } }
+    """
+    found = client.http.post("/graphql", json={"query": query, "variables": {"where": "mine"}}).json()["data"]
+    assert found["mine"]["bucket"]["historyLineCount"] == 1
+    assert found["viewer"]["entity"] == "local"
+    for bad, message in (
+        ("query {", "must be GraphQL"),
+        ("{ model { artifacts { id } } }", "no operation '': .*artifacts"),
+    ):
+        told = client.http.post("/graphql", json={"query": bad}).json()["errors"][0]["message"]
+        assert re.search(message, told)
+
+
 def test_a_sweep_is_kept_over_a_restart(client: Client) -> None:
     name = client.sweep()
     agent = client.ask("CreateAgent", sweep=name, host="h")["createAgent"]["agent"]["id"]
@@ -91,7 +175,7 @@ def test_a_sweep_is_kept_over_a_restart(client: Client) -> None:
 
 def test_an_unknown_sweep_is_null_and_an_unknown_agent_404(client: Client) -> None:
     assert client.ask("SweepWithRuns", sweep="nothere1")["project"]["sweep"] is None
-    asked = {"query": "mutation Heartbeat { x }", "variables": {"id": "nobody", "runState": "{}"}}
+    asked = {"query": DOCUMENTS["Heartbeat"], "variables": {"id": "nobody", "runState": "{}"}}
     assert client.http.post("/graphql", json=asked).status_code == 404
 
 
@@ -169,6 +253,29 @@ def test_what_a_run_has_said_of_itself_outlasts_a_restart(client: Client) -> Non
         trial = store.result("wandb-mine/abc123")
         assert (trial.label, trial.group) == ("first", "g")
         assert trial.config == {"lr": 0.2, "net": {"width": 3}, "later": 2}
+
+
+def test_a_run_that_logs_nothing_lives_as_long_as_its_client_speaks(client: Client) -> None:
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
+    with Store.open(client.root) as store:
+        folder = client.root.path / store.result("wandb-mine/abc123").folder
+    os.utime(folder / OUTSIDE, (time.time() - 700,) * 2)
+    assert not is_outside(folder)
+    assert client.http.post("/files/local/mine/abc123/file_stream", json={"complete": False}).status_code == 200
+    assert is_outside(folder)
+
+
+def test_how_a_run_of_an_agents_ended_outlasts_a_restart(client: Client) -> None:
+    name = client.sweep({**GRID, "metric": {"name": "loss"}})
+    agent = client.ask("CreateAgent", sweep=name, host="h")["createAgent"]["agent"]["id"]
+    ((first),) = client.heartbeat(agent)
+    client.ask("UpsertBucket", name=first["run_id"], project="mine", config="{}", sweep=name)
+    client.stream(first["run_id"], [{"_step": 0, "loss": 3.0}, {"_step": 1, "loss": 2.5}], complete=True, exitcode=1)
+    again = client.after_restart()
+    again.heartbeat(agent)
+    (node, _) = again.ask("SweepWithRuns", sweep=name)["project"]["sweep"]["runs"]["edges"]
+    assert node["node"]["state"] == "failed"
+    assert json.loads(node["node"]["summaryMetrics"]) == {"loss": 2.5}
 
 
 def test_a_run_that_fails_is_a_failed_trial(client: Client) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.tracking.fleet import agent_environment, run_agents
+from prunegpt.tracking.agents import agent_environment, run_agents
 
 OWN = {
     "WANDB_BASE_URL": "https://wandb.example",

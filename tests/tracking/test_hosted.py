@@ -7,28 +7,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunegpt.tracking.claims import RunStatus
 from prunegpt.tracking.endpoint.choose import config_problems, next_point
-from prunegpt.tracking.endpoint.hosted import SILENT, Agent, Desk, Hosted
-from prunegpt.tracking.endpoint.signs import Signs
+from prunegpt.tracking.endpoint.hosted import SILENT, Agent, AgentHandler, Hosted
 
 GRID = {"method": "grid", "parameters": {"a": {"values": [1, 2]}, "b": {"parameters": {"c": {"values": ["x", "y"]}}}}}
 
 
 class World:
-    """A desk and the runs that agents were told to start, with a clock of its own."""
+    """A handler and the runs that agents were told to start, with a clock of its own."""
 
     def __init__(self, config: dict[str, Any] | None = None, *, speaks: bool = False) -> None:
         self.hosted = Hosted(name="abc", entity="local", project="p", config=config or GRID, speaks=speaks)
-        self.signs: dict[str, Signs] = {}
-        self.desk = Desk(self.hosted, lambda run: self.signs.get(run, Signs()), next_point)
+        self.signs: dict[str, RunStatus] = {}
+        self.handler = AgentHandler(self.hosted, lambda run: self.signs.get(run, RunStatus()), next_point)
         self.now = 1000.0
 
     def agent(self) -> Agent:
-        return self.desk.register("host", self.now)
+        return self.handler.register("host", self.now)
 
     def ask(self, agent: Agent, *alive: str, after: float = 5.0) -> list[dict[str, Any]]:
         self.now += after
-        return self.desk.heartbeat(agent, alive, self.now)
+        return self.handler.heartbeat(agent, alive, self.now)
 
 
 def args(command: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_a_run_shorter_than_the_poll_is_not_run_again_where_it_left_a_sign() -> 
     world = World()
     agent = world.agent()
     (first,) = world.ask(agent)
-    world.signs[first["run_id"]] = Signs(started=True, ended="finished", value=3.0)
+    world.signs[first["run_id"]] = RunStatus(started=True, ended="finished", value=3.0)
     (second,) = world.ask(agent)
     assert second["run_id"] != first["run_id"]
     assert world.hosted.runs[0].state == "finished"
@@ -109,7 +109,7 @@ def test_a_run_whose_process_died_has_failed() -> None:
     world = World()
     agent = world.agent()
     (first,) = world.ask(agent)
-    world.signs[first["run_id"]] = Signs(started=True)
+    world.signs[first["run_id"]] = RunStatus(started=True)
     world.ask(agent, first["run_id"])
     world.ask(agent)
     assert world.hosted.runs[0].state == "failed"
@@ -134,9 +134,9 @@ def test_the_run_of_a_silent_agent_that_still_speaks_is_left_alone() -> None:
     gone, other = world.agent(), world.agent()
     (first,) = world.ask(gone)
     world.ask(gone, first["run_id"])
-    world.signs[first["run_id"]] = Signs(started=True, active=world.now + 2 * SILENT)
+    world.signs[first["run_id"]] = RunStatus(started=True, active=world.now + 2 * SILENT)
     assert world.ask(other, after=2 * SILENT) == []
-    world.signs[first["run_id"]] = Signs(started=True, ended="finished", value=1.0)
+    world.signs[first["run_id"]] = RunStatus(started=True, ended="finished", value=1.0)
     assert world.ask(other) == [{"type": "exit"}]
     assert world.hosted.runs[0].state == "finished"
 
@@ -145,18 +145,18 @@ def test_pause_stop_cancel_and_resume() -> None:
     world = World()
     agent = world.agent()
     (first,) = world.ask(agent)
-    world.desk.change("PAUSED", world.now)
+    world.handler.change("PAUSED", world.now)
     assert world.ask(agent, first["run_id"]) == []
     assert world.ask(agent) == []
-    world.desk.change("RUNNING", world.now)
+    world.handler.change("RUNNING", world.now)
     (second,) = world.ask(agent)
-    world.desk.change("FINISHED", world.now)
+    world.handler.change("FINISHED", world.now)
     assert world.ask(agent, second["run_id"]) == []  # what runs goes on
     assert world.ask(agent) == [{"type": "exit"}]
-    world.desk.change("RUNNING", world.now)
+    world.handler.change("RUNNING", world.now)
     (third,) = world.ask(agent)
     world.ask(agent, third["run_id"])
-    world.desk.change("CANCELED", world.now)
+    world.handler.change("CANCELED", world.now)
     stop = {"type": "stop", "run_id": third["run_id"]}
     assert world.ask(agent, third["run_id"]) == [stop]
     assert world.ask(agent, third["run_id"]) == [stop]  # until it has ended
@@ -180,7 +180,7 @@ def test_run_cap_and_target_end_a_sweep() -> None:
             if command["type"] == "exit":
                 break
             count += 1
-            world.signs[command["run_id"]] = Signs(started=True, ended="finished", value=value)
+            world.signs[command["run_id"]] = RunStatus(started=True, ended="finished", value=value)
         assert count == expected
         assert world.ask(agent) == [{"type": "exit"}]
 
@@ -196,10 +196,10 @@ def test_early_terminate_stops_a_run_that_is_worse_at_a_band() -> None:
     )
     one, two = world.agent(), world.agent()
     (good,), (bad,) = world.ask(one), world.ask(two)
-    world.signs[good["run_id"]] = Signs(started=True, curve=[3.0, 1.0])
-    world.signs[bad["run_id"]] = Signs(started=True, curve=[3.0])
+    world.signs[good["run_id"]] = RunStatus(started=True, curve=[3.0, 1.0])
+    world.signs[bad["run_id"]] = RunStatus(started=True, curve=[3.0])
     assert world.ask(two, bad["run_id"]) == []
-    world.signs[bad["run_id"]] = Signs(started=True, curve=[3.0, 2.5])
+    world.signs[bad["run_id"]] = RunStatus(started=True, curve=[3.0, 2.5])
     assert world.ask(one, good["run_id"]) == []
     assert world.ask(two, bad["run_id"]) == [{"type": "stop", "run_id": bad["run_id"]}]
     assert world.hosted.runs[1].stop.startswith("early_terminate")
@@ -221,7 +221,7 @@ def test_whatever_gets_lost_every_point_is_run_exactly_once(script: list[tuple[i
             continue
         run = alive[who]
         if run is not None and what != "slow":
-            world.signs[run] = Signs(started=True, ended="finished", value=1.0)
+            world.signs[run] = RunStatus(started=True, ended="finished", value=1.0)
             alive[who] = run = None
         commands = world.ask(agents[who], *([run] if run else []), after=2.0 if what == "lost" else 5.0)
         if what == "lost":
@@ -233,7 +233,7 @@ def test_whatever_gets_lost_every_point_is_run_exactly_once(script: list[tuple[i
                 assert alive[who] is None
                 started.append(command["args"]["a"]["value"])
                 alive[who] = command["run_id"]
-                world.signs[command["run_id"]] = Signs(started=True)
+                world.signs[command["run_id"]] = RunStatus(started=True)
     assert sorted(started) == list(range(size))
     assert all(home)
 
@@ -259,7 +259,7 @@ def test_bayes_learns_and_imputes_what_failed() -> None:
         losses.append(loss)
         failed = index % 7 == 3
         ended = "failed" if failed else "finished"
-        world.signs[command["run_id"]] = Signs(started=True, ended=ended, value=None if failed else loss)
+        world.signs[command["run_id"]] = RunStatus(started=True, ended=ended, value=None if failed else loss)
     assert sum(losses[20:]) < 0.6 * sum(losses[:10]) * 2
     points = {tuple(sorted(run.values.items())) for run in world.hosted.runs}
     assert len(points) == 40

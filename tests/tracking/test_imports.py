@@ -14,8 +14,7 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.tracking.client import TrackingError
-from prunegpt.tracking.imports import import_folder, import_project
-from prunegpt.tracking.offline import read_run, run_files
+from prunegpt.tracking.imports import import_folder, import_project, read_run, run_files
 
 
 @pytest.fixture(scope="module")

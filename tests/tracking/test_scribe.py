@@ -21,14 +21,11 @@ from prunegpt.spec.tracking import WandbSpec
 from prunegpt.store import Store
 from prunegpt.sweep.search.objectives import metrics_of
 from prunegpt.tracking import run_log
-from prunegpt.tracking import scribe as module
-from prunegpt.tracking import sync as sending
+from prunegpt.tracking import uploader as module
 from prunegpt.tracking.client import Server, TrackingError, register
-from prunegpt.tracking.history import axes_of, rows_of
-from prunegpt.tracking.posted import posted, run_id
-from prunegpt.tracking.scribe import Scribe
-from prunegpt.tracking.summary import summary_of
-from prunegpt.tracking.tracker import ScribeTracker
+from prunegpt.tracking.run_log import axes_of, rows_of, run_id, summary_of
+from prunegpt.tracking.tracker import WandbTracker
+from prunegpt.tracking.uploader import WandbUploader, posted, sync
 
 ONLINE = WandbSpec(mode="online", project="mine")
 
@@ -151,15 +148,15 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Cloud:
             return None
 
     monkeypatch.setattr(module, "RunLog", Log)
-    monkeypatch.setattr(module, "log_sheets", lambda *_: None)
+    monkeypatch.setattr(module, "log_tables", lambda *_: None)
     monkeypatch.setattr(module, "is_ours", lambda _: False)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     return cloud
 
 
-def scribe(root: Root, cloud: Any, said: list[str] | None = None, spec: WandbSpec = ONLINE) -> Scribe:
+def scribe(root: Root, cloud: Any, said: list[str] | None = None, spec: WandbSpec = ONLINE) -> WandbUploader:
     tell = said.append if said is not None else lambda _: None
-    return Scribe(root, "small", spec, cloud, tell)
+    return WandbUploader(root, "small", spec, cloud, tell)
 
 
 def test_rows_are_one_a_stage_and_step_with_their_axes() -> None:
@@ -239,15 +236,15 @@ def test_what_cannot_be_sent_is_kept_with_its_reason_and_sent_once_later(
     assert note is not None
     assert (note.sent, note.problem) == (False, "kept to be sent")
     assert (root.path / note.folder).is_dir()
-    monkeypatch.setattr(sending.Server, "find", lambda: cloud)
+    monkeypatch.setattr(module.Server, "find", lambda: cloud)
     with pytest.raises(TrackingError):
-        list(sending.sync(root, say=said.append))
+        list(sync(root, say=said.append))
     cloud.refuses = ""
-    (done,) = sending.sync(root, say=said.append)
+    (done,) = sync(root, say=said.append)
     assert (done.trial, done.sent) == ("small/pruned", True)
     assert len(cloud.rows[run]) == 3
     assert not (root.path / note.folder).exists()
-    assert list(sending.sync(root, say=said.append)) == []
+    assert list(sync(root, say=said.append)) == []
     assert cloud.begun.count(("online", run)) == 1
 
 
@@ -266,11 +263,11 @@ def test_an_outage_in_mid_run_is_made_up_for_without_doubles(
     assert note is not None
     assert not note.sent
     cloud.down = False
-    monkeypatch.setattr(sending.Server, "find", lambda: cloud)
-    assert [done.sent for done in sending.sync(root, say=lambda _: None)] == [True]
+    monkeypatch.setattr(module.Server, "find", lambda: cloud)
+    assert [done.sent for done in sync(root, say=lambda _: None)] == [True]
     assert list(cloud.rows[run].values()) == rows_of(plan().trials[0], POINTS)
     begun = list(cloud.begun)
-    assert list(sending.sync(root, say=lambda _: None)) == []
+    assert list(sync(root, say=lambda _: None)) == []
     assert cloud.begun == begun
 
 
@@ -306,19 +303,19 @@ def test_trials_of_which_nothing_could_be_noted_are_sent_later_as_the_spec_says(
     root: Root, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracked = plan(tracking={"wandb": "online", "project": "mine", "group": "ours", "tags": ["a"]})
-    monkeypatch.setattr(sending.Server, "find", lambda: cloud)
+    monkeypatch.setattr(module.Server, "find", lambda: cloud)
     finish(root)
-    assert list(sending.sync(root, say=lambda _: None)) == []  # it is not tracked
+    assert list(sync(root, say=lambda _: None)) == []  # it is not tracked
     with Store.open(root) as store:
         store.save_sweep(tracked)
     said: list[str] = []
-    lost = ScribeTracker(tracked, root, command=[sys.executable, "-c", "raise SystemExit(3)"], say=said.append)
+    lost = WandbTracker(tracked, root, command=[sys.executable, "-c", "raise SystemExit(3)"], say=said.append)
     lost.close()
     assert said == ["W&B: 0 trials sent, 1 kept: `prunegpt wandb sync` sends them."]
-    assert [done.sent for done in sending.sync(root, say=lambda _: None)] == [True]
+    assert [done.sent for done in sync(root, say=lambda _: None)] == [True]
     (spec,) = cloud.specs
     assert (spec.project, spec.group, spec.tags, spec.mode) == ("mine", "ours", ("a",), "online")
-    assert list(sending.sync(root, say=lambda _: None)) == []
+    assert list(sync(root, say=lambda _: None)) == []
 
 
 def test_what_was_kept_is_sent_to_its_group(root: Root, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,8 +326,8 @@ def test_what_was_kept_is_sent_to_its_group(root: Root, cloud: Cloud, monkeypatc
     finish(root)
     scribe(root, cloud, spec=tracked.tracking.wandb).look()
     cloud.refuses = ""
-    monkeypatch.setattr(sending.Server, "find", lambda: cloud)
-    assert [done.sent for done in sending.sync(root, say=lambda _: None)] == [True]
+    monkeypatch.setattr(module.Server, "find", lambda: cloud)
+    assert [done.sent for done in sync(root, say=lambda _: None)] == [True]
     assert cloud.specs[-1].group == "ours"
 
 
@@ -341,16 +338,16 @@ def test_a_sweep_that_was_removed_keeps_no_other_from_being_sent(
     scribe(root, cloud, spec=WandbSpec(mode="offline")).look()
     with Store.open(root) as store:
         store.remove_sweep("small")
-    monkeypatch.setattr(sending.Server, "find", lambda: cloud)
-    assert list(sending.sync(root, say=lambda _: None)) == []
+    monkeypatch.setattr(module.Server, "find", lambda: cloud)
+    assert list(sync(root, say=lambda _: None)) == []
 
 
 # -- the tracker ------------------------------------------------------------------------------------------------------
 
 
-def tracker(root: Root, code: str, close: float = 5.0) -> tuple[ScribeTracker, list[str]]:
+def tracker(root: Root, code: str, close: float = 5.0) -> tuple[WandbTracker, list[str]]:
     said: list[str] = []
-    return ScribeTracker(plan(), root, command=[sys.executable, "-c", code], close=close, say=said.append), said
+    return WandbTracker(plan(), root, command=[sys.executable, "-c", code], close=close, say=said.append), said
 
 
 def test_a_scribe_that_hangs_is_left_behind_after_a_while(root: Root) -> None:
@@ -367,7 +364,7 @@ def test_a_scribe_that_dies_or_cannot_start_hurts_nobody(root: Root) -> None:
     found.close()
     assert said == ["W&B: 0 trials sent."]
     lost: list[str] = []
-    ScribeTracker(plan(), root, command=["/nowhere/python"], say=lost.append).close()
+    WandbTracker(plan(), root, command=["/nowhere/python"], say=lost.append).close()
     assert lost == ["W&B: nothing can be sent: No such file or directory. `prunegpt wandb sync` sends it later."]
 
 
@@ -503,8 +500,6 @@ def test_layers_are_a_table_and_published_stages_artifacts_by_reference(
 
 def test_tables_and_figures_of_a_sweep_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
-    from prunegpt.tracking import sheets
-
     root = Root(tmp_path)
     table = {"title": "All", "rows": ["pruned"], "columns": ["model", "perplexity"]}
     base = {"model": "builtin:tiny-gpt2", "data": {"path": "builtin:text", "block_size": 128}}
@@ -520,9 +515,9 @@ def test_tables_and_figures_of_a_sweep_are_one_run(tmp_path: Path, monkeypatch: 
         begun.append((run, Run(root)))
         return begun[-1][1]
 
-    monkeypatch.setattr(sheets, "begin", begin)
+    monkeypatch.setattr(run_log, "begin", begin)
     for _ in range(2):
-        sheets.log_sheets(root, ONLINE, "small", "online")
+        run_log.log_tables(root, ONLINE, "small", "online")
     (first, run), (second, _) = begun
     assert first == second  # the second time replaces the first
     (name,) = [name for name in run.told if name.startswith("table/")]

@@ -12,8 +12,9 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from prunegpt.root import Root
-from prunegpt.tracking.endpoint.graphql import Operations, Refused, Sender
+from prunegpt.tracking.endpoint.graphql import Operations, Refused
 from prunegpt.tracking.endpoint.runs import LARGEST_FILE, Runs
+from prunegpt.tracking.foreign import RunPath
 
 _LARGEST_BODY = 64 << 20  # bytes of a request, unpacked
 
@@ -45,54 +46,50 @@ class Endpoint:
 
     async def _graphql(self, request: Request) -> Response:
         asked = await _json(request)
-        if not isinstance(asked, dict):
+        if asked is None:
             return _error("a request must be a JSON object with a query.", 400)
-        sender = Sender(str(request.base_url).rstrip("/"), request.headers.get("authorization", ""))
+        address, credentials = str(request.base_url).rstrip("/"), request.headers.get("authorization", "")
         try:
-            return JSONResponse(await run_in_threadpool(self._operations.answer, asked, sender))
+            return JSONResponse(await run_in_threadpool(self._operations.answer, asked, address, credentials))
         except Refused as error:
             return _error(str(error), error.status)
 
     async def _stream(self, request: Request) -> Response:
         body = await _json(request)
-        if not isinstance(body, dict):
+        if body is None:
             return _error("a stream must be a JSON object.", 400)
-        await run_in_threadpool(self._runs.stream, *_run(request), body)
+        await run_in_threadpool(self._runs.stream, _run(request), body)
         return JSONResponse({})
 
     async def _upload(self, request: Request) -> Response:
         content = await _body(request, LARGEST_FILE)
         if content is not None:
-            await run_in_threadpool(self._runs.keep_file, *_run(request), request.path_params["path"], content)
+            await run_in_threadpool(self._runs.keep_file, _run(request), request.path_params["path"], content)
         return Response(status_code=200)
 
     async def _show_run(self, request: Request) -> Response:
-        entity, project, run = _run(request)
-        return RedirectResponse(await run_in_threadpool(self._operations.page_of_run, entity, project, run), 303)
+        return RedirectResponse(await run_in_threadpool(self._operations.page_of_run, _run(request)), 303)
 
     async def _show_sweep(self, request: Request) -> Response:
         found = await run_in_threadpool(self._operations.page_of_sweep, request.path_params["sweep"])
         return RedirectResponse(found, 303)
 
 
-def _run(request: Request) -> tuple[str, str, str]:
-    parts = request.path_params
-    return parts["entity"], parts["project"], parts["run"]
+def _run(request: Request) -> RunPath:
+    return RunPath(*(request.path_params[name] for name in ("entity", "project", "run")))
 
 
-async def _json(request: Request) -> Any:
+async def _json(request: Request) -> dict[str, Any] | None:
+    """The JSON object that was sent; None where it is none, or too large."""
     body = await _body(request, _LARGEST_BODY)
     try:
-        return json.loads(_unpacked(body or b"", request.headers.get("content-encoding", "")))
+        if request.headers.get("content-encoding") == "gzip":
+            with gzip.GzipFile(fileobj=io.BytesIO(body or b"")) as file:
+                body = file.read(_LARGEST_BODY)
+        found = json.loads(body or b"")
     except (ValueError, OSError, zlib.error):
         return None
-
-
-def _unpacked(body: bytes, encoding: str) -> bytes:
-    if encoding != "gzip":
-        return body
-    with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
-        return file.read(_LARGEST_BODY)
+    return found if isinstance(found, dict) else None
 
 
 async def _body(request: Request, largest: int) -> bytes | None:

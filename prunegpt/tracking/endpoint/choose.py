@@ -6,9 +6,13 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from prunegpt.spec.search import Dimension
 from prunegpt.spec.wandb_parameters import Parameter, ParameterError, parameters
+from prunegpt.sweep.search.study import distribution_of
 from prunegpt.tracking.endpoint.hosted import OPEN, Hosted, Point
-from prunegpt.tracking.endpoint.space import distribution
 
 _EDGE = 1e-12
 
@@ -50,34 +54,39 @@ def _shares(hosted: Hosted, count: int) -> list[float]:
     return [source.uniform(_EDGE, 1 - _EDGE) for _ in range(count)]
 
 
+def distribution(parameter: Parameter) -> BaseDistribution | None:
+    """What Optuna draws a parameter from; None where it has nothing like it, such as a normal distribution."""
+    dimension = {"values": [parameter.spec["value"]]} if parameter.constant else parameter.dimension()
+    if dimension is None:
+        return None
+    if "values" in dimension:
+        return CategoricalDistribution(dimension["values"])
+    return distribution_of(Dimension.model_validate(dimension))
+
+
 def _bayes(hosted: Hosted, free: Sequence[Parameter]) -> dict[str, Any]:
-    """Asks a study that is made again of all runs; those that run count as bad, so that no two are alike."""
-    import optuna
+    """Asks a study that is made again of all runs.
 
+    Those that run count as bad, so that no two are alike; and those that came to nothing count as the worst, as W&B has
+    it by default. What Optuna has no distribution for is searched by the share that a value is drawn at.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {one.path: distribution(one) or optuna.distributions.FloatDistribution(_EDGE, 1 - _EDGE) for one in free}
-    drawn_ones = {one.path: one for one in free if distribution(one) is None}
+    known = {one.path: distribution(one) for one in free}
+    space = {path: one or FloatDistribution(_EDGE, 1 - _EDGE) for path, one in known.items()}
+    drawn = {one.path: one for one in free if known[one.path] is None}
     sampler = optuna.samplers.TPESampler(seed=len(hosted.runs))
-    study = optuna.create_study(direction="maximize" if hosted.goal == "maximize" else "minimize", sampler=sampler)
-    worst = _worst(hosted)
+    study = optuna.create_study(direction=hosted.goal, sampler=sampler)
+    metrics = [run.metric for run in hosted.runs if run.metric is not None and math.isfinite(run.metric)]
+    worst = (min if hosted.goal == "maximize" else max)(metrics, default=None)
     for run in hosted.runs:
-        params = {
-            path: _share(drawn_ones[path], value) if path in drawn_ones else value for path, value in run.values.items()
-        }
-        known = run.metric is not None and math.isfinite(run.metric)
-        if run.state in OPEN or known or worst is not None:
-            done = known or run.state not in OPEN
-            state = optuna.trial.TrialState.COMPLETE if done else optuna.trial.TrialState.RUNNING
-            value = (run.metric if known else worst) if done else None
-            study.add_trial(optuna.create_trial(state=state, value=value, params=params, distributions=space))
+        value = run.metric if run.metric in metrics else None if run.state in OPEN else worst
+        if value is None and run.state not in OPEN:
+            continue
+        params = {path: _share(drawn[path], item) if path in drawn else item for path, item in run.values.items()}
+        state = optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE
+        study.add_trial(optuna.create_trial(state=state, value=value, params=params, distributions=space))
     trial = study.ask(space)
-    return {path: drawn_ones[path].draw(value) if path in drawn_ones else value for path, value in trial.params.items()}
-
-
-def _worst(hosted: Hosted) -> float | None:
-    """What a run that came to nothing counts as, as W&B has it by default."""
-    values = [run.metric for run in hosted.runs if run.metric is not None and math.isfinite(run.metric)]
-    return (min if hosted.goal == "maximize" else max)(values, default=None)
+    return {path: drawn[path].draw(value) if path in drawn else value for path, value in trial.params.items()}
 
 
 def _share(parameter: Parameter, value: float) -> float:

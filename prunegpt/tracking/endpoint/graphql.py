@@ -1,35 +1,64 @@
-"""The GraphQL operations that agents and runs send, by name: variables in, what stands under `data` out."""
+"""The part of W&B's GraphQL that agents and runs ask for, by field: arguments in, values out."""
 
 import base64
 import json
-import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from threading import Lock
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
+import graphql
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from prunegpt.errors import PruneGPTError
 from prunegpt.root import Root
-from prunegpt.tracking.claims import read_claim
+from prunegpt.tracking.claims import RunStatus, read_claim
 from prunegpt.tracking.endpoint.choose import config_problems, next_point
-from prunegpt.tracking.endpoint.hosted import Agent, Desk, Hosted, Run, run_id
-from prunegpt.tracking.endpoint.runs import Runs
-from prunegpt.tracking.endpoint.sentry import Sentry
-from prunegpt.tracking.endpoint.shelf import Shelf
-from prunegpt.tracking.endpoint.signs import Signs, claimed
-from prunegpt.tracking.foreign import ForeignRun
-from prunegpt.tracking.posted import posted
+from prunegpt.tracking.endpoint.hosted import AgentHandler, Hosted, Run, SweepFiles, run_id
+from prunegpt.tracking.endpoint.runs import Runs, is_below
+from prunegpt.tracking.foreign import RunPath
+from prunegpt.tracking.ingest import StaleRunReaper
+from prunegpt.tracking.uploader import posted
 
 ENTITY = "local"
 PROJECT = "prunegpt"
-_OPERATION = re.compile(r"(?:query|mutation)\s+(\w+)")
 _STATES = {"leased": "pending", "stopped": "killed"}
+_VIEWER = {
+    "id": "VXNlcjox",
+    "entity": ENTITY,
+    "username": ENTITY,
+    "email": "",
+    "flags": "{}",
+    "teams": {"edges": []},
+}
+
+_SCHEMA = graphql.build_schema("""
+scalar JSON
+type Project {
+  id: JSON, name: JSON, entity: JSON
+  sweep(sweepName: JSON): JSON
+  run(name: JSON): JSON
+  bucket(name: JSON, missingOk: JSON): JSON
+}
+type Query {
+  viewer: JSON
+  serverInfo: JSON
+  project(name: JSON, entityName: JSON): Project
+  model(name: JSON, entityName: JSON): Project
+}
+type Mutation {
+  upsertSweep(input: JSON): JSON
+  createAgent(input: JSON): JSON
+  agentHeartbeat(input: JSON): JSON
+  upsertBucket(input: JSON): JSON
+  createRunFiles(input: JSON): JSON
+  markRunFilesUploaded(input: JSON): JSON
+}
+""")  # what lies below is given whole: clients take what they want of it
+
+Arguments = Mapping[str, Any]  # what was not given is `graphql.Undefined`, which is false
 
 
 class Refused(PruneGPTError):
@@ -40,17 +69,14 @@ class Refused(PruneGPTError):
         super().__init__(message)
 
 
-@dataclass(frozen=True)
-class Sender:
-    """What a request came with.
+class _AnyVariables(graphql.Visitor):
+    """Takes any variable for JSON: clients of other versions name types that nothing here has to know."""
 
-    Args:
-        address: of this server, as the client knows it.
-        credentials: its Authorization header, which uploads of files have to repeat.
-    """
-
-    address: str
-    credentials: str = ""
+    def enter_variable_definition(self, node: graphql.VariableDefinitionNode, *_: Any) -> graphql.Node:
+        kind = graphql.NamedTypeNode(name=graphql.NameNode(value="JSON"))
+        return graphql.VariableDefinitionNode(
+            variable=node.variable, type=kind, default_value=node.default_value, directives=()
+        )
 
 
 class Operations:
@@ -58,245 +84,230 @@ class Operations:
 
     def __init__(self, root: Root, runs: Runs) -> None:
         self._root = root
-        self._shelf = Shelf(root)
+        self._sweeps = SweepFiles(root)
         self._runs = runs
-        self._sentry = Sentry(root)
-        self._sentry.wake(soon=False)  # an earlier server may have left some
+        self._reaper = StaleRunReaper(root)
+        self._reaper.wake(soon=False)  # an earlier server may have left some
         self._lock = Lock()
-        self._sender = Sender("")
-        self._known: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-            "Viewer": self._viewer,
-            "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
-            "ServerInfo": lambda _: {
-                "serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": []}
-            },
-            "UpsertSweep": self._upsert_sweep,
-            "UpsertSweepState": self._upsert_sweep,
-            "SweepWithRuns": self._sweep_with_runs,
-            "GetSweepState": self._sweep_with_runs,
-            "CreateAgent": self._create_agent,
-            "Heartbeat": self._heartbeat,
-            "UpsertBucket": self._upsert_bucket,
-            "RunResumeStatus": self._resume_status,
-            "CreateRunFiles": self._create_files,
-            "MarkRunFilesUploaded": lambda _: {"markRunFilesUploaded": {"success": True}},
-            "RunState": self._run_state,
+        self._sender = ("", "")  # this server's address as the client knows it, and the client's credentials
+        self._fields: Mapping[str, Any] = {
+            "viewer": _VIEWER,
+            "serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": []},
+            "project": self._project,
+            "model": self._project,
+            "upsertSweep": self._upsert_sweep,
+            "createAgent": self._create_agent,
+            "agentHeartbeat": self._heartbeat,
+            "upsertBucket": self._upsert_bucket,
+            "createRunFiles": self._create_files,
+            "markRunFilesUploaded": {"success": True},
         }
 
-    def answer(self, request: Mapping[str, Any], sender: Sender) -> dict[str, Any]:
+    def answer(self, request: Arguments, address: str, credentials: str) -> dict[str, Any]:
         """The answer to a GraphQL request.
 
+        Args:
+            address: of this server, as the client knows it.
+            credentials: the client's Authorization header, which its uploads have to repeat.
+
         Raises:
-            Refused: the operation is unknown, or what it names is not there.
+            Refused: it asks for what is unknown here, or what it names is not there.
         """
-        query = str(request.get("query", ""))
-        found = _OPERATION.search(query)
-        name = str(request.get("operationName") or (found[1] if found else "Viewer" if "viewer" in query else ""))
-        if name not in self._known:
-            raise Refused(f"this server has no operation {name!r}.")
-        variables = request.get("variables") or {}
+        try:
+            document = graphql.visit(graphql.parse(str(request.get("query", ""))), _AnyVariables())
+        except graphql.GraphQLError as error:
+            raise Refused(f"a query must be GraphQL, but: {error.message}") from error
+        if problems := graphql.validate(_SCHEMA, document, [graphql.FieldsOnCorrectTypeRule]):
+            raise Refused(f"this server has no operation {_name(request, document)!r}: {problems[0].message}")
+        variables, name = request.get("variables") or {}, request.get("operationName")
         with self._lock:
-            self._sender = sender
-            return {"data": self._known[name](variables)}
+            self._sender = (address, credentials)
+            result = graphql.execute_sync(
+                _SCHEMA, document, self._fields, variable_values=variables, operation_name=name
+            )
+        for problem in result.errors or ():
+            raise problem.original_error or Refused(problem.message)
+        return {"data": result.data}
 
     def close(self) -> None:
-        self._sentry.close()
+        self._reaper.close()
 
-    def page_of_run(self, entity: str, project: str, run: str) -> str:
+    def page_of_run(self, at: RunPath) -> str:
         """The page of a run, which clients of W&B print the address of."""
-        claim, own = read_claim(self._root, run), posted(self._root, run)
+        claim, own = read_claim(self._root, at.id), posted(self._root, at.id)
         if claim is not None and claim.trial:
             return f"/trials/{quote(claim.trial)}"
         if own is not None:
             return f"/trials/{quote(own.sweep)}/{quote(own.trial)}"
-        foreign = ForeignRun(entity, project, run)
-        return f"/trials/{quote(foreign.sweep)}/{quote(foreign.trial)}"
+        return f"/trials/{quote(at.sweep)}/{quote(at.trial)}"
 
     def page_of_sweep(self, name: str) -> str:
         """The page of a hosted sweep: that of ours which its runs belong to."""
         with self._lock:
-            hosted = self._shelf.get(name)
+            hosted = self._sweeps.get(name)
         if hosted is None:
             return "/"
         ours = "prunegpt" in (hosted.config.get("command") or ())
-        sweep = hosted.display if ours else ForeignRun(hosted.entity, hosted.project, "").sweep
-        return f"/sweeps/{quote(sweep)}"
+        return f"/sweeps/{quote(hosted.display if ours else RunPath(hosted.entity, hosted.project, '').sweep)}"
 
-    # -- who is there ---------------------------------------------------------------------------------------------
-
-    def _viewer(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        teams: dict[str, Any] = {"edges": []}
+    def _project(self, _: Any, **named: Any) -> dict[str, Any]:
+        at = _path({**named, "projectName": named.get("name")})
         return {
-            "viewer": {
-                "id": "VXNlcjox",
-                "entity": ENTITY,
-                "username": ENTITY,
-                "email": "",
-                "flags": "{}",
-                "teams": teams,
-            }
+            **_project(at),
+            "sweep": lambda _, **named: self._shown(named.get("sweepName")),
+            "run": {"state": "running"},
+            "bucket": lambda _, **named: self._runs.state(at._replace(id=str(named.get("name") or ""))),
         }
+
+    def _shown(self, name: Any) -> dict[str, Any] | None:
+        hosted = self._sweeps.get(str(name))
+        return None if hosted is None else _sweep(hosted)
 
     # -- sweeps ---------------------------------------------------------------------------------------------------
 
-    def _upsert_sweep(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        hosted = self._sweep_of_id(variables.get("id"))
-        if hosted is None:
-            if variables.get("id"):
-                raise Refused("there is no such sweep.")
-            hosted = self._new_sweep(variables)
-        elif variables.get("state"):
-            self._desk(hosted).change(variables["state"].upper(), time.time())
-        self._shelf.keep(hosted)
-        return {"upsertSweep": {"sweep": self._sweep(hosted), "configValidationWarnings": []}}
+    def _upsert_sweep(self, _: Any, input: Arguments) -> dict[str, Any]:
+        wanted = input.get("id")
+        if not wanted:
+            hosted = _new_sweep(input)
+        else:
+            found = [one for one in self._sweeps.all() if wanted in (_sweep_id(one), one.name)]
+            hosted = (found or _missing("sweep"))[0]
+            if input.get("state"):
+                self._handler(hosted).change(input["state"].upper(), time.time())
+        self._sweeps.keep(hosted)
+        return {"sweep": _sweep(hosted), "configValidationWarnings": []}
 
-    def _new_sweep(self, variables: Mapping[str, Any]) -> Hosted:
-        try:
-            config = YAML(typ="safe", pure=True).load(variables.get("config") or "")
-        except YAMLError as error:
-            raise Refused(f"a sweep config must be YAML: {error}") from error
-        problems = config_problems(config) if isinstance(config, dict) else ["a sweep config must be a mapping."]
-        if problems:
-            raise Refused("; ".join(problems))
-        return Hosted(
-            name=run_id(),
-            entity=str(variables.get("entityName") or config.get("entity") or ENTITY),
-            project=str(variables.get("projectName") or config.get("project") or PROJECT),
-            config=config,
-            display=str(variables.get("displayName") or config.get("name") or ""),
-            created=time.time(),
-            speaks="prunegpt" in (config.get("command") or ()),
-        )
+    def _create_agent(self, _: Any, input: Arguments) -> dict[str, Any]:
+        hosted = self._sweeps.get(str(input.get("sweep"))) or _missing("sweep")
+        agent = self._handler(hosted).register(str(input.get("host") or ""), time.time())
+        self._sweeps.keep(hosted)
+        return {"agent": {"id": agent.id}}
 
-    def _sweep_with_runs(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        hosted = self._shelf.get(str(variables.get("sweep") or ""))
-        return {"project": {"sweep": None if hosted is None else self._sweep(hosted)}}
-
-    def _sweep(self, hosted: Hosted) -> dict[str, Any]:
-        return {
-            "id": _sweep_id(hosted),
-            "name": hosted.name,
-            "displayName": hosted.display,
-            "method": hosted.config.get("method"),
-            "state": hosted.state,
-            "description": hosted.config.get("description"),
-            "config": json.dumps(hosted.config),
-            "createdAt": _stamp(hosted.created),
-            "heartbeatAt": None,
-            "updatedAt": None,
-            "earlyStopJobRunning": False,
-            "bestLoss": None,
-            "controller": None,
-            "scheduler": None,
-            "project": _project(hosted.entity, hosted.project),
-            "runs": {"edges": [{"node": self._node(hosted, run)} for run in hosted.runs]},
-        }
-
-    def _node(self, hosted: Hosted, run: Run) -> dict[str, Any]:
-        return {
-            "name": run.id,
-            "state": _STATES.get(run.state, run.state),
-            "config": json.dumps({name: {"value": value} for name, value in run.args.items()}),
-            "exitcode": 0 if run.state == "finished" else None,
-            "heartbeatAt": None,
-            "shouldStop": bool(run.stop),
-            "failed": run.state in ("failed", "crashed"),
-            "stopped": run.state == "stopped",
-            "running": run.state == "running",
-            "summaryMetrics": json.dumps({hosted.metric: run.metric} if run.metric is not None else {}),
-            "sampledHistory": [],
-        }
-
-    def _create_agent(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        hosted = self._shelf.get(str(variables.get("sweep") or ""))
-        if hosted is None:
-            raise Refused("there is no such sweep.")
-        agent = self._desk(hosted).register(str(variables.get("host") or ""), time.time())
-        self._shelf.keep(hosted)
-        return {"createAgent": {"agent": {"id": agent.id}}}
-
-    def _heartbeat(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        agent_id = str(variables.get("id") or "")
-        hosted = self._shelf.of_agent(agent_id)
-        if hosted is None:
-            raise Refused("there is no such agent.", status=404)
-        self._sentry.wake()
-        alive = json.loads(variables.get("runState") or "{}")
-        agent: Agent = hosted.agents[agent_id]
+    def _heartbeat(self, _: Any, input: Arguments) -> dict[str, Any]:
+        name = str(input.get("id"))
+        hosted = next((one for one in self._sweeps.all() if name in one.agents), None) or _missing("agent", 404)
+        self._reaper.wake()
+        alive = json.loads(input.get("runState") or "{}")
         before = hosted.model_dump_json(exclude={"agents"})
-        commands = self._desk(hosted).heartbeat(agent, [run for run, lives in alive.items() if lives], time.time())
+        running = [run for run, lives in alive.items() if lives]
+        commands = self._handler(hosted).heartbeat(hosted.agents[name], running, time.time())
         if hosted.model_dump_json(exclude={"agents"}) != before:
-            self._shelf.keep(hosted)
-        return {"agentHeartbeat": {"agent": {"id": agent_id}, "commands": json.dumps(commands)}}
+            self._sweeps.keep(hosted)
+        return {"agent": {"id": name}, "commands": json.dumps(commands)}
 
-    def _desk(self, hosted: Hosted) -> Desk:
-        def signs(run: str) -> Signs:
-            found = claimed(self._root, run, hosted.metric)
-            return found if found.started else self._runs.signs(hosted.entity, hosted.project, run, hosted.metric)
+    def _handler(self, hosted: Hosted) -> AgentHandler:
+        def status(run: str) -> RunStatus:
+            return self._runs.status(RunPath(hosted.entity, hosted.project, run), hosted.metric)
 
-        return Desk(hosted, signs, next_point)
-
-    def _sweep_of_id(self, text: Any) -> Hosted | None:
-        return next((one for one in self._shelf.all() if text in (_sweep_id(one), one.name)), None) if text else None
+        return AgentHandler(hosted, status, next_point)
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
-    def _upsert_bucket(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        entity = str(variables.get("entity") or ENTITY)
-        project = str(variables.get("project") or PROJECT)
-        name = str(variables.get("name") or variables.get("id") or run_id())
-        hosted = self._shelf.get(str(variables.get("sweep") or ""))
-        point = hosted.run(name) if hosted else None
-        config = json.loads(variables.get("config") or "{}")
+    def _upsert_bucket(self, _: Any, input: Arguments) -> dict[str, Any]:
+        at = _path({"runName": input.get("name") or input.get("id") or run_id(), **input})
+        hosted = self._sweeps.get(str(input.get("sweep")))
+        point = hosted.run(at.id) if hosted else None
+        config = json.loads(input.get("config") or "{}")
+        config.pop("_wandb", None)  # the client's own
         inserted = self._runs.upsert(
-            entity,
-            project,
-            name,
-            display=variables.get("displayName"),
-            group=variables.get("groupName") or (hosted.name if hosted else None),
+            at,
+            label=input.get("displayName"),
+            group=input.get("groupName") or (hosted.name if hosted else None),
             config={key: item.get("value") if isinstance(item, dict) else item for key, item in config.items()},
             swept=point.values if point else None,
-            summary=json.loads(variables["summaryMetrics"]) if variables.get("summaryMetrics") else None,
+            summary=json.loads(input["summaryMetrics"]) if input.get("summaryMetrics") else None,
         )
         bucket = {
-            "id": _id("Run", entity, project, name),
-            "name": name,
-            "displayName": variables.get("displayName") or name,
+            "id": _id("Run", *at),
+            "name": at.id,
+            "displayName": input.get("displayName") or at.id,
             "description": None,
-            "config": variables.get("config") or "{}",
+            "config": input.get("config") or "{}",
             "sweepName": hosted.name if hosted else None,
-            "historyLineCount": self._runs.lines(entity, project, name),
-            "project": _project(entity, project),
+            "historyLineCount": self._runs.lines(at),
+            "project": _project(at),
         }
-        return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
+        return {"bucket": bucket, "inserted": inserted}
 
-    def _resume_status(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        entity = str(variables.get("entity") or ENTITY)
-        project = str(variables.get("project") or PROJECT)
-        name = str(variables.get("name") or "")
-        known = self._runs.state(entity, project, name)
-        return {"model": {**_project(entity, project), "bucket": None if known is None else {"name": name, **known}}}
-
-    def _create_files(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        where = f"{variables.get('entity') or ENTITY}/{variables.get('project') or PROJECT}/{variables.get('run')}"
-        files = [
-            {"name": name, "uploadUrl": f"{self._sender.address}/files/{where}/upload/{name}"}
-            for name in variables.get("files") or ()
-            if not Path(str(name)).is_absolute() and ".." not in Path(str(name)).parts
-        ]
-        headers = [f"Authorization:{self._sender.credentials}"] if self._sender.credentials else []
-        return {"createRunFiles": {"runID": variables.get("run"), "uploadHeaders": headers, "files": files}}
-
-    def _run_state(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        return {"project": {"run": {"state": "running"}}} if variables else {}
+    def _create_files(self, _: Any, input: Arguments) -> dict[str, Any]:
+        at = _path(input)
+        address, credentials = self._sender
+        folder = f"{address}/files/{'/'.join(at)}/upload"
+        files = [{"name": name, "uploadUrl": f"{folder}/{name}"} for name in input.get("files") or () if is_below(name)]
+        headers = [f"Authorization:{credentials}"] if credentials else []
+        return {"runID": at.id, "uploadHeaders": headers, "files": files}
 
 
-def _project(entity: str, project: str) -> dict[str, Any]:
+def _name(request: Arguments, document: graphql.DocumentNode) -> str:
+    operation = graphql.get_operation_ast(document, request.get("operationName"))
+    return operation.name.value if operation and operation.name else ""
+
+
+def _missing(kind: str, status: int = 200) -> NoReturn:
+    raise Refused(f"there is no such {kind}.", status)
+
+
+def _path(given: Arguments) -> RunPath:
+    """The run, or the project, that arguments name."""
+    project = given.get("projectName") or given.get("modelName") or PROJECT
+    return RunPath(str(given.get("entityName") or ENTITY), str(project), str(given.get("runName") or ""))
+
+
+def _new_sweep(given: Arguments) -> Hosted:
+    try:
+        config = YAML(typ="safe", pure=True).load(given.get("config") or "")
+    except YAMLError as error:
+        raise Refused(f"a sweep config must be YAML: {error}") from error
+    problems = config_problems(config) if isinstance(config, dict) else ["a sweep config must be a mapping."]
+    if problems:
+        raise Refused("; ".join(problems))
+    return Hosted(
+        name=run_id(),
+        entity=str(given.get("entityName") or config.get("entity") or ENTITY),
+        project=str(given.get("projectName") or config.get("project") or PROJECT),
+        config=config,
+        display=str(given.get("displayName") or config.get("name") or ""),
+        created=time.time(),
+        speaks="prunegpt" in (config.get("command") or ()),
+    )
+
+
+def _sweep(hosted: Hosted) -> dict[str, Any]:
     return {
-        "id": _id("Project", entity, project),
-        "name": project,
-        "entity": {"id": _id("Entity", entity), "name": entity},
+        "id": _sweep_id(hosted),
+        "name": hosted.name,
+        "displayName": hosted.display,
+        "method": hosted.config.get("method"),
+        "state": hosted.state,
+        "description": hosted.config.get("description"),
+        "config": json.dumps(hosted.config),
+        "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(hosted.created)),
+        **dict.fromkeys(("heartbeatAt", "updatedAt", "bestLoss", "controller", "scheduler")),
+        "earlyStopJobRunning": False,
+        "project": _project(RunPath(hosted.entity, hosted.project, "")),
+        "runs": {"edges": [{"node": _node(hosted, run)} for run in hosted.runs]},
     }
+
+
+def _node(hosted: Hosted, run: Run) -> dict[str, Any]:
+    return {
+        "name": run.id,
+        "state": _STATES.get(run.state, run.state),
+        "config": json.dumps({name: {"value": value} for name, value in run.args.items()}),
+        "exitcode": 0 if run.state == "finished" else None,
+        "heartbeatAt": None,
+        "shouldStop": bool(run.stop),
+        "failed": run.state in ("failed", "crashed"),
+        "stopped": run.state == "stopped",
+        "running": run.state == "running",
+        "summaryMetrics": json.dumps({hosted.metric: run.metric} if run.metric is not None else {}),
+        "sampledHistory": [],
+    }
+
+
+def _project(at: RunPath) -> dict[str, Any]:
+    entity = {"id": _id("Entity", at.entity), "name": at.entity}
+    return {"id": _id("Project", at.entity, at.project), "name": at.project, "entity": entity}
 
 
 def _sweep_id(hosted: Hosted) -> str:
@@ -305,7 +316,3 @@ def _sweep_id(hosted: Hosted) -> str:
 
 def _id(*parts: str) -> str:
     return base64.b64encode(":".join(parts).encode()).decode()
-
-
-def _stamp(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -4,14 +4,16 @@ An agent asks every few seconds and says which of its runs are alive. What it is
 until there is a sign that it began, the same command is given again; and where an agent falls silent its lease ends.
 """
 
+import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from prunegpt.root import Root, write_text
 from prunegpt.sweep.hyperband import bands, given_up
-from prunegpt.tracking.endpoint.signs import Signs
+from prunegpt.tracking.claims import RunStatus
 
 SweepState = Literal["RUNNING", "PAUSED", "FINISHED", "CANCELED"]
 RunState = Literal["leased", "running", "finished", "failed", "stopped", "crashed"]
@@ -22,6 +24,7 @@ _POLL = 4.5  # seconds: an agent that has got its answer does not ask again befo
 _ANSWERS = 2  # times that a run is given out where runs leave no sign of having begun
 _PATIENCE = 5  # the same where they do: one that has still not begun then cannot
 _RETRIES = 1  # times that a run whose agent fell silent is given to another
+_NAME = re.compile(r"[a-z0-9]{1,32}")  # of a sweep
 
 
 class Run(BaseModel):
@@ -75,8 +78,13 @@ class Hosted(BaseModel):
         return next((run for run in self.runs if run.id == run_id), None)
 
     @property
-    def goal(self) -> str:
-        return str((self.config.get("metric") or {}).get("goal", "minimize"))
+    def goal(self) -> Literal["minimize", "maximize"]:
+        return "maximize" if (self.config.get("metric") or {}).get("goal") == "maximize" else "minimize"
+
+    @property
+    def sign(self) -> float:
+        """What makes lower values of the metric the better ones."""
+        return -1.0 if self.goal == "maximize" else 1.0
 
     @property
     def metric(self) -> str:
@@ -86,18 +94,20 @@ class Hosted(BaseModel):
 Command = dict[str, Any]
 
 
-class Desk:
+class AgentHandler:
     """Answers the agents of one sweep.
 
     Args:
         hosted: what is kept of it; changed in place.
-        signs: what is known of a run beside what its agent says.
+        status: what is known of a run beside what its agent says.
         point: the point after so many runs; None where there is none.
     """
 
-    def __init__(self, hosted: Hosted, signs: Callable[[str], Signs], point: Callable[[Hosted], Point | None]) -> None:
+    def __init__(
+        self, hosted: Hosted, status: Callable[[str], RunStatus], point: Callable[[Hosted], Point | None]
+    ) -> None:
         self.hosted = hosted
-        self._signs = signs
+        self._status = status
         self._point = point
 
     def register(self, host: str, now: float) -> Agent:
@@ -140,20 +150,20 @@ class Desk:
         if run.id in alive:
             run.state = "running"
             return []
-        signs = self._signs(run.id)
-        unseen = run.state == "leased" and not signs.started
-        self.hosted.speaks = self.hosted.speaks or signs.started
+        status = self._status(run.id)
+        unseen = run.state == "leased" and not status.started
+        self.hosted.speaks = self.hosted.speaks or status.started
         if unseen and (asked_again or run.answers < (_PATIENCE if self.hosted.speaks else _ANSWERS)):
             run.answers += not asked_again  # the client repeats a request whose answer it did not get
             return [self._command(run)]
-        broken = self.hosted.speaks if unseen else signs.started  # it never spoke, or went without a last word
-        self._end(run, signs, now, otherwise="failed" if broken else "finished")
+        broken = self.hosted.speaks if unseen else status.started  # it never spoke, or went without a last word
+        self._end(run, status, now, otherwise="failed" if broken else "finished")
         return []
 
-    def _end(self, run: Run, signs: Signs, now: float, *, otherwise: RunState) -> None:
-        ended = signs.ended or ("stopped" if run.stop else otherwise)
+    def _end(self, run: Run, status: RunStatus, now: float, *, otherwise: RunState) -> None:
+        ended = status.ended or ("stopped" if run.stop else otherwise)
         run.state = "failed" if ended == "diverged" else ended  # type: ignore[assignment]
-        run.metric = signs.value
+        run.metric = status.value
         run.ended = now
 
     # -- runs of all agents ---------------------------------------------------------------------------------------
@@ -164,10 +174,10 @@ class Desk:
             agent = self.hosted.agents.get(run.agent)
             if agent is None or now - agent.seen < SILENT:
                 continue
-            signs = self._signs(run.id)
-            if signs.ended:
-                self._end(run, signs, now, otherwise="finished")
-            elif now - signs.active >= SILENT:
+            status = self._status(run.id)
+            if status.ended:
+                self._end(run, status, now, otherwise="finished")
+            elif now - status.active >= SILENT:
                 run.state, run.lost, run.ended = "crashed", run.lost + 1, now
 
     def _give_up_early(self) -> None:
@@ -175,9 +185,9 @@ class Desk:
         growing = [run for run in self._open() if not run.stop]
         if not stop or not growing:
             return
-        sign = -1.0 if self.hosted.goal == "maximize" else 1.0
+        sign = self.hosted.sign
         runs = [run for run in self.hosted.runs if run.state != "crashed"]
-        curves = [[sign * value for value in self._signs(run.id).curve] for run in runs]
+        curves = [[sign * value for value in self._status(run.id).curve] for run in runs]
         eta = stop.get("eta", 3)
         lengths = bands(min_iter=stop.get("min_iter"), max_iter=stop.get("max_iter"), s=stop.get("s"), eta=eta)
         told = given_up(curves, lengths=lengths, eta=eta, strict=stop.get("strict", True))
@@ -190,7 +200,7 @@ class Desk:
         target = (self.hosted.config.get("metric") or {}).get("target")
         if target is None or self.hosted.state != "RUNNING":
             return
-        sign = -1.0 if self.hosted.goal == "maximize" else 1.0
+        sign = self.hosted.sign
         if any(run.metric is not None and sign * run.metric <= sign * target for run in self.hosted.runs):
             self.hosted.state = "FINISHED"
 
@@ -221,10 +231,32 @@ class Desk:
         return {"type": "run", "run_id": run.id, "program": self.hosted.config.get("program", ""), "args": args}
 
 
+class SweepFiles:
+    """The hosted sweeps of a root: a JSON file each below ROOT/wandb/sweeps. Used by one process, the server's."""
+
+    def __init__(self, root: Root) -> None:
+        self._folder = root.path / "wandb" / "sweeps"
+        self._known: dict[str, Hosted] = {}
+
+    def get(self, name: str) -> Hosted | None:
+        """The sweep of that short id."""
+        path = self._folder / f"{name}.json"
+        if name not in self._known and _NAME.fullmatch(name) and path.exists():
+            self._known[name] = Hosted.model_validate_json(path.read_text(encoding="utf-8"))
+        return self._known.get(name)
+
+    def keep(self, hosted: Hosted) -> None:
+        """Writes a sweep as it is now."""
+        self._known[hosted.name] = hosted
+        write_text(self._folder / f"{hosted.name}.json", hosted.model_dump_json(indent=1) + "\n")
+
+    def all(self) -> Iterator[Hosted]:
+        """Every sweep, by short id."""
+        for path in sorted(self._folder.glob("*.json")):
+            if (found := self.get(path.stem)) is not None:
+                yield found
+
+
 def run_id() -> str:
     """Eight lower-case letters and digits, as W&B's own."""
-    return short_id(secrets.choice)
-
-
-def short_id(choose: Callable[[Sequence[str]], str]) -> str:
-    return "".join(choose("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
+    return "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
