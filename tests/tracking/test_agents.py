@@ -42,7 +42,7 @@ def points(plan: SweepPlan, count: int = 1000) -> list[dict[str, Any]]:
     hosted = Hosted(name="abc", entity="e", project="p", config=config_of(plan, [], "small.yaml"))
     found: list[dict[str, Any]] = []
     while len(found) < count and (point := next_point(hosted)) is not None:
-        hosted.runs.append(Run(id=str(len(found)), number=len(found), state="finished", metric=1.0, **dict(point)))
+        hosted.runs.append(Run(id=str(len(found)), state="finished", metric=1.0, **dict(point)))
         found.append(point.args)
     return found
 

@@ -99,7 +99,8 @@ class Client:
         return again
 
     def ask(self, operation: str, /, **variables: Any) -> Any:
-        answer = self.http.post("/graphql", json={"query": DOCUMENTS[operation], "variables": variables})
+        asked = {"query": DOCUMENTS[operation], "variables": variables, "operationName": ""}
+        answer = self.http.post("/graphql", json=asked)
         assert answer.status_code == 200, answer.text
         found = answer.json()
         if found.get("errors"):

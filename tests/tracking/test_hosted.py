@@ -145,18 +145,18 @@ def test_pause_stop_cancel_and_resume() -> None:
     world = World()
     agent = world.agent()
     (first,) = world.ask(agent)
-    world.handler.change("PAUSED", world.now)
+    world.handler.change("PAUSED")
     assert world.ask(agent, first["run_id"]) == []
     assert world.ask(agent) == []
-    world.handler.change("RUNNING", world.now)
+    world.handler.change("RUNNING")
     (second,) = world.ask(agent)
-    world.handler.change("FINISHED", world.now)
+    world.handler.change("FINISHED")
     assert world.ask(agent, second["run_id"]) == []  # what runs goes on
     assert world.ask(agent) == [{"type": "exit"}]
-    world.handler.change("RUNNING", world.now)
+    world.handler.change("RUNNING")
     (third,) = world.ask(agent)
     world.ask(agent, third["run_id"])
-    world.handler.change("CANCELED", world.now)
+    world.handler.change("CANCELED")
     stop = {"type": "stop", "run_id": third["run_id"]}
     assert world.ask(agent, third["run_id"]) == [stop]
     assert world.ask(agent, third["run_id"]) == [stop]  # until it has ended

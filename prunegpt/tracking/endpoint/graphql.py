@@ -119,7 +119,7 @@ class Operations:
             raise Refused(f"a query must be GraphQL, but: {error.message}") from error
         if problems := graphql.validate(_SCHEMA, document, [graphql.FieldsOnCorrectTypeRule]):
             raise Refused(f"this server has no operation {_name(request, document)!r}: {problems[0].message}")
-        variables, name = request.get("variables") or {}, request.get("operationName")
+        variables, name = request.get("variables") or {}, request.get("operationName") or None  # "" is what some send
         with self._lock:
             self._sender = (address, credentials)
             result = graphql.execute_sync(
@@ -173,7 +173,7 @@ class Operations:
             found = [one for one in self._sweeps.all() if wanted in (_sweep_id(one), one.name)]
             hosted = (found or _missing("sweep"))[0]
             if input.get("state"):
-                self._handler(hosted).change(input["state"].upper(), time.time())
+                self._handler(hosted).change(input["state"].upper())
         self._sweeps.keep(hosted)
         return {"sweep": _sweep(hosted), "configValidationWarnings": []}
 
@@ -239,7 +239,7 @@ class Operations:
 
 
 def _name(request: Arguments, document: graphql.DocumentNode) -> str:
-    operation = graphql.get_operation_ast(document, request.get("operationName"))
+    operation = graphql.get_operation_ast(document, request.get("operationName") or None)
     return operation.name.value if operation and operation.name else ""
 
 

@@ -31,7 +31,6 @@ class Run(BaseModel):
     """One point of the sweep and what became of it."""
 
     id: str
-    number: int  # from 0, in the order of points
     args: dict[str, Any]  # as the agent gets them: nested
     values: dict[str, Any]  # path -> value of what is not constant
     agent: str = ""
@@ -40,8 +39,6 @@ class Run(BaseModel):
     lost: int = 0  # agents that fell silent over it
     stop: str = ""  # why it shall end
     metric: float | None = None
-    created: float = 0.0
-    ended: float | None = None
 
 
 class Agent(BaseModel):
@@ -124,17 +121,17 @@ class AgentHandler:
         commands: list[Command] = []
         for run in self._open():
             if run.agent == agent.id:
-                commands += self._look(run, running, asked_again, now)
+                commands += self._look(run, running, asked_again)
         self._expire(now)
         self._give_up_early()
-        self._settle(now)
+        self._settle()
         commands += [{"type": "stop", "run_id": run.id} for run in self._open() if run.agent == agent.id and run.stop]
         if not any(run.agent == agent.id for run in self._open()):
-            commands += self._next(agent, now)
+            commands += self._next(agent)
         agent.answered = now
         return commands
 
-    def change(self, state: SweepState, now: float) -> None:
+    def change(self, state: SweepState) -> None:
         """Stops, cancels, pauses or resumes the sweep."""
         self.hosted.state = state
         if state == "CANCELED":
@@ -146,7 +143,7 @@ class AgentHandler:
     def _open(self) -> list[Run]:
         return [run for run in self.hosted.runs if run.state in OPEN]
 
-    def _look(self, run: Run, alive: set[str], asked_again: bool, now: float) -> list[Command]:
+    def _look(self, run: Run, alive: set[str], asked_again: bool) -> list[Command]:
         if run.id in alive:
             run.state = "running"
             return []
@@ -157,14 +154,13 @@ class AgentHandler:
             run.answers += not asked_again  # the client repeats a request whose answer it did not get
             return [self._command(run)]
         broken = self.hosted.speaks if unseen else status.started  # it never spoke, or went without a last word
-        self._end(run, status, now, otherwise="failed" if broken else "finished")
+        self._end(run, status, otherwise="failed" if broken else "finished")
         return []
 
-    def _end(self, run: Run, status: RunStatus, now: float, *, otherwise: RunState) -> None:
+    def _end(self, run: Run, status: RunStatus, *, otherwise: RunState) -> None:
         ended = status.ended or ("stopped" if run.stop else otherwise)
         run.state = "failed" if ended == "diverged" else ended  # type: ignore[assignment]
         run.metric = status.value
-        run.ended = now
 
     # -- runs of all agents ---------------------------------------------------------------------------------------
 
@@ -176,9 +172,9 @@ class AgentHandler:
                 continue
             status = self._status(run.id)
             if status.ended:
-                self._end(run, status, now, otherwise="finished")
+                self._end(run, status, otherwise="finished")
             elif now - status.active >= SILENT:
-                run.state, run.lost, run.ended = "crashed", run.lost + 1, now
+                run.state, run.lost = "crashed", run.lost + 1
 
     def _give_up_early(self) -> None:
         stop = self.hosted.config.get("early_terminate")
@@ -195,7 +191,7 @@ class AgentHandler:
             if over and run.state in OPEN and not run.stop:
                 run.stop = "early_terminate: others were better at this length"
 
-    def _settle(self, now: float) -> None:
+    def _settle(self) -> None:
         """Finishes a sweep whose metric has reached its target."""
         target = (self.hosted.config.get("metric") or {}).get("target")
         if target is None or self.hosted.state != "RUNNING":
@@ -206,19 +202,19 @@ class AgentHandler:
 
     # -- what comes next ------------------------------------------------------------------------------------------
 
-    def _next(self, agent: Agent, now: float) -> list[Command]:
+    def _next(self, agent: Agent) -> list[Command]:
         if self.hosted.state == "PAUSED":
             return []
         if self.hosted.state != "RUNNING":
             return [{"type": "exit"}]
         again = next((run for run in self.hosted.runs if run.state == "crashed" and run.lost <= _RETRIES), None)
         if again is not None:
-            again.state, again.agent, again.answers, again.ended = "leased", agent.id, 1, None
+            again.state, again.agent, again.answers = "leased", agent.id, 1
             return [self._command(again)]
         cap = self.hosted.config.get("run_cap")
         point = None if cap is not None and len(self.hosted.runs) >= cap else self._point(self.hosted)
         if point is not None:
-            run = Run(id=run_id(), number=len(self.hosted.runs), agent=agent.id, answers=1, created=now, **dict(point))
+            run = Run(id=run_id(), agent=agent.id, answers=1, **dict(point))
             self.hosted.runs.append(run)
             return [self._command(run)]
         if self._open():
