@@ -14,10 +14,6 @@ from typing import Any
 from prunegpt.planning.fingerprint import digest
 from prunegpt.records import AttemptRecord, Point, StageRecord, TrialResult, chain_metrics
 from prunegpt.registry import RENDERERS
-from prunegpt.report.figures import png
-from prunegpt.report.gallery import figures_of
-from prunegpt.report.measure import stored_windows
-from prunegpt.report.tables import build_table
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.tracking import WandbSpec
@@ -221,6 +217,11 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
     none yet.
     """
     import wandb
+
+    from prunegpt.report.figures import png  # here: a coordinator, and an agent's run, need no matplotlib
+    from prunegpt.report.gallery import figures_of
+    from prunegpt.report.measure import stored_windows
+    from prunegpt.report.tables import build_table
 
     with Store.open(root, create=False) as store:
         results, declared = store.results(sweep), store.tables(sweep)
