@@ -110,6 +110,11 @@ class Keeper:
         self._points = PointWriter(self.folder / POINTS)
 
     @property
+    def is_there(self) -> bool:
+        """Whether nobody has removed the trial."""
+        return (self.folder / OUTSIDE).exists()
+
+    @property
     def active(self) -> float:
         """When the run last spoke, seconds since the epoch."""
         return (self.folder / OUTSIDE).stat().st_mtime

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,6 +265,17 @@ def test_a_run_that_logs_nothing_lives_as_long_as_its_client_speaks(client: Clie
     assert not is_outside(folder)
     assert client.http.post("/files/local/mine/abc123/file_stream", json={"complete": False}).status_code == 200
     assert is_outside(folder)
+
+
+def test_a_run_whose_trial_was_removed_begins_anew_and_disturbs_no_other(client: Client) -> None:
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
+    with Store.open(client.root) as store:
+        store.remove_sweep("wandb-mine")
+    shutil.rmtree(client.root.path / "trials")
+    client.ask("UpsertBucket", name="other1", project="else", config="{}")
+    client.stream("abc123", [{"_step": 0, "loss": 1.0}])
+    with Store.open(client.root) as store:
+        assert [point.value for point in store.points("wandb-mine/abc123", "loss")] == [1.0]
 
 
 def test_how_a_run_of_an_agents_ended_outlasts_a_restart(client: Client) -> None:

@@ -130,7 +130,7 @@ class Runs:
     def _expire(self) -> None:
         """Ends runs that have fallen silent; one that speaks again goes on."""
         for keeper in self._keepers.values():
-            if time.time() - keeper.active > _SILENT and not keeper.ended:
+            if keeper.is_there and time.time() - keeper.active > _SILENT and not keeper.ended:
                 keeper.end("failed", f"it has not been heard of for {_SILENT:g} s.")
 
     def _is_own(self, at: RunPath) -> bool:
@@ -145,6 +145,9 @@ class Runs:
 
     def _keeper(self, at: RunPath) -> Keeper:
         keeper = self._keepers.pop(at, None)
+        if keeper is not None and not keeper.is_there:
+            keeper.close()
+            keeper = None
         if keeper is None:
             if len(self._keepers) >= _OPEN_RUNS:
                 self._keepers.pop(next(iter(self._keepers))).close()
