@@ -13,6 +13,7 @@ from prunegpt.report.statistics import Windows
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
 from prunegpt.sweep.curves import _point
+from prunegpt.web.api.graph import made
 from prunegpt.web.api.sweeps import _best
 from tests.report.made import draw_windows, evaluation, make_trial
 
@@ -49,11 +50,11 @@ def test_a_table_marks_the_best_of_those_alone_and_says_what_the_others_are(odd:
     kept = Kept()
     trials = [kept.trial("a", 3.0, AS_MOST), kept.trial("b", 3.2, AS_MOST), kept.trial("odd", 2.0, odd)]
     spec = TableSpec.model_validate({"title": "T", "rows": ["*"], "columns": ["perplexity", "difference"]})
-    made = {row.trial: row.cells for row in build_table(spec, trials, kept).rows}
-    assert {name: cells[0].marks for name, cells in made.items()} == {"a": ("best",), "b": (), "odd": ()}
-    assert made["odd"][1].value is None
-    assert all(cells[0].footnotes for cells in made.values())
-    assert made["a"][0].footnotes == made["b"][0].footnotes != made["odd"][0].footnotes
+    shown = {row.trial: row.cells for row in build_table(spec, trials, kept).rows}
+    assert {name: cells[0].marks for name, cells in shown.items()} == {"a": ("best",), "b": (), "odd": ()}
+    assert shown["odd"][1].value is None
+    assert all(cells[0].footnotes for cells in shown.values())
+    assert shown["a"][0].footnotes == shown["b"][0].footnotes != shown["odd"][0].footnotes
 
 
 @odd
@@ -117,6 +118,15 @@ def test_a_sensitivity_is_not_taken_between_them(odd: dict[str, str]) -> None:
     assert _point(trial.model_copy(update={"stages": (before, trial.stages[1])})) is None
     alike = trial.stages[0].model_copy(update={"evaluation": kept.trial("dense", 2.5, AS_MOST).evaluation})
     assert _point(trial.model_copy(update={"stages": (alike, trial.stages[1])})) is not None
+
+
+@pytest.mark.parametrize("how", [AS_MOST, *OTHERWISE.values()], ids=["as most", *OTHERWISE])
+def test_a_shared_stage_shows_a_figure_where_all_measured_it_alike(how: dict[str, str]) -> None:
+    kept = Kept()
+    shared = {**PRUNE, "key": "shared"}
+    trials = [kept.trial("a", 3.0, AS_MOST, stages=[shared]), kept.trial("b", 3.0, how, stages=[shared])]
+    (node,) = (node for node in made(trials).nodes if node.key == "shared")
+    assert (node.perplexity is not None) is (how == AS_MOST)
 
 
 @pytest.mark.parametrize("name", sorted(Evaluation.model_fields.keys() - {"text", "split", "protocol"}))

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from prunegpt.records import TrialResult
+from prunegpt.records import ComparisonKey, TrialResult
 from prunegpt.spec.plan import StagePlan
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, Call, Endpoint
@@ -24,7 +24,7 @@ class Node(Answer):
     trials: list[str]
     seconds: float | None
     tokens: int | None
-    perplexity: float | None
+    perplexity: float | None = Field(description="none where the trials that share it measured it in different ways")
     sparsity: float | None
     label: str
     depth: int = Field(description="stages before it")
@@ -55,10 +55,13 @@ def made(trials: list[TrialResult]) -> Graph:
     """The graph of these trials' chains; a teacher's stage is there where one of them has it."""
     nodes: dict[str, Node] = {}
     edges: dict[tuple[str, str, str], Edge] = {}
+    measured: dict[str, set[ComparisonKey]] = {}  # by stage key
     for trial in trials:
         records = {stage.index: stage for stage in trial.stages}
         for index, (stage, short) in enumerate(zip(trial.plan.stages, stages(trial), strict=True)):
             record = records.get(index)
+            if record and record.evaluation:
+                measured.setdefault(short.key, set()).add(record.evaluation.comparison_key)
             node = Node(
                 key=short.key,
                 kind=short.kind,
@@ -78,6 +81,9 @@ def made(trials: list[TrialResult]) -> Graph:
                 if source:
                     edge = Edge.model_validate({"from": source, "to": short.key, "kind": kind})
                     edges[source, short.key, kind] = edge
+    for key, ways in measured.items():
+        if len(ways) > 1:  # trials that share the stage measured it in different ways: it has no one figure
+            nodes[key] = nodes[key].model_copy(update={"perplexity": None})
     return Graph(nodes=list(nodes.values()), edges=[edge for edge in edges.values() if edge.source in nodes])
 
 
