@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from time import sleep
 from typing import Any, Literal
 
 from prunegpt.records import AttemptRecord
@@ -86,6 +87,8 @@ def _disturb(way: Way, step: int) -> None:
     def on_step_end(self: JobTrainer, args: Any, state: Any, control: Any, **more: Any) -> None:
         if next(steps) == step:
             os.kill(os.getpid(), signal.SIGKILL if way == "killed" else signal.SIGTERM)
+            while not self.stop():  # another thread may have taken the signal: this one hears of it a moment later
+                sleep(0.001)
         end(self, args, state, control, **more)
 
     JobTrainer.on_step_end = on_step_end  # type: ignore[method-assign]
