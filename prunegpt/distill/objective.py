@@ -38,7 +38,7 @@ class DistillationObjective:
         temperature: divides the logits in KD.
         hidden_gain: the weight of the hidden-state term.
         attention_gain: the weight of the attention term.
-        layer_map: student block -> teacher block, counted from 0; None: see `hidden.match_layers`.
+        layer_map: student block -> teacher block, counted from 0; None: see `spec.distilling.match_layers`.
         chunk_tokens: positions whose logits exist at a time; None: see `chunked.chunked_losses`.
 
     Raises:

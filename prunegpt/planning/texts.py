@@ -90,7 +90,7 @@ class Texts:
         key = {
             "format": FORMAT,
             "text": None if evaluate.skip else self.fingerprint(measured, split),
-            **filled.model_dump(exclude={"data", "batch_size", "split", "skip"}),
+            **filled.model_dump(exclude={"data", "batch_size", "skip"}),
             "precision": evaluate.precision or precision,
         }
         return filled, digest(key)

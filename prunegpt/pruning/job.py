@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from torch import Tensor
+
 from prunegpt.errors import MaskDriftError, PruningError
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.criteria.base import Criterion
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import one_per_storage
-from prunegpt.pruning.patterns import Block, Pattern, parse_pattern
+from prunegpt.pruning.patterns import Block, NOfM, Pattern, parse_pattern
 from prunegpt.pruning.selection import Scope
 from prunegpt.pruning.solvers.base import Solver
 from prunegpt.pruning.threshold import zeros_for
@@ -30,7 +32,8 @@ class GradualJob(Part):
         scope: what scores are compared over.
         schedule: name of the curve from `initial` to the final sparsities.
         updates: optimizer steps before which masks are updated, ascending.
-        initial: sparsity at the first update; of a tensor whose final sparsity is lower, that one.
+        initial: sparsity at the first update; where weights may not come back, a tensor whose final sparsity is lower
+            begins with that.
         sparsities: parameter name -> sparsity at the end, each storage once.
         regrow: whether what this job has pruned may come back. What earlier stages pruned never does.
         seed: of criteria that draw.
@@ -54,7 +57,10 @@ class GradualJob(Part):
     def targets(self, update: int) -> dict[str, float]:
         """Parameter name -> the sparsity that is asked for at an update."""
         share = self.clock.share(self.schedule, update)
-        return {name: interpolate(share, final, min(self.initial, final)) for name, final in self.sparsities.items()}
+        return {
+            name: interpolate(share, final, self.initial if self.regrow else min(self.initial, final))
+            for name, final in self.sparsities.items()
+        }
 
     def verify(self, masks: Mapping[str, Mask], held: Mapping[str, Mask]) -> None:
         """Looks that masks at the end of training prune what the job says.
@@ -68,25 +74,28 @@ class GradualJob(Part):
                 pruned before has come back.
         """
         pattern = parse_pattern(self.pattern)
-        closed = {name: held[name].pruned if name in held else 0 for name in self.sparsities}
-        for name, final in self.sparsities.items():
-            mask = masks[name]
-            if name in held and (mask & held[name]).pruned != mask.pruned:
-                raise MaskDriftError(f"what earlier stages pruned must stay pruned, but weights of {name} came back.")
-            if self.scope != "global":
-                sizes = [_unit_sizes(pattern, mask.shape)]
-                _compare(name, mask.pruned, mask.weights, final, sizes, closed[name], by_row=self.scope == "row")
+        groups: list[tuple[str, list[str]]] = [(name, [name]) for name in self.sparsities]
         if self.scope == "global":
-            together = [masks[name] for name in self.sparsities]
-            _compare(
-                "all pruned tensors together",
-                sum(mask.pruned for mask in together),
-                sum(mask.weights for mask in together),
-                max(self.sparsities.values()),
-                [_unit_sizes(pattern, mask.shape) for mask in together],
-                sum(closed.values()),
-                by_row=False,
-            )
+            groups = [("all pruned tensors together", list(self.sparsities))]
+        for what, names in groups:
+            least = most = pruned = weights = 0
+            for name in names:
+                mask, before = masks[name], held.get(name)
+                if before is not None and (mask & before).pruned != mask.pruned:
+                    raise MaskDriftError(
+                        f"what earlier stages pruned must stay pruned, but weights of {name} came back."
+                    )
+                pruned, weights = pruned + mask.pruned, weights + mask.weights
+            final = max(self.sparsities[name] for name in names)
+            shapes = [masks[name].shape for name in names]
+            closed = [held[name].kept.logical_not() if name in held else None for name in names]
+            least, most = _zeros(pattern, shapes, final, closed, by_row=self.scope == "row")
+            if not least <= pruned <= most:
+                raise MaskDriftError(
+                    f"a training must end with the sparsity that it was asked for, but {what} should be {final:.4%} "
+                    f"sparse and is {pruned / max(weights, 1):.4%}. Nothing was published; report the method and the "
+                    f"schedule."
+                )
 
 
 def resolve_gradual(
@@ -186,45 +195,50 @@ def _check_curve(clock: Clock, schedule: str, regrow: bool) -> None:
         )
 
 
-def _unit_sizes(pattern: Pattern, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
-    """Heights and widths of the units that a pattern prunes as one: the last ones of a matrix may be smaller."""
-    tall, wide = (pattern.rows, pattern.columns) if isinstance(pattern, Block) else (1, 1)
-    return [min(tall, shape[0] - i) for i in range(0, shape[0], tall)], [
-        min(wide, shape[1] - j) for j in range(0, shape[1], wide)
-    ]
-
-
-def _compare(
-    what: str,
-    pruned: int,
-    weights: int,
+def _zeros(
+    pattern: Pattern,
+    shapes: Sequence[tuple[int, ...]],
     final: float,
-    sizes: Sequence[tuple[list[int], list[int]]],
-    closed: int,
+    closed: Sequence[Tensor | None],
     *,
     by_row: bool,
-) -> None:
-    """Raises MaskDriftError where so many pruned weights are not what a share `final` of the units comes to.
+) -> tuple[int, int]:
+    """The fewest and the most weights that are pruned where a share `final` of the units of some matrices is.
 
     Args:
-        closed: weights that earlier stages had pruned: where they are more, or in rows and groups that have more than
-            their share, they stay.
+        shapes: [out, in] of each; more than one where they share a budget.
+        closed: what earlier stages pruned of each, bool [out, in], which stays so and counts.
+        by_row: whether every row of units is pruned alike.
     """
+    weights = sum(rows * columns for rows, columns in shapes)
+    already = sum(int(one.sum()) for one in closed if one is not None)
+    if isinstance(pattern, NOfM) and final >= pattern.sparsity:
+        pruned = pattern.group - pattern.kept  # of every group, where earlier stages have not pruned more
+        extra = [one.reshape(one.shape[0], -1, pattern.group).sum(dim=2) - pruned for one in closed if one is not None]
+        zeros = weights // pattern.group * pruned + sum(int(one.clamp(min=0).sum()) for one in extra)
+        return zeros, zeros
+    if isinstance(pattern, Block):
+        units = [_units(pattern, shape) for shape in shapes]
+        if by_row:
+            ((heights, widths),) = units
+            zeros = zeros_for(len(widths), final)
+            least, most = sum(sorted(widths)[:zeros]), sum(sorted(widths, reverse=True)[:zeros])
+            return sum(heights) * least, sum(heights) * most + already
+        sizes = sorted(height * width for heights, widths in units for height in heights for width in widths)
+        zeros = zeros_for(len(sizes), final)
+        return sum(sizes[:zeros]), sum(sizes[len(sizes) - zeros :]) + already
     if by_row:
-        ((heights, widths),) = sizes
-        zeros = zeros_for(len(widths), final)
-        least, most = (
-            sum(heights) * sum(sorted(widths)[:zeros]),
-            sum(heights) * sum(sorted(widths, reverse=True)[:zeros]),
-        )
-    elif all(max(heights) == max(widths) == 1 for heights, widths in sizes if heights and widths):
-        least = most = zeros_for(weights, final)
-    else:
-        units = sorted(height * width for heights, widths in sizes for height in heights for width in widths)
-        zeros = zeros_for(len(units), final)
-        least, most = sum(units[:zeros]), sum(units[len(units) - zeros :])
-    if not least <= pruned <= most + closed:
-        raise MaskDriftError(
-            f"a training must end with the sparsity that it was asked for, but {what} should be {final:.4%} sparse and "
-            f"is {pruned / max(weights, 1):.4%}. Nothing was published; report the method and the schedule."
-        )
+        ((rows, columns),) = shapes
+        share = zeros_for(columns, final)
+        zeros = rows * share
+        if closed[0] is not None:
+            zeros = int(closed[0].sum(dim=1).clamp(min=share).sum())
+        return zeros, zeros
+    zeros = max(zeros_for(weights, final), already)
+    return zeros, zeros
+
+
+def _units(pattern: Block, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Heights and widths of the blocks of a matrix: the last ones may be smaller."""
+    heights = [min(pattern.rows, shape[0] - row) for row in range(0, shape[0], pattern.rows)]
+    return heights, [min(pattern.columns, shape[1] - column) for column in range(0, shape[1], pattern.columns)]

@@ -165,6 +165,7 @@ def request_problems(
         yield from _solver_problems(name, spread.scope, allocation, pattern)
     if pattern.sparsity is not None:
         yield from _group_problems(name, method, allocation, spread, pattern, pattern.sparsity, sparsity, chosen or ())
+    yield from _block_problems(pattern, chosen or ())
     valid = {**method.valid_options, **spread.valid_options}
     owner = name if allocation is None or not spread.valid_options else f"{name} and {_name(allocation)}"
     yield from ((f"options.{option}", told) for option, told in option_problems(owner, options, valid))
@@ -223,6 +224,17 @@ def _group_problems(
             "pattern",
             f"{pattern.name} needs an input axis divisible by {pattern.second}, but that of {listed}{more} "
             f"([out, in]) is not. Leave them out of targets, or choose a group that divides it.",
+        )
+
+
+def _block_problems(pattern: Notation, chosen: Sequence[Matrix]) -> Iterator[Message]:
+    """A block that is larger than a matrix is all of it: kept or pruned whole, whatever was asked for."""
+    wrong = [one for one in chosen if one.shape[0] < pattern.first or one.shape[1] < pattern.second]
+    if pattern.kind == "block" and wrong:
+        yield (
+            "pattern",
+            f"a block {pattern.name} must fit into every matrix, but {wrong[0].name} is {list(wrong[0].shape)} "
+            f"([out, in]). Choose a smaller block, or leave the matrix out of targets.",
         )
 
 

@@ -41,6 +41,8 @@ OURS = {
     "label_smoothing_factor": "nothing: the loss must stay the cross-entropy that perplexity is made of",
     "auto_find_batch_size": "nothing: the batch size decides the result, so it is stated",
     "remove_unused_columns": "nothing: the columns are ours",
+    "ignore_data_skip": "nothing: a stage that goes on sees the batches that it would have seen",
+    "accelerator_config": "nothing: a stage that goes on draws the order that it would have drawn",
     "save_only_model": "nothing: a stage goes on from its checkpoints, which hold optimizer and schedule",
     "local_rank": "nothing: the launcher sets it",
 }

@@ -62,6 +62,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting
         state.model,
         blocks,
         job,
+        neutral=plan.neutral,
         work=work,
         device=setting.device,
         dtype=setting.dtype,
@@ -81,11 +82,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting
         train_tokens=outcome.tokens,
         steps=outcome.steps,
         seconds=outcome.seconds,
-        notes=(
-            *outcome.notes,
-            *(objective.notes if objective else ()),
-            *divided_note(config.train, setting.divide),
-        ),
+        notes=(*outcome.notes, *divided_note(config.train, setting.divide)),
     )
 
 
@@ -116,7 +113,7 @@ def resolve(
         steps=steps,
         per_epoch=per_epoch,
         seed=plan.seed,
-        arguments=config.train,
+        arguments={name: value for name, value in config.train.items() if name not in plan.neutral},
         learning_rate=config.learning_rate,
         prune=_gradual(config.prune, plan, state, steps, per_epoch, windows) if config.prune else None,
         held=masks_hash(held),

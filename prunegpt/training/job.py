@@ -29,7 +29,8 @@ class TrainingJob(Part):
         steps: optimizer steps in all.
         per_epoch: optimizer steps of one pass over the dataset.
         seed: of everything random.
-        arguments: names and values of transformers.TrainingArguments.
+        arguments: names and values of transformers.TrainingArguments, of those that decide the result. What only
+            decides what is written or how fast comes from the attempt that runs.
         learning_rate: a curve that is followed instead of `lr_scheduler_type`; empty: the scheduler's.
         prune: pruning on the way.
         held: hash of the masks that earlier stages closed, see :func:`~prunegpt.pruning.masks.masks_hash`.

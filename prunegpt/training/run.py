@@ -20,6 +20,7 @@ from prunegpt.training.job import TrainingJob
 from prunegpt.training.trainer import Emit, JobTrainer, last_checkpoint, step_of
 
 CHECKPOINT_SECONDS = 600.0
+_NONE: Mapping[str, Any] = {}
 
 
 class Interrupted(PruneGPTError):
@@ -33,7 +34,7 @@ class Outcome:
     steps: int  # optimizer steps
     tokens: int  # trained on
     seconds: float  # wall time, earlier attempts included
-    notes: tuple[str, ...] = ()  # of mask updates, each once
+    notes: tuple[str, ...] = ()  # of mask updates and of the distillation, each once
 
 
 def train(
@@ -41,6 +42,7 @@ def train(
     blocks: Blocks,
     job: TrainingJob,
     *,
+    neutral: Mapping[str, Any] = _NONE,
     work: Path,
     device: torch.device,
     dtype: torch.dtype,
@@ -62,6 +64,7 @@ def train(
     Args:
         blocks: tokens, [blocks, block_size].
         job: what is done.
+        neutral: further training arguments, which do not decide the result.
         work: folder of this stage's checkpoints.
         emit: takes every point of every curve.
         enforcer: the masks of the model: those of earlier stages, and those that move.
@@ -82,7 +85,15 @@ def train(
     trainer = JobTrainer(
         job,
         model=model,
-        args=_arguments(job, work, device=device, dtype=dtype, keep=keep_checkpoints, divide=divide),
+        args=_arguments(
+            {**job.arguments, **neutral},
+            work,
+            seed=job.seed,
+            device=device,
+            dtype=dtype,
+            keep=keep_checkpoints,
+            divide=divide,
+        ),
         train_dataset=blocks,
         eval_dataset=blocks if evaluate else None,  # only its presence matters: evaluate() is ours
         data_collator=collate,
@@ -102,7 +113,7 @@ def train(
     reached = trainer.state.global_step
     if trainer.interrupted:
         raise Interrupted(f"stopped after step {reached} of {job.steps}, checkpoint kept")
-    trainer.finish()
+    trainer.check_alike()
     if reached != job.steps:
         raise MaskDriftError(
             f"a training must take the optimizer steps that it was planned with, {job.steps}, but took {reached}. "
@@ -116,13 +127,19 @@ def train(
     enforcer.verify()
     if job.prune:
         job.prune.verify(enforcer.masks, held)
-    return Outcome(reached, trainer.tokens, trainer.seconds, tuple(trainer.notes))
+    return Outcome(reached, trainer.tokens, trainer.seconds, trainer.notes)
 
 
 def _arguments(
-    job: TrainingJob, work: Path, *, device: torch.device, dtype: torch.dtype, keep: bool, divide: int
+    given: dict[str, Any],
+    work: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    keep: bool,
+    divide: int,
 ) -> TrainingArguments:
-    given = dict(job.arguments)
     if divide > 1 or ranks.count() > 1:
         batch, accumulation = micro_batch(given, divide, ranks.count())
         given |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
@@ -138,8 +155,8 @@ def _arguments(
     made = TrainingArguments(
         **{**defaults, **given},
         output_dir=str(work),
-        seed=job.seed,
-        data_seed=job.seed,
+        seed=seed,
+        data_seed=seed,
         use_cpu=device.type == "cpu",
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,

@@ -111,7 +111,7 @@ class JobTrainer(Trainer, TrainerCallback):
         self.guard = DivergenceGuard(self.model.get_input_embeddings().weight.shape[0])
         self.tokens = 0
         self.interrupted = False
-        self.notes: dict[str, None] = {}  # of mask updates, an ordered set
+        self._notes: dict[str, None] = {}  # of mask updates and earlier attempts, an ordered set
         self._earlier = 0.0  # seconds of earlier attempts
         self._started = self._saved = time.monotonic()
         self._logged, self._guarded = _Means(), _Means()
@@ -119,6 +119,11 @@ class JobTrainer(Trainer, TrainerCallback):
     @property
     def seconds(self) -> float:
         return self._earlier + time.monotonic() - self._started
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the record of the stage should say, each once: of mask updates, and of the distillation."""
+        return tuple(dict.fromkeys([*self._notes, *(self.objective.notes if self.objective else ())]))
 
     # -- what transformers.Trainer leaves to its subclasses ------------------------------------------------------
 
@@ -209,6 +214,7 @@ class JobTrainer(Trainer, TrainerCallback):
         if state.global_step and (resumed / MARKER).exists():
             self._resume(resumed)
             print(f"going on from step {state.global_step} of {state.max_steps}", flush=True)
+        state.compute_steps(args, state.max_steps)  # a checkpoint brings the intervals that it was written under
         self._logged.since = self._guarded.since = state.global_step
         self.enforcer.mask_weights()
         self._emit(TOTAL_STEPS, state.max_steps)
@@ -217,7 +223,7 @@ class JobTrainer(Trainer, TrainerCallback):
         known = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         self.tokens, self._earlier = known["tokens"], known["seconds"]
         self.guard.load_state_dict(known["guard"])
-        self.notes = dict.fromkeys(known["notes"])
+        self._notes = dict.fromkeys(known["notes"])
         if self.pruner:
             self.pruner.load_state_dict(load_file(folder / PRUNER_STATE))
         if (folder / MASKS).exists():
@@ -234,7 +240,7 @@ class JobTrainer(Trainer, TrainerCallback):
         update = self.pruner.before_step(state.global_step, self.optimizer)
         if update is None:
             return
-        self.notes |= dict.fromkeys(update.notes)
+        self._notes |= dict.fromkeys(update.notes)
         self._emit("sparsity_target", update.target)
         self._emit("sparsity", update.achieved)
         for name, value in update.by_tensor.items():
@@ -257,7 +263,7 @@ class JobTrainer(Trainer, TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self._check_alike()  # and all have written their part
+        self.check_alike()  # and all have written their part
         if not ranks.leads():
             return
         masks = self.enforcer.masks
@@ -299,16 +305,12 @@ class JobTrainer(Trainer, TrainerCallback):
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best_model()
 
-    def finish(self) -> None:
-        """The last masking, and a look that all processes have the same masks.
+    def check_alike(self) -> None:
+        """Looks that all processes have the same masks.
 
         Raises:
             MaskDriftError: they differ.
         """
-        self.enforcer.mask_weights()
-        self._check_alike()
-
-    def _check_alike(self) -> None:
         if ranks.count() > 1 and not ranks.alike(masks_hash(self.enforcer.masks)):
             raise MaskDriftError(
                 f"masks must be the same in all {ranks.count()} processes, but at step {self.state.global_step} they "

@@ -179,10 +179,45 @@ def test_sparsity_grows_from_the_initial_one() -> None:
     assert job.targets(4) == {"first.weight": 0.2, "second.weight": 0.8}
 
 
+def test_an_initial_sparsity_above_the_final_one_is_followed_where_weights_may_come_back() -> None:
+    views = Toy().views()
+    job = resolve_gradual(
+        views, method="magnitude", clock=Clock.regular(0, 4, 2), final=0.5, initial=0.8, schedule="linear", regrow=True
+    )
+    assert [job.targets(update)["first.weight"] for update in job.updates] == pytest.approx([0.8, 0.65, 0.5])
+    alternating = resolve_gradual(
+        views, method="magnitude", clock=Clock.regular(0, 4, 1), final=0.7, initial=0.9, schedule="acdc"
+    )
+    assert [alternating.targets(update)["first.weight"] for update in alternating.updates] == [0.9, 0.7, 0.9, 0.7, 0.7]
+
+
+@given(st.integers(0, 999), st.sampled_from(["row", "2:4", "tensor"]), st.floats(0, 0.9))
+@settings(deadline=None)
+def test_what_earlier_stages_pruned_excuses_no_more_than_itself(seed: int, how: str, share: float) -> None:
+    """Of rows, groups or tensors that had less than their share, just the share is pruned; of others, what they had."""
+    generator = torch.Generator().manual_seed(seed)
+    held = torch.rand(8, 12, generator=generator) > share
+    pattern = "2:4" if how == "2:4" else "unstructured"
+    by_row = how == "row"
+    job = GradualJob(
+        method="magnitude", pattern=pattern, scope="row" if by_row else "tensor", updates=(0,), sparsities={"w": 0.5}
+    )
+    scores = torch.rand(8, 12, generator=generator)
+    chosen = parse_pattern(pattern).select(scores, 0.5, rowwise=by_row, mask=held)
+    job.verify({"w": Mask(chosen)}, {"w": Mask(held)})
+    kept = chosen.nonzero()
+    if len(kept):
+        chosen[tuple(kept[0])] = False  # one weight more
+        with pytest.raises(MaskDriftError, match=r"w should be 50\.0000% sparse"):
+            job.verify({"w": Mask(chosen)}, {"w": Mask(held)})
+
+
 # -- a job is computed once -----------------------------------------------------------------------------------------
 
 
-def interrupted(run_trials: RunTrials, monkeypatch: pytest.MonkeyPatch, trial: dict[str, Any], step: int) -> None:
+def interrupted(
+    run_trials: RunTrials, monkeypatch: pytest.MonkeyPatch, trial: dict[str, Any], step: int, **more: Any
+) -> None:
     """Runs a trial that is asked to stop after an optimizer step."""
     from prunegpt.training.trainer import JobTrainer
 
@@ -195,7 +230,7 @@ def interrupted(run_trials: RunTrials, monkeypatch: pytest.MonkeyPatch, trial: d
 
     with monkeypatch.context() as patched:
         patched.setattr(JobTrainer, "on_step_end", on_step_end)
-        assert run_trials(trial)["t"].state == "stopped"
+        assert run_trials(trial, **more)["t"].state == "stopped"
 
 
 def the_work_folder(root: Path) -> Path:
@@ -220,6 +255,22 @@ def test_an_attempt_that_goes_on_reads_its_job(
     assert record.state == "finished", record.trace
     published = tmp_path / "runs" / "stages" / record.stages[-1].key / "job.json"
     assert json.loads(published.read_text()) == job  # and stays to be looked at
+
+
+def test_arguments_that_do_not_decide_the_result_are_those_of_the_attempt_that_runs(
+    run_trials: RunTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_trials(gradual(), train={"dataloader_prefetch_factor": 2})["t"]
+    assert first.state == "failed"  # asks for workers, which there are none of
+    interrupted(run_trials, monkeypatch, gradual(), 3, attempt=2, train={"logging_steps": 100})
+    job = json.loads((the_work_folder(tmp_path / "runs") / "job.json").read_text())
+    assert not {"logging_steps", "dataloader_prefetch_factor"} & set(job["arguments"])
+    assert job["arguments"]["learning_rate"] == 0.003
+    record = run_trials(gradual(), attempt=3, train={"logging_steps": 1})["t"]
+    assert record.state == "finished", record.trace
+    assert record.stages[-1].key == job["key"]
+    lines = (tmp_path / "runs" / "trials" / "small" / "t" / "attempt-3" / "points.jsonl").read_text().splitlines()
+    assert [point["step"] for point in map(json.loads, lines) if point["name"] == "loss"] == [4, 5, 6]
 
 
 @pytest.mark.parametrize(

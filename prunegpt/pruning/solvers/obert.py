@@ -45,6 +45,7 @@ def obert(
         PruningError: the gradients are not finite, or sparsity, pattern and shape do not go together.
     """
     target, _ = target_zeros("obert", weight, sparsity, pattern)
+    fisher_block = min(fisher_block, weight.shape[1])
     start_weight = weight.detach().float()  # [out, in]
     if mask is not None:
         start_weight = start_weight * mask
@@ -136,7 +137,8 @@ def _inverses(
             fisher = samples.transpose(1, 2) @ samples / count  # [row blocks, size, size]
             fisher.diagonal(dim1=1, dim2=2).add_(ridge)
             lower, failed = torch.linalg.cholesky_ex(fisher)  # [row blocks, size, size]
-            inverse = torch.cholesky_inverse(lower)  # [row blocks, size, size]
+            usable = torch.where(failed.view(-1, 1, 1) == 0, lower, eye)  # [row blocks, size, size]
+            inverse = torch.cholesky_inverse(usable)  # [row blocks, size, size]
         ok = not bool(failed.any()) and bool((inverse.diagonal(dim1=1, dim2=2) > 0).all())
         yield rows, samples, inverse, ok
 

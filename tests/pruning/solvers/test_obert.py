@@ -120,6 +120,25 @@ def test_gradients_that_are_not_finite_are_refused(value: float) -> None:
         obert(made.weight, gradients=made.gradients * value, pattern=Unstructured(), sparsity=0.5)
 
 
+@pytest.mark.parametrize("samples", [3, 40])
+def test_no_damping_at_all_is_raised_to_what_can_be_inverted(samples: int) -> None:
+    made = layer(OUT, IN)
+    gradients = torch.zeros(samples, OUT, IN)
+    gradients[:, 0] = 1.0  # all other rows have a Fisher block of zeros
+    found = obert(made.weight, gradients=gradients, pattern=Unstructured(), sparsity=0.5, damping=0.0)
+    assert found.damping > 0
+    assert bool(found.weight.isfinite().all())
+
+
+def test_a_fisher_block_is_at_most_a_row() -> None:
+    made = layer(OUT, IN)
+    whole, larger = (
+        obert(made.weight, gradients=made.gradients, pattern=Unstructured(), sparsity=0.5, fisher_block=size)
+        for size in (IN, 10**9)
+    )
+    assert torch.equal(whole.weight, larger.weight)
+
+
 @pytest.mark.parametrize("pattern", [Unstructured(), NOfM(2, 4)])
 def test_a_layer_that_no_gradient_reaches_is_pruned_by_magnitude(pattern: Pattern) -> None:
     """The limit of small equal gradients: F is a multiple of the identity."""
