@@ -37,15 +37,7 @@ def costs(trials: Sequence[TrialPlan], root: Root) -> Costs:
     stages = {stage.key: stage for trial in trials for stage in trial.stages}
     counter = _Counter(root)
     tokens = {key: counter.training(stage) for key, stage in stages.items()}
-    problems = {  # of each stage once, at the first trial that has it
-        stage.key: [
-            (trial, f"stages.{index - 1}.{stage.kind}.{path}".rstrip("."), message)
-            for path, message in job_problems(stage, counter.blocks(stage))
-        ]
-        for trial in reversed(trials)
-        for index, stage in enumerate(trial.stages)
-        if stage.training
-    }
+    problems = _problems(trials, counter)
     cached = {key for key in stages if root.is_published(key)}
     return Costs(
         stages=len(stages),
@@ -56,8 +48,26 @@ def costs(trials: Sequence[TrialPlan], root: Root) -> Costs:
         without_sharing=_sum(tokens[stage.key] for trial in trials for stage in trial.stages),
         evaluation_tokens=_sum(counter.evaluation(trial, len(trial.stages)) for trial in trials),
         unchecked=tuple(counter.unchecked),
-        problems=tuple(problem for found in problems.values() for problem in found),
+        problems=tuple(problems),
     )
+
+
+def counted_problems(trials: Sequence[TrialPlan], root: Root) -> list[tuple[TrialPlan, str, str]]:
+    """What is wrong once blocks are counted: a trial, its field, and the message; of each stage at its first trial."""
+    return _problems(trials, _Counter(root))
+
+
+def _problems(trials: Sequence[TrialPlan], counter: "_Counter") -> list[tuple[TrialPlan, str, str]]:
+    found = {
+        stage.key: [
+            (trial, f"stages.{index - 1}.{stage.kind}.{path}".rstrip("."), message)
+            for path, message in job_problems(stage, counter.blocks(stage))
+        ]
+        for trial in reversed(trials)
+        for index, stage in enumerate(trial.stages)
+        if stage.training
+    }
+    return [problem for problems in found.values() for problem in problems]
 
 
 def per_trial(examples: Sequence[TrialPlan], root: Root) -> tuple[int, int] | None:
@@ -105,10 +115,12 @@ class _Counter:
         return train_tokens(stage, self.blocks(stage))
 
     def blocks(self, stage: StagePlan) -> int | None:
-        """Of the text that a stage trains on, as the spec declares them or as they are counted."""
-        assert stage.data is not None
-        declared = stage.data.tokens
-        return declared // stage.data.block_size if declared else self._count(stage)
+        """Of the text that a stage trains on: counted, or as the spec declares them where its files are elsewhere."""
+        data = stage.data
+        assert data is not None
+        here = data.files is not None or (data.path is not None and Path(data.path).exists())
+        counted = self._count(stage) if here or not data.tokens else None
+        return counted if counted is not None else stage.declared_blocks
 
     def _pretraining(self, stage: StagePlan) -> int | None:
         from prunegpt.builtin import BUILTIN_MODELS

@@ -35,7 +35,7 @@ def check(
 
     Needs neither hub nor network: what could not be checked without them is said.
     """
-    from prunegpt.cli.costs import costs, per_trial
+    from prunegpt.cli.costs import costs, counted_problems, per_trial
     from prunegpt.errors import SpecError
     from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
@@ -43,11 +43,21 @@ def check(
 
     where = Root.find(root)
     planner = Planner(spec, overrides or [], where, curves_in(where))
-    plan = planner.plan
+    try:
+        plan = planner.plan
+    except SpecError as error:  # the trials that are sound so far are counted too: all problems are told in one run
+        counted = counted_problems([chain.trial for chain in planner.chains.values() if chain], where)
+        problems = [*error.problems, *(planner.problem(*problem) for problem in counted)]
+        raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec)) from error
     trials = chosen(plan, only)
     report = costs(trials, where)
-    if report.problems:
-        problems = [planner.problem(trial, path, message) for trial, path, message in report.problems]
+    counted = list(report.problems)
+    for search in plan.searches:  # whose trials differ: what is wrong with all that were tried is wrong with it
+        tried = [chain.trial for chain in planner.searched[search.index]]
+        found = [counted_problems([trial], where) for trial in tried]
+        counted += found[0] if found and all(found) else []
+    if counted:
+        problems = [planner.problem(*problem) for problem in counted]
         raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
     unchecked = [*plan.unchecked, *report.unchecked]
     searches = {

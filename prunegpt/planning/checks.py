@@ -5,10 +5,13 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pydantic import ValidationError
+
 from prunegpt.errors import nearest
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.texts import block_size_of
+from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.names import Matrix, block_index
 from prunegpt.spec.pruning import Message, prune_problems, reads_text
 from prunegpt.spec.schema import PruneSpec, StageConfig, TableSpec
@@ -51,6 +54,16 @@ def stage_problems(
             yield f"prune.{path}".rstrip("."), message
     for name, message in training_problems(arguments, prunes=config.prune is not None):
         yield f"train.{name}", message
+    for index, segment in enumerate(config.learning_rate):
+        try:
+            Segment.model_validate(segment)
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            field = ".".join(str(step) for step in found["loc"]) or "it"
+            yield (
+                f"learning_rate.{index}",
+                f"a segment of a curve must be one of a recipe, but {field}: {found['msg']}.",
+            )
 
 
 def _pruning_problems(

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prunegpt.cli import app
+from prunegpt.errors import SpecError
 from prunegpt.planning.budget import job_problems
 from tests.planning.made import trial_of
 
@@ -103,3 +104,53 @@ def test_a_search_that_ends_by_tokens(tmp_path: Path) -> None:
     path = tmp_path / "words.yaml"
     path.write_text(HEADER + SEARCH.replace("n_trials: 7", "max_tokens: 100000"))
     assert "trials until its time or tokens are used" in check(path, tmp_path).output
+
+
+def refusal(path: Path, root: Path) -> str:
+    done = check(path, root)
+    assert isinstance(done.exception, SpecError), done.output
+    return str(done.exception)
+
+
+def test_what_is_counted_and_what_is_not_are_told_in_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "words.yaml"
+    late = "{sparsity: 0.5, unit: steps, end: 13}"
+    path.write_text(
+        HEADER
+        + "  - {name: sound}\n"
+        + f"  - {{name: counted, stages: [{{finetune: {{train: {{num_train_epochs: 1}}, prune: {late}}}}}]}}\n"
+        + "  - {name: known, stages: [{finetune: {prune: {sparsity: 0.5, clock: sparseml}}}]}\n"
+    )
+    told = refusal(path, tmp_path / "runs").splitlines()
+    assert "line 7: " in told[1]
+    assert "its end is step 13 and the stage has 13 steps" in told[1]
+    assert "line 8: " in told[2]
+    assert "clock sparseml needs the epoch of its last update" in told[2]
+
+
+def test_a_search_none_of_whose_trials_can_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "words.yaml"
+    path.write_text(
+        HEADER
+        + """\
+  - name: "found-{number}"
+    train: {max_steps: 13}
+    stages: [{finetune: {prune: {sparsity: 0.5, end: 1.5}}}]
+    search: {space: {train.learning_rate: {values: [0.001, 0.01]}}, n_trials: 2}
+"""
+    )
+    assert "pruning must end before training does" in refusal(path, tmp_path / "runs")
+
+
+def test_files_that_are_there_are_counted_whatever_is_declared(tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text("In the beginning was the word. " * 200)
+    path = tmp_path / "words.yaml"
+    stage = "{finetune: {train: {num_train_epochs: 1}, prune: {sparsity: 0.5, unit: steps, end: 12}}}"
+    path.write_text(
+        HEADER.replace('path: "builtin:text"', f"files: {{train: {text}, validation: {text}}}")
+        + f"  - {{name: few, stages: [{stage}]}}\n"
+    )
+    told = refusal(path, tmp_path / "runs")
+    assert "its end is step 12 and the stage has" in told
+    assert "13 steps" not in told  # of the 100 blocks that are declared

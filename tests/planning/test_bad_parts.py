@@ -205,3 +205,31 @@ def test_every_schedule_grows_where_masks_do_not_change_before_the_first_step() 
             "stages": [{"finetune": {"prune": {"method": "movement", "sparsity": 0.5, "schedule": name}}}],
         }
         assert bool(problems_of(trial)) is (name == "constant"), name
+
+
+def said(stage: Mapping[str, Any]) -> list[str]:
+    """All that is said of a stage, each after its field."""
+    return [f"{problem.where}: {problem.message}" for problem in problems_of({"name": "one", "stages": [stage]})]
+
+
+@pytest.mark.parametrize("pattern", ["[8, 8]", "[1000, 2]", "[2, 1000]"])
+def test_a_block_that_is_larger_than_a_matrix_is_refused(pattern: str) -> None:
+    prune = {"sparsity": 0.5, "pattern": pattern}
+    for stage in ({"prune": prune}, {"finetune": {"prune": prune}}):
+        found = said(stage)
+        assert (found == []) is (pattern == "[8, 8]"), found
+        assert not found or "must fit into every matrix" in found[0]
+
+
+def test_a_segment_of_a_curve_that_is_none_is_refused() -> None:
+    good = {"shape": "linear", "start": 0.0, "end": 1.0, "first": 0.001, "last": 0.0}
+    assert said({"finetune": {"learning_rate": [good]}}) == []
+    for bad in ({**good, "shape": "wavy"}, {**good, "end": 0.0}, {"start": 0, "end": 1, "init_lr": 0.001}):
+        (found,) = said({"finetune": {"learning_rate": [good, bad]}})
+        assert "learning_rate.1: a segment must be one of a recipe's curve" in found
+
+
+@pytest.mark.parametrize("name", ["save_only_model", "ignore_data_skip", "accelerator_config"])
+def test_what_would_break_going_on_is_refused(name: str) -> None:
+    (found,) = said({"finetune": {"train": {name: True}}})
+    assert f"{name} is set by PruneGPT" in found
