@@ -1,6 +1,6 @@
 """A running sweep on the terminal: a bar for the whole, a line for each running trial, a line for each that ends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,12 @@ class _Board:
             case events.SweepStarted():
                 self.bars.update(self.whole, total=event.trials + event.finished, completed=event.finished)
                 self.line(f"{event.sweep}: {event.trials} trials to run, {event.finished} finished before")
+                if event.outdated:
+                    self.line(
+                        f"  {len(event.outdated)} trials were finished under other keys ({_some(event.outdated)}): the "
+                        f"spec, its text or model, a library, or PruneGPT's own format has changed since. They are "
+                        f"computed again when they are run; what they came to then stays in stages/."
+                    )
                 for trial in event.lost:
                     self.line(f"  {trial}: its attempt was lost; it goes on from its last checkpoint")
             case events.CacheHit():
@@ -112,6 +118,11 @@ _TROUBLE = {
     "cancel": "cannot be ended yet, and is tried again",
     "close": "cannot be closed",
 }
+
+
+def _some(names: Sequence[str], shown: int = 4) -> str:
+    """The first of some names."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _result(perplexity: float | None, sparsity: float | None) -> str:

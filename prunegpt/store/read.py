@@ -109,6 +109,17 @@ def states(connection: Connection, name: str) -> list[tuple[int, TrialState]]:
     return [(row.id, row.state) for row in connection.execute(query.order_by(trial.c.position, trial.c.id))]
 
 
+def outdated(connection: Connection, plan: SweepPlan) -> list[str]:
+    """Finished trials of a sweep whose keys a plan gives otherwise: something that decides them has changed since."""
+    keys = {one.name: (one.key, one.evaluation_key) for one in plan.trials if one.sweep == plan.name}
+    query = (
+        select(trial.c.name, trial.c.key, trial.c.evaluation_key)
+        .join(sweep, sweep.c.id == trial.c.sweep_id)
+        .where(sweep.c.name == plan.name, trial.c.state == "finished")
+    )
+    return [row.name for row in connection.execute(query) if keys.get(row.name, row[1:]) != tuple(row[1:])]
+
+
 def result(connection: Connection, reference: int | str) -> TrialResult:
     """One trial, by id or as SWEEP/TRIAL.
 

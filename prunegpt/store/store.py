@@ -147,6 +147,7 @@ class Store:
     results = _reading(read.results)
     results_of = _reading(read.results_of)
     states = _reading(read.states)
+    outdated = _reading(read.outdated)
     result = _reading(read.result)
     attempts = _reading(read.attempts)
     endings = _reading(read.endings)

@@ -83,6 +83,7 @@ def run_sweep(
         try:
             lost = recover(root, store)
             take(root)  # wishes that an earlier coordinator did not live to hear
+            outdated = store.outdated(plan)
             saved = store.save_sweep(plan)
             wanted = [trial for trial, match in zip(saved, matched, strict=True) if match]
             if not isinstance(searching, NoSuggester):
@@ -114,7 +115,7 @@ def run_sweep(
                 tracker,
                 stop,
                 grace,
-            ).run(lost)
+            ).run(lost, outdated)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -190,8 +191,9 @@ class _Run:
         self.stopping = 0  # how much of the interrupt was passed on
         self.deadline = math.inf
 
-    def run(self, lost: Sequence[str]) -> SweepOutcome:
-        self.ledger.tell(SweepStarted(self.sweep, len(self.ledger.order), len(self.ledger.unchanged), tuple(lost)))
+    def run(self, lost: Sequence[str], outdated: Sequence[str]) -> SweepOutcome:
+        order, unchanged = len(self.ledger.order), len(self.ledger.unchanged)
+        self.ledger.tell(SweepStarted(self.sweep, order, unchanged, tuple(lost), tuple(outdated)))
         self.ledger.look_for_target(self.sweep)
         self.dispatch.fill()
         looked = time.monotonic()

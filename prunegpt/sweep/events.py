@@ -14,6 +14,7 @@ class SweepStarted:
     trials: int  # that are to be run or taken from the cache now
     finished: int  # that need nothing
     lost: tuple[str, ...] = ()  # trials whose attempt an earlier coordinator left behind
+    outdated: tuple[str, ...] = ()  # trials that were finished under other keys, and wait to be computed again
 
 
 @dataclass(frozen=True)

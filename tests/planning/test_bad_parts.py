@@ -226,7 +226,7 @@ def test_a_segment_of_a_curve_that_is_none_is_refused() -> None:
     assert said({"finetune": {"learning_rate": [good]}}) == []
     for bad in ({**good, "shape": "wavy"}, {**good, "end": 0.0}, {"start": 0, "end": 1, "init_lr": 0.001}):
         (found,) = said({"finetune": {"learning_rate": [good, bad]}})
-        assert "learning_rate.1: a segment must be one of a recipe's curve" in found
+        assert "learning_rate.1: a segment of a curve must be one of a recipe" in found
 
 
 @pytest.mark.parametrize("name", ["save_only_model", "ignore_data_skip", "accelerator_config"])

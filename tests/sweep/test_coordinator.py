@@ -13,7 +13,15 @@ from prunegpt.errors import SpecError
 from prunegpt.launch.local import LocalLauncher
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
-from prunegpt.sweep.events import CacheHit, Progress, StagePublished, TrialFailed, TrialFinished, TrialStarted
+from prunegpt.sweep.events import (
+    CacheHit,
+    Progress,
+    StagePublished,
+    SweepStarted,
+    TrialFailed,
+    TrialFinished,
+    TrialStarted,
+)
 from tests.sweep import fake_worker
 from tests.sweep.fork_launcher import ForkLauncher
 from tests.sweep_plans import make_plan, make_trial
@@ -229,6 +237,15 @@ def test_a_broken_published_stage_is_told_with_the_way_out(bench: Any) -> None:
     error = bench.store.result("words/b").error
     assert "stage.json and evaluation.json that can be read" in error
     assert "Delete its folder" in error
+
+
+def test_what_was_finished_under_other_keys_is_named(bench: Any) -> None:
+    """As after a change of the spec, of a library, or of the format of stages."""
+    bench.run(make_trial("a", "load a"), make_trial("b", "load b"), make_trial("c", "load c"))
+    assert bench.heard(SweepStarted)[0].outdated == ()
+    bench.run(make_trial("a", "load a"), make_trial("b", "load b2"), make_trial("c", "load d"), only="b")
+    assert bench.heard(SweepStarted)[0].outdated == ("b", "c")
+    assert bench.states() == {"a": "finished", "b": "finished", "c": "waiting"}
 
 
 def test_a_changed_spec_runs_only_what_changed(bench: Any) -> None:
