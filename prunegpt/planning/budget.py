@@ -7,7 +7,6 @@ from typing import Any
 from prunegpt.errors import DataError, LaunchError, PruningError
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import update_problems
-from prunegpt.spec.schedules import clock_of
 
 # Defaults of transformers.TrainingArguments that decide how much is trained.
 DEFAULT_EPOCHS = 3.0
@@ -63,15 +62,7 @@ def job_problems(stage: StagePlan, blocks: int | None) -> Iterator[tuple[str, st
     if prune is None:
         return
     try:
-        clock = clock_of(
-            start=prune.start,
-            end=prune.end,
-            every=prune.every,
-            unit=prune.unit,
-            grid=prune.clock,
-            steps=count,
-            per_epoch=per_epoch,
-        )
+        clock = prune.clock_in(count, per_epoch)
     except PruningError as error:
         yield "prune", str(error)
         return

@@ -14,7 +14,7 @@ from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning
 from prunegpt.recipes.pruning import Pruning, section_of
 from prunegpt.registry import SCHEDULES
 from prunegpt.spec.patterns import fixed_sparsity
-from prunegpt.spec.schedules import clock_of, epoch_of, interpolate
+from prunegpt.spec.schedules import epoch_of, interpolate
 from prunegpt.spec.schema import GradualSpec, PruneSpec
 
 _SAMPLES = 11  # points of a curve
@@ -134,15 +134,7 @@ def updates_of(spec: GradualSpec, final: float, per_epoch: int, epochs: float | 
     if epochs is None and (spec.end is None or spec.unit == "fraction"):
         raise PruningError("this schedule needs the number of epochs. Set train.num_train_epochs, or prune.end.")
     steps = sys.maxsize if epochs is None else max(round(epochs * per_epoch), 1)
-    clock = clock_of(
-        start=spec.start,
-        end=spec.end,
-        every=spec.every,
-        unit=spec.unit,
-        grid=spec.clock,
-        steps=steps,
-        per_epoch=per_epoch,
-    )
+    clock = spec.clock_in(steps, per_epoch)
     return [(step, interpolate(clock.share(spec.schedule, step), final, spec.initial)) for step in clock.updates]
 
 

@@ -13,6 +13,7 @@ from prunegpt.spec.columns import check_column
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar
 from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
+from prunegpt.spec.schedules import Clock, clock_of
 from prunegpt.spec.search import EarlyStopSpec, SearchSpec
 from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
@@ -187,6 +188,18 @@ class GradualSpec(PruneSpec):
         "epochs", description="epochs, optimizer steps, or fraction of the stage's steps"
     )
     regrow: bool = Field(False, description="let pruned weights come back when masks are updated")
+
+    def clock_in(self, steps: int, per_epoch: int) -> Clock:
+        """When masks are updated in a training of so many optimizer steps; see `spec.schedules.clock_of`."""
+        return clock_of(
+            start=self.start,
+            end=self.end,
+            every=self.every,
+            unit=self.unit,
+            grid=self.clock,
+            steps=steps,
+            per_epoch=per_epoch,
+        )
 
     @model_validator(mode="after")
     def _ordered(self) -> "GradualSpec":

@@ -19,7 +19,6 @@ from prunegpt.pruning.masks import masks_hash
 from prunegpt.pruning.statistics import evaluating
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse, update_problems
-from prunegpt.spec.schedules import clock_of
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
 from prunegpt.spec.training_arguments import training_problems
 from prunegpt.stages import text
@@ -125,15 +124,7 @@ def _gradual(
     spec: GradualSpec, plan: StagePlan, state: State, steps: int, per_epoch: int, windows: Tensor | None
 ) -> GradualJob:
     views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
-    clock = clock_of(
-        start=spec.start,
-        end=spec.end,
-        every=spec.every,
-        unit=spec.unit,
-        grid=spec.clock,
-        steps=steps,
-        per_epoch=per_epoch,
-    )
+    clock = spec.clock_in(steps, per_epoch)
     refuse(update_problems(spec, clock))
     return resolve_gradual(
         views,

@@ -19,7 +19,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model") / "tiny", layers=2)
 
 
-def make_model(folder: Path, *, layers: int) -> Path:
+def make_model(folder: Path, *, layers: int, width: int = 32, positions: int = 64) -> Path:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -27,7 +27,7 @@ def make_model(folder: Path, *, layers: int) -> Path:
 
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=1024, n_positions=64, n_embd=32, n_layer=layers, n_head=2, bos_token_id=0, eos_token_id=0
+        vocab_size=1024, n_positions=positions, n_embd=width, n_layer=layers, n_head=2, bos_token_id=0, eos_token_id=0
     )
     save_model(GPT2LMHeadModel(config), load_tokenizer("builtin:tiny-gpt2"), folder)
     return folder

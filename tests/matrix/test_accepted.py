@@ -21,7 +21,7 @@ from prunegpt.root import Root
 from prunegpt.spec.patterns import fixed_sparsity
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import PruneSpec
-from tests.e2e.conftest import text_files
+from tests.e2e.conftest import make_model, text_files
 from tests.matrix.runs import job_of, run
 from tests.planning import strategies
 
@@ -36,15 +36,7 @@ ROUNDING = 0.035  # a row of 16 weights, or a tile of 4 Ã— 4 of a matrix of 16 Ã
 @pytest.fixture(scope="session")
 def four_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 of four layers of width 16."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from prunegpt.lm.models import load_tokenizer, save_model
-
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=1024, n_positions=32, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0)
-    folder = tmp_path_factory.mktemp("accepted") / "model"
-    save_model(GPT2LMHeadModel(config), load_tokenizer("builtin:tiny-gpt2"), folder)
-    return folder
+    return make_model(tmp_path_factory.mktemp("accepted") / "model", layers=4, width=16, positions=32)
 
 
 def finishes(trial: dict[str, Any], model: Path, texts: dict[str, str], folder: Path) -> None:

@@ -17,7 +17,7 @@ from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDU
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.trial import run_trial
-from tests.e2e.conftest import text_files
+from tests.e2e.conftest import make_model, text_files
 from tests.matrix.cases import AXES, BATCH, BLOCKS, CHOSEN_MASKS, EPOCHS, Case, covering, schedulers, trial_of, whole
 from tests.matrix.runs import Result, job_of, run
 
@@ -37,15 +37,7 @@ def name_of(case: Case) -> str:
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 of two layers of width 16, with dropout, so that random numbers matter."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from prunegpt.lm.models import load_tokenizer, save_model
-
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=1024, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
-    folder = tmp_path_factory.mktemp("matrix") / "model"
-    save_model(GPT2LMHeadModel(config), load_tokenizer("builtin:tiny-gpt2"), folder)
-    return folder
+    return make_model(tmp_path_factory.mktemp("matrix") / "model", layers=2, width=16, positions=32)
 
 
 @pytest.fixture(scope="session")
