@@ -169,6 +169,7 @@ def test_a_drifted_mask_fails_the_trial_with_the_tensors_name(
     from prunegpt.pruning.enforce import Enforcer
 
     monkeypatch.setattr(Enforcer, "mask_weights", lambda self: None)
+    monkeypatch.setattr(Enforcer, "mask_gradients", lambda self: None)  # else nothing would move the weights
     record = run_trials({"name": "gradual", "stages": [{"finetune": {"prune": GRADUAL}}]})["gradual"]
     assert record.state == "failed"
     assert "nonzero weights under its mask" in record.error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from prunegpt.errors import LaunchError
 from prunegpt.records import AttemptRecord
@@ -133,6 +134,8 @@ def test_a_second_coordinator_is_refused_by_name(bench: Any) -> None:
     process.kill()
     process.communicate()
     assert coordinator(bench.root) is None
+    with FileLock(bench.root.path / ".coordinator.lock", timeout=60):
+        pass  # the worker was forked from the coordinator, and holds its lock until it hears that nobody is there
     assert bench.run(make_trial("b")).finished == ("words/b",)
 
 
