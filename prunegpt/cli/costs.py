@@ -57,6 +57,13 @@ def counted_problems(trials: Sequence[TrialPlan], root: Root) -> list[tuple[Tria
     return _problems(trials, _Counter(root))
 
 
+def search_problems(examples: Sequence[TrialPlan], root: Root) -> list[tuple[TrialPlan, str, str]]:
+    """As :func:`counted_problems`, of a search: those of its first example where every example has some."""
+    counter = _Counter(root)
+    found = [_problems([trial], counter) for trial in examples]
+    return found[0] if found and all(found) else []
+
+
 def _problems(trials: Sequence[TrialPlan], counter: "_Counter") -> list[tuple[TrialPlan, str, str]]:
     found = {
         stage.key: [

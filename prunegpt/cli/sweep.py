@@ -35,7 +35,7 @@ def check(
 
     Needs neither hub nor network: what could not be checked without them is said.
     """
-    from prunegpt.cli.costs import costs, counted_problems, per_trial
+    from prunegpt.cli.costs import costs, counted_problems, per_trial, search_problems
     from prunegpt.errors import SpecError
     from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
@@ -52,18 +52,21 @@ def check(
     trials = chosen(plan, only)
     report = costs(trials, where)
     counted = list(report.problems)
-    for search in plan.searches:  # whose trials differ: what is wrong with all that were tried is wrong with it
-        tried = [chain.trial for chain in planner.searched[search.index]]
-        found = [counted_problems([trial], where) for trial in tried]
-        counted += found[0] if found and all(found) else []
+    examples = {
+        search.name: [chain.trial for chain in planner.searched[search.index]]
+        for search in plan.searches
+        if only is None or fnmatch.fnmatchcase(search.name, only)
+    }
+    for tried in examples.values():
+        counted += search_problems(tried, where)
     if counted:
         problems = [planner.problem(*problem) for problem in counted]
         raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
     unchecked = [*plan.unchecked, *report.unchecked]
     searches = {
-        search.name: (search.spec.n_trials, per_trial([chain.trial for chain in planner.searched[search.index]], where))
+        search.name: (search.spec.n_trials, per_trial(examples[search.name], where))
         for search in plan.searches
-        if only is None or fnmatch.fnmatchcase(search.name, only)
+        if search.name in examples
     }
     if as_json:
         print_json(

@@ -187,21 +187,21 @@ class GradualPruner:
         zeros = {
             name: self._sizes[name] - int(torch.count_nonzero(view.parameter)) for name, view in self._views.items()
         }
-        counts = {name: (_pruned(before.get(name)), mask.pruned) for name, mask in after.items()}
-        both = {name: (before[name] & mask).pruned if name in before else mask.pruned for name, mask in after.items()}
+        closed = opened = 0
+        for name, mask in after.items():
+            was = before.get(name)
+            either = mask.pruned if was is None else (was & mask).pruned  # by the mask of before, the new one, or both
+            closed += either - (0 if was is None else was.pruned)
+            opened += either - mask.pruned
         return MaskUpdate(
             step=step,
             target=_mean(targets, self._sizes),
             achieved=sum(zeros.values()) / total,
             by_tensor={name: count / max(self._sizes[name], 1) for name, count in zeros.items()},
-            closed=sum(both[name] - was for name, (was, _) in counts.items()),
-            opened=sum(both[name] - now for name, (_, now) in counts.items()),
+            closed=closed,
+            opened=opened,
             notes=notes,
         )
-
-
-def _pruned(mask: Mask | None) -> int:
-    return mask.pruned if mask else 0
 
 
 def _mean(values: Mapping[str, float], sizes: Mapping[str, int]) -> float:

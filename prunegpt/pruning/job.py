@@ -78,14 +78,12 @@ class GradualJob(Part):
         if self.scope == "global":
             groups = [("all pruned tensors together", list(self.sparsities))]
         for what, names in groups:
-            least = most = pruned = weights = 0
             for name in names:
-                mask, before = masks[name], held.get(name)
-                if before is not None and (mask & before).pruned != mask.pruned:
+                if name in held and (masks[name] & held[name]).pruned != masks[name].pruned:
                     raise MaskDriftError(
                         f"what earlier stages pruned must stay pruned, but weights of {name} came back."
                     )
-                pruned, weights = pruned + mask.pruned, weights + mask.weights
+            pruned, weights = sum(masks[name].pruned for name in names), sum(masks[name].weights for name in names)
             final = max(self.sparsities[name] for name in names)
             shapes = [masks[name].shape for name in names]
             closed = [held[name].kept.logical_not() if name in held else None for name in names]
