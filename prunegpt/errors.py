@@ -54,6 +54,10 @@ class DataError(PruneGPTError):
     """Text that is missing, empty, not text, or too short for one window."""
 
 
+class InputError(DataError, ModelError):
+    """A file of a text or a model that is not what the trial was planned with."""
+
+
 class PruningError(PruneGPTError):
     """A pruning request that the model or the numbers do not allow."""
 
@@ -80,6 +84,14 @@ class LaunchError(PruneGPTError):
 
 class MissingPackageError(PruneGPTError):
     """An optional package that this request needs is not installed."""
+
+
+def untrusted(what: str, sources: Iterable[str]) -> PruneGPTError:
+    """The error where something that may come from elsewhere, such as a root or a folder, asks for code to be run."""
+    return PruneGPTError(
+        f"code that a model brings is run only where you say so, but {what} trusts that of {', '.join(sources)}. "
+        f"Pass --trust-remote-code where you have read and trust it."
+    )
 
 
 def nearest(name: str, valid: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from prunegpt.redact import redact
-from prunegpt.root import write_text
+from prunegpt.root import read_sealed, write_text
 from prunegpt.spec.plan import StagePlan, TrialPlan
 
 TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "stopped"]
@@ -26,7 +26,13 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        """The record in a file.
+
+        Raises:
+            OSError: there is none.
+            ValueError: it is none, or was changed since its folder was sealed.
+        """
+        return cls.model_validate_json(read_sealed(path))
 
     def write(self, path: Path) -> None:
         write_text(path, self.model_dump_json(indent=2) + "\n")

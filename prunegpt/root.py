@@ -20,6 +20,7 @@ ROOT_VARIABLE = "PRUNEGPT_ROOT"
 SEAL = "files.json"  # in a sealed folder: what was in it when it was published
 
 _CHUNK = 1 << 22  # bytes
+_SMALL = 1 << 18  # bytes: what is not larger is read in less time than it takes to open a model
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,11 @@ class Root:
 
     def is_published(self, key: str) -> bool:
         """Whether a stage is there whole. One that lacks files, or whose files are cut, counts as not there."""
-        folder = self.stage(key)
-        return (folder / "stage.json").exists() and not damage(folder)
+        return whole(self.stage(key), "stage.json")
 
     def is_measured(self, stage_key: str, evaluation_key: str) -> bool:
         """Whether an evaluation of a stage is there whole."""
-        folder = self.evaluation(stage_key, evaluation_key)
-        return (folder / "evaluation.json").exists() and not damage(folder)
+        return whole(self.evaluation(stage_key, evaluation_key), "evaluation.json")
 
     def work(self, key: str) -> Path:
         """Checkpoints of a stage that is still being computed; removed when it is published."""
@@ -142,7 +141,7 @@ def publishing(destination: Path) -> Iterator[Path]:
         except OSError:
             if not destination.exists():
                 raise
-            if damage(destination):
+            if damage(destination, deep=True):
                 set_aside(destination)
                 os.rename(temporary, destination)
         _sync(destination.parent)
@@ -181,11 +180,30 @@ def sealed(folder: Path) -> dict[str, tuple[int, str]] | None:
         raise ValueError(f"{folder / SEAL} must map files to size and hash, but does not.") from error
 
 
+def whole(folder: Path, file: str = SEAL, *, deep: bool = False) -> bool:
+    """Whether a published folder is there, with one file of it at least, and not damaged; see `damage`."""
+    return (folder / file).exists() and not damage(folder, deep=deep)
+
+
+def read_sealed(path: Path) -> str:
+    """The text of a file in a folder, as it was when the folder was sealed; of one that never was, as it is.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not as it was.
+    """
+    content = path.read_bytes()
+    known = (sealed(path.parent) or {}).get(path.name)
+    if known and hashlib.sha256(content).hexdigest() != known[1]:
+        raise ValueError(f"{path} was changed after it was published")
+    return content.decode()
+
+
 def damage(folder: Path, *, deep: bool = False) -> list[Damage]:
     """What is wrong with a sealed folder; nothing is known to be wrong with one that was never sealed.
 
     Args:
-        deep: compare the content too, and not only the sizes.
+        deep: compare the content of large files too, and not only their sizes; that of small ones always is.
     """
     try:
         expected = sealed(folder)
@@ -199,7 +217,7 @@ def _damage(path: Path, size: int, digest: str, *, deep: bool) -> str:
     try:
         if path.stat().st_size != size:
             return "cut" if path.stat().st_size < size else "changed"
-        return "changed" if deep and sha256(path) != digest else ""
+        return "changed" if (deep or size <= _SMALL) and sha256(path) != digest else ""
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except OSError:

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-from prunegpt.errors import DivergedError, PruneGPTError
+from prunegpt.errors import DivergedError, PruneGPTError, untrusted
 from prunegpt.planning.fingerprint import versions
 from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, beating, finite, record_path
 from prunegpt.redact import redact
@@ -24,11 +24,15 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory"
 _NO_SPACE = ("no space left on device", "disk quota exceeded")  # from libraries that raise errors of their own
 
 
-def run_trial(folder: Path, done: Callable[[StageRecord], None] = lambda _: None) -> AttemptRecord:
+def run_trial(
+    folder: Path, done: Callable[[StageRecord], None] = lambda _: None, *, trust_remote_code: bool = False
+) -> AttemptRecord:
     """Runs the trial whose trial.json lies in an attempt folder; ends with record.json there, whatever happens.
 
     Args:
         done: is told each stage that the trial is through, with its evaluation, in order.
+        trust_remote_code: whether models that its plan trusts may run their own code. A folder that came from elsewhere
+            brings no trust with it.
 
     Of several processes that train it together (see `launch.distributed`) the first writes points, heartbeat and
     record.json, the others a record of their own.
@@ -80,6 +84,8 @@ def run_trial(folder: Path, done: Callable[[StageRecord], None] = lambda _: None
                 stages.append(stage)
                 done(stage)
 
+            if plan.trusts and not trust_remote_code:
+                raise untrusted(str(folder), plan.trusts)
             Chain(plan, root, emit, _say, stop).run(through)
         except BaseException as error:
             state, reason = _cause(error)

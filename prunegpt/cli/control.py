@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prunegpt.cli.evaluate import TrustOption
 from prunegpt.cli.options import JsonOption, RootOption, number, print_json, say
 from prunegpt.cli.running import LauncherOption, OnlyOption, SlotsOption, execute
 
@@ -65,12 +66,13 @@ def resume(
     only: OnlyOption = None,
     launcher: LauncherOption = None,
     slots: SlotsOption = None,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Go on with a sweep, from the spec that the store keeps of it: no file is needed.
 
     Trials that are waiting or failed run; finished, diverged and stopped ones do not, see `sweep retry`.
     """
-    from prunegpt.errors import StoreError
+    from prunegpt.errors import StoreError, untrusted
     from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
     from prunegpt.store import Store
@@ -86,6 +88,9 @@ def resume(
         )
     path = Path(known.source) if known.source else None
     planner = Planner(known.spec, root=where, curves=curves_in(where), strict=True, path=path)
+    trusted = sorted({source for trial in planner.plan.trials for source in trial.trusts})
+    if trusted and not trust_remote_code:
+        raise untrusted(f"the spec of {name} that is stored in {where.path}", trusted)
     execute(planner, where, only=only, launcher=launcher, slots=slots)
 
 

@@ -4,14 +4,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import PruneGPTError
 from prunegpt.planning import hub
 from prunegpt.planning.budget import job_problems, train_tokens
+from prunegpt.planning.inputs import Inputs
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
 from prunegpt.spec.schema import DataSpec, FinetuneSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -139,22 +144,27 @@ class _Counter:
         return train_tokens(as_finetune, self._count(as_finetune))
 
     def _count(self, stage: StagePlan) -> int | None:
-        from prunegpt.stages import cache, text
+        from prunegpt.stages import text
 
         data = stage.data
         assert data is not None
 
         def blocks() -> int:
-            return len(text.training_blocks(data, cache.tokenizer(self.root, stage), self.root))
+            return len(text.training_blocks(data, self._tokenizer(stage.model), self.root, Inputs(None)))
 
         identity = data.model_dump_json() + stage.model.source
         return self._once(identity, f"tokens of {data.path or 'the files'}", stage.model, data, blocks)
 
+    def _tokenizer(self, model: ModelSpec) -> "PreTrainedTokenizerBase":
+        from prunegpt.stages import cache
+
+        return cache.tokenizer(self.root, model, Inputs(None))
+
     def evaluation(self, trial: TrialPlan, stages: int) -> int | None:
-        from prunegpt.stages import cache, text
+        from prunegpt.stages import text
 
         def tokens() -> int:
-            windows = text.evaluation_windows(trial.evaluate, cache.tokenizer(self.root, trial.stages[0]))
+            windows = text.evaluation_windows(trial.evaluate, self._tokenizer(trial.model), Inputs(None))
             return int(windows.scored_tokens.sum())
 
         identity = trial.evaluation_key + trial.model.source

@@ -30,6 +30,9 @@ StrideOption = Annotated[int | None, typer.Option("--stride", min=1, help="Token
 WindowsOption = Annotated[int | None, typer.Option("--max-windows", min=1, help="Only the first so many windows.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that the model brings; read it first.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -52,6 +55,7 @@ def evaluate(
     ] = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    trust_remote_code: TrustOption = False,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,8 +66,8 @@ def evaluate(
     where = Root.find(root)
     text = Text(data, data_name, split, protocol, block_size, stride, max_windows, batch_size)
     text.check()
-    loaded, tokenizer = open_model(model, where, device)
-    measured = measure(loaded, tokenizer, text, where, precision=precision)
+    state = open_model(model, where, device, trust_remote_code=trust_remote_code)
+    measured = measure(state.model, state.tokenizer, text, where, precision=precision)
     if as_json:
         print_json(as_dict(*measured))
     else:

@@ -10,15 +10,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.builtin import is_builtin
 from prunegpt.cli.progress import bar
-from prunegpt.errors import PruneGPTError
+from prunegpt.errors import PruneGPTError, untrusted
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.facts import split_files
+from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
 from prunegpt.records import Evaluation
 from prunegpt.report.statistics import Interval, perplexity_interval
 from prunegpt.root import Root
-from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec, PruneSpec
+from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec, ModelSpec, PruneSpec
 from prunegpt.stages import cache
+from prunegpt.stages.base import State
 from prunegpt.stages.measure import Ruler
 
 DEFAULT_WINDOW = 1024  # tokens, or the model's positions where it has fewer
@@ -88,39 +91,40 @@ def located(data: DataSpec, split: str) -> DataSpec:
     )
 
 
-def open_model(source: str, root: Root, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model by hub id, folder, file, built-in name, or SWEEP/TRIAL of the root.
+def open_model(source: str, root: Root, device: str, *, trust_remote_code: bool = False) -> State:
+    """A model by hub id, folder, file, built-in name, or SWEEP/TRIAL of the root; with its masks where it has some.
 
     Raises:
-        PruneGPTError: there is none.
+        PruneGPTError: there is none, or it runs its own code, which is not trusted here.
     """
     where = pick_device(device)
     if is_builtin(source):
         return _builtin(source, root, where)
-    key = _stored(source, root)
-    if key:
-        state = cache.load(root, key, device=where)
-        return state.model, state.tokenizer
-    from prunegpt.lm.models import load_model, load_tokenizer
+    trial, key = _stored(source, root)
+    if trial is None:
+        given = ModelSpec(source=source, trust_remote_code=trust_remote_code)
+        return cache.source(root, given, Inputs(None), device=where)
+    if trial.model.trust_remote_code and not trust_remote_code:
+        raise untrusted(source, [trial.model.source])
+    return cache.load(root, key, trial.model, Inputs.of(trial, root), device=where)
 
-    return load_model(source, dtype="float32", device=where), load_tokenizer(source)
 
-
-def _stored(source: str, root: Root) -> str | None:
-    """The last stage's key of a trial in the store, where the name is one."""
+def _stored(source: str, root: Root) -> tuple[TrialPlan | None, str]:
+    """The plan of a trial in the store and the key of its last finished stage, where the name is one."""
     if source.count("/") != 1 or Path(source).exists() or not root.database.exists():
-        return None
+        return None, ""
     from prunegpt.errors import StoreError
     from prunegpt.store import Store
 
     with Store.open(root, create=False) as store:
         try:
-            return str(store.result(source).stages[-1].key)
-        except (StoreError, IndexError):
-            return None
+            found = store.result(source)
+        except StoreError:
+            return None, ""
+        return (found.plan, found.stages[-1].key) if found.stages else (None, "")
 
 
-def _builtin(source: str, root: Root, device: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _builtin(source: str, root: Root, device: Any) -> State:
     """The built-in model, trained first where it is not published yet."""
     from prunegpt.cli.options import say
     from prunegpt.stages.graph import Chain
@@ -134,8 +138,7 @@ def _builtin(source: str, root: Root, device: Any) -> tuple[PreTrainedModel, Pre
     if not root.is_published(trial.key):
         say(f"{source} is trained on first use; this takes about a minute and is kept under {root.stages}.")
         Chain(trial, root, lambda *_: None, say=say).run(lambda _: None)
-    state = cache.load(root, trial.key, device=device)
-    return state.model, state.tokenizer
+    return cache.load(root, trial.key, trial.model, Inputs.of(trial, root), device=device)
 
 
 def measure(
@@ -144,7 +147,7 @@ def measure(
     """The perplexity of an open model, with its 95 % bootstrap interval."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_WINDOW
     spec = text.spec(min(DEFAULT_WINDOW, positions))
-    ruler = Ruler(spec, "command-line", model.device, pick_dtype(precision, model.device))
+    ruler = Ruler(spec, "command-line", model.device, pick_dtype(precision, model.device), Inputs(None))
     with bar("measuring") as progress:
         found, windows = ruler.measure(model, tokenizer, progress)
     return found, perplexity_interval(windows) if found.finite and found.windows > 1 else None

@@ -16,6 +16,7 @@ from prunegpt.cli.evaluate import (
     ProtocolOption,
     SplitOption,
     StrideOption,
+    TrustOption,
     WindowsOption,
     as_dict,
 )
@@ -58,6 +59,7 @@ def prune(
     max_windows: WindowsOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    trust_remote_code: TrustOption = False,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,10 +68,10 @@ def prune(
     from prunegpt.cli.progress import bar
     from prunegpt.errors import PruneGPTError
     from prunegpt.lm.models import save_model
+    from prunegpt.planning.inputs import Inputs
+    from prunegpt.planning.sources import MASKS
     from prunegpt.pruning.masks import save_masks
     from prunegpt.root import Root, publishing
-    from prunegpt.stages.base import Pruned, State
-    from prunegpt.stages.cache import MASKS
     from prunegpt.stages.measure import check_ledger, count_zeros
     from prunegpt.stages.prune import apply
 
@@ -89,11 +91,13 @@ def prune(
     if data:
         text.check()
     where = Root.find(root)
-    loaded, tokenizer = open_model(model, where, device)
-    state = State(loaded, tokenizer, Pruned())
+    state = open_model(model, where, device, trust_remote_code=trust_remote_code)
+    loaded, tokenizer = state.model, state.tokenizer
     before = measure(loaded, tokenizer, text, where, precision=precision) if data else None
     with bar(f"pruning with {method}") as progress:
-        result = apply(spec, state, seed=seed, root=where, progress=lambda done, total, name: progress(done, total))
+        result = apply(
+            spec, state, Inputs(None), seed=seed, root=where, progress=lambda done, total, _: progress(done, total)
+        )
     check_ledger(state)
     zeros = count_zeros(state)
     after = measure(loaded, tokenizer, text, where, precision=precision) if data else None

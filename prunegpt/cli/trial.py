@@ -1,10 +1,12 @@
 """prunegpt trial: run one from its folder, show one, serve several."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunegpt.cli.evaluate import TrustOption
 from prunegpt.cli.options import JsonOption, RootOption, number, print_json, print_table
 
 if TYPE_CHECKING:
@@ -24,12 +26,13 @@ ProcessesOption = Annotated[
 def run(
     folder: Annotated[Path, typer.Argument(help="An attempt's folder, with trial.json.", show_default=False)],
     processes: ProcessesOption = 1,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Run a trial from its folder, here and now, without a database: the way to replay a failure by hand."""
     from prunegpt.launch.worker import die_with_parent
 
     die_with_parent()
-    record = _runner(processes)(folder)
+    record = _runner(processes, trust_remote_code)(folder)
     print(f"{record.sweep}/{record.trial}: {record.state}")
     for stage in record.stages:
         perplexity = stage.evaluation.perplexity if stage.evaluation else None
@@ -111,15 +114,17 @@ def serve(processes: ProcessesOption = 1) -> None:
     """Run one attempt after another: folders come as JSON lines on standard input, answers go to standard output."""
     from prunegpt.launch.worker import serve_attempts
 
-    run = _runner(processes)
+    run = _runner(processes, trust_remote_code=True)  # the coordinator that sends them has planned them
     serve_attempts(lambda folder: run(folder).state)
 
 
-def _runner(processes: int) -> "Callable[[Path], AttemptRecord]":
+def _runner(processes: int, trust_remote_code: bool) -> "Callable[[Path], AttemptRecord]":
     if processes > 1:
         from prunegpt.launch.distributed import run_together
+        from prunegpt.launch.job import BY_HAND, TRIAL
 
-        return lambda folder: run_together(folder, processes)
+        command = (sys.executable, *(TRIAL if trust_remote_code else BY_HAND))
+        return lambda folder: run_together(folder, processes, command)
     from prunegpt.trial import run_trial
 
-    return run_trial
+    return lambda folder: run_trial(folder, trust_remote_code=trust_remote_code)

@@ -29,9 +29,9 @@ from torch import Tensor
 from prunegpt.distill.targets import TopKTargets
 from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import DistillationError
-from prunegpt.root import publishing, write_json
+from prunegpt.root import publishing, seal, whole, write_json
 
-FORMAT = 1
+FORMAT = 2
 ARRAYS = ("indices", "log_probs", "log_rest", "fingerprints")
 CHUNK = 128  # positions whose logits exist at a time
 Array = np.ndarray[Any, Any]
@@ -218,7 +218,7 @@ def build_cache(
     Raises:
         DistillationError: k or the temperatures are out of range, or `folder` holds another teacher's or data's.
     """
-    if (folder / "cache.json").exists():
+    if whole(folder, "cache.json", deep=True):
         found = TopKCache.open(folder, teacher_key=teacher_key, data_key=data_key)
         if found.meta.k != k:
             raise DistillationError(
@@ -261,6 +261,7 @@ def build_cache(
         )
         meta = Meta(teacher_key, data_key, k, teacher.vocabulary, count, length, truncation)
         write_json(temporary / "cache.json", asdict(meta))
+        seal(temporary)
     return TopKCache.open(folder, teacher_key=teacher_key, data_key=data_key)
 
 

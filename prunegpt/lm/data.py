@@ -20,11 +20,11 @@ from prunegpt.builtin import is_builtin
 from prunegpt.errors import DataError, unknown
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
 from prunegpt.planning.sources import kind_of, local_splits
-from prunegpt.root import publishing, write_json
+from prunegpt.root import publishing, seal, sha256, whole, write_json
 
 ROWS_A_BATCH = 1000  # rows that the example packs together; what is left of each such batch is dropped
 LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-_PACKING = "blocks-1"  # part of the cache key; to be raised when packing changes
+_PACKING = "blocks-2"  # part of the cache key; to be raised when packing changes
 _CALIBRATION_CHARACTERS = 32_000_000  # more text than this is not tokenised to draw calibration windows from
 
 
@@ -126,13 +126,14 @@ def pack_training_blocks(
     if folder is None:
         return _pack(rows, tokenizer, block_size)
     place = folder / _packing_key(rows, tokenizer, block_size)
-    if not (place / "blocks.npy").exists():
+    if not whole(place, deep=True):
         blocks = _pack(rows, tokenizer, block_size)
         with publishing(place) as temporary:
             np.save(temporary / "blocks.npy", blocks)
             write_json(
                 temporary / "blocks.json", {"blocks": len(blocks), "block_size": block_size, "packing": _PACKING}
             )
+            seal(temporary)
     kept: NDArray[np.int64] = np.load(place / "blocks.npy", mmap_mode="r", allow_pickle=False)
     return kept
 
@@ -263,7 +264,9 @@ def _read_files(files: Sequence[Path], text_column: str | None, *, whole: bool) 
     loader = LOADERS[kind]
     names = ", ".join(map(str, files))
     try:
-        dataset = load_dataset(loader, data_files=[str(file) for file in files], split="train")
+        # The datasets library takes a file of the same date for the same file: the name makes its cache go by content.
+        content = hashlib.sha256(" ".join(sha256(file) for file in files).encode()).hexdigest()[:32]
+        dataset = load_dataset(loader, content, data_files=[str(file) for file in files], split="train")
     except (DatasetGenerationError, ValueError, OSError) as error:
         raise DataError(
             f"a {files[0].suffix} file must be readable as such, but {names} is not: {error.__cause__ or error}. "

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from prunegpt.builtin import is_builtin
@@ -37,6 +38,8 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     trust_remote_code: bool = False,
+    code: str | Path | None = None,
+    code_revision: str | None = None,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, on its device.
@@ -49,6 +52,8 @@ def load_model(
         dtype: auto, float32, bfloat16, float16, or a torch dtype.
         device: auto, cuda, mps, cpu, or a torch device.
         trust_remote_code: let the model's repository run its own code.
+        code: hub id at `revision`, or folder, whose code is run instead of that beside the weights.
+        code_revision: branch, tag or commit of the code, where a config names another repository for it.
         attn_implementation: eager, sdpa or another name that transformers knows.
 
     Raises:
@@ -57,9 +62,15 @@ def load_model(
     """
     place = pick_device(device) if isinstance(device, str) else device
     kind = pick_dtype(dtype, place) if isinstance(dtype, str) else dtype
-    name, options = _locate(source, revision, trust_remote_code)
+    name, options = _locate(source, None if code else revision, trust_remote_code)
+    if trust_remote_code and code_revision:
+        options["code_revision"] = code_revision
     with _explained(source):
-        config = AutoConfig.from_pretrained(name, **options)
+        if code is None:
+            config, loader = AutoConfig.from_pretrained(name, **options), AutoModelForCausalLM
+        else:
+            config, loader = _with_code(name, str(code), revision, code_revision)
+            options = {"config": config}
     _check_config(source, config, trust_remote_code)
     if Path(name).is_dir() and "gguf_file" not in options:
         _check_size(source, Path(name), config)
@@ -71,15 +82,38 @@ def load_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     with _explained(source):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = loader.from_pretrained(
             name, dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     _check_weights(source, report)
     if "gguf_file" in options:
         _forget_quantization(model)
     _check_finite(source, model)
-    model = model.to(place).eval()
+    model = _owned(model.to(place)).eval()
     _check_causal(source, model)
+    return model
+
+
+def _with_code(name: str, code: str, revision: str | None, code_revision: str | None) -> tuple[Any, Any]:
+    """The config of a stored model and the class of the model, both by the code of another place."""
+    trusted = {"trust_remote_code": True, "revision": revision, "code_revision": code_revision}
+    origin = AutoConfig.from_pretrained(code, **trusted)
+    config = type(origin).from_pretrained(name)
+    reference = getattr(origin, "auto_map", {}).get("AutoModelForCausalLM")
+    if reference is None:
+        return config, AutoModelForCausalLM
+    return config, get_class_from_dynamic_module(reference, code, revision=revision, code_revision=code_revision)
+
+
+def _owned(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its weights in memory of its own.
+
+    On a CPU transformers leaves those that need no cast in the file, mapped: who writes to the file would change a
+    model that is being trained.
+    """
+    if model.device.type == "cpu":
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
     return model
 
 
@@ -88,6 +122,7 @@ def load_tokenizer(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    code_revision: str | None = None,
     cache: Path | None = None,
 ) -> PreTrainedTokenizerBase:
     """The tokeniser of a model: one object for all that are alike in a process, so do not change what you get.
@@ -96,6 +131,7 @@ def load_tokenizer(
         source: hub id, local folder, path of a .gguf file, or builtin:NAME.
         revision: branch, tag or commit of a hub repository.
         trust_remote_code: let the repository run its own code.
+        code_revision: branch, tag or commit of that code, where it is in another repository.
         cache: folder in which the built-in tokeniser is kept once trained; trained in memory where not given.
 
     Raises:
@@ -106,6 +142,8 @@ def load_tokenizer(
 
         return _shared(tokenizer(str(source), cache=cache))
     name, options = _locate(source, revision, trust_remote_code, weights=False)
+    if trust_remote_code and code_revision:
+        options["code_revision"] = code_revision
     with _explained(source, "tokeniser"):
         found = _shared(AutoTokenizer.from_pretrained(name, **options))
     if not found("some text", add_special_tokens=False)["input_ids"]:  # what transformers makes up without any file

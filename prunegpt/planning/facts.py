@@ -13,29 +13,21 @@ from prunegpt.planning import hub
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.sources import (
     TEXT_SUFFIXES,
+    TOKENIZER,
     find_local,
     is_path,
     kind_of,
     local_splits,
+    model_files,
     model_place,
     tensor_shapes,
+    tokenizer_files,
     weight_files,
 )
 from prunegpt.spec.distilling import Shape
 from prunegpt.spec.schema import DataSpec, ModelSpec
 
 _READING = {suffix: suffix for suffix in TEXT_SUFFIXES} | {".txt": ".txt, lines with their ends"}  # part of keys
-_TOKENIZER = "tokenizer.json"
-_TOKENIZER_FILES = (
-    _TOKENIZER,
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-)
 
 
 @dataclass(frozen=True)
@@ -158,17 +150,43 @@ def _builtin(model: ModelSpec) -> ModelFacts:
 
 
 def _folder(model: ModelSpec, path: Path, files: Files) -> ModelFacts:
-    weights, config = weight_files(path), path / "config.json"
-    tokenizer = [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
-    content = [config, *weights, *tokenizer]
+    located = model.model_copy(update={"source": str(path), "tokenizer": None})
+    content = model_files(located)
+    config = _json(path / "config.json")
+    code, unchecked = _code_elsewhere(model, config)
+    names = [file.relative_to(path).as_posix() for file in content]
     return ModelFacts(
-        model.model_copy(update={"source": str(path)}),
+        model.model_copy(update={"source": str(path), "code_revision": code}),
         model.source,
-        digest([[file.name for file in content], files.hash_all(content)]),
-        config=_json(config),
-        tensors=tensor_shapes(path, weights),
-        tokenizer_file=path / _TOKENIZER if path / _TOKENIZER in tokenizer else None,
+        digest([names, files.hash_all(content), *([code] if code else [])]),
+        config=config,
+        tensors=tensor_shapes(path, weight_files(path)),
+        tokenizer_file=path / TOKENIZER if path / TOKENIZER in content else None,
+        unchecked=unchecked,
     )
+
+
+def _code_elsewhere(model: ModelSpec, config: Mapping[str, Any] | None) -> tuple[str | None, str | None]:
+    """The commit of the repository that a model's code comes from, where it is another one than its own.
+
+    Also what could not be checked, in words. Without it the code could change under a key.
+    """
+    classes = (config or {}).get("auto_map")
+    if not model.trust_remote_code or not isinstance(classes, Mapping):
+        return None, None
+    elsewhere = {name.partition("--")[0] for name in classes.values() if isinstance(name, str) and "--" in name}
+    if not elsewhere:
+        return None, None
+    if len(elsewhere) > 1:
+        raise ModelError(
+            f"a model's code must come from one repository, but that of {model.source} comes from "
+            f"{', '.join(sorted(elsewhere))}. Copy the code beside the model, and name it in auto_map."
+        )
+    repository = elsewhere.pop()
+    try:
+        return hub.commit(repository, model.code_revision), None
+    except hub.Unreachable as error:
+        return model.code_revision, str(error)
 
 
 def _hub(model: ModelSpec) -> ModelFacts:
@@ -177,42 +195,45 @@ def _hub(model: ModelSpec) -> ModelFacts:
         revision = hub.commit(source, model.revision)
     except hub.Unreachable as error:
         return ModelFacts(model, source, f"{source}@{model.revision or 'unresolved'}", unchecked=str(error))
-    config = hub.cached_file(source, revision, "config.json")
+    file = hub.cached_file(source, revision, "config.json")
+    config = _json(file) if file else None
+    code, unchecked = _code_elsewhere(model, config)
+    pinned = {"revision": revision, "code_revision": code}  # what was planned is loaded, whatever comes after
     return ModelFacts(
-        model.model_copy(update={"revision": revision}),  # what was planned is what is loaded, whatever comes after
+        model.model_copy(update=pinned),
         source,
-        f"{source}@{revision}",
-        config=_json(config) if config else None,
-        tokenizer_file=hub.cached_file(source, revision, _TOKENIZER),
-        unchecked=None if config else f"model {source}: its config.json could not be fetched",
+        f"{source}@{revision}" + (f"+{code}" if code else ""),
+        config=config,
+        tokenizer_file=hub.cached_file(source, revision, TOKENIZER),
+        unchecked=unchecked if config else f"model {source}: its config.json could not be fetched",
     )
 
 
 def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | None) -> ModelFacts:
     """The same model with a tokeniser from elsewhere."""
-    located, file, unchecked = name, None, facts.unchecked
+    located, revision, file, unchecked = name, None, None, facts.unchecked
     path = find_local(name, base)
     if is_builtin(name):
         if name not in BUILTIN_MODELS:
             raise ModelError(unknown("built-in tokeniser", name, BUILTIN_MODELS))
         identity = digest([name, asdict(BUILTIN_MODELS[name])])
     elif path:
-        found = [path] if path.is_file() else [path / part for part in _TOKENIZER_FILES if (path / part).is_file()]
+        found = tokenizer_files(path)
         if not found:
-            raise ModelError(f"a tokeniser's folder must hold {_TOKENIZER}, but {name} does not. Check the path.")
+            raise ModelError(f"a tokeniser's folder must hold {TOKENIZER}, but {name} does not. Check the path.")
         located, identity = str(path), digest([[item.name for item in found], files.hash_all(found)])
-        file = path / _TOKENIZER if path / _TOKENIZER in found else None
+        file = path / TOKENIZER if path / TOKENIZER in found else None
     elif is_path(name):
         raise ModelError(f"a tokeniser must be a hub id or an existing folder, but {name} is not there.")
     else:
         try:
-            revision = hub.commit(name, None)
-            identity, file = f"{name}@{revision}", hub.cached_file(name, revision, _TOKENIZER)
+            revision = hub.commit(name, facts.model.tokenizer_revision)
+            identity, file = f"{name}@{revision}", hub.cached_file(name, revision, TOKENIZER)
         except hub.Unreachable as error:
             identity, unchecked = f"{name}@unresolved", unchecked or str(error)
     return replace(
         facts,
-        model=facts.model.model_copy(update={"tokenizer": located}),
+        model=facts.model.model_copy(update={"tokenizer": located, "tokenizer_revision": revision}),
         fingerprint=digest([facts.fingerprint, identity]),
         tokenizer_file=file,
         unchecked=unchecked,
@@ -242,7 +263,7 @@ def _vocabulary(path: Path) -> Mapping[str, int] | None:
         return {**{str(token): int(index) for token, index in tokens.items()}, **added}
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{_TOKENIZER} must give each token a number, but {path} does not: {error!r}. Copy or download it again."
+            f"{TOKENIZER} must give each token a number, but {path} does not: {error!r}. Copy or download it again."
         ) from error
 
 

@@ -36,11 +36,17 @@ def _version(package: str) -> str:
         return "missing"
 
 
+def stamp(path: Path) -> list[int]:
+    """Size in bytes, time of modification and time of change in nanoseconds: equal while nobody writes to a file."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
 class Files:
     """Hashes of files, remembered under the root, so that a model of many gigabytes is read once.
 
-    A file counts as the same while its size, its time of modification and its time of change (which no program can set
-    back) stay the same. What changed within the last two seconds is hashed but not kept for later: a file system whose
+    A file counts as the same while its stamp stays the same: its size, its time of modification and its time of change
+    (which no program can set back). What changed within the last two seconds is hashed each time: a file system whose
     clock is coarse would not show a further change.
     """
 
@@ -58,16 +64,17 @@ class Files:
 
     def hash(self, path: Path) -> str:
         """SHA-256 of a file's content."""
-        name, status = str(path.absolute()), path.stat()
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        name, now = str(path.absolute()), stamp(path)
         known = self._known.get(name)
-        if known and known[: len(stamp)] == stamp:
+        if known and known[:-1] == now and name not in self._fresh:
             return str(known[-1])
         found = sha256(path)
-        self._known[name] = [*stamp, found]
+        self._known[name] = [*now, found]
         self._changed = True
-        if time.time_ns() - max(stamp[1:]) < _SETTLED:
+        if time.time_ns() - max(now[1:]) < _SETTLED:
             self._fresh.add(name)
+        else:
+            self._fresh.discard(name)
         return found
 
     def hash_all(self, paths: Sequence[Path]) -> list[str]:

@@ -13,6 +13,7 @@ from prunegpt.planning import checks
 from prunegpt.planning.curves import CurvesOf, with_curves
 from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files, digest
+from prunegpt.planning.inputs import planned_inputs
 from prunegpt.planning.opened import OpenedSpec
 from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.samplers import early_stop_of
@@ -292,13 +293,12 @@ class Planner:
             evaluate,
             evaluation_key,
             tuple(stages),
+            teaching,
             name=item.name,
             group=item.group,
             order=self.opened.order.get(item.name, self.opened.places),
-            needs=tuple(dict.fromkeys(teacher.trial.key for teacher in teaching)),
             swept=item.swept,
             config=item.merged,
-            teachers={teacher.trial.key: _teacher_label(teacher.trial) for teacher in teaching},
         )
         return Chain(trial, facts, teaching)
 
@@ -335,8 +335,11 @@ class Planner:
         evaluate: EvaluateSpec,
         evaluation_key: str,
         stages: tuple[StagePlan, ...],
+        teaching: Sequence[Chain],
         **fields: Any,
     ) -> TrialPlan:
+        teachers = {teacher.trial.key: teacher.trial for teacher in teaching}
+        models = {key: teacher.model for key, teacher in teachers.items()}
         return TrialPlan(
             sweep=self.name,
             seed=item.seed,
@@ -348,6 +351,10 @@ class Planner:
             device=item.spec.device,
             precision=item.spec.precision,
             stages=stages,
+            needs=tuple(teachers),
+            teachers={key: _teacher_label(teacher) for key, teacher in teachers.items()},
+            teacher_models=models,
+            inputs=planned_inputs([facts.model, *models.values()], stages, evaluate, self.home.files),
             **fields,
         )
 
@@ -431,7 +438,7 @@ class Planner:
         if stage.key not in self.implicit:
             name = self._free_name(_IMPLICIT + slug(Path(model.source).name.removeprefix(PREFIX)))
             order = self.opened.places + len(self.implicit)
-            trial = self._trial(item, facts, *text, (stage,), name=name, group=name, order=order, implicit=True)
+            trial = self._trial(item, facts, *text, (stage,), (), name=name, group=name, order=order, implicit=True)
             self.implicit[stage.key] = Chain(trial, facts)
         return self.implicit[stage.key]
 

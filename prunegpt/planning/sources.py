@@ -8,11 +8,24 @@ from safetensors import SafetensorError, safe_open
 
 from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
 from prunegpt.errors import DataError, ModelError, unknown
+from prunegpt.spec.schema import ModelSpec
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
+MASKS = "masks.safetensors"  # of a pruned model, beside its weights
+TOKENIZER = "tokenizer.json"
+_TOKENIZER_FILES = (
+    TOKENIZER,
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+)
 _AGAIN = "Copy or download it again."
 _CONVERT = (
     "Convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors."
@@ -80,7 +93,7 @@ def weight_files(folder: Path) -> list[Path]:
         gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
         hint = f"Give the file {gguf} itself." if gguf else "Give a folder that save_pretrained wrote."
         raise ModelError(f"a model folder must hold config.json, but {folder} holds {others}. {hint}")
-    if files := sorted(folder.glob("*.safetensors")):
+    if files := sorted(file for file in folder.glob("*.safetensors") if file.name != MASKS):
         return files
     if pickles := sorted(item.name for pattern in _PICKLES for item in folder.glob(pattern)):
         raise ModelError(
@@ -91,6 +104,39 @@ def weight_files(folder: Path) -> list[Path]:
         f"a model folder must hold its weights as .safetensors, but {folder} has none. "
         f"Check that the copy or download is complete."
     )
+
+
+def tokenizer_files(place: Path) -> list[Path]:
+    """The files that a tokeniser's folder keeps it in; a file is its own."""
+    return [place] if place.is_file() else [place / name for name in _TOKENIZER_FILES if (place / name).is_file()]
+
+
+def model_files(model: ModelSpec, base: Path | None = None) -> list[Path]:
+    """All local files that decide what a model and its tokeniser are; none of a hub id or a built-in name.
+
+    Where the model runs its own code, that is everything in its folder: the code may read any of it.
+
+    Raises:
+        ModelError: as `model_place` and `weight_files`.
+    """
+    found: list[Path] = []
+    place = None if is_builtin(model.source) else model_place(model.source, base)
+    if place is not None and place.is_file():
+        found = [place]
+    elif place is not None:
+        masks = [place / MASKS] if (place / MASKS).is_file() else []
+        found = [place / "config.json", *weight_files(place), *masks, *tokenizer_files(place)]
+        if model.trust_remote_code:
+            inside = sorted(file for file in place.rglob("*") if file.is_file())
+            shown = [file for file in inside if not any(part.startswith((".", "__")) for part in _below(file, place))]
+            found = list(dict.fromkeys([*found, *shown]))
+    if model.tokenizer and not is_builtin(model.tokenizer) and (own := find_local(model.tokenizer, base)):
+        found += tokenizer_files(own)
+    return found
+
+
+def _below(file: Path, folder: Path) -> tuple[str, ...]:
+    return file.relative_to(folder).parts
 
 
 def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, ...]]:

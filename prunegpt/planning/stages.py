@@ -37,6 +37,8 @@ def source_stage(facts: ModelFacts, precision: str) -> StagePlan:
     """Where a chain starts: a stored model as it is, or the built-in one, which is trained first."""
     model = facts.model
     payload: dict[str, Any] = {"format": FORMAT, "model": facts.fingerprint, "remote_code": model.trust_remote_code}
+    if model.keep_zeros:
+        payload["keep_zeros"] = True
     if not facts.builtin:
         return StagePlan(key=digest({**payload, "kind": "load"}), kind="load", model=model)
     key = digest({**payload, "kind": "pretrain", "precision": precision, "versions": versions()})

@@ -61,6 +61,12 @@ def achieved_sparsity(masks: Mapping[str, Mask]) -> float:
     return sum(mask.pruned for mask in masks.values()) / max(sum(mask.weights for mask in masks.values()), 1)
 
 
+def masks_from_zeros(views: Mapping[str, WeightView]) -> dict[str, Mask]:
+    """Masks that keep every zero of a model: of the matrices that have any, by parameter name."""
+    found = {name: view.matrix != 0 for name, view in views.items()}  # [out, in]
+    return {name: Mask(kept) for name, kept in found.items() if not bool(kept.all())}
+
+
 def save_masks(
     masks: Mapping[str, Mask],
     path: Path,

@@ -1,5 +1,6 @@
 """The perplexity of one row, over its seeds, with its interval; which rows are best, and which are unlike most."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from prunegpt.report.statistics import (
     mean_loss,
     perplexity_interval,
 )
-from prunegpt.root import Root
+from prunegpt.root import Root, damage
 
 WindowsOf = Callable[[TrialResult], Windows | None]  # the per-window losses of a trial's last evaluation, or None
 
@@ -76,9 +77,11 @@ def stored_windows(root: Root) -> WindowsOf:
     def find(trial: TrialResult) -> Windows | None:
         if not trial.stages or trial.evaluation is None:
             return None
-        path = root.evaluation(trial.stages[-1].key, trial.evaluation.key) / "windows.npy"
+        folder = root.evaluation(trial.stages[-1].key, trial.evaluation.key)
+        if damage(folder, deep=True):
+            return None
         try:
-            return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+            return np.asarray(np.load(folder / "windows.npy", allow_pickle=False), dtype=np.float64)
         except (OSError, ValueError):
             return None
 
@@ -86,19 +89,22 @@ def stored_windows(root: Root) -> WindowsOf:
 
 
 def check_belongs(windows: Windows, evaluation: Evaluation) -> None:
-    """Raises ReportError where the windows are not those that the recorded perplexity was computed from."""
-    if evaluation.loss is None or abs(mean_loss(windows) - evaluation.loss) > _TOLERANCE * max(1.0, evaluation.loss):
-        raise ReportError(
-            f"the windows of an evaluation must give its recorded loss, but they give {mean_loss(windows):.6f} and the "
-            f"record says {evaluation.loss}. Remove the stage's evaluations folder and evaluate again."
-        )
+    """Raises ReportError where the windows are not those that the recorded loss and perplexity were computed from."""
+    found = mean_loss(windows)
+    recorded = math.log(evaluation.perplexity) if evaluation.perplexity else math.inf
+    for what, value in (("loss", evaluation.loss), ("log perplexity", recorded)):
+        if value is None or abs(found - value) > _TOLERANCE * max(1.0, found):
+            raise ReportError(
+                f"the windows of an evaluation must give its recorded {what}, but they give {found:.6f} and the record "
+                f"says {value}. One of the two was changed: `prunegpt doctor --repair`, then run the sweep again."
+            )
 
 
 def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | None:
     """The perplexity of the runs that have one; None where none has.
 
     Raises:
-        ReportError: the runs of one row were not measured alike.
+        ReportError: the runs of one row were not measured alike, or a figure is not that of its windows.
     """
     done = [(trial, evaluation) for trial in trials if (evaluation := trial.measured)]
     if not done:
@@ -138,17 +144,22 @@ def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | Non
 def _windows(
     done: Sequence[tuple[TrialResult, Evaluation]], windows: WindowsOf, notes: list[str]
 ) -> dict[int, Windows]:
+    """Seed -> windows, where all runs have such as give an interval."""
     kept: dict[int, Windows] = {}
     for trial, evaluation in done:
         found = windows(trial)
         if found is None:
             continue
         try:
-            check_belongs(check_windows(found), evaluation)
+            checked = check_windows(found)
         except ReportError as error:
             notes.append(f"{trial.name}: {error}".removesuffix("."))
-        else:
-            kept[trial.seed] = found
+            continue
+        try:
+            check_belongs(checked, evaluation)
+        except ReportError as error:
+            raise ReportError(f"{trial.sweep}/{trial.name}: {error}") from error
+        kept[trial.seed] = checked
     return kept if len(kept) == len(done) else {}
 
 

@@ -90,11 +90,19 @@ class TrialPlan(Part):
     swept: Mapping[str, Any] = {}  # path -> value of what `vary` varied, or a search has chosen
     config: Mapping[str, Any] = {}  # the merged spec of the trial, for people to read
     teachers: Mapping[str, str] = {}  # stage key of a teacher -> what tables call it
+    teacher_models: Mapping[str, ModelSpec] = {}  # the same key -> the model that its chain started from
+    inputs: Mapping[str, str] = {}  # every local file that is read, by absolute path -> SHA-256 of its content
 
     @property
     def key(self) -> str:
         """The key of the last stage: equal keys are equal configurations."""
         return self.stages[-1].key
+
+    @property
+    def trusts(self) -> tuple[str, ...]:
+        """The models whose own code it runs, in order."""
+        models = (self.model, *self.teacher_models.values())
+        return tuple(dict.fromkeys(model.source for model in models if model.trust_remote_code))
 
     @property
     def comparison_key(self) -> tuple[str, str]:

@@ -65,7 +65,14 @@ class ModelSpec(Part):
     tokenizer: str | None = Field(
         None, description="hub id or folder of the tokeniser, where it is not the model's own"
     )
+    tokenizer_revision: str | None = Field(None, description="hub branch, tag or commit of that tokeniser")
     trust_remote_code: bool = Field(False, description="let the model's repository run its own code")
+    code_revision: str | None = Field(
+        None, description="hub branch, tag or commit of that code, where it is in another repository than the model"
+    )
+    keep_zeros: bool = Field(
+        False, description="weights that are zero in the model stay zero, as if an earlier stage had pruned them"
+    )
     label: str | None = Field(None, description="the name tables show; the source where not given")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.mask import Masks
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
@@ -49,6 +50,7 @@ class Setting:
     """Where a stage runs."""
 
     root: Root
+    inputs: Inputs
     device: torch.device
     dtype: torch.dtype  # of the arithmetic; weights are trained in float32
     emit: Emit

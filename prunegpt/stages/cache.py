@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,18 @@ from transformers import PreTrainedTokenizerBase
 
 from prunegpt.errors import ModelError
 from prunegpt.lm.models import load_model, load_tokenizer, save_model
-from prunegpt.pruning.masks import load_masks, save_masks
+from prunegpt.lm.views import block_matrices
+from prunegpt.planning.inputs import Inputs
+from prunegpt.planning.sources import MASKS, model_files
+from prunegpt.pruning.masks import load_masks, masks_from_zeros, save_masks
 from prunegpt.records import Evaluation, StageRecord
 from prunegpt.root import Root, damage, publishing, seal, write_text
 from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages.base import Pruned, State
+from prunegpt.stages.measure import check_ledger
 from prunegpt.training.job import JOB
 
-MASKS = "masks.safetensors"
 TOKENIZER_CACHE = "tokenizers"
 _MANY = 50_000_000  # weights of a model that memory is looked through for: 200 MB
 
@@ -98,8 +103,13 @@ def publish_evaluation(root: Root, key: str, measured: Evaluation, windows: np.n
         seal(folder)
 
 
-def load(root: Root, key: str, *, device: torch.device) -> State:
+def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torch.device) -> State:
     """The model of a published stage, in float32, with its masks.
+
+    Args:
+        model: where its chain started, as the trial that asks says. A `load` stage keeps no weights: they are read
+            there. Code that a model brings is run from there too, never from the root.
+        inputs: what that trial may read.
 
     Raises:
         ModelError: the stage is not published, or its files were changed since.
@@ -116,39 +126,62 @@ def load(root: Root, key: str, *, device: torch.device) -> State:
             f"a stage must be as it was published, but {changed[0].file} of {folder} is {changed[0].what}. "
             f"`prunegpt doctor --repair` sets it aside, and the next run computes it again."
         )
-    plan = StagePlan.model_validate_json((folder / "plan.json").read_text(encoding="utf-8"))
-    if plan.kind == "load":
-        return source(root, plan, device=device)
-    model = load_model(folder / "model", dtype=torch.float32, device=device)
-    tokenizer = load_tokenizer(folder / "model")
+    if not (folder / "model").is_dir():
+        return source(root, model, inputs, device=device)
+    if model.trust_remote_code:
+        with inputs.reading(model_files(model)):
+            stored = folder / "model"
+            loaded = load_model(stored, dtype=torch.float32, device=device, **_options(model), code=model.source)
+        return State(loaded, tokenizer(root, model, inputs), _pruned(folder))
+    loaded = load_model(folder / "model", dtype=torch.float32, device=device)
+    return State(loaded, load_tokenizer(folder / "model"), _pruned(folder))
+
+
+def _pruned(folder: Path) -> Pruned:
+    """The masks in a folder; none where it has none."""
     if not (folder / MASKS).exists():
-        return State(model, tokenizer, Pruned())
+        return Pruned()
     file = load_masks(folder / MASKS)
-    return State(model, tokenizer, Pruned(file.masks, file.method, file.pattern, file.target))
+    return Pruned(file.masks, file.method, file.pattern, file.target)
 
 
-def source(root: Root, plan: StagePlan, *, device: torch.device) -> State:
-    """The model a `load` stage names."""
-    wanted = plan.model
-    model = load_model(
-        wanted.source,
-        revision=wanted.revision,
-        dtype=torch.float32,
-        device=device,
-        trust_remote_code=wanted.trust_remote_code,
-    )
-    return State(model, tokenizer(root, plan), Pruned())
+def source(root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device) -> State:
+    """A model as it is stored; what is pruned in it stays pruned.
+
+    Its masks are those of the file beside its weights. Where there is none and `keep_zeros` is set, they are its zeros.
+
+    Raises:
+        ModelError: it cannot be loaded, or is not the one that was planned.
+        MaskDriftError: its weights are not zero under its masks.
+    """
+    with inputs.reading(model_files(model)):
+        loaded = load_model(model.source, dtype=torch.float32, device=device, **_options(model))
+        pruned = _pruned(Path(model.source))
+    if model.keep_zeros and not pruned.masks:
+        pruned = Pruned(masks_from_zeros(block_matrices(loaded)), method="zeros")
+    state = State(loaded, tokenizer(root, model, inputs), pruned)
+    check_ledger(state)
+    return state
 
 
-def tokenizer(root: Root, plan: StagePlan) -> PreTrainedTokenizerBase:
+def _options(model: ModelSpec) -> dict[str, Any]:
+    return {
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "code_revision": model.code_revision,
+    }
+
+
+def tokenizer(root: Root, model: ModelSpec, inputs: Inputs) -> PreTrainedTokenizerBase:
     """The tokeniser of the model a chain starts from."""
-    wanted = plan.model
-    return load_tokenizer(
-        wanted.tokenizer or wanted.source,
-        revision=None if wanted.tokenizer else wanted.revision,
-        trust_remote_code=wanted.trust_remote_code,
-        cache=root.path / TOKENIZER_CACHE,
-    )
+    with inputs.reading(model_files(model)):
+        return load_tokenizer(
+            model.tokenizer or model.source,
+            revision=model.tokenizer_revision if model.tokenizer else model.revision,
+            trust_remote_code=model.trust_remote_code,
+            code_revision=None if model.tokenizer else model.code_revision,
+            cache=root.path / TOKENIZER_CACHE,
+        )
 
 
 def release(weights: int) -> None:

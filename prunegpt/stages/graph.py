@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,9 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunegpt.lm import ranks
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.fingerprint import versions
+from prunegpt.planning.inputs import Inputs
 from prunegpt.records import StageRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
+from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 from prunegpt.stages.base import Pruned, Result, Setting, Stage, State
 from prunegpt.stages.measure import Ruler, allocation_of, check_ledger, count_zeros
@@ -52,6 +55,11 @@ class Chain:
     say: Callable[[str], None] = print
     stop: Callable[[], bool] = lambda: False
 
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the trial may read besides the root."""
+        return Inputs.of(self.trial, self.root)
+
     def run(self, done: Callable[[StageRecord], None]) -> None:
         """Runs what is not published; `done` is told each stage with its evaluation, in order.
 
@@ -64,7 +72,7 @@ class Chain:
         device = pick_device(self.trial.device)
         dtype = pick_dtype(self.trial.precision, device)
         measured = pick_dtype(self.trial.evaluate.precision or self.trial.precision, device)
-        ruler = Ruler(self.trial.evaluate, self.trial.evaluation_key, device, measured)
+        ruler = Ruler(self.trial.evaluate, self.trial.evaluation_key, device, measured, self.inputs)
         state: State | None = None
         for index, plan in enumerate(self.trial.stages):
             if ranks.decide(self._is_complete(plan)):
@@ -73,12 +81,12 @@ class Chain:
                 continue
             cached = ranks.decide(self.root.is_published(plan.key))
             if cached:
-                state = cache.load(self.root, plan.key, device=device)
+                state = self._load(plan.key, plan.model, device)
             else:
                 with cache.computing(self.root, plan.key) if ranks.leads() else nullcontext():
                     cached = ranks.decide(self.root.is_published(plan.key))  # somebody else may have finished
                     if cached:
-                        state = cache.load(self.root, plan.key, device=device)
+                        state = self._load(plan.key, plan.model, device)
                     else:
                         state = self._compute(index, plan, state, device, dtype, ruler)
             if ranks.leads():
@@ -98,7 +106,7 @@ class Chain:
     ) -> State:
         if plan.kind not in _TRAINED and not ranks.leads():
             ranks.wait()
-            return cache.load(self.root, plan.key, device=device)
+            return self._load(plan.key, plan.model, device)
         if state is None:
             state = self._parent(plan, device)
 
@@ -111,12 +119,13 @@ class Chain:
 
         setting = Setting(
             root=self.root,
+            inputs=self.inputs,
             device=device,
             dtype=dtype,
             emit=emit,
             measure=measure,
             stop=self.stop,
-            teacher=lambda key: cache.load(self.root, key, device=device),
+            teacher=lambda key: self._load(key, self.trial.teacher_models[key], device),
             divide=self.trial.divide,
         )
         self.say(f"stage {index} {plan.kind} {plan.key}: started on {device}")
@@ -135,12 +144,15 @@ class Chain:
         weights = sum(parameter.numel() for parameter in state.model.parameters())
         state.model, state.pruned = None, Pruned()
         cache.release(weights)
-        return cache.load(self.root, plan.key, device=device)
+        return self._load(plan.key, plan.model, device)
+
+    def _load(self, key: str, model: ModelSpec, device: torch.device) -> State:
+        return cache.load(self.root, key, model, self.inputs, device=device)
 
     def _parent(self, plan: StagePlan, device: torch.device) -> State:
         if plan.parent is None:
             return State(None, None, Pruned())  # a source stage fills it
-        return cache.load(self.root, plan.parent, device=device)
+        return self._load(plan.parent, plan.model, device)
 
     def _record(
         self, index: int, plan: StagePlan, state: State, result: Result, seconds: float, device: torch.device

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunegpt.lm.perplexity import evaluate
 from prunegpt.lm.views import WeightView, block_matrices, select
 from prunegpt.lm.windows import Windows
+from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.masks import check, measure_sparsity
 from prunegpt.pruning.patterns import parse_pattern
 from prunegpt.records import Evaluation, SparsityRecord
@@ -29,6 +30,7 @@ class Ruler:
     key: str
     device: torch.device
     dtype: torch.dtype
+    inputs: Inputs
     _windows: Windows | None = None
 
     def measure(
@@ -39,7 +41,7 @@ class Ruler:
     ) -> tuple[Evaluation, NDArray[np.float64]]:
         """Measures a model, see `lm.perplexity.evaluate`; `progress` is told how many windows of how many are done."""
         if self._windows is None:
-            self._windows = text.evaluation_windows(self.spec, tokenizer)
+            self._windows = text.evaluation_windows(self.spec, tokenizer, self.inputs)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             return evaluate(
                 model,

@@ -7,6 +7,7 @@ from typing import Any
 
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import matrices, select
+from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, fingerprints
 from prunegpt.pruning.oneshot import Progress, prune_oneshot
@@ -27,10 +28,10 @@ def prune(plan: StagePlan, state: State, setting: Setting) -> Result:
     def say(done: int, total: int, name: str) -> None:
         print(f"  pruned {done} of {total}: {name}", flush=True)
 
-    return apply(plan.prune, state, seed=plan.seed, root=setting.root, progress=say)
+    return apply(plan.prune, state, setting.inputs, seed=plan.seed, root=setting.root, progress=say)
 
 
-def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, progress: Progress) -> Result:
+def apply(spec: PruneSpec, state: State, inputs: Inputs, *, seed: int, root: Root, progress: Progress) -> Result:
     """Prunes the model in place and puts the masks into the state.
 
     Raises:
@@ -39,7 +40,7 @@ def apply(spec: PruneSpec, state: State, *, seed: int, root: Root, progress: Pro
     started = time.monotonic()
     refuse(prune_problems(spec, matrices(state.model)))
     views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
-    windows = text.calibration(spec.calibration, state.tokenizer) if spec.calibration.data else None
+    windows = text.calibration(spec.calibration, state.tokenizer, inputs) if spec.calibration.data else None
     sparsities = sparsities_of(spec, state, views, windows)
     before = {name: mask.kept for name, mask in state.pruned.masks.items() if name in views}
     parameters = dict(state.model.named_parameters())

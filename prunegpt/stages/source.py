@@ -9,27 +9,27 @@ from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.masks import masks_hash
 from prunegpt.spec.plan import StagePlan
 from prunegpt.stages import cache, text
-from prunegpt.stages.base import Pruned, Result, Setting, State
+from prunegpt.stages.base import Result, Setting, State
 from prunegpt.training import TrainingJob, train
 
 
 def load(plan: StagePlan, state: State, setting: Setting) -> Result:
     """The model the plan names, from the hub, a folder or a file."""
-    found = cache.source(setting.root, plan, device=setting.device)
-    state.model, state.tokenizer, state.pruned = found.model, found.tokenizer, Pruned()
+    found = cache.source(setting.root, plan.model, setting.inputs, device=setting.device)
+    state.model, state.tokenizer, state.pruned = found.model, found.tokenizer, found.pruned
     return Result()
 
 
 def pretrain(plan: StagePlan, state: State, setting: Setting) -> Result:
     """The built-in model, trained on its own text: the same bits on the same machine, whoever asks."""
     assert plan.data is not None
-    state.tokenizer = cache.tokenizer(setting.root, plan)
+    state.tokenizer = cache.tokenizer(setting.root, plan.model, setting.inputs)
     recipe = BUILTIN_MODELS[plan.model.source].pretraining
     state.model = build(recipe.seed, plan.model.source)
     state.model.to(setting.device)
     data = plan.data.model_copy(update={"train_split": recipe.split, "block_size": recipe.block_size})
     with ranks.first_alone():
-        blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root))
+        blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root, setting.inputs))
     steps, per_epoch = count_steps(recipe.arguments, len(blocks))
     job = TrainingJob(
         key=plan.key,

@@ -15,6 +15,7 @@ from prunegpt.lm.blocks import Blocks
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
 from prunegpt.planning.fingerprint import digest, versions
 from prunegpt.registry import DISTILLATION_LOSSES
+from prunegpt.root import whole
 from prunegpt.spec.distilling import Shape, distill_problems, refuse
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import DistillSpec
@@ -76,7 +77,7 @@ def _cached(
         "versions": versions(),
     }
     folder: Path = setting.root.teachers / digest(content)
-    if not folder.exists():
+    if not whole(folder, "cache.json", deep=True):
         build_cache(
             folder,
             load(),

@@ -9,6 +9,7 @@ from prunegpt.lm import ranks
 from prunegpt.lm.blocks import Blocks
 from prunegpt.lm.views import matrices, select
 from prunegpt.planning.budget import count_steps, divided_note
+from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.evidence import Evidence, evidence
 from prunegpt.pruning.gradients import GATHERED
@@ -44,9 +45,10 @@ def distill(plan: StagePlan, state: State, setting: Setting) -> Result:
 def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting) -> Result:
     assert plan.data is not None
     with ranks.first_alone():
-        blocks = Blocks(text.training_blocks(plan.data, state.tokenizer, setting.root), plan.data.max_train_blocks)
+        tokens = text.training_blocks(plan.data, state.tokenizer, setting.root, setting.inputs)
+        blocks = Blocks(tokens, plan.data.max_train_blocks)
     before = state.pruned if config.keep_masks else Pruned()
-    windows = _calibration(config.prune, state)
+    windows = _calibration(config.prune, state, setting.inputs)
     work = setting.root.work(plan.key)
     with ranks.first_alone():
         job = TrainingJob.read(work, key=plan.key, held=before.masks)
@@ -142,8 +144,10 @@ def _gradual(
     )
 
 
-def _calibration(spec: GradualSpec | None, state: State) -> Tensor | None:
-    return text.calibration(spec.calibration, state.tokenizer) if spec and spec.calibration.data else None
+def _calibration(spec: GradualSpec | None, state: State, inputs: Inputs) -> Tensor | None:
+    if spec is None or spec.calibration.data is None:
+        return None
+    return text.calibration(spec.calibration, state.tokenizer, inputs)
 
 
 def _pruner(job: GradualJob, enforcer: Enforcer, state: State, windows: Tensor | None) -> GradualPruner:

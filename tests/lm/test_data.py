@@ -162,7 +162,7 @@ def test_packed_blocks_are_kept_and_read_from_disk(
 ) -> None:
     first = pack_training_blocks(rows, characters, 16, folder=tmp_path)
     (place,) = tmp_path.iterdir()
-    assert sorted(file.name for file in place.iterdir()) == ["blocks.json", "blocks.npy"]
+    assert sorted(file.name for file in place.iterdir()) == ["blocks.json", "blocks.npy", "files.json"]
     stamp = (place / "blocks.npy").stat().st_mtime_ns
     again = pack_training_blocks(list(rows), characters, 16, folder=tmp_path)
     assert (place / "blocks.npy").stat().st_mtime_ns == stamp

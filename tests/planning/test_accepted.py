@@ -21,6 +21,7 @@ from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import SpecError
 from prunegpt.lm.views import select
 from prunegpt.planning.budget import job_problems
+from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
 from prunegpt.root import Root
@@ -77,7 +78,7 @@ def prunes(stage: StagePlan, state: State) -> None:
     config = stage.training
     assert config is not None
     before = state.pruned if config.keep_masks else Pruned()
-    windows = training._calibration(config.prune, state)
+    windows = training._calibration(config.prune, state, Inputs(None))
     job = training.resolve(stage, config, state, BLOCKS, before.masks, windows)
     if job.prune is None or config.prune is None:
         return
@@ -127,7 +128,7 @@ def arguments_hold(train: Mapping[str, Any], folder: Path) -> None:
 def runs(stage: StagePlan, state: State, folder: Path) -> None:
     """What can fail of a stage before, and instead of, training."""
     if stage.prune:
-        pruning.apply(stage.prune, state, seed=stage.seed, root=Root(folder), progress=lambda *_: None)
+        pruning.apply(stage.prune, state, Inputs(None), seed=stage.seed, root=Root(folder), progress=lambda *_: None)
         check_ledger(state)
         event(f"ran {stage.prune.method}")
     if stage.training:

@@ -226,15 +226,19 @@ def test_figures_of_no_row_are_told() -> None:
     assert "Published figures that no row shows: z" in [note.text for note in made.footnotes]
 
 
-def test_windows_that_do_not_belong_give_no_interval() -> None:
+@pytest.mark.parametrize("changed", ["windows", "perplexity", "loss", "both"])
+def test_a_figure_that_is_not_that_of_its_windows_is_in_no_table(changed: str) -> None:
     kept = Kept()
     trial = kept.trial("a", draw_windows(3.0))
-    kept.of["a"] = draw_windows(3.5)
-    made = table([trial], kept)
-    found = cell(made, "a", "perplexity")
-    assert found.value == trial.evaluation.perplexity
-    assert "interval" not in found.details
-    assert "must give its recorded loss" in footnote(made, found.footnotes[0])
+    if changed == "windows":
+        kept.of["a"] = draw_windows(3.5)
+    else:
+        figures = {"perplexity": 1.0, "loss": 0.0} if changed == "both" else {changed: 1.0}
+        edited = trial.evaluation.model_copy(update=figures)
+        stages = (*trial.stages[:-1], trial.stages[-1].model_copy(update={"evaluation": edited}))
+        trial = trial.model_copy(update={"stages": stages})
+    with pytest.raises(ReportError, match=r"the windows of an evaluation must give its recorded (log perplexity|loss)"):
+        table([trial], kept)
 
 
 def test_without_windows_a_difference_is_not_claimed() -> None:

@@ -88,7 +88,6 @@ def test_edited_weights_of_the_same_size_are_found(broken: Broken, undisturbed: 
     data = bytearray(weights.read_bytes())
     data[7] ^= 1
     weights.write_bytes(data)
-    assert json.loads(doctor(root, "--json").stdout)["findings"] == []  # sizes are those they were: a quick look
     (finding,) = mended(root)
     assert "model/model.safetensors is changed" in finding["text"]
     assert "set it aside" in finding["mend"]

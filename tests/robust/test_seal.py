@@ -24,12 +24,14 @@ def test_what_is_sealed_is_whole(tmp_path: Path) -> None:
     assert damage(tmp_path / "key", deep=True) == []
 
 
+@pytest.mark.parametrize("times", [1, 1 << 16])  # a small file is always compared by content, a large one if asked
 @pytest.mark.parametrize(
     ("text", "quick", "deep"), [("weigh", "cut", "cut"), ("weights!", "changed", "changed"), ("wEights", "", "changed")]
 )
-def test_what_was_changed_since_is_told(tmp_path: Path, text: str, quick: str, deep: str) -> None:
-    publish(tmp_path / "key")
-    (tmp_path / "key" / "model" / "weights").write_text(text)
+def test_what_was_changed_since_is_told(tmp_path: Path, text: str, quick: str, deep: str, times: int) -> None:
+    publish(tmp_path / "key", "weights" * times)
+    (tmp_path / "key" / "model" / "weights").write_text(text * times)
+    quick = deep if times == 1 else quick
     for told, found in ((quick, damage(tmp_path / "key")), (deep, damage(tmp_path / "key", deep=True))):
         assert found == ([Damage("model/weights", told)] if told else [])
 

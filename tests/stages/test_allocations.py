@@ -9,6 +9,7 @@ import torch
 
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import block_matrices, matrices
+from prunegpt.planning.inputs import Inputs
 from prunegpt.registry import ALLOCATIONS, CRITERIA, SOLVERS
 from prunegpt.root import Root
 from prunegpt.spec.pruning import prune_problems, reads_text
@@ -43,7 +44,7 @@ def applied(model: Any, *specs: PruneSpec, root: Root) -> dict[str, float]:
     """Sparsity by tensor after these stages."""
     state = State(model, None, Pruned())  # type: ignore[arg-type]
     for spec in specs:
-        stage.apply(spec, state, seed=0, root=root, progress=lambda *_: None)
+        stage.apply(spec, state, Inputs(None), seed=0, root=root, progress=lambda *_: None)
         check_ledger(state)
     return {name: mask.pruned / mask.weights for name, mask in state.pruned.masks.items()}
 

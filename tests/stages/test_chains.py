@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.masks import load_masks
 from prunegpt.root import Root
+from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 from tests.stages.conftest import RunTrials
 
@@ -115,10 +117,9 @@ def test_distillation(run_trials: RunTrials, tmp_path: Path, distill: dict[str, 
 def test_hardness_zero_is_plain_fine_tuning_bit_for_bit(run_trials: RunTrials, tmp_path: Path) -> None:
     student = {"name": "student", "stages": [{"distill": {"teacher": "finetuned", "hardness": 0.0}}]}
     records = run_trials(FINETUNED, student)
-    states = [
-        cache.load(Root(tmp_path / "runs"), records[name].stages[-1].key, device=torch.device("cpu"))
-        for name in records
-    ]
+    root, cpu = Root(tmp_path / "runs"), torch.device("cpu")
+    keys = [record.stages[-1].key for record in records.values()]
+    states = [cache.load(root, key, ModelSpec(source="unused"), Inputs(None), device=cpu) for key in keys]
     first, second = (dict(state.model.named_parameters()) for state in states)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)

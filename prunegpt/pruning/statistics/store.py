@@ -14,9 +14,9 @@ from prunegpt.errors import PruningError
 from prunegpt.lm.views import block_matrices
 from prunegpt.pruning.statistics.collect import block_statistics, evaluating
 from prunegpt.pruning.statistics.inputs import LayerStatistics
-from prunegpt.root import publishing, write_json
+from prunegpt.root import publishing, seal, whole, write_json
 
-_FORMAT = 1
+_FORMAT = 2
 _INDEX = "statistics.json"
 
 
@@ -119,7 +119,7 @@ def collect_statistics(
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
     """
     key = statistics_key(model, windows)
-    if not (folder / key / _INDEX).exists():
+    if not whole(folder / key, deep=True):
         views = block_matrices(model)
         with publishing(folder / key) as temporary, evaluating(model):
             layers: dict[str, tuple[str, str]] = {}
@@ -130,6 +130,7 @@ def collect_statistics(
                 layers |= _write_block(part, temporary, f"block-{number:04d}.safetensors")
             index = {"format": _FORMAT, "key": key, "windows": windows.shape[0], "length": windows.shape[1]}
             write_json(temporary / _INDEX, index | {"layers": [[name, *layers[name]] for name in views]})
+            seal(temporary)
     return StatisticsStore(folder / key)
 
 

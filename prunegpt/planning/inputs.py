@@ -1,0 +1,90 @@
+"""The local files that a trial reads: hashed when it is planned, and compared with that when they are read."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from prunegpt.errors import InputError
+from prunegpt.planning.fingerprint import Files, stamp
+from prunegpt.planning.sources import model_files
+from prunegpt.root import Root
+from prunegpt.spec.plan import StagePlan, TrialPlan
+from prunegpt.spec.schema import DataSpec, EvaluateSpec, ModelSpec
+
+
+def text_files(data: DataSpec | None, split: str | None) -> list[Path]:
+    """The local files of one split of a located text; none where it is built in or on the hub."""
+    return [Path(name) for name in (data.files or {}).get(split or "", ())] if data else []
+
+
+def planned_inputs(
+    models: Iterable[ModelSpec], stages: Iterable[StagePlan], evaluate: EvaluateSpec, files: Files
+) -> dict[str, str]:
+    """Absolute path -> SHA-256 of every local file that a trial reads, teachers included.
+
+    Args:
+        models: located; that of the trial and those of its teachers.
+        files: hashes them, and remembers those that went into keys.
+    """
+    paths = [path for model in models for path in model_files(model)]
+    paths += [] if evaluate.skip else text_files(evaluate.data, evaluate.split)
+    for stage in stages:
+        if stage.training and stage.data:
+            paths += text_files(stage.data, stage.data.train_split)
+        if stage.pruning:
+            paths += text_files(stage.pruning.calibration.data, stage.pruning.calibration.split)
+    return {str(path): files.hash(path) for path in dict.fromkeys(paths)}
+
+
+class Inputs:
+    """Lets a trial read what it was planned with, and nothing else.
+
+    Args:
+        expected: absolute path -> SHA-256, of a plan. None: nothing was planned, and files are taken as they are.
+        root: where hashes of files are remembered.
+    """
+
+    def __init__(self, expected: Mapping[str, str] | None, root: Root | None = None) -> None:
+        self._expected = expected
+        self._files = Files(root)
+
+    @classmethod
+    def of(cls, trial: TrialPlan, root: Root) -> "Inputs":
+        return cls(trial.inputs, root)
+
+    @contextmanager
+    def reading(self, paths: Iterable[Path]) -> Iterator[None]:
+        """Files are what was planned before the block reads them, and nobody has touched them when it is done.
+
+        Raises:
+            InputError: naming the file, where one is not.
+        """
+        if self._expected is None:
+            yield
+            return
+        found = {path: self._verified(path) for path in paths}
+        yield
+        for path, before in found.items():
+            if self._verified(path) != before:
+                raise InputError(_message(path, "was written to while it was read"))
+
+    def _verified(self, path: Path) -> list[int]:
+        """The stamp of a file that holds what was planned."""
+        assert self._expected is not None
+        expected = self._expected.get(str(path))
+        if expected is None:
+            raise InputError(_message(path, "was not there then"))
+        try:
+            before = stamp(path)
+            if self._files.hash(path) != expected:
+                raise InputError(_message(path, "has another content now"))
+        except OSError as error:
+            raise InputError(_message(path, f"cannot be read now ({error.strerror})")) from error
+        return before
+
+
+def _message(path: Path, what: str) -> str:
+    return (
+        f"a file must stay as it was when the trial was planned, but {path} {what}. Run the sweep again, which plans "
+        f"with the files as they are, or put the file back."
+    )

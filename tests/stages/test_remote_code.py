@@ -1,0 +1,170 @@
+"""Code that a model brings: it is part of the key, and it runs from where the running trial says, and only there."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunegpt.cli.measure import open_model
+from prunegpt.errors import PruneGPTError
+from prunegpt.planning.inputs import Inputs
+from prunegpt.planning.resolve import plan_data
+from prunegpt.records import AttemptRecord
+from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
+from prunegpt.stages import cache
+from prunegpt.trial import run_trial
+
+CODE = """
+import pathlib
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from .scale import SCALE
+
+with open({canary!r}, "a") as file:
+    print(__file__, file=file)
+
+class OwnConfig(GPT2Config):
+    model_type = "own{number}"
+
+class OwnModel(GPT2LMHeadModel):
+    config_class = OwnConfig
+
+    def forward(self, *args, **options):
+        found = super().forward(*args, **options)
+        found.logits = found.logits * SCALE
+        return found
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, model_folder: Path, request: pytest.FixtureRequest) -> Path:
+    """A model with code of its own, which notes in a file where it ran from."""
+    folder = tmp_path / "own"
+    shutil.copytree(model_folder, folder)
+    content = CODE.format(canary=str(tmp_path / "ran.txt"), number=abs(hash(request.node.name)) % 10**6)
+    (folder / "modeling_own.py").write_text(content)
+    (folder / "scale.py").write_text("SCALE = 1.0\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": content.partition('model_type = "')[2].partition('"')[0],
+        "architectures": ["OwnModel"],
+        "auto_map": {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def plan(own: Path, text_files: dict[str, str], tmp_path: Path) -> Callable[..., TrialPlan]:
+    def make(root: str = "runs", *, trust: bool = True, source: Path = own) -> TrialPlan:
+        spec = {
+            "name": "own",
+            "base": {
+                "model": {"source": str(source), "trust_remote_code": trust},
+                "data": {"files": text_files, "block_size": 32},
+                "evaluate": {"max_windows": 2},
+                "train": {"max_steps": 2, "per_device_train_batch_size": 2},
+            },
+            "trials": [{"name": "pruned", "stages": [{"prune": {"sparsity": 0.5}}, "finetune"]}],
+        }
+        return plan_data(spec, root=Root(tmp_path / root)).trials[0]
+
+    return make
+
+
+def run(plan: TrialPlan, root: Path, attempt: int = 1) -> AttemptRecord:
+    folder = Root(root).attempt(plan.sweep, plan.name, attempt)
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(plan.model_dump_json(), encoding="utf-8")
+    return run_trial(folder, trust_remote_code=True)
+
+
+def perplexities(record: AttemptRecord) -> list[float | None]:
+    assert record.state == "finished", record.trace
+    return [stage.evaluation.perplexity if stage.evaluation else None for stage in record.stages]
+
+
+def test_a_change_in_any_file_of_the_code_is_another_key(own: Path, plan: Any, tmp_path: Path) -> None:
+    first = plan()
+    before = perplexities(run(first, tmp_path / "runs"))
+    (own / "scale.py").write_text("SCALE = 0.5\n")
+    changed = plan()
+    assert {stage.key for stage in changed.stages}.isdisjoint(stage.key for stage in first.stages)
+    after = perplexities(run(changed, tmp_path / "runs", attempt=2))
+    assert all(one != two for one, two in zip(before, after, strict=True))
+    assert after == perplexities(run(plan("fresh"), tmp_path / "fresh"))
+
+
+def test_code_that_changed_after_planning_is_refused(own: Path, plan: Any, tmp_path: Path) -> None:
+    planned = plan()
+    (own / "scale.py").write_text("SCALE = 0.5\n")
+    record = run(planned, tmp_path / "runs")
+    assert record.state == "failed"
+    assert f"{own / 'scale.py'} has another content now" in record.error
+
+
+def test_a_published_stage_is_loaded_with_the_code_of_the_model_and_runs_none_of_the_root(
+    own: Path, plan: Any, tmp_path: Path
+) -> None:
+    planned, root = plan(), Root(tmp_path / "runs")
+    perplexities(run(planned, root.path))
+    stored = root.stage(planned.key) / "model"
+    for file in stored.glob("*.py"):  # a root that came from elsewhere, sealed anew by who changed it
+        file.write_text(f"raise AssertionError('{file} ran')")
+    (root.stage(planned.key) / "files.json").unlink()
+    (tmp_path / "trial.json").write_text(planned.model_dump_json(), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", AFTER, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "OwnModel"
+
+
+AFTER = """
+import pathlib, sys, torch
+from prunegpt.planning.inputs import Inputs
+from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
+from prunegpt.stages import cache
+
+place = pathlib.Path(sys.argv[1])
+plan, root = TrialPlan.model_validate_json((place / "trial.json").read_text()), Root(place / "runs")
+state = cache.load(root, plan.key, plan.model, Inputs.of(plan, root), device=torch.device("cpu"))
+print(type(state.model).__name__)
+"""
+
+
+def test_a_root_brings_no_trust_with_it(own: Path, plan: Any, tmp_path: Path) -> None:
+    trusted = plan()
+    run(trusted, tmp_path / "runs")
+    (tmp_path / "ran.txt").unlink()
+    untrusting = trusted.model.model_copy(update={"trust_remote_code": False})
+    root = Root(tmp_path / "runs")
+    inputs = Inputs.of(trusted, root)
+    with pytest.raises(PruneGPTError, match=r"runs its own code\. Set trust_remote_code: true"):
+        cache.load(root, trusted.stages[0].key, untrusting, inputs, device=torch.device("cpu"))
+    assert not (tmp_path / "ran.txt").exists()
+
+
+def test_an_attempt_folder_brings_no_trust_with_it(own: Path, plan: Any, tmp_path: Path) -> None:
+    planned, root = plan(), Root(tmp_path / "runs")
+    folder = root.attempt(planned.sweep, planned.name, 1)
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(planned.model_dump_json(), encoding="utf-8")
+    record = run_trial(folder)
+    assert record.state == "failed"
+    assert "--trust-remote-code" in record.error
+    assert not (tmp_path / "ran.txt").exists()
+
+
+def test_the_command_line_opens_such_a_model_where_it_is_told_to(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(PruneGPTError, match="runs its own code"):
+        open_model(str(own), Root(tmp_path / "runs"), "cpu")
+    assert not (tmp_path / "ran.txt").exists()
+    found = open_model(str(own), Root(tmp_path / "runs"), "cpu", trust_remote_code=True)
+    assert type(found.model).__name__ == "OwnModel"
