@@ -107,6 +107,7 @@ class StageRecord(Record):
     layers: tuple[Mapping[str, Any], ...] = ()  # rows of a one-shot solver: name, sparsity, error, seconds
     versions: Mapping[str, str] = Field(default_factory=dict)
     device: str = ""
+    precision: str = ""  # of the arithmetic; records of earlier versions do not say
     devices: int = 1  # that computed it together
     threads: int = 0  # of the processor, in each process that computed it; 0: it is not known
 

@@ -15,6 +15,7 @@ from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.inputs import planned_inputs
 from prunegpt.planning.opened import OpenedSpec
+from prunegpt.planning.precision import resolved
 from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.samplers import early_stop_of
 from prunegpt.planning.searches import plan_search, resolve_suggestion
@@ -23,6 +24,7 @@ from prunegpt.planning.teachers import Chain, borrowed, find_teacher
 from prunegpt.planning.texts import Texts, block_size_of, with_block_size
 from prunegpt.root import Root
 from prunegpt.spec.distilling import distill_problems
+from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.expand import Configuration, slug
 from prunegpt.spec.plan import SearchPlan, StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.read import plain_document, read_document
@@ -303,7 +305,7 @@ class Planner:
         return Chain(trial, facts, teaching)
 
     def _filled(self, item: Configuration) -> Configuration:
-        """The configuration with recipes and measured curves read in; what is wrong with them is noted."""
+        """The configuration with recipes, measured curves and precision filled in; what is wrong is noted."""
         stages = list(item.spec.stages)
         for index, stage in enumerate(stages):
             try:
@@ -311,7 +313,12 @@ class Planner:
                 stages[index] = stage.filled(config)
             except (PruneGPTError, OSError) as error:
                 self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))
-        return replace(item, spec=item.spec.model_copy(update={"stages": tuple(stages)}))
+        spec, launcher = item.spec, self.opened.spec.launcher if self.opened.spec else LauncherSpec()
+        precision = resolved(spec.precision, spec.device, launcher)
+        measured = resolved(spec.evaluate.precision or precision, spec.device, launcher)
+        evaluate = spec.evaluate.model_copy(update={"precision": measured})
+        update = {"stages": tuple(stages), "precision": precision, "evaluate": evaluate}
+        return replace(item, spec=spec.model_copy(update=update))
 
     def _check(self, item: Configuration, facts: ModelFacts) -> None:
         """Notes what does not fit between the model and the trial's windows and stages."""
@@ -396,7 +403,7 @@ class Planner:
             self.opened.note(item, "data", str(error))
             return None
         try:
-            return located, *self.texts.evaluation(located, evaluate, item.spec.precision)
+            return located, *self.texts.evaluation(located, evaluate)
         except (PruneGPTError, OSError) as error:
             self.opened.note(item, "evaluate", str(error))
             return None

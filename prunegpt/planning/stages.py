@@ -14,7 +14,7 @@ from prunegpt.planning.texts import Texts
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import method_entry, reads_text
 from prunegpt.spec.schema import DataSpec, DistillSpec, FinetuneSpec, PruneSpec, StageConfig
-from prunegpt.spec.training_arguments import CHOOSING, NEUTRAL
+from prunegpt.spec.training_arguments import chooses, neutral_in
 
 # Left out of the config in a key: there in another form, or without influence.
 _NOT_IN_KEY = {"train", "data", "prune", "recipe", "recipe_args", "teacher", "keep_checkpoints"}
@@ -83,8 +83,7 @@ def _train(config: FinetuneSpec, place: Place, teacher: str | None) -> StagePlan
     text = config.model_dump(exclude=_NOT_IN_KEY)
     if config.prune:
         update["prune"], text["prune"] = _filled(config.prune, data, place.texts)
-    choosing = bool(train.get("load_best_model_at_end"))
-    neutral = NEUTRAL - CHOOSING if choosing else NEUTRAL
+    neutral = neutral_in(train)
     payload = {
         **_common(kind, place),
         "seed": place.seed,
@@ -94,7 +93,7 @@ def _train(config: FinetuneSpec, place: Place, teacher: str | None) -> StagePlan
         "train": {name: value for name, value in train.items() if name not in neutral},
         "config": text,
         "teacher": teacher,
-        "chosen_by": place.evaluation_key if choosing else None,
+        "chosen_by": place.evaluation_key if chooses(train) else None,
     }
     return StagePlan(
         key=digest(payload),

@@ -69,12 +69,12 @@ class Texts:
             self.unchecked[unchecked] = None
         return key
 
-    def evaluation(self, data: DataSpec, evaluate: EvaluateSpec, precision: str) -> tuple[EvaluateSpec, str]:
+    def evaluation(self, data: DataSpec, evaluate: EvaluateSpec) -> tuple[EvaluateSpec, str]:
         """How a trial is measured, text and window filled in; and the key of that.
 
         Args:
             data: the trial's text, located.
-            precision: of the trial's arithmetic, as the spec names it; used where `evaluate` has none of its own.
+            evaluate: with its precision, resolved.
 
         Raises:
             DataError: the text or its split is missing, or the stride is wider than the window.
@@ -91,7 +91,6 @@ class Texts:
             "format": FORMAT,
             "text": None if evaluate.skip else self.fingerprint(measured, split),
             **filled.model_dump(exclude={"data", "batch_size", "skip"}),
-            "precision": evaluate.precision or precision,
         }
         return filled, digest(key)
 

@@ -338,7 +338,9 @@ class Settings(Part):
         (42,), description="one trial each"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
-    precision: Precision = Field("auto", description="auto: bfloat16 where the device has it, else float32")
+    precision: Precision = Field(
+        "auto", description="auto: bfloat16 where the device has it, else float32; decided when the trial is planned"
+    )
     stages: tuple[StageSpec, ...] = Field((), description="the chain; empty: the model is evaluated as it is")
 
 

@@ -12,42 +12,53 @@ from prunegpt.errors import unknown
 
 LOGGING_STEPS = 10  # between points of a curve, where the arguments do not say
 SAVE_STEPS = 500  # of transformers.TrainingArguments
-_NO_HUB = "nothing: publish the finished model folder yourself"
+# Every argument of the installed transformers is in one of three tables.
 
-# Set by PruneGPT itself, with the field to use instead.
-OURS = {
-    "output_dir": "the stage's folder under the root",
-    "seed": "`seeds`",
-    "data_seed": "`seeds`",
-    "do_train": "`stages`",
-    "do_eval": "`evaluate`",
-    "do_predict": "`evaluate`",
-    "resume_from_checkpoint": "nothing: a stage always resumes",
-    "report_to": "`tracking`",
-    "run_name": "the trial's name",
-    "use_cpu": "`device`",
-    "bf16": "`precision`",
-    "fp16": "`precision`",
-    "bf16_full_eval": "`precision`",
-    "fp16_full_eval": "`precision`",
-    "per_device_eval_batch_size": "`evaluate.batch_size`",
-    "push_to_hub": _NO_HUB,
-    "hub_token": _NO_HUB,
-    "hub_private_repo": _NO_HUB,
-    "hub_model_id": _NO_HUB,
-    "hub_strategy": _NO_HUB,
-    "hub_always_push": _NO_HUB,
-    "hub_revision": _NO_HUB,
-    "label_smoothing_factor": "nothing: the loss must stay the cross-entropy that perplexity is made of",
-    "auto_find_batch_size": "nothing: the batch size decides the result, so it is stated",
-    "remove_unused_columns": "nothing: the columns are ours",
-    "ignore_data_skip": "nothing: a stage that goes on sees the batches that it would have seen",
-    "accelerator_config": "nothing: a stage that goes on draws the order that it would have drawn",
-    "save_only_model": "nothing: a stage goes on from its checkpoints, which hold optimizer and schedule",
-    "local_rank": "nothing: the launcher sets it",
-}
+# 1. What decides the weights: part of the stage key.
+DECISIVE = frozenset(
+    {
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "average_tokens_across_devices",
+        "num_train_epochs",
+        "max_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "optim",
+        "optim_args",
+        "optim_target_modules",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "neftune_noise_alpha",
+        "activation_checkpointing",
+        "activation_checkpointing_kwargs",
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
+        "use_liger_kernel",
+        "liger_kernel_config",
+        "tf32",
+        "full_determinism",
+        "dataloader_drop_last",
+        "train_sampling_strategy",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "greater_is_better",
+        "ddp_find_unused_parameters",
+        "ddp_bucket_cap_mb",
+        "ddp_broadcast_buffers",
+        "ddp_static_graph",
+    }
+)
 
-# Change what is written or how fast, never the weights; left out of the stage key.
+# 2. What changes what is written or how fast, never the weights: not part of the key.
 NEUTRAL = frozenset(
     {
         "logging_strategy",
@@ -68,7 +79,6 @@ NEUTRAL = frozenset(
         "save_on_each_node",
         "dataloader_num_workers",
         "dataloader_pin_memory",
-        "dataloader_persistent_workers",
         "dataloader_prefetch_factor",
         "torch_empty_cache_steps",
         "skip_memory_metrics",
@@ -77,9 +87,88 @@ NEUTRAL = frozenset(
     }
 )
 
-# Of those, what decides the result all the same where `load_best_model_at_end` chooses among checkpoints.
-CHOOSING = frozenset({"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"})
+# Of those, what decides the weights all the same where evaluations in mid-training do.
+CHOOSING = frozenset({"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"})
 
+_HUB = "publish the finished model folder yourself"
+_MEASURED_BY = "`evaluate` says how a stage is measured"
+_TRACKING = "use `tracking`"
+_PRECISION = "use `precision`"
+_WHOLE = "a mask belongs to a whole weight on one device; `launcher: {gpus: N}` trains on several"
+_RESUMES = "a stage always goes on from its last checkpoint"
+_TOGETHER = "the processes that train together are started by `launcher`"
+
+# 3. What cannot be set, and why, or what to use instead.
+REFUSED: Mapping[str, str] = {
+    "output_dir": "a stage has its folder under the root",
+    "seed": "use `seeds`",
+    "data_seed": "use `seeds`",
+    "do_train": "use `stages`",
+    "do_eval": "use `evaluate`",
+    "do_predict": "use `evaluate`",
+    "per_device_eval_batch_size": "use `evaluate.batch_size`",
+    "prediction_loss_only": _MEASURED_BY,
+    "eval_do_concat_batches": _MEASURED_BY,
+    "eval_use_gather_object": _MEASURED_BY,
+    "eval_accumulation_steps": _MEASURED_BY,
+    "include_for_metrics": _MEASURED_BY,
+    "batch_eval_metrics": _MEASURED_BY,
+    "resume_from_checkpoint": _RESUMES,
+    "restore_callback_states_from_checkpoint": _RESUMES,
+    "ignore_data_skip": "a stage that goes on sees the batches that it would have seen",
+    "accelerator_config": "a stage that goes on draws the order that it would have drawn",
+    "save_only_model": "a stage goes on from its checkpoints, which hold optimizer and schedule",
+    "enable_jit_checkpoint": "a stage writes a checkpoint when it is asked to end",
+    "report_to": _TRACKING,
+    "run_name": "it is the trial's name",
+    "trackio_space_id": _TRACKING,
+    "trackio_bucket_id": _TRACKING,
+    "trackio_static_space_id": _TRACKING,
+    "use_cpu": "use `device`",
+    "bf16": _PRECISION,
+    "fp16": _PRECISION,
+    "bf16_full_eval": _PRECISION,
+    "fp16_full_eval": _PRECISION,
+    "push_to_hub": _HUB,
+    "hub_token": _HUB,
+    "hub_private_repo": _HUB,
+    "hub_model_id": _HUB,
+    "hub_strategy": _HUB,
+    "hub_always_push": _HUB,
+    "hub_revision": _HUB,
+    "label_smoothing_factor": "the loss must stay the cross-entropy that perplexity is made of",
+    "auto_find_batch_size": "the batch size decides the result, so it is stated",
+    "remove_unused_columns": "a stage trains on token blocks, which have no other columns",
+    "label_names": "a stage trains on token blocks, which are their own labels",
+    "length_column_name": "all token blocks have one length",
+    "use_cache": "training never reads a cache of keys and values",
+    "dataloader_in_order": "the order of the batches decides the result, so it is kept",
+    "dataloader_persistent_workers": "a stage that goes on draws the random numbers that it would have drawn",
+    "dataloader_multiprocessing_context": "blocks are read from a file that every kind of process can open",
+    "debug": "a stage stops by itself where its loss or its weights are not finite",
+    "fsdp": _WHOLE,
+    "fsdp_config": _WHOLE,
+    "deepspeed": _WHOLE,
+    "parallelism_config": _WHOLE,
+    "local_rank": _TOGETHER,
+    "ddp_backend": _TOGETHER,
+    "ddp_timeout": _TOGETHER,
+}
+
+
+def chooses(train: Mapping[str, Any]) -> bool:
+    """Whether evaluations in mid-training decide the weights: they choose a checkpoint, or lower the learning rate."""
+    return bool(train.get("load_best_model_at_end")) or train.get("lr_scheduler_type") in _WATCHING
+
+
+def neutral_in(train: Mapping[str, Any]) -> frozenset[str]:
+    """The arguments that do not decide the weights of a training with these arguments."""
+    if not chooses(train):
+        return NEUTRAL
+    return NEUTRAL - CHOOSING - (frozenset() if train.get("eval_steps") else {"logging_steps"})  # its default
+
+
+_WATCHING = ("reduce_lr_on_plateau", "greedy")  # schedules that look at the evaluated metric
 _ABOVE_ZERO = frozenset({"num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"})
 _NOT_NEGATIVE = frozenset({"learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay"})
 
@@ -133,13 +222,18 @@ def check_argument(name: str, value: Any) -> Any:
     """The value of one training argument; 1 and 1.0 come out alike.
 
     Raises:
-        ValueError: an unknown name, one that PruneGPT sets itself, or a value that cannot be.
+        ValueError: an unknown name, one that is refused, or a value that cannot be.
     """
     known = arguments()
-    if name in OURS:
-        raise ValueError(f"{name} is set by PruneGPT: use {OURS[name]}.")
+    if name in REFUSED:
+        raise ValueError(f"{name} is not taken: {REFUSED[name]}.")
     if name not in known:
-        raise ValueError(unknown("training argument", name, [valid for valid in known if valid not in OURS]))
+        raise ValueError(unknown("training argument", name, [valid for valid in known if valid not in REFUSED]))
+    if name not in DECISIVE and name not in NEUTRAL:
+        raise ValueError(
+            f"{name} is new in the installed transformers, and it is not known what it does to a result. "
+            f"Leave it out, or install an earlier transformers."
+        )
     annotation = known[name]
     _refuse_non_finite(name, value)
     parts = {part.strip() for part in annotation.split("|")}

@@ -21,6 +21,7 @@ from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 from prunegpt.stages.base import Pruned, Result, Setting, Stage, State
 from prunegpt.stages.measure import Ruler, allocation_of, check_ledger, count_zeros
+from prunegpt.stages.process import unmarked
 from prunegpt.stages.prune import prune
 from prunegpt.stages.source import load, pretrain
 from prunegpt.stages.train import distill, finetune
@@ -130,11 +131,12 @@ class Chain:
         )
         self.say(f"stage {index} {plan.kind} {plan.key}: started on {device}")
         started = time.monotonic()
-        result = STAGES[plan.kind](plan, state, setting)
+        with unmarked():
+            result = STAGES[plan.kind](plan, state, setting)
         check_ledger(state)
         seconds = max(result.seconds, time.monotonic() - started)
         if ranks.leads():
-            cache.publish(self.root, plan, state, self._record(index, plan, state, result, seconds, device))
+            cache.publish(self.root, plan, state, self._record(index, plan, state, result, seconds, device, dtype))
         ranks.wait()
         self.say(f"stage {index} {plan.kind} {plan.key}: published after {seconds:.1f} s")
         if plan.kind == "load":
@@ -155,7 +157,14 @@ class Chain:
         return self._load(plan.parent, plan.model, device)
 
     def _record(
-        self, index: int, plan: StagePlan, state: State, result: Result, seconds: float, device: torch.device
+        self,
+        index: int,
+        plan: StagePlan,
+        state: State,
+        result: Result,
+        seconds: float,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> StageRecord:
         return StageRecord(
             key=plan.key,
@@ -171,6 +180,7 @@ class Chain:
             layers=result.layers,
             versions=versions(),
             device=device_name(device),
+            precision=str(dtype).removeprefix("torch."),
             devices=ranks.count() if plan.kind in _TRAINED else 1,
             threads=torch.get_num_threads(),
         )

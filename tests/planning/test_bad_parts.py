@@ -232,4 +232,4 @@ def test_a_segment_of_a_curve_that_is_none_is_refused() -> None:
 @pytest.mark.parametrize("name", ["save_only_model", "ignore_data_skip", "accelerator_config"])
 def test_what_would_break_going_on_is_refused(name: str) -> None:
     (found,) = said({"finetune": {"train": {name: True}}})
-    assert f"{name} is set by PruneGPT" in found
+    assert f"{name} is not taken" in found

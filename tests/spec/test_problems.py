@@ -182,16 +182,16 @@ TRIALS = {
         "train.learnig_rate",
         r"unknown training argument 'learnig_rate'\. Did you mean 'learning_rate'\?",
     ),
-    "a training argument of ours: seed": ("train: {seed: 1}", "train.seed", r"seed is set by PruneGPT: use `seeds`\."),
+    "a training argument of ours: seed": ("train: {seed: 1}", "train.seed", r"seed is not taken: use `seeds`\."),
     "a training argument of ours: bf16": (
         "train: {bf16: true}",
         "train.bf16",
-        r"bf16 is set by PruneGPT: use `precision`\.",
+        r"bf16 is not taken: use `precision`\.",
     ),
     "a training argument of ours, in a stage": (
         "stages: [{finetune: {train: {output_dir: x}}}]",
         "stages.0.finetune.train.output_dir",
-        "output_dir is set by PruneGPT: use the stage's folder",
+        "output_dir is not taken: a stage has its folder",
     ),
     "a training argument of another type": (
         "train: {max_steps: many}",

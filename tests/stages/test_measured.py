@@ -26,3 +26,9 @@ def test_a_trial_records_what_it_takes(run_trials: RunTrials, tmp_path: Path, mo
     assert places == sorted(places)  # a measurement stands where the trial was
     losses = [point.step for point in points if point.name == "loss"]
     assert losses == sorted(set(losses))
+
+
+def test_a_record_says_in_what_precision_a_stage_was_computed(run_trials: RunTrials) -> None:
+    record = run_trials({"name": "a", "stages": ["finetune"]}, precision="bfloat16")["a"]
+    assert {stage.precision for stage in record.stages} == {"bfloat16"}
+    assert all(stage.evaluation and "bfloat16" in stage.evaluation.protocol for stage in record.stages)

@@ -1,0 +1,46 @@
+"""What `precision: auto` means: decided when a trial is planned, so that keys and records hold what was computed in."""
+
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+from prunegpt.spec.execution import LauncherSpec
+
+_ASK = "from prunegpt.lm.device import pick_device, pick_dtype; print(pick_dtype('auto', pick_device('auto')))"
+_DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/kfd"))  # of NVIDIA and AMD
+_PATIENCE = 120.0  # seconds for an answer: torch is read from a disk that may be slow
+
+
+def resolved(precision: str, device: str, launcher: LauncherSpec) -> str:
+    """The precision that a trial is computed in: the one it names, or for `auto` the best of its device.
+
+    That is bfloat16 where the device has it natively, else float32. Of a cluster's nodes nothing is known here: a
+    trial that is given GPUs there counts as one on a device that has bfloat16, any other as one on a processor.
+
+    Args:
+        device: auto, cuda, mps or cpu.
+        launcher: where the trial will run.
+    """
+    if precision != "auto":
+        return precision
+    if device in ("cpu", "mps"):
+        return "float32"
+    if launcher.kind != "local":
+        return "bfloat16" if launcher.gpus else "float32"
+    return _here()
+
+
+@cache
+def _here() -> str:
+    """What torch says of this machine; asked in a process of its own, and only where there is a driver of a GPU."""
+    if not any(path.exists() for path in _DRIVERS) and shutil.which("nvidia-smi") is None:
+        return "float32"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK], capture_output=True, text=True, check=True, timeout=_PATIENCE
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "float32"
+    return done.stdout.split()[-1].removeprefix("torch.")
