@@ -11,12 +11,15 @@ from prunegpt.errors import PruneGPTError
 from prunegpt.planning import hub
 from prunegpt.planning.budget import job_problems, train_tokens
 from prunegpt.planning.inputs import Inputs
+from prunegpt.planning.sources import MASKS
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
 from prunegpt.spec.schema import DataSpec, FinetuneSpec, ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_NOTABLE = 0.01  # of a model's weights: more zeros than training leaves by chance
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,24 @@ def costs(trials: Sequence[TrialPlan], root: Root) -> Costs:
         unchecked=tuple(counter.unchecked),
         problems=tuple(problems),
     )
+
+
+def lost_zeros(trials: Sequence[TrialPlan]) -> list[str]:
+    """Models that are pruned already, without masks, in trials that train them: what is zero there would be filled."""
+    from prunegpt.lm.models import stored_zeros
+
+    trained: dict[str, None] = {}
+    for trial in trials:
+        training = [stage.training for stage in trial.stages if stage.training]
+        if Path(trial.model.source).is_dir() and training and not any(stage.keep_zeros for stage in training):
+            trained[trial.model.source] = None
+    shares = {source: stored_zeros(Path(source)) for source in trained if not (Path(source) / MASKS).exists()}
+    return [
+        f"about {share:.1%} of the weights in the layers of {source} are zero, and no {MASKS} beside them says that "
+        f"they were pruned: training fills them. `keep_zeros: true` in the first stage that trains keeps them zero."
+        for source, share in shares.items()
+        if share > _NOTABLE
+    ]
 
 
 def counted_problems(trials: Sequence[TrialPlan], root: Root) -> list[tuple[TrialPlan, str, str]]:

@@ -35,7 +35,7 @@ def check(
 
     Needs neither hub nor network: what could not be checked without them is said.
     """
-    from prunegpt.cli.costs import costs, counted_problems, per_trial, search_problems
+    from prunegpt.cli.costs import costs, counted_problems, lost_zeros, per_trial, search_problems
     from prunegpt.errors import SpecError
     from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
@@ -63,6 +63,7 @@ def check(
         problems = [planner.problem(*problem) for problem in counted]
         raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
     unchecked = [*plan.unchecked, *report.unchecked]
+    notes = lost_zeros(trials)
     searches = {
         search.name: (search.spec.n_trials, per_trial(examples[search.name], where))
         for search in plan.searches
@@ -84,6 +85,7 @@ def check(
                     for name, (count, tokens) in searches.items()
                 ],
                 "unchecked": unchecked,
+                "notes": notes,
             }
         )
         return
@@ -104,6 +106,8 @@ def check(
         print("." if count is None or high is None else f"; at most about {number(count * high)} in all.")
     for text in unchecked:
         print(f"not checked: {text}")
+    for text in notes:
+        print(f"note: {text}")
 
 
 def chosen(plan: "SweepPlan", only: str | None) -> "list[TrialPlan]":

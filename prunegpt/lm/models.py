@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -24,6 +25,8 @@ from prunegpt.errors import ModelError
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.sources import model_place, tensor_shapes, weight_files
 
+_MATRIX = 2  # dimensions
+_SAMPLED = 64  # rows of a matrix that zeros are counted in
 _LISTED = 5  # weights named in one message
 _OVERSIZE = 4  # times as many weights as are stored may be asked for before the names of those missing are looked at
 _OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")  # causal masks that old checkpoints carry as weights
@@ -92,6 +95,23 @@ def load_model(
     model = _owned(model.to(place)).eval()
     _check_causal(source, model)
     return model
+
+
+def stored_zeros(folder: Path) -> float:
+    """About what share of the weights in a model's numbered layers is zero: of the first rows of every matrix there.
+
+    Args:
+        folder: a transformers folder with safetensors.
+    """
+    zeros, weights = 0, 0
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                part = stored.get_slice(name)
+                if len(part.get_shape()) == _MATRIX and any(step.isdigit() for step in name.split(".")):
+                    rows = part[:_SAMPLED]
+                    zeros, weights = zeros + int((rows == 0).sum()), weights + rows.numel()
+    return zeros / max(weights, 1)
 
 
 def _with_code(name: str, code: str, revision: str | None, code_revision: str | None) -> tuple[Any, Any]:

@@ -37,8 +37,6 @@ def source_stage(facts: ModelFacts, precision: str) -> StagePlan:
     """Where a chain starts: a stored model as it is, or the built-in one, which is trained first."""
     model = facts.model
     payload: dict[str, Any] = {"format": FORMAT, "model": facts.fingerprint, "remote_code": model.trust_remote_code}
-    if model.keep_zeros:
-        payload["keep_zeros"] = True
     if not facts.builtin:
         return StagePlan(key=digest({**payload, "kind": "load"}), kind="load", model=model)
     key = digest({**payload, "kind": "pretrain", "precision": precision, "versions": versions()})
@@ -80,7 +78,7 @@ def _train(config: FinetuneSpec, place: Place, teacher: str | None) -> StagePlan
     data = place.texts.of_stage(config.data, place.data)
     train = {**place.train, **config.train}
     update: dict[str, Any] = {"train": train, "data": data}
-    text = config.model_dump(exclude=_NOT_IN_KEY)
+    text = config.model_dump(exclude=_NOT_IN_KEY if config.keep_zeros else _NOT_IN_KEY | {"keep_zeros"})
     if config.prune:
         update["prune"], text["prune"] = _filled(config.prune, data, place.texts)
     neutral = neutral_in(train)

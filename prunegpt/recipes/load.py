@@ -82,6 +82,7 @@ def _own_meaning(recipe: Recipe, source: str) -> RecipeMeaning:
         recipe.distill.model_dump(exclude_unset=True) if recipe.distill else None,
         LearningRateCurve(segments=recipe.learning_rate) if recipe.learning_rate else None,
         bool(recipe.learning_rate),
+        keep_zeros=recipe.keep_zeros,
     )
     return RecipeMeaning(source, "own", (stage,))
 

@@ -63,6 +63,7 @@ class StageMeaning:
         learning_rate: the curve; None where the recipe does not touch the learning rate.
         follow_curve: whether no transformers scheduler gives that curve, so that `train` does not hold it.
         prunings: its pruning modifiers, each as written.
+        keep_zeros: whether every zero of the model that it is given stays one.
     """
 
     name: str
@@ -75,16 +76,18 @@ class StageMeaning:
     learning_rate: LearningRateCurve | None = None
     follow_curve: bool = False
     prunings: tuple[Pruning, ...] = ()
+    keep_zeros: bool = False
 
     @property
     def sections(self) -> dict[str, Any]:
-        """It in our own recipe format: train, prune, distill, learning_rate, each where there is something."""
+        """It in our own recipe format: its sections and `keep_zeros`, each where there is something."""
         curve = self.learning_rate if self.follow_curve else None
         found = {
             "train": dict(self.train) or None,
             "prune": None if self.prune is None else dict(self.prune),
             "distill": None if self.distill is None else dict(self.distill),
             "learning_rate": curve and [item.model_dump(exclude_none=True) for item in curve.segments],
+            "keep_zeros": self.keep_zeros or None,
         }
         return {name: section for name, section in found.items() if section is not None}
 
@@ -177,6 +180,7 @@ class _StageReader:
         self._prunings: list[Pruning] = []
         self._blend: Blend | None = None
         self._train: dict[str, Any] = {}
+        self._keep_zeros = False
         self._handlers = self._legacy() if dialect == "legacy" else self._session()
         for modifier in modifiers:
             self._add(modifier)
@@ -231,7 +235,7 @@ class _StageReader:
     def _summary(self, name: str) -> str:
         if name == "EpochRangeModifier":
             return f"trains {self.epochs:g} epochs." if self.epochs else "sets no number of epochs."
-        return "what is zero stays zero (keep_masks)." if name == "ConstantPruningModifier" else "as written."
+        return "what is zero stays zero (keep_zeros)." if name == "ConstantPruningModifier" else "as written."
 
     def _epoch_range(self, reader: FieldReader) -> None:
         reader.number("start_epoch", -1.0, low=-1)
@@ -250,6 +254,7 @@ class _StageReader:
         return handle
 
     def _constant(self, reader: FieldReader) -> None:
+        self._keep_zeros = True
         session = self.dialect == "session"
         names = reader.names("targets" if session else "params")
         start = reader.number("start" if session else "start_epoch", -1.0, low=-1)
@@ -261,7 +266,7 @@ class _StageReader:
         if end >= 0 and (not lasts or not session) and (self.epochs is None or end < self.epochs):
             reader.partly(f"masks are let go at epoch {end:g} in the recipe; here they stay.")
         if names and not {ALL, ALL_PRUNABLE} & set(names):
-            reader.partly("masks are kept in the named tensors only; here in all that earlier stages pruned.")
+            reader.partly("masks are kept in the named tensors only; here in all matrices of the decoder layers.")
 
     def _distilling(self, read: Callable[[FieldReader, Blend], Blend]) -> Handler:
         def handle(reader: FieldReader) -> None:
@@ -313,6 +318,7 @@ class _StageReader:
             curve,
             curve is not None and expressed is None,
             tuple(self._prunings),
+            self._keep_zeros,
         )
 
     def _prune(self) -> Mapping[str, Any] | None:

@@ -30,6 +30,7 @@ class Recipe(Part):
     prune: GradualSpec | None = Field(None, description="pruning while training")
     distill: _Distill | None = Field(None, description="as a stage `distill`, without what trains")
     learning_rate: tuple[Segment, ...] = Field((), description="segments of a curve, instead of a scheduler")
+    keep_zeros: bool = Field(False, description="every zero in the matrices of the decoder layers stays zero")
 
     @property
     def stage(self) -> dict[str, Any]:
@@ -37,6 +38,8 @@ class Recipe(Part):
         said: dict[str, Any] = {"train": self.train}
         if self.prune is not None:
             said["prune"] = self.prune
+        if self.keep_zeros:
+            said["keep_zeros"] = True
         if self.learning_rate:
             said["learning_rate"] = tuple(segment.model_dump() for segment in self.learning_rate)
         return said | (self.distill.model_dump(exclude_unset=True) if self.distill else {})

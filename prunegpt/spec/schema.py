@@ -70,9 +70,6 @@ class ModelSpec(Part):
     code_revision: str | None = Field(
         None, description="hub branch, tag or commit of that code, where it is in another repository than the model"
     )
-    keep_zeros: bool = Field(
-        False, description="weights that are zero in the model stay zero, as if an earlier stage had pruned them"
-    )
     label: str | None = Field(None, description="the name tables show; the source where not given")
 
 
@@ -238,6 +235,7 @@ class FinetuneSpec(Part):
     data: DataSpec | None = Field(None, description="train on other text than the trial's data")
     prune: GradualSpec | None = Field(None, description="prune while training")
     keep_masks: bool = Field(True, description="weights pruned by earlier stages stay zero")
+    keep_zeros: bool = Field(False, description="every zero in the matrices of the decoder layers stays zero")
     keep_checkpoints: bool = Field(False, description="publish the stage's checkpoints beside its model")
     learning_rate: tuple[Mapping[str, Any], ...] = Field(
         (), description="segments of a curve, as a recipe gives them, instead of lr_scheduler_type"

@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from prunegpt.errors import ModelError
 from prunegpt.lm.models import load_model, load_tokenizer, save_model
-from prunegpt.lm.views import block_matrices
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.sources import MASKS, model_files
-from prunegpt.pruning.masks import load_masks, masks_from_zeros, save_masks
+from prunegpt.pruning.masks import load_masks, save_masks
 from prunegpt.records import Evaluation, StageRecord
 from prunegpt.root import Root, damage, publishing, seal, write_text
 from prunegpt.spec.plan import StagePlan
@@ -146,9 +145,7 @@ def _pruned(folder: Path) -> Pruned:
 
 
 def source(root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device) -> State:
-    """A model as it is stored; what is pruned in it stays pruned.
-
-    Its masks are those of the file beside its weights. Where there is none and `keep_zeros` is set, they are its zeros.
+    """A model as it is stored, with the masks of the file beside its weights, where there is one.
 
     Raises:
         ModelError: it cannot be loaded, or is not the one that was planned.
@@ -157,8 +154,6 @@ def source(root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device
     with inputs.reading(model_files(model)):
         loaded = load_model(model.source, dtype=torch.float32, device=device, **_options(model))
         pruned = _pruned(Path(model.source))
-    if model.keep_zeros and not pruned.masks:
-        pruned = Pruned(masks_from_zeros(block_matrices(loaded)), method="zeros")
     state = State(loaded, tokenizer(root, model, inputs), pruned)
     check_ledger(state)
     return state

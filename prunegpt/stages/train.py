@@ -7,7 +7,7 @@ from torch import Tensor
 from prunegpt.errors import PruningError
 from prunegpt.lm import ranks
 from prunegpt.lm.blocks import Blocks
-from prunegpt.lm.views import matrices, select
+from prunegpt.lm.views import block_matrices, matrices, select
 from prunegpt.planning.budget import count_steps, divided_note
 from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.enforce import Enforcer
@@ -16,7 +16,7 @@ from prunegpt.pruning.gradients import GATHERED
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.job import GradualJob, load_method, resolve_gradual
 from prunegpt.pruning.mask import Mask
-from prunegpt.pruning.masks import masks_hash
+from prunegpt.pruning.masks import masks_from_zeros, masks_hash
 from prunegpt.pruning.statistics import evaluating
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse, update_problems
@@ -47,7 +47,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting
     with ranks.first_alone():
         tokens = text.training_blocks(plan.data, state.tokenizer, setting.root, setting.inputs)
         blocks = Blocks(tokens, plan.data.max_train_blocks)
-    before = state.pruned if config.keep_masks else Pruned()
+    before = held_at_start(config, state)
     windows = _calibration(config.prune, state, setting.inputs)
     work = setting.root.work(plan.key)
     with ranks.first_alone():
@@ -85,6 +85,17 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting
         seconds=outcome.seconds,
         notes=(*outcome.notes, *divided_note(config.train, setting.divide)),
     )
+
+
+def held_at_start(config: FinetuneSpec, state: State) -> Pruned:
+    """The masks that stay closed in a training: those of earlier stages, and with `keep_zeros` all zeros there are."""
+    before = state.pruned if config.keep_masks else Pruned()
+    if not config.keep_zeros:
+        return before
+    zeros = masks_from_zeros(block_matrices(state.model))
+    if masks_hash(zeros) == masks_hash(before.masks):
+        return before
+    return Pruned({**before.masks, **zeros}, before.method or "zeros")
 
 
 def resolve(

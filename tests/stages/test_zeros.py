@@ -1,0 +1,130 @@
+"""A base model that is pruned already: its masks are taken over, and zeros without masks stay where that is asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from prunegpt.cli import app
+from prunegpt.lm.models import load_model, load_tokenizer, save_model
+from prunegpt.lm.views import block_matrices
+from prunegpt.pruning.mask import Mask
+from prunegpt.pruning.masks import load_masks, save_masks
+from prunegpt.root import Root
+from prunegpt.spec.schema import FinetuneSpec
+from tests.stages.conftest import RunTrials
+
+TRAINING: dict[str, Any] = {
+    "finetune": {},
+    "distill": {"teacher": {"model": "builtin:tiny-gpt2"}},
+    "gradual": {"prune": {"sparsity": 0.6, "unit": "steps", "start": 1, "end": 4, "every": 1}},
+    "wanda": {
+        "prune": {
+            "method": "wanda",
+            "sparsity": 0.6,
+            "unit": "steps",
+            "start": 1,
+            "end": 4,
+            "every": 1,
+            "calibration": {"windows": 2, "length": 16},
+        }
+    },
+}
+
+
+@pytest.fixture
+def half(model_folder: Path, tmp_path: Path) -> Path:
+    """A model whose layers are half zero, without masks."""
+    model = load_model(model_folder, dtype="float32", device="cpu")
+    masks = {}
+    with torch.no_grad():
+        for name, view in block_matrices(model).items():
+            kept = torch.arange(view.matrix.numel()).view(view.matrix.shape) % 2 == 0  # [out, in]
+            view.matrix.mul_(kept)
+            masks[name] = Mask(kept)
+    save_model(model, load_tokenizer(model_folder), tmp_path / "half")
+    save_masks(masks, tmp_path / "masks.safetensors", method="magnitude", target=0.5)
+    return tmp_path / "half"
+
+
+def trained(kind: str, **fields: Any) -> dict[str, Any]:
+    stage = {**TRAINING[kind], **fields}
+    return {"name": "trial", "stages": [{"distill" if kind == "distill" else "finetune": stage}]}
+
+
+def zeros(tmp_path: Path, record: Any) -> float:
+    """The share of the first zeros that are zero still in the published model."""
+    folder = Root(tmp_path / "runs").stage(record.stages[-1].key) / "model"
+    after = block_matrices(load_model(folder, dtype="float32", device="cpu"))
+    first = load_masks(tmp_path / "masks.safetensors").masks
+    still = sum(int((after[name].matrix[~mask.kept] == 0).sum()) for name, mask in first.items())
+    return still / sum(mask.pruned for mask in first.values())
+
+
+@pytest.mark.parametrize("kind", TRAINING)
+def test_masks_beside_a_model_are_taken_over(run_trials: RunTrials, half: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "masks.safetensors").copy(half / "masks.safetensors") if hasattr(Path, "copy") else (
+        half / "masks.safetensors"
+    ).write_bytes((tmp_path / "masks.safetensors").read_bytes())
+    record = run_trials(trained(kind), model=str(half))["trial"]
+    assert record.state == "finished", record.trace
+    assert record.stages[0].sparsity is not None
+    assert record.stages[0].sparsity.pruned == pytest.approx(0.5, abs=1e-3)
+    assert zeros(tmp_path, record) == 1.0
+
+
+@pytest.mark.parametrize("kind", TRAINING)
+def test_zeros_without_masks_stay_where_that_is_asked_for(
+    run_trials: RunTrials, half: Path, tmp_path: Path, kind: str
+) -> None:
+    record = run_trials(trained(kind, keep_zeros=True), model=str(half))["trial"]
+    assert record.state == "finished", record.trace
+    assert zeros(tmp_path, record) == 1.0
+
+
+def test_zeros_without_masks_are_filled_by_training_and_the_check_says_so(
+    run_trials: RunTrials, half: Path, tmp_path: Path, text_files: dict[str, str]
+) -> None:
+    record = run_trials(trained("finetune"), model=str(half))["trial"]
+    assert zeros(tmp_path, record) < 0.01
+    notes = {}
+    for name, stage in (("filled", {}), ("kept", {"keep_zeros": True})):
+        spec = {
+            "name": name,
+            "base": {"model": str(half), "data": {"files": text_files, "block_size": 32}},
+            "trials": [{"name": "a", "stages": [{"finetune": stage}]}],
+        }
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(spec))
+        shown = CliRunner().invoke(
+            app, ["sweep", "check", str(tmp_path / f"{name}.yaml"), "--root", str(tmp_path / "runs"), "--json"]
+        )
+        assert shown.exit_code == 0, shown.output
+        notes[name] = json.loads(shown.stdout)["notes"]
+    assert notes["kept"] == []
+    (note,) = notes["filled"]
+    assert "about 50.0% of the weights in the layers" in note
+    assert "keep_zeros: true" in note
+
+
+def test_masks_that_do_not_fit_their_model_are_refused(run_trials: RunTrials, half: Path, tmp_path: Path) -> None:
+    masks = {
+        name: Mask(mask.kept.logical_not()) for name, mask in load_masks(tmp_path / "masks.safetensors").masks.items()
+    }
+    save_masks(masks, half / "masks.safetensors", method="magnitude")
+    record = run_trials(trained("finetune"), model=str(half))["trial"]
+    assert record.state == "failed"
+    assert "under its mask" in record.error
+
+
+def test_a_constant_modifier_keeps_the_zeros(run_trials: RunTrials, half: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "constant.yaml"
+    recipe.write_text(
+        "modifiers: [!EpochRangeModifier {start_epoch: 0, end_epoch: 1}, !ConstantPruningModifier {params: __ALL__}]"
+    )
+    assert FinetuneSpec().keep_zeros is False
+    record = run_trials({"name": "trial", "stages": [{"finetune": {"recipe": str(recipe)}}]}, model=str(half))["trial"]
+    assert record.state == "finished", record.trace
+    assert zeros(tmp_path, record) == 1.0
