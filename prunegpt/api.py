@@ -159,7 +159,7 @@ def start(
         raise LaunchError(refusal(root))
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(root))
-        suggester = open_search(plan, store, root, planner) if plan.searches else None
+        suggester = open_search(plan, store, planner) if plan.searches else None
         early_stopper = open_early_stop(plan, store) if plan.early_stop else None
         tracker = _tracker(stack, plan, root, store)
         return run_sweep(

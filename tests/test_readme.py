@@ -20,7 +20,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 README = CHECKOUT / "README.md"
 ARCHIVES = sorted((CHECKOUT / "sweeps" / "results").glob("*/results.json"))
 _BLOCK = re.compile(r"(<!-- test:readme -->\n)?```sh\n(.*?)```", re.DOTALL)
-FOREIGN = ("optuna-dashboard", "wandb", "pip")  # commands of packages that we install
+FOREIGN = ("wandb", "pip")  # commands of packages that we install
 _MARKED = re.compile(r"#.*\bneeds?\b")
 
 

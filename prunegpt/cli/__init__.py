@@ -16,6 +16,7 @@ from prunegpt.cli import (
     recipe,
     report,
     serve,
+    study,
     sweep,
     table,
     train,
@@ -52,6 +53,7 @@ def _version(
 
 
 fields.register(sweep.app)
+study.register(sweep.app)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(trial.app, name="trial")
 app.add_typer(recipe.app, name="recipe")

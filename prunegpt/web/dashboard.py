@@ -7,7 +7,6 @@ from prunegpt.report.measure import stored_windows
 from prunegpt.root import Root
 from prunegpt.web.intervals import Intervals
 from prunegpt.web.kept import Kept
-from prunegpt.web.optuna import OptunaDashboard
 from prunegpt.web.source import Source
 
 
@@ -19,17 +18,15 @@ class Dashboard:
     source: Source
     intervals: Intervals
     kept: Kept
-    optuna: OptunaDashboard
     budgets: dict[str, int | None] = field(default_factory=dict)  # stage key -> tokens it trains on, once counted
 
     @classmethod
     def open(cls, root: Root) -> "Dashboard":
         source = Source(root)
-        return cls(root, source, Intervals(stored_windows(root), source.touch), Kept(), OptunaDashboard(root))
+        return cls(root, source, Intervals(stored_windows(root), source.touch), Kept())
 
     def close(self) -> None:
         self.intervals.close()
-        self.optuna.close()
         self.source.close()
 
 

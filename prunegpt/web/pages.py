@@ -8,12 +8,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from prunegpt import __version__
-from prunegpt.errors import LaunchError, StoreError
+from prunegpt.errors import StoreError
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.security import local_path
 
@@ -35,7 +35,6 @@ class Pages:
             Route("/", self.sweeps),
             Route("/sweeps/{name}", self.sweep),
             Route("/sweeps/{name}/tables", self.tables),
-            Route("/sweeps/{name}/optuna", self.optuna),
             Route("/trials/{sweep}/{trial}", self.trial),
             Route("/compare", self.compare),
             Route("/api", self.api),
@@ -92,16 +91,6 @@ class Pages:
         target = local_path(request.query_params.get("next", "/"))
         failed = request.query_params.get("failed") == "1"
         return self.render("login.html", title="Log in", page="login", next=target, failed=failed)
-
-    async def optuna(self, request: Request) -> Response:
-        """Starts Optuna's own dashboard and goes to the search there."""
-        try:
-            url = await run_in_threadpool(
-                self._dashboard.optuna.url, request.path_params["name"], str(request.base_url)
-            )
-        except LaunchError as error:
-            return self.error(404, str(error))
-        return RedirectResponse(url, 303)
 
     async def icon(self, request: Request) -> Response:
         file = _HERE / "static" / "icon.svg"

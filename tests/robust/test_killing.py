@@ -94,7 +94,7 @@ def searching(planner: Faked) -> Callable[[Root, Points], None]:
                 root,
                 store,
                 SteppedLauncher(1, points.reach),
-                suggester=open_search(plan, store, root, planner),
+                suggester=open_search(plan, store, planner),
                 tracker=Tracker(points.reach),
             )
 

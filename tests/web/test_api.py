@@ -75,6 +75,16 @@ def test_a_sweep_tells_what_runs_and_how_far_it_is(client: TestClient) -> None:
     assert sweep["progress"]["done"] == sum(1 for one in study() if one.state not in ("running", "waiting"))
 
 
+def test_a_sweep_with_a_search_says_what_writes_it_for_optunas_dashboard(tmp_path: Path) -> None:
+    search = {"space": {"x": {"low": 0.0, "high": 1.0}}, "n_trials": 3}
+    root = make_root(tmp_path / "runs", searches=[{"name": "found", "search": search}])
+    with TestClient(create_app(root, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+        sweep = get(client, SWEEP)
+        assert sweep["optuna"] == f"prunegpt sweep study study --out study.db --root {root.path}"
+        assert [one["name"] for one in sweep["searches"]] == ["found"]
+        assert client.get("/sweeps/study/optuna").status_code == 404
+
+
 def test_columns_put_what_was_swept_after_the_name(client: TestClient) -> None:
     columns = get(client, TRIALS)["columns"]
     assert columns[0]["key"] == "name"

@@ -3,16 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from prunegpt.errors import StoreError
-from prunegpt.records import Point, TrialResult
-from prunegpt.root import Root
+from prunegpt.records import TrialResult
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.adaptive import NoSuggester, Suggester
-from prunegpt.sweep.search.mirror import FILE, OptunaMirror, Told
-from prunegpt.sweep.search.objectives import metrics_of
+from prunegpt.sweep.search.curves import clocked, objective_curve
 from prunegpt.sweep.search.suggester import Search
-from prunegpt.sweep.tokens import TokenClock
 
 
 class Planner(Protocol):
@@ -49,7 +45,7 @@ class Searches:
             search.tell(result)
 
 
-def open_search(plan: SweepPlan, store: Store, root: Root, planner: Planner) -> Suggester:
+def open_search(plan: SweepPlan, store: Store, planner: Planner) -> Suggester:
     """The searches of a plan; they begin as they then stand in the store.
 
     Trials that a changed spec could not suggest are put aside. What `begin` raises is a PruneGPTError: a sampler cannot
@@ -60,39 +56,22 @@ def open_search(plan: SweepPlan, store: Store, root: Root, planner: Planner) -> 
 
     def opened() -> list[Search]:
         results = store.results(plan.name, shown=None)
-        return [_open(plan, search, store, root, planner, results) for search in plan.searches]
+        return [_open(plan, search, store, planner, results) for search in plan.searches]
 
     return Searches(opened)
 
 
 def _open(
-    plan: SweepPlan, search: SearchPlan, store: Store, root: Root, planner: Planner, results: Sequence[TrialResult]
+    plan: SweepPlan, search: SearchPlan, store: Store, planner: Planner, results: Sequence[TrialResult]
 ) -> Search:
-    def clocked(result: TrialResult, name: str) -> tuple[TokenClock, dict[int, float]]:
-        clock = TokenClock(result.plan)
-        points: list[Point] = store.points(result.id, name)
-        return clock, {clock.at(point): point.value for point in points if point.value is not None}
-
     def curve(result: TrialResult) -> Mapping[int, float]:
-        """Tokens -> objective: only perplexity is both an objective and a curve of the same measurement."""
-        objective = search.spec.objectives[0].metric
-        return clocked(result, objective)[1] if objective == "perplexity" else {}
+        return objective_curve(search.spec, result, store)
 
     def tokens(result: TrialResult) -> int:
-        clock, _ = clocked(result, "loss")
-        return clock.total
-
-    def told(name: str) -> Told | None:
-        try:
-            result = store.result(f"{plan.name}/{name}")
-        except StoreError:
-            return None  # it was suggested just now, or makes no trial
-        metrics = {key: value for key, value in metrics_of(result).items() if value is not None}
-        return Told({"state": result.state, **metrics}, result.started, result.ended)
+        return clocked(result, "loss", store)[0].total
 
     own = [result for result in results if result.plan.search == search.name]
-    mirror = OptunaMirror(root.path / FILE, f"{plan.name}/{search.name}", search.spec, told)
-    opened = Search(search, own, planner.suggested, curve=curve, tokens=tokens, mirror=mirror)
+    opened = Search(search, own, planner.suggested, curve=curve, tokens=tokens)
     if own:
         store.keep_suggested(
             plan.name, search.name, {result.name for result in own if result.plan.number in opened.kept}

@@ -72,25 +72,36 @@ class SearchStudy:
 
     def add(self, chosen: Mapping[str, Any], outcome: Outcome, **attributes: str) -> int:
         """A trial that was not asked for here; gives Optuna's number of it."""
-        import optuna
-
         with quiet():
-            trial = optuna.trial.create_trial(
-                state=_state(outcome),
-                values=list(outcome.values) or None,
-                params=dict(chosen),
-                distributions={path: distribution_of(self.spec.space[path]) for path in chosen},
-                user_attrs=attributes,
-                intermediate_values=dict(outcome.curve),
-                constraints=dict(outcome.constraints),
-            )
-            self._study.add_trial(trial)
+            self._study.add_trial(frozen(self.spec, chosen, outcome, **attributes))
         return len(self._study.get_trials(deepcopy=False)) - 1
 
     @property
     def trials(self) -> "list[FrozenTrial]":
         """All of it, by number. Not to be changed."""
         return self._study.get_trials(deepcopy=False)
+
+
+def frozen(spec: SearchSpec, chosen: Mapping[str, Any], outcome: Outcome | None, **attributes: Any) -> "FrozenTrial":
+    """A trial as Optuna keeps it.
+
+    Args:
+        spec: the search.
+        chosen: path -> choice; they fit its space.
+        outcome: what the trial came to; None while it runs.
+        attributes: for people.
+    """
+    from optuna.trial import TrialState, create_trial
+
+    return create_trial(
+        state=_state(outcome) if outcome else TrialState.RUNNING,
+        values=list(outcome.values) or None if outcome else None,
+        params=dict(chosen),
+        distributions={path: distribution_of(spec.space[path]) for path in chosen},
+        user_attrs=attributes,
+        intermediate_values=dict(outcome.curve) if outcome else None,
+        constraints=dict(outcome.constraints) if outcome else None,
+    )
 
 
 def distribution_of(dimension: Dimension) -> "BaseDistribution":

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from prunegpt.errors import SpecError
 from prunegpt.records import ComparisonKey, TrialResult
@@ -19,9 +19,6 @@ from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.space import fits
 from prunegpt.sweep.search.objectives import FAILED, Outcome, outcome_of
 from prunegpt.sweep.search.study import Asked, SearchStudy
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
 
 TRIES = 100  # suggestions in a row that are no new trial, before a search is called exhausted
 REPEAT_SECONDS = 120.0  # spent on repeating a history; a longer one is taken over into a new study
@@ -32,20 +29,6 @@ _logger = logging.getLogger(__name__)
 
 Suggested = Callable[[SearchPlan, Mapping[str, Any], int], TrialPlan]  # see planning.resolve.Planner.suggested
 Curve = Callable[[TrialResult], Mapping[int, float]]  # tokens -> objective of a trial that was given up
-
-
-class Mirror(Protocol):
-    """Shows a study to others."""
-
-    def show(self, trials: "Sequence[FrozenTrial]") -> None:
-        """All trials of the study as they are now."""
-
-
-class Unseen:
-    """No mirror."""
-
-    def show(self, trials: "Sequence[FrozenTrial]") -> None:
-        return None
 
 
 @dataclass
@@ -69,7 +52,6 @@ class Search:
         suggested: resolves a suggestion.
         curve: of trials that were given up early.
         tokens: that a trial was trained on, where it has not come through all stages.
-        mirror: shows the study.
     """
 
     def __init__(
@@ -80,14 +62,12 @@ class Search:
         *,
         curve: Curve = lambda _: {},
         tokens: Callable[[TrialResult], int] = lambda _: 0,
-        mirror: Mirror | None = None,
     ) -> None:
         self.plan = plan
         self.exhausted = ""  # why there will be no more trials, though the budget is not spent
         self._suggested = suggested
         self._curve = curve
         self._tokens = tokens
-        self._mirror = mirror or Unseen()
         self._trials: dict[int, _Trial] = {}
         self._keys: dict[tuple[str, str], int] = {}  # of configurations
         self._since: list[int] = []  # told since the last suggestion
@@ -95,7 +75,6 @@ class Search:
         self._last = max((result.plan.number for result in results), default=0)
         self._measured: ComparisonKey | None = None  # of the first trial that was told
         self._restore(results)
-        self._mirror.show(self._study.trials)
 
     @property
     def running(self) -> int:
@@ -115,7 +94,6 @@ class Search:
             return None
         number = self._last + 1
         found = self._ask(number)
-        self._mirror.show(self._study.trials)
         if found is None:
             self._since.append(IN_VAIN)
             self._vain = True
@@ -140,7 +118,6 @@ class Search:
             self._tell(trial, outcome)
             self._since.append(trial.plan.number)
             self._vain = False
-            self._mirror.show(self._study.trials)
 
     def _outcome(self, result: TrialResult) -> Outcome:
         """What is told of a trial: that it failed where it was not measured as the first one that was told."""

@@ -1,16 +1,17 @@
 """Sweeps and the lists of their trials."""
 
 import math
+import shlex
 from dataclasses import asdict
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from prunegpt import __version__
 from prunegpt.records import TrialResult, comparable
-from prunegpt.spec.search import SearchSpec
 from prunegpt.store import SweepRow
 from prunegpt.sweep.lock import Holder, coordinator
+from prunegpt.sweep.search.export import searches_of
 from prunegpt.web.dashboard import Dashboard, address
 from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint
 from prunegpt.web.progress import Progress, Slot, progress, slots
@@ -88,7 +89,7 @@ class Sweep(Answer):
     progress: Progress
     tables: list[str]
     searches: list[SearchShort]
-    optuna: str | None = Field(description="where Optuna's dashboard is started; null where there is no search")
+    optuna: str | None = Field(description="command for Optuna's dashboard; null where there is no search")
     swept: list[str]
     slots: list[Slot]
     unchecked: list[str]
@@ -185,7 +186,7 @@ def one(dashboard: Dashboard, call: Call) -> Sweep:
         progress=progress(sweep, trials, running, dashboard.budgets),
         tables=[str(table.get("name") or table.get("title", "")) for table in sweep.tables],
         searches=searches,
-        optuna=f"/sweeps/{name}/optuna" if searches and dashboard.optuna.available else None,
+        optuna=_study_command(dashboard, name) if searches else None,
         swept=list(dict.fromkeys(path for trial in trials for path in trial.swept)),
         slots=running,
         unchecked=list(sweep.unchecked),
@@ -194,25 +195,22 @@ def one(dashboard: Dashboard, call: Call) -> Sweep:
 
 def _searches(sweep: SweepRow, trials: list[TrialResult]) -> list[SearchShort]:
     """The searches that a sweep's spec writes."""
-    found = []
-    for written in sweep.spec.get("trials") or ():
-        if not isinstance(written, dict) or not written.get("search"):
-            continue
-        try:
-            search = SearchSpec.model_validate(written["search"])
-        except ValidationError:
-            continue
-        name = str(written.get("name", ""))
-        found.append(
-            SearchShort(
-                name=name,
-                objectives=[f"{each.direction or ''} {each.metric}".strip() for each in search.objectives],
-                n_trials=search.n_trials,
-                sampler=search.sampler,
-                trials=sum(1 for trial in trials if trial.plan.search == name),
-            )
+    return [
+        SearchShort(
+            name=name,
+            objectives=[f"{each.direction or ''} {each.metric}".strip() for each in search.objectives],
+            n_trials=search.n_trials,
+            sampler=search.sampler,
+            trials=sum(1 for trial in trials if trial.plan.search == name),
         )
-    return found
+        for name, search in searches_of(sweep.spec).items()
+    ]
+
+
+def _study_command(dashboard: Dashboard, sweep: str) -> str:
+    """What writes a sweep's searches into a file for Optuna's dashboard."""
+    command = ["prunegpt", "sweep", "study", sweep, "--out", f"{sweep}.db", "--root", str(dashboard.root.path)]
+    return shlex.join(command)
 
 
 def _state(sweep: SweepRow) -> Literal["running", "finished", "failed", "waiting", "empty"]:

@@ -13,6 +13,7 @@ from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.early_stop import open_early_stop
 from prunegpt.sweep.events import TrialFinished, TrialStarted
+from prunegpt.sweep.search.export import write_studies
 from prunegpt.sweep.search.open import open_search
 from tests.sweep import fake_worker
 from tests.sweep.conftest import Bench
@@ -94,7 +95,7 @@ def run(
         bench.store,
         ForkLauncher(fake_worker.run, slots),
         on_event=hear,
-        suggester=open_search(plan, bench.store, bench.root, planner),
+        suggester=open_search(plan, bench.store, planner),
         early_stopper=open_early_stop(plan, bench.store),
     )
 
@@ -110,7 +111,8 @@ def test_a_search_runs_beside_listed_trials(bench: Bench, tmp_path: Path) -> Non
     assert names == ["dense", *(f"found-{number:03d}" for number in range(1, 8)), "last"]
     swept = [chosen for _, chosen in found(bench)]
     assert {chosen["stages"] for chosen in swept} == {"gradual", "distilled"}
-    study = optuna.load_study(study_name="words/found", storage=f"sqlite:///{bench.root.path / 'optuna.db'}")
+    assert write_studies(tmp_path / "study.db", bench.store, "words") == {"words/found": 7}
+    study = optuna.load_study(study_name="words/found", storage=f"sqlite:///{tmp_path / 'study.db'}")
     assert [trial.params for trial in study.trials] == swept
     assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
     assert [trial.user_attrs["trial"] for trial in study.trials] == names[1:-1]
@@ -190,10 +192,10 @@ def test_a_search_is_opened_by_whoever_has_the_root(bench: Bench, tmp_path: Path
     spec = tmp_path / "narrow.yaml"
     spec.write_text(NARROW.replace("TRIALS", "2"))
     planner = Faked(Planner(spec, root=bench.root))
-    early = open_search(planner.plan, bench.store, bench.root, planner)
+    early = open_search(planner.plan, bench.store, planner)
     left = leave_one(bench, tmp_path)
     shown = [one.name for one in bench.store.results("words")]
-    open_search(planner.plan, bench.store, bench.root, planner)
+    open_search(planner.plan, bench.store, planner)
     assert [one.name for one in bench.store.results("words")] == shown
     launcher = ForkLauncher(fake_worker.run)
     assert run_sweep(planner.plan, bench.root, bench.store, launcher, suggester=early).ok

@@ -8,7 +8,7 @@ import { drawGraph } from "../graph.js";
 import { follow } from "../live.js";
 import { preloadPlotly, whenNear } from "../plot.js";
 import { progressBar, shareBar } from "../progress.js";
-import { confirm, draw, empty, loading, onKey, say, stateBadge } from "../shell.js";
+import { confirm, copyButton, draw, empty, loading, onKey, say, stateBadge } from "../shell.js";
 import { TrialTable } from "../trial_table.js";
 
 const name = document.body.dataset.sweep;
@@ -51,7 +51,7 @@ function showHead() {
         "div.actions",
         {},
         h("a.button", { href: sweepPage(name) + "/tables" }, "Tables"),
-        sweep.optuna && h("a.button", { href: sweep.optuna, target: "_blank", rel: "noopener" }, "Optuna dashboard ↗"),
+        sweep.optuna && copyButton("Command for Optuna's dashboard", sweep.optuna, { title: sweep.optuna, "data-what": "Command" }),
         ours
           ? [actionButton("stop", "Stop"), actionButton("kill", "Kill", true)]
           : sweep.state !== "finished" && sweep.state !== "empty" && actionButton("resume", "Resume"),
