@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from prunegpt.cli.options import JsonOption, print_json, print_table
+from prunegpt.cli.options import JsonOption, number, print_json, print_table
 
 app = typer.Typer(help="Look after the masks of saved models.", no_args_is_help=True)
 
@@ -41,4 +41,4 @@ def check(
         print_json(report)
         return
     print_table(["tensor", "sparsity"], found.by_tensor.items())
-    print(f"the masks hold: {file.method}, {file.pattern}, sparsity {found.pruned:.4f}, sha256 {file.sha256[:16]}")
+    print(f"the masks hold: {file.method}, {file.pattern}, sparsity {number(found.pruned)}, sha256 {file.sha256[:16]}")

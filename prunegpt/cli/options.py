@@ -56,7 +56,12 @@ def number(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    digits = 4
+    while float(text := f"{value:.{digits}g}") == 1 != value and digits < 17:  # a share that is not whole
+        digits += 1
+    return text
 
 
 def numbers(*values: float | None) -> list[str]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from prunegpt.cli.options import number
+from prunegpt.report.format import percent
 from prunegpt.sweep import events
 
 if TYPE_CHECKING:
@@ -126,5 +127,5 @@ def _some(names: Sequence[str], shown: int = 4) -> str:
 
 
 def _result(perplexity: float | None, sparsity: float | None) -> str:
-    zeros = f", {100 * sparsity:.1f} % sparse" if sparsity else ""
+    zeros = f", {percent(round(100 * sparsity, 10))} % sparse" if sparsity else ""
     return f"perplexity {number(perplexity)}{zeros}"

@@ -20,7 +20,7 @@ from prunegpt.cli.evaluate import (
     WindowsOption,
     as_dict,
 )
-from prunegpt.cli.options import JsonOption, RootOption, numbers, print_json, print_table
+from prunegpt.cli.options import JsonOption, RootOption, number, numbers, print_json, print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -123,7 +123,7 @@ def prune(
         print_json(report)
         return
     print_table(["tensor", "sparsity"], zeros.by_tensor.items())
-    print(f"sparsity {zeros.pruned:.4f} of the pruned tensors, {zeros.overall:.4f} of all parameters")
+    print(f"sparsity {number(zeros.pruned)} of the pruned tensors, {number(zeros.overall)} of all parameters")
     print(f"pruned in {result.seconds:.1f} s")
     if before and after:
         print("perplexity {} → {}".format(*numbers(before[0].perplexity, after[0].perplexity)))

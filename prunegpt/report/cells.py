@@ -26,6 +26,7 @@ Detail = Value | tuple[float, float]
 TIED = "†"
 OFF_TARGET = "‡"
 UNTYPICAL = "§"
+ROW_KEYS = ("table", "state", "trial", "trials")  # of JSON and CSV, whatever a table's columns are called
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Heading:
 
     @property
     def key(self) -> str:
-        """The name of the column in JSON and CSV: the heading in lower case."""
+        """What tells columns apart: the heading in lower case."""
         return self.text.lower()
 
 
@@ -85,19 +86,31 @@ class Table:
     footnotes: tuple[Footnote, ...] = ()
     provenance: str = ""
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the columns in JSON and CSV: headings in lower case, all different.
+
+        One that means something else in a row (its state, or a detail of another column) gets `(column)` behind it.
+        """
+        plain = [heading.key for heading in self.columns]
+        found: list[str] = []
+        for key in plain:
+            if key in ROW_KEYS or any(key.startswith(f"{other}_") for other in plain):
+                key += " (column)"
+            while key in found:
+                key += " (column)"
+            found.append(key)
+        return tuple(found)
+
     def entries(self, row: TableRow) -> dict[str, Detail | list[str]]:
-        """A row for programs: values by heading in lower case, each followed by its details; state, trial and marks."""
+        """A row for programs: values by `keys`, each followed by its details; then state, trial and trials."""
         found: dict[str, Detail | list[str]] = {}
-        for heading, cell in zip(self.columns, row.cells, strict=True):
-            found[heading.key] = cell.value
-            for name, detail in cell.details.items():
-                found.setdefault(f"{heading.key}_{name}", detail)
+        for key, cell in zip(self.keys, row.cells, strict=True):
+            found[key] = cell.value
+            found |= {f"{key}_{name}": detail for name, detail in cell.details.items()}
             if cell.marks:
-                found.setdefault(f"{heading.key}_marks", list(cell.marks))
-        found.setdefault("state", row.state)
-        found.setdefault("trial", row.trial)
-        found.setdefault("trials", list(row.trials))
-        return found
+                found[f"{key}_marks"] = list(cell.marks)
+        return {**found, "state": row.state, "trial": row.trial, "trials": list(row.trials)}
 
 
 def slug(title: str) -> str:

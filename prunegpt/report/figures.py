@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from prunegpt.errors import ReportError, unknown
 from prunegpt.report.figure_data import OKABE_ITO, HeatMap
+from prunegpt.report.format import percent
 from prunegpt.report.plots import Plot, need
 from prunegpt.report.render.html import page
 
@@ -161,7 +162,7 @@ def sparsity_heat_map(data: HeatMap, title: str = "Sparsity by layer, %") -> Fig
             for (i, row), (j, _) in itertools.product(enumerate(values), enumerate(data.columns)):
                 if not math.isnan(row[j]):
                     ink = "white" if row[j] < 50 else "black"
-                    axes.text(j, i, f"{row[j]:.0f}", ha="center", va="center", color=ink, fontsize=7)
+                    axes.text(j, i, percent(row[j]), ha="center", va="center", color=ink, fontsize=7)
         figure.colorbar(image, ax=axes)
     return figure
 

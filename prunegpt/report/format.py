@@ -29,12 +29,25 @@ def text_of(value: Value, kind: Kind = "number") -> str:
     if kind == "bits":
         return f"{value:.3f}"
     if kind == "percent":
-        return _trimmed(f"{value:.1f}")
+        return percent(value)
     if kind == "count":
         return f"{round(value):,}"
     if kind == "seconds":
         return f"{value:.1f}" if value < 100 else f"{round(value):,}"
     return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def percent(value: float) -> str:
+    """A percentage: one decimal, two where one would make it a whole number that it is not.
+
+    0 and 100 mean exactly that; what is close to them gets as many decimals as tell it from them.
+    """
+    for digits in range(1, 17):
+        text = f"{value:.{digits}f}"
+        said = float(text)
+        if said == value or not said.is_integer() or (digits > 1 and said not in (0, 100)):
+            break
+    return str(round(said)) if said.is_integer() else text
 
 
 def loss(value: float) -> str:

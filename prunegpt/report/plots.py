@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prunegpt.errors import ReportError
 from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, LayerBar, SparsityPoint, pareto
+from prunegpt.report.format import percent
 
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 _DASHES = ("solid", "dash", "dashdot", "dot")
@@ -172,9 +173,10 @@ def _points(points: Sequence[SparsityPoint], name: str, colour: str, symbol: str
         mode="markers",
         marker=marker,
     )
-    template = "%{text}<br>%{x:.1f} % sparse, perplexity %{y:.4g}<extra></extra>"
+    template = "%{hovertext} % sparse, perplexity %{y:.4g}<extra></extra>"
     return found | {
         "text": [escaped(point.label) for point in points],
+        "hovertext": [f"{escaped(point.label)}<br>{percent(point.sparsity)}" for point in points],
         "customdata": [point.label for point in points],
         "hovertemplate": template,
         "legendgroup": name,

@@ -2,7 +2,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from prunegpt.cli.options import number
 from prunegpt.errors import UnknownPartError
 from prunegpt.records import TrialResult
 from prunegpt.report.columns import COLUMNS, NOT_APPLICABLE, column, off_target
@@ -125,6 +128,12 @@ def test_a_row_without_trials_has_no_values() -> None:
         (1.33e9, "loss", "1.33e+09"),
         (0.97312, "bits", "0.973"),
         (89.99962, "percent", "90"),
+        (89.96, "percent", "89.96"),
+        (99.96, "percent", "99.96"),
+        (99.99962, "percent", "99.9996"),
+        (0.0004, "percent", "0.0004"),
+        (100, "percent", "100"),
+        (33.333, "percent", "33.3"),
         (89.5, "percent", "89.5"),
         (-0.0, "percent", "0"),
         (1234567, "count", "1,234,567"),
@@ -154,3 +163,11 @@ def test_other_notations() -> None:
     assert plain(float("inf")) == "inf"
     assert plain({"a": [1]}) == '{"a": [1]}'
     assert loss(-3.0) == "-3.00"
+
+
+@given(st.integers(1, 10**9), st.integers(0, 10**9))
+def test_no_share_prints_as_all_or_nothing_that_is_not(total: int, zeros: int) -> None:
+    share = min(zeros, total) / total
+    told = {text_of(round(100 * share, 10), "percent"), number(share)}
+    assert ("100" in told) == ("1" in told) == (share == 1)
+    assert ("0" in told) == (share == 0)

@@ -20,7 +20,7 @@ def _table(table: Table) -> dict[str, Any]:
     return {
         "title": table.title,
         "name": table.name,
-        "columns": [heading.key for heading in table.columns],
+        "columns": list(table.keys),
         "rows": [table.entries(row) for row in table.rows],
         "footnotes": [{"symbol": note.symbol, "text": note.text} for note in table.footnotes],
         "provenance": table.provenance,

@@ -1,7 +1,6 @@
 """Curves: for drawing with fewer points, for keeping with all of them."""
 
-import csv
-import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -13,6 +12,7 @@ from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from prunegpt.records import TrialResult
+from prunegpt.report.render.csv import lines
 from prunegpt.store.series import Series
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.downsample import extremes
@@ -144,49 +144,29 @@ def layers(dashboard: Dashboard, call: Call) -> Layers:
 
 def as_csv(dashboard: Dashboard, call: Call) -> Response:
     trial, found = _asked_for(dashboard, call)
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(_FIELDS)
 
-    def lines() -> Iterator[str]:
-        yield header.getvalue()
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        for count, row in enumerate(_points(trial, found), 1):
-            writer.writerow(
-                ["" if field is None else repr(field) if isinstance(field, float) else field for field in row]
-            )
-            if count % _ROWS_AT_ONCE == 0:
-                yield text.getvalue()
-                text.seek(0)
-                text.truncate()
-        yield text.getvalue()
+    def parts() -> Iterator[str]:
+        rows = itertools.chain([_FIELDS], _points(trial, found))
+        while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            yield lines(some)
 
-    return StreamingResponse(lines(), media_type="text/csv", headers=attachment(f"{call.path['trial']}-points.csv"))
+    return StreamingResponse(parts(), media_type="text/csv", headers=attachment(f"{call.path['trial']}-points.csv"))
 
 
 def as_json(dashboard: Dashboard, call: Call) -> Response:
     trial, found = _asked_for(dashboard, call)
 
-    def lines() -> Iterator[str]:
+    def parts() -> Iterator[str]:
         yield '{"points":['
-        between = ""
-        for row in _points(trial, found):
-            yield between + json.dumps(dict(zip(_FIELDS, row, strict=True)), ensure_ascii=False)
+        points, between = _points(trial, found), ""
+        while some := list(itertools.islice(points, _ROWS_AT_ONCE)):
+            told = (json.dumps(dict(zip(_FIELDS, row, strict=True)), ensure_ascii=False) for row in some)
+            yield between + ",".join(told)
             between = ","
         yield "]}"
 
     name = f"{call.path['trial']}-points.json"
-    return StreamingResponse(_grouped(lines()), media_type="application/json", headers=attachment(name))
-
-
-def _grouped(parts: Iterator[str]) -> Iterator[str]:
-    group: list[str] = []
-    for part in parts:
-        group.append(part)
-        if len(group) == _ROWS_AT_ONCE:
-            yield "".join(group)
-            group.clear()
-    yield "".join(group)
+    return StreamingResponse(parts(), media_type="application/json", headers=attachment(name))
 
 
 def _asked_for(dashboard: Dashboard, call: Call) -> tuple[TrialResult, list[Series]]:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from prunegpt.records import ComparisonKey, TrialResult
+from prunegpt.report.format import percent
 from prunegpt.spec.plan import StagePlan
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, Call, Endpoint
@@ -109,7 +110,7 @@ def _label(stage: StagePlan) -> str:
     pruning = stage.pruning
     if pruning is None:
         return stage.kind
-    share = f" {100 * pruning.sparsity:g} %" if pruning.sparsity is not None else ""
+    share = f" {percent(round(100 * pruning.sparsity, 10))} %" if pruning.sparsity is not None else ""
     return f"{stage.kind} {pruning.method}{share}"
 
 

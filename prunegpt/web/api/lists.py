@@ -1,11 +1,10 @@
 """Lists to take away: every trial of a sweep in full precision."""
 
-import csv
-import io
 import json
 
 from starlette.responses import Response
 
+from prunegpt.report.render.csv import lines
 from prunegpt.web.api.curves import attachment
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Call, Endpoint
@@ -18,21 +17,9 @@ def as_csv(dashboard: Dashboard, call: Call) -> Response:
     """A row a trial, swept values first after the name."""
     trials = dashboard.source.trials(call.path["name"])
     keys = [column.key for column in columns(trials)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*(key.removeprefix("swept.") for key in keys), *_ALSO])
-    for trial in trials:
-        writer.writerow([_text(value(trial, key)) for key in (*keys, *_ALSO)])
-    name = f"{call.path['name']}-trials.csv"
-    return Response(text.getvalue(), media_type="text/csv", headers=attachment(name))
-
-
-def _text(given: bool | int | float | str | None) -> str:
-    if given is None:
-        return ""
-    if isinstance(given, str):
-        return given.replace("\r\n", "\n").replace("\r", "\n")
-    return str(given).lower() if isinstance(given, bool) else repr(given)
+    header = [*(key.removeprefix("swept.") for key in keys), *_ALSO]
+    text = lines([header, *([value(trial, key) for key in (*keys, *_ALSO)] for trial in trials)])
+    return Response(text, media_type="text/csv", headers=attachment(f"{call.path['name']}-trials.csv"))
 
 
 def as_json(dashboard: Dashboard, call: Call) -> Response:

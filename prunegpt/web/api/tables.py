@@ -70,7 +70,8 @@ def shown(dashboard: Dashboard, call: Call) -> Tables:
                 title=table.title,
                 html=fragment(table),
                 columns=[
-                    TableColumn(key=heading.key, text=heading.text, kind=heading.kind) for heading in table.columns
+                    TableColumn(key=key, text=heading.text, kind=heading.kind)
+                    for key, heading in zip(table.keys, table.columns, strict=True)
                 ],
                 rows=[table.entries(row) for row in table.rows],
                 footnotes=list(table.footnotes),

@@ -16,11 +16,16 @@ export function perplexity(value, size = value) {
 
 export const interval = (low, high) => (missing(low) || missing(high) ? "" : `${perplexity(low, high)} – ${perplexity(high)}`);
 
-/** A share of 0 to 1 as percent; exact zero and one without decimals. */
+/** A share of 0 to 1 as percent: one decimal, two where one would hide them; 0 and 100 mean exactly that. */
 export function percent(share) {
   if (missing(share)) return NONE;
-  const value = 100 * share;
-  return (value === 0 || value === 100 ? value.toFixed(0) : value.toFixed(value > 99 ? 2 : 1)) + " %";
+  const value = Number((100 * share).toFixed(10));
+  if (value % 100 === 0) return `${value} %`;
+  for (let digits = 2; digits <= 10; digits++) {
+    const shown = Number(value.toFixed(digits));
+    if (shown % 100 !== 0) return `${Number.isInteger(Number(value.toFixed(1))) && !Number.isInteger(shown) ? value.toFixed(digits) : value.toFixed(1)} %`;
+  }
+  return `${value} %`;
 }
 
 /** A number of four digits that mean something. */
