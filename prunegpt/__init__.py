@@ -6,6 +6,7 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
     redact        secrets taken out of what is written
     registry      named parts: built-in ones by table, others by entry point
     root          where everything lies on disk, and how it gets there: whole or not at all
+    access        the token of a root, which its server asks of who wants to change something
     records       what crosses from a worker to the coordinator
     usage         what a process takes of its machine, as points
     builtin/      the model and the text that need no download

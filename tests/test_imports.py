@@ -20,6 +20,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "registry": frozenset({"errors"}),
     "root": frozenset({"errors"}),
     "usage": frozenset(),
+    "access": frozenset({"root"}),
     "builtin": frozenset({"errors", "registry", "root"}),
     "spec": _GROUND - {"spec"},
     "records": _GROUND,
@@ -37,8 +38,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "launch": frozenset({"errors", "redact", "registry", "root", "spec", "records"}),
     "sweep": _PLANS | {"records", "store", "launch"},
     "report": frozenset({"errors", "redact", "registry", "root", "spec", "records"}),
-    "tracking": _PLANS | {"records", "store", "launch", "sweep", "report"},
-    "web": _PLANS | {"records", "store", "launch", "sweep", "report", "tracking"},
+    "tracking": _PLANS | {"access", "records", "store", "launch", "sweep", "report"},
+    "web": _PLANS | {"access", "records", "store", "launch", "sweep", "report", "tracking"},
 }
 ON_TOP = frozenset({"cli", "api", "__main__"})  # may import everything
 TENSORS = frozenset({"lm", "pruning", "distill", "training", "stages"})

@@ -13,16 +13,14 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     root: RootOption = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; another than loopback needs a token.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = ("127.0.0.1"),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     token: Annotated[
         str | None,
         typer.Option(
             "--token",
             envvar="PRUNEGPT_TOKEN",
-            help="What visitors must know; generated where one is needed.",
+            help="What visitors must know; the root's own where not given.",
             show_default=False,
         ),
     ] = None,
@@ -34,7 +32,8 @@ def serve(
 ) -> None:
     """Show sweeps, trials, curves and tables in a browser, live; also the JSON API, and a W&B server for agents.
 
-    It listens on this machine alone unless --host says otherwise; then visitors need the token that is printed.
+    It listens on this machine alone unless --host says otherwise. The printed link carries the token that visitors
+    need: on this machine to change anything, from elsewhere to see anything.
     """
     from prunegpt.root import Root
     from prunegpt.web.server import run

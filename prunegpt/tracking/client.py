@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from prunegpt.access import kept_token
 from prunegpt.errors import PruneGPTError
+from prunegpt.root import Root
 
 CLOUD = "https://api.wandb.ai"
 VIEWER = "query Viewer { viewer { id } }"  # asks whether the server is there and knows the key
@@ -48,11 +50,11 @@ class Server:
             TrackingError: there is no key.
         """
         address = (os.environ.get("WANDB_BASE_URL") or _kept_address() or CLOUD).rstrip("/")
-        key = os.environ.get("WANDB_API_KEY") or _kept_key(address)
+        key = os.environ.get("WANDB_API_KEY") or _kept_key(address) or _own_key(address)
         if not key:
             raise TrackingError(
                 f"W&B at {address} needs an API key, but there is none. Set WANDB_API_KEY, or run `wandb login`; for "
-                f"`prunegpt serve` without a token any forty letters will do."
+                f"`prunegpt serve` it is the token in the link that it printed."
             )
         return cls(address, key)
 
@@ -123,6 +125,12 @@ def _kept_address() -> str:
     except OSError:
         return ""
     return found[1] if found else ""
+
+
+def _own_key(address: str) -> str | None:
+    """The token of the root here, where the server is one on this machine: `prunegpt serve` takes it as a key."""
+    on_this_machine = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
+    return kept_token(Root.find()) if on_this_machine else None
 
 
 def _kept_key(address: str) -> str:

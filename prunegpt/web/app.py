@@ -21,12 +21,15 @@ from prunegpt.web.pages import Pages
 from prunegpt.web.security import Guard
 
 
-def create_app(root: Root, *, token: str | None, host: str, port: int, hosts: Sequence[str] = ()) -> Starlette:
+def create_app(
+    root: Root, *, token: str, open_to_read: bool = False, host: str, port: int, hosts: Sequence[str] = ()
+) -> Starlette:
     """The dashboard of a root.
 
     Args:
         root: the folder of all results; it may be empty, or not be there yet.
-        token: what visitors must know; None: nothing.
+        token: what visitors must know.
+        open_to_read: without it they may look, and change nothing.
         host: the address that is listened on.
         port: its port.
         hosts: further names that visitors may use for it, such as that of a proxy.
@@ -52,7 +55,7 @@ def create_app(root: Root, *, token: str | None, host: str, port: int, hosts: Se
     entries = [entry.route(dashboard) for entry in endpoints()]
     app = Starlette(
         routes=[Events(dashboard).route(), *entries, *pages.routes(), *wandb.routes()],
-        middleware=[Middleware(Guard, token=token, host=host, port=port, hosts=hosts)],
+        middleware=[Middleware(Guard, token=token, open_to_read=open_to_read, host=host, port=port, hosts=hosts)],
         exception_handlers={HTTPException: missing, 500: missing},
         lifespan=lifespan,
     )

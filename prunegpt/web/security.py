@@ -1,9 +1,10 @@
 """Who gets in: the name in the Host header, the token, the origin of what is posted; and what pages may do.
 
-A server on the loopback address needs no token: whoever can reach it can read the root anyway. But a page of another
-site, opened in the same browser, can reach it too. Such a page is kept out by the Host header (it must name this
-server, so that a name that was re-pointed to 127.0.0.1 is refused), and from acting by the Origin header and one of
-our own that no other origin may set.
+On the loopback address reading needs no token, for a root is readable on its machine anyway. Whatever may change
+something needs it: other accounts of the machine reach the port too. And so does a page of another site that is open in
+the same browser. Such a page is kept out by the Host header (it must name this server, so that a name that was
+re-pointed to 127.0.0.1 is refused), and from acting by the Origin header and one of our own that no other origin may
+set.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ import hashlib
 import hmac
 import ipaddress
 import json
-import secrets
 import socket
 from base64 import b64decode
 from binascii import Error as Base64Error
@@ -51,13 +51,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _EVERYWHERE = ("0.0.0.0", "::", "")
 _OPEN = ("/login", "/api/v1/health")  # and /static/
 _FAILED_LOGIN = 0.5  # seconds that a wrong token costs
-_TOKEN_BYTES = 32
 _LARGEST_FORM = 4096
-
-
-def new_token() -> str:
-    """A token of 43 letters, digits, hyphens and underscores; also long enough to be a W&B key."""
-    return secrets.token_urlsafe(_TOKEN_BYTES)
+_READING = ("GET", "HEAD", "OPTIONS")
 
 
 def is_loopback(host: str) -> bool:
@@ -75,17 +70,21 @@ class Guard:
 
     Args:
         app: what answers those who get in.
-        token: what they must know; None on a loopback address that all of this machine may use.
+        token: what they must know.
+        open_to_read: who does not know it may look, and change nothing.
         host: the address that is listened on.
         port: its port; part of the cookie's name, as cookies do not tell ports apart.
         hosts: further names that a Host header may have, such as that of a proxy.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None, host: str, port: int, hosts: Iterable[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, *, token: str, open_to_read: bool, host: str, port: int, hosts: Iterable[str] = ()
+    ) -> None:
         self._app = app
         self._token = token
         self._cookie = f"prunegpt-{port}"
-        self._session = _session(token) if token else ""
+        self._session = _session(token)
+        self._open_to_read = open_to_read
         self._everywhere = host in _EVERYWHERE
         named = {socket.gethostname(), socket.getfqdn()} if self._everywhere else {host}
         self._hosts = {name.casefold() for name in (*_LOOPBACK, *named, *hosts)}
@@ -112,10 +111,14 @@ class Guard:
             await refused(scope, receive, sent)
         elif path == "/login" and scope["method"] == "POST":
             await (await self._login(Request(scope, receive)))(scope, receive, sent)
-        elif not self._knows(headers) and path not in _OPEN and not path.startswith("/static/"):
-            await self._unknown(scope)(scope, receive, sent)
-        else:
+        elif self._is_open(scope["method"], path) or self._knows(headers):
             await self._app(scope, receive, sent)
+        else:
+            await self._unknown(scope)(scope, receive, sent)
+
+    def _is_open(self, method: str, path: str) -> bool:
+        """Whether it is answered to anybody."""
+        return method in _READING and (self._open_to_read or path in _OPEN or path.startswith("/static/"))
 
     def _refusal(self, method: str, path: str, headers: Headers) -> Response | None:
         if not self._is_ours(headers.get("host", "")):
@@ -123,7 +126,7 @@ class Guard:
                 403,
                 "this server answers to its own name only. Use the address it printed, or start it with --allow-host.",
             )
-        if method in ("GET", "HEAD", "OPTIONS"):
+        if method in _READING:
             return None
         origin = headers.get("origin")
         site = headers.get("sec-fetch-site", "same-origin")
@@ -143,8 +146,6 @@ class Guard:
         return name in self._hosts or (self._everywhere and _is_address(name))
 
     def _knows(self, headers: Headers) -> bool:
-        if self._token is None:
-            return True
         given = _cookie(headers.get("cookie", ""), self._cookie)
         if given is not None and _equal(given, self._session):
             return True
@@ -158,7 +159,11 @@ class Guard:
         if scope["method"] == "GET" and not path.startswith("/api/v1/"):
             query = scope.get("query_string", b"").decode("latin-1")
             return RedirectResponse(f"/login?next={quote(path + (f'?{query}' if query else ''), safe='')}", 303)
-        return _refused(401, "this server needs its token: log in, or send it as `Authorization: Bearer TOKEN`.")
+        return _refused(
+            401,
+            "this needs the server's token: open the link that `prunegpt serve` printed, log in at /login, or send it "
+            "as `Authorization: Bearer TOKEN` (W&B clients: as WANDB_API_KEY).",
+        )
 
     async def _login(self, request: Request) -> Response:
         data = b""
@@ -168,8 +173,6 @@ class Guard:
                 return _refused(413, "a login form is shorter.")
         form = parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True)
         target = local_path(form.get("next", ["/"])[0])
-        if self._token is None:
-            return RedirectResponse(target, 303)
         if not _equal(form.get("token", [""])[0].strip(), self._token):
             await asyncio.sleep(_FAILED_LOGIN)
             return RedirectResponse(f"/login?failed=1&next={quote(target, safe='')}", 303)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import uvicorn
 
+from prunegpt.access import SHORTEST, own_token
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root
 from prunegpt.web.app import create_app
-from prunegpt.web.security import is_loopback, new_token
+from prunegpt.web.security import is_loopback
 
-_SHORTEST_TOKEN = 16
 _GRACE = 3  # seconds that open connections get at the end
 
 
@@ -32,7 +32,7 @@ def run(
         root: the folder of all results.
         host: the address to listen on.
         port: its port; 0 takes a free one.
-        token: what visitors must know; generated where the address is not loopback and none is given.
+        token: what visitors must know; where none is given the root's own, without which they may look on loopback.
         hosts: further names that visitors may use.
         open_browser: opens the page.
         say: takes the lines for people.
@@ -40,23 +40,24 @@ def run(
     Raises:
         LaunchError: a token that can be guessed, or an address that cannot be listened on.
     """
-    if token is not None and len(token) < _SHORTEST_TOKEN:
+    if token is not None and len(token) < SHORTEST:
         raise LaunchError(
-            f"a token must have {_SHORTEST_TOKEN} characters at least, but has {len(token)}. "
-            f"Leave --token out where you listen on another address than loopback: one is generated."
+            f"a token must have {SHORTEST} characters at least, but has {len(token)}. "
+            f"Leave --token out: one is generated."
         )
-    generated = token is None and not is_loopback(host)
-    token = new_token() if generated else token
+    given = token is not None
+    token = token or own_token(root)
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     address = f"http://{_shown(host)}:{port}/"
-    app = create_app(root, token=token, host=host, port=port, hosts=hosts)
+    reading = not given and is_loopback(host)
+    app = create_app(root, token=token, open_to_read=reading, host=host, port=port, hosts=hosts)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, server_header=False, lifespan="on"
     )
     say(f"PruneGPT's dashboard of {root.path}: {address}  (Ctrl-C ends it)")
-    if generated:
-        say(f"Token to log in with: {token}")
+    if not given:  # behind the # a browser keeps it to itself: it stands in no request and in no log
+        say(f"{'To change something' if reading else 'To get in'}, open this link: {address}login#{token}")
     if open_browser:
         webbrowser.open(address)
     try:

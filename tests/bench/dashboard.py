@@ -12,11 +12,10 @@ from starlette.testclient import TestClient
 from prunegpt.records import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
-from prunegpt.web.app import create_app
 from tests.bench.harness import CLOCKS, Settings
 from tests.bench.rows import Row
 from tests.web.many import make_long, make_many
-from tests.web.served import ORIGIN, Listener, served
+from tests.web.served import ORIGIN, Listener, open_app, served
 
 API = "/api/v1"
 FIRST = ("/", f"{API}/sweeps", f"{API}/sweeps/many", f"{API}/sweeps/many/trials")
@@ -41,7 +40,7 @@ def pages(settings: Settings, root: Root, paths: Sequence[str], rounds: int) -> 
     clock = CLOCKS[settings.clock]
     taken = []
     for _ in range(rounds):
-        app = create_app(root, token=None, host="127.0.0.1", port=8000)
+        app = open_app(root)
         with TestClient(app, base_url=ORIGIN) as client:
             started = clock()
             for path in paths:

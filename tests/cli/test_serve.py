@@ -68,8 +68,9 @@ def test_it_serves_a_root_that_is_not_there_yet(tmp_path: Path) -> None:
     maps = Path(f"/proc/{serving.process.pid}/maps").read_text()
     assert "torch" not in maps
     assert serving.end() == 0
-    (line,) = serving.lines
+    line, link = serving.lines
     assert str(tmp_path / "runs") in line
+    assert re.search(r"To change something, open this link: http://127\.0\.0\.1:\d+/login#[0-9a-f]{64}$", link)
     assert not (tmp_path / "runs").exists()
 
 
@@ -77,7 +78,7 @@ def test_another_address_needs_the_token_that_is_printed(tmp_path: Path) -> None
     serving = Serving(tmp_path, "--host", "0.0.0.0")
     with pytest.raises(HTTPError, match="401"):
         serving.get("/api/v1/sweeps")
-    token = serving.lines[1].rpartition(" ")[2].strip()
+    token = serving.lines[1].rpartition("#")[2].strip()
     assert len(token) >= 40
     assert token not in serving.lines[0]
     assert json.loads(serving.get("/api/v1/sweeps", Authorization=f"Bearer {token}")) == {"sweeps": []}

@@ -26,7 +26,6 @@ from tests.tracking.wandb_versions import OLDER, client, version_of
 
 pytestmark = pytest.mark.slow
 
-KEY = "loopback" + "0123456789" * 4
 CHECKOUT = Path(__file__).parents[2]
 LONGEST = 240.0  # seconds that anything here may take
 
@@ -44,7 +43,6 @@ class World:
             "HOME": str(folder / "home"),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": os.pathsep.join([*([str(client)] if client else []), str(CHECKOUT)]),
-            "WANDB_API_KEY": KEY,
             "WANDB_ERROR_REPORTING": "false",
             "WANDB_AGENT_REPORT_INTERVAL": "0",
             "OMP_NUM_THREADS": "1",
@@ -55,6 +53,7 @@ class World:
         line = self.server.stderr.readline()
         self.address = line.split(": ", 1)[1].split()[0].rstrip("/")
         self._environment["WANDB_BASE_URL"] = self.address
+        self._environment["WANDB_API_KEY"] = self.server.stderr.readline().rpartition("#")[2].strip()
 
     def start(self, *command: object, at: str = ".", **environment: str) -> "subprocess.Popen[str]":
         where = self.folder / at

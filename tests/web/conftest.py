@@ -7,9 +7,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from prunegpt.root import Root
-from prunegpt.web.app import create_app
 from tests.web.browser.made import make_root
-from tests.web.served import HEADERS, ORIGIN
+from tests.web.served import HEADERS, ORIGIN, open_app
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +26,13 @@ def made(tmp_path: Path) -> Root:
 @pytest.fixture(scope="session")
 def client(kept: Root) -> Iterator[TestClient]:
     """Of the root that no test changes."""
-    with TestClient(create_app(kept, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+    with TestClient(open_app(kept), base_url=ORIGIN) as client:
         yield client
 
 
 @pytest.fixture
 def own(made: Root) -> Iterator[TestClient]:
     """Of a root of one's own, with what an action needs."""
-    app = create_app(made, token=None, host="127.0.0.1", port=8000)
+    app = open_app(made)
     with TestClient(app, base_url=ORIGIN, headers=HEADERS) as client:
         yield client

@@ -4,19 +4,27 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
+from starlette.applications import Starlette
 
+from prunegpt.access import new_token
 from prunegpt.root import Root
 from prunegpt.web.app import create_app
 
 ORIGIN = "http://127.0.0.1:8000"
-HEADERS = {"X-PruneGPT": "1"}
+TOKEN = new_token()
+HEADERS = {"X-PruneGPT": "1", "Authorization": f"Bearer {TOKEN}"}
+
+
+def open_app(root: Root, *, port: int = 8000, hosts: Sequence[str] = ()) -> Starlette:
+    """The dashboard as it is on loopback: whoever asks may look, and who knows TOKEN may do the rest."""
+    return create_app(root, token=TOKEN, open_to_read=True, host="127.0.0.1", port=port, hosts=hosts)
 
 
 @contextmanager
@@ -24,7 +32,7 @@ def served(root: Root) -> Iterator[str]:
     """Its address, while the block lasts."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    app = create_app(root, token=None, host="127.0.0.1", port=port)
+    app = open_app(root, port=port)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -15,9 +15,8 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.control import Action, take
 from prunegpt.sweep.lock import coordinating
-from prunegpt.web.app import create_app
 from tests.web.browser.made import Wanted, grow, make_root, study
-from tests.web.served import HEADERS, ORIGIN
+from tests.web.served import HEADERS, ORIGIN, open_app
 
 API = "/api/v1"
 SWEEP = f"{API}/sweeps/study"
@@ -49,7 +48,7 @@ def test_the_list_of_sweeps_counts_and_names_the_best(client: TestClient) -> Non
 
 def test_a_root_where_nothing_has_run_is_empty_and_fills_later(tmp_path: Path) -> None:
     root = Root(tmp_path / "runs")
-    with TestClient(create_app(root, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+    with TestClient(open_app(root), base_url=ORIGIN) as client:
         assert get(client, f"{API}/sweeps") == {"sweeps": []}
         assert client.get("/").status_code == 200
         assert client.get(SWEEP).status_code == 404
@@ -78,7 +77,7 @@ def test_a_sweep_tells_what_runs_and_how_far_it_is(client: TestClient) -> None:
 def test_a_sweep_with_a_search_says_what_writes_it_for_optunas_dashboard(tmp_path: Path) -> None:
     search = {"space": {"x": {"low": 0.0, "high": 1.0}}, "n_trials": 3}
     root = make_root(tmp_path / "runs", searches=[{"name": "found", "search": search}])
-    with TestClient(create_app(root, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+    with TestClient(open_app(root), base_url=ORIGIN) as client:
         sweep = get(client, SWEEP)
         assert sweep["optuna"] == f"prunegpt sweep study study --out study.db --root {root.path}"
         assert [one["name"] for one in sweep["searches"]] == ["found"]
@@ -303,7 +302,7 @@ def test_a_stage_that_no_trial_of_the_sweep_computed_was_cached(made: Root) -> N
     chain = study()[1].chain
     make_root(made.path, [Wanted("same", chain, 60.5)], name="again", windows=False, cached=True)
     make_root(made.path, [Wanted("more", chain, 0, state="running")], name="more", windows=False, cached=True)
-    with TestClient(create_app(made, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+    with TestClient(open_app(made), base_url=ORIGIN) as client:
         for sweep, last in (("again", ("published", True)), ("more", ("running", False))):
             nodes = get(client, f"{API}/sweeps/{sweep}/graph")["nodes"]
             assert [(node["state"], node["cached"]) for node in nodes] == [("published", True), last]

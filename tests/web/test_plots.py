@@ -16,10 +16,9 @@ from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, LayerBar, Spars
 from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
 from prunegpt.root import Root
 from prunegpt.web import plots
-from prunegpt.web.app import create_app
 from prunegpt.web.importance import importances
 from tests.web.browser.made import Wanted, finetune, load, make_root, many, prune, study
-from tests.web.served import ORIGIN
+from tests.web.served import ORIGIN, open_app
 
 POINTS = [
     SparsityPoint("dense", DENSE, 0.0, 60.0, 59.0, 61.0),
@@ -175,7 +174,7 @@ def test_whatever_optuna_raises_is_a_figure_that_is_missing(
     monkeypatch.setattr("optuna.importance.get_param_importances", fail)
     with pytest.raises(ReportError, match=r"importance cannot be told from these trials: not these"):
         importances([{"x": 1.0}, {"x": 2.0}], [1.0, 2.0])
-    with TestClient(create_app(kept, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as fresh:
+    with TestClient(open_app(kept), base_url=ORIGIN) as fresh:
         answer = fresh.get("/api/v1/sweeps/study/figures/importance")
     assert (answer.status_code, answer.json()["error"]) == (
         404,
@@ -219,7 +218,7 @@ def test_importance_of_odd_searches_is_drawn_or_missed_for_a_reason(
     trials: list[Wanted], missing: str | None, tmp_path: Path
 ) -> None:
     root = make_root(tmp_path / "runs", trials, windows=False)
-    with TestClient(create_app(root, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+    with TestClient(open_app(root), base_url=ORIGIN) as client:
         answer = client.get("/api/v1/sweeps/study/figures/importance")
         if missing is None:
             assert sum(answer.json()["data"][0]["x"]) == pytest.approx(1)
@@ -231,7 +230,7 @@ def test_importance_of_odd_searches_is_drawn_or_missed_for_a_reason(
 
 def test_importance_is_asked_for_by_many_at_once(tmp_path: Path) -> None:
     root = make_root(tmp_path / "runs", many(300), windows=False)
-    with TestClient(create_app(root, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+    with TestClient(open_app(root), base_url=ORIGIN) as client:
         path = "/api/v1/sweeps/study/figures/importance"
         with ThreadPoolExecutor(8) as threads:
             answers = list(threads.map(client.get, [path] * 8))
@@ -270,7 +269,7 @@ def test_the_list_of_figures_says_what_is_missing_and_why(client: TestClient) ->
 
 def test_a_sweep_without_results_misses_every_figure(tmp_path: Path) -> None:
     root = make_root(tmp_path / "runs", [one for one in study() if one.name == "later"])
-    with TestClient(create_app(root, token=None, host="127.0.0.1", port=8000), base_url=ORIGIN) as client:
+    with TestClient(open_app(root), base_url=ORIGIN) as client:
         figures = client.get("/api/v1/sweeps/study/figures").json()["figures"]
         assert all("but there are" in figure["missing"] for figure in figures)
         for figure in figures:

@@ -1,20 +1,21 @@
 """Who gets in, from where, and what an answer allows a browser to do."""
 
 import base64
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from prunegpt.access import kept_token, own_token
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root
 from prunegpt.web.app import create_app
-from prunegpt.web.security import is_loopback, local_path, new_token
+from prunegpt.web.security import is_loopback, local_path
 from prunegpt.web.server import run
-from tests.web.served import HEADERS, ORIGIN
+from tests.web.served import HEADERS, ORIGIN, TOKEN, open_app
 
-TOKEN = new_token()
 EVIL = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:8000", "", "a b", "[::1",
         "127.0.0.1:8000@evil.example", "192.168.1.5:8000")  # fmt: skip
 assert EVIL
@@ -41,7 +42,7 @@ def test_its_own_names_are_taken_with_any_port(client: TestClient, host: str) ->
 
 
 def test_a_name_that_is_allowed_is_taken(kept: Root) -> None:
-    app = create_app(kept, token=None, host="127.0.0.1", port=8000, hosts=["proxy.example"])
+    app = open_app(kept, hosts=["proxy.example"])
     with TestClient(app, base_url="http://proxy.example") as client:
         assert client.get("/api/v1/sweeps").status_code == 200
 
@@ -68,7 +69,7 @@ def test_without_the_token_nothing_is_told(locked: TestClient) -> None:
     page = locked.get("/sweeps/study?x=1")
     assert page.status_code == 303
     assert page.headers["location"] == "/login?next=%2Fsweeps%2Fstudy%3Fx%3D1"
-    posted = locked.post("/api/v1/trials/study/going/note", json={"text": "x"}, headers=HEADERS)
+    posted = locked.post("/api/v1/trials/study/going/note", json={"text": "x"}, headers={"X-PruneGPT": "1"})
     assert posted.status_code == 401
     assert locked.get("/api/v1/health").status_code == 200
     assert locked.get("/login").status_code == 200
@@ -103,6 +104,64 @@ def test_logging_in_gives_a_cookie_that_does_not_hold_the_token(locked: TestClie
     locked.cookies.clear()
     locked.cookies.set("prunegpt-8000", TOKEN)
     assert locked.get("/api/v1/sweeps").status_code == 401
+
+
+WRITING = sorted(
+    {
+        (method, route.path)
+        for route in create_app(Root(Path("none")), token=TOKEN, host="127.0.0.1", port=8000).routes
+        for method in getattr(route, "methods", None) or ()
+        if method not in ("GET", "HEAD", "OPTIONS")
+    }
+    | {("PUT", "/sweeps/study"), ("DELETE", "/trials/study/going"), ("PATCH", "/"), ("POST", "/static/icon.svg")}
+)
+
+
+def files(root: Root) -> list[str]:
+    """All that lies in a root, but locks, and what SQLite keeps beside a database that is open."""
+    found = (file for file in root.path.rglob("*") if file.suffix not in (".db-shm", ".db-wal", ".lock"))
+    return sorted(map(str, found))
+
+
+@pytest.mark.parametrize(("method", "path"), WRITING)
+def test_on_loopback_whoever_looks_cannot_write(own: TestClient, made: Root, method: str, path: str) -> None:
+    """Every route that takes more than a question, the W&B endpoint's too: 401 without the token, and nothing done."""
+    path = re.sub(r"\{\w+(:\w+)?\}", "study", path)
+    before = files(made)
+    for given in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": f"prunegpt-8000={TOKEN}"}):
+        headers = {"Authorization": "", "X-PruneGPT": "1", **given}
+        answer = own.request(method, path, content=b'{"action": "resume", "text": "x", "query": "{viewer{id}}"}',
+                             headers={"Content-Type": "application/json", **headers})  # fmt: skip
+        assert answer.status_code == 401
+        assert "open the link that `prunegpt serve` printed" in answer.json()["error"]
+    assert files(made) == before
+    assert own.get("/api/v1/trials/study/going", headers={"Authorization": ""}).json()["notes"]["text"] == ""
+
+
+def test_there_are_routes_that_write() -> None:
+    assert {"/graphql", "/api/v1/sweeps/{name}/actions"} <= {path for _, path in WRITING}
+
+
+def test_the_roots_token_is_its_owners_alone(tmp_path: Path) -> None:
+    root = Root(tmp_path / "runs")
+    assert own_token(root) != own_token(root)  # nothing is written where no root is
+    assert not root.path.exists()
+    root.path.mkdir()
+    token = own_token(root)
+    file = root.path / "serve.token"
+    assert (file.stat().st_mode & 0o777, own_token(root), kept_token(root)) == (0o600, token, token)
+    assert [path.name for path in root.path.iterdir()] == ["serve.token"]
+    for spoil in (lambda: file.chmod(0o640), lambda: file.write_text("short"), lambda: file.write_bytes(b"\xff" * 40)):
+        spoil()
+        assert kept_token(root) is None
+        token, old = own_token(root), token
+        assert token != old
+        assert (file.stat().st_mode & 0o777, kept_token(root)) == (0o600, token)
+    elsewhere = tmp_path / "elsewhere"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    assert own_token(root) != token
+    assert not file.is_symlink()
 
 
 def test_a_token_in_the_address_opens_nothing(locked: TestClient) -> None:

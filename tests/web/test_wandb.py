@@ -4,9 +4,9 @@ import base64
 
 from starlette.testclient import TestClient
 
+from prunegpt.access import new_token
 from prunegpt.root import Root
 from prunegpt.web.app import create_app
-from prunegpt.web.security import new_token
 from tests.web.served import ORIGIN
 
 VIEWER = {"query": "query Viewer { viewer { id } }", "variables": {}}

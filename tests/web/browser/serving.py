@@ -13,6 +13,7 @@ import uvicorn
 
 from prunegpt.root import Root
 from prunegpt.web.app import create_app
+from tests.web.served import TOKEN
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -37,10 +38,8 @@ def chromium() -> Path | None:
 @contextmanager
 def served(root: Root, *, token: str | None = None, port: int = 0) -> Iterator[str]:
     """The address of a server over a root, while the block lasts."""
-    config = uvicorn.Config(
-        create_app(root, token=token, host="127.0.0.1", port=port), host="127.0.0.1", port=port, log_level="warning",
-        timeout_graceful_shutdown=1,
-    )  # fmt: skip
+    app = create_app(root, token=token or TOKEN, open_to_read=token is None, host="127.0.0.1", port=port)
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

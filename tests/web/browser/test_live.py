@@ -124,6 +124,8 @@ def test_a_root_where_nothing_has_run_says_what_to_do(page: "Page", tmp_path: Pa
 def test_a_token_is_asked_for_once(page: "Page", growing: Root) -> None:
     token = "correct-horse-battery-staple"
     with served(growing, token=token) as address:
+        page.goto(f"{address}/login?next=/sweeps/study#{token[:-1]}")
+        page.wait_for_selector(".problem:has-text('not the token')")
         page.goto(f"{address}/sweeps/study")
         page.fill("#token", "wrong")
         page.click("button:has-text('Sign in')")

@@ -9,6 +9,7 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.web.browser.made import TOKENS, Wanted, load, make_root, prune
 from tests.web.browser.serving import served
+from tests.web.served import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,7 +159,7 @@ def test_what_each_stage_measured_once_makes_one_line(page: "Page", tmp_path: "P
 def test_a_hostile_note_is_text(page: "Page", tmp_path: "Path") -> None:
     root = make_root(tmp_path / "runs")
     with served(root) as address:
-        page.goto(f"{address}/trials/study/recovered")
+        page.goto(f"{address}/login?next=/trials/study/recovered#{TOKEN}")
         page.click("button:has-text('Write a note')")
         page.fill("textarea", _HOSTILE)
         page.click("button:has-text('Save')")

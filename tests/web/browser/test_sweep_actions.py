@@ -17,6 +17,7 @@ from prunegpt.sweep.control import Action, request
 from prunegpt.sweep.lock import coordinator
 from tests.e2e.conftest import make_model
 from tests.web.browser.serving import served
+from tests.web.served import TOKEN
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -70,6 +71,8 @@ def running(root: Root, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def live(page: "Page", root: Root, running: subprocess.Popen[bytes]) -> Iterator[str]:
     page.set_default_timeout(_PATIENCE)
     with served(root) as address:
+        page.goto(f"{address}/login#{TOKEN}")  # as printed
+        page.wait_for_url(f"{address}/")
         yield address
         page.goto("about:blank")
 
