@@ -20,6 +20,7 @@ def report(
 ) -> None:
     """Write tables, figures, configurations and provenance as a folder that opens without a server."""
     from prunegpt.cli.table import stored, tables_of
+    from prunegpt.report.figure_data import curves, in_figures
     from prunegpt.report.folder import write_folder
     from prunegpt.report.gallery import figures_of
     from prunegpt.root import Root
@@ -27,18 +28,11 @@ def report(
 
     where = Root.find(root)
     found = stored(sweep, where)
+    own = [trial for trial in found.results if trial.sweep == found.sweep]
     with Store.open(where, create=False) as store:
         title = store.sweep(found.sweep).title
-        own = [trial for trial in found.results if trial.sweep == found.sweep]
-        points = {trial.name: store.points(trial.id) for trial in own}
-    files = write_folder(
-        out,
-        tables_of(found),
-        title=title,
-        results=found.results,
-        figures=figures_of(own, found.windows, points),
-        commit=found.commit,
-    )
+        drawn = figures_of(own, found.windows, lambda trial: curves(trial, store.series(trial.id, in_figures)))
+    files = write_folder(out, tables_of(found), title=title, results=found.results, figures=drawn, commit=found.commit)
     say(f"{out}: {len(files)} files; open {out / 'index.html'}")
 
 

@@ -1,7 +1,7 @@
 """What a table is, once it is built: frozen, and all a renderer needs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,6 +56,20 @@ class Cell:
         if isinstance(interval := self.details.get("interval"), tuple) and isinstance(self.value, float):
             Interval(self.value, *interval)  # refuses one that does not hold the value
 
+    def marked(self, escape: Callable[[str], str], strong: str, raised: str) -> str:
+        """The text in some markup, the best one strong, with its footnotes raised behind it.
+
+        Args:
+            escape: makes text of a text.
+            strong: format of strong text.
+            raised: format of raised text.
+        """
+        text = escape(self.text)
+        if "best" in self.marks and text:
+            text = strong.format(text)
+        symbols = ",".join(map(escape, self.footnotes))
+        return text + raised.format(symbols) if symbols else text
+
 
 @dataclass(frozen=True)
 class TableRow:
@@ -73,6 +87,10 @@ class Footnote:
 
     symbol: str
     text: str
+
+    def marked(self, escape: Callable[[str], str], raised: str) -> str:
+        """The note in some markup; see `Cell.marked`."""
+        return f"{raised.format(escape(self.symbol))} {escape(self.text)}." if self.symbol else f"{escape(self.text)}."
 
 
 @dataclass(frozen=True)

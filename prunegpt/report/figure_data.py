@@ -3,13 +3,22 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from prunegpt.records import Point, TrialResult
+import numpy as np
+from numpy.typing import NDArray
+
+from prunegpt.records import TrialResult
 from prunegpt.report.columns import NOT_APPLICABLE, distilled, layer, method
 from prunegpt.report.measure import WindowsOf, measure
 
+if TYPE_CHECKING:
+    from prunegpt.store.series import Series
+
 DENSE = "not pruned"
+CURVES = {"perplexity": 1.0, "sparsity": 100.0}  # that figures show of a training -> scale of their values
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+_POINTS = 500  # of a curve
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.(.+)$")
 
 
@@ -125,25 +134,67 @@ def _groups(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
     return list(groups.values())
 
 
-def curve(points: Sequence[Point], name: str, label: str, *, scale: float = 1.0) -> Curve:
-    """The points of one name as a curve; what is not finite is left out.
+def in_figures(_stage: int, name: str) -> bool:
+    """Which curves figures show, as the store asks for them."""
+    return name in CURVES
+
+
+def curves(trial: TrialResult, found: "Sequence[Series]") -> dict[str, Curve]:
+    """The curves of a trial that figures show, by name; what is not finite is left out.
 
     Args:
-        points: of one attempt, all names.
-        name: perplexity, sparsity, ...
-        label: what the legend says.
-        scale: multiplies the values; 100 makes percent of shares.
+        trial: whose records say how long its stages were.
+        found: what the store has of it; names that are not in CURVES are passed over.
     """
-    last: dict[int, int] = {}
-    for point in points:
-        last[point.stage] = max(last.get(point.stage, 0), point.step)
-    before = {stage: sum(steps for other, steps in last.items() if other < stage) for stage in last}
-    chosen = sorted(
-        (before[point.stage] + point.step, scale * point.value)
-        for point in points
-        if point.name == name and point.value is not None
-    )
-    return Curve(label, tuple(float(step) for step, _ in chosen), tuple(value for _, value in chosen))
+    last = {stage.index: stage.steps for stage in trial.stages}
+    for one in found:
+        last[one.stage] = max(last.get(one.stage, 0), int(one.steps.max()))
+    made = {}
+    for name, scale in CURVES.items():
+        parts = [one for one in found if one.name == name]
+        if not parts:
+            continue
+        before = [sum(steps for stage, steps in last.items() if stage < one.stage) for one in parts]
+        steps = np.concatenate([one.steps + start for one, start in zip(parts, before, strict=True)])
+        values = scale * np.concatenate([one.values for one in parts])
+        finite = np.isfinite(values)
+        steps, values = steps[finite].astype(np.float64), values[finite]
+        kept = extremes(values, _POINTS)
+        made[name] = Curve(trial.name, tuple(steps[kept].tolist()), tuple(values[kept].tolist()))
+    return made
+
+
+def extremes(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Which points to keep, by position, in order.
+
+    The points are cut into stretches of equal number; of each the least and the greatest finite value stay, and one
+    that is not finite where there is one, so that a gap stays a gap. The first and the last point stay.
+
+    Args:
+        values: [points], NaN where a value is not finite.
+        count: how many to keep at most, at least 5; all where there are not more.
+    """
+    total = len(values)
+    if total <= count:
+        return np.arange(total, dtype=np.int64)
+    buckets = max(1, (count - 2) // 3)
+    edges = np.linspace(0, total, buckets + 1).astype(np.int64)  # [buckets + 1]
+    starts = edges[:-1]
+    missing = ~np.isfinite(values)
+    low = np.where(missing, np.inf, values)
+    high = np.where(missing, -np.inf, values)
+    kept = np.zeros(total, dtype=bool)
+    kept[[0, total - 1]] = True
+    bucket = np.repeat(np.arange(buckets), np.diff(edges))  # [points]
+    for flags in (
+        low == np.minimum.reduceat(low, starts)[bucket],
+        high == np.maximum.reduceat(high, starts)[bucket],
+        missing,
+    ):
+        positions = np.flatnonzero(flags)
+        _, first = np.unique(bucket[positions], return_index=True)
+        kept[positions[first]] = True
+    return np.flatnonzero(kept).astype(np.int64)
 
 
 def heat_map(by_tensor: Mapping[str, float]) -> HeatMap:

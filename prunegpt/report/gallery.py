@@ -1,26 +1,133 @@
-"""The figures that a sweep has data for."""
+"""The figures that a sweep has data for: one list of them, for pages and for paper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from matplotlib.figure import Figure
 
-from prunegpt.records import Point, TrialResult, comparable
+from prunegpt.errors import ReportError
+from prunegpt.records import TrialResult, comparable
 from prunegpt.report.figure_data import (
     Curve,
-    curve,
+    LayerBar,
+    SparsityPoint,
     dense_perplexity,
     heat_map,
     layer_bars,
     sparsity_points,
     whole_models,
 )
-from prunegpt.report.figures import draw, sparsity_heat_map
 from prunegpt.report.measure import WindowsOf
-from prunegpt.report.plots import by_layer, front, over_sparsity, training
+from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
 
-_FEW = 2  # sparsities, or layers, that make a figure worth looking at
+CurvesOf = Callable[[TrialResult], Mapping[str, Curve]]  # `figure_data.curves` of what a store has
+
+_FEW = 2  # sparsities, or layers, that make a figure worth a place in a report
 _MOST_CURVES = 16
+_MOST_INTERVALS = 200  # configurations up to which intervals are drawn: more would take minutes, and hide all
+_TRAIN = ("finetune", "distill", "pretrain")  # kinds of stages whose curves have a length
+
+
+class Material:
+    """What the figures of some trials are drawn from: those measured as most of them are.
+
+    Args:
+        results: the trials.
+        windows: gives per-window losses, or None.
+        curves: gives the curves of a trial, by name.
+    """
+
+    def __init__(self, results: Sequence[TrialResult], windows: WindowsOf, curves: CurvesOf) -> None:
+        self._trials = comparable(results)
+        many = len({trial.group for trial in self._trials}) > _MOST_INTERVALS
+        self._windows: WindowsOf = (lambda trial: None) if many else windows
+        self._curves_of = curves
+
+    @cached_property
+    def whole(self) -> Sequence[SparsityPoint]:
+        return whole_models(sparsity_points(self._trials, self._windows), self._trials)
+
+    @cached_property
+    def bars(self) -> Sequence[LayerBar]:
+        return layer_bars(self._trials, self._windows)
+
+    @property
+    def dense(self) -> float | None:
+        return dense_perplexity(sparsity_points(self._trials, lambda trial: None))
+
+    @cached_property
+    def curves(self) -> Sequence[Mapping[str, Curve]]:
+        """Of trials that trained, those of a shared chain once; what runs now comes first."""
+        found: list[Mapping[str, Curve]] = []
+        seen: set[tuple[str, ...]] = set()
+        for trial in sorted(self._trials, key=lambda trial: (trial.state != "running", not trial.stages)):
+            trained = tuple(stage.key for stage in trial.plan.stages if stage.kind in _TRAIN)
+            if trial.state == "waiting" or trained in seen or len(found) == _MOST_CURVES:
+                continue
+            made = self._curves_of(trial)
+            if "perplexity" in made and len(made["perplexity"].steps) > 1:
+                seen.add(trained)
+                found.append(made)
+        return found
+
+    @property
+    def heat_maps(self) -> list[TrialResult]:
+        """Trials whose tensors have different shares of zeros."""
+        counted = [trial for trial in self._trials if trial.measured and trial.sparsity is not None]
+        return [trial for trial in counted if trial.sparsity and len(set(trial.sparsity.by_tensor.values())) > 1]
+
+
+def _training(material: Material) -> Plot:
+    shown = material.curves
+    sparsity = [one["sparsity"] for one in shown if "sparsity" in one and len(one["sparsity"].steps) > 1]
+    return training([one["perplexity"] for one in shown], sparsity)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that any sweep may have."""
+
+    title: str
+    file: str  # its name in a report
+    caption: str
+    plot: Callable[[Material], Plot]  # raises ReportError where there is nothing to draw
+    is_worth: Callable[[Material], bool] = lambda material: True  # a place in a report
+
+
+def _several(material: Material) -> bool:
+    return len({round(point.sparsity, 1) for point in material.whole}) >= _FEW
+
+
+DRAWINGS: Mapping[str, Drawing] = {
+    "sparsity": Drawing(
+        "Perplexity over sparsity",
+        "perplexity-over-sparsity",
+        "Perplexity over the sparsity that was measured, a line a method, with intervals",
+        lambda material: over_sparsity(material.whole),
+        _several,
+    ),
+    "pareto": Drawing(
+        "Sparsity against perplexity",
+        "pareto",
+        "Sparsity against perplexity, and the front that no configuration beats in both",
+        lambda material: front(material.whole),
+        _several,
+    ),
+    "layers": Drawing(
+        "One layer pruned at a time",
+        "layers",
+        "Perplexity when one decoder block is pruned",
+        lambda material: by_layer(material.bars, dense=material.dense),
+        lambda material: len({bar.layer for bar in material.bars}) >= _FEW,
+    ),
+    "training": Drawing(
+        "Perplexity and sparsity in training",
+        "training",
+        "Perplexity and sparsity over optimizer steps",
+        _training,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -33,44 +140,22 @@ class NamedFigure:
 
 
 def figures_of(
-    results: Sequence[TrialResult], windows: WindowsOf, points: Mapping[str, Sequence[Point]] | None = None
+    results: Sequence[TrialResult], windows: WindowsOf, curves: CurvesOf = lambda trial: {}
 ) -> tuple[NamedFigure, ...]:
-    """Every figure these trials have data for, in a fixed order.
+    """Every figure these trials have data for, in a fixed order; see `Material` for the arguments."""
+    from prunegpt.report.figures import draw, sparsity_heat_map
 
-    Args:
-        results: trials; those measured as most of them are, are drawn.
-        windows: gives per-window losses, or None.
-        points: trial name -> its curve points.
-    """
-    shown = comparable(results)
+    material = Material(results, windows, curves)
     found: list[NamedFigure] = []
-    bars = layer_bars(shown, windows)
-    at = sparsity_points(shown, windows)
-    whole = whole_models(at, shown)
-    if len({round(point.sparsity, 1) for point in whole}) >= _FEW:
-        caption = "Perplexity over the sparsity that was measured, a line a method, with intervals"
-        found.append(NamedFigure("perplexity-over-sparsity", caption, draw(over_sparsity(whole))))
-        caption = "Sparsity against perplexity, and the front that no configuration beats in both"
-        found.append(NamedFigure("pareto", caption, draw(front(whole))))
-    if len({bar.layer for bar in bars}) >= _FEW:
-        dense = dense_perplexity(at)
-        caption = "Perplexity when one decoder block is pruned"
-        found.append(NamedFigure("layers", caption, draw(by_layer(bars, dense=dense))))
-    names = {trial.name for trial in shown}
-    points = {name: mine for name, mine in (points or {}).items() if name in names}
-    perplexity = _curves(points, "perplexity", 1.0)
-    if perplexity:
-        sparsity = _curves(points, "sparsity", 100.0)
-        caption = "Perplexity and sparsity over optimizer steps"
-        found.append(NamedFigure("training", caption, draw(training(perplexity, sparsity))))
-    for trial in shown:
-        if trial.measured and trial.sparsity is not None and len(set(trial.sparsity.by_tensor.values())) > 1:
-            drawn = sparsity_heat_map(heat_map(trial.sparsity.by_tensor), f"{trial.name}: sparsity by layer, %")
-            caption = f"Share of zeros of every pruned tensor of {trial.name}, percent"
-            found.append(NamedFigure(f"sparsity-{trial.name}", caption, drawn))
+    for drawing in DRAWINGS.values():
+        try:
+            if drawing.is_worth(material):
+                found.append(NamedFigure(drawing.file, drawing.caption, draw(drawing.plot(material))))
+        except ReportError:  # it says what is missing, which a page shows and a report leaves out
+            continue
+    for trial in material.heat_maps:
+        assert trial.sparsity is not None
+        drawn = sparsity_heat_map(heat_map(trial.sparsity.by_tensor), f"{trial.name}: sparsity by layer, %")
+        caption = f"Share of zeros of every pruned tensor of {trial.name}, percent"
+        found.append(NamedFigure(f"sparsity-{trial.name}", caption, drawn))
     return tuple(found)
-
-
-def _curves(points: Mapping[str, Sequence[Point]], name: str, scale: float) -> tuple[Curve, ...]:
-    drawn = [curve(mine, name, trial, scale=scale) for trial, mine in points.items()]
-    return tuple(found for found in drawn if len(found.steps) > 1)[:_MOST_CURVES]

@@ -49,16 +49,7 @@ def over_sparsity(points: Sequence[SparsityPoint], title: str = "Perplexity over
                 | {"showlegend": False, "hoverinfo": "skip", "legendgroup": name}
             )
         marked = _points(mine, name, colour, symbol)
-        marked["error_y"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [_above(point.high, point.perplexity) for point in mine],
-            "arrayminus": [_above(point.perplexity, point.low) for point in mine],
-            "color": colour,
-            "thickness": 1.2,
-            "width": 4,
-        }
-        data.append(marked)
+        data.append(marked | {"error_y": _intervals(mine, colour, 4)})
     layout = layout_of(title, _SPARSITY, _perplexity(point.perplexity for point in points))
     dense = [point.perplexity for point in points if point.method == DENSE]
     if dense:
@@ -103,15 +94,7 @@ def by_layer(
             "marker": {"color": OKABE_ITO[0]},
             "customdata": [bar.perplexity for bar in bars],
             "hovertemplate": "block %{x}: %{customdata:.4g}<extra></extra>",
-            "error_y": {
-                "type": "data",
-                "symmetric": False,
-                "array": [_above(bar.high, bar.perplexity) for bar in bars],
-                "arrayminus": [_above(bar.perplexity, bar.low) for bar in bars],
-                "color": GREY,
-                "thickness": 1.2,
-                "width": 3,
-            },
+            "error_y": _intervals(bars, GREY, 3),
         }
     ]
     if dense is not None:
@@ -156,8 +139,17 @@ def need(found: Sequence[Any] | Mapping[Any, Any], what: str) -> None:
         raise ReportError(f"a figure needs {what}, but there are none yet. Run more of the sweep first.")
 
 
-def _above(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+def _intervals(points: Sequence[SparsityPoint] | Sequence[LayerBar], colour: str, width: int) -> dict[str, Any]:
+    """The interval of each point as bars over and below it; none where it has none."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [None if point.high is None else point.high - point.perplexity for point in points],
+        "arrayminus": [None if point.low is None else point.perplexity - point.low for point in points],
+        "color": colour,
+        "thickness": 1.2,
+        "width": width,
+    }
 
 
 def trace_of(x: Sequence[Any], y: Sequence[Any], name: str, **more: Any) -> dict[str, Any]:

@@ -218,6 +218,7 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
     """
     import wandb
 
+    from prunegpt.report.figure_data import curves, in_figures
     from prunegpt.report.figures import png  # here: a coordinator, and an agent's run, need no matplotlib
     from prunegpt.report.gallery import figures_of
     from prunegpt.report.measure import stored_windows
@@ -225,10 +226,10 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
 
     with Store.open(root, create=False) as store:
         results, declared = store.results(sweep), store.tables(sweep)
-        points = {one.name: store.points(one.id) for one in results if one.state == "finished"}
-    windows = stored_windows(root)
-    tables = [build_table(table, results, windows, sweep=sweep, commit=None) for table in declared]
-    figures = figures_of(results, windows, points)[:_MOST_FIGURES]
+        windows = stored_windows(root)
+        tables = [build_table(table, results, windows, sweep=sweep, commit=None) for table in declared]
+        figures = figures_of(results, windows, lambda one: curves(one, store.series(one.id, in_figures)))
+        figures = figures[:_MOST_FIGURES]
     if not tables and not figures:
         return
     own = digest([sweep, "tables"])[:16]

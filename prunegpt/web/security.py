@@ -16,11 +16,10 @@ import socket
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, quote
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -57,12 +56,8 @@ _READING = ("GET", "HEAD", "OPTIONS")
 
 def is_loopback(host: str) -> bool:
     """Whether an address to listen on can be reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 class Guard:
@@ -121,19 +116,17 @@ class Guard:
         return method in _READING and (self._open_to_read or path in _OPEN or path.startswith("/static/"))
 
     def _refusal(self, method: str, path: str, headers: Headers) -> Response | None:
-        if not self._is_ours(headers.get("host", "")):
+        host = headers.get("host", "")
+        if not self._is_ours(host):
             return _refused(
                 403,
                 "this server answers to its own name only. Use the address it printed, or start it with --allow-host.",
             )
         if method in _READING:
             return None
-        origin = headers.get("origin")
-        site = headers.get("sec-fetch-site", "same-origin")
-        if (origin is not None and not _same_origin(origin, headers.get("host", ""))) or site not in (
-            "same-origin",
-            "none",
-        ):
+        own = {f"{scheme}://{host.casefold()}" for scheme in ("http", "https")}
+        same_origin = headers.get("origin", f"http://{host}").casefold() in own
+        if not same_origin or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return _refused(403, "only pages of this server may send it anything.")
         if path.startswith("/api/") and headers.get(ACTION_HEADER) != "1":
             return _refused(403, f"an action must carry the header {ACTION_HEADER}: 1.")
@@ -143,11 +136,10 @@ class Guard:
         name = _hostname(host)
         if name is None:
             return False
-        return name in self._hosts or (self._everywhere and _is_address(name))
+        return name in self._hosts or (self._everywhere and _address(name) is not None)
 
     def _knows(self, headers: Headers) -> bool:
-        given = _cookie(headers.get("cookie", ""), self._cookie)
-        if given is not None and _equal(given, self._session):
+        if _equal(cookie_parser(headers.get("cookie", "")).get(self._cookie, ""), self._session):
             return True
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if kind.casefold() == "bearer":
@@ -209,24 +201,11 @@ def _hostname(host: str) -> str | None:
     return name.casefold() if name and (not port or port.isdecimal()) else None
 
 
-def _is_address(name: str) -> bool:
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(name)
+        return ipaddress.ip_address(name)
     except ValueError:
-        return False
-    return True
-
-
-def _same_origin(origin: str, host: str) -> bool:
-    return origin.casefold() in (f"http://{host.casefold()}", f"https://{host.casefold()}")
-
-
-def _cookie(header: str, name: str) -> str | None:
-    try:
-        found = SimpleCookie(header).get(name)
-    except CookieError:
         return None
-    return found.value if found else None
 
 
 def _password(secret: str) -> str:

@@ -13,14 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from prunegpt.errors import ReportError
-from prunegpt.records import Point
 from prunegpt.report.figure_data import (
     DENSE,
     OKABE_ITO,
     Curve,
     LayerBar,
     SparsityPoint,
-    curve,
+    curves,
     heat_map,
     layer_bars,
     pareto,
@@ -35,6 +34,7 @@ from prunegpt.report.figures import (
     svg,
 )
 from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
+from prunegpt.store.series import Series
 from tests.report.made import Kept, draw_windows, make_trial
 
 POINTS = (
@@ -223,19 +223,21 @@ def test_points_come_from_what_was_measured() -> None:
 
 
 def test_steps_count_on_through_the_stages() -> None:
-    def point(stage: int, step: int, name: str, value: float | None) -> Point:
-        return Point(stage=stage, step=step, epoch=0.0, name=name, value=value, time=0.0)
+    def series(stage: int, name: str, *points: tuple[int, float]) -> Series:
+        steps, values = (np.array(column) for column in zip(*points, strict=True))
+        return Series(stage, name, steps, values, np.zeros(len(steps)), np.zeros(len(steps), int), np.zeros(len(steps)))
 
-    points = [
-        point(1, 5, "perplexity", 50.0),
-        point(0, 10, "perplexity", 60.0),
-        point(0, 20, "loss", 4.0),
-        point(0, 5, "perplexity", None),
-        point(1, 5, "sparsity", 0.5),
+    found = [
+        series(0, "loss", (20, 4.0)),
+        series(0, "perplexity", (5, float("nan")), (10, 60.0)),
+        series(1, "perplexity", (5, 50.0)),
+        series(1, "sparsity", (5, 0.5)),
     ]
-    found = curve(points, "perplexity", "a")
-    assert (found.steps, found.values) == ((10.0, 25.0), (60.0, 50.0))
-    assert curve(points, "sparsity", "a", scale=100).values == (50.0,)
+    made = curves(make_trial("a"), found)
+    assert set(made) == {"perplexity", "sparsity"}
+    assert (made["perplexity"].label, made["perplexity"].steps) == ("a", (10.0, 25.0))
+    assert made["perplexity"].values == (60.0, 50.0)
+    assert made["sparsity"].values == (50.0,)
 
 
 def test_heat_map_of_other_names() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from prunegpt.errors import ReportError
-from prunegpt.records import Point
+from prunegpt.records import TrialResult
+from prunegpt.report.figure_data import Curve
 from prunegpt.report.folder import write_folder
 from prunegpt.report.gallery import figures_of
 from prunegpt.report.tables import build_table
@@ -28,13 +29,13 @@ def study() -> tuple[list, Kept]:
     return [*results, make_trial("failed", state="failed", order=3)], kept
 
 
-def points() -> dict[str, list[Point]]:
-    made = [
-        Point(stage=1, step=step, epoch=0.0, name=name, value=value, time=0.0)
-        for step in (1, 2)
-        for name, value in (("perplexity", 60.0 / step), ("sparsity", step / 10))
-    ]
-    return {"p50": made, "p90": []}
+def curves(trial: TrialResult) -> dict[str, Curve]:
+    if trial.name != "p50":
+        return {}
+    return {
+        "perplexity": Curve("p50", (1.0, 2.0), (60.0, 30.0)),
+        "sparsity": Curve("p50", (1.0, 2.0), (10.0, 20.0)),
+    }
 
 
 def tables(results: list, kept: Kept) -> list:
@@ -47,7 +48,7 @@ def tables(results: list, kept: Kept) -> list:
 
 def test_figures_are_those_that_have_data() -> None:
     results, kept = study()
-    names = [named.name for named in figures_of(results, kept, points())]
+    names = [named.name for named in figures_of(results, kept, curves)]
     assert names == ["perplexity-over-sparsity", "pareto", "layers", "training"]
     assert figures_of(results[:1], kept) == ()
     assert figures_of([], kept) == ()
@@ -87,7 +88,7 @@ def test_the_folder_holds_everything_and_its_links_lead_somewhere(tmp_path: Path
         tables(results, kept),
         title="A & B",
         results=results,
-        figures=figures_of(results, kept, points()),
+        figures=figures_of(results, kept, curves),
         commit="abc1234",
     )
     formats = ("csv", "html", "json", "md", "tex")
@@ -123,7 +124,7 @@ def test_equal_results_give_equal_folders(tmp_path: Path) -> None:
     for name in ("one", "two"):
         results, kept = study()
         files = write_folder(
-            tmp_path / name, tables(results, kept), title="T", figures=figures_of(results, kept, points())
+            tmp_path / name, tables(results, kept), title="T", figures=figures_of(results, kept, curves)
         )
         contents.append({file: (tmp_path / name / file).read_bytes() for file in files})
     assert contents[0] == contents[1]

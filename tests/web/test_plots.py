@@ -12,9 +12,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from prunegpt.errors import ReportError
-from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, LayerBar, SparsityPoint
+from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, LayerBar, SparsityPoint, curves, in_figures
+from prunegpt.report.gallery import DRAWINGS, Material
+from prunegpt.report.measure import stored_windows
 from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
 from prunegpt.root import Root
+from prunegpt.store import Store
 from prunegpt.web import plots
 from prunegpt.web.importance import importances
 from tests.web.browser.made import Wanted, finetune, load, make_root, many, prune, study
@@ -236,6 +239,17 @@ def test_importance_is_asked_for_by_many_at_once(tmp_path: Path) -> None:
             answers = list(threads.map(client.get, [path] * 8))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.text for answer in answers}) == 1
+
+
+def test_pages_and_reports_draw_one_list_of_figures(client: TestClient, kept: Root) -> None:
+    """Every figure of a report is, by name and by data, the one that the page of the sweep has."""
+    with Store.open(kept, create=False) as store:
+        results = [one for one in store.results("study") if not one.implicit]
+        material = Material(results, stored_windows(kept), lambda one: curves(one, store.series(one.id, in_figures)))
+        made = {name: json.loads(drawing.plot(material).model_dump_json()) for name, drawing in DRAWINGS.items()}
+    assert len(made) == 4
+    for name, plot in made.items():
+        assert client.get(f"/api/v1/sweeps/study/figures/{name}").json() == plot
 
 
 @pytest.mark.parametrize("figure", ["sparsity", "pareto", "layers", "training", "parallel", "importance"])

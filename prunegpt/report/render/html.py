@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from prunegpt.report.cells import Cell, Table, TableRow
+from prunegpt.report.cells import Table, TableRow
 
 STYLE = """\
 :root { color-scheme: light dark; --line: #8886; --faint: #8881; }
@@ -19,6 +19,7 @@ tr.unfinished td { font-style: italic; background: var(--faint); }
 figure { margin: 1.5rem 0; }
 figure svg, figure img { max-width: 100%; height: auto; background: #fff; }
 """
+_RAISED = "<sup>{}</sup>"
 
 
 def render(tables: Sequence[Table]) -> str:
@@ -41,10 +42,7 @@ def fragment(table: Table) -> str:
     head = "".join(
         f'<th scope="col"{_side(heading.kind != "text")}>{escape(heading.text)}</th>' for heading in table.columns
     )
-    notes = "".join(
-        f'<p class="note">{f"<sup>{escape(note.symbol)}</sup> " if note.symbol else ""}{escape(note.text)}.</p>\n'
-        for note in table.footnotes
-    )
+    notes = "".join(f'<p class="note">{note.marked(escape, _RAISED)}</p>\n' for note in table.footnotes)
     provenance = f'<p class="provenance">{escape(table.provenance)}</p>\n' if table.provenance else ""
     rows = "".join(_row(table, row) for row in table.rows)
     return (
@@ -60,15 +58,7 @@ def _side(right: bool) -> str:
 def _row(table: Table, row: TableRow) -> str:
     look = "" if row.state in ("finished", "partial") else ' class="unfinished"'
     cells = "".join(
-        f"<td{_side(heading.kind != 'text')}>{_cell(cell)}</td>"
+        f"<td{_side(heading.kind != 'text')}>{cell.marked(escape, '<strong>{}</strong>', _RAISED)}</td>"
         for heading, cell in zip(table.columns, row.cells, strict=True)
     )
     return f"<tr{look}>{cells}</tr>\n"
-
-
-def _cell(cell: Cell) -> str:
-    text = escape(cell.text)
-    if "best" in cell.marks and text:
-        text = f"<strong>{text}</strong>"
-    symbols = ",".join(escape(symbol) for symbol in cell.footnotes)
-    return f"{text}<sup>{symbols}</sup>" if symbols else text

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from prunegpt.report.cells import Cell, Table
+from prunegpt.report.cells import Table
 from prunegpt.report.format import one_line
 
 _SPECIAL = {
@@ -33,6 +33,8 @@ _SPECIAL = {
 _ACTIVE = re.compile("|".join(re.escape(character) for character in _SPECIAL))
 _JOINED = re.compile(r"([-,])(?=\1)")  # two of them would be set as one sign
 
+_STRONG, _RAISED = r"\textbf{{{}}}", r"\textsuperscript{{{}}}"
+
 
 def render(tables: Sequence[Table]) -> str:
     """A table environment each, with caption and label."""
@@ -41,10 +43,7 @@ def render(tables: Sequence[Table]) -> str:
 
 def _table(table: Table) -> str:
     alignment = "".join("l" if heading.kind == "text" else "r" for heading in table.columns)
-    notes = [
-        f"\\textsuperscript{{{escape(note.symbol)}}} {escape(note.text)}." if note.symbol else f"{escape(note.text)}."
-        for note in table.footnotes
-    ]
+    notes = [note.marked(escape, _RAISED) for note in table.footnotes]
     if table.provenance:
         notes.append(f"{escape(table.provenance)}.")
     lines = [
@@ -56,7 +55,7 @@ def _table(table: Table) -> str:
         r"    \toprule",
         f"    {_row(escape(heading.text) for heading in table.columns)}",
         r"    \midrule",
-        *(f"    {_row(_cell(cell) for cell in row.cells)}" for row in table.rows),
+        *(f"    {_row(cell.marked(escape, _STRONG, _RAISED) for cell in row.cells)}" for row in table.rows),
         r"    \bottomrule",
         r"  \end{tabular}",
         *(f"  \\par {{\\footnotesize {note}}}" for note in notes),
@@ -73,11 +72,3 @@ def escape(text: str) -> str:
 def _row(cells: Iterable[str]) -> str:
     # an empty group first: a cell that starts with [ or * would be read as an argument of the \\ before it
     return "{}" + " & ".join(cells) + r" \\"
-
-
-def _cell(cell: Cell) -> str:
-    text = escape(cell.text)
-    if "best" in cell.marks and text:
-        text = f"\\textbf{{{text}}}"
-    symbols = ",".join(escape(symbol) for symbol in cell.footnotes)
-    return f"{text}\\textsuperscript{{{symbols}}}" if symbols else text

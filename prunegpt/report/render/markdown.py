@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from prunegpt.report.cells import Cell, Table
+from prunegpt.report.cells import Table
 from prunegpt.report.format import one_line
 
 _ACTIVE = re.compile(r"[\\`*_{}\[\]<>#|~$&]")  # what may start markup, HTML, mathematics or a new cell
+
+_RAISED = "<sup>{}</sup>"
 
 
 def render(tables: Sequence[Table]) -> str:
@@ -19,12 +21,9 @@ def body(table: Table) -> str:
     lines = [
         _line(escape(heading.text) for heading in table.columns),
         _line("---" if heading.kind == "text" else "---:" for heading in table.columns),
-        *(_line(_cell(cell) for cell in row.cells) for row in table.rows),
+        *(_line(cell.marked(escape, "**{}**", _RAISED) for cell in row.cells) for row in table.rows),
     ]
-    notes = [
-        f"<sup>{escape(note.symbol)}</sup> {escape(note.text)}." if note.symbol else f"{escape(note.text)}."
-        for note in table.footnotes
-    ]
+    notes = [note.marked(escape, _RAISED) for note in table.footnotes]
     if table.provenance:
         notes.append(f"<sub>{escape(table.provenance)}</sub>")
     below = "<br>\n".join(notes)
@@ -38,11 +37,3 @@ def escape(text: str) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _cell(cell: Cell) -> str:
-    text = escape(cell.text)
-    if "best" in cell.marks and text:
-        text = f"**{text}**"
-    symbols = ",".join(escape(symbol) for symbol in cell.footnotes)
-    return f"{text}<sup>{symbols}</sup>" if symbols else text

@@ -12,10 +12,10 @@ from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from prunegpt.records import TrialResult
+from prunegpt.report.figure_data import extremes
 from prunegpt.report.render.csv import lines
 from prunegpt.store.series import Series
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.downsample import extremes
 from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint
 
 Axis = Literal["step", "tokens", "time"]

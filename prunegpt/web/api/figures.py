@@ -1,42 +1,22 @@
 """Figures of a sweep: for Plotly as JSON, and drawn as PNG and SVG from the same data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import Response
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult, comparable
-from prunegpt.report.figure_data import (
-    Curve,
-    SparsityPoint,
-    dense_perplexity,
-    layer_bars,
-    sparsity_points,
-    whole_models,
-)
-from prunegpt.report.measure import WindowsOf, stored_windows
-from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
+from prunegpt.report.figure_data import curves, in_figures
+from prunegpt.report.gallery import DRAWINGS, Material
+from prunegpt.report.measure import stored_windows
+from prunegpt.report.plots import Plot
 from prunegpt.web.api.curves import attachment
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.downsample import extremes
 from prunegpt.web.endpoint import Answer, Call, Endpoint, Refused
 from prunegpt.web.plots import importance, parallel
 
-_IN_BROWSER = ("parallel", "importance")  # drawn by Plotly alone
-_MOST_CURVES = 16
-_MOST_INTERVALS = 200  # configurations up to which intervals are drawn
-_POINTS = 500  # of a training curve
-_NONE = np.empty(0, dtype=np.int64)
-_TRAIN = ("finetune", "distill", "pretrain")  # kinds of stages whose curves have a length
-_SCALES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "perplexity": lambda values: values,
-    "ce": np.exp,
-    "sparsity": lambda values: 100 * values,
-}
 _FEWEST_IMPORTANT = 4  # trials from which importance says something
 
 
@@ -51,77 +31,7 @@ class Figures(Answer):
     figures: list[FigureShort]
 
 
-def _sparsity(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
-    return over_sparsity(_points(dashboard, trials))
-
-
-def _pareto(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
-    return front(_points(dashboard, trials))
-
-
-def _points(dashboard: Dashboard, trials: list[TrialResult]) -> Sequence[SparsityPoint]:
-    shown = comparable(trials)
-    return whole_models(sparsity_points(shown, _windows(dashboard, shown)), shown)
-
-
-def _windows(dashboard: Dashboard, trials: list[TrialResult]) -> WindowsOf:
-    """The kept losses; none where there are so many trials that their intervals would take minutes and hide all."""
-    if len({trial.group for trial in trials}) > _MOST_INTERVALS:
-        return lambda trial: None
-    return stored_windows(dashboard.root)
-
-
-def _layers(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
-    shown = comparable(trials)
-    bars = layer_bars(shown, _windows(dashboard, shown))
-    return by_layer(bars, dense=dense_perplexity(sparsity_points(shown, lambda trial: None)))
-
-
-def _training(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
-    perplexity: list[Curve] = []
-    sparsity: list[Curve] = []
-    wanted = sorted(comparable(trials), key=lambda trial: (trial.state != "running", not trial.stages))
-    seen: set[tuple[str, ...]] = set()
-    for trial in wanted:
-        if len(perplexity) == _MOST_CURVES:
-            break
-        trained = tuple(stage.key for stage in trial.plan.stages if stage.kind in _TRAIN)
-        if trial.state == "waiting" or trained in seen:
-            continue
-        made = curves(dashboard, trial)
-        if len(made["perplexity"].steps) > 1:
-            seen.add(trained)
-            perplexity.append(made["perplexity"])
-            if len(made["sparsity"].steps) > 1:
-                sparsity.append(made["sparsity"])
-    return training(perplexity, sparsity)
-
-
-def curves(dashboard: Dashboard, trial: TrialResult) -> dict[str, Curve]:
-    """Curves of a trial, steps counted on through its stages; empty ones where it has none.
-
-    `perplexity` as it was measured, `ce` as the perplexity of the training text that it amounts to, and `sparsity` in
-    percent.
-    """
-    found = dashboard.source.store.series(trial.id, lambda _, name: name in _SCALES)
-    last = {stage.index: stage.steps for stage in trial.stages}
-    for one in found:
-        last[one.stage] = max(last.get(one.stage, 0), int(one.steps.max()))
-    made = {}
-    for name, scaled in _SCALES.items():
-        parts = [one for one in found if one.name == name]
-        before = [sum(steps for stage, steps in last.items() if stage < one.stage) for one in parts]
-        steps = np.concatenate([one.steps + start for one, start in zip(parts, before, strict=True)] or [_NONE])
-        with np.errstate(over="ignore"):
-            values = scaled(np.concatenate([one.values for one in parts] or [np.empty(0)]))
-        finite = np.isfinite(values)
-        steps, values = steps[finite].astype(np.float64), values[finite]
-        kept = extremes(values, _POINTS)
-        made[name] = Curve(trial.name, tuple(steps[kept].tolist()), tuple(values[kept].tolist()))
-    return made
-
-
-def _parallel(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
+def _parallel(trials: list[TrialResult]) -> Plot:
     found = _varied(trials)
     paths = _differing(found)
     if not paths:
@@ -130,7 +40,7 @@ def _parallel(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
     return parallel(values, [_perplexity(trial) for trial in found], [trial.name for trial in found])
 
 
-def _importance(dashboard: Dashboard, trials: list[TrialResult]) -> Plot:
+def _importance(trials: list[TrialResult]) -> Plot:
     from prunegpt.web.importance import importances
 
     whole, paths = _important(trials)
@@ -194,33 +104,33 @@ def _short(path: str, paths: Sequence[str]) -> str:
     return path
 
 
-TITLES = {
-    "sparsity": "Perplexity over sparsity",
-    "pareto": "Sparsity against perplexity",
-    "layers": "One layer pruned at a time",
-    "training": "Perplexity and sparsity in training",
-    "parallel": "Searched values and perplexity",
-    "importance": "What perplexity depends on",
-}
-FIGURES: dict[str, Callable[[Dashboard, list[TrialResult]], Plot]] = {
-    "sparsity": _sparsity,
-    "pareto": _pareto,
-    "layers": _layers,
-    "training": _training,
-    "parallel": _parallel,
-    "importance": _importance,
-}
+_IN_BROWSER: Mapping[str, tuple[str, Callable[[list[TrialResult]], Plot]]] = {
+    "parallel": ("Searched values and perplexity", _parallel),
+    "importance": ("What perplexity depends on", _importance),
+}  # drawn by Plotly alone
+TITLES = {**{name: drawing.title for name, drawing in DRAWINGS.items()},
+          **{name: title for name, (title, _) in _IN_BROWSER.items()}}  # fmt: skip
+
+
+def _made(dashboard: Dashboard, trials: list[TrialResult], figure: str) -> Plot:
+    if figure in _IN_BROWSER:
+        return _IN_BROWSER[figure][1](trials)
+    store = dashboard.source.store
+    material = Material(
+        trials,
+        stored_windows(dashboard.root),
+        lambda trial: curves(trial, store.series(trial.id, in_figures)),
+    )
+    return DRAWINGS[figure].plot(material)
 
 
 def drawn(dashboard: Dashboard, sweep: str, figure: str) -> Plot:
     """One figure of a sweep, made once for one state of the store."""
-    if figure not in FIGURES:
-        raise Refused(404, f"there is no figure {figure!r}. Figures: {', '.join(FIGURES)}.")
     with dashboard.source.following():
         trials = [trial for trial in dashboard.source.trials(sweep) if not trial.implicit]
         points = dashboard.source.revision if figure == "training" and dashboard.source.running(sweep) else 0
         state = (dashboard.source.sweep_revision(sweep), points)
-    return dashboard.kept.get(("figure", sweep, figure), state, lambda: FIGURES[figure](dashboard, trials))
+    return dashboard.kept.get(("figure", sweep, figure), state, lambda: _made(dashboard, trials, figure))
 
 
 def shown(dashboard: Dashboard, call: Call) -> Plot:
@@ -229,7 +139,7 @@ def shown(dashboard: Dashboard, call: Call) -> Plot:
 
 def listed(dashboard: Dashboard, call: Call) -> Figures:
     sweep = call.path["name"]
-    return Figures(figures=[_listed(dashboard, sweep, name) for name in FIGURES])
+    return Figures(figures=[_listed(dashboard, sweep, name) for name in TITLES])
 
 
 def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
@@ -265,13 +175,13 @@ ENDPOINTS = (
         download,
         "A figure as png, svg or json",
         media=("image/png", "image/svg+xml", "application/json"),
-        choices={"figure": tuple(FIGURES), "format": ("png", "svg", "json")},
+        choices={"figure": tuple(TITLES), "format": ("png", "svg", "json")},
     ),
     Endpoint(
         "/sweeps/{name}/figures/{figure}",
         shown,
         "A figure for Plotly",
         Plot,
-        choices={"figure": tuple(FIGURES)},
+        choices={"figure": tuple(TITLES)},
     ),
 )
