@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -77,6 +78,11 @@ def plain(value: Any) -> Value:
     if isinstance(value, Mapping):
         value = dict(value)
     return json.dumps(value, separators=(", ", ": "), default=str, ensure_ascii=False)
+
+
+def is_number(value: Any) -> bool:
+    """Whether an axis or a range can hold it: finite, no truth value, and no larger than a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def printed(value: float) -> str:

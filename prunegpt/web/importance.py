@@ -5,16 +5,14 @@ It needs no model of the objective, and takes categories as well as numbers.
 """
 
 import json
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunegpt.errors import ReportError
+from prunegpt.report.format import is_number
 
-_ONE_AT_A_TIME = (
-    threading.Lock()
-)  # Optuna imports its parts when they are first used, which threads must not do together
+_ONE_AT_A_TIME = threading.Lock()  # Optuna imports its parts when first used: threads must not do that together
 
 
 def importances(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, float]:
@@ -55,15 +53,10 @@ def _distribution(values: Sequence[Any]) -> Any:
     """A range of numbers, logarithmic where they span two decades; else a choice."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    if all(_is_number(value) for value in values):
+    if all(is_number(value) for value in values):
         low, high = float(min(values)), float(max(values))
         return FloatDistribution(low, high, log=low > 0 and high / low >= 100)
     return CategoricalDistribution(sorted({_text(value) for value in values}))
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is one that a range can hold: finite, and no larger than a float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,6 @@
 """The pages: templates that fetch what they show from the API."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ class Pages:
 
     def routes(self) -> list[BaseRoute]:
         return [
-            Route("/", self.sweeps),
-            Route("/sweeps/{name}", self.sweep),
-            Route("/sweeps/{name}/tables", self.tables),
+            Route("/", self._plain("sweeps.html", "Sweeps", "sweeps")),
+            Route("/sweeps/{name}", self._of_sweep("sweep.html", "sweep")),
+            Route("/sweeps/{name}/tables", self._of_sweep("tables.html", "tables")),
             Route("/trials/{sweep}/{trial}", self.trial),
             Route("/compare", self.compare),
-            Route("/api", self.api),
+            Route("/api", self._plain("openapi.html", "API", "api")),
             Route("/login", self.login),
             Route("/favicon.ico", self.icon),
             Route("/static/plotly.min.js", self.plotly),
@@ -54,22 +54,21 @@ class Pages:
             "error.html", code=status, title=f"Error {status}", page="error", status=status, message=message
         )
 
-    async def sweeps(self, request: Request) -> Response:
-        return self.render("sweeps.html", title="Sweeps", page="sweeps")
+    def _plain(self, template: str, title: str, page: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            return self.render(template, title=title, page=page)
 
-    async def sweep(self, request: Request) -> Response:
-        return await self._of_sweep(request, "sweep.html", "sweep")
+        return answer
 
-    async def tables(self, request: Request) -> Response:
-        return await self._of_sweep(request, "tables.html", "tables")
+    def _of_sweep(self, template: str, page: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            try:
+                found = await run_in_threadpool(self._dashboard.source.sweep, request.path_params["name"])
+            except StoreError as error:
+                return self.error(404, str(error))
+            return self.render(template, title=found.title, page=page, name=found.name, sweep=found.name)
 
-    async def _of_sweep(self, request: Request, template: str, page: str) -> Response:
-        name = request.path_params["name"]
-        try:
-            found = await run_in_threadpool(self._dashboard.source.sweep, name)
-        except StoreError as error:
-            return self.error(404, str(error))
-        return self.render(template, title=found.title, page=page, name=found.name, sweep=found.name)
+        return answer
 
     async def trial(self, request: Request) -> Response:
         sweep, trial = request.path_params["sweep"], request.path_params["trial"]
@@ -83,9 +82,6 @@ class Pages:
     async def compare(self, request: Request) -> Response:
         trials = request.query_params.getlist("trial")[:_MOST_COMPARED]
         return self.render("compare.html", title="Compare", page="compare", trials=trials)
-
-    async def api(self, request: Request) -> Response:
-        return self.render("openapi.html", title="API", page="api")
 
     async def login(self, request: Request) -> Response:
         target = local_path(request.query_params.get("next", "/"))

@@ -5,11 +5,11 @@ Parallel coordinates are plain lines, for Plotly's own need `eval`, which the co
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunegpt.report.figure_data import OKABE_ITO
+from prunegpt.report.format import is_number
 from prunegpt.report.plots import GREY, Plot, escaped, layout_of, need, trace_of
 
 _SHADES = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")  # cividis, even for the colour-blind
@@ -131,7 +131,7 @@ def importance(shares: Mapping[str, float], title: str = "What perplexity depend
 def _placed(values: Sequence[Any], logarithmic: bool) -> tuple[list[float | None], list[tuple[float, str]]]:
     """Heights of values on an axis from 0 to 1, and its ticks; what is no number is spread evenly."""
     present = [value for value in values if value is not None]
-    numeric = all(_is_number(value) for value in present)
+    numeric = all(is_number(value) for value in present)
     if present and numeric:
         low, high = float(min(present)), float(max(present))
         scale = math.log if low > 0 and (logarithmic or high / low >= 100) else float
@@ -144,11 +144,6 @@ def _placed(values: Sequence[Any], logarithmic: bool) -> tuple[list[float | None
     return [None if value is None else height[_said(value)] for value in values], [
         (at, escaped(text)) for text, at in height.items()
     ]
-
-
-def _is_number(value: Any) -> bool:
-    """Whether an axis can hold it: finite, and no larger than a float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _said(value: Any) -> str:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from prunegpt.records import EARLY_STOP, TrialResult
 from prunegpt.report.columns import asked_sparsity
+from prunegpt.report.format import is_number
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer
 
@@ -98,7 +99,7 @@ def columns(trials: Sequence[TrialResult]) -> list[Column]:
 
 
 def _swept(path: str, values: Sequence[Any]) -> Column:
-    numeric = all(_is_number(value) for value in values if value is not None)
+    numeric = all(is_number(value) for value in values if value is not None)
     kind: Literal["number", "text"] = "number" if numeric else "text"
     return Column(key=f"swept.{path}", label=_short(path), swept=True, numeric=numeric, kind=kind)
 
@@ -106,10 +107,6 @@ def _swept(path: str, values: Sequence[Any]) -> Column:
 def _short(path: str) -> str:
     """The end of a path, enough to know it by: stages.1.prune.sparsity becomes prune.sparsity."""
     return ".".join([part for part in path.split(".") if not part.isdigit()][-2:]) or path
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def rows(dashboard: Dashboard, trials: Sequence[TrialResult]) -> list[TrialRow]:

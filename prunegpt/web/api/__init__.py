@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from prunegpt.web.api import actions, compare, curves, figures, graph, lists, sweeps, tables, trials
+from prunegpt.web.api import actions, compare, curves, figures, graph, sweeps, tables, trials
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Call, Endpoint
 from prunegpt.web.openapi import Document, describe
@@ -12,7 +12,6 @@ def endpoints() -> tuple[Endpoint, ...]:
     """Every entry, in the order of the reference."""
     return (
         *sweeps.ENDPOINTS,
-        *lists.ENDPOINTS,
         *graph.ENDPOINTS,
         *figures.ENDPOINTS,
         *tables.ENDPOINTS,

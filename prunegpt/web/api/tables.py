@@ -1,5 +1,6 @@
-"""The tables that a sweep's spec declares, from what is stored now."""
+"""The tables that a sweep's spec declares, and the list of all its trials to take away; from what is stored now."""
 
+import json
 from typing import Any
 
 from starlette.responses import Response
@@ -7,11 +8,13 @@ from starlette.responses import Response
 from prunegpt.registry import RENDERERS
 from prunegpt.report.cells import Footnote, Table
 from prunegpt.report.measure import stored_windows
+from prunegpt.report.render.csv import lines
 from prunegpt.report.render.html import fragment
 from prunegpt.report.tables import build_table
 from prunegpt.web.api.curves import attachment
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, Call, Endpoint, Refused
+from prunegpt.web.rows import columns, value
 
 FORMATS = {
     "md": ("md", "text/markdown"),
@@ -20,6 +23,9 @@ FORMATS = {
     "json": ("json", "application/json"),
     "html": ("html", "text/html"),
 }
+
+
+_ALSO = ("protocol", "text", "error")  # columns of the list beside those of the page
 
 
 class TableColumn(Answer):
@@ -96,7 +102,26 @@ def download(dashboard: Dashboard, call: Call) -> Response:
     return Response(text, media_type=media, headers=attachment(f"{call.path['name']}-{wanted}.{format}"))
 
 
+def trials_csv(dashboard: Dashboard, call: Call) -> Response:
+    """A row a trial, swept values first after the name."""
+    trials = dashboard.source.trials(call.path["name"])
+    keys = [column.key for column in columns(trials)]
+    header = [*(key.removeprefix("swept.") for key in keys), *_ALSO]
+    text = lines([header, *([value(trial, key) for key in (*keys, *_ALSO)] for trial in trials)])
+    return Response(text, media_type="text/csv", headers=attachment(f"{call.path['name']}-trials.csv"))
+
+
+def trials_json(dashboard: Dashboard, call: Call) -> Response:
+    """The records themselves."""
+    trials = dashboard.source.trials(call.path["name"])
+    text = json.dumps({"trials": [trial.described() for trial in trials]}, ensure_ascii=False)
+    name = f"{call.path['name']}-trials.json"
+    return Response(text, media_type="application/json", headers=attachment(name))
+
+
 ENDPOINTS = (
+    Endpoint("/sweeps/{name}/trials.csv", trials_csv, "Every trial as CSV", media=("text/csv",)),
+    Endpoint("/sweeps/{name}/trials.json", trials_json, "Every trial's record as JSON"),
     Endpoint("/sweeps/{name}/tables", shown, "The declared tables", Tables),
     Endpoint(
         "/sweeps/{name}/tables/{table}.{format}",
