@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult, comparable
@@ -20,6 +19,9 @@ from prunegpt.report.figure_data import (
 )
 from prunegpt.report.measure import WindowsOf
 from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # takes a quarter of a second, which pages do without
 
 CurvesOf = Callable[[TrialResult], Mapping[str, Curve]]  # `figure_data.curves` of what a store has
 
@@ -136,7 +138,7 @@ class NamedFigure:
 
     name: str
     caption: str
-    figure: Figure
+    figure: "Figure"
 
 
 def figures_of(

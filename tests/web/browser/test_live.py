@@ -10,6 +10,7 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.web.browser.made import grow, make_root, many
 from tests.web.browser.serving import served, until
+from tests.web.served import TOKEN
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -68,7 +69,7 @@ def test_the_stream_comes_back_after_the_server_was_away(chromium: "Browser", gr
 
 
 def test_retry_asks_first_and_then_lets_the_trial_wait(page: "Page", live: str, growing: Root) -> None:
-    page.goto(f"{live}/trials/study/too-big")
+    page.goto(f"{live}/login?next=/trials/study/too-big#{TOKEN}")
     page.click("button:has-text('Retry')")
     assert "runs in a new attempt" in page.inner_text("dialog")
     page.keyboard.press("Escape")
@@ -86,11 +87,15 @@ def test_retry_asks_first_and_then_lets_the_trial_wait(page: "Page", live: str, 
 def test_stop_asks_first_and_tells_that_nothing_runs(chromium: "Browser", live: str) -> None:
     context = chromium.new_context()  # a refusal is logged by the browser as an error
     page = context.new_page()
-    page.goto(f"{live}/trials/study/going")
-    page.click("#head button:has-text('Stop')")
-    page.click("dialog button:has-text('Stop the trial')")
-    page.wait_for_selector("#messages div")
-    assert "runs" in page.inner_text("#messages")
+    for way, told in (
+        ("trials/study/going", "log in at /login"),
+        (f"login?next=/trials/study/going#{TOKEN}", "nothing runs"),
+    ):
+        page.goto(f"{live}/{way}")
+        page.click("#head button:has-text('Stop')")
+        page.click("dialog button:has-text('Stop the trial')")
+        page.wait_for_selector("#messages div")
+        assert told in page.inner_text("#messages")
     context.close()
 
 
