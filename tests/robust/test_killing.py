@@ -34,7 +34,7 @@ trials:
     stages: [finetune]
   - name: found
     search:
-      n_trials: 4
+      n_trials: 5
       sampler: tpe
       sampler_options: {n_startup_trials: 2}
       space:
@@ -171,7 +171,7 @@ def test_a_run_has_the_same_points_every_time(case: Case, tmp_path: Path) -> Non
 def test_the_undisturbed_run_is_what_it_should_be(case: Case) -> None:
     states = {name: found[0] for name, found in came_to(Root(case.path)).items()}
     if "dense" in states:
-        assert states == dict.fromkeys(["dense", *(f"found-{number:03d}" for number in range(1, 5))], "finished")
+        assert states == dict.fromkeys(["dense", *(f"found-{number:03d}" for number in range(1, 6))], "finished")
         return
     others = {"fails": "failed", "child": "failed", "given-up": "stopped"}
     assert states == {**dict.fromkeys(FINISHED, "finished"), **others}
