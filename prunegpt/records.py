@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -159,16 +159,19 @@ def record_path(folder: Path, rank: int = 0) -> Path:
     return folder / (f"record-{rank}.json" if rank else "record.json")
 
 
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what a database's column holds
+
+
 class Point(Record):
     """One value of one curve."""
 
-    stage: int  # position in the chain
-    step: int  # optimizer steps of that stage
+    stage: Annotated[int, Field(ge=-(2**31), lt=2**31)]  # position in the chain
+    step: Whole  # optimizer steps of that stage
     epoch: float
     name: str  # loss, ce, kd, perplexity, sparsity, sparsity_target, learning_rate, sparsity/TENSOR, system/..., ...
     value: float | None  # None: not finite
     time: float  # seconds since the epoch
-    tokens: int = 0  # trained on so far in this stage
+    tokens: Whole = 0  # trained on so far in this stage
 
 
 class PointWriter:

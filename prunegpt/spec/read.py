@@ -233,3 +233,26 @@ def parse_value(text: str) -> Any:
     if reader.problems:
         raise ValueError(reader.problems[0].message)
     return plain
+
+
+def bounded_value(text: str) -> Any:
+    """A YAML value that anybody may have written, as plain data within the bounds of a spec, aliases expanded.
+
+    Raises:
+        ValueError: it is not YAML, is nested too deep, holds too many values, or a number that is too large.
+    """
+    if is_hopeless(text):
+        raise ValueError(_TOO_DEEP)
+    try:
+        value = YAML(typ="rt").load(io.StringIO(text))  # the safe loader would copy what `<<` merges, again and again
+        reader = _Plain(Document({}, value, ""))
+        plain = reader.read(value, ())
+    except YAMLError as error:
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    except SpecError as error:
+        raise ValueError(error.problems[0].message) from error
+    if reader.problems:
+        raise ValueError(reader.problems[0].message)
+    return plain

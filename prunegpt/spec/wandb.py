@@ -9,7 +9,7 @@ import copy
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,24 +111,7 @@ class _Conversion:
                 self.note(f"{_ELSEWHERE[key]} can only be run by W&B. Remove {key}.", key)
             elif key not in (*_KEYS, *_PASSED_OVER):
                 self.note(unknown("key of a W&B sweep", key, [*_KEYS, *_PASSED_OVER]), key)
-        if self.data.get("method") not in ("grid", "random", "bayes"):
-            self.note(unknown("method", str(self.data.get("method")), ["grid", "random", "bayes"]), "method")
-        cap = self.data.get("run_cap")
-        if cap is not None and (type(cap) is not int or cap < 1):
-            self.note(f"run_cap must be a whole number of at least 1, but got {cap!r}.", "run_cap")
-        metric = self.data.get("metric")
-        if metric is not None and not (isinstance(metric, Mapping) and isinstance(metric.get("name"), str)):
-            self.note("metric must be a mapping with a name, such as {name: perplexity, goal: minimize}.", "metric")
-        elif metric is not None:
-            known = ("name", "goal", "target", "impute", "impute_while_running")
-            for key in metric:
-                if key not in known:
-                    self.note(unknown("key of metric", str(key), known), "metric", key)
-            target = metric.get("target")
-            if target is not None and (isinstance(target, bool) or not isinstance(target, (int, float))):
-                self.note(f"target must be a number, but got {target!r}.", "metric", "target")
-            if metric.get("goal", "minimize") not in ("minimize", "maximize"):
-                self.note(unknown("goal", str(metric["goal"]), ["minimize", "maximize"]), "metric", "goal")
+        self.done.problems += problems_of(self.data)
 
     def _body(self) -> Mapping[str, Any]:
         body, program = self.data.get("prunegpt"), self.data.get("program")
@@ -244,21 +227,16 @@ class _Conversion:
         return [{**trial, "search": search}]
 
     def _early_stop(self, spec: dict[str, Any]) -> None:
-        given = self.data.get("early_terminate")
-        if given is None:
+        given, metric = self.data.get("early_terminate"), self.data.get("metric") or {}
+        if given is None or any(place[:1] in (("early_terminate",), ("metric",)) for place, _ in self.done.problems):
             return
         self.done.places[("early_stop",)] = ("early_terminate",)
-        try:
-            options = stop_options(given)
-        except ValueError as error:
-            self.note(str(error), "early_terminate")
-            return
-        metric = self.data.get("metric") or {}
-        if not isinstance(metric, Mapping) or "name" not in metric:
+        if "name" not in metric:
             self.note("early_terminate needs a metric: give metric: {name: perplexity, goal: minimize}.", "metric")
         elif metric.get("goal") == "maximize":
             self.note("early_terminate needs a curve whose lower values are better here, such as perplexity.", "metric")
         else:
+            options = {**DEFAULT_STOP, **{key: value for key, value in given.items() if key != "type"}}
             spec["early_stop"] = {"method": STOP, "metric": metric["name"], "options": options}
 
     def _target(self, spec: dict[str, Any]) -> None:
@@ -271,27 +249,49 @@ class _Conversion:
         spec["target"] = {"metric": metric.get("name"), "value": metric["target"], "direction": direction}
 
 
-def stop_options(given: Any) -> dict[str, Any]:
-    """What `early_terminate` says, with W&B's defaults.
+def problems_of(data: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
+    """What is wrong with the method, the metric, the cap and the early stop of a sweep config, and where."""
+    if data.get("method") not in ("grid", "random", "bayes"):
+        yield ("method",), unknown("method", str(data.get("method")), ["grid", "random", "bayes"])
+    cap = data.get("run_cap")
+    if cap is not None and (type(cap) is not int or cap < 1):
+        yield ("run_cap",), f"run_cap must be a whole number of at least 1, but got {cap!r}."
+    metric = data.get("metric")
+    if metric is not None and not (isinstance(metric, Mapping) and isinstance(metric.get("name"), str)):
+        yield ("metric",), "metric must be a mapping with a name, such as {name: perplexity, goal: minimize}."
+    elif metric is not None:
+        known = ("name", "goal", "target", "impute", "impute_while_running")
+        for key in metric:
+            if key not in known:
+                yield ("metric", key), unknown("key of metric", str(key), known)
+        if not _is_number(target := metric.get("target", 0)) and target is not None:
+            yield ("metric", "target"), f"target must be a number, but got {target!r}."
+        if metric.get("goal", "minimize") not in ("minimize", "maximize"):
+            yield ("metric", "goal"), unknown("goal", str(metric["goal"]), ["minimize", "maximize"])
+    if (stop := data.get("early_terminate")) is not None and (problem := _stop_problem(stop)):
+        yield ("early_terminate",), problem
 
-    Raises:
-        ValueError: it is not hyperband, or lacks min_iter and max_iter with s.
-    """
+
+def _stop_problem(given: Any) -> str:
+    """What is wrong with an `early_terminate`: it is not hyperband, or lacks min_iter and max_iter with s."""
     known = ("min_iter", "max_iter", "s", "eta", "strict")
     if not isinstance(given, Mapping) or given.get("type") != "hyperband":
-        raise ValueError("early_terminate must be {type: hyperband, min_iter: N} or the like.")
+        return "early_terminate must be {type: hyperband, min_iter: N} or the like."
     for key in given:
         if key not in (*known, "type"):
-            raise ValueError(unknown("key of early_terminate", str(key), known))
+            return unknown("key of early_terminate", str(key), known)
     if "min_iter" not in given and not {"max_iter", "s"} <= set(given):
-        raise ValueError("early_terminate needs min_iter, or max_iter and s.")
-    options = {**DEFAULT_STOP, **{key: value for key, value in given.items() if key != "type"}}
+        return "early_terminate needs min_iter, or max_iter and s."
     for key in ("min_iter", "max_iter", "s", "eta"):
-        if key in options and (isinstance(options[key], bool) or not isinstance(options[key], (int, float))):
-            raise ValueError(f"{key} of early_terminate must be a number, but got {options[key]!r}.")
-    if options["eta"] <= 1:
-        raise ValueError(f"eta of early_terminate must be above 1, but is {options['eta']}.")
-    return options
+        if key in given and not (_is_number(given[key]) and given[key] >= 0):
+            return f"{key} of early_terminate must be a number of at least 0, but got {given[key]!r}."
+    if given.get("eta", 3) <= 1:
+        return f"eta of early_terminate must be above 1, but is {given['eta']}."
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def drawn(free: Sequence[Parameter], count: int, seed: int) -> list[dict[str, Any]]:

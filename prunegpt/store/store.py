@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prunegpt.store.series import Series
 
 _COORDINATOR = 5_108_437_002  # PostgreSQL's advisory lock of the one coordinator of a database
+_MOST_FOLLOWED = 256  # attempts whose curves' numbers are kept, so that they need not be asked for
 _Asked = ParamSpec("_Asked")
 _Given = TypeVar("_Given")
 
@@ -117,7 +118,10 @@ class Store:
         known = dict(self._curves.get(attempt_id, {}))
         with self._writer.begin() as connection:
             write.add_points(connection, attempt_id, points, offset, known)
+        self._curves.pop(attempt_id, None)
         self._curves[attempt_id] = known
+        if len(self._curves) > _MOST_FOLLOWED:
+            del self._curves[next(iter(self._curves))]  # the one that was written to least recently
 
     @contextmanager
     def sole_writer(self) -> Iterator[bool]:

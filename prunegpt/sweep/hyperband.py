@@ -11,7 +11,8 @@ from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-_BANDS = 100  # that `min_iter` is multiplied to
+_BANDS = 100  # that there are at most
+_LONGEST = 2**63
 
 
 def bands(
@@ -19,36 +20,42 @@ def bands(
 ) -> list[int]:
     """Lengths at which curves are compared, ascending: min_iter·eta^k, or max_iter/eta^k for k = 1 … s."""
     if max_iter is not None:
-        shorter = itertools.accumulate(range(int(s or 0)), lambda length, _: length / eta, initial=max_iter)
+        count = min(int(s or 0), _BANDS)
+        shorter = itertools.accumulate(range(count), lambda length, _: length / eta, initial=max_iter)
         return sorted(int(length) for length in itertools.islice(shorter, 1, None) if length >= 1)
     longer = itertools.accumulate(range(_BANDS - 1), lambda length, _: length * eta, initial=min_iter or 1)
-    return [int(length) for length in longer]
+    return [int(length) for length in itertools.takewhile(lambda length: length < _LONGEST, longer)]
+
+
+def marks(curve: Sequence[float], lengths: Sequence[int]) -> list[float]:
+    """The values of a curve at the bands that it has reached: all that others are compared with."""
+    return [curve[length - 1] for length in lengths if length <= len(curve)]
 
 
 def given_up(
     curves: Sequence[Sequence[float]],
+    ended: Sequence[Sequence[float]] = (),
     *,
     lengths: Sequence[int],
     eta: float = 3,
     strict: bool = True,
 ) -> list[bool]:
-    """Which of these curves, of the ones that still grow, shall end now.
+    """Which of these curves, which still grow, shall end now.
 
     Args:
-        curves: the finite values of each trial so far, lower being better; those of ended trials count as well.
+        curves: the finite values of each trial so far, lower being better.
+        ended: the marks of trials that grow no more, which count as well.
         lengths: as `bands` gives them.
         eta: the best 1/eta of the curves that reach a band pass it.
         strict: the value at the band is compared; otherwise the best value so far.
     """
-    reached = [length for length in lengths if any(len(curve) >= length for curve in curves)]
-    limits = {
-        length: _limit([curve[length - 1] for curve in curves if len(curve) >= length], eta) for length in reached
-    }
-    told = []
-    for curve in curves:
-        band = max((length for length in reached if length <= len(curve)), default=None)
-        told.append(bool(curve) and band is not None and (curve[band - 1] if strict else min(curve)) > limits[band])
-    return told
+    growing = [marks(curve, lengths) for curve in curves]
+    reached = max(map(len, growing), default=0)
+    limits = [_limit([one[band] for one in (*growing, *ended) if len(one) > band], eta) for band in range(reached)]
+    return [
+        bool(own) and (own[-1] if strict else min(curve)) > limits[len(own) - 1]
+        for curve, own in zip(curves, growing, strict=True)
+    ]
 
 
 def _limit(values: Sequence[float], eta: float) -> float:

@@ -5,8 +5,9 @@ The endpoint reads this: an agent's heartbeat says neither how a run ended nor t
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prunegpt.root import Root
 from prunegpt.spec.naming import slug
 
 POINTS = "points.jsonl"  # in the folder of an attempt
+_MOST_READ = 256  # runs whose curves stay in memory
 
 
 class Claim(Record):
@@ -65,17 +67,20 @@ class RunStatus:
 
     started: bool = False
     ended: str = ""
-    curve: list[float] = field(default_factory=list)
+    curve: Sequence[float] = ()
     value: float | None = None
     active: float = 0.0
 
 
 class Statuses:
-    """Reads the statuses of runs from the folders of their attempts, of each file only what it has grown by."""
+    """Reads the statuses of runs from the folders of their attempts, of each file only what it has grown by.
+
+    The values of one curve are kept, eight bytes each, and those of `_MOST_READ` runs.
+    """
 
     def __init__(self, root: Root) -> None:
         self._root = root
-        self._read: dict[Path, tuple[int, dict[str, list[float]]]] = {}  # bytes, and finite values by curve
+        self._read: dict[tuple[Path, str], tuple[int, array[float]]] = {}  # folder and curve -> bytes read, values
 
     def claimed(self, run: str, metric: str) -> RunStatus | None:
         """The status of a run that is one of our trials; None where it is not."""
@@ -94,16 +99,16 @@ class Statuses:
             folder: of its attempt; None where it has none yet.
             metrics: what it came to, as far as it says.
         """
-        curve = self._curve(folder, metric) if folder else []
+        curve = self._curve(folder, metric) if folder else ()
         value = metrics.get(metric)
         known = isinstance(value, (int, float)) and math.isfinite(value)
         return RunStatus(True, ended, curve, value if known else next(reversed(curve), None), active)
 
-    def _curve(self, folder: Path, metric: str) -> list[float]:
-        offset, curves = self._read.get(folder, (0, {}))
+    def _curve(self, folder: Path, metric: str) -> Sequence[float]:
+        offset, values = self._read.pop((folder, metric), (0, array("d")))
         points, offset = read_points(folder / POINTS, offset)
-        for point in points:
-            if point.value is not None:
-                curves.setdefault(point.name, []).append(point.value)
-        self._read[folder] = (offset, curves)
-        return list(curves.get(metric, ()))
+        values.extend(point.value for point in points if point.name == metric and point.value is not None)
+        self._read[folder, metric] = (offset, values)
+        if len(self._read) > _MOST_READ:
+            del self._read[next(iter(self._read))]
+        return values

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ConfigDict
@@ -17,11 +18,13 @@ from prunegpt.records import AttemptRecord, Evaluation, Point, PointWriter, Reco
 from prunegpt.root import Root, write_text
 from prunegpt.spec.naming import MAX_NAME, slug
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
+from prunegpt.spec.read import MAX_INTEGER
 from prunegpt.spec.schema import DataSpec, EvaluateSpec, FinetuneSpec, ModelSpec
 from prunegpt.store import Store
 from prunegpt.sweep.recovery import OUTSIDE, planned
 from prunegpt.tracking.claims import POINTS
 from prunegpt.tracking.ingest import start
+from prunegpt.tracking.plain import plain, whole
 
 PROTOCOL = "as logged to W&B"  # nobody knows how a foreign perplexity was measured
 _RECORD = "record.json"  # in the folder of an attempt that has ended
@@ -69,8 +72,8 @@ class RunPath(NamedTuple):
             evaluate=EvaluateSpec(),
             evaluation_key="wandb",
             stages=(StagePlan(key=key, kind="finetune", model=model, finetune=FinetuneSpec()),),
-            swept=_plain(swept),
-            config=_plain(config),
+            swept=plain(swept),
+            config=plain(config),
         )
 
 
@@ -82,12 +85,16 @@ class Kept(Record):
     attempt: int  # the store's number of its only one
     started: float = 0.0
     lines: int = 0  # rows of the history
-    last_step: int = -1  # `_step` of the last of them
+    size: int | None = None  # bytes of points.jsonl that hold them; earlier versions did not say
+    output: int = 0  # lines of what it has printed
+    last_step: int = -1  # `_step` of the last row
     summary: Mapping[str, Any] = {}
 
 
 class Keeper:
     """Keeps one run: its folder, its points, its rows. What was kept before is gone on with.
+
+    Nothing of it stays in memory, and no file stays open.
 
     Args:
         store: written in short transactions.
@@ -107,12 +114,6 @@ class Keeper:
             kept = Kept(attempt=attempt.id, started=created or time.time())
             kept.write(self.folder / OUTSIDE)
         self.kept = kept
-        self._points = PointWriter(self.folder / POINTS)
-
-    @property
-    def is_there(self) -> bool:
-        """Whether nobody has removed the trial."""
-        return (self.folder / OUTSIDE).exists()
 
     @property
     def active(self) -> float:
@@ -136,16 +137,23 @@ class Keeper:
 
         Args:
             offset: number of the first of them, from 0.
+
+        Raises:
+            ValueError: they are nested too deep, or are at a step that is none; none of them is kept.
         """
-        new = rows[max(self.kept.lines - offset, 0) :]
+        new = [plain(row) for row in rows[max(self.kept.lines - offset, 0) :]]
         if not new:
             return
         points = [point for row in new for point in points_of(row)]
-        for point in points:
-            self._points.write(point)
+        file = self.folder / POINTS
+        if self.kept.size is not None and file.exists():
+            os.truncate(file, self.kept.size)  # rows that could not be kept to the end are sent again
+        with closing(PointWriter(file)) as writer:
+            for point in points:
+                writer.write(point)
         self._store.add_points(self.kept.attempt, points)
-        steps = [row["_step"] for row in new if isinstance(row.get("_step"), int)]
-        self._keep(lines=offset + len(rows), last_step=max([self.kept.last_step, *steps]))
+        last = max([self.kept.last_step, *(step_of(row) for row in new)])
+        self._keep(lines=offset + len(rows), size=file.stat().st_size, last_step=last)
 
     def update(
         self,
@@ -170,12 +178,19 @@ class Keeper:
             write_text(self.folder / "trial.json", self.plan.model_dump_json(indent=2) + "\n")
             self._store.add_trial(self.plan)
         (self.folder / _RECORD).unlink(missing_ok=True)
-        self._keep(summary=self.kept.summary if summary is None else _plain(summary))
+        self._keep(summary=self.kept.summary if summary is None else plain(summary))
 
-    def log(self, lines: Iterable[str]) -> None:
-        """Appends to the log."""
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.writelines(line if line.endswith("\n") else line + "\n" for line in lines)
+    def log(self, lines: Sequence[str], offset: int) -> None:
+        """Appends to the log what it does not have yet.
+
+        Args:
+            offset: number of the first line, from 0.
+        """
+        new = lines[max(self.kept.output - offset, 0) :]
+        if new:
+            with (self.folder / LOG).open("a", encoding="utf-8", errors="replace") as file:
+                file.writelines(line if line.endswith("\n") else line + "\n" for line in new)
+            self._keep(output=offset + len(lines))
 
     def end(self, state: State, message: str = "") -> None:
         """The run is over. It may be gone on with all the same."""
@@ -192,9 +207,6 @@ class Keeper:
         )
         record.write(self.folder / _RECORD)
         self._store.finish_attempt(record)
-
-    def close(self) -> None:
-        self._points.close()
 
     def _order(self) -> int:
         """The place of a new trial in its sweep."""
@@ -216,21 +228,38 @@ class Keeper:
         self.kept.write(self.folder / OUTSIDE)
 
 
+def step_of(row: Mapping[str, Any]) -> int:
+    """The number that W&B gives a row; 0 where it has none.
+
+    Raises:
+        ValueError: it is none that a database holds.
+    """
+    step = whole(row.get("_step") or 0)
+    if step is None:
+        raise ValueError(f"_step must be a whole number from 0 to {MAX_INTEGER}, but is {row['_step']!r}.")
+    return step
+
+
 def points_of(row: Mapping[str, Any]) -> Iterator[Point]:
-    """The numbers of one row of a history, nested ones by dotted names."""
+    """The numbers of one row of a history, nested ones by dotted names.
+
+    Raises:
+        ValueError: it is at a step that is none.
+    """
     flat = dict(_numbers(row, ""))
-    step = _first(flat, (*_STEPS, "_step"))
+    step = next((at for name in _STEPS if (at := whole(flat.get(name))) is not None), step_of(row))
+    tokens = next((seen for name in _TOKENS if (seen := whole(flat.get(name))) is not None), 0)
     stamp = flat.get("_timestamp")
     for name, value in flat.items():
         if not name.startswith("_"):
             yield Point(
                 stage=0,
-                step=int(step or 0),
+                step=step,
                 epoch=_first(flat, _EPOCHS) or 0.0,
                 name=name,
                 value=value,
                 time=time.time() if stamp is None else stamp,
-                tokens=int(_first(flat, _TOKENS) or 0),
+                tokens=tokens,
             )
 
 
@@ -246,7 +275,7 @@ def _numbers(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float 
         elif isinstance(value, bool):
             continue
         elif isinstance(value, (int, float)):
-            yield prefix + name, float(value) if math.isfinite(value) else None
+            yield prefix + name, float(value)
         elif value in ("NaN", "Infinity", "-Infinity"):
             yield prefix + name, None
 
@@ -255,6 +284,7 @@ def _stage(key: str, kept: Kept) -> StageRecord:
     """What the run came to, where its summary has names that tables know."""
     flat = dict(_numbers(kept.summary, ""))
     perplexity, loss = _first(flat, _PERPLEXITIES), _first(flat, _LOSSES)
+    tokens = next((seen for name in _TOKENS if (seen := whole(flat.get(name))) is not None), 0)
     if loss is None and perplexity is not None and perplexity > 0:
         loss = math.log(perplexity)
     if perplexity is None and loss is not None and loss < 700:
@@ -272,8 +302,9 @@ def _stage(key: str, kept: Kept) -> StageRecord:
             tokens=0,
             windows=0,
         )
-    if (pruned := flat.get("sparsity")) is not None:
-        overall = flat.get("sparsity_all") or 0.0
+    pruned = flat.get("sparsity")
+    if pruned is not None and 0 <= pruned <= 1:
+        overall = min(max(flat.get("sparsity_all") or 0.0, 0.0), 1.0)
         sparsity = SparsityRecord(pruned=pruned, overall=overall, selected=0, parameters=0)
     return StageRecord(
         key=key,
@@ -281,19 +312,8 @@ def _stage(key: str, kept: Kept) -> StageRecord:
         index=0,
         cached=False,
         seconds=flat.get("_runtime") or 0.0,
-        train_tokens=int(_first(flat, _TOKENS) or 0),
+        train_tokens=tokens,
         steps=max(kept.last_step, 0),
         evaluation=evaluation,
         sparsity=sparsity,
     )
-
-
-def _plain(value: Any) -> Any:
-    """The same as JSON has it: what is not finite is text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)

@@ -17,7 +17,7 @@ from typing import Any
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.tracking.client import TrackingError
-from prunegpt.tracking.foreign import Keeper, RunPath, State
+from prunegpt.tracking.foreign import Keeper, RunPath, State, step_of
 from prunegpt.tracking.ingest import turn
 
 _ENDED: Mapping[str, State] = {"finished": "finished", "killed": "stopped"}  # state at W&B -> ours; failed otherwise
@@ -108,13 +108,13 @@ def _keep(root: Root, found: FoundRun) -> str:
     with turn(root), Store.open(root) as store:
         keeper = Keeper(root, store, found.at, found.created)
         try:
-            new = [row for row in found.rows if int(row.get("_step", 0)) > keeper.kept.last_step]
+            new = [row for row in found.rows if step_of(row) > keeper.kept.last_step]
             keeper.add(new, keeper.kept.lines)
             summary = {**keeper.kept.summary, **found.summary}
             keeper.update(label=found.label, group=found.group, config=found.config, summary=summary)
-            keeper.end(found.state, found.problem)
-        finally:
-            keeper.close()
+        except ValueError as error:
+            raise TrackingError(f"the run {'/'.join(found.at)} cannot be taken in: {error}") from error
+        keeper.end(found.state, found.problem)
     return f"{found.at.sweep}/{found.at.trial}"
 
 

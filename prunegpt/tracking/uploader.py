@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from prunegpt.errors import PruneGPTError, StoreError
 from prunegpt.records import AttemptRecord, Record, TrialResult, read_points
 from prunegpt.root import Root
+from prunegpt.spec.naming import slug
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.tracking import TrackingSpec, WandbSpec
 from prunegpt.store import Store
@@ -63,7 +64,7 @@ def _notes(root: Root) -> Path:
 def posted(root: Root, run: str) -> Posted | None:
     """What is known of a run; None where it was never sent anywhere."""
     try:
-        return Posted.read(_notes(root) / f"{run}.json")
+        return Posted.read(_notes(root) / f"{slug(run)}.json")
     except (OSError, ValidationError):
         return None
 

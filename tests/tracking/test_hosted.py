@@ -280,7 +280,7 @@ def test_random_points_are_the_same_after_a_restart() -> None:
     [
         ({"method": "grid", "parameters": {"a": {"min": 0.0, "max": 1.0}}}, "a grid needs values"),
         ({"method": "bayes", "parameters": {"a": {"min": 0.0, "max": 1.0}}}, "method bayes needs a metric"),
-        ({"method": "custom", "parameters": {"a": {"value": 1}}}, "method must be grid, random or bayes"),
+        ({"method": "custom", "parameters": {"a": {"value": 1}}}, "unknown method 'custom'"),
         ({"method": "grid"}, "parameters must be a mapping"),
     ],
 )

@@ -10,7 +10,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from prunegpt.spec.search import Dimension
-from prunegpt.spec.wandb_parameters import Parameter, ParameterError, parameters
+from prunegpt.spec.wandb import problems_of
+from prunegpt.spec.wandb_parameters import Parameter, parameters
 from prunegpt.sweep.search.study import distribution_of
 from prunegpt.tracking.endpoint.hosted import OPEN, Hosted, Point
 
@@ -100,18 +101,15 @@ def _share(parameter: Parameter, value: float) -> float:
 
 def config_problems(config: Mapping[str, Any]) -> list[str]:
     """What is wrong with a config that shall be hosted."""
-    found, problems = parameters(config.get("parameters"))
-    told = [f"{'.'.join(place)}: {message}" for place, message in problems]
-    if config.get("method") not in ("grid", "random", "bayes"):
-        told.append(f"method must be grid, random or bayes, but is {config.get('method')!r}.")
-    if config.get("method") == "bayes" and not (config.get("metric") or {}).get("name"):
-        told.append("method bayes needs a metric: give metric: {name: ..., goal: minimize}.")
-    if config.get("method") == "grid":
-        try:
-            for one in found:
-                one.listed()
-        except ParameterError as error:
-            told.append(str(error))
+    found, wrong = parameters(config.get("parameters"))
+    told = [f"{'.'.join(map(str, place))}: {message}" for place, message in (*wrong, *problems_of(config))]
     if config.get("method") == "bayes":
+        if not config.get("metric"):
+            told.append("method bayes needs a metric: give metric: {name: ..., goal: minimize}.")
         told += [f"{one.path}: bayes takes no probabilities." for one in found if "probabilities" in one.spec]
+    if not told:
+        try:
+            next_point(Hosted(name="", entity="", project="", config=dict(config)))
+        except (ValueError, OverflowError, TypeError) as error:
+            told.append(f"a first run must be drawn from the parameters, but: {error}.")
     return told

@@ -5,21 +5,22 @@ import json
 import time
 from collections.abc import Mapping
 from threading import Lock
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
 
 import graphql
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BeforeValidator, Field
 
-from prunegpt.errors import PruneGPTError
 from prunegpt.root import Root
+from prunegpt.spec.read import bounded_value
 from prunegpt.tracking.claims import RunStatus, read_claim
 from prunegpt.tracking.endpoint.choose import config_problems, next_point
-from prunegpt.tracking.endpoint.hosted import AgentHandler, Hosted, Run, SweepFiles, run_id
+from prunegpt.tracking.endpoint.hosted import AgentHandler, Hosted, Run, SweepFiles, SweepState, run_id
+from prunegpt.tracking.endpoint.intake import Asked, Refused, parsed_object
 from prunegpt.tracking.endpoint.runs import Runs, is_below
 from prunegpt.tracking.foreign import RunPath
 from prunegpt.tracking.ingest import StaleRunReaper
+from prunegpt.tracking.plain import plain
 from prunegpt.tracking.uploader import posted
 
 ENTITY = "local"
@@ -58,15 +59,53 @@ type Mutation {
 }
 """)  # what lies below is given whole: clients take what they want of it
 
-Arguments = Mapping[str, Any]  # what was not given is `graphql.Undefined`, which is false
+_LARGEST_QUERY = 5000  # tokens; those of the client have some hundred
+_LARGEST_CONFIG = 256 << 10  # characters of a sweep config
+
+Name = Annotated[str, Field(max_length=256)]
 
 
-class Refused(PruneGPTError):
-    """An operation that is answered with an error, and its HTTP status."""
+class _Project(Asked):
+    entity_name: Name | None = None
+    name: Name | None = None
+    project_name: Name | None = None
+    model_name: Name | None = None
 
-    def __init__(self, message: str, status: int = 200) -> None:
-        self.status = status
-        super().__init__(message)
+    @property
+    def path(self) -> RunPath:
+        """The project that is named."""
+        return RunPath(self.entity_name or ENTITY, self.project_name or self.model_name or PROJECT, "")
+
+
+class SweepInput(_Project):
+    id: Name | None = None
+    state: Annotated[SweepState, BeforeValidator(lambda state: str(state).upper())] | None = None
+    config: Annotated[str, Field(max_length=_LARGEST_CONFIG)] | None = None
+    display_name: Name | None = None
+
+
+class AgentInput(Asked):
+    sweep: Name
+    host: Name | None = None
+
+
+class HeartbeatInput(Asked):
+    id: Name
+    run_state: str | None = None
+
+
+class BucketInput(_Project):
+    id: Name | None = None
+    sweep: Name | None = None
+    display_name: Name | None = None
+    group_name: Name | None = None
+    config: str | None = None
+    summary_metrics: str | None = None
+
+
+class FilesInput(_Project):
+    run_name: Name
+    files: Annotated[list[Name], Field(max_length=10_000)] | None = None
 
 
 class _AnyVariables(graphql.Visitor):
@@ -103,7 +142,7 @@ class Operations:
             "markRunFilesUploaded": {"success": True},
         }
 
-    def answer(self, request: Arguments, address: str, credentials: str) -> dict[str, Any]:
+    def answer(self, request: Mapping[str, Any], address: str, credentials: str) -> dict[str, Any]:
         """The answer to a GraphQL request.
 
         Args:
@@ -113,17 +152,19 @@ class Operations:
         Raises:
             Refused: it asks for what is unknown here, or what it names is not there.
         """
+        asked = _Request.of(request, "a request")
         try:
-            document = graphql.visit(graphql.parse(str(request.get("query", ""))), _AnyVariables())
-        except graphql.GraphQLError as error:
-            raise Refused(f"a query must be GraphQL, but: {error.message}") from error
+            parsed = graphql.parse(asked.query, max_tokens=_LARGEST_QUERY)
+        except (graphql.GraphQLError, RecursionError) as error:
+            raise Refused(f"a query must be GraphQL, but: {error}") from error
+        document = graphql.visit(parsed, _AnyVariables())
+        name = asked.operation_name or None  # "" is what some clients send
         if problems := graphql.validate(_SCHEMA, document, [graphql.FieldsOnCorrectTypeRule]):
-            raise Refused(f"this server has no operation {_name(request, document)!r}: {problems[0].message}")
-        variables, name = request.get("variables") or {}, request.get("operationName") or None  # "" is what some send
+            raise Refused(f"this server has no operation {_name(name, document)!r}: {problems[0].message}", 200)
         with self._lock:
             self._sender = (address, credentials)
             result = graphql.execute_sync(
-                _SCHEMA, document, self._fields, variable_values=variables, operation_name=name
+                _SCHEMA, document, self._fields, variable_values=asked.variables, operation_name=name
             )
         for problem in result.errors or ():
             raise problem.original_error or Refused(problem.message)
@@ -151,12 +192,13 @@ class Operations:
         return f"/sweeps/{quote(hosted.display if ours else RunPath(hosted.entity, hosted.project, '').sweep)}"
 
     def _project(self, _: Any, **named: Any) -> dict[str, Any]:
-        at = _path({**named, "projectName": named.get("name")})
+        asked = _Project.of(_given(named), "a project")
+        at = RunPath(asked.entity_name or ENTITY, asked.name or PROJECT, "")
         return {
             **_project(at),
             "sweep": lambda _, **named: self._shown(named.get("sweepName")),
             "run": {"state": "running"},
-            "bucket": lambda _, **named: self._runs.state(at._replace(id=str(named.get("name") or ""))),
+            "bucket": lambda _, **named: self._runs.state(run_at(at, named.get("name") or "")),
         }
 
     def _shown(self, name: Any) -> dict[str, Any] | None:
@@ -165,35 +207,36 @@ class Operations:
 
     # -- sweeps ---------------------------------------------------------------------------------------------------
 
-    def _upsert_sweep(self, _: Any, input: Arguments) -> dict[str, Any]:
-        wanted = input.get("id")
-        if not wanted:
-            hosted = _new_sweep(input)
+    def _upsert_sweep(self, _: Any, input: Any = None) -> dict[str, Any]:
+        asked = SweepInput.of(_given(input), "input")
+        if not asked.id:
+            hosted = _new_sweep(asked)
         else:
-            found = [one for one in self._sweeps.all() if wanted in (_sweep_id(one), one.name)]
+            found = [one for one in self._sweeps.all() if asked.id in (_sweep_id(one), one.name)]
             hosted = (found or _missing("sweep"))[0]
-            if input.get("state"):
-                self._handler(hosted).change(input["state"].upper())
+            if asked.state:
+                self._handler(hosted).change(asked.state)
         self._sweeps.keep(hosted)
         return {"sweep": _sweep(hosted), "configValidationWarnings": []}
 
-    def _create_agent(self, _: Any, input: Arguments) -> dict[str, Any]:
-        hosted = self._sweeps.get(str(input.get("sweep"))) or _missing("sweep")
-        agent = self._handler(hosted).register(str(input.get("host") or ""), time.time())
+    def _create_agent(self, _: Any, input: Any = None) -> dict[str, Any]:
+        asked = AgentInput.of(_given(input), "input")
+        hosted = self._sweeps.get(asked.sweep) or _missing("sweep")
+        agent = self._handler(hosted).register(asked.host or "", time.time())
         self._sweeps.keep(hosted)
         return {"agent": {"id": agent.id}}
 
-    def _heartbeat(self, _: Any, input: Arguments) -> dict[str, Any]:
-        name = str(input.get("id"))
-        hosted = next((one for one in self._sweeps.all() if name in one.agents), None) or _missing("agent", 404)
+    def _heartbeat(self, _: Any, input: Any = None) -> dict[str, Any]:
+        asked = HeartbeatInput.of(_given(input), "input")
+        hosted = next((one for one in self._sweeps.all() if asked.id in one.agents), None) or _missing("agent", 404)
         self._reaper.wake()
-        alive = json.loads(input.get("runState") or "{}")
+        alive = parsed_object(asked.run_state or "{}", "runState")
         before = hosted.model_dump_json(exclude={"agents"})
         running = [run for run, lives in alive.items() if lives]
-        commands = self._handler(hosted).heartbeat(hosted.agents[name], running, time.time())
+        commands = self._handler(hosted).heartbeat(hosted.agents[asked.id], running, time.time())
         if hosted.model_dump_json(exclude={"agents"}) != before:
             self._sweeps.keep(hosted)
-        return {"agent": {"id": name}, "commands": json.dumps(commands)}
+        return {"agent": {"id": asked.id}, "commands": json.dumps(commands)}
 
     def _handler(self, hosted: Hosted) -> AgentHandler:
         def status(run: str) -> RunStatus:
@@ -203,43 +246,70 @@ class Operations:
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
-    def _upsert_bucket(self, _: Any, input: Arguments) -> dict[str, Any]:
-        at = _path({"runName": input.get("name") or input.get("id") or run_id(), **input})
-        hosted = self._sweeps.get(str(input.get("sweep")))
+    def _upsert_bucket(self, _: Any, input: Any = None) -> dict[str, Any]:
+        asked = BucketInput.of(_given(input), "input")
+        at = run_at(asked.path, asked.name or asked.id or run_id())
+        hosted = self._sweeps.get(asked.sweep or "")
         point = hosted.run(at.id) if hosted else None
-        config = json.loads(input.get("config") or "{}")
+        config = parsed_object(asked.config or "{}", "config")
         config.pop("_wandb", None)  # the client's own
         inserted = self._runs.upsert(
             at,
-            label=input.get("displayName"),
-            group=input.get("groupName") or (hosted.name if hosted else None),
+            label=asked.display_name,
+            group=asked.group_name or (hosted.name if hosted else None),
             config={key: item.get("value") if isinstance(item, dict) else item for key, item in config.items()},
             swept=point.values if point else None,
-            summary=json.loads(input["summaryMetrics"]) if input.get("summaryMetrics") else None,
+            summary=parsed_object(asked.summary_metrics, "summaryMetrics") if asked.summary_metrics else None,
         )
         bucket = {
             "id": _id("Run", *at),
             "name": at.id,
-            "displayName": input.get("displayName") or at.id,
+            "displayName": asked.display_name or at.id,
             "description": None,
-            "config": input.get("config") or "{}",
+            "config": asked.config or "{}",
             "sweepName": hosted.name if hosted else None,
             "historyLineCount": self._runs.lines(at),
             "project": _project(at),
         }
         return {"bucket": bucket, "inserted": inserted}
 
-    def _create_files(self, _: Any, input: Arguments) -> dict[str, Any]:
-        at = _path(input)
+    def _create_files(self, _: Any, input: Any = None) -> dict[str, Any]:
+        asked = FilesInput.of(_given(input), "input")
+        at = run_at(asked.path, asked.run_name)
         address, credentials = self._sender
         folder = f"{address}/files/{'/'.join(at)}/upload"
-        files = [{"name": name, "uploadUrl": f"{folder}/{name}"} for name in input.get("files") or () if is_below(name)]
+        files = [{"name": name, "uploadUrl": f"{folder}/{name}"} for name in asked.files or () if is_below(name)]
         headers = [f"Authorization:{credentials}"] if credentials else []
         return {"runID": at.id, "uploadHeaders": headers, "files": files}
 
 
-def _name(request: Arguments, document: graphql.DocumentNode) -> str:
-    operation = graphql.get_operation_ast(document, request.get("operationName") or None)
+class _Request(Asked):
+    query: str
+    variables: dict[str, Any] | None = None
+    operation_name: str | None = None
+
+
+def _given(named: Any) -> Any:
+    """Arguments without those whose variables were not given."""
+    if not isinstance(named, Mapping):
+        return named
+    return {name: value for name, value in named.items() if value is not graphql.Undefined}
+
+
+def run_at(project: RunPath, name: Any) -> RunPath:
+    """A run of a project.
+
+    Raises:
+        Refused: a name is none.
+    """
+    for part in (project.entity, project.project, name):
+        if not isinstance(part, str) or len(part) > 256 or "\0" in part:
+            raise Refused(f"a name must be a text of 256 characters at most, without NUL, but is {part!r:.80}.")
+    return RunPath(project.entity, project.project, name)
+
+
+def _name(name: str | None, document: graphql.DocumentNode) -> str:
+    operation = graphql.get_operation_ast(document, name)
     return operation.name.value if operation and operation.name else ""
 
 
@@ -247,26 +317,20 @@ def _missing(kind: str, status: int = 200) -> NoReturn:
     raise Refused(f"there is no such {kind}.", status)
 
 
-def _path(given: Arguments) -> RunPath:
-    """The run, or the project, that arguments name."""
-    project = given.get("projectName") or given.get("modelName") or PROJECT
-    return RunPath(str(given.get("entityName") or ENTITY), str(project), str(given.get("runName") or ""))
-
-
-def _new_sweep(given: Arguments) -> Hosted:
+def _new_sweep(asked: SweepInput) -> Hosted:
     try:
-        config = YAML(typ="safe", pure=True).load(given.get("config") or "")
-    except YAMLError as error:
-        raise Refused(f"a sweep config must be YAML: {error}") from error
+        config = plain(bounded_value(asked.config or ""))
+    except ValueError as error:
+        raise Refused(f"a sweep config must be YAML, but: {error}", 200) from error
     problems = config_problems(config) if isinstance(config, dict) else ["a sweep config must be a mapping."]
     if problems:
-        raise Refused("; ".join(problems))
+        raise Refused("; ".join(problems[:20]), 200)
     return Hosted(
         name=run_id(),
-        entity=str(given.get("entityName") or config.get("entity") or ENTITY),
-        project=str(given.get("projectName") or config.get("project") or PROJECT),
+        entity=asked.entity_name or str(config.get("entity") or ENTITY),
+        project=asked.project_name or str(config.get("project") or PROJECT),
         config=config,
-        display=str(given.get("displayName") or config.get("name") or ""),
+        display=asked.display_name or str(config.get("name") or ""),
         created=time.time(),
         speaks="prunegpt" in (config.get("command") or ()),
     )

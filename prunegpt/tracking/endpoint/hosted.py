@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from prunegpt.root import Root, write_text
-from prunegpt.sweep.hyperband import bands, given_up
+from prunegpt.sweep.hyperband import bands, given_up, marks
 from prunegpt.tracking.claims import RunStatus
 
 SweepState = Literal["RUNNING", "PAUSED", "FINISHED", "CANCELED"]
@@ -39,6 +39,7 @@ class Run(BaseModel):
     lost: int = 0  # agents that fell silent over it
     stop: str = ""  # why it shall end
     metric: float | None = None
+    marks: list[float] = []  # of one that has ended: its curve where `early_terminate` compares it
 
 
 class Agent(BaseModel):
@@ -82,6 +83,13 @@ class Hosted(BaseModel):
     def sign(self) -> float:
         """What makes lower values of the metric the better ones."""
         return -1.0 if self.goal == "maximize" else 1.0
+
+    @property
+    def bands(self) -> list[int]:
+        """Lengths of curves at which `early_terminate` compares them."""
+        stop = self.config.get("early_terminate") or {}
+        options = {name: stop.get(name) for name in ("min_iter", "max_iter", "s")}
+        return bands(**options, eta=stop.get("eta", 3)) if stop else []
 
     @property
     def metric(self) -> str:
@@ -161,6 +169,7 @@ class AgentHandler:
         ended = status.ended or ("stopped" if run.stop else otherwise)
         run.state = "failed" if ended == "diverged" else ended  # type: ignore[assignment]
         run.metric = status.value
+        run.marks = marks(self._signed(status), self.hosted.bands)
 
     # -- runs of all agents ---------------------------------------------------------------------------------------
 
@@ -178,18 +187,23 @@ class AgentHandler:
 
     def _give_up_early(self) -> None:
         stop = self.hosted.config.get("early_terminate")
-        growing = [run for run in self._open() if not run.stop]
-        if not stop or not growing:
+        growing = self._open()
+        if not stop or all(run.stop for run in growing):
             return
-        sign = self.hosted.sign
-        runs = [run for run in self.hosted.runs if run.state != "crashed"]
-        curves = [[sign * value for value in self._status(run.id).curve] for run in runs]
-        eta = stop.get("eta", 3)
-        lengths = bands(min_iter=stop.get("min_iter"), max_iter=stop.get("max_iter"), s=stop.get("s"), eta=eta)
-        told = given_up(curves, lengths=lengths, eta=eta, strict=stop.get("strict", True))
-        for run, over in zip(runs, told, strict=True):
-            if over and run.state in OPEN and not run.stop:
+        told = given_up(
+            [self._signed(self._status(run.id)) for run in growing],
+            [run.marks for run in self.hosted.runs if run.state not in (*OPEN, "crashed")],
+            lengths=self.hosted.bands,
+            eta=stop.get("eta", 3),
+            strict=stop.get("strict", True),
+        )
+        for run, over in zip(growing, told, strict=True):
+            if over and not run.stop:
                 run.stop = "early_terminate: others were better at this length"
+
+    def _signed(self, status: RunStatus) -> list[float]:
+        """Its curve, lower values being the better ones."""
+        return [self.hosted.sign * value for value in status.curve]
 
     def _settle(self) -> None:
         """Finishes a sweep whose metric has reached its target."""

@@ -1,22 +1,46 @@
 """Online runs of any script: what they stream goes into the store, as trials of the sweep wandb-PROJECT."""
 
+import errno
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from pydantic import Field
+
 from prunegpt.root import Root
+from prunegpt.spec.read import MAX_INTEGER
 from prunegpt.store import Store
 from prunegpt.tracking.claims import RunStatus, Statuses, read_claim
-from prunegpt.tracking.foreign import Keeper, Kept, RunPath
+from prunegpt.tracking.endpoint.intake import Asked, Refused, parsed_object
+from prunegpt.tracking.foreign import Keeper, Kept, RunPath, step_of
 from prunegpt.tracking.uploader import posted
 
 HISTORY, SUMMARY, OUTPUT = "wandb-history.jsonl", "wandb-summary.json", "output.log"
 LARGEST_FILE = 20_000_000  # bytes of an uploaded file that is kept
-_OPEN_RUNS = 200  # whose files stay open
+_MOST_RUNS = 10_000  # that are followed at the same time
 _SILENT = 600.0  # seconds without a word after which a run is taken to be lost
+
+
+class Lines(Asked):
+    """Lines of one file."""
+
+    offset: int = Field(0, ge=0, le=MAX_INTEGER // 2)  # number of the first, from 0
+    content: list[str] | None = None
+
+
+class Streamed(Asked):
+    """What a client streams of a run."""
+
+    files: dict[str, Lines | None] | None = None
+    complete: bool | None = None
+    exitcode: int | None = None
+
+    def lines(self, name: str) -> tuple[list[str], int]:
+        """What is new of a file, and its number."""
+        found = (self.files or {}).get(name) or Lines()
+        return found.content or [], found.offset
 
 
 class Runs:
@@ -25,7 +49,7 @@ class Runs:
     def __init__(self, root: Root) -> None:
         self._root = root
         self._store: Store | None = None
-        self._keepers: dict[RunPath, Keeper] = {}  # the one that was used last stands last
+        self._heard: dict[RunPath, float] = {}  # runs that go on -> when they last spoke, the longest silent first
         self._own: dict[RunPath, Kept] = {}  # runs of this root's trials, of which only the lines are counted
         self._statuses = Statuses(root)
         self._lock = Lock()
@@ -44,42 +68,58 @@ class Runs:
             self._keeper(at).update(**said)
             return new
 
-    def stream(self, at: RunPath, body: Mapping[str, Any]) -> None:
-        """What a run has streamed."""
+    def stream(self, at: RunPath, streamed: Streamed) -> None:
+        """What a run has streamed: all of it is kept, or nothing.
+
+        Raises:
+            Refused: a line is no JSON object, or no row of a history.
+        """
+        content, offset = streamed.lines(HISTORY)
+        rows = [parsed_object(line, "a row") for line in content]
+        told = [parsed_object(line, "a summary") for line in streamed.lines(SUMMARY)[0]]
+        try:
+            last = max(map(step_of, rows), default=-1)
+        except ValueError as error:
+            raise Refused(str(error)) from error
         with self._lock:
-            files = body.get("files") or {}
-            history = files.get(HISTORY) or {}
-            rows, offset = [_parsed(line) for line in history.get("content") or ()], int(history.get("offset", 0))
             if self._is_own(at):
-                if rows:
-                    own, last = self._own[at], int(rows[-1].get("_step", -1))
-                    lines = max(own.lines, offset + len(rows))
-                    self._own[at] = Kept(attempt=0, lines=lines, last_step=max(own.last_step, last))
+                own = self._own[at]
+                lines = max(own.lines, offset + len(rows)) if rows else own.lines
+                self._own[at] = Kept(attempt=0, lines=lines, last_step=max(own.last_step, last))
                 return
             keeper = self._keeper(at)
             keeper.touch()
             keeper.add(rows, offset)
-            if OUTPUT in files:
-                keeper.log(str(line) for line in files[OUTPUT].get("content") or ())
-            for line in (files.get(SUMMARY) or {}).get("content") or ():
-                keeper.update(summary=_parsed(line))
-            if body.get("complete"):
-                code = body.get("exitcode")
+            keeper.log(*streamed.lines(OUTPUT))
+            if told:
+                keeper.update(summary=told[-1])
+            if streamed.complete:
+                code = streamed.exitcode
                 keeper.end("failed" if code else "finished", f"it ended with {code}." if code else "")
+                self._heard.pop(at, None)
 
     def keep_file(self, at: RunPath, path: str, content: bytes) -> None:
-        """Keeps an uploaded file beside the run's other ones."""
+        """Keeps an uploaded file beside the run's other ones.
+
+        Raises:
+            Refused: its name is none, or there is no room for it.
+        """
         with self._lock:
             if self._is_own(at) or not is_below(path):
                 return
             file = self._keeper(at).folder / "files" / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            except (OSError, ValueError) as error:
+                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise Refused(f"{path[:80]!r} cannot be kept: {reason}.", 507 if full else 400) from error
 
     def lines(self, at: RunPath) -> int:
         """Rows of a run's history that are kept."""
         with self._lock:
-            return (self._own[at] if self._is_own(at) else self._keeper(at).kept).lines
+            return (self._own[at] if self._is_own(at) else self._opened(at).kept).lines
 
     def state(self, at: RunPath) -> dict[str, Any] | None:
         """What a run that goes on wants to know; None where there is no such run."""
@@ -89,7 +129,7 @@ class Runs:
                 if not kept.lines:
                     return None
             elif self._is_kept(at):
-                keeper = self._keeper(at)
+                keeper = self._opened(at)
                 kept, label, config = keeper.kept, keeper.plan.label, dict(keeper.plan.config)
             else:
                 return None
@@ -98,7 +138,7 @@ class Runs:
             "name": at.id,
             "displayName": label,
             "summaryMetrics": json.dumps(dict(kept.summary)),
-            "logLineCount": 0,
+            "logLineCount": kept.output,
             "historyLineCount": kept.lines,
             "eventsLineCount": 0,
             "historyTail": json.dumps([json.dumps({"_step": kept.last_step})] if kept.lines else []),
@@ -117,56 +157,48 @@ class Runs:
         with self._lock:
             if not self._is_kept(at):
                 return RunStatus()
-            keeper = self._keeper(at)
+            keeper = self._opened(at)
             return self._statuses.of(keeper.folder, keeper.ended, keeper.kept.summary, metric, keeper.active)
 
     def close(self) -> None:
         with self._lock:
-            for keeper in self._keepers.values():
-                keeper.close()
             if self._store is not None:
                 self._store.close()
 
     def _expire(self) -> None:
         """Ends runs that have fallen silent; one that speaks again goes on."""
-        for keeper in self._keepers.values():
-            if keeper.is_there and time.time() - keeper.active > _SILENT and not keeper.ended:
+        for at, heard in list(self._heard.items()):
+            if time.time() - heard <= _SILENT:
+                break
+            del self._heard[at]
+            if self._is_kept(at) and not (keeper := self._opened(at)).ended:
                 keeper.end("failed", f"it has not been heard of for {_SILENT:g} s.")
 
     def _is_own(self, at: RunPath) -> bool:
         """Whether a run is one of this root's own trials: the store has it already."""
-        known = at in self._own or at in self._keepers
-        if not known and (posted(self._root, at.id) or read_claim(self._root, at.id)):
+        if at not in self._own and (posted(self._root, at.id) or read_claim(self._root, at.id)):
             self._own[at] = Kept(attempt=0)
+            if len(self._own) > _MOST_RUNS:
+                del self._own[next(iter(self._own))]
         return at in self._own
 
     def _is_kept(self, at: RunPath) -> bool:
-        return at in self._keepers or self._root.trial(at.sweep, at.trial).exists()
+        return self._root.trial(at.sweep, at.trial).exists()
 
     def _keeper(self, at: RunPath) -> Keeper:
-        keeper = self._keepers.pop(at, None)
-        if keeper is not None and not keeper.is_there:
-            keeper.close()
-            keeper = None
-        if keeper is None:
-            if len(self._keepers) >= _OPEN_RUNS:
-                self._keepers.pop(next(iter(self._keepers))).close()
-            self._store = self._store or Store.open(self._root)
-            keeper = Keeper(self._root, self._store, at)
-        self._keepers[at] = keeper
-        return keeper
+        """The keeper of a run that has spoken."""
+        self._heard.pop(at, None)
+        if len(self._heard) >= _MOST_RUNS:
+            raise Refused(f"{_MOST_RUNS} runs may be online at the same time. Try again when one has ended.", 503)
+        self._heard[at] = time.time()
+        return self._opened(at)
+
+    def _opened(self, at: RunPath) -> Keeper:
+        self._store = self._store or Store.open(self._root)
+        return Keeper(self._root, self._store, at)
 
 
 def is_below(path: str) -> bool:
     """Whether a path that a client names stays in the folder that it belongs to."""
     parts = Path(path).parts
     return bool(parts) and ".." not in parts and not Path(path).is_absolute()
-
-
-def _parsed(line: Any) -> dict[str, Any]:
-    """A line of JSON as a mapping; anything else is empty."""
-    try:
-        found = json.loads(line) if isinstance(line, str) else line
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -1,0 +1,132 @@
+"""Requests of strangers: how large, how packed, how deep and how many at once; read away from the event loop.
+
+What breaks a bound is refused with the rule and a status of 4xx, so that a client does not send it again.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+from starlette.requests import Request
+
+from prunegpt.errors import PruneGPTError
+from prunegpt.tracking.plain import plain
+
+LARGEST = 16 << 20  # bytes of a request, unpacked; the client sends 10 MiB of rows at most
+MOST_VALUES = 1_000_000  # of a request; a value takes some 70 bytes of memory
+_MOST_HELD = 256 << 20  # bytes of all requests that are being read
+_PARSERS = 2  # requests that are parsed at the same time
+
+_Given = TypeVar("_Given")
+_Model = TypeVar("_Model", bound="Asked")
+
+
+class Refused(PruneGPTError):
+    """A request that is answered with an error, and its HTTP status."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class Asked(BaseModel):
+    """Base of what clients send, by its names in camel case; what nothing here has to know is passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, alias_generator=to_camel)
+
+    @classmethod
+    def of(cls: type[_Model], given: Any, what: str) -> _Model:
+        """What was sent, checked.
+
+        Raises:
+            Refused: it is something else.
+        """
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            told = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
+            raise Refused(f"{what} is malformed: {'; '.join(told)}.") from error
+
+
+class Intake:
+    """Reads requests, and works on them in threads of its own number."""
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._limiter = CapacityLimiter(_PARSERS)
+
+    async def run(self, work: Callable[..., _Given], *args: Any) -> _Given:
+        """Does some work beside the event loop."""
+        return await to_thread.run_sync(work, *args, limiter=self._limiter)
+
+    async def body(self, request: Request, work: Callable[[bytes], _Given], largest: int = LARGEST) -> _Given:
+        """What comes of the body of a request.
+
+        Raises:
+            Refused: the body is larger than that, or too many others are being read.
+        """
+        data = bytearray()
+        try:
+            async for part in request.stream():
+                self._held += len(part)
+                data += part
+                if len(data) > largest:
+                    raise Refused(f"a request may have {largest} bytes, but has more.", 413)
+                if self._held > _MOST_HELD:
+                    raise Refused("this server is reading too many requests. Send this one again later.", 503)
+            return await self.run(work, bytes(data))
+        finally:
+            self._held -= len(data)
+
+
+def unpacked(body: bytes, encoding: str) -> bytes:
+    """A body as it was before it was packed.
+
+    Raises:
+        Refused: it is packed in another way than gzip, damaged, or too large.
+    """
+    if encoding in ("", "identity"):
+        return body
+    if encoding != "gzip":
+        raise Refused(f"a request may be packed by gzip, but is by {encoding[:20]!r}.", 415)
+    reader = zlib.decompressobj(wbits=31)  # with gzip's header
+    try:
+        found = reader.decompress(body, LARGEST + 1)
+    except zlib.error as error:
+        raise Refused(f"a request must be whole gzip, but: {error}.") from error
+    if len(found) > LARGEST:
+        raise Refused(f"a request may have {LARGEST} bytes when it is unpacked, but has more.", 413)
+    if not reader.eof or reader.unused_data:
+        raise Refused("a request must be whole gzip, but it ends too early or too late.")
+    return found
+
+
+def parsed(text: str | bytes, what: str) -> Any:
+    """JSON that a client sent, as plain data.
+
+    Raises:
+        Refused: it is no JSON, holds too many values, or is nested too deep.
+    """
+    brackets: Iterable[Any] = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
+    if sum(map(text.count, brackets)) > MOST_VALUES:  # before they are made: they take more memory than their text
+        raise Refused(f"{what} may hold {MOST_VALUES} values, but holds more.", 413)
+    try:
+        return plain(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{what} must be JSON: {error}.") from error
+
+
+def parsed_object(text: str | bytes, what: str) -> dict[str, Any]:
+    """The same, of a JSON object.
+
+    Raises:
+        Refused: as above, or it is something else.
+    """
+    found = parsed(text, what)
+    if not isinstance(found, dict):
+        raise Refused(f"{what} must be a JSON object, but is {type(found).__name__}.")
+    return found
