@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from prunegpt.root import Root
@@ -56,7 +56,7 @@ def create_app(
     app = Starlette(
         routes=[Events(dashboard).route(), *entries, *pages.routes(), *wandb.routes()],
         middleware=[Middleware(Guard, token=token, open_to_read=open_to_read, host=host, port=port, hosts=hosts)],
-        exception_handlers={HTTPException: missing, 500: missing},
+        exception_handlers={HTTPException: missing, ClientDisconnect: missing, 500: missing},
         lifespan=lifespan,
     )
     app.state.dashboard = dashboard

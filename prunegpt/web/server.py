@@ -4,6 +4,7 @@ import asyncio
 import socket
 import webbrowser
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import uvicorn
 
@@ -11,6 +12,7 @@ from prunegpt.access import SHORTEST, own_token
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root
 from prunegpt.web.app import create_app
+from prunegpt.web.connections import BACKLOG, BoundedConnection, room
 from prunegpt.web.security import is_loopback
 
 _GRACE = 3  # seconds that open connections get at the end
@@ -53,7 +55,15 @@ def run(
     reading = not given and is_loopback(host)
     app = create_app(root, token=token, open_to_read=reading, host=host, port=port, hosts=hosts)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, server_header=False, lifespan="on"
+        app,
+        http=partial(BoundedConnection, most=room()),  # type: ignore[arg-type]  # it is only called
+        ws="none",
+        backlog=BACKLOG,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE,
+        server_header=False,
+        lifespan="on",
     )
     say(f"PruneGPT's dashboard of {root.path}: {address}  (Ctrl-C ends it)")
     if not given:  # behind the # a browser keeps it to itself: it stands in no request and in no log

@@ -28,12 +28,16 @@ def open_app(root: Root, *, port: int = 8000, hosts: Sequence[str] = ()) -> Star
 
 
 @contextmanager
-def served(root: Root) -> Iterator[str]:
-    """Its address, while the block lasts."""
+def served(root: Root, **more: Any) -> Iterator[str]:
+    """Its address, while the block lasts.
+
+    Args:
+        more: of the server's configuration.
+    """
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     app = open_app(root, port=port)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, **more))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

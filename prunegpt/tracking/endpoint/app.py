@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from sqlalchemy.exc import DBAPIError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -82,8 +82,6 @@ def _guarded(handler: Handler) -> Handler:
             return await handler(request)
         except Refused as error:
             return _error(str(error), error.status)
-        except ClientDisconnect:
-            return _error("the request ended too early.", 400)  # nobody reads it
         except (StoreError, DBAPIError) as error:
             return _error(f"the database cannot be written now: {error}. Try again later.", 503)
 
