@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from prunegpt.errors import unknown
-from prunegpt.spec import quantiles
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _BOUNDS, _STEP, _SHAPE, _TWO = ("min", "max"), ("q",), ("mu", "sigma"), ("a", "b")
@@ -89,28 +89,32 @@ class Parameter:
 
     def draw(self, share: float) -> Any:
         """The value below which a share of the probability lies, 0 < share < 1."""
-        spec, kind = self.spec, self.distribution.removeprefix("q_")
-        if self.constant:
-            return spec["value"]
-        if kind == "categorical":
-            return spec["values"][quantiles.int_uniform(share, 0, len(spec["values"]) - 1)]
-        if kind == "categorical_w_probabilities":
-            sums = list(itertools.accumulate(spec["probabilities"]))
-            return spec["values"][next((index for index, upto in enumerate(sums) if share < upto), 0)]
-        value: float
-        if kind in ("normal", "log_normal"):
-            value = getattr(quantiles, kind)(share, spec.get("mu", 0.0), spec.get("sigma", 1.0))
-        elif kind == "beta":
-            value = quantiles.beta(share, spec.get("a", 1), spec.get("b", 1))
-        elif kind == "int_uniform":
-            value = quantiles.int_uniform(share, spec["min"], spec["max"])
-        elif kind == "uniform":
-            value = quantiles.uniform(share, spec["min"], spec["max"])
-        elif kind == "log_uniform_values":
-            value = quantiles.log_uniform(share, spec["min"], spec["max"])
-        else:
-            value = quantiles.inverse_log_uniform(share, spec["min"], spec["max"])
-        return quantiles.quantized(value, spec.get("q", 1.0)) if self.distribution.startswith("q_") else value
+        spec = self.spec
+        match self.distribution.removeprefix("q_"):
+            case "constant":
+                return spec["value"]
+            case "categorical":
+                return spec["values"][_index(share, len(spec["values"]))]
+            case "categorical_w_probabilities":
+                sums = list(itertools.accumulate(spec["probabilities"]))
+                return spec["values"][next((index for index, upto in enumerate(sums) if share < upto), 0)]
+            case "int_uniform":
+                return spec["min"] + _index(share, spec["max"] - spec["min"] + 1)
+            case "normal":
+                value = _normal(share, spec)
+            case "log_normal":
+                value = math.exp(_normal(share, spec))
+            case "beta":
+                from scipy.special import betaincinv  # here, because specs are read by commands that have to be quick
+
+                value = float(betaincinv(spec.get("a", 1), spec.get("b", 1), share))
+            case "uniform":
+                value = _between(share, spec["min"], spec["max"])
+            case "log_uniform_values":
+                value = math.exp(_between(share, math.log(spec["min"]), math.log(spec["max"])))
+            case _:  # the reciprocal of a value that is even on a logarithmic scale between 1/max and 1/min
+                value = math.exp(-_between(1 - share, -math.log(spec["max"]), -math.log(spec["min"])))
+        return _quantized(value, spec.get("q", 1.0)) if self.distribution.startswith("q_") else value
 
     def dimension(self) -> dict[str, Any] | None:
         """The same as a searched field (`spec.search.Dimension`); None where there is no such range."""
@@ -134,6 +138,26 @@ class Parameter:
                     return {"low": int(spec["min"]), "high": int(spec["max"]), "log": True}
                 return {"low": float(spec["min"]), "high": float(spec["max"]), "log": True}
         return None
+
+
+def _between(share: float, low: float, high: float) -> float:
+    return low + share * (high - low)
+
+
+def _index(share: float, count: int) -> int:
+    """Of so many equally probable ones, from 0."""
+    return min(count - 1, max(math.ceil(share * count) - 1, 0))
+
+
+def _normal(share: float, spec: Mapping[str, Any]) -> float:
+    bounded = min(max(share, 1e-300), 1 - 1e-16)
+    return float(spec.get("mu", 0.0) + spec.get("sigma", 1.0) * NormalDist().inv_cdf(bounded))
+
+
+def _quantized(value: float, step: float) -> float:
+    """The nearest multiple of a step, whole where the step is."""
+    multiple = float(round(value / step)) * step  # half to even, as numpy rounds
+    return int(multiple) if isinstance(step, int) else multiple
 
 
 def merged(values: Sequence[Any]) -> list[Any]:

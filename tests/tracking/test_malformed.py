@@ -21,7 +21,6 @@ from prunegpt.store import Store
 from prunegpt.sweep.recovery import recover
 from prunegpt.tracking.endpoint import graphql as operations
 from prunegpt.tracking.endpoint.app import Endpoint
-from prunegpt.tracking.endpoint.intake import Asked
 from prunegpt.tracking.endpoint.runs import HISTORY, OUTPUT, SUMMARY
 
 NESTED: Any = 1
@@ -38,16 +37,7 @@ TREES = st.recursive(
 )
 VALUES = st.one_of(SCALARS, st.just(NESTED), TREES)
 NAMED = st.sampled_from(["abc123", "local", "mine", "SWEEP", "AGENT", "RUNNING", "{}", "[]", '{"a": {"value": 1}}'])
-INPUTS = [name for name in vars(operations) if name.endswith("Input")]
-
-
-def fields(kind: type[Asked]) -> list[str]:
-    return [field.alias or name for name, field in kind.model_fields.items()]
-
-
-def input_of(operation: str) -> list[str]:
-    """Names that an operation's input may have: those of all kinds, of which it takes some."""
-    return sorted({name for kind in INPUTS for name in fields(getattr(operations, kind))})
+INPUT = [field.alias or name for name, field in operations.Arguments.model_fields.items()]
 
 
 PARAMETER = st.fixed_dictionaries(
@@ -152,7 +142,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
 def argued(name: str, field: Any) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
     """A query of one field with arguments of its schema, as the query and its variables."""
     kind = "mutation" if "input" in field.args else "query"
-    given = st.fixed_dictionaries({}, optional=dict.fromkeys(input_of(name), NAMED | VALUES)) | VALUES
+    given = st.fixed_dictionaries({}, optional=dict.fromkeys(INPUT, NAMED | VALUES)) | VALUES
     values = {argument: given if argument == "input" else NAMED | VALUES for argument in field.args}
     declared = ", ".join(f"${argument}: JSON" for argument in values)
     taken = ", ".join(f"{argument}: ${argument}" for argument in values)

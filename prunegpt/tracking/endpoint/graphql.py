@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from threading import Lock
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, Self
 from urllib.parse import quote
 
 import graphql
@@ -65,47 +65,40 @@ _LARGEST_CONFIG = 256 << 10  # characters of a sweep config
 Name = Annotated[str, Field(max_length=256)]
 
 
-class _Project(Asked):
-    entity_name: Name | None = None
-    name: Name | None = None
-    project_name: Name | None = None
-    model_name: Name | None = None
+class Arguments(Asked):
+    """What the fields below take: each some of it."""
+
+    entity_name: Name = ""
+    project_name: Name = ""
+    model_name: Name = ""
+    run_name: Name = ""
+    id: Name = ""
+    name: Name = ""
+    display_name: Name = ""
+    group_name: Name = ""
+    sweep: Name = ""
+    sweep_name: Name = ""
+    host: Name = ""
+    state: Annotated[SweepState, BeforeValidator(lambda state: str(state).upper())] | None = None
+    config: str = ""
+    summary_metrics: str = ""
+    run_state: str = ""
+    files: Annotated[list[Name], Field(max_length=10_000)] | None = None
+
+    @classmethod
+    def read(cls, given: Any) -> Self:
+        """Arguments, without those whose variables were not given.
+
+        Raises:
+            Refused: they are something else.
+        """
+        if isinstance(given, Mapping):
+            given = {name: value for name, value in given.items() if value not in (graphql.Undefined, None)}
+        return cls.of(given, "input")
 
     @property
-    def path(self) -> RunPath:
-        """The project that is named."""
+    def project(self) -> RunPath:
         return RunPath(self.entity_name or ENTITY, self.project_name or self.model_name or PROJECT, "")
-
-
-class SweepInput(_Project):
-    id: Name | None = None
-    state: Annotated[SweepState, BeforeValidator(lambda state: str(state).upper())] | None = None
-    config: Annotated[str, Field(max_length=_LARGEST_CONFIG)] | None = None
-    display_name: Name | None = None
-
-
-class AgentInput(Asked):
-    sweep: Name
-    host: Name | None = None
-
-
-class HeartbeatInput(Asked):
-    id: Name
-    run_state: str | None = None
-
-
-class BucketInput(_Project):
-    id: Name | None = None
-    sweep: Name | None = None
-    display_name: Name | None = None
-    group_name: Name | None = None
-    config: str | None = None
-    summary_metrics: str | None = None
-
-
-class FilesInput(_Project):
-    run_name: Name
-    files: Annotated[list[Name], Field(max_length=10_000)] | None = None
 
 
 class _AnyVariables(graphql.Visitor):
@@ -192,23 +185,22 @@ class Operations:
         return f"/sweeps/{quote(hosted.display if ours else RunPath(hosted.entity, hosted.project, '').sweep)}"
 
     def _project(self, _: Any, **named: Any) -> dict[str, Any]:
-        asked = _Project.of(_given(named), "a project")
+        asked = Arguments.read(named)
         at = RunPath(asked.entity_name or ENTITY, asked.name or PROJECT, "")
-        return {
-            **_project(at),
-            "sweep": lambda _, **named: self._shown(named.get("sweepName")),
-            "run": {"state": "running"},
-            "bucket": lambda _, **named: self._runs.state(run_at(at, named.get("name") or "")),
-        }
 
-    def _shown(self, name: Any) -> dict[str, Any] | None:
-        hosted = self._sweeps.get(str(name))
-        return None if hosted is None else _sweep(hosted)
+        def sweep(_: Any, **named: Any) -> dict[str, Any] | None:
+            hosted = self._sweeps.get(Arguments.read(named).sweep_name)
+            return _sweep(hosted) if hosted else None
+
+        def bucket(_: Any, **named: Any) -> dict[str, Any] | None:
+            return self._runs.state(run_at(at, Arguments.read(named).name))
+
+        return {**_project(at), "sweep": sweep, "run": {"state": "running"}, "bucket": bucket}
 
     # -- sweeps ---------------------------------------------------------------------------------------------------
 
     def _upsert_sweep(self, _: Any, input: Any = None) -> dict[str, Any]:
-        asked = SweepInput.of(_given(input), "input")
+        asked = Arguments.read(input)
         if not asked.id:
             hosted = _new_sweep(asked)
         else:
@@ -220,14 +212,14 @@ class Operations:
         return {"sweep": _sweep(hosted), "configValidationWarnings": []}
 
     def _create_agent(self, _: Any, input: Any = None) -> dict[str, Any]:
-        asked = AgentInput.of(_given(input), "input")
+        asked = Arguments.read(input)
         hosted = self._sweeps.get(asked.sweep) or _missing("sweep")
-        agent = self._handler(hosted).register(asked.host or "", time.time())
+        agent = self._handler(hosted).register(asked.host, time.time())
         self._sweeps.keep(hosted)
         return {"agent": {"id": agent.id}}
 
     def _heartbeat(self, _: Any, input: Any = None) -> dict[str, Any]:
-        asked = HeartbeatInput.of(_given(input), "input")
+        asked = Arguments.read(input)
         hosted = next((one for one in self._sweeps.all() if asked.id in one.agents), None) or _missing("agent", 404)
         self._reaper.wake()
         alive = parsed_object(asked.run_state or "{}", "runState")
@@ -247,9 +239,9 @@ class Operations:
     # -- runs -----------------------------------------------------------------------------------------------------
 
     def _upsert_bucket(self, _: Any, input: Any = None) -> dict[str, Any]:
-        asked = BucketInput.of(_given(input), "input")
-        at = run_at(asked.path, asked.name or asked.id or run_id())
-        hosted = self._sweeps.get(asked.sweep or "")
+        asked = Arguments.read(input)
+        at = run_at(asked.project, asked.name or asked.id or run_id())
+        hosted = self._sweeps.get(asked.sweep)
         point = hosted.run(at.id) if hosted else None
         config = parsed_object(asked.config or "{}", "config")
         config.pop("_wandb", None)  # the client's own
@@ -274,8 +266,8 @@ class Operations:
         return {"bucket": bucket, "inserted": inserted}
 
     def _create_files(self, _: Any, input: Any = None) -> dict[str, Any]:
-        asked = FilesInput.of(_given(input), "input")
-        at = run_at(asked.path, asked.run_name)
+        asked = Arguments.read(input)
+        at = run_at(asked.project, asked.run_name)
         address, credentials = self._sender
         folder = f"{address}/files/{'/'.join(at)}/upload"
         files = [{"name": name, "uploadUrl": f"{folder}/{name}"} for name in asked.files or () if is_below(name)]
@@ -287,13 +279,6 @@ class _Request(Asked):
     query: str
     variables: dict[str, Any] | None = None
     operation_name: str | None = None
-
-
-def _given(named: Any) -> Any:
-    """Arguments without those whose variables were not given."""
-    if not isinstance(named, Mapping):
-        return named
-    return {name: value for name, value in named.items() if value is not graphql.Undefined}
 
 
 def run_at(project: RunPath, name: Any) -> RunPath:
@@ -317,9 +302,11 @@ def _missing(kind: str, status: int = 200) -> NoReturn:
     raise Refused(f"there is no such {kind}.", status)
 
 
-def _new_sweep(asked: SweepInput) -> Hosted:
+def _new_sweep(asked: Arguments) -> Hosted:
     try:
-        config = plain(bounded_value(asked.config or ""))
+        if len(asked.config) > _LARGEST_CONFIG:
+            raise ValueError(f"it may have {_LARGEST_CONFIG} characters, but has more.")
+        config = plain(bounded_value(asked.config))
     except ValueError as error:
         raise Refused(f"a sweep config must be YAML, but: {error}", 200) from error
     problems = config_problems(config) if isinstance(config, dict) else ["a sweep config must be a mapping."]
