@@ -25,7 +25,7 @@ def plain(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return int(value) if abs(value) <= MAX_INTEGER else plain(_float(value))
+        return int(value) if abs(value) <= MAX_INTEGER else plain(float(str(value)))
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else _not_finite(value)
     return _text(str(value))
@@ -36,13 +36,6 @@ def whole(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_INTEGER:
         return None
     return min(int(value), MAX_INTEGER)  # the float next to the largest integer is larger than that
-
-
-def _float(value: int) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
 
 
 def _not_finite(value: float) -> str:

@@ -59,7 +59,7 @@ def run(
         http=partial(BoundedConnection, most=room()),  # type: ignore[arg-type]  # it is only called
         ws="none",
         backlog=BACKLOG,
-        log_level="warning",
+        log_level="error",  # a warning tells of what a client sent, as often as it does
         access_log=False,
         timeout_graceful_shutdown=_GRACE,
         server_header=False,

@@ -23,6 +23,7 @@ SILENT = 300.0  # seconds without a word after which an agent is taken to be gon
 _POLL = 4.5  # seconds: an agent that has got its answer does not ask again before
 _ANSWERS = 2  # times that a run is given out where runs leave no sign of having begun
 _PATIENCE = 5  # the same where they do: one that has still not begun then cannot
+_MOST_AGENTS = 1000  # without a run that are known; one more takes the place of the longest silent
 _RETRIES = 1  # times that a run whose agent fell silent is given to another
 _NAME = re.compile(r"[a-z0-9]{1,32}")  # of a sweep
 
@@ -117,6 +118,10 @@ class AgentHandler:
 
     def register(self, host: str, now: float) -> Agent:
         """A new agent."""
+        busy = {run.agent for run in self._open()}
+        idle = [one for one in self.hosted.agents.values() if one.id not in busy]
+        if len(idle) >= _MOST_AGENTS:
+            del self.hosted.agents[min(idle, key=lambda one: one.seen).id]
         agent = Agent(id=secrets.token_hex(8), host=host, seen=now)
         self.hosted.agents[agent.id] = agent
         return agent
