@@ -12,14 +12,13 @@ from types import FrameType
 from typing import Any
 
 from filelock import FileLock
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from prunegpt.errors import Problem, SpecError, StoreError, nearest
 from prunegpt.launch.local import cuda_devices, slot_environment
 from prunegpt.planning.resolve import Planner
 from prunegpt.root import Root, write_json
 from prunegpt.spec.plan import SearchPlan, TrialPlan
+from prunegpt.spec.read import bounded_value
 from prunegpt.spec.search import Dimension
 from prunegpt.spec.space import chosen_of
 from prunegpt.spec.wandb import TRIAL
@@ -86,8 +85,8 @@ def read_arguments(path: Path) -> dict[str, Any]:
         SpecError: the file cannot be read, or holds no arguments.
     """
     try:
-        found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, YAMLError) as error:
+        found = bounded_value(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise _refused(f"an agent's arguments must be a readable JSON or YAML file, but {path}: {error}.") from error
     if not isinstance(found, dict):
         raise _refused(f"an agent's arguments must be a mapping, but {path} holds none.")
