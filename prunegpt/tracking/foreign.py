@@ -14,7 +14,16 @@ from pydantic import ConfigDict
 
 from prunegpt.errors import StoreError
 from prunegpt.launch.log import LOG
-from prunegpt.records import AttemptRecord, Evaluation, Point, PointWriter, Record, SparsityRecord, StageRecord
+from prunegpt.records import (
+    AttemptRecord,
+    Evaluation,
+    Point,
+    PointWriter,
+    Record,
+    SparsityRecord,
+    StageRecord,
+    read_points,
+)
 from prunegpt.root import Root, write_text
 from prunegpt.spec.naming import MAX_NAME, slug
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
@@ -107,11 +116,15 @@ class Keeper:
         self.folder = root.attempt(at.sweep, at.trial, 1)
         kept = self._read()
         self.plan = (planned(self.folder) if kept else None) or at.plan(at.id, "", {}, {}, self._order())
-        if kept is None:
+        if kept is None or not self._is_known(kept):
             title = f"{at.entity}/{at.project}, logged to W&B"
             attempt = start(root, store, SweepPlan(name=at.sweep, title=title, trials=()), self.plan)
+            if kept is not None and attempt.folder == self.folder:  # the database is another one
+                kept = kept.model_copy(update={"attempt": attempt.id})
+                store.add_points(attempt.id, read_points(self.folder / POINTS)[0])
+            else:
+                kept = Kept(attempt=attempt.id, started=created or time.time())
             self.folder = attempt.folder
-            kept = Kept(attempt=attempt.id, started=created or time.time())
             kept.write(self.folder / OUTSIDE)
         self.kept = kept
 
@@ -216,12 +229,18 @@ class Keeper:
             return 0
 
     def _read(self) -> Kept | None:
+        """What was kept; None where the run is new."""
         try:
-            kept = Kept.read(self.folder / OUTSIDE)
-            known = self._store.attempts(f"{self._at.sweep}/{self._at.trial}")
-        except (OSError, ValueError, StoreError):
-            return None  # it is new, or the database is another one
-        return kept if any(row.id == kept.attempt for row in known) else None
+            return Kept.read(self.folder / OUTSIDE)
+        except (OSError, ValueError):
+            return None
+
+    def _is_known(self, kept: Kept) -> bool:
+        """Whether the database has what was kept."""
+        try:
+            return any(row.id == kept.attempt for row in self._store.attempts(f"{self._at.sweep}/{self._at.trial}"))
+        except StoreError:
+            return False
 
     def _keep(self, **changed: Any) -> None:
         self.kept = self.kept.model_copy(update=changed)

@@ -194,6 +194,25 @@ def test_rows_that_were_half_kept_are_kept_once_when_they_are_sent_again(
     assert [point.step for point in read_points(folder / "points.jsonl")[0]] == [0, 1]
 
 
+def test_a_run_goes_on_where_the_database_is_a_new_one(client: Client) -> None:
+    client.ask("UpsertBucket", name="abc123", project="mine", displayName="first", config="{}")
+    rows = [{"_step": step, "loss": float(step)} for step in range(3)]
+    client.stream("abc123", rows[:2], files={"output.log": {"offset": 0, "content": ["a"]}})
+    client.endpoints[0].close()
+    for file in client.root.path.glob("prunegpt.db*"):
+        file.unlink()
+    again = client.after_restart()
+    again.stream("abc123", rows[:2], files={"output.log": {"offset": 0, "content": ["a"]}})
+    again.stream("abc123", rows[2:], offset=2)
+    with Store.open(client.root) as store:
+        trial = store.result("wandb-mine/abc123")
+        assert trial.label == "first"
+        assert [point.step for point in store.points(trial.id, "loss")] == [0, 1, 2]
+    folder = client.root.path / trial.folder
+    assert [point.step for point in read_points(folder / "points.jsonl")[0]] == [0, 1, 2]
+    assert (folder / "log.txt").read_text() == "a\n"
+
+
 def test_values_of_many_runs_are_not_kept_in_memory_and_no_file_stays_open(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
