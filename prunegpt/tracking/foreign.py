@@ -266,8 +266,7 @@ def points_of(row: Mapping[str, Any]) -> Iterator[Point]:
         ValueError: it is at a step that is none.
     """
     flat = dict(_numbers(row, ""))
-    step = next((at for name in _STEPS if (at := whole(flat.get(name))) is not None), step_of(row))
-    tokens = next((seen for name in _TOKENS if (seen := whole(flat.get(name))) is not None), 0)
+    step, tokens = _whole(flat, _STEPS, step_of(row)), _whole(flat, _TOKENS)
     stamp = flat.get("_timestamp")
     for name, value in flat.items():
         if not name.startswith("_"):
@@ -284,6 +283,10 @@ def points_of(row: Mapping[str, Any]) -> Iterator[Point]:
 
 def _first(flat: Mapping[str, float | None], names: Iterable[str]) -> float | None:
     return next((value for name in names if (value := flat.get(name)) is not None), None)
+
+
+def _whole(flat: Mapping[str, float | None], names: Iterable[str], otherwise: int = 0) -> int:
+    return next((found for name in names if (found := whole(flat.get(name))) is not None), otherwise)
 
 
 def _numbers(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float | None]]:
@@ -303,7 +306,6 @@ def _stage(key: str, kept: Kept) -> StageRecord:
     """What the run came to, where its summary has names that tables know."""
     flat = dict(_numbers(kept.summary, ""))
     perplexity, loss = _first(flat, _PERPLEXITIES), _first(flat, _LOSSES)
-    tokens = next((seen for name in _TOKENS if (seen := whole(flat.get(name))) is not None), 0)
     if loss is None and perplexity is not None and perplexity > 0:
         loss = math.log(perplexity)
     if perplexity is None and loss is not None and loss < 700:
@@ -331,7 +333,7 @@ def _stage(key: str, kept: Kept) -> StageRecord:
         index=0,
         cached=False,
         seconds=flat.get("_runtime") or 0.0,
-        train_tokens=tokens,
+        train_tokens=_whole(flat, _TOKENS),
         steps=max(kept.last_step, 0),
         evaluation=evaluation,
         sparsity=sparsity,
