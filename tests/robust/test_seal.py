@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.root import SEAL, Damage, Root, damage, publishing, seal, sealed, set_aside
+from prunegpt.root import SEAL, Damage, Root, damage, publishing, read_sealed, seal, sealed, set_aside
 
 
 def publish(folder: Path, text: str = "weights") -> None:
@@ -56,15 +56,28 @@ def test_a_damaged_stage_is_not_published_and_gives_way_to_a_new_one(tmp_path: P
     assert (aside / "stage.json").exists()
 
 
-def test_a_damaged_evaluation_is_measured_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"), [("windows.npy", ""), ("windows.npy", "wIndows"), ("evaluation.json", "[]")]
+)
+def test_a_damaged_evaluation_is_measured_again(tmp_path: Path, name: str, content: str) -> None:
     root = Root(tmp_path)
     with publishing(root.evaluation("key", "e")) as folder:
         (folder / "evaluation.json").write_text("{}")
         (folder / "windows.npy").write_text("windows")
         seal(folder)
     assert root.is_measured("key", "e")
-    (root.evaluation("key", "e") / "windows.npy").write_text("")
+    (root.evaluation("key", "e") / name).write_text(content)
     assert not root.is_measured("key", "e")
+
+
+def test_a_record_that_was_edited_is_not_read(tmp_path: Path) -> None:
+    with publishing(tmp_path / "e") as folder:
+        (folder / "evaluation.json").write_text('{"perplexity": 409.84}')
+        seal(folder)
+    assert read_sealed(tmp_path / "e" / "evaluation.json") == '{"perplexity": 409.84}'
+    (tmp_path / "e" / "evaluation.json").write_text('{"perplexity": 109.84}')
+    with pytest.raises(ValueError, match="was changed after it was published"):
+        read_sealed(tmp_path / "e" / "evaluation.json")
 
 
 def test_folders_of_earlier_versions_have_no_seal_and_count(tmp_path: Path) -> None:

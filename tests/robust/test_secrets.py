@@ -1,7 +1,6 @@
 """What stands in the environment for a reason is found neither in records nor in the database, logs or exports."""
 
 import shutil
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunegpt.launch.base import Exited
 from prunegpt.planning.resolve import plan_data
 from prunegpt.records import AttemptRecord
 from prunegpt.redact import HIDDEN, is_secret, redact, secrets
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
-from prunegpt.trial import run_trial
 from tests.e2e.conftest import model_folder, spec, text_files
+from tests.robust.here import Here
 
 __all__ = ["model_folder", "spec", "text_files"]
 
@@ -68,30 +66,6 @@ def test_what_is_shaped_like_a_secret(text: str, left: str) -> None:
 
 def test_short_values_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redact("a to b", {"SOME_KEY": "a", "SOME_TOKEN": "to"}) == "a to b"
-
-
-class Here:
-    """A launcher that runs an attempt when it is submitted, in this process: torch does not outlive a fork."""
-
-    slots = 1
-
-    def __init__(self) -> None:
-        self._ends: dict[str, Exited] = {}
-
-    def submit(self, folder: Path) -> str:
-        with (folder / "log.txt").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-            failed = run_trial(folder).state == "failed"
-        self._ends[str(folder)] = Exited("failed", 1) if failed else Exited("ended", 0)
-        return str(folder)
-
-    def poll(self, handle: str) -> Exited:
-        return self._ends[handle]
-
-    def cancel(self, handle: str, *, kill: bool = False) -> None:
-        pytest.fail(f"{handle} was cancelled")
-
-    def close(self) -> None:
-        pass
 
 
 def test_a_trial_that_fails_with_secrets_in_its_error_tells_none(
