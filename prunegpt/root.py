@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,16 @@ class Root:
         """The folder of one execution: trial.json, log.txt, points.jsonl, record.json."""
         return self.trial(sweep, trial) / f"attempt-{number}"
 
+    def now(self) -> float:
+        """Seconds since the epoch by the clock that stamps files here, which need not be that of this machine."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        probe = _beside(self.path / "clock")
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
@@ -95,11 +106,13 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole: temporary name, fsync, rename, fsync of the folder."""
+    """Writes a file whole: temporary name, fsync, rename, fsync of the folder. A file that was there keeps its mode."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
+            with suppress(FileNotFoundError):
+                os.chmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -121,11 +134,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def publishing(destination: Path) -> Iterator[Path]:
+def publishing(destination: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `destination` when the block ends well, and vanishes when it does not.
 
     Two processes that publish the same destination are harmless: the second finds it there and drops its own copy. A
     sealed folder that is damaged is set aside first.
+
+    Args:
+        replace: take the place of what is there, which is deleted once the new folder stands; whoever says so has
+            looked at what that is.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(destination)
@@ -141,7 +158,16 @@ def publishing(destination: Path) -> Iterator[Path]:
         except OSError:
             if not destination.exists():
                 raise
-            if damage(destination, deep=True):
+            if replace:
+                retired = _beside(destination)
+                os.rename(destination, retired)
+                try:
+                    os.rename(temporary, destination)
+                except OSError:
+                    os.rename(retired, destination)
+                    raise
+                shutil.rmtree(retired, ignore_errors=True)
+            elif damage(destination, deep=True):
                 set_aside(destination)
                 os.rename(temporary, destination)
         _sync(destination.parent)

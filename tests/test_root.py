@@ -93,6 +93,29 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
     assert tree(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o755, 0o400])
+def test_a_file_that_is_rewritten_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("before")
+    path.chmod(mode)
+    write_text(path, "after")
+    assert path.read_text() == "after"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_folder_takes_the_place_of_another_when_it_is_whole(tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    with publishing(place, replace=True) as folder:
+        (folder / "old").write_text("1")
+    with pytest.raises(Crash), publishing(place, replace=True) as folder:
+        raise Crash
+    assert tree(tmp_path) == ["model", "model/old"]
+    with publishing(place, replace=True) as folder:
+        (folder / "new").write_text("2")
+        assert (place / "old").exists()
+    assert tree(tmp_path) == ["model", "model/new"]
+
+
 def test_many_writers_of_one_file_leave_one_whole_text(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     texts = [character * 20_000 for character in "abcdefgh"]

@@ -1,7 +1,6 @@
 """prunegpt sweep stop, resume, retry, rm."""
 
 import fnmatch
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,8 +40,7 @@ def stop(
     With GLOB the sweep goes on without those trials: they count as stopped, until `sweep retry`.
     """
     from prunegpt.root import Root
-    from prunegpt.sweep.control import Action, request
-    from prunegpt.sweep.lock import coordinator
+    from prunegpt.sweep.control import Action, request, wait_for_end
 
     where = Root.find(root)
     if trial is not None:
@@ -51,12 +49,11 @@ def stop(
             request(where, Action("stop-trial", name, one.name))
             say(f"{name}/{one.name}: asked to stop")
         return
-    request(where, Action("kill" if kill else "stop", name))
+    wish = request(where, Action("kill" if kill else "stop", name))
     say(f"{name}: asked to stop" + ("" if kill else "; running stages write a checkpoint (--kill does not wait)"))
     if not wait:
         return
-    while coordinator(where) is not None:
-        time.sleep(0.1)
+    wait_for_end(where, wish)
     say(f"{name}: stopped. prunegpt sweep resume {name} goes on.")
 
 

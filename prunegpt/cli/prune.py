@@ -1,6 +1,7 @@
 """prunegpt prune: one method on one model, from the shell."""
 
-import shutil
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,13 @@ from prunegpt.cli.evaluate import (
 )
 from prunegpt.cli.options import JsonOption, RootOption, number, numbers, print_json, print_table
 
+# What transformers and we write into a model's folder.
+_OURS = re.compile(
+    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|masks\.safetensors"
+    r"|tokenizer(_config)?\.json|(special_tokens_map|added_tokens|vocab)\.json|(vocab|merges)\.txt"
+    r"|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.(jinja|json)"
+)
+
 
 def register(app: typer.Typer) -> None:
     app.command(epilog="Example: prunegpt prune gpt2 ./gpt2-50 --method magnitude --sparsity 0.5 --data test.txt")(
@@ -42,7 +50,9 @@ def prune(
         list[str] | None, typer.Option("--target", help="Name, glob or re: pattern. Repeatable.")
     ] = None,
     layers: Annotated[list[int] | None, typer.Option("--layer", help="Decoder block index. Repeatable.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT where it is an empty folder or a model that prune wrote.")
+    ] = False,
     calibration: Annotated[
         str | None, typer.Option("--calibration", metavar="FILE", help="Text the method looks at.")
     ] = None,
@@ -66,7 +76,6 @@ def prune(
     """Prune a model once and save an ordinary transformers folder with its masks; measured before and after."""
     from prunegpt.cli.measure import Text, check_prune, measure, open_model
     from prunegpt.cli.progress import bar
-    from prunegpt.errors import PruneGPTError
     from prunegpt.lm.models import save_model
     from prunegpt.planning.inputs import Inputs
     from prunegpt.planning.sources import MASKS
@@ -75,8 +84,7 @@ def prune(
     from prunegpt.stages.measure import check_ledger, count_zeros
     from prunegpt.stages.prune import apply
 
-    if out.exists() and not overwrite:
-        raise PruneGPTError(f"OUT must not exist, but {out} does. Choose another folder or pass --overwrite.")
+    _check_out(out, overwrite)
     given = {
         "method": method,
         "sparsity": sparsity,
@@ -101,9 +109,8 @@ def prune(
     check_ledger(state)
     zeros = count_zeros(state)
     after = measure(loaded, tokenizer, text, where, precision=precision) if data else None
-    if overwrite and out.exists():
-        shutil.rmtree(out)
-    with publishing(out.absolute()) as folder:
+    _check_out(out, overwrite)  # once more: pruning may have taken hours
+    with publishing(out.resolve(), replace=overwrite) as folder:
         save_model(loaded, tokenizer, folder)
         save_masks(state.pruned.masks, folder / MASKS, method=method, pattern=pattern, target=sparsity)
     report: dict[str, Any] = {
@@ -131,3 +138,28 @@ def prune(
     for note in result.notes:
         print(f"note: {note}")
     print(f"saved {out}")
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuses an OUT that is there, but for a model of ours that may be replaced.
+
+    Raises:
+        PruneGPTError: it must stay.
+    """
+    from prunegpt.errors import PruneGPTError
+    from prunegpt.stages.cache import MASKS
+
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise PruneGPTError(f"OUT must not exist, but {out} does. Choose another folder or pass --overwrite.")
+    names = sorted(os.listdir(out)) if out.is_dir() else [out.name]
+    others = [name for name in names if not _OURS.fullmatch(name) or (out / name).is_dir()]
+    if not out.is_dir() or others or (names and not {"config.json", MASKS} <= set(names)):
+        held = f"holds {', '.join(others[:3])}" if others else "is none"
+        raise PruneGPTError(
+            f"--overwrite replaces an empty folder or a model that `prune` wrote, but {out} {held}. "
+            f"Choose another folder, or remove that one yourself."
+        )
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise PruneGPTError(f"OUT must not be the folder that you are in, but {out} is. Name another, or go elsewhere.")

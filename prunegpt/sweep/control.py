@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from uuid import uuid4
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root, write_json
 from prunegpt.sweep.lock import coordinator
+
+_UNHEARD = 30.0  # seconds after which a wish that nobody has taken is one that nobody will
+_LOOK = 0.1  # seconds between looks at who coordinates
 
 Kind = Literal["stop", "kill", "stop-trial", "retry"]
 
@@ -31,8 +35,8 @@ class Action:
     trial: str | None = None
 
 
-def request(root: Root, action: Action) -> None:
-    """Leaves a wish for the coordinator of a root.
+def request(root: Root, action: Action) -> Path:
+    """Leaves a wish for the coordinator of a root; gives its file, which is gone once the coordinator has taken it.
 
     Raises:
         LaunchError: nobody coordinates the root, or another sweep than the one that is meant runs.
@@ -48,7 +52,27 @@ def request(root: Root, action: Action) -> None:
             f"only a running sweep can be told to {action.kind}, but the sweep that runs under {root.path} is "
             f"{running.sweep!r}, not {action.sweep!r}."
         )
-    write_json(_folder(root) / f"{time.time_ns():020d}-{uuid4().hex}.json", asdict(action))
+    file = _folder(root) / f"{time.time_ns():020d}-{uuid4().hex}.json"
+    write_json(file, asdict(action))
+    return file
+
+
+def wait_for_end(root: Root, wish: Path, *, clock: Callable[[], float] = time.monotonic, look: float = _LOOK) -> None:
+    """Waits until nobody coordinates a root, having been asked to end.
+
+    Raises:
+        LaunchError: whoever does has not even taken the wish, which is withdrawn.
+    """
+    begun = clock()
+    while (holder := coordinator(root)) is not None:
+        if wish.exists() and clock() - begun > _UNHEARD:
+            wish.unlink(missing_ok=True)
+            raise LaunchError(
+                f"a coordinator takes what it is asked within a second, but process {holder.pid} on {holder.host} has "
+                f"not within {_UNHEARD:g} s: it hangs, or is stopped itself. End it there with `kill -9 {holder.pid}`; "
+                f"`prunegpt sweep resume {holder.sweep}` then goes on from the last checkpoints."
+            )
+        time.sleep(look)
 
 
 def take(root: Root) -> list[Action]:

@@ -1,5 +1,7 @@
-"""One coordinator a root."""
+"""One coordinator a root. A lock says whether there is one; the note beside it only says who."""
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -13,6 +15,9 @@ from filelock import FileLock, Timeout
 
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root, write_json
+
+_PATIENCE = 0.5  # seconds that the lock is tried for: whoever asks who coordinates holds it for an instant
+_TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ def coordinating(root: Root, sweep: str = "") -> Iterator[None]:
         LaunchError: another process has it; its id and host are named.
     """
     root.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root.path / ".coordinator.lock", timeout=0)
+    lock = FileLock(_lock(root), timeout=_PATIENCE, poll_interval=_PATIENCE / 20)
     try:
         lock.acquire()
     except Timeout as error:
@@ -50,14 +55,23 @@ def coordinating(root: Root, sweep: str = "") -> Iterator[None]:
 
 
 def coordinator(root: Root) -> Holder | None:
-    """Who coordinates a root now; None where nobody does.
+    """Who coordinates a root now; None where nobody does, whatever a note says that was left behind.
 
-    A coordinator on another host is taken to live as long as its note is there.
+    The lock ends with its process, on this host or another that shares the file system. What its pid or host is called
+    now does not matter.
     """
-    found = _read(root)
-    if found is None or (found.host == socket.gethostname() and not lives(found.pid)):
+    try:
+        descriptor = os.open(_lock(root), os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
         return None
-    return found
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except OSError as error:
+        found = _read(root)  # on a file system without locks, the note is all there is
+        return found or (Holder(0, "a host that it has not named", 0.0) if error.errno in _TAKEN else None)
+    finally:
+        os.close(descriptor)
 
 
 def refusal(root: Root) -> str:
@@ -70,8 +84,13 @@ def refusal(root: Root) -> str:
         who = f"process {found.pid} on {found.host}, since {since}{what}"
     return (
         f"a root takes one coordinator at a time, but {root.path} has one already: {who}. "
-        f"Wait for it, stop it with Ctrl-C or `prunegpt sweep stop`, or use another --root."
+        f"Wait for it, stop it with Ctrl-C or `prunegpt sweep stop`, end that process where it hangs, or use another "
+        f"--root."
     )
+
+
+def _lock(root: Root) -> Path:
+    return root.path / ".coordinator.lock"
 
 
 def _note(root: Root) -> Path:

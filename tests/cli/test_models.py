@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,61 @@ def test_prune_saves_an_ordinary_folder_that_holds_its_masks(
     model.transformer.h[1].mlp.c_fc.weight.data.fill_(0.25)
     model.save_pretrained(out)
     assert "transformer.h.1.mlp.c_fc.weight has" in invoke("masks", "check", out, fails=True)
+
+
+@pytest.mark.parametrize("strange", ["notes.txt", "results.json", "sub/config.json", "model.py", ".git/HEAD"])
+@pytest.mark.parametrize("ours", [True, False])
+def test_overwrite_replaces_nothing_but_a_model_of_ours(
+    invoke: Invoke, model_folder: Path, tmp_path: Path, strange: str, ours: bool
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("prune", model_folder, out, "--method", "magnitude", "--sparsity", "0.5")
+    if ours:
+        invoke(*arguments)
+    (out / strange).parent.mkdir(parents=True, exist_ok=True)
+    (out / strange).write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    refusal = invoke(*arguments, "--overwrite", fails=True)
+    assert f"but {out} holds {strange.partition('/')[0]}. Choose another folder" in refusal
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_does_not_touch_where_one_stands_or_a_model_of_others(
+    invoke: Invoke, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("--method", "magnitude", "--sparsity", "0.5", "--overwrite")
+    shutil.copytree(model_folder, out)
+    assert "is none. Choose another folder" in invoke("prune", model_folder, out, *arguments, fails=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "must not be the folder that you are in" in invoke("prune", model_folder, ".", *arguments, fails=True)
+    monkeypatch.chdir(tmp_path)
+    invoke("prune", model_folder, "empty", *arguments)
+    assert (tmp_path / "empty" / "masks.safetensors").exists()
+
+
+def test_a_model_is_replaced_when_the_new_one_is_whole(
+    invoke: Invoke, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunegpt.lm import models
+
+    out = tmp_path / "out"
+    invoke("prune", model_folder, out, "--method", "magnitude", "--sparsity", "0.5")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(models, "save_model", full)
+    invoke("prune", model_folder, out, "--method", "magnitude", "--sparsity", "0.75", "--overwrite", fails=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    monkeypatch.undo()
+    monkeypatch.setenv("PRUNEGPT_ROOT", str(tmp_path / "runs"))
+    invoke("prune", model_folder, out, "--method", "magnitude", "--sparsity", "0.75", "--overwrite")
+    assert json.loads(invoke("masks", "check", out, "--json"))["sparsity"] == pytest.approx(0.75, abs=1e-3)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")] == []
 
 
 def test_prune_with_calibration_keeps_two_of_four(

@@ -4,8 +4,10 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +20,10 @@ from prunegpt.errors import LaunchError
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.store import Store
+from prunegpt.sweep.control import Action, request, take, wait_for_end
 from prunegpt.sweep.events import StagePublished, Stopping, SweepStarted, TrialFailed, TrialStarted
 from prunegpt.sweep.interrupt import Interrupt
+from prunegpt.sweep.live import look
 from prunegpt.sweep.lock import coordinating, coordinator
 from tests.sweep_plans import make_plan, make_trial
 
@@ -133,10 +137,67 @@ def test_a_second_coordinator_is_refused_by_name(bench: Any) -> None:
     assert bench.states() == {"a": "running"}
     process.kill()
     process.communicate()
-    assert coordinator(bench.root) is None
     with FileLock(bench.root.path / ".coordinator.lock", timeout=60):
         pass  # the worker was forked from the coordinator, and holds its lock until it hears that nobody is there
+    assert coordinator(bench.root) is None
     assert bench.run(make_trial("b")).finished == ("words/b",)
+
+
+NOTES = {
+    "this process": lambda: {"pid": os.getpid(), "host": socket.gethostname()},  # a pid that lives again
+    "another host": lambda: {"pid": 1, "host": "a-container-that-was-restarted"},
+    "nonsense": lambda: {"pid": "?"},
+}
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_a_note_that_was_left_behind_holds_nobody_up(bench: Any, note: str) -> None:
+    left = {"since": 1.0, "sweep": "words", **NOTES[note]()}
+    with coordinating(bench.root):
+        pass
+    (bench.root.path / ".coordinator.json").write_text(json.dumps(left))
+    assert coordinator(bench.root) is None
+    assert not look(bench.root, bench.store).coordinator
+    with pytest.raises(LaunchError, match="but nothing runs under"):
+        request(bench.root, Action("stop", "words"))
+    assert bench.run(make_trial("a")).ok
+    assert not (bench.root.path / ".coordinator.json").exists()
+
+
+def test_whoever_asks_who_coordinates_does_not_keep_others_from_it(bench: Any) -> None:
+    asked = [0]
+
+    def ask() -> None:
+        while not over.is_set():
+            coordinator(bench.root)
+            asked[0] += 1
+
+    over = threading.Event()
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    try:
+        for _ in range(30):
+            with coordinating(bench.root):
+                assert coordinator(bench.root).pid == os.getpid()
+    finally:
+        over.set()
+        for asker in askers:
+            asker.join()
+    assert asked[0]
+
+
+def test_a_coordinator_that_hears_nothing_is_named_with_the_way_out(bench: Any) -> None:
+    now = iter(range(0, 1000, 20))
+    with coordinating(bench.root, "words"):
+        wish = request(bench.root, Action("stop", "words"))
+        words = rf"process {os.getpid()} on .* has not within 30 s: .*`kill -9 {os.getpid()}`; `prunegpt sweep resume words`"
+        with pytest.raises(LaunchError, match=words):
+            wait_for_end(bench.root, wish, clock=lambda: next(now), look=0.0)
+        assert not wish.exists()
+        wish = request(bench.root, Action("stop", "words"))
+        assert take(bench.root) == [Action("stop", "words")]
+    wait_for_end(bench.root, wish)
 
 
 def test_who_coordinates_is_known_while_it_does(bench: Any) -> None:
