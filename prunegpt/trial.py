@@ -2,21 +2,20 @@
 
 import errno
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
-from types import FrameType
 
 from prunegpt.errors import DivergedError, PruneGPTError, untrusted
 from prunegpt.planning.fingerprint import versions
 from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, beating, finite, record_path
 from prunegpt.redact import redact
 from prunegpt.root import Root
+from prunegpt.signals import on_stop_signals
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.usage import Usage
 
@@ -49,6 +48,7 @@ def run_trial(
     started = time.time()
     state, reason, message, trace = "finished", "", "", ""
 
+    asked: list[int] = []  # signals that asked for a checkpoint and an end
     usage, writing = Usage(), threading.Lock()  # two threads write points
     reached = [(0, 0, 0.0, 0)]  # stage, step, epoch and tokens of the newest one
 
@@ -75,7 +75,7 @@ def run_trial(
     with (
         nullcontext() if points is None else closing(points),
         nullcontext() if rank else beating(folder, then=measure),
-        _stoppable() as stop,
+        on_stop_signals(asked.append),
     ):
         try:
             from prunegpt.stages.graph import Chain  # here, so that a broken installation is a record too
@@ -86,7 +86,7 @@ def run_trial(
 
             if plan.trusts and not trust_remote_code:
                 raise untrusted(str(folder), plan.trusts)
-            Chain(plan, root, emit, _say, stop).run(through)
+            Chain(plan, root, emit, _say, lambda: bool(asked)).run(through)
         except BaseException as error:
             state, reason = _cause(error)
             message = str(error) or type(error).__name__
@@ -166,22 +166,3 @@ def _shortage(error: BaseException) -> str | None:
 
 def _say(line: str) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
-
-
-@contextmanager
-def _stoppable() -> Iterator:  # type: ignore[type-arg]
-    """SIGTERM asks for a checkpoint and a good end; what is given tells whether it came."""
-    asked = [False]
-
-    def ask(_: int, __: FrameType | None) -> None:
-        asked[0] = True
-
-    try:
-        before = signal.signal(signal.SIGTERM, ask)
-    except ValueError:  # not the main thread: nobody can signal us
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked[0]
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,7 +1,7 @@
 """A running sweep on the terminal: a bar for the whole, a line for each running trial, a line for each that ends."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -51,7 +51,8 @@ class _Board:
         self.running: dict[str, TaskID] = {}
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError):  # the screen may go; the sweep does not go with it
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, event: events.Event) -> None:
         match event:
@@ -92,7 +93,7 @@ class _Board:
             case events.LauncherTrouble():
                 self.line(f"  {event.trial or 'launcher'}: {_TROUBLE[event.call]}: {event.error}")
             case events.Stopping():
-                how = "stopping at once" if event.kill else "stopping: running stages write a checkpoint (Ctrl-C kills)"
+                how = "stopping at once" if event.kill else "stopping: running stages write a checkpoint (Ctrl-C again kills)"
                 self.line(how)
 
     def _progress(self, event: events.Progress) -> None:

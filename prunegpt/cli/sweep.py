@@ -165,7 +165,8 @@ def run(
 ) -> None:
     """Run every trial of a spec that is not finished yet, then print its tables.
 
-    Ctrl-C once lets running stages write a checkpoint; twice stops at once. Running it again goes on.
+    Ctrl-C, SIGTERM and SIGHUP let running stages write a checkpoint; a second Ctrl-C, a second or more after the
+    first, stops at once. Running it again goes on.
     """
     from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root

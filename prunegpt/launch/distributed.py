@@ -11,17 +11,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from prunegpt.errors import LaunchError
 from prunegpt.launch.base import processors
 from prunegpt.launch.job import TRIAL
 from prunegpt.launch.worker import PARENT_VARIABLE
 from prunegpt.records import AttemptRecord, record_path
+from prunegpt.signals import on_stop_signals
 
 _POLL = 0.1  # seconds
 _ALONE = 20.0  # seconds that processes get to end once one of them has failed: they may wait for it in vain
@@ -52,7 +52,13 @@ def run_together(folder: Path, processes: int, command: Sequence[str] = (sys.exe
     started = [
         _Process(rank, _start(folder, command, environment(rank, processes, port), rank)) for rank in range(processes)
     ]
-    with _passing_on(started):
+
+    def ask(_: int) -> None:  # it is their business to end at the same step
+        for process in started:
+            with suppress(ProcessLookupError):
+                process.popen.send_signal(signal.SIGTERM)
+
+    with on_stop_signals(ask):
         try:
             _wait(started)
         finally:
@@ -153,22 +159,6 @@ def _read(path: Path) -> AttemptRecord | None:
         return AttemptRecord.read(path)
     except (OSError, ValueError):
         return None
-
-
-@contextmanager
-def _passing_on(processes: Sequence[_Process]) -> Iterator[None]:
-    """SIGTERM asks all of them to end; it is their business to do so at the same step."""
-
-    def ask(number: int, _: FrameType | None) -> None:
-        for process in processes:
-            with suppress(ProcessLookupError):
-                process.popen.send_signal(number)
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def free_port() -> int:

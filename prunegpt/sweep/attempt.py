@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from prunegpt.sweep.events import Progress
 from prunegpt.sweep.failures import Ending, unrecorded
 
 _LOG_LINES = 20  # that the store keeps of an attempt which did not finish
+_FIRST_STEP = 1800.0  # seconds; an attempt that is silent for longer may hang
 TOTAL_STEPS = "total_steps"  # the point that says how many optimizer steps a stage will have
 
 
@@ -43,8 +44,20 @@ class Attempt:
     cached: int = 0
     ending: Ending | None = None
     deadline: float = math.inf
+    clock: Callable[[], float] = time.monotonic  # seconds that only grow
     _latest: dict[str, float | None] = field(default_factory=dict)
     _stage: int = -1
+    _heard: float | None = None  # when it spoke last, or was first looked at
+    _longest: float = 0.0  # seconds that it has been silent for between two points
+
+    def patience(self, least: float) -> float:
+        """Seconds that it gets for a checkpoint: at least so many, and enough for two of its longest steps so far.
+
+        A checkpoint is written between two steps; a kill in mid-step would cost all since the last one. Of an attempt
+        that is in its first step, no more is known than how long that has taken by now.
+        """
+        silent = 0.0 if self._heard is None else self.clock() - self._heard
+        return max(least, 2 * self._longest, min(silent, _FIRST_STEP))
 
     def store_points(self, store: Store) -> list[Point]:
         """Stores what points.jsonl has grown by, and gives it."""
@@ -52,6 +65,10 @@ class Attempt:
             points, offset = read_points(self.folder / "points.jsonl", self.offset)
         except OSError:  # its node's file system is away: they are read when it is back
             return []
+        now = self.clock()
+        if points or self._heard is None:
+            self._longest = max(self._longest, now - (now if self._heard is None else self._heard))
+            self._heard = now
         if offset != self.offset:
             store.add_points(self.id, points, offset=offset)
             self.offset = offset

@@ -51,8 +51,8 @@ def run_sweep(
 ) -> SweepOutcome:
     """Runs every trial of a plan that is not finished yet, until one has reached the plan's target.
 
-    SIGINT or SIGTERM once: nothing more is started, and running attempts are asked to write a checkpoint and end;
-    twice: they are killed. Either way the next run goes on. The launcher is closed at the end.
+    SIGINT, SIGTERM or SIGHUP: nothing more is started, and running attempts are asked to write a checkpoint and end; a
+    second Ctrl-C kills them, see `Interrupt`. Either way the next run goes on. The launcher is closed at the end.
 
     What the launcher refuses is tried again or fails the trial that it was asked for; the others live.
 
@@ -60,7 +60,8 @@ def run_sweep(
         only: a glob; trials whose name matches, and those that their teachers need.
         on_event: is told what happens, from this thread.
         interrupt: asks to stop from elsewhere, beside the signals and `sweep.control`.
-        grace: seconds for a checkpoint before attempts that were asked to stop are killed.
+        grace: seconds for a checkpoint before attempts that were asked to stop are killed; one whose steps take long
+            gets more, see `Attempt.patience`.
         suggester: adds trials while there are slots for them, unless `only` names none of the plan's searches.
         early_stopper: sees the points of what runs, and gives trials up.
         tracker: is told the same as `on_event`, and all points.
@@ -273,7 +274,7 @@ class _Run:
         """Asks an attempt to end; the first reason counts."""
         if attempt.ending is None:
             attempt.ending = ending
-            attempt.deadline = time.monotonic() + self.grace
+            attempt.deadline = time.monotonic() + attempt.patience(self.grace)
             self.launcher.cancel(attempt, kill=kill)
 
     def _watch(self) -> None:
@@ -288,7 +289,8 @@ class _Run:
 
     def _pass_on_interrupt(self) -> None:
         if self.stopping == 0 and self.interrupt.count >= 1:
-            self.deadline = time.monotonic() + self.grace
+            patience = max(attempt.patience(self.grace) for attempt in self.attempts.values())
+            self.deadline = time.monotonic() + patience
             self._cancel(1, kill=False)
         if self.stopping == 1 and (self.interrupt.count >= 2 or time.monotonic() > self.deadline):
             self._cancel(2, kill=True)

@@ -1,39 +1,44 @@
-"""Ctrl-C that does not tear anything: it is counted, and the coordinator looks at the count between its steps."""
+"""Being asked to stop, which tears nothing: requests are counted, and the coordinator looks at the count."""
 
 import signal
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from prunegpt.signals import on_stop_signals
+
+_APART = 1.0  # seconds between two Ctrl-C that a person means as two
 
 
 class Interrupt:
-    """How often somebody asked to stop: once lets running trials write a checkpoint, twice does not wait for them."""
+    """How urgently somebody asked to stop: 1 lets running trials write a checkpoint, 2 does not wait for them.
 
-    def __init__(self) -> None:
+    SIGTERM and SIGHUP are 1 however often they come: `timeout`, Slurm, systemd and docker send them to a process and
+    to its group, and again when they please. So is Ctrl-C, until a person presses it again well after the first time.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.count = 0
+        self._clock = clock
+        self._pressed: float | None = None  # when Ctrl-C was heard first
 
     def request(self) -> None:
-        """Asks to stop; from any thread, and from a signal handler."""
+        """Asks to stop, or when that was asked before, not to wait; from any thread."""
         self.count += 1
+
+    def hear(self, number: int) -> None:
+        """A signal has come."""
+        now = self._clock()
+        again = number == signal.SIGINT and self._pressed is not None and now - self._pressed >= _APART
+        self.count = max(self.count, 2 if again else 1)
+        if number == signal.SIGINT and self._pressed is None:
+            self._pressed = now
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask to stop inside the block, where this is the main thread; elsewhere nothing changes."""
-        if threading.current_thread() is not threading.main_thread():
+        """Hears signals inside the block, where this is the main thread; elsewhere nothing changes."""
+        with on_stop_signals(self.hear, signal.SIGINT):
             yield
-            return
-
-        def ask(_: int, __: FrameType | None) -> None:
-            self.request()
-
-        before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
-        try:
-            for number in _SIGNALS:
-                before[number] = signal.signal(number, ask)
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -17,9 +17,10 @@ import pytest
 from filelock import FileLock
 
 from prunegpt.errors import LaunchError
-from prunegpt.records import AttemptRecord
+from prunegpt.records import AttemptRecord, Point
 from prunegpt.root import Root
 from prunegpt.store import Store
+from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.control import Action, request, take, wait_for_end
 from prunegpt.sweep.events import StagePublished, Stopping, SweepStarted, TrialFailed, TrialStarted
 from prunegpt.sweep.interrupt import Interrupt
@@ -93,6 +94,59 @@ def test_a_deaf_trial_is_killed_when_its_grace_is_over(bench: Any) -> None:
     assert [event.kill for event in bench.heard(Stopping)] == [False, True]
 
 
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+@pytest.mark.parametrize(
+    ("heard", "urgency"),
+    [
+        ([(TERM, 0.0)], 1),
+        ([(HUP, 0.0)], 1),
+        ([(TERM, 0.0), (TERM, 0.0)], 1),  # `timeout`: the process, and at once its group
+        ([(INT, 0.0), (INT, 0.001)], 1),  # `timeout -s INT`
+        ([(TERM, 0.0), (TERM, 30.0), (TERM, 90.0), (HUP, 91.0)], 1),
+        ([(TERM, 0.0), (INT, 30.0)], 1),  # the first of a person's
+        ([(INT, 0.0), (TERM, 30.0)], 1),
+        ([(INT, 0.0), (INT, 0.5), (INT, 0.9)], 1),
+        ([(INT, 0.0), (INT, 5.0)], 2),
+        ([(TERM, 0.0), (INT, 30.0), (INT, 32.0)], 2),
+        ([(INT, 0.0), (INT, 5.0), (TERM, 6.0), (INT, 60.0)], 2),
+    ],
+)
+def test_only_a_second_ctrl_c_well_after_the_first_is_urgent(heard: list[tuple[int, float]], urgency: int) -> None:
+    times = iter([when for _, when in heard])
+    interrupt = Interrupt(lambda: next(times))
+    for number, _ in heard:
+        interrupt.hear(number)
+    assert interrupt.count == urgency
+
+
+def test_a_step_that_takes_longer_than_the_grace_is_waited_for(tmp_path: Path) -> None:
+    now = [0.0]
+    trial = make_trial("a", "load a")
+    attempt = Attempt(1, 1, trial, tmp_path, clock=lambda: now[0])
+    assert attempt.patience(120.0) == 120.0
+    with Store.open(Root(tmp_path)) as store:
+        (saved,) = store.save_sweep(make_plan(trial))
+        attempt.id = store.start_attempt(saved.id).id
+        attempt.store_points(store)
+        now[0] = 100.0
+        assert attempt.patience(120.0) == 120.0
+        now[0] = 400.0
+        assert attempt.patience(120.0) == 400.0  # it is in its first step still
+        now[0] = 1e6
+        assert attempt.patience(120.0) == 1800.0  # or hangs
+        now[0] = 400.0
+        for at in (400.0, 700.0, 730.0):
+            now[0] = at
+            point = Point(stage=0, step=int(at), epoch=0.0, name="loss", value=1.0, time=0.0)
+            with (tmp_path / "points.jsonl").open("a") as file:
+                file.write(point.model_dump_json() + "\n")
+            attempt.store_points(store)
+        assert attempt.patience(120.0) == 800.0
+        assert attempt.patience(900.0) == 900.0
+
+
 def test_a_request_before_the_start_runs_nothing(bench: Any) -> None:
     interrupt = Interrupt()
     interrupt.request()
@@ -108,23 +162,56 @@ def test_a_trial_that_finishes_while_it_is_asked_to_stop_is_finished(bench: Any)
     assert outcome.waiting == ("words/b",)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_coordinator_in_good_order(bench: Any, number: int) -> None:
+@pytest.mark.parametrize("numbers", [[INT], [TERM], [HUP], [TERM, TERM], [HUP, TERM], [INT, INT]], ids=str)
+def test_signals_stop_a_coordinator_in_good_order(bench: Any, numbers: list[int]) -> None:
     process = start(bench.root, make_plan(make_trial("a", "load a", seconds=30.0, steps=3000)))
     line_with(process, "StagePublished")
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
     line_with(process, "Stopping")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert json.loads(out.splitlines()[-1]) == {"failed": [], "waiting": ["words/a"], "interrupted": True}
+    assert "kill=True" not in out
     assert bench.states() == {"a": "waiting"}
     assert bench.store.running_attempts() == []
+    (attempt,) = bench.store.attempts("words/a")
+    assert attempt.reason == "stopped"
+
+
+def test_a_terminal_that_goes_takes_nothing_with_it(bench: Any) -> None:
+    """All that `sweep run` prints after SIGHUP goes nowhere, and the trial has its checkpoint."""
+    file = bench.root.path.with_name("plan.json")
+    file.write_text(make_plan(make_trial("a", "load a", seconds=30.0, steps=3000, checkpoint=True)).model_dump_json())
+    terminal, other = os.openpty()
+    command = [sys.executable, str(SCRIPT), str(file), str(bench.root.path), "1"]
+    process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, start_new_session=True)
+    os.close(other)
+    seen = b""
+    while b"StagePublished" not in seen:
+        seen += os.read(terminal, 65536)
+    os.close(terminal)  # whatever is written from now on is an error
+    process.send_signal(HUP)
+    assert process.wait(60) == 0
+    assert bench.states() == {"a": "waiting"}
+    (attempt,) = bench.store.attempts("words/a")
+    assert (attempt.state, attempt.reason) == ("stopped", "stopped")
+
+
+def test_a_sighup_that_is_ignored_stays_so(bench: Any) -> None:
+    before = signal.signal(HUP, signal.SIG_IGN)
+    try:
+        with Interrupt().on_signals():
+            assert signal.getsignal(HUP) == signal.SIG_IGN
+            assert signal.getsignal(TERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+    finally:
+        signal.signal(HUP, before)
 
 
 def test_signal_handlers_are_given_back(bench: Any) -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in (INT, TERM, HUP)]
     bench.run(make_trial("a"))
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in (INT, TERM, HUP)] == before
 
 
 def test_a_second_coordinator_is_refused_by_name(bench: Any) -> None:
