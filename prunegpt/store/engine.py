@@ -2,13 +2,14 @@
 
 import os
 import sqlite3
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from prunegpt.errors import MissingPackageError, StoreError
 from prunegpt.root import Root
@@ -16,6 +17,14 @@ from prunegpt.root import Root
 _BUSY = 30.0  # seconds that a connection waits for another one's lock
 _WRITES = "prunegpt_writes"
 _FROZEN = "prunegpt_frozen"
+_HINT = (
+    "Check that it is a PruneGPT database and that you may read and write it; `prunegpt doctor --repair` makes a "
+    "damaged one again from the trials."
+)
+_HINTS = {
+    sqlite3.SQLITE_FULL: "Free some space on its disk and give the same command again: it goes on where it was.",
+    sqlite3.SQLITE_BUSY: f"Another process has held it for {_BUSY:g} s: end that one, or wait, and try again.",
+}
 
 
 def open_engine(where: Root | str, create: bool) -> Engine:
@@ -55,6 +64,25 @@ def writer(engine: Engine) -> Engine:
 def frozen(engine: Engine) -> bool:
     """Whether a database can only be looked at, because nothing can be written where it lies."""
     return bool(engine.get_execution_options().get(_FROZEN, False))
+
+
+@contextmanager
+def told(engine: Engine, done: str = "used") -> Iterator[None]:
+    """Turns what a database says of its disk, its file or its other users into an error with a way out.
+
+    Raises:
+        StoreError: the database cannot be used just now, or at all.
+    """
+    try:
+        yield
+    except DatabaseError as error:
+        if type(error) not in (DatabaseError, OperationalError) and done == "used":
+            raise  # a fault of ours
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        raise StoreError(
+            f"the database {engine.url.render_as_string()} cannot be {done}: {str(error.orig).strip()}. "
+            f"{_HINTS.get(code, _HINT)}"
+        ) from error
 
 
 def _url(where: Root | str) -> URL:

@@ -7,13 +7,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
 
 from prunegpt.errors import StoreError
 from prunegpt.records import Point
 from prunegpt.root import Root
 from prunegpt.store import notes, read, remove, watch, write
-from prunegpt.store.engine import open_engine, writer
+from prunegpt.store.engine import open_engine, told, writer
 from prunegpt.store.migrate import prepare
 from prunegpt.store.watch import Watch
 
@@ -33,7 +32,7 @@ def _reading(
 
     @wraps(question)
     def method(self: "Store", /, *args: _Asked.args, **named: _Asked.kwargs) -> _Given:
-        with self._engine.connect() as connection:
+        with told(self._engine), self._engine.connect() as connection:
             return question(connection, *args, **named)
 
     return method
@@ -46,7 +45,7 @@ def _writing(
 
     @wraps(statement)
     def method(self: "Store", /, *args: _Asked.args, **named: _Asked.kwargs) -> _Given:
-        with self._writer.begin() as connection:
+        with told(self._engine), self._writer.begin() as connection:
             return statement(connection, *args, **named)
 
     return method
@@ -73,15 +72,9 @@ class Store:
         """
         engine = open_engine(where, create)
         try:
-            prepare(engine)
-        except DBAPIError as error:
-            engine.dispose()
-            raise StoreError(
-                f"the database {engine.url.render_as_string()} cannot be opened: {str(error.orig).strip()}. "
-                f"Check that it is a PruneGPT database and that you may read and write it; "
-                f"`prunegpt doctor --repair` makes a damaged one again from the trials."
-            ) from error
-        except StoreError:
+            with told(engine, "opened"):
+                prepare(engine)
+        except BaseException:
             engine.dispose()
             raise
         return cls(engine)
@@ -116,7 +109,7 @@ class Store:
             offset: bytes of points.jsonl that are stored with these, for whoever goes on after a crash.
         """
         known = dict(self._curves.get(attempt_id, {}))
-        with self._writer.begin() as connection:
+        with told(self._engine), self._writer.begin() as connection:
             write.add_points(connection, attempt_id, points, offset, known)
         self._curves.pop(attempt_id, None)
         self._curves[attempt_id] = known
@@ -166,7 +159,7 @@ class Store:
         """The curves of a trial as arrays, those wanted by stage and name; see `store.series`."""
         from prunegpt.store.series import series  # here: most who read need no arrays
 
-        with self._engine.connect() as connection:
+        with told(self._engine), self._engine.connect() as connection:
             return series(connection, trial_id, wanted)
 
     def watch(self) -> Watch:

@@ -252,7 +252,8 @@ def finish_attempt(
     log: str = "",
     retried: bool = False,
 ) -> None:
-    """Stores how an attempt ended. A trial whose configuration has changed since it began keeps its own state.
+    """Stores how an attempt ended. The trial keeps its own state where its configuration has changed since the attempt
+    began, or a later attempt has gone on with it: one that was taken for dead may come back.
 
     Args:
         state: the trial's state from now on, where it is not the attempt's: `waiting` when it shall run again.
@@ -260,7 +261,7 @@ def finish_attempt(
         retried: the trial runs again because of how this attempt ended.
     """
     row = connection.execute(
-        select(attempt.c.id, attempt.c.trial_id, attempt.c.key, attempt.c.evaluation_key)
+        select(attempt.c.id, attempt.c.number, attempt.c.trial_id, attempt.c.key, attempt.c.evaluation_key)
         .join(trial, trial.c.id == attempt.c.trial_id)
         .join(sweep, sweep.c.id == trial.c.sweep_id)
         .where(sweep.c.name == record.sweep, trial.c.name == record.trial, attempt.c.number == record.attempt)
@@ -284,12 +285,14 @@ def finish_attempt(
     connection.execute(update(attempt).where(attempt.c.id == row.id).values(values))
     for stage_record in record.stages:
         record_stage(connection, stage_record, row.id)
+    later = select(attempt.c.id).where(attempt.c.trial_id == row.trial_id, attempt.c.number > row.number)
     connection.execute(
         update(trial)
         .where(
             trial.c.id == row.trial_id,
             trial.c.key == row.key,
             trial.c.evaluation_key == row.evaluation_key,
+            ~later.exists(),
         )
         .values(state=state or record.state)
     )

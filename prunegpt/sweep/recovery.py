@@ -3,11 +3,10 @@
 import json
 import os
 import socket
-import time
 from pathlib import Path
 
 from prunegpt.launch.slurm_left import end_left
-from prunegpt.records import AttemptRecord, TrialState, read_points
+from prunegpt.records import AttemptRecord
 from prunegpt.root import Root, write_json
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import AttemptRow, Store
@@ -25,8 +24,9 @@ def recover(root: Root, store: Store) -> list[str]:
     Ray's actors, which are not detached.
 
     An attempt that left its record.json counts as what the record says, and its points are stored. Any other is failed
-    with the reason `lost`, and its trial waits again; stages that it published count as computed by it. Runs of
-    somebody else's that are only looked at, and still speak, are left alone.
+    with the reason `lost`, and its trial waits again; stages that it published count as computed by it. So is one
+    whose files cannot be read: none keeps the others from being closed. Runs of somebody else's that are only looked
+    at, and still speak, are left alone.
 
     Raises:
         LaunchError: jobs of the earlier coordinator may still run.
@@ -58,10 +58,14 @@ def mark_outside(folder: Path) -> None:
 def is_outside(folder: Path, silent: float = _SILENT) -> bool:
     """Whether an attempt is a run that no coordinator here has started, and that still lives.
 
-    It has to have spoken within so many seconds; and its process must be there, where it is one of this machine.
+    It has to have spoken within so many seconds, by the clock of the file system; and its process must be there, where
+    it is one of this machine.
     """
     try:
-        if time.time() - (folder / OUTSIDE).stat().st_mtime >= silent:
+        spoke, now = (folder / OUTSIDE).stat().st_mtime, Root(folder.parents[3]).now()
+        if spoke > now:  # that clock was set back: what it says now counts from now on
+            os.utime(folder / OUTSIDE)
+        if now - spoke >= silent:
             return False
     except OSError:
         return False
@@ -79,23 +83,29 @@ def _process(folder: Path) -> tuple[int, str] | None:
 
 
 def _close(root: Root, store: Store, row: AttemptRow) -> None:
-    folder = root.path / row.folder
-    points, offset = read_points(folder / "points.jsonl", row.offset)
-    if points:
-        store.add_points(row.id, points, offset=offset)
-    plan = planned(folder)
-    log = ""
-    if plan is None:
-        record = _unstarted(row)
-    else:
-        attempt = Attempt(row.id, row.number, plan, folder, started=row.started)
-        record, log = attempt.record(None), attempt.last_words()
-        _credit(root, store, row, plan)
+    try:
+        record, log = _ended(root, store, row)
+    except (OSError, ValueError, ArithmeticError) as error:
+        record, log = _lost(row, f"what it left cannot be read: {error}"), ""
     waits = record.reason in ("lost", "stopped", "preempted")
-    state: TrialState | None = "waiting" if waits else None
-    if any(other.number > row.number for other in store.attempts(row.trial_id)):
-        state = store.result(row.trial_id).state  # somebody has gone on with the trial
-    store.finish_attempt(record, state=state, log="" if record.state == "finished" else log)
+    store.finish_attempt(record, state="waiting" if waits else None, log="" if record.state == "finished" else log)
+
+
+def _ended(root: Root, store: Store, row: AttemptRow) -> tuple[AttemptRecord, str]:
+    """How an attempt ended, and the end of its log; its points and stages are stored.
+
+    Raises:
+        OSError, ValueError, ArithmeticError: its files are not what an attempt writes.
+    """
+    folder = root.path / row.folder
+    plan = planned(folder)
+    if plan is None:
+        return _lost(row, "its coordinator ended before it was started."), ""
+    attempt = Attempt(row.id, row.number, plan, folder, started=row.started, offset=row.offset)
+    record = attempt.record(None)
+    _credit(root, store, row, plan)
+    attempt.store_points(store)
+    return record, attempt.last_words()
 
 
 def planned(folder: Path) -> TrialPlan | None:
@@ -106,15 +116,15 @@ def planned(folder: Path) -> TrialPlan | None:
         return None
 
 
-def _unstarted(row: AttemptRow) -> AttemptRecord:
-    """The coordinator ended before it had written trial.json."""
+def _lost(row: AttemptRow, error: str) -> AttemptRecord:
+    """Of an attempt that left none."""
     return AttemptRecord(
         sweep=row.sweep,
         trial=row.trial,
         attempt=row.number,
         state="failed",
         reason="lost",
-        error="its coordinator ended before it was started.",
+        error=error,
         started=row.started,
     )
 
@@ -122,9 +132,10 @@ def _unstarted(row: AttemptRow) -> AttemptRecord:
 def _credit(root: Root, store: Store, row: AttemptRow, plan: TrialPlan) -> None:
     """Stages that appeared while it ran, and that the store has not heard of, are its work: nobody else ran them."""
     known = {stage.key for stage in store.stages()}
+    begun = (root.path / row.folder / "trial.json").stat().st_mtime  # by the clock that stamps the stages, too
     for index, key in enumerate(row.chain):
         file = root.stage(key) / "stage.json"
-        if key in known or not file.exists() or file.stat().st_mtime < row.started:
+        if key in known or not file.exists() or file.stat().st_mtime < begun:
             continue
         try:
             store.record_stage(published_record(root, plan, index, cached=False), row.id)
