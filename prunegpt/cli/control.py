@@ -109,7 +109,7 @@ def retry(
     from prunegpt.sweep.lock import coordinator
 
     where = Root.find(root)
-    ended = [one for one in _results(name, where) if one.state in _ENDED]
+    ended = [one for one in _results(name, where) if one.state in _ENDED and not one.plan.foreign]
     names = [one.name for one in _matching(ended, trial, f"trial of {name} that failed, diverged or was stopped")]
     running = coordinator(where) is not None
     if running:

@@ -10,6 +10,7 @@ from prunegpt.spec.search import EarlyStopSpec, SearchSpec
 from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
 
+FOREIGN = "wandb:"  # what the model of such a trial begins with
 StageKind = Literal["load", "pretrain", "finetune", "prune", "distill"]
 
 
@@ -103,6 +104,11 @@ class TrialPlan(Part):
         """The models whose own code it runs, in order."""
         models = (self.model, *self.teacher_models.values())
         return tuple(dict.fromkeys(model.source for model in models if model.trust_remote_code))
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it stands for a run of W&B's, which is followed or was brought in, and cannot be run."""
+        return self.model.source.startswith(FOREIGN)
 
     @property
     def comparison_key(self) -> tuple[str, str]:

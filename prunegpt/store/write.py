@@ -126,12 +126,16 @@ def _placed(connection: Connection, one: "TrialPlan", own: str) -> "TrialPlan":
 
 
 def retry(connection: Connection, name: str, trials: Sequence[str]) -> list[str]:
-    """Lets trials of a sweep wait again that failed, diverged or were stopped; gives their names."""
+    """Lets trials of a sweep wait again that failed, diverged or were stopped; gives their names.
+
+    Runs of W&B's are left alone: nobody here can run them.
+    """
     ended = ("failed", "diverged", "stopped")
     sweep_id = select(sweep.c.id).where(sweep.c.name == name).scalar_subquery()
-    query = select(trial.c.id, trial.c.name).where(trial.c.sweep_id == sweep_id, trial.c.state.in_(ended))
+    query = select(trial.c.id, trial.c.name, trial.c.plan).where(trial.c.sweep_id == sweep_id, trial.c.state.in_(ended))
     wanted = set(trials)
-    found = [row for row in connection.execute(query.order_by(trial.c.position, trial.c.id)) if row.name in wanted]
+    rows = connection.execute(query.order_by(trial.c.position, trial.c.id)).all()
+    found = [row for row in rows if row.name in wanted and not plan_of(row.plan, name, row.name).foreign]
     for row in found:
         connection.execute(update(trial).where(trial.c.id == row.id).values(state="waiting"))
     return [row.name for row in found]

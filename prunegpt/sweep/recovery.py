@@ -87,7 +87,8 @@ def _close(root: Root, store: Store, row: AttemptRow) -> None:
         record, log = _ended(root, store, row)
     except (OSError, ValueError, ArithmeticError) as error:
         record, log = _lost(row, f"what it left cannot be read: {error}"), ""
-    waits = record.reason in ("lost", "stopped", "preempted")
+    plan = planned(root.path / row.folder)
+    waits = record.reason in ("lost", "stopped", "preempted") and not (plan and plan.foreign)
     store.finish_attempt(record, state="waiting" if waits else None, log="" if record.state == "finished" else log)
 
 

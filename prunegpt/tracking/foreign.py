@@ -26,7 +26,7 @@ from prunegpt.records import (
 )
 from prunegpt.root import Root, write_text
 from prunegpt.spec.naming import MAX_NAME, slug
-from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
+from prunegpt.spec.plan import FOREIGN, StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.read import MAX_INTEGER
 from prunegpt.spec.schema import DataSpec, EvaluateSpec, FinetuneSpec, ModelSpec
 from prunegpt.store import Store
@@ -67,7 +67,7 @@ class RunPath(NamedTuple):
     ) -> TrialPlan:
         """The trial that stands for it. It cannot be run."""
         key = f"wandb-{slug(self.entity)}-{slug(self.project)}-{self.trial}"[:MAX_NAME]
-        model = ModelSpec(source=f"wandb:{self.entity}/{self.project}/{self.id}", label=label)
+        model = ModelSpec(source=f"{FOREIGN}{self.entity}/{self.project}/{self.id}", label=label)
         seed = config.get("seed")
         return TrialPlan(
             sweep=self.sweep,

@@ -13,13 +13,17 @@ import pytest
 from typer.testing import CliRunner
 
 from prunegpt.cli import app
-from prunegpt.errors import LaunchError
+from prunegpt.errors import LaunchError, StoreError
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.lock import coordinating
+from prunegpt.sweep.recovery import OUTSIDE, recover
 from prunegpt.sweep.repair import examine, repair
 from prunegpt.sweep.repair.leftovers import SETTLED
+from prunegpt.tracking.foreign import Keeper, RunPath
+from prunegpt.tracking.ingest import begin
 from tests.robust.conftest import MORE, TRIALS, Undisturbed, figures, run
+from tests.sweep_plans import make_plan, make_trial
 
 Broken = Callable[[], Root]
 
@@ -280,3 +284,41 @@ def test_folders_without_a_seal_are_judged_by_their_record(broken: Broken, undis
     assert any("evaluation.json is no record" in text for text in texts)
     assert run(root, *MORE).ok
     assert figures(root) == undisturbed.figures
+
+
+@pytest.mark.parametrize("state", ["finished", "failed", "stopped", "running", "lost"])
+def test_a_run_of_wandb_is_never_taken_for_one_that_could_be_run_again(tmp_path: Path, state: str) -> None:
+    root = Root(tmp_path / "runs")
+    with Store.open(root) as store:
+        keeper = Keeper(root, store, RunPath("me", "project", "abc"))
+        keeper.add([{"_step": 0, "loss": 2.0}], 0)
+        if state not in ("running", "lost"):
+            keeper.end(state)
+    with coordinating(root):
+        pass
+    if state == "lost":
+        os.utime(keeper.folder / OUTSIDE, (1.0, 1.0))
+        with Store.open(root) as store:
+            assert recover(root, store) == ["wandb-project/abc"]
+    known = {"lost": "failed"}.get(state, state)
+    assert [finding for finding in examine(root) if finding.mend] == []
+    assert mended(root, "--yes") == []
+    refused = CliRunner().invoke(app, ["sweep", "retry", "wandb-project", "--root", str(root.path)])
+    assert isinstance(refused.exception, StoreError)
+    with Store.open(root) as store:
+        assert store.retry("wandb-project", ["abc"]) == []
+        assert store.result("wandb-project/abc").state == known
+
+
+def test_a_sweep_is_not_removed_while_agents_run_it(tmp_path: Path) -> None:
+    root = Root(tmp_path / "runs")
+    plan = make_plan(make_trial("a", "load ft"))
+    attempt = begin(root, plan, plan.trials[0])
+    assert [finding for finding in examine(root) if finding.kind == "trial"] == []  # and none of it is left over
+    arguments = ["sweep", "rm", "words", "--stages", "--yes", "--root", str(root.path)]
+    refused = CliRunner().invoke(app, arguments)
+    assert "but agents run 1 of words: a/attempt-1. End them" in str(refused.exception)
+    assert attempt.folder.is_dir()
+    os.utime(attempt.folder / OUTSIDE, (1.0, 1.0))
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert not attempt.folder.exists()

@@ -12,6 +12,7 @@ from prunegpt.store import Store
 from prunegpt.store.engine import open_engine, writer
 from prunegpt.store.schema import attempt, attempt_stage, trial
 from prunegpt.sweep.lock import coordinator
+from prunegpt.sweep.recovery import is_outside
 from prunegpt.sweep.repair.database import opens
 from prunegpt.sweep.repair.finding import Finding
 
@@ -29,6 +30,7 @@ def disagreements(root: Root) -> Iterator[Finding]:
                 yield from _other_figures(root, result)
         holder = coordinator(root)
         running = [] if holder and holder.pid != os.getpid() else store.running_attempts()
+    running = [row for row in running if not is_outside(root.path / row.folder)]
     for row in running:
         text = f"{row.sweep}/{row.trial} stands as running, but nobody runs it. The next `sweep run` goes on with it."
         yield Finding("trial", root.path / row.folder, text)
@@ -36,6 +38,8 @@ def disagreements(root: Root) -> Iterator[Finding]:
 
 def _gone(root: Root, result: TrialResult) -> Iterator[Finding]:
     key, skipped = result.key, result.plan.evaluate.skip
+    if result.plan.foreign:
+        return  # a run of W&B's, which never had a model here and cannot be run
     if root.is_published(key) and (skipped or root.is_measured(key, result.evaluation_key)):
         return
     what = "model was" if not root.is_published(key) else "measurement was"
