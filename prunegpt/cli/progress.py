@@ -65,6 +65,8 @@ class _Board:
                         f"spec, its text or model, a library, or PruneGPT's own format has changed since. They are "
                         f"computed again when they are run; what they came to then stays in stages/."
                     )
+                if event.replaced:
+                    self.line(f"  {event.replaced}")
                 for trial in event.lost:
                     self.line(f"  {trial}: its attempt was lost; it goes on from its last checkpoint")
             case events.CacheHit():
@@ -93,7 +95,11 @@ class _Board:
             case events.LauncherTrouble():
                 self.line(f"  {event.trial or 'launcher'}: {_TROUBLE[event.call]}: {event.error}")
             case events.Stopping():
-                how = "stopping at once" if event.kill else "stopping: running stages write a checkpoint (Ctrl-C again kills)"
+                how = (
+                    "stopping at once"
+                    if event.kill
+                    else "stopping: running stages write a checkpoint (Ctrl-C again kills)"
+                )
                 self.line(how)
 
     def _progress(self, event: events.Progress) -> None:

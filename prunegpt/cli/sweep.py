@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prunegpt.records import TrialResult
     from prunegpt.root import Root
     from prunegpt.spec.plan import SweepPlan, TrialPlan
+    from prunegpt.store.rows import Replaced
 
 _LISTED = 200  # finished trials that `status` shows without being asked for all
 
@@ -64,6 +65,7 @@ def check(
         raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
     unchecked = [*plan.unchecked, *report.unchecked]
     notes = lost_zeros(trials)
+    replaced = _replaced(plan, where)
     searches = {
         search.name: (search.spec.n_trials, per_trial(examples[search.name], where))
         for search in plan.searches
@@ -86,6 +88,7 @@ def check(
                 ],
                 "unchecked": unchecked,
                 "notes": notes,
+                "not_in_the_spec": list(replaced.trials) if replaced else [],
             }
         )
         return
@@ -108,6 +111,20 @@ def check(
         print(f"not checked: {text}")
     for text in notes:
         print(f"note: {text}")
+    if replaced:
+        print(f"note: {replaced}")
+
+
+def _replaced(plan: "SweepPlan", root: "Root") -> "Replaced | None":
+    """What running a plan would take out of sight."""
+    from prunegpt.errors import StoreError
+    from prunegpt.store import Store
+
+    try:
+        with Store.open(root, create=False) as store:
+            return store.replaced(plan)
+    except StoreError:
+        return None  # nothing has run here, or the run will say what is wrong
 
 
 def chosen(plan: "SweepPlan", only: str | None) -> "list[TrialPlan]":

@@ -25,7 +25,7 @@ from prunegpt.planning.texts import Texts, block_size_of, with_block_size
 from prunegpt.root import Root
 from prunegpt.spec.distilling import distill_problems
 from prunegpt.spec.execution import LauncherSpec
-from prunegpt.spec.expand import Configuration, slug
+from prunegpt.spec.expand import MAX_NAME, Configuration, slug
 from prunegpt.spec.plan import SearchPlan, StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.read import plain_document, read_document
 from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, PruneSpec, TeacherModel
@@ -451,6 +451,7 @@ class Planner:
 
     def _free_name(self, name: str) -> str:
         taken = {*self.opened.order, *self.opened.groups, *(chain.trial.name for chain in self.implicit.values())}
+        name = name[: MAX_NAME - len("-1000")]
         number, free = 2, name
         while free in taken:
             number, free = number + 1, f"{name}-{number}"

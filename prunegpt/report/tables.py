@@ -28,6 +28,7 @@ from prunegpt.report.rows import Row, select_rows
 from prunegpt.report.seeds import spread
 from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval
 from prunegpt.spec.columns import CONFIG
+from prunegpt.spec.naming import MAX_NAME
 from prunegpt.spec.schema import ColumnSpec, RowSpec, TableSpec
 
 __all__ = ["Cell", "Heading", "Table", "TableRow", "build_table"]
@@ -99,7 +100,7 @@ def build_table(
     _whole_table(notes, found, unplaced, [wanted.value for wanted, _ in columns])
     return Table(
         title=spec.title,
-        name=spec.name or slug(spec.title),
+        name=spec.name or slug(spec.title)[:MAX_NAME],
         columns=headings,
         rows=made,
         footnotes=notes.all(),

@@ -1,11 +1,13 @@
 """Names of trials: a template and what is varied."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MAX_NAME = 150  # characters; a name is a folder's
+from prunegpt.spec.part import MAX_NAME as MAX_NAME
+
 _KEY = re.compile(r"\{([^{}]*)\}")
 
 
@@ -42,3 +44,12 @@ def slug(value: Any) -> str:
     """A value as part of a name: letters, digits and ._=+,- only."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return re.sub(r"[^A-Za-z0-9._=+,-]+", "_", text).strip("_") or "empty"
+
+
+def joined(name: str, other: str) -> str:
+    """Two names as one, which can be a folder's again; different pairs give different ones."""
+    both = f"{name}+{other}"
+    if len(both) <= MAX_NAME:
+        return both
+    mark = hashlib.sha256(both.encode()).hexdigest()[:12]
+    return f"{both[: MAX_NAME - len(mark) - 1]}-{mark}"

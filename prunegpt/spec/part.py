@@ -8,9 +8,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+,@-]*$"
+MAX_NAME = 150  # characters; a name is a folder's, with a seed, a teacher's sweep or a temporary ending behind it
 TEMPLATE = r"^[A-Za-z0-9{][A-Za-z0-9._=+,@{}-]*$"
 
 Scalar = bool | int | float | str
+
+
+def short(name: str) -> str:
+    """A name that can be a folder's.
+
+    Raises:
+        ValueError: it is too long for that.
+    """
+    if len(name) > MAX_NAME:
+        raise ValueError(
+            f"a name may have {MAX_NAME} characters, because folders have it, but {name[:40]}... has {len(name)}. "
+            f"Choose a shorter one."
+        )
+    return name
 
 
 class Part(BaseModel):

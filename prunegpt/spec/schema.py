@@ -11,7 +11,7 @@ from prunegpt.errors import unknown
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, PROTOCOLS, SCHEDULES, SOLVERS, Registry
 from prunegpt.spec.columns import check_column
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
-from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar
+from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar, short
 from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
 from prunegpt.spec.schedules import Clock, clock_of
 from prunegpt.spec.search import EarlyStopSpec, SearchSpec
@@ -395,7 +395,7 @@ class TableSpec(Part):
     """A table that comes out of the sweep."""
 
     title: str = Field(description="heading")
-    name: str | None = Field(
+    name: Annotated[str, AfterValidator(short)] | None = Field(
         None, pattern=NAME, description="its name in file names and README markers; made from the title where not given"
     )
     rows: Annotated[tuple[Annotated[RowSpec, BeforeValidator(_row)], ...], AfterValidator(_some)] = Field(
@@ -412,7 +412,9 @@ class TableSpec(Part):
 class Spec(Part):
     """One sweep."""
 
-    name: str = Field(pattern=NAME, description="letters, digits and ._=+,@-; the sweep's folder")
+    name: Annotated[str, AfterValidator(short)] = Field(
+        pattern=NAME, description="letters, digits and ._=+,@-; the sweep's folder"
+    )
     title: str | None = Field(None, description="heading; the name where not given")
     base: Settings = Field(Settings(), description="settings of all trials")
     trials: Annotated[tuple[TrialSpec, ...], AfterValidator(_some)] = Field(description="what is tried")

@@ -15,7 +15,7 @@ from prunegpt.errors import StoreError, unknown
 from prunegpt.records import Point, StageRecord, TrialResult, TrialState
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.schema import TableSpec
-from prunegpt.store.rows import AttemptRow, CurveRow, SavedTrial, StageRow, SweepRow
+from prunegpt.store.rows import AttemptRow, CurveRow, Replaced, SavedTrial, StageRow, SweepRow
 from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
 
 _IDS_AT_ONCE = 10_000  # SQLite takes 32,766 parameters
@@ -118,6 +118,20 @@ def outdated(connection: Connection, plan: SweepPlan) -> list[str]:
         .where(sweep.c.name == plan.name, trial.c.state == "finished")
     )
     return [row.name for row in connection.execute(query) if keys.get(row.name, row[1:]) != tuple(row[1:])]
+
+
+def replaced(connection: Connection, plan: SweepPlan) -> Replaced | None:
+    """What a plan would take out of sight of a sweep that has its name; None where it takes nothing."""
+    columns = (trial.c.name, sweep.c.source)
+    query = (
+        select(*columns)
+        .join(sweep, sweep.c.id == trial.c.sweep_id)
+        .where(sweep.c.name == plan.name, trial.c.shown, ~trial.c.implicit)
+    )
+    query = query.where(trial.c.search.not_in([search.name for search in plan.searches])).order_by(trial.c.position)
+    kept = {one.name for one in plan.trials if one.sweep == plan.name}
+    gone = [row for row in connection.execute(query) if row.name not in kept]
+    return Replaced(gone[0].source, plan.source, tuple(row.name for row in gone)) if gone else None
 
 
 def result(connection: Connection, reference: int | str) -> TrialResult:

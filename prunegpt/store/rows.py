@@ -40,6 +40,24 @@ class SavedTrial:
 
 
 @dataclass(frozen=True)
+class Replaced:
+    """Trials that a spec takes out of sight, because the sweep of its name had them and it does not."""
+
+    before: str | None  # the file that the sweep was run from
+    now: str | None
+    trials: tuple[str, ...]
+
+    def __str__(self) -> str:
+        listed = ", ".join(self.trials[:4]) + (f" and {len(self.trials) - 4} more" if len(self.trials) > 4 else "")
+        other = f"; they came from another spec of its name, {self.before}" if self.before != self.now else ""
+        return (
+            f"{len(self.trials)} trials of the sweep are not in the spec ({listed}){other}. Tables and lists leave "
+            f"them out from this run on; their results stay, and come back with a spec that has them. Give one of the "
+            f"specs another name to see both."
+        )
+
+
+@dataclass(frozen=True)
 class StartedAttempt:
     """A new attempt and where it shall lie."""
 

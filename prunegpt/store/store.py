@@ -145,6 +145,7 @@ class Store:
     results_of = _reading(read.results_of)
     states = _reading(read.states)
     outdated = _reading(read.outdated)
+    replaced = _reading(read.replaced)
     result = _reading(read.result)
     attempts = _reading(read.attempts)
     endings = _reading(read.endings)

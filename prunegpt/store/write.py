@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Executable, Table, case, func, or_, select, u
 
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, Point, StageRecord, TrialState
+from prunegpt.spec.naming import joined
 from prunegpt.store.read import chain_of, plan_of
 from prunegpt.store.rows import SavedTrial, StartedAttempt
 from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
@@ -122,7 +123,7 @@ def _placed(connection: Connection, one: "TrialPlan", own: str) -> "TrialPlan":
     there = connection.execute(query).one_or_none()
     if there is None or tuple(there) == (one.key, one.evaluation_key):
         return one
-    return one.model_copy(update={"name": f"{one.name}+{own}", "implicit": True})
+    return one.model_copy(update={"name": joined(one.name, own), "implicit": True})
 
 
 def retry(connection: Connection, name: str, trials: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import errno
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from prunegpt.errors import LaunchError, Problem, SpecError, nearest
@@ -84,7 +85,7 @@ def run_sweep(
         try:
             lost = recover(root, store)
             take(root)  # wishes that an earlier coordinator did not live to hear
-            outdated = store.outdated(plan)
+            outdated, replaced = store.outdated(plan), store.replaced(plan)
             saved = store.save_sweep(plan)
             wanted = [trial for trial, match in zip(saved, matched, strict=True) if match]
             if not isinstance(searching, NoSuggester):
@@ -116,7 +117,7 @@ def run_sweep(
                 tracker,
                 stop,
                 grace,
-            ).run(lost, outdated)
+            ).run(SweepStarted(plan.name, 0, 0, tuple(lost), tuple(outdated), str(replaced or "")))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -192,9 +193,9 @@ class _Run:
         self.stopping = 0  # how much of the interrupt was passed on
         self.deadline = math.inf
 
-    def run(self, lost: Sequence[str], outdated: Sequence[str]) -> SweepOutcome:
+    def run(self, begun: SweepStarted) -> SweepOutcome:
         order, unchanged = len(self.ledger.order), len(self.ledger.unchanged)
-        self.ledger.tell(SweepStarted(self.sweep, order, unchanged, tuple(lost), tuple(outdated)))
+        self.ledger.tell(replace(begun, trials=order, finished=unchanged))
         self.ledger.look_for_target(self.sweep)
         self.dispatch.fill()
         looked = time.monotonic()

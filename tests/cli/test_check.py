@@ -10,6 +10,9 @@ from typer.testing import CliRunner
 from prunegpt.cli import app
 from prunegpt.errors import SpecError
 from prunegpt.planning.budget import job_problems
+from prunegpt.planning.resolve import plan_file
+from prunegpt.root import Root
+from prunegpt.store import Store
 from tests.planning.made import trial_of
 
 HEADER = """\
@@ -154,3 +157,16 @@ def test_files_that_are_there_are_counted_whatever_is_declared(tmp_path: Path) -
     told = refusal(path, tmp_path / "runs")
     assert "its end is step 12 and the stage has" in told
     assert "13 steps" not in told  # of the 100 blocks that are declared
+
+
+def test_trials_that_another_spec_of_the_name_would_hide_are_named(tmp_path: Path) -> None:
+    path, other = tmp_path / "words.yaml", tmp_path / "other.yaml"
+    path.write_text(HEADER + "  - {name: one}\n  - {name: two}\n")
+    other.write_text(HEADER + "  - {name: two}\n")
+    root = Root(tmp_path / "runs")
+    with Store.open(root) as store:
+        store.save_sweep(plan_file(path, root=root))
+    assert "not in the spec" not in check(path, root.path).output
+    told = check(other, root.path).output
+    assert f"1 trials of the sweep are not in the spec (one); they came from another spec of its name, {path}" in told
+    assert json.loads(check(other, root.path, "--json").output)["not_in_the_spec"] == ["one"]

@@ -127,6 +127,23 @@ def test_a_changed_configuration_waits_again_and_forgets_old_results(store: Stor
     assert len(store.result("words/a").stages) == 2
 
 
+def test_what_a_spec_takes_out_of_sight_is_told(store: Store) -> None:
+    first = make_plan(make_trial("a"), make_trial("b"), make_trial("t", implicit=True))
+    assert store.replaced(first) is None
+    store.save_sweep(first.model_copy(update={"source": "/one.yaml"}))
+    assert store.replaced(first.model_copy(update={"source": "/two.yaml"})) is None  # it has them all
+    second = make_plan(make_trial("b"), make_trial("c")).model_copy(update={"source": "/two.yaml"})
+    told = store.replaced(second)
+    assert told is not None
+    assert told.trials == ("a",)
+    assert "1 trials of the sweep are not in the spec (a); they came from another spec of its name, /one.yaml" in str(
+        told
+    )
+    assert "another spec" not in str(store.replaced(second.model_copy(update={"source": "/one.yaml"})))
+    store.save_sweep(second)
+    assert store.replaced(second) is None
+
+
 def test_a_trial_gone_from_the_spec_is_kept_but_not_shown(store: Store) -> None:
     store.save_sweep(make_plan(make_trial("a"), make_trial("b")))
     store.save_sweep(make_plan(make_trial("b")))
