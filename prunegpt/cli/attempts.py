@@ -47,7 +47,7 @@ def print_attempts(attempts: "Sequence[AttemptRow]", root: "Root") -> None:
                 one.reason,
                 "tried again" if one.outcome == "retried" else one.outcome,
                 time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.started)),
-                number(round(one.ended - one.started, 1)) if one.ended else "",
+                number(round(max(0.0, one.ended - one.started), 1)) if one.ended else "",
                 f"{one.folder}/{_LOG}" if one.folder else "no worker ran",
             ]
             for one in attempts

@@ -11,8 +11,11 @@ from prunegpt.cli.options import JsonOption, RootOption, number, print_json, say
 from prunegpt.cli.running import LauncherOption, OnlyOption, SlotsOption, execute
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from prunegpt.records import TrialResult
     from prunegpt.root import Root
+    from prunegpt.spec.plan import SweepPlan, TrialPlan
 
 NameArgument = Annotated[str, typer.Argument(help="A sweep.", show_default=False)]
 _ENDED = ("failed", "diverged", "stopped")
@@ -77,7 +80,7 @@ def resume(
 
     where = Root.find(root)
     with Store.open(where, create=False) as store:
-        known = store.sweep(name)
+        known, before = store.sweep(name), store.results(name)
     if not known.spec:
         raise StoreError(
             f"a sweep must have been run before it is resumed, but {name} only has trials that taught those of others. "
@@ -88,7 +91,45 @@ def resume(
     trusted = sorted({source for trial in planner.plan.trials for source in trial.trusts})
     if trusted and not trust_remote_code:
         raise untrusted(f"the spec of {name} that is stored in {where.path}", trusted)
+    _check_places(planner.plan, before)
     execute(planner, where, only=only, launcher=launcher, slots=slots)
+
+
+def _check_places(plan: "SweepPlan", before: "list[TrialResult]") -> None:
+    """Refuses to go on where relative paths of the spec lead to other files than when the sweep was run.
+
+    Raises:
+        StoreError: they do; from another folder, as a rule.
+    """
+    from prunegpt.errors import StoreError
+
+    planned = {trial.name: _places(trial) for trial in plan.trials if trial.sweep == plan.name}
+    for result in before:
+        was, now = _places(result.plan), planned.get(result.name, set())
+        if was - now and now - was:
+            raise StoreError(
+                f"a sweep is resumed with the files that it was run with, but {result.name} would read "
+                f"{min(now - was)} instead of {min(was - now)}. Go to the folder that {plan.name} was run in and "
+                f"resume it there, or give its spec to `prunegpt sweep run` if the other files are meant."
+            )
+
+
+def _places(trial: "TrialPlan") -> set[str]:
+    """Absolute paths of the files and folders that a trial reads."""
+
+    def leaves(node: object) -> "Iterator[str]":
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                yield key
+                yield from leaves(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from leaves(value)
+
+    decisive = trial.model_dump(mode="json", exclude={"config", "swept", "label", "teachers"})
+    return {text for text in leaves(decisive) if text.startswith("/")}
 
 
 def retry(

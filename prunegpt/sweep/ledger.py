@@ -129,7 +129,7 @@ class Ledger:
         self.states[name] = state
         if finished:
             self._finished.add(name)
-            seconds = record.ended - record.started
+            seconds = max(0.0, record.ended - record.started)  # a clock may have been set back
             self.tell(TrialFinished(name, attempt.number, seconds, *figures(record.stages)))
         else:
             file = str((attempt.folder / LOG).relative_to(self._root.path))

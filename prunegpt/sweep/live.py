@@ -116,4 +116,4 @@ def _eta(values: Mapping[str, LastPoint], newest: LastPoint | None, total: int |
     if begun is None or newest is None or total is None or newest.tokens <= begun.tokens:
         return None
     pace = (newest.time - begun.time) / (newest.tokens - begun.tokens)
-    return max(0.0, total - newest.tokens) * pace
+    return max(0.0, total - newest.tokens) * pace if pace > 0 else None  # a clock was set back meanwhile

@@ -18,15 +18,23 @@ _DEEP = 6  # levels below the root at which anything is published
 
 def leftovers(root: Root) -> Iterator[Finding]:
     """Temporary names that nobody writes to any more, what was set aside, and work that is done."""
+    now = _now(root)
     for path in _temporary(root.path):
         if path.name.endswith(".damaged"):
             yield _delete(path, f"it was damaged and set aside, and takes {_size(path)}.")
-        elif abs(time.time() - path.lstat().st_mtime) > SETTLED:
+        elif abs(now - path.lstat().st_mtime) > SETTLED:
             yield _delete(path, "it was being written when its process ended; nobody reads it.")
     work = root.path / "work"
     for folder in sorted(work.iterdir()) if work.is_dir() else []:
         if folder.is_dir() and root.is_published(folder.name):
             yield _delete(folder, f"checkpoints of a stage that is published since; they take {_size(folder)}.")
+
+
+def _now(root: Root) -> float:
+    try:
+        return root.now()
+    except OSError:  # nothing can be written, and so nothing deleted
+        return time.time()
 
 
 def _temporary(folder: Path, depth: int = 0) -> Iterator[Path]:
