@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, text
 
-from prunegpt.errors import StoreError
 from prunegpt.records import Point
 from prunegpt.root import Root
 from prunegpt.store import notes, read, remove, watch, write

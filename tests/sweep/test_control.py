@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from prunegpt.cli import app
 from prunegpt.errors import LaunchError, PruneGPTError
-from prunegpt.store import Store
 from prunegpt.planning.resolve import plan_data
+from prunegpt.store import Store
 from prunegpt.sweep.control import Action, request, take
 from prunegpt.sweep.events import StagePublished, TrialFailed, TrialFinished
 from prunegpt.sweep.live import look

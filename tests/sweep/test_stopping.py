@@ -278,7 +278,8 @@ def test_a_coordinator_that_hears_nothing_is_named_with_the_way_out(bench: Any) 
     now = iter(range(0, 1000, 20))
     with coordinating(bench.root, "words"):
         wish = request(bench.root, Action("stop", "words"))
-        words = rf"process {os.getpid()} on .* has not within 30 s: .*`kill -9 {os.getpid()}`; `prunegpt sweep resume words`"
+        end = rf"`kill -9 {os.getpid()}`; `prunegpt sweep resume words`"
+        words = rf"process {os.getpid()} on .* has not within 30 s: .*{end}"
         with pytest.raises(LaunchError, match=words):
             wait_for_end(bench.root, wish, clock=lambda: next(now), look=0.0)
         assert not wish.exists()
