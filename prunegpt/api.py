@@ -21,7 +21,6 @@ from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
-from prunegpt.sweep.adaptive import Tracker
 from prunegpt.sweep.curves import curves_in
 from prunegpt.sweep.events import Event, SweepOutcome
 
@@ -161,7 +160,10 @@ def start(
         store = stack.enter_context(Store.open(root))
         suggester = open_search(plan, store, planner) if plan.searches else None
         early_stopper = open_early_stop(plan, store) if plan.early_stop else None
-        tracker = _tracker(stack, plan, root, store)
+        if plan.tracking.wandb.mode != "off":
+            from prunegpt.tracking import open_trackers
+
+            stack.callback(open_trackers(plan, root).close)
         return run_sweep(
             plan,
             root,
@@ -171,19 +173,7 @@ def start(
             on_event=on_event,
             suggester=suggester,
             early_stopper=early_stopper,
-            tracker=tracker,
         )
-
-
-def _tracker(stack: ExitStack, plan: SweepPlan, root: Root, store: Store) -> Tracker | None:
-    """Whoever else is told; it ends with the stack."""
-    if plan.tracking.wandb.mode == "off":
-        return None
-    from prunegpt.tracking import open_trackers
-
-    tracker = open_trackers(plan, root, store)
-    stack.callback(tracker.close)
-    return tracker
 
 
 def _row(result: TrialResult) -> dict[str, Any]:

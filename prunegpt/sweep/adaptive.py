@@ -1,11 +1,9 @@
-"""What the coordinator asks of whoever suggests trials, gives them up early, or tells others of them."""
+"""What the coordinator asks of whoever suggests trials."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
-from prunegpt.records import Point, TrialResult
+from prunegpt.records import TrialResult
 from prunegpt.spec.plan import TrialPlan
-from prunegpt.sweep.events import Event
 
 
 class Suggester(Protocol):
@@ -27,30 +25,6 @@ class Suggester(Protocol):
         ...
 
 
-class EarlyStopper(Protocol):
-    """Gives up trials that do badly. Used from one thread."""
-
-    def observe(self, trial: TrialPlan, points: Sequence[Point]) -> str | None:
-        """Takes new points of a running trial, in order; why it should be given up now, or None."""
-        ...
-
-    def end(self, trial: TrialPlan, state: str) -> None:
-        """A trial has ended in this state."""
-        ...
-
-
-class Tracker(Protocol):
-    """Is told all that happens, to tell others. Used from one thread, and must not keep it waiting."""
-
-    def event(self, event: Event) -> None:
-        """Something happened."""
-        ...
-
-    def points(self, trial: TrialPlan, points: Sequence[Point]) -> None:
-        """New points of a running trial, in order."""
-        ...
-
-
 class NoSuggester:
     """A sweep of fixed trials."""
 
@@ -61,24 +35,4 @@ class NoSuggester:
         return None
 
     def tell(self, result: TrialResult) -> None:
-        return None
-
-
-class NoEarlyStopper:
-    """Every trial runs to its end."""
-
-    def observe(self, trial: TrialPlan, points: Sequence[Point]) -> str | None:
-        return None
-
-    def end(self, trial: TrialPlan, state: str) -> None:
-        return None
-
-
-class NoTracker:
-    """Nobody else is told."""
-
-    def event(self, event: Event) -> None:
-        return None
-
-    def points(self, trial: TrialPlan, points: Sequence[Point]) -> None:
         return None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from prunegpt.errors import LaunchError, Problem, SpecError, nearest
 from prunegpt.launch.base import Exited, Launcher, queues
@@ -17,7 +18,7 @@ from prunegpt.records import EARLY_STOP
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import SavedTrial, Store
-from prunegpt.sweep.adaptive import EarlyStopper, NoEarlyStopper, NoSuggester, NoTracker, Suggester, Tracker
+from prunegpt.sweep.adaptive import NoSuggester, Suggester
 from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.board import Board, Published, name_of, select
 from prunegpt.sweep.control import Action, take
@@ -30,6 +31,9 @@ from prunegpt.sweep.lock import coordinating
 from prunegpt.sweep.patience import PatientLauncher
 from prunegpt.sweep.recovery import recover
 from prunegpt.sweep.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from prunegpt.sweep.early_stop import CurveStopper
 
 _POLL = 0.05  # seconds between questions to the launcher
 _FOLLOW = 0.5  # seconds between looks at the files of running attempts
@@ -47,8 +51,7 @@ def run_sweep(
     interrupt: Interrupt | None = None,
     grace: float = _GRACE,
     suggester: Suggester | None = None,
-    early_stopper: EarlyStopper | None = None,
-    tracker: Tracker | None = None,
+    early_stopper: "CurveStopper | None" = None,
 ) -> SweepOutcome:
     """Runs every trial of a plan that is not finished yet, until one has reached the plan's target.
 
@@ -65,7 +68,6 @@ def run_sweep(
             gets more, see `Attempt.patience`.
         suggester: adds trials while there are slots for them, unless `only` names none of the plan's searches.
         early_stopper: sees the points of what runs, and gives trials up.
-        tracker: is told the same as `on_event`, and all points.
 
     Raises:
         LaunchError: another coordinator has this root or database, or the disk is full.
@@ -74,7 +76,6 @@ def run_sweep(
     matched = _matching(plan, only)
     stop = interrupt or Interrupt()
     searching = suggester if suggester and _searches(plan, only) else NoSuggester()
-    stopper = early_stopper or NoEarlyStopper()
     patient = PatientLauncher(launcher, on_event)
     with coordinating(root, plan.name), store.sole_writer() as sole, stop.on_signals():
         if not sole:
@@ -92,32 +93,9 @@ def run_sweep(
                 searching.begin()  # before its earlier suggestions are asked for: it puts some aside
                 earlier = store.suggested(plan)
                 saved, wanted = [*saved, *earlier], [*wanted, *earlier]
-            ledger = Ledger(
-                root,
-                store,
-                saved,
-                wanted,
-                on_event=on_event,
-                suggester=searching,
-                early_stopper=stopper,
-                tracker=tracker or NoTracker(),
-                target=plan.target,
-            )
-            return _Run(
-                plan,
-                root,
-                store,
-                patient,
-                queues(launcher),
-                ledger,
-                saved,
-                wanted,
-                searching,
-                stopper,
-                tracker,
-                stop,
-                grace,
-            ).run(SweepStarted(plan.name, 0, 0, tuple(lost), tuple(outdated), str(replaced or "")))
+            ledger = Ledger(root, store, saved, wanted, on_event, searching, early_stopper, plan.target)
+            run = _Run(plan, root, store, patient, queues(launcher), ledger, saved, wanted, stop, grace)
+            return run.run(SweepStarted(plan.name, 0, 0, tuple(lost), tuple(outdated), str(replaced or "")))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -160,22 +138,12 @@ class _Run:
         ledger: Ledger,
         saved: Sequence[SavedTrial],
         wanted: Sequence[SavedTrial],
-        suggester: Suggester,
-        early_stopper: EarlyStopper,
-        tracker: Tracker | None,
         interrupt: Interrupt,
         grace: float,
     ) -> None:
-        self.sweep = plan.name
-        self.policy = plan.failures
-        self.root = root
-        self.store = store
-        self.launcher = launcher
-        self.ledger = ledger
-        self.early_stopper = early_stopper
-        self.tracker = tracker or NoTracker()
-        self.interrupt = interrupt
-        self.grace = grace
+        self.sweep, self.policy = plan.name, plan.failures
+        self.root, self.store, self.launcher, self.ledger = root, store, launcher, ledger
+        self.interrupt, self.grace = interrupt, grace
         published = Published(root)
         plans = sorted((trial.plan for trial in saved), key=lambda plan: (plan.sweep != self.sweep, plan.order))
         trials = select(
@@ -187,7 +155,7 @@ class _Run:
         ledger.order = [name_of(trial) for trial in trials]
         names = set(ledger.order)
         self.board = Board(trials, published, [trial for trial in plans if name_of(trial) not in names])
-        self.dispatch = Dispatcher(root, store, launcher, self.board, published, ledger, suggester, self._halted)
+        self.dispatch = Dispatcher(root, store, launcher, self.board, published, ledger, ledger.suggester, self._halted)
         self.attempts = self.dispatch.attempts
         self.watchdog = Watchdog(plan.failures, queues=queues)
         self.stopping = 0  # how much of the interrupt was passed on
@@ -195,7 +163,7 @@ class _Run:
 
     def run(self, begun: SweepStarted) -> SweepOutcome:
         order, unchanged = len(self.ledger.order), len(self.ledger.unchanged)
-        self.ledger.tell(replace(begun, trials=order, finished=unchanged))
+        self.ledger.on_event(replace(begun, trials=order, finished=unchanged))
         self.ledger.look_for_target(self.sweep)
         self.dispatch.fill()
         looked = time.monotonic()
@@ -223,11 +191,11 @@ class _Run:
         """Stores new points and tells what was published; whether anything was."""
         points = attempt.store_points(self.store)
         if points:
-            self.tracker.points(attempt.trial, points)
             progress = attempt.progress(points)
             if progress is not None:
-                self.ledger.tell(progress)
-            why = self.early_stopper.observe(attempt.trial, points)
+                self.ledger.on_event(progress)
+            stopper = self.ledger.early_stopper
+            why = stopper.observe(attempt.trial, points) if stopper else None
             if why is not None:
                 self._ask(attempt, Ending(EARLY_STOP, why, "stopped"))
         return self._note_published(attempt)
@@ -243,7 +211,7 @@ class _Run:
         for index in range(keys.index(before.stage), last + 1):
             record = self.dispatch.record_stage(attempt, index)
             if record is not None and (index > keys.index(before.stage) or before.evaluation is None):
-                self.ledger.tell(StagePublished(name, index, record.kind, record.key, record.seconds))
+                self.ledger.on_event(StagePublished(name, index, record.kind, record.key, record.seconds))
         return True
 
     def _exited(self) -> list[tuple[Attempt, Exited]]:
@@ -300,7 +268,7 @@ class _Run:
         self.stopping = level
         for attempt in self.attempts.values():
             self.launcher.cancel(attempt, kill=kill)
-        self.ledger.tell(Stopping(tuple(self.attempts), kill))
+        self.ledger.on_event(Stopping(tuple(self.attempts), kill))
 
     # -- wishes from elsewhere ---------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Starts what may start, ends what needs no worker or can never start, and asks for more where there is room."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from prunegpt.records import StageRecord, TrialState
 from prunegpt.root import Root
@@ -15,122 +16,113 @@ from prunegpt.sweep.ledger import Ledger
 from prunegpt.sweep.patience import PatientLauncher
 
 
+@dataclass
 class Dispatcher:
     """Fills the slots of a launcher.
 
     Args:
         halted: asked before every start; True starts nothing more.
+        attempts: those that run or are to be taken, by trial.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        store: Store,
-        launcher: PatientLauncher,
-        board: Board,
-        published: Published,
-        ledger: Ledger,
-        suggester: Suggester,
-        halted: Callable[[], bool],
-    ) -> None:
-        self._root = root
-        self._store = store
-        self._launcher = launcher
-        self._board = board
-        self._published = published
-        self._ledger = ledger
-        self._suggester = suggester
-        self._halted = halted
-        self.attempts: dict[str, Attempt] = {}  # that run or are to be taken, by trial
+    root: Root
+    store: Store
+    launcher: PatientLauncher
+    board: Board
+    published: Published
+    ledger: Ledger
+    suggester: Suggester
+    halted: Callable[[], bool]
+    attempts: dict[str, Attempt] = field(default_factory=dict)
 
     def fill(self) -> None:
         """Starts and ends what there is to start and end now."""
-        while not self._halted():
-            for complete in self._board.complete():
+        while not self.halted():
+            for complete in self.board.complete():
                 self._finish_from_cache(complete)
             if self._settle_hopeless():
                 continue  # what they would have published may be what others wait for
-            free = len(self.attempts) < self._launcher.slots
-            trial = self._board.next() if free else None
+            free = len(self.attempts) < self.launcher.slots
+            trial = self.board.next() if free else None
             if trial is not None:
                 self._start(trial)
             elif free and self._suggest():
                 continue
-            elif self.attempts or not self._board.waiting or not self._unstick():
+            elif self.attempts or not self.board.waiting or not self._unstick():
                 return
 
     def end(self, trial: TrialPlan, reason: str, message: str, *, state: TrialState = "failed") -> None:
         """A waiting trial ends without a worker."""
-        self._board.end(trial, diverged=state == "diverged")
-        self._ledger.cannot(trial, reason, message, state=state)
+        self.board.end(trial, diverged=state == "diverged")
+        self.ledger.cannot(trial, reason, message, state=state)
 
     def record_stage(self, attempt: Attempt, index: int) -> StageRecord | None:
         """Stores that an attempt is through a stage; None where that is not published as it should be."""
         try:
-            record = published_record(self._root, attempt.trial, index, cached=index < attempt.cached)
+            record = published_record(self.root, attempt.trial, index, cached=index < attempt.cached)
         except (OSError, ValueError):
             return None  # not there yet, or not as it should be: the attempt's own record will tell
-        self._store.record_stage(record, attempt.id)
+        self.store.record_stage(record, attempt.id)
         return record
 
     def _suggest(self) -> bool:
         """Adds a trial that was not planned; whether there was one."""
-        trial = self._suggester.suggest()
-        if trial is None or name_of(trial) in self._board.waiting or name_of(trial) in self.attempts:
+        trial = self.suggester.suggest()
+        if trial is None or name_of(trial) in self.board.waiting or name_of(trial) in self.attempts:
             return False
-        if self._ledger.suggested(trial):
-            self._board.add(trial)
+        if self.ledger.suggested(trial):
+            self.board.add(trial)
         return True
 
     def _unstick(self) -> bool:
         """Nothing runs and nothing may start: others have published, or the teachers that are left form a circle."""
-        self._board.look()
-        if self._board.complete() or self._board.next():
+        self.board.look()
+        if self.board.complete() or self.board.next():
             return True
         message = (
             "it needs a teacher that only trials which wait for it in turn could still publish. "
             "Mend the trials that failed, or distil one of them from something else."
         )
-        for trial in list(self._board.waiting.values()):
+        for trial in list(self.board.waiting.values()):
             self.end(trial, "dependency", message)
         return False
 
     def _start(self, trial: TrialPlan) -> None:
         name = name_of(trial)
-        home = self._root.trial(trial.sweep, trial.name)
-        given = divided(trial, self._ledger.endings(trial))
-        started = self._store.start_attempt(self._ledger.ids[name], at_least=last_number(home) + 1)
-        attempt = Attempt(started.id, started.number, given, self._root.path / started.folder)
-        self._board.start(trial)
+        home = self.root.trial(trial.sweep, trial.name)
+        given = divided(trial, self.ledger.endings(trial))
+        started = self.store.start_attempt(self.ledger.ids[name], at_least=last_number(home) + 1)
+        attempt = Attempt(started.id, started.number, given, self.root.path / started.folder)
+        self.board.start(trial)
         self.attempts[name] = attempt
-        self._ledger.states[name] = "running"
-        attempt.cached = sum(1 for stage in trial.stages if self._published.look(Unit(stage.key)))
+        self.ledger.states[name] = "running"
+        attempt.cached = sum(1 for stage in trial.stages if self.published.look(Unit(stage.key)))
         for index in range(attempt.cached):
             self.record_stage(attempt, index)
-        self._ledger.tell(TrialStarted(name, started.number, started.folder, len(trial.stages), attempt.cached))
-        self._launcher.submit(attempt)
+        self.ledger.on_event(TrialStarted(name, started.number, started.folder, len(trial.stages), attempt.cached))
+        self.launcher.submit(attempt)
 
     def _finish_from_cache(self, trial: TrialPlan) -> None:
         try:
-            stages = [published_record(self._root, trial, index, cached=True) for index in range(len(trial.stages))]
+            stages = [published_record(self.root, trial, index, cached=True) for index in range(len(trial.stages))]
         except (OSError, ValueError) as error:
             message = (
                 f"a published stage must have a stage.json and evaluation.json that can be read, but of "
                 f"{', '.join(stage.key for stage in trial.stages)} one has not: {readable(error)}. "
-                f"Delete its folder under {self._root.stages}, and it is computed again."
+                f"Delete its folder under {self.root.stages}, and it is computed again."
             )
             self.end(trial, "cache", message)
             return
-        self._board.end(trial)
-        self._ledger.from_cache(trial, stages)
+        self.board.end(trial)
+        self.ledger.from_cache(trial, stages)
 
     def _settle_hopeless(self) -> bool:
         """Fails trials that can never start, or would fail as others have; whether there were any."""
-        blocked, doomed = self._board.blocked(), self._board.doomed()
+        blocked, doomed = self.board.blocked(), self.board.doomed()
         for one in blocked:
             self.end(one.trial, "dependency", self._lack(one))
         for trial, first in doomed:
-            if name_of(trial) in self._board.waiting:
+            if name_of(trial) in self.board.waiting:
                 message = f"its next stage is the one that diverged in {name_of(first)}, and would diverge again."
                 self.end(trial, "diverged", message, state="diverged")
         return bool(blocked or doomed)
@@ -142,8 +134,8 @@ class Dispatcher:
                 f"sweep computes it. Run the sweep it belongs to first."
             )
         name = name_of(blocked.culprit)
-        why = f": {self._ledger.why[name]}" if self._ledger.why.get(name) else ""
+        why = f": {self.ledger.why[name]}" if self.ledger.why.get(name) else ""
         return (
-            f"it needs the model of {name} as its teacher, but that trial is {self._ledger.states[name]}{why} "
+            f"it needs the model of {name} as its teacher, but that trial is {self.ledger.states[name]}{why} "
             f"Mend that one and run the sweep again."
         )

@@ -19,14 +19,13 @@ from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.search import EarlyStopSpec
 from prunegpt.store import Store
 from prunegpt.store.read import MEASURED, MEASURED_PREFIX
-from prunegpt.sweep.adaptive import EarlyStopper, NoEarlyStopper
+from prunegpt.sweep.attempt import TOTAL_STEPS
 from prunegpt.sweep.tokens import TokenClock
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
 _PARTS = 20  # of a trial's training, where the spec does not say how often trials are compared
-_TOTAL_STEPS = "total_steps"  # the point that says how long a stage will be
 _ENDS = "sparsity"  # every stage ends with a point of this curve
 
 
@@ -216,7 +215,7 @@ class CurveStopper:
         """Points from the store that matter here, in time."""
         if self._store is None:
             return []
-        names = dict.fromkeys((self.spec.metric, "loss", _ENDS, *(() if self.every else (_TOTAL_STEPS,))))
+        names = dict.fromkeys((self.spec.metric, "loss", _ENDS, *(() if self.every else (TOTAL_STEPS,))))
         found = [point for name in names for point in self._store.points(trial_name(trial), name, stage=stage)]
         points = [point for point in found if 0 <= point.stage < len(trial.stages)]
         return sorted(points, key=lambda point: (point.stage, point.tokens, point.time))
@@ -229,7 +228,7 @@ def trial_name(trial: TrialPlan) -> str:
 
 def _width(curve: _Curve, trial: TrialPlan, point: Point) -> int | None:
     """Tokens of a bucket: a twentieth of this trial's training; None where that is not known yet."""
-    if point.name == _TOTAL_STEPS and point.value:
+    if point.name == TOTAL_STEPS and point.value:
         curve.steps[point.stage] = int(point.value)
     planned = [
         train_tokens(stage, stage.declared_blocks) for stage in trial.stages
@@ -242,14 +241,14 @@ def _width(curve: _Curve, trial: TrialPlan, point: Point) -> int | None:
     return max(1, sum(count or 0 for count in planned) // _PARTS)
 
 
-def open_early_stop(plan: SweepPlan, store: Store) -> EarlyStopper:
-    """The rule of a plan, with all that is known of the sweep's trials.
+def open_early_stop(plan: SweepPlan, store: Store) -> CurveStopper | None:
+    """The rule of a plan, with all that is known of the sweep's trials; None where it has none.
 
     Raises:
         PruneGPTError: the rule cannot be made.
     """
     if plan.early_stop is None:
-        return NoEarlyStopper()
+        return None
     needed = {need for trial in plan.trials for need in trial.needs}
     needed |= {need for search in plan.searches for need in search.needs}
 

@@ -1,6 +1,8 @@
 """What has become of each trial in one run of a sweep: stored, counted, and told to whoever wants to know."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import InitVar, dataclass, field
+from typing import TYPE_CHECKING
 
 from prunegpt.launch.log import LOG
 from prunegpt.records import EARLY_STOP, ComparisonKey, StageRecord, TrialResult, TrialState, chain_metrics
@@ -9,15 +11,19 @@ from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.search import MEASURED
 from prunegpt.spec.target import TargetSpec
 from prunegpt.store import SavedTrial, Store
-from prunegpt.sweep.adaptive import EarlyStopper, NoSuggester, Suggester, Tracker
+from prunegpt.sweep.adaptive import NoSuggester, Suggester
 from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.board import name_of
 from prunegpt.sweep.events import CacheHit, Event, SweepOutcome, TargetReached, TrialFailed, TrialFinished
 from prunegpt.sweep.failures import Verdict
 
+if TYPE_CHECKING:
+    from prunegpt.sweep.early_stop import CurveStopper
+
 SETTLED = ("finished", "diverged", "stopped")  # states of a trial that another run does not change
 
 
+@dataclass
 class Ledger:
     """The trials of a run by SWEEP/TRIAL.
 
@@ -27,38 +33,32 @@ class Ledger:
         target: what is good enough.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        store: Store,
-        saved: Iterable[SavedTrial],
-        wanted: Iterable[SavedTrial],
-        *,
-        on_event: Callable[[Event], None],
-        suggester: Suggester,
-        early_stopper: EarlyStopper,
-        tracker: Tracker,
-        target: TargetSpec | None = None,
-    ) -> None:
-        self._root = root
-        self._store = store
-        self._on_event = on_event
-        self._suggester = suggester
-        self._early_stopper = early_stopper
-        self._tracker = tracker
-        self.plans = {name_of(trial.plan): trial.plan for trial in saved}
-        self.ids = {name_of(trial.plan): trial.id for trial in saved}
-        self.states: dict[str, TrialState] = {name_of(trial.plan): trial.state for trial in saved}
-        self.why: dict[str, str] = {}  # trial -> what it failed with
-        self.order: list[str] = []  # trials that this run is about, in spec order; suggestions behind them
+    root: Root
+    store: Store
+    saved: InitVar[Iterable[SavedTrial]]
+    wanted: InitVar[Iterable[SavedTrial]]
+    on_event: Callable[[Event], None]
+    suggester: Suggester
+    early_stopper: "CurveStopper | None" = None
+    target: TargetSpec | None = None
+    plans: dict[str, TrialPlan] = field(init=False)
+    ids: dict[str, int] = field(init=False)
+    states: dict[str, TrialState] = field(init=False)
+    why: dict[str, str] = field(default_factory=dict)  # trial -> what it failed with
+    order: list[str] = field(default_factory=list)  # those this run is about, in spec order; suggestions behind them
+    reached: str = ""  # the trial that reached the target
+
+    def __post_init__(self, saved: Iterable[SavedTrial], wanted: Iterable[SavedTrial]) -> None:
+        known = {name_of(trial.plan): trial for trial in saved}
+        self.plans = {name: trial.plan for name, trial in known.items()}
+        self.ids = {name: trial.id for name, trial in known.items()}
+        self.states = {name: trial.state for name, trial in known.items()}
         self._unchanged = [name_of(trial.plan) for trial in wanted if trial.state in SETTLED]
         self._finished: set[str] = set()
         self._cached: set[str] = set()
         self._failed: set[str] = set()
         self._given_up: set[str] = set()
-        self._target = target
         self._measured: ComparisonKey | None = None  # of the first trial that was compared with the target
-        self.reached = ""  # the trial that reached the target
 
     @property
     def unchanged(self) -> tuple[str, ...]:
@@ -67,17 +67,12 @@ class Ledger:
 
     def look_for_target(self, sweep: str) -> None:
         """An earlier run may have reached the target."""
-        for result in self._store.results(sweep) if self._target else ():
+        for result in self.store.results(sweep) if self.target else ():
             self._compare(result)
-
-    def tell(self, event: Event) -> None:
-        """To the listener and the tracker."""
-        self._on_event(event)
-        self._tracker.event(event)
 
     def suggested(self, trial: TrialPlan) -> bool:
         """Saves a suggested trial; whether it is to be run. One that is settled already is told at once."""
-        saved = self._store.add_trial(trial)
+        saved = self.store.add_trial(trial)
         name = name_of(trial)
         self.plans[name], self.ids[name], self.states[name] = trial, saved.id, saved.state
         if saved.state in SETTLED:
@@ -100,24 +95,24 @@ class Ledger:
 
     def endings(self, trial: TrialPlan) -> list[tuple[str, str]]:
         """Reason and outcome of the trial's attempts, oldest first."""
-        return self._store.endings(self.ids[name_of(trial)])
+        return self.store.endings(self.ids[name_of(trial)])
 
     def from_cache(self, trial: TrialPlan, stages: Sequence[StageRecord]) -> None:
         """A trial needed no worker."""
         name = name_of(trial)
-        self._store.conclude(self.ids[name], "finished", reason="cache", stages=stages)
+        self.store.conclude(self.ids[name], "finished", reason="cache", stages=stages)
         self.states[name] = "finished"
         self._cached.add(name)
-        self.tell(CacheHit(name, len(stages), *figures(stages)))
+        self.on_event(CacheHit(name, len(stages), *figures(stages)))
         self._tell_result(trial, "finished")
 
     def cannot(self, trial: TrialPlan, reason: str, message: str, *, state: TrialState = "failed") -> None:
         """A trial ends without a worker: it can never start, or shall not."""
         name = name_of(trial)
-        self._store.conclude(self.ids[name], state, reason=reason, error=message)
+        self.store.conclude(self.ids[name], state, reason=reason, error=message)
         self.states[name], self.why[name] = state, message
         self._failed.add(name)
-        self.tell(TrialFailed(name, 0, state, reason, message, "", retried=False))
+        self.on_event(TrialFailed(name, 0, state, reason, message, "", retried=False))
         self._tell_result(trial, state)
 
     def settle(self, attempt: Attempt, verdict: Verdict) -> None:
@@ -125,15 +120,15 @@ class Ledger:
         name, record, state = name_of(attempt.trial), verdict.record, verdict.state
         finished = state == "finished"
         log = "" if finished else attempt.last_words()
-        self._store.finish_attempt(record, state=state, log=log, retried=verdict.retried)
+        self.store.finish_attempt(record, state=state, log=log, retried=verdict.retried)
         self.states[name] = state
         if finished:
             self._finished.add(name)
             seconds = max(0.0, record.ended - record.started)  # a clock may have been set back
-            self.tell(TrialFinished(name, attempt.number, seconds, *figures(record.stages)))
+            self.on_event(TrialFinished(name, attempt.number, seconds, *figures(record.stages)))
         else:
-            file = str((attempt.folder / LOG).relative_to(self._root.path))
-            self.tell(
+            file = str((attempt.folder / LOG).relative_to(self.root.path))
+            self.on_event(
                 TrialFailed(name, attempt.number, state, record.reason, record.error, file, retried=verdict.retried)
             )
         if state != "waiting":
@@ -143,27 +138,28 @@ class Ledger:
             self._tell_result(attempt.trial, state)
 
     def _tell_result(self, trial: TrialPlan, state: TrialState) -> None:
-        self._early_stopper.end(trial, state)
-        if self._target is None and isinstance(self._suggester, NoSuggester):
+        if self.early_stopper is not None:
+            self.early_stopper.end(trial, state)
+        if self.target is None and isinstance(self.suggester, NoSuggester):
             return
-        result = self._store.result(self.ids[name_of(trial)])
-        self._suggester.tell(result)
+        result = self.store.result(self.ids[name_of(trial)])
+        self.suggester.tell(result)
         self._compare(result)
 
     def _compare(self, result: TrialResult) -> None:
         """Notes the first trial of the sweep that reaches the target, of those that are measured alike."""
-        if self._target is None or self.reached or result.implicit or result.state != "finished":
+        if self.target is None or self.reached or result.implicit or result.state != "finished":
             return
-        if self._target.metric in MEASURED and result.measured:
+        if self.target.metric in MEASURED and result.measured:
             self._measured = self._measured or result.measured.comparison_key
             if result.measured.comparison_key != self._measured:
                 return
         metrics = chain_metrics(result.stages)
-        if self._target.reached(metrics):
+        if self.target.reached(metrics):
             self.reached = f"{result.sweep}/{result.name}"
-            value = metrics[self._target.metric]
+            value = metrics[self.target.metric]
             assert value is not None
-            self.tell(TargetReached(self.reached, self._target.metric, value, self._target.value))
+            self.on_event(TargetReached(self.reached, self.target.metric, value, self.target.value))
 
     def outcome(self, sweep: str, waiting: Iterable[str], *, interrupted: bool) -> SweepOutcome:
         """What the run came to."""

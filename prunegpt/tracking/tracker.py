@@ -12,7 +12,6 @@ from prunegpt.errors import StoreError
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
-from prunegpt.sweep.adaptive import NoTracker
 from prunegpt.tracking.client import CLOUD, is_ours
 from prunegpt.tracking.run_log import run_id
 from prunegpt.tracking.uploader import ENDED, all_posted
@@ -59,7 +58,7 @@ class Helper:
             self._process.wait()
 
 
-class WandbTracker(NoTracker):
+class WandbTracker:
     """Starts the uploader of a sweep and ends it: what happens is in the store, where the uploader reads it.
 
     Args:
@@ -119,9 +118,8 @@ class WandbTracker(NoTracker):
         return complaints[-1] if complaints else ""
 
 
-def open_trackers(plan: SweepPlan, root: Root, store: Store) -> WandbTracker:
+def open_trackers(plan: SweepPlan, root: Root) -> WandbTracker:
     """The tracker that a plan asks for."""
-    del store  # its uploader opens the store itself
     return WandbTracker(plan, root)
 
 

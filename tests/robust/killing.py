@@ -1,8 +1,8 @@
 """A coordinator in a forked process that can be killed at each point where it touches the world.
 
 A point is counted just before the coordinator commits to a database; opens a file to write it, syncs, renames or
-removes one; makes or removes a folder; submits, polls or cancels an attempt; or tells a tracker. What it does between
-two points only it knows of, so killing it at every point goes through every state that it can leave behind.
+removes one; makes or removes a folder; submits, polls or cancels an attempt; or tells what happens. What it does
+between two points only it knows of, so killing it at every point goes through every state that it can leave behind.
 
 Nothing of this is in the package: audit hooks and listeners are set in the forked process, and end with it. Nothing is
 synced to the disk there, for what a killed process has written is there without. Workers stand still while the
@@ -15,16 +15,15 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, Pool, event
 
 from prunegpt.launch.base import Exited
-from prunegpt.records import Point
 from prunegpt.root import Root
-from prunegpt.spec.plan import StagePlan, TrialPlan
+from prunegpt.spec.plan import StagePlan
 from prunegpt.sweep import coordinator
 from tests.sweep import fake_worker
 
@@ -187,17 +186,9 @@ def _work(folder: Path, heard: int, tell: int) -> None:
         os._exit(code)
 
 
-class Tracker:
+def listener(reach: Callable[[str], None]) -> Callable[[object], None]:
     """Hears of everything, and says it to nobody."""
-
-    def __init__(self, reach: Callable[[str], None]) -> None:
-        self._reach = reach
-
-    def event(self, event: object) -> None:
-        self._reach(f"tell {type(event).__name__}")
-
-    def points(self, trial: TrialPlan, points: Sequence[Point]) -> None:
-        self._reach("tell points")
+    return lambda event: reach(f"tell {type(event).__name__}")
 
 
 def coordinate(root: Root, run: Callable[[Root, Points], None], at: int | None = None) -> list[str] | None:

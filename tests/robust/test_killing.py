@@ -18,7 +18,7 @@ from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.repair import examine
 from prunegpt.sweep.search.open import open_search
-from tests.robust.killing import Points, SteppedLauncher, Tracker, coordinate
+from tests.robust.killing import Points, SteppedLauncher, coordinate, listener
 from tests.sweep.search.test_end_to_end import Faked
 from tests.sweep.test_adaptive import GiveUp
 from tests.sweep_plans import make_plan, make_trial
@@ -78,7 +78,7 @@ def listed(slots: int) -> Callable[[Root, Points], None]:
                 store,
                 SteppedLauncher(slots, points.reach),
                 early_stopper=GiveUp("given-up"),
-                tracker=Tracker(points.reach),
+                on_event=listener(points.reach),
             )
 
     return run
@@ -95,7 +95,7 @@ def searching(planner: Faked) -> Callable[[Root, Points], None]:
                 store,
                 SteppedLauncher(1, points.reach),
                 suggester=open_search(plan, store, planner),
-                tracker=Tracker(points.reach),
+                on_event=listener(points.reach),
             )
 
     return run

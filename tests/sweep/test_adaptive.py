@@ -1,4 +1,4 @@
-"""Trials that are suggested while a sweep runs, trials that are given up, and whoever is told of it."""
+"""Trials that are suggested while a sweep runs, and trials that are given up."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -162,22 +162,3 @@ def test_a_trial_that_is_given_up_is_stopped_and_says_why(bench: Any) -> None:
     assert [told.state for told in suggestions.told] == ["stopped", "finished"]
     assert [event.retried for event in bench.heard(TrialFailed)] == [False]
     assert run(bench, make_plan(*trials), early_stopper=stopper).unchanged == ("words/bad", "words/good")
-
-
-def test_a_tracker_hears_what_happens_and_every_point(bench: Any) -> None:
-    class Tracker:
-        def __init__(self) -> None:
-            self.events: list[Any] = []
-            self.points_of: list[tuple[str, str, int]] = []
-
-        def event(self, event: Any) -> None:
-            self.events.append(event)
-
-        def points(self, trial: TrialPlan, points: Sequence[Point]) -> None:
-            own = (point for point in points if point.stage == 1 and point.name == "loss")
-            self.points_of += [(trial.name, point.name, point.step) for point in own]
-
-    tracker = Tracker()
-    run(bench, make_plan(make_trial("a", "load a", steps=5)), tracker=tracker)
-    assert tracker.events == bench.events
-    assert tracker.points_of == [("a", "loss", step) for step in range(5)]

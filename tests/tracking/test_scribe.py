@@ -353,7 +353,6 @@ def tracker(root: Root, code: str, close: float = 5.0) -> tuple[WandbTracker, li
 def test_a_scribe_that_hangs_is_left_behind_after_a_while(root: Root) -> None:
     began = time.monotonic()
     found, said = tracker(root, "import time; time.sleep(600)", close=0.5)
-    found.points(plan().trials[0], POINTS)
     found.close()
     assert time.monotonic() - began < 5
     assert said == ["W&B: 0 trials sent."]
