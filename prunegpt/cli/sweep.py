@@ -128,31 +128,18 @@ def _replaced(plan: "SweepPlan", root: "Root") -> "Replaced | None":
 
 
 def chosen(plan: "SweepPlan", only: str | None) -> "list[TrialPlan]":
-    """The trials a glob names, and those that teach them.
+    """The trials a glob names, and those that teach them."""
+    from prunegpt.sweep.coordinator import matching
 
-    Raises:
-        SpecError: the glob matches no trial.
-    """
-    from prunegpt.errors import Problem, SpecError, nearest
-
-    own = [trial for trial in plan.trials if trial.sweep == plan.name]
-    named = [trial for trial in own if only is None or fnmatch.fnmatchcase(trial.name, only)]
-    searches = [search for search in plan.searches if only is None or fnmatch.fnmatchcase(search.name, only)]
-    if not named and not searches:
-        close = ", ".join(nearest(only or "", [trial.name for trial in own])[:8])
-        raise SpecError([Problem("", f"--only must match a trial, but {only!r} matches none. Trials: {close}.")])
-    if only is None:
-        return list(plan.trials)
     by_key = {trial.key: trial for trial in plan.trials}
-    keep = {trial.name: trial for trial in named}
-    open_ = list(named)
+    open_ = [trial for trial, matched in zip(plan.trials, matching(plan, only), strict=True) if matched]
+    keep = {id(trial) for trial in open_}
     while open_:
         for key in open_.pop().needs:
-            teacher = by_key[key]
-            if teacher.name not in keep:
-                keep[teacher.name] = teacher
-                open_.append(teacher)
-    return [trial for trial in plan.trials if keep.get(trial.name) is trial]
+            if id(by_key[key]) not in keep:
+                keep.add(id(by_key[key]))
+                open_.append(by_key[key])
+    return [trial for trial in plan.trials if id(trial) in keep]
 
 
 def _chain(trial: "TrialPlan", root: "Root") -> str:
@@ -187,11 +174,12 @@ def run(
     """
     from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
+    from prunegpt.sweep.coordinator import matching
     from prunegpt.sweep.curves import curves_in
 
     where = Root.find(root)
     planner = Planner(spec, overrides or [], where, curves_in(where), strict=True)
-    chosen(planner.plan, only)  # a glob that matches nothing is told before anything runs
+    matching(planner.plan, only)  # a glob that matches nothing is told before anything runs
     execute(planner, where, only=only, launcher=launcher, slots=slots)
 
 

@@ -15,10 +15,11 @@ from prunegpt.errors import StoreError, unknown
 from prunegpt.records import Point, StageRecord, TrialResult, TrialState
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.schema import TableSpec
-from prunegpt.store.rows import AttemptRow, CurveRow, Replaced, SavedTrial, StageRow, SweepRow
+from prunegpt.store.rows import AttemptRow, CurveRow, Held, Replaced, SavedTrial, StageRow, SweepRow
 from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
+from prunegpt.store.schema import note as notes
 
-_IDS_AT_ONCE = 10_000  # SQLite takes 32,766 parameters
+IDS_AT_ONCE = 10_000  # SQLite takes 32,766 parameters
 MEASURED = "perplexity"  # this curve, and those of the prefix below, depend on the evaluation key
 MEASURED_PREFIX = "eval_"
 
@@ -70,7 +71,7 @@ def results(connection: Connection, name: str, *, shown: bool | None = True) -> 
 
 def results_of(connection: Connection, ids: Sequence[int]) -> list[TrialResult]:
     """These trials, of whatever sweep, in spec order; those that are gone are left out."""
-    chunks = [ids[begin : begin + _IDS_AT_ONCE] for begin in range(0, len(ids), _IDS_AT_ONCE)]
+    chunks = [ids[begin : begin + IDS_AT_ONCE] for begin in range(0, len(ids), IDS_AT_ONCE)]
     return [one for chunk in chunks for one in _results(connection, trial.c.id.in_(chunk))]
 
 
@@ -249,6 +250,37 @@ def stages(connection: Connection) -> list[StageRow]:
         )
         for row in connection.execute(query)
     ]
+
+
+def held(connection: Connection, name: str) -> Held:
+    """What a sweep has.
+
+    Raises:
+        StoreError: there is none of that name.
+    """
+    sweep_id = find_sweep(connection, name)
+    own: set[str] = set()
+    others: set[str] = set()
+    trials = attempts = 0
+    for row in connection.execute(select(trial.c.sweep_id, trial.c.name, trial.c.plan)):
+        plan = plan_of(row.plan, name, row.name)
+        keys = {stage.key for stage in plan.stages}
+        if row.sweep_id == sweep_id:
+            own |= keys
+            trials += 1
+        else:
+            others |= keys | set(plan.needs)
+    query = select(trial.c.sweep_id, attempt.c.chain, attempt.c.folder).join(trial, trial.c.id == attempt.c.trial_id)
+    for tried in connection.execute(query):
+        mine = tried.sweep_id == sweep_id
+        (own if mine else others).update(json.loads(tried.chain))
+        attempts += mine and bool(tried.folder)
+    return Held(trials, attempts, frozenset(own), frozenset(others))
+
+
+def note(connection: Connection, trial_id: int) -> str:
+    """The note that people have written on a trial, as they wrote it; empty where there is none."""
+    return str(connection.execute(select(notes.c.text).where(notes.c.trial_id == trial_id)).scalar() or "")
 
 
 def points(

@@ -110,3 +110,13 @@ class CurveRow:
     name: str
     points: int
     last_step: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a sweep has in the database."""
+
+    trials: int
+    attempts: int
+    stages: frozenset[str]  # keys that its trials have or had in their chains
+    elsewhere: frozenset[str]  # keys that trials of other sweeps have, had, or learn from

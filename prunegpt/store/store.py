@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from prunegpt.records import Point
 from prunegpt.root import Root
-from prunegpt.store import notes, read, remove, watch, write
+from prunegpt.store import read, watch, write
 from prunegpt.store.engine import open_engine, told, writer
 from prunegpt.store.migrate import prepare
 from prunegpt.store.watch import Watch
@@ -95,11 +95,14 @@ class Store:
     add_trial = _writing(write.add_trial)
     keep_suggested = _writing(write.keep_suggested)
     retry = _writing(write.retry)
+    let_wait = _writing(write.let_wait)
+    correct_stages = _writing(write.correct_stages)
     start_attempt = _writing(write.start_attempt)
     record_stage = _writing(write.record_stage)
     finish_attempt = _writing(write.finish_attempt)
     conclude = _writing(write.conclude)
-    remove_sweep = _writing(remove.remove)
+    remove_sweep = _writing(write.remove_sweep)
+    set_note = _writing(write.set_note)  # anybody's
 
     def add_points(self, attempt_id: int, points: Iterable[Point], *, offset: int | None = None) -> None:
         """Stores points of an attempt, all or none; one at the same stage, step and name is replaced.
@@ -136,7 +139,8 @@ class Store:
     # Reads: anybody's.
 
     suggested = _reading(read.suggested)
-    held = _reading(remove.held)
+    held = _reading(read.held)
+    note = _reading(read.note)
     sweeps = _reading(read.sweeps)
     sweep = _reading(read.sweep_row)
     tables = _reading(read.tables)
@@ -165,8 +169,3 @@ class Store:
     def watch(self) -> Watch:
         """Tells cheaply what has changed; for one thread at a time, to be closed."""
         return Watch(self._engine)
-
-    # Notes: anybody's.
-
-    note = _reading(notes.read_note)
-    set_note = _writing(notes.write_note)

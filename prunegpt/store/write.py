@@ -7,14 +7,14 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Connection, Executable, Table, case, func, or_, select, update
+from sqlalchemy import Connection, Executable, Table, case, delete, func, or_, select, update
 
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, Point, StageRecord, TrialState
 from prunegpt.spec.naming import joined
-from prunegpt.store.read import chain_of, plan_of
+from prunegpt.store.read import IDS_AT_ONCE, chain_of, find_sweep, plan_of
 from prunegpt.store.rows import SavedTrial, StartedAttempt
-from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
+from prunegpt.store.schema import attempt, attempt_stage, curve, note, point, stage, sweep, trial
 
 if TYPE_CHECKING:
     from prunegpt.spec.plan import SweepPlan, TrialPlan
@@ -142,8 +142,44 @@ def retry(connection: Connection, name: str, trials: Sequence[str]) -> list[str]
     return [row.name for row in found]
 
 
-def start_attempt(connection: Connection, trial_id: int, *, at_least: int = 1) -> StartedAttempt:
-    """A new attempt of a trial, numbered after the last one and from `at_least` on; it is running from now on."""
+def remove_sweep(connection: Connection, name: str, stages: Sequence[str] = ()) -> None:
+    """Removes a sweep with its trials, attempts and curves, and the rows of these stages."""
+    connection.execute(delete(sweep).where(sweep.c.id == find_sweep(connection, name)))
+    for begin in range(0, len(stages), IDS_AT_ONCE):
+        connection.execute(delete(stage).where(stage.c.key.in_(stages[begin : begin + IDS_AT_ONCE])))
+
+
+def set_note(connection: Connection, trial_id: int, text: str) -> None:
+    """Replaces the note of a trial; an empty text removes it. Anybody may, at any time: nothing depends on it."""
+    connection.execute(delete(note).where(note.c.trial_id == trial_id))
+    if text:
+        connection.execute(note.insert(), {"trial_id": trial_id, "text": text, "updated": time.time()})
+
+
+def let_wait(connection: Connection, trial_id: int) -> None:
+    """Lets a trial wait again, however it ended."""
+    connection.execute(update(trial).where(trial.c.id == trial_id).values(state="waiting"))
+
+
+def correct_stages(connection: Connection, trial_id: int, stages: Iterable[StageRecord]) -> None:
+    """Writes over what a trial's attempts are said to have come through."""
+    mine = select(attempt.c.id).where(attempt.c.trial_id == trial_id)
+    for record in stages:
+        same = attempt_stage.c.attempt_id.in_(mine) & (attempt_stage.c.position == record.index)
+        for cached in (True, False):
+            here = same & (attempt_stage.c.key == record.key) & (attempt_stage.c.cached == cached)
+            text = record.model_copy(update={"cached": cached}).model_dump_json()
+            connection.execute(update(attempt_stage).where(here).values(record=text))
+
+
+def start_attempt(
+    connection: Connection, trial_id: int, *, at_least: int = 1, started: float | None = None
+) -> StartedAttempt:
+    """A new attempt of a trial, numbered after the last one and from `at_least` on; it is running from now on.
+
+    Args:
+        started: when it began, where that is not now.
+    """
     row = connection.execute(
         select(trial.c.name, sweep.c.name.label("sweep"))
         .join(sweep, sweep.c.id == trial.c.sweep_id)
@@ -154,7 +190,7 @@ def start_attempt(connection: Connection, trial_id: int, *, at_least: int = 1) -
     last = connection.execute(select(func.max(attempt.c.number)).where(attempt.c.trial_id == trial_id)).scalar() or 0
     number = max(last + 1, at_least)
     folder = f"trials/{row.sweep}/{row.name}/attempt-{number}"
-    attempt_id = _insert_attempt(connection, trial_id, number, folder, "running", time.time())
+    attempt_id = _insert_attempt(connection, trial_id, number, folder, "running", started or time.time())
     connection.execute(update(trial).where(trial.c.id == trial_id).values(state="running"))
     return StartedAttempt(attempt_id, number, folder)
 

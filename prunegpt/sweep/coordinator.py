@@ -73,7 +73,7 @@ def run_sweep(
         LaunchError: another coordinator has this root or database, or the disk is full.
         SpecError: `only` matches no trial.
     """
-    matched = _matching(plan, only)
+    matched = matching(plan, only)
     stop = interrupt or Interrupt()
     searching = suggester if suggester and _searches(plan, only) else NoSuggester()
     patient = PatientLauncher(launcher, on_event)
@@ -107,7 +107,12 @@ def run_sweep(
             patient.close()
 
 
-def _matching(plan: SweepPlan, only: str | None) -> list[bool]:
+def matching(plan: SweepPlan, only: str | None) -> list[bool]:
+    """Which trials of a plan a glob means: those of that name, and those that teach a search of that name.
+
+    Raises:
+        SpecError: it matches neither a trial nor a search.
+    """
     if only is None:
         return [True] * len(plan.trials)
     taught = {need for search in plan.searches if fnmatchcase(search.name, only) for need in search.needs}

@@ -4,13 +4,9 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-from sqlalchemy import select, update
-
 from prunegpt.records import Evaluation, StageRecord, TrialResult
 from prunegpt.root import Root, sealed
 from prunegpt.store import Store
-from prunegpt.store.engine import open_engine, writer
-from prunegpt.store.schema import attempt, attempt_stage, trial
 from prunegpt.sweep.lock import coordinator
 from prunegpt.sweep.recovery import is_outside
 from prunegpt.sweep.repair.database import opens
@@ -49,10 +45,8 @@ def _gone(root: Root, result: TrialResult) -> Iterator[Finding]:
 
 
 def _wait(root: Root, trial_id: int) -> None:
-    engine = open_engine(root, create=False)
-    with writer(engine).begin() as connection:
-        connection.execute(update(trial).where(trial.c.id == trial_id).values(state="waiting"))
-    engine.dispose()
+    with Store.open(root) as store:
+        store.let_wait(trial_id)
 
 
 def _other_figures(root: Root, result: TrialResult) -> Iterator[Finding]:
@@ -89,13 +83,5 @@ def _figure(stage: StageRecord) -> str:
 
 
 def _correct(root: Root, result: TrialResult, stages: dict[int, StageRecord]) -> None:
-    mine = select(attempt.c.id).where(attempt.c.trial_id == result.id)
-    engine = open_engine(root, create=False)
-    with writer(engine).begin() as connection:
-        for stage in stages.values():
-            here = attempt_stage.c.attempt_id.in_(mine) & (attempt_stage.c.key == stage.key)
-            for cached in (True, False):
-                text = stage.model_copy(update={"cached": cached}).model_dump_json()
-                same = here & (attempt_stage.c.position == stage.index) & (attempt_stage.c.cached == cached)
-                connection.execute(update(attempt_stage).where(same).values(record=text))
-    engine.dispose()
+    with Store.open(root) as store:
+        store.correct_stages(result.id, list(stages.values()))

@@ -5,15 +5,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import update
-
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, read_points
 from prunegpt.root import Root, set_aside
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store
-from prunegpt.store.engine import open_engine, writer
-from prunegpt.store.schema import attempt
 from prunegpt.sweep.recovery import planned
 from prunegpt.sweep.repair.finding import Finding
 
@@ -107,23 +103,18 @@ def rebuild(root: Root) -> None:
 
 def _replay(root: Root, store: Store, folder: Path, plan: TrialPlan) -> None:
     saved = store.add_trial(plan)
-    started = store.start_attempt(saved.id, at_least=_number(folder))
-    points, offset = read_points(folder / "points.jsonl")
-    store.add_points(started.id, points, offset=offset)
     record = record_in(folder)
     begun = record.started if record else (folder / "trial.json").stat().st_mtime
-    if record is None:
-        record = AttemptRecord(
-            sweep=plan.sweep,
-            trial=plan.name,
-            attempt=started.number,
-            state="failed",
-            reason="lost",
-            error="it left no record that could be read when the database was made again.",
-            started=begun,
-        )
+    started = store.start_attempt(saved.id, at_least=_number(folder), started=begun)
+    points, offset = read_points(folder / "points.jsonl")
+    store.add_points(started.id, points, offset=offset)
+    record = record or AttemptRecord(
+        sweep=plan.sweep,
+        trial=plan.name,
+        attempt=started.number,
+        state="failed",
+        reason="lost",
+        error="it left no record that could be read when the database was made again.",
+        started=begun,
+    )
     store.finish_attempt(record, state="waiting" if record.reason in ("lost", "stopped") else None)
-    engine = open_engine(root, create=False)
-    with writer(engine).begin() as connection:
-        connection.execute(update(attempt).where(attempt.c.id == started.id).values(started=begun))
-    engine.dispose()
