@@ -18,7 +18,7 @@ from prunegpt.launch.base import Exited
 from prunegpt.launch.job import TRIAL, Ended
 from prunegpt.launch.log import LOG, append, last_lines
 from prunegpt.launch.slurm_end import end_of, is_over
-from prunegpt.launch.slurm_left import notes_of
+from prunegpt.launch.slurm_left import end_left, notes_of
 from prunegpt.launch.slurm_queue import Question, Queue, ask
 from prunegpt.launch.slurm_submit import Submitter, UnansweredError
 from prunegpt.root import Root, write_json
@@ -77,7 +77,7 @@ class SlurmLauncher:
         self._options = options or SlurmOptions()
         self._submitter = Submitter(self._options, gpus, command)
         self._slots, self._settle = slots, settle
-        self._notes = notes_of(root)
+        self._root = root
         self._queue = Queue(self._options.poll)
         self._jobs: dict[str, _Job] = {}
         self._unanswered: dict[Path, _Job] = {}  # that Slurm may have taken, by the folder of the attempt
@@ -137,19 +137,10 @@ class SlurmLauncher:
 
     def close(self) -> None:
         """Cancels what still runs and waits for it, but not for a scheduler that is away: the next run cancels then."""
-        self._jobs |= {job.handle: job for job in self._unanswered.values()}
+        with suppress(LaunchError):
+            end_left(self._root, patience=_WAIT, words="", insist=False)
+        self._jobs.clear()
         self._unanswered.clear()
-        end = time.monotonic() + _WAIT
-        codes = [
-            ask("scancel", "--me", f"--name={job.handle}", *filter(None, [job.id]))[0] for job in self._jobs.values()
-        ]
-        away = any(codes)
-        while self._jobs and not away and time.monotonic() < end:
-            code, text = ask("squeue", "--noheader", "--me", "--format=%j")
-            away = code != 0
-            for name in set() if away else set(self._jobs) - set(text.split()):
-                self._forget(self._jobs.pop(name))
-            time.sleep(_LOOK if self._jobs else 0)
         for order in self._orders:
             order.drop()
         self._orders.clear()
@@ -197,7 +188,7 @@ class SlurmLauncher:
         self._queue.hurry()
 
     def _noted(self, job: _Job) -> Path:
-        return self._notes / f"{job.handle}.json"
+        return notes_of(self._root) / f"{job.handle}.json"
 
     def _note(self, job: _Job) -> None:
         write_json(self._noted(job), {"name": job.handle, "job": job.id, "folder": str(job.folder)})

@@ -18,6 +18,7 @@ from prunegpt.root import Root
 
 _PATIENCE = 90.0  # seconds; Slurm kills 30 seconds after it has asked, where its administrator says nothing else
 _LOOK = 0.5  # seconds between questions
+_WORDS = "its coordinator ended before it did: the job was cancelled by the next one."
 
 
 def notes_of(root: Root) -> Path:
@@ -32,11 +33,16 @@ class _Left:
     folder: Path | None  # of its attempt
 
 
-def end_left(root: Root, *, patience: float = _PATIENCE) -> None:
+def end_left(root: Root, *, patience: float = _PATIENCE, words: str = _WORDS, insist: bool = True) -> None:
     """Cancels the jobs that are noted in a root, and waits for their end. Nobody may be submitting any meanwhile.
 
     They are asked first, and write a checkpoint. One that was about to be submitted when its coordinator died, and
     gets into the queue later, ends itself when it begins.
+
+    Args:
+        patience: seconds that they get.
+        words: for the log of each.
+        insist: a scheduler that does not answer is asked again as long.
 
     Raises:
         LaunchError: they may still run.
@@ -61,8 +67,8 @@ def end_left(root: Root, *, patience: float = _PATIENCE) -> None:
             code, said = ask("squeue", "--noheader", "--me", f"--name={','.join(left)}", "--format=%j")
         if code == 0:
             for name in set(left) - set(said.split()):
-                _forget(left.pop(name), "its coordinator ended before it did: the job was cancelled by the next one.")
-        if left and time.monotonic() > end:
+                _forget(left.pop(name), words)
+        if left and (time.monotonic() > end or (code and not insist)):
             raise LaunchError(_refusal(root, left, "" if code == 0 else said.strip()))
         time.sleep(_LOOK if left else 0)
 

@@ -71,6 +71,12 @@ def judge(
     return Verdict(record, "failed")
 
 
+def left_open(record: AttemptRecord, trial: TrialPlan | None) -> TrialState | None:
+    """The state of a trial whose attempt ended while nobody looked, where it is not the attempt's own: it may wait."""
+    open_ = record.reason in ("lost", "stopped", "preempted") and not (trial and trial.foreign)
+    return "waiting" if open_ else None
+
+
 def tried(endings: Iterable[tuple[str, str]]) -> Counter[str]:
     """Reason -> how often a trial was tried again after it, since it last came to an end."""
     counted: Counter[str] = Counter()

@@ -11,6 +11,7 @@ from prunegpt.root import Root, write_json
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import AttemptRow, Store
 from prunegpt.sweep.attempt import Attempt, published_record
+from prunegpt.sweep.failures import left_open
 from prunegpt.sweep.lock import lives
 
 OUTSIDE = "outside.json"  # in the folder of an attempt that no coordinator of ours runs; touched when it speaks
@@ -87,9 +88,8 @@ def _close(root: Root, store: Store, row: AttemptRow) -> None:
         record, log = _ended(root, store, row)
     except (OSError, ValueError, ArithmeticError) as error:
         record, log = _lost(row, f"what it left cannot be read: {error}"), ""
-    plan = planned(root.path / row.folder)
-    waits = record.reason in ("lost", "stopped", "preempted") and not (plan and plan.foreign)
-    store.finish_attempt(record, state="waiting" if waits else None, log="" if record.state == "finished" else log)
+    state = left_open(record, planned(root.path / row.folder))
+    store.finish_attempt(record, state=state, log="" if record.state == "finished" else log)
 
 
 def _ended(root: Root, store: Store, row: AttemptRow) -> tuple[AttemptRecord, str]:

@@ -148,7 +148,7 @@ def test_recovery_ends_a_job_before_it_reads_what_it_left(root: Root, play: Play
 
 
 def test_recovery_closes_nothing_while_a_job_may_run(root: Root, play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(end_left, "__kwdefaults__", {"patience": 0.0})
+    monkeypatch.setattr(end_left, "__kwdefaults__", {**end_left.__kwdefaults__, "patience": 0.0})
     with Store.open(root) as store:
         (saved,) = store.save_sweep(make_plan(make_trial("a", "load a")))
         store.start_attempt(saved.id)

@@ -308,6 +308,10 @@ def test_a_run_of_wandb_is_never_taken_for_one_that_could_be_run_again(tmp_path:
     with Store.open(root) as store:
         assert store.retry("wandb-project", ["abc"]) == []
         assert store.result("wandb-project/abc").state == known
+    root.database.unlink()
+    mended(root)
+    with Store.open(root) as store:
+        assert store.result("wandb-project/abc").state == ("failed" if state == "running" else known)
 
 
 def test_a_sweep_is_not_removed_while_agents_run_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from prunegpt.records import AttemptRecord, read_points
 from prunegpt.root import Root, set_aside
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store
+from prunegpt.sweep.failures import left_open
 from prunegpt.sweep.recovery import planned
 from prunegpt.sweep.repair.finding import Finding
 
@@ -117,4 +118,4 @@ def _replay(root: Root, store: Store, folder: Path, plan: TrialPlan) -> None:
         error="it left no record that could be read when the database was made again.",
         started=begun,
     )
-    store.finish_attempt(record, state="waiting" if record.reason in ("lost", "stopped") else None)
+    store.finish_attempt(record, state=left_open(record, plan))
