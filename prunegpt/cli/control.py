@@ -11,11 +11,9 @@ from prunegpt.cli.options import JsonOption, RootOption, number, print_json, say
 from prunegpt.cli.running import LauncherOption, OnlyOption, SlotsOption, execute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from prunegpt.records import TrialResult
     from prunegpt.root import Root
-    from prunegpt.spec.plan import SweepPlan, TrialPlan
+    from prunegpt.spec.plan import SweepPlan
 
 NameArgument = Annotated[str, typer.Argument(help="A sweep.", show_default=False)]
 _ENDED = ("failed", "diverged", "stopped")
@@ -103,33 +101,15 @@ def _check_places(plan: "SweepPlan", before: "list[TrialResult]") -> None:
     """
     from prunegpt.errors import StoreError
 
-    planned = {trial.name: _places(trial) for trial in plan.trials if trial.sweep == plan.name}
+    planned = {trial.name: set(trial.inputs) for trial in plan.trials if trial.sweep == plan.name}
     for result in before:
-        was, now = _places(result.plan), planned.get(result.name, set())
+        was, now = set(result.plan.inputs), planned.get(result.name, set())
         if was - now and now - was:
             raise StoreError(
                 f"a sweep is resumed with the files that it was run with, but {result.name} would read "
                 f"{min(now - was)} instead of {min(was - now)}. Go to the folder that {plan.name} was run in and "
                 f"resume it there, or give its spec to `prunegpt sweep run` if the other files are meant."
             )
-
-
-def _places(trial: "TrialPlan") -> set[str]:
-    """Absolute paths of the files and folders that a trial reads."""
-
-    def leaves(node: object) -> "Iterator[str]":
-        if isinstance(node, str):
-            yield node
-        elif isinstance(node, dict):
-            for key, value in node.items():
-                yield key
-                yield from leaves(value)
-        elif isinstance(node, list):
-            for value in node:
-                yield from leaves(value)
-
-    decisive = trial.model_dump(mode="json", exclude={"config", "swept", "label", "teachers"})
-    return {text for text in leaves(decisive) if text.startswith("/")}
 
 
 def retry(

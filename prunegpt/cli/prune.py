@@ -147,7 +147,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
         PruneGPTError: it must stay.
     """
     from prunegpt.errors import PruneGPTError
-    from prunegpt.stages.cache import MASKS
+    from prunegpt.planning.sources import MASKS
 
     if not os.path.lexists(out):
         return

@@ -2,6 +2,7 @@
 
 import fnmatch
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from prunegpt.records import TrialResult
     from prunegpt.root import Root
     from prunegpt.spec.plan import SweepPlan, TrialPlan
-    from prunegpt.store.rows import Replaced
 
 _LISTED = 200  # finished trials that `status` shows without being asked for all
 
@@ -37,9 +37,10 @@ def check(
     Needs neither hub nor network: what could not be checked without them is said.
     """
     from prunegpt.cli.costs import costs, counted_problems, lost_zeros, per_trial, search_problems
-    from prunegpt.errors import SpecError
+    from prunegpt.errors import SpecError, StoreError
     from prunegpt.planning.resolve import Planner
     from prunegpt.root import Root
+    from prunegpt.store import Store
     from prunegpt.sweep.curves import curves_in
 
     where = Root.find(root)
@@ -65,7 +66,9 @@ def check(
         raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
     unchecked = [*plan.unchecked, *report.unchecked]
     notes = lost_zeros(trials)
-    replaced = _replaced(plan, where)
+    replaced = None
+    with suppress(StoreError), Store.open(where, create=False) as store:  # a run says what is wrong with it
+        replaced = store.replaced(plan)
     searches = {
         search.name: (search.spec.n_trials, per_trial(examples[search.name], where))
         for search in plan.searches
@@ -113,18 +116,6 @@ def check(
         print(f"note: {text}")
     if replaced:
         print(f"note: {replaced}")
-
-
-def _replaced(plan: "SweepPlan", root: "Root") -> "Replaced | None":
-    """What running a plan would take out of sight."""
-    from prunegpt.errors import StoreError
-    from prunegpt.store import Store
-
-    try:
-        with Store.open(root, create=False) as store:
-            return store.replaced(plan)
-    except StoreError:
-        return None  # nothing has run here, or the run will say what is wrong
 
 
 def chosen(plan: "SweepPlan", only: str | None) -> "list[TrialPlan]":

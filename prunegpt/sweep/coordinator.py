@@ -18,7 +18,6 @@ from prunegpt.records import EARLY_STOP
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import SavedTrial, Store
-from prunegpt.sweep.adaptive import NoSuggester, Suggester
 from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.board import Board, Published, name_of, select
 from prunegpt.sweep.control import Action, take
@@ -34,6 +33,7 @@ from prunegpt.sweep.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from prunegpt.sweep.early_stop import CurveStopper
+    from prunegpt.sweep.search.open import Searches
 
 _POLL = 0.05  # seconds between questions to the launcher
 _FOLLOW = 0.5  # seconds between looks at the files of running attempts
@@ -50,7 +50,7 @@ def run_sweep(
     on_event: Callable[[Event], None] = lambda _: None,
     interrupt: Interrupt | None = None,
     grace: float = _GRACE,
-    suggester: Suggester | None = None,
+    suggester: "Searches | None" = None,
     early_stopper: "CurveStopper | None" = None,
 ) -> SweepOutcome:
     """Runs every trial of a plan that is not finished yet, until one has reached the plan's target.
@@ -75,7 +75,7 @@ def run_sweep(
     """
     matched = matching(plan, only)
     stop = interrupt or Interrupt()
-    searching = suggester if suggester and _searches(plan, only) else NoSuggester()
+    searches = suggester if _searches(plan, only) else None
     patient = PatientLauncher(launcher, on_event)
     with coordinating(root, plan.name), store.sole_writer() as sole, stop.on_signals():
         if not sole:
@@ -89,11 +89,11 @@ def run_sweep(
             outdated, replaced = store.outdated(plan), store.replaced(plan)
             saved = store.save_sweep(plan)
             wanted = [trial for trial, match in zip(saved, matched, strict=True) if match]
-            if not isinstance(searching, NoSuggester):
-                searching.begin()  # before its earlier suggestions are asked for: it puts some aside
+            if searches is not None:
+                searches.begin()  # before its earlier suggestions are asked for: it puts some aside
                 earlier = store.suggested(plan)
                 saved, wanted = [*saved, *earlier], [*wanted, *earlier]
-            ledger = Ledger(root, store, saved, wanted, on_event, searching, early_stopper, plan.target)
+            ledger = Ledger(root, store, saved, wanted, on_event, searches, early_stopper, plan.target)
             run = _Run(plan, root, store, patient, queues(launcher), ledger, saved, wanted, stop, grace)
             return run.run(SweepStarted(plan.name, 0, 0, tuple(lost), tuple(outdated), str(replaced or "")))
         except OSError as error:
@@ -160,7 +160,7 @@ class _Run:
         ledger.order = [name_of(trial) for trial in trials]
         names = set(ledger.order)
         self.board = Board(trials, published, [trial for trial in plans if name_of(trial) not in names])
-        self.dispatch = Dispatcher(root, store, launcher, self.board, published, ledger, ledger.suggester, self._halted)
+        self.dispatch = Dispatcher(root, store, launcher, self.board, published, ledger, self._halted)
         self.attempts = self.dispatch.attempts
         self.watchdog = Watchdog(plan.failures, queues=queues)
         self.stopping = 0  # how much of the interrupt was passed on

@@ -7,7 +7,6 @@ from prunegpt.records import StageRecord, TrialState
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
-from prunegpt.sweep.adaptive import Suggester
 from prunegpt.sweep.attempt import Attempt, last_number, published_record, readable
 from prunegpt.sweep.board import Blocked, Board, Published, Unit, name_of
 from prunegpt.sweep.events import TrialStarted
@@ -31,7 +30,6 @@ class Dispatcher:
     board: Board
     published: Published
     ledger: Ledger
-    suggester: Suggester
     halted: Callable[[], bool]
     attempts: dict[str, Attempt] = field(default_factory=dict)
 
@@ -67,7 +65,7 @@ class Dispatcher:
 
     def _suggest(self) -> bool:
         """Adds a trial that was not planned; whether there was one."""
-        trial = self.suggester.suggest()
+        trial = self.ledger.searches.suggest() if self.ledger.searches else None
         if trial is None or name_of(trial) in self.board.waiting or name_of(trial) in self.attempts:
             return False
         if self.ledger.suggested(trial):

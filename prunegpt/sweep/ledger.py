@@ -11,7 +11,6 @@ from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.search import MEASURED
 from prunegpt.spec.target import TargetSpec
 from prunegpt.store import SavedTrial, Store
-from prunegpt.sweep.adaptive import NoSuggester, Suggester
 from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.board import name_of
 from prunegpt.sweep.events import CacheHit, Event, SweepOutcome, TargetReached, TrialFailed, TrialFinished
@@ -19,6 +18,7 @@ from prunegpt.sweep.failures import Verdict
 
 if TYPE_CHECKING:
     from prunegpt.sweep.early_stop import CurveStopper
+    from prunegpt.sweep.search.open import Searches
 
 SETTLED = ("finished", "diverged", "stopped")  # states of a trial that another run does not change
 
@@ -38,7 +38,7 @@ class Ledger:
     saved: InitVar[Iterable[SavedTrial]]
     wanted: InitVar[Iterable[SavedTrial]]
     on_event: Callable[[Event], None]
-    suggester: Suggester
+    searches: "Searches | None" = None
     early_stopper: "CurveStopper | None" = None
     target: TargetSpec | None = None
     plans: dict[str, TrialPlan] = field(init=False)
@@ -140,10 +140,11 @@ class Ledger:
     def _tell_result(self, trial: TrialPlan, state: TrialState) -> None:
         if self.early_stopper is not None:
             self.early_stopper.end(trial, state)
-        if self.target is None and isinstance(self.suggester, NoSuggester):
+        if self.target is None and self.searches is None:
             return
         result = self.store.result(self.ids[name_of(trial)])
-        self.suggester.tell(result)
+        if self.searches is not None:
+            self.searches.tell(result)
         self._compare(result)
 
     def _compare(self, result: TrialResult) -> None:

@@ -6,7 +6,6 @@ from typing import Protocol
 from prunegpt.records import TrialResult
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.store import Store
-from prunegpt.sweep.adaptive import NoSuggester, Suggester
 from prunegpt.sweep.search.curves import clocked, objective_curve
 from prunegpt.sweep.search.suggester import Search
 
@@ -19,7 +18,7 @@ class Planner(Protocol):
 
 
 class Searches:
-    """All searches of a sweep; the one with the fewest trials running suggests next.
+    """All searches of a sweep; the one with the fewest trials running suggests next. Used from one thread.
 
     Args:
         opened: opens them, in the sweep's order: not before the sweep begins, for what is put aside is written then,
@@ -31,9 +30,11 @@ class Searches:
         self._searches: tuple[Search, ...] = ()
 
     def begin(self) -> None:
+        """Asked once and first, when the coordinator has the root and the store knows how earlier trials ended."""
         self._searches = tuple(self._opened())
 
     def suggest(self) -> TrialPlan | None:
+        """A trial to run now; None where there is none now. It may differ once a running trial has ended."""
         for search in sorted(self._searches, key=lambda search: search.running):
             trial = search.suggest()
             if trial is not None:
@@ -41,18 +42,17 @@ class Searches:
         return None
 
     def tell(self, result: TrialResult) -> None:
+        """A trial of the sweep has ended, one way or another."""
         for search in self._searches:
             search.tell(result)
 
 
-def open_search(plan: SweepPlan, store: Store, planner: Planner) -> Suggester:
+def open_search(plan: SweepPlan, store: Store, planner: Planner) -> Searches:
     """The searches of a plan; they begin as they then stand in the store.
 
     Trials that a changed spec could not suggest are put aside. What `begin` raises is a PruneGPTError: a sampler cannot
     be made.
     """
-    if not plan.searches:
-        return NoSuggester()
 
     def opened() -> list[Search]:
         results = store.results(plan.name, shown=None)
