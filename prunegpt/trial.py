@@ -52,25 +52,19 @@ def run_trial(
     usage, writing = Usage(), threading.Lock()  # two threads write points
     reached = [(0, 0, 0.0, 0)]  # stage, step, epoch and tokens of the newest one
 
-    def write(place: tuple[int, int, float, int], name: str, value: float) -> None:
-        if points is not None:
-            reached[0] = place
-            stage, step, epoch, tokens = place
-            now = time.time()
-            points.write(
-                Point(stage=stage, step=step, epoch=epoch, name=name, value=finite(value), time=now, tokens=tokens)
-            )
-
     def emit(stage: int, step: int, epoch: float, name: str, value: float, tokens: int) -> None:
         with writing:
-            write((stage, step, epoch, tokens), name, value)
+            reached[0] = (stage, step, epoch, tokens)
+            if points is not None:
+                now, known = time.time(), finite(value)
+                points.write(
+                    Point(stage=stage, step=step, epoch=epoch, name=name, value=known, time=now, tokens=tokens)
+                )
 
     def measure() -> None:
-        found = usage.look()
-        with writing:
-            place = max(reached[0], (min(len(stages), len(plan.stages) - 1), 0, 0.0, 0))
-            for name, value in found.items():
-                write(place, name, value)
+        stage, step, epoch, tokens = max(reached[0], (min(len(stages), len(plan.stages) - 1), 0, 0.0, 0))
+        for name, value in usage.look().items():
+            emit(stage, step, epoch, name, value, tokens)
 
     with (
         nullcontext() if points is None else closing(points),

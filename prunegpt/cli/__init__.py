@@ -10,7 +10,6 @@ from prunegpt import __version__
 from prunegpt.cli import (
     doctor,
     evaluate,
-    fields,
     masks,
     prune,
     recipe,
@@ -52,7 +51,6 @@ def _version(
         raise typer.Exit
 
 
-fields.register(sweep.app)
 study.register(sweep.app)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(trial.app, name="trial")

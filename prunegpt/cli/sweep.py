@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli import control, watch
-from prunegpt.cli.options import JsonOption, RootOption, SetOption, number, print_json, print_table
+from prunegpt.cli.options import JsonOption, RootOption, SetOption, number, print_json, print_table, say
 from prunegpt.cli.running import LauncherOption, OnlyOption, SlotsOption, execute
 
 if TYPE_CHECKING:
@@ -172,6 +172,21 @@ def run(
     planner = Planner(spec, overrides or [], where, curves_in(where), strict=True)
     matching(planner.plan, only)  # a glob that matches nothing is told before anything runs
     execute(planner, where, only=only, launcher=launcher, slots=slots)
+
+
+@app.command(epilog="Example: prunegpt sweep fields --update sweeps/README.md")
+def fields(
+    update: Annotated[Path | None, typer.Option("--update", help="Write it to this file instead.")] = None,
+) -> None:
+    """Every field of a spec with its values, default and meaning, as Markdown."""
+    from prunegpt.root import write_text
+    from prunegpt.spec.reference import reference
+
+    if update is None:
+        print(reference(), end="")
+        return
+    write_text(update, reference())
+    say(f"{update}: written")
 
 
 @app.command(epilog="Example: prunegpt sweep status quickstart")

@@ -84,27 +84,23 @@ class LocalLauncher:
             self._discard(slot)
         self._count += 1
         handle = f"local-{slot.index}-{self._count}"
-        if slot.worker is None and not _memory_is_back(slot):
-            slot.handle, slot.folder, slot.cancelled = handle, folder, False  # `poll` starts it
-            return handle
-        if slot.worker is None:
-            self._start(slot, folder)
+        self._start(slot, folder)
         slot.handle, slot.folder, slot.cancelled = handle, folder, False
         return handle
 
     def _start(self, slot: _Slot, folder: Path) -> None:
-        slot.worker = WorkerProcess(self._command, slot.environment, self._logs / f"local-{slot.index}.log")
-        slot.worker.send(folder)  # where it died already, `poll` finds it dead
+        """Gives a slot a worker; where memory must come back first, `poll` does it later."""
+        if slot.worker is None and _memory_is_back(slot):
+            slot.worker = WorkerProcess(self._command, slot.environment, self._logs / f"local-{slot.index}.log")
+            slot.worker.send(folder)  # where it died already, `poll` finds it dead
 
     def poll(self, handle: str) -> Exited | None:
         if handle in self._ended:
             return self._ended[handle]
         slot = self._slot(handle)
+        self._start(slot, slot.folder)
         if slot.worker is None:
-            if not _memory_is_back(slot):
-                return None
-            self._start(slot, slot.folder)
-        assert slot.worker is not None
+            return None
         code = slot.worker.code  # before the answers: a dead worker answers no more
         state = slot.worker.answers().get(str(slot.folder))
         if state is None and code is None:

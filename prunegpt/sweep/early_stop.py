@@ -20,6 +20,7 @@ from prunegpt.spec.search import EarlyStopSpec
 from prunegpt.store import Store
 from prunegpt.store.read import MEASURED, MEASURED_PREFIX
 from prunegpt.sweep.attempt import TOTAL_STEPS
+from prunegpt.sweep.board import name_of
 from prunegpt.sweep.tokens import TokenClock
 
 if TYPE_CHECKING:
@@ -98,11 +99,11 @@ class CurveStopper:
         if state in ("waiting", "running"):
             return
         self._begin(trial, -math.inf)
-        known = trial_name(trial) in self._curves
+        known = name_of(trial) in self._curves
         curve = self._curve(trial)
         if not known:
             self._recall(curve, trial, None)
-        del self._curves[trial_name(trial)]
+        del self._curves[name_of(trial)]
         told = TrialState.COMPLETE if state == "finished" else TrialState.PRUNED if curve.stopped else TrialState.FAIL
         value = curve.latest
         if told is TrialState.COMPLETE and (value is None or math.isnan(value)):
@@ -123,7 +124,7 @@ class CurveStopper:
         events: list[tuple[float, int, TrialPlan, Point | str]] = []
         for order, result in enumerate(history()):
             trial = result.plan
-            is_now = trial_name(trial) == trial_name(now)
+            is_now = name_of(trial) == name_of(now)
             points = [point for point in self._stored(trial) if not is_now or point.time < until]
             events += [(point.time, order, trial, point) for point in points]
             if result.state in ("finished", "failed", "diverged", "stopped") and not is_now:
@@ -142,7 +143,7 @@ class CurveStopper:
     # -- one trial ---------------------------------------------------------------------------------------------
 
     def _curve(self, trial: TrialPlan) -> _Curve:
-        name = trial_name(trial)
+        name = name_of(trial)
         if name not in self._curves:
             with quiet():
                 self._curves[name] = _Curve(self._study(trial).ask(), TokenClock(trial))
@@ -216,14 +217,9 @@ class CurveStopper:
         if self._store is None:
             return []
         names = dict.fromkeys((self.spec.metric, "loss", _ENDS, *(() if self.every else (TOTAL_STEPS,))))
-        found = [point for name in names for point in self._store.points(trial_name(trial), name, stage=stage)]
+        found = [point for name in names for point in self._store.points(name_of(trial), name, stage=stage)]
         points = [point for point in found if 0 <= point.stage < len(trial.stages)]
         return sorted(points, key=lambda point: (point.stage, point.tokens, point.time))
-
-
-def trial_name(trial: TrialPlan) -> str:
-    """SWEEP/TRIAL."""
-    return f"{trial.sweep}/{trial.name}"
 
 
 def _width(curve: _Curve, trial: TrialPlan, point: Point) -> int | None:

@@ -5,10 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-def nothing() -> None:
-    """Of a finding that needs no mending."""
-
-
 @dataclass(frozen=True)
 class Finding:
     """One thing that is not as it should be, in words for people.
@@ -27,4 +23,4 @@ class Finding:
     text: str
     mend: str = ""
     deletes: bool = False
-    apply: Callable[[], object] = field(default=nothing, repr=False, compare=False)
+    apply: Callable[[], object] = field(default=lambda: None, repr=False, compare=False)
