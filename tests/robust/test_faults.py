@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.errors import PruneGPTError
+from prunegpt.errors import PruneGPTError, StoreError
 from prunegpt.root import Root, publishing, seal
 from prunegpt.store import Store, engine
 from prunegpt.sweep.repair import examine
 from tests.robust.conftest import MORE, TRIALS, Undisturbed, figures, run
 from tests.robust.test_power_cuts import DULL
+from tests.sweep_plans import make_trial
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -75,6 +76,30 @@ def test_a_write_that_finds_no_space_leaves_what_was_there(
             run(root, *TRIALS)
     assert run(root, *MORE).ok
     assert figures(root) == undisturbed.figures
+
+
+def test_a_database_on_a_full_disk_says_so(
+    tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pages are counted, which SQLite tells as it tells a full disk."""
+    root = Root(tmp_path / "runs")
+    run(root, *TRIALS[:1])
+    journal = engine._choose_journal
+
+    def small(connection: sqlite3.Connection) -> None:
+        journal(connection)
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count={pages}")
+
+    with monkeypatch.context() as patched, Store.open(root) as store:
+        store.sweeps()
+        patched.setattr(engine, "_choose_journal", small)
+        with Store.open(root) as full, pytest.raises(StoreError, match=r"database or disk is full\. Free some space"):
+            full.set_note(1, "x" * 10**6)
+        with pytest.raises(StoreError, match="it goes on where it was"):
+            run(root, *(make_trial(f"t{index}", "load ft pa") for index in range(200)))
+    assert run(root, *MORE).ok
+    assert {name: found for name, found in figures(root).items() if name in "abc"} == undisturbed.figures
 
 
 def test_a_root_that_cannot_be_written_is_told(tmp_path: Path) -> None:
@@ -141,7 +166,7 @@ def test_a_database_that_stays_busy_is_told_and_lost_nothing(
     with monkeypatch.context() as patched, sqlite3.connect(root.database, isolation_level=None) as other:
         patched.setattr(engine, "_BUSY", 0.2)
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(Exception, match="locked"):
+        with pytest.raises(StoreError, match=r"database is locked\. Another process has held it"):
             run(root, *MORE)
         other.execute("ROLLBACK")
     assert run(root, *MORE).ok
