@@ -5,6 +5,7 @@ random number.
 """
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -26,6 +27,8 @@ from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.sources import model_place, tensor_shapes, weight_files
 
 _MATRIX = 2  # dimensions
+_SPECIAL = 64  # tokens that a tokeniser may put around every text
+_GROWTH = 1024  # signs that its normaliser may make of one
 _SAMPLED = 64  # rows of a matrix that zeros are counted in
 _LISTED = 5  # weights named in one message
 _OVERSIZE = 4  # times as many weights as are stored may be asked for before the names of those missing are looked at
@@ -166,12 +169,38 @@ def load_tokenizer(
         options["code_revision"] = code_revision
     with _explained(source, "tokeniser"):
         found = _shared(AutoTokenizer.from_pretrained(name, **options))
+    _check_growth(source, found)
     if not found("some text", add_special_tokens=False)["input_ids"]:  # what transformers makes up without any file
         raise ModelError(
             f"a tokeniser must have a vocabulary, but {source} has no tokenizer.json or other tokeniser file. "
             f"Name the tokeniser's own hub id or folder."
         )
     return found
+
+
+def _check_growth(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokeniser gives about as many tokens as a text has signs: rules that multiply them would fill the memory.
+
+    Those are special tokens around every text, and texts that its normaliser puts in.
+    """
+    special = tokenizer.num_special_tokens_to_add()
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+    rules = json.loads(normalizer.__getstate__()) if normalizer is not None else {}
+    growth = math.prod(max(1, len(text)) for text in _inserted(rules))
+    for what, count, most in (("special tokens around a text", special, _SPECIAL), ("signs for one", growth, _GROWTH)):
+        if count > most:
+            raise ModelError(
+                f"a tokeniser must give about as many tokens as a text has signs, but that of {source} puts in up to "
+                f"{count:,} {what}, and {most} are allowed. Take the tokeniser from where the model was trained."
+            )
+
+
+def _inserted(rule: Any) -> Iterator[str]:
+    """The texts that a normaliser, or one of a sequence, puts into a text."""
+    if isinstance(rule, dict):
+        yield from (rule[name] for name in ("content", "prepend") if isinstance(rule.get(name), str))
+        for each in rule.get("normalizers") or ():
+            yield from _inserted(each)
 
 
 def _shared(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

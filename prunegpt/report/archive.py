@@ -4,6 +4,8 @@ A table made from an archive equals the one made from the store it came from, to
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,14 @@ import numpy as np
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.measure import WindowsOf
+from prunegpt.report.statistics import Windows
 from prunegpt.root import publishing, write_json
+from prunegpt.spec.part import Part
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.schema import TableSpec
 
 _RESULTS, _WINDOWS = "results.json", "windows.npz"
+_LARGEST = 1 << 29  # bytes of either, unpacked: the windows of 10,000 trials take a tenth
 
 
 @dataclass(frozen=True)
@@ -76,34 +81,65 @@ def read_archive(folder: Path) -> Archive:
     """Reads an archive.
 
     Raises:
-        ReportError: the folder holds none.
+        ReportError: the folder holds none, or one that was damaged or made to do harm.
     """
     try:
-        content = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))
-        with np.load(folder / _WINDOWS, allow_pickle=False) as file:
-            losses = {int(name): np.asarray(file[name], dtype=np.float64) for name in file.files}
-    except (OSError, ValueError) as error:
+        content = json.loads(_bounded(folder / _RESULTS).read_text(encoding="utf-8"))
+        written = _Written.model_validate(content)
+        losses = _losses(_bounded(folder / _WINDOWS))
+    except (OSError, ValueError, RecursionError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ReportError(
-            f"an archive of results must hold {_RESULTS} and {_WINDOWS}, but {folder} does not: {error}. "
+            f"an archive of results must hold {_RESULTS} and {_WINDOWS}, but {folder} does not: {_first_line(error)}. "
             f"Write it with `prunegpt table NAME --archive FOLDER`."
         ) from error
     return Archive(
-        sweep=content["sweep"],
-        commit=content["commit"],
-        tables=tuple(TableSpec.model_validate(table) for table in content["tables"]),
-        results=tuple(_result(trial, folder) for trial in content["results"]),
+        sweep=written.sweep,
+        commit=written.commit,
+        tables=written.tables,
+        results=tuple(_result(trial, folder) for trial in written.results),
         windows=lambda trial: losses.get(trial.id),
     )
 
 
+class _Written(Part):
+    """results.json, but for the results themselves, which another version may have written."""
+
+    sweep: str
+    commit: str | None
+    tables: tuple[TableSpec, ...]
+    results: tuple[Mapping[str, Any], ...]
+
+
+def _bounded(file: Path) -> Path:
+    """Raises ValueError where a file is larger than any archive's."""
+    if file.stat().st_size > _LARGEST:
+        raise ValueError(f"{file.name} must be at most {_LARGEST:,} bytes, but has {file.stat().st_size:,}")
+    return file
+
+
+def _losses(file: Path) -> dict[int, Windows]:
+    """Trial id -> window losses, float64 [windows, 2]; what a small file would unpack to is looked at first."""
+    with zipfile.ZipFile(file) as packed:
+        size = sum(item.file_size for item in packed.infolist())
+    if size > _LARGEST:
+        raise ValueError(f"{file.name} must unpack to at most {_LARGEST:,} bytes, but says {size:,}")
+    with np.load(file, allow_pickle=False) as stored:
+        return {int(name): np.asarray(stored[name], dtype=np.float64) for name in stored.files}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def _result(written: Mapping[str, Any], folder: Path) -> TrialResult:
     """A trial that this version kept, or an earlier one, which repeated parts of the plan beside it."""
-    plan = written["plan"]
+    plan = written.get("plan")
     try:
         own = {name: value for name, value in written.items() if name in TrialResult.model_fields}
         return TrialResult.model_validate({**own, "plan": TrialPlan.reopened(json.dumps(plan))})
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        named = f"{plan.get('sweep')}/{plan.get('name')}" if isinstance(plan, dict) else "a trial"
         raise ReportError(
-            f"the plan of {plan.get('sweep')}/{plan.get('name')} in {folder} cannot be read by this version: {error}. "
+            f"the plan of {named} in {folder} cannot be read by this version: {error}. "
             f"Write the archive anew with `prunegpt table NAME --archive {folder}`, where its sweep was run."
         ) from error

@@ -1,13 +1,16 @@
 """Which tensors a pattern means: exact name, glob, or `re:` expression, on parameter or module names. No torch."""
 
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+import regex
+
 from prunegpt.errors import PruningError, nearest
 
 _SHOWN = 6
+_SHOWN_SIGNS = 120  # of a pattern in a message
+_PATIENCE = 0.2  # seconds that a pattern may take over one name
 
 
 class Matrix(NamedTuple):
@@ -41,18 +44,23 @@ def matches(name: str, pattern: str) -> bool:
     """Whether a pattern means this parameter, by its own name or its module's.
 
     Raises:
-        PruningError: `re:` with something that is no regular expression.
+        PruningError: `re:` with something that is no regular expression, or takes forever.
     """
     module = name.removesuffix(".weight")
     if pattern.startswith("re:"):
         try:
-            compiled = re.compile(pattern[3:])
-        except re.error as error:
+            compiled = regex.compile(pattern[3:])
+            return any(compiled.fullmatch(each, timeout=_PATIENCE) for each in (name, module))
+        except TimeoutError as error:
             raise PruningError(
-                f"what follows re: must be a regular expression, but {pattern!r} is not: {error}. "
+                f"a regular expression must match a name within {_PATIENCE:g} seconds, but {pattern[:_SHOWN_SIGNS]!r} "
+                f"does not. Repeat no group that is itself repeated, or write a glob without re:."
+            ) from error
+        except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+            raise PruningError(
+                f"what follows re: must be a regular expression, but {pattern[:_SHOWN_SIGNS]!r} is not: {error}. "
                 f"Escape its special signs, or write a glob without re:."
             ) from error
-        return bool(compiled.fullmatch(name) or compiled.fullmatch(module))
     return any(candidate == pattern or fnmatchcase(candidate, pattern) for candidate in (name, module))
 
 

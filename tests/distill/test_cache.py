@@ -77,7 +77,7 @@ def test_what_the_truncation_loses_is_reported(tmp_path: Path, teacher: Teacher)
 def test_folder_and_types(tmp_path: Path, teacher: Teacher) -> None:
     build_cache(tmp_path / "c", teacher, BLOCKS, **KEYS, k=6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
-    names = ["cache.json", "fingerprints.npy", "indices.npy", "log_probs.npy", "log_rest.npy"]
+    names = ["cache.json", "files.json", "fingerprints.npy", "indices.npy", "log_probs.npy", "log_rest.npy"]
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == names
     assert np.load(tmp_path / "c" / "indices.npy").dtype == np.uint16
     assert np.load(tmp_path / "c" / "log_probs.npy").dtype == np.float16

@@ -42,6 +42,7 @@ def test_the_model_is_not_run_again(make_model: Make, windows: Tensor, tmp_path:
     assert sorted(path.name for path in first.folder.iterdir()) == [
         "block-0000.safetensors",
         "block-0001.safetensors",
+        "files.json",
         "statistics.json",
     ]
 
@@ -96,5 +97,5 @@ def test_what_is_no_store_is_said_to_be_none(make_model: Make, windows: Tensor, 
         list(store.blocks(["lm_head.weight"]))
     index = json.loads((store.folder / "statistics.json").read_text())
     (store.folder / "statistics.json").write_text(json.dumps(index | {"format": 99}))
-    with pytest.raises(PruningError, match=r"must be of format 1, but those in .* are of 99"):
+    with pytest.raises(PruningError, match=r"must be of format 2, but those in .* are of 99"):
         StatisticsStore(store.folder)
