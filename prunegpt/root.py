@@ -128,6 +128,19 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
 
 
+def read_json(path: Path) -> Any:
+    """The JSON in a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON in UTF-8, or nested too deep to be anybody's.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole. NaN and infinity are refused: JSON has neither."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
@@ -197,7 +210,7 @@ def sealed(folder: Path) -> dict[str, tuple[int, str]] | None:
         ValueError: files.json is not what `seal` writes.
     """
     try:
-        content = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        content = read_json(folder / SEAL)
     except FileNotFoundError:
         return None
     try:

@@ -1,6 +1,5 @@
 """prunegpt recipe: what a recipe means here, SparseML's included, and its translation."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +54,7 @@ def _tensors(model: str) -> "Tensors":
     from prunegpt.errors import ModelError, unknown
     from prunegpt.planning.sources import tensor_shapes, weight_files
     from prunegpt.recipes.matching import TensorInfo, with_classes
+    from prunegpt.root import read_json
 
     if is_builtin(model) and model not in BUILTIN_MODELS:
         raise ModelError(unknown("built-in model", model, BUILTIN_MODELS))
@@ -66,7 +66,7 @@ def _tensors(model: str) -> "Tensors":
         raise ModelError(f"a model must be a transformers folder or builtin:NAME, but {model} is none. Check the path.")
     shapes = tensor_shapes(folder, weight_files(folder))
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
     except ValueError:
         config = {}
     return with_classes(shapes, config if isinstance(config, dict) else {})

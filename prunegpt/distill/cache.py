@@ -14,7 +14,6 @@ A temperature above 1 moves mass to the tokens that are not kept, so what a cach
     FOLDER/fingerprints.npy     [blocks] uint32: CRC-32 of each block's tokens
 """
 
-import json
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from torch import Tensor
 from prunegpt.distill.targets import TopKTargets
 from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import DistillationError
-from prunegpt.root import publishing, seal, whole, write_json
+from prunegpt.root import publishing, read_json, seal, whole, write_json
 
 FORMAT = 2
 ARRAYS = ("indices", "log_probs", "log_rest", "fingerprints")
@@ -90,7 +89,7 @@ class TopKCache:
         if not path.exists():
             raise DistillationError(f"there is no cache of teacher logits at {folder}. Build it with build_cache.")
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path)
             truncation = tuple(Truncation(**each) for each in stored.pop("truncation"))
             meta = Meta(**stored, truncation=truncation)
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}

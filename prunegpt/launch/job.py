@@ -4,7 +4,6 @@ How it ended stands in FOLDER/exit.json, which the launcher reads: a scheduler's
 or not kept at all.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from types import FrameType
 
 from prunegpt.launch.log import LOG
 from prunegpt.launch.worker import PARENT_VARIABLE
-from prunegpt.root import write_json
+from prunegpt.root import read_json, write_json
 
 EXIT = "exit.json"
 ABANDONED = "abandoned"  # a file beside it: whoever submitted the attempt is gone, and it shall not begin any more
@@ -44,7 +43,7 @@ class Ended:
     def read(cls, folder: Path) -> "Ended | None":
         """What exit.json in an attempt's folder says; None where it is not there."""
         try:
-            found = json.loads((folder / EXIT).read_text(encoding="utf-8"))
+            found = read_json(folder / EXIT)
             return cls(found["code"], found["signal"], tuple(found["heard"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -4,7 +4,6 @@ Every job is noted in ROOT/launch/slurm before it is submitted, so that it is fo
 died at, and whatever launcher the next run uses.
 """
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from prunegpt.errors import LaunchError
 from prunegpt.launch.job import ABANDONED, Ended
 from prunegpt.launch.log import LOG, append
 from prunegpt.launch.slurm_queue import ask
-from prunegpt.root import Root
+from prunegpt.root import Root, read_json
 
 _PATIENCE = 90.0  # seconds; Slurm kills 30 seconds after it has asked, where its administrator says nothing else
 _LOOK = 0.5  # seconds between questions
@@ -75,7 +74,7 @@ def end_left(root: Root, *, patience: float = _PATIENCE, words: str = _WORDS, in
 
 def _read(note: Path) -> _Left:
     try:
-        known = json.loads(note.read_text(encoding="utf-8"))
+        known = read_json(note)
         return _Left(note, str(known["name"]), Path(known["folder"]))
     except (OSError, ValueError, KeyError, TypeError):
         return _Left(note, note.stem, None)

@@ -169,8 +169,9 @@ def load_tokenizer(
         options["code_revision"] = code_revision
     with _explained(source, "tokeniser"):
         found = _shared(AutoTokenizer.from_pretrained(name, **options))
-    _check_growth(source, found)
-    if not found("some text", add_special_tokens=False)["input_ids"]:  # what transformers makes up without any file
+        _check_growth(source, found)
+        tokens = found("some text", add_special_tokens=False)["input_ids"]
+    if not tokens:  # what transformers makes up without any file
         raise ModelError(
             f"a tokeniser must have a vocabulary, but {source} has no tokenizer.json or other tokeniser file. "
             f"Name the tokeniser's own hub id or folder."
@@ -362,7 +363,7 @@ def _explained(source: str | Path, what: str = "model") -> Iterator[None]:
     """Turns what transformers and the hub raise while loading into a ModelError."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ModelError):
         raise
     except Exception as error:  # a broken file, the hub and the network raise anything
         text = str(error).strip()

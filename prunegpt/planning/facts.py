@@ -1,6 +1,5 @@
 """What can be known of a model and a text without loading either: fingerprint, tensors, layers, vocabulary."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from prunegpt.planning.sources import (
     tokenizer_files,
     weight_files,
 )
+from prunegpt.root import read_json
 from prunegpt.spec.distilling import Shape
 from prunegpt.spec.schema import DataSpec, ModelSpec
 
@@ -242,8 +242,8 @@ def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | Non
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise ModelError(f"{path.name} must be JSON, but {path} is not: {error}. Copy or download it again.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path.name} must be a JSON object, but {path} holds {type(content).__name__}.")

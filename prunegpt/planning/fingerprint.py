@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from prunegpt.root import Root, sha256, write_json
+from prunegpt.root import Root, read_json, sha256, write_json
 
 FORMAT = 2  # raise it when a stage of the same config would come out differently
 _SETTLED = 2_000_000_000  # nanoseconds
@@ -57,7 +57,7 @@ class Files:
         self._changed = False
         if self._path and self._path.exists():
             try:
-                known = json.loads(self._path.read_text(encoding="utf-8"))
+                known = read_json(self._path)
                 self._known = {path: entry for path, entry in known.items() if len(entry) == _ENTRY}
             except (OSError, ValueError, AttributeError, TypeError):
                 self._known = {}  # only a memory: damaged, it is made again

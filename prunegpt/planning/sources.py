@@ -1,6 +1,5 @@
 """Where models and texts lie on this machine: the one place that says what a name in a spec leads to. No torch."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from safetensors import SafetensorError, safe_open
 
 from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
 from prunegpt.errors import DataError, ModelError, unknown
+from prunegpt.root import read_json
 from prunegpt.spec.schema import ModelSpec
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
@@ -157,7 +157,7 @@ def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, .
     index = folder / _INDEX
     if index.is_file():
         try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            named = set(read_json(index)["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{_INDEX} must be JSON with a weight_map, but {index} is not: {error!r}. {_AGAIN}"

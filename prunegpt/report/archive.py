@@ -17,7 +17,7 @@ from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.measure import WindowsOf
 from prunegpt.report.statistics import Windows
-from prunegpt.root import publishing, write_json
+from prunegpt.root import publishing, read_json, write_json
 from prunegpt.spec.part import Part
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.schema import TableSpec
@@ -84,10 +84,10 @@ def read_archive(folder: Path) -> Archive:
         ReportError: the folder holds none, or one that was damaged or made to do harm.
     """
     try:
-        content = json.loads(_bounded(folder / _RESULTS).read_text(encoding="utf-8"))
+        content = read_json(_bounded(folder / _RESULTS))
         written = _Written.model_validate(content)
         losses = _losses(_bounded(folder / _WINDOWS))
-    except (OSError, ValueError, RecursionError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ReportError(
             f"an archive of results must hold {_RESULTS} and {_WINDOWS}, but {folder} does not: {_first_line(error)}. "
             f"Write it with `prunegpt table NAME --archive FOLDER`."
@@ -137,7 +137,7 @@ def _result(written: Mapping[str, Any], folder: Path) -> TrialResult:
     try:
         own = {name: value for name, value in written.items() if name in TrialResult.model_fields}
         return TrialResult.model_validate({**own, "plan": TrialPlan.reopened(json.dumps(plan))})
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         named = f"{plan.get('sweep')}/{plan.get('name')}" if isinstance(plan, dict) else "a trial"
         raise ReportError(
             f"the plan of {named} in {folder} cannot be read by this version: {error}. "

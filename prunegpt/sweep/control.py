@@ -1,6 +1,5 @@
 """Wishes of other processes: files below ROOT/control, which whoever coordinates the root takes away and does."""
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,7 +9,7 @@ from typing import Literal, get_args
 from uuid import uuid4
 
 from prunegpt.errors import LaunchError
-from prunegpt.root import Root, write_json
+from prunegpt.root import Root, read_json, write_json
 from prunegpt.sweep.lock import coordinator
 
 _UNHEARD = 30.0  # seconds after which a wish that nobody has taken is one that nobody will
@@ -86,7 +85,7 @@ def take(root: Root) -> list[Action]:
 def _take(file: Path) -> Action | None:
     """One wish; None where another process took it, or it is none that we know."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         file.unlink()
         action = Action(**found)
     except (OSError, ValueError, TypeError):

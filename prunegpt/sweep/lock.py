@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import socket
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prunegpt.errors import LaunchError
-from prunegpt.root import Root, write_json
+from prunegpt.root import Root, read_json, write_json
 
 _PATIENCE = 0.5  # seconds that the lock is tried for: whoever asks who coordinates holds it for an instant
 _TAKEN = (errno.EACCES, errno.EAGAIN)
@@ -99,7 +98,7 @@ def _note(root: Root) -> Path:
 
 def _read(root: Root) -> Holder | None:
     try:
-        return Holder(**json.loads(_note(root).read_text(encoding="utf-8")))
+        return Holder(**read_json(_note(root)))
     except (OSError, ValueError, TypeError):
         return None
 

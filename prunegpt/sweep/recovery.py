@@ -1,13 +1,12 @@
 """What an earlier coordinator or agent left behind: attempts that still stand as running, though nobody runs them."""
 
-import json
 import os
 import socket
 from pathlib import Path
 
 from prunegpt.launch.slurm_left import end_left
 from prunegpt.records import AttemptRecord
-from prunegpt.root import Root, write_json
+from prunegpt.root import Root, read_json, write_json
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import AttemptRow, Store
 from prunegpt.sweep.attempt import Attempt, published_record
@@ -77,7 +76,7 @@ def is_outside(folder: Path, silent: float = _SILENT) -> bool:
 def _process(folder: Path) -> tuple[int, str] | None:
     """Process and host of the agent's run in a folder; None where it is something else."""
     try:
-        found = json.loads((folder / OUTSIDE).read_text(encoding="utf-8"))
+        found = read_json(folder / OUTSIDE)
         return int(found["pid"]), str(found["host"])
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -1,6 +1,5 @@
 """Agents of a sweep on this machine, and what the run of one means: its arguments name one trial of a spec."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from filelock import FileLock
 from prunegpt.errors import Problem, SpecError, StoreError, nearest
 from prunegpt.launch.local import cuda_devices, slot_environment
 from prunegpt.planning.resolve import Planner
-from prunegpt.root import Root, write_json
+from prunegpt.root import Root, read_json, write_json
 from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.read import bounded_value
 from prunegpt.spec.search import Dimension
@@ -170,7 +169,7 @@ def number_of(root: Root, sweep: str, search: str, chosen: Mapping[str, Any]) ->
     file = root.path / "wandb" / "numbers" / f"{sweep}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
-        known: dict[str, dict[str, int]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        known: dict[str, dict[str, int]] = read_json(file) if file.exists() else {}
         numbers = known.setdefault(search, {})
         key = canonical(dict(chosen))
         if key not in numbers:

@@ -4,7 +4,6 @@ Nothing here computes a perplexity or a mask: the trainer asks the parts that do
 are masked before clipping, weights after the optimizer.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
 from prunegpt.recipes.learning_rate import LearningRateCurve
-from prunegpt.root import write_json
+from prunegpt.root import read_json, write_json
 from prunegpt.training.job import TrainingJob
 
 MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
@@ -220,7 +219,7 @@ class JobTrainer(Trainer, TrainerCallback):
         self._emit(TOTAL_STEPS, state.max_steps)
 
     def _resume(self, folder: Path) -> None:
-        known = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        known = read_json(folder / MARKER)
         self.tokens, self._earlier = known["tokens"], known["seconds"]
         self.guard.load_state_dict(known["guard"])
         self._notes = dict.fromkeys(known["notes"])

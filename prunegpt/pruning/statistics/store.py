@@ -14,7 +14,7 @@ from prunegpt.errors import PruningError
 from prunegpt.lm.views import block_matrices
 from prunegpt.pruning.statistics.collect import block_statistics, evaluating
 from prunegpt.pruning.statistics.inputs import LayerStatistics
-from prunegpt.root import publishing, seal, whole, write_json
+from prunegpt.root import publishing, read_json, seal, whole, write_json
 
 _FORMAT = 2
 _INDEX = "statistics.json"
@@ -33,7 +33,7 @@ class StatisticsStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            index = read_json(folder / _INDEX)
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
             raise PruningError(
                 f"a folder of calibration statistics must hold a readable {_INDEX}, but {folder} does not: {error}. "
