@@ -16,6 +16,7 @@ from prunegpt.root import read_sealed, write_text
 from prunegpt.spec.plan import StagePlan, TrialPlan
 
 TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "stopped"]
+TOTAL_STEPS = "total_steps"  # the point that says how many optimizer steps a stage will have
 EARLY_STOP = "early-stop"  # the reason of a trial that was stopped because others did better
 
 

@@ -39,7 +39,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "launch": frozenset({"errors", "redact", "registry", "root", "signals", "spec", "records"}),
     "sweep": _PLANS | {"records", "signals", "store", "launch"},
     "report": frozenset({"errors", "redact", "registry", "root", "spec", "records"}),
-    "tracking": _PLANS | {"access", "records", "store", "launch", "sweep", "report"},
+    "tracking": _PLANS | {"signals", "access", "records", "store", "launch", "sweep", "report"},
     "web": _PLANS | {"access", "records", "store", "launch", "sweep", "report", "tracking"},
 }
 ON_TOP = frozenset({"cli", "api", "__main__"})  # may import everything

@@ -1,8 +1,6 @@
 """A report as a folder that can be sent away: tables in every format, figures, configurations, provenance."""
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -63,26 +61,17 @@ def write_folder(
         )
     destination = destination.absolute()
     _check_destination(destination)
-    retired = destination.with_name(f".{destination.name}.{os.getpid()}.old")
-    try:
-        with publishing(destination) as folder:
-            provenance = gather(results, commit=commit)
-            _tables(folder / "tables", tables)
-            for named in figures:
-                for suffix in _FIGURE_FORMATS:
-                    save(named.figure, folder / "figures" / f"{named.name}.{suffix}", named.caption)
-            for trial in results:
-                described = {"trial": trial.name, "seed": trial.seed, "state": trial.state, "config": resolved(trial)}
-                write_json(folder / "configs" / trial.sweep / f"{trial.name}.json", described)
-            write_json(folder / _PROVENANCE, dataclasses.asdict(provenance) | {"date": provenance.date})
-            write_text(folder / "index.html", _index(title, tables, results, figures, provenance))
-            if destination.exists():
-                os.rename(destination, retired)
-    except BaseException:
-        if retired.exists() and not destination.exists():
-            os.rename(retired, destination)
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
+    with publishing(destination, replace=True) as folder:
+        provenance = gather(results, commit=commit)
+        _tables(folder / "tables", tables)
+        for named in figures:
+            for suffix in _FIGURE_FORMATS:
+                save(named.figure, folder / "figures" / f"{named.name}.{suffix}", named.caption)
+        for trial in results:
+            described = {"trial": trial.name, "seed": trial.seed, "state": trial.state, "config": resolved(trial)}
+            write_json(folder / "configs" / trial.sweep / f"{trial.name}.json", described)
+        write_json(folder / _PROVENANCE, dataclasses.asdict(provenance) | {"date": provenance.date})
+        write_text(folder / "index.html", _index(title, tables, results, figures, provenance))
     return sorted(str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file())
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from prunegpt.launch.base import Exited
 from prunegpt.launch.log import LOG, last_lines
-from prunegpt.records import AttemptRecord, Evaluation, Point, StageRecord, read_points
+from prunegpt.records import TOTAL_STEPS, AttemptRecord, Evaluation, Point, StageRecord, read_points
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
@@ -20,7 +20,6 @@ from prunegpt.sweep.failures import Ending, unrecorded
 
 _LOG_LINES = 20  # that the store keeps of an attempt which did not finish
 _FIRST_STEP = 1800.0  # seconds; an attempt that is silent for longer may hang
-TOTAL_STEPS = "total_steps"  # the point that says how many optimizer steps a stage will have
 
 
 @dataclass

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from prunegpt.planning.budget import train_tokens
 from prunegpt.planning.samplers import early_stop_of, quiet
-from prunegpt.records import EARLY_STOP, Point, TrialResult
+from prunegpt.records import EARLY_STOP, TOTAL_STEPS, Point, TrialResult
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.search import EarlyStopSpec
 from prunegpt.store import Store
 from prunegpt.store.read import MEASURED, MEASURED_PREFIX
-from prunegpt.sweep.attempt import TOTAL_STEPS
 from prunegpt.sweep.board import name_of
 from prunegpt.sweep.tokens import TokenClock
 

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prunegpt.planning.budget import train_tokens
-from prunegpt.records import TrialResult, TrialState
+from prunegpt.records import TOTAL_STEPS, TrialResult, TrialState
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 from prunegpt.store import AttemptRow, Store
 from prunegpt.store.watch import LastPoint
-from prunegpt.sweep.attempt import TOTAL_STEPS
 from prunegpt.sweep.lock import Holder, coordinator
 
 

@@ -1,13 +1,11 @@
 """Agents of a sweep on this machine, and what the run of one means: its arguments name one trial of a spec."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from filelock import FileLock
@@ -16,6 +14,7 @@ from prunegpt.errors import Problem, SpecError, StoreError, nearest
 from prunegpt.launch.local import cuda_devices, slot_environment
 from prunegpt.planning.resolve import Planner
 from prunegpt.root import Root, read_json, write_json
+from prunegpt.signals import on_stop_signals
 from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.read import bounded_value
 from prunegpt.spec.search import Dimension
@@ -49,15 +48,12 @@ def run_agents(
     agents = [subprocess.Popen(command, env=agent_environment(index, wanted, devices)) for index in range(wanted)]
     say(f"{wanted} agents of {sweep} run; Ctrl-C lets their trials end, and a second one stops them.")
 
-    def pass_on(number: int, _: FrameType | None) -> None:
+    def pass_on(_: int) -> None:
         for agent in agents:  # which pass it on to their runs
-            agent.send_signal(number)
+            agent.terminate()
 
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
+    with on_stop_signals(pass_on):
         codes = [_wait(agent) for agent in agents]
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return max((code if code >= 0 else 128 - code for code in codes), default=0)
 
 

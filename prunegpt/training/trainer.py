@@ -27,13 +27,13 @@ from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
 from prunegpt.recipes.learning_rate import LearningRateCurve
+from prunegpt.records import TOTAL_STEPS
 from prunegpt.root import read_json, write_json
 from prunegpt.training.job import TrainingJob
 
 MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
 PRUNER_STATE = "pruner.safetensors"
 MASKS = "masks.safetensors"  # all masks, packed and hashed
-TOTAL_STEPS = "total_steps"  # the point that says how long a stage will be
 
 _GUARD_STEPS = 10  # from one look at the losses to the next, whatever is logged
 
