@@ -310,15 +310,17 @@ def _product(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _check_names(found: Expansion, document: Document) -> None:
-    seen: dict[str, int] = {}
+    seen: dict[str, Configuration] = {}  # without regard to case: some file systems take "A" and "a" for one folder
     for item in found.configurations:
-        if item.name in seen:
-            message = f"trial names must differ, but {item.name!r} is also trials.{seen[item.name]}. Rename one."
+        other = seen.setdefault(item.name.casefold(), item)
+        if other is not item:
+            named = "" if other.name == item.name else f" {other.name!r}, and folders may not tell them apart"
+            message = f"trial names must differ, but {item.name!r} is also trials.{other.index}{named}. Rename one."
             found.problems.append(document.problem(("trials", item.index), message))
-        seen.setdefault(item.name, item.index)
+    names = [item.name for item in seen.values()]
     for template in found.searches:
-        taken = next((name for name in seen if re.fullmatch(template.pattern, name)), None)
+        taken = next((name for name in names if re.fullmatch(template.pattern, name, re.IGNORECASE)), None)
         if taken is not None:
             message = f"names of searched trials are like {template.name_of(1)!r}, but {taken!r} is one. Rename one."
             found.problems.append(document.problem(("trials", template.index, "name"), message))
-        seen.setdefault(template.name_of(1), template.index)
+        names.append(template.name_of(1))
