@@ -43,6 +43,12 @@ def test_what_is_no_regular_expression_is_an_error() -> None:
         matches("a", "re:(")
 
 
+@pytest.mark.parametrize("pattern", ["re:(a|aa)+b", r"re:(.*)(.*)(.*)(.*)(.*)(.*)\1\2\3b"])
+def test_a_pattern_that_takes_forever_is_an_error(pattern: str) -> None:
+    with pytest.raises(PruningError, match="must match a name within"):
+        matches("a" * 300 + "!b", pattern)
+
+
 CHOSEN = {
     "all block matrices": ({}, BLOCKS),
     "a glob means block matrices": ({"targets": ["*"]}, BLOCKS),
