@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunegpt.errors import LaunchError, PruneGPTError
+from prunegpt.planning.precision import resolved
 from prunegpt.planning.resolve import Planner
 from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
@@ -154,6 +155,14 @@ def start(
 
     plan = planner.plan
     where = plan.launcher.of(launcher) if launcher else plan.launcher
+    for trial in plan.trials:
+        there = resolved(str(trial.config.get("precision", "auto")), trial.device, where)
+        if there != trial.precision:
+            raise LaunchError(
+                f"precision auto is decided when a trial is planned, and {trial.name} was planned in {trial.precision} "
+                f"for launcher {plan.launcher.kind}, but {where.kind} would compute it in {there}. "
+                f"Say in the spec which of the two is meant, or name the launcher there."
+            )
     if coordinator(root) is not None:  # before a launcher has started anything
         raise LaunchError(refusal(root))
     with ExitStack() as stack:

@@ -313,7 +313,8 @@ class Planner:
                 stages[index] = stage.filled(config)
             except (PruneGPTError, OSError) as error:
                 self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))
-        spec, launcher = item.spec, self.opened.spec.launcher if self.opened.spec else LauncherSpec()
+        spec, run = item.spec, self.home.opened.spec  # teachers of other sweeps run where this one does
+        launcher = run.launcher if run else LauncherSpec()
         precision = resolved(spec.precision, spec.device, launcher)
         measured = resolved(spec.evaluate.precision or precision, spec.device, launcher)
         evaluate = spec.evaluate.model_copy(update={"precision": measured})

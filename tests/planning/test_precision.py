@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from prunegpt.api import Sweep
+from prunegpt.errors import LaunchError
 from prunegpt.planning import precision
 from prunegpt.planning.resolve import plan_data
 from prunegpt.spec.execution import LauncherSpec
@@ -63,3 +65,11 @@ def test_of_a_machine_with_a_gpu(gpu: None, base: dict[str, Any], resolved: tupl
 )
 def test_of_a_cluster_its_gpus_tell(kind: str, gpus: int | None, found: str) -> None:
     assert precision.resolved("auto", "auto", LauncherSpec(kind=kind, gpus=gpus)) == found
+
+
+def test_a_launcher_that_would_compute_in_another_precision_is_refused(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(precision, "_here", lambda: "bfloat16")
+    base = {"model": "builtin:tiny-gpt2", "data": {"path": "builtin:text", "block_size": 32}}
+    sweep = Sweep({"name": "p", "base": base, "trials": [{"name": "a"}]}, root=tmp_path)
+    with pytest.raises(LaunchError, match="a was planned in bfloat16 for launcher local, but slurm would compute it"):
+        sweep.run(launcher="slurm")
