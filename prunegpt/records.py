@@ -61,6 +61,7 @@ class Evaluation(Record):
     """One measured perplexity. The losses of its windows lie beside it, float64 [windows, 2]: nats, scored tokens."""
 
     key: str = ""  # evaluation key: of all that a plan says of the measurement; where it lies in a stage's folder
+    stage: str = ""  # key of the stage that was measured; records of earlier versions do not say
     text: str = ""  # fingerprint of the tokens that were measured on; records of earlier versions have none
     protocol: str  # how text became windows, with which tokeniser, and in which precision where it is not float32
     split: str = ""

@@ -193,7 +193,7 @@ class Damage:
     """A file that is not as it was when its folder was sealed."""
 
     file: str  # below the folder
-    what: str  # missing, cut, changed, unreadable
+    what: str  # missing, cut, changed, unreadable, misplaced
 
 
 def seal(folder: Path) -> None:
@@ -249,7 +249,24 @@ def damage(folder: Path, *, deep: bool = False) -> list[Damage]:
     except (OSError, ValueError):
         return [Damage(SEAL, "unreadable")]
     found = [(name, _damage(folder / name, *known, deep=deep)) for name, known in (expected or {}).items()]
-    return [Damage(name, what) for name, what in found if what]
+    wrong = [Damage(name, what) for name, what in found if what]
+    return wrong or _misplaced(folder)
+
+
+def _misplaced(folder: Path) -> list[Damage]:
+    """What a stage or an evaluation says of itself that is not where it lies: it was copied or renamed."""
+    for name, places in (
+        ("stage.json", {"key": folder.name}),
+        ("evaluation.json", {"key": folder.name, "stage": folder.parent.parent.name}),
+    ):
+        try:
+            says = read_json(folder / name)
+        except (OSError, ValueError):
+            continue  # not one, or told elsewhere
+        said = {field: says.get(field) for field in places} if isinstance(says, dict) else {}
+        if any(isinstance(key, str) and key not in ("", places[field]) for field, key in said.items()):
+            return [Damage(name, "misplaced")]
+    return []
 
 
 def _damage(path: Path, size: int, digest: str, *, deep: bool) -> str:

@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerFast
 from prunegpt.builtin import BUILTIN_MODELS
 from prunegpt.builtin.text import rows
 from prunegpt.errors import ModelError, unknown
-from prunegpt.root import publishing
+from prunegpt.root import publishing, seal, whole
 
 END_OF_TEXT = "<|endoftext|>"
-_FOLDER = "builtin-tokeniser-1"  # name in the cache; to be changed with the text or the training
+_FOLDER = "builtin-tokeniser-2"  # name in the cache; to be changed with the text or the training
 
 
 def tokenizer(name: str = "builtin:tiny-gpt2", *, cache: Path | None = None) -> PreTrainedTokenizerFast:
@@ -29,9 +29,10 @@ def tokenizer(name: str = "builtin:tiny-gpt2", *, cache: Path | None = None) -> 
     if cache is None:
         return _train(name)
     folder = cache / _FOLDER
-    if not (folder / "tokenizer.json").is_file():
+    if not whole(folder, deep=True):
         with publishing(folder) as temporary:
             _train(name).save_pretrained(temporary)
+            seal(temporary)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 

@@ -29,6 +29,9 @@ WAYS_OUT = {
     errno.ENOSPC: "Free some space, or use another --root; what was finished is kept, and the same command goes on.",
     errno.EROFS: "Use another --root, or make the file system writable.",
     errno.ENAMETOOLONG: "Give the name of something that exists, or a shorter path.",
+    errno.ENOENT: "Check the path, and that its folder can hold files.",
+    errno.ENOTDIR: "A file lies where a folder should: move it away, or give another path.",
+    errno.EISDIR: "A folder lies where a file should: move it away, or give another path.",
     errno.EACCES: "Use another --root, or ask for the right to write there.",
 }
 

@@ -87,8 +87,8 @@ def resume(
     path = Path(known.source) if known.source else None
     planner = Planner(known.spec, root=where, curves=curves_in(where), strict=True, path=path)
     trusted = sorted({source for trial in planner.plan.trials for source in trial.trusts})
-    if trusted and not trust_remote_code:
-        raise untrusted(f"the spec of {name} that is stored in {where.path}", trusted)
+    if not trust_remote_code and (trusted or _trusting(known.spec)):
+        raise untrusted(f"the spec of {name} that is stored in {where.path}", trusted or ["its searches"])
     _check_places(planner.plan, before)
     execute(planner, where, only=only, launcher=launcher, slots=slots)
 
@@ -110,6 +110,15 @@ def _check_places(plan: "SweepPlan", before: "list[TrialResult]") -> None:
                 f"{min(now - was)} instead of {min(was - now)}. Go to the folder that {plan.name} was run in and "
                 f"resume it there, or give its spec to `prunegpt sweep run` if the other files are meant."
             )
+
+
+def _trusting(node: object, key: str = "") -> bool:
+    """Whether a spec says trust_remote_code anywhere, in searches and what is varied too, and does not say false."""
+    if key.rpartition(".")[2] == "trust_remote_code":
+        return node is not False
+    if isinstance(node, dict):
+        return any(_trusting(value, name) for name, value in node.items())
+    return isinstance(node, list) and any(_trusting(value) for value in node)
 
 
 def retry(

@@ -121,7 +121,9 @@ def _model_facts(model: ModelSpec, files: Files, base: Path | None) -> ModelFact
         return _hub(model)
     if path.is_dir():
         return _folder(model, path, files)
-    return ModelFacts(model.model_copy(update={"source": str(path)}), source, files.hash(path))
+    located = model.model_copy(update={"source": str(path)})
+    hashes = files.hash_all(model_files(located.model_copy(update={"tokenizer": None})))
+    return ModelFacts(located, source, hashes[0] if len(hashes) == 1 else digest(hashes))
 
 
 def _builtin(model: ModelSpec) -> ModelFacts:
@@ -219,7 +221,7 @@ def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | Non
         identity = digest([name, asdict(BUILTIN_MODELS[name])])
     elif path:
         found = tokenizer_files(path)
-        if not found:
+        if not any(item.name.startswith(("tokenizer", "vocab", "spiece")) or path.is_file() for item in found):
             raise ModelError(f"a tokeniser's folder must hold {TOKENIZER}, but {name} does not. Check the path.")
         located, identity = str(path), digest([[item.name for item in found], files.hash_all(found)])
         file = path / TOKENIZER if path / TOKENIZER in found else None

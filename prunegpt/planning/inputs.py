@@ -72,6 +72,11 @@ class Inputs:
         """The stamp of a file that holds what was planned."""
         assert self._expected is not None
         expected = self._expected.get(str(path))
+        if not self._expected:
+            raise InputError(
+                f"a plan must say what its files held, but that of an earlier version does not, and {path} may have "
+                f"changed since. Run the sweep again, which plans anew."
+            )
         if expected is None:
             raise InputError(_message(path, "was not there then"))
         try:

@@ -16,16 +16,10 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
 MASKS = "masks.safetensors"  # of a pruned model, beside its weights
 TOKENIZER = "tokenizer.json"
-_TOKENIZER_FILES = (
-    TOKENIZER,
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-)
+# Of what lies in a folder of a model, what no part of transformers reads: other formats, and words for people.
+_UNREAD = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".md", ".png", ".jpg", ".py", ".log")
+# Beside a .gguf file, which may lie among anything: what a tokeniser or a config is read from.
+_BESIDE = ("*token*", "*vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "*config*.json", "*.codes")
 _AGAIN = "Copy or download it again."
 _CONVERT = (
     "Convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors."
@@ -107,14 +101,17 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tokenizer_files(place: Path) -> list[Path]:
-    """The files that a tokeniser's folder keeps it in; a file is its own."""
-    return [place] if place.is_file() else [place / name for name in _TOKENIZER_FILES if (place / name).is_file()]
+    """The files that a tokeniser's folder keeps it in; a file is its own. Weights and code are not among them."""
+    if place.is_file():
+        return [place]
+    return [file for file in _read_in(place) if file.suffix != ".safetensors" and not file.name.endswith(_INDEX)]
 
 
 def model_files(model: ModelSpec, base: Path | None = None) -> list[Path]:
     """All local files that decide what a model and its tokeniser are; none of a hub id or a built-in name.
 
-    Where the model runs its own code, that is everything in its folder: the code may read any of it.
+    That is everything in its folder that transformers may open, and beside a .gguf file what a tokeniser is read from.
+    Where the model runs its own code it is everything in and below the folder: the code may read any of it.
 
     Raises:
         ModelError: as `model_place` and `weight_files`.
@@ -122,21 +119,29 @@ def model_files(model: ModelSpec, base: Path | None = None) -> list[Path]:
     found: list[Path] = []
     place = None if is_builtin(model.source) else model_place(model.source, base)
     if place is not None and place.is_file():
-        found = [place]
+        found = [place, *sorted({file for name in _BESIDE for file in place.parent.glob(name) if _counts(file, place)})]
     elif place is not None:
-        masks = [place / MASKS] if (place / MASKS).is_file() else []
-        found = [place / "config.json", *weight_files(place), *masks, *tokenizer_files(place)]
-        if model.trust_remote_code:
-            inside = sorted(file for file in place.rglob("*") if file.is_file())
-            shown = [file for file in inside if not any(part.startswith((".", "__")) for part in _below(file, place))]
-            found = list(dict.fromkeys([*found, *shown]))
+        weights = weight_files(place)  # refuses a folder without
+        inside = place.rglob("*") if model.trust_remote_code else _read_in(place)
+        below = [file for file in inside if file.is_file() and not _hidden(file.relative_to(place))]
+        found = sorted({*weights, *below})
     if model.tokenizer and not is_builtin(model.tokenizer) and (own := find_local(model.tokenizer, base)):
         found += tokenizer_files(own)
-    return found
+    return list(dict.fromkeys(found))
 
 
-def _below(file: Path, folder: Path) -> tuple[str, ...]:
-    return file.relative_to(folder).parts
+def _read_in(folder: Path) -> list[Path]:
+    """The files of a folder that transformers may read, code apart."""
+    return [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix not in _UNREAD]
+
+
+def _counts(file: Path, gguf: Path) -> bool:
+    return file.is_file() and file != gguf and file.suffix not in (*_UNREAD, ".safetensors")
+
+
+def _hidden(below: Path) -> bool:
+    """Whether a path is of a cache: hidden, or compiled by Python."""
+    return any(part.startswith(".") or part == "__pycache__" for part in below.parts)
 
 
 def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, ...]]:

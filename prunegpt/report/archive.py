@@ -52,7 +52,7 @@ def write_archive(
     """
     losses = {str(trial.id): found for trial in results if (found := windows(trial)) is not None}
     folder.mkdir(parents=True, exist_ok=True)
-    with publishing(folder / ".new") as temporary:
+    with publishing(folder / ".new", replace=True) as temporary:
         np.savez_compressed(temporary / _WINDOWS, allow_pickle=False, **losses)
         write_json(
             temporary / _RESULTS,

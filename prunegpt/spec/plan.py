@@ -102,7 +102,7 @@ class TrialPlan(Part):
     @property
     def trusts(self) -> tuple[str, ...]:
         """The models whose own code it runs, in order."""
-        models = (self.model, *self.teacher_models.values())
+        models = (self.model, *(stage.model for stage in self.stages), *self.teacher_models.values())
         return tuple(dict.fromkeys(model.source for model in models if model.trust_remote_code))
 
     @property

@@ -98,7 +98,7 @@ def publish_evaluation(root: Root, key: str, measured: Evaluation, windows: np.n
     """Writes one evaluation of a stage: evaluation.json, and windows.npy: float64 [windows, 2], nats and tokens."""
     with publishing(root.evaluation(key, measured.key)) as folder:
         np.save(folder / "windows.npy", windows, allow_pickle=False)
-        measured.write(folder / "evaluation.json")
+        measured.model_copy(update={"stage": key}).write(folder / "evaluation.json")
         seal(folder)
 
 

@@ -94,3 +94,23 @@ def test_what_is_set_aside_is_found_by_nobody(tmp_path: Path) -> None:
     aside = {set_aside(tmp_path / "key"), set_aside(tmp_path / "other")}
     assert all(path.name.startswith(".") and path.name.endswith(".damaged") for path in aside)
     assert set(tmp_path.iterdir()) == aside
+
+
+def test_a_stage_or_an_evaluation_in_the_place_of_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    for key in ("one", "two"):
+        with publishing(root.stage(key)) as folder:
+            (folder / "stage.json").write_text(f'{{"key": "{key}"}}')
+            seal(folder)
+        with publishing(root.evaluation(key, "e")) as folder:
+            (folder / "evaluation.json").write_text(f'{{"key": "e", "stage": "{key}"}}')
+            seal(folder)
+        assert root.is_published(key)
+        assert root.is_measured(key, "e")
+    (root.stage("one")).rename(root.stage("three"))
+    (root.stage("two") / "evaluations" / "e").rename(root.stage("two") / "evaluations" / "f")
+    assert not root.is_published("three")
+    assert not root.is_measured("three", "e")  # of stage one
+    assert root.is_published("two")
+    assert not root.is_measured("two", "f")
+    assert damage(root.stage("three")) == [Damage("stage.json", "misplaced")]

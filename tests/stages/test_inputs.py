@@ -12,10 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunegpt.lm.models import load_model
+from prunegpt.planning.facts import model_facts
+from prunegpt.planning.fingerprint import Files
 from prunegpt.planning.resolve import plan_data
+from prunegpt.planning.sources import model_files
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache, text
 from prunegpt.trial import run_trial
 
@@ -97,11 +101,13 @@ def planned_files(place: Path) -> list[str]:
 INPUTS = [
     "calibration.txt",
     "model/config.json",
+    "model/generation_config.json",
     "model/model.safetensors",
     "model/tokenizer.json",
     "model/tokenizer_config.json",
     "rows.jsonl",
     "teacher/config.json",
+    "teacher/generation_config.json",
     "teacher/model.safetensors",
     "teacher/tokenizer.json",
     "teacher/tokenizer_config.json",
@@ -218,3 +224,40 @@ def test_a_project_that_was_moved_goes_on(place: Path) -> None:
     record = run(moved, plan.model_copy(update={"stages": plan.stages[:3]}))
     assert record.state == "finished", record.error
     assert [stage.cached for stage in record.stages] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model/model.safetensors.index.json",
+        "model/tokenizer.4.0.0.json",
+        "model/vocab.txt",
+        "model/chat_template.jinja",
+        "tokenizer/config.json",
+        "tokenizer/tokenizer.json",
+        "gguf/tokenizer.json",
+    ],
+)
+def test_whatever_transformers_may_open_beside_the_weights_is_in_the_key(place: Path, name: str) -> None:
+    """Files of every kind that a model, a tokeniser's own folder or the folder of a .gguf file may hold."""
+    for folder in ("tokenizer", "gguf"):
+        shutil.copytree(place / "model", place / folder)
+    (place / "gguf" / "model.gguf").write_bytes(b"weights")
+    file = place / name
+    content = {"model/model.safetensors.index.json": '{"weight_map": {"a": "model.safetensors"}}'}.get(name, "{}")
+    source = {"gguf": "gguf/model.gguf"}.get(file.parent.name, "model")
+    model = ModelSpec(source=str(place / source), tokenizer=str(place / "tokenizer"))
+    if file.parent.name != "tokenizer":
+        model = model.model_copy(update={"tokenizer": None})
+    if not file.exists():
+        file.write_text(content)
+    before = model_facts(model, Files(None))
+    assert file in model_files(model)
+    file.write_text(content + " ")
+    assert model_facts(model, Files(None)).fingerprint != before.fingerprint
+
+
+def test_a_plan_of_an_earlier_version_says_so(place: Path) -> None:
+    record = run(place, plan_of(place).model_copy(update={"inputs": {}}))
+    assert record.state == "failed"
+    assert "that of an earlier version does not" in record.error

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from prunegpt.cli.control import _trusting
 from prunegpt.cli.measure import open_model
 from prunegpt.errors import PruneGPTError
 from prunegpt.planning.inputs import Inputs
@@ -160,6 +161,37 @@ def test_an_attempt_folder_brings_no_trust_with_it(own: Path, plan: Any, tmp_pat
     assert record.state == "failed"
     assert "--trust-remote-code" in record.error
     assert not (tmp_path / "ran.txt").exists()
+
+
+@pytest.mark.parametrize("kept", ["model", "stage"])
+def test_an_attempt_folder_may_ask_in_any_of_its_places(own: Path, plan: Any, tmp_path: Path, kept: str) -> None:
+    """Trust is said of the trial's model and again of each stage's: one of them is enough to be asked."""
+    planned, root = plan(), Root(tmp_path / "runs")
+    plain = planned.model.model_copy(update={"trust_remote_code": False})
+    stages = tuple(stage.model_copy(update={"model": plain}) for stage in planned.stages)
+    changed = planned.model_copy(update={"stages": stages} if kept == "model" else {"model": plain})
+    folder = root.attempt(changed.sweep, changed.name, 1)
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(changed.model_dump_json(), encoding="utf-8")
+    record = run_trial(folder)
+    assert record.state == "failed"
+    assert "--trust-remote-code" in record.error
+    assert not (tmp_path / "ran.txt").exists()
+
+
+TRUSTING = [
+    {"base": {"model": {"source": "m", "trust_remote_code": True}}},
+    {"trials": [{"search": {"n_trials": 2}, "model": {"trust_remote_code": True}}]},
+    {"trials": [{"vary": {"model.trust_remote_code": [False, True]}}]},
+    {"trials": [{"search": {"space": {"model.trust_remote_code": {"choices": [True]}}}}]},
+    {"trials": [{"stages": [{"distill": {"teacher": {"model": {"source": "m", "trust_remote_code": "yes"}}}}]}]},
+]
+
+
+@pytest.mark.parametrize("spec", TRUSTING)
+def test_a_stored_spec_that_asks_for_trust_anywhere_is_seen(spec: dict[str, Any]) -> None:
+    assert _trusting(spec)
+    assert not _trusting({"base": {"model": {"source": "m", "trust_remote_code": False}}, "trials": [{"name": "a"}]})
 
 
 def test_the_command_line_opens_such_a_model_where_it_is_told_to(own: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ _CAUSES = {
     "cut": "the disk was full, or a copy was broken off",
     "changed": "it was edited, or the disk is failing",
     "unreadable": "it cannot be read as what it should be",
+    "misplaced": "it belongs to another stage or evaluation: its folder was copied or renamed",
 }
 
 
@@ -71,7 +72,8 @@ def _damaged(
     listed = ", ".join(f"{item.file} is {item.what} ({_CAUSES[item.what]})" for item in wrong[:_SHOWN])
     more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
     found = Finding(kind, folder, f"{listed}{more}.")
-    restored = {} if wrong[0].file == SEAL else _restorable(folder, [item.file for item in wrong], texts(folder))
+    lost = wrong[0].file == SEAL or wrong[0].what == "misplaced"
+    restored = {} if lost else _restorable(folder, [item.file for item in wrong], texts(folder))
     if len(restored) < len(wrong):
         return _aside(found)
     files = ", ".join(restored)
