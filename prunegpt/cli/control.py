@@ -11,9 +11,12 @@ from prunegpt.cli.options import JsonOption, RootOption, number, print_json, say
 from prunegpt.cli.running import LauncherOption, OnlyOption, SlotsOption, execute
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prunegpt.planning.resolve import Planner
     from prunegpt.records import TrialResult
     from prunegpt.root import Root
-    from prunegpt.spec.plan import SweepPlan
+    from prunegpt.spec.plan import TrialPlan
 
 NameArgument = Annotated[str, typer.Argument(help="A sweep.", show_default=False)]
 _ENDED = ("failed", "diverged", "stopped")
@@ -89,11 +92,11 @@ def resume(
     trusted = sorted({source for trial in planner.plan.trials for source in trial.trusts})
     if not trust_remote_code and (trusted or _trusting(known.spec)):
         raise untrusted(f"the spec of {name} that is stored in {where.path}", trusted or ["its searches"])
-    _check_places(planner.plan, before)
+    _check_places(planner, before)
     execute(planner, where, only=only, launcher=launcher, slots=slots)
 
 
-def _check_places(plan: "SweepPlan", before: "list[TrialResult]") -> None:
+def _check_places(planner: "Planner", before: "list[TrialResult]") -> None:
     """Refuses to go on where relative paths of the spec lead to other files than when the sweep was run.
 
     Raises:
@@ -101,15 +104,25 @@ def _check_places(plan: "SweepPlan", before: "list[TrialResult]") -> None:
     """
     from prunegpt.errors import StoreError
 
-    planned = {trial.name: set(trial.inputs) for trial in plan.trials if trial.sweep == plan.name}
-    for result in before:
-        was, now = set(result.plan.inputs), planned.get(result.name, set())
-        if was - now and now - was:
+    plan = planner.plan
+    tried = [chain.trial for found in planner.searched.values() for chain in found]
+    planned = [trial for trial in (*plan.trials, *tried) if trial.sweep == plan.name]
+    was, now = _files_by_name(result.plan for result in before), _files_by_name(planned)
+    for name in was.keys() & now.keys():
+        if (gone := was[name] - now[name]) and (other := now[name] - was[name]):
             raise StoreError(
-                f"a sweep is resumed with the files that it was run with, but {result.name} would read "
-                f"{min(now - was)} instead of {min(was - now)}. Go to the folder that {plan.name} was run in and "
-                f"resume it there, or give its spec to `prunegpt sweep run` if the other files are meant."
+                f"a sweep is resumed with the files that it was run with, but {name} would read {min(other)} instead "
+                f"of {min(gone)}. Go to the folder that {plan.name} was run in and resume it there, or give its spec "
+                f"to `prunegpt sweep run` if the other files are meant."
             )
+
+
+def _files_by_name(trials: "Iterable[TrialPlan]") -> dict[str, set[str]]:
+    """Trial, or the search that suggested it -> the local files that it reads."""
+    found: dict[str, set[str]] = {}
+    for trial in trials:
+        found.setdefault(trial.search or trial.name, set()).update(trial.inputs)
+    return found
 
 
 def _trusting(node: object, key: str = "") -> bool:

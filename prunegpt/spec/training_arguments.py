@@ -170,7 +170,11 @@ def neutral_in(train: Mapping[str, Any]) -> frozenset[str]:
 
 _WATCHING = ("reduce_lr_on_plateau", "greedy")  # schedules that look at the evaluated metric
 _ABOVE_ZERO = frozenset({"num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"})
-_NOT_NEGATIVE = frozenset({"learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay"})
+_NOT_NEGATIVE = frozenset(
+    {"learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay", "adam_epsilon"}
+)
+_BELOW_ONE = frozenset({"adam_beta1", "adam_beta2"})
+_SAMPLING = ("random", "sequential")  # blocks of one length have no groups
 
 
 _MEASURED = ("loss", "perplexity")  # what an evaluation in mid-training gives
@@ -234,6 +238,8 @@ def check_argument(name: str, value: Any) -> Any:
             f"{name} is new in the installed transformers, and it is not known what it does to a result. "
             f"Leave it out, or install an earlier transformers."
         )
+    if name == "train_sampling_strategy" and value not in _SAMPLING:
+        raise ValueError(unknown(name, str(value), _SAMPLING))
     annotation = known[name]
     _refuse_non_finite(name, value)
     parts = {part.strip() for part in annotation.split("|")}
@@ -255,6 +261,7 @@ def training_problems(train: Mapping[str, Any], *, prunes: bool) -> Iterator[tup
         train: checked arguments.
         prunes: whether masks change while the model trains.
     """
+    yield from _schedule_problems(train)
     best = "load_best_model_at_end"
     if not train.get(best):
         return
@@ -285,6 +292,31 @@ def training_problems(train: Mapping[str, Any], *, prunes: bool) -> Iterator[tup
         yield "metric_for_best_model", unknown("measured metric", str(metric), _MEASURED)
 
 
+def _schedule_problems(train: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a learning-rate schedule needs and is not given."""
+    schedule, given = str(train.get("lr_scheduler_type", "linear")), train.get("lr_scheduler_kwargs") or {}
+    if schedule in _WATCHING and str(train.get("eval_strategy", "no")) == "no":
+        yield (
+            "lr_scheduler_type",
+            f"{schedule} lowers the learning rate by what is evaluated in mid-training, but eval_strategy is no. "
+            f"Set it to steps or epoch.",
+        )
+    needed = _NEEDED.get(schedule, ())
+    if needed and not any(name in given for name in needed):
+        yield (
+            "lr_scheduler_type",
+            f"{schedule} needs {' or '.join(needed)} in lr_scheduler_kwargs. Add it.",
+        )
+
+
+# What a schedule of transformers cannot do without: one of these.
+_NEEDED = {
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "warmup_stable_decay": ("num_decay_steps",),
+}
+
+
 def precision_problem(device: str, precision: str) -> str | None:
     """Why a model cannot be trained in a precision; None where it can, or the device is found out later."""
     if precision == "float16" and device == "cpu":
@@ -312,6 +344,8 @@ def _in_range(name: str, value: int | float) -> int | float:
         raise ValueError(f"{name} must be above 0, but got {value:g}.")
     if name in _NOT_NEGATIVE and value < 0:
         raise ValueError(f"{name} must not be negative, but got {value:g}.")
+    if name in _BELOW_ONE and not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, but got {value:g}.")
     if name == "max_steps" and value < 1 and value != -1:
         raise ValueError(f"max_steps must be at least 1, or -1 for no limit, but got {value:g}.")
     return value

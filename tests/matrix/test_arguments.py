@@ -15,7 +15,7 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.training_arguments import CHOOSING, DECISIVE, NEUTRAL, REFUSED, choices, chooses
 from tests.e2e.conftest import text_files
-from tests.matrix.cases import BATCH, BLOCKS, EPOCHS
+from tests.matrix.cases import BATCH, BLOCKS, EPOCHS, SCHEDULERS
 from tests.matrix.runs import Result, run
 from tests.matrix.test_matrix import STEPS, prepared, small_model
 
@@ -58,7 +58,7 @@ DECISIVE_VALUES: Mapping[str, Mapping[str, Any]] = {
     "max_steps": {"max_steps": 9},
     "learning_rate": {"learning_rate": 0.001},
     "lr_scheduler_type": {"lr_scheduler_type": "cosine"},
-    "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}},
+    "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}},
     "warmup_steps": {"warmup_steps": 3},
     "optim": {"optim": "adamw_torch"},
     "optim_args": {"optim": "rmsprop", "optim_args": "momentum=0.5"},
@@ -213,7 +213,7 @@ def test_where_evaluations_decide_what_decides_evaluations_is_in_the_key(
     name: str, choosing: bool, scheduler: str, small_model: Path, text_files: dict[str, str], tmp_path: Path
 ) -> None:
     """A schedule that watches a metric, and the choice of the best checkpoint, follow what is measured and when."""
-    given = {**(_BEST if choosing else _STEPS), "lr_scheduler_type": scheduler}
+    given = {**SCHEDULERS[f"scheduler {scheduler}"], **(_BEST if choosing else _STEPS)}
     if not choosing:
         given |= {"save_strategy": "steps", "save_steps": 2}
     if name == "logging_steps":  # the usual value of eval_steps

@@ -233,3 +233,20 @@ def test_a_segment_of_a_curve_that_is_none_is_refused() -> None:
 def test_what_would_break_going_on_is_refused(name: str) -> None:
     (found,) = said({"finetune": {"train": {name: True}}})
     assert f"{name} is not taken" in found
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "eval_strategy is no"),
+        ({"lr_scheduler_type": "greedy"}, "eval_strategy is no"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs min_lr or min_lr_rate in lr_scheduler_kwargs"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "needs num_decay_steps in lr_scheduler_kwargs"),
+        ({"train_sampling_strategy": "group_by_length"}, "unknown train_sampling_strategy"),
+        ({"adam_beta1": 1.5}, "adam_beta1 must be at least 0 and below 1"),
+        ({"adam_epsilon": -1}, "adam_epsilon must not be negative"),
+    ],
+)
+def test_what_transformers_would_refuse_when_training_begins_is_refused_before(train: Any, told: str) -> None:
+    (found,) = said({"finetune": {"train": train}})
+    assert told in found
