@@ -25,13 +25,16 @@ def new_token() -> str:
 def kept_token(root: Root) -> str | None:
     """The token in the root; None where there is none that this account alone can read."""
     try:
-        descriptor = os.open(root.path / FILE, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(root.path / FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block
     except OSError:
         return None
-    with open(descriptor, encoding="utf-8", errors="replace") as file:
+    try:
         found = os.fstat(descriptor)
         own = found.st_uid == os.geteuid() and stat.S_ISREG(found.st_mode)
-        token = file.read(1024).strip() if own and not stat.S_IMODE(found.st_mode) & 0o077 else ""
+        read = os.read(descriptor, 1024) if own and not stat.S_IMODE(found.st_mode) & 0o077 else b""
+    finally:
+        os.close(descriptor)
+    token = read.decode("utf-8", "replace").strip()
     return token if len(token) >= SHORTEST and token.isascii() else None
 
 

@@ -155,7 +155,7 @@ def start(
 
     plan = planner.plan
     where = plan.launcher.of(launcher) if launcher else plan.launcher
-    for trial in plan.trials:
+    for trial in plan.trials if launcher else ():  # without, what was planned for is where it runs
         there = resolved(str(trial.config.get("precision", "auto")), trial.device, where)
         if there != trial.precision:
             raise LaunchError(

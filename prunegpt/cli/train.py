@@ -161,6 +161,7 @@ def _data(
 
 def _export(result: "TrialResult", output_dir: Path, root: "Root", *, do_train: bool) -> None:
     """Copies the published model to where the command line wants it, with its figures beside it."""
+    from prunegpt.planning.sources import MASKS
     from prunegpt.root import write_json
 
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -169,8 +170,8 @@ def _export(result: "TrialResult", output_dir: Path, root: "Root", *, do_train: 
     if do_train:
         for file in (folder / "model").iterdir():
             shutil.copy2(file, output_dir / file.name)
-        if (folder / "masks.safetensors").exists():
-            shutil.copy2(folder / "masks.safetensors", output_dir)
+        if (folder / MASKS).exists():
+            shutil.copy2(folder / MASKS, output_dir)
         for checkpoint in folder.glob("checkpoints/checkpoint-*"):
             shutil.copytree(checkpoint, output_dir / checkpoint.name, dirs_exist_ok=True)
     figures = stage.model_dump(mode="json", include={"train_tokens", "steps", "seconds", "sparsity", "evaluation"})

@@ -40,6 +40,7 @@ class ModelFacts:
     config: Mapping[str, Any] | None = None  # config.json
     tensors: Mapping[str, tuple[int, ...]] | None = None  # shapes as stored, by stored name
     tokenizer_file: Path | None = None  # tokenizer.json
+    files: tuple[Path, ...] = ()  # all local files that the fingerprint stands for
     unchecked: str | None = None  # what could not be known, in words
 
     @property
@@ -122,8 +123,9 @@ def _model_facts(model: ModelSpec, files: Files, base: Path | None) -> ModelFact
     if path.is_dir():
         return _folder(model, path, files)
     located = model.model_copy(update={"source": str(path)})
-    hashes = files.hash_all(model_files(located.model_copy(update={"tokenizer": None})))
-    return ModelFacts(located, source, hashes[0] if len(hashes) == 1 else digest(hashes))
+    content = model_files(located.model_copy(update={"tokenizer": None}))
+    hashes = files.hash_all(content)
+    return ModelFacts(located, source, hashes[0] if len(hashes) == 1 else digest(hashes), files=tuple(content))
 
 
 def _builtin(model: ModelSpec) -> ModelFacts:
@@ -164,6 +166,7 @@ def _folder(model: ModelSpec, path: Path, files: Files) -> ModelFacts:
         config=config,
         tensors=tensor_shapes(path, weight_files(path)),
         tokenizer_file=path / TOKENIZER if path / TOKENIZER in content else None,
+        files=tuple(content),
         unchecked=unchecked,
     )
 
@@ -214,6 +217,7 @@ def _hub(model: ModelSpec) -> ModelFacts:
 def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | None) -> ModelFacts:
     """The same model with a tokeniser from elsewhere."""
     located, revision, file, unchecked = name, None, None, facts.unchecked
+    found: list[Path] = []
     path = find_local(name, base)
     if is_builtin(name):
         if name not in BUILTIN_MODELS:
@@ -238,6 +242,7 @@ def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | Non
         model=facts.model.model_copy(update={"tokenizer": located, "tokenizer_revision": revision}),
         fingerprint=digest([facts.fingerprint, identity]),
         tokenizer_file=file,
+        files=(*facts.files, *found),
         unchecked=unchecked,
     )
 

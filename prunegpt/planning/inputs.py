@@ -6,10 +6,9 @@ from pathlib import Path
 
 from prunegpt.errors import InputError
 from prunegpt.planning.fingerprint import Files, stamp
-from prunegpt.planning.sources import model_files
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
-from prunegpt.spec.schema import DataSpec, EvaluateSpec, ModelSpec
+from prunegpt.spec.schema import DataSpec, EvaluateSpec
 
 
 def text_files(data: DataSpec | None, split: str | None) -> list[Path]:
@@ -18,15 +17,15 @@ def text_files(data: DataSpec | None, split: str | None) -> list[Path]:
 
 
 def planned_inputs(
-    models: Iterable[ModelSpec], stages: Iterable[StagePlan], evaluate: EvaluateSpec, files: Files
+    models: Iterable[Path], stages: Iterable[StagePlan], evaluate: EvaluateSpec, files: Files
 ) -> dict[str, str]:
     """Absolute path -> SHA-256 of every local file that a trial reads, teachers included.
 
     Args:
-        models: located; that of the trial and those of its teachers.
+        models: the files of its model and of those of its teachers.
         files: hashes them, and remembers those that went into keys.
     """
-    paths = [path for model in models for path in model_files(model)]
+    paths = list(models)
     paths += [] if evaluate.skip else text_files(evaluate.data, evaluate.split)
     for stage in stages:
         if stage.training and stage.data:

@@ -347,7 +347,7 @@ class Planner:
         **fields: Any,
     ) -> TrialPlan:
         teachers = {teacher.trial.key: teacher.trial for teacher in teaching}
-        models = {key: teacher.model for key, teacher in teachers.items()}
+        models = [*facts.files, *(file for teacher in teaching for file in teacher.facts.files)]
         return TrialPlan(
             sweep=self.name,
             seed=item.seed,
@@ -361,8 +361,8 @@ class Planner:
             stages=stages,
             needs=tuple(teachers),
             teachers={key: _teacher_label(teacher) for key, teacher in teachers.items()},
-            teacher_models=models,
-            inputs=planned_inputs([facts.model, *models.values()], stages, evaluate, self.home.files),
+            teacher_models={key: teacher.model for key, teacher in teachers.items()},
+            inputs=planned_inputs(models, stages, evaluate, self.home.files),
             **fields,
         )
 

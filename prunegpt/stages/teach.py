@@ -77,18 +77,18 @@ def _cached(
         "versions": versions(),
     }
     folder: Path = setting.root.teachers / digest(content)
-    if not whole(folder, "cache.json", deep=True):
-        build_cache(
-            folder,
-            load(),
-            blocks.tokens,
-            teacher_key=key,
-            data_key=data,
-            k=config.cache.k,
-            temperatures=(config.temperature,),
-            device=setting.device,
-        )
-    return TopKCache.open(folder, teacher_key=key, data_key=data)
+    if whole(folder, "cache.json", deep=True):
+        return TopKCache.open(folder, teacher_key=key, data_key=data)
+    return build_cache(
+        folder,
+        load(),
+        blocks.tokens,
+        teacher_key=key,
+        data_key=data,
+        k=config.cache.k,
+        temperatures=(config.temperature,),
+        device=setting.device,
+    )
 
 
 def _data_key(tokens: np.ndarray[Any, Any]) -> str:

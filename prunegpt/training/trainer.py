@@ -23,6 +23,7 @@ from prunegpt.errors import MaskDriftError, PruneGPTError
 from prunegpt.lm import ranks
 from prunegpt.lm.blocks import SharedSampler
 from prunegpt.planning.budget import micro_batch
+from prunegpt.planning.sources import MASKS
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
@@ -33,7 +34,6 @@ from prunegpt.training.job import TrainingJob
 
 MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
 PRUNER_STATE = "pruner.safetensors"
-MASKS = "masks.safetensors"  # all masks, packed and hashed
 
 _GUARD_STEPS = 10  # from one look at the losses to the next, whatever is logged
 

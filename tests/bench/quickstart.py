@@ -19,42 +19,31 @@ import torch
 from prunegpt.builtin import BUILTIN_MODELS
 from prunegpt.cli.costs import costs
 from prunegpt.cli.sweep import chosen
-from prunegpt.launch.base import Exited
 from prunegpt.planning.resolve import plan_file
+from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.stages import cache
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
-from prunegpt.trial import run_trial
 from tests.bench.harness import Ratio, Settings
 from tests.bench.rows import Row
 from tests.bench.study import SPECS, own, tokens
+from tests.robust.here import Here
 
 SPEC = SPECS / "quickstart.yaml"
 BESIDE = "each trial alone without the stage cache"
 
 
-class InProcess:
-    """A launcher that runs an attempt when it is submitted."""
-
-    slots = 1
+class InProcess(Here):
+    """The same, where every trial must finish."""
 
     def submit(self, folder: Path) -> str:
-        with (folder / "log.txt").open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-            record = run_trial(folder)
+        handle = super().submit(folder)
+        record = AttemptRecord.read(folder / "record.json")
         if record.state != "finished":
             raise RuntimeError(f"{record.trial} must finish, but is {record.state}: {record.error}")
-        return str(folder)
-
-    def poll(self, handle: str) -> Exited:
-        return Exited("ended", 0)
-
-    def cancel(self, handle: str, *, kill: bool = False) -> None:
-        """There is never anything to cancel."""
-
-    def close(self) -> None:
-        cache.release()
+        return handle
 
 
 def measure(settings: Settings) -> Iterator[Row]:

@@ -80,11 +80,11 @@ def plan(own: Path, text_files: dict[str, str], tmp_path: Path) -> Callable[...,
     return make
 
 
-def run(plan: TrialPlan, root: Path, attempt: int = 1) -> AttemptRecord:
+def run(plan: TrialPlan, root: Path, attempt: int = 1, *, trust: bool = True) -> AttemptRecord:
     folder = Root(root).attempt(plan.sweep, plan.name, attempt)
     folder.mkdir(parents=True)
     (folder / "trial.json").write_text(plan.model_dump_json(), encoding="utf-8")
-    return run_trial(folder, trust_remote_code=True)
+    return run_trial(folder, trust_remote_code=trust)
 
 
 def perplexities(record: AttemptRecord) -> list[float | None]:
@@ -153,11 +153,7 @@ def test_a_root_brings_no_trust_with_it(own: Path, plan: Any, tmp_path: Path) ->
 
 
 def test_an_attempt_folder_brings_no_trust_with_it(own: Path, plan: Any, tmp_path: Path) -> None:
-    planned, root = plan(), Root(tmp_path / "runs")
-    folder = root.attempt(planned.sweep, planned.name, 1)
-    folder.mkdir(parents=True)
-    (folder / "trial.json").write_text(planned.model_dump_json(), encoding="utf-8")
-    record = run_trial(folder)
+    record = run(plan(), tmp_path / "runs", trust=False)
     assert record.state == "failed"
     assert "--trust-remote-code" in record.error
     assert not (tmp_path / "ran.txt").exists()
@@ -166,14 +162,11 @@ def test_an_attempt_folder_brings_no_trust_with_it(own: Path, plan: Any, tmp_pat
 @pytest.mark.parametrize("kept", ["model", "stage"])
 def test_an_attempt_folder_may_ask_in_any_of_its_places(own: Path, plan: Any, tmp_path: Path, kept: str) -> None:
     """Trust is said of the trial's model and again of each stage's: one of them is enough to be asked."""
-    planned, root = plan(), Root(tmp_path / "runs")
+    planned = plan()
     plain = planned.model.model_copy(update={"trust_remote_code": False})
     stages = tuple(stage.model_copy(update={"model": plain}) for stage in planned.stages)
     changed = planned.model_copy(update={"stages": stages} if kept == "model" else {"model": plain})
-    folder = root.attempt(changed.sweep, changed.name, 1)
-    folder.mkdir(parents=True)
-    (folder / "trial.json").write_text(changed.model_dump_json(), encoding="utf-8")
-    record = run_trial(folder)
+    record = run(changed, tmp_path / "runs", trust=False)
     assert record.state == "failed"
     assert "--trust-remote-code" in record.error
     assert not (tmp_path / "ran.txt").exists()

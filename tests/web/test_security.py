@@ -1,8 +1,9 @@
 """Who gets in, from where, and what an answer allows a browser to do."""
 
 import base64
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,10 @@ def test_which_addresses_are_loopback(host: str, expected: bool) -> None:
 def test_a_token_that_can_be_guessed_is_not_taken(kept: Root) -> None:
     with pytest.raises(LaunchError, match=r"16 characters at least, but has 6. Leave --token out"):
         run(kept, host="127.0.0.1", port=0, token="secret")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_in_the_place_of_the_token_is_none(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "serve.token")
+    assert kept_token(Root(tmp_path)) is None
+    assert len(own_token(Root(tmp_path))) == 64

@@ -1,7 +1,6 @@
 """Calibration statistics on disk: one folder a model and calibration, read a layer at a time."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -34,7 +33,7 @@ class StatisticsStore:
         self.folder = folder
         try:
             index = read_json(folder / _INDEX)
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise PruningError(
                 f"a folder of calibration statistics must hold a readable {_INDEX}, but {folder} does not: {error}. "
                 f"Remove the folder; it is made again."

@@ -99,3 +99,6 @@ def test_what_is_no_store_is_said_to_be_none(make_model: Make, windows: Tensor, 
     (store.folder / "statistics.json").write_text(json.dumps(index | {"format": 99}))
     with pytest.raises(PruningError, match=r"must be of format 2, but those in .* are of 99"):
         StatisticsStore(store.folder)
+    (store.folder / "statistics.json").write_text("[" * 200_000)
+    with pytest.raises(PruningError, match=r"must hold a readable statistics.json, but .* nested too deep"):
+        StatisticsStore(store.folder)
