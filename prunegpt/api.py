@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunegpt.errors import LaunchError, PruneGPTError
+from prunegpt.errors import LaunchError, PruneGPTError, StoreError
 from prunegpt.planning.precision import resolved
-from prunegpt.planning.resolve import Planner
+from prunegpt.planning.resolve import Planner, plan_file
 from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
@@ -27,6 +27,9 @@ from prunegpt.sweep.events import Event, SweepOutcome
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from prunegpt.report.archive import Archive
+    from prunegpt.report.cells import Table
 
 
 class Sweep:
@@ -122,10 +125,45 @@ def table(sweep: str, *, format: str = "md", root: str | Path | None = None) -> 
     Raises:
         StoreError: there is no such sweep.
     """
-    from prunegpt.cli.table import stored, tables_of
-
     text: str = RENDERERS.load(format)(tables_of(stored(sweep, Root.find(Path(root) if root is not None else None))))
     return text
+
+
+def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
+    """What the store has of a sweep, by its name or its spec.
+
+    A spec's tables are those it declares now, and its trials are there whether they were run or not.
+    """
+    from prunegpt.report.archive import Archive
+    from prunegpt.report.measure import stored_windows
+    from prunegpt.report.provenance import spec_commit
+    from prunegpt.report.rows import other_sweeps, with_planned
+
+    path = Path(sweep)
+    plan = plan_file(path, overrides, root=root, curves=curves_in(root)) if path.suffix in (".yaml", ".yml") else None
+    name = plan.name if plan else sweep
+    try:
+        with Store.open(root, create=False) as store:
+            source = store.sweep(name).source
+            tables = plan.tables if plan else store.tables(name)
+            others = [one.name for one in store.sweeps() if one.name in other_sweeps(tables, name)]
+            results = tuple(result for one in (name, *others) for result in store.results(one))
+    except StoreError:
+        if plan is None:
+            raise
+        return Archive(name, spec_commit(path), plan.tables, with_planned((), plan), lambda _: None)
+    commit = spec_commit(Path(source)) if source else None
+    return Archive(name, commit, tables, with_planned(results, plan) if plan else results, stored_windows(root))
+
+
+def tables_of(found: "Archive") -> "list[Table]":
+    """The tables that stored results make; one of all trials where none is declared."""
+    from prunegpt.report.tables import build_table, usual_table
+
+    return [
+        build_table(table, found.results, found.windows, sweep=found.sweep, commit=found.commit)
+        for table in found.tables or (usual_table(found.sweep, found.results),)
+    ]
 
 
 def start(

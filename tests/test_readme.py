@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from prunegpt.api import tables_of
 from prunegpt.cli import app
-from prunegpt.cli.table import tables_of
 from prunegpt.registry import RENDERERS
 from prunegpt.report.archive import read_archive
 from prunegpt.report.regions import stale

@@ -7,22 +7,8 @@ import sys
 import typer
 
 from prunegpt import __version__
-from prunegpt.cli import (
-    doctor,
-    evaluate,
-    masks,
-    prune,
-    recipe,
-    report,
-    serve,
-    study,
-    sweep,
-    table,
-    train,
-    trial,
-    wandb,
-)
-from prunegpt.cli.options import say
+from prunegpt.cli import control, doctor, models, recipe, serve, sweep, table, train, trial, wandb, watch  # noqa: F401
+from prunegpt.cli.options import app, say, sweep_app
 from prunegpt.errors import PruneGPTError
 
 WAYS_OUT = {
@@ -35,15 +21,6 @@ WAYS_OUT = {
     errno.EACCES: "Use another --root, or ask for the right to write there.",
 }
 
-app = typer.Typer(
-    name="prunegpt",
-    help="Prune GPT-style language models, distil the loss back, and get tables from what was measured.",
-    epilog="Start with: prunegpt sweep run sweeps/quickstart.yaml",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 
 @app.callback(invoke_without_command=True)
 def _version(
@@ -54,19 +31,11 @@ def _version(
         raise typer.Exit
 
 
-study.register(sweep.app)
-app.add_typer(sweep.app, name="sweep")
+app.add_typer(sweep_app, name="sweep")
 app.add_typer(trial.app, name="trial")
 app.add_typer(recipe.app, name="recipe")
-app.add_typer(masks.app, name="masks")
+app.add_typer(models.masks_app, name="masks")
 app.add_typer(wandb.app, name="wandb")
-table.register(app)
-report.register(app)
-serve.register(app)
-evaluate.register(app)
-prune.register(app)
-train.register(app)
-doctor.register(app)
 
 
 def main() -> None:

@@ -1,35 +1,43 @@
-"""prunegpt sweep stop, resume, retry, rm."""
+"""prunegpt sweep stop, resume, retry, rm, study; and running a plan from the command line."""
 
 import fnmatch
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunegpt.cli.evaluate import TrustOption
-from prunegpt.cli.options import JsonOption, RootOption, number, print_json, say
-from prunegpt.cli.running import LauncherOption, OnlyOption, SlotsOption, execute
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, print_json, say, sweep_app
+from prunegpt.root import Root
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from prunegpt.planning.resolve import Planner
     from prunegpt.records import TrialResult
-    from prunegpt.root import Root
-    from prunegpt.spec.plan import TrialPlan
+    from prunegpt.spec.plan import SweepPlan, TrialPlan
+    from prunegpt.sweep.events import SweepOutcome
 
+OnlyOption = Annotated[str | None, typer.Option("--only", metavar="GLOB", help="Only trials whose name matches.")]
+LauncherOption = Annotated[
+    str | None,
+    typer.Option("--launcher", metavar="KIND", help="Where trials run, over the spec: local, slurm, ray."),
+]
+SlotsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--slots",
+        min=1,
+        help="Trials at a time, over the spec; one a GPU, or one on a machine without, where neither says.",
+        show_default=False,
+    ),
+]
 NameArgument = Annotated[str, typer.Argument(help="A sweep.", show_default=False)]
 _ENDED = ("failed", "diverged", "stopped")
 _LISTED = 8
 
 
-def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: prunegpt sweep stop quickstart")(stop)
-    app.command(epilog="Example: prunegpt sweep resume quickstart --slots 2")(resume)
-    app.command(epilog="Example: prunegpt sweep retry quickstart 'distilled*'")(retry)
-    app.command(epilog="Example: prunegpt sweep rm quickstart --stages")(rm)
-
-
+@sweep_app.command(epilog="Example: prunegpt sweep stop quickstart")
 def stop(
     name: NameArgument,
     trial: Annotated[
@@ -37,33 +45,32 @@ def stop(
     ] = None,
     kill: Annotated[bool, typer.Option("--kill", help="At once, without a checkpoint.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when it has stopped.")] = True,
-    root: RootOption = None,
+    root: Root = ROOT,
 ) -> None:
     """Stop a running sweep, from any terminal: running stages write a checkpoint, and `sweep resume` goes on there.
 
     With GLOB the sweep goes on without those trials: they count as stopped, until `sweep retry`.
     """
-    from prunegpt.root import Root
     from prunegpt.sweep.control import Action, request, wait_for_end
 
-    where = Root.find(root)
     if trial is not None:
-        open_ = [one for one in _results(name, where) if one.state in ("running", "waiting")]
+        open_ = [one for one in _results(name, root) if one.state in ("running", "waiting")]
         for one in _matching(open_, trial, f"trial of {name} that runs or waits"):
-            request(where, Action("stop-trial", name, one.name))
+            request(root, Action("stop-trial", name, one.name))
             say(f"{name}/{one.name}: asked to stop")
         return
-    wish = request(where, Action("kill" if kill else "stop", name))
+    wish = request(root, Action("kill" if kill else "stop", name))
     say(f"{name}: asked to stop" + ("" if kill else "; running stages write a checkpoint (--kill does not wait)"))
     if not wait:
         return
-    wait_for_end(where, wish)
+    wait_for_end(root, wish)
     say(f"{name}: stopped. prunegpt sweep resume {name} goes on.")
 
 
+@sweep_app.command(epilog="Example: prunegpt sweep resume quickstart --slots 2")
 def resume(
     name: NameArgument,
-    root: RootOption = None,
+    root: Root = ROOT,
     only: OnlyOption = None,
     launcher: LauncherOption = None,
     slots: SlotsOption = None,
@@ -75,12 +82,10 @@ def resume(
     """
     from prunegpt.errors import StoreError, untrusted
     from prunegpt.planning.resolve import Planner
-    from prunegpt.root import Root
     from prunegpt.store import Store
     from prunegpt.sweep.curves import curves_in
 
-    where = Root.find(root)
-    with Store.open(where, create=False) as store:
+    with Store.open(root, create=False) as store:
         known, before = store.sweep(name), store.results(name)
     if not known.spec:
         raise StoreError(
@@ -88,12 +93,12 @@ def resume(
             f"Run its spec with `prunegpt sweep run`."
         )
     path = Path(known.source) if known.source else None
-    planner = Planner(known.spec, root=where, curves=curves_in(where), strict=True, path=path)
+    planner = Planner(known.spec, root=root, curves=curves_in(root), strict=True, path=path)
     trusted = sorted({source for trial in planner.plan.trials for source in trial.trusts})
     if not trust_remote_code and (trusted or _trusting(known.spec)):
-        raise untrusted(f"the spec of {name} that is stored in {where.path}", trusted or ["its searches"])
+        raise untrusted(f"the spec of {name} that is stored in {root.path}", trusted or ["its searches"])
     _check_places(planner, before)
-    execute(planner, where, only=only, launcher=launcher, slots=slots)
+    execute(planner, root, only=only, launcher=launcher, slots=slots)
 
 
 def _check_places(planner: "Planner", before: "list[TrialResult]") -> None:
@@ -134,32 +139,31 @@ def _trusting(node: object, key: str = "") -> bool:
     return isinstance(node, list) and any(_trusting(value) for value in node)
 
 
+@sweep_app.command(epilog="Example: prunegpt sweep retry quickstart 'distilled*'")
 def retry(
     name: NameArgument,
     trial: Annotated[
         str, typer.Argument(metavar="[GLOB]", help="Only trials whose name matches.", show_default=False)
     ] = "*",
-    root: RootOption = None,
+    root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
     """Let trials wait again that failed, diverged or were stopped.
 
     A running sweep takes them up at once; otherwise `sweep resume` runs them, from their last checkpoint on.
     """
-    from prunegpt.root import Root
     from prunegpt.store import Store
     from prunegpt.sweep.control import Action, request
     from prunegpt.sweep.lock import coordinator
 
-    where = Root.find(root)
-    ended = [one for one in _results(name, where) if one.state in _ENDED and not one.plan.foreign]
+    ended = [one for one in _results(name, root) if one.state in _ENDED and not one.plan.foreign]
     names = [one.name for one in _matching(ended, trial, f"trial of {name} that failed, diverged or was stopped")]
-    running = coordinator(where) is not None
+    running = coordinator(root) is not None
     if running:
         for one in names:
-            request(where, Action("retry", name, one))
+            request(root, Action("retry", name, one))
     else:
-        with Store.open(where, create=False) as store:
+        with Store.open(root, create=False) as store:
             names = store.retry(name, names)
     if as_json:
         print_json({"trials": names, "running": running})
@@ -169,33 +173,32 @@ def retry(
     say("The running sweep takes them up." if running else f"prunegpt sweep resume {name} runs them.")
 
 
+@sweep_app.command(epilog="Example: prunegpt sweep rm quickstart --stages")
 def rm(
     name: NameArgument,
     stages: Annotated[
         bool, typer.Option("--stages", help="Also the models of its stages, those that nothing else uses.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    root: RootOption = None,
+    root: Root = ROOT,
 ) -> None:
     """Remove a sweep: its trials, curves and logs. Models stay in the cache for others, unless --stages."""
-    from prunegpt.root import Root
     from prunegpt.store import Store
     from prunegpt.sweep.lock import coordinating
     from prunegpt.sweep.removal import Removal
 
-    where = Root.find(root)
-    with Store.open(where, create=False) as store, coordinating(where):
-        removal = Removal.of(name, where, store, stages=stages)
+    with Store.open(root, create=False) as store, coordinating(root):
+        removal = Removal.of(name, root, store, stages=stages)
         say(f"{name}: {removal.trials} trials, {removal.attempts} attempts with their logs and curves")
         if stages:
             say(f"{len(removal.stages)} stages, {number(removal.bytes / 1e9)} GB; what other sweeps use stays")
         if not yes:
             typer.confirm("Remove them? It cannot be undone.", abort=True, err=True)
-        removal.remove(where, store)
+        removal.remove(root, store)
     say(f"{name}: removed")
 
 
-def _results(name: str, root: "Root") -> "list[TrialResult]":
+def _results(name: str, root: Root) -> "list[TrialResult]":
     from prunegpt.store import Store
 
     with Store.open(root, create=False) as store:
@@ -210,3 +213,66 @@ def _matching(results: "list[TrialResult]", glob: str, what: str) -> "list[Trial
         names = nearest(glob, [one.name for one in results])[:_LISTED]
         raise StoreError(f"{glob!r} must match a {what}, but matches none. There are: {', '.join(names) or 'none'}.")
     return found
+
+
+@sweep_app.command(epilog="Example: prunegpt sweep study recover90 --out study.db")
+def study(
+    name: Annotated[str, typer.Argument(help="A sweep.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="A new SQLite file, or one of Optuna's.", show_default=False)
+    ],
+    root: Root = ROOT,
+) -> None:
+    """Write the searches of a sweep into a file of Optuna's, for its dashboard and whoever reads its studies.
+
+    Written again, the file has the trials as they then are; other studies in it stay.
+    """
+    from prunegpt.store import Store
+    from prunegpt.sweep.search.export import write_studies
+
+    with Store.open(root, create=False) as store:
+        for written, trials in write_studies(out, store, name).items():
+            say(f"{written}: {trials} trials")
+    print(shlex.join(["optuna-dashboard", f"sqlite:///{out}"]))
+    say("(a package of its own: pip install optuna-dashboard)")
+
+
+def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str | None, slots: int | None) -> None:
+    """Runs what is not finished of a plan, and prints its tables.
+
+    Raises:
+        LaunchError: another coordinator has the root, or nothing can be started.
+        typer.Exit: with 1, where trials failed or the run was interrupted.
+    """
+    from prunegpt.api import start
+    from prunegpt.cli.progress import follow
+
+    with follow(planner.plan) as on_event:
+        outcome = start(planner, root, slots=slots, launcher=launcher, only=only, on_event=on_event)
+    _conclude(planner.plan, root, outcome)
+
+
+def _conclude(plan: "SweepPlan", root: Root, outcome: "SweepOutcome") -> None:
+    show_tables(plan.name, root)
+    say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
+    say(f"Look again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
+    if outcome.failed:
+        say(f"{len(outcome.failed)} trials did not finish: {', '.join(outcome.failed)}. See `sweep status`.")
+    if outcome.given_up:
+        say(f"{len(outcome.given_up)} trials were given up early: {', '.join(outcome.given_up)}.")
+    if outcome.interrupted:
+        say(f"interrupted: prunegpt sweep resume {plan.name} goes on.")
+    if outcome.reached and outcome.waiting:
+        say(f"{len(outcome.waiting)} trials were not started: {outcome.reached} had reached the target.")
+    if outcome.failed or outcome.interrupted:
+        raise typer.Exit(1)
+
+
+def show_tables(name: str, root: Root) -> None:
+    """The sweep's declared tables on standard output, as Markdown."""
+    from prunegpt.api import stored, tables_of
+    from prunegpt.registry import RENDERERS
+
+    tables = tables_of(stored(name, root))
+    if tables:
+        print(RENDERERS.load("md")(tables))

@@ -11,22 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.options import JsonOption, RootOption, print_json, print_table
+from prunegpt.cli.options import ROOT, JsonOption, app, print_json, print_table
+from prunegpt.root import Root
 
 if TYPE_CHECKING:
-    from prunegpt.root import Root
     from prunegpt.sweep.repair import Finding
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "wandb", "SQLAlchemy", "typer")
 OPTIONAL = {"submitit": "launcher slurm", "ray": "launcher ray", "psycopg": "a PostgreSQL store"}
 
 
-def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: prunegpt doctor --json")(doctor)
-
-
+@app.command(epilog="Example: prunegpt doctor --json")
 def doctor(
-    root: RootOption = None,
+    root: Root = ROOT,
     repair: Annotated[
         bool, typer.Option("--repair", help="Read all results and mend what is damaged; nothing is deleted unasked.")
     ] = False,
@@ -38,24 +35,22 @@ def doctor(
     --repair mends results that were cut, edited, half copied or half deleted by hand, and says what it did.
     """
     from prunegpt import __version__
-    from prunegpt.root import Root
     from prunegpt.sweep.repair import examine
 
-    where = Root.find(root)
     if repair:
-        _repair(where, yes, as_json)
+        _repair(root, yes, as_json)
         return
     report: dict[str, Any] = {
         "prunegpt": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
         "devices": _devices(),
-        "root": _root(where.path),
+        "root": _root(root.path),
         "hub_offline": os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True"),
     }
-    found = examine(where, deep=False)
-    report["findings"] = [_finding(one, where) for one in found]
-    report["problems"] = [*_problems(report), *_broken(found, where)]
+    found = examine(root, deep=False)
+    report["findings"] = [_finding(one, root) for one in found]
+    report["problems"] = [*_problems(report), *_broken(found, root)]
     if as_json:
         print_json(report)
     else:
@@ -64,7 +59,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _repair(root: "Root", yes: bool, as_json: bool) -> None:
+def _repair(root: Root, yes: bool, as_json: bool) -> None:
     from prunegpt.sweep.repair import repair
 
     def may(finding: "Finding") -> bool:
@@ -86,7 +81,7 @@ def _repair(root: "Root", yes: bool, as_json: bool) -> None:
     )
 
 
-def _finding(finding: "Finding", root: "Root") -> dict[str, Any]:
+def _finding(finding: "Finding", root: Root) -> dict[str, Any]:
     return {
         "kind": finding.kind,
         "path": _below(finding, root),
@@ -96,11 +91,11 @@ def _finding(finding: "Finding", root: "Root") -> dict[str, Any]:
     }
 
 
-def _below(finding: "Finding", root: "Root") -> str:
+def _below(finding: "Finding", root: Root) -> str:
     return finding.path.relative_to(root.path).as_posix()
 
 
-def _broken(found: "list[Finding]", root: "Root") -> Iterator[dict[str, Any]]:
+def _broken(found: "list[Finding]", root: Root) -> Iterator[dict[str, Any]]:
     for one in found:
         way_out = " `prunegpt doctor --repair` mends it." if one.mend else ""
         severe = bool(one.mend) and not one.deletes

@@ -1,11 +1,10 @@
 """Opening a model and measuring it from the shell: what `eval` and `prune` share."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.builtin import is_builtin
@@ -24,49 +23,45 @@ from prunegpt.stages import cache
 from prunegpt.stages.base import State
 from prunegpt.stages.measure import Ruler
 
+T = TypeVar("T", bound=BaseModel)
+TextOf = Callable[[int], EvaluateSpec]  # tokens of a window -> what to measure
 DEFAULT_WINDOW = 1024  # tokens, or the model's positions where it has fewer
 
 
-@dataclass(frozen=True)
-class Text:
-    """What to measure on, as the command line says it."""
+def text_of(
+    data: str | None,
+    name: str | None,
+    split: str,
+    protocol: str,
+    block_size: int | None,
+    stride: int | None,
+    max_windows: int | None,
+    batch_size: str = "auto",
+) -> TextOf:
+    """What to measure on, as the command line says it: the evaluation for a window, where no block size is given.
 
-    data: str | None
-    name: str | None
-    split: str
-    protocol: str
-    block_size: int | None
-    stride: int | None
-    max_windows: int | None
-    batch_size: str
+    Raises:
+        PruneGPTError: a value is out of its range, or the text is missing; told before a model is loaded.
+    """
+    if data is None:
+        raise PruneGPTError("eval needs a text: --data with a file, folder, hub id or builtin:text.")
+    given = {
+        "data": located(DataSpec(path=data, name=name), split),
+        "split": split,
+        "protocol": protocol,
+        "stride": stride,
+        "max_windows": max_windows,
+        "batch_size": int(batch_size) if batch_size.isdigit() else batch_size,
+    }
 
-    def check(self) -> None:
-        """Raises the errors that can be told before a model is loaded."""
-        self.spec(DEFAULT_WINDOW)
+    def of(window: int) -> EvaluateSpec:
+        return checked(EvaluateSpec, {**given, "block_size": block_size or window})
 
-    def spec(self, window: int) -> EvaluateSpec:
-        """The evaluation this asks for.
-
-        Raises:
-            PruneGPTError: a value is out of its range, or the text is missing.
-        """
-        if self.data is None:
-            raise PruneGPTError("eval needs a text: --data with a file, folder, hub id or builtin:text.")
-        batch = self.batch_size
-        given = {
-            "data": located(DataSpec(path=self.data, name=self.name), self.split),
-            "split": self.split,
-            "protocol": self.protocol,
-            "block_size": self.block_size or window,
-            "stride": self.stride,
-            "max_windows": self.max_windows,
-            "batch_size": int(batch) if batch.isdigit() else batch,
-        }
-        spec: EvaluateSpec = checked(EvaluateSpec, given)
-        return spec
+    of(DEFAULT_WINDOW)
+    return of
 
 
-def checked(kind: Any, given: Mapping[str, Any]) -> Any:
+def checked(kind: type[T], given: Mapping[str, Any]) -> T:
     """A part of a spec made from command-line values; what is wrong is told as the spec's reader tells it."""
     try:
         return kind.model_validate(given)
@@ -142,12 +137,17 @@ def _builtin(source: str, root: Root, device: Any) -> State:
 
 
 def measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, root: Root, *, precision: str = "auto"
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: TextOf, precision: str
 ) -> tuple[Evaluation, Interval | None]:
     """The perplexity of an open model, with its 95 % bootstrap interval."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_WINDOW
-    spec = text.spec(min(DEFAULT_WINDOW, positions))
-    ruler = Ruler(spec, "command-line", model.device, pick_dtype(precision, model.device), Inputs(None))
+    ruler = Ruler(
+        text(min(DEFAULT_WINDOW, positions)),
+        "command-line",
+        model.device,
+        pick_dtype(precision, model.device),
+        Inputs(None),
+    )
     with bar("measuring") as progress:
         found, windows = ruler.measure(model, tokenizer, progress)
     return found, perplexity_interval(windows) if found.finite and found.windows > 1 else None
@@ -163,7 +163,7 @@ def check_prune(
     """
     from prunegpt.spec.pruning import prune_problems, reads_text, refuse
 
-    spec: PruneSpec = checked(PruneSpec, {name: value for name, value in given.items() if value is not None})
+    spec = checked(PruneSpec, {name: value for name, value in given.items() if value is not None})
     refuse(prune_problems(spec))
     if not reads_text(spec):
         return spec

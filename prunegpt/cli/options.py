@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they print."""
+"""The command line itself, options that several of its commands share, and how they print."""
 
 import json
 import sys
@@ -8,18 +8,44 @@ from typing import Annotated, Any
 
 import typer
 
-RootOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--root", envvar="PRUNEGPT_ROOT", help="Folder of all results; ./runs where not given.", file_okay=False
-    ),
-]
+from prunegpt.root import ROOT_VARIABLE, Root
+
+app = typer.Typer(
+    name="prunegpt",
+    help="Prune GPT-style language models, distil the loss back, and get tables from what was measured.",
+    epilog="Start with: prunegpt sweep run sweeps/quickstart.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+sweep_app = typer.Typer(help="Check, run and look at sweeps.", no_args_is_help=True)
+
+
+def _root(given: str) -> Root:
+    if given and Path(given).is_file():
+        raise typer.BadParameter(f"Directory {given!r} is a file.")
+    return Root.find(given)
+
+
+ROOT: Any = typer.Option(
+    "",
+    "--root",
+    envvar=ROOT_VARIABLE,
+    help="Folder of all results; ./runs where not given.",
+    metavar="DIRECTORY",
+    parser=_root,
+    show_default=False,
+)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="PATH=VALUE", help="Override a field of the spec, such as base.model=gpt2. Repeatable."
     ),
+]
+
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that the model brings; read it first.")
 ]
 
 

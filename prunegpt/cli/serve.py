@@ -4,15 +4,13 @@ from typing import Annotated
 
 import typer
 
-from prunegpt.cli.options import RootOption, say
+from prunegpt.cli.options import ROOT, app, say
+from prunegpt.root import Root
 
 
-def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: prunegpt serve --open")(serve)
-
-
+@app.command(epilog="Example: prunegpt serve --open")
 def serve(
-    root: RootOption = None,
+    root: Root = ROOT,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = ("127.0.0.1"),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     token: Annotated[
@@ -35,7 +33,6 @@ def serve(
     It listens on this machine alone unless --host says otherwise. The printed link carries the token that visitors
     need: on this machine to change anything, from elsewhere to see anything.
     """
-    from prunegpt.root import Root
     from prunegpt.web.server import run
 
-    run(Root.find(root), host=host, port=port, token=token, hosts=allow_host or (), open_browser=open_, say=say)
+    run(root, host=host, port=port, token=token, hosts=allow_host or (), open_browser=open_, say=say)

@@ -8,26 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli import control, watch
-from prunegpt.cli.options import JsonOption, RootOption, SetOption, number, print_json, print_table, say
-from prunegpt.cli.running import LauncherOption, OnlyOption, SlotsOption, execute
+from prunegpt.cli.control import LauncherOption, OnlyOption, SlotsOption, execute
+from prunegpt.cli.options import ROOT, JsonOption, SetOption, number, print_json, print_table, say, sweep_app
+from prunegpt.cli.trial import print_failures
+from prunegpt.root import Root
 
 if TYPE_CHECKING:
     from prunegpt.records import TrialResult
-    from prunegpt.root import Root
     from prunegpt.spec.plan import SweepPlan, TrialPlan
 
 _LISTED = 200  # finished trials that `status` shows without being asked for all
 
-app = typer.Typer(help="Check, run and look at sweeps.", no_args_is_help=True)
-
 SpecArgument = Annotated[Path, typer.Argument(help="A sweep spec (YAML).", show_default=False)]
 
 
-@app.command(epilog="Example: prunegpt sweep check sweeps/quickstart.yaml")
+@sweep_app.command(epilog="Example: prunegpt sweep check sweeps/quickstart.yaml")
 def check(
     spec: SpecArgument,
-    root: RootOption = None,
+    root: Root = ROOT,
     overrides: SetOption = None,
     only: OnlyOption = None,
     as_json: JsonOption = False,
@@ -39,20 +37,18 @@ def check(
     from prunegpt.cli.costs import costs, counted_problems, lost_zeros, per_trial, search_problems
     from prunegpt.errors import SpecError, StoreError
     from prunegpt.planning.resolve import Planner
-    from prunegpt.root import Root
     from prunegpt.store import Store
     from prunegpt.sweep.curves import curves_in
 
-    where = Root.find(root)
-    planner = Planner(spec, overrides or [], where, curves_in(where))
+    planner = Planner(spec, overrides or [], root, curves_in(root))
     try:
         plan = planner.plan
     except SpecError as error:  # the trials that are sound so far are counted too: all problems are told in one run
-        counted = counted_problems([chain.trial for chain in planner.chains.values() if chain], where)
+        counted = counted_problems([chain.trial for chain in planner.chains.values() if chain], root)
         problems = [*error.problems, *(planner.problem(*problem) for problem in counted)]
         raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec)) from error
     trials = chosen(plan, only)
-    report = costs(trials, where)
+    report = costs(trials, root)
     counted = list(report.problems)
     examples = {
         search.name: [chain.trial for chain in planner.searched[search.index]]
@@ -60,17 +56,17 @@ def check(
         if only is None or fnmatch.fnmatchcase(search.name, only)
     }
     for tried in examples.values():
-        counted += search_problems(tried, where)
+        counted += search_problems(tried, root)
     if counted:
         problems = [planner.problem(*problem) for problem in counted]
         raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
     unchecked = [*plan.unchecked, *report.unchecked]
     notes = lost_zeros(trials)
     replaced = None
-    with suppress(StoreError), Store.open(where, create=False) as store:  # a run says what is wrong with it
+    with suppress(StoreError), Store.open(root, create=False) as store:  # a run says what is wrong with it
         replaced = store.replaced(plan)
     searches = {
-        search.name: (search.spec.n_trials, per_trial(examples[search.name], where))
+        search.name: (search.spec.n_trials, per_trial(examples[search.name], root))
         for search in plan.searches
         if search.name in examples
     }
@@ -78,7 +74,7 @@ def check(
         print_json(
             {
                 "name": plan.name,
-                "trials": [_trial_json(trial, where) for trial in trials],
+                "trials": [_trial_json(trial, root) for trial in trials],
                 "stages": report.stages,
                 "shared": report.shared,
                 "cached": report.cached,
@@ -98,7 +94,7 @@ def check(
     if trials:
         print_table(
             ["trial", "model", "stages", "waits for"],
-            ([trial.name, trial.label, _chain(trial, where), ", ".join(trial.teachers.values())] for trial in trials),
+            ([trial.name, trial.label, _chain(trial, root), ", ".join(trial.teachers.values())] for trial in trials),
             title=f"{plan.title}: {len(trials)} trials",
         )
         print(f"{report.stages} stages, {report.shared} shared by several trials, {report.cached} already cached (✓).")
@@ -133,11 +129,11 @@ def chosen(plan: "SweepPlan", only: str | None) -> "list[TrialPlan]":
     return [trial for trial in plan.trials if id(trial) in keep]
 
 
-def _chain(trial: "TrialPlan", root: "Root") -> str:
+def _chain(trial: "TrialPlan", root: Root) -> str:
     return " → ".join(f"{stage.kind}{'✓' if root.is_published(stage.key) else ''}" for stage in trial.stages)
 
 
-def _trial_json(trial: "TrialPlan", root: "Root") -> dict[str, Any]:
+def _trial_json(trial: "TrialPlan", root: Root) -> dict[str, Any]:
     return {
         "name": trial.name,
         "sweep": trial.sweep,
@@ -149,10 +145,10 @@ def _trial_json(trial: "TrialPlan", root: "Root") -> dict[str, Any]:
     }
 
 
-@app.command(epilog="Example: prunegpt sweep run sweeps/quickstart.yaml --only 'pruned*'")
+@sweep_app.command(epilog="Example: prunegpt sweep run sweeps/quickstart.yaml --only 'pruned*'")
 def run(
     spec: SpecArgument,
-    root: RootOption = None,
+    root: Root = ROOT,
     overrides: SetOption = None,
     only: OnlyOption = None,
     launcher: LauncherOption = None,
@@ -164,17 +160,15 @@ def run(
     first, stops at once. Running it again goes on.
     """
     from prunegpt.planning.resolve import Planner
-    from prunegpt.root import Root
     from prunegpt.sweep.coordinator import matching
     from prunegpt.sweep.curves import curves_in
 
-    where = Root.find(root)
-    planner = Planner(spec, overrides or [], where, curves_in(where), strict=True)
+    planner = Planner(spec, overrides or [], root, curves_in(root), strict=True)
     matching(planner.plan, only)  # a glob that matches nothing is told before anything runs
-    execute(planner, where, only=only, launcher=launcher, slots=slots)
+    execute(planner, root, only=only, launcher=launcher, slots=slots)
 
 
-@app.command(epilog="Example: prunegpt sweep fields --update sweeps/README.md")
+@sweep_app.command(epilog="Example: prunegpt sweep fields --update sweeps/README.md")
 def fields(
     update: Annotated[Path | None, typer.Option("--update", help="Write it to this file instead.")] = None,
 ) -> None:
@@ -189,7 +183,7 @@ def fields(
     say(f"{update}: written")
 
 
-@app.command(epilog="Example: prunegpt sweep status quickstart")
+@sweep_app.command(epilog="Example: prunegpt sweep status quickstart")
 def status(
     name: Annotated[
         str | None, typer.Argument(help="A sweep; all of them where not given.", show_default=False)
@@ -197,17 +191,14 @@ def status(
     everything: Annotated[
         bool, typer.Option("--all", help=f"Every trial, also of more than {_LISTED} finished ones.")
     ] = False,
-    root: RootOption = None,
+    root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
     """What runs, what is finished, what came out, and why what failed did."""
-    from prunegpt.cli.attempts import print_failures
-    from prunegpt.root import Root
     from prunegpt.store import Store
     from prunegpt.sweep.lock import coordinator
 
-    where = Root.find(root)
-    with Store.open(where, create=False) as store:
+    with Store.open(root, create=False) as store:
         sweeps = [store.sweep(name)] if name else store.sweeps()
         states = {trial: state for sweep in sweeps for trial, state in store.states(sweep.name)}
         finished = [trial for trial, state in states.items() if state == "finished"]
@@ -219,10 +210,10 @@ def status(
         _print_results(results, name)
         if left_out:
             print(f"and {number(len(left_out))} finished trials more: --all lists them")
-        print_failures(results, store, where)
+        print_failures(results, store, root)
     counts = Counter(states.values())
     print(", ".join(f"{number(count)} {state}" for state, count in counts.most_common()) or "no trials")
-    running = coordinator(where)
+    running = coordinator(root)
     if running is not None:
         print(f"run by process {running.pid} on {running.host}; `prunegpt sweep watch` looks on")
 
@@ -264,7 +255,3 @@ def _result_json(result: "TrialResult") -> dict[str, Any]:
         "error": result.error,
         "log": result.folder + "/log.txt" if result.folder else None,
     }
-
-
-watch.register(app)
-control.register(app)

@@ -1,28 +1,17 @@
-"""prunegpt table: the declared tables of a sweep, from what is stored."""
+"""prunegpt table, report and compare: what is stored of a sweep, as tables and as a folder to show around."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from prunegpt.cli.options import RootOption, SetOption, say
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from prunegpt.report.archive import Archive
-    from prunegpt.report.cells import Table
-    from prunegpt.root import Root
-    from prunegpt.spec.schema import TableSpec
+from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, print_json, say
+from prunegpt.root import Root
 
 FORMATS = ("md", "latex", "csv", "html", "json")
 
 
-def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: prunegpt table quickstart --format latex")(table)
-
-
+@app.command(epilog="Example: prunegpt table quickstart --format latex")
 def table(
     sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="A stored sweep, its spec file, or an archive.")],
     format: Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(FORMATS)}.")] = "md",
@@ -30,7 +19,7 @@ def table(
     archive: Annotated[
         Path | None, typer.Option("--archive", help="Folder to keep the records that the tables are made from.")
     ] = None,
-    root: RootOption = None,
+    root: Root = ROOT,
     overrides: SetOption = None,
 ) -> None:
     """Print the tables of a sweep, or put them into a file between its markers.
@@ -39,19 +28,18 @@ def table(
 
     A file takes them between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
     """
+    from prunegpt.api import stored, tables_of
     from prunegpt.registry import RENDERERS
-    from prunegpt.report.archive import read_archive
-    from prunegpt.root import Root
+    from prunegpt.report.archive import read_archive, write_archive
 
     RENDERERS.check(format)
     folder = Path(sweep)
-    if (folder / "results.json").is_file():
-        found = read_archive(folder)
-    else:
-        found = stored(sweep, Root.find(root), overrides or [])
+    archived = (folder / "results.json").is_file()
+    found = read_archive(folder) if archived else stored(sweep, root, overrides or [])
     tables = tables_of(found)
     if archive:
-        _write(found, archive)
+        write_archive(archive, found)
+        say(f"{archive}: {len(found.results)} trials kept")
     if update:
         from prunegpt.report.regions import update_file
 
@@ -61,64 +49,59 @@ def table(
         print(RENDERERS.load(format)(tables).rstrip("\n"))
 
 
-def stored(sweep: str, root: "Root", overrides: "Sequence[str]" = ()) -> "Archive":
-    """What the store has of a sweep, by its name or its spec.
+@app.command(epilog="Example: prunegpt report quickstart --out report")
+def report(
+    sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="A stored sweep, or its spec file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; a report that is there is replaced.")],
+    root: Root = ROOT,
+) -> None:
+    """Write tables, figures, configurations and provenance as a folder that opens without a server."""
+    from prunegpt.api import stored, tables_of
+    from prunegpt.report.figure_data import curves, in_figures
+    from prunegpt.report.folder import write_folder
+    from prunegpt.report.gallery import figures_of
+    from prunegpt.store import Store
 
-    A spec's tables are those it declares now, and its trials are there whether they were run or not.
-    """
-    path = Path(sweep)
-    if path.suffix not in (".yaml", ".yml"):
-        return _stored(sweep, root, None)
-    from prunegpt.errors import StoreError
-    from prunegpt.planning.resolve import plan_file
-    from prunegpt.report.archive import Archive
-    from prunegpt.report.provenance import spec_commit
-    from prunegpt.report.rows import with_planned
-    from prunegpt.sweep.curves import curves_in
-
-    plan = plan_file(path, overrides, root=root, curves=curves_in(root))
-    try:
-        found = _stored(plan.name, root, plan.tables)
-    except StoreError:
-        found = Archive(plan.name, spec_commit(path), plan.tables, (), lambda _: None)
-    return replace(found, results=with_planned(found.results, plan))
+    found = stored(sweep, root)
+    own = [trial for trial in found.results if trial.sweep == found.sweep]
+    with Store.open(root, create=False) as store:
+        title = store.sweep(found.sweep).title
+        drawn = figures_of(own, found.windows, lambda trial: curves(trial, store.series(trial.id, in_figures)))
+    files = write_folder(out, tables_of(found), title=title, results=found.results, figures=drawn, commit=found.commit)
+    say(f"{out}: {len(files)} files; open {out / 'index.html'}")
 
 
-def _stored(name: str, root: "Root", declared: "Sequence[TableSpec] | None") -> "Archive":
-    from prunegpt.report.archive import Archive
+@app.command(epilog="Example: prunegpt compare quickstart/finetuned quickstart/pruned90")
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A trial: its id, or SWEEP/TRIAL.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    root: Root = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Two trials side by side: what differs in their configuration, their metrics, and the paired test."""
+    from prunegpt.registry import RENDERERS
+    from prunegpt.report.compare import compare as compared
+    from prunegpt.report.compare import comparison_tables
     from prunegpt.report.measure import stored_windows
-    from prunegpt.report.provenance import spec_commit
     from prunegpt.store import Store
 
     with Store.open(root, create=False) as store:
-        found = store.sweep(name)
-        tables = store.tables(name) if declared is None else tuple(declared)
-        named = {row.trial.partition("/")[0] for table in tables for row in table.rows if "/" in row.trial}
-        others = [sweep.name for sweep in store.sweeps() if sweep.name in named - {name}]
-        results = tuple(result for sweep in (name, *others) for result in store.results(sweep))
-    commit = spec_commit(Path(found.source)) if found.source else None
-    return Archive(name, commit, tables, results, stored_windows(root))
-
-
-def tables_of(found: "Archive") -> "list[Table]":
-    """The tables that stored results make; one of all trials where none is declared."""
-    from prunegpt.report.tables import build_table, usual_table
-
-    return [
-        build_table(table, found.results, found.windows, sweep=found.sweep, commit=found.commit)
-        for table in found.tables or (usual_table(found.sweep, found.results),)
-    ]
-
-
-def _write(found: "Archive", folder: Path) -> None:
-    from prunegpt.report.archive import write_archive
-
-    write_archive(
-        folder,
-        sweep=found.sweep,
-        tables=found.tables,
-        results=found.results,
-        windows=found.windows,
-        commit=found.commit,
+        one, two = (store.result(int(name) if name.isdigit() else name) for name in (first, second))
+    found = compared(one, two, stored_windows(root))
+    if not as_json:
+        print(RENDERERS.load("md")(comparison_tables(found)))
+        print(found.verdict)
+        return
+    test = found.test
+    print_json(
+        {
+            "settings": [{"path": row.path, "first": row.first, "second": row.second} for row in found.settings],
+            "metrics": [
+                {"name": row.header, "first": row.first, "second": row.second, "difference": row.difference}
+                for row in found.metrics
+            ],
+            "p_value": test.p_value if test else None,
+            "ratio": [test.ratio.value, test.ratio.low, test.ratio.high] if test else None,
+            "verdict": found.verdict,
+        }
     )
-    say(f"{folder}: {len(found.results)} trials kept")

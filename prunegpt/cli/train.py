@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.options import RootOption, SetOption, say
+from prunegpt.cli.options import ROOT, SetOption, app, say
+from prunegpt.root import Root
 
 if TYPE_CHECKING:
     from prunegpt.records import TrialResult
-    from prunegpt.root import Root
 
 EXAMPLE = (
     "Example: prunegpt train --model_name_or_path gpt2 --do_train --do_eval --output_dir baseline "
@@ -19,14 +19,11 @@ EXAMPLE = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EXAMPLE)(train)
-
-
 def _option(name: str, text: str, *others: str) -> Any:
     return typer.Option(f"--{name}", *others, help=text, show_default=False)
 
 
+@app.command(epilog=EXAMPLE)
 def train(
     model_name_or_path: Annotated[str, _option("model_name_or_path", "Hub id, folder, .gguf file or builtin:NAME.")],
     output_dir: Annotated[Path, _option("output_dir", "Folder for the trained model and its results.")],
@@ -71,7 +68,7 @@ def train(
         float | None, _option("learning_rate", "Peak learning rate; the recipe's, or 5e-5, where not given.")
     ] = None,
     overrides: SetOption = None,
-    root: RootOption = None,
+    root: Root = ROOT,
 ) -> None:
     """Fine-tune, prune and distil with the flags of transformers' causal-LM example.
 
@@ -82,7 +79,6 @@ def train(
     from prunegpt.errors import PruneGPTError
     from prunegpt.launch.local import LocalLauncher
     from prunegpt.planning.resolve import plan_data
-    from prunegpt.root import Root
     from prunegpt.spec.expand import slug
     from prunegpt.store import Store
     from prunegpt.sweep.coordinator import run_sweep
@@ -127,16 +123,15 @@ def train(
         },
         "trials": [{"name": "train", "stages": [{kind: stage}] if do_train else []}],
     }
-    where = Root.find(root)
-    plan = plan_data(spec, source="the command line", overrides=overrides or [], root=where, strict=True)
-    with Store.open(where) as store, follow(plan) as on_event:
-        outcome = run_sweep(plan, where, store, LocalLauncher(where), on_event=on_event)
+    plan = plan_data(spec, source="the command line", overrides=overrides or [], root=root, strict=True)
+    with Store.open(root) as store, follow(plan) as on_event:
+        outcome = run_sweep(plan, root, store, LocalLauncher(root), on_event=on_event)
         result = store.result(f"{name}/train")
     if outcome.failed or outcome.interrupted:
         say(f"{name}/train: {result.state}. {result.error}")
         say(f"Log: {result.folder}/log.txt. The same command goes on from the last checkpoint.")
         raise typer.Exit(1)
-    _export(result, output_dir, where, do_train=do_train)
+    _export(result, output_dir, root, do_train=do_train)
     if result.evaluation:
         print(f"perplexity {result.evaluation.perplexity:.4f} ({result.evaluation.protocol})")
     say(f"Results: {output_dir}; look again with prunegpt trial show {name}/train")
@@ -159,7 +154,7 @@ def _data(
     return {"files": named, **size}
 
 
-def _export(result: "TrialResult", output_dir: Path, root: "Root", *, do_train: bool) -> None:
+def _export(result: "TrialResult", output_dir: Path, root: Root, *, do_train: bool) -> None:
     """Copies the published model to where the command line wants it, with its figures beside it."""
     from prunegpt.planning.sources import MASKS
     from prunegpt.root import write_json

@@ -1,19 +1,24 @@
 """prunegpt trial: run one from its folder, show one, serve several."""
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.evaluate import TrustOption
-from prunegpt.cli.options import JsonOption, RootOption, number, print_json, print_table
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, print_json, print_table
+from prunegpt.root import Root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from prunegpt.records import AttemptRecord, TrialResult
+    from prunegpt.store import AttemptRow, Store
 
+_LOG = "log.txt"
+_LINES = 3  # of a log, where several trials are listed
+_SHOWN = 20  # trials whose failure is told
 app = typer.Typer(help="Run or look at single trials.", no_args_is_help=True)
 
 
@@ -45,23 +50,20 @@ def run(
 @app.command(epilog="Example: prunegpt trial show quickstart/pruned90")
 def show(
     trial: Annotated[str, typer.Argument(metavar="ID", help="The id from `sweep status`, or SWEEP/TRIAL.")],
-    root: RootOption = None,
+    root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
     """Configuration, chain, metrics, sparsity by layer; how its attempts ended, and where their logs lie."""
-    from prunegpt.cli.attempts import as_data, print_attempts
-    from prunegpt.root import Root
     from prunegpt.store import Store
 
-    where = Root.find(root)
-    with Store.open(where, create=False) as store:
+    with Store.open(root, create=False) as store:
         result = store.result(int(trial) if trial.isdigit() else trial)
         attempts = store.attempts(result.id)
     if as_json:
         print_json({**result.described(), "history": [as_data(attempt) for attempt in attempts]})
         return
     _print(result)
-    print_attempts(attempts, where)
+    print_attempts(attempts, root)
 
 
 def _print(result: "TrialResult") -> None:
@@ -128,3 +130,68 @@ def _runner(processes: int, trust_remote_code: bool) -> "Callable[[Path], Attemp
     from prunegpt.trial import run_trial
 
     return lambda folder: run_trial(folder, trust_remote_code=trust_remote_code)
+
+
+def print_failures(results: "Sequence[TrialResult]", store: "Store", root: Root) -> None:
+    """Trials that came to no good end: why, and the end of their logs."""
+    from prunegpt.records import EARLY_STOP
+
+    failed = [result for result in results if result.state in ("failed", "diverged", "stopped")]
+    for result in failed[:_SHOWN]:
+        print(f"{result.sweep}/{result.name}: {result.state} ({result.reason}): {result.error.strip()}")
+        ran = [attempt for attempt in store.attempts(result.id) if attempt.folder]
+        if ran and result.reason not in ("dependency", EARLY_STOP):
+            for line in ran[-1].log.splitlines()[-_LINES:]:
+                print(f"    {line}")
+            print(f"  log: {_log(root, ran[-1].folder)}")
+    if len(failed) > _SHOWN:
+        print(f"and {len(failed) - _SHOWN} more")
+
+
+def print_attempts(attempts: "Sequence[AttemptRow]", root: Root) -> None:
+    """All attempts of a trial, and the end of the last log where that one did not finish."""
+    if not attempts:
+        print("No attempt yet.")
+        return
+    print_table(
+        ["attempt", "state", "reason", "then", "started", "seconds", "log"],
+        (
+            [
+                str(one.number),
+                one.state,
+                one.reason,
+                "tried again" if one.outcome == "retried" else one.outcome,
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.started)),
+                number(round(max(0.0, one.ended - one.started), 1)) if one.ended else "",
+                f"{one.folder}/{_LOG}" if one.folder else "no worker ran",
+            ]
+            for one in attempts
+        ),
+        title="Attempts",
+    )
+    ran = [one for one in attempts if one.folder]
+    if ran and ran[-1].log:
+        print(f"The end of the log of attempt {ran[-1].number}:")
+        for line in ran[-1].log.splitlines():
+            print(f"    {line}")
+    if ran:
+        print(f"Log: {_log(root, ran[-1].folder)}")
+
+
+def as_data(attempt: "AttemptRow") -> dict[str, Any]:
+    """An attempt for a script."""
+    return {
+        "number": attempt.number,
+        "state": attempt.state,
+        "reason": attempt.reason,
+        "error": attempt.error,
+        "outcome": attempt.outcome,
+        "started": attempt.started,
+        "ended": attempt.ended,
+        "log": f"{attempt.folder}/{_LOG}" if attempt.folder else None,
+        "last_lines": attempt.log,
+    }
+
+
+def _log(root: Root, folder: str) -> Path:
+    return root.path / folder / _LOG

@@ -2,12 +2,20 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunegpt.cli.options import RootOption, SetOption, say
+from prunegpt.cli.options import ROOT, SetOption, number, say
+from prunegpt.root import Root
+
+if TYPE_CHECKING:
+    from prunegpt.records import AttemptRecord
+    from prunegpt.spec.plan import SweepPlan, TrialPlan
+    from prunegpt.sweep.attempt import Attempt
 
 app = typer.Typer(
     help="Weights & Biases: register sweeps, run agents, send runs later, bring runs in.", no_args_is_help=True
@@ -25,7 +33,7 @@ EntityOption = Annotated[str | None, typer.Option("--entity", help="Team or user
 @app.command(epilog="Example: prunegpt wandb create sweeps/quickstart.yaml")
 def create(
     spec: Annotated[Path, typer.Argument(help="A spec, or a W&B sweep config (YAML).", show_default=False)],
-    root: RootOption = None,
+    root: Root = ROOT,
     overrides: SetOption = None,
     only: OnlyOption = None,
     project: ProjectOption = None,
@@ -42,30 +50,28 @@ def create(
     import json
 
     from prunegpt.planning.resolve import Planner
-    from prunegpt.root import Root
     from prunegpt.spec.wandb_config import config_of
     from prunegpt.sweep.curves import curves_in
     from prunegpt.tracking.client import register
     from prunegpt.tracking.ingest import save_sweep
 
-    where = Root.find(root)
-    plan = Planner(spec, overrides or [], where, curves_in(where), strict=True).plan
+    plan = Planner(spec, overrides or [], root, curves_in(root), strict=True).plan
     command = [
         "${env}",
         interpreter,
         *("-m", "prunegpt", "wandb", "trial", "${args_json_file}"),
-        *("--spec", str(spec.absolute()), "--root", str(where.path), "--digest", digest_of(plan.spec)),
+        *("--spec", str(spec.absolute()), "--root", str(root.path), "--digest", digest_of(plan.spec)),
         *(part for override in overrides or [] for part in ("--set", override)),
     ]
     config = config_of(plan, command, str(spec), only)
     if show:
         print(json.dumps(config, indent=2, ensure_ascii=False))
         return
-    save_sweep(where, plan)
+    save_sweep(root, plan)
     wanted = plan.tracking.wandb
     sweep = register(config, project=project or wanted.project, entity=entity or wanted.entity)
     print(sweep)
-    say(f"Run it: prunegpt wandb agent {sweep}, or a plain `wandb agent {sweep}` on any machine that sees {where.path}")
+    say(f"Run it: prunegpt wandb agent {sweep}, or a plain `wandb agent {sweep}` on any machine that sees {root.path}")
 
 
 @app.command(epilog="Example: prunegpt wandb agent local/prunegpt/abcd1234 --slots 2")
@@ -89,28 +95,26 @@ def sync(
     sweep: Annotated[
         str | None, typer.Argument(help="Every trial of this sweep; what waits of all where not given.")
     ] = None,
-    root: RootOption = None,
+    root: Root = ROOT,
     project: Annotated[str | None, typer.Option("--project", help="Another project than they were kept for.")] = None,
     entity: EntityOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what waits, and send nothing.")] = False,
 ) -> None:
     """Send what could not be sent, or was kept: trials, with all their curves, each once however often this is run."""
-    from prunegpt.root import Root
     from prunegpt.spec.tracking import WandbSpec
     from prunegpt.tracking.run_log import quiet
     from prunegpt.tracking.uploader import all_posted
     from prunegpt.tracking.uploader import sync as send
 
-    where = Root.find(root)
     if dry_run:
-        for one in all_posted(where):
+        for one in all_posted(root):
             if not one.sent and sweep in (None, one.sweep):
                 print(f"{one.sweep}/{one.trial}: {one.state}, {one.rows} rows: {one.problem or 'not sent'}")
         return
     quiet()
     given = WandbSpec(mode="online", project=project or "prunegpt", entity=entity) if project or entity else None
     kept = 0
-    for done in send(where, sweep=sweep, spec=given, say=say):
+    for done in send(root, sweep=sweep, spec=given, say=say):
         kept += not done.sent
         print(f"{done.trial}: {'sent' if done.sent else done.problem}")
     if kept:
@@ -123,18 +127,16 @@ def import_(
     source: Annotated[
         str, typer.Argument(metavar="ENTITY/PROJECT[/SWEEP]|DIR", help="A project, a sweep, or a folder.")
     ],
-    root: RootOption = None,
+    root: Root = ROOT,
 ) -> None:
     """Bring runs made elsewhere into the store, as trials of the sweep wandb-PROJECT, so that tables cover them.
 
     DIR is a folder of the W&B client: `wandb/`, or one `offline-run-DATE-ID`. Importing again adds what is new.
     """
-    from prunegpt.root import Root
     from prunegpt.tracking.imports import import_folder, import_project
 
-    where = Root.find(root)
     folder = Path(source)
-    found = import_folder(where, folder) if folder.is_dir() else import_project(where, source)
+    found = import_folder(root, folder) if folder.is_dir() else import_project(root, source)
     for trial in found:
         print(trial)
 
@@ -150,10 +152,9 @@ def _closed(seconds: float) -> bool:
 @app.command(hidden=True)
 def upload(
     sweep: Annotated[str, typer.Argument(help="The sweep that is sent.")],
-    root: RootOption = None,
+    root: Root = ROOT,
 ) -> None:
     """What `sweep run` starts beside itself where tracking is on: it reads how as JSON, and ends with its input."""
-    from prunegpt.root import Root
     from prunegpt.spec.tracking import WandbSpec
     from prunegpt.tracking.client import Server, TrackingError
     from prunegpt.tracking.run_log import quiet
@@ -165,7 +166,7 @@ def upload(
         server = Server.find() if spec.mode == "online" else None
     except TrackingError:
         server = None
-    WandbUploader(Root.find(root), sweep, spec, server, say).follow(_closed)
+    WandbUploader(root, sweep, spec, server, say).follow(_closed)
 
 
 @app.command("upload-attempt", hidden=True)
@@ -184,29 +185,26 @@ def trial(
         Path | None, typer.Argument(help="File of the run's arguments; WANDB_SWEEP_PARAM_PATH where not given.")
     ] = None,
     spec: Annotated[Path, typer.Option("--spec", help="The spec whose trial is run.")] = Path("sweep.yaml"),
-    root: RootOption = None,
+    root: Root = ROOT,
     overrides: SetOption = None,
     digest: Annotated[str | None, typer.Option("--digest", help="Of the spec when the sweep was created.")] = None,
 ) -> None:
     """What an agent starts: find the trial that its arguments mean, run it under the root, store what came of it."""
-    from prunegpt.cli.agent_trial import failing, run_for_agent
     from prunegpt.errors import Problem, SpecError
     from prunegpt.planning.resolve import Planner
-    from prunegpt.root import Root
     from prunegpt.sweep.curves import curves_in
     from prunegpt.tracking.agents import PARAMETERS, read_arguments, trial_of
 
-    where = Root.find(root)
     given = arguments or (Path(os.environ[PARAMETERS]) if os.environ.get(PARAMETERS) else None)
     if given is None:
         raise SpecError([Problem("", f"an agent's run needs its arguments: name a file, or set {PARAMETERS}.")])
-    with failing(where):
-        planner = Planner(spec, overrides or [], where, curves_in(where), strict=True)
+    with failing(root):
+        planner = Planner(spec, overrides or [], root, curves_in(root), strict=True)
         if digest is not None and digest != digest_of(planner.plan.spec):
             message = "the spec has changed since its sweep was created. Undo that, or create the sweep again."
             raise SpecError([Problem("", message)], str(spec))
-        found = trial_of(planner, read_arguments(given), where)
-        code = run_for_agent(where, planner.plan, found)
+        found = trial_of(planner, read_arguments(given), root)
+        code = run_for_agent(root, planner.plan, found)
     raise typer.Exit(code)
 
 
@@ -215,3 +213,89 @@ def digest_of(spec: object) -> str:
     from prunegpt.planning.fingerprint import digest
 
     return digest([spec])
+
+
+@contextmanager
+def failing(root: Root) -> Iterator[None]:
+    """Lets the server know of a run that fails before it is a trial, so that it is not given out again."""
+    from prunegpt.errors import PruneGPTError
+    from prunegpt.tracking.claims import claim
+
+    try:
+        yield
+    except PruneGPTError as error:
+        claim(root, state="failed", error=str(error))
+        raise
+
+
+def run_for_agent(root: Root, plan: "SweepPlan", trial: "TrialPlan") -> int:
+    """Runs a trial, which is in the store while it runs; gives the exit code: 0 where it finished.
+
+    A stage that another agent computes is waited for, and so is a teacher.
+    """
+    from prunegpt.tracking.claims import claim
+    from prunegpt.tracking.ingest import begin
+    from prunegpt.tracking.run_log import summary_of
+    from prunegpt.tracking.tracker import open_attempt
+
+    claim(root, trial=f"{trial.sweep}/{trial.name}", state="running", error="", folder="", metrics={})
+    problem = _teach(root, plan, trial)
+    if problem:
+        say(f"{trial.name}: {problem}")
+        claim(root, state="failed", error=problem)
+        return 1
+    attempt = begin(root, plan, trial)
+    claim(root, folder=str(attempt.folder.relative_to(root.path)))
+    uploader = open_attempt(attempt.folder)
+    record = _run(root, attempt)
+    if uploader:
+        uploader.close()
+    finished = record.state == "finished"
+    claim(root, state=record.state, error=record.error, metrics=summary_of(record.stages) if finished else {})
+    for stage in record.stages:
+        perplexity = stage.evaluation.perplexity if stage.evaluation else None
+        say(f"{trial.name}: {stage.kind}{' (cached)' if stage.cached else ''}: perplexity {number(perplexity)}")
+    if not finished:
+        say(f"{trial.name}: {record.state}: {record.error} The log is {attempt.folder / 'log.txt'}.")
+    return 0 if finished else 1
+
+
+def _teach(root: Root, plan: "SweepPlan", trial: "TrialPlan") -> str:
+    """Runs the teachers that are not there yet, each once, whichever agents want it; what is wrong, if anything is."""
+    from filelock import FileLock
+
+    from prunegpt.tracking.ingest import begin
+
+    for key in trial.needs:
+        teacher = next((one for one in plan.trials if one.key == key), None)
+        if root.is_published(key):
+            continue
+        if teacher is None:
+            return f"it needs the stage {key} as its teacher, which no trial of the spec makes."
+        lock = root.path / "wandb" / "locks" / f"{key}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if root.is_published(key):
+                continue
+            problem = _teach(root, plan, teacher)
+            if problem:
+                return problem
+            say(f"{trial.name}: its teacher {teacher.name} is made first")
+            record = _run(root, begin(root, plan, teacher))
+        if record.state != "finished":
+            return f"its teacher {teacher.name} ended as {record.state}: {record.error}"
+    return ""
+
+
+def _run(root: Root, attempt: "Attempt") -> "AttemptRecord":
+    """Runs a new attempt, which the store follows to its end."""
+    from prunegpt.launch.log import LOG
+    from prunegpt.launch.worker import logging_to
+    from prunegpt.tracking.ingest import Follower
+    from prunegpt.trial import run_trial
+
+    follower = Follower(root, attempt)
+    with follower.following() as through, logging_to(attempt.folder / LOG):
+        record = run_trial(attempt.folder, through, trust_remote_code=True)  # planned here
+    follower.end(record)
+    return record

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunegpt.cli.options import JsonOption, RootOption, number, print_json
+from prunegpt.cli.options import ROOT, JsonOption, number, print_json, sweep_app
+from prunegpt.root import Root
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,36 +19,31 @@ _ORDER = ("finished", "running", "waiting", "failed", "diverged", "stopped")
 _COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "diverged": "magenta", "stopped": "yellow"}
 
 
-def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: prunegpt sweep watch quickstart")(watch)
-
-
+@sweep_app.command(epilog="Example: prunegpt sweep watch quickstart")
 def watch(
     name: Annotated[
         str | None, typer.Argument(help="A sweep; all of them where not given.", show_default=False)
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
-    root: RootOption = None,
+    root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
     """Watch what runs: stage, tokens, time left, loss and perplexity of every slot, and what ended last.
 
     Works from any terminal, and on any machine that sees the root. Ends with the sweep, or with Ctrl-C.
     """
-    from prunegpt.root import Root
     from prunegpt.store import Store
     from prunegpt.sweep.live import look
 
-    where = Root.find(root)
-    with Store.open(where, create=False) as store:
+    with Store.open(root, create=False) as store:
         if as_json:
-            print_json(asdict(look(where, store, name)))
+            print_json(asdict(look(root, store, name)))
             return
         from rich.console import Console
         from rich.live import Live
 
         console = Console()
-        frame = look(where, store, name)
+        frame = look(root, store, name)
         if once:
             console.print(picture(frame, name))
             return
@@ -55,7 +51,7 @@ def watch(
             with Live(picture(frame, name), console=console, auto_refresh=False) as live:
                 while frame.slots or frame.coordinator is not None:
                     time.sleep(_REFRESH)
-                    frame = look(where, store, name)
+                    frame = look(root, store, name)
                     live.update(picture(frame, name), refresh=True)
         except KeyboardInterrupt:
             return

@@ -6,7 +6,7 @@ A table made from an archive equals the one made from the store it came from, to
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,32 +37,19 @@ class Archive:
     windows: WindowsOf  # of a trial's last evaluation; read when a table asks for them
 
 
-def write_archive(
-    folder: Path,
-    *,
-    sweep: str,
-    tables: Sequence[TableSpec],
-    results: Sequence[TrialResult],
-    windows: WindowsOf,
-    commit: str | None = None,
-) -> None:
+def write_archive(folder: Path, archive: Archive) -> None:
     """Writes the archive of a sweep; one that is there already is replaced.
 
     No path of this machine travels with it, nor the message of a failure, which may name one.
     """
-    losses = {str(trial.id): found for trial in results if (found := windows(trial)) is not None}
+    losses = {str(trial.id): found for trial in archive.results if (found := archive.windows(trial)) is not None}
     folder.mkdir(parents=True, exist_ok=True)
     with publishing(folder / ".new", replace=True) as temporary:
         np.savez_compressed(temporary / _WINDOWS, allow_pickle=False, **losses)
-        write_json(
-            temporary / _RESULTS,
-            {
-                "sweep": sweep,
-                "commit": commit,
-                "tables": [table.model_dump(mode="json") for table in tables],
-                "results": [_public({**trial.model_dump(mode="json"), "error": ""}) for trial in results],
-            },
-        )
+        results = [_public({**trial.model_dump(mode="json"), "error": ""}) for trial in archive.results]
+        tables = [table.model_dump(mode="json") for table in archive.tables]
+        written = {"sweep": archive.sweep, "commit": archive.commit, "tables": tables, "results": results}
+        write_json(temporary / _RESULTS, written)
     for name in (_WINDOWS, _RESULTS):
         (folder / ".new" / name).replace(folder / name)
     (folder / ".new").rmdir()

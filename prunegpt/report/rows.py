@@ -92,6 +92,11 @@ def with_planned(results: Sequence[TrialResult], plan: SweepPlan) -> tuple[Trial
     return (*results, *waiting)
 
 
+def other_sweeps(tables: Sequence[TableSpec], sweep: str) -> set[str]:
+    """The sweeps that rows of a sweep's tables name beside it."""
+    return {row.trial.partition("/")[0] for table in tables for row in table.rows if "/" in row.trial} - {sweep}
+
+
 def select_rows(
     spec: TableSpec, results: Sequence[TrialResult], sweep: str | None = None
 ) -> tuple[list[Row], list[str]]:

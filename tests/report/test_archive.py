@@ -10,7 +10,7 @@ import pytest
 
 from prunegpt.errors import ReportError
 from prunegpt.records import GOES_BY
-from prunegpt.report.archive import read_archive, write_archive
+from prunegpt.report.archive import Archive, read_archive, write_archive
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
 from tests.report.made import draw_windows, evaluation, make_trial
@@ -22,9 +22,7 @@ def test_a_table_of_an_archive_is_that_of_the_store(tmp_path: Path) -> None:
     drawn = draw_windows(3.0), draw_windows(3.1, seed=1)
     trials = [make_trial(name, measured=evaluation(one)) for name, one in zip("ab", drawn, strict=True)]
     losses = {trial.id: one for trial, one in zip(trials, drawn, strict=True)}
-    write_archive(
-        tmp_path, sweep="s", tables=[TABLE], results=trials, windows=lambda trial: losses[trial.id], commit="c"
-    )
+    write_archive(tmp_path, Archive("s", "c", (TABLE,), tuple(trials), lambda trial: losses[trial.id]))
     found = read_archive(tmp_path)
     assert (found.sweep, found.commit, found.tables) == ("s", "c", (TABLE,))
     assert np.array_equal(np.asarray(found.windows(trials[0])), drawn[0])
@@ -38,7 +36,7 @@ def test_paths_and_messages_stay_at_home(tmp_path: Path) -> None:
     trial = make_trial("a", config=config).model_copy(
         update={"state": "failed", "error": "no space on /home/somebody", "reason": "disk-full"}
     )
-    write_archive(tmp_path, sweep="s", tables=[TABLE], results=[trial], windows=lambda _: None)
+    write_archive(tmp_path, Archive("s", None, (TABLE,), (trial,), lambda _: None))
     assert "somebody" not in (tmp_path / "results.json").read_text()
     (kept,) = read_archive(tmp_path).results
     assert kept.config == {"model": {"source": "gpt2"}, "data": {"files": {"train": ["a.txt"]}}}
@@ -52,7 +50,7 @@ def test_a_folder_that_is_no_archive(tmp_path: Path) -> None:
 
 def kept_as(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """An archive of one trial, as another version would have written it."""
-    write_archive(folder, sweep="s", tables=[TABLE], results=[make_trial("a")], windows=lambda _: None)
+    write_archive(folder, Archive("s", None, (TABLE,), (make_trial("a"),), lambda _: None))
     file = folder / "results.json"
     content = json.loads(file.read_text())
     (result,) = content["results"]

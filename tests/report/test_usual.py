@@ -47,7 +47,7 @@ def test_of_many_the_best_are_shown() -> None:
 
 
 def test_a_stored_sweep_without_tables_has_one(tmp_path: Any) -> None:
-    from prunegpt.cli.table import stored, tables_of
+    from prunegpt.api import stored, tables_of
     from prunegpt.root import Root
     from tests.web.many import make_many
 

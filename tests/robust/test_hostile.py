@@ -22,7 +22,7 @@ import torch
 
 from prunegpt.cli import main
 from prunegpt.planning.resolve import plan_data
-from prunegpt.report.archive import write_archive
+from prunegpt.report.archive import Archive, write_archive
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
@@ -90,9 +90,7 @@ def sound(text_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
         results = store.results("hostile")
     assert {result.state for result in results} == {"finished"}
     windows = np.array([[30.0, 10.0], [31.0, 10.0]])
-    write_archive(
-        place / "archive", sweep="hostile", tables=plan.tables, results=results, windows=lambda _: windows, commit=None
-    )
+    write_archive(place / "archive", Archive("hostile", None, plan.tables, tuple(results), lambda _: windows))
     return place
 
 

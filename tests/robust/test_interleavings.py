@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from prunegpt.cli.table import stored, tables_of
+from prunegpt.api import stored, tables_of
 from prunegpt.errors import PruneGPTError
 from prunegpt.planning.resolve import plan_data
 from prunegpt.report.archive import read_archive, write_archive
@@ -242,7 +243,7 @@ class Interleaved(RuleBasedStateMachine):
         try:
             found = stored("drawn", self.root)
             shown = [[cell.text for row in table.rows for cell in row.cells] for table in tables_of(found)]
-            write_archive(archive, sweep="drawn", tables=found.tables, results=found.results, windows=found.windows)
+            write_archive(archive, replace(found, commit=None))
             again = tables_of(read_archive(archive))
         except PruneGPTError:
             return  # refused, which shows nothing

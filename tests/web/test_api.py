@@ -268,7 +268,7 @@ def test_every_trial_can_be_taken_away(client: TestClient) -> None:
 
 
 def test_tables_are_those_of_the_command_line(client: TestClient, kept: Root) -> None:
-    from prunegpt.cli.table import stored, tables_of
+    from prunegpt.api import stored, tables_of
     from prunegpt.registry import RENDERERS
 
     made = tables_of(stored("study", kept))

@@ -10,6 +10,7 @@ from prunegpt.report.cells import Footnote, Table
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.render.csv import lines
 from prunegpt.report.render.html import fragment
+from prunegpt.report.rows import other_sweeps
 from prunegpt.report.tables import build_table
 from prunegpt.web.api.curves import attachment
 from prunegpt.web.dashboard import Dashboard
@@ -55,9 +56,7 @@ def tables(dashboard: Dashboard, name: str) -> list[Table]:
     with dashboard.source.following():
         sweep = dashboard.source.sweep(name)
         declared = dashboard.source.store.tables(name)
-        named = {row.trial.partition("/")[0] for table in declared for row in table.rows if "/" in row.trial}
-        known = {other.name for other in dashboard.source.sweeps()}
-        others = sorted(named & known - {name})
+        others = sorted(other_sweeps(declared, name) & {other.name for other in dashboard.source.sweeps()})
         state = tuple(dashboard.source.sweep_revision(each) for each in (name, *others))
         results = [trial for each in (name, *others) for trial in dashboard.source.trials(each)]
     windows = stored_windows(dashboard.root)

@@ -1,0 +1,259 @@
+"""prunegpt eval, prune and masks check: one model, from the shell."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json, print_table
+from prunegpt.root import Root
+
+if TYPE_CHECKING:
+    from prunegpt.records import Evaluation
+    from prunegpt.report.statistics import Interval
+
+masks_app = typer.Typer(help="Look after the masks of saved models.", no_args_is_help=True)
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Hub id, folder, .gguf file, builtin:NAME, or SWEEP/TRIAL.", show_default=False
+    ),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="FILE|HUB", help="Text, jsonl or parquet file, folder, hub id, builtin:text."),
+]
+NameOption = Annotated[str | None, typer.Option("--data-name", help="Configuration of a hub dataset.")]
+SplitOption = Annotated[str, typer.Option("--split", help="Split of a folder, hub or built-in text.")]
+ProtocolOption = Annotated[str, typer.Option("--protocol", help="blocks, stream or sliding; see the README.")]
+BlockOption = Annotated[
+    int | None, typer.Option("--block-size", min=2, help="Tokens a window; the model's context, at most 1024.")
+]
+StrideOption = Annotated[int | None, typer.Option("--stride", min=1, help="Tokens between windows of `sliding`.")]
+WindowsOption = Annotated[int | None, typer.Option("--max-windows", min=1, help="Only the first so many windows.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
+
+
+@app.command("eval", epilog="Example: prunegpt eval gpt2 --data test.txt --protocol stream --block-size 1024")
+def evaluate(
+    model: ModelArgument,
+    data: DataOption = None,
+    data_name: NameOption = None,
+    split: SplitOption = "test",
+    protocol: ProtocolOption = "stream",
+    block_size: BlockOption = None,
+    stride: StrideOption = None,
+    max_windows: WindowsOption = None,
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", help="Windows at a time, or auto; not in the result.")
+    ] = "auto",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    trust_remote_code: TrustOption = False,
+    root: Root = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a perplexity, with its interval, bits per byte, and the protocol it belongs to."""
+    from prunegpt.cli.measure import measure, open_model, text_of
+
+    text = text_of(data, data_name, split, protocol, block_size, stride, max_windows, batch_size)
+    state = open_model(model, root, device, trust_remote_code=trust_remote_code)
+    measured = measure(state.model, state.tokenizer, text, precision)
+    if as_json:
+        print_json(as_dict(*measured))
+    else:
+        print_measured(*measured)
+
+
+def as_dict(found: "Evaluation", interval: "Interval | None") -> dict[str, Any]:
+    """What --json prints of one measurement."""
+    return {
+        "perplexity": found.perplexity,
+        "interval": (interval.low, interval.high) if interval else None,
+        "loss": found.loss,
+        "protocol": found.protocol,
+        "tokens": found.tokens,
+        "windows": found.windows,
+        "bits_per_byte": found.bits_per_byte,
+        "word_perplexity": found.word_perplexity,
+    }
+
+
+def print_measured(found: "Evaluation", interval: "Interval | None") -> None:
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    shown = numbers(found.perplexity, low, high)
+    print("perplexity {} (95 % interval {} to {})".format(*shown))
+    print(f"bits per byte {number(found.bits_per_byte)}, word perplexity {number(found.word_perplexity)}")
+    print(f"{found.tokens:,} tokens in {found.windows:,} windows, {found.seconds:.1f} s")
+    print(f"protocol {found.protocol}")
+
+
+# What transformers and we write into a model's folder.
+_OURS = re.compile(
+    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|masks\.safetensors"
+    r"|tokenizer(_config)?\.json|(special_tokens_map|added_tokens|vocab)\.json|(vocab|merges)\.txt"
+    r"|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.(jinja|json)"
+)
+
+
+@app.command(epilog="Example: prunegpt prune gpt2 ./gpt2-50 --method magnitude --sparsity 0.5 --data test.txt")
+def prune(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pruned model.", show_default=False)],
+    method: Annotated[str, typer.Option("--method", "-m", help="Criterion or solver, such as magnitude or sparsegpt.")],
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", "-s", help="Share of weights to prune, 0 to 1.")
+    ] = None,
+    pattern: Annotated[str, typer.Option("--pattern", help="unstructured, N:M (N kept) or [a, b].")] = "unstructured",
+    allocation: Annotated[str | None, typer.Option("--allocation", help="uniform, row, global or owl.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Option("--target", help="Name, glob or re: pattern. Repeatable.")
+    ] = None,
+    layers: Annotated[list[int] | None, typer.Option("--layer", help="Decoder block index. Repeatable.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT where it is an empty folder or a model that prune wrote.")
+    ] = False,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", metavar="FILE", help="Text the method looks at.")
+    ] = None,
+    calibration_windows: Annotated[int, typer.Option("--calibration-windows", min=1, help="Windows of it.")] = 128,
+    calibration_mode: Annotated[str, typer.Option("--calibration-mode", help="first or random windows.")] = "first",
+    propagate: Annotated[bool, typer.Option(help="Each block sees the pruned blocks before it.")] = True,
+    seed: Annotated[int, typer.Option("--seed", help="Of random choices.")] = 0,
+    data: DataOption = None,
+    data_name: NameOption = None,
+    split: SplitOption = "test",
+    protocol: ProtocolOption = "stream",
+    block_size: BlockOption = None,
+    stride: StrideOption = None,
+    max_windows: WindowsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    trust_remote_code: TrustOption = False,
+    root: Root = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Prune a model once and save an ordinary transformers folder with its masks; measured before and after."""
+    from prunegpt.cli.measure import check_prune, measure, open_model, text_of
+    from prunegpt.cli.progress import bar
+    from prunegpt.lm.models import save_model
+    from prunegpt.planning.inputs import Inputs
+    from prunegpt.planning.sources import MASKS
+    from prunegpt.pruning.masks import save_masks
+    from prunegpt.root import publishing
+    from prunegpt.stages.measure import check_ledger, count_zeros
+    from prunegpt.stages.prune import apply
+
+    _check_out(out, overwrite)
+    given = {
+        "method": method,
+        "sparsity": sparsity,
+        "pattern": pattern,
+        "allocation": allocation,
+        "targets": targets or (),
+        "layers": layers or (),
+        "propagate": propagate,
+    }
+    spec = check_prune(given, calibration, calibration_windows, calibration_mode, block_size)
+    text = text_of(data, data_name, split, protocol, block_size, stride, max_windows) if data else None
+    state = open_model(model, root, device, trust_remote_code=trust_remote_code)
+    loaded, tokenizer = state.model, state.tokenizer
+    before = measure(loaded, tokenizer, text, precision) if text else None
+    with bar(f"pruning with {method}") as progress:
+        result = apply(
+            spec, state, Inputs(None), seed=seed, root=root, progress=lambda done, total, _: progress(done, total)
+        )
+    check_ledger(state)
+    zeros = count_zeros(state)
+    after = measure(loaded, tokenizer, text, precision) if text else None
+    _check_out(out, overwrite)  # once more: pruning may have taken hours
+    with publishing(out.resolve(), replace=overwrite) as folder:
+        save_model(loaded, tokenizer, folder)
+        save_masks(state.pruned.masks, folder / MASKS, method=method, pattern=pattern, target=sparsity)
+    report: dict[str, Any] = {
+        "perplexity_before": before[0].perplexity if before else None,
+        "perplexity_after": after[0].perplexity if after else None,
+        "before": as_dict(*before) if before else None,
+        "after": as_dict(*after) if after else None,
+        "sparsity": zeros.pruned,
+        "sparsity_of_all_parameters": zeros.overall,
+        "by_layer": dict(zeros.by_tensor),
+        "layers": [dict(row) for row in result.layers],
+        "notes": list(result.notes),
+        "seconds": result.seconds,
+        "out": str(out),
+    }
+    if as_json:
+        print_json(report)
+        return
+    print_table(["tensor", "sparsity"], zeros.by_tensor.items())
+    print(f"sparsity {number(zeros.pruned)} of the pruned tensors, {number(zeros.overall)} of all parameters")
+    print(f"pruned in {result.seconds:.1f} s")
+    if before and after:
+        print("perplexity {} → {}".format(*numbers(before[0].perplexity, after[0].perplexity)))
+        print(f"protocol {after[0].protocol}")
+    for note in result.notes:
+        print(f"note: {note}")
+    print(f"saved {out}")
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuses an OUT that is there, but for a model of ours that may be replaced.
+
+    Raises:
+        PruneGPTError: it must stay.
+    """
+    from prunegpt.errors import PruneGPTError
+    from prunegpt.planning.sources import MASKS
+
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise PruneGPTError(f"OUT must not exist, but {out} does. Choose another folder or pass --overwrite.")
+    names = sorted(os.listdir(out)) if out.is_dir() else [out.name]
+    others = [name for name in names if not _OURS.fullmatch(name) or (out / name).is_dir()]
+    if not out.is_dir() or others or (names and not {"config.json", MASKS} <= set(names)):
+        held = f"holds {', '.join(others[:3])}" if others else "is none"
+        raise PruneGPTError(
+            f"--overwrite replaces an empty folder or a model that `prune` wrote, but {out} {held}. "
+            f"Choose another folder, or remove that one yourself."
+        )
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise PruneGPTError(f"OUT must not be the folder that you are in, but {out} is. Name another, or go elsewhere.")
+
+
+@masks_app.command(epilog="Example: prunegpt masks check ./gpt2-50")
+def check(
+    folder: Annotated[Path, typer.Argument(help="A saved model with masks.safetensors, or a stage's folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a saved model: the masks' hash, zeros under every mask, N:M or blocks; exit status 1 where it drifted."""
+    from prunegpt.lm.models import load_model
+    from prunegpt.lm.views import select
+    from prunegpt.pruning import masks
+    from prunegpt.pruning.patterns import parse_pattern
+
+    model_folder = folder / "model" if (folder / "model").is_dir() else folder
+    file = masks.load_masks(folder / "masks.safetensors")
+    model = load_model(model_folder, device="cpu")
+    views = select(model, targets=tuple(file.masks))
+    masks.check(views, file.masks, pattern=parse_pattern(file.pattern))
+    found = masks.measure_sparsity(views, dict(model.named_parameters()))
+    report = {
+        "ok": True,
+        "method": file.method,
+        "pattern": file.pattern,
+        "target": file.target,
+        "sparsity": found.pruned,
+        "sparsity_of_all_parameters": found.model,
+        "sha256": file.sha256,
+        "by_tensor": dict(found.by_tensor),
+    }
+    if as_json:
+        print_json(report)
+        return
+    print_table(["tensor", "sparsity"], found.by_tensor.items())
+    print(f"the masks hold: {file.method}, {file.pattern}, sparsity {number(found.pruned)}, sha256 {file.sha256[:16]}")
