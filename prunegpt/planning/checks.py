@@ -10,11 +10,13 @@ from pydantic import ValidationError
 from prunegpt.errors import nearest
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
+from prunegpt.planning.rehearsed import refused
 from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
+from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.names import Matrix, block_index
 from prunegpt.spec.pruning import Message, prune_problems, reads_text
-from prunegpt.spec.schema import PruneSpec, StageConfig, TableSpec
+from prunegpt.spec.schema import PruneSpec, StageConfig, TableSpec, TrialSpec
 from prunegpt.spec.training_arguments import training_problems
 
 _BLOCK_MATRIX = re.compile(r"(^|\.)\d+\..*\.weight$")
@@ -34,26 +36,25 @@ _SHOWN = 6
 
 
 def stage_problems(
-    config: StageConfig, facts: ModelFacts, train: Mapping[str, Any], block_size: int
+    config: StageConfig, facts: ModelFacts, spec: TrialSpec, launcher: LauncherSpec
 ) -> Iterator[Message]:
-    """What does not fit between a stage, the model and the trial's training arguments.
-
-    Args:
-        train: the trial's arguments; those of the stage are laid over them.
-        block_size: tokens of a window of the trial's text.
-    """
+    """What does not fit between a stage, the model, the trial and where it will run."""
+    block_size = spec.data.block_size if spec.data else 0
     if isinstance(config, PruneSpec):
         yield from _pruning_problems(config, facts, block_size, {})
         return
     block_size = block_size_of(config.data, block_size)
     if message := _positions_problem(facts, block_size, "a training block"):
         yield "", message
-    arguments = {**train, **config.train}
+    arguments = {**spec.train, **config.train}
     if config.prune:
         for path, message in _pruning_problems(config.prune, facts, block_size, _length(arguments)):
             yield f"prune.{path}".rstrip("."), message
-    for name, message in training_problems(arguments, prunes=config.prune is not None):
+    ill_matched = list(training_problems(arguments, prunes=config.prune is not None))
+    for name, message in ill_matched:
         yield f"train.{name}", message
+    if not ill_matched:
+        yield from refused(arguments, spec.device, spec.precision, launcher)
     for index, segment in enumerate(config.learning_rate):
         try:
             Segment.model_validate(segment)

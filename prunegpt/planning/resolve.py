@@ -313,13 +313,17 @@ class Planner:
                 stages[index] = stage.filled(config)
             except (PruneGPTError, OSError) as error:
                 self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))
-        spec, run = item.spec, self.home.opened.spec  # teachers of other sweeps run where this one does
-        launcher = run.launcher if run else LauncherSpec()
-        precision = resolved(spec.precision, spec.device, launcher)
-        measured = resolved(spec.evaluate.precision or precision, spec.device, launcher)
+        spec = item.spec
+        precision = resolved(spec.precision, spec.device, self._launcher)
+        measured = resolved(spec.evaluate.precision or precision, spec.device, self._launcher)
         evaluate = spec.evaluate.model_copy(update={"precision": measured})
         update = {"stages": tuple(stages), "precision": precision, "evaluate": evaluate}
         return replace(item, spec=spec.model_copy(update=update))
+
+    @property
+    def _launcher(self) -> LauncherSpec:
+        run = self.home.opened.spec  # teachers of other sweeps run where this one does
+        return run.launcher if run else LauncherSpec()
 
     def _check(self, item: Configuration, facts: ModelFacts) -> None:
         """Notes what does not fit between the model and the trial's windows and stages."""
@@ -332,7 +336,7 @@ class Planner:
         if trains and (message := precision_problem(spec.device, spec.precision)):
             self.opened.note(item, "precision", message)
         for index, stage in enumerate(spec.stages):
-            for path, message in checks.stage_problems(stage.config, facts, spec.train, block_size):
+            for path, message in checks.stage_problems(stage.config, facts, spec, self._launcher):
                 self.opened.note(item, f"stages.{index}.{stage.kind}.{path}".rstrip("."), message)
 
     def _trial(

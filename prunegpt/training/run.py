@@ -85,7 +85,7 @@ def train(
     trainer = JobTrainer(
         job,
         model=model,
-        args=_arguments(
+        args=training_arguments(
             {**job.arguments, **neutral},
             work,
             seed=job.seed,
@@ -130,16 +130,17 @@ def train(
     return Outcome(reached, trainer.tokens, trainer.seconds, trainer.notes)
 
 
-def _arguments(
+def training_arguments(
     given: dict[str, Any],
     work: Path,
     *,
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
-    keep: bool,
-    divide: int,
+    keep: bool = False,
+    divide: int = 1,
 ) -> TrainingArguments:
+    """What transformers is told: the arguments of a spec, and what the program decides."""
     if divide > 1 or ranks.count() > 1:
         batch, accumulation = micro_batch(given, divide, ranks.count())
         given |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}

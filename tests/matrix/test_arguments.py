@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from prunegpt.errors import SpecError
+from prunegpt.planning import rehearsed
 from prunegpt.planning.resolve import plan_data
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
@@ -172,8 +173,9 @@ def test_a_neutral_argument_changes_no_bit_whether_or_not_it_is_killed(
 
 @pytest.mark.parametrize("name", sorted(DECISIVE))
 def test_a_decisive_argument_is_in_the_key(
-    name: str, small_model: Path, text_files: dict[str, str], tmp_path: Path
+    name: str, small_model: Path, text_files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rehearsed, "_asked", lambda _: "")  # also what this machine could not begin with
     given = dict({**DECISIVE_VALUES, **ELSEWHERE}[name])
     with_it = plan_of(given, small_model, text_files, Root(tmp_path)).key
     del given[name]
