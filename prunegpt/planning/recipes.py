@@ -29,12 +29,13 @@ def with_recipe(config: StageConfig, base: Path | None) -> StageConfig:
     except SpecError as error:
         listed = "; ".join(str(problem) for problem in error.problems)
         raise PruneGPTError(f"recipe {config.recipe}: {listed}") from error
-    if recipe.distill is not None and not isinstance(config, DistillSpec):
+    distill = recipe.pop("distill", None)
+    if distill is not None and not isinstance(config, DistillSpec):
         raise PruneGPTError(
             f"recipe {config.recipe} distils, so its stage must be a distill stage with a teacher, but it is finetune."
         )
     said = {name: value for name in config.model_fields_set if (value := getattr(config, name)) not in (None, ())}
-    both = {**recipe.stage, **said, "train": {**recipe.train, **config.train}, "recipe": None}
+    both = {**recipe, **(distill or {}), **said, "train": {**recipe.get("train", {}), **config.train}, "recipe": None}
     try:
         return type(config).model_validate(both)
     except ValidationError as error:

@@ -8,7 +8,6 @@ from ruamel.yaml import YAML
 
 from prunegpt.errors import Problem
 from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning
-from prunegpt.recipes.own import Recipe, recipe_of
 from prunegpt.recipes.source import RecipeError
 
 
@@ -32,15 +31,6 @@ def to_mapping(meaning: RecipeMeaning, *, strict: bool = True) -> dict[str, Any]
         raise RecipeError([Problem("", message, stages[0].line)], meaning.source)
     _check(meaning, strict)
     return stages[0].sections
-
-
-def to_recipe(meaning: RecipeMeaning, *, strict: bool = True) -> Recipe:
-    """As :func:`to_mapping`, checked against the schema.
-
-    Raises:
-        RecipeError: as there, or a value out of its range.
-    """
-    return recipe_of(to_mapping(meaning, strict=strict), meaning.source)
 
 
 def to_stages(meaning: RecipeMeaning, *, teacher: str | None = None, strict: bool = True) -> list[dict[str, Any]]:

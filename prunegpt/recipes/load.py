@@ -1,22 +1,31 @@
-"""Any recipe file by one door: our own format, or either dialect of SparseML, told apart by what they hold."""
+"""Any recipe file: our own format, or either dialect of SparseML, told apart by what they hold.
 
-from collections.abc import Iterable, Mapping
+Our own has the sections `train`, `prune`, `distill`, `learning_rate`, `keep_zeros`: the fields of one training stage.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, ValidationError, create_model
+
 from prunegpt.errors import Problem
-from prunegpt.recipes.convert import to_recipe
-from prunegpt.recipes.learning_rate import LearningRateCurve
+from prunegpt.recipes.convert import to_mapping
+from prunegpt.recipes.learning_rate import LearningRateCurve, Segment
 from prunegpt.recipes.matching import Tensors
 from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning, meaning_of
-from prunegpt.recipes.own import Recipe, recipe_of
 from prunegpt.recipes.reader import dialect_of
-from prunegpt.recipes.source import RecipeError, parse, read_text
-from prunegpt.spec.read import parse_value
+from prunegpt.recipes.source import Map, RecipeError, line_of, parse, read_text
+from prunegpt.spec.part import Part
+from prunegpt.spec.paths import set_path
+from prunegpt.spec.problems import problems_of
+from prunegpt.spec.read import Document, parse_value
+from prunegpt.spec.schema import Arguments, DistillSpec, FinetuneSpec, GradualSpec, TeacherModel
 
 
-def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, *, strict: bool = True) -> Recipe:
-    """What a training stage takes from a recipe file.
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, *, strict: bool = True) -> dict[str, Any]:
+    """The sections of a recipe file that it has, in our own format.
 
     Args:
         path: YAML, JSON or Markdown with YAML front matter.
@@ -27,7 +36,10 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, *,
     Raises:
         RecipeError: all problems, with their lines.
     """
-    return to_recipe(read_meaning(path, overrides), strict=strict)
+    sections = to_mapping(read_meaning(path, overrides), strict=strict)
+    if curve := sections.get("learning_rate"):  # whole segments: they are part of the stage's key
+        sections["learning_rate"] = [Segment.model_validate(item).model_dump() for item in curve]
+    return sections
 
 
 def read_meaning(
@@ -63,14 +75,62 @@ def meaning_of_text(
     data = parse(text, source)
     dialect = dialect_of(data, source)
     if dialect == "own":
-        return _own_meaning(recipe_of(data, source, overrides), source)
+        return _own_meaning(data, source, overrides or {})
     if overrides:
         data = parse(text, source, overrides)
     return meaning_of(data, source, dialect, version=version, tensors=tensors)
 
 
-def _own_meaning(recipe: Recipe, source: str) -> RecipeMeaning:
-    """A recipe of our own as a meaning, so that it is described and converted like the others."""
+_DISTILL: dict[str, Any] = {
+    name: (info.rebuild_annotation(), info)
+    for name, info in DistillSpec.model_fields.items()
+    if name not in FinetuneSpec.model_fields
+}
+_DISTILL["teacher"] = (str | TeacherModel | None, Field(None, description="as in a spec"))
+_Distill: type[Part] = create_model("Distill", __base__=Part, **_DISTILL)
+
+
+class _Recipe(Part):
+    """Our own format."""
+
+    train: Arguments = Field({}, description="names of transformers.TrainingArguments")
+    prune: GradualSpec | None = Field(None, description="pruning while training")
+    distill: _Distill | None = Field(None, description="as a stage `distill`, without what trains")
+    learning_rate: tuple[Segment, ...] = Field((), description="segments of a curve, instead of a scheduler")
+    keep_zeros: bool = Field(False, description="every zero in the matrices of the decoder layers stays zero")
+
+
+@dataclass(frozen=True)
+class _Lines(Document):
+    """A document that remembers its lines as a recipe does."""
+
+    def line(self, path: Sequence[str | int]) -> int | None:
+        part, line = self.marked, None
+        for step in path:
+            if isinstance(part, Map) and step in part:
+                line, part = part.lines.get(str(step), line), part[str(step)]
+            elif isinstance(part, list) and isinstance(step, int) and step < len(part):
+                part = part[step]
+                line = line_of(part, line or 1)
+            else:
+                break
+        return line
+
+
+def _own_meaning(data: Map, source: str, overrides: Mapping[str, Any]) -> RecipeMeaning:
+    problems = []
+    for name, value in overrides.items():
+        try:
+            set_path(data, name.split("."), value)
+        except (ValueError, TypeError) as error:
+            problems.append(Problem(name, str(error)))
+    if problems:
+        raise RecipeError(problems, source)
+    given = {name: value for name, value in data.items() if value is not None}
+    try:
+        recipe = _Recipe.model_validate(given)
+    except ValidationError as error:
+        raise RecipeError(problems_of(error, _Recipe, _Lines(given, data, source)), source) from error
     epochs = recipe.train.get("num_train_epochs")
     stage = StageMeaning(
         "",

@@ -1,6 +1,7 @@
 """Whatever a recipe file holds, what comes out is a recipe or a PruneGPTError."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunegpt.errors import PruneGPTError
-from prunegpt.recipes.convert import to_mapping, to_recipe, to_stages, to_yaml
+from prunegpt.recipes.convert import to_mapping, to_stages, to_yaml
 from prunegpt.recipes.describe import describe, render
 from prunegpt.recipes.load import meaning_of_text
 from prunegpt.recipes.matching import TensorInfo
@@ -32,13 +33,11 @@ def through(text: str, overrides: dict[str, Any] | None = None) -> bool:
         return False
     json.dumps(description)
     render(description)
-    for convert in (to_recipe, to_mapping, to_stages):
+    for convert in (to_mapping, to_stages):
         for strict in (True, False):
-            try:
+            with suppress(PruneGPTError):
                 converted: Any = convert(meaning, strict=strict)
-                to_yaml(converted) if convert is not to_recipe else None
-            except PruneGPTError:
-                pass
+                to_yaml(converted)
     return True
 
 
