@@ -1,6 +1,7 @@
 """prunegpt sweep stop, resume, retry, rm, study; and running a plan from the command line."""
 
 import fnmatch
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +12,10 @@ from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, print_js
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from prunegpt.planning.resolve import Planner
     from prunegpt.records import TrialResult
-    from prunegpt.spec.plan import SweepPlan, TrialPlan
+    from prunegpt.spec.plan import SweepPlan
+    from prunegpt.store.rows import SweepRow
     from prunegpt.sweep.events import SweepOutcome
 
 OnlyOption = Annotated[str | None, typer.Option("--only", metavar="GLOB", help="Only trials whose name matches.")]
@@ -76,11 +76,11 @@ def resume(
     slots: SlotsOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Go on with a sweep, from the spec that the store keeps of it: no file is needed.
+    """Resume a sweep from its saved spec, in the folder that it was run in: no file is needed.
 
     Trials that are waiting or failed run; finished, diverged and stopped ones do not, see `sweep retry`.
     """
-    from prunegpt.errors import StoreError, untrusted
+    from prunegpt.errors import SpecError, StoreError, untrusted
     from prunegpt.planning.resolve import Planner
     from prunegpt.store import Store
     from prunegpt.sweep.curves import curves_in
@@ -92,42 +92,52 @@ def resume(
             f"a sweep must have been run before it is resumed, but {name} only has trials that taught those of others. "
             f"Run its spec with `prunegpt sweep run`."
         )
+    same_place = bool(known.folder) and Path(known.folder).is_dir()
+    if same_place:
+        os.chdir(known.folder)  # relative paths of the spec begin there, as when it was run
     path = Path(known.source) if known.source else None
     planner = Planner(known.spec, root=root, curves=curves_in(root), strict=True, path=path)
-    trusted = sorted({source for trial in planner.plan.trials for source in trial.trusts})
+    try:
+        plan = planner.plan
+    except SpecError as error:
+        if same_place:
+            raise
+        raise StoreError(f"{error}\n{_elsewhere(known)}") from error
+    trusted = sorted({source for trial in plan.trials for source in trial.trusts})
     if not trust_remote_code and (trusted or _trusting(known.spec)):
         raise untrusted(f"the spec of {name} that is stored in {root.path}", trusted or ["its searches"])
-    _check_places(planner, before)
+    comparable = [one for one in before if known.folder or one.plan.inputs]
+    if not same_place and (changed := _changed(planner, comparable)):
+        raise StoreError(
+            f"a sweep is resumed with what it was run with, but {changed} would now compute something else. "
+            f"{_elsewhere(known)}"
+        )
     execute(planner, root, only=only, launcher=launcher, slots=slots)
 
 
-def _check_places(planner: "Planner", before: "list[TrialResult]") -> None:
-    """Refuses to go on where relative paths of the spec lead to other files than when the sweep was run.
+def _elsewhere(sweep: "SweepRow") -> str:
+    """The hint where the folder that a sweep was run in is gone or not known."""
+    ran = f"it was run in {sweep.folder}, which is gone" if sweep.folder else "the folder it was run in is not known"
+    return (
+        f"Relative paths of {sweep.name} may lead elsewhere from here: {ran}. "
+        f"Run `prunegpt sweep run {sweep.source or 'SPEC'}` from the folder where its files are now."
+    )
 
-    Raises:
-        StoreError: they do; from another folder, as a rule.
-    """
-    from prunegpt.errors import StoreError
 
+def _changed(planner: "Planner", before: "list[TrialResult]") -> str:
+    """The first trial of a stored sweep whose keys, or of a search whose files, are planned otherwise now; or none."""
     plan = planner.plan
-    tried = [chain.trial for found in planner.searched.values() for chain in found]
-    planned = [trial for trial in (*plan.trials, *tried) if trial.sweep == plan.name]
-    was, now = _files_by_name(result.plan for result in before), _files_by_name(planned)
-    for name in was.keys() & now.keys():
-        if (gone := was[name] - now[name]) and (other := now[name] - was[name]):
-            raise StoreError(
-                f"a sweep is resumed with the files that it was run with, but {name} would read {min(other)} instead "
-                f"of {min(gone)}. Go to the folder that {plan.name} was run in and resume it there, or give its spec "
-                f"to `prunegpt sweep run` if the other files are meant."
-            )
-
-
-def _files_by_name(trials: "Iterable[TrialPlan]") -> dict[str, set[str]]:
-    """Trial, or the search that suggested it -> the local files that it reads."""
-    found: dict[str, set[str]] = {}
-    for trial in trials:
-        found.setdefault(trial.search or trial.name, set()).update(trial.inputs)
-    return found
+    planned = {trial.name: trial for trial in plan.trials if trial.sweep == plan.name}
+    for result in before:
+        now = planned.get(result.name)
+        if now and (now.key, now.evaluation_key) != (result.plan.key, result.plan.evaluation_key):
+            return result.name
+    for search in plan.searches:
+        files = {digest for chain in planner.searched.get(search.index, ()) for digest in chain.trial.inputs.values()}
+        ran = [result for result in before if result.plan.search == search.name]
+        if any(not files.issuperset(result.plan.inputs.values()) for result in ran):
+            return search.name
+    return ""
 
 
 def _trusting(node: object, key: str = "") -> bool:

@@ -59,7 +59,7 @@ def create(
     command = [
         "${env}",
         interpreter,
-        *("-m", "prunegpt", "wandb", "trial", "${args_json_file}"),
+        *("-P", "-m", "prunegpt", "wandb", "trial", "${args_json_file}"),
         *("--spec", str(spec.absolute()), "--root", str(root.path), "--digest", digest_of(plan.spec)),
         *(part for override in overrides or [] for part in ("--set", override)),
     ]

@@ -20,7 +20,7 @@ from prunegpt.root import read_json, write_json
 
 EXIT = "exit.json"
 ABANDONED = "abandoned"  # a file beside it: whoever submitted the attempt is gone, and it shall not begin any more
-BY_HAND = ("-m", "prunegpt", "trial", "run")  # run by the node's own interpreter
+BY_HAND = ("-P", "-m", "prunegpt", "trial", "run")  # run by the node's own interpreter
 TRIAL = (*BY_HAND, "--trust-remote-code")  # where the plan trusts a model's code: the coordinator has made the plan
 _ASKS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # all mean: write a checkpoint and end
 

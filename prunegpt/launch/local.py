@@ -15,7 +15,7 @@ from prunegpt.launch.log import LOG, append
 from prunegpt.launch.process import WorkerProcess
 from prunegpt.root import Root
 
-WORKER = (sys.executable, "-m", "prunegpt", "trial", "serve")
+WORKER = (sys.executable, "-P", "-m", "prunegpt", "trial", "serve")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
 _WAITING = "OMP_WAIT_POLICY"

@@ -39,7 +39,7 @@ def _here() -> str:
         return "float32"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _ASK], capture_output=True, text=True, check=True, timeout=_PATIENCE
+            [sys.executable, "-P", "-c", _ASK], capture_output=True, text=True, check=True, timeout=_PATIENCE
         )
     except (OSError, subprocess.SubprocessError):
         return "float32"

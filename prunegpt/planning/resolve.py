@@ -169,6 +169,7 @@ class Planner:
             name=spec.name,
             title=spec.title or spec.name,
             source=str(self.path) if self.path else None,
+            folder=str(Path.cwd()),
             trials=(*(chain.trial for chain in own), *borrowed([*own, *tried], spec.name).values()),
             searches=searches,
             early_stop=spec.early_stop,

@@ -135,6 +135,7 @@ class SweepPlan(Part):
     name: str
     title: str
     source: str | None = None  # the spec's file
+    folder: str = ""  # working directory it was planned in, where relative paths begin; empty: not known
     trials: tuple[TrialPlan, ...]
     searches: tuple[SearchPlan, ...] = ()
     early_stop: EarlyStopSpec | None = None

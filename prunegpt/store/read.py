@@ -37,6 +37,7 @@ def sweeps(connection: Connection) -> list[SweepRow]:
             name=row.name,
             title=row.title,
             source=row.source,
+            folder=row.folder,
             spec=json.loads(row.spec),
             tables=tuple(json.loads(row.tables)),
             unchecked=tuple(json.loads(row.unchecked)),

@@ -18,6 +18,7 @@ class SweepRow:
     name: str
     title: str
     source: str | None  # the spec's file
+    folder: str  # working directory of the run, where relative paths of the spec begin; empty: not known
     spec: Mapping[str, Any]
     tables: tuple[Mapping[str, Any], ...]  # each a TableSpec, as JSON
     unchecked: tuple[str, ...]

@@ -14,7 +14,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001", "0002", "0003")  # every schema there ever was, oldest first; the last is the one below
+REVISIONS = ("0001", "0002", "0003", "0004")  # every schema there ever was, oldest first; the last is the one below
 
 metadata = MetaData()
 
@@ -25,6 +25,7 @@ sweep = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("title", Text, nullable=False),
     Column("source", Text),  # the spec's file
+    Column("folder", Text, nullable=False, server_default=""),  # working directory of the run; empty: not known
     Column("spec", Text, nullable=False),  # JSON, as read
     Column("tables", Text, nullable=False),  # JSON list
     Column("unchecked", Text, nullable=False),  # JSON list

@@ -35,6 +35,7 @@ def save_sweep(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
     values = {
         "title": plan.title,
         "source": plan.source,
+        "folder": plan.folder,
         "spec": _json(plan.model_dump(mode="json", include={"spec"})["spec"]),
         "tables": _json(plan.model_dump(mode="json", include={"tables"})["tables"]),
         "unchecked": _json(list(plan.unchecked)),

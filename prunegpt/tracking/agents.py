@@ -44,7 +44,7 @@ def run_agents(
     """
     devices = cuda_devices()
     wanted = slots or max(len(devices), 1)
-    command = [sys.executable, "-m", "wandb", "agent", *(["--count", str(count)] if count else []), sweep]
+    command = [sys.executable, "-P", "-m", "wandb", "agent", *(["--count", str(count)] if count else []), sweep]
     agents = [subprocess.Popen(command, env=agent_environment(index, wanted, devices)) for index in range(wanted)]
     say(f"{wanted} agents of {sweep} run; Ctrl-C lets their trials end, and a second one stops them.")
 

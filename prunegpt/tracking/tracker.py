@@ -17,7 +17,7 @@ from prunegpt.tracking.run_log import run_id
 from prunegpt.tracking.uploader import ENDED, all_posted
 
 _CLOSE = 90.0  # seconds that a process gets to send what is left
-_PRUNEGPT = (sys.executable, "-m", "prunegpt", "wandb")
+_PRUNEGPT = (sys.executable, "-P", "-m", "prunegpt", "wandb")
 
 
 class Helper:

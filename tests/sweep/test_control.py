@@ -13,13 +13,11 @@ from typer.testing import CliRunner
 
 from prunegpt.cli import app
 from prunegpt.errors import LaunchError, PruneGPTError
-from prunegpt.planning.resolve import plan_data
 from prunegpt.store import Store
 from prunegpt.sweep.control import Action, request, take
 from prunegpt.sweep.events import StagePublished, TrialFailed, TrialFinished
 from prunegpt.sweep.live import look
 from prunegpt.sweep.lock import coordinating
-from tests.planning.made import model_folder, text_folder
 from tests.sweep.test_stopping import line_with, start
 from tests.sweep_plans import make_plan, make_trial
 
@@ -296,29 +294,3 @@ def test_a_killed_coordinator_leaves_no_worker_and_no_claim(bench: Any, command:
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text().split()
     assert "nothing runs under" in command("sweep", "stop", "words", fails=True)
-
-
-def test_a_resumed_sweep_reads_the_files_that_it_was_run_with(
-    bench: Any, command: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`./model` and `./text` are those of the folder that it was run in, whatever lies where one is now."""
-    for place in ("one", "two"):
-        model_folder(tmp_path / place / "model", fill=float(len(place)))
-        text_folder(tmp_path / place / "text")
-    (tmp_path / "three").mkdir()
-    ran: list[str] = []
-    monkeypatch.setattr("prunegpt.cli.control.execute", lambda planner, *_, **__: ran.append(planner.plan.name))
-    for name, model, text in (("both", "./model", "./text"), ("a-text", str(tmp_path / "one/model"), "./text")):
-        base = {"model": model, "data": {"path": text, "block_size": 8}}
-        monkeypatch.chdir(tmp_path / "one")
-        stored = {"name": name, "base": base, "trials": [{"name": "a"}]}
-        bench.store.save_sweep(plan_data(stored))
-        command("sweep", "resume", name)
-        monkeypatch.chdir(tmp_path / "two")
-        told = command("sweep", "resume", name, fails=True)
-        assert f"a would read {tmp_path / 'two'}" in told
-        assert f"instead of {tmp_path / 'one'}" in told
-        assert "Go to the folder that" in told
-        monkeypatch.chdir(tmp_path / "three")
-        command("sweep", "resume", name, fails=True)
-    assert ran == ["both", "a-text"]

@@ -59,7 +59,7 @@ def _resume(root: Root, name: str) -> str:
         raise Refused(409, refusal(root))
     log = root.path / "control" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "prunegpt", "sweep", "resume", name, "--root", str(root.path)]
+    command = [sys.executable, "-P", "-m", "prunegpt", "sweep", "resume", name, "--root", str(root.path)]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=root.path
