@@ -110,7 +110,7 @@ def _asked(question: str) -> str:
     if not _running:
         _running.append(
             subprocess.Popen(
-                [sys.executable, "-m", "prunegpt.training.rehearsal"],
+                [sys.executable, "-P", "-m", "prunegpt.training.rehearsal"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
