@@ -311,9 +311,9 @@ PROTOCOLS = Registry(
 LAUNCHERS = Registry(
     "launcher",
     {
-        "local": "prunegpt.launch.local:LocalLauncher",
-        "slurm": "prunegpt.launch.slurm:SlurmLauncher",
-        "ray": "prunegpt.launch.ray:RayLauncher",
+        "local": "prunegpt.launch.choose:local",
+        "slurm": "prunegpt.launch.choose:slurm",
+        "ray": "prunegpt.launch.choose:ray",
     },
 )
 SAMPLERS = Registry(

@@ -1,19 +1,20 @@
 """From the launcher part of a spec to the launcher."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Launcher
 from prunegpt.launch.job import TRIAL
 from prunegpt.registry import LAUNCHERS
 from prunegpt.root import Root
-from prunegpt.spec.execution import LauncherSpec, LocalOptions, RayOptions, SlurmOptions
+from prunegpt.spec.execution import OPTIONS, LauncherSpec
 
 
 def open_launcher(spec: LauncherSpec, root: Root, *, slots: int | None = None) -> Launcher:
     """The launcher that a spec asks for.
 
-    A plug-in's launcher is called with the root, the slots (None where nobody said) and the spec.
+    A launcher, also a plug-in's, is called with the root, the slots (None where nobody said) and the spec.
 
     Args:
         slots: trials at a time, over the spec.
@@ -25,16 +26,13 @@ def open_launcher(spec: LauncherSpec, root: Root, *, slots: int | None = None) -
     """
     if slots is not None and slots < 1:
         raise LaunchError(f"a launcher needs at least 1 slot, but got {slots}.")
-    wanted = slots or spec.slots
-    LAUNCHERS.check(spec.kind)
-    if spec.kind not in _MAKERS:
-        plugin: Launcher = LAUNCHERS.load(spec.kind)(root, wanted, spec)
-        return plugin
-    try:
-        spec.parsed()
-    except ValueError as error:
-        raise LaunchError(f"launcher.options cannot be used: {error}") from error
-    return _MAKERS[spec.kind](spec, root, wanted)
+    if spec.kind in OPTIONS:
+        try:
+            spec.parsed()
+        except ValueError as error:
+            raise LaunchError(f"launcher.options cannot be used: {error}") from error
+    launcher: Launcher = LAUNCHERS.load(spec.kind)(root, slots or spec.slots, spec)
+    return launcher
 
 
 def together(command: Sequence[str], processes: int) -> tuple[str, ...]:
@@ -42,7 +40,8 @@ def together(command: Sequence[str], processes: int) -> tuple[str, ...]:
     return (*command, *(("--processes", str(processes)) if processes > 1 else ()))
 
 
-def _local(spec: LauncherSpec, root: Root, slots: int | None) -> Launcher:
+def local(root: Root, slots: int | None, spec: LauncherSpec) -> Launcher:
+    """One slot for each GPU, or for each group of `launcher.gpus` of them."""
     from prunegpt.launch.local import WORKER, LocalLauncher, cuda_devices
 
     devices = cuda_devices()
@@ -60,29 +59,21 @@ def _local(spec: LauncherSpec, root: Root, slots: int | None) -> Launcher:
         )
     count = slots or most or len(devices) * spec.slots_per_gpu or 1
     shown = [""] if spec.gpus == 0 else devices[: count * max(needed, 1)]  # none at all hides those of the machine
-    options = spec.parsed()
-    assert isinstance(options, LocalOptions)
+    options: Any = spec.parsed()
     return LocalLauncher(root, count, devices=shown, command=together(WORKER, spec.ranks), threads=options.threads)
 
 
-def _slurm(spec: LauncherSpec, root: Root, slots: int | None) -> Launcher:
+def slurm(root: Root, slots: int | None, spec: LauncherSpec) -> Launcher:
+    """Jobs of Slurm."""
     from prunegpt.launch.slurm import SLOTS, SlurmLauncher
 
-    options = spec.parsed()
-    assert isinstance(options, SlurmOptions)
+    options: Any = spec.parsed()
     return SlurmLauncher(root, slots or SLOTS, options=options, gpus=spec.gpus, command=together(TRIAL, spec.ranks))
 
 
-def _ray(spec: LauncherSpec, root: Root, slots: int | None) -> Launcher:
+def ray(root: Root, slots: int | None, spec: LauncherSpec) -> Launcher:
+    """Actors of Ray."""
     from prunegpt.launch.ray import RayLauncher
 
-    options = spec.parsed()
-    assert isinstance(options, RayOptions)
+    options: Any = spec.parsed()
     return RayLauncher(root, slots, options=options, gpus=spec.gpus, command=together(TRIAL, spec.ranks))
-
-
-_MAKERS: Mapping[str, Callable[[LauncherSpec, Root, int | None], Launcher]] = {
-    "local": _local,
-    "slurm": _slurm,
-    "ray": _ray,
-}

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Exited, processors
-from prunegpt.launch.gpu import holding
 from prunegpt.launch.log import LOG, append
-from prunegpt.launch.process import WorkerProcess
+from prunegpt.launch.process import WorkerProcess, holding
 from prunegpt.root import Root
 
 WORKER = (sys.executable, "-P", "-m", "prunegpt", "trial", "serve")

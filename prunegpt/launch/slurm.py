@@ -17,9 +17,8 @@ from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Exited
 from prunegpt.launch.job import TRIAL, Ended
 from prunegpt.launch.log import LOG, append, last_lines
-from prunegpt.launch.slurm_end import end_of, is_over
 from prunegpt.launch.slurm_left import end_left, notes_of
-from prunegpt.launch.slurm_queue import Question, Queue, ask
+from prunegpt.launch.slurm_queue import Question, Queue, ask, end_of, is_over
 from prunegpt.launch.slurm_submit import Submitter, UnansweredError
 from prunegpt.root import Root, write_json
 from prunegpt.spec.execution import SlurmOptions

@@ -1,11 +1,42 @@
-"""What Slurm says of our jobs. Never waits: a question is a process that is looked at later, and may fail."""
+"""What Slurm says of our jobs, and what their end means for an attempt.
 
+Never waits: a question is a process that is looked at later, and may fail.
+"""
+
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Collection, Sequence
 from typing import IO
 
+from prunegpt.launch.base import Exited, Reason
+from prunegpt.launch.job import Ended
+
+_OVER = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "LAUNCH_FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "RECONFIG_FAIL",
+    "REVOKED",
+    "SPECIAL_EXIT",
+    "TIMEOUT",
+}
+_REASONS: dict[str, Reason] = {
+    "PREEMPTED": "preempted",
+    "TIMEOUT": "time-limit",
+    "DEADLINE": "time-limit",
+    "OUT_OF_MEMORY": "out-of-memory",
+    "FAILED": "failed",
+    "SPECIAL_EXIT": "failed",
+    "COMPLETED": "lost",  # without an exit.json: its node's file system failed it
+}
 _SLOWEST = 60.0  # seconds between questions to a scheduler that does not answer
 _WAIT = 20.0  # seconds that a command gets which must be over before we go on
 _UNKNOWN = "Invalid job id"  # what squeue says where it has forgotten all the jobs it was asked about
@@ -119,3 +150,31 @@ def parse(text: str) -> dict[str, str]:
     """Job -> state, from lines JOB|STATE; other lines, such as warnings, are passed over."""
     pairs = (line.strip().partition("|") for line in text.splitlines())
     return {job: state for job, mark, state in pairs if mark and job.isdigit()}
+
+
+def is_over(state: str) -> bool:
+    """Whether a job in this state runs no more; a job that is not known to Slurm does not."""
+    return not state or state in _OVER
+
+
+def end_of(state: str, ended: Ended | None, *, asked: bool) -> Exited:
+    """How an attempt ended.
+
+    Args:
+        state: of the job in Slurm's words; empty where Slurm does not know it any more.
+        ended: how the trial's process ended, where the job could still write it down.
+        asked: whether we asked it to end.
+    """
+    code = ended.code if ended else None
+    number = ended.signal if ended else None
+    if ended and code == 0:
+        return Exited("cancelled" if asked else "ended", 0)
+    if asked:
+        return Exited("cancelled", code, number)
+    if ended and ended.heard and state != "CANCELLED":  # preempted within its grace time, or its time was nearly over
+        return Exited("preempted", code, number)
+    if state in ("PREEMPTED", "OUT_OF_MEMORY") or (ended is None and state in _REASONS):
+        return Exited(_REASONS[state], code, number)
+    if ended is None:
+        return Exited("signal", signal=signal.SIGTERM) if state == "CANCELLED" else Exited("lost")
+    return Exited("signal", None, number) if number is not None else Exited("failed", code)

@@ -4,9 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
-from prunegpt.recipes.fields import as_number
+from prunegpt.recipes.fields import Defect, as_number
 from prunegpt.recipes.matching import ALL, ALL_PRUNABLE
-from prunegpt.recipes.notes import Defect
 from prunegpt.recipes.pruning import Pruning
 from prunegpt.spec.patterns import fixed_sparsity
 

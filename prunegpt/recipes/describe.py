@@ -45,10 +45,11 @@ def describe(
 
 
 def _stage(stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None) -> dict[str, Any]:
+    sections: list[tuple[Mapping[str, Any], tuple[Pruning, ...]]]
     if stage.prune is not None:  # one section for all its modifiers
-        prunings = [_section(stage.prune, stage.prunings, stage, per_epoch, tensors)]
+        sections = [(stage.prune, stage.prunings)]
     else:
-        prunings = [_section(item.as_spec(), (item,), stage, per_epoch, tensors) for item in stage.prunings]
+        sections = [(item.as_spec(), (item,)) for item in stage.prunings]
     return {
         "name": stage.name,
         "run": stage.run,
@@ -56,7 +57,7 @@ def _stage(stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None) 
         "train": dict(stage.train),
         "prune": None if stage.prune is None else dict(stage.prune),
         "distill": None if stage.distill is None else dict(stage.distill),
-        "prunings": prunings,
+        "prunings": [_section(fields, items, stage, per_epoch, tensors) for fields, items in sections],
         "learning_rate": _learning_rate(stage, per_epoch),
     }
 
@@ -76,13 +77,8 @@ def _section(
     found: dict[str, Any] = {"initial": 0.0, "start": 0.0, "end": None, "every": None, "unit": "epochs"}
     if isinstance(spec, GradualSpec):
         found = {name: getattr(spec, name) for name in found}
-    pairs = [(entry, item.target(entry)) for item in modifiers for entry in item.entries]
-    targets = dict(pairs or [(target, target) for target in spec.targets])
-    updates = None
-    if per_epoch is not None and schedule in SCHEDULES:
-        updates = _updates(spec, final, per_epoch, stage.epochs)
-    elif per_epoch is not None:
-        updates = {"count": None, "error": "there is no such schedule here; see what is not supported."}
+    entries = {entry: item.target(entry) for item in modifiers for entry in item.entries}
+    targets: dict[str, str | None] = entries or {target: target for target in spec.targets}
     legacy = any(ALL_PRUNABLE in item.entries and item.dialect == "legacy" for item in modifiers)
     return found | {
         "modifier": ", ".join(dict.fromkeys(item.modifier.name for item in modifiers)) or "prune",
@@ -95,17 +91,17 @@ def _section(
         "finals": dict(shares),
         "entries": list(targets),
         "matched": None if tensors is None else _matched(targets, tensors, versions=legacy),
-        "updates": updates,
+        "updates": None if per_epoch is None else _updates(spec, schedule, final, per_epoch, stage.epochs),
     }
 
 
-def _updates(spec: PruneSpec, final: float, per_epoch: int, epochs: float | None) -> dict[str, Any]:
-    updates = [(0, final)]
-    if isinstance(spec, GradualSpec):
-        try:
-            updates = updates_of(spec, final, per_epoch, epochs)
-        except PruneGPTError as error:
-            return {"count": None, "error": str(error)}
+def _updates(spec: PruneSpec, schedule: str, final: float, per_epoch: int, epochs: float | None) -> dict[str, Any]:
+    if schedule not in SCHEDULES:
+        return {"count": None, "error": "there is no such schedule here; see what is not supported."}
+    try:
+        updates = updates_of(spec, final, per_epoch, epochs) if isinstance(spec, GradualSpec) else [(0, final)]
+    except PruneGPTError as error:
+        return {"count": None, "error": str(error)}
     return {
         "count": len(updates),
         "first_step": updates[0][0],
@@ -114,9 +110,14 @@ def _updates(spec: PruneSpec, final: float, per_epoch: int, epochs: float | None
         "steps": [step for step, _ in updates[:_SAMPLES]],
         "curve": [
             {"step": step, "epoch": epoch_of(step, per_epoch), "sparsity": sparsity}
-            for step, sparsity in _sample(updates)
+            for step, sparsity in (updates[index] for index in _sampled(len(updates)))
         ],
     }
+
+
+def _sampled(count: int) -> list[int]:
+    """Indices of so many points that are shown: all, or some of them, evenly."""
+    return sorted({round(index * (count - 1) / (_SAMPLES - 1)) for index in range(_SAMPLES)})
 
 
 def updates_of(spec: GradualSpec, final: float, per_epoch: int, epochs: float | None) -> list[tuple[int, float]]:
@@ -136,12 +137,6 @@ def updates_of(spec: GradualSpec, final: float, per_epoch: int, epochs: float | 
     steps = sys.maxsize if epochs is None else max(round(epochs * per_epoch), 1)
     clock = spec.clock_in(steps, per_epoch)
     return [(step, interpolate(clock.share(spec.schedule, step), final, spec.initial)) for step in clock.updates]
-
-
-def _sample(updates: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    if len(updates) <= _SAMPLES:
-        return updates
-    return [updates[round(index * (len(updates) - 1) / (_SAMPLES - 1))] for index in range(_SAMPLES)]
 
 
 def _matched(targets: Mapping[str, str | None], tensors: Tensors, *, versions: bool) -> dict[str, Any]:
@@ -175,15 +170,8 @@ def _learning_rate(stage: StageMeaning, per_epoch: int | None) -> dict[str, Any]
     if per_epoch is not None:
         ends = [item.end or item.start for item in curve.segments]
         total = max(round((stage.epochs or max(ends) or 1) * per_epoch), 1)
-        steps = sorted({round(index * (total - 1) / (_SAMPLES - 1)) for index in range(_SAMPLES)})
-        result["curve"] = [
-            {
-                "step": step,
-                "epoch": epoch_of(step, per_epoch),
-                "rate": curve.learning_rate_at(step, steps_per_epoch=per_epoch),
-            }
-            for step in steps
-        ]
+        rates = [(step, curve.learning_rate_at(step, steps_per_epoch=per_epoch)) for step in _sampled(total)]
+        result["curve"] = [{"step": step, "epoch": epoch_of(step, per_epoch), "rate": rate} for step, rate in rates]
     return result
 
 
@@ -238,25 +226,27 @@ def _pairs(fields: Mapping[str, Any]) -> str:
 def _render_pruning(pruning: Mapping[str, Any]) -> Iterator[str]:
     pattern = "" if pruning["pattern"] == "unstructured" else f" {pruning['pattern']}"
     spread = f", {pruning['allocation']}" if pruning["allocation"] else ""
+    when = ""
+    if pruning["every"] is not None:
+        end = "half-way" if pruning["end"] is None else f"{pruning['end']:g}"
+        every = "step" if pruning["every"] < 1e-5 else f"{pruning['every']:g}"
+        when = f", {pruning['schedule']} from {pruning['unit']} {pruning['start']:g} to {end}, every {every}"
     yield (
         f"  prune (line {', '.join(map(str, pruning['lines']))}): {pruning['method']}{pattern}{spread}, "
-        f"{pruning['initial']:g} -> {pruning['final']:g}{_when(pruning)}"
+        f"{pruning['initial']:g} -> {pruning['final']:g}{when}"
     )
-    for entry, final in pruning["finals"].items():
-        yield f"    {entry}: {final:g}"
-    matched = pruning["matched"]
+    yield from (f"    {entry}: {final:g}" for entry, final in pruning["finals"].items())
+    matched, updates = pruning["matched"], pruning["updates"]
     if matched is None:
         yield f"    tensors: {_listed(pruning['entries']) or 'all block matrices'}"
     else:
         counts = f"{len(matched['tensors'])} with {matched['weights']:,} weights"
         yield f"    tensors: {counts}: {_listed(matched['tensors'])}"
-        for entry in matched["unmatched"]:
-            yield f"    matches nothing: {entry}"
+        yield from (f"    matches nothing: {entry}" for entry in matched["unmatched"])
         for version, differs in matched["versions"].items():
             more = f" more: {_listed(differs['more'])}." if differs["more"] else ""
             fewer = f" without: {_listed(differs['fewer'])}." if differs["fewer"] else ""
             yield f"    SparseML {version} matched {differs['count']};{more}{fewer}"
-    updates = pruning["updates"]
     if updates is None:
         return
     if updates["count"] is None:
@@ -268,14 +258,6 @@ def _render_pruning(pruning: Mapping[str, Any]) -> Iterator[str]:
         yield f"    mask updates: {updates['count']}, before steps {first} ... {updates['last_step']}"
         curve = ", ".join(f"{point['epoch']:.4g}: {point['sparsity']:.4g}" for point in updates["curve"])
         yield f"    sparsity at epoch {curve}"
-
-
-def _when(pruning: Mapping[str, Any]) -> str:
-    if pruning["every"] is None:
-        return ""
-    end = "half-way" if pruning["end"] is None else f"{pruning['end']:g}"
-    every = "step" if pruning["every"] < 1e-5 else f"{pruning['every']:g}"
-    return f", {pruning['schedule']} from {pruning['unit']} {pruning['start']:g} to {end}, every {every}"
 
 
 def _listed(names: Sequence[str]) -> str:

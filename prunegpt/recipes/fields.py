@@ -1,15 +1,59 @@
-"""Reads the fields of one modifier by name and kind, and collects what is wrong with them."""
+"""Reads the fields of one modifier by name and kind, and collects what is wrong with them and what is said of it."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from prunegpt.errors import Problem, unknown
-from prunegpt.recipes.notes import Level, Note
 from prunegpt.recipes.reader import Modifier
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
+
+Level = Literal["supported", "partly", "unsupported", "ignored"]
+
+
+@dataclass(frozen=True)
+class Note:
+    """How far a modifier is honoured here.
+
+    Attributes:
+        modifier: its name.
+        line: in the file, counted from 1.
+        stage: of the recipe; empty where it has none.
+        level: `supported`; `partly`, and the text says what is not; `unsupported`: without it the run would be another
+            experiment; `ignored`: it decides nothing here.
+        text: in words.
+    """
+
+    modifier: str
+    line: int
+    stage: str
+    level: Level
+    text: str
+
+    @classmethod
+    def on(cls, modifier: Modifier, level: Level, text: str) -> "Note":
+        """A note on a modifier."""
+        return cls(modifier.name, modifier.line, modifier.stage, level, text)
+
+
+@dataclass(frozen=True)
+class Defect:
+    """Something that the recipe, or the version of SparseML that ran it, gets wrong.
+
+    Attributes:
+        code: a short name.
+        line: in the file.
+        text: what goes wrong there.
+        fix: what to write, or what is done here.
+    """
+
+    code: str
+    line: int
+    text: str
+    fix: str
 
 
 class FieldReader:
@@ -73,7 +117,8 @@ class FieldReader:
             self.problem(name, f"{name} must be a number, but got {shown(value)}.")
         elif not low <= number <= high:
             hint = f" Did you mean {number / 100:g}?" if high == 1 and 1 < number <= 100 else ""
-            self.problem(name, f"{name} must be {_range(low, high)}, but got {number:g}.{hint}")
+            bounds = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+            self.problem(name, f"{name} must be {bounds}, but got {number:g}.{hint}")
         else:
             return number
         return default if default is not None else 0.0
@@ -146,9 +191,3 @@ def shown(value: Any) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _range(low: float, high: float) -> str:
-    if math.isinf(high):
-        return f"at least {low:g}"
-    return f"at most {high:g}" if math.isinf(low) else f"from {low:g} to {high:g}"

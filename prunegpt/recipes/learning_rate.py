@@ -1,7 +1,7 @@
 """Learning-rate curves of recipes: what they are at each step, and the transformers scheduler that does the same."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -50,35 +50,31 @@ class Segment(Part):
                 return last
             epoch = self.end - 1 / steps_per_epoch
         since = max(epoch - self.start, 0.0)
+        step = math.floor(since * steps_per_epoch + _EXACT)
+        interval = max(round((self.cycle or 1.0) * steps_per_epoch), 1)
         if self.shape == "constant":
             return self.first
-        if self.shape == "cyclic_linear":
-            return self._cyclic(since, last, steps_per_epoch)
         if self.shape == "step":
-            assert self.cycle is not None
-            assert self.factor is not None
-            interval = max(round(self.cycle * steps_per_epoch), 1)
-            return self.first * self.factor ** (_steps(since, steps_per_epoch) // interval)
+            return self.first * (self.factor or 1.0) ** (step // interval)
         if self.shape == "cosine_restarts":
-            assert self.cycle is not None
-            interval = max(round(self.cycle * steps_per_epoch), 1)
-            return _cosine((_steps(since, steps_per_epoch) % interval) / interval, self.first, last)
+            return _cosine((step % interval) / interval, self.first, last)
         assert self.end is not None
+        if self.shape == "cyclic_linear":
+            return self._cyclic(
+                since * steps_per_epoch, (self.end - self.start) * steps_per_epoch, last, steps_per_epoch
+            )
         share = since / (self.end - self.start)
         if self.shape == "cosine":
             return _cosine(share, self.first, last)
         return self.first + share * (last - self.first)
 
-    def _cyclic(self, since: float, last: float, steps_per_epoch: int) -> float:
+    def _cyclic(self, step: float, whole: float, last: float, steps_per_epoch: int) -> float:
         """SparseML's cyclic_linear: a cycle reaches `last` at its own last step.
 
         Steps after the last whole cycle are counted modulo what is left, from the segment's start on and not from that
         cycle's end, so that their phase is off unless the one divides the other.
         """
-        assert self.cycle is not None
-        assert self.end is not None
-        whole, length = (self.end - self.start) * steps_per_epoch, self.cycle * steps_per_epoch
-        step = since * steps_per_epoch
+        length = (self.cycle or 1.0) * steps_per_epoch
         done = math.floor(whole / length + _EXACT) * length  # steps of whole cycles
         if step > done + _EXACT and whole - done > _EXACT:
             length = whole - done
@@ -124,56 +120,34 @@ def as_arguments(curve: LearningRateCurve, epochs: float | None) -> Mapping[str,
         learning_rate, lr_scheduler_type and where needed warmup_steps and lr_scheduler_kwargs; None where no scheduler
         gives this curve.
     """
-    segments = sorted(curve.segments, key=lambda item: item.start)
-    if segments[0].start > 0:
+    *before, body = sorted(curve.segments, key=lambda item: item.start)
+    arguments = _scheduler(body, epochs)
+    if arguments is None or len(before) > 1 or (before or [body])[0].start > 0:
         return None
-    warmup: Segment | None = None
-    if len(segments) > 1:
-        warmup, *segments = segments
-        if not _warms_up(warmup, segments[0]):
+    for warmup in before:
+        rises = (warmup.shape, warmup.first, warmup.last, warmup.end) == ("linear", 0, body.first, body.start)
+        if not rises or epochs is None or warmup.end is None or warmup.end >= epochs:
             return None
-    if len(segments) != 1:
-        return None
-    body = segments[0]
-    last = body.first if body.last is None else body.last
-    if warmup is not None and (epochs is None or warmup.end is None or warmup.end >= epochs):
-        return None
-    arguments = _scheduler(body, last, epochs)
-    if arguments is None:
-        return None
-    if warmup is not None and warmup.end is not None and epochs is not None:
         if arguments["lr_scheduler_type"] == "constant":
             arguments["lr_scheduler_type"] = "constant_with_warmup"
         arguments["warmup_steps"] = warmup.end / epochs * (1 - 1e-12)  # a share; rounding up must not add a step
     return arguments
 
 
-def _scheduler(body: Segment, last: float, epochs: float | None) -> dict[str, Any] | None:
+def _scheduler(body: Segment, epochs: float | None) -> dict[str, Any] | None:
+    """The scheduler of a curve that begins with training, or after a warm-up."""
+    last = body.first if body.last is None else body.last
+    found: dict[str, Any] = {"learning_rate": body.first, "lr_scheduler_type": body.shape}
     if body.shape == "constant" or (body.shape in {"linear", "cosine"} and last == body.first):
-        return {"learning_rate": body.first, "lr_scheduler_type": "constant"}
+        return {**found, "lr_scheduler_type": "constant"}
     if body.shape not in {"linear", "cosine"} or body.end != epochs or last >= body.first:
         return None
     if last == 0:
-        return {"learning_rate": body.first, "lr_scheduler_type": body.shape}
+        return found
     if body.shape == "linear":
-        kwargs: Mapping[str, Any] = {"lr_end": last, "power": 1.0}
-        return {"learning_rate": body.first, "lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": kwargs}
-    kwargs = {"min_lr": last}
-    return {"learning_rate": body.first, "lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": kwargs}
-
-
-def _warms_up(warmup: Segment, body: Segment) -> bool:
-    return warmup.shape == "linear" and warmup.first == 0 and warmup.last == body.first and warmup.end == body.start
-
-
-def piecewise(values: Sequence[tuple[float, float]]) -> tuple[Segment, ...]:
-    """Constant segments from (epoch, learning rate) pairs."""
-    return tuple(Segment(shape="constant", start=max(start, 0.0), first=rate) for start, rate in values)
+        return {**found, "lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": last, "power": 1.0}}
+    return {**found, "lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": last}}
 
 
 def _cosine(share: float, first: float, last: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
-
-
-def _steps(epochs: float, steps_per_epoch: int) -> int:
-    return math.floor(epochs * steps_per_epoch + _EXACT)

@@ -10,16 +10,14 @@ from pydantic import ValidationError
 
 from prunegpt.errors import Problem, unknown
 from prunegpt.recipes.defects import name_defects, pruning_defects
-from prunegpt.recipes.distillation import Blend, legacy_output, per_layer, session_output
-from prunegpt.recipes.fields import FieldReader, as_number
+from prunegpt.recipes.fields import Defect, FieldReader, Note, as_number
 from prunegpt.recipes.learning_rate import LearningRateCurve, Segment, as_arguments
-from prunegpt.recipes.learning_rate_modifiers import CURVES
 from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, PRUNABLE, MatchingError, Tensors, as_in
-from prunegpt.recipes.notes import Defect, Note
 from prunegpt.recipes.pruning import Pruning, merge, section_of
 from prunegpt.recipes.pruning_modifiers import acdc, gradual, obs, one_shot, session_magnitude
 from prunegpt.recipes.reader import Dialect, Modifier, Run, Stage, parse_recipe
 from prunegpt.recipes.source import RecipeError
+from prunegpt.recipes.training_modifiers import CURVES, Blend, legacy_output, per_layer, session_output
 
 _QUANTISATION = "weights and activations are not quantised here."
 _QUANTISING = (

@@ -12,7 +12,6 @@ from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from prunegpt.errors import Problem, SpecError
-from prunegpt.recipes.repair import repaired
 from prunegpt.spec.read import is_hopeless
 
 MAX_BYTES = 256_000
@@ -21,6 +20,8 @@ MAX_DEPTH = 40
 
 _CORE = "tag:yaml.org,2002:"
 _KINDS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
+_ITEM = re.compile(r"^( *)- +!([\w.]+)")
+_LIST = re.compile(r"^ *\w*modifiers:\s*(#.*)?$")
 _FENCE = re.compile(r"^(---|\+\+\+)\s*$", re.MULTILINE)
 _NO_YAML = (YAMLError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 
@@ -150,8 +151,10 @@ def _compose(text: str, source: str) -> Node:
         root = _root(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
-        problem = Problem("", f"a recipe must be valid YAML: {error.problem or error.context}.", line)
-        raise RecipeError([repaired(text, is_valid) or problem], source) from error
+        fixed, problem = suggest(text)
+        if problem is None or not is_valid(fixed):
+            problem = Problem("", f"a recipe must be valid YAML: {error.problem or error.context}.", line)
+        raise RecipeError([problem], source) from error
     except RecursionError as error:
         raise _error(too_deep, source) from error
     except _NO_YAML as error:
@@ -168,6 +171,42 @@ def is_valid(text: str) -> bool:
         return isinstance(_root(text), Node)
     except (*_NO_YAML, RecursionError):
         return False
+
+
+def suggest(text: str) -> tuple[str, Problem | None]:
+    """The commonest broken recipe, a `- !Modifier` indented under the one before it: the text repaired, what to change.
+
+    Every such item is moved to the leftmost column of its list.
+
+    Args:
+        text: YAML that does not parse.
+    """
+    lines = text.split("\n")
+    lists: list[list[tuple[int, int, str]]] = [[]]  # index of the line, spaces before the dash, modifier
+    for index, line in enumerate(lines):
+        if match := _ITEM.match(line):
+            lists[-1].append((index, len(match[1]), match[2]))
+        elif _LIST.match(line):
+            lists.append([])
+    moved: list[tuple[int, str]] = []
+    for items in lists:
+        column = min((indent for _, indent, _ in items), default=0)
+        above = ""
+        for index, indent, modifier in items:
+            if indent > column:
+                inside = f", so that it stands inside !{above}" if above else ""
+                message = (
+                    f"the items of a list must begin in one column, but `- !{modifier}` begins after {indent} spaces "
+                    f"and others after {column}{inside}. Remove {indent - column} spaces before its dash."
+                )
+                moved.append((index + 1, message))
+                lines[index] = lines[index][indent - column :]
+            above = modifier
+    if not moved:
+        return text, None
+    (first, message), *others = moved
+    more = f" The same holds for line {', '.join(str(line) for line, _ in others)}." if others else ""
+    return "\n".join(lines), Problem("", message + more, first)
 
 
 class _Builder:
@@ -220,7 +259,11 @@ class _Builder:
             line = key_node.start_mark.line + 1
             if str(key_node.tag) == f"{_CORE}merge":
                 parts = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
-                merged += [part for part in (self.build(item, depth + 1) for item in parts) if self._merges(part, line)]
+                for part in [self.build(item, depth + 1) for item in parts]:
+                    if isinstance(part, Map):
+                        merged.append(part)
+                    else:
+                        self._problem("<< must take a mapping, but takes something else.", line)
                 continue
             if not isinstance(key_node, ScalarNode):
                 self._problem("a key must be a plain value, but is a list or mapping.", line)
@@ -237,11 +280,6 @@ class _Builder:
             for name in other.keys() - found.keys():
                 found[name], found.lines[name] = other[name], other.lines[name]
         return found
-
-    def _merges(self, value: Any, line: int) -> bool:
-        if not isinstance(value, Map):
-            self._problem("<< must take a mapping, but takes something else.", line)
-        return isinstance(value, Map)
 
     def _value(self, node: Node, line: int) -> bool | int | float | str | None:
         text = str(node.value)

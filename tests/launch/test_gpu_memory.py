@@ -11,8 +11,8 @@ import pytest
 
 from prunegpt.launch import local
 from prunegpt.launch.base import Exited
-from prunegpt.launch.gpu import group_of, holding
 from prunegpt.launch.local import LocalLauncher
+from prunegpt.launch.process import group_of, holding
 from prunegpt.root import Root
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))

@@ -18,9 +18,8 @@ from prunegpt.launch.base import Exited
 from prunegpt.launch.job import Ended
 from prunegpt.launch.refusal import passes
 from prunegpt.launch.slurm import SlurmLauncher
-from prunegpt.launch.slurm_end import end_of, is_over
 from prunegpt.launch.slurm_left import end_left
-from prunegpt.launch.slurm_queue import Queue, parse
+from prunegpt.launch.slurm_queue import Queue, end_of, is_over, parse
 from prunegpt.planning.resolve import plan_file
 from prunegpt.root import Root
 from prunegpt.spec.execution import SlurmOptions

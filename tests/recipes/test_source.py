@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.recipes.repair import suggest
-from prunegpt.recipes.source import Map, RecipeError, Seq, front_matter, is_valid, parse, read_text, tags
+from prunegpt.recipes.source import Map, RecipeError, Seq, front_matter, is_valid, parse, read_text, suggest, tags
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -145,8 +144,8 @@ def test_an_indented_modifier_comes_with_its_fix() -> None:
 
 def test_the_suggested_fix_parses_and_changes_one_line() -> None:
     text = (FIXTURES / "90sparse-broken.yaml").read_text()
-    fixed, repairs = suggest(text)
-    assert len(repairs) == 1
+    fixed, problem = suggest(text)
+    assert problem is not None
     changed = [(old, new) for old, new in zip(text.split("\n"), fixed.split("\n"), strict=True) if old != new]
     assert changed == [("        - !GMPruningModifier", "    - !GMPruningModifier")]
     assert len(parse(fixed)["modifiers"]) == 3
