@@ -36,9 +36,9 @@ _SHOWN = 6
 
 
 def stage_problems(
-    config: StageConfig, facts: ModelFacts, spec: TrialSpec, launcher: LauncherSpec
+    config: StageConfig, facts: ModelFacts | None, spec: TrialSpec, launcher: LauncherSpec
 ) -> Iterator[Message]:
-    """What does not fit between a stage, the model, the trial and where it will run."""
+    """What does not fit between a stage, the model as far as it is known, the trial and where it will run."""
     block_size = spec.data.block_size if spec.data else 0
     if isinstance(config, PruneSpec):
         yield from _pruning_problems(config, facts, block_size, {})
@@ -68,9 +68,9 @@ def stage_problems(
 
 
 def _pruning_problems(
-    prune: PruneSpec, facts: ModelFacts, block_size: int, length: Mapping[str, float | None]
+    prune: PruneSpec, facts: ModelFacts | None, block_size: int, length: Mapping[str, float | None]
 ) -> Iterator[Message]:
-    yield from prune_problems(prune, model_matrices(facts), length=length)
+    yield from prune_problems(prune, model_matrices(facts) if facts else None, length=length)
     calibration = prune.calibration
     size = calibration.length or block_size_of(calibration.data, block_size)
     if (message := _positions_problem(facts, size, "a calibration window")) and reads_text(prune):
@@ -121,7 +121,9 @@ def window_problem(facts: ModelFacts, block_size: int) -> str | None:
     return None
 
 
-def _positions_problem(facts: ModelFacts, length: int, what: str) -> str | None:
+def _positions_problem(facts: ModelFacts | None, length: int, what: str) -> str | None:
+    if facts is None:
+        return None
     learned = (facts.config or {}).get("model_type") in _LEARNED_POSITIONS
     return _too_long(facts, length, what) if learned and facts.positions and length > facts.positions else None
 

@@ -157,7 +157,7 @@ def _folder(model: ModelSpec, path: Path, files: Files) -> ModelFacts:
     located = model.model_copy(update={"source": str(path), "tokenizer": None})
     content = model_files(located)
     config = _json(path / "config.json")
-    code, unchecked = _code_elsewhere(model, config)
+    code, unchecked = _code_elsewhere(model, config, path)
     names = [file.relative_to(path).as_posix() for file in content]
     return ModelFacts(
         model.model_copy(update={"source": str(path), "code_revision": code}),
@@ -171,27 +171,59 @@ def _folder(model: ModelSpec, path: Path, files: Files) -> ModelFacts:
     )
 
 
-def _code_elsewhere(model: ModelSpec, config: Mapping[str, Any] | None) -> tuple[str | None, str | None]:
+def _code_elsewhere(
+    model: ModelSpec, config: Mapping[str, Any] | None, folder: Path | None = None
+) -> tuple[str | None, str | None]:
     """The commit of the repository that a model's code comes from, where it is another one than its own.
 
     Also what could not be checked, in words. Without it the code could change under a key.
+
+    Args:
+        folder: of a local model.
+
+    Raises:
+        ModelError: there is no such code, or it is no part of what the key stands for.
     """
-    classes = (config or {}).get("auto_map")
-    if not model.trust_remote_code or not isinstance(classes, Mapping):
+    names = _classes(config)
+    if not model.trust_remote_code or not names:
         return None, None
-    elsewhere = {name.partition("--")[0] for name in classes.values() if isinstance(name, str) and "--" in name}
+    for name in names:
+        if folder and "--" not in name and not (folder / f"{name.rpartition('.')[0]}.py").is_file():
+            raise ModelError(
+                f"auto_map must name code beside the model, FILE.CLASS, but {model.source} names {name} and holds no "
+                f"{name.rpartition('.')[0]}.py. Copy the code there."
+            )
+    elsewhere = {name.partition("--")[0] for name in names if "--" in name}
     if not elsewhere:
         return None, None
     if len(elsewhere) > 1:
         raise ModelError(
             f"a model's code must come from one repository, but that of {model.source} comes from "
-            f"{', '.join(sorted(elsewhere))}. Copy the code beside the model, and name it in auto_map."
+            f"{', '.join(sorted(elsewhere))}. {_COPY}"
         )
     repository = elsewhere.pop()
+    if is_path(repository) or find_local(repository):
+        raise ModelError(
+            f"a model's code must lie beside it or in a repository of the hub, but auto_map of {model.source} names "
+            f"the folder {repository}, which is no part of the model. {_COPY}"
+        )
     try:
         return hub.commit(repository, model.code_revision), None
     except hub.Unreachable as error:
-        return model.code_revision, str(error)
+        return model.code_revision, f"the code of {model.source}: {error}"
+    except ModelError as error:
+        raise ModelError(f"the code of {model.source}, as its auto_map says: {error}") from error
+
+
+_COPY = "Copy the code beside the model, and name it in auto_map."
+
+
+def _classes(config: Mapping[str, Any] | None) -> list[str]:
+    """What auto_map names: FILE.CLASS beside the model, or REPOSITORY--FILE.CLASS."""
+    given = (config or {}).get("auto_map")
+    values = given.values() if isinstance(given, Mapping) else ()
+    pairs = [value if isinstance(value, list) else [value] for value in values]  # of tokenisers, slow and fast
+    return [name for pair in pairs for name in pair if isinstance(name, str)]
 
 
 def _hub(model: ModelSpec) -> ModelFacts:

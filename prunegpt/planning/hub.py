@@ -21,11 +21,17 @@ def commit(name: str, revision: str | None, kind: str = "model") -> str:
         ModelError, DataError: the hub says that there is no such thing, or it can be no hub name at all.
     """
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     if (name, revision, kind) in _commits:
         return str(revision)
     told = ""
-    if not constants.HF_HUB_OFFLINE and not _silent():
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        told = _refusal(error, revision)
+    if not told and not constants.HF_HUB_OFFLINE and not _silent():
         try:
             info = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT)
             _commits.add((name, info.sha, kind))  # a plan names it from here on, and nobody need ask again
@@ -33,7 +39,7 @@ def commit(name: str, revision: str | None, kind: str = "model") -> str:
         except Exception as error:  # the hub and the network raise anything
             told = _refusal(error, revision)
             if not told:
-                _silence.append(str(error))
+                _silence.append(_line(error))
     known = _cached_commit(Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}", revision)
     if known:
         return known
@@ -42,7 +48,8 @@ def commit(name: str, revision: str | None, kind: str = "model") -> str:
             f"a {kind} must be on the hub or on this machine, but {name} is not: {told}. "
             f"Check the name, log in where it is private (hf auth login), or give a local folder."
         )
-    raise Unreachable(f"{kind} {name}: the hub cannot be reached and its cache holds no copy")
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({_silence[0]})"
+    raise Unreachable(f"{kind} {name}: {why} and its cache holds no copy")
 
 
 def _cached_commit(folder: Path, revision: str | None) -> str | None:
@@ -85,8 +92,12 @@ def cached_file(name: str, revision: str | None, file: str, kind: str = "model")
         from huggingface_hub.errors import EntryNotFoundError
 
         if not isinstance(error, EntryNotFoundError):
-            _silence.append(str(error))
+            _silence.append(_line(error))
         return None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 _commits: set[tuple[str, str | None, str]] = set()  # that the hub has named

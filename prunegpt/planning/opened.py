@@ -1,49 +1,72 @@
 """A spec that was read, checked field by field and expanded: its configurations, and where each of them stands."""
 
+import copy
 import re
+from collections.abc import Iterable
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
 
 from pydantic import ValidationError
 
 from prunegpt.errors import Problem
 from prunegpt.spec.expand import Configuration, SearchTemplate, expand, with_varied, written_at
-from prunegpt.spec.problems import problems_of
+from prunegpt.spec.problems import messages_of, problems_of
 from prunegpt.spec.read import Document
-from prunegpt.spec.schema import Spec
+from prunegpt.spec.schema import Settings, Spec
+from prunegpt.spec.wandb import Place
+
+_ROUNDS = 20  # of leaving out what is malformed: that may show more of it
+_NAMING = ("name", "vary", "search")  # what decides which configurations a trial has
+_STAND_IN = "left-out"
+_WHOLE = (("model",), ("stages",), ("seeds",))  # where a trial has its own, nothing of base is left
 
 
 class OpenedSpec:
-    """The well-formed part of a spec, and the problems found so far.
+    """The well-formed part of a spec, and the problems found so far. What is malformed hides nothing else.
 
     Attributes:
-        spec: None where some field is malformed.
+        spec: without its malformed fields; None where nothing is left.
         configurations: of the trials that are well formed, in spec order.
         searches: the trials that are searched, likewise.
         complete: whether those are all trials.
-        problems: to be added to while the configurations are resolved.
+        malformed: what is wrong with single fields.
+        problems: all others, to be added to while the configurations are resolved.
     """
 
     def __init__(self, document: Document) -> None:
         self.document = document
+        self.malformed: list[Problem] = []
         self.problems: list[Problem] = []
         self.spec: Spec | None = None
         self.configurations: list[Configuration] = []
         self.searches: list[SearchTemplate] = []
-        malformed: set[int] | None = set()
-        try:
-            self.spec = Spec.model_validate(with_varied(document.data))
-        except ValidationError as error:
-            self.problems += problems_of(error, Spec, document)
-            malformed = self._malformed(error)
-        if malformed is not None:
-            expansion = expand(document, malformed)
+        self._wrong: set[int] = set()  # trials with something malformed
+        self._left_out: list[tuple[int | None, Place]] = []  # of a trial, or of base: what cannot be judged
+        skip: set[int] = set()
+        rest = copy.deepcopy(document.data)
+        for _ in range(_ROUNDS):
+            try:
+                self.spec = Spec.model_validate(with_varied(rest))
+                break
+            except ValidationError as error:
+                found = problems_of(error, Spec, replace(document, data=rest))
+                self.malformed += self.told(found)
+                places = [(place, _held(rest, place)) for place, _ in messages_of(error, Spec, rest)]
+                for place, held in places:
+                    self._leave_out(rest, place, held, skip)
+                if not all(held for _, held in places):
+                    break  # nothing is left
+        if self.spec is not None:
+            expansion = expand(replace(document, data=rest), skip)
             self.configurations = expansion.configurations
             self.searches = expansion.searches
-            self.problems += expansion.problems
-            malformed |= expansion.broken
-        self.complete = malformed == set()
-        self._broken = [self._template(index) for index in malformed or ()]
-        places = [index + self._searches_before(index) for index in range(len(self.configurations))]
-        self.order = {item.name: place for place, item in reversed([*zip(places, self.configurations, strict=True)])}
+            self.malformed += expansion.problems
+            self._wrong |= expansion.broken
+        self.complete = self.spec is not None and not self._wrong
+        self._broken = [self._template(index) for index in self._wrong]
+        order = [index + self._searches_before(index) for index in range(len(self.configurations))]
+        self.order = {item.name: place for place, item in reversed([*zip(order, self.configurations, strict=True)])}
         self._seeds: dict[str, list[Configuration]] = {}
         for item in self.configurations:
             for name in dict.fromkeys((item.name, item.group)):
@@ -61,13 +84,55 @@ class OpenedSpec:
         """How many places there are in the order of trials."""
         return len(self.configurations) + len(self.searches)
 
-    def _malformed(self, error: ValidationError) -> set[int] | None:
-        """Indices of the trials that are malformed; None where what all trials share is."""
-        trials = self.document.data.get("trials")
-        places = [item["loc"] for item in error.errors(include_url=False)]
-        if not isinstance(trials, list) or any(place[:1] == ("base",) or place == ("trials",) for place in places):
-            return None
-        return {int(place[1]) for place in places if place[:1] == ("trials",)}
+    def _leave_out(self, rest: dict[str, Any], place: Place, held: Place, skip: set[int]) -> None:
+        """Takes what is malformed out of a spec, so that all else of it is looked at.
+
+        Args:
+            rest: what is left of the spec; elements of lists stay, since others are named by their number.
+            place: of the problem.
+            held: the deepest key of a mapping there.
+            skip: to it trials are added of which too little is left.
+        """
+        index = int(place[1]) if place[0] == "trials" and len(place) > 1 else None
+        if index is not None:
+            self._wrong.add(index)
+            if len(held) < 3 or held[2] in _NAMING:
+                rest["trials"][index] = {"name": f"{_STAND_IN}-{index}"}
+                skip.add(index)
+                return
+        elif place[:1] == ("name",):
+            rest["name"] = _STAND_IN
+            return
+        if not held or _held(rest, held) != held:  # it was left out with another one
+            return
+        node: Any = rest
+        for step in held[:-1]:
+            node = node[step]
+        del node[held[-1]]
+        own = held[2 if index is not None else 1 :]
+        if len(own) == 1 and own[0] not in Settings.model_fields:  # what it may have been meant to be
+            own = tuple(get_close_matches(str(own[0]), Settings.model_fields, 1))
+        elif len(own) > 1:
+            own = own[:-1]
+        if held[0] in ("base", "trials") and (own or held == ("base",)):
+            self._left_out.append((index, own))
+
+    def told(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The problems without those that may only follow from another, which was left out beside them."""
+        return [problem for problem in problems if not self._follows(problem.where.split("."))]
+
+    def _follows(self, path: list[str]) -> bool:
+        if path[0] not in ("base", "trials"):
+            return False
+        trial = int(path[1]) if path[0] == "trials" and len(path) > 1 else None
+        own = self.document.data["trials"][trial] if trial is not None else {}
+        for index, beside in self._left_out:
+            steps = [str(step) for step in beside]
+            if index not in (None, trial) or (index is None and beside in _WHOLE and steps[0] in own):
+                continue
+            if any(path[start : start + len(steps)] == steps for start in range(len(path))):
+                return True
+        return False
 
     def _template(self, index: int) -> str:
         trial = self.document.data["trials"][index]
@@ -95,6 +160,18 @@ class OpenedSpec:
         """A problem with one field of a configuration, at the line where that field was written."""
         steps = [int(step) if step.isdigit() else step for step in path.split(".") if step]
         return self.document.problem(written_at(self.document, item.index, item.swept, steps), message)
+
+
+def _held(data: Any, place: Place) -> Place:
+    """The deepest part of a place that is the key of a mapping there."""
+    held: Place = ()
+    for depth, step in enumerate(place, 1):
+        if isinstance(data, dict) and step in data:
+            held = place[:depth]
+        elif not (isinstance(data, list) and isinstance(step, int) and step < len(data)):
+            break
+        data = data[step]
+    return held
 
 
 def _pattern(template: str) -> str:

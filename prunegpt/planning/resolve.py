@@ -159,8 +159,8 @@ class Planner:
         problems = [*opened.problems, *self._table_problems(), *self._stray_overrides(), *self._early_stop_problems()]
         if self._strict:
             problems += [Problem("", f"{text}. Download it, or give a local folder.") for text in self.unchecked]
-        if problems or spec is None:
-            unique = list(dict.fromkeys(problems))
+        if problems or opened.malformed or spec is None:
+            unique = list(dict.fromkeys([*opened.malformed, *opened.told(problems)]))
             raise SpecError(sorted(unique, key=lambda problem: problem.line or 0), opened.document.source)
         self.files.save()
         own = [chain for chain in [*chains, *self.implicit.values()] if chain]
@@ -268,8 +268,7 @@ class Planner:
             item = replace(item, spec=item.spec.model_copy(update={"data": filled}))
         spec = item.spec
         text = self._text(item, spec.data, spec.evaluate)
-        if facts:
-            self._check(item, facts)
+        self._check(item, facts)
         teachers = {
             index: self._teacher(item, index, stage.config, facts)
             for index, stage in enumerate(spec.stages)
@@ -326,14 +325,14 @@ class Planner:
         run = self.home.opened.spec  # teachers of other sweeps run where this one does
         return run.launcher if run else LauncherSpec()
 
-    def _check(self, item: Configuration, facts: ModelFacts) -> None:
+    def _check(self, item: Configuration, facts: ModelFacts | None) -> None:
         """Notes what does not fit between the model and the trial's windows and stages."""
         spec = item.spec
         block_size = spec.data.block_size if spec.data else 0
         window = spec.evaluate.block_size or block_size
-        if not spec.evaluate.skip and (message := checks.window_problem(facts, window)):
+        if facts and not spec.evaluate.skip and (message := checks.window_problem(facts, window)):
             self.opened.note(item, "evaluate.block_size" if spec.evaluate.block_size else "data", message)
-        trains = facts.builtin or any(not isinstance(stage.config, PruneSpec) for stage in spec.stages)
+        trains = (facts and facts.builtin) or any(not isinstance(stage.config, PruneSpec) for stage in spec.stages)
         if trains and (message := precision_problem(spec.device, spec.precision)):
             self.opened.note(item, "precision", message)
         for index, stage in enumerate(spec.stages):
@@ -374,7 +373,7 @@ class Planner:
     def _model(self, item: Configuration, model: ModelSpec | None, where: str) -> ModelFacts | None:
         """What is known of a model; None where it has problems, which are noted."""
         if model is None:
-            self.opened.note(item, "", "a trial needs a model: set `model` in base or in the trial.")
+            self.opened.note(item, "model", "a trial needs a model: set `model` in base or in the trial.")
             return None
         identity = digest([model.model_dump(), str(self.texts.base)])
         if identity not in self.home._models:
@@ -401,7 +400,7 @@ class Planner:
     ) -> tuple[DataSpec, EvaluateSpec, str] | None:
         """Text, measurement and the key of the latter; None where there are problems, which are noted."""
         if data is None:
-            self.opened.note(item, "", "a trial needs text: set `data` in base or in the trial.")
+            self.opened.note(item, "data", "a trial needs text: set `data` in base or in the trial.")
             return None
         try:
             located = self.texts.located(data)

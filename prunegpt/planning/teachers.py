@@ -67,7 +67,7 @@ def _foreign(planner: "Planner", item: Configuration, sweep: str, trial: str, wh
             return None
         if chain := other.chain(found):
             return chain
-    reasons = other.opened.problems[before:] or other.opened.problems
+    reasons = other.opened.problems[before:] or [*other.opened.malformed, *other.opened.problems]
     own.note(item, where, f"the teacher {sweep}/{trial} cannot run, {other.path}: {'; '.join(map(str, reasons))}")
     return None
 

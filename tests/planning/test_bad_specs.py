@@ -211,6 +211,7 @@ tables:
         (first + 8, "trials.1.model"),
         (first + 9, "trials.1.evaluate"),
         (first + 11, "trials.2.stages.0.prune.sparsity"),
+        (first + 12, "trials.3"),
     ]
 
 
@@ -247,7 +248,7 @@ def test_a_trial_needs_model_and_text() -> None:
         "a trial needs a model: set `model` in base or in the trial.",
         "a trial needs text: set `data` in base or in the trial.",
     ]
-    assert {item.where for item in found} == {"trials.0"}
+    assert [item.where for item in found] == ["trials.0.model", "trials.0.data"]
 
 
 def test_a_text_must_name_its_source() -> None:
@@ -455,8 +456,8 @@ def test_what_is_on_the_hub_is_said_to_be_unchecked_and_is_a_problem_where_it_mu
     base = {"model": "some-body/some-model", "data": {"path": "some-body/some-text"}}
     plan = plan_of({"name": "a"}, base=base)
     assert plan.unchecked == (
-        "model some-body/some-model: the hub cannot be reached and its cache holds no copy",
-        "dataset some-body/some-text: the hub cannot be reached and its cache holds no copy",
+        "model some-body/some-model: HF_HUB_OFFLINE is set and its cache holds no copy",
+        "dataset some-body/some-text: HF_HUB_OFFLINE is set and its cache holds no copy",
     )
     with pytest.raises(SpecError, match=r"2 problems\n.*cache holds no copy\. Download it, or give a local folder\."):
         plan_of({"name": "a"}, base=base, strict=True)
@@ -534,7 +535,7 @@ def test_rows_are_not_doubted_where_a_trial_is_broken(tmp_path: Path) -> None:
 def test_the_message_names_the_file_and_counts(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("name: x\ntrials: [{name: a}]\n")
-    with pytest.raises(SpecError, match=r"^.*x\.yaml: 2 problems\n  line 2: trials\.0: a trial needs a model"):
+    with pytest.raises(SpecError, match=r"^.*x\.yaml: 2 problems\n  line 2: trials\.0\.model: a trial needs a model"):
         plan_file(path)
 
 

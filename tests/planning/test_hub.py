@@ -14,7 +14,7 @@ from prunegpt.cli.costs import costs
 from prunegpt.errors import DataError, ModelError
 from prunegpt.planning import hub
 from prunegpt.root import Root
-from tests.planning.made import only, plan_of, problems_of
+from tests.planning.made import model_folder, only, plan_of, problems_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -73,7 +73,7 @@ def test_a_silent_hub_is_asked_once_by_a_process_and_its_cache_answers(
     (tmp_path / "models--a--b" / "snapshots" / "v1").mkdir(parents=True)
     assert hub.commit("a/b", None) == COMMIT
     assert hub.commit("a/b", "v1") == "v1"
-    with pytest.raises(hub.Unreachable, match="model a/c: the hub cannot be reached and its cache holds no copy"):
+    with pytest.raises(hub.Unreachable, match=r"model a/c: the hub cannot be reached \(no network\) and its cache"):
         hub.commit("a/c", None)
     assert len(found.asked) == 1
 
@@ -149,3 +149,47 @@ def test_costs_of_what_the_hub_does_not_give_are_unknown_at_once(
     report = costs(trials, Root(tmp_path / "runs"))
     assert (report.train_tokens, report.evaluation_tokens, report.unchecked) == (None, None, ())
     assert len(found.asked) == 1
+
+
+# -- code from elsewhere: what auto_map names ------------------------------------------------------------------
+
+CODE: dict[str, tuple[str | Exception, str, str]] = {  # what the hub says, the name in auto_map, what is told
+    "a folder": (COMMIT, "/some/folder--own.Own", "names the folder /some/folder, which is no part of the model"),
+    "a relative folder": (COMMIT, "./code--own.Own", "names the folder ./code, which is no part of the model"),
+    "no such repository": (
+        answer(RepositoryNotFoundError),
+        "a/b--own.Own",
+        "as its auto_map says: a model must be on the hub or on this machine, but a/b is not: the hub does not show",
+    ),
+    "no name of the hub": (COMMIT, "a b--own.Own", "but a b is not: that is no hub name"),
+    "no such file": (COMMIT, "own.Own", "names own.Own and holds no own.py. Copy the code there"),
+    "a list": (COMMIT, "./code--own.Own", "names the folder ./code"),
+}
+assert CODE
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("case", CODE)
+def test_code_that_is_not_there_is_told_for_what_it_is(
+    case: str,
+    offline: bool,
+    online: Callable[[str | Exception], Hub],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    says, named, message = CODE[case]
+    online(says)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    auto_map = {"AutoModelForCausalLM": [named, None] if case == "a list" else named}
+    folder = model_folder(tmp_path / "model", auto_map=auto_map)
+    base = {
+        "model": {"source": str(folder), "trust_remote_code": True},
+        "data": {"path": "builtin:text", "block_size": 16},
+    }
+    if offline and case == "no such repository":  # nobody can know
+        plan = plan_of({"name": "a"}, base=base)
+        assert plan.unchecked == (
+            f"the code of {folder}: model a/b: HF_HUB_OFFLINE is set and its cache holds no copy",
+        )
+        return
+    assert message in only(problems_of({"name": "a"}, base=base)).message
