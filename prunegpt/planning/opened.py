@@ -125,10 +125,12 @@ class OpenedSpec:
         if path[0] not in ("base", "trials"):
             return False
         trial = int(path[1]) if path[0] == "trials" and len(path) > 1 else None
-        own = self.document.data["trials"][trial] if trial is not None else {}
+        own = self.document.data["trials"][trial] if trial is not None else None
         for index, beside in self._left_out:
             steps = [str(step) for step in beside]
-            if index not in (None, trial) or (index is None and beside in _WHOLE and steps[0] in own):
+            if index not in (None, trial) or (
+                index is None and beside in _WHOLE and isinstance(own, dict) and steps[0] in own
+            ):
                 continue
             if any(path[start : start + len(steps)] == steps for start in range(len(path))):
                 return True
@@ -147,6 +149,10 @@ class OpenedSpec:
         """The configuration of that name; where it has several seeds, the one of this seed, else its first."""
         found = self._seeds.get(name, ())
         return next((item for item in found if item.seed == seed), found[0] if found else None)
+
+    def is_well_formed(self, item: Configuration) -> bool:
+        """Whether nothing was left out of a configuration."""
+        return item.index not in self._wrong and not any(index is None for index, _ in self._left_out)
 
     def may_be_broken(self, name: str) -> bool:
         """Whether a trial of that name may be one that has problems of its own."""

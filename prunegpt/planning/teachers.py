@@ -65,7 +65,7 @@ def _foreign(planner: "Planner", item: Configuration, sweep: str, trial: str, wh
     if found is not None:
         if not _may_teach(planner, item, other, found.name, where):
             return None
-        if chain := other.chain(found):
+        if (chain := other.chain(found)) and other.opened.is_well_formed(found):
             return chain
     reasons = other.opened.problems[before:] or [*other.opened.malformed, *other.opened.problems]
     own.note(item, where, f"the teacher {sweep}/{trial} cannot run, {other.path}: {'; '.join(map(str, reasons))}")

@@ -235,7 +235,7 @@ def written_at(
         if dotted and (f"{dotted}.".startswith(f"{varied}.") or f"{varied}.".startswith(f"{dotted}.")):
             return varied_at(document, index, varied)
     own, shared = document.data["trials"][index], document.data.get("base") or {}
-    in_base = bool(path) and path[0] not in own and path[0] in shared
+    in_base = bool(path) and path[0] not in own and isinstance(shared, Mapping) and path[0] in shared
     return ("base", *path) if in_base else ("trials", index, *path)
 
 

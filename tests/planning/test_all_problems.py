@@ -99,3 +99,22 @@ def test_a_model_that_is_missing_does_not_hide_what_is_wrong_with_the_stages() -
     spec["trials"][3]["model"] = "/no/such/model"
     found = problems(spec)
     assert all(told(message, found) for message in PLANTED.values())
+
+
+def test_what_is_no_trial_at_all_hides_nothing() -> None:
+    spec = copy.deepcopy(SPEC)
+    spec["base"]["stages"] = NONSENSE
+    spec["trials"] += [None, 3, "text", []]
+    found = problems(spec)
+    assert told("base.stages: must be a list", found)
+    assert all(told(f"trials.{index}", found) for index in range(5, 9))
+    assert all(told(message, found) for message in PLANTED.values())
+
+
+@pytest.mark.parametrize("base", [True, 3, "text", [1]])
+def test_a_base_that_is_no_mapping_hides_nothing(base: Any) -> None:
+    spec = {**copy.deepcopy(SPEC), "base": base}
+    for trial in spec["trials"]:
+        trial.setdefault("model", "builtin:tiny-gpt2")
+        trial.setdefault("data", {"path": "builtin:text", "block_size": 32})
+    assert told("base: must be a mapping", problems(spec))
