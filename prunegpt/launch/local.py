@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Exited, processors
 from prunegpt.launch.log import LOG, append
-from prunegpt.launch.process import WorkerProcess, holding
+from prunegpt.launch.process import WorkerProcess
+from prunegpt.launch.worker import LEAVING_VARIABLE
 from prunegpt.root import Root
 
 WORKER = (sys.executable, "-P", "-m", "prunegpt", "trial", "serve")
@@ -19,7 +19,6 @@ _DEVICES = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
 _WAITING = "OMP_WAIT_POLICY"
 _MEMORY_PATIENCE = 30.0  # seconds that a dead worker's memory on a GPU is waited for
-_MEMORY_POLL = 0.5  # seconds between questions to nvidia-smi
 _REUSED = ("finished", "diverged")  # a worker that ended so takes the next attempt; any other is thrown away
 
 
@@ -33,14 +32,12 @@ class _Slot:
     cancelled: bool = False
     spent: bool = False  # the worker is to be thrown away before the next attempt
     leaving: frozenset[int] = frozenset()  # processes of a dead worker that may still hold memory of a GPU
-    asked: float = 0.0  # when they were last asked after
-    until: float = 0.0  # when they are waited for no longer
 
 
 class LocalLauncher:
     """Runs attempts in warm workers, one a slot: importing torch costs seconds, so a process is kept while it is sound.
 
-    After a worker that was thrown away, the next one of a slot with a GPU starts when its memory is back, or after
+    After a worker that was thrown away, the next one of a slot with a GPU begins when its memory is back, or after
     half a minute.
 
     Args:
@@ -83,23 +80,19 @@ class LocalLauncher:
             self._discard(slot)
         self._count += 1
         handle = f"local-{slot.index}-{self._count}"
-        self._start(slot, folder)
+        if slot.worker is None:
+            leaving = " ".join(map(str, [_MEMORY_PATIENCE, *slot.leaving])) if slot.leaving else "0"
+            environment = {**slot.environment, LEAVING_VARIABLE: leaving}
+            slot.worker = WorkerProcess(self._command, environment, self._logs / f"local-{slot.index}.log")
+            slot.worker.send(folder)  # where it died already, `poll` finds it dead
         slot.handle, slot.folder, slot.cancelled = handle, folder, False
         return handle
-
-    def _start(self, slot: _Slot, folder: Path) -> None:
-        """Gives a slot a worker; where memory must come back first, `poll` does it later."""
-        if slot.worker is None and _memory_is_back(slot):
-            slot.worker = WorkerProcess(self._command, slot.environment, self._logs / f"local-{slot.index}.log")
-            slot.worker.send(folder)  # where it died already, `poll` finds it dead
 
     def poll(self, handle: str) -> Exited | None:
         if handle in self._ended:
             return self._ended[handle]
         slot = self._slot(handle)
-        self._start(slot, slot.folder)
-        if slot.worker is None:
-            return None
+        assert slot.worker is not None
         code = slot.worker.code  # before the answers: a dead worker answers no more
         state = slot.worker.answers().get(str(slot.folder))
         if state is None and code is None:
@@ -109,6 +102,7 @@ class LocalLauncher:
             append(slot.folder / LOG, slot.worker.stray())
         slot.spent = code is not None or slot.cancelled or state not in _REUSED
         slot.handle = None
+        slot.leaving = slot.leaving if state is None else frozenset()
         self._ended[handle] = exited
         return exited
 
@@ -116,9 +110,7 @@ class LocalLauncher:
         if handle in self._ended:
             return
         slot = self._slot(handle)
-        if slot.worker is None:  # it has not started
-            self._ended[handle], slot.handle = Exited("cancelled"), None
-            return
+        assert slot.worker is not None
         slot.cancelled = True
         slot.worker.signal(signal.SIGKILL if kill else signal.SIGTERM)
 
@@ -140,21 +132,7 @@ class LocalLauncher:
         slot.worker.end()
         if slot.environment.get(_DEVICES):
             slot.leaving = slot.leaving | frozenset(slot.worker.members)
-            slot.asked, slot.until = 0.0, time.monotonic() + _MEMORY_PATIENCE
         slot.worker, slot.spent = None, False
-
-
-def _memory_is_back(slot: _Slot) -> bool:
-    """Whether what a dead worker held of a GPU is free again, or has been waited for long enough. Asks now and then."""
-    now = time.monotonic()
-    if slot.leaving and now < slot.until:
-        if now - slot.asked < _MEMORY_POLL:
-            return False
-        slot.asked = now
-        if holding(slot.leaving):
-            return False
-    slot.leaving = frozenset()
-    return True
 
 
 def cuda_devices() -> list[str]:

@@ -3,18 +3,15 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prunegpt.errors import LaunchError
 from prunegpt.launch.log import last_lines
 from prunegpt.launch.worker import PARENT_VARIABLE
 
-_QUERY = ("--query-compute-apps=pid", "--format=csv,noheader")
-_PATIENCE = 5.0  # seconds for an answer of nvidia-smi
 _GOODBYE = 5.0  # seconds that a worker gets to end by itself once its standard input is closed
 _STRAY_LINES = 60
 
@@ -115,22 +112,6 @@ class WorkerProcess:
         self.members |= group_of(self.pid)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-
-
-# -- memory of GPUs that processes still hold after they have died: the driver takes seconds to give it back ----------
-
-
-def holding(processes: Collection[int]) -> set[int]:
-    """Of these processes, those that nvidia-smi says hold memory of a GPU; none where it cannot be asked."""
-    program = shutil.which("nvidia-smi")
-    if program is None or not processes:
-        return set()
-    try:
-        done = subprocess.run([program, *_QUERY], capture_output=True, text=True, check=False, timeout=_PATIENCE)
-    except (OSError, subprocess.TimeoutExpired):
-        return set()
-    listed = {int(line) for line in done.stdout.split() if line.isdigit()}
-    return listed & set(processes)
 
 
 def group_of(leader: int) -> set[int]:

@@ -7,19 +7,25 @@ runs, everything that the process writes, C code and children included, goes to 
 import ctypes
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from prunegpt.launch.log import LOG
 
 PARENT_VARIABLE = "PRUNEGPT_PARENT"  # process id of the launcher
+LEAVING_VARIABLE = "PRUNEGPT_LEAVING"  # seconds, and processes whose memory of a GPU is waited for so long
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+_QUERY = ("--query-compute-apps=pid", "--format=csv,noheader")
+_ANSWER = 5.0  # seconds that nvidia-smi gets
+_LOOK = 0.5  # seconds between questions to it
 
 
 def serve_attempts(run: Callable[[Path], str]) -> None:
@@ -34,6 +40,10 @@ def serve_attempts(run: Callable[[Path], str]) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     _point(0, os.open(os.devnull, os.O_RDONLY))  # a child must not read our requests
     os.dup2(2, 1)  # nor must a stray print be taken for an answer
+    seconds, *processes = os.environ.pop(LEAVING_VARIABLE, "0").split()
+    end, leaving = time.monotonic() + float(seconds), {int(process) for process in processes}
+    while time.monotonic() < end and holding(leaving):
+        time.sleep(_LOOK)
     for line in requests:
         folder = Path(json.loads(line)["folder"])
         with logging_to(folder / LOG):
@@ -43,6 +53,22 @@ def serve_attempts(run: Callable[[Path], str]) -> None:
                 traceback.print_exc()
                 state = "failed"
         answers.write(json.dumps({"folder": str(folder), "state": state}) + "\n")
+
+
+def holding(processes: Collection[int]) -> set[int]:
+    """Of these processes, those that hold memory of a GPU, which the driver takes seconds to give back after their end.
+
+    None where nvidia-smi is not there, or does not answer.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None or not processes:
+        return set()
+    try:
+        done = subprocess.run([program, *_QUERY], capture_output=True, text=True, check=False, timeout=_ANSWER)
+    except (OSError, subprocess.TimeoutExpired):
+        return set()
+    listed = {int(line) for line in done.stdout.split() if line.isdigit()}
+    return listed & set(processes)
 
 
 @contextmanager

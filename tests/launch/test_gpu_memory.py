@@ -12,7 +12,8 @@ import pytest
 from prunegpt.launch import local
 from prunegpt.launch.base import Exited
 from prunegpt.launch.local import LocalLauncher
-from prunegpt.launch.process import group_of, holding
+from prunegpt.launch.process import group_of
+from prunegpt.launch.worker import holding
 from prunegpt.root import Root
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
@@ -38,7 +39,7 @@ def holders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def launcher(tmp_path: Path) -> Iterator[LocalLauncher]:
+def launcher(tmp_path: Path, holders: Path) -> Iterator[LocalLauncher]:  # its workers ask that nvidia-smi
     launcher = LocalLauncher(Root(tmp_path / "runs"), command=WORKER, devices=["0"])
     yield launcher
     launcher.close()
@@ -109,7 +110,9 @@ def test_an_attempt_that_waits_for_memory_can_be_cancelled(
     folder = attempt("pass")
     handle = launcher.submit(folder)
     launcher.cancel(handle)
-    assert launcher.poll(handle) == Exited("cancelled")
+    exited = poll(launcher, handle, 60)
+    assert exited is not None
+    assert exited.reason == "cancelled"
     holders.write_text("")
     assert poll(launcher, launcher.submit(attempt("pass")), 60) == Exited("ended")
     assert not (folder / "pid").exists()

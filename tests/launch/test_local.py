@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from prunegpt.errors import LaunchError
+from prunegpt.launch.choose import local
 from prunegpt.launch.local import LocalLauncher, cuda_devices, slot_environment
 from prunegpt.launch.log import last_lines
 from prunegpt.registry import LAUNCHERS
@@ -46,7 +47,7 @@ def pid_after(launcher: LocalLauncher, tmp_path: Path) -> Callable[[str], int]:
 
 
 def test_it_is_registered() -> None:
-    assert LAUNCHERS.load("local") is LocalLauncher
+    assert LAUNCHERS.load("local") is local
 
 
 @pytest.mark.parametrize("state", ["finished", "diverged"])
