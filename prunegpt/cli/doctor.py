@@ -98,7 +98,7 @@ def _below(finding: "Finding", root: Root) -> str:
 def _broken(found: "list[Finding]", root: Root) -> Iterator[dict[str, Any]]:
     for one in found:
         way_out = " `prunegpt doctor --repair` mends it." if one.mend else ""
-        severe = bool(one.mend) and not one.deletes
+        severe = one.kind == "folder" or (bool(one.mend) and not one.deletes)
         yield {"severe": severe, "text": f"{_below(one, root)}: {one.text}{way_out}"}
 
 

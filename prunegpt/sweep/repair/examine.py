@@ -9,6 +9,7 @@ from prunegpt.sweep.repair.attempts import broken_attempts
 from prunegpt.sweep.repair.database import broken_database
 from prunegpt.sweep.repair.finding import Finding
 from prunegpt.sweep.repair.folders import broken_folders
+from prunegpt.sweep.repair.layout import broken_layout
 from prunegpt.sweep.repair.leftovers import leftovers
 
 _PHASES: tuple[Callable[[Root], Iterator[Finding]], ...] = (
@@ -28,10 +29,10 @@ def examine(root: Root, *, deep: bool = True) -> list[Finding]:
     Args:
         deep: read every published file and compare its content; otherwise sizes count.
     """
-    if not root.path.is_dir():
-        return []
+    found = list(broken_layout(root))
+    if found or not root.path.is_dir():
+        return found  # all else stands on it
     phases = _PHASES[:2] if coordinator(root) else _PHASES
-    found: list[Finding] = []
     for phase in phases:
         found += broken_folders(root, deep=deep) if phase is broken_folders else phase(root)
     return found
@@ -47,14 +48,21 @@ def repair(root: Root, may: Callable[[Finding], bool]) -> list[tuple[Finding, bo
         LaunchError: a coordinator runs.
     """
     if not root.path.is_dir():
-        return []
-    done = []
+        return [(finding, False) for finding in broken_layout(root)]
     with coordinating(root):
-        old = list(leftovers(root))  # what is set aside below is kept until the next time
+        wrong = list(broken_layout(root))
+        old = [] if wrong else list(leftovers(root))  # what is set aside below is kept until the next time
+        done = [_mended(finding, may) for finding in wrong]
+        if any(broken_layout(root)):
+            return done  # all else stands on it
         for phase in _PHASES:
-            for finding in old if phase is leftovers else list(phase(root)):
-                allowed = bool(finding.mend) and may(finding)
-                if allowed:
-                    finding.apply()
-                done.append((finding, allowed))
+            found = old if phase is leftovers else list(phase(root))
+            done += [_mended(finding, may) for finding in found]
     return done
+
+
+def _mended(finding: Finding, may: Callable[[Finding], bool]) -> tuple[Finding, bool]:
+    allowed = bool(finding.mend) and may(finding)
+    if allowed:
+        finding.apply()
+    return finding, allowed

@@ -10,7 +10,7 @@ class Finding:
     """One thing that is not as it should be, in words for people.
 
     Args:
-        kind: database, stage, evaluation, cache, attempt, trial or leftover.
+        kind: folder, database, stage, evaluation, cache, attempt, trial or leftover.
         path: what it is about.
         text: what is wrong, and what that means.
         mend: what mending does; empty where nothing has to be done.
