@@ -208,9 +208,9 @@ def start(
         suggester = open_search(plan, store, planner) if plan.searches else None
         early_stopper = open_early_stop(plan, store) if plan.early_stop else None
         if plan.tracking.wandb.mode != "off":
-            from prunegpt.tracking import open_trackers
+            from prunegpt.tracking.tracker import WandbTracker
 
-            stack.callback(open_trackers(plan, root).close)
+            stack.callback(WandbTracker(plan, root).close)
         return run_sweep(
             plan,
             root,

@@ -116,7 +116,7 @@ def sync(
     kept = 0
     for done in send(root, sweep=sweep, spec=given, say=say):
         kept += not done.sent
-        print(f"{done.trial}: {'sent' if done.sent else done.problem}")
+        print(f"{done.sweep}/{done.trial}: {'sent' if done.sent else done.problem}")
     if kept:
         say(f"{kept} trials still wait. Run it again when W&B can be reached.")
         raise typer.Exit(1)

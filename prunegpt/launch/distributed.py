@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from prunegpt.errors import LaunchError
@@ -28,18 +27,6 @@ _ALONE = 20.0  # seconds that processes get to end once one of them has failed: 
 _FOLLOWS = (signal.SIGABRT,)  # how a process may end because another has
 
 
-@dataclass
-class _Process:
-    rank: int
-    popen: subprocess.Popen[bytes]
-    ended: float = 0.0
-    killed: bool = False  # by us
-
-    @property
-    def code(self) -> int | None:
-        return self.popen.poll()
-
-
 def run_together(folder: Path, processes: int, command: Sequence[str] = (sys.executable, *TRIAL)) -> AttemptRecord:
     """Runs the attempt in a folder by several processes; what it came to stands in record.json, as with one.
 
@@ -49,21 +36,22 @@ def run_together(folder: Path, processes: int, command: Sequence[str] = (sys.exe
     for rank in range(processes):  # of an earlier run by hand
         record_path(folder, rank).unlink(missing_ok=True)
     port = free_port()
-    started = [
-        _Process(rank, _start(folder, command, environment(rank, processes, port), rank)) for rank in range(processes)
-    ]
+    started = [_start(folder, command, environment(rank, processes, port), rank) for rank in range(processes)]
 
     def ask(_: int) -> None:  # it is their business to end at the same step
         for process in started:
             with suppress(ProcessLookupError):
-                process.popen.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGTERM)
 
+    ended: dict[int, float] = {}
     with on_stop_signals(ask):
         try:
-            _wait(started)
+            _wait(started, ended)
         finally:
-            _kill(started)
-    record = _judge(folder, started)
+            for process in started:
+                process.kill()
+                process.wait()
+    record = _judge(folder, {rank: (process.returncode, ended.get(rank)) for rank, process in enumerate(started)})
     record.write(record_path(folder))
     return record
 
@@ -92,73 +80,68 @@ def _start(folder: Path, command: Sequence[str], variables: Mapping[str, str], r
         return subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
-def _wait(processes: Sequence[_Process]) -> None:
-    """Until all have ended, or one has failed and the others had their time."""
+def _wait(processes: Sequence[subprocess.Popen[bytes]], ended: dict[int, float]) -> None:
+    """Until all have ended, or one has failed and the others had their time; notes rank -> when it ended."""
     deadline = None
-    while running := [process for process in processes if not process.ended]:
-        for process in running:
-            if process.code is not None:
-                process.ended = time.time()
-                if process.code and deadline is None:
+    while len(ended) < len(processes):
+        for rank, process in enumerate(processes):
+            if rank not in ended and process.poll() is not None:
+                ended[rank] = time.time()
+                if process.returncode and deadline is None:
                     deadline = time.monotonic() + _ALONE
         if deadline is not None and time.monotonic() > deadline:
             return
         time.sleep(_POLL)
 
 
-def _kill(processes: Sequence[_Process]) -> None:
-    for process in processes:
-        if process.code is None:
-            process.killed = True
-            process.popen.kill()
-        process.popen.wait()
+def _judge(folder: Path, ends: Mapping[int, tuple[int, float | None]]) -> AttemptRecord:
+    """What the attempt came to: what process 0 says, or the first failure of any.
 
-
-def _judge(folder: Path, processes: Sequence[_Process]) -> AttemptRecord:
-    """What the attempt came to: what process 0 says, or the first failure of any."""
-    records = {process.rank: _read(record_path(folder, process.rank)) for process in processes}
-    told = {rank: record for rank, record in records.items() if record is not None}
+    Args:
+        ends: rank -> exit code, and when it ended; None where we ended it.
+    """
+    told: dict[int, AttemptRecord] = {}
+    for rank in ends:
+        with suppress(OSError, ValueError):
+            told[rank] = AttemptRecord.read(record_path(folder, rank))
     failed = sorted((record.ended, rank) for rank, record in told.items() if record.state != "finished")
-    dead = [process for process in processes if (process.code or 0) < 0 and not process.killed]
-    first = next((process for process in dead if -(process.code or 0) not in _FOLLOWS), None)
+    dead = [rank for rank, (code, when) in ends.items() if code < 0 and when is not None]
+    first = next((rank for rank in dead if -ends[rank][0] not in _FOLLOWS), None)
     if first is None and dead and not failed:
         first = dead[0]
     if first is not None:
-        return _killed(told.get(0) or next(iter(told.values()), None), folder, first, len(processes))
+        return _killed(told.get(0) or next(iter(told.values()), None), folder, first, ends)
     if not failed and 0 in told:
         return told[0]
     if not failed:
-        codes = ", ".join(str(process.code) for process in processes)
+        codes = ", ".join(str(code) for code, _ in ends.values())
         raise LaunchError(
-            f"a trial must leave a record, but its {len(processes)} processes ended with exit codes {codes} and left "
+            f"a trial must leave a record, but its {len(ends)} processes ended with exit codes {codes} and left "
             f"none. Look into {folder / 'log.txt'} and log-RANK.txt beside it."
         )
     cause = told[failed[0][1]]
     return cause.model_copy(update={"stages": told[0].stages if 0 in told else cause.stages})
 
 
-def _killed(known: AttemptRecord | None, folder: Path, process: _Process, count: int) -> AttemptRecord:
-    number = -(process.code or 0)
-    name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-    attempt = int(folder.name.rpartition("-")[2])
+def _killed(
+    known: AttemptRecord | None, folder: Path, rank: int, ends: Mapping[int, tuple[int, float | None]]
+) -> AttemptRecord:
+    code, when = ends[rank]
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
     base = known or AttemptRecord(
-        sweep=folder.parents[1].name, trial=folder.parent.name, attempt=attempt, state="failed"
+        sweep=folder.parents[1].name,
+        trial=folder.parent.name,
+        attempt=int(folder.name.rpartition("-")[2]),
+        state="failed",
     )
     return base.model_copy(
         update={
             "state": "failed",
             "reason": "signal",
-            "error": f"process {process.rank} of {count} was killed by signal {name}.",
-            "ended": process.ended or time.time(),
+            "error": f"process {rank} of {len(ends)} was killed by signal {name}.",
+            "ended": when,
         }
     )
-
-
-def _read(path: Path) -> AttemptRecord | None:
-    try:
-        return AttemptRecord.read(path)
-    except (OSError, ValueError):
-        return None
 
 
 def free_port() -> int:

@@ -22,17 +22,7 @@ class UnansweredError(LaunchError):
 
 
 class Submitter:
-    """Makes jobs of attempts.
-
-    Args:
-        options: what is asked of Slurm.
-        gpus: GPUs of one attempt.
-        command: what a job runs, with the folder as its last argument.
-
-    Raises:
-        LaunchError: this machine has no Slurm.
-        MissingPackageError: submitit is not installed.
-    """
+    """Makes jobs of attempts; arguments and errors as of `SlurmLauncher`."""
 
     def __init__(self, options: SlurmOptions, gpus: int | None, command: Sequence[str]) -> None:
         try:

@@ -49,17 +49,7 @@ def read_meaning(
     version: str | None = None,
     tensors: Tensors | None = None,
 ) -> RecipeMeaning:
-    """What a recipe file means: any dialect, any number of stages, supported or not.
-
-    Args:
-        path: as of :func:`load_recipe`, and overrides.
-        version: of SparseML, to prune what its keywords matched there; needs `tensors`.
-        tensors: the parameters of the model.
-
-    Raises:
-        RecipeError: all problems, with their lines.
-        MatchingError: `version` is none, or is given without `tensors`.
-    """
+    """As :func:`meaning_of_text`, from a file."""
     return meaning_of_text(read_text(Path(path)), str(path), overrides, version=version, tensors=tensors)
 
 
@@ -71,14 +61,27 @@ def meaning_of_text(
     version: str | None = None,
     tensors: Tensors | None = None,
 ) -> RecipeMeaning:
-    """As :func:`read_meaning`, from text."""
+    """What a recipe means: any dialect, any number of stages, supported or not.
+
+    Args:
+        text: YAML, JSON or Markdown with YAML front matter.
+        source: names the recipe in errors.
+        overrides: variable -> value; in our own format dotted path -> value.
+        version: of SparseML (a key of :data:`~prunegpt.recipes.matching.PRUNABLE`): prune exactly what the keywords
+            matched there, which needs `tensors`. None = the matrices inside decoder blocks.
+        tensors: the parameters of the model.
+
+    Raises:
+        RecipeError: all problems, with their lines.
+        MatchingError: `version` is none, or is given without `tensors`.
+    """
     data = parse(text, source)
     dialect = dialect_of(data, source)
     if dialect == "own":
         return _own_meaning(data, source, overrides or {})
     if overrides:
         data = parse(text, source, overrides)
-    return meaning_of(data, source, dialect, version=version, tensors=tensors)
+    return meaning_of(data, source, dialect, version, tensors)
 
 
 _DISTILL: dict[str, Any] = {

@@ -116,23 +116,8 @@ class RecipeMeaning:
         return tuple(note for note in self.notes if note.level == "unsupported")
 
 
-def meaning_of(
-    data: Any, source: str, dialect: Dialect, *, version: str | None = None, tensors: Tensors | None = None
-) -> RecipeMeaning:
-    """What a SparseML recipe means here.
-
-    Args:
-        data: as :func:`prunegpt.recipes.source.parse` gives it.
-        source: names the recipe in errors.
-        dialect: `legacy` or `session`.
-        version: of SparseML (a key of :data:`~prunegpt.recipes.matching.PRUNABLE`): prune exactly what the keywords
-            matched there, which needs `tensors`. None = the matrices inside decoder blocks.
-        tensors: the parameters of the model.
-
-    Raises:
-        RecipeError: no such modifiers or fields, and values out of their range; all of them.
-        MatchingError: `version` is none, or is given without `tensors`.
-    """
+def meaning_of(data: Any, source: str, dialect: Dialect, version: str | None, tensors: Tensors | None) -> RecipeMeaning:
+    """What a parsed SparseML recipe means here; see :func:`prunegpt.recipes.load.meaning_of_text`."""
     if version is not None and (version not in PRUNABLE or tensors is None):
         raise MatchingError(
             f"a version must be one of {', '.join(PRUNABLE)} and goes with a model, but got {version!r}"

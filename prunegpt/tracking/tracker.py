@@ -118,11 +118,6 @@ class WandbTracker:
         return complaints[-1] if complaints else ""
 
 
-def open_trackers(plan: SweepPlan, root: Root) -> WandbTracker:
-    """The tracker that a plan asks for."""
-    return WandbTracker(plan, root)
-
-
 def open_attempt(folder: Path) -> Helper | None:
     """What sends the attempt in a folder while an agent runs it; None where W&B sees it without that."""
     address = os.environ.get("WANDB_BASE_URL") or CLOUD

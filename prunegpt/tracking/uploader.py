@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -237,22 +237,16 @@ def _rows(store: Store, result: TrialResult) -> list[dict[str, Any]]:
 # -- later ------------------------------------------------------------------------------------------------------------
 
 
-class Synced(NamedTuple):
-    """What became of one trial."""
-
-    trial: str
-    sent: bool
-    problem: str
-
-
 def sync(
     root: Root,
     *,
     sweep: str | None = None,
     spec: WandbSpec | None = None,
     say: Callable[[str], None] = print,
-) -> Iterator[Synced]:
-    """Sends trials that wait to be sent, from the store; one that W&B has already is not sent again.
+) -> Iterator[Posted]:
+    """Sends trials that wait to be sent, from the store, and gives what became of each.
+
+    One that W&B has already is not sent again.
 
     Those of a sweep that is tracked wait even where nothing could be noted of them, as on a full disk.
 
@@ -282,8 +276,7 @@ def sync(
                 kept = {"project": before.project, "entity": before.entity} if before else {}
                 wanted = spec or own.model_copy(update={"mode": "online", **kept})
                 uploader = uploaders.setdefault((name, wanted), WandbUploader(root, name, wanted, server, say))
-                note = uploader.send(store, result)
-                yield Synced(f"{name}/{result.name}", note.sent, note.problem)
+                yield uploader.send(store, result)
     for uploader in uploaders.values():
         uploader.tables()
 

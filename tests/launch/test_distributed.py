@@ -186,7 +186,8 @@ def test_processes_know_each_other(fake: Callable[[str], Path]) -> None:
 def test_the_first_failure_is_the_reason(fake: Callable[[str], Path]) -> None:
     folder = fake(
         "if rank == 1: leave('failed', 'out-of-memory', 'no room on process 1'); sys.exit(1)\n"
-        "time.sleep(0.5); leave('failed', 'exception', 'connection closed by peer'); sys.exit(1)"
+        "while not (folder / 'record-1.json').exists(): time.sleep(0.01)\n"
+        "leave('failed', 'exception', 'connection closed by peer'); sys.exit(1)"
     )
     record = run_together(folder, 2, COMMAND)
     assert (record.state, record.reason, record.error) == ("failed", "out-of-memory", "no room on process 1")

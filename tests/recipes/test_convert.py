@@ -165,3 +165,8 @@ def test_overrides_of_a_command_line() -> None:
 def test_yaml_keeps_the_order_of_sections() -> None:
     data: dict[str, Any] = {"train": {"b": 1, "a": (1, 2)}, "prune": {}}
     assert to_yaml(data) == "train:\n  b: 1\n  a:\n  - 1\n  - 2\nprune: {}\n"
+
+
+def test_what_lies_inside_a_training_argument_is_written() -> None:
+    text = "train:\n  lr_scheduler_type: cosine\n  lr_scheduler_kwargs:\n    num_cycles: 1\n"
+    assert to_yaml(to_mapping(meaning_of_text(text))) == text

@@ -241,7 +241,7 @@ def test_what_cannot_be_sent_is_kept_with_its_reason_and_sent_once_later(
         list(sync(root, say=said.append))
     cloud.refuses = ""
     (done,) = sync(root, say=said.append)
-    assert (done.trial, done.sent) == ("small/pruned", True)
+    assert (done.sweep, done.trial, done.sent) == ("small", "pruned", True)
     assert len(cloud.rows[run]) == 3
     assert not (root.path / note.folder).exists()
     assert list(sync(root, say=said.append)) == []
