@@ -1,13 +1,13 @@
 """What a sweep is doing now, read from the store alone: from any terminal, and from any machine that sees the root."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from prunegpt.planning.budget import train_tokens
 from prunegpt.records import TOTAL_STEPS, TrialResult, TrialState
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
-from prunegpt.store import AttemptRow, Store
+from prunegpt.store import Store
 from prunegpt.store.watch import LastPoint
 from prunegpt.sweep.lock import Holder, coordinator
 
@@ -17,16 +17,20 @@ class Slot:
     """An attempt that runs."""
 
     trial: str  # SWEEP/TRIAL
+    id: int  # of the trial
     attempt: int
     stage: int  # position in the chain
     stages: int  # in the chain
     kind: str
-    started: float  # seconds since the epoch
+    started: float | None  # seconds since the epoch
+    step: int
+    total: int | None  # steps of this stage
     tokens: int  # trained on so far in this stage
     tokens_total: int | None
     eta: float | None  # seconds until the stage is trained, at its pace so far
     loss: float | None
     perplexity: float | None
+    sparsity: float | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,14 @@ def look(root: Root, store: Store, name: str | None = None, *, ends: int = 6) ->
     running = [attempt for attempt in store.running_attempts() if name in (None, attempt.sweep)]
     points = store.last_points([attempt.id for attempt in running]) if running else []
     results = {f"{one.sweep}/{one.name}": one for one in store.results_of([attempt.trial_id for attempt in running])}
-    slots = [_slot(store, attempt, results[f"{attempt.sweep}/{attempt.trial}"], points) for attempt in running]
+    slots = [
+        slot(
+            results[f"{attempt.sweep}/{attempt.trial}"],
+            [point for point in points if point.attempt == attempt.id],
+            attempt.number,
+        )
+        for attempt in running
+    ]
     ended = [
         End(f"{one.sweep}/{one.trial}", one.number, one.ended or 0.0, one.outcome or one.state, one.reason, one.error)
         for one in store.last_attempts(name, ends)
@@ -77,25 +88,34 @@ def look(root: Root, store: Store, name: str | None = None, *, ends: int = 6) ->
     return Frame(states, tuple(slots), tuple(ended), coordinator(root))
 
 
-def _slot(store: Store, attempt: AttemptRow, trial: TrialResult, points: Sequence[LastPoint]) -> Slot:
-    own = [point for point in points if point.attempt == attempt.id]
-    newest = max(own, key=lambda point: (point.stage, point.time, point.step), default=None)
+def slot(trial: TrialResult, points: Collection[LastPoint], attempt: int) -> Slot:
+    """A running attempt of a trial, by the newest points of its curves."""
+    newest = max(points, key=lambda point: (point.stage, point.time, point.step), default=None)
     stage = newest.stage if newest else 0
-    values = {point.name: point for point in own if point.stage == stage}
+    values = {point.name: point for point in points if point.stage == stage}
     planned = trial.plan.stages
-    total = _total(planned[stage], values) if newest and stage < len(planned) else None
+    tokens = _total(planned[stage], values) if newest and stage < len(planned) else None
+
+    def value(name: str) -> float | None:
+        return values[name].value if name in values else None
+
+    steps = value(TOTAL_STEPS)
     return Slot(
-        trial=f"{attempt.sweep}/{attempt.trial}",
-        attempt=attempt.number,
+        trial=f"{trial.sweep}/{trial.name}",
+        id=trial.id,
+        attempt=attempt,
         stage=stage,
         stages=len(planned),
         kind=planned[stage].kind if stage < len(planned) else "",
-        started=attempt.started,
+        started=trial.started,
+        step=newest.step if newest else 0,
+        total=None if steps is None else round(steps),
         tokens=newest.tokens if newest else 0,
-        tokens_total=total,
-        eta=_eta(values, newest, total),
-        loss=values["loss"].value if "loss" in values else None,
-        perplexity=values["perplexity"].value if "perplexity" in values else None,
+        tokens_total=tokens,
+        eta=_eta(values, newest, tokens),
+        loss=value("loss"),
+        perplexity=value("perplexity"),
+        sparsity=value("sparsity"),
     )
 
 

@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, Response
 
 from prunegpt.root import Root
 from prunegpt.tracking.endpoint.app import Endpoint
-from prunegpt.web.api import endpoints
+from prunegpt.web import api  # noqa: F401  # enters what ENDPOINTS holds
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import PREFIX
+from prunegpt.web.endpoint import ENDPOINTS, PREFIX
 from prunegpt.web.events import Events
 from prunegpt.web.pages import Pages
 from prunegpt.web.security import Guard
@@ -52,7 +52,7 @@ def create_app(
         dashboard.close()
         await run_in_threadpool(wandb.close)
 
-    entries = [entry.route(dashboard) for entry in endpoints()]
+    entries = [entry.route(dashboard) for entry in ENDPOINTS]
     app = Starlette(
         routes=[Events(dashboard).route(), *entries, *pages.routes(), *wandb.routes()],
         middleware=[Middleware(Guard, token=token, open_to_read=open_to_read, host=host, port=port, hosts=hosts)],

@@ -1,20 +1,35 @@
-"""What an entry of the API is: a path, what it takes, what it gives. Routes and the OpenAPI page are made from it."""
+"""Entries of the API: a function each, whose signature says what it takes and gives.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+Its route, the checking of requests and the OpenAPI 3.1 description are made from that.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.json_schema import models_json_schema
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from prunegpt import __version__
 from prunegpt.errors import PruneGPTError, ReportError, StoreError, UnknownPartError
 from prunegpt.web.dashboard import Dashboard
+from prunegpt.web.security import ACTION_HEADER
 
 PREFIX = "/api/v1"
 _LARGEST_BODY = 1 << 20  # bytes
+_ERRORS = {
+    "400": "what is asked for is not understood",
+    "401": "the token is missing or wrong",
+    "403": "another host or origin, or a path outside the root",
+    "404": "there is no such thing, or nothing to show yet",
+}
+_POST_ERRORS = {"409": "cannot be done now", "413": "too long", "415": "not JSON"}
+
+H = TypeVar("H", bound=Callable[..., "BaseModel | Response"])
 
 
 class Answer(BaseModel):
@@ -27,10 +42,6 @@ class Asked(BaseModel):
     """Base of what the API takes; an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Nothing(Asked):
-    """Takes nothing."""
 
 
 class Problem(Answer):
@@ -47,63 +58,141 @@ class Refused(PruneGPTError):
         super().__init__(message)
 
 
-@dataclass(frozen=True)
-class Call:
-    """One request, checked."""
-
-    path: Mapping[str, str]
-    query: Any  # of the type the endpoint says
-    body: Any  # likewise
-
-
-@dataclass(frozen=True)
 class Endpoint:
     """One entry.
 
     Args:
         path: below /api/v1, with {names} of path parts.
-        handler: gives an `Answer`, or a response of another media type; runs in a thread.
-        summary: one line for the reference.
-        gives: the answer's type; None where it is no JSON.
-        query: what may stand behind the question mark.
-        body: what is posted; None for GET.
+        handler: takes the dashboard, each part of the path by its name (a tuple in its annotation is all that it may
+            be), as `asked` what may stand behind the question mark, and as `posted` what a POST sends. Gives an
+            `Answer`, or a response of another media type; runs in a thread. Its docstring is the entry's summary.
         media: of an answer that is no JSON.
     """
 
-    path: str
-    handler: Callable[[Dashboard, Call], "BaseModel | Response"]
-    summary: str
-    gives: type[BaseModel] | None = None
-    query: type[Asked] = Nothing
-    body: type[Asked] | None = None
-    media: tuple[str, ...] = ("application/json",)
-    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # path part -> all it may be
-
-    @property
-    def method(self) -> str:
-        return "GET" if self.body is None else "POST"
+    def __init__(self, path: str, handler: Callable[..., "BaseModel | Response"], media: Sequence[str]) -> None:
+        self.path, self.handler, self.media = path, handler, media
+        self.summary = str(handler.__doc__).partition("\n")[0].removesuffix(".")
+        hints = get_type_hints(handler, include_extras=True)
+        self.gives: type[BaseModel] | None = None if issubclass(hints["return"], Response) else hints["return"]
+        self.query: type[Asked] | None = hints.get("asked")
+        self.body: type[Asked] | None = hints.get("posted")
+        self.method = "POST" if self.body else "GET"
+        parts = re.findall(r"{(\w+)}", path)
+        self.choices: dict[str, tuple[str, ...]] = {
+            name: getattr(hints[name], "__metadata__", ((),))[0] for name in parts
+        }
 
     def route(self, dashboard: Dashboard) -> Route:
         async def answer(request: Request) -> Response:
             try:
-                call = Call(request.path_params, _query(self.query, request), await _body(self.body, request))
-                return await run_in_threadpool(self._answer, dashboard, call)
+                given: dict[str, Any] = dict(request.path_params)
+                query = _query(self.query or Asked, request)
+                given |= {"asked": query} if self.query else {}
+                given |= {"posted": await _body(self.body, request)} if self.body else {}
+                return await run_in_threadpool(self._answer, dashboard, given)
             except Exception as error:
                 return refusal(error)
 
         return Route(PREFIX + self.path, answer, methods=[self.method])
 
-    def _answer(self, dashboard: Dashboard, call: Call) -> Response:
+    def _answer(self, dashboard: Dashboard, given: dict[str, Any]) -> Response:
         for part, valid in self.choices.items():
-            if call.path[part] not in valid:
-                raise Refused(404, f"{part} must be one of {', '.join(valid)}, but got {call.path[part]!r}.")
-        found = self.handler(dashboard, call)
+            if valid and given[part] not in valid:
+                raise Refused(404, f"{part} must be one of {', '.join(valid)}, but got {given[part]!r}.")
+        found = self.handler(dashboard, **given)
         return found if isinstance(found, Response) else reply(found)
+
+    def described(self, references: Any) -> dict[str, Any]:
+        """The operation as OpenAPI has it; `references` are those of `models_json_schema`."""
+        problem = {"application/json": {"schema": references[Problem, "serialization"]}}
+        plain: dict[str, Any] = {
+            media: {"schema": {} if media == "application/json" else {"type": "string"}} for media in self.media
+        }
+        given = {"application/json": {"schema": references[self.gives, "serialization"]}} if self.gives else plain
+        parameters: list[dict[str, Any]] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"} | _enum(valid)}
+            for name, valid in self.choices.items()
+        ]
+        asked = self.query.model_json_schema()["properties"] if self.query else {}
+        for name, field in asked.items():
+            described = {"name": name, "in": "query", "required": False, "description": field.pop("description", "")}
+            parameters.append({**described, "schema": field})
+        body: dict[str, Any] = {}
+        if self.body:
+            schema = {"type": "string", "enum": ["1"]}
+            parameters.append({"name": ACTION_HEADER, "in": "header", "required": True, "schema": schema})
+            posted = {"schema": references[self.body, "validation"]}
+            body = {"requestBody": {"required": True, "content": {"application/json": posted}}}
+        errors = {**_ERRORS, **(_POST_ERRORS if self.body else {})}
+        return {
+            "operationId": re.sub(r"\W+", "_", f"{self.method.lower()}{self.path}").strip("_"),
+            "summary": self.summary,
+            "tags": [self.path.split("/")[1]],
+            "parameters": parameters,
+            **body,
+            "responses": {
+                "200": {"description": "as asked", "content": given},
+                **{code: {"description": text, "content": problem} for code, text in errors.items()},
+            },
+        }
+
+
+ENDPOINTS: list[Endpoint] = []  # every entry, in the order of the reference
+
+
+def endpoint(path: str, *media: str) -> Callable[[H], H]:
+    """Makes a function an entry of the API; see `Endpoint`."""
+
+    def entered(handler: H) -> H:
+        ENDPOINTS.append(Endpoint(path, handler, media or ("application/json",)))
+        return handler
+
+    return entered
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI description of all entries."""
+    models: list[tuple[type[BaseModel], Any]] = [(Problem, "serialization")]
+    models += [(entry.gives, "serialization") for entry in ENDPOINTS if entry.gives]
+    models += [(entry.body, "validation") for entry in ENDPOINTS if entry.body]
+    references, schemas = models_json_schema(list(dict.fromkeys(models)), ref_template="#/components/schemas/{model}")
+    paths: dict[str, dict[str, Any]] = {}
+    for entry in ENDPOINTS:
+        paths.setdefault(PREFIX + entry.path, {})[entry.method.lower()] = entry.described(references)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "PruneGPT",
+            "version": __version__,
+            "description": "Sweeps, trials, curves and tables of one root. Shares of zeros lie between 0 and 1, times "
+            "are seconds since the epoch, and a number that is not finite is null.",
+        },
+        "servers": [{"url": "/"}],
+        "security": [{}, {"bearer": []}, {"cookie": []}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas.get("$defs", {}),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "cookie": {"type": "apiKey", "in": "cookie", "name": "prunegpt-PORT"},
+            },
+        },
+    }
+
+
+def _enum(valid: tuple[str, ...]) -> dict[str, Any]:
+    return {"enum": list(valid)} if valid else {}
 
 
 def reply(answer: BaseModel, status: int = 200) -> Response:
     """An answer as JSON; what is not finite is null."""
     return Response(answer.model_dump_json(by_alias=True), status_code=status, media_type="application/json")
+
+
+def attachment(name: str) -> dict[str, str]:
+    """The header that makes a browser save an answer under a name."""
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-=+@") else "_" for letter in name)
+    return {"Content-Disposition": f'attachment; filename="{plain}"'}
 
 
 def refusal(error: Exception) -> Response:
@@ -113,10 +202,9 @@ def refusal(error: Exception) -> Response:
     if isinstance(error, ValidationError):
         told = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
         return reply(Problem(error="; ".join(told)), 400)
-    if isinstance(error, StoreError | ReportError | UnknownPartError):
-        return reply(Problem(error=str(error)), 404)
     if isinstance(error, PruneGPTError):
-        return reply(Problem(error=str(error)), 400)
+        missing = isinstance(error, StoreError | ReportError | UnknownPartError)
+        return reply(Problem(error=str(error)), 404 if missing else 400)
     raise error
 
 
@@ -131,9 +219,7 @@ def _query(kind: type[Asked], request: Request) -> Asked:
     return kind.model_validate(given)
 
 
-async def _body(kind: type[Asked] | None, request: Request) -> Asked | None:
-    if kind is None:
-        return None
+async def _body(kind: type[Asked], request: Request) -> Asked:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refused(415, "what is posted must be JSON, with the header Content-Type: application/json.")
     data = b""

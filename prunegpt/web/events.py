@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -105,7 +106,7 @@ class Events:
                 running,
                 self._dashboard.budgets,
             )
-        return {"sweep": name, "slots": [slot.model_dump() for slot in running], "progress": done.model_dump()}
+        return {"sweep": name, "slots": [asdict(slot) for slot in running], "progress": done.model_dump()}
 
 
 def _points(trial: TrialResult, points: list[LastPoint]) -> dict[str, Any]:

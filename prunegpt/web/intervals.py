@@ -1,9 +1,8 @@
 """Intervals of perplexities, computed once a measurement: now while there is time, the rest behind the page's back."""
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
@@ -21,18 +20,15 @@ class Intervals:
 
     Args:
         windows: gives the per-window losses of a trial.
-        told: called from another thread with trials whose interval has become known.
+        told: called from another thread with a trial whose interval has become known.
     """
 
-    def __init__(self, windows: WindowsOf, told: Callable[[list[int]], None]) -> None:
+    def __init__(self, windows: WindowsOf, told: Callable[[int], None]) -> None:
         self._windows = windows
         self._told = told
         self._known: dict[_Key, Bounds | None] = {}
-        self._lock = threading.Lock()
-        self._waiting: OrderedDict[_Key, TrialResult] = OrderedDict()
-        self._work = threading.Event()
-        self._closed = False
-        self._thread: threading.Thread | None = None
+        self._waiting: set[_Key] = set()
+        self._later = ThreadPoolExecutor(1, "intervals")
 
     def find(self, trials: Sequence[TrialResult], seconds: float = _SECONDS) -> dict[int, Bounds | None]:
         """Intervals of the trials, those None that are not known or cannot be; the missing ones are computed later.
@@ -44,63 +40,32 @@ class Intervals:
         until = time.monotonic() + seconds
         found: dict[int, Bounds | None] = {}
         for trial in trials:
-            key = _key(trial)
-            if key is None:
-                found[trial.id] = None
-            elif key in self._known:
-                found[trial.id] = self._known[key]
-            elif time.monotonic() < until:
-                found[trial.id] = self._compute(key, trial)
-            else:
-                found[trial.id] = None
-                self._later(key, trial)
+            key = (trial.stages[-1].key, trial.measured.key) if trial.measured else None
+            if key is not None and key not in self._known and time.monotonic() < until:
+                self._compute(key, trial)
+            found[trial.id] = self._known.get(key) if key else None
+            if key is not None and key not in self._known and key not in self._waiting:
+                self._waiting.add(key)
+                self._later.submit(self._compute_later, key, trial)
         return found
 
     def close(self) -> None:
-        self._closed = True
-        self._work.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._later.shutdown(cancel_futures=True)
 
-    def _compute(self, key: _Key, trial: TrialResult) -> Bounds | None:
+    def _compute(self, key: _Key, trial: TrialResult) -> None:
         try:
             measured = measure([trial], self._windows)
             interval = measured.interval if measured else None
         except ReportError:
             interval = None
-        bounds = (interval.low, interval.high) if interval else None
-        with self._lock:
-            self._known[key] = bounds
-            while len(self._known) > _KEPT:
-                del self._known[next(iter(self._known))]
-        return bounds
+        if len(self._known) >= _KEPT:
+            self._known.clear()
+        self._known[key] = (interval.low, interval.high) if interval else None
 
-    def _later(self, key: _Key, trial: TrialResult) -> None:
-        with self._lock:
-            self._waiting[key] = trial
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="intervals", daemon=True)
-                self._thread.start()
-        self._work.set()
-
-    def _serve(self) -> None:
-        ready: list[int] = []
-        told = time.monotonic()
-        while not self._closed:
-            with self._lock:
-                key, trial = self._waiting.popitem(last=False) if self._waiting else (None, None)
-            if ready and (key is None or time.monotonic() - told > 1):
-                self._told(ready)
-                ready, told = [], time.monotonic()
-            if key is None or trial is None:
-                self._work.wait()
-                self._work.clear()
-                continue
-            bounds = self._known[key] if key in self._known else self._compute(key, trial)
-            if bounds is not None:
-                ready.append(trial.id)
-            time.sleep(_PAUSE)
-
-
-def _key(trial: TrialResult) -> _Key | None:
-    return (trial.stages[-1].key, trial.measured.key) if trial.measured else None
+    def _compute_later(self, key: _Key, trial: TrialResult) -> None:
+        if key not in self._known:
+            self._compute(key, trial)
+        if self._known.get(key):
+            self._told(trial.id)
+        self._waiting.discard(key)
+        time.sleep(_PAUSE)

@@ -7,26 +7,11 @@ from prunegpt.planning.budget import train_tokens
 from prunegpt.records import TrialResult
 from prunegpt.spec.plan import StagePlan
 from prunegpt.store import SweepRow
-from prunegpt.web.dashboard import Dashboard, address
+from prunegpt.sweep.live import Slot, slot
+from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer
 
 _ENDED = ("finished", "failed", "diverged", "stopped")
-
-
-class Slot(Answer):
-    """An attempt that runs now."""
-
-    trial: str
-    id: int
-    stage: int
-    kind: str
-    step: int
-    total: int | None
-    tokens: int
-    perplexity: float | None
-    loss: float | None
-    sparsity: float | None
-    started: float | None
 
 
 class Progress(Answer):
@@ -42,30 +27,8 @@ class Progress(Answer):
 def slots(dashboard: Dashboard, sweep: str | None = None) -> list[Slot]:
     """What runs now, by trial."""
     known = {trial.id: trial for trial in dashboard.source.every_trial()}
-    found = []
-    for running in dashboard.source.running(sweep):
-        trial = known[running.trial]
-        newest = max(running.last.values(), key=lambda point: (point.stage, point.step, point.time), default=None)
-        stage = newest.stage if newest else 0
-        planned = trial.plan.stages
-        values = {name: point for (index, name), point in running.last.items() if index == stage}
-        total = values.get("total_steps")
-        found.append(
-            Slot(
-                trial=address(trial),
-                id=trial.id,
-                stage=stage,
-                kind=planned[stage].kind if stage < len(planned) else "",
-                step=newest.step if newest else 0,
-                total=round(total.value) if total is not None and total.value is not None else None,
-                tokens=newest.tokens if newest else 0,
-                perplexity=values["perplexity"].value if "perplexity" in values else None,
-                loss=values["loss"].value if "loss" in values else None,
-                sparsity=values["sparsity"].value if "sparsity" in values else None,
-                started=trial.started,
-            )
-        )
-    return sorted(found, key=lambda slot: slot.trial)
+    found = [(known[one.trial], one) for one in dashboard.source.running(sweep)]
+    return sorted((slot(trial, one.last.values(), trial.attempts) for trial, one in found), key=lambda one: one.trial)
 
 
 def progress(

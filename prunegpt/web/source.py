@@ -150,13 +150,12 @@ class Source:
     def has(self, sweep: str) -> bool:
         return sweep in self._sweeps
 
-    def touch(self, trials: list[int]) -> None:
-        """Counts trials as changed, because something that is told about them is now known."""
+    def touch(self, trial: int) -> None:
+        """Counts a trial as changed, because something that is told about it is now known."""
         with self._lock:
             self.revision += 1
-            for trial in trials:
-                if trial in self._trials:
-                    self._changed[trial] = self.revision
+            if trial in self._trials:
+                self._changed[trial] = self.revision
 
     def running(self, sweep: str | None = None) -> list[Running]:
         """Attempts that run now, and those that have just ended with what they wrote last."""

@@ -437,10 +437,10 @@ def test_a_trial_that_changes_is_seen_changed(own: TestClient, made: Root) -> No
 def test_the_reference_lists_every_entry(client: TestClient) -> None:
     document = get(client, f"{API}/openapi.json")
     assert document["openapi"].startswith("3.1")
-    from prunegpt.web.api import endpoints
+    from prunegpt.web.endpoint import ENDPOINTS
 
     described = {(path, method) for path, item in document["paths"].items() for method in item}
-    assert described == {(API + entry.path, entry.method.lower()) for entry in endpoints()}
+    assert described == {(API + entry.path, entry.method.lower()) for entry in ENDPOINTS}
     assert all(item["summary"] for path in document["paths"].values() for item in path.values())
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from schemathesis.checks import CHECKS, load_all_checks
 from starlette.testclient import TestClient
 
+import prunegpt.web.api  # noqa: F401
 from prunegpt.root import Root
-from prunegpt.web.api import document, endpoints
-from prunegpt.web.endpoint import PREFIX
+from prunegpt.web.endpoint import ENDPOINTS, PREFIX, document
 from tests.web.browser.made import study
 from tests.web.served import HEADERS, served
 
@@ -25,7 +25,7 @@ FUZZED = settings(
     suppress_health_check=list(HealthCheck),
     derandomize=True,
 )
-ENTRIES = list(endpoints())
+ENTRIES = list(ENDPOINTS)
 load_all_checks()
 _WANTED = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 KNOWN = {"name": "study", "sweep": "study", "trial": "recovered", "table": "all"}
@@ -39,7 +39,7 @@ def address(kept: Root) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def api() -> Any:
-    return schemathesis.openapi.from_dict(document().model_dump(mode="json"))
+    return schemathesis.openapi.from_dict(document())
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.method} {entry.path}")
@@ -111,9 +111,8 @@ def test_any_body_is_answered(body: bytes, client: TestClient) -> None:
 @FUZZED
 @given(text=st.text(max_size=300))
 def test_a_note_never_becomes_a_script(text: str) -> None:
-    from prunegpt.web.markdown import render
 
-    html = render(text + "<script>x</script><img src=x onerror=y> [a](javascript:b)")
+    html = noted(text + "<script>x</script><img src=x onerror=y> [a](javascript:b)").html
     assert "<script" not in html
     assert "<img" not in html
     assert "javascript:" not in html.replace("[a](javascript:b)", "").partition('href="')[2]

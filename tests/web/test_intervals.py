@@ -15,7 +15,7 @@ def test_what_there_is_no_time_for_is_told_later(kept: Root) -> None:
     with Store.open(kept, create=False) as store:
         trials = store.results("study")
     told: list[int] = []
-    intervals = Intervals(windows, told.extend)
+    intervals = Intervals(windows, told.append)
     assert set(intervals.find(trials, seconds=0).values()) == {None}
     measured = {trial.id: found.interval for trial in trials if (found := measure([trial], windows)) is not None}
     until = time.monotonic() + 20
@@ -32,7 +32,7 @@ def test_what_there_is_no_time_for_is_told_later(kept: Root) -> None:
 def test_without_windows_there_is_no_interval(kept: Root) -> None:
     with Store.open(kept, create=False) as store:
         trials = store.results("study")
-    intervals = Intervals(lambda trial: None, lambda trials: None)
+    intervals = Intervals(lambda trial: None, lambda told: None)
     assert set(intervals.find(trials, seconds=5).values()) == {None}
     intervals.close()
 
@@ -41,7 +41,7 @@ def test_an_interval_that_comes_late_is_an_event_for_who_has_seen_the_row_withou
     dashboard = own.app.state.dashboard
     seen = own.get("/api/v1/sweeps/study/trials").json()["revision"]
     running = dashboard.source.trial("study", "finetuned")
-    dashboard.source.touch([running.id])
+    dashboard.source.touch(running.id)
     since = dashboard.source.after(seen)
     assert since is not None
     assert [trial.name for trial in dashboard.source.changed_trials(since)] == ["finetuned"]

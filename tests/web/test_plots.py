@@ -19,7 +19,7 @@ from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.web import plots
-from prunegpt.web.importance import importances
+from prunegpt.web.plots import importances
 from tests.web.browser.made import Wanted, finetune, load, make_root, many, prune, study
 from tests.web.served import ORIGIN, open_app
 

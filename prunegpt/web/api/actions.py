@@ -10,10 +10,9 @@ from prunegpt.errors import LaunchError
 from prunegpt.root import Root
 from prunegpt.sweep.control import Action, request
 from prunegpt.sweep.lock import coordinator, refusal
-from prunegpt.web.api.trials import Note
+from prunegpt.web.api.trials import Note, noted
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint, Refused
-from prunegpt.web.markdown import render
+from prunegpt.web.endpoint import Answer, Asked, Refused, endpoint
 
 _LONGEST_NOTE = 20_000  # characters
 _DIED_WITHIN = 1.0  # seconds in which a process that cannot start has ended
@@ -36,13 +35,14 @@ class Accepted(Answer):
     message: str
 
 
-def on_sweep(dashboard: Dashboard, call: Call) -> Accepted:
-    asked: SweepAction = call.body
-    sweep = dashboard.source.sweep(call.path["name"])
-    if asked.action == "resume":
+@endpoint("/sweeps/{name}/actions")
+def on_sweep(dashboard: Dashboard, name: str, posted: SweepAction) -> Accepted:
+    """Stop, kill or resume a sweep."""
+    sweep = dashboard.source.sweep(name)
+    if posted.action == "resume":
         return Accepted(message=_resume(dashboard.root, sweep.name))
-    _request(dashboard.root, Action(asked.action, sweep.name))
-    told = "running stages write a checkpoint, then it stops" if asked.action == "stop" else "it stops at once"
+    _request(dashboard.root, Action(posted.action, sweep.name))
+    told = "running stages write a checkpoint, then it stops" if posted.action == "stop" else "it stops at once"
     return Accepted(message=f"{sweep.name} was told: {told}.")
 
 
@@ -78,35 +78,30 @@ def _last_line(log: bytes) -> str:
     return lines[-1] if lines else "the process said nothing."
 
 
-def on_trial(dashboard: Dashboard, call: Call) -> Accepted:
-    asked: TrialAction = call.body
-    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
-    if asked.action == "stop":
-        if trial.state != "running":
-            raise Refused(409, f"only a running trial can be stopped, but {trial.name} is {trial.state}.")
-        _request(dashboard.root, Action("stop-trial", trial.sweep, trial.name))
-        return Accepted(message=f"{trial.name} was told to stop; it writes a checkpoint first.")
-    if trial.state not in ("failed", "diverged", "stopped"):
+@endpoint("/trials/{sweep}/{trial}/actions")
+def on_trial(dashboard: Dashboard, sweep: str, trial: str, posted: TrialAction) -> Accepted:
+    """Stop or retry a trial."""
+    found = dashboard.source.trial(sweep, trial)
+    if posted.action == "stop":
+        if found.state != "running":
+            raise Refused(409, f"only a running trial can be stopped, but {found.name} is {found.state}.")
+        _request(dashboard.root, Action("stop-trial", found.sweep, found.name))
+        return Accepted(message=f"{found.name} was told to stop; it writes a checkpoint first.")
+    if found.state not in ("failed", "diverged", "stopped"):
         raise Refused(
-            409, f"only a trial that failed, diverged or was stopped can be retried, but {trial.name} is {trial.state}."
+            409, f"only a trial that failed, diverged or was stopped can be retried, but {found.name} is {found.state}."
         )
     if coordinator(dashboard.root) is not None:
-        _request(dashboard.root, Action("retry", trial.sweep, trial.name))
-        return Accepted(message=f"{trial.name} waits to be tried again.")
-    dashboard.source.store.retry(trial.sweep, [trial.name])
-    return Accepted(message=f"{trial.name} waits; resume the sweep to run it.")
+        _request(dashboard.root, Action("retry", found.sweep, found.name))
+        return Accepted(message=f"{found.name} waits to be tried again.")
+    dashboard.source.store.retry(found.sweep, [found.name])
+    return Accepted(message=f"{found.name} waits; resume the sweep to run it.")
 
 
-def on_note(dashboard: Dashboard, call: Call) -> Note:
-    asked: Written = call.body
-    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
-    text = asked.text.replace("\r\n", "\n").replace("\x00", "").strip()
-    dashboard.source.store.set_note(trial.id, text)
-    return Note(text=text, html=render(text))
-
-
-ENDPOINTS = (
-    Endpoint("/sweeps/{name}/actions", on_sweep, "Stop, kill or resume a sweep", Accepted, body=SweepAction),
-    Endpoint("/trials/{sweep}/{trial}/actions", on_trial, "Stop or retry a trial", Accepted, body=TrialAction),
-    Endpoint("/trials/{sweep}/{trial}/note", on_note, "Replace the note on a trial", Note, body=Written),
-)
+@endpoint("/trials/{sweep}/{trial}/note")
+def on_note(dashboard: Dashboard, sweep: str, trial: str, posted: Written) -> Note:
+    """Replace the note on a trial."""
+    found = dashboard.source.trial(sweep, trial)
+    text = posted.text.replace("\r\n", "\n").replace("\x00", "").strip()
+    dashboard.source.store.set_note(found.id, text)
+    return noted(text)

@@ -11,7 +11,7 @@ from prunegpt.report.config import differing, resolved
 from prunegpt.report.measure import stored_windows
 from prunegpt.web.api.curves import Axis, Curve, CurvesQuery, drawn
 from prunegpt.web.dashboard import Dashboard, address
-from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint, Refused
+from prunegpt.web.endpoint import Answer, Asked, Refused, endpoint
 from prunegpt.web.rows import TrialRow, rows
 
 _FEWEST, _MOST = 2, 8
@@ -66,8 +66,9 @@ class Comparison(Answer):
     curves: list[TrialCurves]
 
 
-def compared(dashboard: Dashboard, call: Call) -> Comparison:
-    asked: CompareQuery = call.query
+@endpoint("/compare")
+def compared(dashboard: Dashboard, asked: CompareQuery) -> Comparison:
+    """Trials side by side: settings, paired tests, curves."""
     names = list(dict.fromkeys(asked.trial))
     if not _FEWEST <= len(names) <= _MOST:
         raise Refused(400, f"{_FEWEST} to {_MOST} different trials can be compared, but got {len(names)}.")
@@ -111,8 +112,3 @@ def _test(dashboard: Dashboard, one: TrialResult, two: TrialResult) -> Test:
         verdict=found.verdict,
         reason=found.reason,
     )
-
-
-ENDPOINTS = (
-    Endpoint("/compare", compared, "Trials side by side: settings, paired tests, curves", Comparison, CompareQuery),
-)

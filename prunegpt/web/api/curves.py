@@ -16,7 +16,7 @@ from prunegpt.report.figure_data import extremes
 from prunegpt.report.render.csv import lines
 from prunegpt.store.series import Series
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint
+from prunegpt.web.endpoint import Answer, Asked, attachment, endpoint
 
 Axis = Literal["step", "tokens", "time"]
 
@@ -66,10 +66,10 @@ class Downloaded(Asked):
     name: list[str] = Field([], description="names or globs; all where not given")
 
 
-def curves(dashboard: Dashboard, call: Call) -> Curves:
-    asked: CurvesQuery = call.query
-    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
-    return Curves(axis=asked.axis, curves=drawn(dashboard, trial, asked))
+@endpoint("/trials/{sweep}/{trial}/curves")
+def curves(dashboard: Dashboard, sweep: str, trial: str, asked: CurvesQuery) -> Curves:
+    """Curves for drawing: fewer points, extremes kept."""
+    return Curves(axis=asked.axis, curves=drawn(dashboard, dashboard.source.trial(sweep, trial), asked))
 
 
 def drawn(dashboard: Dashboard, trial: TrialResult, asked: CurvesQuery) -> list[Curve]:
@@ -124,14 +124,16 @@ def _nullable(values: NDArray[np.float64]) -> list[float | None]:
     return [value if finite else None for value, finite in zip(values.tolist(), np.isfinite(values), strict=True)]
 
 
-def layers(dashboard: Dashboard, call: Call) -> Layers:
-    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
-    found = dashboard.source.store.series(trial.id, lambda _, name: name.startswith(_PER_TENSOR))
+@endpoint("/trials/{sweep}/{trial}/layers")
+def layers(dashboard: Dashboard, sweep: str, trial: str) -> Layers:
+    """Sparsity by tensor over time."""
+    result = dashboard.source.trial(sweep, trial)
+    found = dashboard.source.store.series(result.id, lambda _, name: name.startswith(_PER_TENSOR))
     if not found:
-        counted = trial.sparsity.by_tensor if trial.sparsity else {}
+        counted = result.sparsity.by_tensor if result.sparsity else {}
         values = [[share] for share in counted.values()]
         return Layers(tensors=list(counted), steps=[0.0] if counted else [], values=list(values), measured=True)
-    before = _before(trial, "step", found, dict.fromkeys({one.stage for one in found}, 0.0))
+    before = _before(result, "step", found, dict.fromkeys({one.stage for one in found}, 0.0))
     tensors = list(dict.fromkeys(one.name.removeprefix(_PER_TENSOR) for one in found))
     at = sorted({before.get(one.stage, 0.0) + step for one in found for step in one.steps.tolist()})
     position = {step: index for index, step in enumerate(at)}
@@ -142,62 +144,51 @@ def layers(dashboard: Dashboard, call: Call) -> Layers:
     return Layers(tensors=tensors, steps=at, values=[_nullable(row) for row in table], measured=False)
 
 
-def as_csv(dashboard: Dashboard, call: Call) -> Response:
-    trial, found = _asked_for(dashboard, call)
+@endpoint("/trials/{sweep}/{trial}/points.csv", "text/csv")
+def as_csv(dashboard: Dashboard, sweep: str, trial: str, asked: Downloaded) -> Response:
+    """Every point as CSV."""
+    points = _points(dashboard, sweep, trial, asked)
 
     def parts() -> Iterator[str]:
-        rows = itertools.chain([_FIELDS], _points(trial, found))
+        rows = itertools.chain([_FIELDS], points)
         while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
             yield lines(some)
 
-    return StreamingResponse(parts(), media_type="text/csv", headers=attachment(f"{call.path['trial']}-points.csv"))
+    return StreamingResponse(parts(), media_type="text/csv", headers=attachment(f"{trial}-points.csv"))
 
 
-def as_json(dashboard: Dashboard, call: Call) -> Response:
-    trial, found = _asked_for(dashboard, call)
+@endpoint("/trials/{sweep}/{trial}/points.json")
+def as_json(dashboard: Dashboard, sweep: str, trial: str, asked: Downloaded) -> Response:
+    """Every point as JSON."""
+    points = _points(dashboard, sweep, trial, asked)
 
     def parts() -> Iterator[str]:
         yield '{"points":['
-        points, between = _points(trial, found), ""
+        between = ""
         while some := list(itertools.islice(points, _ROWS_AT_ONCE)):
             told = (json.dumps(dict(zip(_FIELDS, row, strict=True)), ensure_ascii=False) for row in some)
             yield between + ",".join(told)
             between = ","
         yield "]}"
 
-    name = f"{call.path['trial']}-points.json"
-    return StreamingResponse(parts(), media_type="application/json", headers=attachment(name))
+    return StreamingResponse(parts(), media_type="application/json", headers=attachment(f"{trial}-points.json"))
 
 
-def _asked_for(dashboard: Dashboard, call: Call) -> tuple[TrialResult, list[Series]]:
-    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
-    patterns = call.query.name
+def _points(
+    dashboard: Dashboard, sweep: str, name: str, asked: Downloaded
+) -> Iterator[tuple[int | float | str | None, ...]]:
+    """Every point that is asked for in full precision, in the order of _FIELDS; what is wrong is told at once."""
+    trial = dashboard.source.trial(sweep, name)
     found = dashboard.source.store.series(
-        trial.id, lambda _, name: not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+        trial.id, lambda _, name: not asked.name or any(fnmatchcase(name, pattern) for pattern in asked.name)
     )
-    return trial, found
+    return _in_rows(trial, found)
 
 
-def _points(trial: TrialResult, found: list[Series]) -> Iterator[tuple[int | float | str | None, ...]]:
-    """Every point in full precision, in the order of _FIELDS."""
+def _in_rows(trial: TrialResult, found: list[Series]) -> Iterator[tuple[int | float | str | None, ...]]:
     kinds = [stage.kind for stage in trial.plan.stages]
     for one in found:
         kind = kinds[one.stage] if one.stage < len(kinds) else ""
         columns = (one.steps.tolist(), one.epochs.tolist(), one.tokens.tolist(), one.times.tolist())
         for step, epoch, tokens, at, value in zip(*columns, _nullable(one.values), strict=True):
             yield one.stage, kind, one.name, step, epoch, tokens, at, value
-
-
-def attachment(name: str) -> dict[str, str]:
-    """The header that makes a browser save an answer under a name."""
-    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-=+@") else "_" for letter in name)
-    return {"Content-Disposition": f'attachment; filename="{plain}"'}
-
-
-_TRIAL = "/trials/{sweep}/{trial}"
-ENDPOINTS = (
-    Endpoint(f"{_TRIAL}/curves", curves, "Curves for drawing: fewer points, extremes kept", Curves, CurvesQuery),
-    Endpoint(f"{_TRIAL}/layers", layers, "Sparsity by tensor over time", Layers),
-    Endpoint(f"{_TRIAL}/points.csv", as_csv, "Every point as CSV", query=Downloaded, media=("text/csv",)),
-    Endpoint(f"{_TRIAL}/points.json", as_json, "Every point as JSON", query=Downloaded),
-)

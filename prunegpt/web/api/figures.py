@@ -1,7 +1,7 @@
 """Figures of a sweep: for Plotly as JSON, and drawn as PNG and SVG from the same data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from starlette.responses import Response
@@ -12,10 +12,9 @@ from prunegpt.report.figure_data import curves, in_figures
 from prunegpt.report.gallery import DRAWINGS, Material
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.plots import Plot
-from prunegpt.web.api.curves import attachment
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Call, Endpoint, Refused
-from prunegpt.web.plots import importance, parallel
+from prunegpt.web.endpoint import Answer, Refused, attachment, endpoint
+from prunegpt.web.plots import importance, importances, parallel
 
 _FEWEST_IMPORTANT = 4  # trials from which importance says something
 
@@ -41,8 +40,6 @@ def _parallel(trials: list[TrialResult]) -> Plot:
 
 
 def _importance(trials: list[TrialResult]) -> Plot:
-    from prunegpt.web.importance import importances
-
     whole, paths = _important(trials)
     shares = importances([{path: trial.swept.get(path) for path in paths} for trial in whole], [
         _perplexity(trial) for trial in whole
@@ -111,6 +108,9 @@ _IN_BROWSER: Mapping[str, tuple[str, Callable[[list[TrialResult]], Plot]]] = {
 TITLES = {**{name: drawing.title for name, drawing in DRAWINGS.items()},
           **{name: title for name, (title, _) in _IN_BROWSER.items()}}  # fmt: skip
 
+FigureName = Annotated[str, tuple(TITLES)]
+Format = Annotated[str, ("png", "svg", "json")]
+
 
 def _made(dashboard: Dashboard, trials: list[TrialResult], figure: str) -> Plot:
     if figure in _IN_BROWSER:
@@ -133,13 +133,10 @@ def drawn(dashboard: Dashboard, sweep: str, figure: str) -> Plot:
     return dashboard.kept.get(("figure", sweep, figure), state, lambda: _made(dashboard, trials, figure))
 
 
-def shown(dashboard: Dashboard, call: Call) -> Plot:
-    return drawn(dashboard, call.path["name"], call.path["figure"])
-
-
-def listed(dashboard: Dashboard, call: Call) -> Figures:
-    sweep = call.path["name"]
-    return Figures(figures=[_listed(dashboard, sweep, name) for name in TITLES])
+@endpoint("/sweeps/{name}/figures")
+def listed(dashboard: Dashboard, name: str) -> Figures:
+    """Which figures there are, and why others are missing."""
+    return Figures(figures=[_listed(dashboard, name, figure) for figure in TITLES])
 
 
 def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
@@ -154,8 +151,9 @@ def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
     return FigureShort(name=name, title=TITLES[name], missing=missing, files=name not in _IN_BROWSER)
 
 
-def download(dashboard: Dashboard, call: Call) -> Response:
-    name, figure, format = call.path["name"], call.path["figure"], call.path["format"]
+@endpoint("/sweeps/{name}/figures/{figure}.{format}", "image/png", "image/svg+xml", "application/json")
+def download(dashboard: Dashboard, name: str, figure: FigureName, format: Format) -> Response:
+    """A figure as png, svg or json."""
     found = drawn(dashboard, name, figure)
     if format == "json":
         return Response(found.model_dump_json(), media_type="application/json")
@@ -168,20 +166,7 @@ def download(dashboard: Dashboard, call: Call) -> Response:
     return Response(content, media_type=media, headers=attachment(f"{name}-{figure}.{format}"))
 
 
-ENDPOINTS = (
-    Endpoint("/sweeps/{name}/figures", listed, "Which figures there are, and why others are missing", Figures),
-    Endpoint(
-        "/sweeps/{name}/figures/{figure}.{format}",
-        download,
-        "A figure as png, svg or json",
-        media=("image/png", "image/svg+xml", "application/json"),
-        choices={"figure": tuple(TITLES), "format": ("png", "svg", "json")},
-    ),
-    Endpoint(
-        "/sweeps/{name}/figures/{figure}",
-        shown,
-        "A figure for Plotly",
-        Plot,
-        choices={"figure": tuple(TITLES)},
-    ),
-)
+@endpoint("/sweeps/{name}/figures/{figure}")
+def shown(dashboard: Dashboard, name: str, figure: FigureName) -> Plot:
+    """A figure for Plotly."""
+    return drawn(dashboard, name, figure)

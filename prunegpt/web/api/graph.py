@@ -1,15 +1,15 @@
 """The stages of a sweep as a graph: what is shared, and how far each is."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from prunegpt.records import ComparisonKey, TrialResult
+from prunegpt.records import StageRecord, TrialResult
 from prunegpt.report.format import percent
 from prunegpt.spec.plan import StagePlan
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Call, Endpoint
-from prunegpt.web.rows import stages
+from prunegpt.web.endpoint import Answer, endpoint
+from prunegpt.web.rows import StageShort, stages
 
 _RANK = ("published", "running", "failed", "diverged", "stopped", "waiting")  # what one trial says outranks another's
 
@@ -44,64 +44,62 @@ class Graph(Answer):
     edges: list[Edge]
 
 
-def graph(dashboard: Dashboard, call: Call) -> Graph:
-    name = call.path["name"]
+@endpoint("/sweeps/{name}/graph")
+def graph(dashboard: Dashboard, name: str) -> Graph:
+    """The stage graph: what is shared, and how far it is."""
     with dashboard.source.following():
         revision = dashboard.source.sweep_revision(name)
         trials = dashboard.source.trials(name)
     return dashboard.kept.get(("graph", name), revision, lambda: made(trials))
 
 
+class _Held(NamedTuple):
+    """A stage as one trial knows it."""
+
+    trial: TrialResult
+    depth: int
+    planned: StagePlan
+    short: StageShort
+    record: StageRecord | None
+
+
 def made(trials: list[TrialResult]) -> Graph:
     """The graph of these trials' chains; a teacher's stage is there where one of them has it."""
-    nodes: dict[str, Node] = {}
+    held: dict[str, list[_Held]] = {}
     edges: dict[tuple[str, str, str], Edge] = {}
-    measured: dict[str, set[ComparisonKey]] = {}  # by stage key
     for trial in trials:
         records = {stage.index: stage for stage in trial.stages}
         for index, (stage, short) in enumerate(zip(trial.plan.stages, stages(trial), strict=True)):
-            record = records.get(index)
-            if record and record.evaluation:
-                measured.setdefault(short.key, set()).add(record.evaluation.comparison_key)
-            node = Node(
-                key=short.key,
-                kind=short.kind,
-                state=short.state,
-                shared=1,
-                cached=short.cached,
-                trials=[trial.name],
-                seconds=record.seconds if record else None,
-                tokens=record.train_tokens if record else None,
-                perplexity=record.evaluation.perplexity if record and record.evaluation else None,
-                sparsity=record.sparsity.pruned if record and record.sparsity else None,
-                label=trial.label if index == 0 else _label(stage),
-                depth=index,
-            )
-            nodes[short.key] = _joined(nodes[short.key], node) if short.key in nodes else node
+            held.setdefault(short.key, []).append(_Held(trial, index, stage, short, records.get(index)))
             for source, kind in ((stage.parent, "parent"), (stage.teacher, "teacher")):
                 if source:
                     edge = Edge.model_validate({"from": source, "to": short.key, "kind": kind})
                     edges[source, short.key, kind] = edge
-    for key, ways in measured.items():
-        if len(ways) > 1:  # trials that share the stage measured it in different ways: it has no one figure
-            nodes[key] = nodes[key].model_copy(update={"perplexity": None})
-    return Graph(nodes=list(nodes.values()), edges=[edge for edge in edges.values() if edge.source in nodes])
+    nodes = [_node(found) for found in held.values()]
+    return Graph(nodes=nodes, edges=[edge for edge in edges.values() if edge.source in held])
 
 
-def _joined(one: Node, two: Node) -> Node:
-    """A stage as two trials know it."""
-    first, second = sorted((one, two), key=lambda node: _RANK.index(node.state))
-    published = [node for node in (one, two) if node.state == "published"]
-    return first.model_copy(
-        update={
-            "trials": [*one.trials, *two.trials],
-            "shared": one.shared + two.shared,
-            "cached": bool(published) and all(node.cached for node in published),
-            "seconds": first.seconds if first.seconds is not None else second.seconds,
-            "tokens": first.tokens if first.tokens is not None else second.tokens,
-            "perplexity": first.perplexity if first.perplexity is not None else second.perplexity,
-            "sparsity": first.sparsity if first.sparsity is not None else second.sparsity,
-        }
+def _node(found: list[_Held]) -> Node:
+    """A stage as all trials know it that have it."""
+    ranked = sorted(found, key=lambda one: _RANK.index(one.short.state))
+    first = ranked[0]
+    records = [one.record for one in ranked if one.record]
+    evaluations = [record.evaluation for record in records if record.evaluation]
+    alike = len({one.comparison_key for one in evaluations}) == 1
+    cached = [one.short.cached for one in found if one.short.state == "published"]
+    return Node(
+        key=first.short.key,
+        kind=first.short.kind,
+        state=first.short.state,
+        shared=len(found),
+        cached=bool(cached) and all(cached),
+        trials=[one.trial.name for one in found],
+        seconds=records[0].seconds if records else None,
+        tokens=records[0].train_tokens if records else None,
+        perplexity=evaluations[0].perplexity if alike else None,
+        sparsity=next((record.sparsity.pruned for record in records if record.sparsity), None),
+        label=_label(first.planned) if first.depth else first.trial.label,
+        depth=first.depth,
     )
 
 
@@ -112,6 +110,3 @@ def _label(stage: StagePlan) -> str:
         return stage.kind
     share = f" {percent(round(100 * pruning.sparsity, 10))} %" if pruning.sparsity is not None else ""
     return f"{stage.kind} {pruning.method}{share}"
-
-
-ENDPOINTS = (Endpoint("/sweeps/{name}/graph", graph, "The stage graph: what is shared, and how far it is", Graph),)

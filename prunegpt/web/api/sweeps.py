@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from dataclasses import asdict
 from typing import Literal
 
 from pydantic import Field
@@ -10,11 +9,12 @@ from pydantic import Field
 from prunegpt import __version__
 from prunegpt.records import TrialResult, comparable
 from prunegpt.store import SweepRow
+from prunegpt.sweep.live import Slot
 from prunegpt.sweep.lock import Holder, coordinator
 from prunegpt.sweep.search.export import searches_of
 from prunegpt.web.dashboard import Dashboard, address
-from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint
-from prunegpt.web.progress import Progress, Slot, progress, slots
+from prunegpt.web.endpoint import Answer, Asked, endpoint
+from prunegpt.web.progress import Progress, progress, slots
 from prunegpt.web.rows import Column, TrialRow, columns, rows, value
 
 _MOST = 10_000  # trials in one answer
@@ -54,15 +54,6 @@ class Sweeps(Answer):
     sweeps: list[SweepShort]
 
 
-class Coordinator(Answer):
-    """The process that runs trials of this root."""
-
-    pid: int
-    host: str
-    since: float
-    sweep: str = Field(description="the sweep it runs; empty where it does not say")
-
-
 class SearchShort(Answer):
     """A search of a sweep."""
 
@@ -83,7 +74,7 @@ class Sweep(Answer):
     state: Literal["running", "finished", "failed", "waiting", "empty"]
     created: float
     updated: float
-    coordinator: Coordinator | None
+    coordinator: Holder | None = Field(description="the process that runs trials of this root; its sweep may be empty")
     counts: Counts
     best: Best | None
     progress: Progress
@@ -116,11 +107,15 @@ class Health(Answer):
     version: str
 
 
-def health(dashboard: Dashboard, call: Call) -> Health:
+@endpoint("/health")
+def health(dashboard: Dashboard) -> Health:
+    """Whether the server answers."""
     return Health(status="ok", version=__version__)
 
 
-def listed(dashboard: Dashboard, call: Call) -> Sweeps:
+@endpoint("/sweeps")
+def listed(dashboard: Dashboard) -> Sweeps:
+    """All sweeps with their progress and best trial."""
     holder = coordinator(dashboard.root)
     with dashboard.source.following():
         return Sweeps(sweeps=[short(dashboard, sweep, holder) for sweep in dashboard.source.sweeps()])
@@ -163,8 +158,9 @@ def _best(trials: list[TrialResult]) -> Best | None:
     return Best(trial=trial, perplexity=perplexity)
 
 
-def one(dashboard: Dashboard, call: Call) -> Sweep:
-    name = call.path["name"]
+@endpoint("/sweeps/{name}")
+def one(dashboard: Dashboard, name: str) -> Sweep:
+    """One sweep: progress, what runs, tables, searches."""
     holder = coordinator(dashboard.root)
     with dashboard.source.following():
         mark = dashboard.source.mark
@@ -180,7 +176,7 @@ def one(dashboard: Dashboard, call: Call) -> Sweep:
         state=_state(sweep),
         created=sweep.created,
         updated=sweep.updated,
-        coordinator=Coordinator(**asdict(holder)) if holder else None,
+        coordinator=holder,
         counts=counts(sweep),
         best=best(dashboard, name),
         progress=progress(sweep, trials, running, dashboard.budgets),
@@ -223,11 +219,12 @@ def _state(sweep: SweepRow) -> Literal["running", "finished", "failed", "waiting
     return "finished" if sweep.states.get("finished", 0) + sweep.states.get("diverged", 0) == sweep.trials else "failed"
 
 
-def trials(dashboard: Dashboard, call: Call) -> TrialList:
-    asked: TrialQuery = call.query
+@endpoint("/sweeps/{name}/trials")
+def trials(dashboard: Dashboard, name: str, asked: TrialQuery) -> TrialList:
+    """Trials of a sweep, filtered and sorted, a page at a time."""
     with dashboard.source.following():
         mark = dashboard.source.mark
-        found = dashboard.source.trials(call.path["name"])
+        found = dashboard.source.trials(name)
     shown = columns(found)
     if asked.state:
         wanted = set(asked.state.split(","))
@@ -261,17 +258,3 @@ def _sorted(found: list[TrialResult], key: str, descending: bool) -> list[TrialR
 
 def _is_nan(given: object) -> bool:
     return isinstance(given, float) and math.isnan(given)
-
-
-ENDPOINTS = (
-    Endpoint("/health", health, "Whether the server answers", Health),
-    Endpoint("/sweeps", listed, "All sweeps with their progress and best trial", Sweeps),
-    Endpoint("/sweeps/{name}", one, "One sweep: progress, what runs, tables, searches", Sweep),
-    Endpoint(
-        "/sweeps/{name}/trials",
-        trials,
-        "Trials of a sweep, filtered and sorted, a page at a time",
-        TrialList,
-        TrialQuery,
-    ),
-)

@@ -1,7 +1,7 @@
 """The tables that a sweep's spec declares, and the list of all its trials to take away; from what is stored now."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from starlette.responses import Response
 
@@ -12,9 +12,8 @@ from prunegpt.report.render.csv import lines
 from prunegpt.report.render.html import fragment
 from prunegpt.report.rows import other_sweeps
 from prunegpt.report.tables import build_table
-from prunegpt.web.api.curves import attachment
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Call, Endpoint, Refused
+from prunegpt.web.endpoint import Answer, Refused, attachment, endpoint
 from prunegpt.web.rows import columns, value
 
 FORMATS = {
@@ -67,7 +66,9 @@ def tables(dashboard: Dashboard, name: str) -> list[Table]:
     )
 
 
-def shown(dashboard: Dashboard, call: Call) -> Tables:
+@endpoint("/sweeps/{name}/tables")
+def shown(dashboard: Dashboard, name: str) -> Tables:
+    """The declared tables."""
     return Tables(
         tables=[
             TableShown(
@@ -82,51 +83,38 @@ def shown(dashboard: Dashboard, call: Call) -> Tables:
                 footnotes=list(table.footnotes),
                 provenance=table.provenance,
             )
-            for table in tables(dashboard, call.path["name"])
+            for table in tables(dashboard, name)
         ]
     )
 
 
-def download(dashboard: Dashboard, call: Call) -> Response:
-    """One table, or with the name `all` every one, in a format to take away."""
-    wanted, format = call.path["table"], call.path["format"]
-    found = tables(dashboard, call.path["name"])
-    if wanted != "all":
-        names = ", ".join(table.name for table in found) or "none"
-        found = [table for table in found if table.name == wanted]
+@endpoint("/sweeps/{name}/tables/{table}.{format}", *(media for _, media in FORMATS.values()))
+def download(dashboard: Dashboard, name: str, table: str, format: Annotated[str, tuple(FORMATS)]) -> Response:
+    """A table as md, tex, csv, json or html; `all` means every one."""
+    found = tables(dashboard, name)
+    if table != "all":
+        names = ", ".join(one.name for one in found) or "none"
+        found = [one for one in found if one.name == table]
         if not found:
-            raise Refused(404, f"{call.path['name']} has no table {wanted!r}. Tables: {names}, or all.")
+            raise Refused(404, f"{name} has no table {table!r}. Tables: {names}, or all.")
     renderer, media = FORMATS[format]
     text = RENDERERS.load(renderer)(found)
-    return Response(text, media_type=media, headers=attachment(f"{call.path['name']}-{wanted}.{format}"))
+    return Response(text, media_type=media, headers=attachment(f"{name}-{table}.{format}"))
 
 
-def trials_csv(dashboard: Dashboard, call: Call) -> Response:
-    """A row a trial, swept values first after the name."""
-    trials = dashboard.source.trials(call.path["name"])
+@endpoint("/sweeps/{name}/trials.csv", "text/csv")
+def trials_csv(dashboard: Dashboard, name: str) -> Response:
+    """Every trial as CSV."""
+    trials = dashboard.source.trials(name)
     keys = [column.key for column in columns(trials)]
     header = [*(key.removeprefix("swept.") for key in keys), *_ALSO]
     text = lines([header, *([value(trial, key) for key in (*keys, *_ALSO)] for trial in trials)])
-    return Response(text, media_type="text/csv", headers=attachment(f"{call.path['name']}-trials.csv"))
+    return Response(text, media_type="text/csv", headers=attachment(f"{name}-trials.csv"))
 
 
-def trials_json(dashboard: Dashboard, call: Call) -> Response:
-    """The records themselves."""
-    trials = dashboard.source.trials(call.path["name"])
+@endpoint("/sweeps/{name}/trials.json")
+def trials_json(dashboard: Dashboard, name: str) -> Response:
+    """Every trial's record as JSON."""
+    trials = dashboard.source.trials(name)
     text = json.dumps({"trials": [trial.described() for trial in trials]}, ensure_ascii=False)
-    name = f"{call.path['name']}-trials.json"
-    return Response(text, media_type="application/json", headers=attachment(name))
-
-
-ENDPOINTS = (
-    Endpoint("/sweeps/{name}/trials.csv", trials_csv, "Every trial as CSV", media=("text/csv",)),
-    Endpoint("/sweeps/{name}/trials.json", trials_json, "Every trial's record as JSON"),
-    Endpoint("/sweeps/{name}/tables", shown, "The declared tables", Tables),
-    Endpoint(
-        "/sweeps/{name}/tables/{table}.{format}",
-        download,
-        "A table as md, tex, csv, json or html; `all` means every one",
-        media=tuple(media for _, media in FORMATS.values()),
-        choices={"format": tuple(FORMATS)},
-    ),
-)
+    return Response(text, media_type="application/json", headers=attachment(f"{name}-trials.json"))

@@ -4,9 +4,12 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import nh3
+from markdown_it import MarkdownIt
 from pydantic import Field
 
 from prunegpt.errors import StoreError
@@ -14,12 +17,15 @@ from prunegpt.records import TrialResult
 from prunegpt.report.config import differing
 from prunegpt.store import AttemptRow
 from prunegpt.web.dashboard import Dashboard, address
-from prunegpt.web.endpoint import Answer, Asked, Call, Endpoint, Refused
-from prunegpt.web.markdown import render
+from prunegpt.web.endpoint import Answer, Asked, Refused, endpoint
 from prunegpt.web.rows import StageShort, stages
 
 _LOG_AT_MOST = 1 << 20  # bytes of a log in one answer
 _LOG = "log.txt"
+_TAGS = {
+    *("a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre"),
+    *("s", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
+}
 
 
 class Bounds(Answer):
@@ -125,28 +131,30 @@ class Log(Answer):
     truncated: bool
 
 
-def one(dashboard: Dashboard, call: Call) -> Trial:
+@endpoint("/trials/{sweep}/{trial}")
+def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
+    """One trial with attempts, lineage, differences and notes."""
     with dashboard.source.following():
         mark = dashboard.source.mark
-        trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
+        found = dashboard.source.trial(sweep, trial)
     store = dashboard.source.store
-    bounds = dashboard.intervals.find([trial])[trial.id]
-    note = store.note(trial.id)
-    source = dashboard.source.sweep(trial.sweep)
-    result = trial.described()
+    bounds = dashboard.intervals.find([found])[found.id]
+    note = store.note(found.id)
+    source = dashboard.source.sweep(found.sweep)
+    result = found.described()
     del result["attempts"]  # their number; here they are told themselves
     return Trial(
         **result,
         revision=mark,
-        chain=stages(trial),
+        chain=stages(found),
         interval=Bounds(low=bounds[0], high=bounds[1]) if bounds else None,
-        attempts=[_attempt(trial, row) for row in store.attempts(trial.id)],
-        lineage=lineage(trial, dashboard.source.every_trial()),
-        differences=differences(source.spec.get("base") or {}, trial.config),
-        command=_command(source.source, trial.name, dashboard.root.path),
-        replay=_replay(dashboard.root.path / trial.folder) if trial.folder else None,
-        notes=Note(text=note, html=render(note)),
-        curves=[CurveShort(stage=row.stage, name=row.name, points=row.points) for row in store.curves(trial.id)],
+        attempts=[_attempt(found, row) for row in store.attempts(found.id)],
+        lineage=lineage(found, dashboard.source.every_trial()),
+        differences=differences(source.spec.get("base") or {}, found.config),
+        command=_command(source.source, found.name, dashboard.root.path),
+        replay=_replay(dashboard.root.path / found.folder) if found.folder else None,
+        notes=noted(note),
+        curves=[CurveShort(stage=row.stage, name=row.name, points=row.points) for row in store.curves(found.id)],
     )
 
 
@@ -199,10 +207,11 @@ def _replay(folder: Path) -> str:
     return shlex.join(["prunegpt", "trial", "run", str(folder)])
 
 
-def log(dashboard: Dashboard, call: Call) -> Log:
-    asked: LogQuery = call.query
-    trial = dashboard.source.trial(call.path["sweep"], call.path["trial"])
-    ran = [row for row in dashboard.source.store.attempts(trial.id) if row.folder]
+@endpoint("/trials/{sweep}/{trial}/log")
+def log(dashboard: Dashboard, sweep: str, trial: str, asked: LogQuery) -> Log:
+    """The end of an attempt's log."""
+    found = dashboard.source.trial(sweep, trial)
+    ran = [row for row in dashboard.source.store.attempts(found.id) if row.folder]
     wanted = [row for row in ran if asked.attempt in (None, row.number)]
     if not wanted:
         numbers = ", ".join(str(row.number) for row in ran) or "none"
@@ -239,7 +248,21 @@ def tail(path: Path, lines: int) -> tuple[str, int, bool]:
     return "".join(found[-lines:]), size, bool(start) or len(found) > lines
 
 
-ENDPOINTS = (
-    Endpoint("/trials/{sweep}/{trial}", one, "One trial with attempts, lineage, differences and notes", Trial),
-    Endpoint("/trials/{sweep}/{trial}/log", log, "The end of an attempt's log", Log, LogQuery),
-)
+def noted(text: str) -> Note:
+    """A note with its Markdown as HTML that may stand in a page, whatever the text is.
+
+    Written HTML is shown as text, images are left out, and links lead to http, https and mail only.
+    """
+    html = nh3.clean(
+        _parser().render(text),
+        tags=_TAGS,
+        attributes={"a": {"href", "title"}},
+        url_schemes={"http", "https", "mailto"},
+        link_rel="noopener noreferrer nofollow",
+    )
+    return Note(text=text, html=html)
+
+
+@cache
+def _parser() -> MarkdownIt:
+    return MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
