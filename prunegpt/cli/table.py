@@ -95,7 +95,7 @@ def compare(
     test = found.test
     print_json(
         {
-            "settings": [{"path": row.path, "first": row.first, "second": row.second} for row in found.settings],
+            "settings": [{"path": path, "first": one, "second": two} for path, (one, two) in found.settings.items()],
             "metrics": [
                 {"name": row.header, "first": row.first, "second": row.second, "difference": row.difference}
                 for row in found.metrics

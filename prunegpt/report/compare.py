@@ -1,5 +1,6 @@
 """Two trials side by side: what was set differently, what came of it, and whether that is more than chance."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from prunegpt.errors import ReportError
@@ -15,15 +16,6 @@ from prunegpt.report.statistics import Comparison
 
 _METRICS = ("perplexity", "word_perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens", "seconds")
 _EVALUATED = ("perplexity", "word_perplexity", "bits_per_byte")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A path of the configuration where two trials differ; None where a trial does not have it."""
-
-    path: str
-    first: Value
-    second: Value
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class TrialComparison:
 
     first: TrialResult
     second: TrialResult
-    settings: tuple[Setting, ...]
+    settings: Mapping[str, tuple[Value, Value]]  # path where they differ -> both values; None where one has none
     metrics: tuple[Metric, ...]
     test: Comparison | None
     reason: str = ""  # why there is no test
@@ -79,7 +71,9 @@ def compare(first: TrialResult, second: TrialResult, windows: WindowsOf) -> Tria
         for metric in found
         if metric is not None
     )
-    return TrialComparison(first, second, _settings(first, second), metrics, test, reason)
+    apart = differing(resolved(first), resolved(second))
+    settings = {path: (plain(one), plain(two)) for path, (one, two) in apart.items()}
+    return TrialComparison(first, second, settings, metrics, test, reason)
 
 
 def _tested(first: TrialResult, second: TrialResult, one: Measured | None, two: Measured | None) -> Comparison:
@@ -93,11 +87,6 @@ def _tested(first: TrialResult, second: TrialResult, one: Measured | None, two: 
 
 def _name(trial: TrialResult) -> str:
     return f"{trial.sweep}/{trial.name}"
-
-
-def _settings(first: TrialResult, second: TrialResult) -> tuple[Setting, ...]:
-    found = differing(resolved(first), resolved(second))
-    return tuple(Setting(path, plain(one), plain(two)) for path, (one, two) in found.items())
 
 
 def _metric(name: str, first: TrialResult, second: TrialResult, comparable: bool) -> Metric | None:
@@ -140,16 +129,8 @@ def comparison_tables(found: TrialComparison) -> tuple[Table, Table]:
         name="settings",
         columns=(Heading("Setting", "text"), Heading(names[0], "text"), Heading(names[1], "text")),
         rows=tuple(
-            TableRow(
-                setting.path,
-                "finished",
-                (
-                    Cell(setting.path, setting.path),
-                    Cell(setting.first, text_of(setting.first)),
-                    Cell(setting.second, text_of(setting.second)),
-                ),
-            )
-            for setting in found.settings
+            TableRow(path, "finished", tuple(Cell(value, text_of(value)) for value in (path, *both)))
+            for path, both in found.settings.items()
         ),
     )
     return measured, settings

@@ -1,7 +1,7 @@
 """What figures are drawn from: frozen, taken from trials and curve points, with nothing left to look up."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,24 +65,14 @@ class HeatMap:
 def sparsity_points(results: Sequence[TrialResult], windows: WindowsOf) -> tuple[SparsityPoint, ...]:
     """A point for every configuration with a perplexity and counted zeros; seeds are averaged."""
     found = []
-    for group in _groups(results):
-        measured = measure(group, windows)
+    for group, height in _measured(results, windows):
         counted = [trial.sparsity.pruned for trial in group if trial.sparsity is not None]
-        if measured is None or not counted:
+        if not counted:
             continue
         name = method(group[0])
         line = DENSE if name == NOT_APPLICABLE else name
-        interval = measured.interval
-        found.append(
-            SparsityPoint(
-                label=group[0].group,
-                method=f"{line}, distilled" if distilled(group[0]) == "Yes" else line,
-                sparsity=100 * sum(counted) / len(counted),
-                perplexity=measured.perplexity,
-                low=interval.low if interval else None,
-                high=interval.high if interval else None,
-            )
-        )
+        line += ", distilled" if distilled(group[0]) == "Yes" else ""
+        found.append(SparsityPoint(group[0].group, line, 100 * sum(counted) / len(counted), *height))
     return tuple(found)
 
 
@@ -108,30 +98,23 @@ def whole_models(points: Sequence[SparsityPoint], results: Sequence[TrialResult]
 
 def layer_bars(results: Sequence[TrialResult], windows: WindowsOf) -> tuple[LayerBar, ...]:
     """A bar for every configuration that pruned exactly one decoder block, by block."""
-    found = []
-    for group in _groups(results):
-        index = layer(group[0])
-        measured = measure(group, windows)
-        if measured is None or not isinstance(index, int):
-            continue
-        interval = measured.interval
-        found.append(
-            LayerBar(
-                index,
-                measured.perplexity,
-                interval.low if interval else None,
-                interval.high if interval else None,
-            )
-        )
-    return tuple(sorted(found, key=lambda bar: (bar.layer, bar.perplexity)))
+    measured = [(layer(group[0]), height) for group, height in _measured(results, windows)]
+    bars = [LayerBar(index, *height) for index, height in measured if isinstance(index, int)]
+    return tuple(sorted(bars, key=lambda bar: (bar.layer, bar.perplexity)))
 
 
-def _groups(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
+def _measured(
+    results: Sequence[TrialResult], windows: WindowsOf
+) -> Iterator[tuple[list[TrialResult], tuple[float, float | None, float | None]]]:
+    """Each configuration that has a perplexity: its seeds, the perplexity, and the ends of its interval."""
     groups: dict[tuple[str, str], list[TrialResult]] = {}
     for trial in sorted(results, key=lambda trial: (trial.sweep, trial.order, trial.seed, trial.name)):
         if trial.measured and trial.shown and not trial.implicit:
             groups.setdefault((trial.sweep, trial.group), []).append(trial)
-    return list(groups.values())
+    for group in groups.values():
+        if found := measure(group, windows):
+            ends = (found.interval.low, found.interval.high) if found.interval else (None, None)
+            yield group, (found.perplexity, *ends)
 
 
 def in_figures(_stage: int, name: str) -> bool:

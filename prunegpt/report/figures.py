@@ -1,4 +1,4 @@
-"""Figures as PNG, SVG and HTML, without a browser; the same bytes for the same data."""
+"""Figures as PNG and SVG, without a browser; the same bytes for the same data."""
 
 import io
 import itertools
@@ -19,7 +19,6 @@ from prunegpt.errors import ReportError, unknown
 from prunegpt.report.figure_data import OKABE_ITO, HeatMap
 from prunegpt.report.format import percent
 from prunegpt.report.plots import Plot, need
-from prunegpt.report.render.html import page
 
 _MARKERS = {
     "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P", "x": "X",
@@ -190,13 +189,8 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def html(figure: Figure, title: str) -> str:
-    """A page with the figure in it; it needs nothing beside itself."""
-    return page(title, f"<figure>{svg(figure)}</figure>\n")
-
-
-def save(figure: Figure, path: Path, title: str = "") -> None:
-    """Writes a figure in the format of the suffix: .png, .svg or .html.
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure in the format of the suffix: .png or .svg.
 
     Raises:
         ReportError: another suffix.
@@ -204,7 +198,6 @@ def save(figure: Figure, path: Path, title: str = "") -> None:
     makers = {
         ".png": lambda: png(figure),
         ".svg": lambda: f'<?xml version="1.0" encoding="utf-8"?>\n{svg(figure)}'.encode(),
-        ".html": lambda: html(figure, title or path.stem).encode(),
     }
     if path.suffix not in makers:
         raise ReportError(unknown("figure format", path.suffix, makers))

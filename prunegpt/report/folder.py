@@ -1,25 +1,26 @@
 """A report as a folder that can be sent away: tables in every format, figures, configurations, provenance."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
-from prunegpt.report import anomaly
 from prunegpt.report.cells import Table
 from prunegpt.report.config import resolved
 from prunegpt.report.figures import save
 from prunegpt.report.gallery import NamedFigure
-from prunegpt.report.provenance import Provenance, gather
-from prunegpt.report.render.html import fragment, page
+from prunegpt.report.provenance import gather
+from prunegpt.report.render.html import page
 from prunegpt.root import publishing, write_json, write_text
 
 SUFFIXES = {"latex": "tex"}  # of formats whose name is not their suffix
 _PROVENANCE = "provenance.json"
 _FIGURE_FORMATS = ("svg", "png")
+MARK = "no perplexity"  # how the footnote of such a figure begins
+POSITIONS, TEMPERATURE, HARDNESS = 1024, 2.0, 0.5  # of the study
 
 
 def write_folder(
@@ -66,12 +67,25 @@ def write_folder(
         _tables(folder / "tables", tables)
         for named in figures:
             for suffix in _FIGURE_FORMATS:
-                save(named.figure, folder / "figures" / f"{named.name}.{suffix}", named.caption)
+                save(named.figure, folder / "figures" / f"{named.name}.{suffix}")
         for trial in results:
             described = {"trial": trial.name, "seed": trial.seed, "state": trial.state, "config": resolved(trial)}
             write_json(folder / "configs" / trial.sweep / f"{trial.name}.json", described)
         write_json(folder / _PROVENANCE, dataclasses.asdict(provenance) | {"date": provenance.date})
-        write_text(folder / "index.html", _index(title, tables, results, figures, provenance))
+        index = page(
+            "report.html",
+            title=title,
+            tables=tables,
+            suffixes=[SUFFIXES.get(form, form) for form in RENDERERS.names()],
+            figures=figures,
+            formats=_FIGURE_FORMATS,
+            anomalous=[table for table in tables if any(note.text.startswith(MARK) for note in table.footnotes)],
+            explanation=explanation(),
+            results=results,
+            provenance=provenance,
+            provenance_file=_PROVENANCE,
+        )
+        write_text(folder / "index.html", index)
     return sorted(str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file())
 
 
@@ -91,33 +105,35 @@ def _tables(folder: Path, tables: Sequence[Table]) -> None:
             write_text(folder / f"{table.name}.{SUFFIXES.get(form, form)}", render([table]))
 
 
-def _index(
-    title: str,
-    tables: Sequence[Table],
-    results: Sequence[TrialResult],
-    figures: Sequence[NamedFigure],
-    provenance: Provenance,
-) -> str:
-    parts = [f"<h1>{escape(title)}</h1>\n"]
-    for table in tables:
-        links = " ".join(
-            f'<a href="tables/{escape(table.name)}.{suffix}">{suffix}</a>'
-            for suffix in (SUFFIXES.get(form, form) for form in RENDERERS.names())
-        )
-        why = ' <a href="#no-perplexity">Why such figures are no perplexities</a>' if anomaly.is_shown([table]) else ""
-        parts.append(f'{fragment(table)}<p class="note">{links}{why}</p>\n')
-    for named in figures:
-        name, caption = escape(named.name), escape(named.caption)
-        links = " ".join(f'<a href="figures/{name}.{suffix}">{suffix}</a>' for suffix in _FIGURE_FORMATS)
-        image = f'<img src="figures/{name}.svg" alt="{caption}">'
-        parts.append(f"<figure>{image}<figcaption>{caption}. {links}</figcaption></figure>\n")
-    if anomaly.is_shown(tables):
-        parts.append(anomaly.explanation())
-    if results:
-        items = "".join(
-            f'<li><a href="configs/{escape(trial.sweep)}/{escape(trial.name)}.json">{escape(trial.name)}</a></li>\n'
-            for trial in results
-        )
-        parts.append(f"<h2>Configurations</h2>\n<ul>\n{items}</ul>\n")
-    parts.append(f'<p class="provenance">{escape(provenance.line)} <a href="{_PROVENANCE}">json</a></p>\n')
-    return page(title, "".join(parts))
+def blended(cross_entropy: float, divergence: float) -> float:
+    """What was exponentiated, in nats: half the cross-entropy, and half the divergence summed over all positions.
+
+    Args:
+        cross_entropy: mean nats a token.
+        divergence: mean nats a token between the softened distributions.
+    """
+    summed = TEMPERATURE**2 * POSITIONS * divergence
+    return (1 - HARDNESS) * cross_entropy + HARDNESS * summed
+
+
+def divergence_of(published: float, cross_entropy: float) -> float:
+    """The mean divergence, nats a token, that a published figure stands for: `blended` read backwards."""
+    return (math.log(published) - (1 - HARDNESS) * cross_entropy) / (HARDNESS * TEMPERATURE**2 * POSITIONS)
+
+
+def explanation(published: float = 1.33e9, perplexity: float = 21.76) -> str:
+    """Why a published figure of 1e9 or infinity is no perplexity: one figure of the study read backwards.
+
+    `tests/distill` reproduces it: the naive formula and ours on the same tensors.
+    """
+    cross_entropy = math.log(perplexity)
+    found = divergence_of(published, cross_entropy)
+    return (
+        f"A perplexity is exp of the mean cross-entropy of a token. The published figures of distilled rows are exp "
+        f"of the training loss of distillation, {1 - HARDNESS:g} · CE + {HARDNESS:g} · T² · KL, whose divergence "
+        f"was summed over the {POSITIONS:,} positions of a block and not averaged. A student {found:.4f} nats a token "
+        f"from its teacher then shows exp({blended(cross_entropy, found):.2f}) = {published:.3g}, while its "
+        f"perplexity may be {perplexity:g}; ten times that divergence shows "
+        f"{math.exp(blended(cross_entropy, 10 * found)):.3g}, and past 709 nats the exponential is infinite. Here "
+        f"perplexity is computed in one place, without teacher and without blended terms."
+    )

@@ -87,12 +87,8 @@ def is_number(value: Any) -> bool:
 
 def printed(value: float) -> str:
     """A published number as it would have been printed: 18.34, 30, 1.33e+09."""
-    return _trimmed(repr(float(value)))
-
-
-def _trimmed(text: str) -> str:
-    trimmed = text.removesuffix(".0")
-    return "0" if trimmed == "-0" else trimmed
+    text = repr(float(value)).removesuffix(".0")
+    return "0" if text == "-0" else text
 
 
 def one_line(text: str) -> str:

@@ -8,7 +8,6 @@ A marker stands on a line of its own. Markers inside fenced code are text.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,13 +118,3 @@ def update_file(path: Path, name: str, markdown: str) -> bool:
         return False
     write_text(path.resolve(), after)
     return True
-
-
-def stale(path: Path, tables: Mapping[str, str]) -> list[str]:
-    """The names whose region in the file differs from the Markdown given for them; nothing is written.
-
-    Raises:
-        ReportError: no such file, or a name without a region.
-    """
-    text = _read(path)
-    return [name for name, markdown in tables.items() if replace_region(text, name, markdown, str(path)) != text]

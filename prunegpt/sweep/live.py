@@ -90,7 +90,7 @@ def look(root: Root, store: Store, name: str | None = None, *, ends: int = 6) ->
 
 def slot(trial: TrialResult, points: Collection[LastPoint], attempt: int) -> Slot:
     """A running attempt of a trial, by the newest points of its curves."""
-    newest = max(points, key=lambda point: (point.stage, point.time, point.step), default=None)
+    newest = max(points, key=lambda point: (point.stage, point.step, point.time), default=None)
     stage = newest.stage if newest else 0
     values = {point.name: point for point in points if point.stage == stage}
     planned = trial.plan.stages

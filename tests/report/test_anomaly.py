@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.report import anomaly
 from prunegpt.report.cells import Footnote, Table
-from prunegpt.report.folder import write_folder
+from prunegpt.report.folder import blended, divergence_of, write_folder
 
 
 def table(note: str) -> Table:
@@ -17,9 +16,9 @@ def table(note: str) -> Table:
 @pytest.mark.parametrize("published", [1.33e9, 1.43e13, 2.76e70])
 def test_read_backwards_a_figure_is_a_small_divergence_and_forwards_the_figure(published: float) -> None:
     cross_entropy = math.log(21.76)
-    found = anomaly.divergence_of(published, cross_entropy)
+    found = divergence_of(published, cross_entropy)
     assert 0.009 < found < 0.16  # nats a token, as the study's other rows make plausible
-    assert math.exp(anomaly.blended(cross_entropy, found)) == pytest.approx(published)
+    assert math.exp(blended(cross_entropy, found)) == pytest.approx(published)
 
 
 def test_the_explanation_stands_in_a_report_that_needs_it(tmp_path: Path) -> None:

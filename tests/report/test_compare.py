@@ -13,7 +13,7 @@ def test_settings_that_differ_and_no_others() -> None:
     first = make_trial("a", stages=[HARD], config={"train": {"lr": 1e-4}}, seed=1)
     second = make_trial("b", stages=[SOFT], config={"train": {"lr": 1e-4, "epochs": 3}}, seed=1)
     found = compare(first, second, lambda _: None)
-    assert {(s.path, s.first, s.second) for s in found.settings} == {
+    assert {(path, *both) for path, both in found.settings.items()} == {
         ("stages.0.distill.hardness", 0.9, 0.5),
         ("train.epochs", None, 3),
     }
@@ -36,7 +36,7 @@ def test_a_trial_does_not_differ_from_itself() -> None:
     kept = Kept()
     trial = kept.trial("a", draw_windows(3.0))
     found = compare(trial, trial, kept)
-    assert found.settings == ()
+    assert found.settings == {}
     assert "do not differ significantly" in found.verdict
     assert all(metric.difference == 0 for metric in found.metrics)
     measured, _ = comparison_tables(found)

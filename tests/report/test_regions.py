@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunegpt.errors import ReportError
-from prunegpt.report.regions import find_regions, replace_region, stale, update_file
+from prunegpt.report.regions import find_regions, replace_region, update_file
 
 README = """# Title
 
@@ -99,17 +99,6 @@ def test_unpaired_markers_are_refused(text: str, message: str) -> None:
 def test_a_table_cannot_smuggle_a_marker_in() -> None:
     with pytest.raises(ReportError, match="must not hold a marker line"):
         replace_region(README, "layers", "<!-- /prunegpt:table -->")
-
-
-def test_stale_names_what_differs_and_writes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "README.md"
-    path.write_text(README)
-    update_file(path, "layers", "| b |\n")
-    before = path.read_bytes()
-    assert stale(path, {"wikitext-2": "| a |\n", "layers": "| b |\n"}) == ["wikitext-2"]
-    assert path.read_bytes() == before
-    with pytest.raises(ReportError, match="has none for 'other'"):
-        stale(path, {"other": ""})
 
 
 def test_the_file_must_be_there_and_text(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def test_any_body_is_answered(body: bytes, client: TestClient) -> None:
 @FUZZED
 @given(text=st.text(max_size=300))
 def test_a_note_never_becomes_a_script(text: str) -> None:
+    from prunegpt.web.api.trials import noted
 
     html = noted(text + "<script>x</script><img src=x onerror=y> [a](javascript:b)").html
     assert "<script" not in html

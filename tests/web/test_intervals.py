@@ -39,6 +39,7 @@ def test_without_windows_there_is_no_interval(kept: Root) -> None:
 
 def test_an_interval_that_comes_late_is_an_event_for_who_has_seen_the_row_without(own: TestClient) -> None:
     dashboard = own.app.state.dashboard
+    dashboard.intervals.find(dashboard.source.trials("study"), seconds=60)  # so that no other comes late
     seen = own.get("/api/v1/sweeps/study/trials").json()["revision"]
     running = dashboard.source.trial("study", "finetuned")
     dashboard.source.touch(running.id)
