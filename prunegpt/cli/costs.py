@@ -30,8 +30,8 @@ class Costs:
     shared: int
     cached: int
     train_tokens: int | None
-    remaining: int | None
-    without_sharing: int | None
+    train_tokens_remaining: int | None
+    train_tokens_without_sharing: int | None
     evaluation_tokens: int | None
     unchecked: tuple[str, ...]
     problems: tuple[
@@ -52,8 +52,8 @@ def costs(trials: Sequence[TrialPlan], root: Root) -> Costs:
         shared=sum(1 for count in users.values() if count > 1),
         cached=len(cached),
         train_tokens=_sum(tokens.values()),
-        remaining=_sum(count for key, count in tokens.items() if key not in cached),
-        without_sharing=_sum(tokens[stage.key] for trial in trials for stage in trial.stages),
+        train_tokens_remaining=_sum(count for key, count in tokens.items() if key not in cached),
+        train_tokens_without_sharing=_sum(tokens[stage.key] for trial in trials for stage in trial.stages),
         evaluation_tokens=_sum(counter.evaluation(trial, len(trial.stages)) for trial in trials),
         unchecked=tuple(counter.unchecked),
         problems=tuple(problems),

@@ -82,13 +82,8 @@ def _repair(root: Root, yes: bool, as_json: bool) -> None:
 
 
 def _finding(finding: "Finding", root: Root) -> dict[str, Any]:
-    return {
-        "kind": finding.kind,
-        "path": _below(finding, root),
-        "text": finding.text,
-        "mend": finding.mend,
-        "deletes": finding.deletes,
-    }
+    told = {name: getattr(finding, name) for name in ("kind", "text", "mend", "deletes")}
+    return {**told, "path": _below(finding, root)}
 
 
 def _below(finding: "Finding", root: Root) -> str:

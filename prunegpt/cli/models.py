@@ -70,16 +70,8 @@ def evaluate(
 
 def as_dict(found: "Evaluation", interval: "Interval | None") -> dict[str, Any]:
     """What --json prints of one measurement."""
-    return {
-        "perplexity": found.perplexity,
-        "interval": (interval.low, interval.high) if interval else None,
-        "loss": found.loss,
-        "protocol": found.protocol,
-        "tokens": found.tokens,
-        "windows": found.windows,
-        "bits_per_byte": found.bits_per_byte,
-        "word_perplexity": found.word_perplexity,
-    }
+    names = {"perplexity", "loss", "protocol", "tokens", "windows", "bits_per_byte", "word_perplexity"}
+    return {**found.model_dump(include=names), "interval": (interval.low, interval.high) if interval else None}
 
 
 def print_measured(found: "Evaluation", interval: "Interval | None") -> None:

@@ -75,12 +75,7 @@ def check(
             {
                 "name": plan.name,
                 "trials": [_trial_json(trial, root) for trial in trials],
-                "stages": report.stages,
-                "shared": report.shared,
-                "cached": report.cached,
-                "train_tokens": report.train_tokens,
-                "train_tokens_remaining": report.remaining,
-                "train_tokens_without_sharing": report.without_sharing,
+                **{name: value for name, value in vars(report).items() if name not in ("unchecked", "problems")},
                 "searches": [
                     {"name": name, "trials": count, "train_tokens_per_trial": tokens}
                     for name, (count, tokens) in searches.items()
@@ -98,8 +93,8 @@ def check(
             title=f"{plan.title}: {len(trials)} trials",
         )
         print(f"{report.stages} stages, {report.shared} shared by several trials, {report.cached} already cached (✓).")
-        print(f"Tokens to train: {number(report.remaining)} of {number(report.train_tokens)}; ", end="")
-        print(f"without sharing it would be {number(report.without_sharing)}.")
+        print(f"Tokens to train: {number(report.train_tokens_remaining)} of {number(report.train_tokens)}; ", end="")
+        print(f"without sharing it would be {number(report.train_tokens_without_sharing)}.")
         print(f"Tokens to evaluate: about {number(report.evaluation_tokens)}.")
     for name, (count, tokens) in searches.items():
         low, high = tokens or (None, None)

@@ -180,17 +180,9 @@ def print_attempts(attempts: "Sequence[AttemptRow]", root: Root) -> None:
 
 def as_data(attempt: "AttemptRow") -> dict[str, Any]:
     """An attempt for a script."""
-    return {
-        "number": attempt.number,
-        "state": attempt.state,
-        "reason": attempt.reason,
-        "error": attempt.error,
-        "outcome": attempt.outcome,
-        "started": attempt.started,
-        "ended": attempt.ended,
-        "log": f"{attempt.folder}/{_LOG}" if attempt.folder else None,
-        "last_lines": attempt.log,
-    }
+    names = ("number", "state", "reason", "error", "outcome", "started", "ended")
+    told = {name: getattr(attempt, name) for name in names}
+    return {**told, "log": f"{attempt.folder}/{_LOG}" if attempt.folder else None, "last_lines": attempt.log}
 
 
 def _log(root: Root, folder: str) -> Path:

@@ -55,21 +55,15 @@ def parallel(
         x: list[float | None] = []
         y: list[float | None] = []
         texts: list[str] = []
-        shown: list[float] = []
-        for place, (rank, index) in enumerate(zip(ranks, kept, strict=True)):
-            if rank * shades // len(ordered) != shade:
-                continue
-            shown.append(perplexity[index])
-            told = "<br>".join(escaped(f"{label}: {_said(values[index])}") for label, values in axes.items())
-            for column, (heights, _) in enumerate(placed.values()):
-                if heights[place] is None:  # the line passes an axis whose value the trial has not
-                    continue
-                x.append(column)
-                y.append(heights[place])
-                texts.append(f"{escaped(names[index])}<br>{told}")
-            x.append(None)
-            y.append(None)
-            texts.append("")
+        mine = [place for place, rank in enumerate(ranks) if rank * shades // len(ordered) == shade]
+        shown = [perplexity[kept[place]] for place in mine]
+        for place in mine:
+            told = [f"{label}: {_said(values[kept[place]])}" for label, values in axes.items()]
+            heights = [found[place] for found, _ in placed.values()]
+            crossed = [column for column, height in enumerate(heights) if height is not None]  # axes it has values of
+            x += [*crossed, None]
+            y += [*(heights[column] for column in crossed), None]
+            texts += ["<br>".join(map(escaped, [names[kept[place]], *told]))] * len(crossed) + [""]
         if shown:
             name = " to ".join(dict.fromkeys(f"{value:.4g}" for value in (shown[0], shown[-1])))
             look = {"line": {"color": _SHADES[shade], "width": 1.5}, "marker": {"color": _SHADES[shade], "size": 5}}

@@ -1,6 +1,7 @@
 """A trial as one row of a list, and the columns of such a list."""
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 from prunegpt.records import EARLY_STOP, TrialResult
@@ -137,44 +138,28 @@ def stages(trial: TrialResult) -> list[StageShort]:
     for index, planned in enumerate(trial.plan.stages):
         state: StageState = "published"
         if index not in done:
-            state = "waiting" if reached else _STATES.get(trial.state, "waiting")
+            state = "waiting" if reached or trial.state == "finished" else trial.state
             reached = True
         cached = index in done and done[index].cached
         found.append(StageShort(key=planned.key, kind=planned.kind, cached=cached, state=state))
     return found
 
 
-_STATES: Mapping[str, StageState] = {
-    "running": "running",
-    "failed": "failed",
-    "diverged": "diverged",
-    "stopped": "stopped",
-}
+def _measured(name: str) -> Callable[[TrialResult], Plain]:
+    return lambda trial: getattr(trial.measured, name, None)
 
 
+_OWN = ("id", "name", "state", "label", "group", "seed", "attempts", "started", "ended", "reason", "error")
 _VALUES: Mapping[str, Callable[[TrialResult], Plain]] = {
-    "name": lambda trial: trial.name,
-    "state": lambda trial: trial.state,
-    "perplexity": lambda trial: trial.measured.perplexity if trial.measured else None,
+    **{name: attrgetter(name) for name in _OWN},
+    **{name: _measured(name) for name in ("perplexity", "loss", "protocol", "split")},
+    "text": lambda trial: trial.measured.comparison_key.text if trial.measured else None,
     "sparsity": lambda trial: trial.sparsity.pruned if trial.state == "finished" and trial.sparsity else None,
     "sparsity_all": lambda trial: trial.sparsity.overall if trial.state == "finished" and trial.sparsity else None,
     "target": asked_sparsity,
-    "loss": lambda trial: trial.measured.loss if trial.measured else None,
     "tokens": lambda trial: sum(stage.train_tokens for stage in trial.stages),
     "seconds": lambda trial: sum(stage.seconds for stage in trial.stages),
-    "label": lambda trial: trial.label,
-    "group": lambda trial: trial.group,
-    "seed": lambda trial: trial.seed,
-    "attempts": lambda trial: trial.attempts,
-    "started": lambda trial: trial.started,
-    "ended": lambda trial: trial.ended,
-    "reason": lambda trial: trial.reason,
-    "search": lambda trial: trial.plan.search,
-    "protocol": lambda trial: trial.measured.protocol if trial.measured else None,
-    "split": lambda trial: trial.measured.split if trial.measured else None,
-    "text": lambda trial: trial.measured.comparison_key.text if trial.measured else None,
-    "error": lambda trial: trial.error,
-    "id": lambda trial: trial.id,
+    "search": attrgetter("plan.search"),
 }
 
 

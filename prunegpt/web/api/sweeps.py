@@ -1,6 +1,5 @@
 """Sweeps and the lists of their trials."""
 
-import math
 import shlex
 from typing import Literal
 
@@ -168,6 +167,7 @@ def one(dashboard: Dashboard, name: str) -> Sweep:
         trials = dashboard.source.trials(name)
         running = slots(dashboard, name)
     searches = _searches(sweep, trials)
+    study = ["prunegpt", "sweep", "study", name, "--out", f"{name}.db", "--root", str(dashboard.root.path)]
     return Sweep(
         revision=mark,
         name=sweep.name,
@@ -182,7 +182,7 @@ def one(dashboard: Dashboard, name: str) -> Sweep:
         progress=progress(sweep, trials, running, dashboard.budgets),
         tables=[str(table.get("name") or table.get("title", "")) for table in sweep.tables],
         searches=searches,
-        optuna=_study_command(dashboard, name) if searches else None,
+        optuna=shlex.join(study) if searches else None,
         swept=list(dict.fromkeys(path for trial in trials for path in trial.swept)),
         slots=running,
         unchecked=list(sweep.unchecked),
@@ -201,12 +201,6 @@ def _searches(sweep: SweepRow, trials: list[TrialResult]) -> list[SearchShort]:
         )
         for name, search in searches_of(sweep.spec).items()
     ]
-
-
-def _study_command(dashboard: Dashboard, sweep: str) -> str:
-    """What writes a sweep's searches into a file for Optuna's dashboard."""
-    command = ["prunegpt", "sweep", "study", sweep, "--out", f"{sweep}.db", "--root", str(dashboard.root.path)]
-    return shlex.join(command)
 
 
 def _state(sweep: SweepRow) -> Literal["running", "finished", "failed", "waiting", "empty"]:
@@ -245,16 +239,15 @@ def _matches(trial: TrialResult, text: str) -> bool:
 
 def _sorted(found: list[TrialResult], key: str, descending: bool) -> list[TrialResult]:
     """By a column: numbers first by size, then text; what has no value comes last, whichever the direction."""
-    valued = [(value(trial, key), trial) for trial in found]
-    missing = [trial for given, trial in valued if given is None or given == "" or _is_nan(given)]
-    present = [(given, trial) for given, trial in valued if not (given is None or given == "" or _is_nan(given))]
-    numbers = [pair for pair in present if isinstance(pair[0], int | float)]
-    texts = [pair for pair in present if isinstance(pair[0], str)]
-    numbers.sort(key=lambda pair: pair[0], reverse=descending)
-    texts.sort(key=lambda pair: str(pair[0]).casefold(), reverse=descending)
-    ordered = [*texts, *numbers] if descending else [*numbers, *texts]
-    return [trial for _, trial in ordered] + missing
-
-
-def _is_nan(given: object) -> bool:
-    return isinstance(given, float) and math.isnan(given)
+    missing: list[TrialResult] = []
+    present: list[tuple[tuple[bool, float, str], TrialResult]] = []
+    for trial in found:
+        given = value(trial, key)
+        if given is None or given == "" or given != given:  # NaN is not itself
+            missing.append(trial)
+        elif isinstance(given, str):
+            present.append(((True, 0, given.casefold()), trial))
+        else:
+            present.append(((False, given, ""), trial))
+    present.sort(key=lambda pair: pair[0], reverse=descending)
+    return [trial for _, trial in present] + missing

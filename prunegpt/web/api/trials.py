@@ -141,6 +141,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
     bounds = dashboard.intervals.find([found])[found.id]
     note = store.note(found.id)
     source = dashboard.source.sweep(found.sweep)
+    root = str(dashboard.root.path)
     result = found.described()
     del result["attempts"]  # their number; here they are told themselves
     return Trial(
@@ -151,8 +152,8 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         attempts=[_attempt(found, row) for row in store.attempts(found.id)],
         lineage=lineage(found, dashboard.source.every_trial()),
         differences=differences(source.spec.get("base") or {}, found.config),
-        command=_command(source.source, found.name, dashboard.root.path),
-        replay=_replay(dashboard.root.path / found.folder) if found.folder else None,
+        command=shlex.join(["prunegpt", "sweep", "run", source.source or "SPEC", "--only", found.name, "--root", root]),
+        replay=shlex.join(["prunegpt", "trial", "run", f"{root}/{found.folder}"]) if found.folder else None,
         notes=noted(note),
         curves=[CurveShort(stage=row.stage, name=row.name, points=row.points) for row in store.curves(found.id)],
     )
@@ -196,15 +197,6 @@ def _long(short: Any, written: Any) -> Any:
     if isinstance(short, str) and isinstance(written, dict):
         return next(({key: short} for key, item in written.items() if item == short), short)
     return short
-
-
-def _command(spec: str | None, name: str, root: Path) -> str:
-    """What runs this trial again from its spec, with all that it needs."""
-    return shlex.join(["prunegpt", "sweep", "run", spec or "SPEC", "--only", name, "--root", str(root)])
-
-
-def _replay(folder: Path) -> str:
-    return shlex.join(["prunegpt", "trial", "run", str(folder)])
 
 
 @endpoint("/trials/{sweep}/{trial}/log")
