@@ -34,30 +34,6 @@ class Costs:
     train_tokens_without_sharing: int | None
     evaluation_tokens: int | None
     unchecked: tuple[str, ...]
-    problems: tuple[
-        tuple[TrialPlan, str, str], ...
-    ] = ()  # a trial, its field, what is wrong now that blocks are counted
-
-
-def costs(trials: Sequence[TrialPlan], root: Root) -> Costs:
-    """Counts stages and tokens; texts are tokenised for it and kept in the root's cache."""
-    users = Counter(stage.key for trial in trials for stage in {item.key: item for item in trial.stages}.values())
-    stages = {stage.key: stage for trial in trials for stage in trial.stages}
-    counter = _Counter(root)
-    tokens = {key: counter.training(stage) for key, stage in stages.items()}
-    problems = _problems(trials, counter)
-    cached = {key for key in stages if root.is_published(key)}
-    return Costs(
-        stages=len(stages),
-        shared=sum(1 for count in users.values() if count > 1),
-        cached=len(cached),
-        train_tokens=_sum(tokens.values()),
-        train_tokens_remaining=_sum(count for key, count in tokens.items() if key not in cached),
-        train_tokens_without_sharing=_sum(tokens[stage.key] for trial in trials for stage in trial.stages),
-        evaluation_tokens=_sum(counter.evaluation(trial, len(trial.stages)) for trial in trials),
-        unchecked=tuple(counter.unchecked),
-        problems=tuple(problems),
-    )
 
 
 def lost_zeros(trials: Sequence[TrialPlan]) -> list[str]:
@@ -78,42 +54,6 @@ def lost_zeros(trials: Sequence[TrialPlan]) -> list[str]:
     ]
 
 
-def counted_problems(trials: Sequence[TrialPlan], root: Root) -> list[tuple[TrialPlan, str, str]]:
-    """What is wrong once blocks are counted: a trial, its field, and the message; of each stage at its first trial."""
-    return _problems(trials, _Counter(root))
-
-
-def search_problems(examples: Sequence[TrialPlan], root: Root) -> list[tuple[TrialPlan, str, str]]:
-    """As :func:`counted_problems`, of a search: those of its first example where every example has some."""
-    counter = _Counter(root)
-    found = [_problems([trial], counter) for trial in examples]
-    return found[0] if found and all(found) else []
-
-
-def _problems(trials: Sequence[TrialPlan], counter: "_Counter") -> list[tuple[TrialPlan, str, str]]:
-    found = {
-        stage.key: [
-            (trial, f"stages.{index - 1}.{stage.kind}.{path}".rstrip("."), message)
-            for path, message in job_problems(stage, counter.blocks(stage))
-        ]
-        for trial in reversed(trials)
-        for index, stage in enumerate(trial.stages)
-        if stage.training
-    }
-    return [problem for problems in found.values() for problem in problems]
-
-
-def per_trial(examples: Sequence[TrialPlan], root: Root) -> tuple[int, int] | None:
-    """Tokens to train of a search's trials, the fewest and the most of some examples; None where they are not known.
-
-    A stage that all examples have is trained once for all of them, and is counted in each.
-    """
-    counter = _Counter(root)
-    found = [_sum(counter.training(stage) for stage in trial.stages) for trial in examples]
-    known = [tokens for tokens in found if tokens is not None]
-    return (min(known), max(known)) if known and len(known) == len(found) else None
-
-
 def _sum(counts: Iterable[int | None]) -> int | None:
     known = list(counts)
     return None if None in known else sum(count for count in known if count is not None)
@@ -132,13 +72,60 @@ def _reach(model: ModelSpec, data: DataSpec | None) -> None:
         hub.commit(data.path, data.revision, "dataset")
 
 
-class _Counter:
-    """Counts blocks and windows, each text once; remembers in words what could not be counted."""
+class Counting:
+    """Counts blocks and windows, each text once: texts are tokenised for it and kept in the root's cache.
+
+    What could not be counted is in `unchecked`, in words.
+    """
 
     def __init__(self, root: Root) -> None:
         self.root = root
         self.unchecked: dict[str, None] = {}
         self._blocks: dict[str, int | None] = {}
+
+    def costs(self, trials: Sequence[TrialPlan]) -> Costs:
+        """Stages and tokens of these trials."""
+        users = Counter(stage.key for trial in trials for stage in {item.key: item for item in trial.stages}.values())
+        stages = {stage.key: stage for trial in trials for stage in trial.stages}
+        tokens = {key: self.training(stage) for key, stage in stages.items()}
+        cached = {key for key in stages if self.root.is_published(key)}
+        return Costs(
+            stages=len(stages),
+            shared=sum(1 for count in users.values() if count > 1),
+            cached=len(cached),
+            train_tokens=_sum(tokens.values()),
+            train_tokens_remaining=_sum(count for key, count in tokens.items() if key not in cached),
+            train_tokens_without_sharing=_sum(tokens[stage.key] for trial in trials for stage in trial.stages),
+            evaluation_tokens=_sum(self.evaluation(trial, len(trial.stages)) for trial in trials),
+            unchecked=tuple(self.unchecked),
+        )
+
+    def problems(self, trials: Sequence[TrialPlan]) -> list[tuple[TrialPlan, str, str]]:
+        """What is wrong once blocks are counted: a trial, its field, the message; of each stage at its first trial."""
+        found = {
+            stage.key: [
+                (trial, f"stages.{index - 1}.{stage.kind}.{path}".rstrip("."), message)
+                for path, message in job_problems(stage, self.blocks(stage))
+            ]
+            for trial in reversed(trials)
+            for index, stage in enumerate(trial.stages)
+            if stage.training
+        }
+        return [problem for problems in found.values() for problem in problems]
+
+    def search_problems(self, examples: Sequence[TrialPlan]) -> list[tuple[TrialPlan, str, str]]:
+        """As `problems`, of a search: those of its first example where every example has some."""
+        found = [self.problems([trial]) for trial in examples]
+        return found[0] if found and all(found) else []
+
+    def per_trial(self, examples: Sequence[TrialPlan]) -> tuple[int, int] | None:
+        """Tokens to train of a search's trials, the fewest and the most of some examples; None where not known.
+
+        A stage that all examples have is trained once for all of them, and is counted in each.
+        """
+        found = [_sum(self.training(stage) for stage in trial.stages) for trial in examples]
+        known = [tokens for tokens in found if tokens is not None]
+        return (min(known), max(known)) if known and len(known) == len(found) else None
 
     def training(self, stage: StagePlan) -> int | None:
         if stage.kind == "pretrain":

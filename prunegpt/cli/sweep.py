@@ -14,6 +14,9 @@ from prunegpt.cli.trial import print_failures
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prunegpt.errors import Problem
     from prunegpt.records import TrialResult
     from prunegpt.spec.plan import SweepPlan, TrialPlan
 
@@ -34,39 +37,40 @@ def check(
 
     Needs neither hub nor network: what could not be checked without them is said.
     """
-    from prunegpt.cli.costs import costs, counted_problems, lost_zeros, per_trial, search_problems
+    from prunegpt.cli.costs import Counting, lost_zeros
     from prunegpt.errors import SpecError, StoreError
     from prunegpt.planning.resolve import Planner
     from prunegpt.store import Store
     from prunegpt.sweep.curves import curves_in
 
-    planner = Planner(spec, overrides or [], root, curves_in(root))
+    planner, counting = Planner(spec, overrides or [], root, curves_in(root)), Counting(root)
+
+    def told(counted: "list[tuple[TrialPlan, str, str]]", before: "Sequence[Problem]" = ()) -> SpecError:
+        problems = [*before, *(planner.problem(*problem) for problem in counted)]
+        return SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
+
     try:
         plan = planner.plan
     except SpecError as error:  # the trials that are sound so far are counted too: all problems are told in one run
-        counted = counted_problems([chain.trial for chain in planner.chains.values() if chain], root)
-        problems = [*error.problems, *(planner.problem(*problem) for problem in counted)]
-        raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec)) from error
+        sound = [chain.trial for chain in planner.chains.values() if chain]
+        raise told(counting.problems(sound), error.problems) from error
     trials = chosen(plan, only)
-    report = costs(trials, root)
-    counted = list(report.problems)
+    report = counting.costs(trials)
     examples = {
         search.name: [chain.trial for chain in planner.searched[search.index]]
         for search in plan.searches
         if only is None or fnmatch.fnmatchcase(search.name, only)
     }
-    for tried in examples.values():
-        counted += search_problems(tried, root)
-    if counted:
-        problems = [planner.problem(*problem) for problem in counted]
-        raise SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
+    of_searches = [problem for tried in examples.values() for problem in counting.search_problems(tried)]
+    if counted := [*counting.problems(trials), *of_searches]:
+        raise told(counted)
     unchecked = [*plan.unchecked, *report.unchecked]
     notes = lost_zeros(trials)
     replaced = None
     with suppress(StoreError), Store.open(root, create=False) as store:  # a run says what is wrong with it
         replaced = store.replaced(plan)
     searches = {
-        search.name: (search.spec.n_trials, per_trial(examples[search.name], root))
+        search.name: (search.spec.n_trials, counting.per_trial(examples[search.name]))
         for search in plan.searches
         if search.name in examples
     }
@@ -75,7 +79,7 @@ def check(
             {
                 "name": plan.name,
                 "trials": [_trial_json(trial, root) for trial in trials],
-                **{name: value for name, value in vars(report).items() if name not in ("unchecked", "problems")},
+                **{name: value for name, value in vars(report).items() if name != "unchecked"},
                 "searches": [
                     {"name": name, "trials": count, "train_tokens_per_trial": tokens}
                     for name, (count, tokens) in searches.items()

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from prunegpt.builtin import BUILTIN_MODELS
-from prunegpt.cli.costs import costs
+from prunegpt.cli.costs import Counting
 from prunegpt.cli.sweep import chosen
 from prunegpt.planning.resolve import plan_file
 from prunegpt.records import AttemptRecord
@@ -57,7 +57,7 @@ def _tokens(settings: Settings) -> Row:
     plan = plan_file(SPEC, root=root)
     with contextlib.redirect_stderr(io.StringIO()):
         together, alone = tokens([plan], root)
-        pretraining = costs(chosen(plan, "zero-shot"), root).train_tokens or 0
+        pretraining = Counting(root).costs(chosen(plan, "zero-shot")).train_tokens or 0
     without = (together - pretraining) / (sum(alone) - pretraining * len(alone))
     return Row.of(
         "quickstart-tokens",

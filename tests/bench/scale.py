@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from prunegpt.cli.costs import costs
+from prunegpt.cli.costs import Counting
 from prunegpt.launch.base import Exited
 from prunegpt.planning.resolve import plan_file
 from prunegpt.root import Root
@@ -93,7 +93,7 @@ def on_paper() -> list[str]:
         taught = [
             trial.model_copy(update={"stages": tuple(kept)}) for trial, kept in zip(trials, distilled, strict=True)
         ]
-        share = (costs(taught, root).train_tokens or 0) / together
+        share = (Counting(root).costs(taught).train_tokens or 0) / together
     lines = [
         f"The study: {together / 1e9:.2f} billion tokens to train as one plan, {sum(alone) / 1e9:.2f} from scratch.",
         f"Assumed: an H100 ({PEAK / 1e12:.0f} Tflop/s in bf16) at {SHARE:.0%} of its peak; {share:.0%} of the tokens "

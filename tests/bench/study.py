@@ -7,7 +7,7 @@ is needed: the specs say how many tokens their texts have.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from prunegpt.cli.costs import costs
+from prunegpt.cli.costs import Counting
 from prunegpt.cli.sweep import chosen
 from prunegpt.planning.resolve import plan_file
 from prunegpt.root import Root
@@ -47,7 +47,7 @@ def own(plan: SweepPlan) -> list[str]:
 
 def tokens(plans: Sequence[SweepPlan], root: Root) -> tuple[int, list[int]]:
     """Tokens to train for all plans together, and for each trial alone with what its teachers need."""
-    together = costs([trial for plan in plans for trial in plan.trials], root).train_tokens
-    alone = [costs(chosen(plan, name), root).train_tokens for plan in plans for name in own(plan)]
+    together = Counting(root).costs([trial for plan in plans for trial in plan.trials]).train_tokens
+    alone = [Counting(root).costs(chosen(plan, name)).train_tokens for plan in plans for name in own(plan)]
     assert together is not None
     return together, [count or 0 for count in alone]

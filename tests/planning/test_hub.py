@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from prunegpt.cli.costs import costs
+from prunegpt.cli.costs import Counting
 from prunegpt.errors import DataError, ModelError
 from prunegpt.planning import hub
 from prunegpt.root import Root
@@ -146,7 +146,7 @@ def test_costs_of_what_the_hub_does_not_give_are_unknown_at_once(
     found = online(httpx.ConnectError("no network"))
     base = {"model": "a/b", "data": {"path": "c/d", "block_size": 32}}
     trials = plan_of({"name": "a", "stages": ["finetune"]}, base=base).trials
-    report = costs(trials, Root(tmp_path / "runs"))
+    report = Counting(Root(tmp_path / "runs")).costs(trials)
     assert (report.train_tokens, report.evaluation_tokens, report.unchecked) == (None, None, ())
     assert len(found.asked) == 1
 
