@@ -57,13 +57,7 @@ class Cell:
             Interval(self.value, *interval)  # refuses one that does not hold the value
 
     def marked(self, escape: Callable[[str], str], strong: str, raised: str) -> str:
-        """The text in some markup, the best one strong, with its footnotes raised behind it.
-
-        Args:
-            escape: makes text of a text.
-            strong: format of strong text.
-            raised: format of raised text.
-        """
+        """The text in some markup, the best one strong, with its footnotes raised behind it; `{}` holds their place."""
         text = escape(self.text)
         if "best" in self.marks and text:
             text = strong.format(text)

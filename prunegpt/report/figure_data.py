@@ -123,12 +123,7 @@ def in_figures(_stage: int, name: str) -> bool:
 
 
 def curves(trial: TrialResult, found: "Sequence[Series]") -> dict[str, Curve]:
-    """The curves of a trial that figures show, by name; what is not finite is left out.
-
-    Args:
-        trial: whose records say how long its stages were.
-        found: what the store has of it; names that are not in CURVES are passed over.
-    """
+    """Those of a trial's curves that figures show, by name; what is not finite is left out."""
     last = {stage.index: stage.steps for stage in trial.stages}
     for one in found:
         last[one.stage] = max(last.get(one.stage, 0), int(one.steps.max()))

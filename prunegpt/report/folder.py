@@ -40,11 +40,8 @@ def write_folder(
         configs/SWEEP/TRIAL.json
 
     Args:
-        destination: the folder.
         tables: with different names.
-        title: heading of the index.
         results: the trials behind the tables; their configurations are written.
-        figures: see `figures_of`.
         commit: of the spec, for the provenance.
 
     Returns:

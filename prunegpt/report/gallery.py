@@ -32,38 +32,32 @@ _TRAIN = ("finetune", "distill", "pretrain")  # kinds of stages whose curves hav
 
 
 class Material:
-    """What the figures of some trials are drawn from: those measured as most of them are.
-
-    Args:
-        results: the trials.
-        windows: gives per-window losses, or None.
-        curves: gives the curves of a trial, by name.
-    """
+    """What the figures of some trials are drawn from: those measured as most of them are."""
 
     def __init__(self, results: Sequence[TrialResult], windows: WindowsOf, curves: CurvesOf) -> None:
-        self._trials = comparable(results)
-        many = len({trial.group for trial in self._trials}) > _MOST_INTERVALS
+        self.trials = comparable(results)
+        many = len({trial.group for trial in self.trials}) > _MOST_INTERVALS
         self._windows: WindowsOf = (lambda trial: None) if many else windows
         self._curves_of = curves
 
     @cached_property
     def whole(self) -> Sequence[SparsityPoint]:
-        return whole_models(sparsity_points(self._trials, self._windows), self._trials)
+        return whole_models(sparsity_points(self.trials, self._windows), self.trials)
 
     @cached_property
     def bars(self) -> Sequence[LayerBar]:
-        return layer_bars(self._trials, self._windows)
+        return layer_bars(self.trials, self._windows)
 
     @property
     def dense(self) -> float | None:
-        return dense_perplexity(sparsity_points(self._trials, lambda trial: None))
+        return dense_perplexity(sparsity_points(self.trials, lambda trial: None))
 
     @cached_property
     def curves(self) -> Sequence[Mapping[str, Curve]]:
         """Of trials that trained, those of a shared chain once; what runs now comes first."""
         found: list[Mapping[str, Curve]] = []
         seen: set[tuple[str, ...]] = set()
-        for trial in sorted(self._trials, key=lambda trial: (trial.state != "running", not trial.stages)):
+        for trial in sorted(self.trials, key=lambda trial: (trial.state != "running", not trial.stages)):
             trained = tuple(stage.key for stage in trial.plan.stages if stage.kind in _TRAIN)
             if trial.state == "waiting" or trained in seen or len(found) == _MOST_CURVES:
                 continue
@@ -76,7 +70,7 @@ class Material:
     @property
     def heat_maps(self) -> list[TrialResult]:
         """Trials whose tensors have different shares of zeros."""
-        counted = [trial for trial in self._trials if trial.measured and trial.sparsity is not None]
+        counted = [trial for trial in self.trials if trial.measured and trial.sparsity is not None]
         return [trial for trial in counted if trial.sparsity and len(set(trial.sparsity.by_tensor.values())) > 1]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prunegpt.records import StageRecord, TrialResult
+from prunegpt.records import TrialResult
 
 _NAMED = ("prunegpt", "torch", "transformers")  # packages whose version a line names
 _KEY_SHOWN = 12  # digits of an evaluation key
@@ -53,11 +53,11 @@ class Provenance:
 
 def gather(results: Sequence[TrialResult], *, commit: str | None = None) -> Provenance:
     """What the records of these trials say about themselves."""
+    stages = [stage for trial in results for stage in trial.stages]
     versions: dict[str, set[str]] = {}
-    for trial in results:
-        for stage in trial.stages:
-            for name, version in stage.versions.items():
-                versions.setdefault(name, set()).add(version)
+    for stage in stages:
+        for name, version in stage.versions.items():
+            versions.setdefault(name, set()).add(version)
     evaluations = [trial.evaluation for trial in results if trial.evaluation]
     ended = [trial.ended for trial in results if trial.ended is not None and trial.stages]
     return Provenance(
@@ -65,16 +65,12 @@ def gather(results: Sequence[TrialResult], *, commit: str | None = None) -> Prov
         versions={name: tuple(sorted(found)) for name, found in sorted(versions.items())},
         protocols=_unique(evaluation.protocol for evaluation in evaluations),
         evaluations=_unique(evaluation.key for evaluation in evaluations),
-        devices=_unique(stage.device for trial in results for stage in trial.stages if stage.device),
-        threads=tuple(sorted({one.threads for trial in results for one in trial.stages if _on_processor(one)})),
+        devices=_unique(stage.device for stage in stages if stage.device),
+        threads=tuple(sorted({stage.threads for stage in stages if stage.device == "cpu" and stage.threads})),
         newest=max(ended, default=None),
         trials=len({trial.id for trial in results}),
         commit=commit,
     )
-
-
-def _on_processor(stage: StageRecord) -> bool:
-    return stage.device == "cpu" and stage.threads > 0
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -103,12 +103,8 @@ def select_rows(
     """The rows of a table in the order of its patterns, each trial once, and the names of figures that fit no row.
 
     A pattern means a trial's name, the name its seeds share, or SWEEP/NAME. Teachers that the spec does not list and
-    trials that it no longer lists are shown only where a row names them in full.
-
-    Args:
-        spec: the table.
-        results: trials, in any order.
-        sweep: patterns without a sweep mean trials of this one only.
+    trials that it no longer lists are shown only where a row names them in full. Where a sweep is given, patterns
+    without one mean its trials only.
     """
     ordered = sorted(results, key=lambda trial: (trial.sweep, trial.order, trial.seed, trial.name))
     rows: list[Row] = []

@@ -105,8 +105,6 @@ def compare_seeds(
         first: seed -> [windows, 2], summed loss and tokens.
         second: the same of the other configuration.
         fixed: whether a configuration is the same for every seed, as a model that is only loaded.
-        resamples: how many times windows are drawn.
-        seed: of the drawing.
 
     Raises:
         ReportError: no seeds, or windows that differ in number or tokens.

@@ -144,8 +144,6 @@ def resampled_sums(
     Args:
         values: [windows, columns]; the rows lie on a circle.
         block: neighbouring rows that are drawn together; 1 draws rows independently, None takes `default_block`.
-        resamples: how many.
-        seed: equal seeds draw equal rows.
 
     Returns:
         [resamples, columns]; each resample sums exactly `windows` rows.
@@ -214,9 +212,6 @@ def perplexity_interval(
     Args:
         windows: [windows, 2], summed loss in nats and scored tokens of each.
         level: share of intervals that hold the perplexity of the text the windows were drawn from.
-        block: windows drawn together; None takes `default_block`.
-        resamples: how many times the windows are drawn.
-        seed: equal seeds give equal intervals.
 
     Raises:
         ReportError: see `check_windows` and `resampled_sums`.
@@ -241,7 +236,6 @@ def compare_windows(
         second: the same windows under the other model.
         resamples: how many times the windows are drawn; where all of them agree on the sign, p is Student's with the
             resamples' standard deviation.
-        seed: equal seeds give equal results.
 
     Raises:
         ReportError: the windows differ in number or tokens; see `check_paired`.

@@ -63,7 +63,6 @@ def build_table(
     """Builds a table from what was stored.
 
     Args:
-        spec: title, rows, columns and published figures.
         results: the trials that rows may match, in any order.
         windows: gives the per-window losses of a trial's last evaluation, or None; see `stored_windows`.
         sweep: rows without a sweep mean trials of this one; all where not given.

@@ -24,16 +24,7 @@ from prunegpt.web.security import Guard
 def create_app(
     root: Root, *, token: str, open_to_read: bool = False, host: str, port: int, hosts: Sequence[str] = ()
 ) -> Starlette:
-    """The dashboard of a root.
-
-    Args:
-        root: the folder of all results; it may be empty, or not be there yet.
-        token: what visitors must know.
-        open_to_read: without it they may look, and change nothing.
-        host: the address that is listened on.
-        port: its port.
-        hosts: further names that visitors may use for it, such as that of a proxy.
-    """
+    """The dashboard of a root, which may be empty, or not be there yet; see `Guard` for the others."""
     dashboard = Dashboard.open(root)
     pages = Pages(dashboard)
     wandb = Endpoint(root)

@@ -31,12 +31,7 @@ class Intervals:
         self._later = ThreadPoolExecutor(1, "intervals")
 
     def find(self, trials: Sequence[TrialResult], seconds: float = _SECONDS) -> dict[int, Bounds | None]:
-        """Intervals of the trials, those None that are not known or cannot be; the missing ones are computed later.
-
-        Args:
-            trials: any.
-            seconds: how long to compute before the rest is left for later.
-        """
+        """Intervals of the trials, None where there is none; what is not computed in these seconds is so later."""
         until = time.monotonic() + seconds
         found: dict[int, Bounds | None] = {}
         for trial in trials:

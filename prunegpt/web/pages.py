@@ -14,6 +14,8 @@ from starlette.staticfiles import StaticFiles
 
 from prunegpt import __version__
 from prunegpt.errors import StoreError
+from prunegpt.records import TrialResult
+from prunegpt.store import SweepRow
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.security import local_path
 
@@ -33,9 +35,9 @@ class Pages:
     def routes(self) -> list[BaseRoute]:
         return [
             Route("/", self._plain("sweeps.html", "Sweeps", "sweeps")),
-            Route("/sweeps/{name}", self._of_sweep("sweep.html", "sweep")),
-            Route("/sweeps/{name}/tables", self._of_sweep("tables.html", "tables")),
-            Route("/trials/{sweep}/{trial}", self.trial),
+            Route("/sweeps/{sweep}", self._of("sweep.html", "sweep")),
+            Route("/sweeps/{sweep}/tables", self._of("tables.html", "tables")),
+            Route("/trials/{sweep}/{trial}", self._of("trial.html", "trial")),
             Route("/compare", self.compare),
             Route("/api", self._plain("openapi.html", "API", "api")),
             Route("/login", self.login),
@@ -60,24 +62,20 @@ class Pages:
 
         return answer
 
-    def _of_sweep(self, template: str, page: str) -> Callable[[Request], Awaitable[Response]]:
+    def _of(self, template: str, page: str) -> Callable[[Request], Awaitable[Response]]:
+        """A page of a sweep or a trial; an error where there is none."""
+
         async def answer(request: Request) -> Response:
+            parts, source = request.path_params, self._dashboard.source
+            find: Callable[..., SweepRow | TrialResult] = source.trial if "trial" in parts else source.sweep
             try:
-                found = await run_in_threadpool(self._dashboard.source.sweep, request.path_params["name"])
+                found = await run_in_threadpool(find, *parts.values())
             except StoreError as error:
                 return self.error(404, str(error))
-            return self.render(template, title=found.title, page=page, name=found.name, sweep=found.name)
+            title = f"{found.name} · {found.sweep}" if isinstance(found, TrialResult) else found.title
+            return self.render(template, title=title, page=page, name=found.name, **parts)
 
         return answer
-
-    async def trial(self, request: Request) -> Response:
-        sweep, trial = request.path_params["sweep"], request.path_params["trial"]
-        try:
-            found = await run_in_threadpool(self._dashboard.source.trial, sweep, trial)
-        except StoreError as error:
-            return self.error(404, str(error))
-        title = f"{found.name} · {found.sweep}"
-        return self.render("trial.html", title=title, page="trial", name=found.name, sweep=sweep, trial=found.name)
 
     async def compare(self, request: Request) -> Response:
         trials = request.query_params.getlist("trial")[:_MOST_COMPARED]
@@ -89,8 +87,7 @@ class Pages:
         return self.render("login.html", title="Log in", page="login", next=target, failed=failed)
 
     async def icon(self, request: Request) -> Response:
-        file = _HERE / "static" / "icon.svg"
-        return FileResponse(file, media_type="image/svg+xml") if file.is_file() else Response(status_code=204)
+        return FileResponse(_HERE / "static" / "icon.svg", media_type="image/svg+xml")
 
     async def plotly(self, request: Request) -> Response:
         """Plotly's script, as the installed package carries it."""

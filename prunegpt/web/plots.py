@@ -34,12 +34,8 @@ def parallel(
 ) -> Plot:
     """A line a trial over its searched values to its perplexity, the lower the darker.
 
-    Of many trials, the best and a sample of the others, which the caption says.
-
-    Args:
-        settings: axis label -> the value of each trial.
-        perplexity: of each trial.
-        names: of each trial.
+    Of many trials, the best and a sample of the others, which the caption says. `settings` are the values of each trial
+    by axis.
     """
     need(perplexity, "measured trials with searched values")
     ordered = sorted(range(len(perplexity)), key=lambda index: perplexity[index])

@@ -31,13 +31,9 @@ def run(
     """Serves a root until it is interrupted.
 
     Args:
-        root: the folder of all results.
-        host: the address to listen on.
-        port: its port; 0 takes a free one.
+        port: 0 takes a free one.
         token: what visitors must know; where none is given the root's own, without which they may look on loopback.
         hosts: further names that visitors may use.
-        open_browser: opens the page.
-        say: takes the lines for people.
 
     Raises:
         LaunchError: a token that can be guessed, or an address that cannot be listened on.

@@ -111,11 +111,11 @@ class Source:
                 raise StoreError(unknown("sweep", name, self._sweeps))
             return self._sweeps[name]
 
-    def trials(self, sweep: str, *, hidden: bool = False) -> list[TrialResult]:
-        """The trials of a sweep in spec order; `hidden`: those too that it no longer lists."""
+    def trials(self, sweep: str) -> list[TrialResult]:
+        """The trials of a sweep that it lists, in spec order."""
         with self.following():
             self.sweep(sweep)
-            found = [one for one in self._trials.values() if one.sweep == sweep and (one.shown or hidden)]
+            found = [one for one in self._trials.values() if one.sweep == sweep and one.shown]
             return sorted(found, key=lambda one: (one.order, one.id))
 
     def every_trial(self) -> list[TrialResult]:
@@ -233,7 +233,7 @@ class Source:
             del self._names[old.sweep, old.name]
 
     def _take_points(self, running: Mapping[int, tuple[int, int]], store: Store, revision: int) -> bool:
-        fresh = [attempt for attempt, (_, stored) in running.items() if not stored or self._stored(attempt) != stored]
+        fresh = [attempt for attempt, (_, stored) in running.items() if not stored or stored != self._stored(attempt)]
         ended = [attempt for attempt in self._running if attempt not in running]
         if not fresh and not ended:
             return False

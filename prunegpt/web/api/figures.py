@@ -1,6 +1,6 @@
 """Figures of a sweep: for Plotly as JSON, and drawn as PNG and SVG from the same data."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -9,7 +9,7 @@ from starlette.responses import Response
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult, comparable
 from prunegpt.report.figure_data import curves, in_figures
-from prunegpt.report.gallery import DRAWINGS, Material
+from prunegpt.report.gallery import DRAWINGS, Drawing, Material
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.plots import Plot
 from prunegpt.web.dashboard import Dashboard
@@ -30,8 +30,8 @@ class Figures(Answer):
     figures: list[FigureShort]
 
 
-def _parallel(trials: list[TrialResult]) -> Plot:
-    found = _varied(trials)
+def _parallel(material: Material) -> Plot:
+    found = _varied(material.trials)
     paths = _differing(found)
     if not paths:
         raise ReportError("a figure needs trials whose searched values differ, but there are none yet.")
@@ -39,15 +39,14 @@ def _parallel(trials: list[TrialResult]) -> Plot:
     return parallel(values, [_perplexity(trial) for trial in found], [trial.name for trial in found])
 
 
-def _importance(trials: list[TrialResult]) -> Plot:
-    whole, paths = _important(trials)
-    shares = importances([{path: trial.swept.get(path) for path in paths} for trial in whole], [
-        _perplexity(trial) for trial in whole
-    ])  # fmt: skip
+def _importance(material: Material) -> Plot:
+    whole, paths = _important(material.trials)
+    settings = [{path: trial.swept.get(path) for path in paths} for trial in whole]
+    shares = importances(settings, [_perplexity(trial) for trial in whole])
     return importance({_short(path, paths): share for path, share in shares.items()})
 
 
-def _important(trials: list[TrialResult]) -> tuple[list[TrialResult], list[str]]:
+def _important(trials: Sequence[TrialResult]) -> tuple[list[TrialResult], list[str]]:
     """The trials and paths that importance is told from: the most trials that have the same searched values."""
     found = _varied(trials)
     differing = _differing(found)
@@ -72,7 +71,7 @@ def _important(trials: list[TrialResult]) -> tuple[list[TrialResult], list[str]]
     return whole, paths
 
 
-def _varied(trials: list[TrialResult]) -> list[TrialResult]:
+def _varied(trials: Sequence[TrialResult]) -> list[TrialResult]:
     return [trial for trial in comparable(trials) if trial.measured and trial.swept and not trial.implicit]
 
 
@@ -101,27 +100,13 @@ def _short(path: str, paths: Sequence[str]) -> str:
     return path
 
 
-_IN_BROWSER: Mapping[str, tuple[str, Callable[[list[TrialResult]], Plot]]] = {
-    "parallel": ("Searched values and perplexity", _parallel),
-    "importance": ("What perplexity depends on", _importance),
-}  # drawn by Plotly alone
-TITLES = {**{name: drawing.title for name, drawing in DRAWINGS.items()},
-          **{name: title for name, (title, _) in _IN_BROWSER.items()}}  # fmt: skip
-
-FigureName = Annotated[str, tuple(TITLES)]
+_DRAWINGS: Mapping[str, Drawing] = {
+    **DRAWINGS,
+    "parallel": Drawing("Searched values and perplexity", "", "", _parallel),
+    "importance": Drawing("What perplexity depends on", "", "", _importance),
+}  # those without a file are drawn by Plotly alone
+FigureName = Annotated[str, tuple(_DRAWINGS)]
 Format = Annotated[str, ("png", "svg", "json")]
-
-
-def _made(dashboard: Dashboard, trials: list[TrialResult], figure: str) -> Plot:
-    if figure in _IN_BROWSER:
-        return _IN_BROWSER[figure][1](trials)
-    store = dashboard.source.store
-    material = Material(
-        trials,
-        stored_windows(dashboard.root),
-        lambda trial: curves(trial, store.series(trial.id, in_figures)),
-    )
-    return DRAWINGS[figure].plot(material)
 
 
 def drawn(dashboard: Dashboard, sweep: str, figure: str) -> Plot:
@@ -130,13 +115,20 @@ def drawn(dashboard: Dashboard, sweep: str, figure: str) -> Plot:
         trials = [trial for trial in dashboard.source.trials(sweep) if not trial.implicit]
         points = dashboard.source.revision if figure == "training" and dashboard.source.running(sweep) else 0
         state = (dashboard.source.sweep_revision(sweep), points)
-    return dashboard.kept.get(("figure", sweep, figure), state, lambda: _made(dashboard, trials, figure))
+
+    def made() -> Plot:
+        store = dashboard.source.store
+        windows = stored_windows(dashboard.root)
+        material = Material(trials, windows, lambda trial: curves(trial, store.series(trial.id, in_figures)))
+        return _DRAWINGS[figure].plot(material)
+
+    return dashboard.kept.get(("figure", sweep, figure), state, made)
 
 
 @endpoint("/sweeps/{name}/figures")
 def listed(dashboard: Dashboard, name: str) -> Figures:
     """Which figures there are, and why others are missing."""
-    return Figures(figures=[_listed(dashboard, name, figure) for figure in TITLES])
+    return Figures(figures=[_listed(dashboard, name, figure) for figure in _DRAWINGS])
 
 
 def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
@@ -148,7 +140,7 @@ def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
             drawn(dashboard, sweep, name)
     except ReportError as error:
         missing = str(error)
-    return FigureShort(name=name, title=TITLES[name], missing=missing, files=name not in _IN_BROWSER)
+    return FigureShort(name=name, title=_DRAWINGS[name].title, missing=missing, files=bool(_DRAWINGS[name].file))
 
 
 @endpoint("/sweeps/{name}/figures/{figure}.{format}", "image/png", "image/svg+xml", "application/json")
@@ -157,7 +149,7 @@ def download(dashboard: Dashboard, name: str, figure: FigureName, format: Format
     found = drawn(dashboard, name, figure)
     if format == "json":
         return Response(found.model_dump_json(), media_type="application/json")
-    if figure in _IN_BROWSER:
+    if not _DRAWINGS[figure].file:
         raise Refused(404, f"the figure {figure!r} is drawn in the browser alone. Take it as json.")
     from prunegpt.report.figures import draw, png, svg
 
