@@ -14,9 +14,7 @@ from prunegpt.root import Root
 if TYPE_CHECKING:
     from prunegpt.planning.resolve import Planner
     from prunegpt.records import TrialResult
-    from prunegpt.spec.plan import SweepPlan
     from prunegpt.store.rows import SweepRow
-    from prunegpt.sweep.events import SweepOutcome
 
 OnlyOption = Annotated[str | None, typer.Option("--only", metavar="GLOB", help="Only trials whose name matches.")]
 LauncherOption = Annotated[
@@ -254,16 +252,15 @@ def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str |
         LaunchError: another coordinator has the root, or nothing can be started.
         typer.Exit: with 1, where trials failed or the run was interrupted.
     """
-    from prunegpt.api import start
+    from prunegpt.api import start, stored, tables_of
     from prunegpt.cli.progress import follow
+    from prunegpt.registry import RENDERERS
 
     with follow(planner.plan) as on_event:
         outcome = start(planner, root, slots=slots, launcher=launcher, only=only, on_event=on_event)
-    _conclude(planner.plan, root, outcome)
-
-
-def _conclude(plan: "SweepPlan", root: Root, outcome: "SweepOutcome") -> None:
-    show_tables(plan.name, root)
+    plan = planner.plan
+    if tables := tables_of(stored(plan.name, root)):
+        print(RENDERERS.load("md")(tables))
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
     say(f"Look again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
     if outcome.failed:
@@ -276,13 +273,3 @@ def _conclude(plan: "SweepPlan", root: Root, outcome: "SweepOutcome") -> None:
         say(f"{len(outcome.waiting)} trials were not started: {outcome.reached} had reached the target.")
     if outcome.failed or outcome.interrupted:
         raise typer.Exit(1)
-
-
-def show_tables(name: str, root: Root) -> None:
-    """The sweep's declared tables on standard output, as Markdown."""
-    from prunegpt.api import stored, tables_of
-    from prunegpt.registry import RENDERERS
-
-    tables = tables_of(stored(name, root))
-    if tables:
-        print(RENDERERS.load("md")(tables))

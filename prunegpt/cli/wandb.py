@@ -24,9 +24,6 @@ app = typer.Typer(
 OnlyOption = Annotated[
     str | None, typer.Option("--only", metavar="GLOB", help="Only trials, or the search, whose name matches.")
 ]
-ProjectOption = Annotated[
-    str | None, typer.Option("--project", help="Project; the spec's tracking.wandb.project else.")
-]
 EntityOption = Annotated[str | None, typer.Option("--entity", help="Team or user; the client's own default else.")]
 
 
@@ -36,7 +33,9 @@ def create(
     root: Root = ROOT,
     overrides: SetOption = None,
     only: OnlyOption = None,
-    project: ProjectOption = None,
+    project: Annotated[
+        str | None, typer.Option("--project", help="Project; the spec's tracking.wandb.project else.")
+    ] = None,
     entity: EntityOption = None,
     interpreter: Annotated[
         str, typer.Option("--interpreter", help="The Python that agents start; this one where not given.")
@@ -49,6 +48,7 @@ def create(
     """
     import json
 
+    from prunegpt.planning.fingerprint import digest
     from prunegpt.planning.resolve import Planner
     from prunegpt.spec.wandb_config import config_of
     from prunegpt.sweep.curves import curves_in
@@ -60,7 +60,7 @@ def create(
         "${env}",
         interpreter,
         *("-P", "-m", "prunegpt", "wandb", "trial", "${args_json_file}"),
-        *("--spec", str(spec.absolute()), "--root", str(root.path), "--digest", digest_of(plan.spec)),
+        *("--spec", str(spec.absolute()), "--root", str(root.path), "--digest", digest([plan.spec])),
         *(part for override in overrides or [] for part in ("--set", override)),
     ]
     config = config_of(plan, command, str(spec), only)
@@ -191,6 +191,7 @@ def trial(
 ) -> None:
     """What an agent starts: find the trial that its arguments mean, run it under the root, store what came of it."""
     from prunegpt.errors import Problem, SpecError
+    from prunegpt.planning.fingerprint import digest as digest_of
     from prunegpt.planning.resolve import Planner
     from prunegpt.sweep.curves import curves_in
     from prunegpt.tracking.agents import PARAMETERS, read_arguments, trial_of
@@ -200,19 +201,12 @@ def trial(
         raise SpecError([Problem("", f"an agent's run needs its arguments: name a file, or set {PARAMETERS}.")])
     with failing(root):
         planner = Planner(spec, overrides or [], root, curves_in(root), strict=True)
-        if digest is not None and digest != digest_of(planner.plan.spec):
+        if digest is not None and digest != digest_of([planner.plan.spec]):
             message = "the spec has changed since its sweep was created. Undo that, or create the sweep again."
             raise SpecError([Problem("", message)], str(spec))
         found = trial_of(planner, read_arguments(given), root)
         code = run_for_agent(root, planner.plan, found)
     raise typer.Exit(code)
-
-
-def digest_of(spec: object) -> str:
-    """What a spec is recognised by."""
-    from prunegpt.planning.fingerprint import digest
-
-    return digest([spec])
 
 
 @contextmanager
