@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prunegpt.errors import LaunchError, PruneGPTError, StoreError
 from prunegpt.planning.precision import resolved
 from prunegpt.planning.resolve import Planner, plan_file
-from prunegpt.records import TrialResult
+from prunegpt.records import TrialResult, chain_metrics
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
@@ -224,20 +224,15 @@ def start(
 
 
 def _row(result: TrialResult) -> dict[str, Any]:
-    measured, counted = result.evaluation, result.sparsity
+    metrics = chain_metrics(result.stages)
     return {
         "trial": result.name,
         "seed": result.seed,
         "state": result.state,
         **result.swept,
-        "perplexity": measured.perplexity if measured else None,
-        "loss": measured.loss if measured else None,
-        "protocol": measured.protocol if measured else None,
-        "split": measured.split if measured else None,
-        "sparsity": counted.pruned if counted else None,
-        "sparsity_all": counted.overall if counted else None,
-        "tokens": sum(stage.train_tokens for stage in result.stages),
-        "seconds": sum(stage.seconds for stage in result.stages),
+        **{name: metrics[name] for name in ("perplexity", "loss")},
+        **{name: getattr(result.evaluation, name, None) for name in ("protocol", "split")},
+        **{name: metrics[name] for name in ("sparsity", "sparsity_all", "tokens", "seconds")},
         "reason": result.reason,
         "key": result.key,
     }

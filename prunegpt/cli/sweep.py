@@ -218,7 +218,7 @@ def status(
 
 
 def _print_results(results: "list[TrialResult]", name: str | None) -> None:
-    from prunegpt.records import comparable
+    from prunegpt.records import chain_metrics, comparable
 
     print_table(
         ["id", "trial", "state", "perplexity", "sparsity", "stages", "note"],
@@ -227,8 +227,7 @@ def _print_results(results: "list[TrialResult]", name: str | None) -> None:
                 str(result.id),
                 f"{result.sweep}/{result.name}" if name is None else result.name,
                 result.state,
-                result.evaluation.perplexity if result.evaluation else None,
-                result.sparsity.pruned if result.sparsity else None,
+                *map(chain_metrics(result.stages).get, ("perplexity", "sparsity")),
                 f"{len(result.stages)}/{len(result.plan.stages)}",
                 result.reason,
             ]
@@ -241,13 +240,16 @@ def _print_results(results: "list[TrialResult]", name: str | None) -> None:
 
 
 def _result_json(result: "TrialResult") -> dict[str, Any]:
+    from prunegpt.records import chain_metrics
+
+    metrics = chain_metrics(result.stages)
     return {
         "id": result.id,
         "sweep": result.sweep,
         "name": result.name,
         "state": result.state,
-        "perplexity": result.evaluation.perplexity if result.evaluation else None,
-        "sparsity": result.sparsity.pruned if result.sparsity else None,
+        "perplexity": metrics["perplexity"],
+        "sparsity": metrics["sparsity"],
         "stages": [stage.model_dump(include={"key", "kind", "cached", "seconds"}) for stage in result.stages],
         "attempts": result.attempts,
         "reason": result.reason,

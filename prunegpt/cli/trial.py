@@ -66,7 +66,12 @@ def show(
     print_attempts(attempts, root)
 
 
+_METRICS = ("perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens", "seconds")
+
+
 def _print(result: "TrialResult") -> None:
+    from prunegpt.records import chain_metrics
+
     print(
         f"{result.sweep}/{result.name} (id {result.id}): {result.state}"
         + (f", {result.reason}" if result.reason else "")
@@ -75,20 +80,7 @@ def _print(result: "TrialResult") -> None:
         print(f"  {result.error}")
     print_table(
         ["stage", "key", "cached", "perplexity", "bits/byte", "sparsity", "of all", "tokens trained", "seconds"],
-        (
-            [
-                stage.kind,
-                stage.key,
-                stage.cached,
-                stage.evaluation.perplexity if stage.evaluation else None,
-                stage.evaluation.bits_per_byte if stage.evaluation else None,
-                stage.sparsity.pruned if stage.sparsity else None,
-                stage.sparsity.overall if stage.sparsity else None,
-                stage.train_tokens,
-                stage.seconds,
-            ]
-            for stage in result.stages
-        ),
+        ([stage.kind, stage.key, stage.cached, *map(chain_metrics([stage]).get, _METRICS)] for stage in result.stages),
         title="Chain",
     )
     if result.evaluation:
