@@ -227,7 +227,7 @@ def _matching(results: "list[TrialResult]", glob: str, what: str) -> "list[Trial
 def study(
     name: Annotated[str, typer.Argument(help="A sweep.", show_default=False)],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="A new SQLite file, or one of Optuna's.", show_default=False)
+        Path, typer.Option(metavar="FILE", help="A new SQLite file, or one of Optuna's.", show_default=False)
     ],
     root: Root = ROOT,
 ) -> None:

@@ -47,9 +47,7 @@ def evaluate(
     block_size: BlockOption = None,
     stride: StrideOption = None,
     max_windows: WindowsOption = None,
-    batch_size: Annotated[
-        str, typer.Option("--batch-size", help="Windows at a time, or auto; not in the result.")
-    ] = "auto",
+    batch_size: Annotated[str, typer.Option(help="Windows at a time, or auto; not in the result.")] = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     trust_remote_code: TrustOption = False,
@@ -99,8 +97,8 @@ def prune(
     sparsity: Annotated[
         float | None, typer.Option("--sparsity", "-s", help="Share of weights to prune, 0 to 1.")
     ] = None,
-    pattern: Annotated[str, typer.Option("--pattern", help="unstructured, N:M (N kept) or [a, b].")] = "unstructured",
-    allocation: Annotated[str | None, typer.Option("--allocation", help="uniform, row, global or owl.")] = None,
+    pattern: Annotated[str, typer.Option(help="unstructured, N:M (N kept) or [a, b].")] = "unstructured",
+    allocation: Annotated[str | None, typer.Option(help="uniform, row, global or owl.")] = None,
     targets: Annotated[
         list[str] | None, typer.Option("--target", help="Name, glob or re: pattern. Repeatable.")
     ] = None,
@@ -108,13 +106,11 @@ def prune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT where it is an empty folder or a model that prune wrote.")
     ] = False,
-    calibration: Annotated[
-        str | None, typer.Option("--calibration", metavar="FILE", help="Text the method looks at.")
-    ] = None,
-    calibration_windows: Annotated[int, typer.Option("--calibration-windows", min=1, help="Windows of it.")] = 128,
-    calibration_mode: Annotated[str, typer.Option("--calibration-mode", help="first or random windows.")] = "first",
+    calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Text the method looks at.")] = None,
+    calibration_windows: Annotated[int, typer.Option(min=1, help="Windows of it.")] = 128,
+    calibration_mode: Annotated[str, typer.Option(help="first or random windows.")] = "first",
     propagate: Annotated[bool, typer.Option(help="Each block sees the pruned blocks before it.")] = True,
-    seed: Annotated[int, typer.Option("--seed", help="Of random choices.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random choices.")] = 0,
     data: DataOption = None,
     data_name: NameOption = None,
     split: SplitOption = "test",

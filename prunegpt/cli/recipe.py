@@ -25,10 +25,10 @@ VersionOption = Annotated[
 def show(
     file: FileArgument,
     steps_per_epoch: Annotated[
-        int | None, typer.Option("--steps-per-epoch", min=1, help="Optimizer steps an epoch; simulates the schedule.")
+        int | None, typer.Option(min=1, help="Optimizer steps an epoch; simulates the schedule.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="A transformers folder or builtin:NAME, to match tensors in.")
+        str | None, typer.Option(help="A transformers folder or builtin:NAME, to match tensors in.")
     ] = None,
     arguments: ArgsOption = None,
     version: VersionOption = None,
@@ -81,7 +81,7 @@ def convert(
     stages: Annotated[
         bool, typer.Option("--stages", help="Write the `stages` of a spec instead of one recipe.")
     ] = False,
-    teacher: Annotated[str | None, typer.Option("--teacher", help="Trial that teaches the stages that distil.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Trial that teaches the stages that distil.")] = None,
     arguments: ArgsOption = None,
     lenient: Annotated[bool, typer.Option("--lenient", help="Leave out what is not supported, and say so.")] = False,
 ) -> None:

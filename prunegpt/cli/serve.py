@@ -11,8 +11,8 @@ from prunegpt.root import Root
 @app.command(epilog="Example: prunegpt serve --open")
 def serve(
     root: Root = ROOT,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     token: Annotated[
         str | None,
         typer.Option(
@@ -25,7 +25,7 @@ def serve(
     open_: Annotated[bool, typer.Option("--open", help="Open the dashboard in a browser.")] = False,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", metavar="NAME", help="Another name that visitors reach it by, such as a proxy's."),
+        typer.Option(metavar="NAME", help="Another name that visitors reach it by, such as a proxy's."),
     ] = None,
 ) -> None:
     """Show sweeps, trials, curves and tables in a browser, live; also the JSON API, and a W&B server for agents.

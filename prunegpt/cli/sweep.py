@@ -169,7 +169,7 @@ def run(
 
 @sweep_app.command(epilog="Example: prunegpt sweep fields --update sweeps/README.md")
 def fields(
-    update: Annotated[Path | None, typer.Option("--update", help="Write it to this file instead.")] = None,
+    update: Annotated[Path | None, typer.Option(help="Write it to this file instead.")] = None,
 ) -> None:
     """Every field of a spec with its values, default and meaning, as Markdown."""
     from prunegpt.root import write_text

@@ -15,9 +15,9 @@ FORMATS = ("md", "latex", "csv", "html", "json")
 def table(
     sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="A stored sweep, its spec file, or an archive.")],
     format: Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(FORMATS)}.")] = "md",
-    update: Annotated[Path | None, typer.Option("--update", help="Rewrite the marked region of this file.")] = None,
+    update: Annotated[Path | None, typer.Option(help="Rewrite the marked region of this file.")] = None,
     archive: Annotated[
-        Path | None, typer.Option("--archive", help="Folder to keep the records that the tables are made from.")
+        Path | None, typer.Option(help="Folder to keep the records that the tables are made from.")
     ] = None,
     root: Root = ROOT,
     overrides: SetOption = None,

@@ -33,12 +33,10 @@ def create(
     root: Root = ROOT,
     overrides: SetOption = None,
     only: OnlyOption = None,
-    project: Annotated[
-        str | None, typer.Option("--project", help="Project; the spec's tracking.wandb.project else.")
-    ] = None,
+    project: Annotated[str | None, typer.Option(help="Project; the spec's tracking.wandb.project else.")] = None,
     entity: EntityOption = None,
     interpreter: Annotated[
-        str, typer.Option("--interpreter", help="The Python that agents start; this one where not given.")
+        str, typer.Option(help="The Python that agents start; this one where not given.")
     ] = sys.executable,
     show: Annotated[bool, typer.Option("--print", help="Print the sweep config and register nothing.")] = False,
 ) -> None:
@@ -77,12 +75,8 @@ def create(
 @app.command(epilog="Example: prunegpt wandb agent local/prunegpt/abcd1234 --slots 2")
 def agent(
     sweep: Annotated[str, typer.Argument(metavar="ENTITY/PROJECT/ID", help="As `create` printed it.")],
-    slots: Annotated[
-        int | None, typer.Option("--slots", min=1, help="Agents; one a GPU, or one, where not given.")
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option("--count", min=1, help="Runs of each agent; all where not given.")
-    ] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Agents; one a GPU, or one, where not given.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Runs of each agent; all where not given.")] = None,
 ) -> None:
     """Run `wandb agent`, one a slot, each with its share of the machine. Ctrl-C once lets running trials end well."""
     from prunegpt.tracking.agents import run_agents
@@ -96,7 +90,7 @@ def sync(
         str | None, typer.Argument(help="Every trial of this sweep; what waits of all where not given.")
     ] = None,
     root: Root = ROOT,
-    project: Annotated[str | None, typer.Option("--project", help="Another project than they were kept for.")] = None,
+    project: Annotated[str | None, typer.Option(help="Another project than they were kept for.")] = None,
     entity: EntityOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what waits, and send nothing.")] = False,
 ) -> None:
@@ -184,10 +178,10 @@ def trial(
     arguments: Annotated[
         Path | None, typer.Argument(help="File of the run's arguments; WANDB_SWEEP_PARAM_PATH where not given.")
     ] = None,
-    spec: Annotated[Path, typer.Option("--spec", help="The spec whose trial is run.")] = Path("sweep.yaml"),
+    spec: Annotated[Path, typer.Option(help="The spec whose trial is run.")] = Path("sweep.yaml"),
     root: Root = ROOT,
     overrides: SetOption = None,
-    digest: Annotated[str | None, typer.Option("--digest", help="Of the spec when the sweep was created.")] = None,
+    digest: Annotated[str | None, typer.Option(help="Of the spec when the sweep was created.")] = None,
 ) -> None:
     """What an agent starts: find the trial that its arguments mean, run it under the root, store what came of it."""
     from prunegpt.errors import Problem, SpecError

@@ -37,7 +37,6 @@ class Measured:
     """What the finished runs of a row came to, all measured alike."""
 
     perplexity: float  # mean over seeds
-    deviation: float | None  # sample standard deviation over seeds
     count: int  # runs
     interval: Interval | None  # of the perplexity
     key: ComparisonKey
@@ -119,20 +118,19 @@ def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | Non
     values = [evaluation.perplexity for _, evaluation in done if evaluation.perplexity is not None]
     notes: list[str] = []
     kept = _windows(done, windows, notes)
-    found = spread(values)
+    mean, _ = spread(values)
     interval = None
-    if found.count > 1:
+    if len(values) > 1:
         interval = spread_interval(values)
     elif kept:
         only = next(iter(kept.values()))
         resampled = perplexity_interval(only)
-        interval = Interval.around(found.mean, resampled.low, resampled.high)
+        interval = Interval.around(mean, resampled.low, resampled.high)
         if len(only) < FEW:
             notes.append(f"{len(only)} windows are too few to trust the interval and the tests")
     return Measured(
-        perplexity=found.mean,
-        deviation=found.deviation,
-        count=found.count,
+        perplexity=mean,
+        count=len(values),
         interval=interval,
         key=key,
         windows=kept,

@@ -38,15 +38,6 @@ from prunegpt.report.statistics import (
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Values over seeds."""
-
-    mean: float
-    deviation: float | None  # sample standard deviation, of n - 1; None for one seed
-    count: int
-
-
-@dataclass(frozen=True)
 class Source:
     """One source of chance: the variance it gives to a difference, and the degrees of freedom it is estimated with."""
 
@@ -54,16 +45,15 @@ class Source:
     freedom: float
 
 
-def spread(values: list[float]) -> Spread:
-    """Mean, sample standard deviation and number.
+def spread(values: list[float]) -> tuple[float, float | None]:
+    """Mean over seeds, and sample standard deviation, of n - 1; None for one seed.
 
     Raises:
         ReportError: no values, or one that is not finite.
     """
     if not values or not all(math.isfinite(value) for value in values):
         raise ReportError(f"a mean over seeds needs finite values, but got {values}. Leave out the runs that diverged.")
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Spread(float(np.mean(values)), deviation, len(values))
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def spread_interval(values: list[float]) -> Interval:
@@ -72,11 +62,11 @@ def spread_interval(values: list[float]) -> Interval:
     Raises:
         ReportError: fewer than two values, or one that is not finite.
     """
-    found = spread(values)
-    if found.deviation is None:
+    mean, deviation = spread(values)
+    if deviation is None:
         raise ReportError("an interval over seeds needs at least 2 seeds, but got 1. Run more seeds.")
-    half = quantile(LEVEL, found.count - 1) * found.deviation / math.sqrt(found.count)
-    return Interval(found.mean, found.mean - half, found.mean + half)
+    half = quantile(LEVEL, len(values) - 1) * deviation / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
 
 
 def combined_test(difference: float, sources: list[Source]) -> tuple[float, Interval]:

@@ -176,10 +176,10 @@ def _folded(values: Sequence[Value], shown: Column, details: dict[str, Detail]) 
         return text, text
     if len(numbers) == 1:
         return numbers[0], text_of(numbers[0], shown.kind)
-    found = spread([float(number) for number in numbers])
-    details |= {"sd": found.deviation, "n": found.count}
-    text, deviation = together(shown.kind, found.mean, found.deviation or 0.0)
-    return found.mean, f"{text} ± {deviation} ({found.count})" if shown.kind in ("loss", "bits") else text
+    mean, deviation = spread([float(number) for number in numbers])
+    details |= {"sd": deviation, "n": len(numbers)}
+    text, after = together(shown.kind, mean, deviation or 0.0)
+    return mean, f"{text} ± {after} ({len(numbers)})" if shown.kind in ("loss", "bits") else text
 
 
 def _perplexity(cell: Cell, row: Row, notes: Footnotes) -> Cell:

@@ -12,7 +12,7 @@ from tests.report.made import draw_windows
 def measured(shift: float, *, seed: int = 1, protocol: str = "p") -> Measured:
     windows = draw_windows(3.0 + shift, count=64, seed=seed)
     key = ComparisonKey("text", "validation", protocol)
-    return Measured(float(np.exp(mean_loss(windows))), None, 1, None, key, {42: windows}, fixed=True)
+    return Measured(float(np.exp(mean_loss(windows))), 1, None, key, {42: windows}, fixed=True)
 
 
 def test_the_ratio_is_to_the_row_in_the_middle() -> None:
