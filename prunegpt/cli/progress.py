@@ -61,9 +61,8 @@ class _Board:
                 self.line(f"{event.sweep}: {event.trials} trials to run, {event.finished} finished before")
                 if event.outdated:
                     self.line(
-                        f"  {len(event.outdated)} trials were finished under other keys ({_some(event.outdated)}): the "
-                        f"spec, its text or model, a library, or PruneGPT's own format has changed since. They are "
-                        f"computed again when they are run; what they came to then stays in stages/."
+                        f"  {len(event.outdated)} finished trials are computed again ({_some(event.outdated)}): "
+                        f"{'; '.join(event.because)}. Their earlier models stay in stages/."
                     )
                 if event.replaced:
                     self.line(f"  {event.replaced}")

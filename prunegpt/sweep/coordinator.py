@@ -20,6 +20,7 @@ from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import SavedTrial, Store
 from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.board import Board, Published, name_of, select
+from prunegpt.sweep.changes import reasons
 from prunegpt.sweep.control import Action, take
 from prunegpt.sweep.dispatch import Dispatcher
 from prunegpt.sweep.events import Event, StagePublished, Stopping, SweepOutcome, SweepStarted
@@ -87,6 +88,8 @@ def run_sweep(
             lost = recover(root, store)
             take(root)  # wishes that an earlier coordinator did not live to hear
             outdated, replaced = store.outdated(plan), store.replaced(plan)
+            planned = {trial.name: trial for trial in plan.trials if trial.sweep == plan.name}
+            because = reasons(store, plan.name, outdated, planned)
             saved = store.save_sweep(plan)
             wanted = [trial for trial, match in zip(saved, matched, strict=True) if match]
             if searches is not None:
@@ -95,7 +98,7 @@ def run_sweep(
                 saved, wanted = [*saved, *earlier], [*wanted, *earlier]
             ledger = Ledger(root, store, saved, wanted, on_event, searches, early_stopper, plan.target)
             run = _Run(plan, root, store, patient, queues(launcher), ledger, saved, wanted, stop, grace)
-            return run.run(SweepStarted(plan.name, 0, 0, tuple(lost), tuple(outdated), str(replaced or "")))
+            return run.run(SweepStarted(plan.name, 0, 0, tuple(lost), tuple(outdated), because, str(replaced or "")))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

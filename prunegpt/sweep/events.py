@@ -15,6 +15,7 @@ class SweepStarted:
     finished: int  # that need nothing
     lost: tuple[str, ...] = ()  # trials whose attempt an earlier coordinator left behind
     outdated: tuple[str, ...] = ()  # trials that were finished under other keys, and wait to be computed again
+    because: tuple[str, ...] = ()  # what has changed of them, in words
     replaced: str = ""  # trials that the spec takes out of sight, in words
 
 
