@@ -24,8 +24,12 @@ def digest(value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide a result; a local build label such as +cpu is left out."""
-    return {package: _version(package) for package in ("torch", "transformers")}
+    """Versions of the libraries that decide a result; a local build label such as +cpu is left out.
+
+    Of NumPy the feature release: its generators, which draw calibration windows, stay the same within one (NEP 19).
+    """
+    found = {package: _version(package) for package in ("torch", "transformers", "accelerate", "tokenizers")}
+    return {**found, "numpy": ".".join(_version("numpy").split(".")[:2])}
 
 
 @cache

@@ -34,12 +34,16 @@ class Place:
 
 
 def source_stage(facts: ModelFacts, precision: str) -> StagePlan:
-    """Where a chain starts: a stored model as it is, or the built-in one, which is trained first."""
+    """Where a chain starts: a stored model as it is, or the built-in one, which is trained first.
+
+    Libraries are in the key of a stored model too: it is measured with them.
+    """
     model = facts.model
     payload: dict[str, Any] = {"format": FORMAT, "model": facts.fingerprint, "remote_code": model.trust_remote_code}
+    payload["versions"] = versions()
     if not facts.builtin:
         return StagePlan(key=digest({**payload, "kind": "load"}), kind="load", model=model)
-    key = digest({**payload, "kind": "pretrain", "precision": precision, "versions": versions()})
+    key = digest({**payload, "kind": "pretrain", "precision": precision})
     return StagePlan(key=key, kind="pretrain", model=model, data=DataSpec(path="builtin:text"))
 
 

@@ -270,16 +270,16 @@ def test_versions_of_libraries_decide_what_is_computed_with_them(monkeypatch: py
     assert changed(before, planned()) == [0, 1, 2]
 
 
-def test_versions_leave_a_model_that_is_only_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_decide_a_model_that_is_only_loaded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"model": str(model_folder(tmp_path / "model")), "data": {"path": "builtin:text", "block_size": 32}}
     before = trial_of("finetune", base=base)
     monkeypatch.setattr(planned_stages, "versions", lambda: {"torch": "9"})
-    assert changed(before, trial_of("finetune", base=base)) == [1]
+    assert changed(before, trial_of("finetune", base=base)) == [0, 1]
 
 
 def test_versions_have_no_local_label() -> None:
     found = versions()
-    assert set(found) == {"torch", "transformers"}
+    assert set(found) == {"torch", "transformers", "accelerate", "tokenizers", "numpy"}
     assert not any("+" in version for version in found.values())
 
 
