@@ -1,4 +1,7 @@
-"""Fixtures every suite shares: tiny random models of three families, and the real text and model where at hand."""
+"""Fixtures every suite shares: tiny random models of three families, and the real text and model where at hand.
+
+Those of `tests/support` are seen everywhere too.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,11 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests.plug_in import PlugIn, declaring, forget
+from tests.support.plug_in import PlugIn, declaring, forget
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run side by side
+os.environ["OMP_NUM_THREADS"] = "1"  # their tensors are tiny, and threads do not outlive a fork
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+pytest_plugins = ["tests.support.running", "tests.support.small", "tests.support.finished_root"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

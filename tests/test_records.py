@@ -21,7 +21,7 @@ from prunegpt.records import (
     finite,
     read_points,
 )
-from tests.sweep_plans import make_trial
+from tests.support.sweep_plans import make_trial
 
 
 def point(step: int = 1, value: float | None = 0.5, **fields: Any) -> Point:

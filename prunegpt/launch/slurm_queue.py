@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import IO
 
 from prunegpt.launch.base import Exited, Reason
@@ -88,9 +88,11 @@ class Queue:
 
     Args:
         interval: seconds between questions; while the scheduler does not answer, they get rarer.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, interval: float) -> None:
+    def __init__(self, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._interval = self._pause = interval
         self._due = 0.0
         self._question: Question | None = None
@@ -105,7 +107,7 @@ class Queue:
     def look(self, jobs: Collection[str]) -> bool:
         """Takes an answer that has come, and asks again where it is time to; whether there was news."""
         news = self._take()
-        if self._question is None and jobs and time.monotonic() >= self._due:
+        if self._question is None and jobs and self._clock() >= self._due:
             listed = ",".join(sorted(jobs))
             words = ["squeue", "--noheader", "--states=all", f"--jobs={listed}", "--format=%i|%T"]
             try:
@@ -135,7 +137,7 @@ class Queue:
         if code == 0 or _UNKNOWN in text:
             self._states = parse(text) if code == 0 else {}
             self.known, self._pause, self.problem = asked, self._interval, ""
-            self._due = time.monotonic() + self._pause
+            self._due = self._clock() + self._pause
         else:
             self._put_off(text.strip())
         return not self.problem
@@ -143,7 +145,7 @@ class Queue:
     def _put_off(self, problem: str) -> None:
         self.problem = problem
         self._pause = min(max(2 * self._pause, 1.0), _SLOWEST)
-        self._due = time.monotonic() + self._pause
+        self._due = self._clock() + self._pause
 
 
 def parse(text: str) -> dict[str, str]:

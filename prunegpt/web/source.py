@@ -1,10 +1,11 @@
 """The store as the dashboard sees it: every trial in memory, and only what has changed is read again."""
 
 import gc
+import math
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -31,16 +32,21 @@ class Running:
 
 
 class Source:
-    """One root, followed. Every change has a revision, a number that only grows while the process lives."""
+    """One root, followed. Every change has a revision, a number that only grows while the process lives.
 
-    def __init__(self, root: Root) -> None:
+    Args:
+        clock: seconds that only grow; the database is looked at five times in one of them at most.
+    """
+
+    def __init__(self, root: Root, clock: Callable[[], float] = time.monotonic) -> None:
         self.root = root
+        self._clock = clock
         self.session = uuid.uuid4().hex[:12]  # revisions of another session mean nothing here
         self.revision = 0
         self._lock = threading.RLock()
         self._store: Store | None = None
         self._watch: Watch | None = None
-        self._looked = 0.0
+        self._looked = -math.inf
         self._marks: dict[int, tuple[object, ...]] = {}
         self._trials: dict[int, TrialResult] = {}
         self._changed: dict[int, int] = {}
@@ -61,7 +67,7 @@ class Source:
     def refresh(self) -> int:
         """Reads what has changed since the last time; gives the revision."""
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             if now - self._looked >= _AT_MOST_EVERY:
                 self._looked = now
                 self._look()

@@ -14,8 +14,8 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.bench.harness import CLOCKS, Settings
 from tests.bench.rows import Row
-from tests.web.many import make_long, make_many
-from tests.web.served import ORIGIN, Listener, open_app, served
+from tests.support.many_trials import make_long, make_many
+from tests.support.served import ORIGIN, Listener, open_app, served
 
 API = "/api/v1"
 FIRST = ("/", f"{API}/sweeps", f"{API}/sweeps/many", f"{API}/sweeps/many/trials")

@@ -14,7 +14,7 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.bench.harness import Ratio, Settings
 from tests.bench.rows import Row
-from tests.sweep_plans import make_plan, make_trial
+from tests.support.sweep_plans import make_plan, make_trial
 
 BATCH = 500
 

@@ -29,7 +29,7 @@ from prunegpt.sweep.coordinator import run_sweep
 from tests.bench.harness import Ratio, Settings
 from tests.bench.rows import Row
 from tests.bench.study import SPECS, own, tokens
-from tests.robust.here import Here
+from tests.support.here import Here
 
 SPEC = SPECS / "quickstart.yaml"
 BESIDE = "each trial alone without the stage cache"

@@ -28,8 +28,8 @@ from prunegpt.store import Store
 from prunegpt.sweep import coordinator
 from tests.bench.region import replaced
 from tests.bench.study import SPECS, TABLES, tokens
-from tests.sweep import fake_worker
-from tests.sweep_plans import make_plan, make_trial
+from tests.support import fake_worker
+from tests.support.sweep_plans import make_plan, make_trial
 
 PEAK = 989e12  # bf16 operations a second of an H100, dense
 SHARE = 0.40  # of the peak that training is assumed to reach

@@ -13,7 +13,7 @@ from prunegpt.planning.budget import job_problems
 from prunegpt.planning.resolve import plan_file
 from prunegpt.root import Root
 from prunegpt.store import Store
-from tests.planning.made import trial_of
+from tests.support.specs import trial_of
 
 HEADER = """\
 name: words

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.cli.conftest import Invoke
+from tests.support.small import Invoke
 
 EVALUATE = ("--protocol", "stream", "--block-size", "32", "--max-windows", "6")
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from prunegpt.cli import app
-from tests.cli.conftest import Invoke
+from tests.support.small import Invoke
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 RECIPES = CHECKOUT / "sweeps" / "recipes"

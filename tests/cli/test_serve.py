@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+
+from tests.support.waiting import until
 
 
 class Serving:
@@ -21,7 +22,6 @@ class Serving:
 
     def __init__(self, root: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "prunegpt", "serve", "--root", str(root), "--port", "0", *arguments]
-        self.began = time.monotonic()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PRUNEGPT_")}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines: list[str] = []
@@ -44,15 +44,17 @@ class Serving:
 
     def get(self, path: str, **headers: str) -> bytes:
         port = self.port
-        for _ in range(100):
+
+        def answer() -> list[bytes]:
             try:
                 with urlopen(Request(f"http://127.0.0.1:{port}{path}", headers=headers), timeout=10) as answer:
-                    return bytes(answer.read())
-            except (ConnectionError, OSError) as error:
-                if isinstance(error, HTTPError):
-                    raise
-                time.sleep(0.05)
-        raise AssertionError("it does not answer")
+                    return [answer.read()]
+            except HTTPError:
+                raise
+            except OSError:
+                return []
+
+        return until(answer, "an answer")[0]
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)

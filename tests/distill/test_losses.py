@@ -16,8 +16,7 @@ from prunegpt.distill.losses.reverse_kl import REVERSE_KL
 from prunegpt.distill.losses.top_k import TOP_K
 from prunegpt.errors import DistillationError
 from prunegpt.registry import DISTILLATION_LOSSES
-
-from .losses_contract import CHECKS, logits
+from tests.distill.losses_contract import CHECKS, logits
 
 BOUND = {"top_k": {"k": 4}}
 LOSSES: list[DistillationLoss] = [

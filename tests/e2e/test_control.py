@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Run, status, write_spec
+from tests.support.small import Run, status, write_spec
+from tests.support.waiting import until
 
 
 @pytest.mark.slow
@@ -33,9 +33,9 @@ def test_stopped_from_another_terminal_and_resumed_without_its_file(
         text=True,
     )
     try:
-        _wait(lambda: points.exists() and '"loss"' in points.read_text(encoding="utf-8"), process)
+        until(lambda: points.exists() and '"loss"' in points.read_text(encoding="utf-8"), "the first loss")
         seen: list[dict[str, Any]] = []
-        _wait(lambda: _slots(run, seen) and seen[-1]["tokens"] > 0, process)
+        until(lambda: _slots(run, seen) and seen[-1]["tokens"] > 0, "a slot with tokens")
         assert seen[-1]["tokens_total"] == 400 * 4 * 32
         assert (seen[-1]["kind"], seen[-1]["stage"], seen[-1]["stages"]) == ("finetune", 1, 2)
         run("sweep", "stop", "small")
@@ -60,11 +60,3 @@ def test_stopped_from_another_terminal_and_resumed_without_its_file(
 def _slots(run: Run, seen: list[dict[str, Any]]) -> bool:
     seen += json.loads(run("sweep", "watch", "small", "--json").stdout)["slots"]
     return bool(seen)
-
-
-def _wait(ready: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        if process.poll() is not None or time.monotonic() > end:
-            pytest.fail(f"the trial did not train: {process.stderr.read() if process.stderr else ''}")
-        time.sleep(0.05)

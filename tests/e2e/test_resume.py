@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Run, status, write_spec
+from tests.support.small import Run, status, write_spec
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize("trial", ["gradual", "distilled"])
@@ -32,7 +32,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         points = root / "trials" / "small" / trial / "attempt-1" / "points.jsonl"
-        _wait(lambda: points.exists() and any(root.glob("work/*/checkpoint-*/prunegpt.json")) and _step(points) >= 12)
+        until(lambda: points.exists() and any(root.glob("work/*/checkpoint-*/prunegpt.json")) and _step(points) >= 12)
         _kill_tree(process.pid)
     finally:
         process.wait(timeout=60)
@@ -54,14 +54,6 @@ def _status(run: Run, root: Path) -> list[dict[str, Any]]:
         "trials"
     ]
     return found
-
-
-def _wait(ready: Any, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > end:
-            pytest.fail("the trial did not get as far as a checkpoint")
-        time.sleep(0.02)
 
 
 def _step(points: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prunegpt.pruning.allocation.sensitivity import sensitivity
-from tests.e2e.conftest import Run, status, write_spec
+from tests.support.small import Run, status, write_spec
 
 
 def test_the_budget_follows_the_measured_curves(run: Run, spec: dict[str, Any], tmp_path: Path) -> None:

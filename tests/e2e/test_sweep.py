@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Run, make_model, status, write_spec
+from tests.support.small import Run, make_model, status, write_spec
 
 
 def test_a_spec_becomes_a_table_and_a_second_run_computes_nothing(
-    run: Run, spec: dict[str, Any], tmp_path: Path
+    run_program: Run, run: Run, spec: dict[str, Any], tmp_path: Path
 ) -> None:
     path = write_spec(tmp_path / "small.yaml", spec)
     checked = json.loads(run("sweep", "check", path, "--json").stdout)
@@ -22,7 +22,7 @@ def test_a_spec_becomes_a_table_and_a_second_run_computes_nothing(
     assert checked["train_tokens"] == 3 * tokens
     assert checked["train_tokens_without_sharing"] == 4 * tokens
 
-    run("sweep", "run", path)
+    run_program("sweep", "run", path)
     trials = status(run, "small")
     assert {trial["state"] for trial in trials.values()} == {"finished"}
     assert trials["finetuned"]["perplexity"] < trials["zero-shot"]["perplexity"]

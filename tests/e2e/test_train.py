@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Run, status
+from tests.support.small import Run, status
 
 RECIPE = """
 modifiers:
@@ -22,7 +22,9 @@ modifiers:
 """
 
 
-def test_the_flags_of_the_study(run: Run, model_folder: Path, text_files: dict[str, str], tmp_path: Path) -> None:
+def test_the_flags_of_the_study(
+    run_program: Run, run: Run, model_folder: Path, text_files: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     arguments = (
         *("train", "--model_name_or_path", str(model_folder), "--do_eval", "--do_train"),
@@ -31,7 +33,7 @@ def test_the_flags_of_the_study(run: Run, model_folder: Path, text_files: dict[s
         *("--recipe", "recipe.yaml", "--train_file", text_files["train"]),
         *("--validation_file", text_files["validation"], "--block_size", "32"),
     )
-    done = run(*arguments)
+    done = run_program(*arguments)
     assert "perplexity" in done.stdout
     (trial,) = status(run, "baseline").values()
     assert (trial["name"], trial["state"]) == ("train", "finished")

@@ -6,10 +6,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.waiting import until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 STARTS = 60.0  # seconds that the node gets to be there
@@ -92,10 +93,10 @@ class Cluster:
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         words = [f"--{option}={munge / name}" for option, name in files.items()]
         self._run("munged", ["--foreground", "--num-threads=2", *words], user.pw_uid, user.pw_gid)
-        _wait(lambda: (munge / "socket").exists(), "munged")
+        until(lambda: (munge / "socket").exists(), "munged")
         self.start_controller()
         self._run("slurmd", ["-D", "-N", host])
-        _wait(lambda: "idle" in self.call("sinfo", "--noheader", "--format=%T"), "the node")
+        until(lambda: "idle" in self.call("sinfo", "--noheader", "--format=%T"), "the node")
 
     def start_controller(self) -> None:
         self._run("slurmctld", ["-D"])
@@ -160,11 +161,3 @@ def _ports() -> list[int]:
     for one in sockets:
         one.close()
     return ports
-
-
-def _wait(ready: object, what: str) -> None:
-    end = time.monotonic() + STARTS
-    while not ready():  # type: ignore[operator]
-        if time.monotonic() > end:
-            raise RuntimeError(f"{what} does not start")
-        time.sleep(0.1)

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from prunegpt.records import AttemptRecord, read_points
 from prunegpt.root import Root
 from prunegpt.stages import cache
 from prunegpt.trial import run_trial
-from tests.e2e.conftest import text_files
-
-__all__ = ["text_files"]
+from tests.support.running import write_attempt
+from tests.support.waiting import until
 
 GRADUAL = {"sparsity": 0.75, "unit": "steps", "start": 1, "end": 6, "every": 1}
 HERE = Path(__file__).parent
@@ -83,9 +81,7 @@ def prepare(tmp_path: Path, model_folder: Path, text_files: dict[str, str]) -> P
         root = Root(tmp_path / root_name)
         folders = {}
         for trial in plan_data({"name": "small", "base": base, "trials": trials}, root=root).trials:
-            folders[trial.name] = root.attempt(trial.sweep, trial.name, 1)
-            folders[trial.name].mkdir(parents=True)
-            (folders[trial.name] / "trial.json").write_text(trial.model_dump_json(), encoding="utf-8")
+            folders[trial.name] = write_attempt(root, trial)
         return folders
 
     return make
@@ -138,9 +134,7 @@ def test_a_stopped_pair_goes_on_from_its_checkpoint_with_one_process(prepare: Pr
     alone = run_trial(undisturbed["teacher"])
     folder = folders["teacher"]
     process = subprocess.Popen([sys.executable, "-m", "prunegpt", "trial", "run", "--processes", "2", str(folder)])
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and not ((folder / "points.jsonl").exists() and len(curves(folder)) > 40):
-        time.sleep(0.02)
+    until(lambda: (folder / "points.jsonl").exists() and len(curves(folder)) > 40, "the fortieth step")
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 1
     stopped = AttemptRecord.read(folder / "record.json")

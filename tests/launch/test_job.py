@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from prunegpt.launch.job import TRIAL, Ended, Job
+from tests.support.waiting import ends, written
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 PATIENCE = 60.0
@@ -40,23 +41,7 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 def pids(folder: Path) -> list[int]:
-    end = time.monotonic() + PATIENCE
-    while not (folder / "pid").exists() or not (folder / "pid").read_text():
-        assert time.monotonic() < end, "the process does not come"
-        time.sleep(0.01)
-    return list(map(int, (folder / "pid").read_text().split()))
-
-
-def gone(pid: int) -> bool:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        time.sleep(0.01)
-    return False
+    return list(map(int, written(folder / "pid").split()))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +66,7 @@ def test_children_that_are_left_are_ended(attempt: Callable[[str], Path]) -> Non
         "(folder / 'pid').write_text(str(child.pid))"
     )
     assert Job(folder, WORKER).wait() == Ended(0)
-    assert gone(pids(folder)[0])
+    ends(pids(folder)[0])
 
 
 def test_an_option_is_given_to_this_interpreter(attempt: Callable[[str], Path]) -> None:
@@ -98,7 +83,7 @@ def test_it_dies_with_its_parent(attempt: Callable[[str], Path]) -> None:
     (pid,) = pids(folder)
     parent.kill()
     parent.wait()
-    assert gone(pid)
+    ends(pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
@@ -111,9 +96,9 @@ def test_a_schedulers_signals_ask_the_trial_alone(attempt: Callable[[str], Path]
     if number != signal.SIGTERM:
         for pid in everybody:
             os.kill(pid, number)
-        time.sleep(0.2)
+        time.sleep(0.1)
     job.send_signal(number)
     assert job.wait(PATIENCE) == 1
     assert Ended.read(folder) == Ended(1, None, (number.name,))
     assert (folder / "log.txt").read_text() == "child lives\n"
-    assert gone(everybody[1])
+    ends(everybody[1])

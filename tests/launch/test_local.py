@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from prunegpt.launch.local import LocalLauncher, cuda_devices, slot_environment
 from prunegpt.launch.log import last_lines
 from prunegpt.registry import LAUNCHERS
 from prunegpt.root import Root
+from tests.support.waiting import ends, until, written
 
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 PID = "(folder / 'pid').write_text(str(os.getpid()))"
@@ -39,8 +39,7 @@ def pid_after(launcher: LocalLauncher, tmp_path: Path) -> Callable[[str], int]:
         folder.mkdir()
         (folder / "do.txt").write_text(f"{PID}\n{do}")
         handle = launcher.submit(folder)
-        while launcher.poll(handle) is None:
-            time.sleep(0.01)
+        until(lambda: launcher.poll(handle))
         return int((folder / "pid").read_text())
 
     return runner
@@ -63,8 +62,7 @@ def test_a_worker_is_thrown_away_after_any_other_end(pid_after: Callable, do: st
 def test_a_worker_that_died_between_attempts_is_replaced(pid_after: Callable) -> None:
     first = pid_after("pass")
     os.kill(first, signal.SIGKILL)
-    while _lives(first):
-        time.sleep(0.01)
+    ends(first)
     assert pid_after("pass") != first
 
 
@@ -81,8 +79,7 @@ def test_prints_between_attempts_are_no_answers(pid_after: Callable, launcher: L
     folder.mkdir()
     (folder / "do.txt").write_text("time.sleep(0.6)")
     handle = launcher.submit(folder)
-    while (exited := launcher.poll(handle)) is None:
-        time.sleep(0.01)
+    exited = until(lambda: launcher.poll(handle))
     assert exited.reason == "ended"
 
 
@@ -91,8 +88,7 @@ def test_a_worker_that_cannot_start_leaves_its_words_in_the_log(tmp_path: Path) 
     folder.mkdir()
     launcher = LocalLauncher(Root(tmp_path / "runs"), command=(sys.executable, "-c", "import no_such_module"))
     handle = launcher.submit(folder)
-    while (exited := launcher.poll(handle)) is None:
-        time.sleep(0.01)
+    exited = until(lambda: launcher.poll(handle))
     launcher.close()
     assert (exited.reason, exited.code) == ("failed", 1)
     assert "No module named 'no_such_module'" in (folder / "log.txt").read_text()
@@ -145,16 +141,10 @@ def test_workers_die_with_their_coordinator(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     coordinator = subprocess.Popen([sys.executable, "-c", program], env=environment)
-    while not (folder / "pid").exists() or not (folder / "pid").read_text():
-        assert coordinator.poll() is None
-        time.sleep(0.01)
-    worker = int((folder / "pid").read_text())
+    worker = int(written(folder / "pid"))
     coordinator.kill()
     coordinator.wait()
-    end = time.monotonic() + 30
-    while _lives(worker) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert not _lives(worker)
+    ends(worker)
 
 
 def test_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:

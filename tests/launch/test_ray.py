@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,30 +17,13 @@ from prunegpt.launch.ray import RayLauncher
 from prunegpt.root import Root
 from prunegpt.spec.execution import RayOptions
 from prunegpt.sweep.events import Event, Progress
-from tests.e2e.conftest import model_folder, text_files
 from tests.launch.real_sweep import STEPS, run, run_locally, small_plan
-
-__all__ = ["model_folder", "text_files"]
+from tests.support.waiting import ends, lives, until
 
 pytestmark = pytest.mark.slow
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 ON_NODE = RayOptions(resources={"second": 1})
 PATIENCE = 90.0
-
-
-def until(ready: Callable[[], object], what: str = "it") -> None:
-    end = time.monotonic() + PATIENCE
-    while not ready():
-        if time.monotonic() > end:
-            pytest.fail(f"{what} does not come")
-        time.sleep(0.02)
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.fixture
@@ -183,9 +165,7 @@ def test_nothing_outlives_a_coordinator_that_is_killed(
     finally:
         coordinator.kill()
         coordinator.wait()
-    killed = time.monotonic()
-    until(lambda: not lives(int((folder / "pid").read_text())), "the end of its process")
-    assert time.monotonic() - killed < 10
+    ends(int((folder / "pid").read_text()))
 
 
 def test_a_sweep_that_loses_a_node_comes_to_the_same_result(

@@ -25,24 +25,14 @@ from prunegpt.root import Root
 from prunegpt.spec.execution import SlurmOptions
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.sweep.events import Event, Progress
-from tests.e2e.conftest import model_folder, text_files
 from tests.launch.real_sweep import STEPS, run, run_locally, small_plan
 from tests.launch.slurm_cluster import Cluster
-
-__all__ = ["model_folder", "text_files"]
+from tests.support.waiting import Clock, until
 
 CHECKOUT = Path(__file__).parents[2]
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 OPTIONS = SlurmOptions(poll=0.3)
 PATIENCE = 60.0
-
-
-def until(ready: Callable[[], object], what: str = "it") -> None:
-    end = time.monotonic() + PATIENCE
-    while not ready():
-        if time.monotonic() > end:
-            pytest.fail(f"{what} does not come")
-        time.sleep(0.02)
 
 
 # -- what ends mean --------------------------------------------------------------------------------------------
@@ -122,11 +112,12 @@ def test_lines_that_are_no_states_are_passed_over() -> None:
 
 def test_all_jobs_are_asked_for_at_once_and_not_too_often(squeue: Callable[[str], None], tmp_path: Path) -> None:
     squeue("echo '1|RUNNING'; echo '2|PENDING'")
-    queue = Queue(30.0)
+    clock = Clock()
+    queue = Queue(30.0, clock)
+    until(lambda: queue.look(["2", "1"]), "an answer")
     for _ in range(50):
+        clock.now += 0.5
         queue.look(["2", "1"])
-        time.sleep(0.01)
-    until(lambda: queue.known or queue.look(["2", "1"]), "an answer")
     assert (queue.state("1"), queue.state("2"), queue.state("3")) == ("RUNNING", "PENDING", "")
     asked = (tmp_path / "asked.txt").read_text().splitlines()
     assert asked == ["--noheader --states=all --jobs=1,2 --format=%i|%T"]
@@ -137,25 +128,28 @@ def test_a_scheduler_that_is_away_changes_no_states_and_is_asked_more_rarely(
     squeue: Callable[[str], None], tmp_path: Path
 ) -> None:
     squeue("echo '1|RUNNING'")
-    queue = Queue(0.05)
+    clock = Clock()
+    queue = Queue(0.05, clock)
     until(lambda: queue.look(["1"]), "an answer")
     known = queue.known
+    clock.now += 0.1
     squeue("echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
     until(lambda: queue.look(["1"]) or queue.problem, "the problem")
     assert "Unable to contact" in queue.problem
     assert (queue.state("1"), queue.known) == ("RUNNING", known)
     count = len((tmp_path / "asked.txt").read_text().splitlines())
-    end = time.monotonic() + 0.8  # the next question comes after a second
-    while time.monotonic() < end:
+    for _ in range(9):  # the next question comes after a second
+        clock.now += 0.1
         queue.look(["1"])
-        time.sleep(0.01)
     assert len((tmp_path / "asked.txt").read_text().splitlines()) == count
     squeue("echo '1|COMPLETED'")
+    clock.now += 0.2
     until(lambda: queue.look(["1"]), "its return")
     assert (queue.state("1"), queue.problem) == ("COMPLETED", "")
     queue.close()
 
 
+@pytest.mark.realtime
 def test_a_question_without_an_answer_does_not_hold_us_up(squeue: Callable[[str], None]) -> None:
     squeue("sleep 600")
     queue = Queue(0.05)

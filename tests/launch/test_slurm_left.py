@@ -13,7 +13,7 @@ from prunegpt.launch.slurm_left import end_left, notes_of
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.recovery import recover
-from tests.sweep_plans import make_plan, make_trial
+from tests.support.sweep_plans import make_plan, make_trial
 
 Play = Callable[[str, str], None]
 

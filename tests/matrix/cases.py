@@ -6,14 +6,19 @@ An axis is a kind of part; its values are the registered names, so that a new pa
 import random
 from collections.abc import Iterator, Mapping
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
+from prunegpt.planning.resolve import plan_data
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
+from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.training_arguments import choices
 
 Case = dict[str, str]  # axis -> name of a value
 
-BLOCKS, EPOCHS, BATCH = 8, 3, 2  # 12 optimizer steps
+BLOCKS, EPOCHS, BATCH = 8, 3, 2
+STEPS = BLOCKS * EPOCHS // BATCH  # of the optimizer: 12
 
 # When masks change: all between step 1 and step 8 of 12.
 CLOCKS: Mapping[str, Mapping[str, Any]] = {
@@ -183,3 +188,18 @@ def whole(seed: int = 0) -> list[Case]:
         for values in product(*(AXES[axis] for axis in CHOSEN_MASKS))
     ]
     return [case for case in cases if fits(case)]
+
+
+def plans_of(case: Case, model: Path, texts: dict[str, str], root: Root) -> list[TrialPlan]:
+    """The trial of a case, after its teacher."""
+    base = {
+        "model": str(model),
+        "data": {"files": texts, "block_size": 16, "max_train_blocks": BLOCKS},
+        "evaluate": {"max_windows": 2, "block_size": 16},
+        "train": {"per_device_train_batch_size": BATCH, "learning_rate": 0.003, "logging_steps": 5},
+    }
+    plan = plan_data({"name": "matrix", "base": base, "trials": [trial_of(case, str(model))]}, root=root)
+    return sorted(plan.trials, key=lambda trial: len(trial.needs))
+
+
+GATE = covering()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
+from tests.support.running import write_attempt
 
 Way = Literal["undisturbed", "stopped", "killed"]
 
@@ -54,9 +55,7 @@ def run(plans: list[TrialPlan], root: Root, way: Way, step: int) -> Result:
 
 def _child(root: Root, plan: TrialPlan, attempt: int, way: Way, step: int) -> AttemptRecord | None:
     """The record of an attempt that is run in a fork of this process; None where it was killed."""
-    folder = root.attempt(plan.sweep, plan.name, attempt)
-    folder.mkdir(parents=True)
-    (folder / "trial.json").write_text(plan.model_dump_json(), encoding="utf-8")
+    folder = write_attempt(root, plan, attempt)
     pid = os.fork()
     if pid == 0:
         try:

@@ -21,11 +21,9 @@ from prunegpt.root import Root
 from prunegpt.spec.patterns import fixed_sparsity
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import PruneSpec
-from tests.e2e.conftest import make_model, text_files
 from tests.matrix.runs import job_of, run
-from tests.planning import strategies
-
-__all__ = ["text_files"]
+from tests.support import drawn_trials
+from tests.support.small import make_model
 
 torch.set_num_threads(1)
 
@@ -92,7 +90,7 @@ EXAMPLES = settings(
 def test_what_the_check_accepts_finishes(
     four_layers: Path, text_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    trial = data.draw(strategies.trials())
+    trial = data.draw(drawn_trials.trials())
     finishes(trial, four_layers, text_files, tmp_path_factory.mktemp("drawn") / "root")
 
 
@@ -102,5 +100,5 @@ def test_what_the_check_accepts_finishes(
 def test_what_the_check_accepts_finishes_of_many(
     four_layers: Path, text_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    trial = data.draw(strategies.trials())
+    trial = data.draw(drawn_trials.trials())
     finishes(trial, four_layers, text_files, tmp_path_factory.mktemp("drawn") / "root")

@@ -11,63 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegpt.planning.resolve import plan_data
 from prunegpt.pruning.masks import load_masks
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
-from prunegpt.trial import run_trial
-from tests.e2e.conftest import make_model, text_files
-from tests.matrix.cases import AXES, BATCH, BLOCKS, CHOSEN_MASKS, EPOCHS, Case, covering, schedulers, trial_of, whole
+from tests.matrix.cases import AXES, BATCH, BLOCKS, CHOSEN_MASKS, GATE, STEPS, Case, plans_of, schedulers, whole
 from tests.matrix.runs import Result, job_of, run
-
-__all__ = ["text_files"]
 
 torch.set_num_threads(1)
 
-STEPS = BLOCKS * EPOCHS // BATCH
-GATE = covering()
 assert GATE
 
 
 def name_of(case: Case) -> str:
     return " ".join(case.values())
-
-
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random GPT-2 of two layers of width 16, with dropout, so that random numbers matter."""
-    return make_model(tmp_path_factory.mktemp("matrix") / "model", layers=2, width=16, positions=32)
-
-
-@pytest.fixture(scope="session")
-def prepared(small_model: Path, text_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root in which the teacher of all cases is published and the text is packed, to be copied.
-
-    A whole case is run once too, elsewhere, so that the processes that are forked for the others find it imported.
-    """
-    case = next(case for case in GATE if case["kind"] != "finetune")
-    folder = tmp_path_factory.mktemp("prepared")
-    for name, count in (("root", -1), ("imports", None)):
-        root = Root(folder / name)
-        for plan in plans_of(case, small_model, text_files, root)[:count]:
-            attempt = root.attempt(plan.sweep, plan.name, 1)
-            attempt.mkdir(parents=True)
-            (attempt / "trial.json").write_text(plan.model_dump_json(), encoding="utf-8")
-            assert run_trial(attempt).state == "finished"
-    return folder / "root"
-
-
-def plans_of(case: Case, model: Path, texts: dict[str, str], root: Root) -> list[TrialPlan]:
-    """The trial of a case, after its teacher."""
-    base = {
-        "model": str(model),
-        "data": {"files": texts, "block_size": 16, "max_train_blocks": BLOCKS},
-        "evaluate": {"max_windows": 2, "block_size": 16},
-        "train": {"per_device_train_batch_size": BATCH, "learning_rate": 0.003, "logging_steps": 5},
-    }
-    plan = plan_data({"name": "matrix", "base": base, "trials": [trial_of(case, str(model))]}, root=root)
-    return sorted(plan.trials, key=lambda trial: len(trial.needs))
 
 
 def check(case: Case, plan: TrialPlan, result: Result, root: Root) -> None:

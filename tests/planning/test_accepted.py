@@ -31,8 +31,8 @@ from prunegpt.stages import prune as pruning
 from prunegpt.stages import train as training
 from prunegpt.stages.base import Pruned, State
 from prunegpt.stages.measure import check_ledger
-from tests.planning.made import plan_of
-from tests.planning.strategies import METHODS, trials
+from tests.support.drawn_trials import METHODS, trials
+from tests.support.specs import plan_of
 
 BLOCKS = 24  # of the training text
 BASE: Mapping[str, Any] = {

@@ -17,8 +17,8 @@ from prunegpt.registry import (
     SOLVERS,
     Registry,
 )
-from tests.planning.made import only, problems_of, problems_of_text
-from tests.plug_in import PlugIn
+from tests.support.plug_in import PlugIn, steep
+from tests.support.specs import only, problems_of, problems_of_text
 
 BAD = """\
 name: bad
@@ -171,13 +171,6 @@ def test_an_option_of_another_type_or_out_of_its_range_is_refused(registry: Regi
 # -- plug-ins --------------------------------------------------------------------------------------------------------
 
 
-def steep(
-    sizes: Mapping[str, int], sparsity: float, *, blocks: Mapping[str, int | None], slope: float = 0.1
-) -> dict[str, float]:
-    """A third-party allocation: later blocks lose more."""
-    return {name: sparsity + slope * (blocks[name] or 0) for name in sizes}
-
-
 def test_an_allocation_of_a_plug_in_is_checked_like_a_built_in_one(plug_in: PlugIn) -> None:
     plug_in("allocation", "steep", steep)
     assert ALLOCATIONS.entry("steep").needs <= set(ALLOCATION_NEEDS)
@@ -188,7 +181,7 @@ def test_an_allocation_of_a_plug_in_is_checked_like_a_built_in_one(plug_in: Plug
 
 
 def test_a_plug_in_that_does_not_load_is_named_at_its_trial(plug_in: PlugIn) -> None:
-    from tests.plug_in import GIVEN
+    from tests.support.plug_in import GIVEN
 
     plug_in("criterion", "gone", None)
     del GIVEN["gone"]

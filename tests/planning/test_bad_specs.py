@@ -8,7 +8,7 @@ import pytest
 
 from prunegpt.errors import SpecError
 from prunegpt.planning.resolve import plan_file
-from tests.planning.made import (
+from tests.support.specs import (
     FIRST_TRIAL,
     HEADER,
     WORDS,

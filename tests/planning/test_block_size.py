@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.planning.made import model_folder, only, problems_of, text_folder, trial_of
+from tests.support.specs import model_folder, only, problems_of, text_folder, trial_of
 
 
 @pytest.mark.parametrize(("positions", "expected"), [(64, 64), (1024, 1024), (4096, 1024)])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prunegpt.errors import LaunchError
 from prunegpt.planning.budget import divided_note, micro_batch, steps, steps_per_epoch, train_tokens
 from prunegpt.spec.plan import StagePlan
-from tests.planning.made import BASE, trial_of
+from tests.support.specs import BASE, trial_of
 
 SIZE = 128
 

@@ -10,7 +10,7 @@ from prunegpt.errors import SpecError
 from prunegpt.planning.resolve import plan_data
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, GradualSpec, ModelSpec, Spec, TrialSpec
-from tests.planning.made import BASE
+from tests.support.specs import BASE
 
 SCALARS = st.one_of(
     st.none(),

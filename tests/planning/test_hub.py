@@ -14,7 +14,7 @@ from prunegpt.cli.costs import Counting
 from prunegpt.errors import DataError, ModelError
 from prunegpt.planning import hub
 from prunegpt.root import Root
-from tests.planning.made import model_folder, only, plan_of, problems_of
+from tests.support.specs import model_folder, only, plan_of, problems_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

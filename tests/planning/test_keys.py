@@ -13,8 +13,8 @@ from prunegpt.planning.fingerprint import Files, digest, versions
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.read import set_path
-from tests.planning.made import BASE, WORDS, model_folder, plan_of, text_folder, trial_of
-from tests.plug_in import PlugIn
+from tests.support.plug_in import PlugIn
+from tests.support.specs import BASE, WORDS, model_folder, plan_of, text_folder, trial_of
 
 PRUNE = {
     "method": "wanda",
@@ -309,7 +309,7 @@ def test_the_same_configuration_under_two_names_is_one_key() -> None:
 
 def test_a_trial_planned_from_a_file_has_the_same_keys_wherever_the_file_lies(tmp_path: Path) -> None:
     from prunegpt.planning.resolve import plan_file
-    from tests.planning.made import HEADER
+    from tests.support.specs import HEADER
 
     found = []
     for folder in ("here", "there/deep"):

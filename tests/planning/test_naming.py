@@ -17,8 +17,8 @@ from prunegpt.spec.naming import MAX_NAME, joined
 from prunegpt.spec.part import NAME, TEMPLATE
 from prunegpt.spec.schema import Spec, TableSpec, TrialSpec
 from prunegpt.store import Store
-from tests.planning.made import BASE, model_folder, text_folder
-from tests.sweep_plans import make_plan, make_trial
+from tests.support.specs import BASE, model_folder, text_folder
+from tests.support.sweep_plans import make_plan, make_trial
 
 LONG = "x" * 300
 TEMPORARY = len("." + "." + 32 * "f" + ".damaged")  # what a name may get around it

@@ -8,7 +8,7 @@ import pytest
 from prunegpt.errors import SpecError
 from prunegpt.planning.resolve import plan_file
 from prunegpt.spec.plan import SweepPlan
-from tests.planning.made import FIRST_TRIAL, HEADER, only, problems_of, problems_of_text
+from tests.support.specs import FIRST_TRIAL, HEADER, only, problems_of, problems_of_text
 
 RECIPE = """\
 train: {num_train_epochs: 4, learning_rate: 1.0e-3}

@@ -10,7 +10,7 @@ import pytest
 from prunegpt.errors import Problem, SpecError
 from prunegpt.planning.resolve import Planner, plan_data
 from prunegpt.spec.plan import SearchPlan
-from tests.planning.made import BASE, FIRST_TRIAL, HEADER, only, problems_of_text
+from tests.support.specs import BASE, FIRST_TRIAL, HEADER, only, problems_of_text
 
 GRADUAL = {"finetune": {"prune": {"sparsity": 0.9, "end": 0.5, "unit": "fraction"}}}
 SPACE = {

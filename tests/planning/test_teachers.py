@@ -8,7 +8,7 @@ import pytest
 from prunegpt.errors import SpecError
 from prunegpt.planning.resolve import plan_data, plan_file
 from prunegpt.spec.plan import SweepPlan, TrialPlan
-from tests.planning.made import BASE, HEADER, model_folder, only, plan_of, problems_of
+from tests.support.specs import BASE, HEADER, model_folder, only, plan_of, problems_of
 
 
 def distilled(name: str, teacher: Any, **fields: Any) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from prunegpt.lm.views import WeightView, block_matrices, select
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import load_masks, save_masks
-
-from .conftest import Toy, wrapped
+from tests.support.toys import Toy, wrapped
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "adam": lambda parameters: Adam(parameters, lr=0.05, amsgrad=True),

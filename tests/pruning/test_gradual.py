@@ -21,8 +21,7 @@ from prunegpt.pruning.patterns import NOfM, Unstructured
 from prunegpt.pruning.statistics.inputs import LayerStatistics
 from prunegpt.registry import CRITERIA
 from prunegpt.spec.schedules import Clock, cubic
-
-from .conftest import Toy
+from tests.support.toys import Toy
 
 MakeToy = Callable[[], Toy]
 

@@ -25,8 +25,7 @@ from prunegpt.pruning.masks import (
     save_masks,
 )
 from prunegpt.pruning.patterns import NOfM
-
-from .conftest import Toy, wrapped
+from tests.support.toys import Toy, wrapped
 
 
 def some_masks() -> dict[str, Mask]:

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from prunegpt.errors import PruningError
 from prunegpt.pruning.patterns import Block, NOfM, Pattern, Unstructured, parse_pattern
-
-from .reference import keep_by_sorting
+from tests.pruning.reference import keep_by_sorting
 
 sparsities = st.floats(0, 1)
 

@@ -4,8 +4,7 @@ import torch
 from prunegpt.errors import PruningError
 from prunegpt.pruning.patterns import Block, NOfM, Unstructured
 from prunegpt.pruning.selection import select_masks
-
-from .reference import keep_by_sorting
+from tests.pruning.reference import keep_by_sorting
 
 SCORES = {
     name: torch.randn(8, 12, generator=torch.Generator().manual_seed(i)) * (i + 1) for i, name in enumerate("abc")

@@ -9,8 +9,7 @@ from torch import Tensor
 from prunegpt.errors import PruningError
 from prunegpt.pruning import threshold
 from prunegpt.pruning.threshold import global_masks, keep_largest, keep_largest_rows, zeros_for
-
-from .reference import keep_by_sorting
+from tests.pruning.reference import keep_by_sorting
 
 # Few values, so that ties are common; both zeros, denormals, the ends of float32, and neighbours in its last bit.
 VALUES = [

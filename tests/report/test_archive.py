@@ -13,7 +13,7 @@ from prunegpt.records import GOES_BY
 from prunegpt.report.archive import Archive, read_archive, write_archive
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
-from tests.report.made import draw_windows, evaluation, make_trial
+from tests.support.results import draw_windows, evaluation, make_trial
 
 TABLE = TableSpec.model_validate({"title": "T", "rows": ["*"], "columns": ["trial", "perplexity", "difference"]})
 

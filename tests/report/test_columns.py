@@ -12,7 +12,7 @@ from prunegpt.report.columns import COLUMNS, NOT_APPLICABLE, column, off_target
 from prunegpt.report.format import loss, plain, printed, probability, text_of
 from prunegpt.report.rows import Row
 from prunegpt.spec.columns import COLUMNS as ABOUT
-from tests.report.made import evaluation, make_trial
+from tests.support.results import evaluation, make_trial
 
 GRADUAL = {"kind": "finetune", "finetune": {"prune": {"method": "magnitude", "schedule": "cubic", "layers": [3]}}}
 DISTILL = {"kind": "distill", "distill": {"hardness": 0.5}, "teacher": "t"}

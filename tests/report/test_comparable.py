@@ -15,7 +15,7 @@ from prunegpt.spec.schema import TableSpec
 from prunegpt.sweep.curves import _point
 from prunegpt.web.api.graph import made
 from prunegpt.web.api.sweeps import _best
-from tests.report.made import draw_windows, evaluation, make_trial
+from tests.support.results import draw_windows, evaluation, make_trial
 
 PRUNE = {"kind": "prune", "prune": {"method": "magnitude", "sparsity": 0.5}}
 AS_MOST = {"text": "0" * 24, "split": "validation", "protocol": "blocks/32"}

@@ -3,7 +3,7 @@ import pytest
 from prunegpt.report.compare import compare, comparison_tables
 from prunegpt.report.render import csv, html, json, latex, markdown
 from prunegpt.report.statistics import compare_windows
-from tests.report.made import Kept, draw_windows, evaluation, make_trial
+from tests.support.results import Kept, draw_windows, evaluation, make_trial
 
 HARD = {"kind": "distill", "distill": {"hardness": 0.9, "temperature": 2.0}}
 SOFT = {"kind": "distill", "distill": {"hardness": 0.5, "temperature": 2.0}}

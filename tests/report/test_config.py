@@ -1,5 +1,5 @@
 from prunegpt.report.config import MISSING, find, flatten, paths, resolved, value_at
-from tests.report.made import make_trial
+from tests.support.results import make_trial
 
 
 def test_the_plan_fills_in_what_the_spec_leaves_out() -> None:

@@ -34,7 +34,7 @@ from prunegpt.report.figures import (
 )
 from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
 from prunegpt.store.series import Series
-from tests.report.made import Kept, draw_windows, make_trial
+from tests.support.results import Kept, draw_windows, make_trial
 
 POINTS = (
     SparsityPoint("dense", DENSE, 0.0, 60.5, 59.0, 62.0),

@@ -11,7 +11,7 @@ from prunegpt.report.folder import write_folder
 from prunegpt.report.gallery import figures_of
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
-from tests.report.made import Kept, draw_windows, make_trial
+from tests.support.results import Kept, draw_windows, make_trial
 
 PRUNE = {"kind": "prune", "prune": {"method": "magnitude"}}
 

@@ -13,7 +13,7 @@ from prunegpt.report.seeds import compare_seeds, spread_interval
 from prunegpt.report.statistics import Interval, Windows, compare_windows, perplexity_interval
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
-from tests.report.made import Kept, draw_windows
+from tests.support.results import Kept, draw_windows
 
 ANY = st.floats(-1e300, 1e300)
 LOSSES = st.lists(st.floats(0.01, 30), min_size=2, max_size=12)

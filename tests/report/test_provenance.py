@@ -3,7 +3,7 @@ from pathlib import Path
 
 from prunegpt.records import TrialResult
 from prunegpt.report.provenance import gather, spec_commit
-from tests.report.made import evaluation, make_trial
+from tests.support.results import evaluation, make_trial
 
 
 def test_the_line_is_made_from_the_records() -> None:

@@ -1,6 +1,6 @@
 from prunegpt.report.rows import select_rows
 from prunegpt.spec.schema import TableSpec
-from tests.report.made import evaluation, make_trial
+from tests.support.results import evaluation, make_trial
 
 
 def spec(*rows: object, reported: dict[str, object] | None = None) -> TableSpec:

@@ -9,7 +9,7 @@ import pytest
 from prunegpt.errors import ReportError
 from prunegpt.report.seeds import Source, combined_test, compare_seeds, spread, spread_interval
 from prunegpt.report.statistics import compare_windows, mean_loss
-from tests.report.made import draw_windows
+from tests.support.results import draw_windows
 
 
 def _flat(loss: float, count: int = 30) -> np.ndarray:

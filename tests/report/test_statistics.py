@@ -20,7 +20,7 @@ from prunegpt.report.statistics import (
     perplexity_interval,
     resampled_sums,
 )
-from tests.report.made import draw_windows
+from tests.support.results import draw_windows
 
 
 def test_resampled_means_follow_the_exact_distribution() -> None:

@@ -11,7 +11,7 @@ from prunegpt.report.cells import Cell, Table, slug
 from prunegpt.report.statistics import perplexity_interval
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
-from tests.report.made import PROTOCOL, Kept, draw_windows, evaluation, make_trial
+from tests.support.results import PROTOCOL, Kept, draw_windows, evaluation, make_trial
 
 FINETUNE = {"kind": "finetune", "finetune": {}}
 DISTILL = {"kind": "distill", "distill": {}, "teacher": "t"}

@@ -6,7 +6,7 @@ import pytest
 from prunegpt.records import ComparisonKey
 from prunegpt.report.measure import Measured, beside_median
 from prunegpt.report.statistics import compare_windows, mean_loss
-from tests.report.made import draw_windows
+from tests.support.results import draw_windows
 
 
 def measured(shift: float, *, seed: int = 1, protocol: str = "p") -> Measured:

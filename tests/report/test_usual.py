@@ -4,7 +4,7 @@ from typing import Any
 
 from prunegpt.records import TrialResult
 from prunegpt.report.tables import Table, build_table, usual_table
-from tests.report.made import evaluation, make_trial
+from tests.support.results import evaluation, make_trial
 
 
 def swept(name: str, perplexity: float = 20.0, **values: Any) -> TrialResult:
@@ -49,7 +49,7 @@ def test_of_many_the_best_are_shown() -> None:
 def test_a_stored_sweep_without_tables_has_one(tmp_path: Any) -> None:
     from prunegpt.api import stored, tables_of
     from prunegpt.root import Root
-    from tests.web.many import make_many
+    from tests.support.many_trials import make_many
 
     root = Root(tmp_path / "runs")
     make_many(root, 3)

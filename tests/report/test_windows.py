@@ -6,7 +6,7 @@ import pytest
 from prunegpt.errors import ReportError
 from prunegpt.report.measure import check_belongs, stored_windows
 from prunegpt.root import Root
-from tests.report.made import draw_windows, evaluation, make_trial
+from tests.support.results import draw_windows, evaluation, make_trial
 
 
 def test_finds_what_an_evaluation_left(tmp_path: Path) -> None:

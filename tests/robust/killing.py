@@ -25,7 +25,7 @@ from prunegpt.launch.base import Exited
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 from prunegpt.sweep import coordinator
-from tests.sweep import fake_worker
+from tests.support import fake_worker
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _PATHS = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.truncate": 1}

@@ -27,10 +27,10 @@ from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.events import Event, TrialFinished
 from prunegpt.sweep.interrupt import Interrupt
-from tests.sweep_plans import make_plan, make_trial
+from tests.support.sweep_plans import make_plan, make_trial
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-FAKE = (sys.executable, "-m", "tests.robust.worker")
+FAKE = (sys.executable, "-m", "tests.support.hashing_worker")
 SAMPLES = 60  # of each process in a run, about
 WARM = 0.3  # of a run, in which caches fill and pools grow
 KILOBYTES_A_TRIAL = 30.0  # of resident memory that a process may grow by: 3 MiB every 100 trials
@@ -212,7 +212,7 @@ def _real_plan(root: Root, trials: int) -> SweepPlan:
     """Trials that train a tiny model for three steps, each with a seed of its own."""
     from prunegpt.builtin.text import rows
     from prunegpt.planning.resolve import plan_data
-    from tests.e2e.conftest import make_model
+    from tests.support.small import make_model
 
     folder = root.path / "made"
     model = make_model(folder / "model", layers=2)

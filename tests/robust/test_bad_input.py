@@ -26,9 +26,9 @@ from prunegpt.report.tables import build_table
 from prunegpt.spec.columns import COLUMNS
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.spec.read import parse_document, read_document
-from tests.recipes.test_fuzz import TEXTS as RECIPES
-from tests.recipes.test_fuzz import through
 from tests.robust.strategies import ODD_NUMBERS, ODD_TEXTS, SCALARS, anything, changed, damaged
+from tests.support.recipes import TEXTS as RECIPES
+from tests.support.recipes import through
 
 SPECS = Path(__file__).resolve().parents[2] / "sweeps"
 TEXTS = [(SPECS / name).read_text(encoding="utf-8") for name in ("quickstart.yaml", "distill90.yaml", "recover90.yaml")]

@@ -12,11 +12,9 @@ import torch
 
 from prunegpt.planning.resolve import plan_data
 from prunegpt.records import StageRecord
-from prunegpt.root import Root, write_text
-from prunegpt.trial import run_trial
-from tests.e2e.conftest import Run, model_folder, run, spec, text_files, write_spec
-
-__all__ = ["model_folder", "run", "spec", "text_files"]
+from prunegpt.root import Root
+from tests.support.running import run_attempt
+from tests.support.small import Run, write_spec
 
 
 @pytest.fixture
@@ -41,9 +39,7 @@ def one_thread() -> Iterator[None]:
 def run_here(study: dict[str, Any], root: Root) -> None:
     """All trials in this process, in spec order, without a coordinator."""
     for trial in plan_data(copy.deepcopy(study), root=root).trials:
-        folder = root.attempt(trial.sweep, trial.name, 1)
-        write_text(folder / "trial.json", trial.model_dump_json())
-        record = run_trial(folder)
+        record = run_attempt(root, trial)
         assert record.state == "finished", record.error
 
 
@@ -76,12 +72,12 @@ def test_what_is_recorded_is_the_number_that_was_used(study: dict[str, Any], tmp
 
 
 @pytest.mark.slow
-def test_one_slot_and_two_slots(run: Run, study: dict[str, Any], tmp_path: Path) -> None:
+def test_one_slot_and_two_slots(run_program: Run, study: dict[str, Any], tmp_path: Path) -> None:
     study["launcher"] = {"kind": "local", "options": {"threads": 1}}
     path = write_spec(tmp_path / "small.yaml", study)
     roots = [Root(tmp_path / f"slots-{slots}") for slots in (1, 2)]
     for slots, root in enumerate(roots, start=1):
-        run("sweep", "run", path, "--slots", str(slots), "--root", str(root.path))
+        run_program("sweep", "run", path, "--slots", str(slots), "--root", str(root.path))
         assert threads(root) == {1}
     assert bits(roots[0]) == bits(roots[1])
     here = Root(tmp_path / "here")

@@ -18,9 +18,8 @@ from prunegpt.errors import PruneGPTError, StoreError
 from prunegpt.root import Root, publishing, seal
 from prunegpt.store import Store, engine
 from prunegpt.sweep.repair import examine
-from tests.robust.conftest import MORE, TRIALS, Undisturbed, figures, run
-from tests.robust.test_power_cuts import DULL
-from tests.sweep_plans import make_trial
+from tests.support.finished_root import DULL, MORE, TRIALS, Undisturbed, figures, run
+from tests.support.sweep_plans import make_trial
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -132,6 +131,7 @@ def test_a_root_that_cannot_be_written_is_told(tmp_path: Path) -> None:
             path.chmod(0o755)
 
 
+@pytest.mark.realtime
 def test_a_database_that_others_hold_is_waited_for(
     tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,10 +26,8 @@ from prunegpt.report.archive import Archive, write_archive
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
-from tests.e2e.conftest import make_model, text_files
-from tests.robust.here import Here
-
-__all__ = ["text_files"]
+from tests.support.here import Here
+from tests.support.small import make_model
 
 torch.set_num_threads(1)  # of the process that is forked: threads do not outlive it
 MEMORY = 3 << 30  # bytes over what the process has already

@@ -17,9 +17,10 @@ from prunegpt.cli import app
 from prunegpt.errors import ModelError, PruneGPTError
 from prunegpt.lm.models import load_model, load_tokenizer
 from prunegpt.planning.resolve import plan_data
-from tests.e2e.conftest import model_folder, text_files, write_spec
-
-__all__ = ["model_folder", "text_files"]
+from prunegpt.records import AttemptRecord
+from prunegpt.root import Root
+from tests.support.running import run_attempt
+from tests.support.small import write_spec
 
 CPU = {"device": "cpu", "dtype": "float32"}
 
@@ -57,19 +58,14 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path, value: float) -> 
 def test_no_number_of_such_a_model_reaches_a_table(
     folder: Path, text_files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunegpt.records import AttemptRecord
-    from prunegpt.root import write_text
-    from prunegpt.trial import run_trial
-
     set_weight(folder, float("nan"))
     (trial,) = plan_data(spec_of(folder, text_files)).trials
-    attempt = tmp_path / "runs" / "trials" / "hostile" / "zero-shot" / "attempt-1"
-    write_text(attempt / "trial.json", trial.model_dump_json())
-    record = run_trial(attempt)
+    root = Root(tmp_path / "runs")
+    record = run_attempt(root, trial)
     assert record.state == "failed"
     assert "weights must be finite numbers" in record.error
     assert record.stages == ()
-    assert AttemptRecord.read(attempt / "record.json") == record
+    assert AttemptRecord.read(root.attempt("hostile", "zero-shot", 1) / "record.json") == record
     assert not (tmp_path / "runs" / "stages").exists()
 
 

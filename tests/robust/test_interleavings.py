@@ -28,8 +28,8 @@ from prunegpt.stages import cache as stage_cache
 from prunegpt.stages import text as stage_text
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
-from tests.e2e.conftest import make_model
-from tests.robust.here import Here
+from tests.support.here import Here
+from tests.support.small import make_model
 
 TEXTS = ("the one and the other text\n" * 60, "and one other, of the text\n" * 60)
 torch.set_num_threads(1)

@@ -19,9 +19,8 @@ from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.repair import examine
 from prunegpt.sweep.search.open import open_search
 from tests.robust.killing import Points, SteppedLauncher, coordinate, listener
-from tests.sweep.search.test_end_to_end import Faked
-from tests.sweep.test_adaptive import GiveUp
-from tests.sweep_plans import make_plan, make_trial
+from tests.support.searches import Faked, GiveUp
+from tests.support.sweep_plans import make_plan, make_trial
 
 SEARCH = """\
 name: words

@@ -14,7 +14,7 @@ from prunegpt.registry import RENDERERS
 from prunegpt.report.tables import build_table
 from prunegpt.spec.columns import COLUMNS
 from prunegpt.spec.schema import TableSpec
-from tests.report.made import draw_windows, evaluation, make_trial
+from tests.support.results import draw_windows, evaluation, make_trial
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 NO_NUMBER = re.compile(r"(?<![\w-])-?(nan|inf|infinity)(?![\w-])", re.IGNORECASE)

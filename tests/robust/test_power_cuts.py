@@ -9,7 +9,7 @@ import pytest
 from prunegpt.errors import PruneGPTError
 from prunegpt.root import Root
 from prunegpt.sweep.repair import examine, repair
-from tests.robust.conftest import MORE, Undisturbed, figures, run
+from tests.support.finished_root import DULL, MORE, Undisturbed, figures, run
 
 STAGES = ["load", "ft", "pa", "pb"]
 OF_A_STAGE = [
@@ -30,7 +30,6 @@ FILES = [
         for file in ("trial.json", "points.jsonl", "record.json")
     ),
 ]
-DULL = {".coordinator.lock", "log.txt", "heartbeat"}  # nobody reads what they held
 MAY_LACK = ("files.json", "points.jsonl", "trial.json", "record.json")  # as those of earlier versions, or in mid-run
 WAYS: dict[str, Callable[[Path], object]] = {
     "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),

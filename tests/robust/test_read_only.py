@@ -21,10 +21,11 @@ from prunegpt.spec.schema import TableSpec
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.web.source import Source
-from tests.robust import worker
-from tests.robust.conftest import MORE, TRIALS, Undisturbed, figures, run
-from tests.sweep.fork_launcher import ForkLauncher
-from tests.sweep_plans import make_plan
+from tests.support import hashing_worker
+from tests.support.finished_root import MORE, TRIALS, Undisturbed, figures, run
+from tests.support.fork_launcher import ForkLauncher
+from tests.support.sweep_plans import make_plan
+from tests.support.waiting import Clock
 
 Freeze = Callable[[Path], None]
 SCHEMA_1 = Path(__file__).parents[1] / "store" / "fixtures" / "schema-0001.sql"
@@ -66,7 +67,7 @@ def test_what_is_stored_can_be_looked_at(undisturbed: Undisturbed, tmp_path: Pat
     root = Root(tmp_path / "runs")
     with Store.open(root) as store:
         table = TableSpec(title="Words", rows=("*",), columns=("trial", "perplexity"))
-        run_sweep(make_plan(*TRIALS, tables=[table]), root, store, ForkLauncher(worker.run))
+        run_sweep(make_plan(*TRIALS, tables=[table]), root, store, ForkLauncher(hashing_worker.run))
     before = sorted(root.path.rglob("*"))
     freeze(root.path)
     assert figures(root) == {name: undisturbed.figures[name] for name in "ab"}
@@ -105,7 +106,7 @@ def test_a_dashboard_follows_what_somebody_else_writes(tmp_path: Path, freeze: F
         pytest.skip("a folder cannot be mounted at a second place here")
     try:
         freeze(here)
-        with closing(Source(Root(here))) as source:
+        with closing(Source(Root(here), clock := Clock())) as source:
             assert [trial.name for trial in source.trials("words")] == ["a"]
             with Store.open(Root(there)) as store:  # it has begun: its log is there, and not merged
                 assert (there / "prunegpt.db-wal").exists()
@@ -113,7 +114,7 @@ def test_a_dashboard_follows_what_somebody_else_writes(tmp_path: Path, freeze: F
                 with Store.open(Root(here), create=False) as other:
                     assert other.note(1) == "new"
             run(Root(there), *TRIALS)
-            source._looked = 0.0
+            clock.now += 1
             assert [trial.name for trial in source.trials("words")] == ["a", "b"]
     finally:
         subprocess.run(["umount", "--lazy", here], check=False)

@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Run, model_folder, run, spec, status, text_files, write_spec
-
-__all__ = ["model_folder", "run", "spec", "text_files"]
+from tests.support.small import Run, status, write_spec
 
 
 @pytest.mark.slow

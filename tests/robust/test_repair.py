@@ -22,8 +22,8 @@ from prunegpt.sweep.repair import examine, repair
 from prunegpt.sweep.repair.leftovers import SETTLED
 from prunegpt.tracking.foreign import Keeper, RunPath
 from prunegpt.tracking.ingest import begin
-from tests.robust.conftest import MORE, TRIALS, Undisturbed, figures, run
-from tests.sweep_plans import make_plan, make_trial
+from tests.support.finished_root import MORE, TRIALS, Undisturbed, figures, run
+from tests.support.sweep_plans import make_plan, make_trial
 
 Broken = Callable[[], Root]
 

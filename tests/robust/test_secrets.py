@@ -14,10 +14,7 @@ from prunegpt.redact import HIDDEN, is_secret, redact, secrets
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
-from tests.e2e.conftest import model_folder, spec, text_files
-from tests.robust.here import Here
-
-__all__ = ["model_folder", "spec", "text_files"]
+from tests.support.here import Here
 
 CANARIES = {
     "WANDB_API_KEY": "canary0a1b2c3d4e5f60718293a4b5c6d7e8f901234567",

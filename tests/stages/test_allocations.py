@@ -17,8 +17,7 @@ from prunegpt.spec.schema import PruneSpec
 from prunegpt.stages import prune as stage
 from prunegpt.stages.base import Pruned, State
 from prunegpt.stages.measure import check_ledger
-from tests.planning.test_bad_parts import steep
-from tests.plug_in import PlugIn
+from tests.support.plug_in import PlugIn, steep
 
 METHODS = [*CRITERIA.names(), *SOLVERS.names()]
 PATTERNS = {"unstructured": 0.5, "2:4": None, "3:7": None, "[4, 4]": 0.5}

@@ -14,7 +14,7 @@ from prunegpt.pruning.masks import load_masks
 from prunegpt.root import Root
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
-from tests.stages.conftest import RunTrials
+from tests.support.running import RunTrials
 
 GRADUAL = {"sparsity": 0.75, "unit": "steps", "start": 1, "end": 4, "every": 1}
 CALIBRATION = {"windows": 4, "length": 32}

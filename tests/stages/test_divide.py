@@ -12,7 +12,7 @@ from prunegpt.planning.resolve import plan_data
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.training.trainer import JobTrainer
-from prunegpt.trial import run_trial
+from tests.support.running import run_attempt
 
 
 @pytest.fixture
@@ -44,11 +44,7 @@ def run(home: Path, model: Path, files: dict[str, str], *, divide: int = 1, atte
     prune = {"sparsity": 0.5, "unit": "steps", "start": 1, "end": 6, "every": 1}
     trial = {"name": "gradual", "stages": [{"finetune": {"prune": prune}}]}
     (plan,) = plan_data({"name": "small", "base": settings, "trials": [trial]}, root=root).trials
-    folder = root.attempt("small", "gradual", attempt)
-    folder.mkdir(parents=True)
-    given = plan.model_copy(update={"divide": divide})
-    (folder / "trial.json").write_text(given.model_dump_json(), encoding="utf-8")
-    return run_trial(folder)
+    return run_attempt(root, plan.model_copy(update={"divide": divide}), attempt)
 
 
 def perplexity(record: AttemptRecord) -> float:

@@ -21,7 +21,7 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache, text
-from prunegpt.trial import run_trial
+from tests.support.running import run_attempt
 
 TRAIN = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1}
 PRUNE = {"method": "wanda", "sparsity": 0.5, "calibration": {"windows": 2, "length": 16}}
@@ -71,10 +71,7 @@ def plans_of(place: Path, root: str = "runs") -> dict[str, TrialPlan]:
 
 def run(place: Path, plan: TrialPlan, root: str = "runs") -> AttemptRecord:
     folders = (place / root / "trials" / plan.sweep / plan.name).glob("attempt-*")
-    folder = Root(place / root).attempt(plan.sweep, plan.name, len(list(folders)) + 1)
-    folder.mkdir(parents=True)
-    (folder / "trial.json").write_text(plan.model_dump_json(), encoding="utf-8")
-    return run_trial(folder)
+    return run_attempt(Root(place / root), plan, len(list(folders)) + 1)
 
 
 def figures(record: AttemptRecord) -> list[float | None]:

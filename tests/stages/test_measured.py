@@ -7,7 +7,7 @@ import pytest
 
 from prunegpt.records import beating, read_points
 from prunegpt.usage import Usage
-from tests.stages.conftest import RunTrials
+from tests.support.running import RunTrials
 
 
 def test_a_trial_records_what_it_takes(run_trials: RunTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from prunegpt.spec.pruning import method_entry
 from prunegpt.spec.schema import EvaluateSpec
 from prunegpt.stages.cache import MASKS
 from prunegpt.stages.measure import allocation_of
-from tests.stages.conftest import RunTrials
+from tests.support.running import RunTrials
 
 OTHERWISE: dict[str, Any] = {
     "split": "train",

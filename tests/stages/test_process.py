@@ -7,8 +7,8 @@ import pytest
 
 from prunegpt.spec.training_arguments import DECISIVE, NEUTRAL
 from prunegpt.stages.process import SETTINGS
-from tests.matrix.test_arguments import DECISIVE_VALUES, NEUTRAL_VALUES
-from tests.stages.conftest import RunTrials
+from tests.support.running import RunTrials
+from tests.support.training_arguments import DECISIVE_VALUES, NEUTRAL_VALUES
 
 COMPILED: Mapping[str, Any] = {"torch_compile": True, "torch_compile_backend": "eager"}
 VALUES: Mapping[str, Mapping[str, Any]] = {

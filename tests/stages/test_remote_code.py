@@ -20,7 +20,7 @@ from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.stages import cache
-from prunegpt.trial import run_trial
+from tests.support.running import run_attempt
 
 CODE = """
 import pathlib
@@ -81,10 +81,7 @@ def plan(own: Path, text_files: dict[str, str], tmp_path: Path) -> Callable[...,
 
 
 def run(plan: TrialPlan, root: Path, attempt: int = 1, *, trust: bool = True) -> AttemptRecord:
-    folder = Root(root).attempt(plan.sweep, plan.name, attempt)
-    folder.mkdir(parents=True)
-    (folder / "trial.json").write_text(plan.model_dump_json(), encoding="utf-8")
-    return run_trial(folder, trust_remote_code=trust)
+    return run_attempt(Root(root), plan, attempt, trust_remote_code=trust)
 
 
 def perplexities(record: AttemptRecord) -> list[float | None]:

@@ -21,8 +21,8 @@ from prunegpt.pruning.patterns import Unstructured, parse_pattern
 from prunegpt.records import AttemptRecord
 from prunegpt.spec.schedules import Clock
 from prunegpt.training import TrainingJob
-from tests.pruning.conftest import Toy
-from tests.stages.conftest import RunTrials
+from tests.support.running import RunTrials
+from tests.support.toys import Toy
 
 GRADUAL = {"sparsity": 0.5, "unit": "steps", "start": 1, "end": 4, "every": 1}
 CALIBRATION = {"windows": 4, "length": 16}

@@ -15,7 +15,7 @@ from prunegpt.lm.views import block_matrices
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import load_masks, save_masks
 from prunegpt.root import Root
-from tests.stages.conftest import RunTrials
+from tests.support.running import RunTrials
 
 TRAINING: dict[str, Any] = {
     "finetune": {},

@@ -20,9 +20,7 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.store.engine import open_engine
 from prunegpt.store.schema import REVISIONS, metadata
-from tests.robust.conftest import MORE, Undisturbed, figures, run, undisturbed
-
-__all__ = ["undisturbed"]
+from tests.support.finished_root import MORE, Undisturbed, figures, run
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ENDINGS = {"sqlite": ".sql", "postgresql": ".postgresql.sql"}

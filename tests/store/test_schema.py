@@ -19,7 +19,7 @@ from prunegpt.store import Store
 from prunegpt.store.engine import open_engine
 from prunegpt.store.migrate import current, prepare
 from prunegpt.store.schema import REVISIONS, metadata
-from tests.sweep_plans import make_plan, make_trial
+from tests.support.sweep_plans import make_plan, make_trial
 
 NEXT = """
 import sqlalchemy as sa

@@ -10,15 +10,14 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
-
-WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+from tests.support.fake_worker import COMMAND
 
 if __name__ == "__main__":
     plan = SweepPlan.model_validate_json(Path(sys.argv[1]).read_text())
     root = Root(Path(sys.argv[2]))
     try:
         with Store.open(root) as store:
-            launcher = LocalLauncher(root, int(sys.argv[3]), command=WORKER)
+            launcher = LocalLauncher(root, int(sys.argv[3]), command=COMMAND)
             outcome = run_sweep(plan, root, store, launcher, on_event=lambda event: print(event, flush=True))
     except PruneGPTError as error:
         sys.exit(str(error))

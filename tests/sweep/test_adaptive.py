@@ -1,61 +1,14 @@
 """Trials that are suggested while a sweep runs, and trials that are given up."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from prunegpt.records import Point, TrialResult
-from prunegpt.spec.plan import SearchPlan, TrialPlan
-from prunegpt.spec.search import SearchSpec
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.events import StagePublished, TrialFailed, TrialStarted
 from prunegpt.sweep.interrupt import Interrupt
-from tests.sweep import fake_worker
-from tests.sweep.fork_launcher import ForkLauncher
-from tests.sweep_plans import make_plan, make_trial
-
-
-class Suggestions:
-    """Suggests these trials, each when as many as stand beside it have been told."""
-
-    def __init__(self, *trials: tuple[int, TrialPlan]) -> None:
-        self.left = list(trials)
-        self.told: list[TrialResult] = []
-
-    def begin(self) -> None:
-        return None
-
-    def suggest(self) -> TrialPlan | None:
-        if self.left and len(self.told) >= self.left[0][0]:
-            return self.left.pop(0)[1]
-        return None
-
-    def tell(self, result: TrialResult) -> None:
-        self.told.append(result)
-
-
-class GiveUp:
-    """Gives up a trial of that name at its first point in a stage that is not the first."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.ended: list[tuple[str, str]] = []
-
-    def observe(self, trial: TrialPlan, points: Sequence[Point]) -> str | None:
-        bad = trial.name == self.name and any(point.stage for point in points)
-        return "worse than the median of the others at 100 tokens." if bad else None
-
-    def end(self, trial: TrialPlan, state: str) -> None:
-        self.ended.append((trial.name, state))
-
-
-def suggestion(name: str, chain: str, **fake: Any) -> TrialPlan:
-    return make_trial(name, chain, order=9, **fake).model_copy(update={"search": "found-{lr}"})
-
-
-def searched(*trials: TrialPlan) -> Any:
-    spec = SearchSpec(space={"base.train.learning_rate": {"low": 0.1, "high": 1.0}}, n_trials=9)
-    search = SearchPlan(name="found-{lr}", index=1, order=1, spec=spec)
-    return make_plan(*trials).model_copy(update={"searches": (search,)})
+from tests.support import fake_worker
+from tests.support.fork_launcher import ForkLauncher
+from tests.support.searches import GiveUp, Suggestions, searched, suggestion
+from tests.support.sweep_plans import make_plan, make_trial
 
 
 def run(bench: Any, plan: Any, slots: int = 1, **options: Any) -> Any:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.sweep.board import Board, Published, Unit, name_of, select, units_of
-from tests.sweep_plans import make_trial
+from tests.support.sweep_plans import make_trial
 
 
 class Memory(Published):

@@ -17,9 +17,10 @@ from prunegpt.spec.execution import RETRIES, FailureSpec
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
 from prunegpt.sweep.events import TrialFinished
-from tests.sweep.test_coordinator import WORKER
-from tests.sweep.test_stopping import start
-from tests.sweep_plans import make_plan, make_trial
+from tests.support.fake_worker import COMMAND as WORKER
+from tests.support.sweep_plans import make_plan, make_trial
+from tests.support.waiting import ends
+from tests.sweep.coordinators import start
 
 TRIALS = 30
 
@@ -61,6 +62,7 @@ def lives(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.realtime
 def test_thirty_trials_under_fire_finish_once_with_the_same_figures(bench: Any, seed: int, tmp_path: Path) -> None:
     given = plan()
     undisturbed = Root(tmp_path / "undisturbed")
@@ -108,12 +110,11 @@ def test_thirty_trials_under_fire_finish_once_with_the_same_figures(bench: Any, 
     assert max(computed.values()) == 1
     assert {stage.key: stage.computations for stage in bench.store.stages()} == dict.fromkeys(published, 1)
     assert {path.name for path in bench.root.stages.iterdir() if not path.name.startswith(".")} == published
-    wait = time.monotonic() + 20
-    while any(map(lives, seen)) and time.monotonic() < wait:
-        time.sleep(0.1)
-    assert not [pid for pid in seen if lives(pid)]
+    for pid in seen:
+        ends(pid)
 
 
+@pytest.mark.realtime
 def test_fifty_trials_on_two_warm_slots_cost_little_each(bench: Any) -> None:
     count = 50
     launcher = LocalLauncher(bench.root, 2, command=WORKER)

@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +20,9 @@ from prunegpt.sweep.events import (
     TrialFinished,
     TrialStarted,
 )
-from tests.sweep import fake_worker
-from tests.sweep.fork_launcher import ForkLauncher
-from tests.sweep_plans import make_plan, make_trial
-
-WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+from tests.support import fake_worker
+from tests.support.fork_launcher import ForkLauncher
+from tests.support.sweep_plans import make_plan, make_trial
 
 
 def finished(bench: Any) -> list[str]:
@@ -360,9 +356,10 @@ def test_the_folder_of_an_attempt_holds_its_plan(bench: Any) -> None:
     assert json.loads((folder / "trial.json").read_text())["stages"][1]["key"] == "a"
 
 
+@pytest.mark.realtime
 def test_a_trial_costs_less_than_half_a_second_on_a_warm_worker(bench: Any) -> None:
     count = 20
-    launcher = LocalLauncher(bench.root, command=WORKER)
+    launcher = LocalLauncher(bench.root, command=fake_worker.COMMAND)
     started = time.monotonic()
     bench.run(*(make_trial(f"t{index}", f"load t{index}") for index in range(count)), launcher=launcher)
     assert (time.monotonic() - started) / count < 0.5

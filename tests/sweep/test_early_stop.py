@@ -17,7 +17,7 @@ from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.spec.search import EarlyStopSpec, SearchSpec
 from prunegpt.store import Store
 from prunegpt.sweep.early_stop import CurveStopper, open_early_stop
-from tests.sweep_plans import make_plan, make_trial
+from tests.support.sweep_plans import make_plan, make_trial
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 TIME = itertools.count(1)

@@ -1,7 +1,7 @@
 """Failures by cause: what is tried again, how often, with what, and what is kept of it."""
 
 import errno
-import time
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from prunegpt.sweep.failures import Ending, divided, divisible, judge, tried, un
 from prunegpt.sweep.interrupt import Interrupt
 from prunegpt.sweep.watchdog import Watchdog
 from prunegpt.trial import _cause
-from tests.sweep import fake_worker
-from tests.sweep.fork_launcher import ForkLauncher
-from tests.sweep_plans import make_trial
+from tests.support import fake_worker
+from tests.support.fork_launcher import ForkLauncher
+from tests.support.sweep_plans import make_trial
 
 CHECKPOINT = {"checkpoint": True, "steps": 40, "seconds": 2.0}
 
@@ -309,7 +309,7 @@ def test_a_worker_that_hangs_before_its_first_sign_of_life_is_replaced(
 ) -> None:
     def hang_once(folder: Path) -> str:
         if folder.name == "attempt-1":
-            time.sleep(600)
+            signal.pause()
         return fake_worker.run(folder)
 
     launcher = ForkLauncher(hang_once)

@@ -18,9 +18,9 @@ from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.events import LauncherTrouble, Progress
 from prunegpt.sweep.interrupt import Interrupt
 from prunegpt.sweep.patience import PatientLauncher
-from tests.sweep import fake_worker
-from tests.sweep.fork_launcher import ForkLauncher
-from tests.sweep_plans import make_trial
+from tests.support import fake_worker
+from tests.support.fork_launcher import ForkLauncher
+from tests.support.sweep_plans import make_trial
 
 CALLS = sorted(name for name in vars(Launcher) if not name.startswith("_"))
 QOS = "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: "

@@ -14,7 +14,7 @@ from prunegpt.root import Root
 from prunegpt.sweep import recovery
 from prunegpt.sweep.recovery import OUTSIDE, is_outside, mark_outside, recover
 from prunegpt.sweep.repair import examine, repair
-from tests.sweep_plans import make_plan, make_trial
+from tests.support.sweep_plans import make_plan, make_trial
 
 POINT = {"stage": 1, "step": 5, "epoch": 1.0, "name": "loss", "value": 2.0, "time": 1.0}
 

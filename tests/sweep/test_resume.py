@@ -17,7 +17,7 @@ from prunegpt.planning.resolve import Planner
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
-from tests.planning.made import BASE, model_folder, text_folder
+from tests.support.specs import BASE, model_folder, text_folder
 
 RECIPE = """
 train: {{num_train_epochs: 4, learning_rate: 1.0e-3}}

@@ -11,14 +11,14 @@ from prunegpt.launch.slurm import SlurmLauncher
 from prunegpt.spec.execution import SlurmOptions
 from prunegpt.sweep import patience
 from prunegpt.sweep.events import LauncherTrouble
-from tests.sweep_plans import make_trial
+from tests.support.sweep_plans import make_trial
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 
 JOB = """\
 import sys
 from prunegpt.launch.job import run_job
-worker = "import sys; from pathlib import Path; from tests.sweep import fake_worker; fake_worker.run(Path(sys.argv[1]))"
+worker = "import sys; from pathlib import Path; from tests.support.fake_worker import run; run(Path(sys.argv[1]))"
 run_job(sys.argv[1], (sys.executable, "-c", worker))
 """
 SBATCH = """\

@@ -26,25 +26,8 @@ from prunegpt.sweep.events import StagePublished, Stopping, SweepStarted, TrialF
 from prunegpt.sweep.interrupt import Interrupt
 from prunegpt.sweep.live import look
 from prunegpt.sweep.lock import coordinating, coordinator
-from tests.sweep_plans import make_plan, make_trial
-
-SCRIPT = Path(__file__).with_name("coordinate.py")
-
-
-def start(root: Root, plan: Any, slots: int = 1) -> subprocess.Popen[str]:
-    """A coordinator in a process of its own."""
-    file = root.path.with_name("plan.json")
-    file.write_text(plan.model_dump_json())
-    command = [sys.executable, str(SCRIPT), str(file), str(root.path), str(slots)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def line_with(process: subprocess.Popen[str], word: str) -> str:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if word in line:
-            return line
-    pytest.fail(f"no line with {word!r}; {process.stderr and process.stderr.read()}")
+from tests.support.sweep_plans import make_plan, make_trial
+from tests.sweep.coordinators import SCRIPT, line_with, start
 
 
 def interrupting(interrupt: Interrupt, kind: type, times: int = 1) -> Callable[[Any], None]:

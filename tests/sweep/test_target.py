@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from prunegpt.spec.target import TargetSpec
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.events import TargetReached, TrialStarted
-from tests.sweep import fake_worker
-from tests.sweep.fork_launcher import ForkLauncher
-from tests.sweep.test_adaptive import Suggestions, searched, suggestion
-from tests.sweep_plans import make_plan, make_trial
+from tests.support import fake_worker
+from tests.support.fork_launcher import ForkLauncher
+from tests.support.searches import Suggestions, searched, suggestion
+from tests.support.sweep_plans import make_plan, make_trial
 
 TARGET = TargetSpec(metric="perplexity", value=3, direction=None)  # the fake worker's is the length of the last key
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from prunegpt.tracking.agents import read_arguments, trial_of
 from prunegpt.tracking.endpoint.choose import next_point
 from prunegpt.tracking.endpoint.hosted import Hosted, Run
 from prunegpt.tracking.ingest import Follower, StaleRunReaper, begin, save_sweep
+from tests.support.waiting import until
 
 BASE: dict[str, Any] = {"model": "builtin:tiny-gpt2", "data": {"path": "builtin:text", "block_size": 128}}
 STAGES: list[Any] = ["finetune", {"prune": {"sparsity": 0.5}}]
@@ -157,7 +157,7 @@ def test_an_attempt_without_a_coordinator_is_in_the_store_while_it_runs(tmp_path
                 writer.write(Point(stage=1, step=step, epoch=0.5, name="loss", value=2.0 - step, time=1.0))
                 wait_for_points(store, f"small/{trial.name}", step + 1)
             through(StageRecord(key=trial.stages[0].key, kind="load", index=0, cached=False))
-            wait(lambda: len(store.result(f"small/{trial.name}").stages) == 1)
+            until(lambda: len(store.result(f"small/{trial.name}").stages) == 1)
             assert store.result(f"small/{trial.name}").state == "running"
         writer.write(Point(stage=1, step=3, epoch=0.5, name="loss", value=-1.0, time=1.0))
         writer.close()
@@ -215,7 +215,7 @@ def test_a_database_that_is_locked_for_long_ends_no_attempt(tmp_path: Path, monk
 
     monkeypatch.setattr(attempt, "store_points", locked)
     with follower.following(every=0.01):
-        wait(lambda: len(looks) > 3)
+        until(lambda: len(looks) > 3)
 
 
 def dead() -> int:
@@ -251,9 +251,9 @@ def test_the_attempt_of_a_dead_agent_is_lost_and_its_trial_waits(tmp_path: Path,
         else:
             with closing(StaleRunReaper(root, every=0.01, linger=0.0)) as reaper:
                 reaper.wake()
-                wait(lambda: store.result("small/dense").state == "waiting")
+                until(lambda: store.result("small/dense").state == "waiting")
                 abandon(beside, pid=dead())  # it looks on as long as one is left
-                wait(lambda: store.running_attempts() == [])
+                until(lambda: store.running_attempts() == [])
             return
         (row,) = store.attempts("small/dense")
         assert (row.state, row.reason, row.outcome) == ("failed", "lost", "waiting")
@@ -271,7 +271,7 @@ def test_a_server_that_agents_speak_to_looks_before_they_run_anything(tmp_path: 
         attempt = begin(root, plan, plan.trials[0])
         assert store.result("small/dense").state == "running"
         abandon(attempt, pid=dead())
-        wait(lambda: store.result("small/dense").state == "waiting")
+        until(lambda: store.result("small/dense").state == "waiting")
 
 
 def test_an_agent_of_another_machine_is_lost_when_it_is_silent(tmp_path: Path) -> None:
@@ -327,11 +327,4 @@ def test_a_coordinators_attempt_is_none_of_an_agents_business(tmp_path: Path) ->
 
 
 def wait_for_points(store: Store, trial: str, count: int) -> None:
-    wait(lambda: len(store.points(trial, "loss")) == count)
-
-
-def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
+    until(lambda: len(store.points(trial, "loss")) == count)

@@ -17,7 +17,7 @@ from prunegpt.store import Store
 from prunegpt.tracking.agents import trial_of
 from prunegpt.tracking.endpoint.choose import next_point
 from prunegpt.tracking.endpoint.hosted import Hosted, Run
-from tests.e2e.conftest import make_model
+from tests.support.small import make_model
 
 
 def written(folder: Path, **more: Any) -> Path:

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.tracking.client import TrackingError
 from prunegpt.tracking.imports import import_folder, import_project, read_run, run_files
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,13 @@ def _begin(folder: Path, **more: Any) -> Any:
 
 def _await_end(folder: Path) -> None:
     """Until the client's log is whole: `finish` may return before its last records are on the disk."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+
+    def whole() -> bool:
         with contextlib.suppress(TrackingError):  # not even its first record is there yet
-            if any(read_run(file).exit_code is not None for file in run_files(folder)):
-                return
-        time.sleep(0.05)
-    pytest.fail("the client has not ended its log in 60 s")
+            return any(read_run(file).exit_code is not None for file in run_files(folder))
+        return False
+
+    until(whole, "the end of the client's log")
 
 
 def test_an_offline_folder_becomes_a_trial_once(offline: Path, tmp_path: Path) -> None:

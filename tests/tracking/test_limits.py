@@ -21,7 +21,7 @@ from prunegpt.store import Store
 from prunegpt.sweep.recovery import OUTSIDE, recover
 from prunegpt.tracking import claims
 from prunegpt.tracking.endpoint import intake
-from tests.tracking.test_endpoint import GRID, Client
+from tests.tracking.endpoint_client import GRID, Client
 
 NINE = ", ".join(["*a{0}"] * 9)
 STREAM = "/files/local/mine/abc123/file_stream"

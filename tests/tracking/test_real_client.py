@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +21,8 @@ import pytest
 
 from prunegpt.root import Root
 from prunegpt.store import Store
-from tests.e2e.conftest import make_model
+from tests.support.small import make_model
+from tests.support.waiting import until
 from tests.tracking.wandb_versions import OLDER, client, version_of
 
 pytestmark = pytest.mark.slow
@@ -125,13 +126,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     pytest.importorskip("wandb", reason="needs the W&B client")
     with opened(tmp_path) as made:
         yield made
-
-
-def wait(condition: Callable[[], bool], what: str, seconds: float = LONGEST) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.3)
 
 
 def text_files(folder: Path) -> dict[str, str]:
@@ -255,22 +249,22 @@ def test_an_agents_trial_is_live_and_one_that_is_killed_is_lost_and_tried_again(
     def lengths() -> dict[str, int]:
         return {curve["name"]: curve["total"] for curve in shown("/curves")["curves"] if curve["stage"] == 1}
 
-    wait(lambda: shown("")["state"] == "running", "a trial that runs")
-    wait(lambda: lengths().get("loss", 0) > 2 and lengths().get("perplexity", 0) > 1, "curves of a trial that runs")
+    until(lambda: shown("")["state"] == "running", "a trial that runs")
+    until(lambda: lengths().get("loss", 0) > 2 and lengths().get("perplexity", 0) > 1, "curves of a trial that runs")
     before = lengths()
-    wait(lambda: all(lengths()[name] > before[name] for name in ("loss", "perplexity")), "curves that grow")
+    until(lambda: all(lengths()[name] > before[name] for name in ("loss", "perplexity")), "curves that grow")
     with Store.open(world.root) as store:
         (running,) = store.running_attempts()
         process = json.loads((world.root.path / running.folder / "outside.json").read_text())["pid"]
         os.kill(process, signal.SIGKILL)
         assert agent.wait(LONGEST) == 0, log.read_text()
-        wait(lambda: store.result("small/finetuned").state == "waiting", "the server's verdict")
+        until(lambda: store.result("small/finetuned").state == "waiting", "the server's verdict")
         (lost,) = store.attempts("small/finetuned")
         assert (lost.state, lost.reason) == ("failed", "lost")
         resumed = world.start("-m", "prunegpt", "sweep", "resume", "small", "--root", world.root.path)
-        wait(lambda: [row.number for row in store.running_attempts()] == [2], "another attempt")
+        until(lambda: [row.number for row in store.running_attempts()] == [2], "another attempt")
         reached = max(point.step for point in store.points("small/finetuned", "loss"))
-        wait(lambda: grown(store, reached), "its points")
+        until(lambda: grown(store, reached), "its points")
         resumed.send_signal(signal.SIGINT)
         resumed.communicate(timeout=LONGEST)
 
@@ -343,17 +337,18 @@ def foreign(folder: Path, seconds: float, values: list[int]) -> tuple[dict[str, 
     }, told
 
 
+@pytest.mark.realtime
 def test_pause_resume_and_cancel(world: World, tmp_path: Path) -> None:
     config, told = foreign(tmp_path, 7, [1, 2, 3])
     sweep = world.sweep(config)
     agent = world.agent(sweep, "one")
-    wait(lambda: told.read_text() == "1\n", "the first run")
+    until(lambda: told.read_text() == "1\n", "the first run")
     world.run("-m", "wandb", "sweep", "--pause", sweep)
-    wait(lambda: world.state(sweep)["runs"][0]["state"] == "finished", "the end of the first run")
+    until(lambda: world.state(sweep)["runs"][0]["state"] == "finished", "the end of the first run")
     time.sleep(8)  # longer than the agent's poll
     assert told.read_text() == "1\n"
     world.run("-m", "wandb", "sweep", "--resume", sweep)
-    wait(lambda: told.read_text() == "1\n2\n", "the second run")
+    until(lambda: told.read_text() == "1\n2\n", "the second run")
     world.run("-m", "wandb", "sweep", "--cancel", sweep)
     output, errors = agent.communicate(timeout=LONGEST)
     assert agent.returncode == 0, output + errors
@@ -388,7 +383,7 @@ def test_a_script_that_knows_nothing_of_us_shows_its_curve_while_it_runs(world: 
             trials = store.results("wandb-elsewhere")
             return any(one.state == "running" and len(store.points(one.id, "loss")) > 2 for one in trials)
 
-    wait(live, "points of a running script", 80)  # the client sends what it has every fifteen seconds
+    until(live, "points of a running script")  # the client sends what it has every fifteen seconds
     assert script.poll() is None
     (tmp_path / "elsewhere" / "enough").touch()
     output, errors = script.communicate(timeout=LONGEST)
@@ -563,7 +558,7 @@ def test_an_agents_run_tells_a_server_that_does_not_see_the_root(world: World, t
     server = world.start("-c", BARE, cloud.path, port)
     try:
         (tmp_path / "arguments.json").write_text('{"trial": "finetuned"}')
-        wait(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server", 30)
+        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server", 30)
         command = ("wandb", "trial", tmp_path / "arguments.json", "--spec", spec, "--root", tmp_path / "other")
         told = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_RUN_ID": "run1", "WANDB_PROJECT": "study"}
         run = world.start("-m", "prunegpt", *command, **told)

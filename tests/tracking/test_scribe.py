@@ -350,6 +350,7 @@ def tracker(root: Root, code: str, close: float = 5.0) -> tuple[WandbTracker, li
     return WandbTracker(plan(), root, command=[sys.executable, "-c", code], close=close, say=said.append), said
 
 
+@pytest.mark.realtime
 def test_a_scribe_that_hangs_is_left_behind_after_a_while(root: Root) -> None:
     began = time.monotonic()
     found, said = tracker(root, "import time; time.sleep(600)", close=0.5)
@@ -380,11 +381,15 @@ def test_the_scribe_is_told_how_and_hears_of_the_end(root: Root, tmp_path: Path)
 
 
 @contextmanager
-def server(status: int, body: bytes, wait: float = 0.0) -> Iterator[str]:
+def server(status: int, body: bytes, *, silent: bool = False) -> Iterator[str]:
+    over = threading.Event()
+    if not silent:
+        over.set()
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            time.sleep(wait)
+            over.wait()
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
@@ -397,6 +402,7 @@ def server(status: int, body: bytes, wait: float = 0.0) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{made.server_port}"
     finally:
+        over.set()
         made.shutdown()
         made.server_close()
 
@@ -420,7 +426,7 @@ def test_what_a_server_says_is_told(status: int, body: bytes, message: str, monk
 
 def test_a_server_that_is_gone_or_slow_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunegpt.tracking.client._TIMEOUT", 0.2)
-    with server(200, b"{}", wait=1.0) as address, pytest.raises(TrackingError, match="cannot be reached: timed out"):
+    with server(200, b"{}", silent=True) as address, pytest.raises(TrackingError, match="cannot be reached: timed out"):
         Server(address, "key").ask("query Viewer { viewer { id } }", {})
     with pytest.raises(TrackingError, match=r"cannot be reached: .*refused"):
         Server(address, "key").ask("query Viewer { viewer { id } }", {})

@@ -7,8 +7,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from prunegpt.root import Root
-from tests.web.browser.made import make_root
-from tests.web.served import HEADERS, ORIGIN, open_app
+from tests.support.served import HEADERS, ORIGIN, open_app
+from tests.support.study import make_root
 
 
 @pytest.fixture(scope="session")

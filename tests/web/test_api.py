@@ -15,8 +15,9 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.control import Action, take
 from prunegpt.sweep.lock import coordinating
-from tests.web.browser.made import Wanted, grow, make_root, study
-from tests.web.served import HEADERS, ORIGIN, open_app
+from tests.support.served import HEADERS, ORIGIN, open_app
+from tests.support.study import Wanted, grow, make_root, study
+from tests.support.waiting import until
 
 API = "/api/v1"
 SWEEP = f"{API}/sweeps/study"
@@ -54,8 +55,8 @@ def test_a_root_where_nothing_has_run_is_empty_and_fills_later(tmp_path: Path) -
         assert client.get(SWEEP).status_code == 404
         assert not root.path.exists()
         make_root(root.path, study()[:2])
-        client.app.state.dashboard.source._looked = 0.0
-        assert len(get(client, f"{API}/sweeps")["sweeps"]) == 1
+        found = until(lambda: get(client, f"{API}/sweeps")["sweeps"], "the sweep")
+        assert len(found) == 1
 
 
 def test_a_sweep_tells_what_runs_and_how_far_it_is(client: TestClient) -> None:
@@ -430,8 +431,8 @@ def test_a_trial_that_changes_is_seen_changed(own: TestClient, made: Root) -> No
         running = store.result("study/going").id
         attempt = store.attempts(running)[-1]
         store.add_points(attempt.id, [Point(stage=1, step=150, epoch=1, name="loss", value=1.0, time=1e9)], offset=99)
-    own.app.state.dashboard.source._looked = 0.0
-    assert (before, get(own, SWEEP)["slots"][0]["step"]) == (58, 150)
+    assert before == 58
+    until(lambda: get(own, SWEEP)["slots"][0]["step"] == 150, "the new point")
 
 
 def test_the_reference_lists_every_entry(client: TestClient) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from prunegpt.root import Root
 from prunegpt.web.connections import BoundedConnection
-from tests.web.served import served
+from tests.support.served import served
 
 HEAD = b"POST /files/local/mine/abc/file_stream HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 WHOLE = b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

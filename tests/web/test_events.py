@@ -11,8 +11,8 @@ from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.lock import coordinating
-from tests.web.browser.made import grow
-from tests.web.served import Listener, served
+from tests.support.served import Listener, served
+from tests.support.study import grow
 
 SOON = 2.0  # seconds, as promised
 
@@ -31,6 +31,7 @@ def listener(address: str) -> Iterator[Listener]:
     listening.close()
 
 
+@pytest.mark.realtime
 def test_a_new_point_comes_within_two_seconds(made: Root, listener: Listener) -> None:
     grow(made, start=60, until=64)
     written = time.monotonic()
@@ -44,6 +45,7 @@ def test_a_new_point_comes_within_two_seconds(made: Root, listener: Listener) ->
     assert listener.wait("points")[3]["last"]["loss"]["step"] == 64
 
 
+@pytest.mark.realtime
 def test_an_end_comes_with_the_row_and_nothing_else(made: Root, listener: Listener) -> None:
     with Store.open(made) as store:
         store.finish_attempt(
@@ -75,6 +77,7 @@ def test_a_coordinator_that_comes_and_goes_is_told(made: Root, listener: Listene
     assert listener.wait("sweep")[3] == {"name": "study", "changed": [], "more": False}
 
 
+@pytest.mark.realtime
 def test_another_sweep_and_another_trial_are_not_told(made: Root, address: str) -> None:
     other = Listener(f"{address}/api/v1/events?sweep=none")
     single = Listener(f"{address}/api/v1/events?sweep=study&trial=later")
@@ -89,6 +92,7 @@ def test_another_sweep_and_another_trial_are_not_told(made: Root, address: str) 
         one.close()
 
 
+@pytest.mark.realtime
 def test_a_page_that_comes_back_gets_what_it_missed(made: Root, address: str, listener: Listener) -> None:
     grow(made, until=62)
     seen = listener.wait("points")[1]
@@ -101,6 +105,7 @@ def test_a_page_that_comes_back_gets_what_it_missed(made: Root, address: str, li
     back.close()
 
 
+@pytest.mark.realtime
 def test_what_changes_between_fetching_and_listening_is_told(made: Root, address: str) -> None:
     with urlopen(f"{address}/api/v1/sweeps/study/trials") as answer:
         revision = json.load(answer)["revision"]
@@ -122,6 +127,7 @@ def _again(address: str, last: str) -> Listener:
     return Listener(f"{address}/api/v1/events?sweep=study", last)
 
 
+@pytest.mark.realtime
 def test_the_server_ends_though_pages_listen(made: Root) -> None:
     with served(made) as address:
         listening = Listener(f"{address}/api/v1/events")

@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 import prunegpt.web.api  # noqa: F401
 from prunegpt.root import Root
 from prunegpt.web.endpoint import ENDPOINTS, PREFIX, document
-from tests.web.browser.made import study
-from tests.web.served import HEADERS, served
+from tests.support.served import HEADERS, served
+from tests.support.study import study
 
 FUZZED = settings(
     deadline=None,

@@ -1,13 +1,12 @@
 """Intervals come at once while there is time, later otherwise, and everyone is told."""
 
-import time
-
 from starlette.testclient import TestClient
 
 from prunegpt.report.measure import measure, stored_windows
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.web.intervals import Intervals
+from tests.support.waiting import until
 
 
 def test_what_there_is_no_time_for_is_told_later(kept: Root) -> None:
@@ -18,10 +17,7 @@ def test_what_there_is_no_time_for_is_told_later(kept: Root) -> None:
     intervals = Intervals(windows, told.append)
     assert set(intervals.find(trials, seconds=0).values()) == {None}
     measured = {trial.id: found.interval for trial in trials if (found := measure([trial], windows)) is not None}
-    until = time.monotonic() + 20
-    while set(told) != set(measured) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert set(told) == set(measured)
+    until(lambda: set(told) == set(measured), "the intervals")
     now = intervals.find(trials, seconds=0)
     for trial in trials:
         interval = measured.get(trial.id)

@@ -18,8 +18,8 @@ from starlette.testclient import TestClient
 
 from prunegpt.root import Root
 from prunegpt.tracking.endpoint.app import Endpoint
-from tests.web.browser.made import make_root
-from tests.web.served import HEADERS, ORIGIN, open_app
+from tests.support.served import HEADERS, ORIGIN, open_app
+from tests.support.study import make_root
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "FOO")
 NAMES = ("study", "recovered", "going", "all", "metrics")

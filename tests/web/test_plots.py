@@ -20,8 +20,8 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.web import plots
 from prunegpt.web.plots import importances
-from tests.web.browser.made import Wanted, finetune, load, make_root, many, prune, study
-from tests.web.served import ORIGIN, open_app
+from tests.support.served import ORIGIN, open_app
+from tests.support.study import Wanted, finetune, load, make_root, many, prune, study
 
 POINTS = [
     SparsityPoint("dense", DENSE, 0.0, 60.0, 59.0, 61.0),

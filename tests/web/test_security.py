@@ -15,7 +15,7 @@ from prunegpt.root import Root
 from prunegpt.web.app import create_app
 from prunegpt.web.security import is_loopback, local_path
 from prunegpt.web.server import run
-from tests.web.served import HEADERS, ORIGIN, TOKEN, open_app
+from tests.support.served import HEADERS, ORIGIN, TOKEN, open_app
 
 EVIL = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:8000", "", "a b", "[::1",
         "127.0.0.1:8000@evil.example", "192.168.1.5:8000")  # fmt: skip

@@ -1,6 +1,5 @@
 """Thousands of trials and long curves: fast enough to look at, measured as processor time, as machines are shared."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,8 @@ import pytest
 from prunegpt.root import Root
 from tests.bench import dashboard
 from tests.bench.harness import Settings
-from tests.web.many import make_long, make_many
+from tests.support.many_trials import make_long, make_many
+from tests.support.waiting import Clock
 
 
 def settings(work: Path) -> Settings:
@@ -34,17 +34,18 @@ def test_work_grows_with_what_has_changed_and_not_with_what_is_there(tmp_path: P
 
     root = Root(tmp_path / "runs")
     make_many(root, 500)
-    source = Source(root)
+    clock = Clock()
+    source = Source(root, clock)
     source.refresh()
     first = source.revision
     with Store.open(root) as store:
         changed = store.result("many/trial-00007")
         store.set_note(changed.id, "x")
-    time.sleep(0.25)
+    clock.now += 1
     source.refresh()
     assert [trial.name for trial in source.changed_trials(first)] == ["trial-00007"]
-    time.sleep(0.25)
+    clock.now += 1
     second = source.refresh()
-    time.sleep(0.25)
+    clock.now += 1
     assert source.refresh() == second
     source.close()

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 from prunegpt.access import new_token
 from prunegpt.root import Root
 from prunegpt.web.app import create_app
-from tests.web.served import ORIGIN
+from tests.support.served import ORIGIN
 
 VIEWER = {"query": "query Viewer { viewer { id } }", "variables": {}}
 

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from prunegpt.lm.views import WeightView
 
-FAMILIES = ["gpt2", "llama", "opt", "gemma3", "neox", "bloom"]
-
 
 @pytest.fixture
 def windows() -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import decoder_blocks
 from prunegpt.pruning.statistics.activations import StopForward, capture, check_windows
-from tests.pruning.statistics.conftest import FAMILIES
+from tests.pruning.statistics.families import FAMILIES
 
 Make = Callable[[str], Any]
 

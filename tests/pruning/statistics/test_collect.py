@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunegpt.lm.views import block_matrices, select
 from prunegpt.pruning.statistics import block_statistics, evaluating
-from tests.pruning.statistics.conftest import FAMILIES
+from tests.pruning.statistics.families import FAMILIES
 
 Make = Callable[[str], Any]
 InputsOf = Callable[..., dict[str, Tensor]]

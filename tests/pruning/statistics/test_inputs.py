@@ -12,7 +12,7 @@ from prunegpt.lm.views import WeightView, block_matrices, select
 from prunegpt.pruning.statistics import block_statistics
 from prunegpt.pruning.statistics.activations import StopForward
 from prunegpt.pruning.statistics.inputs import InputCollector
-from tests.pruning.statistics.conftest import FAMILIES
+from tests.pruning.statistics.families import FAMILIES
 
 Make = Callable[[str], Any]
 

@@ -10,7 +10,7 @@ from prunegpt.records import Evaluation, SparsityRecord, StageRecord, TrialResul
 from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.search import SearchSpec
 from prunegpt.sweep.search.suggester import Search
-from tests.sweep_plans import make_trial
+from tests.support.sweep_plans import make_trial
 
 Choices = Mapping[str, Any]
 

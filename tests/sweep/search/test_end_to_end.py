@@ -1,7 +1,6 @@
 """A spec with a search, from its file to the store, on fake workers."""
 
 import itertools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,15 @@ import optuna
 import pytest
 
 from prunegpt.planning.resolve import Planner
-from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.early_stop import open_early_stop
 from prunegpt.sweep.events import TrialFinished, TrialStarted
 from prunegpt.sweep.search.export import write_studies
 from prunegpt.sweep.search.open import open_search
-from tests.sweep import fake_worker
-from tests.sweep.conftest import Bench
-from tests.sweep.fork_launcher import ForkLauncher
+from tests.support import fake_worker
+from tests.support.fork_launcher import ForkLauncher
+from tests.support.searches import Faked
+from tests.sweep.bench import Bench
 
 SPEC = """\
 name: words
@@ -45,25 +44,6 @@ trials:
         stages.0.finetune.prune.end: {low: 0.2, high: 0.6, when: {stages: gradual}}
   - name: last
 """
-
-
-class Faked:
-    """A planner whose trials fake workers can run."""
-
-    def __init__(self, planner: Planner) -> None:
-        self._planner = planner
-
-    @property
-    def plan(self) -> SweepPlan:
-        trials = tuple(_faked(trial) for trial in self._planner.plan.trials)
-        return self._planner.plan.model_copy(update={"trials": trials})
-
-    def suggested(self, search: SearchPlan, values: Mapping[str, Any], number: int) -> TrialPlan:
-        return _faked(self._planner.suggested(search, values, number))
-
-
-def _faked(trial: TrialPlan) -> TrialPlan:
-    return trial.model_copy(update={"config": {**trial.config, "fake": {}}})
 
 
 def run(

@@ -15,7 +15,7 @@ from prunegpt.cli import app
 from prunegpt.errors import StoreError
 from prunegpt.store import Store
 from prunegpt.sweep.search.export import searches_of, write_studies
-from tests.web.browser.made import make_root, study
+from tests.support.study import make_root, study
 
 SEARCH = {
     "space": {"stages.1.prune.sparsity": {"low": 0.0, "high": 1.0}},

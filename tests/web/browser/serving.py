@@ -3,7 +3,6 @@
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,8 @@ import uvicorn
 
 from prunegpt.root import Root
 from prunegpt.web.app import create_app
-from tests.web.served import TOKEN
+from tests.support import waiting
+from tests.support.served import TOKEN
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -43,11 +43,8 @@ def served(root: Root, *, token: str | None = None, port: int = 0) -> Iterator[s
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    until = time.monotonic() + _STARTS_WITHIN
-    while not server.started:
-        assert thread.is_alive(), "the server ended before it answered"
-        assert time.monotonic() < until, "the server did not start"
-        time.sleep(0.02)
+    waiting.until(lambda: server.started or not thread.is_alive(), "the server")
+    assert server.started, "the server ended before it answered"
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield f"http://127.0.0.1:{port}"
@@ -58,12 +55,7 @@ def served(root: Root, *, token: str | None = None, port: int = 0) -> Iterator[s
 
 def until(page: "Page", holds: str, *, seconds: float = 20.0) -> object:
     """Waits until JavaScript gives something true; polled from outside, as the content policy forbids `eval`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := page.evaluate(holds):
-            return found
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never came true: {holds}")
+    return waiting.until(lambda: page.evaluate(holds), holds, seconds=seconds)
 
 
 def settled(page: "Page") -> None:

@@ -7,9 +7,9 @@ import pytest
 from prunegpt.records import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
-from tests.web.browser.made import TOKENS, Wanted, load, make_root, prune
+from tests.support.served import TOKEN
+from tests.support.study import TOKENS, Wanted, load, make_root, prune
 from tests.web.browser.serving import served
-from tests.web.served import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,8 +4,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,10 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.control import Action, request
 from prunegpt.sweep.lock import coordinator
-from tests.e2e.conftest import make_model
+from tests.support import waiting
+from tests.support.served import TOKEN
+from tests.support.small import make_model
 from tests.web.browser.serving import served
-from tests.web.served import TOKEN
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Iterator[Root]:
     yield root
     if coordinator(root) is not None:
         request(root, Action("kill", "long"))
-        _until(lambda: coordinator(root) is None)
+        waiting.until(lambda: coordinator(root) is None)
 
 
 @pytest.fixture
@@ -75,13 +75,6 @@ def live(page: "Page", root: Root, running: subprocess.Popen[bytes]) -> Iterator
         page.wait_for_url(f"{address}/")
         yield address
         page.goto("about:blank")
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + _PATIENCE / 1000
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def _tell(page: "Page", button: str, sure: str) -> None:

@@ -30,7 +30,7 @@ def make_trial(
         chain: stage keys with blanks between them.
         needs: likewise, the stage keys of its teachers.
         train: training arguments of all stages but the first.
-        fake: what the fake worker shall do, see `tests/sweep/fake_worker.py`.
+        fake: what the fake worker shall do, see `tests/support/fake_worker.py`.
     """
     keys = chain.split()
     stages = [

@@ -1,23 +1,36 @@
-"""Runs the trials of a spec in this process, in order, without coordinator or store."""
+"""Runs planned trials in this process, without coordinator or store."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from prunegpt.planning.resolve import plan_data
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
-from prunegpt.trial import run_trial
-from tests.e2e.conftest import model_folder, text_files
-
-__all__ = ["model_folder", "text_files"]
+from prunegpt.spec.plan import SweepPlan, TrialPlan
 
 RunTrials = Callable[..., dict[str, AttemptRecord]]
 
-torch.set_num_threads(1)
+
+def write_attempt(root: Root, plan: TrialPlan, number: int = 1) -> Path:
+    """The new folder of an attempt, with its trial.json."""
+    folder = root.attempt(plan.sweep, plan.name, number)
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(plan.model_dump_json(), encoding="utf-8")
+    return folder
+
+
+def run_attempt(root: Root, plan: TrialPlan, number: int = 1, **options: Any) -> AttemptRecord:
+    """One attempt, from its own folder, as a worker runs it; `options` are those of `run_trial`."""
+    from prunegpt.trial import run_trial
+
+    return run_trial(write_attempt(root, plan, number), **options)
+
+
+def teachers_first(plan: SweepPlan) -> list[TrialPlan]:
+    return sorted(plan.trials, key=lambda trial: len(trial.needs))
 
 
 @pytest.fixture
@@ -31,13 +44,6 @@ def run_trials(tmp_path: Path, model_folder: Path, text_files: dict[str, str]) -
         settings["train"] = {**train, **base.get("train", {})}
         root = Root(tmp_path / "runs")
         plan = plan_data({"name": "small", "base": settings, "trials": list(trials)}, root=root)
-        ready = sorted(plan.trials, key=lambda trial: len(trial.needs))
-        records = {}
-        for trial in ready:
-            folder = root.attempt(trial.sweep, trial.name, attempt)
-            folder.mkdir(parents=True)
-            (folder / "trial.json").write_text(trial.model_dump_json(), encoding="utf-8")
-            records[trial.name] = run_trial(folder)
-        return records
+        return {trial.name: run_attempt(root, trial, attempt) for trial in teachers_first(plan)}
 
     return run

@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from prunegpt.access import new_token
 from prunegpt.root import Root
 from prunegpt.web.app import create_app
+from tests.support.waiting import until
 
 ORIGIN = "http://127.0.0.1:8000"
 TOKEN = new_token()
@@ -41,8 +42,7 @@ def served(root: Root, **more: Any) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        while not server.started:
-            time.sleep(0.01)
+        until(lambda: server.started, "the server")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
@@ -79,16 +79,16 @@ class Listener:
         except (OSError, HTTPException):
             return
 
-    def wait(self, kind: str, seconds: float = 10) -> tuple[float, str, str, Any]:
+    def wait(self, kind: str) -> tuple[float, str, str, Any]:
         """The first event of a kind, taken away with those before it."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            for index, event in enumerate(self.events):
-                if event[2] == kind:
-                    del self.events[: index + 1]
-                    return event
-            time.sleep(0.01)
-        raise AssertionError(f"no event {kind!r} within {seconds} s; got {[event[2] for event in self.events]}")
+        return until(lambda: self._take(kind), f"an event {kind!r}")  # type: ignore[return-value]
+
+    def _take(self, kind: str) -> tuple[float, str, str, Any] | None:
+        for index, event in enumerate(self.events):
+            if event[2] == kind:
+                del self.events[: index + 1]
+                return event
+        return None
 
     def close(self) -> None:
         with suppress(OSError):

@@ -13,18 +13,19 @@ from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.events import SweepOutcome
-from tests.robust import worker
-from tests.sweep.fork_launcher import ForkLauncher
-from tests.sweep_plans import make_plan, make_trial
+from tests.support import hashing_worker
+from tests.support.fork_launcher import ForkLauncher
+from tests.support.sweep_plans import make_plan, make_trial
 
 TRIALS = (make_trial("a", "load ft pa"), make_trial("b", "load ft pb"))
 MORE = (*TRIALS, make_trial("c", "load ft pa kd", needs="pb"))  # needs all that the first two have published
+DULL = {".coordinator.lock", "log.txt", "heartbeat"}  # nobody reads what they held
 
 
 def run(root: Root, *trials: TrialPlan, database: str | None = None) -> SweepOutcome:
     """As `sweep run` does; on the database of the root where no other is named."""
     with Store.open(database or root) as store:
-        return run_sweep(make_plan(*trials), root, store, ForkLauncher(worker.run))
+        return run_sweep(make_plan(*trials), root, store, ForkLauncher(hashing_worker.run))
 
 
 def figures(where: Root | str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Parts of a package that is not installed: declared by entry point, as a plug-in declares them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -41,3 +41,10 @@ def forget() -> None:
     for registry in vars(prunegpt.registry).values():
         if isinstance(registry, Registry):
             registry.__dict__.pop("_plugins", None)
+
+
+def steep(
+    sizes: Mapping[str, int], sparsity: float, *, blocks: Mapping[str, int | None], slope: float = 0.1
+) -> dict[str, float]:
+    """A third-party allocation: later blocks lose more."""
+    return {name: sparsity + slope * (blocks[name] or 0) for name in sizes}

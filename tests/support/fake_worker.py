@@ -21,6 +21,7 @@ from prunegpt.records import AttemptRecord, Evaluation, Point, PointWriter, Spar
 from prunegpt.root import Root, publishing
 from prunegpt.spec.plan import StagePlan, TrialPlan
 
+COMMAND = (sys.executable, __file__)
 STOP = [False]
 
 

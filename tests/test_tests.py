@@ -1,0 +1,107 @@
+"""What holds of the tests themselves: where shared code lies, and that no test waits for a clock or measures by it."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+PROGRAMS = {"bench"}  # a program of its own, which tests may run
+LONGEST_SLEEP = 0.1  # seconds; a test that is no real-time test may poll, and not wait
+
+
+@cache
+def sources() -> Mapping[Path, ast.Module]:
+    found = {path.relative_to(TESTS): ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("*.py")}
+    assert len(found) > 200
+    return found
+
+
+# -- where shared code lies ------------------------------------------------------------------------------------------
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield "tests." + "." * node.level
+            elif node.module and node.module.partition(".")[0] == "tests":
+                yield from (f"{node.module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.partition(".")[0] == "tests")
+
+
+def astray(path: Path, name: str) -> bool:
+    """Whether a file of the tests imports what it should not: a test, a conftest, or a helper of another room."""
+    parts = name.split(".")[1:]
+    if any(part == "conftest" or part.startswith("test_") for part in parts):
+        return True
+    room = path.parts[0] if len(path.parts) > 1 else ""
+    allowed = {room, "support", *PROGRAMS}
+    return (TESTS / parts[0]).is_dir() and parts[0] not in allowed
+
+
+def test_what_rooms_share_lies_in_support() -> None:
+    found = [f"{path}: {name}" for path, tree in sources().items() for name in imported(tree) if astray(path, name)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "expected"),
+    [
+        ("web/test_api.py", "tests.support.study.make_root", False),
+        ("web/test_api.py", "tests.web.browser.serving.served", False),
+        ("web/test_api.py", "tests.store.helper", True),
+        ("web/test_api.py", "tests.web.conftest.kept", True),
+        ("web/test_api.py", "tests.web.test_fuzz.TEXTS", True),
+        ("support/study.py", "tests.web.browser.serving", True),
+        ("test_api.py", "tests.import_rule.breaches", False),
+    ],
+)
+def test_an_import_that_goes_astray_is_found(path: str, name: str, expected: bool) -> None:
+    assert astray(Path(path), name) is expected
+
+
+# -- clocks ----------------------------------------------------------------------------------------------------------
+
+
+def by_the_clock(tree: ast.Module) -> list[str]:
+    """Where a test that is no real-time test waits for long, or looks at a clock that measures."""
+    found: list[str] = []
+    for top in tree.body:
+        if any("mark.realtime" in ast.unparse(mark) for mark in getattr(top, "decorator_list", [])):
+            continue
+        for node in ast.walk(top):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called in ("time.sleep", "sleep"):
+                (length,) = node.args
+                if not isinstance(length, ast.Constant) or length.value > LONGEST_SLEEP:
+                    found.append(f"line {node.lineno}: {ast.unparse(node)}")
+            elif called in ("time.monotonic", "time.perf_counter"):
+                found.append(f"line {node.lineno}: {called}")
+    return found
+
+
+def test_only_real_time_tests_wait_or_measure_by_the_clock() -> None:
+    tests = {path: tree for path, tree in sources().items() if path.parts[0] not in {"support", *PROGRAMS}}
+    found = [f"{path}, {line}" for path, tree in tests.items() if path.name != "soak.py" for line in by_the_clock(tree)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("def test_a():\n    time.sleep(0.05)", 0),
+        ("def test_a():\n    time.sleep(0.5)", 1),
+        ("def test_a():\n    def inner():\n        time.sleep(wait)", 1),
+        ("def test_a():\n    began = time.monotonic()\n    assert time.monotonic() - began < 5", 2),
+        ("@pytest.mark.realtime\ndef test_a():\n    time.sleep(3)", 0),
+        ("def test_a():\n    now = time.time()", 0),
+    ],
+)
+def test_what_goes_by_the_clock_is_found(source: str, count: int) -> None:
+    assert len(by_the_clock(ast.parse(source))) == count
