@@ -137,7 +137,7 @@ def upgrade(package: str, spec: Path, fresh: Figures, folder: Path) -> Upgrade:
 def write_spec(folder: Path) -> Path:
     """Trials over a folder of text and one of JSON lines: one-shot, gradual and distilled, on the CPU."""
     from prunegpt.builtin.text import rows
-    from tests.e2e.conftest import make_model
+    from tests.support.small import make_model
 
     folder.mkdir(parents=True)
     model = make_model(folder / "model", layers=2)

@@ -11,7 +11,7 @@ from prunegpt.planning.resolve import plan_data
 from prunegpt.records import StageRecord, TrialResult
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.sweep.changes import changes
-from tests.planning.made import model_folder, text_folder
+from tests.support.specs import model_folder, text_folder
 
 STAGES = [{"finetune": {"train": {"max_steps": 2}}}, {"prune": {"method": "magnitude", "sparsity": 0.5}}]
 FLIPPED = {".json": (b"{", b"{ "), ".txt": (b" ", b"  "), ".safetensors": (bytes(8), b"\x01" + bytes(7))}
