@@ -61,10 +61,24 @@ class FieldReader:
 
     Each method reads one field, notes that it was read, and gives the default where it is absent or wrong; what is
     wrong is added to `problems`.
+
+    Args:
+        one_shot: whether its stage does not train.
+        epochs: the training's, where the recipe says it.
     """
 
-    def __init__(self, modifier: Modifier, problems: list[Problem], notes: list[Note]) -> None:
+    def __init__(
+        self,
+        modifier: Modifier,
+        problems: list[Problem],
+        notes: list[Note],
+        *,
+        one_shot: bool = False,
+        epochs: float | None = None,
+    ) -> None:
         self.modifier = modifier
+        self.one_shot = one_shot
+        self.epochs = epochs
         self._problems = problems
         self._notes = notes
         self._read: set[str] = set()

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,10 +13,10 @@ from prunegpt.recipes.fields import Defect, FieldReader, Note, as_number
 from prunegpt.recipes.learning_rate import LearningRateCurve, Segment, as_arguments
 from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, PRUNABLE, MatchingError, Tensors, as_in
 from prunegpt.recipes.pruning import Pruning, merge, section_of
-from prunegpt.recipes.pruning_modifiers import acdc, gradual, obs, one_shot, session_magnitude
+from prunegpt.recipes.pruning_modifiers import PRUNINGS
 from prunegpt.recipes.reader import Dialect, Modifier, Run, Stage, parse_recipe
 from prunegpt.recipes.source import RecipeError
-from prunegpt.recipes.training_modifiers import CURVES, Blend, legacy_output, per_layer, session_output
+from prunegpt.recipes.training_modifiers import BLENDS, CURVES, Blend
 
 _QUANTISATION = "weights and activations are not quantised here."
 _QUANTISING = (
@@ -41,9 +40,8 @@ _UNSUPPORTED: Mapping[str, str] = {  # modifiers of either dialect that have no 
     **dict.fromkeys(_QUANTISING.split(), _QUANTISATION),
 }
 _IGNORED = {"SparsificationLoggingModifier", "LoggingModifier"}
+_OTHERS = ("ConstantPruningModifier", "EpochRangeModifier", "SetWeightDecayModifier")  # the first of both dialects
 _ONCE = {"SparseGPTModifier", "WandaPruningModifier", "GPTQModifier", "SmoothQuantModifier", "AWQModifier"}
-
-Handler = Callable[[FieldReader], None]
 
 
 @dataclass(frozen=True)
@@ -164,77 +162,44 @@ class _StageReader:
         self._blend: Blend | None = None
         self._train: dict[str, Any] = {}
         self._keep_zeros = False
-        self._handlers = self._legacy() if dialect == "legacy" else self._session()
         for modifier in modifiers:
             self._add(modifier)
 
-    def _session(self) -> dict[str, Handler]:
-        return {
-            "MagnitudePruningModifier": self._pruning(partial(session_magnitude, one_shot=self.run == "oneshot")),
-            "ConstantPruningModifier": self._constant,
-            "SparseGPTModifier": self._one_shot("sparsegpt"),
-            "WandaPruningModifier": self._one_shot("wanda"),
-            "OutputDistillationModifier": self._distilling(session_output),
-        }
-
-    def _legacy(self) -> dict[str, Handler]:
-        magnitude = self._pruning(gradual)
-        return {
-            "EpochRangeModifier": self._epoch_range,
-            "GMPruningModifier": magnitude,
-            "MagnitudePruningModifier": magnitude,
-            "GlobalMagnitudePruningModifier": self._pruning(partial(gradual, allocation="global")),
-            "MovementPruningModifier": self._pruning(partial(gradual, method="movement")),
-            "OBSPruningModifier": self._pruning(obs),
-            "ACDCPruningModifier": self._pruning(acdc),
-            "ConstantPruningModifier": self._constant,
-            "DistillationModifier": self._distilling(partial(legacy_output, epochs=self.epochs)),
-            "PerLayerDistillationModifier": self._distilling(partial(per_layer, epochs=self.epochs)),
-            "SetWeightDecayModifier": self._weight_decay,
-            **{name: self._curve(name) for name in CURVES},
-        }
-
     def _add(self, modifier: Modifier) -> None:
         """Takes one modifier in."""
-        said = len(self.notes)
-        reader = FieldReader(modifier, self.problems, self.notes)
-        name = modifier.name
-
+        said, name, dialect = len(self.notes), modifier.name, self.dialect
+        one_shot = self.run == "oneshot"
+        reader = FieldReader(modifier, self.problems, self.notes, one_shot=one_shot, epochs=self.epochs)
         if name in _IGNORED:
-            reader.say("ignored", "it only writes logs.")
-        elif name in _UNSUPPORTED:
-            reader.unsupported(_UNSUPPORTED[name])
-        elif handler := self._handlers.get(name):
-            if self.dialect == "session":
-                reader.skip("index", "group")
-            handler(reader)
-            reader.finish()
-            if len(self.notes) == said:
-                reader.say("supported", self._summary(name))
+            return reader.say("ignored", "it only writes logs.")
+        if name in _UNSUPPORTED:
+            return reader.unsupported(_UNSUPPORTED[name])
+        if dialect == "session":
+            reader.skip("index", "group")
+        done = "as written."
+        if read := PRUNINGS[dialect].get(name):
+            self._prunings.append(read(reader))
+        elif blended := BLENDS[dialect].get(name):
+            self._blend = blended(reader, self._blend or Blend())
+        elif curve := CURVES[dialect].get(name):
+            self._curve(reader, curve)
+        elif name == "ConstantPruningModifier":
+            self._constant(reader)
+            done = "what is zero stays zero (keep_zeros)."
+        elif name == "EpochRangeModifier" and dialect == "legacy":
+            for field_name in ("start_epoch", "end_epoch"):
+                reader.number(field_name, -1.0, low=-1)
+            reader.skip("log_types", "update_frequency")
+            done = f"trains {self.epochs:g} epochs." if self.epochs else "sets no number of epochs."
+        elif name == "SetWeightDecayModifier" and dialect == "legacy":
+            self._weight_decay(reader)
         else:
-            valid = [*self._handlers, *_UNSUPPORTED, *_IGNORED]
+            own = _OTHERS if dialect == "legacy" else _OTHERS[:1]
+            valid = [*PRUNINGS[dialect], *BLENDS[dialect], *CURVES[dialect], *own, *_UNSUPPORTED, *_IGNORED]
             self.problems.append(Problem(name, unknown("modifier", name, valid), modifier.line))
-
-    def _summary(self, name: str) -> str:
-        if name == "EpochRangeModifier":
-            return f"trains {self.epochs:g} epochs." if self.epochs else "sets no number of epochs."
-        return "what is zero stays zero (keep_zeros)." if name == "ConstantPruningModifier" else "as written."
-
-    def _epoch_range(self, reader: FieldReader) -> None:
-        reader.number("start_epoch", -1.0, low=-1)
-        reader.number("end_epoch", -1.0, low=-1)
-        reader.skip("log_types", "update_frequency")
-
-    def _pruning(self, read: Callable[[FieldReader], Pruning]) -> Handler:
-        return lambda reader: self._prunings.append(read(reader))
-
-    def _one_shot(self, method: str) -> Handler:
-        def handle(reader: FieldReader) -> None:
-            if self.run == "train":
-                reader.unsupported("a one-shot method must stand in a oneshot stage. Set run_type: oneshot.")
-            self._prunings.append(one_shot(reader, method=method))
-
-        return handle
+            return None
+        reader.finish()
+        return reader.say("supported", done) if len(self.notes) == said else None
 
     def _constant(self, reader: FieldReader) -> None:
         self._keep_zeros = True
@@ -251,12 +216,6 @@ class _StageReader:
         if names and not {ALL, ALL_PRUNABLE} & set(names):
             reader.partly("masks are kept in the named tensors only; here in all matrices of the decoder layers.")
 
-    def _distilling(self, read: Callable[[FieldReader, Blend], Blend]) -> Handler:
-        def handle(reader: FieldReader) -> None:
-            self._blend = read(reader, self._blend or Blend())
-
-        return handle
-
     def _weight_decay(self, reader: FieldReader) -> None:
         self._train["weight_decay"] = reader.number("weight_decay", low=0)
         if reader.number("start_epoch", -1.0, low=-1) > 0:
@@ -265,19 +224,16 @@ class _StageReader:
             reader.partly("param_groups: here it holds for all parameters that decay.")
         reader.skip("end_epoch", "constant_logging", "log_types")
 
-    def _curve(self, name: str) -> Handler:
-        def handle(reader: FieldReader) -> None:
-            if reader.raw("param_groups"):
-                reader.partly("param_groups: here the learning rate is that of all parameters.")
-            reader.skip("constant_logging", "log_types", "update_frequency")
-            try:
-                self._segments += CURVES[name](reader)
-            except ValidationError as error:
-                for item in error.errors():
-                    where = ".".join(str(step) for step in item["loc"])
-                    reader.problem("", f"{where} {item['msg'].lower()}.".strip())
-
-        return handle
+    def _curve(self, reader: FieldReader, read: Callable[[FieldReader], list[Segment]]) -> None:
+        if reader.raw("param_groups"):
+            reader.partly("param_groups: here the learning rate is that of all parameters.")
+        reader.skip("constant_logging", "log_types", "update_frequency")
+        try:
+            self._segments += read(reader)
+        except ValidationError as error:
+            for item in error.errors():
+                where = ".".join(str(step) for step in item["loc"])
+                reader.problem("", f"{where} {item['msg'].lower()}.".strip())
 
     def finish(self, version: str | None, tensors: Tensors | None) -> StageMeaning:
         """What they ask for together."""

@@ -1,7 +1,9 @@
 """The pruning modifiers of both dialects, read field by field."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from prunegpt.recipes.fields import FieldReader, as_number, shown
@@ -16,7 +18,7 @@ _TIMES = {"legacy": ("start_epoch", "end_epoch", "update_frequency"), "session":
 _SHAPES = {"filter", "channel"}
 
 
-def _begin(reader: FieldReader, dialect: Dialect, method: str, *, one_shot: bool = False) -> Pruning:
+def _begin(reader: FieldReader, dialect: Dialect, method: str) -> Pruning:
     """What all gradual modifiers say: where and when."""
     first, last, often = _TIMES[dialect]
     start = max(reader.number(first, -1.0, low=-1), 0.0)
@@ -24,7 +26,7 @@ def _begin(reader: FieldReader, dialect: Dialect, method: str, *, one_shot: bool
     every = reader.number(often, -1.0)
     if 0 <= end < start:
         reader.problem(last, f"{last} must not come before {first}, but they are {end:g} and {start:g}.")
-    if end < 0 and not one_shot:
+    if end < 0 and not reader.one_shot:
         reader.problem(last, f"{last} is required for pruning in training: the epoch that reaches the final sparsity.")
     if dialect == "legacy" and every != -1 and every <= 0:
         reader.problem(often, f"{often} must be above 0, or -1 for every step, but got {every:g}.")
@@ -33,7 +35,7 @@ def _begin(reader: FieldReader, dialect: Dialect, method: str, *, one_shot: bool
     entries = reader.names("params") if dialect == "legacy" else _targets(reader)
     spec = {"method": method, "start": start, "end": max(end, start), "every": every if every > 0 else EVERY_STEP}
     spec |= {"clock": "sparseml"} if dialect == "legacy" else {}
-    return Pruning(reader.modifier, dialect, entries, spec, one_shot=one_shot)
+    return Pruning(reader.modifier, dialect, entries, spec, one_shot=reader.one_shot)
 
 
 def gradual(reader: FieldReader, *, method: str = "magnitude", allocation: str | None = None) -> Pruning:
@@ -173,14 +175,14 @@ def acdc(reader: FieldReader) -> Pruning:
     return replace(pruning, spec={**spec, **_pattern(reader, final)})
 
 
-def session_magnitude(reader: FieldReader, *, one_shot: bool) -> Pruning:
+def session_magnitude(reader: FieldReader) -> Pruning:
     """MagnitudePruningModifier of the session dialect."""
-    pruning = _begin(reader, "session", "magnitude", one_shot=one_shot)
+    pruning = _begin(reader, "session", "magnitude")
     initial = reader.number("init_sparsity", 0.0, low=0, high=1)
     final = reader.number("final_sparsity", low=0, high=1)
-    schedule = _schedule(reader, one_shot=one_shot)
+    schedule = _schedule(reader)
     spec: dict[str, Any] = {"method": "magnitude"}
-    if not one_shot:
+    if not reader.one_shot:
         spec = {**pruning.spec, "initial": initial, "schedule": schedule}
     if reader.flag("apply_globally", False):
         reader.partly("apply_globally is not implemented in SparseML; here as allocation global.")
@@ -188,7 +190,7 @@ def session_magnitude(reader: FieldReader, *, one_shot: bool) -> Pruning:
     return replace(pruning, spec={**spec, **_structure(reader, final)})
 
 
-def _schedule(reader: FieldReader, *, one_shot: bool) -> str:
+def _schedule(reader: FieldReader) -> str:
     """The spec's name for the curve; where there is none as written."""
     schedule = str(reader.raw("update_scheduler") or "cubic")
     given = reader.raw("scheduler_args")
@@ -215,7 +217,7 @@ def _schedule(reader: FieldReader, *, one_shot: bool) -> str:
             f"{shown(schedule)}.",
         )
         return "cubic"
-    if not one_shot:  # where it decides nothing
+    if not reader.one_shot:  # where it decides nothing
         power = f" with exponent {exponent:g}" if schedule.startswith("poly") and exponent else ""
         reader.unsupported(f"{schedule[:40]}{power}; here are linear, cubic and inverse_cubic.")
     return schedule
@@ -258,6 +260,8 @@ def _targets(reader: FieldReader) -> tuple[str, ...]:
 
 def one_shot(reader: FieldReader, *, method: str) -> Pruning:
     """SparseGPTModifier and WandaPruningModifier."""
+    if not reader.one_shot:
+        reader.unsupported("a one-shot method must stand in a oneshot stage. Set run_type: oneshot.")
     targets = _targets(reader)
     finals: dict[str, float] = {}
     value = reader.raw("sparsity")
@@ -300,3 +304,20 @@ def _owl(reader: FieldReader) -> dict[str, Any]:
     if str(profile) != "owl":
         reader.problem("sparsity_profile", f"sparsity_profile must be owl, but got {shown(profile)}.")
     return {"allocation": "owl", "options": options}
+
+
+PRUNINGS: Mapping[Dialect, Mapping[str, Callable[[FieldReader], Pruning]]] = {
+    "legacy": {
+        "GMPruningModifier": gradual,
+        "MagnitudePruningModifier": gradual,
+        "GlobalMagnitudePruningModifier": partial(gradual, allocation="global"),
+        "MovementPruningModifier": partial(gradual, method="movement"),
+        "OBSPruningModifier": obs,
+        "ACDCPruningModifier": acdc,
+    },
+    "session": {
+        "MagnitudePruningModifier": session_magnitude,
+        "SparseGPTModifier": partial(one_shot, method="sparsegpt"),
+        "WandaPruningModifier": partial(one_shot, method="wanda"),
+    },
+}

@@ -6,6 +6,7 @@ from typing import Any
 
 from prunegpt.recipes.fields import Defect, FieldReader, as_number, shown
 from prunegpt.recipes.learning_rate import Segment
+from prunegpt.recipes.reader import Dialect
 from prunegpt.spec.names import block_index
 
 _HIDDEN = ("square_head", "l2_distance", "l2_distance_sqrd", "mse")
@@ -52,20 +53,14 @@ class Blend:
         return fields
 
 
-def legacy_output(reader: FieldReader, blend: Blend, epochs: float | None) -> Blend:
-    """DistillationModifier of the legacy dialect.
-
-    Args:
-        reader: of the modifier.
-        blend: the loss before it.
-        epochs: the training's, where the recipe says it.
-    """
+def legacy_output(reader: FieldReader, blend: Blend) -> Blend:
+    """DistillationModifier of the legacy dialect; `blend` is the loss before it."""
     line = reader.modifier.line
     hardness = reader.number("hardness", 0.5, low=0, high=1)
     temperature = reader.number("temperature", 2.0, low=0)
     if temperature == 0:
         reader.problem("temperature", "temperature must be above 0, but got 0.")
-    _window(reader, epochs)
+    _window(reader)
     reader.skip("update_frequency", "teacher_input_keys", "log_types")
     keys = reader.names("distill_output_keys")
     blend = blend.with_defect(
@@ -88,7 +83,7 @@ def legacy_output(reader: FieldReader, blend: Blend, epochs: float | None) -> Bl
     return replace(blend, ce=ce, kd=kd, line=line, temperature=temperature or 1.0)
 
 
-def per_layer(reader: FieldReader, blend: Blend, epochs: float | None) -> Blend:
+def per_layer(reader: FieldReader, blend: Blend) -> Blend:
     """PerLayerDistillationModifier: a hidden-state term of several layers."""
     gain = reader.number("gain", 1.5, low=0)
     students, teachers = reader.names("student_layer_names"), reader.names("teacher_layer_names")
@@ -97,7 +92,7 @@ def per_layer(reader: FieldReader, blend: Blend, epochs: float | None) -> Blend:
     why = "project_features: false; here hidden states are projected where the widths differ."
     reader.unlike("project_features", True, why)
     reader.skip("epsilon", "update_frequency", "log_types")
-    _window(reader, epochs)
+    _window(reader)
     count = len(students)
     summed = f"over {count} layers" if count else "over layers"
     what = f"the gain is {gain * count:g}" if count else "multiply hidden_gain by their number"
@@ -159,12 +154,12 @@ def session_output(reader: FieldReader, blend: Blend) -> Blend:
     return blend
 
 
-def _window(reader: FieldReader, epochs: float | None) -> None:
+def _window(reader: FieldReader) -> None:
     start = reader.number("start_epoch", -1.0, low=-1)
     end = reader.number("end_epoch", -1.0, low=-1)
     if start > 0:
         reader.partly(f"it starts at epoch {start:g} in the recipe; here with training.")
-    if end >= 0 and (epochs is None or end < epochs):
+    if end >= 0 and (reader.epochs is None or end < reader.epochs):
         reader.partly(f"it ends at epoch {end:g} in the recipe; here with training.")
 
 
@@ -180,6 +175,11 @@ def _pairs(names: list[Any]) -> Pairs | None:
         found[mine] = theirs
     return found or None
 
+
+BLENDS: Mapping[Dialect, Mapping[str, Callable[[FieldReader, Blend], Blend]]] = {
+    "legacy": {"DistillationModifier": legacy_output, "PerLayerDistillationModifier": per_layer},
+    "session": {"OutputDistillationModifier": session_output},
+}
 
 # -- the learning rate -------------------------------------------------------------------------------------------------
 
@@ -253,8 +253,11 @@ def _constant(start: float, rate: float) -> Segment:
     return Segment(shape="constant", start=max(start, 0.0), first=rate)
 
 
-CURVES: Mapping[str, Callable[[FieldReader], list[Segment]]] = {
-    "SetLearningRateModifier": set_rate,
-    "LearningRateFunctionModifier": function,
-    "LearningRateModifier": scheduler,
+CURVES: Mapping[Dialect, Mapping[str, Callable[[FieldReader], list[Segment]]]] = {
+    "legacy": {
+        "SetLearningRateModifier": set_rate,
+        "LearningRateFunctionModifier": function,
+        "LearningRateModifier": scheduler,
+    },
+    "session": {},
 }
