@@ -5,21 +5,22 @@ checkpoint and ends, and the coordinator tries the trial again. How a job ended 
 itself writes; squeue, asked for all jobs at once, tells of those that could not. sacct is not needed.
 """
 
+import math
 import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from prunegpt.errors import LaunchError
+from prunegpt.errors import LaunchError, MissingPackageError
 from prunegpt.launch.base import Exited
-from prunegpt.launch.job import TRIAL, Ended
+from prunegpt.launch.job import TRIAL, Ended, run_job
 from prunegpt.launch.log import LOG, append, last_lines
 from prunegpt.launch.slurm_left import end_left, notes_of
 from prunegpt.launch.slurm_queue import Question, Queue, ask, end_of, is_over
-from prunegpt.launch.slurm_submit import Submitter, UnansweredError
 from prunegpt.root import Root, write_json
 from prunegpt.spec.execution import SlurmOptions
 
@@ -28,6 +29,15 @@ _LOOK = 0.2  # seconds between looks at an attempt's exit.json
 _WAIT = 20.0  # seconds that `close` waits for jobs to end
 _NAME = 60  # characters
 _ALL = 100  # lines of Slurm's own words that are kept
+_AWAY = re.compile(
+    r"contact slurm controller|timed out|connect failure|unexpected message|zero bytes|transport endpoint|standby mode",
+    re.IGNORECASE,
+)
+_TIME = re.compile(r"^#SBATCH --time=.*\n", re.MULTILINE)
+
+
+class UnansweredError(LaunchError):
+    """Slurm was away, or slow to answer: it may have the job or not."""
 
 
 @dataclass
@@ -73,8 +83,8 @@ class SlurmLauncher:
     ) -> None:
         if slots < 1:
             raise LaunchError(f"a launcher needs at least 1 slot, but got {slots}.")
-        self._options = options or SlurmOptions()
-        self._submitter = Submitter(self._options, gpus, command)
+        self._options, self._gpus, self._command = options or SlurmOptions(), gpus, tuple(command)
+        self._executor(Path(), "prunegpt")
         self._slots, self._settle = slots, settle
         self._root = root
         self._queue = Queue(self._options.poll)
@@ -98,7 +108,7 @@ class SlurmLauncher:
             job.id = _find(job)
         self._note(job)
         try:
-            job.id = job.id or self._submitter.send(folder, job.handle)
+            job.id = job.id or self._send(folder, job.handle)
         except UnansweredError:
             self._unanswered[folder] = job
             raise
@@ -144,6 +154,66 @@ class SlurmLauncher:
             order.drop()
         self._orders.clear()
         self._queue.close()
+
+    # -- submitting --------------------------------------------------------------------------------------------
+
+    def _send(self, folder: Path, name: str) -> str:
+        """Submits the attempt in a folder as a job of that name, its script and output in FOLDER/slurm; gives its id.
+
+        Raises:
+            UnansweredError: nobody knows whether Slurm has it.
+            LaunchError: Slurm refuses it.
+        """
+        executor = self._executor(folder / "slurm", name)
+        try:
+            job = executor.submit(run_job, str(folder), self._command)
+        except Exception as error:  # of submitit's, and whatever the file system has to say
+            if _AWAY.search(str(error)):
+                raise UnansweredError(f"Slurm must take the job of {folder}, but is away: {_why(error)}") from error
+            raise LaunchError(f"Slurm must take the job of {folder}, but refuses it: {_why(error)}") from error
+        return str(job.job_id)
+
+    def _executor(self, folder: Path, name: str) -> Any:
+        try:
+            from submitit import SlurmExecutor
+        except ImportError as error:
+            raise MissingPackageError(
+                "the launcher slurm needs submitit, which is not installed. Install it: pip install 'prunegpt[slurm]'"
+            ) from error
+        options = self._options
+
+        class Executor(SlurmExecutor):  # type: ignore[misc]
+            """Leaves the time limit to the cluster where none is given; submitit would set five minutes."""
+
+            def _make_submission_file_text(self, command: str, uid: str) -> str:
+                text = str(super()._make_submission_file_text(command, uid))
+                return text if options.time else _TIME.sub("", text)
+
+        given = {
+            "partition": options.partition,
+            "account": options.account,
+            "qos": options.qos,
+            "time": math.ceil(options.time / 60) if options.time else None,
+            "cpus_per_task": options.cpus,
+            "mem": options.mem,
+            "gpus_per_node": self._gpus or None,
+            "setup": list(options.setup) or None,
+        }
+        try:
+            executor = Executor(folder=folder, python=options.python)
+        except RuntimeError as error:
+            raise LaunchError(
+                f"the launcher slurm must run where jobs can be submitted, but it cannot here: {error} "
+                f"Use a login node, or the launcher local."
+            ) from error
+        executor.update_parameters(
+            **{key: value for key, value in given.items() if value is not None},
+            job_name=name,
+            wckey="prunegpt",
+            signal_delay_s=math.ceil(options.notice),
+            additional_parameters={"no-requeue": True, **options.extra},
+        )
+        return executor
 
     # -- following ---------------------------------------------------------------------------------------------
 
@@ -223,3 +293,10 @@ def _words(folder: Path) -> str:
     """What Slurm itself has said of a job."""
     files = [file for file in sorted((folder / "slurm").glob("*.err")) if file.stat().st_size]
     return "\n".join(last_lines(file, _ALL) for file in files)
+
+
+def _why(error: Exception) -> str:
+    """The lines of sbatch's that say why, without the trace around them."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "error:" in line]
+    return " ".join(told or lines[-1:] or [type(error).__name__])

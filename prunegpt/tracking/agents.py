@@ -99,7 +99,12 @@ def trial_of(planner: Planner, arguments: Mapping[str, Any], root: Root) -> Tria
     plan = planner.plan
     own = [trial for trial in plan.trials if trial.sweep == plan.name and not trial.implicit]
     if TRIAL in arguments:
-        own = [trial for trial in own if arguments[TRIAL] in (trial.name, trial.group)] or _none(arguments, own)
+        names = ", ".join(nearest(str(arguments[TRIAL]), [trial.name for trial in own])[:8])
+        own = [trial for trial in own if arguments[TRIAL] in (trial.name, trial.group)]
+        if not own:
+            raise _refused(
+                f"the parameter trial must name one of the spec's, but is {arguments[TRIAL]!r}. Nearest: {names}."
+            )
     spaces = [search.spec.space for search in plan.searches]
     known = {path for trial in own for path in trial.swept}.union(*spaces, {TRIAL, SEED})
     values = flat(arguments, known)
@@ -176,11 +181,6 @@ def number_of(root: Root, sweep: str, search: str, chosen: Mapping[str, Any]) ->
             numbers[key] = max([*numbers.values(), *given], default=0) + 1
             write_json(file, known)
         return numbers[key]
-
-
-def _none(arguments: Mapping[str, Any], own: list[TrialPlan]) -> list[TrialPlan]:
-    names = ", ".join(nearest(str(arguments[TRIAL]), [trial.name for trial in own])[:8])
-    raise _refused(f"the parameter trial must name one of the spec's, but is {arguments[TRIAL]!r}. Nearest: {names}.")
 
 
 def _refused(message: str) -> SpecError:

@@ -8,6 +8,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -50,7 +51,9 @@ class Server:
             TrackingError: there is no key.
         """
         address = (os.environ.get("WANDB_BASE_URL") or _kept_address() or CLOUD).rstrip("/")
-        key = os.environ.get("WANDB_API_KEY") or _kept_key(address) or _own_key(address)
+        key = os.environ.get("WANDB_API_KEY") or _kept_key(address)
+        if not key and urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1"):
+            key = kept_token(Root.find()) or ""  # which `prunegpt serve` takes as a key
         if not key:
             raise TrackingError(
                 f"W&B at {address} needs an API key, but there is none. Set WANDB_API_KEY, or run `wandb login`; for "
@@ -76,7 +79,9 @@ class Server:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
                 found = json.load(answer)
         except urllib.error.HTTPError as error:
-            told = _message(_parsed(error.read())) or error.reason
+            told = error.reason
+            with suppress(ValueError):
+                told = _message(json.load(error)) or told
             hint = "Check WANDB_API_KEY." if error.code in (401, 403) else "Try again later."
             raise TrackingError(f"W&B at {self.address} refused with {error.code}: {told} {hint}") from error
         except (OSError, ValueError) as error:
@@ -127,12 +132,6 @@ def _kept_address() -> str:
     return found[1] if found else ""
 
 
-def _own_key(address: str) -> str | None:
-    """The token of the root here, where the server is one on this machine: `prunegpt serve` takes it as a key."""
-    on_this_machine = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
-    return kept_token(Root.find()) if on_this_machine else None
-
-
 def _kept_key(address: str) -> str:
     """What `wandb login` wrote into the netrc file."""
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
@@ -141,13 +140,6 @@ def _kept_key(address: str) -> str:
     except (OSError, netrc.NetrcParseError):
         return ""
     return str(found[2]) if found else ""
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except ValueError:
-        return None
 
 
 def _message(answer: Any) -> str:

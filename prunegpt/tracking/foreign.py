@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ConfigDict
@@ -27,13 +27,12 @@ from prunegpt.records import (
 from prunegpt.root import Root, write_text
 from prunegpt.spec.naming import MAX_NAME, slug
 from prunegpt.spec.plan import FOREIGN, StagePlan, SweepPlan, TrialPlan
-from prunegpt.spec.read import MAX_INTEGER
+from prunegpt.spec.read import MAX_DEPTH, MAX_INTEGER
 from prunegpt.spec.schema import DataSpec, EvaluateSpec, FinetuneSpec, ModelSpec
 from prunegpt.store import Store
 from prunegpt.sweep.recovery import OUTSIDE, planned
 from prunegpt.tracking.claims import POINTS
 from prunegpt.tracking.ingest import start
-from prunegpt.tracking.plain import plain, whole
 
 PROTOCOL = "as logged to W&B"  # nobody knows how a foreign perplexity was measured
 _RECORD = "record.json"  # in the folder of an attempt that has ended
@@ -114,7 +113,9 @@ class Keeper:
         self._at = at
         self._store = store
         self.folder = root.attempt(at.sweep, at.trial, 1)
-        kept = self._read()
+        kept: Kept | None = None
+        with suppress(OSError, ValueError):  # the run is new
+            kept = Kept.read(self.folder / OUTSIDE)
         self.plan = (planned(self.folder) if kept else None) or at.plan(at.id, "", {}, {}, self._order())
         if kept is None or not self._is_known(kept):
             title = f"{at.entity}/{at.project}, logged to W&B"
@@ -228,13 +229,6 @@ class Keeper:
         except StoreError:
             return 0
 
-    def _read(self) -> Kept | None:
-        """What was kept; None where the run is new."""
-        try:
-            return Kept.read(self.folder / OUTSIDE)
-        except (OSError, ValueError):
-            return None
-
     def _is_known(self, kept: Kept) -> bool:
         """Whether the database has what was kept."""
         try:
@@ -338,3 +332,43 @@ def _stage(key: str, kept: Kept) -> StageRecord:
         evaluation=evaluation,
         sparsity=sparsity,
     )
+
+
+# -- what others have logged, as every reader of JSON and every database takes it --------------------------------------
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """The same as bounded JSON.
+
+    A whole number of more than 64 bits becomes a float, what is not finite the text that W&B writes for it, and what
+    JSON has no kind for its text, without characters that UTF-8 or a database refuse.
+
+    Raises:
+        ValueError: it is nested deeper than `MAX_DEPTH` levels.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"values may be nested {MAX_DEPTH} levels deep, but are nested deeper. Flatten them.")
+    if isinstance(value, Mapping):
+        return {_text(str(key)): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, depth + 1) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value) if abs(value) <= MAX_INTEGER else plain(float(str(value)))
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return _text(str(value))
+
+
+def whole(value: Any) -> int | None:
+    """A whole number from 0 on that a database's column holds, or None where this is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_INTEGER:
+        return None
+    return min(int(value), MAX_INTEGER)  # the float next to the largest integer is larger than that
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -18,9 +18,8 @@ from prunegpt.tracking.endpoint.choose import config_problems, next_point
 from prunegpt.tracking.endpoint.hosted import AgentHandler, Hosted, Run, SweepFiles, SweepState, run_id
 from prunegpt.tracking.endpoint.intake import Asked, Refused, parsed_object
 from prunegpt.tracking.endpoint.runs import Runs, is_below
-from prunegpt.tracking.foreign import RunPath
+from prunegpt.tracking.foreign import RunPath, plain
 from prunegpt.tracking.ingest import StaleRunReaper
-from prunegpt.tracking.plain import plain
 from prunegpt.tracking.uploader import posted
 
 ENTITY = "local"

@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 from starlette.requests import Request
 
 from prunegpt.errors import PruneGPTError
-from prunegpt.tracking.plain import plain
+from prunegpt.tracking.foreign import plain
 
 LARGEST = 16 << 20  # bytes of a request, unpacked; the client sends 10 MiB of rows at most
 MOST_VALUES = 1_000_000  # of a request; a value takes some 70 bytes of memory
