@@ -20,18 +20,16 @@ from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.samplers import early_stop_of
 from prunegpt.planning.searches import plan_search, resolve_suggestion
 from prunegpt.planning.stages import Place, next_stage, source_stage
-from prunegpt.planning.teachers import Chain, borrowed, find_teacher
-from prunegpt.planning.texts import Texts, block_size_of, with_block_size
+from prunegpt.planning.teachers import Chain, borrowed, teacher_label, teacher_of
+from prunegpt.planning.texts import Texts, with_block_size
 from prunegpt.root import Root
-from prunegpt.spec.distilling import distill_problems
 from prunegpt.spec.execution import LauncherSpec
-from prunegpt.spec.expand import MAX_NAME, Configuration, slug
+from prunegpt.spec.expand import Configuration
 from prunegpt.spec.plan import SearchPlan, StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.read import plain_document, read_document
-from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, PruneSpec, TeacherModel
+from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, PruneSpec
 from prunegpt.spec.training_arguments import precision_problem
 
-_IMPLICIT = "teacher-"
 _NUMBERS = 999  # of a search's trials that table rows may name where it ends by time or tokens
 
 
@@ -262,15 +260,15 @@ class Planner:
     def _resolve(self, item: Configuration) -> Chain | None:
         before = len(self.opened.problems)
         item = self._filled(item)
-        facts = self._model(item, item.spec.model, "model")
+        facts = self.model(item, item.spec.model, "model")
         if facts and item.spec.data:
             filled = with_block_size(item.spec.data, facts.positions)
             item = replace(item, spec=item.spec.model_copy(update={"data": filled}))
         spec = item.spec
-        text = self._text(item, spec.data, spec.evaluate)
+        text = self.text(item, spec.data, spec.evaluate)
         self._check(item, facts)
         teachers = {
-            index: self._teacher(item, index, stage.config, facts)
+            index: teacher_of(self, item, index, stage.config, facts)
             for index, stage in enumerate(spec.stages)
             if isinstance(stage.config, DistillSpec)
         }
@@ -288,7 +286,7 @@ class Planner:
         if len(self.opened.problems) > before:
             return None
         teaching = tuple(teacher for teacher in teachers.values() if teacher)
-        trial = self._trial(
+        trial = self.trial(
             item,
             facts,
             data,
@@ -339,7 +337,7 @@ class Planner:
             for path, message in checks.stage_problems(stage.config, facts, spec, self._launcher):
                 self.opened.note(item, f"stages.{index}.{stage.kind}.{path}".rstrip("."), message)
 
-    def _trial(
+    def trial(
         self,
         item: Configuration,
         facts: ModelFacts,
@@ -350,6 +348,7 @@ class Planner:
         teaching: Sequence[Chain],
         **fields: Any,
     ) -> TrialPlan:
+        """The plan of a trial; `fields`: those of its place in the spec."""
         teachers = {teacher.trial.key: teacher.trial for teacher in teaching}
         models = [*facts.files, *(file for teacher in teaching for file in teacher.facts.files)]
         return TrialPlan(
@@ -364,13 +363,13 @@ class Planner:
             precision=item.spec.precision,
             stages=stages,
             needs=tuple(teachers),
-            teachers={key: _teacher_label(teacher) for key, teacher in teachers.items()},
+            teachers={key: teacher_label(teacher) for key, teacher in teachers.items()},
             teacher_models={key: teacher.model for key, teacher in teachers.items()},
             inputs=planned_inputs(models, stages, evaluate, self.home.files),
             **fields,
         )
 
-    def _model(self, item: Configuration, model: ModelSpec | None, where: str) -> ModelFacts | None:
+    def model(self, item: Configuration, model: ModelSpec | None, where: str) -> ModelFacts | None:
         """What is known of a model; None where it has problems, which are noted."""
         if model is None:
             self.opened.note(item, "model", "a trial needs a model: set `model` in base or in the trial.")
@@ -395,7 +394,7 @@ class Planner:
         except (PruneGPTError, OSError) as error:
             return None, str(error)
 
-    def _text(
+    def text(
         self, item: Configuration, data: DataSpec | None, evaluate: EvaluateSpec
     ) -> tuple[DataSpec, EvaluateSpec, str] | None:
         """Text, measurement and the key of the latter; None where there are problems, which are noted."""
@@ -412,57 +411,3 @@ class Planner:
         except (PruneGPTError, OSError) as error:
             self.opened.note(item, "evaluate", str(error))
             return None
-
-    # -- teachers ----------------------------------------------------------------------------------------------
-
-    def _teacher(
-        self, item: Configuration, index: int, config: DistillSpec, student: ModelFacts | None
-    ) -> Chain | None:
-        """The trial that teaches a stage; None where there are problems, which are noted here or at that trial."""
-        where, teacher = f"stages.{index}.distill.teacher", config.teacher
-        if isinstance(teacher, TeacherModel):
-            chain = self._teacher_model(item, teacher.model, where)
-        else:
-            chain = find_teacher(self, item, teacher, where)
-        if chain is None or student is None:
-            return chain
-        block_size = block_size_of(config.data, item.spec.data.block_size if item.spec.data else 0)
-        problems = (
-            [("teacher", message)] if (message := checks.teacher_problem(student, chain.facts, block_size)) else []
-        )
-        problems += distill_problems(config, student.shape, chain.facts.shape)
-        for path, message in problems:
-            self.opened.note(item, f"stages.{index}.distill.{path}", message)
-        return None if problems else chain
-
-    def _teacher_model(self, item: Configuration, model: ModelSpec, where: str) -> Chain | None:
-        """A model as a teacher: a trial of its own, evaluated as it is, unless one of the spec's trials is that."""
-        facts = self._model(item, model, where)
-        text = self._text(item, item.spec.data, item.spec.evaluate)
-        if facts is None or text is None:
-            return None
-        stage = source_stage(facts, item.spec.precision)
-        for other in self.opened.configurations:
-            if not other.spec.stages:
-                chain = self.chain(other)
-                if chain and chain.trial.key == stage.key:
-                    return chain
-        if stage.key not in self.implicit:
-            name = self._free_name(_IMPLICIT + slug(Path(model.source).name.removeprefix(PREFIX)))
-            order = self.opened.places + len(self.implicit)
-            trial = self._trial(item, facts, *text, (stage,), (), name=name, group=name, order=order, implicit=True)
-            self.implicit[stage.key] = Chain(trial, facts)
-        return self.implicit[stage.key]
-
-    def _free_name(self, name: str) -> str:
-        taken = {*self.opened.order, *self.opened.groups, *(chain.trial.name for chain in self.implicit.values())}
-        name = name[: MAX_NAME - len("-1000")]
-        number, free = 2, name
-        while free in taken:
-            number, free = number + 1, f"{name}-{number}"
-        return free
-
-
-def _teacher_label(trial: TrialPlan) -> str:
-    """What the study's tables show: gpt2(zero-shot)."""
-    return f"{trial.label}({trial.group})" if not trial.implicit else trial.label

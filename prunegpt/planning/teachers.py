@@ -2,16 +2,24 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunegpt.builtin import PREFIX
 from prunegpt.errors import SpecError, nearest
+from prunegpt.planning.checks import teacher_problem
 from prunegpt.planning.facts import ModelFacts
-from prunegpt.spec.expand import Configuration
+from prunegpt.planning.stages import source_stage
+from prunegpt.planning.texts import block_size_of
+from prunegpt.spec.distilling import distill_problems
+from prunegpt.spec.expand import MAX_NAME, Configuration, slug
 from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.schema import DistillSpec, ModelSpec, TeacherModel
 
 if TYPE_CHECKING:
     from prunegpt.planning.resolve import Planner
 
+_IMPLICIT = "teacher-"  # begins the name of a trial that only teaches
 MAX_TEACHERS = 50  # that teach one another in a row
 _LISTED = 8
 
@@ -25,7 +33,61 @@ class Chain:
     teachers: tuple["Chain", ...] = ()
 
 
-def find_teacher(planner: "Planner", item: Configuration, name: str, where: str) -> Chain | None:
+def teacher_of(
+    planner: "Planner", item: Configuration, index: int, config: DistillSpec, student: ModelFacts | None
+) -> Chain | None:
+    """The trial that teaches a stage; None where there are problems, which are noted here or at that trial."""
+    where, teacher = f"stages.{index}.distill.teacher", config.teacher
+    if isinstance(teacher, TeacherModel):
+        chain = _model_teacher(planner, item, teacher.model, where)
+    else:
+        chain = _trial_teacher(planner, item, teacher, where)
+    if chain is None or student is None:
+        return chain
+    block_size = block_size_of(config.data, item.spec.data.block_size if item.spec.data else 0)
+    problems = [("teacher", message)] if (message := teacher_problem(student, chain.facts, block_size)) else []
+    problems += distill_problems(config, student.shape, chain.facts.shape)
+    for path, message in problems:
+        planner.opened.note(item, f"stages.{index}.distill.{path}", message)
+    return None if problems else chain
+
+
+def teacher_label(trial: TrialPlan) -> str:
+    """What the study's tables show: gpt2(zero-shot)."""
+    return f"{trial.label}({trial.group})" if not trial.implicit else trial.label
+
+
+def _model_teacher(planner: "Planner", item: Configuration, model: ModelSpec, where: str) -> Chain | None:
+    """A model as a teacher: a trial of its own, evaluated as it is, unless one of the spec's trials is that."""
+    facts = planner.model(item, model, where)
+    text = planner.text(item, item.spec.data, item.spec.evaluate)
+    if facts is None or text is None:
+        return None
+    stage = source_stage(facts, item.spec.precision)
+    for other in planner.opened.configurations:
+        if not other.spec.stages:
+            chain = planner.chain(other)
+            if chain and chain.trial.key == stage.key:
+                return chain
+    if stage.key not in planner.implicit:
+        name = _free_name(planner, _IMPLICIT + slug(Path(model.source).name.removeprefix(PREFIX)))
+        order = planner.opened.places + len(planner.implicit)
+        trial = planner.trial(item, facts, *text, (stage,), (), name=name, group=name, order=order, implicit=True)
+        planner.implicit[stage.key] = Chain(trial, facts)
+    return planner.implicit[stage.key]
+
+
+def _free_name(planner: "Planner", name: str) -> str:
+    taken = {*planner.opened.order, *planner.opened.groups}
+    taken |= {chain.trial.name for chain in planner.implicit.values()}
+    name = name[: MAX_NAME - len("-1000")]
+    number, free = 2, name
+    while free in taken:
+        number, free = number + 1, f"{name}-{number}"
+    return free
+
+
+def _trial_teacher(planner: "Planner", item: Configuration, name: str, where: str) -> Chain | None:
     """The trial that a name means; None where it has problems, which are noted at the student's field or that trial."""
     sweep, slash, trial = name.partition("/")
     if not slash or sweep == planner.name:
