@@ -168,6 +168,88 @@ def test_jobs_that_slurm_has_forgotten_are_unknown(squeue: Callable[[str], None]
     queue.close()
 
 
+# -- submitting, to an sbatch that is a script here ------------------------------------------------------------
+
+
+@pytest.fixture
+def sbatch(squeue: Callable[[str], None], tmp_path: Path) -> Callable[[str], None]:
+    """Puts programs in the place of Slurm's: sbatch does what it is told, and the others nothing."""
+    pytest.importorskip("submitit", reason="submitit is not installed")
+
+    def say(words: str) -> None:
+        for name in ("srun", "scancel", "sbatch"):
+            program = tmp_path / "bin" / name
+            program.write_text(f"#!/bin/sh\n{words if name == 'sbatch' else ''}\n")
+            program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+    squeue("")
+    return say
+
+
+def test_a_job_is_submitted_as_the_options_say(sbatch: Callable[[str], None], tmp_path: Path) -> None:
+    sbatch("echo Submitted batch job 42")
+    root = Root(tmp_path / "runs")
+    options = SlurmOptions(partition="gpu", cpus=3, time=5400, extra={"nice": 7})
+    launcher = SlurmLauncher(root, 1, options=options, gpus=2, command=WORKER)
+    folder = attempt(root.path, "pass")
+    handle = launcher.submit(folder)
+    script = folder / "slurm" / "42_submission.sh"
+    asked = set(script.read_text().splitlines())
+    assert asked >= {
+        "#SBATCH --partition=gpu",
+        "#SBATCH --cpus-per-task=3",
+        "#SBATCH --time=90",
+        "#SBATCH --gpus-per-node=2",
+        "#SBATCH --nice=7",
+        "#SBATCH --no-requeue",
+        f"#SBATCH --job-name={handle}",
+    }
+    (note,) = (root.path / "launch" / "slurm").glob("*.json")
+    assert json.loads(note.read_text()) == {"name": handle, "job": "42", "folder": str(folder)}
+    (folder / "exit.json").write_text('{"code": 0, "signal": null, "heard": []}')
+    until(lambda: launcher.poll(handle), "the end")
+    assert launcher.poll(handle) == Exited("ended", 0)
+    assert not note.exists()
+    launcher.close()
+
+
+def test_without_a_time_the_cluster_sets_the_limit(sbatch: Callable[[str], None], tmp_path: Path) -> None:
+    sbatch("echo Submitted batch job 42")
+    root = Root(tmp_path / "runs")
+    launcher = SlurmLauncher(root, 1, options=OPTIONS, command=WORKER)
+    folder = attempt(root.path, "pass")
+    launcher.submit(folder)
+    script = folder / "slurm" / "42_submission.sh"
+    assert "--time" not in script.read_text()
+
+
+@pytest.mark.parametrize("known", ["17", ""], ids=["taken", "not taken"])
+def test_a_submission_that_was_not_answered_is_made_once(
+    known: str, sbatch: Callable[[str], None], squeue: Callable[[str], None], tmp_path: Path
+) -> None:
+    sbatch("echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    root = Root(tmp_path / "runs")
+    launcher = SlurmLauncher(root, 1, options=OPTIONS, command=WORKER)
+    folder = attempt(root.path, "pass")
+    with pytest.raises(LaunchError, match=r"is away: .*Unable to contact slurm controller") as raised:
+        launcher.submit(folder)
+    assert passes(raised.value)
+    sbatch("echo Submitted batch job 42")
+    squeue(f"echo {known}")
+    launcher.submit(folder)
+    (note,) = (root.path / "launch" / "slurm").glob("*.json")
+    assert json.loads(note.read_text())["job"] == (known or "42")
+
+
+def test_a_job_that_slurm_refuses_leaves_no_note(sbatch: Callable[[str], None], tmp_path: Path) -> None:
+    sbatch("echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
+    root = Root(tmp_path / "runs")
+    launcher = SlurmLauncher(root, 1, options=OPTIONS, command=WORKER)
+    with pytest.raises(LaunchError, match="refuses it: sbatch: error: invalid partition specified: gpu"):
+        launcher.submit(attempt(root.path, "pass"))
+    assert list((root.path / "launch" / "slurm").glob("*.json")) == []
+
+
 # -- a real Slurm ----------------------------------------------------------------------------------------------
 
 
