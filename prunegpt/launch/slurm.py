@@ -6,14 +6,15 @@ itself writes; squeue, asked for all jobs at once, tells of those that could not
 """
 
 import math
+import os
 import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from prunegpt.errors import LaunchError, MissingPackageError
 from prunegpt.launch.base import Exited
@@ -89,7 +90,6 @@ class SlurmLauncher:
         self._root = root
         self._queue = Queue(self._options.poll)
         self._jobs: dict[str, _Job] = {}
-        self._unanswered: dict[Path, _Job] = {}  # that Slurm may have taken, by the folder of the attempt
         self._ended: dict[str, Exited] = {}
         self._orders: list[Question] = []  # scancel commands that run
 
@@ -101,22 +101,17 @@ class SlurmLauncher:
         if len(self._jobs) >= self._slots:
             raise LaunchError(f"at most {self.slots} attempts run at a time, and all slots are taken. Poll them first.")
         folder = folder.absolute()
-        job = self._unanswered.get(folder)
-        if job is None:
-            job = _Job(_name(folder), folder)
-        else:
+        job = _Job(_name(folder), folder)
+        if self._noted(job).exists():  # Slurm did not answer, and may have it
             job.id = _find(job)
         self._note(job)
         try:
             job.id = job.id or self._send(folder, job.handle)
         except UnansweredError:
-            self._unanswered[folder] = job
             raise
         except Exception:
             self._forget(job)
-            self._unanswered.pop(folder, None)
             raise
-        self._unanswered.pop(folder, None)
         job.submitted = time.monotonic()
         self._note(job)
         self._jobs[job.handle] = job
@@ -149,7 +144,6 @@ class SlurmLauncher:
         with suppress(LaunchError):
             end_left(self._root, patience=_WAIT, words="", insist=False)
         self._jobs.clear()
-        self._unanswered.clear()
         for order in self._orders:
             order.drop()
         self._orders.clear()
@@ -272,9 +266,9 @@ class SlurmLauncher:
 
 
 def _name(folder: Path) -> str:
-    """What squeue shows of an attempt, and no other job has; without the characters that Slurm takes apart."""
+    """What squeue shows of an attempt, and no other's job has; without the characters that Slurm takes apart."""
     words = re.sub(r"[^A-Za-z0-9._=-]", "_", f"{folder.parent.name}-{folder.name}")[:_NAME]
-    return f"{words}-{uuid4().hex[:8]}"
+    return f"{words}-{sha256(os.fsencode(folder)).hexdigest()[:8]}"
 
 
 def _find(job: _Job) -> str:
