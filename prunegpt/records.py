@@ -289,6 +289,11 @@ class TrialResult(Record):
         return self.plan.name
 
     @property
+    def address(self) -> str:
+        """SWEEP/TRIAL: what it is called across sweeps."""
+        return f"{self.plan.sweep}/{self.plan.name}"
+
+    @property
     def group(self) -> str:
         """The name without the seed."""
         return self.plan.group

@@ -225,7 +225,7 @@ def _print_results(results: "list[TrialResult]", name: str | None) -> None:
         (
             [
                 str(result.id),
-                f"{result.sweep}/{result.name}" if name is None else result.name,
+                result.address if name is None else result.name,
                 result.state,
                 *map(chain_metrics(result.stages).get, ("perplexity", "sparsity")),
                 f"{len(result.stages)}/{len(result.plan.stages)}",

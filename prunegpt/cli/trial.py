@@ -72,10 +72,7 @@ _METRICS = ("perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens",
 def _print(result: "TrialResult") -> None:
     from prunegpt.records import chain_metrics
 
-    print(
-        f"{result.sweep}/{result.name} (id {result.id}): {result.state}"
-        + (f", {result.reason}" if result.reason else "")
-    )
+    print(f"{result.address} (id {result.id}): {result.state}" + (f", {result.reason}" if result.reason else ""))
     if result.error:
         print(f"  {result.error}")
     print_table(
@@ -130,7 +127,7 @@ def print_failures(results: "Sequence[TrialResult]", store: "Store", root: Root)
 
     failed = [result for result in results if result.state in ("failed", "diverged", "stopped")]
     for result in failed[:_SHOWN]:
-        print(f"{result.sweep}/{result.name}: {result.state} ({result.reason}): {result.error.strip()}")
+        print(f"{result.address}: {result.state} ({result.reason}): {result.error.strip()}")
         ran = [attempt for attempt in store.attempts(result.id) if attempt.folder]
         if ran and result.reason not in ("dependency", EARLY_STOP):
             for line in ran[-1].log.splitlines()[-_LINES:]:

@@ -46,7 +46,7 @@ class TrialComparison:
         """The test in a sentence."""
         if self.test is None:
             return f"Not tested: {self.reason}"
-        found, names = self.test, (_name(self.first), _name(self.second))
+        found, names = self.test, (self.first.address, self.second.address)
         differ = "differ" if found.p_value < 1 - found.ratio.level else "do not differ significantly"
         return (
             f"{names[0]} and {names[1]} {differ}: perplexity {found.difference.value:+.3f} "
@@ -80,13 +80,9 @@ def _tested(first: TrialResult, second: TrialResult, one: Measured | None, two: 
     if one is None or two is None:
         trial = first if one is None else second
         raise ReportError(
-            f"a comparison needs two measured perplexities, but {_name(trial)} has none: it is {trial.state}."
+            f"a comparison needs two measured perplexities, but {trial.address} has none: it is {trial.state}."
         )
     return compare_measured(one, two)
-
-
-def _name(trial: TrialResult) -> str:
-    return f"{trial.sweep}/{trial.name}"
 
 
 def _metric(name: str, first: TrialResult, second: TrialResult, comparable: bool) -> Metric | None:
@@ -107,7 +103,7 @@ def _value(name: str, trial: TrialResult) -> float | None:
 
 def comparison_tables(found: TrialComparison) -> tuple[Table, Table]:
     """The comparison as two tables, for every format that tables have: measured values, then settings."""
-    names = (_name(found.first), _name(found.second))
+    names = (found.first.address, found.second.address)
     if names[0] == names[1]:
         names = (f"{names[0]} (first)", f"{names[1]} (second)")
     rows = tuple(_metric_row(metric, found) for metric in found.metrics)

@@ -125,9 +125,5 @@ def differing(*trees: Any) -> dict[str, list[Any]]:
 
 def paths(tree: Any) -> list[str]:
     """Every path of the tree, leaves and what holds them."""
-    found: dict[str, None] = {}
-    for leaf, _ in flatten(tree):
-        parts = leaf.split(".")
-        for length in range(1, len(parts) + 1):
-            found[".".join(parts[:length])] = None
-    return [path for path in found if path]
+    leaves = [leaf.split(".") for leaf, _ in flatten(tree) if leaf]
+    return list(dict.fromkeys(".".join(parts[:end]) for parts in leaves for end in range(1, len(parts) + 1)))

@@ -26,7 +26,7 @@ def text_of(value: Value, kind: Kind = "number") -> str:
     if not math.isfinite(value):
         return EMPTY
     if kind == "loss":
-        return loss(value)
+        return together("loss", value)[0]
     if kind == "bits":
         return f"{value:.3f}"
     if kind == "percent":
@@ -51,13 +51,8 @@ def percent(value: float) -> str:
     return str(round(said)) if said.is_integer() else text
 
 
-def loss(value: float) -> str:
-    """A perplexity: two decimals, and a power of ten where it is very large."""
-    return together("loss", value)[0]
-
-
 def together(kind: Kind, *values: float) -> list[str]:
-    """The values of one cell, all in one notation."""
+    """The values of one cell, all in one notation; perplexities with two decimals, and a power of ten where large."""
     if kind != "loss":
         return [text_of(value, kind) for value in values]
     large = any(abs(value) >= _LARGE for value in values)

@@ -156,7 +156,7 @@ def _windows(
         try:
             check_belongs(checked, evaluation)
         except ReportError as error:
-            raise ReportError(f"{trial.sweep}/{trial.name}: {error}") from error
+            raise ReportError(f"{trial.address}: {error}") from error
         kept[trial.seed] = checked
     return kept if len(kept) == len(done) else {}
 

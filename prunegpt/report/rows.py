@@ -139,7 +139,7 @@ def _best(rows: list[Row], count: int | None) -> list[Row]:
 
 
 def _matches(trial: TrialResult, pattern: str, sweep: str | None) -> bool:
-    names = [f"{trial.sweep}/{trial.name}", f"{trial.sweep}/{trial.group}"]
+    names = [trial.address, f"{trial.sweep}/{trial.group}"]
     if sweep is None or trial.sweep == sweep:
         names += [trial.name, trial.group]
     if trial.implicit or not trial.shown:

@@ -72,7 +72,7 @@ def look(root: Root, store: Store, name: str | None = None, *, ends: int = 6) ->
             states[state] = states.get(state, 0) + count
     running = [attempt for attempt in store.running_attempts() if name in (None, attempt.sweep)]
     points = store.last_points([attempt.id for attempt in running]) if running else []
-    results = {f"{one.sweep}/{one.name}": one for one in store.results_of([attempt.trial_id for attempt in running])}
+    results = {one.address: one for one in store.results_of([attempt.trial_id for attempt in running])}
     slots = [
         slot(
             results[f"{attempt.sweep}/{attempt.trial}"],
@@ -101,7 +101,7 @@ def slot(trial: TrialResult, points: Collection[LastPoint], attempt: int) -> Slo
 
     steps = value(TOTAL_STEPS)
     return Slot(
-        trial=f"{trial.sweep}/{trial.name}",
+        trial=trial.address,
         id=trial.id,
         attempt=attempt,
         stage=stage,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
-from prunegpt.records import TrialResult
 from prunegpt.report.measure import stored_windows
 from prunegpt.root import Root
 from prunegpt.web.intervals import Intervals
@@ -61,8 +60,3 @@ class Dashboard:
     def close(self) -> None:
         self.intervals.close()
         self.source.close()
-
-
-def address(trial: TrialResult) -> str:
-    """What a trial is called across sweeps."""
-    return f"{trial.sweep}/{trial.name}"

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from prunegpt import __version__
-from prunegpt.errors import PruneGPTError, ReportError, StoreError, UnknownPartError
+from prunegpt.errors import LaunchError, PruneGPTError, ReportError, StoreError, UnknownPartError
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.security import ACTION_HEADER
 
@@ -204,7 +204,7 @@ def refusal(error: Exception) -> Response:
         return reply(Problem(error="; ".join(told)), 400)
     if isinstance(error, PruneGPTError):
         missing = isinstance(error, StoreError | ReportError | UnknownPartError)
-        return reply(Problem(error=str(error)), 404 if missing else 400)
+        return reply(Problem(error=str(error)), 404 if missing else 409 if isinstance(error, LaunchError) else 400)
     raise error
 
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from prunegpt.records import TrialResult
 from prunegpt.store.watch import LastPoint
-from prunegpt.web.dashboard import Dashboard, address
+from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import PREFIX, Problem, reply
 from prunegpt.web.progress import progress, slots
 from prunegpt.web.rows import rows
@@ -114,7 +114,7 @@ def _points(trial: TrialResult, points: list[LastPoint]) -> dict[str, Any]:
     for point in sorted(points, key=lambda point: (point.stage, point.step)):
         newest[point.name] = point
     return {
-        "trial": address(trial),
+        "trial": trial.address,
         "id": trial.id,
         "names": sorted(newest),
         "last": {

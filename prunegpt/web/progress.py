@@ -1,6 +1,5 @@
 """How far a sweep is, what runs now, and when it will be done."""
 
-import math
 from collections.abc import Sequence
 
 from prunegpt.planning.budget import train_tokens
@@ -50,17 +49,14 @@ def progress(
                 seconds[stage.key] = record.seconds
             elif stage.key not in planned:
                 planned[stage.key] = _tokens(stage, budgets)
-    now = sum(slot.tokens for slot in running)
     known = [tokens for tokens in planned.values() if tokens is not None]
     total = sum(known) if len(known) == len(planned) else None
-    finished = sum(came.values())
-    return Progress(
-        done=done,
-        total=sweep.trials,
-        tokens_done=finished + now,
-        tokens_total=total,
-        eta_seconds=_eta(total, finished, now, sum(seconds.values()), running),
-    )
+    finished, spent = sum(came.values()), sum(seconds.values())
+    now = finished + sum(slot.tokens for slot in running)
+    eta = None
+    if total is not None and running and finished and spent:
+        eta = max(0, total - now) / (finished / spent * len(running))  # at the pace of all slots together so far
+    return Progress(done=done, total=sweep.trials, tokens_done=now, tokens_total=total, eta_seconds=eta)
 
 
 def _tokens(plan: StagePlan, budgets: dict[str, int | None]) -> int | None:
@@ -68,12 +64,3 @@ def _tokens(plan: StagePlan, budgets: dict[str, int | None]) -> int | None:
     if plan.key not in budgets:
         budgets[plan.key] = None if plan.kind == "pretrain" else train_tokens(plan, plan.declared_blocks)
     return budgets[plan.key]
-
-
-def _eta(total: int | None, finished: int, now: int, seconds: float, running: Sequence[Slot]) -> float | None:
-    """The rest of the tokens at the tokens a second of all slots together that have been seen so far."""
-    if total is None or not running or not finished or not seconds:
-        return None
-    pace = finished / seconds * len(running)
-    rest = max(0, total - finished - now) / pace
-    return rest if math.isfinite(rest) else None

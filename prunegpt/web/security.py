@@ -95,8 +95,7 @@ class Guard:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answered = MutableHeaders(scope=message)
-                for name, text in HEADERS.items():
-                    answered[name] = text
+                answered.update(HEADERS)
                 if not path.startswith("/static/"):
                     answered["Cache-Control"] = "no-store"
             await send(message)

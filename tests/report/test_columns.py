@@ -9,7 +9,7 @@ from prunegpt.cli.options import number
 from prunegpt.errors import UnknownPartError
 from prunegpt.records import TrialResult
 from prunegpt.report.columns import COLUMNS, NOT_APPLICABLE, column, off_target
-from prunegpt.report.format import loss, plain, printed, probability, text_of
+from prunegpt.report.format import plain, printed, probability, text_of
 from prunegpt.report.rows import Row
 from prunegpt.spec.columns import COLUMNS as ABOUT
 from tests.support.results import evaluation, make_trial
@@ -162,7 +162,7 @@ def test_other_notations() -> None:
     assert [probability(p) for p in (0.0001, 0.0321, 0.5)] == ["p < 0.001", "p = 0.032", "p = 0.50"]
     assert plain(float("inf")) == "inf"
     assert plain({"a": [1]}) == '{"a": [1]}'
-    assert loss(-3.0) == "-3.00"
+    assert text_of(-3.0, "loss") == "-3.00"
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**9))

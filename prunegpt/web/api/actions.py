@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from prunegpt.errors import LaunchError
 from prunegpt.root import Root
 from prunegpt.sweep.control import Action, request
 from prunegpt.sweep.lock import coordinator, refusal
@@ -41,16 +40,9 @@ def on_sweep(dashboard: Dashboard, name: str, posted: SweepAction) -> Accepted:
     sweep = dashboard.source.sweep(name)
     if posted.action == "resume":
         return Accepted(message=_resume(dashboard.root, sweep.name))
-    _request(dashboard.root, Action(posted.action, sweep.name))
+    request(dashboard.root, Action(posted.action, sweep.name))
     told = "running stages write a checkpoint, then it stops" if posted.action == "stop" else "it stops at once"
     return Accepted(message=f"{sweep.name} was told: {told}.")
-
-
-def _request(root: Root, action: Action) -> None:
-    try:
-        request(root, action)
-    except LaunchError as error:
-        raise Refused(409, str(error)) from error
 
 
 def _resume(root: Root, name: str) -> str:
@@ -85,14 +77,14 @@ def on_trial(dashboard: Dashboard, sweep: str, trial: str, posted: TrialAction) 
     if posted.action == "stop":
         if found.state != "running":
             raise Refused(409, f"only a running trial can be stopped, but {found.name} is {found.state}.")
-        _request(dashboard.root, Action("stop-trial", found.sweep, found.name))
+        request(dashboard.root, Action("stop-trial", found.sweep, found.name))
         return Accepted(message=f"{found.name} was told to stop; it writes a checkpoint first.")
     if found.state not in ("failed", "diverged", "stopped"):
         raise Refused(
             409, f"only a trial that failed, diverged or was stopped can be retried, but {found.name} is {found.state}."
         )
     if coordinator(dashboard.root) is not None:
-        _request(dashboard.root, Action("retry", found.sweep, found.name))
+        request(dashboard.root, Action("retry", found.sweep, found.name))
         return Accepted(message=f"{found.name} waits to be tried again.")
     dashboard.source.store.retry(found.sweep, [found.name])
     return Accepted(message=f"{found.name} waits; resume the sweep to run it.")

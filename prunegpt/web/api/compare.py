@@ -10,7 +10,7 @@ from prunegpt.report.compare import compare
 from prunegpt.report.config import differing, resolved
 from prunegpt.report.measure import stored_windows
 from prunegpt.web.api.curves import Axis, Curve, CurvesQuery, drawn
-from prunegpt.web.dashboard import Dashboard, address
+from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, Asked, Refused, endpoint
 from prunegpt.web.rows import TrialRow, rows
 
@@ -79,11 +79,11 @@ def compared(dashboard: Dashboard, asked: CompareQuery) -> Comparison:
     shown = rows(dashboard, trials)
     return Comparison(
         revision=mark,
-        trials=[Compared(trial=address(trial), **row.model_dump()) for trial, row in zip(trials, shown, strict=True)],
+        trials=[Compared(trial=trial.address, **row.model_dump()) for trial, row in zip(trials, shown, strict=True)],
         differences=settings(trials),
         tests=[_test(dashboard, one, two) for one, two in itertools.combinations(trials, 2)],
         axis=asked.axis,
-        curves=[TrialCurves(trial=address(trial), curves=drawn(dashboard, trial, wanted)) for trial in trials],
+        curves=[TrialCurves(trial=trial.address, curves=drawn(dashboard, trial, wanted)) for trial in trials],
     )
 
 
@@ -99,8 +99,8 @@ def _test(dashboard: Dashboard, one: TrialResult, two: TrialResult) -> Test:
     found = dashboard.kept.get(("test", one.id, two.id), state, lambda: compare(one, two, windows))
     test = found.test
     return Test(
-        a=address(one),
-        b=address(two),
+        a=one.address,
+        b=two.address,
         difference=test.difference.value if test else None,
         difference_low=test.difference.low if test else None,
         difference_high=test.difference.high if test else None,

@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -80,44 +81,43 @@ def drawn(dashboard: Dashboard, trial: TrialResult, asked: CurvesQuery) -> list[
         return asked.stage in (None, stage) and any(fnmatchcase(name, pattern) for pattern in patterns)
 
     found = dashboard.source.store.series(trial.id, wanted)[:_MOST_CURVES]
-    starts = {
-        stage: min(one.times.min() for one in found if one.stage == stage) for stage in {one.stage for one in found}
-    }
-    before = _before(trial, asked.axis, found, starts)
-    kinds = [stage.kind for stage in trial.plan.stages]
-    return [_drawn(one, kinds, asked, before, starts) for one in found]
+    across = _across(found, asked.axis)
+    before = _before(trial, asked.axis, found, across)
+    kinds = dict(enumerate(stage.kind for stage in trial.plan.stages))
+    made = []
+    for one, x in zip(found, across, strict=True):
+        kept = extremes(one.values, asked.points)
+        made.append(
+            Curve(
+                stage=one.stage,
+                kind=kinds.get(one.stage, ""),
+                name=one.name,
+                x=x[kept].tolist(),
+                y=_nullable(one.values[kept]),
+                total=len(one.values),
+                offset=before[one.stage],
+            )
+        )
+    return made
 
 
-def _before(trial: TrialResult, axis: Axis, found: list[Series], starts: Mapping[int, float]) -> dict[int, float]:
+def _across(found: list[Series], axis: Axis) -> list[NDArray[np.float64]]:
+    """What is on the x axis, by curve; times are counted from the first point of their stage."""
+    if axis != "time":
+        return [(one.steps if axis == "step" else one.tokens).astype(np.float64) for one in found]
+    starts = {one.stage: min(other.times.min() for other in found if other.stage == one.stage) for one in found}
+    return [one.times - starts[one.stage] for one in found]
+
+
+def _before(trial: TrialResult, axis: Axis, found: list[Series], across: list[NDArray[np.float64]]) -> dict[int, float]:
     """What the stages before each add to x: as recorded, or as far as their curves go."""
-    lengths: dict[int, float] = {}
-    for one in found:
-        lengths[one.stage] = max(lengths.get(one.stage, 0.0), float(_along(one, axis, starts[one.stage]).max()))
+    lengths: dict[int, float] = defaultdict(float)
+    for one, x in zip(found, across, strict=True):
+        lengths[one.stage] = max(lengths[one.stage], float(x.max()))
     for stage in trial.stages:
         recorded = {"step": stage.steps, "tokens": stage.train_tokens, "time": stage.seconds}[axis]
-        lengths[stage.index] = max(lengths.get(stage.index, 0.0), float(recorded))
-    stages = max(lengths, default=0) + 1
-    return {stage: sum(lengths.get(earlier, 0.0) for earlier in range(stage)) for stage in range(stages)}
-
-
-def _drawn(
-    one: Series, kinds: Sequence[str], asked: CurvesQuery, before: Mapping[int, float], starts: Mapping[int, float]
-) -> Curve:
-    kept = extremes(one.values, asked.points)
-    return Curve(
-        stage=one.stage,
-        kind=kinds[one.stage] if one.stage < len(kinds) else "",
-        name=one.name,
-        x=_along(one, asked.axis, starts[one.stage])[kept].tolist(),
-        y=_nullable(one.values[kept]),
-        total=len(one.values),
-        offset=before.get(one.stage, 0.0),
-    )
-
-
-def _along(one: Series, axis: Axis, start: float) -> NDArray[np.float64]:
-    """What is on the x axis; times are counted from the first point of their stage."""
-    return {"step": one.steps, "tokens": one.tokens, "time": one.times - start}[axis].astype(np.float64)
+        lengths[stage.index] = max(lengths[stage.index], float(recorded))
+    return {stage: sum(lengths[earlier] for earlier in lengths if earlier < stage) for stage in lengths}
 
 
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:
@@ -133,14 +133,14 @@ def layers(dashboard: Dashboard, sweep: str, trial: str) -> Layers:
         counted = result.sparsity.by_tensor if result.sparsity else {}
         values = [[share] for share in counted.values()]
         return Layers(tensors=list(counted), steps=[0.0] if counted else [], values=list(values), measured=True)
-    before = _before(result, "step", found, dict.fromkeys({one.stage for one in found}, 0.0))
+    before = _before(result, "step", found, _across(found, "step"))
     tensors = list(dict.fromkeys(one.name.removeprefix(_PER_TENSOR) for one in found))
-    at = sorted({before.get(one.stage, 0.0) + step for one in found for step in one.steps.tolist()})
+    at = sorted({before[one.stage] + step for one in found for step in one.steps.tolist()})
     position = {step: index for index, step in enumerate(at)}
     table = np.full((len(tensors), len(at)), np.nan)  # [tensors, steps]
     for one in found:
         row = tensors.index(one.name.removeprefix(_PER_TENSOR))
-        table[row, [position[before.get(one.stage, 0.0) + step] for step in one.steps.tolist()]] = one.values
+        table[row, [position[before[one.stage] + step] for step in one.steps.tolist()]] = one.values
     return Layers(tensors=tensors, steps=at, values=[_nullable(row) for row in table], measured=False)
 
 
@@ -186,9 +186,8 @@ def _points(
 
 
 def _in_rows(trial: TrialResult, found: list[Series]) -> Iterator[tuple[int | float | str | None, ...]]:
-    kinds = [stage.kind for stage in trial.plan.stages]
+    kinds = dict(enumerate(stage.kind for stage in trial.plan.stages))
     for one in found:
-        kind = kinds[one.stage] if one.stage < len(kinds) else ""
         columns = (one.steps.tolist(), one.epochs.tolist(), one.tokens.tolist(), one.times.tolist())
         for step, epoch, tokens, at, value in zip(*columns, _nullable(one.values), strict=True):
-            yield one.stage, kind, one.name, step, epoch, tokens, at, value
+            yield one.stage, kinds.get(one.stage, ""), one.name, step, epoch, tokens, at, value

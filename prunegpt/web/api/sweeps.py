@@ -11,7 +11,7 @@ from prunegpt.store import SweepRow
 from prunegpt.sweep.live import Slot
 from prunegpt.sweep.lock import Holder, coordinator
 from prunegpt.sweep.search.export import searches_of
-from prunegpt.web.dashboard import Dashboard, address
+from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, Asked, endpoint
 from prunegpt.web.progress import Progress, progress, slots
 from prunegpt.web.rows import Column, TrialRow, columns, rows, value
@@ -150,7 +150,7 @@ def best(dashboard: Dashboard, sweep: str) -> Best | None:
 
 def _best(trials: list[TrialResult]) -> Best | None:
     shown = comparable([one for one in trials if not one.implicit])
-    measured = [(found.perplexity, address(one)) for one in shown if (found := one.measured) and found.perplexity]
+    measured = [(found.perplexity, one.address) for one in shown if (found := one.measured) and found.perplexity]
     if not measured:
         return None
     perplexity, trial = min(measured)

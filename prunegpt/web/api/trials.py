@@ -16,7 +16,7 @@ from prunegpt.errors import StoreError
 from prunegpt.records import TrialResult
 from prunegpt.report.config import differing
 from prunegpt.store import AttemptRow
-from prunegpt.web.dashboard import Dashboard, address
+from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, Asked, Refused, endpoint
 from prunegpt.web.rows import StageShort, stages
 
@@ -173,7 +173,7 @@ def lineage(trial: TrialResult, others: list[TrialResult]) -> Lineage:
     for other in others:
         if other.id == trial.id or not other.shown:
             continue
-        relative = Relative(trial=address(other), key=other.key)
+        relative = Relative(trial=other.address, key=other.key)
         if other.key == trial.key:
             twins.append(relative)
         elif other.key in before:
@@ -209,9 +209,7 @@ def log(dashboard: Dashboard, sweep: str, trial: str, asked: LogQuery) -> Log:
         numbers = ", ".join(str(row.number) for row in ran) or "none"
         raise StoreError(f"a log belongs to an attempt that ran, but {asked.attempt} is none. Attempts: {numbers}.")
     path = inside(dashboard.root.path, wanted[-1].folder, _LOG)
-    if not path.is_file():
-        return Log(text="", size=0, path=f"{wanted[-1].folder}/{_LOG}", attempt=wanted[-1].number, truncated=False)
-    text, size, truncated = tail(path, asked.tail)
+    text, size, truncated = tail(path, asked.tail) if path.is_file() else ("", 0, False)
     return Log(text=text, size=size, path=f"{wanted[-1].folder}/{_LOG}", attempt=wanted[-1].number, truncated=truncated)
 
 
