@@ -50,7 +50,12 @@ def doctor(
     }
     found = examine(root, deep=False)
     report["findings"] = [_finding(one, root) for one in found]
-    report["problems"] = [*_problems(report), *_broken(found, root)]
+    report["problems"] = [*_problems(report)]
+    for one in found:
+        way_out = " `prunegpt doctor --repair` mends it." if one.mend else ""
+        text = f"{_below(one, root)}: {one.text}{way_out}"
+        severe = one.kind == "folder" or (bool(one.mend) and not one.deletes)
+        report["problems"].append({"severe": severe, "text": text})
     if as_json:
         print_json(report)
     else:
@@ -88,13 +93,6 @@ def _finding(finding: "Finding", root: Root) -> dict[str, Any]:
 
 def _below(finding: "Finding", root: Root) -> str:
     return finding.path.relative_to(root.path).as_posix()
-
-
-def _broken(found: "list[Finding]", root: Root) -> Iterator[dict[str, Any]]:
-    for one in found:
-        way_out = " `prunegpt doctor --repair` mends it." if one.mend else ""
-        severe = one.kind == "folder" or (bool(one.mend) and not one.deletes)
-        yield {"severe": severe, "text": f"{_below(one, root)}: {one.text}{way_out}"}
 
 
 def _version(package: str) -> str | None:

@@ -1,6 +1,6 @@
 """A running sweep on the terminal: a bar for the whole, a line for each running trial, a line for each that ends."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -60,8 +60,10 @@ class _Board:
                 self.bars.update(self.whole, total=event.trials + event.finished, completed=event.finished)
                 self.line(f"{event.sweep}: {event.trials} trials to run, {event.finished} finished before")
                 if event.outdated:
+                    more = f" and {len(event.outdated) - 4} more" if len(event.outdated) > 4 else ""
+                    some = ", ".join(event.outdated[:4]) + more
                     self.line(
-                        f"  {len(event.outdated)} finished trials are computed again ({_some(event.outdated)}): "
+                        f"  {len(event.outdated)} finished trials are computed again ({some}): "
                         f"{'; '.join(event.because)}. Their earlier models stay in stages/."
                     )
                 if event.replaced:
@@ -125,11 +127,6 @@ _TROUBLE = {
     "cancel": "cannot be ended yet, and is tried again",
     "close": "cannot be closed",
 }
-
-
-def _some(names: Sequence[str], shown: int = 4) -> str:
-    """The first of some names."""
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _result(perplexity: float | None, sparsity: float | None) -> str:

@@ -75,8 +75,9 @@ def read_archive(folder: Path) -> Archive:
         written = _Written.model_validate(content)
         losses = _losses(_bounded(folder / _WINDOWS))
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ReportError(
-            f"an archive of results must hold {_RESULTS} and {_WINDOWS}, but {folder} does not: {_first_line(error)}. "
+            f"an archive of results must hold {_RESULTS} and {_WINDOWS}, but {folder} does not: {reason}. "
             f"Write it with `prunegpt table NAME --archive FOLDER`."
         ) from error
     return Archive(
@@ -112,10 +113,6 @@ def _losses(file: Path) -> dict[int, Windows]:
         raise ValueError(f"{file.name} must unpack to at most {_LARGEST:,} bytes, but says {size:,}")
     with np.load(file, allow_pickle=False) as stored:
         return {int(name): np.asarray(stored[name], dtype=np.float64) for name in stored.files}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _result(written: Mapping[str, Any], folder: Path) -> TrialResult:

@@ -122,14 +122,6 @@ def off_target(trial: TrialResult) -> bool:
     return abs(_percent(asked) - _percent(trial.sparsity.pruned)) > TOLERATED + 1e-9
 
 
-def _chain(trial: TrialResult) -> str:
-    return " → ".join(stage.kind for stage in trial.planned) or NOT_APPLICABLE
-
-
-def _devices(trial: TrialResult) -> str | None:
-    return ", ".join(dict.fromkeys(stage.device for stage in trial.stages if stage.device)) or None
-
-
 _COLUMNS = {
     "trial": _row("Trial", lambda row: row.name),
     "model": _row("Model", lambda row: row.label),
@@ -149,7 +141,7 @@ _COLUMNS = {
     "method": _each("Method", method),
     "pattern": _each("Pattern", pattern),
     "allocation": _each("Allocation", allocation),
-    "stages": _each("Stages", _chain),
+    "stages": _each("Stages", lambda trial: " → ".join(stage.kind for stage in trial.planned) or NOT_APPLICABLE),
     "protocol": _evaluated("Protocol", lambda found: found.protocol, "text"),
     "bits_per_byte": _evaluated("Bits per byte", lambda found: found.bits_per_byte, "bits"),
     "word_perplexity": _evaluated("Word perplexity", lambda found: found.word_perplexity, "loss"),
@@ -158,7 +150,11 @@ _COLUMNS = {
     "device_seconds": _measured(
         "Device seconds", lambda trial: sum(stage.seconds * stage.devices for stage in trial.stages), "seconds"
     ),
-    "device": _measured("Device", _devices, "text"),
+    "device": _measured(
+        "Device",
+        lambda trial: ", ".join(dict.fromkeys(stage.device for stage in trial.stages if stage.device)) or None,
+        "text",
+    ),
     "seeds": _row("Seeds", lambda row: len(row.finished), "count"),
     "reported": _row("Reported", lambda row: None, "loss"),
 }

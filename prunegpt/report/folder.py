@@ -61,7 +61,10 @@ def write_folder(
     _check_destination(destination)
     with publishing(destination, replace=True) as folder:
         provenance = gather(results, commit=commit)
-        _tables(folder / "tables", tables)
+        suffixes = {form: SUFFIXES.get(form, form) for form in RENDERERS.names()}
+        for form, suffix in suffixes.items():
+            for table in tables:
+                write_text(folder / "tables" / f"{table.name}.{suffix}", RENDERERS.load(form)([table]))
         for named in figures:
             for suffix in _FIGURE_FORMATS:
                 save(named.figure, folder / "figures" / f"{named.name}.{suffix}")
@@ -73,7 +76,7 @@ def write_folder(
             "report.html",
             title=title,
             tables=tables,
-            suffixes=[SUFFIXES.get(form, form) for form in RENDERERS.names()],
+            suffixes=suffixes.values(),
             figures=figures,
             formats=_FIGURE_FORMATS,
             anomalous=[table for table in tables if any(note.text.startswith(MARK) for note in table.footnotes)],
@@ -93,13 +96,6 @@ def _check_destination(destination: Path) -> None:
         raise ReportError(
             f"a report replaces only a report, but {destination} holds other files. Name a new or empty folder."
         )
-
-
-def _tables(folder: Path, tables: Sequence[Table]) -> None:
-    for form in RENDERERS.names():
-        render = RENDERERS.load(form)
-        for table in tables:
-            write_text(folder / f"{table.name}.{SUFFIXES.get(form, form)}", render([table]))
 
 
 def blended(cross_entropy: float, divergence: float) -> float:

@@ -10,7 +10,7 @@ from prunegpt.records import TrialResult, comparable
 from prunegpt.report.cells import RowState
 from prunegpt.report.measure import Measured, Standing, Typical
 from prunegpt.spec.plan import SweepPlan
-from prunegpt.spec.schema import Reported, RowSpec, TableSpec
+from prunegpt.spec.schema import Reported, TableSpec
 
 _STATE_TEXT = {"waiting": "not run", "stopped": "stopped early"}
 _MOST_TELLING: tuple[RowState, ...] = (
@@ -116,9 +116,15 @@ def select_rows(
             if trial.id not in taken:
                 groups.setdefault((trial.sweep, trial.group), []).append(trial)
                 taken.add(trial.id)
-        rows += _best([_row(tuple(trials), pattern) for trials in groups.values()], pattern.best)
-        if not matched:
-            rows += _missing(spec, pattern)
+        found = [
+            Row(one.name if len(trials) == 1 else one.group, pattern.label or one.label, tuple(trials))
+            for trials in groups.values()
+            for one in trials[:1]
+        ]
+        rows += _best(found, pattern.best)
+        if not matched:  # a row for each published figure that the pattern means, else one for itself
+            named = [name for name in spec.reported if fnmatchcase(name, pattern.trial)]
+            rows += [Row(name, pattern.label or name, ()) for name in named or [pattern.trial]]
     return _with_reported(spec, rows)
 
 
@@ -145,17 +151,6 @@ def _matches(trial: TrialResult, pattern: str, sweep: str | None) -> bool:
     if trial.implicit or not trial.shown:
         return pattern in names
     return any(fnmatchcase(name, pattern) for name in names)
-
-
-def _row(trials: tuple[TrialResult, ...], pattern: RowSpec) -> Row:
-    name = trials[0].name if len(trials) == 1 else trials[0].group
-    return Row(name=name, label=pattern.label or trials[0].label, trials=trials)
-
-
-def _missing(spec: TableSpec, pattern: RowSpec) -> list[Row]:
-    """Rows for a pattern that no trial matches: one for each published figure it means, else one for itself."""
-    named = [name for name in spec.reported if fnmatchcase(name, pattern.trial)]
-    return [Row(name=name, label=pattern.label or name, trials=()) for name in named or [pattern.trial]]
 
 
 def _with_reported(spec: TableSpec, rows: list[Row]) -> tuple[list[Row], list[str]]:

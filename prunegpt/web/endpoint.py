@@ -109,18 +109,18 @@ class Endpoint:
             media: {"schema": {} if media == "application/json" else {"type": "string"}} for media in self.media
         }
         given = {"application/json": {"schema": references[self.gives, "serialization"]}} if self.gives else plain
-        parameters: list[dict[str, Any]] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"} | _enum(valid)}
-            for name, valid in self.choices.items()
-        ]
+        parameters: list[dict[str, Any]] = []
+        for name, valid in self.choices.items():
+            schema = {"type": "string", **({"enum": list(valid)} if valid else {})}
+            parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
         asked = self.query.model_json_schema()["properties"] if self.query else {}
         for name, field in asked.items():
             described = {"name": name, "in": "query", "required": False, "description": field.pop("description", "")}
             parameters.append({**described, "schema": field})
         body: dict[str, Any] = {}
         if self.body:
-            schema = {"type": "string", "enum": ["1"]}
-            parameters.append({"name": ACTION_HEADER, "in": "header", "required": True, "schema": schema})
+            marked = {"type": "string", "enum": ["1"]}
+            parameters.append({"name": ACTION_HEADER, "in": "header", "required": True, "schema": marked})
             posted = {"schema": references[self.body, "validation"]}
             body = {"requestBody": {"required": True, "content": {"application/json": posted}}}
         errors = {**_ERRORS, **(_POST_ERRORS if self.body else {})}
@@ -178,10 +178,6 @@ def document() -> dict[str, Any]:
             },
         },
     }
-
-
-def _enum(valid: tuple[str, ...]) -> dict[str, Any]:
-    return {"enum": list(valid)} if valid else {}
 
 
 def reply(answer: BaseModel, status: int = 200) -> Response:

@@ -239,7 +239,8 @@ class Source:
             del self._names[old.sweep, old.name]
 
     def _take_points(self, running: Mapping[int, tuple[int, int]], store: Store, revision: int) -> bool:
-        fresh = [attempt for attempt, (_, stored) in running.items() if not stored or stored != self._stored(attempt)]
+        known = {attempt: one.stored for attempt, one in self._running.items()}
+        fresh = [attempt for attempt, (_, stored) in running.items() if not stored or known.get(attempt) != stored]
         ended = [attempt for attempt in self._running if attempt not in running]
         if not fresh and not ended:
             return False
@@ -257,9 +258,6 @@ class Source:
                 different = True
         self._ended = {attempt: self._running.pop(attempt) for attempt in ended} or self._ended
         return different
-
-    def _stored(self, attempt: int) -> int:
-        return self._running[attempt].stored if attempt in self._running else -1
 
 
 @contextmanager

@@ -61,13 +61,9 @@ def _resume(root: Root, name: str) -> str:
     except subprocess.TimeoutExpired:
         return f"{name} goes on in process {process.pid}; it writes to {log}."
     if code:
-        raise Refused(409, f"{name} could not be resumed: {_last_line(log.read_bytes())} See {log}.")
+        said = log.read_bytes()[-4096:].decode("utf-8", "replace").strip().splitlines() or ["the process said nothing."]
+        raise Refused(409, f"{name} could not be resumed: {said[-1]} See {log}.")
     return f"{name} has nothing left to run."
-
-
-def _last_line(log: bytes) -> str:
-    lines = log[-4096:].decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else "the process said nothing."
 
 
 @endpoint("/trials/{sweep}/{trial}/actions")

@@ -224,17 +224,15 @@ def trials(dashboard: Dashboard, name: str, asked: TrialQuery) -> TrialList:
         wanted = set(asked.state.split(","))
         found = [trial for trial in found if trial.state in wanted]
     if asked.q:
-        found = [trial for trial in found if _matches(trial, asked.q.casefold())]
+        text = asked.q.casefold()
+        parts = [(trial, (trial.name, trial.label, trial.state, *trial.swept.values())) for trial in found]
+        found = [trial for trial, said in parts if any(text in str(part).casefold() for part in said)]
     if asked.sort:
         found = _sorted(found, asked.sort, asked.descending)
     elif asked.descending:
         found = found[::-1]
     page = found[asked.offset : asked.offset + asked.limit]
     return TrialList(revision=mark, total=len(found), columns=shown, trials=rows(dashboard, page))
-
-
-def _matches(trial: TrialResult, text: str) -> bool:
-    return any(text in str(part).casefold() for part in (trial.name, trial.label, trial.state, *trial.swept.values()))
 
 
 def _sorted(found: list[TrialResult], key: str, descending: bool) -> list[TrialResult]:

@@ -4,7 +4,6 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from pydantic import Field
 from prunegpt.errors import StoreError
 from prunegpt.records import TrialResult
 from prunegpt.report.config import differing
-from prunegpt.store import AttemptRow
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Asked, Refused, endpoint
+from prunegpt.web.endpoint import PREFIX, Answer, Asked, Refused, endpoint
 from prunegpt.web.rows import StageShort, stages
 
 _LOG_AT_MOST = 1 << 20  # bytes of a log in one answer
@@ -26,6 +24,7 @@ _TAGS = {
     *("a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre"),
     *("s", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
+_PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
 
 
 class Bounds(Answer):
@@ -141,7 +140,13 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
     bounds = dashboard.intervals.find([found])[found.id]
     note = store.note(found.id)
     source = dashboard.source.sweep(found.sweep)
-    root = str(dashboard.root.path)
+    root, log = str(dashboard.root.path), f"{PREFIX}/trials/{found.address}/log?attempt="
+    attempts = [
+        Attempt.model_validate(
+            {**asdict(row), "log": f"{log}{row.number}" if row.folder else None, "last_lines": row.log}
+        )
+        for row in store.attempts(found.id)
+    ]
     result = found.described()
     del result["attempts"]  # their number; here they are told themselves
     return Trial(
@@ -149,7 +154,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         revision=mark,
         chain=stages(found),
         interval=Bounds(low=bounds[0], high=bounds[1]) if bounds else None,
-        attempts=[_attempt(found, row) for row in store.attempts(found.id)],
+        attempts=attempts,
         lineage=lineage(found, dashboard.source.every_trial()),
         differences=differences(source.spec.get("base") or {}, found.config),
         command=shlex.join(["prunegpt", "sweep", "run", source.source or "SPEC", "--only", found.name, "--root", root]),
@@ -157,11 +162,6 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         notes=noted(note),
         curves=[CurveShort(stage=row.stage, name=row.name, points=row.points) for row in store.curves(found.id)],
     )
-
-
-def _attempt(trial: TrialResult, row: AttemptRow) -> Attempt:
-    log = f"/api/v1/trials/{trial.sweep}/{trial.name}/log?attempt={row.number}" if row.folder else None
-    return Attempt.model_validate({**asdict(row), "log": log, "last_lines": row.log})
 
 
 def lineage(trial: TrialResult, others: list[TrialResult]) -> Lineage:
@@ -244,15 +244,10 @@ def noted(text: str) -> Note:
     Written HTML is shown as text, images are left out, and links lead to http, https and mail only.
     """
     html = nh3.clean(
-        _parser().render(text),
+        _PARSER.render(text),
         tags=_TAGS,
         attributes={"a": {"href", "title"}},
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener noreferrer nofollow",
     )
     return Note(text=text, html=html)
-
-
-@cache
-def _parser() -> MarkdownIt:
-    return MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
