@@ -59,26 +59,21 @@ def evaluate(
 
     text = text_of(data, data_name, split, protocol, block_size, stride, max_windows, batch_size)
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
-    measured = measure(state.model, state.tokenizer, text, precision)
+    found, interval = measure(state.model, state.tokenizer, text, precision)
     if as_json:
-        print_json(as_dict(*measured))
-    else:
-        print_measured(*measured)
+        print_json(as_dict(found, interval))
+        return
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    print("perplexity {} (95 % interval {} to {})".format(*numbers(found.perplexity, low, high)))
+    print(f"bits per byte {number(found.bits_per_byte)}, word perplexity {number(found.word_perplexity)}")
+    print(f"{found.tokens:,} tokens in {found.windows:,} windows, {found.seconds:.1f} s")
+    print(f"protocol {found.protocol}")
 
 
 def as_dict(found: "Evaluation", interval: "Interval | None") -> dict[str, Any]:
     """What --json prints of one measurement."""
     names = {"perplexity", "loss", "protocol", "tokens", "windows", "bits_per_byte", "word_perplexity"}
     return {**found.model_dump(include=names), "interval": (interval.low, interval.high) if interval else None}
-
-
-def print_measured(found: "Evaluation", interval: "Interval | None") -> None:
-    low, high = (interval.low, interval.high) if interval else (None, None)
-    shown = numbers(found.perplexity, low, high)
-    print("perplexity {} (95 % interval {} to {})".format(*shown))
-    print(f"bits per byte {number(found.bits_per_byte)}, word perplexity {number(found.word_perplexity)}")
-    print(f"{found.tokens:,} tokens in {found.windows:,} windows, {found.seconds:.1f} s")
-    print(f"protocol {found.protocol}")
 
 
 # What transformers and we write into a model's folder.

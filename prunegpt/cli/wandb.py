@@ -2,8 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -184,36 +182,27 @@ def trial(
     digest: Annotated[str | None, typer.Option(help="Of the spec when the sweep was created.")] = None,
 ) -> None:
     """What an agent starts: find the trial that its arguments mean, run it under the root, store what came of it."""
-    from prunegpt.errors import Problem, SpecError
+    from prunegpt.errors import Problem, PruneGPTError, SpecError
     from prunegpt.planning.fingerprint import digest as digest_of
     from prunegpt.planning.resolve import Planner
     from prunegpt.sweep.curves import curves_in
     from prunegpt.tracking.agents import PARAMETERS, read_arguments, trial_of
+    from prunegpt.tracking.claims import claim
 
     given = arguments or (Path(os.environ[PARAMETERS]) if os.environ.get(PARAMETERS) else None)
     if given is None:
         raise SpecError([Problem("", f"an agent's run needs its arguments: name a file, or set {PARAMETERS}.")])
-    with failing(root):
+    try:
         planner = Planner(spec, overrides or [], root, curves_in(root), strict=True)
         if digest is not None and digest != digest_of([planner.plan.spec]):
             message = "the spec has changed since its sweep was created. Undo that, or create the sweep again."
             raise SpecError([Problem("", message)], str(spec))
         found = trial_of(planner, read_arguments(given), root)
         code = run_for_agent(root, planner.plan, found)
-    raise typer.Exit(code)
-
-
-@contextmanager
-def failing(root: Root) -> Iterator[None]:
-    """Lets the server know of a run that fails before it is a trial, so that it is not given out again."""
-    from prunegpt.errors import PruneGPTError
-    from prunegpt.tracking.claims import claim
-
-    try:
-        yield
-    except PruneGPTError as error:
+    except PruneGPTError as error:  # so that a run that fails before it is a trial is not given out again
         claim(root, state="failed", error=str(error))
         raise
+    raise typer.Exit(code)
 
 
 def run_for_agent(root: Root, plan: "SweepPlan", trial: "TrialPlan") -> int:

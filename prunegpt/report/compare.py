@@ -9,7 +9,7 @@ from prunegpt.report.cells import Cell, Detail, Footnote, Heading, Table, TableR
 from prunegpt.report.columns import COLUMNS
 from prunegpt.report.config import differing, resolved
 from prunegpt.report.format import EMPTY, Kind, Value, plain, probability, text_of, together
-from prunegpt.report.measure import Measured, WindowsOf, compare_measured, measure
+from prunegpt.report.measure import WindowsOf, compare_measured, measure
 from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row
 from prunegpt.report.statistics import Comparison
@@ -61,7 +61,12 @@ def compare(first: TrialResult, second: TrialResult, windows: WindowsOf) -> Tria
     test, reason = None, ""
     one, two = measure([first], windows), measure([second], windows)
     try:
-        test = _tested(first, second, one, two)
+        if one is None or two is None:
+            trial = first if one is None else second
+            raise ReportError(
+                f"a comparison needs two measured perplexities, but {trial.address} has none: it is {trial.state}."
+            )
+        test = compare_measured(one, two)
     except ReportError as error:
         reason = str(error)
     alike = one is not None and two is not None and one.key == two.key
@@ -74,15 +79,6 @@ def compare(first: TrialResult, second: TrialResult, windows: WindowsOf) -> Tria
     apart = differing(resolved(first), resolved(second))
     settings = {path: (plain(one), plain(two)) for path, (one, two) in apart.items()}
     return TrialComparison(first, second, settings, metrics, test, reason)
-
-
-def _tested(first: TrialResult, second: TrialResult, one: Measured | None, two: Measured | None) -> Comparison:
-    if one is None or two is None:
-        trial = first if one is None else second
-        raise ReportError(
-            f"a comparison needs two measured perplexities, but {trial.address} has none: it is {trial.state}."
-        )
-    return compare_measured(one, two)
 
 
 def _metric(name: str, first: TrialResult, second: TrialResult, comparable: bool) -> Metric | None:
