@@ -33,6 +33,6 @@ def serve(
     It listens on this machine alone unless --host says otherwise. The printed link carries the token that visitors
     need: on this machine to change anything, from elsewhere to see anything.
     """
-    from prunegpt.web.server import run
+    from prunegpt.web.app import run
 
     run(root, host=host, port=port, token=token, hosts=allow_host or (), open_browser=open_, say=say)

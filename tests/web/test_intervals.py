@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 from prunegpt.report.measure import measure, stored_windows
 from prunegpt.root import Root
 from prunegpt.store import Store
-from prunegpt.web.intervals import Intervals
+from prunegpt.web.dashboard import Intervals
 from tests.support.waiting import until
 
 

@@ -12,9 +12,8 @@ from starlette.testclient import TestClient
 from prunegpt.access import kept_token, own_token
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root
-from prunegpt.web.app import create_app
+from prunegpt.web.app import create_app, run
 from prunegpt.web.security import is_loopback, local_path
-from prunegpt.web.server import run
 from tests.support.served import HEADERS, ORIGIN, TOKEN, open_app
 
 EVIL = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:8000", "", "a b", "[::1",
