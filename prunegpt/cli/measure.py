@@ -28,31 +28,17 @@ TextOf = Callable[[int], EvaluateSpec]  # tokens of a window -> what to measure
 DEFAULT_WINDOW = 1024  # tokens, or the model's positions where it has fewer
 
 
-def text_of(
-    data: str | None,
-    name: str | None,
-    split: str,
-    protocol: str,
-    block_size: int | None,
-    stride: int | None,
-    max_windows: int | None,
-    batch_size: str = "auto",
-) -> TextOf:
+def text_of(data: str | None, name: str | None, block_size: int | None, split: str, **given: Any) -> TextOf:
     """What to measure on, as the command line says it: the evaluation for a window, where no block size is given.
+
+    `given` are further fields of an evaluation.
 
     Raises:
         PruneGPTError: a value is out of its range, or the text is missing; told before a model is loaded.
     """
     if data is None:
         raise PruneGPTError("eval needs a text: --data with a file, folder, hub id or builtin:text.")
-    given = {
-        "data": located(DataSpec(path=data, name=name), split),
-        "split": split,
-        "protocol": protocol,
-        "stride": stride,
-        "max_windows": max_windows,
-        "batch_size": int(batch_size) if batch_size.isdigit() else batch_size,
-    }
+    given |= {"data": located(DataSpec(path=data, name=name), split), "split": split}
 
     def of(window: int) -> EvaluateSpec:
         return checked(EvaluateSpec, {**given, "block_size": block_size or window})

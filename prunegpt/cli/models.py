@@ -57,7 +57,9 @@ def evaluate(
     """Measure a perplexity, with its interval, bits per byte, and the protocol it belongs to."""
     from prunegpt.cli.measure import measure, open_model, text_of
 
-    text = text_of(data, data_name, split, protocol, block_size, stride, max_windows, batch_size)
+    batch = int(batch_size) if batch_size.isdigit() else batch_size
+    asked = {"protocol": protocol, "stride": stride, "max_windows": max_windows, "batch_size": batch}
+    text = text_of(data, data_name, block_size, split, **asked)
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
     found, interval = measure(state.model, state.tokenizer, text, precision)
     if as_json:
@@ -141,7 +143,8 @@ def prune(
         "propagate": propagate,
     }
     spec = check_prune(given, calibration, calibration_windows, calibration_mode, block_size)
-    text = text_of(data, data_name, split, protocol, block_size, stride, max_windows) if data else None
+    asked = {"protocol": protocol, "stride": stride, "max_windows": max_windows}
+    text = text_of(data, data_name, block_size, split, **asked) if data else None
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
     loaded, tokenizer = state.model, state.tokenizer
     before = measure(loaded, tokenizer, text, precision) if text else None

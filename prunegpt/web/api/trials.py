@@ -14,6 +14,7 @@ from pydantic import Field
 from prunegpt.errors import StoreError
 from prunegpt.records import TrialResult
 from prunegpt.report.config import differing
+from prunegpt.store import CurveRow
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import PREFIX, Answer, Asked, Refused, endpoint
 from prunegpt.web.rows import StageShort, stages
@@ -75,12 +76,6 @@ class Note(Answer):
     html: str
 
 
-class CurveShort(Answer):
-    stage: int
-    name: str
-    points: int
-
-
 class Trial(Answer):
     """A trial: its result as records have it, and what lies around it."""
 
@@ -114,7 +109,7 @@ class Trial(Answer):
     command: str
     replay: str | None = Field(description="runs the last attempt's folder again by hand")
     notes: Note
-    curves: list[CurveShort]
+    curves: list[CurveRow]
 
 
 class LogQuery(Asked):
@@ -160,7 +155,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         command=shlex.join(["prunegpt", "sweep", "run", source.source or "SPEC", "--only", found.name, "--root", root]),
         replay=shlex.join(["prunegpt", "trial", "run", f"{root}/{found.folder}"]) if found.folder else None,
         notes=noted(note),
-        curves=[CurveShort(stage=row.stage, name=row.name, points=row.points) for row in store.curves(found.id)],
+        curves=store.curves(found.id),
     )
 
 
