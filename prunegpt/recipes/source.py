@@ -1,29 +1,20 @@
 """The YAML of a recipe as plain data with line numbers. Tags stay names: nothing is ever built from them."""
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from prunegpt.errors import Problem, SpecError
-from prunegpt.spec.read import is_hopeless
+from prunegpt.spec.yaml import CORE, MAX_BYTES, NotYamlError, TooMuchError, compose
 
-MAX_BYTES = 256_000
-MAX_NODES = 50_000  # after aliases are expanded
-MAX_DEPTH = 40
-
-_CORE = "tag:yaml.org,2002:"
 _KINDS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
 _ITEM = re.compile(r"^( *)- +!([\w.]+)")
 _LIST = re.compile(r"^ *\w*modifiers:\s*(#.*)?$")
 _FENCE = re.compile(r"^(---|\+\+\+)\s*$", re.MULTILINE)
-_NO_YAML = (YAMLError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 
 
 class RecipeError(SpecError):
@@ -114,7 +105,7 @@ def parse(text: str, source: str = "the recipe", overrides: Mapping[str, Any] | 
         raise _error(f"a recipe may have {MAX_BYTES} bytes, but has {len(text)}.", source)
     root = _compose(front_matter(text, required=source.lower().endswith(".md"), source=source), source)
     problems: list[Problem] = []
-    data = _Builder(problems, _replacements(root, overrides or {}, problems)).build(root, 0)
+    data = _Builder(problems, _replacements(root, overrides or {}, problems)).build(root)
     if problems:
         raise RecipeError(problems, source)
     return data
@@ -136,31 +127,17 @@ def front_matter(text: str, *, required: bool, source: str) -> str:
     return text
 
 
-def _root(text: str) -> Any:
-    """The node of a text. An anchor defined twice is legal, and no news to the user."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ReusedAnchorWarning)
-        return YAML(typ="safe", pure=True).compose(text)
-
-
 def _compose(text: str, source: str) -> Node:
-    too_deep = f"a recipe may nest {MAX_DEPTH} deep, but nests deeper."
-    if is_hopeless(text):
-        raise _error(too_deep, source)
     try:
-        root = _root(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        fixed, problem = suggest(text)
+        root = compose(text, "a recipe")
+    except NotYamlError as error:
+        fixed, problem = suggest(text) if error.marked else (text, None)
         if problem is None or not is_valid(fixed):
-            problem = Problem("", f"a recipe must be valid YAML: {error.problem or error.context}.", line)
+            problem = Problem("", str(error), error.line)
         raise RecipeError([problem], source) from error
-    except RecursionError as error:
-        raise _error(too_deep, source) from error
-    except _NO_YAML as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise _error(f"a recipe must be valid YAML: {reason}.", source) from error
-    if not isinstance(root, Node):
+    except TooMuchError as error:
+        raise _error(str(error), source, error.line) from error
+    if root is None:
         raise _error("a recipe must hold modifiers or sections, but the file holds nothing.", source)
     return root
 
@@ -168,8 +145,8 @@ def _compose(text: str, source: str) -> Node:
 def is_valid(text: str) -> bool:
     """Whether a text is YAML."""
     try:
-        return isinstance(_root(text), Node)
-    except (*_NO_YAML, RecursionError):
+        return compose(text, "a recipe") is not None
+    except ValueError:
         return False
 
 
@@ -210,41 +187,31 @@ def suggest(text: str) -> tuple[str, Problem | None]:
 
 
 class _Builder:
-    """Makes data of nodes and counts them, so that aliases cannot multiply."""
+    """Makes data of nodes, whose number is known to be bounded."""
 
     def __init__(self, problems: list[Problem], replaced: Mapping[int, Any]) -> None:
         self._problems = problems
         self._replaced = replaced
-        self._count = 0
 
     def _problem(self, message: str, line: int) -> None:
         self._problems.append(Problem("", message, line))
 
-    def build(self, node: Node, depth: int) -> Any:
+    def build(self, node: Node) -> Any:
         line = node.start_mark.line + 1
         if id(node) in self._replaced:
             return self._replaced[id(node)]
-        self._count += 1
-        if self._count > MAX_NODES or depth > MAX_DEPTH:
-            message = (
-                f"a recipe may hold {MAX_NODES} values nested {MAX_DEPTH} deep after its aliases are expanded, but "
-                f"holds more."
-            )
-            if message not in (problem.message for problem in self._problems):
-                self._problem(message, line)
-            return None
         tag = self._tag(node, line)
         if isinstance(node, MappingNode):
-            return self._mapping(node, Map(line, tag), depth)
+            return self._mapping(node, Map(line, tag))
         if isinstance(node, SequenceNode):
-            return Seq([self.build(item, depth + 1) for item in node.value], line, tag)
+            return Seq([self.build(item) for item in node.value], line, tag)
         if tag is not None:
             return Seq([node.value] if node.value else [], line, tag)
         return self._value(node, line)
 
     def _tag(self, node: Node, line: int) -> str | None:
         name = str(node.tag or "")
-        if name.startswith(_CORE) and name.removeprefix(_CORE) in _KINDS:
+        if name.startswith(CORE) and name.removeprefix(CORE) in _KINDS:
             return None
         if re.fullmatch(r"!(\w+\.)*[A-Za-z_]\w*", name):
             return name[1:]
@@ -253,13 +220,13 @@ class _Builder:
         )
         return None
 
-    def _mapping(self, node: MappingNode, found: Map, depth: int) -> Map:
+    def _mapping(self, node: MappingNode, found: Map) -> Map:
         merged: list[Map] = []
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if str(key_node.tag) == f"{_CORE}merge":
+            if str(key_node.tag) == f"{CORE}merge":
                 parts = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
-                for part in [self.build(item, depth + 1) for item in parts]:
+                for part in [self.build(item) for item in parts]:
                     if isinstance(part, Map):
                         merged.append(part)
                     else:
@@ -275,7 +242,7 @@ class _Builder:
                     line,
                 )
                 continue
-            found[name], found.lines[name] = self.build(value_node, depth + 1), line
+            found[name], found.lines[name] = self.build(value_node), line
         for other in merged:
             for name in other.keys() - found.keys():
                 found[name], found.lines[name] = other[name], other.lines[name]
@@ -283,7 +250,7 @@ class _Builder:
 
     def _value(self, node: Node, line: int) -> bool | int | float | str | None:
         text = str(node.value)
-        kind = str(node.tag).removeprefix(_CORE)
+        kind = str(node.tag).removeprefix(CORE)
         try:
             if kind == "null":
                 return None
@@ -320,7 +287,7 @@ def _replacements(root: Node, overrides: Mapping[str, Any], problems: list[Probl
 
 def _variables(node: Node, depth: int) -> Iterator[tuple[str, Node]]:
     """The variables of a recipe, of its stages and of `args`: whatever is neither modifiers nor a mapping."""
-    if not isinstance(node, MappingNode) or str(node.tag) != f"{_CORE}map":
+    if not isinstance(node, MappingNode) or str(node.tag) != f"{CORE}map":
         return
     for key, value in node.value:
         if not isinstance(key, ScalarNode) or "modifiers" in str(key.value):

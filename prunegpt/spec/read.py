@@ -1,31 +1,24 @@
 """A spec file becomes plain data that remembers its lines. `--set` is applied here."""
 
-import io
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
-from ruamel.yaml.scalarbool import ScalarBoolean
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from prunegpt.errors import Problem, SpecError
 from prunegpt.spec.paths import set_path as set_path
 from prunegpt.spec.wandb import Converted, Place, is_sweep, to_spec
+from prunegpt.spec.yaml import MAX_BYTES as MAX_BYTES
+from prunegpt.spec.yaml import MAX_DEPTH as MAX_DEPTH
+from prunegpt.spec.yaml import MAX_NODES as MAX_NODES
+from prunegpt.spec.yaml import NotYamlError, TooMuchError, built, compose, line_in
 
-MAX_BYTES = 1_000_000
-MAX_NODES = 200_000  # after aliases are expanded
-MAX_DEPTH = 50  # levels of nesting
 MAX_INTEGER = 2**63 - 1  # what every reader of JSON and every database column takes
 
 _SHOWN = 80  # characters of a value in a message
-_BRACKETS = re.compile(r"[\[\]{}]")
-_MOST_BRACKETS = 20 * MAX_DEPTH  # also those in quotes count, so that there must be room
-_KINDS = {CommentedSeq: "a list", str: "plain text", bool: "a truth value", int: "a number", float: "a number"}
+_KINDS = {str: "plain text", bool: "a truth value", int: "a number", float: "a number"}
 
 _TOO_DEEP = f"a spec may be nested {MAX_DEPTH} levels deep, but is nested deeper. Flatten it."
 
@@ -35,25 +28,13 @@ class Document:
     """A parsed spec: the plain data, and where it came from."""
 
     data: dict[str, Any]
-    marked: Any  # the same with line numbers, as ruamel.yaml read it
+    marked: Any  # its node, which knows the lines of the file; None of data that was no file
     source: str
     places: Mapping[Place, Place] = field(default_factory=dict)  # path -> where the file says it, if elsewhere
 
     def line(self, path: Sequence[str | int]) -> int | None:
         """The line, counted from 1, of the deepest part of the path that the file has."""
-        node, line = self.marked, None
-        for step in self._written(tuple(path)):
-            try:
-                if isinstance(node, CommentedMap):
-                    line = node.lc.key(step)[0] + 1
-                elif isinstance(node, CommentedSeq):
-                    line = node.lc.item(step)[0] + 1
-                else:
-                    break
-                node = node[step]
-            except (KeyError, IndexError, TypeError, AttributeError):
-                break
-        return line
+        return line_in(self.marked, self._written(tuple(path)))
 
     def _written(self, path: Place) -> Place:
         for length in range(len(path), 0, -1):
@@ -91,48 +72,31 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
 
 def parse_document(text: str, source: str, overrides: Sequence[str] = ()) -> Document:
     """As read_document, from text."""
-    if is_hopeless(text):
-        raise SpecError([Problem("", _TOO_DEEP)], source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ReusedAnchorWarning)  # it is legal, and no news to the user
-            marked = YAML(typ="rt").load(io.StringIO(text))
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        message = f"a spec must be valid YAML: {error.problem or error.context}."
-        raise SpecError([Problem("", message, line)], source) from error
-    except RecursionError as error:
-        raise SpecError([Problem("", _TOO_DEEP)], source) from error
-    except (YAMLError, ValueError) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise SpecError([Problem("", f"a spec must be valid YAML: {told}.")], source) from error
-    if not isinstance(marked, CommentedMap):
-        kind = "nothing" if marked is None else next((_KINDS[k] for k in _KINDS if isinstance(marked, k)), "no mapping")
-        raise SpecError(
-            [Problem("", f"a spec must be a mapping with name, base and trials, but the file holds {kind}.")], source
-        )
-    return _document(marked, source, overrides)
+        node = compose(text, "a spec")
+        if isinstance(node, MappingNode):
+            return _document(built(node), node, source, overrides)
+        kind = "a list" if isinstance(node, SequenceNode) else _kind(built(node))
+    except (NotYamlError, TooMuchError) as error:
+        raise SpecError([Problem("", str(error), error.line)], source) from error
+    raise SpecError(
+        [Problem("", f"a spec must be a mapping with name, base and trials, but the file holds {kind}.")], source
+    )
 
 
-def is_hopeless(text: str) -> bool:
-    """Whether a text opens so many brackets, one in another, that a YAML reader would take hours to refuse it."""
-    depth = 0
-    for found in _BRACKETS.finditer(text):
-        depth = depth + 1 if found[0] in "[{" else max(depth - 1, 0)
-        if depth > _MOST_BRACKETS:
-            return True
-    return text.count("- - - -") > _MOST_BRACKETS or text.count("? ? ? ?") > _MOST_BRACKETS
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else _KINDS[type(value)]
 
 
 def plain_document(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Document:
     """As read_document, from plain data that has no lines."""
-    return _document(data, source, overrides)
+    return _document(data, None, source, overrides)
 
 
-def _document(marked: Any, source: str, overrides: Sequence[str]) -> Document:
+def _document(given: Any, marked: Node | None, source: str, overrides: Sequence[str]) -> Document:
     document = Document({}, marked, source)
     reader = _Plain(document)
-    data = reader.read(marked, ())
+    data = reader.read(given, ())
     problems = list(reader.problems)
     places: Mapping[Place, Place] = {}
     if is_sweep(data):
@@ -162,7 +126,7 @@ def _converted(data: Mapping[str, Any], source: str) -> Converted:
 
 
 class _Plain:
-    """Makes plain dicts, lists and scalars of what a YAML reader gives, and notes what a spec may not hold."""
+    """Makes plain dicts, lists and scalars of what is given, and notes what a spec may not hold."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -181,8 +145,6 @@ class _Plain:
             return [self.read(value, (*path, index)) for index, value in enumerate(node)]
         if node is None or isinstance(node, bool):
             return node
-        if isinstance(node, ScalarBoolean):  # a truth value with an anchor
-            return bool(node)
         if isinstance(node, int):
             return self._integer(int(node), path)
         return float(node) if isinstance(node, float) else str(node)
@@ -221,18 +183,15 @@ def apply_override(data: Any, override: str) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """A YAML value from the command line."""
-    if is_hopeless(text):
-        raise ValueError(_TOO_DEEP)
+    """A YAML value from the command line.
+
+    Raises:
+        ValueError: it is not YAML, or more than a spec may hold.
+    """
     try:
-        value = YAML(typ="safe", pure=True).load(text)
-        reader = _Plain(Document({}, value, text))
-        plain = reader.read(value, ())
-    except (YAMLError, RecursionError, SpecError) as error:
+        return _plain(built(compose(text, "the value"), tags=False))
+    except NotYamlError as error:
         raise ValueError(f"the value must be YAML, but {text[:_SHOWN]!r} is not. Quote it.") from error
-    if reader.problems:
-        raise ValueError(reader.problems[0].message)
-    return plain
 
 
 def bounded_value(text: str) -> Any:
@@ -241,16 +200,13 @@ def bounded_value(text: str) -> Any:
     Raises:
         ValueError: it is not YAML, is nested too deep, holds too many values, or a number that is too large.
     """
-    if is_hopeless(text):
-        raise ValueError(_TOO_DEEP)
+    return _plain(built(compose(text, "a value")))
+
+
+def _plain(value: Any) -> Any:
+    reader = _Plain(Document({}, None, ""))
     try:
-        value = YAML(typ="rt").load(io.StringIO(text))  # the safe loader would copy what `<<` merges, again and again
-        reader = _Plain(Document({}, value, ""))
         plain = reader.read(value, ())
-    except YAMLError as error:
-        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
     except SpecError as error:
         raise ValueError(error.problems[0].message) from error
     if reader.problems:

@@ -218,7 +218,7 @@ FOREIGN = {
         "  - {name: finetuned, stages: [{prune: {sparsity: 0.5, layers: 9}}]}\n",
         "line 6: trials.0.stages.0.prune: layers must be indices",
     ),
-    "a broken base": ("  - {name: finetuned}\nbase: {}\n", 'found duplicate key "base"'),
+    "a broken base": ("  - {name: finetuned}\nbase: {}\n", "keys must differ, but 'base' is there twice"),
     "no YAML": ("  - {name: finetuned", "a spec must be valid YAML"),
 }
 assert FOREIGN

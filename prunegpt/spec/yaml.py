@@ -1,0 +1,189 @@
+"""YAML that anybody may have written, read in one place and within one set of limits. Tags stay names and run nothing.
+
+A text is composed to nodes, where an alias is the node that it names: what it stands for is counted before it is
+expanded. `spec.read` and `recipes.source` make their data of the nodes, which know their lines.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 200_000  # after aliases and merges are expanded
+MAX_DEPTH = 50  # levels of nesting
+
+CORE = "tag:yaml.org,2002:"
+_MERGE = f"{CORE}merge"
+_BRACKETS = re.compile(r"[\[\]{}]")
+_MOST_BRACKETS = 20 * MAX_DEPTH  # also those in quotes count, so that there must be room
+# What ruamel.yaml raises where a text is no YAML.
+_NO_YAML = (YAMLError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+
+
+class NotYamlError(ValueError):
+    """A text that is no YAML, with its line; `marked` where the reader of YAML said so itself."""
+
+    def __init__(self, message: str, line: int | None = None, *, marked: bool = False) -> None:
+        super().__init__(message)
+        self.line, self.marked = line, marked
+
+
+class TooMuchError(ValueError):
+    """YAML that stands for more than anybody writes, with its line."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def compose(text: str, what: str) -> Node | None:
+    """The node of a text, within the limits; None where it holds nothing.
+
+    Args:
+        what: what messages call it, such as "a spec".
+
+    Raises:
+        NotYamlError: it is no YAML.
+        TooMuchError: it is nested too deep, or holds too many values once its aliases are expanded.
+    """
+    too_deep = f"{what} may be nested {MAX_DEPTH} levels deep, but is nested deeper. Flatten it."
+    if _is_hopeless(text):
+        raise TooMuchError(too_deep)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # it is legal, and no news to the user
+            root = YAML(typ="safe", pure=True).compose(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise NotYamlError(
+            f"{what} must be valid YAML: {error.problem or error.context}.", line, marked=True
+        ) from error
+    except RecursionError as error:
+        raise TooMuchError(too_deep) from error
+    except _NO_YAML as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise NotYamlError(f"{what} must be valid YAML: {told}.") from error
+    if not isinstance(root, Node):
+        return None
+    many = f"{what} may hold {MAX_NODES} values after its aliases are expanded, but holds more."
+    _Sizes(too_deep, many).of(root)
+    return root
+
+
+def _is_hopeless(text: str) -> bool:
+    """Whether a text opens so many brackets, one in another, that a YAML reader would take hours to refuse it."""
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        depth = depth + 1 if found[0] in "[{" else max(depth - 1, 0)
+        if depth > _MOST_BRACKETS:
+            return True
+    return text.count("- - - -") > _MOST_BRACKETS or text.count("? ? ? ?") > _MOST_BRACKETS
+
+
+class _Sizes:
+    """Counts what nodes stand for, each node once, however often it is named."""
+
+    def __init__(self, too_deep: str, many: str) -> None:
+        self._too_deep, self._many = too_deep, many
+        self._known: dict[int, tuple[int, int] | None] = {}  # values and levels; None while a node is looked into
+
+    def of(self, node: Node) -> tuple[int, int]:
+        line = node.start_mark.line + 1
+        if id(node) in self._known:
+            known = self._known[id(node)]
+            if known is None:
+                raise TooMuchError(self._too_deep, line)  # an alias inside of what it names
+            return known
+        self._known[id(node)] = None
+        inside = [part for pair in node.value for part in pair] if isinstance(node, MappingNode) else node.value
+        sizes = [] if isinstance(node, ScalarNode) else [self.of(part) for part in inside]
+        values, levels = 1 + sum(values for values, _ in sizes), 1 + max((level for _, level in sizes), default=0)
+        if values > 2 * MAX_NODES:  # keys are counted, too
+            raise TooMuchError(self._many, line)
+        if levels > MAX_DEPTH + 1:
+            raise TooMuchError(self._too_deep, line)
+        self._known[id(node)] = values, levels
+        return values, levels
+
+
+def built(root: Node | None, *, tags: bool = True) -> Any:
+    """Dicts, lists and scalars of YAML 1.2, aliases and merges expanded; dates are text.
+
+    Args:
+        tags: pass over those that are not of YAML itself; otherwise they are refused.
+
+    Raises:
+        NotYamlError: a key stands twice, something is merged that is no mapping, or a value is not of its kind.
+    """
+    return None if root is None else _Builder(tags).build(root)
+
+
+class _Builder:
+    def __init__(self, tags: bool) -> None:
+        self._tags = tags
+        made = YAML(typ="safe", pure=True).constructor
+        self._scalars: Mapping[str, Callable[[Any], Any]] = {
+            f"{CORE}null": made.construct_yaml_null,
+            f"{CORE}bool": made.construct_yaml_bool,
+            f"{CORE}int": made.construct_yaml_int,
+            f"{CORE}float": made.construct_yaml_float,
+        }
+
+    def build(self, node: Node) -> Any:
+        tag, line = str(node.tag or CORE), node.start_mark.line + 1
+        if not self._tags and (not tag.startswith(CORE) or "python" in tag):
+            raise NotYamlError(f"a tag must be of YAML itself, but got {tag!r}.", line)
+        if isinstance(node, MappingNode):
+            return self._mapping(node)
+        if isinstance(node, SequenceNode):
+            return [self.build(item) for item in node.value]
+        try:
+            return self._scalars[tag](node) if tag in self._scalars else str(node.value)
+        except _NO_YAML as error:
+            raise NotYamlError(f"a value must be what its tag says, but {node.value[:80]!r} is not.", line) from error
+
+    def _mapping(self, node: MappingNode) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        merged: list[Any] = []
+        for key_node, value_node in node.value:
+            if str(key_node.tag) == _MERGE:
+                parts = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
+                merged += [self.build(part) for part in parts]
+                continue
+            name = str(key_node.value if isinstance(key_node, ScalarNode) else self.build(key_node))
+            if name in found:
+                message = f"keys must differ, but {name[:80]!r} is there twice. Remove one."
+                raise NotYamlError(message, key_node.start_mark.line + 1)
+            found[name] = self.build(value_node)
+        for other in merged:
+            if not isinstance(other, dict):
+                raise NotYamlError("<< must take a mapping, but takes something else.", node.start_mark.line + 1)
+            for name, value in other.items():
+                found.setdefault(name, value)
+        return found
+
+
+def line_in(root: Any, path: tuple[str | int, ...]) -> int | None:
+    """The line, counted from 1, of the deepest part of a path that a node has."""
+    node, line = root, None
+    for step in path:
+        if isinstance(node, MappingNode):
+            inside = [(key, value) for key, value in node.value if _names(key, step)]
+            if not inside:
+                break
+            line, node = inside[-1][0].start_mark.line + 1, inside[-1][1]
+        elif isinstance(node, SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _names(key: Node, step: str | int) -> bool:
+    return isinstance(key, ScalarNode) and str(key.value) == str(step)
