@@ -23,6 +23,9 @@ def serve(
         ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the dashboard in a browser.")] = False,
+    upload_limit: Annotated[
+        int, typer.Option(min=1, metavar="MEGABYTES", help="What the uploaded files of one W&B run may take.")
+    ] = 1000,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Another name that visitors reach it by, such as a proxy's."),
@@ -35,4 +38,13 @@ def serve(
     """
     from prunegpt.web.app import run
 
-    run(root, host=host, port=port, token=token, hosts=allow_host or (), open_browser=open_, say=say)
+    run(
+        root,
+        host=host,
+        port=port,
+        token=token,
+        hosts=allow_host or (),
+        uploads=upload_limit * 1_000_000,
+        open_browser=open_,
+        say=say,
+    )

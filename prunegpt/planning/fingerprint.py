@@ -14,7 +14,7 @@ from prunegpt.root import Root, read_json, sha256, write_json
 
 FORMAT = 2  # raise it when a stage of the same config would come out differently
 _SETTLED = 2_000_000_000  # nanoseconds
-_ENTRY = 4  # size, two times, hash
+_ENTRIES = (4, 5)  # size, two times, number, hash; entries of earlier versions have no number
 
 
 def digest(value: Any) -> str:
@@ -41,17 +41,20 @@ def _version(package: str) -> str:
 
 
 def stamp(path: Path) -> list[int]:
-    """Size in bytes, time of modification and time of change in nanoseconds: equal while nobody writes to a file."""
+    """Size in bytes, times of modification and of change in nanoseconds, and the file's number (inode; 0 without one).
+
+    Equal while nobody writes to a file or puts another one in its place.
+    """
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 class Files:
     """Hashes of files, remembered under the root, so that a model of many gigabytes is read once.
 
-    A file counts as the same while its stamp stays the same: its size, its time of modification and its time of change
-    (which no program can set back). What changed within the last two seconds is hashed each time: a file system whose
-    clock is coarse would not show a further change.
+    A file counts as the same while its stamp stays the same: its size, its time of modification, its time of change
+    (which no program can set back) and its number. What changed within the last two seconds is hashed each time: a file
+    system whose clock is coarse would not show a further change.
     """
 
     def __init__(self, root: Root | None) -> None:
@@ -62,7 +65,7 @@ class Files:
         if self._path and self._path.exists():
             try:
                 known = read_json(self._path)
-                self._known = {path: entry for path, entry in known.items() if len(entry) == _ENTRY}
+                self._known = {path: entry for path, entry in known.items() if len(entry) in _ENTRIES}
             except (OSError, ValueError, AttributeError, TypeError):
                 self._known = {}  # only a memory: damaged, it is made again
 
@@ -70,12 +73,14 @@ class Files:
         """SHA-256 of a file's content."""
         name, now = str(path.absolute()), stamp(path)
         known = self._known.get(name)
-        if known and known[:-1] == now and name not in self._fresh:
+        if known and known[:-1] == now[: len(known) - 1] and name not in self._fresh:
+            if len(known) == min(_ENTRIES):
+                self._known[name], self._changed = [*now, known[-1]], True
             return str(known[-1])
         found = sha256(path)
         self._known[name] = [*now, found]
         self._changed = True
-        if time.time_ns() - max(now[1:]) < _SETTLED:
+        if time.time_ns() - max(now[1:3]) < _SETTLED:
             self._fresh.add(name)
         else:
             self._fresh.discard(name)

@@ -145,7 +145,8 @@ class _Builder:
         try:
             return self._scalars[tag](node) if tag in self._scalars else str(node.value)
         except _NO_YAML as error:
-            raise NotYamlError(f"a value must be valid YAML of its kind, but {node.value[:80]!r} is not.", line) from error
+            message = f"a value must be valid YAML of its kind, but {node.value[:80]!r} is not."
+            raise NotYamlError(message, line) from error
 
     def _mapping(self, node: MappingNode) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -13,13 +13,14 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from prunegpt.access import SHORTEST, own_token
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root
 from prunegpt.tracking.endpoint.app import Endpoint
+from prunegpt.tracking.endpoint.runs import UPLOADS
 from prunegpt.web import api  # noqa: F401  # enters what ENDPOINTS holds
 from prunegpt.web.connections import BACKLOG, BoundedConnection, room
 from prunegpt.web.dashboard import Dashboard
@@ -32,12 +33,19 @@ _GRACE = 3  # seconds that open connections get at the end
 
 
 def create_app(
-    root: Root, *, token: str, open_to_read: bool = False, host: str, port: int, hosts: Sequence[str] = ()
+    root: Root,
+    *,
+    token: str,
+    open_to_read: bool = False,
+    host: str,
+    port: int,
+    hosts: Sequence[str] = (),
+    uploads: int = UPLOADS,
 ) -> Starlette:
-    """The dashboard of a root, which may be empty, or not be there yet; see `Guard` for the others."""
+    """The dashboard of a root, which may be empty, or not be there yet; see `Guard` and `Endpoint` for the others."""
     dashboard = Dashboard.open(root)
     pages = Pages(dashboard)
-    wandb = Endpoint(root)
+    wandb = Endpoint(root, uploads)
 
     async def missing(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
@@ -57,7 +65,7 @@ def create_app(
     app = Starlette(
         routes=[Events(dashboard).route(), *entries, *pages.routes(), *wandb.routes()],
         middleware=[Middleware(Guard, token=token, open_to_read=open_to_read, host=host, port=port, hosts=hosts)],
-        exception_handlers={HTTPException: missing, ClientDisconnect: missing, 500: missing},
+        exception_handlers={HTTPException: missing, 500: missing},
         lifespan=lifespan,
     )
     app.state.dashboard = dashboard

@@ -16,6 +16,8 @@ from starlette.routing import Route
 
 from prunegpt import __version__
 from prunegpt.errors import LaunchError, PruneGPTError, ReportError, StoreError, UnknownPartError
+from prunegpt.tracking.endpoint import intake
+from prunegpt.tracking.endpoint.intake import received
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.security import ACTION_HEADER
 
@@ -218,9 +220,7 @@ def _query(kind: type[Asked], request: Request) -> Asked:
 async def _body(kind: type[Asked], request: Request) -> Asked:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refused(415, "what is posted must be JSON, with the header Content-Type: application/json.")
-    data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > _LARGEST_BODY:
-            raise Refused(413, f"what is posted may have {_LARGEST_BODY} bytes at most.")
-    return kind.model_validate_json(data)
+    try:
+        return kind.model_validate_json(await received(request, _LARGEST_BODY))
+    except intake.Refused as error:
+        raise Refused(error.status, str(error)) from error

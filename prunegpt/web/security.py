@@ -23,6 +23,8 @@ from starlette.requests import Request, cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prunegpt.tracking.endpoint.intake import Refused, received
+
 CONTENT_POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -157,11 +159,10 @@ class Guard:
         )
 
     async def _login(self, request: Request) -> Response:
-        data = b""
-        async for part in request.stream():
-            data += part
-            if len(data) > _LARGEST_FORM:
-                return _refused(413, "a login form is shorter.")
+        try:
+            data = await received(request, _LARGEST_FORM)
+        except Refused as error:
+            return _refused(error.status, str(error))
         form = parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True)
         target = local_path(form.get("next", ["/"])[0])
         if not _equal(form.get("token", [""])[0].strip(), self._token):

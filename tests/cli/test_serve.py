@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import httpx
 import pytest
 
 from tests.support.waiting import until
@@ -70,9 +71,9 @@ def test_it_serves_a_root_that_is_not_there_yet(tmp_path: Path) -> None:
     maps = Path(f"/proc/{serving.process.pid}/maps").read_text()
     assert "torch" not in maps
     assert serving.end() == 0
-    line, link = serving.lines
-    assert str(tmp_path / "runs") in line
-    assert re.search(r"To change something, open this link: http://127\.0\.0\.1:\d+/login#[0-9a-f]{64}$", link)
+    (line,) = serving.lines
+    assert f"dashboard of {tmp_path / 'runs'}: " in line
+    assert re.search(r": http://127\.0\.0\.1:\d+/login#[0-9a-f]{64}  \(Ctrl-C ends it\)$", line)
     assert not (tmp_path / "runs").exists()
 
 
@@ -80,10 +81,24 @@ def test_another_address_needs_the_token_that_is_printed(tmp_path: Path) -> None
     serving = Serving(tmp_path, "--host", "0.0.0.0")
     with pytest.raises(HTTPError, match="401"):
         serving.get("/api/v1/sweeps")
-    token = serving.lines[1].rpartition("#")[2].strip()
+    (line,) = serving.lines
+    token = line.partition("#")[2].split()[0]
     assert len(token) >= 40
-    assert token not in serving.lines[0]
     assert json.loads(serving.get("/api/v1/sweeps", Authorization=f"Bearer {token}")) == {"sweeps": []}
+    assert serving.end() == 0
+
+
+def test_the_one_link_that_is_printed_lets_in(tmp_path: Path) -> None:
+    serving = Serving(tmp_path)
+    serving.get("/")
+    (line,) = serving.lines
+    (link,) = re.findall(r"http://\S+", line)
+    page, _, token = link.partition("#")
+    with httpx.Client(follow_redirects=True) as visitor:
+        assert visitor.get(page).status_code == 200
+        shown = visitor.post(page, data={"token": token}, headers={"origin": page.removesuffix("/login")})
+        assert (shown.status_code, shown.url.path) == (200, "/")
+        assert visitor.cookies, "from here on everything is allowed"
     assert serving.end() == 0
 
 

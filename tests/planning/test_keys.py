@@ -1,6 +1,8 @@
 """Stage keys: equal where the result is equal, different where anything decides it, and blind to the rest."""
 
 import copy
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from prunegpt.planning import fingerprint
 from prunegpt.planning import stages as planned_stages
 from prunegpt.planning.fingerprint import Files, digest, versions
 from prunegpt.root import Root
@@ -497,8 +500,6 @@ def test_hashes_of_files_are_remembered_once_they_are_settled(tmp_path: Path, mo
     file.write_text("a")
 
     def remembered() -> dict[str, Any]:
-        import json
-
         files = Files(root)
         files.hash(file)
         files.save()
@@ -517,3 +518,29 @@ def test_a_damaged_memory_of_hashes_is_made_again(tmp_path: Path) -> None:
     for content in ("", "[]", "{", '{"x": 1}', f'{{"{file}": [1]}}'):
         (tmp_path / "fingerprints.json").write_text(content)
         assert Files(Root(tmp_path)).hash(file) == expected
+
+
+def test_another_file_in_the_place_of_one_is_hashed_again_whatever_its_times_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number tells it; what earlier versions remembered without one stays valid, and gets it."""
+    file, memory = tmp_path / "text.txt", tmp_path / "fingerprints.json"
+    file.write_text("one")
+    old = [3, 1_000, 1_000]
+    memory.write_text(json.dumps({str(file): [*old, "remembered"]}))
+    number = 2**64 - 1
+    monkeypatch.setattr(fingerprint, "stamp", lambda _: [*old, number])
+    files = Files(Root(tmp_path))
+    assert files.hash(file) == "remembered"
+    files.save()
+    assert json.loads(memory.read_text()) == {str(file): [*old, number, "remembered"]}
+    number = 5
+    files = Files(Root(tmp_path))
+    assert files.hash(file) == hashlib.sha256(b"one").hexdigest()
+    files.save()
+    assert json.loads(memory.read_text())[str(file)][:-1] == [*old, 5], "a large number is no late time"
+
+
+def test_the_number_of_a_file_is_in_its_stamp(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("one")
+    assert fingerprint.stamp(tmp_path / "a")[3] == (tmp_path / "a").stat().st_ino

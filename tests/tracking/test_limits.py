@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from prunegpt.records import Point, read_points
 from prunegpt.root import Root
@@ -21,6 +23,8 @@ from prunegpt.store import Store
 from prunegpt.sweep.recovery import OUTSIDE, recover
 from prunegpt.tracking import claims
 from prunegpt.tracking.endpoint import intake
+from prunegpt.tracking.endpoint.app import Endpoint
+from prunegpt.tracking.endpoint.runs import LARGEST_FILE
 from tests.tracking.endpoint_client import GRID, Client
 
 NINE = ", ".join(["*a{0}"] * 9)
@@ -245,3 +249,35 @@ def test_runs_that_have_ended_count_for_early_terminate_though_their_curves_are_
     again.ask("UpsertBucket", name=bad["run_id"], project="mine", config="{}", sweep=name)
     again.stream(bad["run_id"], [{"_step": step, "loss": 9.0} for step in range(3)])
     assert again.heartbeat(agent, bad["run_id"]) == [{"type": "stop", "run_id": bad["run_id"]}]
+
+
+# -- files that are uploaded ------------------------------------------------------------------------------------------
+
+FILES = "/files/local/mine/abc123/upload"
+
+
+def test_the_files_of_a_run_have_a_bound_in_all(tmp_path: Path) -> None:
+    root = Root(tmp_path / "runs")
+    endpoint = Endpoint(root, uploads=100_000)
+    server = TestClient(Starlette(routes=endpoint.routes()))
+    kept = root.trial("wandb-mine", "abc123")
+    try:
+        assert server.put(f"{FILES}/a.bin", content=b"x" * 60_000).status_code == 200
+        answer = server.put(f"{FILES}/b.bin", content=b"x" * 60_000)
+        assert answer.status_code == 413
+        assert "the files of a run may take 100000 bytes here" in answer.json()["error"]
+        assert "--upload-limit" in answer.json()["error"]
+        assert server.put(f"{FILES}/a.bin", content=b"y" * 90_000).status_code == 200, "in place of the first"
+        many = [server.put(f"{FILES}/{index}", content=b"").status_code for index in range(30)]
+        assert many[0] == 200
+        assert many[-1] == 413, "a file without content takes room, too"
+        assert server.put(f"{FILES.replace('abc123', 'other')}/b.bin", content=b"x" * 60_000).status_code == 200
+        assert sum(file.stat().st_size for file in kept.rglob("files/*")) <= 100_000
+    finally:
+        endpoint.close()
+
+
+def test_one_file_has_a_bound(client: Client) -> None:
+    answer = client.http.put(f"{FILES}/a.bin", content=b"x" * (LARGEST_FILE + 1))
+    assert answer.status_code == 413
+    assert f"may have {LARGEST_FILE} bytes, but has more" in answer.json()["error"]

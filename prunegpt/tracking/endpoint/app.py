@@ -12,7 +12,7 @@ from prunegpt.errors import StoreError
 from prunegpt.root import Root
 from prunegpt.tracking.endpoint.graphql import Operations, run_at
 from prunegpt.tracking.endpoint.intake import Intake, Refused, parsed_object, unpacked
-from prunegpt.tracking.endpoint.runs import LARGEST_FILE, Runs, Streamed
+from prunegpt.tracking.endpoint.runs import LARGEST_FILE, UPLOADS, Runs, Streamed
 from prunegpt.tracking.foreign import RunPath
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -22,10 +22,13 @@ class Endpoint:
     """What `wandb sweep`, `wandb agent` and online runs ask of a server, answered from a root.
 
     A client sends its WANDB_API_KEY as the password of basic authentication; where the server has a token, that is it.
+
+    Args:
+        uploads: bytes that the uploaded files of one run may take.
     """
 
-    def __init__(self, root: Root) -> None:
-        self._runs = Runs(root)
+    def __init__(self, root: Root, uploads: int = UPLOADS) -> None:
+        self._runs = Runs(root, uploads)
         self._operations = Operations(root, self._runs)
         self._intake = Intake()
 

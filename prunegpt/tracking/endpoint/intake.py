@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter, to_thread
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from prunegpt.errors import PruneGPTError
 from prunegpt.tracking.foreign import plain
@@ -69,18 +69,41 @@ class Intake:
         Raises:
             Refused: the body is larger than that, or too many others are being read.
         """
-        data = bytearray()
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            held += size
+            self._held += size
+            if self._held > _MOST_HELD:
+                raise Refused("this server is reading too many requests. Send this one again later.", 503)
+
         try:
-            async for part in request.stream():
-                self._held += len(part)
-                data += part
-                if len(data) > largest:
-                    raise Refused(f"a request may have {largest} bytes, but has more.", 413)
-                if self._held > _MOST_HELD:
-                    raise Refused("this server is reading too many requests. Send this one again later.", 503)
-            return await self.run(work, bytes(data))
+            return await self.run(work, await received(request, largest, hold))
         finally:
-            self._held -= len(data)
+            self._held -= held
+
+
+async def received(request: Request, largest: int, hold: Callable[[int], None] = lambda size: None) -> bytes:
+    """The body of a request.
+
+    Args:
+        largest: bytes that it may have.
+        hold: told of every part, in bytes.
+
+    Raises:
+        Refused: it is larger, or who sends it has gone, so that nobody hears the answer.
+    """
+    data = bytearray()
+    try:
+        async for part in request.stream():
+            hold(len(part))
+            data += part
+            if len(data) > largest:
+                raise Refused(f"a request may have {largest} bytes, but has more.", 413)
+    except ClientDisconnect as error:
+        raise Refused("a request must be sent whole, but whoever sent this one has gone.") from error
+    return bytes(data)
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:

@@ -19,6 +19,8 @@ from prunegpt.tracking.uploader import posted
 
 HISTORY, SUMMARY, OUTPUT = "wandb-history.jsonl", "wandb-summary.json", "output.log"
 LARGEST_FILE = 20_000_000  # bytes of an uploaded file that is kept
+UPLOADS = 1_000_000_000  # bytes of all uploaded files of a run
+_BLOCK = 4096  # bytes that the smallest file takes
 _MOST_RUNS = 10_000  # that are followed at the same time
 _SILENT = 600.0  # seconds without a word after which a run is taken to be lost
 
@@ -46,8 +48,9 @@ class Streamed(Asked):
 class Runs:
     """The runs of one server. Its own lock: streams come in many threads."""
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, uploads: int) -> None:
         self._root = root
+        self._uploads = uploads
         self._store: Store | None = None
         self._heard: dict[RunPath, float] = {}  # runs that go on -> when they last spoke, the longest silent first
         self._own: dict[RunPath, Kept] = {}  # runs of this root's trials, of which only the lines are counted
@@ -102,13 +105,21 @@ class Runs:
         """Keeps an uploaded file beside the run's other ones.
 
         Raises:
-            Refused: its name is none, or there is no room for it.
+            Refused: its name is none, or there is no room for it on the disk or among the files of the run.
         """
         with self._lock:
             if self._is_own(at) or not is_below(path):
                 return
-            file = self._keeper(at).folder / "files" / path
+            folder = self._keeper(at).folder / "files"
+            file = folder / path
             try:
+                taken = sum(_room(other.stat().st_size) for other in folder.rglob("*") if other != file)
+                if taken + _room(len(content)) > self._uploads:
+                    raise Refused(
+                        f"the files of a run may take {self._uploads} bytes here, but with {path[:80]!r} would take "
+                        f"{taken + _room(len(content))}. `prunegpt serve --upload-limit` sets it.",
+                        413,
+                    )
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content)
             except (OSError, ValueError) as error:
@@ -202,3 +213,8 @@ def is_below(path: str) -> bool:
     """Whether a path that a client names stays in the folder that it belongs to."""
     parts = Path(path).parts
     return bool(parts) and ".." not in parts and not Path(path).is_absolute()
+
+
+def _room(size: int) -> int:
+    """Bytes that a file or folder takes on a disk, about."""
+    return max(size, _BLOCK)
