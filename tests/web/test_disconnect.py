@@ -11,8 +11,8 @@ from starlette.routing import Route
 
 import prunegpt
 from prunegpt.root import Root
-from tests.web.browser.made import make_root
-from tests.web.served import HEADERS, ORIGIN, open_app
+from tests.support.served import HEADERS, ORIGIN, open_app
+from tests.support.study import make_root
 
 _TAKING = ("POST", "PUT", "PATCH", "DELETE")
 
