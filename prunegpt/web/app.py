@@ -79,6 +79,7 @@ def run(
     port: int,
     token: str | None = None,
     hosts: Sequence[str] = (),
+    uploads: int = UPLOADS,
     open_browser: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -88,6 +89,7 @@ def run(
         port: 0 takes a free one.
         token: what visitors must know; where none is given the root's own, without which they may look on loopback.
         hosts: further names that visitors may use.
+        uploads: bytes that the uploaded files of one W&B run may take.
 
     Raises:
         LaunchError: a token that can be guessed, or an address that cannot be listened on.
@@ -103,7 +105,7 @@ def run(
     port = listening.getsockname()[1]
     address = f"http://{_shown(host)}:{port}/"
     reading = not given and is_loopback(host)
-    app = create_app(root, token=token, open_to_read=reading, host=host, port=port, hosts=hosts)
+    app = create_app(root, token=token, open_to_read=reading, host=host, port=port, hosts=hosts, uploads=uploads)
     config = uvicorn.Config(
         app,
         http=partial(BoundedConnection, most=room()),  # type: ignore[arg-type]  # it is only called
@@ -115,11 +117,11 @@ def run(
         server_header=False,
         lifespan="on",
     )
-    say(f"PruneGPT's dashboard of {root.path}: {address}  (Ctrl-C ends it)")
-    if not given:  # behind the # a browser keeps it to itself: it stands in no request and in no log
-        say(f"{'To change something' if reading else 'To get in'}, open this link: {address}login#{token}")
+    # Behind the # a browser keeps the token to itself: it stands in no request and in no log.
+    link = address if given else f"{address}login#{token}"
+    say(f"PruneGPT's dashboard of {root.path}: {link}  (Ctrl-C ends it)")
     if open_browser:
-        webbrowser.open(address)
+        webbrowser.open(address)  # other accounts see the command of a browser, and with it what it is to open
     try:
         asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
     except KeyboardInterrupt:
