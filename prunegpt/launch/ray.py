@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,33 +39,29 @@ class Attempt:
     def __init__(self, folder: str, command: Sequence[str]) -> None:
         self._start = partial(Job, Path(folder), command)
         self._job: Job | None = None
-        self._early: list[str] = []  # what was asked before the process was there
+        self._early: list[bool] = []  # what was asked before the process was there
         self._lock = threading.Lock()
 
     def run(self) -> tuple[int | None, int | None]:
         """Starts the process and waits for its end; exit code and signal. Called again, it waits for the same."""
         with self._lock:
-            first = self._job is None
-            if first:
-                self._job = self._start()  # in the thread that waits for it: it dies with its parent thread
-            job = self._job
-        assert job is not None
-        for order in self._early if first else ():
-            self.order(order)
+            early = self._early if self._job is None else []
+            job = self._job = self._job or self._start()  # in the thread that waits: it dies with its parent thread
+        for kill in early:
+            self.end(kill)
         ended = job.wait()
         return ended.code, ended.signal
 
-    def order(self, what: str) -> None:
-        """`ask` for a checkpoint and an end, or `kill`."""
+    def end(self, kill: bool) -> None:
+        """Asks for a checkpoint and an end, or kills."""
         with self._lock:
             job = self._job
             if job is None:
-                self._early.append(what)
-        if job is not None:
-            _ORDERS[what](job)
-
-
-_ORDERS: dict[str, Callable[[Job], None]] = {"ask": lambda job: job.ask("SIGTERM"), "kill": Job.kill}
+                self._early.append(kill)
+        if job is not None and kill:
+            job.kill()
+        elif job is not None:
+            job.ask("SIGTERM")
 
 
 @dataclass
@@ -127,13 +123,9 @@ class RayLauncher:
         if len(self._running) >= self._slots:
             raise LaunchError(f"at most {self.slots} attempts run at a time, and all slots are taken. Poll them first.")
         options = self._options
-        resources = {
-            "num_cpus": options.cpus,
-            "num_gpus": self._gpus,
-            "memory": int(options.mem * _GIGABYTE) if options.mem else None,
-            "resources": dict(options.resources) or None,
-        }
-        given = {name: value for name, value in resources.items() if value is not None}
+        given = {"num_cpus": options.cpus, "num_gpus": self._gpus, "resources": dict(options.resources)}
+        if options.mem:
+            given["memory"] = int(options.mem * _GIGABYTE)
         try:
             made = self._ray.remote(Attempt).options(
                 max_concurrency=_CALLS, max_restarts=0, max_task_retries=0, **given
@@ -164,8 +156,8 @@ class RayLauncher:
             return
         running = self._find(handle)
         running.asked = True
-        if self._started(running):
-            running.actor.order.remote("kill" if kill else "ask")
+        if self._there(running.ready):
+            running.actor.end.remote(kill)
         else:  # it waits for resources
             self._ray.kill(running.actor)
 
@@ -201,9 +193,6 @@ class RayLauncher:
         if asked:
             return Exited("cancelled", code, number)
         return Exited("signal", None, number) if number is not None else Exited("failed", code)
-
-    def _started(self, running: _Running) -> bool:
-        return self._there(running.ready)
 
     def _there(self, reference: Any) -> bool:
         """Whether a result or an error is there."""
