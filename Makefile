@@ -29,11 +29,11 @@ test: $(STAMP) ## the tests, without the slow ones
 test-all: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -n $(JOBS) -m ''
 
-check: $(STAMP) ## what CI runs beside the tests: lint, types, import rule, README, the wheel
+check: $(STAMP) ## what CI runs beside the tests: lint, types, import rule, words, README, the wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_readme.py
+	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_readme.py tests/test_words.py
 	$(BIN)/python tests/check_wheel.py
 
 format: $(STAMP) ## format the code

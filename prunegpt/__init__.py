@@ -2,10 +2,10 @@
 
 The map of the house. Data flows down the page: spec → plan → attempts → records → store → tables.
 
-    errors        the error tree; every message states the rule, the value, the way out
+    errors        the error tree; every message states the rule, the value, a hint
     redact        secrets taken out of what is written
     registry      named parts: built-in ones by table, others by entry point
-    root          where everything lies on disk, and how it gets there: whole or not at all
+    root          the directory layout, and atomic publishing
     access        the token of a root, which its server asks of who wants to change something
     records       what crosses from a worker to the coordinator
     signals       those that ask a process to end in good order
@@ -13,15 +13,15 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
     builtin/      the model and the text that need no download
     spec/         the YAML: read with lines, checked field by field, expanded; what a plan is
     recipes/      recipe files of two dialects: what they mean, and conversion
-    planning/     from a spec to a plan: facts of models and texts, stage keys, teachers, costs; no torch
+    planning/     from a spec to a plan: facts about models and datasets, stage keys, teachers, costs; no torch
 
   the tensor side
     lm/           models and tokenisers, text as windows, canonical weight views, the one perplexity
     pruning/      criteria, solvers, patterns, schedules, allocation, statistics, masks and their enforcement
     distill/      losses, teachers, hidden states
     training/     a stage as a frozen job, and transformers' Trainer that is handed it
-    stages/       one file a stage; the chain of a trial, what is cached and published
-    trial         runs one trial from its folder; knows no database
+    stages/       one file per stage; the chain of a trial, what is cached and published
+    trial         runs one trial from its folder; no database
 
   the book-keeping side
     store/        the database of a root

@@ -1,6 +1,6 @@
 """The token of a root: what a visitor must know to change something through its server, and who may read it.
 
-Any account of the machine can reach a port of the loopback address. The token lies in a file that the root's owner
+Any account of the machine can reach a port of the loopback address. The token is in a file that the root's owner
 alone can read, so that what is asked with it comes from the owner.
 """
 
@@ -18,7 +18,7 @@ _BYTES = 32
 
 
 def new_token() -> str:
-    """A token of 64 hexadecimal digits; also a W&B key, of which clients drop all that stands before a hyphen."""
+    """A token of 64 hexadecimal digits; also a W&B key, of which clients drop everything before a hyphen."""
     return secrets.token_hex(_BYTES)
 
 

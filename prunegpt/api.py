@@ -3,8 +3,8 @@
 from prunegpt import Sweep, run, table
 
 sweep = run("sweeps/quickstart.yaml", slots=2)
-sweep.frame()                       # a row a trial
-sweep.curves("pruned90", "loss")    # a row a point
+sweep.frame()                       # pandas: one row per trial
+sweep.curves("pruned90", "loss")    # one row per point
 print(table("quickstart"))          # the declared tables, as Markdown
 """
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 
 class Sweep:
-    """One sweep: its spec, and what came of it so far.
+    """One sweep: its spec, and its results so far.
 
     Args:
         spec: a spec file, or a spec as plain data.
-        root: where everything lies; PRUNEGPT_ROOT or ./runs where not given.
+        root: the results directory; default PRUNEGPT_ROOT, else ./runs.
         overrides: PATH=VALUE, as `--set` takes them.
 
     Raises:
-        SpecError: the spec cannot be read. Its other problems are told when `plan` is asked for.
+        SpecError: the spec cannot be read. Its other problems are reported by `plan`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Sweep:
             return store.results(self.name) if known else []
 
     def frame(self) -> "DataFrame":
-        """A row a trial: state, what was swept, perplexity, sparsity (0 to 1), tokens trained, seconds."""
+        """One row per trial: state, what was swept, perplexity, sparsity (0 to 1), tokens trained, seconds."""
         return _pandas().DataFrame([_row(result) for result in self.results()])
 
     def curves(self, trial: str, name: str | None = None) -> "DataFrame":
@@ -178,8 +178,8 @@ def start(
     """Opens all that a run of a sweep needs, runs it, and closes it again.
 
     Args:
-        slots: trials at a time, over the spec.
-        launcher: kind of launcher, over the spec.
+        slots: number of concurrent trials; overrides the spec.
+        launcher: kind of launcher; overrides the spec.
         only: a glob of the trials that are wanted.
 
     Raises:

@@ -1,6 +1,6 @@
 """The error tree.
 
-Every message states the rule, then the value that broke it, then the way out. The command line prints the message of a
+Every message states the rule, then the value that broke it, then a hint. The command line prints the message of a
 :class:`PruneGPTError` and exits with 1; anything else is a defect of ours and keeps its trace.
 """
 
@@ -17,7 +17,7 @@ class PruneGPTError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a spec: where it stands, and what to do."""
+    """One thing wrong with a spec: where it is, and what to do."""
 
     where: str  # the path of the field, as `--set` takes it: trials.0.stages.1.prune.sparsity
     message: str
@@ -89,7 +89,7 @@ class MissingPackageError(PruneGPTError):
 def untrusted(what: str, sources: Iterable[str]) -> PruneGPTError:
     """The error where something that may come from elsewhere, such as a root or a folder, asks for code to be run."""
     return PruneGPTError(
-        f"code that a model brings is run only where you say so, but {what} trusts that of {', '.join(sources)}. "
+        f"code that a model brings is run only with your permission, but {what} trusts that of {', '.join(sources)}. "
         f"Pass --trust-remote-code where you have read and trust it."
     )
 

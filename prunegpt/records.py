@@ -16,7 +16,7 @@ from prunegpt.root import read_sealed, write_text
 from prunegpt.spec.plan import StagePlan, TrialPlan
 
 TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "stopped"]
-TOTAL_STEPS = "total_steps"  # the point that says how many optimizer steps a stage will have
+TOTAL_STEPS = "total_steps"  # the point with the number of optimizer steps of a stage
 EARLY_STOP = "early-stop"  # the reason of a trial that was stopped because others did better
 
 
@@ -47,7 +47,7 @@ class ComparisonKey(NamedTuple):
     protocol: str  # windows, tokeniser, and the precision that the arithmetic had
 
     def differs(self, other: "ComparisonKey") -> str:
-        """Where two keys differ, in words: text is told where all else is equal. Empty where they are equal."""
+        """Where two keys differ, in words: the dataset is named where all else is equal. Empty where they are equal."""
         named = {"split": (self.split, other.split), "protocol": (self.protocol, other.protocol)}
         if self[1:] == other[1:]:
             named["text"] = (self.text, other.text)
@@ -58,9 +58,9 @@ class ComparisonKey(NamedTuple):
 
 
 class Evaluation(Record):
-    """One measured perplexity. The losses of its windows lie beside it, float64 [windows, 2]: nats, scored tokens."""
+    """One measured perplexity. The losses of its windows are next to it, float64 [windows, 2]: nats, scored tokens."""
 
-    key: str = ""  # evaluation key: of all that a plan says of the measurement; where it lies in a stage's folder
+    key: str = ""  # evaluation key: of all that a plan says of the measurement; its path in a stage's folder
     stage: str = ""  # key of the stage that was measured; records of earlier versions do not say
     text: str = ""  # fingerprint of the tokens that were measured on; records of earlier versions have none
     protocol: str  # how text became windows, with which tokeniser, and in which precision where it is not float32
@@ -89,7 +89,7 @@ class SparsityRecord(Record):
     parameters: int  # weights in the model
     target: float | None = None  # what the config asked for
     by_tensor: Mapping[str, float] = Field(default_factory=dict)  # selected tensor -> share of zeros
-    layers: tuple[int, ...] = ()  # decoder blocks that hold selected tensors
+    layers: tuple[int, ...] = ()  # decoder layers that hold selected tensors
 
 
 class StageRecord(Record):
@@ -99,7 +99,7 @@ class StageRecord(Record):
     kind: str
     index: int  # position in the chain
     cached: bool  # published by somebody else before this attempt asked
-    seconds: float = 0.0  # wall time of computing it, whoever did
+    seconds: float = 0.0  # wall time of computing it
     train_tokens: int = 0  # tokens trained on in this stage
     steps: int = 0  # optimizer steps
     evaluation: Evaluation | None = None
@@ -111,7 +111,7 @@ class StageRecord(Record):
     device: str = ""
     precision: str = ""  # of the arithmetic; records of earlier versions do not say
     devices: int = 1  # that computed it together
-    threads: int = 0  # of the processor, in each process that computed it; 0: it is not known
+    threads: int = 0  # CPU threads, in each process that computed it; 0: unknown
 
 
 def chain_metrics(stages: Sequence[StageRecord]) -> dict[str, float | None]:
@@ -135,7 +135,7 @@ def chain_metrics(stages: Sequence[StageRecord]) -> dict[str, float | None]:
 
 
 class AttemptRecord(Record):
-    """record.json: how an attempt ended. Secrets of the environment are taken out of what it was told."""
+    """record.json: how an attempt ended. Secrets of the environment are redacted."""
 
     sweep: str
     trial: str
@@ -157,7 +157,7 @@ class AttemptRecord(Record):
 
 
 def record_path(folder: Path, rank: int = 0) -> Path:
-    """Where an attempt's record lies; of several processes that train it together each has its own."""
+    """The path of an attempt's record; of several processes that train it together each has its own."""
     return folder / (f"record-{rank}.json" if rank else "record.json")
 
 
@@ -224,12 +224,12 @@ def _parse(data: bytes) -> Iterator[Point]:
 
 
 HEARTBEAT = "heartbeat"  # beside an attempt's record.json
-_BEAT = 5.0  # seconds between two signs of life
+_BEAT = 5.0  # seconds between two heartbeats
 
 
 @contextmanager
 def beating(folder: Path, every: float = _BEAT, then: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Rewrites FOLDER/heartbeat while the block lasts, so that a process that hangs is told from one that is slow.
+    """Rewrites FOLDER/heartbeat while the block lasts, so that a hanging process can be distinguished from a slow one.
 
     The file stays as it was last written: it says that the attempt has begun.
 
@@ -246,7 +246,7 @@ def beating(folder: Path, every: float = _BEAT, then: Callable[[], None] = lambd
             with suppress(OSError):  # a full disk must not end the attempt here
                 file.write_text(f"{os.getpid()} {count}\n", encoding="utf-8")
             count += 1
-            with suppress(Exception):  # the next sign of life must come, whatever else does not
+            with suppress(Exception):  # the next heartbeat must come, whatever else fails
                 then()
             if over.wait(every):
                 return

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 HIDDEN = "[redacted]"
 
 _NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)S?$", re.IGNORECASE)
-_SHORTEST = 8  # characters; a shorter value stands in too much that is no secret
+_SHORTEST = 8  # characters; a shorter value occurs in too much that is no secret
 _SHAPES = (
     re.compile(r"(?<=\w://)[^\s/:@]*:[^\s/@]+(?=@)"),  # user:password@ of a URL
     re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}"),  # of the Hugging Face hub
@@ -17,10 +17,10 @@ _SHAPES = (
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """The text without secrets: values of environment variables whose names say so, and what is shaped like one.
+    """The text without secrets: values of environment variables with telling names, and what is shaped like one.
 
     Args:
-        environment: that of this process where not given.
+        environment: default that of this process.
     """
     for secret in secrets(os.environ if environment is None else environment):
         text = text.replace(secret, HIDDEN)

@@ -1,8 +1,8 @@
 """Named parts: the built-in ones in the tables below, third-party ones by entry point under the same names.
 
 A package adds a criterion with an entry point in the group `prunegpt.criterion`; its object is then found here like a
-built-in one. What a plan has to know of a part (its options, what it looks at, what it compares) is an :class:`Entry`:
-of a built-in part it stands in the tables, so that a spec is checked without torch; of a plug-in it is read from its
+built-in one. What a plan has to know of a part (its options, what it uses, what it compares) is an :class:`Entry`:
+of a built-in part it is in the tables, so that a spec is checked without torch; of a plug-in it is read from its
 object, which is loaded for it.
 """
 
@@ -20,7 +20,7 @@ from prunegpt.errors import UnknownPartError, unknown
 
 Scope = Literal["tensor", "row", "global"]
 
-# What a method may ask to be given: activations and gradients of a calibration text, or what training shows it.
+# What a method may ask to be given: activations and gradients on calibration data, or what training shows it.
 ACTIVATIONS = frozenset({"input_norm", "gram"})
 GRADIENTS = frozenset({"gradient", "squared_gradient", "gradients"})
 GATHERED = frozenset({"gradient", "movement", "squared_gradient"})  # in training, over its optimizer steps
@@ -29,8 +29,8 @@ SOLVER_NEEDS = frozenset({"gram", "gradients"})
 # What an allocation may, each with the options that decide how it comes about.
 ALLOCATION_NEEDS: Mapping[str, Mapping[str, Any]] = {
     "sparsities": {},  # pattern -> sparsity, as the spec writes them
-    "blocks": {},  # parameter name -> index of its decoder block
-    "outlier_ratios": {"multiple": Annotated[float, Field(gt=0)]},  # block -> share of outliers, of a calibration text
+    "blocks": {},  # parameter name -> index of its decoder layer
+    "outlier_ratios": {"multiple": Annotated[float, Field(gt=0)]},  # block -> share of outliers on calibration data
     "curves": {"sweep": str},  # block -> measured losses, of the sweep of that name
 }
 _SCALARS = (bool, int, float, str)
@@ -64,7 +64,7 @@ class Entry:
         }
 
     def reads_text(self, *, training: bool) -> bool:
-        """Whether it looks at a calibration text; in training, gradients are there without one."""
+        """Whether it needs calibration data; in training, gradients exist without it."""
         read = (ACTIVATIONS | GRADIENTS | {"outlier_ratios"}) - (GATHERED if training else frozenset())
         return bool(self.needs & read)
 
@@ -75,7 +75,7 @@ class Entry:
 
     @property
     def only_in_training(self) -> bool:
-        """Whether it looks at how weights move."""
+        """Whether it uses weight movement."""
         return "movement" in self.needs
 
 
@@ -151,7 +151,7 @@ class Registry:
         except Exception as error:
             raise UnknownPartError(
                 f"a {self.kind} must import, but the plug-in {name!r} ({point.value}) failed: {error!r}. "
-                f"Mend or uninstall the package that declares it."
+                f"Fix or uninstall the package that declares it."
             ) from error
 
     def entry(self, name: str) -> Entry:

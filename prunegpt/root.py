@@ -1,4 +1,4 @@
-"""Where everything lies on disk, and how it gets there: whole or not at all.
+"""The directory layout on disk, and atomic publishing.
 
 A file or folder is written under a temporary name beside its place, synced, and renamed. Whoever reads a name that
 exists reads something finished.
@@ -20,7 +20,7 @@ DEFAULT_ROOT = "runs"
 ROOT_VARIABLE = "PRUNEGPT_ROOT"
 SEAL = "files.json"  # in a sealed folder: what was in it when it was published
 
-# The folders directly under a root, each made when it is needed; the README says what lies in them.
+# The folders directly under a root, each made when it is needed; the README describes them.
 FOLDERS = ("stages", "data", "statistics", "teachers", "tokenizers", "work", "trials", "control", "launch", "wandb")
 
 _CHUNK = 1 << 22  # bytes
@@ -29,7 +29,7 @@ _SMALL = 1 << 18  # bytes: what is not larger is read in less time than it takes
 
 @dataclass(frozen=True)
 class Root:
-    """The folder that holds all sweeps, trials and stages; DESIGN of its inside is in the README, "What lies where"."""
+    """The folder that holds all sweeps, trials and stages; its layout is in the README, "Directory layout"."""
 
     path: Path
 
@@ -157,8 +157,8 @@ def publishing(destination: Path, *, replace: bool = False) -> Iterator[Path]:
     sealed folder that is damaged is set aside first.
 
     Args:
-        replace: take the place of what is there, which is deleted once the new folder stands; whoever says so has
-            looked at what that is.
+        replace: take the place of what is there, which is deleted once the new folder is there; the caller has
+            checked what that is.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(destination)
@@ -257,7 +257,7 @@ def damage(folder: Path, *, deep: bool = False) -> list[Damage]:
 
 
 def _misplaced(folder: Path) -> list[Damage]:
-    """What a stage or an evaluation says of itself that is not where it lies: it was copied or renamed."""
+    """The difference between a stage's or evaluation's record and its path, if it was copied or renamed."""
     for name, places in (
         ("stage.json", {"key": folder.name}),
         ("evaluation.json", {"key": folder.name, "stage": folder.parent.parent.name}),
@@ -265,7 +265,7 @@ def _misplaced(folder: Path) -> list[Damage]:
         try:
             says = read_json(folder / name)
         except (OSError, ValueError):
-            continue  # not one, or told elsewhere
+            continue  # not one, or reported elsewhere
         said = {field: says.get(field) for field in places} if isinstance(says, dict) else {}
         if any(isinstance(key, str) and key not in ("", places[field]) for field, key in said.items()):
             return [Damage(name, "misplaced")]

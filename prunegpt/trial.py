@@ -26,10 +26,10 @@ _NO_SPACE = ("no space left on device", "disk quota exceeded")  # from libraries
 def run_trial(
     folder: Path, done: Callable[[StageRecord], None] = lambda _: None, *, trust_remote_code: bool = False
 ) -> AttemptRecord:
-    """Runs the trial whose trial.json lies in an attempt folder; ends with record.json there, whatever happens.
+    """Runs the trial in an attempt folder; ends with record.json there, whatever happens.
 
     Args:
-        done: is told each stage that the trial is through, with its evaluation, in order.
+        done: called with each finished stage and its evaluation, in order.
         trust_remote_code: whether models that its plan trusts may run their own code. A folder that came from elsewhere
             brings no trust with it.
 

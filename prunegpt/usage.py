@@ -18,28 +18,28 @@ class Usage:
     Args:
         every: seconds from one measurement to the next, and from the start to the first.
         clock: seconds that only grow.
-        processor: seconds that the processors have spent on this process, in all its threads.
+        cpu: CPU seconds of this process, in all its threads.
     """
 
     def __init__(
         self,
         every: float = EVERY,
         clock: Callable[[], float] = time.monotonic,
-        processor: Callable[[], float] = time.process_time,
+        cpu: Callable[[], float] = time.process_time,
     ) -> None:
         self._every = every
         self._clock = clock
-        self._processor = processor
-        self._last = clock(), processor()
+        self._cpu = cpu
+        self._last = clock(), cpu()
 
     def look(self) -> Mapping[str, float]:
         """Curve name -> value, of the time since the last measurement; empty while the next one is not due.
 
         `system/processor_percent` is 100 where one core was busy all the time. GPUs are those that this process uses:
         `system/gpu_memory_mib` is what it has reserved on them together, `system/gpu_percent` the mean share of the
-        time in which they computed, whoever asked them to.
+        time in which they computed, for any process.
         """
-        now, spent = self._clock(), self._processor()
+        now, spent = self._clock(), self._cpu()
         passed = now - self._last[0]
         if passed < self._every:
             return {}
@@ -97,7 +97,7 @@ def _busy(uuid: str) -> float:
         if nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(device)) or nvml.nvmlDeviceGetUtilizationRates(
             device, ctypes.byref(share)
         ):
-            raise OSError(f"NVML knows nothing of {uuid}.")
+            raise OSError(f"NVML has no device {uuid}.")
     finally:
         nvml.nvmlShutdown()
     return float(share.gpu)

@@ -22,7 +22,7 @@ class Clock:
         self.now, self.spent = 100.0, 7.0
 
     def usage(self) -> Usage:
-        return Usage(clock=lambda: self.now, processor=lambda: self.spent)
+        return Usage(clock=lambda: self.now, cpu=lambda: self.spent)
 
 
 def test_the_first_measurement_is_fifteen_seconds_after_the_start() -> None:

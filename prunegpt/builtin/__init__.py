@@ -39,7 +39,7 @@ class BuiltinModel:
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Shapes [out, in] of the block matrices by parameter name, in module order."""
+        """Shapes [out, in] of the weight matrices of the decoder layers by parameter name, in module order."""
         width = self.width
         shapes = {
             "attn.c_attn": (3 * width, width),

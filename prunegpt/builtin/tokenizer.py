@@ -19,7 +19,7 @@ def tokenizer(name: str = "builtin:tiny-gpt2", *, cache: Path | None = None) -> 
 
     Args:
         name: a built-in model.
-        cache: folder in which it is kept as an ordinary tokeniser folder; trained anew (seconds) where not given.
+        cache: folder in which it is kept as an ordinary tokeniser folder; default: trained in memory (seconds).
 
     Raises:
         ModelError: no such built-in model.

@@ -12,13 +12,13 @@ from prunegpt.cli.options import app, say, sweep_app
 from prunegpt.errors import PruneGPTError
 
 WAYS_OUT = {
-    errno.ENOSPC: "Free some space, or use another --root; what was finished is kept, and the same command goes on.",
+    errno.ENOSPC: "Free some space, or use another --root; then run the same command again to resume.",
     errno.EROFS: "Use another --root, or make the file system writable.",
-    errno.ENAMETOOLONG: "Give the name of something that exists, or a shorter path.",
-    errno.ENOENT: "Check the path, and that its folder can hold files.",
-    errno.ENOTDIR: "A file lies where a folder should: move it away, or give another path.",
-    errno.EISDIR: "A folder lies where a file should: move it away, or give another path.",
-    errno.EACCES: "Use another --root, or ask for the right to write there.",
+    errno.ENAMETOOLONG: "Use an existing name, or a shorter path.",
+    errno.ENOENT: "Check the path.",
+    errno.ENOTDIR: "There is a file where a folder is needed: move it, or use another path.",
+    errno.EISDIR: "There is a folder where a file is needed: move it, or use another path.",
+    errno.EACCES: "Use another --root, or get write permission.",
 }
 
 

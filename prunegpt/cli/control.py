@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from prunegpt.records import TrialResult
     from prunegpt.store.rows import SweepRow
 
-OnlyOption = Annotated[str | None, typer.Option("--only", metavar="GLOB", help="Only trials whose name matches.")]
+OnlyOption = Annotated[
+    str | None, typer.Option("--only", metavar="GLOB", help="Only trials whose name matches this glob.")
+]
 LauncherOption = Annotated[
     str | None,
-    typer.Option("--launcher", metavar="KIND", help="Where trials run, over the spec: local, slurm, ray."),
+    typer.Option("--launcher", metavar="KIND", help="Launcher: local, slurm or ray (overrides the spec)."),
 ]
 SlotsOption = Annotated[
     int | None,
     typer.Option(
         "--slots",
         min=1,
-        help="Trials at a time, over the spec; one a GPU, or one on a machine without, where neither says.",
+        help="Number of concurrent trials (overrides the spec; default: one per GPU, else 1).",
         show_default=False,
     ),
 ]
@@ -39,15 +41,16 @@ _LISTED = 8
 def stop(
     name: NameArgument,
     trial: Annotated[
-        str | None, typer.Argument(metavar="[GLOB]", help="Only trials whose name matches.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[GLOB]", help="Only trials whose name matches this glob.", show_default=False),
     ] = None,
-    kill: Annotated[bool, typer.Option("--kill", help="At once, without a checkpoint.")] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when it has stopped.")] = True,
+    kill: Annotated[bool, typer.Option("--kill", help="Stop immediately, without a checkpoint.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the sweep has stopped.")] = True,
     root: Root = ROOT,
 ) -> None:
-    """Stop a running sweep, from any terminal: running stages write a checkpoint, and `sweep resume` goes on there.
+    """Stop a running sweep: running stages write a checkpoint, from which `sweep resume` continues.
 
-    With GLOB the sweep goes on without those trials: they count as stopped, until `sweep retry`.
+    With GLOB, only matching trials are stopped, until `sweep retry`; the sweep continues without them.
     """
     from prunegpt.sweep.control import Action, request, wait_for_end
 
@@ -55,14 +58,14 @@ def stop(
         open_ = [one for one in _results(name, root) if one.state in ("running", "waiting")]
         for one in _matching(open_, trial, f"trial of {name} that runs or waits"):
             request(root, Action("stop-trial", name, one.name))
-            say(f"{name}/{one.name}: asked to stop")
+            say(f"{name}/{one.name}: stop requested")
         return
     wish = request(root, Action("kill" if kill else "stop", name))
-    say(f"{name}: asked to stop" + ("" if kill else "; running stages write a checkpoint (--kill does not wait)"))
+    say(f"{name}: stop requested" + ("" if kill else "; running stages write a checkpoint (--kill does not wait)"))
     if not wait:
         return
     wait_for_end(root, wish)
-    say(f"{name}: stopped. prunegpt sweep resume {name} goes on.")
+    say(f"{name}: stopped. Resume with: prunegpt sweep resume {name}")
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep resume quickstart --slots 2")
@@ -76,7 +79,7 @@ def resume(
 ) -> None:
     """Resume a sweep from its saved spec, in the folder that it was run in: no file is needed.
 
-    Trials that are waiting or failed run; finished, diverged and stopped ones do not, see `sweep retry`.
+    Runs waiting and failed trials; to rerun diverged or stopped ones, use `sweep retry` first.
     """
     from prunegpt.errors import SpecError, StoreError, untrusted
     from prunegpt.planning.resolve import Planner
@@ -151,14 +154,14 @@ def _trusting(node: object, key: str = "") -> bool:
 def retry(
     name: NameArgument,
     trial: Annotated[
-        str, typer.Argument(metavar="[GLOB]", help="Only trials whose name matches.", show_default=False)
+        str, typer.Argument(metavar="[GLOB]", help="Only trials whose name matches this glob.", show_default=False)
     ] = "*",
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Let trials wait again that failed, diverged or were stopped.
+    """Requeue failed, diverged or stopped trials.
 
-    A running sweep takes them up at once; otherwise `sweep resume` runs them, from their last checkpoint on.
+    A running sweep picks them up immediately; otherwise `sweep resume` runs them from their last checkpoint.
     """
     from prunegpt.store import Store
     from prunegpt.sweep.control import Action, request
@@ -178,19 +181,19 @@ def retry(
         return
     for one in names:
         print(f"{name}/{one}")
-    say("The running sweep takes them up." if running else f"prunegpt sweep resume {name} runs them.")
+    say("The running sweep picks them up." if running else f"prunegpt sweep resume {name} runs them.")
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep rm quickstart --stages")
 def rm(
     name: NameArgument,
     stages: Annotated[
-        bool, typer.Option("--stages", help="Also the models of its stages, those that nothing else uses.")
+        bool, typer.Option("--stages", help="Also remove the models of its stages that no other sweep uses.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     root: Root = ROOT,
 ) -> None:
-    """Remove a sweep: its trials, curves and logs. Models stay in the cache for others, unless --stages."""
+    """Remove a sweep: its trials, curves and logs. Models stay in the stage cache unless --stages is given."""
     from prunegpt.store import Store
     from prunegpt.sweep.lock import coordinating
     from prunegpt.sweep.removal import Removal
@@ -227,13 +230,14 @@ def _matching(results: "list[TrialResult]", glob: str, what: str) -> "list[Trial
 def study(
     name: Annotated[str, typer.Argument(help="A sweep.", show_default=False)],
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="A new SQLite file, or one of Optuna's.", show_default=False)
+        Path,
+        typer.Option(metavar="FILE", help="SQLite file: a new one, or an existing Optuna storage.", show_default=False),
     ],
     root: Root = ROOT,
 ) -> None:
-    """Write the searches of a sweep into a file of Optuna's, for its dashboard and whoever reads its studies.
+    """Export the searches of a sweep as Optuna studies, for example for optuna-dashboard.
 
-    Written again, the file has the trials as they then are; other studies in it stay.
+    Exporting again updates the studies; other studies in the file are kept.
     """
     from prunegpt.store import Store
     from prunegpt.sweep.search.export import write_studies
@@ -262,13 +266,13 @@ def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str |
     if tables := tables_of(stored(plan.name, root)):
         print(RENDERERS.load("md")(tables))
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
-    say(f"Look again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
+    say(f"Show again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
     if outcome.failed:
         say(f"{len(outcome.failed)} trials did not finish: {', '.join(outcome.failed)}. See `sweep status`.")
     if outcome.given_up:
-        say(f"{len(outcome.given_up)} trials were given up early: {', '.join(outcome.given_up)}.")
+        say(f"{len(outcome.given_up)} trials were stopped early: {', '.join(outcome.given_up)}.")
     if outcome.interrupted:
-        say(f"interrupted: prunegpt sweep resume {plan.name} goes on.")
+        say(f"interrupted. Resume with: prunegpt sweep resume {plan.name}")
     if outcome.reached and outcome.waiting:
         say(f"{len(outcome.waiting)} trials were not started: {outcome.reached} had reached the target.")
     if outcome.failed or outcome.interrupted:

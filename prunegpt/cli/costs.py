@@ -73,7 +73,7 @@ def _reach(model: ModelSpec, data: DataSpec | None) -> None:
 
 
 class Counting:
-    """Counts blocks and windows, each text once: texts are tokenised for it and kept in the root's cache.
+    """Counts sequences and windows, each dataset once: datasets are tokenised and cached in the root.
 
     What could not be counted is in `unchecked`, in words.
     """

@@ -1,4 +1,4 @@
-"""prunegpt doctor: what is installed, where results go, what would not work and why; and mending a broken root."""
+"""prunegpt doctor: what is installed, where results go, what would not work and why; and repairing a damaged root."""
 
 import os
 import platform
@@ -25,14 +25,14 @@ OPTIONAL = {"submitit": "launcher slurm", "ray": "launcher ray", "psycopg": "a P
 def doctor(
     root: Root = ROOT,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Read all results and mend what is damaged; nothing is deleted unasked.")
+        bool, typer.Option("--repair", help="Verify all results and repair damaged ones; asks before deleting.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --repair: delete leftovers without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --repair: delete leftovers without confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at this installation and its results: packages, devices, root, network; what would not work and why.
+    """Check the installation and the results: packages, devices, root, network; report what would not work and why.
 
-    --repair mends results that were cut, edited, half copied or half deleted by hand, and says what it did.
+    --repair fixes results that were truncated, edited, or partly copied or deleted, and reports each fix.
     """
     from prunegpt import __version__
     from prunegpt.sweep.repair import examine
@@ -52,9 +52,9 @@ def doctor(
     report["findings"] = [_finding(one, root) for one in found]
     report["problems"] = [*_problems(report)]
     for one in found:
-        way_out = " `prunegpt doctor --repair` mends it." if one.mend else ""
-        text = f"{_below(one, root)}: {one.text}{way_out}"
-        severe = one.kind == "folder" or (bool(one.mend) and not one.deletes)
+        hint = " `prunegpt doctor --repair` fixes it." if one.fix else ""
+        text = f"{_below(one, root)}: {one.text}{hint}"
+        severe = one.kind == "folder" or (bool(one.fix) and not one.deletes)
         report["problems"].append({"severe": severe, "text": text})
     if as_json:
         print_json(report)
@@ -79,10 +79,10 @@ def _repair(root: Root, yes: bool, as_json: bool) -> None:
         print_json({"root": str(root.path), "findings": [_finding(one, root) | {"mended": did} for one, did in done]})
         return
     for one, did in done:
-        told = "mended" if did else "left (pass --yes to delete it)" if one.deletes else "left"
-        print(f"{_below(one, root)}: {one.text}" + (f" {told}: {one.mend}." if one.mend else ""))
+        status = "fixed" if did else "left (pass --yes to delete it)" if one.deletes else "left"
+        print(f"{_below(one, root)}: {one.text}" + (f" {status}: {one.fix}." if one.fix else ""))
     print(
-        f"{root.path}: {sum(did for _, did in done)} of {len(done)} findings mended." if done else "nothing is wrong."
+        f"{root.path}: {sum(did for _, did in done)} of {len(done)} findings fixed." if done else "no problems found."
     )
 
 
@@ -143,7 +143,10 @@ def _problems(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if report["root"]["free_gigabytes"] < 5:
         yield {"severe": False, "text": f"only {report['root']['free_gigabytes']} GB free under the root"}
     if report["hub_offline"]:
-        yield {"severe": False, "text": "HF_HUB_OFFLINE is set: models and texts that are not cached cannot be had"}
+        yield {
+            "severe": False,
+            "text": "HF_HUB_OFFLINE is set: models and datasets that are not cached are unavailable",
+        }
 
 
 def _print(report: dict[str, Any]) -> None:

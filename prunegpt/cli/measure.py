@@ -34,10 +34,10 @@ def text_of(data: str | None, name: str | None, block_size: int | None, split: s
     `given` are further fields of an evaluation.
 
     Raises:
-        PruneGPTError: a value is out of its range, or the text is missing; told before a model is loaded.
+        PruneGPTError: a value is out of its range, or the dataset is missing; raised before a model is loaded.
     """
     if data is None:
-        raise PruneGPTError("eval needs a text: --data with a file, folder, hub id or builtin:text.")
+        raise PruneGPTError("eval needs a dataset: pass --data with a file, folder, hub id or builtin:text.")
     given |= {"data": located(DataSpec(path=data, name=name), split), "split": split}
 
     def of(window: int) -> EvaluateSpec:
@@ -48,7 +48,7 @@ def text_of(data: str | None, name: str | None, block_size: int | None, split: s
 
 
 def checked(kind: type[T], given: Mapping[str, Any]) -> T:
-    """A part of a spec made from command-line values; what is wrong is told as the spec's reader tells it."""
+    """A part of a spec made from command-line values; problems are reported as by the spec's reader."""
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -125,7 +125,7 @@ def _builtin(source: str, root: Root, device: Any) -> State:
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: TextOf, precision: str
 ) -> tuple[Evaluation, Interval | None]:
-    """The perplexity of an open model, with its 95 % bootstrap interval."""
+    """The perplexity of an open model, with its 95% bootstrap interval."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_WINDOW
     ruler = Ruler(
         text(min(DEFAULT_WINDOW, positions)),
@@ -145,7 +145,7 @@ def check_prune(
     """The pruning the command line asks for.
 
     Raises:
-        PruneGPTError: a value is out of its range, or the method needs a calibration text.
+        PruneGPTError: a value is out of its range, or the method needs calibration data.
     """
     from prunegpt.spec.pruning import prune_problems, reads_text, refuse
 
@@ -154,7 +154,7 @@ def check_prune(
     if not reads_text(spec):
         return spec
     if calibration is None:
-        raise PruneGPTError(f"method {spec.method} looks at text, so --calibration FILE must be given.")
+        raise PruneGPTError(f"method {spec.method} needs calibration data. Pass --calibration FILE.")
     filled = {
         "windows": windows,
         "mode": mode,

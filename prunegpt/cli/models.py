@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prunegpt.records import Evaluation
     from prunegpt.report.statistics import Interval
 
-masks_app = typer.Typer(help="Look after the masks of saved models.", no_args_is_help=True)
+masks_app = typer.Typer(help="Verify pruning masks.", no_args_is_help=True)
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -23,16 +23,19 @@ ModelArgument = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", metavar="FILE|HUB", help="Text, jsonl or parquet file, folder, hub id, builtin:text."),
+    typer.Option(
+        "--data", metavar="FILE|HUB", help="Dataset: text, jsonl or parquet file, folder, hub id, or builtin:text."
+    ),
 ]
 NameOption = Annotated[str | None, typer.Option("--data-name", help="Configuration of a hub dataset.")]
-SplitOption = Annotated[str, typer.Option("--split", help="Split of a folder, hub or built-in text.")]
+SplitOption = Annotated[str, typer.Option("--split", help="Dataset split.")]
 ProtocolOption = Annotated[str, typer.Option("--protocol", help="blocks, stream or sliding; see the README.")]
 BlockOption = Annotated[
-    int | None, typer.Option("--block-size", min=2, help="Tokens a window; the model's context, at most 1024.")
+    int | None,
+    typer.Option("--block-size", min=2, help="Tokens per window (default: the model's context, at most 1024)."),
 ]
 StrideOption = Annotated[int | None, typer.Option("--stride", min=1, help="Tokens between windows of `sliding`.")]
-WindowsOption = Annotated[int | None, typer.Option("--max-windows", min=1, help="Only the first so many windows.")]
+WindowsOption = Annotated[int | None, typer.Option("--max-windows", min=1, help="Evaluate only the first N windows.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
 
@@ -47,14 +50,14 @@ def evaluate(
     block_size: BlockOption = None,
     stride: StrideOption = None,
     max_windows: WindowsOption = None,
-    batch_size: Annotated[str, typer.Option(help="Windows at a time, or auto; not in the result.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="Windows per batch, or auto; does not affect the result.")] = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     trust_remote_code: TrustOption = False,
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a perplexity, with its interval, bits per byte, and the protocol it belongs to."""
+    """Evaluate perplexity, with its confidence interval, bits per byte and protocol."""
     from prunegpt.cli.measure import measure, open_model, text_of
 
     batch = int(batch_size) if batch_size.isdigit() else batch_size
@@ -66,7 +69,7 @@ def evaluate(
         print_json(as_dict(found, interval))
         return
     low, high = (interval.low, interval.high) if interval else (None, None)
-    print("perplexity {} (95 % interval {} to {})".format(*numbers(found.perplexity, low, high)))
+    print("perplexity {} (95% interval {} to {})".format(*numbers(found.perplexity, low, high)))
     print(f"bits per byte {number(found.bits_per_byte)}, word perplexity {number(found.word_perplexity)}")
     print(f"{found.tokens:,} tokens in {found.windows:,} windows, {found.seconds:.1f} s")
     print(f"protocol {found.protocol}")
@@ -89,25 +92,29 @@ _OURS = re.compile(
 @app.command(epilog="Example: prunegpt prune gpt2 ./gpt2-50 --method magnitude --sparsity 0.5 --data test.txt")
 def prune(
     model: ModelArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pruned model.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder for the pruned model.", show_default=False)],
     method: Annotated[str, typer.Option("--method", "-m", help="Criterion or solver, such as magnitude or sparsegpt.")],
     sparsity: Annotated[
-        float | None, typer.Option("--sparsity", "-s", help="Share of weights to prune, 0 to 1.")
+        float | None, typer.Option("--sparsity", "-s", help="Fraction of weights to prune, 0 to 1.")
     ] = None,
     pattern: Annotated[str, typer.Option(help="unstructured, N:M (N kept) or [a, b].")] = "unstructured",
     allocation: Annotated[str | None, typer.Option(help="uniform, row, global or owl.")] = None,
     targets: Annotated[
-        list[str] | None, typer.Option("--target", help="Name, glob or re: pattern. Repeatable.")
+        list[str] | None, typer.Option("--target", help="Tensors to prune: name, glob or re: pattern. Repeatable.")
     ] = None,
-    layers: Annotated[list[int] | None, typer.Option("--layer", help="Decoder block index. Repeatable.")] = None,
+    layers: Annotated[
+        list[int] | None, typer.Option("--layer", help="Decoder layer to prune, by index. Repeatable.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT where it is an empty folder or a model that prune wrote.")
     ] = False,
-    calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Text the method looks at.")] = None,
-    calibration_windows: Annotated[int, typer.Option(min=1, help="Windows of it.")] = 128,
-    calibration_mode: Annotated[str, typer.Option(help="first or random windows.")] = "first",
-    propagate: Annotated[bool, typer.Option(help="Each block sees the pruned blocks before it.")] = True,
-    seed: Annotated[int, typer.Option(help="Of random choices.")] = 0,
+    calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Calibration dataset.")] = None,
+    calibration_windows: Annotated[int, typer.Option(min=1, help="Number of calibration windows.")] = 128,
+    calibration_mode: Annotated[str, typer.Option(help="Calibration windows: first or random.")] = "first",
+    propagate: Annotated[
+        bool, typer.Option(help="Calibrate each layer on the outputs of the pruned layers before it.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     data: DataOption = None,
     data_name: NameOption = None,
     split: SplitOption = "test",
@@ -121,7 +128,7 @@ def prune(
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Prune a model once and save an ordinary transformers folder with its masks; measured before and after."""
+    """One-shot pruning: save an ordinary transformers folder with masks; perplexity is measured before and after."""
     from prunegpt.cli.measure import check_prune, measure, open_model, text_of
     from prunegpt.cli.progress import bar
     from prunegpt.lm.models import save_model
@@ -213,10 +220,10 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 @masks_app.command(epilog="Example: prunegpt masks check ./gpt2-50")
 def check(
-    folder: Annotated[Path, typer.Argument(help="A saved model with masks.safetensors, or a stage's folder.")],
+    folder: Annotated[Path, typer.Argument(help="Saved model with masks.safetensors, or a stage folder.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a saved model: the masks' hash, zeros under every mask, N:M or blocks; exit status 1 where it drifted."""
+    """Verify a saved model: mask hash, zeros under every mask, N:M or block pattern. Exits with 1 on a mismatch."""
     from prunegpt.lm.models import load_model
     from prunegpt.lm.views import select
     from prunegpt.pruning import masks

@@ -12,13 +12,13 @@ from prunegpt.root import ROOT_VARIABLE, Root
 
 app = typer.Typer(
     name="prunegpt",
-    help="Prune GPT-style language models, distil the loss back, and get tables from what was measured.",
+    help="Prune GPT-style language models, recover the loss by distillation, and get tables of the measured results.",
     epilog="Start with: prunegpt sweep run sweeps/quickstart.yaml",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-sweep_app = typer.Typer(help="Check, run and look at sweeps.", no_args_is_help=True)
+sweep_app = typer.Typer(help="Check, run and inspect sweeps.", no_args_is_help=True)
 
 
 def _root(given: str) -> Root:
@@ -31,12 +31,12 @@ ROOT: Any = typer.Option(
     "",
     "--root",
     envvar=ROOT_VARIABLE,
-    help="Folder of all results; ./runs where not given.",
+    help="Results directory (default: ./runs).",
     metavar="DIRECTORY",
     parser=_root,
     show_default=False,
 )
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -45,7 +45,7 @@ SetOption = Annotated[
 ]
 
 TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the code that the model brings; read it first.")
+    bool, typer.Option("--trust-remote-code", help="Allow running code from the model's repository; review it first.")
 ]
 
 
@@ -91,7 +91,7 @@ def number(value: Any) -> str:
 
 
 def numbers(*values: float | None) -> list[str]:
-    """Figures that stand together, in one notation."""
+    """Numbers that are shown together, in one notation."""
     texts = [number(value) for value in values]
     if not any("e" in text for text in texts):
         return texts

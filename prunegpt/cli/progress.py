@@ -35,7 +35,7 @@ def follow(plan: "SweepPlan") -> Iterator[Callable[[events.Event], None]]:
 
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for one long thing, told how much of how much is done; nothing where standard error is no terminal."""
+    """A progress bar for one long task; nothing if standard error is not a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -69,7 +69,7 @@ class _Board:
                 if event.replaced:
                     self.line(f"  {event.replaced}")
                 for trial in event.lost:
-                    self.line(f"  {trial}: its attempt was lost; it goes on from its last checkpoint")
+                    self.line(f"  {trial}: its attempt was lost; it resumes from its last checkpoint")
             case events.CacheHit():
                 self.line(f"  {event.trial}: from the cache, {_result(event.perplexity, event.sparsity)}")
                 self.bars.advance(self.whole)
@@ -84,7 +84,7 @@ class _Board:
                 result = _result(event.perplexity, event.sparsity)
                 self._end(event.trial, f"finished in {event.seconds:.0f} s, {result}")
             case events.TrialFailed():
-                again = "; trying again" if event.retried else ""
+                again = "; retrying" if event.retried else ""
                 self._end(event.trial, f"{event.state} ({event.reason}): {event.error}{again}", done=not event.retried)
                 if event.log:
                     self.line(f"    log: {event.log}")
@@ -122,13 +122,13 @@ class _Board:
 
 
 _TROUBLE = {
-    "submit": "not taken yet, and submitted again later",
-    "poll": "the launcher does not say how it goes, and is asked again",
-    "cancel": "cannot be ended yet, and is tried again",
+    "submit": "not accepted yet, and submitted again later",
+    "poll": "the launcher does not report its state, and is polled again",
+    "cancel": "cannot be cancelled yet, and is tried again",
     "close": "cannot be closed",
 }
 
 
 def _result(perplexity: float | None, sparsity: float | None) -> str:
-    zeros = f", {percent(round(100 * sparsity, 10))} % sparse" if sparsity else ""
+    zeros = f", {percent(round(100 * sparsity, 10))}% sparse" if sparsity else ""
     return f"perplexity {number(perplexity)}{zeros}"

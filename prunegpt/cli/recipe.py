@@ -10,11 +10,12 @@ from prunegpt.cli.options import JsonOption, print_json, say
 if TYPE_CHECKING:
     from prunegpt.recipes.matching import Tensors
 
-app = typer.Typer(help="Show or convert recipes, SparseML's two dialects included.", no_args_is_help=True)
+app = typer.Typer(help="Show or convert recipes, including both SparseML dialects.", no_args_is_help=True)
 
 FileArgument = Annotated[Path, typer.Argument(help="A recipe: YAML, or Markdown with YAML front matter.")]
 ArgsOption = Annotated[
-    list[str] | None, typer.Option("--recipe-args", metavar="NAME=VALUE", help="Value of a variable. Repeatable.")
+    list[str] | None,
+    typer.Option("--recipe-args", metavar="NAME=VALUE", help="Override a recipe variable. Repeatable."),
 ]
 VersionOption = Annotated[
     str | None, typer.Option("--strict-version", help="Match tensors as this version of SparseML did, such as 0.9.")
@@ -25,17 +26,17 @@ VersionOption = Annotated[
 def show(
     file: FileArgument,
     steps_per_epoch: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps an epoch; simulates the schedule.")
+        int | None, typer.Option(min=1, help="Optimizer steps per epoch, to simulate the schedule.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A transformers folder or builtin:NAME, to match tensors in.")
+        str | None, typer.Option(help="Model whose tensors are matched: a transformers folder or builtin:NAME.")
     ] = None,
     arguments: ArgsOption = None,
     version: VersionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what a recipe means here: tensors, mask updates, sparsity and learning rate over time, distillation,
-    what is not supported and why, and known defects with a fix."""
+    """Explain a recipe: tensors, mask updates, sparsity and learning rate over time, distillation,
+    unsupported parts with the reason, and known problems with a fix."""
     from prunegpt.recipes.describe import describe, render
     from prunegpt.recipes.load import parse_overrides, read_meaning
 
@@ -49,7 +50,7 @@ def show(
 
 
 def _tensors(model: str) -> "Tensors":
-    """The parameters of a model; of a built-in one its block matrices, whose shapes are known before it is trained."""
+    """The parameters of a model; of a built-in one its decoder weight matrices, known before it is trained."""
     from prunegpt.builtin import BUILTIN_MODELS, is_builtin
     from prunegpt.errors import ModelError, unknown
     from prunegpt.planning.sources import tensor_shapes, weight_files
@@ -81,11 +82,11 @@ def convert(
     stages: Annotated[
         bool, typer.Option("--stages", help="Write the `stages` of a spec instead of one recipe.")
     ] = False,
-    teacher: Annotated[str | None, typer.Option(help="Trial that teaches the stages that distil.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Teacher trial for distillation stages.")] = None,
     arguments: ArgsOption = None,
-    lenient: Annotated[bool, typer.Option("--lenient", help="Leave out what is not supported, and say so.")] = False,
+    lenient: Annotated[bool, typer.Option("--lenient", help="Skip unsupported modifiers with a warning.")] = False,
 ) -> None:
-    """Write a SparseML recipe in our own YAML: for the `recipe` field of a stage, or as stages of a spec."""
+    """Convert a SparseML recipe to PruneGPT's YAML: for the `recipe` field of a stage, or as stages of a spec."""
     from prunegpt.recipes.convert import to_mapping, to_stages, to_yaml
     from prunegpt.recipes.load import parse_overrides, read_meaning
     from prunegpt.root import write_text

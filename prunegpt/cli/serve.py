@@ -11,14 +11,14 @@ from prunegpt.root import Root
 @app.command(epilog="Example: prunegpt serve --open")
 def serve(
     root: Root = ROOT,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Host to bind.")] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 picks a free one.")] = 8000,
     token: Annotated[
         str | None,
         typer.Option(
             "--token",
             envvar="PRUNEGPT_TOKEN",
-            help="What visitors must know; the root's own where not given.",
+            help="Access token (default: the root's, in ROOT/serve.token).",
             show_default=False,
         ),
     ] = None,
@@ -28,13 +28,13 @@ def serve(
     ] = 1000,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Another name that visitors reach it by, such as a proxy's."),
+        typer.Option(metavar="NAME", help="Additional allowed Host name, such as a proxy's."),
     ] = None,
 ) -> None:
-    """Show sweeps, trials, curves and tables in a browser, live; also the JSON API, and a W&B server for agents.
+    """Serve the dashboard: live sweeps, trials, curves and tables, with a JSON API and a W&B-compatible server.
 
-    It listens on this machine alone unless --host says otherwise. The printed link carries the token that visitors
-    need: on this machine to change anything, from elsewhere to see anything.
+    Listens on localhost unless --host is given. The printed link contains the access token
+    needed to change anything and, from other machines, to view anything.
     """
     from prunegpt.web.app import run
 

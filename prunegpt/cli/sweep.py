@@ -33,9 +33,9 @@ def check(
     only: OnlyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List every problem of a spec with its line; then the trials, what they share, what is cached, what it costs.
+    """Validate a spec: list every problem with its line, then the trials, shared and cached stages, and the cost.
 
-    Needs neither hub nor network: what could not be checked without them is said.
+    Works offline; checks that need the hub are listed as "not checked".
     """
     from prunegpt.cli.costs import Counting, lost_zeros
     from prunegpt.errors import SpecError, StoreError
@@ -51,7 +51,7 @@ def check(
 
     try:
         plan = planner.plan
-    except SpecError as error:  # the trials that are sound so far are counted too: all problems are told in one run
+    except SpecError as error:  # the trials that are sound so far are counted too: all problems are reported in one run
         sound = [chain.trial for chain in planner.chains.values() if chain]
         raise told(counting.problems(sound), error.problems) from error
     trials = chosen(plan, only)
@@ -156,14 +156,14 @@ def run(
     """Run every trial of a spec that is not finished yet, then print its tables.
 
     Ctrl-C, SIGTERM and SIGHUP let running stages write a checkpoint; a second Ctrl-C, a second or more after the
-    first, stops at once. Running it again goes on.
+    first, stops at once. Run it again to resume.
     """
     from prunegpt.planning.resolve import Planner
     from prunegpt.sweep.coordinator import matching
     from prunegpt.sweep.curves import curves_in
 
     planner = Planner(spec, overrides or [], root, curves_in(root), strict=True)
-    matching(planner.plan, only)  # a glob that matches nothing is told before anything runs
+    matching(planner.plan, only)  # a glob that matches nothing is an error before anything runs
     execute(planner, root, only=only, launcher=launcher, slots=slots)
 
 
@@ -171,7 +171,7 @@ def run(
 def fields(
     update: Annotated[Path | None, typer.Option(help="Write it to this file instead.")] = None,
 ) -> None:
-    """Every field of a spec with its values, default and meaning, as Markdown."""
+    """Print the reference of all spec fields as Markdown."""
     from prunegpt.root import write_text
     from prunegpt.spec.reference import reference
 
@@ -184,16 +184,14 @@ def fields(
 
 @sweep_app.command(epilog="Example: prunegpt sweep status quickstart")
 def status(
-    name: Annotated[
-        str | None, typer.Argument(help="A sweep; all of them where not given.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Sweep name (default: all sweeps).", show_default=False)] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help=f"Every trial, also of more than {_LISTED} finished ones.")
+        bool, typer.Option("--all", help=f"Show all trials, even if there are more than {_LISTED} finished ones.")
     ] = False,
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """What runs, what is finished, what came out, and why what failed did."""
+    """Show running, finished and failed trials, with results and failure reasons."""
     from prunegpt.store import Store
     from prunegpt.sweep.lock import coordinator
 
@@ -208,13 +206,13 @@ def status(
             return
         _print_results(results, name)
         if left_out:
-            print(f"and {number(len(left_out))} finished trials more: --all lists them")
+            print(f"and {number(len(left_out))} more finished trials; list them with --all")
         print_failures(results, store, root)
     counts = Counter(states.values())
     print(", ".join(f"{number(count)} {state}" for state, count in counts.most_common()) or "no trials")
     running = coordinator(root)
     if running is not None:
-        print(f"run by process {running.pid} on {running.host}; `prunegpt sweep watch` looks on")
+        print(f"run by process {running.pid} on {running.host}; watch it with `prunegpt sweep watch`")
 
 
 def _print_results(results: "list[TrialResult]", name: str | None) -> None:
@@ -236,7 +234,7 @@ def _print_results(results: "list[TrialResult]", name: str | None) -> None:
     )
     alike = {result.id for result in (comparable(results) if name else results)}
     if odd := [result.name for result in results if result.measured and result.id not in alike]:
-        print(f"note: measured otherwise than the rest, so not to be compared with it: {', '.join(odd)}")
+        print(f"note: evaluated differently from the other trials, so not comparable: {', '.join(odd)}")
 
 
 def _result_json(result: "TrialResult") -> dict[str, Any]:

@@ -13,20 +13,18 @@ FORMATS = ("md", "latex", "csv", "html", "json")
 
 @app.command(epilog="Example: prunegpt table quickstart --format latex")
 def table(
-    sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="A stored sweep, its spec file, or an archive.")],
+    sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="Sweep name, spec file, or archive.")],
     format: Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(FORMATS)}.")] = "md",
-    update: Annotated[Path | None, typer.Option(help="Rewrite the marked region of this file.")] = None,
-    archive: Annotated[
-        Path | None, typer.Option(help="Folder to keep the records that the tables are made from.")
-    ] = None,
+    update: Annotated[Path | None, typer.Option(help="Update the marked region of this file.")] = None,
+    archive: Annotated[Path | None, typer.Option(help="Save the underlying records to this folder.")] = None,
     root: Root = ROOT,
     overrides: SetOption = None,
 ) -> None:
-    """Print the tables of a sweep, or put them into a file between its markers.
+    """Print the tables of a sweep, or update them in a file.
 
-    A sweep that declares none has one of all its trials.
+    A sweep that declares no tables gets one with all its trials.
 
-    A file takes them between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
+    In a file they are written between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
     """
     from prunegpt.api import stored, tables_of
     from prunegpt.registry import RENDERERS
@@ -51,11 +49,11 @@ def table(
 
 @app.command(epilog="Example: prunegpt report quickstart --out report")
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="A stored sweep, or its spec file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; a report that is there is replaced.")],
+    sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="Sweep name, or its spec file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder; an existing report is replaced.")],
     root: Root = ROOT,
 ) -> None:
-    """Write tables, figures, configurations and provenance as a folder that opens without a server."""
+    """Write a static report: tables, figures, configurations and provenance."""
     from prunegpt.api import stored, tables_of
     from prunegpt.report.figure_data import curves, in_figures
     from prunegpt.report.folder import write_folder
@@ -73,12 +71,12 @@ def report(
 
 @app.command(epilog="Example: prunegpt compare quickstart/finetuned quickstart/pruned90")
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="A trial: its id, or SWEEP/TRIAL.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="Trial id, or SWEEP/TRIAL.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Trial to compare with.")],
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Two trials side by side: what differs in their configuration, their metrics, and the paired test."""
+    """Compare two trials: configuration differences, metrics and a paired test."""
     from prunegpt.registry import RENDERERS
     from prunegpt.report.compare import compare as compared
     from prunegpt.report.compare import comparison_tables

@@ -28,52 +28,50 @@ def train(
     model_name_or_path: Annotated[str, _option("model_name_or_path", "Hub id, folder, .gguf file or builtin:NAME.")],
     output_dir: Annotated[Path, _option("output_dir", "Folder for the trained model and its results.")],
     do_train: Annotated[bool, _option("do_train", "Train.")] = False,
-    do_eval: Annotated[bool, _option("do_eval", "Measure perplexity on the validation text.")] = False,
+    do_eval: Annotated[bool, _option("do_eval", "Evaluate perplexity on the validation set.")] = False,
     evaluation_strategy: Annotated[
-        str, _option("evaluation_strategy", "When to measure in mid-training: no, steps or epoch.", "--eval_strategy")
+        str, _option("evaluation_strategy", "When to evaluate during training: no, steps or epoch.", "--eval_strategy")
     ] = "no",
-    eval_steps: Annotated[int | None, _option("eval_steps", "Steps between measurements.")] = None,
+    eval_steps: Annotated[int | None, _option("eval_steps", "Steps between evaluations.")] = None,
     overwrite_output_dir: Annotated[bool, _option("overwrite_output_dir", "Replace what is in output_dir.")] = False,
     per_device_train_batch_size: Annotated[
-        int | None, _option("per_device_train_batch_size", "Blocks of one step; 8 where not given.")
+        int | None, _option("per_device_train_batch_size", "Training batch size per device (default: 8).")
     ] = None,
     per_device_eval_batch_size: Annotated[
-        int | None, _option("per_device_eval_batch_size", "Windows measured at a time; by memory where not given.")
+        int | None, _option("per_device_eval_batch_size", "Evaluation batch size per device (default: by memory).")
     ] = None,
     gradient_accumulation_steps: Annotated[
-        int | None, _option("gradient_accumulation_steps", "Batches of one step; 1 where not given.")
+        int | None, _option("gradient_accumulation_steps", "Gradient accumulation steps (default: 1).")
     ] = None,
-    cache_dir: Annotated[Path | None, _option("cache_dir", "Where hub models and data sets are kept.")] = None,
+    cache_dir: Annotated[Path | None, _option("cache_dir", "Cache directory for hub models and datasets.")] = None,
     save_strategy: Annotated[
-        str, _option("save_strategy", "Checkpoints kept in output_dir: no, steps or epoch.")
+        str, _option("save_strategy", "When to save checkpoints in output_dir: no, steps or epoch.")
     ] = "no",
     save_steps: Annotated[int | None, _option("save_steps", "Steps between checkpoints.")] = None,
-    seed: Annotated[int, _option("seed", "Seed of everything random.")] = 42,
-    recipe: Annotated[str | None, _option("recipe", "Recipe of pruning and distillation.")] = None,
-    distill_teacher: Annotated[
-        str | None, _option("distill_teacher", "Model that teaches, where the recipe distils.")
-    ] = None,
-    dataset_name: Annotated[str | None, _option("dataset_name", "Data set on the hub, or builtin:text.")] = None,
-    dataset_config_name: Annotated[str | None, _option("dataset_config_name", "Its configuration.")] = None,
-    train_file: Annotated[Path | None, _option("train_file", "Local text to train on.")] = None,
-    validation_file: Annotated[Path | None, _option("validation_file", "Local text to measure on.")] = None,
+    seed: Annotated[int, _option("seed", "Random seed.")] = 42,
+    recipe: Annotated[str | None, _option("recipe", "Recipe for pruning and distillation.")] = None,
+    distill_teacher: Annotated[str | None, _option("distill_teacher", "Teacher model, if the recipe distils.")] = None,
+    dataset_name: Annotated[str | None, _option("dataset_name", "Dataset on the hub, or builtin:text.")] = None,
+    dataset_config_name: Annotated[str | None, _option("dataset_config_name", "Dataset configuration.")] = None,
+    train_file: Annotated[Path | None, _option("train_file", "Local training file.")] = None,
+    validation_file: Annotated[Path | None, _option("validation_file", "Local validation file.")] = None,
     block_size: Annotated[
-        int | None, _option("block_size", "Tokens of a block; 1024, or the model's positions, where not given.")
+        int | None, _option("block_size", "Sequence length (default: 1024, or the model's maximum if smaller).")
     ] = None,
     num_train_epochs: Annotated[
-        float | None, _option("num_train_epochs", "Passes over the text; the recipe's, or 3, where not given.")
+        float | None, _option("num_train_epochs", "Training epochs (default: the recipe's, or 3).")
     ] = None,
-    max_steps: Annotated[int | None, _option("max_steps", "Optimizer steps, over num_train_epochs.")] = None,
+    max_steps: Annotated[int | None, _option("max_steps", "Optimizer steps; overrides num_train_epochs.")] = None,
     learning_rate: Annotated[
-        float | None, _option("learning_rate", "Peak learning rate; the recipe's, or 5e-5, where not given.")
+        float | None, _option("learning_rate", "Peak learning rate (default: the recipe's, or 5e-5).")
     ] = None,
     overrides: SetOption = None,
     root: Root = ROOT,
 ) -> None:
-    """Fine-tune, prune and distil with the flags of transformers' causal-LM example.
+    """Fine-tune, prune and distil with the flags of transformers' run_clm.py example.
 
-    What a flag says goes before the recipe, what the recipe says before the defaults. The run is an ordinary trial: it
-    is kept, resumed, and shown like one of a sweep that has the name of output_dir.
+    Flags override the recipe, and the recipe overrides the defaults. The run is an ordinary trial: it
+    is stored, resumed and shown as the trial of a sweep named after output_dir.
     """
     from prunegpt.cli.progress import follow
     from prunegpt.errors import PruneGPTError
@@ -84,9 +82,7 @@ def train(
     from prunegpt.sweep.coordinator import run_sweep
 
     if not (do_train or do_eval):
-        raise PruneGPTError(
-            "train must be told what to do, but got neither --do_train nor --do_eval. Give one or both."
-        )
+        raise PruneGPTError("train needs --do_train, --do_eval or both. Add one.")
     if output_dir.exists() and any(output_dir.iterdir()) and not overwrite_output_dir:
         raise PruneGPTError(
             f"output_dir must be new or empty, but {output_dir} is not. Choose another or pass --overwrite_output_dir."
@@ -129,12 +125,12 @@ def train(
         result = store.result(f"{name}/train")
     if outcome.failed or outcome.interrupted:
         say(f"{name}/train: {result.state}. {result.error}")
-        say(f"Log: {result.folder}/log.txt. The same command goes on from the last checkpoint.")
+        say(f"Log: {result.folder}/log.txt. Run the same command again to resume from the last checkpoint.")
         raise typer.Exit(1)
     _export(result, output_dir, root, do_train=do_train)
     if result.evaluation:
         print(f"perplexity {result.evaluation.perplexity:.4f} ({result.evaluation.protocol})")
-    say(f"Results: {output_dir}; look again with prunegpt trial show {name}/train")
+    say(f"Results: {output_dir}; show again with: prunegpt trial show {name}/train")
 
 
 def _data(
@@ -143,14 +139,14 @@ def _data(
     from prunegpt.errors import PruneGPTError
 
     if dataset and (train_file or validation_file):
-        raise PruneGPTError("text must come from --dataset_name or from files, but both were given. Remove one.")
+        raise PruneGPTError("--dataset_name and --train_file/--validation_file are mutually exclusive. Remove one.")
     size = {} if block is None else {"block_size": block}
     if dataset:
         return {"path": dataset, **size, **({"name": config} if config else {})}
     files = {"train": train_file, "validation": validation_file}
     named = {split: str(file.absolute()) for split, file in files.items() if file}
     if not named:
-        raise PruneGPTError("train needs text: --dataset_name, or --train_file and --validation_file.")
+        raise PruneGPTError("train needs a dataset: --dataset_name, or --train_file and --validation_file.")
     return {"files": named, **size}
 
 

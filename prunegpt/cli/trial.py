@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 _LOG = "log.txt"
 _LINES = 3  # of a log, where several trials are listed
-_SHOWN = 20  # trials whose failure is told
-app = typer.Typer(help="Run or look at single trials.", no_args_is_help=True)
+_SHOWN = 20  # trials whose failure is shown
+app = typer.Typer(help="Run or inspect single trials.", no_args_is_help=True)
 
 
 ProcessesOption = Annotated[
-    int, typer.Option("--processes", min=1, help="Processes that train it together, each on a GPU of its own.")
+    int, typer.Option("--processes", min=1, help="Number of data-parallel processes, one per GPU.")
 ]
 
 
 @app.command(epilog="Example: prunegpt trial run runs/trials/quickstart/finetuned/attempt-1")
 def run(
-    folder: Annotated[Path, typer.Argument(help="An attempt's folder, with trial.json.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Attempt folder that contains trial.json.", show_default=False)],
     processes: ProcessesOption = 1,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Run a trial from its folder, here and now, without a database: the way to replay a failure by hand."""
+    """Run a trial from its attempt folder, without a database, for example to reproduce a failure."""
     from prunegpt.launch.worker import die_with_parent
 
     die_with_parent()
@@ -49,11 +49,11 @@ def run(
 
 @app.command(epilog="Example: prunegpt trial show quickstart/pruned90")
 def show(
-    trial: Annotated[str, typer.Argument(metavar="ID", help="The id from `sweep status`, or SWEEP/TRIAL.")],
+    trial: Annotated[str, typer.Argument(metavar="ID", help="Trial id from `sweep status`, or SWEEP/TRIAL.")],
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Configuration, chain, metrics, sparsity by layer; how its attempts ended, and where their logs lie."""
+    """Show a trial: configuration, stages, metrics, sparsity by layer, attempts and log files."""
     from prunegpt.store import Store
 
     with Store.open(root, create=False) as store:
@@ -102,7 +102,7 @@ def _flat(config: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 @app.command(hidden=True)
 def serve(processes: ProcessesOption = 1) -> None:
-    """Run one attempt after another: folders come as JSON lines on standard input, answers go to standard output."""
+    """Internal: run attempts whose folders are read as JSON lines from standard input."""
     from prunegpt.launch.worker import serve_attempts
 
     run = _runner(processes, trust_remote_code=True)  # the coordinator that sends them has planned them

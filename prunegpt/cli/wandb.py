@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from prunegpt.spec.plan import SweepPlan, TrialPlan
     from prunegpt.sweep.attempt import Attempt
 
-app = typer.Typer(
-    help="Weights & Biases: register sweeps, run agents, send runs later, bring runs in.", no_args_is_help=True
-)
+app = typer.Typer(help="Weights & Biases: create sweeps, run agents, upload and import runs.", no_args_is_help=True)
 
 OnlyOption = Annotated[
     str | None, typer.Option("--only", metavar="GLOB", help="Only trials, or the search, whose name matches.")
 ]
-EntityOption = Annotated[str | None, typer.Option("--entity", help="Team or user; the client's own default else.")]
+EntityOption = Annotated[str | None, typer.Option("--entity", help="W&B team or user (default: the client's).")]
 
 
 @app.command(epilog="Example: prunegpt wandb create sweeps/quickstart.yaml")
@@ -31,16 +29,16 @@ def create(
     root: Root = ROOT,
     overrides: SetOption = None,
     only: OnlyOption = None,
-    project: Annotated[str | None, typer.Option(help="Project; the spec's tracking.wandb.project else.")] = None,
+    project: Annotated[str | None, typer.Option(help="W&B project (default: the spec's tracking.project).")] = None,
     entity: EntityOption = None,
     interpreter: Annotated[
-        str, typer.Option(help="The Python that agents start; this one where not given.")
+        str, typer.Option(help="Python interpreter that agents start (default: this one).")
     ] = sys.executable,
-    show: Annotated[bool, typer.Option("--print", help="Print the sweep config and register nothing.")] = False,
+    show: Annotated[bool, typer.Option("--print", help="Print the W&B sweep config without creating it.")] = False,
 ) -> None:
-    """Turn a spec into a W&B sweep and register it where WANDB_BASE_URL points; prints ENTITY/PROJECT/ID.
+    """Create a W&B sweep from a spec on the server at WANDB_BASE_URL; prints ENTITY/PROJECT/ID.
 
-    Any `wandb agent ENTITY/PROJECT/ID` on a machine that sees the root then runs its trials.
+    Any `wandb agent ENTITY/PROJECT/ID` on a machine that can read the root then runs its trials.
     """
     import json
 
@@ -72,11 +70,15 @@ def create(
 
 @app.command(epilog="Example: prunegpt wandb agent local/prunegpt/abcd1234 --slots 2")
 def agent(
-    sweep: Annotated[str, typer.Argument(metavar="ENTITY/PROJECT/ID", help="As `create` printed it.")],
-    slots: Annotated[int | None, typer.Option(min=1, help="Agents; one a GPU, or one, where not given.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Runs of each agent; all where not given.")] = None,
+    sweep: Annotated[
+        str, typer.Argument(metavar="ENTITY/PROJECT/ID", help="ENTITY/PROJECT/ID, as printed by `create`.")
+    ],
+    slots: Annotated[int | None, typer.Option(min=1, help="Number of agents (default: one per GPU, else 1).")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of runs per agent (default: no limit).")
+    ] = None,
 ) -> None:
-    """Run `wandb agent`, one a slot, each with its share of the machine. Ctrl-C once lets running trials end well."""
+    """Run `wandb agent`, one per slot, each with its share of the machine. Ctrl-C lets running trials checkpoint."""
     from prunegpt.tracking.agents import run_agents
 
     raise typer.Exit(run_agents(sweep, slots=slots, count=count, say=say))
@@ -85,14 +87,14 @@ def agent(
 @app.command(epilog="Example: prunegpt wandb sync --dry-run")
 def sync(
     sweep: Annotated[
-        str | None, typer.Argument(help="Every trial of this sweep; what waits of all where not given.")
+        str | None, typer.Argument(help="Sweep whose trials are uploaded (default: all pending trials).")
     ] = None,
     root: Root = ROOT,
-    project: Annotated[str | None, typer.Option(help="Another project than they were kept for.")] = None,
+    project: Annotated[str | None, typer.Option(help="Upload to this project instead of the recorded one.")] = None,
     entity: EntityOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what waits, and send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List pending uploads without sending.")] = False,
 ) -> None:
-    """Send what could not be sent, or was kept: trials, with all their curves, each once however often this is run."""
+    """Upload offline or failed runs with all their curves. Idempotent: each trial is uploaded once."""
     from prunegpt.spec.tracking import WandbSpec
     from prunegpt.tracking.run_log import quiet
     from prunegpt.tracking.uploader import all_posted
@@ -117,13 +119,14 @@ def sync(
 @app.command("import", epilog="Example: prunegpt wandb import wandb/ ; prunegpt wandb import my-team/my-project")
 def import_(
     source: Annotated[
-        str, typer.Argument(metavar="ENTITY/PROJECT[/SWEEP]|DIR", help="A project, a sweep, or a folder.")
+        str,
+        typer.Argument(metavar="ENTITY/PROJECT[/SWEEP]|DIR", help="ENTITY/PROJECT, ENTITY/PROJECT/SWEEP, or a folder."),
     ],
     root: Root = ROOT,
 ) -> None:
-    """Bring runs made elsewhere into the store, as trials of the sweep wandb-PROJECT, so that tables cover them.
+    """Import runs from W&B as trials of the sweep wandb-PROJECT, so that tables can include them.
 
-    DIR is a folder of the W&B client: `wandb/`, or one `offline-run-DATE-ID`. Importing again adds what is new.
+    DIR is a folder of the W&B client: `wandb/`, or one `offline-run-DATE-ID`. Importing again adds new runs.
     """
     from prunegpt.tracking.imports import import_folder, import_project
 
@@ -134,7 +137,7 @@ def import_(
 
 
 def _closed(seconds: float) -> bool:
-    """Whether standard input ends within so many seconds."""
+    """Whether standard input ends within the given seconds."""
     import select
 
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
@@ -143,10 +146,10 @@ def _closed(seconds: float) -> bool:
 
 @app.command(hidden=True)
 def upload(
-    sweep: Annotated[str, typer.Argument(help="The sweep that is sent.")],
+    sweep: Annotated[str, typer.Argument(help="Sweep to upload.")],
     root: Root = ROOT,
 ) -> None:
-    """What `sweep run` starts beside itself where tracking is on: it reads how as JSON, and ends with its input."""
+    """Internal: upload a running sweep to W&B; reads its settings as JSON from standard input."""
     from prunegpt.spec.tracking import WandbSpec
     from prunegpt.tracking.client import Server, TrackingError
     from prunegpt.tracking.run_log import quiet
@@ -162,8 +165,8 @@ def upload(
 
 
 @app.command("upload-attempt", hidden=True)
-def upload_attempt(folder: Annotated[Path, typer.Argument(help="Of an attempt that an agent runs.")]) -> None:
-    """What an agent's run starts beside itself: sends the attempt to W&B, and ends with its input."""
+def upload_attempt(folder: Annotated[Path, typer.Argument(help="Folder of the attempt.")]) -> None:
+    """Internal: upload the attempt of an agent's run to W&B."""
     from prunegpt.tracking.run_log import quiet
     from prunegpt.tracking.uploader import upload_attempt as send
 
@@ -174,14 +177,14 @@ def upload_attempt(folder: Annotated[Path, typer.Argument(help="Of an attempt th
 @app.command(hidden=True)
 def trial(
     arguments: Annotated[
-        Path | None, typer.Argument(help="File of the run's arguments; WANDB_SWEEP_PARAM_PATH where not given.")
+        Path | None, typer.Argument(help="File with the run's arguments (default: $WANDB_SWEEP_PARAM_PATH).")
     ] = None,
-    spec: Annotated[Path, typer.Option(help="The spec whose trial is run.")] = Path("sweep.yaml"),
+    spec: Annotated[Path, typer.Option(help="Spec of the trial.")] = Path("sweep.yaml"),
     root: Root = ROOT,
     overrides: SetOption = None,
-    digest: Annotated[str | None, typer.Option(help="Of the spec when the sweep was created.")] = None,
+    digest: Annotated[str | None, typer.Option(help="Digest of the spec when the sweep was created.")] = None,
 ) -> None:
-    """What an agent starts: find the trial that its arguments mean, run it under the root, store what came of it."""
+    """Internal: run the trial that matches an agent's arguments, and store its results."""
     from prunegpt.errors import Problem, PruneGPTError, SpecError
     from prunegpt.planning.fingerprint import digest as digest_of
     from prunegpt.planning.resolve import Planner

@@ -21,16 +21,14 @@ _COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "diverged":
 
 @sweep_app.command(epilog="Example: prunegpt sweep watch quickstart")
 def watch(
-    name: Annotated[
-        str | None, typer.Argument(help="A sweep; all of them where not given.", show_default=False)
-    ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Sweep name (default: all sweeps).", show_default=False)] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the current state once and exit.")] = False,
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Watch what runs: stage, tokens, time left, loss and perplexity of every slot, and what ended last.
+    """Watch running trials live: stage, tokens, time left, loss and perplexity per slot, and recent results.
 
-    Works from any terminal, and on any machine that sees the root. Ends with the sweep, or with Ctrl-C.
+    Works from any terminal, on any machine that can read the root. Exits when the sweep ends, or with Ctrl-C.
     """
     from prunegpt.store import Store
     from prunegpt.sweep.live import look

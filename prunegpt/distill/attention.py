@@ -22,7 +22,7 @@ def attention_loss(
     Args:
         student: each block's map, [batch, heads, length, length], queries before keys.
         teacher: likewise.
-        layer_map: student block -> teacher block, counted from 0.
+        layer_map: student layer -> teacher layer, counted from 0.
         mask: [batch, length], nonzero where there is a token; None: everywhere.
 
     Raises:

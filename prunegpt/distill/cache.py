@@ -1,11 +1,11 @@
 """A teacher's most probable tokens on disk, so that distillation runs no teacher.
 
 Of each position are kept the k most probable tokens, their log-probabilities in float16, and for each temperature the
-mass of all the others: 4 k bytes a token (6 k where the vocabulary exceeds 65,536) and 4 for each temperature. For
+mass of all the others: 4 k bytes per token (6 k where the vocabulary exceeds 65,536) and 4 for each temperature. For
 GPT-2 and k = 64 that is 0.27 MB a block of 1,024, against 206 MB of logits.
 
-A temperature above 1 moves mass to the tokens that are not kept, so what a cache loses has to be looked at
-(:class:`Truncation`): of SmolLM2-135M on WikiText-2, k = 64 leaves out 18 % at temperature 1, but 80 % at 2.
+A temperature above 1 moves mass to the tokens that are not kept, so what a cache loses has to be checked
+(:class:`Truncation`): of SmolLM2-135M on WikiText-2, k = 64 leaves out 18% at temperature 1, but 80% at 2.
 
     FOLDER/cache.json           keys, shapes, and what the truncation loses
     FOLDER/indices.npy          [blocks, length, k] uint16 or uint32
@@ -95,19 +95,19 @@ class TopKCache:
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
         except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
             raise DistillationError(
-                f"the cache of teacher logits at {folder} is damaged ({error}). Remove the folder; it is built anew."
+                f"the cache of teacher logits at {folder} is damaged ({error}). Remove the folder; it is rebuilt."
             ) from error
         if meta.format != FORMAT:
             raise DistillationError(
                 f"the cache of teacher logits at {folder} has format {meta.format}, but this version reads {FORMAT}. "
-                f"Remove the folder; it is built anew."
+                f"Remove the folder; it is rebuilt."
             )
         expected = _shapes(meta.blocks, meta.length, meta.k, len(meta.temperatures))
         for name, array in arrays.items():
             if array.shape != expected[name]:
                 raise DistillationError(
                     f"the cache of teacher logits at {folder} is damaged: {name} must be {expected[name]}, but is "
-                    f"{array.shape}. Remove the folder; it is built anew."
+                    f"{array.shape}. Remove the folder; it is rebuilt."
                 )
         for what, asked, found in (("teacher", teacher_key, meta.teacher_key), ("data", data_key, meta.data_key)):
             if asked is not None and asked != found:
@@ -210,9 +210,9 @@ def build_cache(
         teacher_key: what identifies the teacher.
         data_key: what identifies the blocks and their order.
         k: tokens kept at each position.
-        temperatures: at which it can be used; each costs 4 bytes a token.
+        temperatures: at which it can be used; each costs 4 bytes per token.
         batch_size: blocks that the teacher sees at a time.
-        progress: is told how many blocks of how many are done.
+        progress: is called with the number of sequences done, and their total.
 
     Raises:
         DistillationError: k or the temperatures are out of range, or `folder` holds another teacher's or data's.

@@ -31,7 +31,7 @@ CHUNK_ROWS = 64
 
 
 class ChunkedLosses(NamedTuple):
-    """`total` can be differentiated; `ce` and `kd`, in nats a token (KD times T²), carry no gradient."""
+    """`total` can be differentiated; `ce` and `kd`, in nats per token (KD times T²), carry no gradient."""
 
     total: Tensor
     ce: Tensor
@@ -62,7 +62,7 @@ def chunked_losses(
         student_hidden: [tokens, width], what the student's output layer is applied to.
         student_head: its output layer.
         labels: [tokens], already shifted (`targets.shift_labels`).
-        teacher: what the student is to match at the same positions. Not looked at where `hardness` is 0.
+        teacher: what the student is to match at the same positions. Ignored if `hardness` is 0.
         loss: the divergence.
         hardness: the weight of KD, 0 to 1.
         temperature: divides both logits in KD; above 0.
@@ -70,7 +70,7 @@ def chunked_losses(
             256 MiB elsewhere, at least 64.
         denominator: what both sums are divided by: the number of labels in all micro-batches of an optimizer step.
             None: the number of labels that are not -100 here (1 where there are none).
-        vocabulary: KD looks at the tokens below this id only, where one head has more rows for padding.
+        vocabulary: KD uses the tokens below this id only, where one head has more rows for padding.
 
     Raises:
         DistillationError: `hardness` or `temperature` out of range, no teacher where one is needed, or shapes that

@@ -66,6 +66,6 @@ def check_head(head: Head, hidden: Tensor, logits: Tensor, model: PreTrainedMode
     if error.isfinite() and error > 0.05:  # bfloat16 comes to 0.01
         raise DistillationError(
             f"logits must be the output layer applied to the decoder's last hidden states, but in "
-            f"{type(model).__name__} they differ by {100 * float(error):.3g} %. It transforms its logits in a way that "
+            f"{type(model).__name__} they differ by {100 * float(error):.3g}%. It transforms its logits in a way that "
             f"is not supported here; distil another architecture, or extend distill/head.py."
         )

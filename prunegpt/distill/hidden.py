@@ -32,7 +32,7 @@ def hidden_loss(
     Args:
         student: the embedding's output and each block's, [batch, length, width] each, as transformers gives them.
         teacher: likewise.
-        layer_map: student block -> teacher block, counted from 0.
+        layer_map: student layer -> teacher layer, counted from 0.
         mask: [batch, length], nonzero where there is a token; None: everywhere.
 
     Raises:

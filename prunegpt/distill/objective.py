@@ -38,7 +38,7 @@ class DistillationObjective:
         temperature: divides the logits in KD.
         hidden_gain: the weight of the hidden-state term.
         attention_gain: the weight of the attention term.
-        layer_map: student block -> teacher block, counted from 0; None: see `spec.distilling.match_layers`.
+        layer_map: student layer -> teacher layer, counted from 0; None: see `spec.distilling.match_layers`.
         chunk_tokens: positions whose logits exist at a time; None: see `chunked.chunked_losses`.
 
     Raises:
@@ -65,7 +65,7 @@ class DistillationObjective:
         self.attention_gain = attention_gain
         self.layer_map = layer_map
         self.chunk_tokens = chunk_tokens
-        self._known: PreTrainedModel | None = None  # the student whose fit was looked at
+        self._known: PreTrainedModel | None = None  # the student whose fit was checked
         self._layers: dict[int, int] = {}
         self._check()
 
@@ -82,7 +82,7 @@ class DistillationObjective:
             notes.append(self.teacher.describe())
         if self._layers:
             notes.append(
-                "blocks compared: " + ", ".join(f"{mine} with {other}" for mine, other in self._layers.items())
+                "layers compared: " + ", ".join(f"{mine} with {other}" for mine, other in self._layers.items())
             )
         return tuple(notes)
 
@@ -99,7 +99,7 @@ class DistillationObjective:
                 add up over them. None: this micro-batch alone.
 
         Returns:
-            The loss, and detached ce and kd in nats a token, and where they have a gain, hidden and attention.
+            The loss, and detached ce and kd in nats per token, and where they have a gain, hidden and attention.
 
         Raises:
             DistillationError: teacher and student do not fit.

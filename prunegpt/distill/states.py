@@ -56,7 +56,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 def run(model: nn.Module, inputs: Mapping[str, Any], *, hidden: bool = False, attentions: bool = False) -> States:
     """Runs a causal language model on `inputs` (input_ids [batch, length], attention_mask, …; no labels).
 
-    DataParallel is taken off: its replicas cannot be looked into.
+    DataParallel is taken off: its replicas are not accessible.
 
     Raises:
         DistillationError: not a transformers model, or attention maps are asked of an implementation without them.

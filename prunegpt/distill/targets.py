@@ -79,7 +79,7 @@ class TopKTargets:
         k = self.indices.shape[1]
         if self.log_probabilities.shape != (self.tokens, k + 1):
             raise DistillationError(
-                f"k indices a token need k + 1 log-probabilities, the last for the rest of the vocabulary, but got "
+                f"k indices per token need k + 1 log-probabilities, the last for the rest of the vocabulary, but got "
                 f"k = {k} and {list(self.log_probabilities.shape)} for {self.tokens} tokens."
             )
         if k >= (vocabulary or student.weight.shape[0]):

@@ -72,14 +72,14 @@ class Teacher:
 
     @property
     def blocks(self) -> int:
-        """How many decoder blocks it has."""
+        """How many decoder layers it has."""
         return int(self.model.config.num_hidden_layers)
 
     def run(self, inputs: Mapping[str, Any], *, hidden: bool = False, attentions: bool = False) -> States:
         """Its states on `inputs` (input_ids [batch, length], attention_mask), without gradients.
 
         Raises:
-            DistillationError: its logits are not what its head makes of its states (looked at once), or attention maps
+            DistillationError: its logits are not what its head makes of its states (checked once), or attention maps
                 are asked for and its attention is not eager.
         """
         device = inputs["input_ids"].device

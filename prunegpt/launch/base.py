@@ -12,17 +12,17 @@ Reason = Literal[
 
 @dataclass(frozen=True)
 class Exited:
-    """An attempt that runs no more. What it came to stands in its record.json, where it left one.
+    """An ended attempt. Its result is in its record.json, if it left one.
 
     Args:
-        reason: `ended`: it says so itself; `failed`: it says that it failed, or its process ended with another code
+        reason: `ended`: it reported so; `failed`: it reported a failure, or its process ended with another code
             than 0; `signal`: its process was killed; `cancelled`: we asked for it; `preempted`: the scheduler asked it
             to write a checkpoint and end, or took its place away: a record that says `stopped` means this; `time-limit`
             and `out-of-memory`: the scheduler killed it for that; `lost`: nobody knows, such as after its node is gone;
             `refused`: the launcher or its scheduler would not take it, or not say any more what became of it.
         code: exit code of the process, where that is known.
         signal: number of the signal that ended the process.
-        words: what was said when it was refused.
+        words: the message of the refusal.
     """
 
     reason: Reason
@@ -32,12 +32,12 @@ class Exited:
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """How many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def queues(launcher: "Launcher") -> bool:
-    """Whether an attempt may wait elsewhere before it begins. A launcher that says nothing in `queues` is taken to."""
+    """Whether an attempt may wait elsewhere before it begins. A launcher without `queues` is assumed to."""
     return bool(getattr(launcher, "queues", True))
 
 
@@ -58,7 +58,7 @@ class Launcher(Protocol):
         ...
 
     def submit(self, folder: Path) -> str:
-        """Starts the attempt whose trial.json lies in the folder; gives a handle.
+        """Starts the attempt in a folder with trial.json; returns a handle.
 
         Raises:
             LaunchError: there is no free slot, or the attempt cannot be started.

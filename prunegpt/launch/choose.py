@@ -17,11 +17,11 @@ def open_launcher(spec: LauncherSpec, root: Root, *, slots: int | None = None) -
     A launcher, also a plug-in's, is called with the root, the slots (None where nobody said) and the spec.
 
     Args:
-        slots: trials at a time, over the spec.
+        slots: number of concurrent trials; overrides the spec.
 
     Raises:
         LaunchError: its options are wrong, or it cannot run here.
-        MissingPackageError: the package it needs is not installed; the message says how to install it.
+        MissingPackageError: the package it needs is not installed; the message contains the install command.
         UnknownPartError: no launcher has that name.
     """
     if slots is not None and slots < 1:
@@ -36,7 +36,7 @@ def open_launcher(spec: LauncherSpec, root: Root, *, slots: int | None = None) -
 
 
 def together(command: Sequence[str], processes: int) -> tuple[str, ...]:
-    """The command of a worker whose trials are each trained by so many processes."""
+    """The command of a worker whose trials are each trained by several processes."""
     return (*command, *(("--processes", str(processes)) if processes > 1 else ()))
 
 

@@ -1,4 +1,4 @@
-"""One trial trained by several processes of this machine, one a GPU: starts them, passes on SIGTERM, reads the end.
+"""One trial trained by several processes of this machine, one per GPU: starts them, passes on SIGTERM, reads the end.
 
 They find each other as those that torchrun starts do (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so that
 `torchrun --nproc-per-node N -m prunegpt trial run FOLDER` does the same by hand. Process 0 writes log.txt, points and
@@ -28,7 +28,7 @@ _FOLLOWS = (signal.SIGABRT,)  # how a process may end because another has
 
 
 def run_together(folder: Path, processes: int, command: Sequence[str] = (sys.executable, *TRIAL)) -> AttemptRecord:
-    """Runs the attempt in a folder by several processes; what it came to stands in record.json, as with one.
+    """Runs the attempt in a folder by several processes; the result is in record.json, as with one.
 
     Raises:
         LaunchError: the processes ended, and none of them said how.
@@ -57,7 +57,7 @@ def run_together(folder: Path, processes: int, command: Sequence[str] = (sys.exe
 
 
 def environment(rank: int, processes: int, port: int) -> dict[str, str]:
-    """What a process of several must know. They share the processors."""
+    """What a process of several must know. They share the CPU cores."""
     threads = int(os.environ.get("OMP_NUM_THREADS") or processors())
     return {
         **os.environ,

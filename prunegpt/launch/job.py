@@ -1,6 +1,6 @@
 """The far end of an attempt on a cluster: starts the trial's process on the node and notes how it ended.
 
-How it ended stands in FOLDER/exit.json, which the launcher reads: a scheduler's own books may be late, short of memory
+Its exit status is in FOLDER/exit.json, which the launcher reads: a scheduler's own books may be late, short of memory
 or not kept at all.
 """
 
@@ -19,7 +19,7 @@ from prunegpt.launch.worker import PARENT_VARIABLE
 from prunegpt.root import read_json, write_json
 
 EXIT = "exit.json"
-ABANDONED = "abandoned"  # a file beside it: whoever submitted the attempt is gone, and it shall not begin any more
+ABANDONED = "abandoned"  # a file next to it: the submitter of the attempt is gone, and it must not begin any more
 BY_HAND = ("-P", "-m", "prunegpt", "trial", "run")  # run by the node's own interpreter
 TRIAL = (*BY_HAND, "--trust-remote-code")  # where the plan trusts a model's code: the coordinator has made the plan
 _ASKS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # all mean: write a checkpoint and end
@@ -106,10 +106,10 @@ def run_job(folder: str, command: Sequence[str] = TRIAL) -> None:
     """Runs the attempt in a folder as the main thread of a scheduler's job, and passes on its signals.
 
     Raises:
-        SystemExit: it failed; with its exit code, so that the scheduler's books say so too.
+        SystemExit: it failed; with its exit code, so that the scheduler records it too.
     """
     if (Path(folder) / ABANDONED).exists():
-        sys.exit(f"the attempt {folder} is given up: its coordinator ended before it began.")
+        sys.exit(f"the attempt {folder} is abandoned: its coordinator ended before it began.")
     for number in _ASKS[1:]:  # a scheduler signals all processes of a job; the trial is to hear of it from us only
         signal.signal(number, signal.SIG_IGN)
     threads = os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK")

@@ -35,7 +35,7 @@ class _Slot:
 
 
 class LocalLauncher:
-    """Runs attempts in warm workers, one a slot: importing torch costs seconds, so a process is kept while it is sound.
+    """Runs attempts in warm workers, one per slot: importing torch costs seconds, so a sound process is kept.
 
     After a worker that was thrown away, the next one of a slot with a GPU begins when its memory is back, or after
     half a minute.
@@ -44,8 +44,8 @@ class LocalLauncher:
         root: workers' own logs go to ROOT/launch.
         slots: attempts at a time. Processor threads and CUDA devices are shared out between them.
         command: what a worker runs.
-        devices: CUDA devices; those of CUDA_VISIBLE_DEVICES, or all of the machine, where not given.
-        threads: processor threads of one attempt; an equal share where not given.
+        devices: CUDA devices; default those of CUDA_VISIBLE_DEVICES, else all of the machine.
+        threads: CPU threads of one attempt; default an equal share.
     """
 
     queues = False  # an attempt begins at once, see `base.queues`
@@ -145,14 +145,14 @@ def cuda_devices() -> list[str]:
 
 
 def slot_environment(index: int, slots: int, devices: Sequence[str], threads: int | None = None) -> dict[str, str]:
-    """The environment of one slot of several: its share of the processors and of the CUDA devices.
+    """The environment of one slot of several: its share of the CPU cores and of the CUDA devices.
 
     Threads that wait for each other sleep instead of spinning, so that whatever else runs on the machine does not slow
     a trial down several times. With more devices than slots each slot gets several; with fewer, slots share one. A
     single slot gets everything, and what the user has set stays.
 
     Args:
-        threads: processor threads of each slot, whatever else is set.
+        threads: CPU threads of each slot, whatever else is set.
     """
     environment = {_WAITING: "PASSIVE", **os.environ}
     if threads is not None:

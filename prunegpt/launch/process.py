@@ -22,7 +22,7 @@ class WorkerProcess:
     Args:
         command: what to run; it must speak as `launch.worker` does.
         environment: its whole environment.
-        log: file for what it writes outside attempts; begun anew.
+        log: file for what it writes outside attempts; truncated.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -115,7 +115,7 @@ class WorkerProcess:
 
 
 def group_of(leader: int) -> set[int]:
-    """The processes of a process group, as far as the system tells."""
+    """The processes of a process group, as far as the system shows them."""
     found = {leader}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):

@@ -183,7 +183,7 @@ class RayLauncher:
                 running.result, running.again = running.actor.run.remote(), time.monotonic() + _AGAIN
             return None
         except self._ray.exceptions.RayError as error:
-            left = Ended.read(running.folder)  # it ended, but its node did before it could say so
+            left = Ended.read(running.folder)  # it ended, but its node did before it could report
             if left is None:
                 append(running.folder / LOG, _line(error))
                 return Exited("cancelled") if asked else Exited(_reason(error))
@@ -271,7 +271,7 @@ def _knock(address: str) -> None:
 
 
 def _words_to(log: Path) -> None:
-    """What Ray would print of its cluster, whatever it was told of logs, goes to a file."""
+    """What Ray would print of its cluster, whatever its log settings, goes to a file."""
     from ray._private import worker
 
     def note(data: Mapping[str, Any], *_: Any, **__: Any) -> None:

@@ -35,7 +35,7 @@ _PASSING_WORDS = re.compile(
 def passes(error: BaseException) -> bool:
     """Whether the same may be taken when it is asked for again.
 
-    The error itself is judged, and what it was raised from. A launcher of a plug-in says so by raising TimeoutError,
+    The error itself is judged, and what it was raised from. A plug-in's launcher signals it by raising TimeoutError,
     ConnectionError or an OSError such as EAGAIN, or a LaunchError from one.
     """
     chain = list(_chain(error))

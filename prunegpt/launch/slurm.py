@@ -2,7 +2,7 @@
 
 Slurm starts none of them again by itself (`--no-requeue`): an attempt that is preempted or out of time writes a
 checkpoint and ends, and the coordinator tries the trial again. How a job ended is read from exit.json, which the job
-itself writes; squeue, asked for all jobs at once, tells of those that could not. sacct is not needed.
+itself writes; squeue, asked for all jobs at once, reports those that could not. sacct is not needed.
 """
 
 import math
@@ -25,8 +25,8 @@ from prunegpt.launch.slurm_queue import Question, Queue, ask, end_of, is_over
 from prunegpt.root import Root, write_json
 from prunegpt.spec.execution import SlurmOptions
 
-SLOTS = 8  # where the spec says nothing
-_LOOK = 0.2  # seconds between looks at an attempt's exit.json
+SLOTS = 8  # default
+_LOOK = 0.2  # seconds between polls of an attempt's exit.json
 _WAIT = 20.0  # seconds that `close` waits for jobs to end
 _NAME = 60  # characters
 _ALL = 100  # lines of Slurm's own words that are kept
@@ -177,7 +177,7 @@ class SlurmLauncher:
         options = self._options
 
         class Executor(SlurmExecutor):  # type: ignore[misc]
-            """Leaves the time limit to the cluster where none is given; submitit would set five minutes."""
+            """Leaves a missing time limit to the cluster; submitit would set five minutes."""
 
             def _make_submission_file_text(self, command: str, uid: str) -> str:
                 text = str(super()._make_submission_file_text(command, uid))
@@ -212,7 +212,7 @@ class SlurmLauncher:
     # -- following ---------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """One step of everything that goes on beside the attempts."""
+        """One step of all background work."""
         self._orders = [order for order in self._orders if order.answer() is None]
         if self._queue.look([job.id for job in self._jobs.values()]):
             for job in self._jobs.values():
@@ -228,7 +228,7 @@ class SlurmLauncher:
         state = self._queue.state(job.id)
         if job.ended is not None:
             if job.ended.heard and not job.asked and self._queue.known < job.ended_at and not self._queue.problem:
-                self._queue.hurry()  # who asked it to end is what the queue can tell
+                self._queue.hurry()  # who asked it to end is in the queue's state
                 return None
             return end_of(state, job.ended, asked=job.asked)
         if self._queue.known <= job.submitted or (state and not is_over(state)):
@@ -290,7 +290,7 @@ def _words(folder: Path) -> str:
 
 
 def _why(error: Exception) -> str:
-    """The lines of sbatch's that say why, without the trace around them."""
+    """The lines of sbatch's output that give the reason, without the trace."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "error:" in line]
     return " ".join(told or lines[-1:] or [type(error).__name__])

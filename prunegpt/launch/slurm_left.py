@@ -15,7 +15,7 @@ from prunegpt.launch.log import LOG, append
 from prunegpt.launch.slurm_queue import ask
 from prunegpt.root import Root, read_json
 
-_PATIENCE = 90.0  # seconds; Slurm kills 30 seconds after it has asked, where its administrator says nothing else
+_PATIENCE = 90.0  # seconds; Slurm kills 30 seconds after it has asked, by default
 _LOOK = 0.5  # seconds between questions
 _WORDS = "its coordinator ended before it did: the job was cancelled by the next one."
 
@@ -55,7 +55,7 @@ def end_left(root: Root, *, patience: float = _PATIENCE, words: str = _WORDS, in
         if job.folder and job.folder.is_dir():
             (job.folder / ABANDONED).touch()
     end = time.monotonic() + patience
-    told: set[str] = set()  # jobs that Slurm was told to cancel
+    told: set[str] = set()  # jobs that Slurm was asked to cancel
     while left:
         for name in [name for name in left if name not in told]:
             code, said = ask("scancel", "--me", f"--name={name}")
@@ -91,7 +91,7 @@ def _refusal(root: Root, names: Iterable[str], problem: str) -> str:
     rule = "jobs of a coordinator that died must have ended before their trials are tried again, but"
     if problem:
         return (
-            f"{rule} {listed} may still run, and Slurm does not tell: {problem} Run this again where Slurm answers. "
+            f"{rule} {listed} may still run, and Slurm cannot be queried: {problem} Run this where Slurm answers. "
             f"If its jobs are gone for good, delete the notes in {notes_of(root)}."
         )
     return f"{rule} {listed} still run though they were cancelled. Wait until squeue lists them no more."

@@ -1,6 +1,6 @@
 """What Slurm says of our jobs, and what their end means for an attempt.
 
-Never waits: a question is a process that is looked at later, and may fail.
+Never waits: a query is a process that is polled later, and may fail.
 """
 
 import signal
@@ -38,7 +38,7 @@ _REASONS: dict[str, Reason] = {
     "COMPLETED": "lost",  # without an exit.json: its node's file system failed it
 }
 _SLOWEST = 60.0  # seconds between questions to a scheduler that does not answer
-_WAIT = 20.0  # seconds that a command gets which must be over before we go on
+_WAIT = 20.0  # seconds that a command gets which blocks us
 _UNKNOWN = "Invalid job id"  # what squeue says where it has forgotten all the jobs it was asked about
 
 
@@ -84,7 +84,7 @@ def ask(*words: str) -> tuple[int, str]:
 
 
 class Queue:
-    """The states of jobs, asked for all of them at once and not more often than told.
+    """The states of jobs, queried for all of them at once and not more often than configured.
 
     Args:
         interval: seconds between questions; while the scheduler does not answer, they get rarer.

@@ -1,7 +1,7 @@
-"""Text, from wherever it lies, as rows; and rows as the token blocks that training and calibration take.
+"""Datasets, from the hub or local files, as rows; and their rows as the sequences of training and calibration.
 
 Rows are what the causal-language-modelling example of transformers trains on: the rows of a dataset, or the lines of a
-text file, with their ends: that example keeps line breaks unless told otherwise. Documents are what a text is when it
+text file, with their ends: that example keeps line breaks by default. Documents are what a text is when it
 is not cut into lines: a text file whole, a dataset's rows as they are.
 """
 
@@ -45,7 +45,7 @@ def read_rows(
         name: configuration of a hub dataset.
         split: which part to read.
         files: split -> files, instead of `path`.
-        text_column: column of the text; `text`, or the only column of strings, where not given.
+        text_column: column of the text; default `text`, or the only column of strings.
         revision: branch, tag or commit of a hub dataset.
 
     Returns:
@@ -147,7 +147,7 @@ def calibration_windows(
     seed: int = 0,
     mode: str = "random",
 ) -> NDArray[np.int64]:
-    """Windows of text that activation-aware pruning looks at.
+    """Calibration windows for activation-aware pruning.
 
     The rows are joined by a blank line and tokenised as one string; a single row (a text file whole) is taken as it
     is. Of more than 32 million characters a run of that size is used, from a row that the seed draws.
@@ -156,7 +156,7 @@ def calibration_windows(
         rows: documents, as `read_documents` gives them.
         tokenizer: the model's tokeniser.
         windows: how many.
-        length: tokens a window.
+        length: tokens per window.
         seed: draws the windows in mode `random`.
         mode: `random` (each window starts anywhere, so windows may overlap) or `first` (one after another from the
             start of the text).
@@ -165,7 +165,7 @@ def calibration_windows(
         Tokens, [windows, length].
 
     Raises:
-        DataError: the text has too few tokens, or there is no such mode.
+        DataError: the dataset has too few tokens, or there is no such mode.
     """
     if mode not in ("random", "first"):
         raise DataError(unknown("calibration mode", mode, ("random", "first")))
@@ -190,8 +190,8 @@ def require_tokens(have: int, need: int, what: str) -> None:
     """Raises DataError, saying how many tokens there are and are needed, where there are too few."""
     if have < need:
         raise DataError(
-            f"the text must fill {what}, which takes {need} tokens, but it has {have}. "
-            f"Use more text, or a smaller block size."
+            f"the dataset must fill {what}, which takes {need} tokens, but it has {have}. "
+            f"Use more data, or a smaller block size."
         )
 
 
@@ -304,7 +304,7 @@ def _splits_there(path: str, name: str | None, split: str, revision: str | None)
     """The end of a message: the splits a dataset has, where the one asked for is not among them."""
     try:
         names = get_dataset_split_names(path, name, revision=revision)
-    except Exception:  # only to tell more about an error that is being raised anyway
+    except Exception:  # only to add details to an error that is being raised anyway
         return ". Check the name, the configuration and the network, or give local files."
     if split in names:
         return ". Check the network, or give local files."

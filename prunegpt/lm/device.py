@@ -36,7 +36,7 @@ def pick_dtype(name: str = "auto", device: torch.device | None = None) -> torch.
 
     Args:
         name: auto, float32, bfloat16 or float16.
-        device: where the model will be; needed for `auto` only, cpu where not given.
+        device: where the model will be; needed for `auto` only (default: cpu).
 
     Raises:
         ModelError: no such name.

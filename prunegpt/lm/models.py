@@ -31,7 +31,7 @@ _SPECIAL = 64  # tokens that a tokeniser may put around every text
 _GROWTH = 1024  # signs that its normaliser may make of one
 _SAMPLED = 64  # rows of a matrix that zeros are counted in
 _LISTED = 5  # weights named in one message
-_OVERSIZE = 4  # times as many weights as are stored may be asked for before the names of those missing are looked at
+_OVERSIZE = 4  # times as many weights as are stored may be asked for before the names of those missing are checked
 _OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")  # causal masks that old checkpoints carry as weights
 _PLACES = frozenset({"name_or_path", "tokenizer_file", "vocab_file", "merges_file"})  # where a tokeniser came from
 _TOKENIZERS: dict[tuple[str, str, str], PreTrainedTokenizerBase] = {}  # class, content, settings
@@ -155,7 +155,7 @@ def load_tokenizer(
         revision: branch, tag or commit of a hub repository.
         trust_remote_code: let the repository run its own code.
         code_revision: branch, tag or commit of that code, where it is in another repository.
-        cache: folder in which the built-in tokeniser is kept once trained; trained in memory where not given.
+        cache: folder in which the built-in tokeniser is kept once trained; default: trained in memory.
 
     Raises:
         ModelError: the source is missing or has no tokeniser.
@@ -182,7 +182,7 @@ def load_tokenizer(
 def _check_growth(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """A tokeniser gives about as many tokens as a text has signs: rules that multiply them would fill the memory.
 
-    Those are special tokens around every text, and texts that its normaliser puts in.
+    Those are special tokens around every document, and text that its normaliser inserts.
     """
     special = tokenizer.num_special_tokens_to_add()
     normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
@@ -197,7 +197,7 @@ def _check_growth(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def _inserted(rule: Any) -> Iterator[str]:
-    """The texts that a normaliser, or one of a sequence, puts into a text."""
+    """The strings that a normaliser, or one of a sequence, inserts."""
     if isinstance(rule, dict):
         yield from (rule[name] for name in ("content", "prepend") if isinstance(rule.get(name), str))
         for each in rule.get("normalizers") or ():

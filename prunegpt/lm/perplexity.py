@@ -139,7 +139,7 @@ def _check_fit(model: PreTrainedModel, windows: Windows) -> None:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if highest >= vocabulary:
         raise ModelError(
-            f"every token must be in the model's vocabulary of {vocabulary}, but the text has token {highest}. "
+            f"every token must be in the model's vocabulary of {vocabulary}, but the dataset has token {highest}. "
             f"Use the tokeniser that the model was trained with."
         )
 

@@ -36,7 +36,7 @@ class Protocol:
         Args:
             rows: rows or documents, by `by_row`.
             tokenizer: the model's tokeniser.
-            block_size: tokens a window, at least 2.
+            block_size: tokens per window, at least 2.
             stride: tokens between windows, where the protocol has one.
 
         Raises:
@@ -45,7 +45,7 @@ class Protocol:
         if block_size < 2:
             raise DataError(f"a window must have at least 2 tokens, but block_size is {block_size}. Use 2 or more.")
         if not len(rows):
-            raise DataError("the text must have at least one row, but it has none. Give another split or file.")
+            raise DataError("the dataset must have at least one row, but it has none. Give another split or file.")
         return self.cut(rows, tokenizer, block_size, stride)
 
 
@@ -69,9 +69,9 @@ def evaluation_windows(
         protocol: name of a registered protocol.
         tokenizer: the model's tokeniser.
         path, name, split, files, text_column, revision: the text, as `prunegpt.lm.data.read_rows` takes it.
-        block_size: tokens a window.
+        block_size: tokens per window.
         stride: tokens between windows, where the protocol has one.
-        max_windows: only the first so many.
+        max_windows: use only the first N.
 
     Raises:
         UnknownPartError: no such protocol.

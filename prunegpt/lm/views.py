@@ -22,7 +22,7 @@ class WeightView:
     parameter: nn.Parameter
     module: nn.Module
     transposed: bool  # True where the module stores [in, out]
-    block: int | None  # index of the decoder block; None outside the blocks
+    block: int | None  # index of the decoder layer; None outside the blocks
 
     @property
     def matrix(self) -> Tensor:
@@ -43,7 +43,7 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of a decoder's blocks and its name, such as ("transformer.h", ModuleList of 12).
 
     It is the outermost ModuleList whose length is `config.num_hidden_layers`, or else the longest one. Lists inside
-    another list, such as the experts of a block, are not looked at.
+    another list, such as the experts of a block, are ignored.
 
     Raises:
         ModelError: there is no such list.
@@ -63,13 +63,13 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def block_matrices(model: nn.Module) -> dict[str, WeightView]:
-    """All Linear and Conv1D weights inside the decoder blocks, by parameter name, in module order.
+    """All Linear and Conv1D weights inside the decoder layers, by parameter name, in module order.
 
     Embeddings, the head, norms, biases and projections outside the blocks (OPT's project_in and project_out) are left
     out, as are experts that a model fuses into one three-dimensional parameter. A tied weight appears once.
 
     Raises:
-        ModelError: the model has no list of decoder blocks.
+        ModelError: the model has no list of decoder layers.
     """
     return {name: view for name, view in _all_views(model)[0].items() if view.block is not None}
 
@@ -87,7 +87,7 @@ def select(
         targets, layers, exclude: as :func:`prunegpt.spec.names.select_names` reads them.
 
     Raises:
-        ModelError: the model has no list of decoder blocks.
+        ModelError: the model has no list of decoder layers.
         PruningError: a pattern or an index matches nothing (the nearest names are given), or nothing is left.
     """
     views, _ = _all_views(model)
@@ -101,7 +101,7 @@ def matrices(model: nn.Module) -> list[Matrix]:
     """What can be said of a model's weight matrices without torch, in module order: for checks that a plan shares.
 
     Raises:
-        ModelError: the model has no list of decoder blocks.
+        ModelError: the model has no list of decoder layers.
     """
     views, aliases = _all_views(model)
     return [_named(view, aliases[name]) for name, view in views.items()]

@@ -34,7 +34,7 @@ class Windows:
         return self.lengths - self.first_scored
 
     def first(self, count: int | None) -> "Windows":
-        """The first so many windows, with a protocol id of their own; all of them where None or more than there are."""
+        """The first N windows, with a protocol id of their own; all if None or more than there are."""
         if count is None or count >= len(self):
             return self
         names = ("starts", "lengths", "first_scored", "scored_bytes", "scored_words")
@@ -47,7 +47,7 @@ class Tokens:
     """Tokens, and how much of the text each stands for."""
 
     ids: NDArray[np.int64]  # [tokens]
-    text: NDArray[np.int64] | None  # [tokens, 2], bytes and words; None where the tokeniser cannot tell
+    text: NDArray[np.int64] | None  # [tokens, 2], bytes and words; None where the tokeniser cannot map tokens to text
 
     def first(self, count: int) -> "Tokens":
         return Tokens(self.ids[:count], None if self.text is None else self.text[:count])
@@ -69,7 +69,7 @@ def encode_rows(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, spec
 
     Args:
         rows: the text.
-        tokenizer: fast ones tell spans; for others `text` is None.
+        tokenizer: fast ones give offsets; for others `text` is None.
         special: add the tokeniser's own special tokens to each row; they stand for no text.
     """
     encoded = tokenizer(list(rows), add_special_tokens=special, return_offsets_mapping=tokenizer.is_fast, verbose=False)
@@ -96,7 +96,7 @@ def cut(
 ) -> Windows:
     """Windows over tokens, with the bytes and words of what counts in each.
 
-    Where the tokeniser cannot tell spans, the counting tokens of each window are decoded and the text counted.
+    Where the tokeniser gives no offsets, the counting tokens of each window are decoded and the text counted.
     """
     scored = [slice(*edges) for edges in zip(starts + first_scored, starts + lengths, strict=True)]
     if encoded.text is None:

@@ -49,7 +49,7 @@ def job_problems(stage: StagePlan, blocks: int | None) -> Iterator[tuple[str, st
     """What is wrong with a training stage once the blocks of its text are counted, each with its field.
 
     Args:
-        blocks: of the training text, as packed; None where they have not been counted.
+        blocks: of the training data, as packed; None where they have not been counted.
     """
     if stage.training is None or (blocks := _limited(stage, blocks)) is None:
         return
@@ -76,7 +76,7 @@ def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:
     consists of full steps.
 
     Args:
-        blocks: of the training text, as packed; None where they have not been counted.
+        blocks: of the training data, as packed; None where they have not been counted.
     """
     if stage.training is None or stage.data is None:
         return 0

@@ -28,10 +28,10 @@ _PREFIXES = {
     "gpt_neox": "gpt_neox.",
 }
 _HEAD, _OLD_HEADS = "lm_head.weight", frozenset({"embed_out.weight"})
-_TRANSPOSED = frozenset({"gpt2"})  # families whose block matrices are stored [in, out]
+_TRANSPOSED = frozenset({"gpt2"})  # families whose decoder weight matrices are stored [in, out]
 _WORDS = frozenset({"wte", "embed_tokens", "embed_in", "word_embeddings"})
 _EMBEDDINGS = _WORDS | {"wpe", "embed_positions"}
-_LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt"})  # more tokens than these cannot be looked at
+_LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt"})  # more tokens than these are out of reach
 _SHOWN = 6
 
 
@@ -44,7 +44,7 @@ def stage_problems(
         yield from _pruning_problems(config, facts, block_size, {})
         return
     block_size = block_size_of(config.data, block_size)
-    if message := _positions_problem(facts, block_size, "a training block"):
+    if message := _positions_problem(facts, block_size, "a training sequence"):
         yield "", message
     arguments = {**spec.train, **config.train}
     if config.prune:
@@ -105,7 +105,7 @@ def model_matrices(facts: ModelFacts) -> list[Matrix] | None:
 
 
 def _length(train: Mapping[str, Any]) -> dict[str, float | None]:
-    """How long training is, by unit, as far as the arguments alone tell."""
+    """How long training is, by unit, as far as the arguments alone determine it."""
     steps = train.get("max_steps", -1)
     return {
         "epochs": None if steps > 0 else train.get("num_train_epochs", DEFAULT_EPOCHS),
@@ -136,7 +136,7 @@ def _too_long(facts: ModelFacts, length: int, what: str) -> str:
 
 
 def model_problem(facts: ModelFacts) -> str | None:
-    """Why a model cannot be pruned at all, as far as its config tells."""
+    """Why a model cannot be pruned at all, as far as its config shows."""
     config = facts.config or {}
     if config.get("is_encoder_decoder"):
         return f"a model must be decoder-only, but {facts.source} is an encoder-decoder. Use one such as GPT-2 or OPT."
@@ -149,7 +149,7 @@ def model_problem(facts: ModelFacts) -> str | None:
 
 
 def shape_problem(facts: ModelFacts) -> str | None:
-    """Why the weights of a model are not those that its config asks for, as far as names and shapes tell."""
+    """Why the weights of a model are not those that its config asks for, as far as names and shapes show."""
     known = model_matrices(facts)
     if not known:
         return None
@@ -158,7 +158,7 @@ def shape_problem(facts: ModelFacts) -> str | None:
     told = [
         f"{asked} {what}, but its files hold {held}"
         for what, asked, held in (
-            ("decoder blocks", facts.blocks, blocks),
+            ("decoder layers", facts.blocks, blocks),
             ("rows of the embedding", facts.embedding_rows, rows),
             ("columns of the embedding", facts.embedding_width, width),
         )

@@ -6,9 +6,9 @@ from typing import TypeVar
 from prunegpt.errors import PruneGPTError
 from prunegpt.spec.schema import PruneSpec, StageConfig
 
-Curve = tuple[tuple[float, float], ...]  # (sparsity, loss increase in nats a token), ascending
+Curve = tuple[tuple[float, float], ...]  # (sparsity, loss increase in nats per token), ascending
 Pruning = TypeVar("Pruning", bound=PruneSpec)
-CurvesOf = Callable[[str], Mapping[str, Curve]]  # sweep -> block index as text -> its curve
+CurvesOf = Callable[[str], Mapping[str, Curve]]  # sweep -> layer index as text -> its curve
 
 
 def with_curves(config: StageConfig, curves_of: CurvesOf | None) -> StageConfig:

@@ -62,12 +62,12 @@ class ModelFacts:
 
     @property
     def positions(self) -> int | None:
-        """Tokens the model can look at."""
+        """The model's maximum context in tokens."""
         return self._count("max_position_embeddings", "n_positions")
 
     @property
     def blocks(self) -> int | None:
-        """Decoder blocks."""
+        """Decoder layers."""
         return self._count("num_hidden_layers", "n_layer", "num_layers")
 
     @property
@@ -204,7 +204,7 @@ def _code_elsewhere(
     repository = elsewhere.pop()
     if is_path(repository) or find_local(repository):
         raise ModelError(
-            f"a model's code must lie beside it or in a repository of the hub, but auto_map of {model.source} names "
+            f"a model's code must be next to it or in a repository of the hub, but auto_map of {model.source} names "
             f"the folder {repository}, which is no part of the model. {_COPY}"
         )
     try:
@@ -306,7 +306,7 @@ def _vocabulary(path: Path) -> Mapping[str, int] | None:
         ) from error
 
 
-# -- texts -----------------------------------------------------------------------------------------------------------
+# -- datasets --------------------------------------------------------------------------------------------------------
 
 
 def split_files(data: DataSpec, base: Path | None = None) -> dict[str, tuple[Path, ...]] | None:

@@ -75,7 +75,7 @@ def _refusal(error: Exception, revision: str | None) -> str:
 
 @cache
 def cached_file(name: str, revision: str | None, file: str, kind: str = "model") -> Path | None:
-    """A file of a hub repository: from the cache, else downloaded; None where it cannot be had."""
+    """A file of a hub repository: from the cache, else downloaded; None if it is unavailable."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     try:

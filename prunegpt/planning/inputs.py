@@ -74,7 +74,7 @@ class Inputs:
         if not self._expected:
             raise InputError(
                 f"a plan must say what its files held, but that of an earlier version does not, and {path} may have "
-                f"changed since. Run the sweep again, which plans anew."
+                f"changed since. Run the sweep again, which plans again."
             )
         if expected is None:
             raise InputError(_message(path, "was not there then"))

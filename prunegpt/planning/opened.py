@@ -1,4 +1,4 @@
-"""A spec that was read, checked field by field and expanded: its configurations, and where each of them stands."""
+"""A spec that was read, checked field by field and expanded: its configurations, and the position of each."""
 
 import copy
 import re
@@ -76,7 +76,7 @@ class OpenedSpec:
         return sum(1 for search in self.searches if search.before <= configurations)
 
     def search_order(self, template: SearchTemplate) -> int:
-        """Where the trials of a search stand among the others: all at one place."""
+        """The position of a search's trials among the others: all at one place."""
         return template.before + self.searches.index(template)
 
     @property
@@ -85,7 +85,7 @@ class OpenedSpec:
         return len(self.configurations) + len(self.searches)
 
     def _leave_out(self, rest: dict[str, Any], place: Place, held: Place, skip: set[int]) -> None:
-        """Takes what is malformed out of a spec, so that all else of it is looked at.
+        """Takes what is malformed out of a spec, so that the rest of it is checked.
 
         Args:
             rest: what is left of the spec; elements of lists stay, since others are named by their number.

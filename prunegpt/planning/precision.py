@@ -17,7 +17,7 @@ def resolved(precision: str, device: str, launcher: LauncherSpec) -> str:
     """The precision that a trial is computed in: the one it names, or for `auto` the best of its device.
 
     That is bfloat16 where the device has it natively, else float32. Of a cluster's nodes nothing is known here: a
-    trial that is given GPUs there counts as one on a device that has bfloat16, any other as one on a processor.
+    trial that is given GPUs there counts as one on a device that has bfloat16, any other as one on a CPU.
 
     Args:
         device: auto, cuda, mps or cpu.

@@ -79,20 +79,20 @@ def _writable(value: Any) -> Any:
 
 
 class Planner:
-    """Plans one spec, and then what its searches suggest. Each trial is resolved once, whoever asks for it.
+    """Plans one spec, and then what its searches suggest. Each trial is resolved once.
 
     Args:
         source: the file, or plain data.
         overrides: PATH=VALUE. One `NAME:PATH=VALUE` goes to another sweep that teachers come from.
         root: where hashes of files are remembered.
         curves: gives the sensitivity curves that a sweep measured, for allocation `sensitivity`.
-        strict: what cannot be checked for want of a network is a problem, not a remark.
-        path: of data, the file that it was read from: relative paths begin there, and specs of teachers lie beside it.
+        strict: what cannot be checked without a network is an error, not a note.
+        path: of data, the file that it was read from: relative paths begin there, and specs of teachers are next to it.
         called: what messages call plain data.
         home: of a sweep that teachers come from, the planner that was asked first; it keeps what all of them share.
 
     Raises:
-        SpecError: the spec cannot be read. Its other problems are told when the plan is asked for.
+        SpecError: the spec cannot be read. Its other problems are reported by the plan.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Planner:
             number: counted within its search from 1.
 
         Raises:
-            SpecError: these values make no trial; they are told.
+            SpecError: these values make no trial.
         """
         template = next(template for template in self.opened.searches if template.index == search.index)
         return resolve_suggestion(self, template, values, number)

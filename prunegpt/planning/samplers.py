@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _NEEDS = {"cmaes": "cmaes"}  # sampler -> package that Optuna asks for when it is first used
 _SEEDS = 2**32
-# What we say ourselves where it matters; and a wrapped rule is none where not given.
+# What we say ourselves where it matters; and a wrapped rule is none by default.
 _DEFAULTS: Mapping[str, Any] = {
     "warn_independent_sampling": False,
     "warn_asynchronous_seeding": False,
@@ -27,7 +27,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Optuna says nothing below an error; its settings are as before afterwards."""
+    """Silences Optuna below errors; restores its settings afterwards."""
     import optuna
 
     before = optuna.logging.get_verbosity()
@@ -69,7 +69,7 @@ def sampler_of(spec: SearchSpec, study: int = 0) -> "BaseSampler":
 
 
 def early_stop_of(spec: EarlyStopSpec) -> "BasePruner":
-    """The rule that gives up trials.
+    """The early-stopping rule.
 
     Raises:
         PruneGPTError: it does not take these options.

@@ -81,7 +81,7 @@ def _probe(planner: "Planner", template: SearchTemplate, path: str, choice: Any)
         chain, problems = _tried(planner, template, chosen, 0)
         if chain is not None:
             planner.searched[template.index].append(chain)
-        if not problems:  # what is wrong with a teacher alone is told at the teacher
+        if not problems:  # what is wrong with a teacher alone is reported at the teacher
             return _Probe(path, choice, ())
         first = first or problems
     excluded = Problem("", "no trial searches it, for its conditions exclude one another.")

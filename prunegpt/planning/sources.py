@@ -1,4 +1,4 @@
-"""Where models and texts lie on this machine: the one place that says what a name in a spec leads to. No torch."""
+"""Resolves the names of models and datasets in a spec to local files. No torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
 MASKS = "masks.safetensors"  # of a pruned model, beside its weights
 TOKENIZER = "tokenizer.json"
-# Of what lies in a folder of a model, what no part of transformers reads: other formats, and words for people.
+# Files in a model folder that no part of transformers reads: other formats, and documentation.
 _UNREAD = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".md", ".png", ".jpg", ".py", ".log")
-# Beside a .gguf file, which may lie among anything: what a tokeniser or a config is read from.
+# Beside a .gguf file, which may be among other files: what a tokeniser or a config is read from.
 _BESIDE = ("*token*", "*vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "*config*.json", "*.codes")
 _AGAIN = "Copy or download it again."
 _CONVERT = (
@@ -173,7 +173,7 @@ def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, .
     return shapes
 
 
-# -- texts -----------------------------------------------------------------------------------------------------------
+# -- datasets --------------------------------------------------------------------------------------------------------
 
 
 def local_splits(

@@ -22,7 +22,7 @@ _NOT_IN_KEY = {"train", "data", "prune", "recipe", "recipe_args", "teacher", "ke
 
 @dataclass(frozen=True)
 class Place:
-    """What a stage takes from the chain and the trial it stands in."""
+    """What a stage takes from the chain and its trial."""
 
     before: StagePlan
     seed: int
@@ -121,7 +121,7 @@ def _common(kind: str, place: Place) -> dict[str, Any]:
 
 
 def _filled(prune: PruneSpec, data: DataSpec, texts: Texts) -> tuple[PruneSpec, dict[str, Any]]:
-    """The pruning with its calibration text filled in, and what of it goes into the key."""
+    """The pruning with its calibration data filled in, and the part that goes into the key."""
     text = prune.model_dump(exclude={"calibration", "propagate"})
     if isinstance(prune.allocation, Mapping):
         text["allocation"] = list(prune.allocation.items())  # in order: the first pattern that matches decides

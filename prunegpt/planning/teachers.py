@@ -1,4 +1,4 @@
-"""Who teaches a stage: a trial of its own sweep, or one of a sweep whose spec lies beside it."""
+"""Who teaches a stage: a trial of its own sweep, or one of a sweep whose spec is next to it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _LISTED = 8
 
 @dataclass(frozen=True)
 class Chain:
-    """A resolved trial on its way into the plan."""
+    """A resolved trial that is about to enter the plan."""
 
     trial: TrialPlan
     facts: ModelFacts
@@ -113,7 +113,7 @@ def _sibling(planner: "Planner", item: Configuration, name: str, where: str) -> 
 
 
 def _foreign(planner: "Planner", item: Configuration, sweep: str, trial: str, where: str) -> Chain | None:
-    """A trial of a sweep whose spec lies beside this one."""
+    """A trial of a sweep whose spec is next to this one."""
     own = planner.opened
     other = _beside(planner, item, sweep, trial, where)
     if other is None:

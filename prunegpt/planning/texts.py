@@ -1,4 +1,4 @@
-"""The texts of a trial: local files found and named absolutely, and what stands for each in keys."""
+"""The datasets of a trial: local files as absolute paths, and what represents each in keys."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ def with_block_size(data: DataSpec, positions: int | None) -> DataSpec:
 
 @dataclass(frozen=True)
 class Texts:
-    """Looks at texts from one spec's folder.
+    """Reads datasets from one spec's folder.
 
     Args:
         files: hashes of files.
@@ -95,7 +95,7 @@ class Texts:
         return filled, digest(key)
 
     def calibration(self, data: DataSpec, calibration: CalibrationSpec) -> tuple[CalibrationSpec, dict[str, Any]]:
-        """The windows that a pruning looks at, text and length filled in; and what of them decides its result.
+        """The calibration windows of a pruning, with dataset and length filled in; and what decides the result.
 
         Raises:
             DataError: the text or its split is missing.

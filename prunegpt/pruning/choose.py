@@ -14,7 +14,7 @@ from prunegpt.pruning.selection import select_masks
 from prunegpt.pruning.solvers.base import Solver, reconstruction_error
 from prunegpt.registry import Scope
 
-Groups = Iterable[Mapping[str, Evidence]]  # parameter name -> what is known, the layers of a decoder block at a time
+Groups = Iterable[Mapping[str, Evidence]]  # parameter name -> what is known, the layers of a decoder layer at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Choice:
     Attributes:
         name: of the parameter.
         mask: bool [out, in], True = kept.
-        error: the share of the layer's output that is lost on the calibration text; None where no Gram matrix is known.
+        error: the share of the layer's output that is lost on the calibration data; None where no Gram matrix is known.
         damping: the solver's; None for a criterion.
         seconds: to choose and to solve, without calibration; an even share where all layers are selected at once.
         notes: what the user should know of.

@@ -1,4 +1,4 @@
-"""What a method looks at beside the weights: activations block by block, gradients of the model as it comes."""
+"""What a method uses besides the weights: activations block by block, gradients of the model as it comes."""
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -93,7 +93,7 @@ def evidence(
 def _gradients(
     model: nn.Module, views: Mapping[str, WeightView], windows: Tensor | None, needs: frozenset[str]
 ) -> Iterator[GradientStatistics | None]:
-    """The gradients, where they are needed. Single ones lie in a temporary folder while the context lasts."""
+    """The gradients, where they are needed. Single ones are in a temporary folder while the context is open."""
     if not needs & GRADIENTS:
         yield None
         return

@@ -118,7 +118,7 @@ def resolve_gradual(
         clock: when masks are updated.
         final: sparsity at the end, of all weights together; None = what the pattern or `sparsities` say.
         sparsities: parameter name -> sparsity at the end, from an allocation; None = `final` for each.
-        scope: None = rows for a criterion that says so, else tensors. Other arguments: :class:`GradualJob`.
+        scope: None = rows for a criterion that declares it, else tensors. Other arguments: :class:`GradualJob`.
 
     Raises:
         PruningError: parts that do not go together, or a number out of its range.
@@ -187,7 +187,7 @@ def _check_curve(clock: Clock, schedule: str, regrow: bool) -> None:
     falls = any(later < earlier for earlier, later in pairwise(shares))
     if shares[-1] != 1.0 or min(shares) < 0.0 or max(shares) > 1.0 or (falls and not regrow):
         raise PruningError(
-            f"a schedule must lie between 0 and 1, end at 1, and never fall where weights may not come back, but "
+            f"a schedule must be between 0 and 1, end at 1, and never fall where weights may not come back, but "
             f"{schedule} goes from {shares[0]:g} to {shares[-1]:g}, between {min(shares):g} and {max(shares):g}. "
             f"Choose another schedule, or regrow: true."
         )

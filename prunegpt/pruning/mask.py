@@ -1,7 +1,7 @@
 """Which weights of a matrix are kept: the one form in which masks are held, applied and written.
 
 Criteria and patterns choose masks as bool [out, in], True = kept. What is chosen becomes a :class:`Mask`, which owns
-how the bits lie in memory and on disk; nothing else packs, transposes or moves them.
+the memory layout of the bits; nothing else packs, transposes or moves them.
 """
 
 import numpy
@@ -17,7 +17,7 @@ class Mask:
     """Which weights of one matrix are kept.
 
     Held as int8 [out, in], -1 = kept and 0 = pruned, with the strides of the weights: a matrix that its module stores
-    [in, out] has a mask that lies in memory the same way. torch sign-extends the bits to the width of the weights' own,
+    [in, out] has a mask with the same memory layout. torch sign-extends the bits to the width of the weights' own,
     so that one `bitwise_and_` zeroes what is pruned and leaves the rest bit for bit. NaN and infinity under the mask
     become 0, which a product would not do. On a CPU this takes as long as a product with a mask of the weights' type,
     at a quarter of its memory, and an eighth of `masked_fill_` with a bool mask (tests/bench/test_enforce.py measures

@@ -26,7 +26,7 @@ _METADATA = "prunegpt_masks"
 
 @dataclass(frozen=True)
 class MaskFile:
-    """Masks as they were saved, and what was said about them."""
+    """Masks as they were saved, and their metadata."""
 
     masks: Masks
     method: str  # the criterion or solver that chose them
@@ -48,7 +48,7 @@ class Sparsity:
     model_zeros: int
     model_weights: int
     by_tensor: Mapping[str, float]
-    by_block: Mapping[int, float]  # decoder block index -> share of zeros in its pruned tensors
+    by_block: Mapping[int, float]  # decoder layer index -> share of zeros in its pruned tensors
 
 
 def masks_hash(masks: Mapping[str, Mask]) -> str:

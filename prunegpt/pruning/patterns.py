@@ -15,7 +15,7 @@ from prunegpt.errors import PruningError
 from prunegpt.pruning.threshold import keep_largest, keep_largest_rows, zeros_for
 from prunegpt.spec.patterns import read_pattern
 
-_TOLERANCE = 1e-6  # how far a sparsity may lie above what a pattern can reach
+_TOLERANCE = 1e-6  # how far a sparsity may be above what a pattern can reach
 
 
 class Pattern(ABC):

@@ -15,11 +15,11 @@ from torch import Tensor
 from prunegpt.errors import PruningError
 from prunegpt.pruning.mask import kept_bits
 
-_CHUNK = 1 << 19  # scores a pass looks at at a time: what it makes of them stays in the cache of a CPU
+_CHUNK = 1 << 19  # scores per pass: what it makes of them stays in the cache of a CPU
 _GPU_CHUNK = 1 << 26
 _BINS = 1 << 16
 _ZERO = _BINS // 2  # the bin of 0, the lowest half being negative
-_FEW = 1 << 15  # so many scores are searched faster without histograms
+_FEW = 1 << 15  # up to this number, scores are searched faster without histograms
 _NEGATIVE_ZERO = -(1 << 31)  # its bits; it ties with zero
 
 
@@ -123,7 +123,7 @@ def _keep(tensors: Sequence[Tensor], zeros: int, masks: Sequence[Tensor | None])
 
 
 def _above(scores: Tensor, threshold: float, ties: int | None, mask: Tensor | None) -> tuple[Tensor, int | None]:
-    """What lies above the threshold or, after the first `ties` that equal it, equals it; and how many ties are left.
+    """What is above the threshold or, after the first `ties` that equal it, equals it; and how many ties are left.
 
     None for ties means all of them, which are not looked for.
     """
@@ -206,7 +206,7 @@ def _value_of(bits: int) -> float:
 
 
 def _bin_of(histogram: Tensor, k: int) -> tuple[int, int]:
-    """The bin that holds the k-th value, and how many values lie in the bins before it."""
+    """The bin that holds the k-th value, and how many values are in the bins before it."""
     running = histogram.cumsum(dim=0)
     index = int(torch.searchsorted(running, k))
     return index, int(running[index - 1]) if index else 0

@@ -11,7 +11,7 @@ from prunegpt.spec.patterns import fixed_sparsity
 
 Found = Iterator[tuple[str, str, str]]  # code, what goes wrong, what to write or what is done here
 
-_NAMED = "Here it means the matrices inside decoder blocks. Name the tensors to say otherwise."
+_NAMED = "Here it means the matrices inside decoder layers. Name the tensors to say otherwise."
 
 
 def pruning_defects(pruning: Pruning, epochs: float | None) -> Iterator[Defect]:
@@ -33,7 +33,7 @@ def _legacy(pruning: Pruning, epochs: float | None) -> Found:
             "all-prunable-versions",
             "__ALL_PRUNABLE__ meant other tensors in each version of SparseML: 0.6 to 1.2 did not know GPT-2's Conv1D "
             "and matched its tied output layer alone, so that the embedding was pruned and nothing else; 1.3 to 1.8 "
-            "matched the block matrices and the output layer; 1.9 the embeddings as well.",
+            "matched the weight matrices of the decoder layers and the output layer; 1.9 the embeddings as well.",
             _NAMED,
         )
     if ALL in pruning.entries:
@@ -94,7 +94,7 @@ def _session(pruning: Pruning) -> Found:
     if fields.get("update") is not None and not pruning.one_shot:
         yield (
             "update-ignored",
-            "`update` is ignored for pruning: the mask is computed anew before every step.",
+            "`update` is ignored for pruning: the mask is recomputed before every step.",
             f"Here masks are updated every {spec['every']:g} epochs, as written.",
         )
     pattern = spec.get("pattern", "")

@@ -69,7 +69,7 @@ def _section(
     per_epoch: int | None,
     tensors: Tensors | None,
 ) -> dict[str, Any]:
-    """What a `prune` section says, and does at so many optimizer steps per epoch to these tensors."""
+    """A `prune` section, and its effect on these tensors at a number of optimizer steps per epoch."""
     spec = section_of(fields, one_shot=bool(modifiers) and modifiers[0].one_shot)
     schedule = fields.get("schedule", "constant" if type(spec) is PruneSpec else "cubic")
     shares = spec.allocation if isinstance(spec.allocation, Mapping) else {}
@@ -116,7 +116,7 @@ def _updates(spec: PruneSpec, schedule: str, final: float, per_epoch: int, epoch
 
 
 def _sampled(count: int) -> list[int]:
-    """Indices of so many points that are shown: all, or some of them, evenly."""
+    """Indices of the points that are shown: all, or some of them, evenly."""
     return sorted({round(index * (count - 1) / (_SAMPLES - 1)) for index in range(_SAMPLES)})
 
 
@@ -141,7 +141,9 @@ def updates_of(spec: GradualSpec, final: float, per_epoch: int, epochs: float | 
 
 def _matched(targets: Mapping[str, str | None], tensors: Tensors, *, versions: bool) -> dict[str, Any]:
     """The matrices that entries mean; `targets` are the same as patterns of a spec."""
-    found = {entry: selected(target, tensors) for entry, target in (targets or {"all block matrices": None}).items()}
+    found = {
+        entry: selected(target, tensors) for entry, target in (targets or {"all decoder weight matrices": None}).items()
+    }
     names = list(dict.fromkeys(name for hits in found.values() for name in hits))
     there = versions_differ(tensors) if versions else {}
     return {
@@ -238,7 +240,7 @@ def _render_pruning(pruning: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"    {entry}: {final:g}" for entry, final in pruning["finals"].items())
     matched, updates = pruning["matched"], pruning["updates"]
     if matched is None:
-        yield f"    tensors: {_listed(pruning['entries']) or 'all block matrices'}"
+        yield f"    tensors: {_listed(pruning['entries']) or 'all decoder weight matrices'}"
     else:
         counts = f"{len(matched['tensors'])} with {matched['weights']:,} weights"
         yield f"    tensors: {counts}: {_listed(matched['tensors'])}"

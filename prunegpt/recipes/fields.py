@@ -1,4 +1,4 @@
-"""Reads the fields of one modifier by name and kind, and collects what is wrong with them and what is said of it."""
+"""Reads the fields of one modifier by name and kind, and collects problems and notes."""
 
 import math
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class Defect:
 
 
 class FieldReader:
-    """The fields of a modifier, and what is said about it.
+    """The fields of a modifier, and the notes on it.
 
     Each method reads one field, notes that it was read, and gives the default where it is absent or wrong; what is
     wrong is added to `problems`.
@@ -109,7 +109,7 @@ class FieldReader:
         return self.modifier.fields.get(name) is not None
 
     def raw(self, name: str) -> Any:
-        """The value as it stands; None where absent."""
+        """The unchanged value; None if absent."""
         self._read.add(name)
         return self.modifier.fields.get(name)
 
@@ -162,7 +162,7 @@ class FieldReader:
         return valid[0]
 
     def names(self, name: str) -> tuple[str, ...]:
-        """A list of texts, or one."""
+        """A list of strings, or one."""
         value = self.raw(name)
         if value is None:
             return ()

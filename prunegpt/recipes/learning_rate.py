@@ -26,7 +26,7 @@ class Segment(Part):
     start: float = Field(0.0, ge=0, description="epoch it begins at")
     end: float | None = Field(None, gt=0, description="epoch it ends at, exclusive; its last rate is held afterwards")
     first: float = Field(ge=0, description="learning rate at its start")
-    last: float | None = Field(None, ge=0, description="learning rate at its end; `first` where not given")
+    last: float | None = Field(None, ge=0, description="learning rate at its end (default: `first`)")
     cycle: float | None = Field(None, gt=0, description="epochs of a cycle or between steps")
     factor: float | None = Field(None, gt=0, le=1, description="what the rate is multiplied by at each step")
 

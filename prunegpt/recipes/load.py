@@ -1,4 +1,4 @@
-"""Any recipe file: our own format, or either dialect of SparseML, told apart by what they hold.
+"""Any recipe file: our own format, or either dialect of SparseML, distinguished by their content.
 
 Our own has the sections `train`, `prune`, `distill`, `learning_rate`, `keep_zeros`: the fields of one training stage.
 """
@@ -68,7 +68,7 @@ def meaning_of_text(
         source: names the recipe in errors.
         overrides: variable -> value; in our own format dotted path -> value.
         version: of SparseML (a key of :data:`~prunegpt.recipes.matching.PRUNABLE`): prune exactly what the keywords
-            matched there, which needs `tensors`. None = the matrices inside decoder blocks.
+            matched there, which needs `tensors`. None = the matrices inside decoder layers.
         tensors: the parameters of the model.
 
     Raises:
@@ -151,7 +151,7 @@ def _own_meaning(data: Map, source: str, overrides: Mapping[str, Any]) -> Recipe
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
-    """`NAME=VALUE` texts of a command line as a mapping; values are YAML.
+    """`NAME=VALUE` strings of a command line as a mapping; values are YAML.
 
     Raises:
         RecipeError: not NAME=VALUE, or a value that is no YAML; all of them.

@@ -46,7 +46,7 @@ class MatchingError(PruneGPTError, ValueError):
 
 
 def block_matrices(tensors: Tensors) -> tuple[str, ...]:
-    """The weight matrices inside decoder blocks: what `__ALL_PRUNABLE__` and `__ALL__` are taken for here."""
+    """The weight matrices inside decoder layers: what `__ALL_PRUNABLE__` and `__ALL__` are taken for here."""
     return tuple(
         name
         for name, (shape, module_type) in tensors.items()
@@ -75,7 +75,7 @@ def as_in(version: str, entries: Sequence[str], tensors: Tensors) -> tuple[str, 
 
 
 def selected(target: str | None, tensors: Tensors) -> tuple[str, ...]:
-    """The matrices that a pattern of a spec's `targets` means; None = those inside the decoder blocks."""
+    """The matrices that a pattern of a spec's `targets` means; None = those inside the decoder layers."""
     blocks = set(block_matrices(tensors))
     matrices = [
         Matrix(name, block_index(name) if name in blocks else None, (info.shape[0], info.shape[1]))
@@ -91,7 +91,7 @@ def is_class(entry: str) -> bool:
 
 
 def as_target(entry: str, *, modules: bool) -> str | None:
-    """An entry as a pattern of a spec's `targets`, which must match whole names; None = all block matrices.
+    """An entry as a pattern of a spec's `targets`, which must match whole names; None = all decoder weight matrices.
 
     Args:
         entry: of `params`, or of `targets` where `modules`.
@@ -120,13 +120,13 @@ def as_target(entry: str, *, modules: bool) -> str | None:
 
 
 def versions_differ(tensors: Tensors) -> Mapping[str, Sequence[str]]:
-    """Version -> what `__ALL_PRUNABLE__` matched there, where that is not the block matrices."""
+    """Version -> what `__ALL_PRUNABLE__` matched there, where that is not the weight matrices of the decoder layers."""
     here = set(block_matrices(tensors))
     return {version: names for version in PRUNABLE if set(names := prunable(tensors, version)) != here}
 
 
 def with_classes(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, TensorInfo]:
-    """The parameters of a model, with the class of the module that each belongs to, told from names and shapes.
+    """The parameters of a model, with the class of the module that each belongs to, inferred from names and shapes.
 
     The output layer of tied embeddings is listed under its own name.
 

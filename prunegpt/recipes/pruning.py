@@ -31,7 +31,7 @@ class Pruning:
     one_shot: bool = False
 
     def target(self, entry: str) -> str | None:
-        """An entry as a pattern of a spec's `targets`; None = all block matrices.
+        """An entry as a pattern of a spec's `targets`; None = all decoder weight matrices.
 
         Raises:
             MatchingError: it is no regular expression.

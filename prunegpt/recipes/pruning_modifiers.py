@@ -77,7 +77,7 @@ def _require(reader: FieldReader, entries: tuple[str, ...]) -> None:
 
 
 def _finals(reader: FieldReader, entries: tuple[str, ...]) -> tuple[float, dict[str, float]]:
-    """final_sparsity, or the mapping sparsity -> parameters that may stand there."""
+    """final_sparsity, or the mapping sparsity -> parameters that is allowed there."""
     value = reader.modifier.fields.get("final_sparsity")
     if not isinstance(value, dict):
         return reader.number("final_sparsity", low=0, high=1), {}
@@ -253,7 +253,7 @@ def _targets(reader: FieldReader) -> tuple[str, ...]:
     for name in names:
         if is_class(name) and name not in {ALL, ALL_PRUNABLE}:
             reader.partly(
-                f"targets {name} names a class of modules; here all matrices inside decoder blocks are meant."
+                f"targets {name} names a class of modules; here all matrices inside decoder layers are meant."
             )
     return names
 
@@ -261,7 +261,7 @@ def _targets(reader: FieldReader) -> tuple[str, ...]:
 def one_shot(reader: FieldReader, *, method: str) -> Pruning:
     """SparseGPTModifier and WandaPruningModifier."""
     if not reader.one_shot:
-        reader.unsupported("a one-shot method must stand in a oneshot stage. Set run_type: oneshot.")
+        reader.unsupported("a one-shot method must be in a oneshot stage. Set run_type: oneshot.")
     targets = _targets(reader)
     finals: dict[str, float] = {}
     value = reader.raw("sparsity")

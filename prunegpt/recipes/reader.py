@@ -32,7 +32,7 @@ class Modifier:
         name: `GMPruningModifier`, without a framework before it.
         fields: name -> plain value.
         line: of the modifier in the file, counted from 1.
-        group: the list it stands in: `modifiers`, `pruning_modifiers`.
+        group: the list that contains it: `modifiers`, `pruning_modifiers`.
         stage: empty where the recipe has no stages.
         lines: name of a field -> its line.
     """
@@ -47,7 +47,7 @@ class Modifier:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as it was written: its name, empty where there is none; its line; whether it trains, where it says so."""
+    """A stage as it was written: its name, empty where there is none; its line; whether it trains, if specified."""
 
     name: str
     line: int
@@ -93,7 +93,7 @@ def parse_recipe(data: Any, source: str, dialect: Dialect) -> tuple[list[Stage],
         dialect: `legacy` or `session`.
 
     Raises:
-        RecipeError: modifiers that stand elsewhere or have no name, a run type that is none, or an expression without
+        RecipeError: modifiers elsewhere or have no name, a run type that is none, or an expression without
             a value; all of them.
     """
     reader = _Reader(dialect)
@@ -167,7 +167,7 @@ class _Reader:
         for item in value:
             if (tag := tag_of(item)) is not None:
                 message = (
-                    f"modifiers must stand in a list whose name contains `modifiers`, but !{tag} stands in {name}. "
+                    f"modifiers must be in a list whose name contains `modifiers`, but !{tag} is in {name}. "
                     f"Rename the list, such as {name}_modifiers."
                 )
                 self.problems.append(Problem(name, message, line_of(item, line)))

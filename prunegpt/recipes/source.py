@@ -171,7 +171,7 @@ def suggest(text: str) -> tuple[str, Problem | None]:
         above = ""
         for index, indent, modifier in items:
             if indent > column:
-                inside = f", so that it stands inside !{above}" if above else ""
+                inside = f", so that it is nested in !{above}" if above else ""
                 message = (
                     f"the items of a list must begin in one column, but `- !{modifier}` begins after {indent} spaces "
                     f"and others after {column}{inside}. Remove {indent - column} spaces before its dash."
@@ -238,7 +238,7 @@ class _Builder:
             name = self._text(str(key_node.value), line)
             if name in found:
                 self._problem(
-                    f"a key must stand once in a mapping, but {name!r} stands in line {found.lines[name]} as well.",
+                    f"a key must be unique in a mapping, but {name!r} is also in line {found.lines[name]}.",
                     line,
                 )
                 continue

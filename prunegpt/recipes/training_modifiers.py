@@ -13,7 +13,7 @@ _HIDDEN = ("square_head", "l2_distance", "l2_distance_sqrd", "mse")
 _OTHERS = ("cosine_similarity", "l1_distance", "linf_distance", "inner_product", "cross_entropy", "nll")
 _SHAPES = ("linear", "cosine", "cyclic_linear")
 _SCHEDULERS = ("StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingWarmRestarts")
-_BY_POSITION = "layers are not told by number: here blocks are paired by position."
+_BY_POSITION = "layers are not identified by number: here layers are paired by position."
 
 Pairs = dict[int, int]
 
@@ -25,7 +25,7 @@ class Blend:
     Attributes:
         temperature: of the divergence.
         loss: name of a distillation loss of ours.
-        pairs: student block -> teacher block of the hidden-state term; empty = by position.
+        pairs: student layer -> teacher layer of the hidden-state term; empty = by position.
         line: of the first modifier.
         defects: known ones of the modifiers.
     """
@@ -164,7 +164,7 @@ def _window(reader: FieldReader) -> None:
 
 
 def _pairs(names: list[Any]) -> Pairs | None:
-    """Student block -> teacher block of [student, teacher] names; None where they do not tell blocks by number."""
+    """Student layer -> teacher layer of [student, teacher] names; None where names do not contain layer numbers."""
     found: Pairs = {}
     for pair in names:
         if len(pair) != 2 or not all(isinstance(name, str) for name in pair):
@@ -241,7 +241,7 @@ def scheduler(reader: FieldReader) -> list[Segment]:
         return [_constant(start, first), *(_constant(time, first * factor ** (n + 1)) for n, time in enumerate(steps))]
     if name == "CosineAnnealingWarmRestarts":
         if number("T_mult", 1) != 1 or number("cycle_mult", 1) != 1:
-            reader.problem("lr_kwargs", "cycles of growing length are not supported. Write one modifier a cycle.")
+            reader.problem("lr_kwargs", "cycles of growing length are not supported. Write one modifier per cycle.")
         shape = {"shape": "cosine_restarts", "last": number("lr_min", 0.0), "cycle": number("cycle_epochs")}
     else:  # SparseML makes ExponentialLR a step an epoch
         cycle = 1.0 if name == "ExponentialLR" else number("step_size")

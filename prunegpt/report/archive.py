@@ -56,7 +56,7 @@ def write_archive(folder: Path, archive: Archive) -> None:
 
 
 def _public(value: Any) -> Any:
-    """The same without where things lay on this machine: of an absolute path its last part is kept."""
+    """The same without local paths: of an absolute path its last part is kept."""
     if isinstance(value, dict):
         return {key: _public(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -106,7 +106,7 @@ def _bounded(file: Path) -> Path:
 
 
 def _losses(file: Path) -> dict[int, Windows]:
-    """Trial id -> window losses, float64 [windows, 2]; what a small file would unpack to is looked at first."""
+    """Trial id -> window losses, float64 [windows, 2]; the unpacked size is checked first."""
     with zipfile.ZipFile(file) as packed:
         size = sum(item.file_size for item in packed.infolist())
     if size > _LARGEST:
@@ -125,5 +125,5 @@ def _result(written: Mapping[str, Any], folder: Path) -> TrialResult:
         named = f"{plan.get('sweep')}/{plan.get('name')}" if isinstance(plan, dict) else "a trial"
         raise ReportError(
             f"the plan of {named} in {folder} cannot be read by this version: {error}. "
-            f"Write the archive anew with `prunegpt table NAME --archive {folder}`, where its sweep was run."
+            f"Write the archive again with `prunegpt table NAME --archive {folder}`, where its sweep was run."
         ) from error

@@ -38,7 +38,7 @@ class Heading:
 
     @property
     def key(self) -> str:
-        """What tells columns apart: the heading in lower case."""
+        """The key of a column: the heading in lower case."""
         return self.text.lower()
 
 

@@ -72,7 +72,7 @@ def teacher(trial: TrialResult) -> str:
 
 
 def layer(trial: TrialResult) -> Value:
-    """The index of the one decoder block that was pruned; N/A where it was none or several.
+    """The index of the one decoder layer that was pruned; N/A where it was none or several.
 
     Read from the record; from the plan while there is none.
     """

@@ -1,4 +1,4 @@
-"""Two trials side by side: what was set differently, what came of it, and whether that is more than chance."""
+"""Two trials side by side: configuration differences, results, and significance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -57,7 +57,7 @@ class TrialComparison:
 
 
 def compare(first: TrialResult, second: TrialResult, windows: WindowsOf) -> TrialComparison:
-    """Compares two trials. A missing test is no error: `reason` says why there is none."""
+    """Compares two trials. A missing test is no error: `reason` explains why there is none."""
     test, reason = None, ""
     one, two = measure([first], windows), measure([second], windows)
     try:

@@ -15,8 +15,8 @@ _SHOWN = {"model", "data", "evaluate", "device", "precision", "seed"}  # of a pl
 def allocations(trial: TrialResult) -> list[str]:
     """How the budget of each stage's pruning was spread, by stage; empty of one that prunes nothing.
 
-    As the record says. Where there is none yet, or it is of an earlier version, as the plan says; where that says
-    nothing, as the built-in method does it.
+    From the record; if there is none yet, or it is of an earlier version, from the plan; by default, that of the
+    built-in method.
     """
     recorded = {stage.index: stage.allocation for stage in trial.stages}
     return [recorded.get(index) or _allocation(stage) for index, stage in enumerate(trial.plan.stages)]

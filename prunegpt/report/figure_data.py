@@ -36,7 +36,7 @@ class SparsityPoint:
 
 @dataclass(frozen=True)
 class LayerBar:
-    """What pruning one decoder block did."""
+    """What pruning one decoder layer did."""
 
     layer: int
     perplexity: float
@@ -91,13 +91,13 @@ def pareto(points: Sequence[SparsityPoint]) -> list[SparsityPoint]:
 
 
 def whole_models(points: Sequence[SparsityPoint], results: Sequence[TrialResult]) -> tuple[SparsityPoint, ...]:
-    """The points of configurations that pruned more than a single decoder block, or nothing."""
+    """The points of configurations that pruned more than a single decoder layer, or nothing."""
     single = {trial.group for trial in results if trial.sparsity is not None and len(trial.sparsity.layers) == 1}
     return tuple(point for point in points if point.label not in single)
 
 
 def layer_bars(results: Sequence[TrialResult], windows: WindowsOf) -> tuple[LayerBar, ...]:
-    """A bar for every configuration that pruned exactly one decoder block, by block."""
+    """A bar for every configuration that pruned exactly one decoder layer, by block."""
     measured = [(layer(group[0]), height) for group, height in _measured(results, windows)]
     bars = [LayerBar(index, *height) for index, height in measured if isinstance(index, int)]
     return tuple(sorted(bars, key=lambda bar: (bar.layer, bar.perplexity)))
@@ -176,7 +176,7 @@ def extremes(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 
 def heat_map(by_tensor: Mapping[str, float]) -> HeatMap:
-    """Shares of zeros by decoder block (down) and tensor (across), from a SparsityRecord's `by_tensor`."""
+    """Shares of zeros by decoder layer (down) and tensor (across), from a SparsityRecord's `by_tensor`."""
     cells: dict[str, dict[str, float]] = {}
     columns: dict[str, None] = {}
     for name, share in by_tensor.items():

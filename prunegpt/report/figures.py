@@ -143,7 +143,7 @@ def _across(axes: Axes, layout: Mapping[str, Any]) -> None:
 
 
 def sparsity_heat_map(data: HeatMap, title: str = "Sparsity by layer, %") -> Figure:
-    """Share of zeros by decoder block and tensor.
+    """Share of zeros by decoder layer and tensor.
 
     Raises:
         ReportError: no tensors.
@@ -155,7 +155,7 @@ def sparsity_heat_map(data: HeatMap, title: str = "Sparsity by layer, %") -> Fig
         image = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")  # even for the colour-blind
         axes.set_xticks(range(len(data.columns)), data.columns, rotation=30, ha="right")
         axes.set_yticks(range(len(data.rows)), data.rows)
-        axes.set_ylabel("decoder block")
+        axes.set_ylabel("decoder layer")
         axes.grid(visible=False)
         if len(data.rows) * len(data.columns) <= _NUMBERS_UP_TO:
             for (i, row), (j, _) in itertools.product(enumerate(values), enumerate(data.columns)):

@@ -32,7 +32,7 @@ def write_folder(
     figures: Sequence[NamedFigure] = (),
     commit: str | None = None,
 ) -> list[str]:
-    """Writes the report whole or not at all; a report that stood there is replaced.
+    """Writes the report whole or not at all; an existing report is replaced.
 
         index.html, provenance.json
         tables/NAME.md .tex .csv .html .json
@@ -54,7 +54,7 @@ def write_folder(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ReportError(
-            f"the tables of a report must have different names, but {', '.join(twice)} stands twice. "
+            f"the tables of a report must have different names, but {', '.join(twice)} is used twice. "
             f"Give one a `name` in the spec."
         )
     destination = destination.absolute()
@@ -102,15 +102,15 @@ def blended(cross_entropy: float, divergence: float) -> float:
     """What was exponentiated, in nats: half the cross-entropy, and half the divergence summed over all positions.
 
     Args:
-        cross_entropy: mean nats a token.
-        divergence: mean nats a token between the softened distributions.
+        cross_entropy: mean nats per token.
+        divergence: mean nats per token between the softened distributions.
     """
     summed = TEMPERATURE**2 * POSITIONS * divergence
     return (1 - HARDNESS) * cross_entropy + HARDNESS * summed
 
 
 def divergence_of(published: float, cross_entropy: float) -> float:
-    """The mean divergence, nats a token, that a published figure stands for: `blended` read backwards."""
+    """The mean divergence, nats per token, that a published figure stands for: `blended` read backwards."""
     return (math.log(published) - (1 - HARDNESS) * cross_entropy) / (HARDNESS * TEMPERATURE**2 * POSITIONS)
 
 
@@ -124,7 +124,7 @@ def explanation(published: float = 1.33e9, perplexity: float = 21.76) -> str:
     return (
         f"A perplexity is exp of the mean cross-entropy of a token. The published figures of distilled rows are exp "
         f"of the training loss of distillation, {1 - HARDNESS:g} · CE + {HARDNESS:g} · T² · KL, whose divergence "
-        f"was summed over the {POSITIONS:,} positions of a block and not averaged. A student {found:.4f} nats a token "
+        f"was summed over the {POSITIONS:,} positions of a block, not averaged. A student {found:.4f} nats per token "
         f"from its teacher then shows exp({blended(cross_entropy, found):.2f}) = {published:.3g}, while its "
         f"perplexity may be {perplexity:g}; ten times that divergence shows "
         f"{math.exp(blended(cross_entropy, 10 * found)):.3g}, and past 709 nats the exponential is infinite. Here "

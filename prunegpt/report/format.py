@@ -41,7 +41,7 @@ def text_of(value: Value, kind: Kind = "number") -> str:
 def percent(value: float) -> str:
     """A percentage: one decimal, two where one would make it a whole number that it is not.
 
-    0 and 100 mean exactly that; what is close to them gets as many decimals as tell it from them.
+    0 and 100 mean exactly that; values close to them get enough decimals to be distinguishable.
     """
     for digits in range(1, 17):
         text = f"{value:.{digits}f}"

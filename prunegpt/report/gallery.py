@@ -99,7 +99,7 @@ DRAWINGS: Mapping[str, Drawing] = {
     "sparsity": Drawing(
         "Perplexity over sparsity",
         "perplexity-over-sparsity",
-        "Perplexity over the sparsity that was measured, a line a method, with intervals",
+        "Perplexity over the sparsity that was measured, one line per method, with intervals",
         lambda material: over_sparsity(material.whole),
         _several,
     ),
@@ -113,7 +113,7 @@ DRAWINGS: Mapping[str, Drawing] = {
     "layers": Drawing(
         "One layer pruned at a time",
         "layers",
-        "Perplexity when one decoder block is pruned",
+        "Perplexity when one decoder layer is pruned",
         lambda material: by_layer(material.bars, dense=material.dense),
         lambda material: len({bar.layer for bar in material.bars}) >= _FEW,
     ),

@@ -27,7 +27,7 @@ from prunegpt.root import Root, damage
 WindowsOf = Callable[[TrialResult], Windows | None]  # the per-window losses of a trial's last evaluation, or None
 
 _UNCHANGING = ("load", "pretrain", "prune")  # kinds of stages that no seed changes, but for methods that draw
-_TOLERANCE = 1e-6  # nats a token, between the record and its windows
+_TOLERANCE = 1e-6  # nats per token, between the record and its windows
 _TEXT_SHOWN = 12  # digits of a text's fingerprint
 ALPHA = 1 - LEVEL
 
@@ -184,7 +184,7 @@ def compare_measured(first: Measured, second: Measured) -> Comparison:
 
 
 def told_apart(keys: Iterable[ComparisonKey]) -> dict[ComparisonKey, dict[str, str]]:
-    """What tells the keys of one table apart, by name; nothing where they are all one."""
+    """The fields in which the keys of one table differ, by name; empty if they are equal."""
     distinct = list(dict.fromkeys(keys))
     by_text = len({(key.protocol, key.split) for key in distinct}) < len(distinct)
     differing = [name for name in ("protocol", "split") if len({getattr(key, name) for key in distinct}) > 1]

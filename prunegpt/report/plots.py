@@ -33,7 +33,7 @@ class Plot(BaseModel):
 
 
 def over_sparsity(points: Sequence[SparsityPoint], title: str = "Perplexity over sparsity") -> Plot:
-    """A line a method, through its lowest perplexity at each sparsity, with the interval of every point."""
+    """One line per method, through its lowest perplexity at each sparsity, with the interval of every point."""
     need(points, "measured trials")
     data: list[dict[str, Any]] = []
     for name, (colour, symbol, dash) in _looks(point.method for point in points).items():
@@ -68,7 +68,7 @@ def front(points: Sequence[SparsityPoint], title: str = "Sparsity against perple
             [point.perplexity for point in best],
             "front",
             mode="lines",
-            line={"color": GREY, "width": 1.5, "shape": "vh"},  # up to a point's sparsity, its perplexity can be had
+            line={"color": GREY, "width": 1.5, "shape": "vh"},  # up to a point's sparsity, its perplexity is attainable
         )
         | {"hoverinfo": "skip", "text": [escaped(point.label) for point in best]}
     ]
@@ -80,7 +80,7 @@ def front(points: Sequence[SparsityPoint], title: str = "Sparsity against perple
 def by_layer(
     bars: Sequence[LayerBar], title: str = "One layer pruned at a time", *, dense: float | None = None
 ) -> Plot:
-    """Perplexity when one decoder block is pruned; bars start at the dense model's."""
+    """Perplexity when one decoder layer is pruned; bars start at the dense model's."""
     need(bars, "trials that pruned a single layer")
     base = dense if dense is not None else min(bar.perplexity for bar in bars)
     layers = [bar.layer for bar in bars]
@@ -93,14 +93,14 @@ def by_layer(
             "base": base,
             "marker": {"color": OKABE_ITO[0]},
             "customdata": [bar.perplexity for bar in bars],
-            "hovertemplate": "block %{x}: %{customdata:.4g}<extra></extra>",
+            "hovertemplate": "layer %{x}: %{customdata:.4g}<extra></extra>",
             "error_y": _intervals(bars, GREY, 3),
         }
     ]
     if dense is not None:
         line = {"color": OKABE_ITO[1], "dash": "dash", "width": 2}
         data.append(trace_of([min(layers) - 0.5, max(layers) + 0.5], [dense, dense], "dense", mode="lines", line=line))
-    across = {"title": {"text": "decoder block"}, "dtick": 1 if len(set(layers)) <= 40 else None, "showgrid": False}
+    across = {"title": {"text": "decoder layer"}, "dtick": 1 if len(set(layers)) <= 40 else None, "showgrid": False}
     return Plot(data=data, layout=layout_of(title, across, _perplexity([base, *(bar.perplexity for bar in bars)])))
 
 
@@ -165,7 +165,7 @@ def _points(points: Sequence[SparsityPoint], name: str, colour: str, symbol: str
         mode="markers",
         marker=marker,
     )
-    template = "%{hovertext} % sparse, perplexity %{y:.4g}<extra></extra>"
+    template = "%{hovertext}% sparse, perplexity %{y:.4g}<extra></extra>"
     return found | {
         "text": [escaped(point.label) for point in points],
         "hovertext": [f"{escaped(point.label)}<br>{percent(point.sparsity)}" for point in points],
@@ -203,5 +203,5 @@ def layout_of(title: str, across: Mapping[str, Any], upwards: Mapping[str, Any])
 
 
 def escaped(text: str) -> str:
-    """Plotly takes a few HTML elements in texts; ours are text."""
+    """Escapes text, because Plotly interprets a few HTML elements."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -14,14 +14,14 @@ _KEY_SHOWN = 12  # digits of an evaluation key
 
 @dataclass(frozen=True)
 class Provenance:
-    """What stands behind some trials."""
+    """The provenance of some trials."""
 
     sweeps: tuple[str, ...]
     versions: Mapping[str, tuple[str, ...]]  # package -> every version that computed one of the stages
     protocols: tuple[str, ...]
     evaluations: tuple[str, ...]  # keys: text, tokeniser and windowing, hashed
     devices: tuple[str, ...]
-    threads: tuple[int, ...]  # of the processor, with which stages were computed on it
+    threads: tuple[int, ...]  # CPU threads of stages that were computed on the CPU
     newest: float | None  # when the last trial ended, in seconds since the epoch
     trials: int
     commit: str | None = None  # of the spec
@@ -45,7 +45,7 @@ class Provenance:
         if self.evaluations:
             parts.append(f"evaluation {', '.join(key[:_KEY_SHOWN] for key in self.evaluations)}")
         if len(self.threads) > 1:
-            parts.append(f"computed with {' and '.join(map(str, self.threads))} processor threads")
+            parts.append(f"computed with {' and '.join(map(str, self.threads))} CPU threads")
         if self.date:
             parts.append(f"newest result {self.date}")
         return "; ".join(parts)

@@ -1,10 +1,10 @@
-"""Tables inside a README: only what stands between two markers is ours.
+"""Tables inside a README: only the text between two markers is ours.
 
     <!-- prunegpt:table NAME -->
     ...
     <!-- /prunegpt:table -->
 
-A marker stands on a line of its own. Markers inside fenced code are text.
+A marker has its own line. Markers inside fenced code are text.
 """
 
 import re
@@ -21,7 +21,7 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 @dataclass(frozen=True)
 class Region:
-    """Where a marked table stands."""
+    """The position of a marked table."""
 
     name: str
     first: int  # line after the opening marker, counted from 0
@@ -32,7 +32,7 @@ def find_regions(text: str, source: str = "the file") -> list[Region]:
     """All marked regions, in order.
 
     Raises:
-        ReportError: a region that is not closed, is closed twice, or lies in another.
+        ReportError: a region that is not closed, is closed twice, or is inside another.
     """
     found: list[Region] = []
     opened: tuple[str, int] | None = None
@@ -73,7 +73,7 @@ def replace_region(text: str, name: str, markdown: str, source: str = "the file"
     """The text with every region of that name holding `markdown`; everything else is kept to the byte.
 
     Raises:
-        ReportError: there is no such region (the message says how to add one), or a marker in `markdown`.
+        ReportError: there is no such region (the message explains how to add one), or a marker in `markdown`.
     """
     regions = find_regions(text, source)
     mine = [region for region in regions if region.name == name]
@@ -82,7 +82,7 @@ def replace_region(text: str, name: str, markdown: str, source: str = "the file"
         listed = f" It has {', '.join(nearest(name, others))}." if others else ""
         raise ReportError(
             f"a table is written between its markers, but {source} has none for {name!r}.{listed} Add these two lines "
-            f"where it should stand:\n<!-- prunegpt:table {name} -->\n<!-- /prunegpt:table -->"
+            f"where it should be:\n<!-- prunegpt:table {name} -->\n<!-- /prunegpt:table -->"
         )
     content = markdown.strip("\n").splitlines()
     if any(_OPEN.fullmatch(line) or _CLOSE.fullmatch(line) for line in content):

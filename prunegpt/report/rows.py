@@ -43,7 +43,7 @@ class Row:
 
     @property
     def finished(self) -> tuple[TrialResult, ...]:
-        """The runs whose perplexity is a number; a measured column looks at these only."""
+        """The runs whose perplexity is a number; a measured column uses these only."""
         return tuple(trial for trial in self.trials if trial.measured)
 
     @property
@@ -84,7 +84,7 @@ def _state(trial: TrialResult) -> RowState:
 def with_planned(results: Sequence[TrialResult], plan: SweepPlan) -> tuple[TrialResult, ...]:
     """The stored results of a sweep, and a waiting one for each trial of its plan that is not among them.
 
-    The others stand where they are; ids of added ones are negative, for they are in no store.
+    The others keep their place; ids of added ones are negative, for they are in no store.
     """
     known = {(trial.sweep, trial.name) for trial in results}
     missing = [trial for trial in plan.trials if (trial.sweep, trial.name) not in known and not trial.implicit]

@@ -1,7 +1,7 @@
 """Several seeds of one configuration: their spread, and whether two configurations differ.
 
 A difference between two configurations should hold for other seeds and on other text of the same kind, so both sources
-of chance are counted. The mean difference of the losses, in nats a token, is divided by
+of chance are counted. The mean difference of the losses, in nats per token, is divided by
 
     sqrt(variance over seeds + variance over windows)
 
@@ -57,7 +57,7 @@ def spread(values: list[float]) -> tuple[float, float | None]:
 
 
 def spread_interval(values: list[float]) -> Interval:
-    """The mean over seeds with Student's interval: where the mean over all seeds lies, on this text.
+    """The mean over seeds with Student's interval: the mean over all seeds, on this dataset.
 
     Raises:
         ReportError: fewer than two values, or one that is not finite.

@@ -1,6 +1,6 @@
 """How sure a perplexity is, and whether two differ: bootstrap over the evaluation's windows.
 
-A perplexity is measured by `lm/perplexity.py` and stands in the record. Here its windows are drawn again, to see how
+A perplexity is measured by `lm/perplexity.py` and is in the record. Here its windows are drawn again, to see how
 far it would move on other text of the same kind. Windows of one article resemble each other, so whole blocks of
 neighbours are drawn: the moving-block bootstrap on a circle (Politis & Romano 1992, "A circular block-resampling
 procedure for stationary data"), with blocks of the cube root of the number of windows, the rate of Hall, Horowitz and
@@ -9,7 +9,7 @@ Jing 1995 ("On blocking rules for the bootstrap with dependent data") without it
 Percentile intervals are too narrow when windows are few. They are widened as Hesterberg 2015 ("What teachers should
 know about the bootstrap", expanded percentile) does, with Student's t in place of the normal distribution; p-values are
 widened alike, so that an interval excludes "no difference" just when p is below 1 - level. With fewer than `FEW`
-windows the intervals are too narrow all the same (87 % instead of 95 % with 4 independent windows), and tables say so.
+windows the intervals are too narrow all the same (87% instead of 95% with 4 independent windows), and tables note it.
 """
 
 import math
@@ -27,7 +27,7 @@ LEVEL = 0.95
 RESAMPLES = 10_000
 FEW = 8  # windows below which an interval cannot be trusted
 _DRAWN_AT_ONCE = 1 << 20  # block positions held in memory at a time
-_LARGEST_LOSS = 700.0  # nats a token; the exponential of more is no float
+_LARGEST_LOSS = 700.0  # nats per token; the exponential of more is no float
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Interval:
     """A value and how far it may be off.
 
     Raises:
-        ReportError: the value does not lie between the ends: they were not made from the same runs.
+        ReportError: the value is not between the ends: they were not made from the same runs.
     """
 
     value: float
@@ -73,7 +73,7 @@ class Comparison:
     difference: Interval  # perplexity of the first less that of the second
     ratio: Interval  # perplexity of the first over that of the second
     p_value: float  # two-sided, of equal losses
-    count: int  # windows, or seeds, that the test stands on
+    count: int  # windows, or seeds, of the test
     method: str  # in words
     partial: bool = False  # some seeds of one side are left out, for the other does not have them
 
@@ -142,7 +142,7 @@ def resampled_sums(
     """Sums over the rows of `values` in each resample.
 
     Args:
-        values: [windows, columns]; the rows lie on a circle.
+        values: [windows, columns]; the rows wrap around.
         block: neighbouring rows that are drawn together; 1 draws rows independently, None takes `default_block`.
 
     Returns:
@@ -172,7 +172,7 @@ def resampled_sums(
 
 
 def _widened(level: float, blocks: float) -> float:
-    """The share of resamples to cut at each side, for an interval of that level from so many independent blocks."""
+    """The share of resamples to cut at each side, for an interval of that level from a number of independent blocks."""
     if blocks <= 1:
         return 0.0
     return float(ndtr(-math.sqrt(blocks / (blocks - 1)) * quantile(level, max(1.0, blocks - 1))))
@@ -187,7 +187,7 @@ def _p_value(differences: NDArray[np.float64], blocks: float) -> float:
     p_value = two_sided(float(ndtri(raw / 2)) * narrowing, freedom)
     if beyond:
         return p_value
-    # all resamples lie on one side: their number bounds p, and how far they lie says how much below it is
+    # all resamples are on one side: their number bounds p, and their distance shows how much below it is
     deviation = float(differences.std())
     t = abs(float(differences.mean())) / deviation if deviation else math.inf
     return min(p_value, two_sided(t * narrowing, freedom))

@@ -65,7 +65,7 @@ def build_table(
     Args:
         results: the trials that rows may match, in any order.
         windows: gives the per-window losses of a trial's last evaluation, or None; see `stored_windows`.
-        sweep: rows without a sweep mean trials of this one; all where not given.
+        sweep: rows without a sweep mean trials of this one; default all.
         commit: of the spec, for the provenance line; see `spec_commit`.
 
     Raises:
@@ -108,7 +108,7 @@ def build_table(
 
 
 def _with_reported(spec: TableSpec) -> list[ColumnSpec]:
-    """The columns asked for; where there are published figures, they stand beside the measured ones."""
+    """The columns asked for; where there are published figures, they are next to the measured ones."""
     columns = list(spec.columns)
     names = [wanted.value for wanted in columns]
     if spec.reported and "reported" not in names:
@@ -122,7 +122,7 @@ def _check_headings(headings: Sequence[Heading]) -> None:
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise ReportError(
-            f"the columns of a table must have different headings, but {', '.join(twice)} stands more than once. "
+            f"the columns of a table must have different headings, but {', '.join(twice)} is used more than once. "
             f"Give one of them a `header`."
         )
 
@@ -156,7 +156,7 @@ def _cell(
 
 
 def _without_number(name: str, row: Row) -> str:
-    """What stands where there is no measured value; of a sparsity, what the plan asks for."""
+    """The cell where there is no measured value; of a sparsity, what the plan asks for."""
     if name in _COMPARED:
         return row.state_text
     asked = {share for trial in row.trials if (share := planned_sparsity(trial)) is not None}
@@ -166,7 +166,7 @@ def _without_number(name: str, row: Row) -> str:
 
 
 def _folded(values: Sequence[Value], shown: Column, details: dict[str, Detail]) -> tuple[Value, str]:
-    """One value from those of several seeds: the mean of numbers, the different texts joined."""
+    """One value from those of several seeds: the mean of numbers, distinct strings joined."""
     numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(numbers) < len(values) or not shown.measured:
         distinct = list(dict.fromkeys(values))

@@ -1,4 +1,4 @@
-"""The columns a table may have: name -> meaning and unit. How each is filled stands in `report/columns.py`."""
+"""The columns a table may have: name -> meaning and unit. How each is filled is in `report/columns.py`."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ COLUMNS: Mapping[str, str] = {
     "beside_median": "perplexity over that of the pruned row in the middle, with its interval; which rows differ",
     "distilled": "Yes where the chain has a distillation",
     "teacher": "what taught it, such as gpt2(zero-shot)",
-    "layer": "index of the decoder block, where exactly one was pruned",
+    "layer": "index of the decoder layer, where exactly one was pruned",
     "method": "criterion or solver, with the schedule where pruning is gradual",
     "pattern": "unstructured, N:M or block",
     "allocation": "how the budget was spread over the tensors",
@@ -25,8 +25,8 @@ COLUMNS: Mapping[str, str] = {
     "bits_per_byte": "loss in bits by bytes of text; for any tokeniser",
     "word_perplexity": "perplexity by words; for any tokeniser",
     "tokens": "tokens trained on",
-    "seconds": "wall time of computing all stages, whoever did",
-    "device_seconds": "the same by the number of devices that computed: what a cluster would bill",
+    "seconds": "wall time of computing all stages, in whichever trial",
+    "device_seconds": "device-seconds: wall time multiplied by the number of devices",
     "device": "what computed the stages",
     "seeds": "runs the row is the mean of",
     "reported": "the published figure, as it was printed",

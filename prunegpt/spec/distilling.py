@@ -95,7 +95,7 @@ def match_layers(student: int, teacher: int, given: Mapping[int, int] | None = N
     Args:
         student: its number of blocks.
         teacher: its number of blocks.
-        given: student block -> teacher block, counted from 0, for some of the blocks or all.
+        given: student layer -> teacher layer, counted from 0, for some of the blocks or all.
 
     Raises:
         DistillationError: a block that does not exist, an empty map, or no map for a student that is deeper.
@@ -104,7 +104,7 @@ def match_layers(student: int, teacher: int, given: Mapping[int, int] | None = N
         if student > teacher:
             raise DistillationError(
                 f"layers are matched by themselves where the teacher is at least as deep as the student, but they have "
-                f"{teacher} and {student} blocks. Give layer_map, student block -> teacher block."
+                f"{teacher} and {student} blocks. Give layer_map, student layer -> teacher layer."
             )
         return {block: -(-(block + 1) * teacher // student) - 1 for block in range(student)}
     if not given:

@@ -48,7 +48,8 @@ class FailureSpec(Part):
         None, description='of one attempt: seconds, or like "2h"; it then writes a checkpoint and ends'
     )
     heartbeat: Annotated[Duration, Field(ge=15)] = Field(
-        120.0, description="an attempt that gives no sign of life for so long is lost; it gives one every 5 seconds"
+        120.0,
+        description="seconds without a heartbeat after which an attempt is lost; heartbeats are sent every 5 seconds",
     )
 
     @field_validator("retries")
@@ -70,8 +71,8 @@ class LocalOptions(Part):
     threads: int | None = Field(
         None,
         ge=1,
-        description="processor threads of one trial; OMP_NUM_THREADS, or a slot's share of the processors, where not "
-        "given. What is trained on a processor agrees to the bit only between equal numbers",
+        description="CPU threads of one trial; OMP_NUM_THREADS, or a slot's share of the cores if unset "
+        "given. Training results on a CPU agree to the bit only between equal numbers",
     )
 
 
@@ -84,7 +85,7 @@ class SlurmOptions(Part):
     time: Annotated[Duration, Field(ge=60)] | None = Field(
         None, description='of one attempt, like "4h"; shortly before, it writes a checkpoint and is queued again'
     )
-    cpus: int | None = Field(None, ge=1, description="processors of one trial")
+    cpus: int | None = Field(None, ge=1, description="CPU cores of one trial")
     mem: str | None = Field(None, pattern=r"^\d+[KMGT]?B?$", description='memory of one trial, like "32G"')
     setup: tuple[str, ...] = Field((), description="shell lines before the trial, such as `module load cuda`")
     extra: Mapping[str, Scalar] = Field({}, description="further options of sbatch: name without dashes -> value")
@@ -94,16 +95,16 @@ class SlurmOptions(Part):
     poll: Annotated[Duration, Field(gt=0)] = Field(
         5.0, description="seconds between questions to the scheduler, one question for all trials"
     )
-    python: str | None = Field(None, description="the interpreter on the nodes; the present one where not given")
+    python: str | None = Field(None, description="Python interpreter on the nodes (default: the current one)")
 
 
 class RayOptions(Part):
     """Options of the launcher `ray`."""
 
     address: str | None = Field(
-        None, description="HOST:PORT of a running cluster, or auto; where not given, one is started on this machine"
+        None, description="HOST:PORT of a running cluster, or auto (default: one is started on this machine)"
     )
-    cpus: float = Field(1.0, gt=0, description="processors of one trial")
+    cpus: float = Field(1.0, gt=0, description="CPU cores of one trial")
     mem: float | None = Field(None, gt=0, description="memory of one trial in GB that Ray sets aside")
     resources: Mapping[str, float] = Field({}, description="further resources of one trial, by the cluster's names")
 
@@ -115,14 +116,10 @@ class LauncherSpec(Part):
     """Where attempts run. A plain string means `{kind: STRING}`."""
 
     kind: str = Field("local", description="local, slurm, ray, or a plug-in's name")
-    slots: int | None = Field(
-        None, ge=1, description="trials at a time; one a GPU, or one on a machine without, where not given"
-    )
+    slots: int | None = Field(None, ge=1, description="number of concurrent trials (default: one per GPU, else 1)")
     slots_per_gpu: int = Field(1, ge=1, description="trials that share one GPU, where slots is not given")
     gpus: int | None = Field(None, ge=0, description="GPUs of one trial, which then trains on all of them")
-    processes: int | None = Field(
-        None, ge=1, description="processes that train one trial together; one a GPU where not given"
-    )
+    processes: int | None = Field(None, ge=1, description="data-parallel processes per trial (default: one per GPU)")
     options: Mapping[str, Any] = Field({}, description="further arguments of the launcher, such as partition")
 
     @model_validator(mode="before")

@@ -51,7 +51,7 @@ class SearchTemplate:
     name: str  # template of the names of its trials
     merged: Mapping[str, Any]  # the trial over base, without `search`
     spec: SearchSpec
-    before: int  # configurations that stand before it in the spec
+    before: int  # configurations before it in the spec
 
     def name_of(self, number: int) -> str:
         """The name of a suggested trial."""
@@ -136,7 +136,7 @@ def _configured(
 
     Args:
         values: path -> value to set, in this order.
-        swept: the same as the trial tells it.
+        swept: the same as the trial names it.
     """
     data = copy.deepcopy(dict(merged))
     try:
@@ -265,7 +265,7 @@ def _with_first(trial: Any) -> Any:
     for path, value in first.items():
         steps = str(path).split(".")
         if steps[0] in filled and not _holds(filled, steps):
-            with suppress(ValueError):  # a path that leads nowhere is told when the trial is expanded
+            with suppress(ValueError):  # a path that leads nowhere is reported when the trial is expanded
                 set_path(filled, steps, copy.deepcopy(value))
     return filled
 
@@ -289,7 +289,7 @@ def _first_searched(trial: Mapping[str, Any]) -> dict[str, Any]:
             if is_active(space, path, chosen):
                 chosen[path] = space[path].corners[0]
         return assigned(space, chosen)
-    except (ValueError, KeyError, RecursionError):  # told where the search is checked
+    except (ValueError, KeyError, RecursionError):  # reported where the search is checked
         return {}
 
 
@@ -314,7 +314,7 @@ def _check_names(found: Expansion, document: Document) -> None:
     for item in found.configurations:
         other = seen.setdefault(item.name.casefold(), item)
         if other is not item:
-            named = "" if other.name == item.name else f" {other.name!r}, and folders may not tell them apart"
+            named = "" if other.name == item.name else f" {other.name!r}, and file systems may not distinguish them"
             message = f"trial names must differ, but {item.name!r} is also trials.{other.index}{named}. Rename one."
             found.problems.append(document.problem(("trials", item.index), message))
     names = [item.name for item in seen.values()]

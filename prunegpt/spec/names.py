@@ -14,11 +14,11 @@ _PATIENCE = 0.2  # seconds that a pattern may take over one name
 
 
 class Matrix(NamedTuple):
-    """A weight matrix of a model, as far as its name tells.
+    """A weight matrix of a model, as far as its name shows.
 
     Attributes:
         name: of the parameter.
-        block: index of its decoder block; None outside the blocks.
+        block: index of its decoder layer; None outside the blocks.
         shape: [out, in], however it is stored.
         others: further parameter names of the same tensor, such as that of a tied head.
         embedding: whether its inputs are numbers of tokens or positions.
@@ -36,7 +36,7 @@ class Matrix(NamedTuple):
 
 
 def block_index(name: str) -> int | None:
-    """The decoder block a tensor lies in: the first number standing alone in its dotted name."""
+    """The decoder layer of a tensor: the first number in its dotted name."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
@@ -59,7 +59,7 @@ def matches(name: str, pattern: str) -> bool:
         except (regex.error, RecursionError, OverflowError, MemoryError) as error:
             raise PruningError(
                 f"what follows re: must be a regular expression, but {pattern[:_SHOWN_SIGNS]!r} is not: {error}. "
-                f"Escape its special signs, or write a glob without re:."
+                f"Escape its special characters, or write a glob without re:."
             ) from error
     return any(candidate == pattern or fnmatchcase(candidate, pattern) for candidate in (name, module))
 
@@ -76,10 +76,10 @@ def select_names(
     Args:
         matrices: of the model, in order.
         targets: exact module or parameter names, globs, or `re:` patterns that must match a whole name. Empty means
-            all matrices of the decoder blocks. A glob or `re:` pattern looks at those first, and at embeddings, the
+            all matrices of the decoder layers. A glob or `re:` pattern matches those first, and embeddings, the
             head and projections only where it matches none of them: `*` never means the embeddings, `*wte*` does, and
             so does an exact name.
-        layers: indices of the decoder blocks to keep; empty means all.
+        layers: indices of the decoder layers to keep; empty means all.
         exclude: names and patterns of the same kinds to leave out.
 
     Returns:
@@ -108,7 +108,7 @@ def select_names(
     for layer in layers:
         if layer not in known:
             valid = f"{known[0]} to {known[-1]}" if known else "none"
-            problems.append(f"layers must be indices of decoder blocks ({valid}), but got {layer}.")
+            problems.append(f"layers must be indices of decoder layers ({valid}), but got {layer}.")
     if layers:
         chosen = chosen & {matrix.name for matrix in matrices if matrix.block in set(layers)}
     for pattern in exclude:

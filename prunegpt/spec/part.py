@@ -51,7 +51,7 @@ class Part(BaseModel):
 
 
 def _taken(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as the type `kind`, its shape alone looked at."""
+    """A JSON value as the type `kind`; only its shape is checked."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _taken(parts[0], value, where)

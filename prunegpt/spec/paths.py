@@ -12,7 +12,7 @@ def set_path(data: Any, path: Sequence[str], value: Any) -> None:
     A stage that is written as a plain word, `finetune`, is passed through as the mapping it means, `{finetune: {}}`.
 
     Raises:
-        ValueError: a list on the way has no such element, or a plain value stands on the way.
+        ValueError: a list on the way has no such element, or there is a plain value on the path.
     """
     node = data
     for position, step in enumerate(path):

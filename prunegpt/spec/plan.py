@@ -45,7 +45,7 @@ class StagePlan(Part):
 
     @property
     def declared_blocks(self) -> int | None:
-        """Blocks of its text, where the spec says how many tokens that has."""
+        """The number of training sequences, if the spec gives the number of tokens."""
         return self.data.tokens // self.data.block_size if self.data and self.data.tokens else None
 
     @property
@@ -57,7 +57,7 @@ class StagePlan(Part):
         """How the budget of its pruning is spread; empty where it prunes nothing.
 
         Args:
-            by_row: whether its method prunes every row alike where nothing is said.
+            by_row: whether its method prunes every row alike by default.
         """
         if self.pruning is None:
             return ""
@@ -78,7 +78,9 @@ class TrialPlan(Part):
     search: str = ""  # name of the search that suggested it; empty where the spec itself says it
     number: int = 0  # of the suggestion, counted within its search from 1
     study: int = 0  # of that search, from 0; a new one where its earlier suggestions could not be repeated
-    told: tuple[int, ...] = ()  # what the search was told since its last suggestion: numbers; 0: it had asked in vain
+    told: tuple[
+        int, ...
+    ] = ()  # results reported to the search since its last suggestion: trial numbers; 0: no suggestion
     model: ModelSpec
     data: DataSpec
     evaluate: EvaluateSpec  # block_size and data filled in
@@ -107,7 +109,7 @@ class TrialPlan(Part):
 
     @property
     def foreign(self) -> bool:
-        """Whether it stands for a run of W&B's, which is followed or was brought in, and cannot be run."""
+        """Whether it represents a W&B run, which is followed or was imported, and cannot be run."""
         return self.model.source.startswith(FOREIGN)
 
     @property
@@ -124,7 +126,7 @@ class SearchPlan(Part):
 
     name: str  # of the trial in the spec, a template of the names of what is suggested
     index: int  # of the trial in the spec
-    order: int  # where its trials stand among those of the plan
+    order: int  # the position of its trials in the plan
     spec: SearchSpec
     needs: tuple[str, ...] = ()  # teachers that its trials may have: stage keys that trials of the plan publish
 

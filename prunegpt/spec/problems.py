@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in our words: rule, value, way out, and the line."""
+"""What pydantic found wrong, in our words: rule, value, hint, and the line."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -20,7 +20,7 @@ Message = tuple[str, str]  # the field of the pruning, and what is wrong with it
 Allocation = str | Mapping[str, float] | None
 
 _TOLERANCE = 1e-6  # of sparsities
-_LOOKS = 64  # points at which the curve of a schedule is looked at
+_LOOKS = 64  # points at which the curve of a schedule is sampled
 _SHOWN = 3  # tensors named in one message
 
 
@@ -54,7 +54,7 @@ def scope_of(method: Entry, allocation: Allocation) -> Scope:
 
 
 def reads_text(prune: PruneSpec) -> bool:
-    """Whether a pruning looks at a calibration text."""
+    """Whether a pruning needs calibration data."""
     training = isinstance(prune, GradualSpec)
     spread = allocation_entry(prune.allocation).reads_text(training=False)
     return spread or method_entry(prune.method).reads_text(training=training)
@@ -150,7 +150,7 @@ def request_problems(
     if method.only_in_training and not training:
         yield (
             "method",
-            f"{name} looks at how weights move in training, so it must be the method of finetune.prune or "
+            f"{name} uses weight movement in training, so it must be the method of finetune.prune or "
             f"distill.prune, but is that of a one-shot prune stage. Choose another here, such as magnitude or taylor.",
         )
     if allocation == "explicit":
@@ -265,7 +265,7 @@ def _embedding_problems(prune: PruneSpec, method: Entry, spread: Entry, chosen: 
     if looks and (found := next((matrix.name for matrix in chosen if matrix.embedding), None)):
         yield (
             "targets",
-            f"{found} is an embedding, whose inputs are token ids: what looks at activations cannot prune it. "
+            f"{found} is an embedding, whose inputs are token ids: activation-aware methods cannot prune it. "
             f"Leave it out of targets, or use magnitude.",
         )
 
@@ -293,7 +293,7 @@ def _gradual_problems(
     if shares[-1] != 1.0 or min(shares) < 0.0 or max(shares) > 1.0 or (falls and not regrow):
         yield (
             "schedule",
-            f"a schedule must lie between 0 and 1, end at 1, and never fall where weights may not come back, but "
+            f"a schedule must be between 0 and 1, end at 1, and never fall where weights may not come back, but "
             f"{prune.schedule} goes from {shares[0]:g} to {shares[-1]:g}, between {min(shares):g} and "
             f"{max(shares):g}. Choose another schedule, or regrow: true.",
         )

@@ -70,7 +70,7 @@ class ModelSpec(Part):
     code_revision: str | None = Field(
         None, description="hub branch, tag or commit of that code, where it is in another repository than the model"
     )
-    label: str | None = Field(None, description="the name tables show; the source where not given")
+    label: str | None = Field(None, description="name shown in tables (default: the source)")
 
 
 class DataSpec(Part):
@@ -89,10 +89,10 @@ class DataSpec(Part):
     block_size: int = Field(
         1024,
         ge=2,
-        description="tokens of one training block, and of an evaluation window; where not given 1024, or the model's "
+        description="sequence length in tokens, for training and evaluation windows (default: 1024, or the model's "
         "positions where it has fewer; for a stage's own text the trial's",
     )
-    max_train_blocks: int | None = Field(None, ge=1, description="train on the first so many blocks only")
+    max_train_blocks: int | None = Field(None, ge=1, description="train on the first N sequences only")
     tokens: int | None = Field(None, ge=1, description="tokens of the training split, for estimates without the text")
 
     @model_validator(mode="after")
@@ -107,26 +107,26 @@ class EvaluateSpec(Part):
 
     split: str = Field("validation", description="the split that is measured on")
     protocol: Annotated[str, _known(PROTOCOLS)] = Field("blocks", description="how text becomes windows")
-    block_size: int | None = Field(None, ge=2, description="tokens of a window; data.block_size where not given")
+    block_size: int | None = Field(None, ge=2, description="tokens per window (default: data.block_size)")
     stride: int | None = Field(None, ge=1, description="tokens between windows of `sliding`; half a window by default")
-    max_windows: int | None = Field(None, ge=1, description="measure on the first so many windows only")
+    max_windows: int | None = Field(None, ge=1, description="evaluate only the first N windows")
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="windows at a time; does not change the result"
     )
-    data: DataSpec | None = Field(None, description="measure on other text than the trial's data")
-    precision: Precision | None = Field(None, description="of the measurement; the trial's where not given")
+    data: DataSpec | None = Field(None, description="dataset for the evaluation (default: the trial's data)")
+    precision: Precision | None = Field(None, description="precision of the evaluation (default: the trial's)")
     skip: bool = Field(False, description="measure nothing")
 
 
 class CalibrationSpec(Part):
-    """The text that activation-aware methods look at."""
+    """Calibration data of activation-aware methods."""
 
     windows: int = Field(128, ge=1, description="number of windows")
-    length: int | None = Field(None, ge=2, description="tokens a window; data.block_size where not given")
+    length: int | None = Field(None, ge=2, description="tokens per window (default: data.block_size)")
     seed: Seed = Field(0, description="draws the windows")
     mode: Literal["random", "first"] = Field("random", description="random windows, or the first ones of the text")
-    split: str | None = Field(None, description="split of the text; data.train_split where not given")
-    data: DataSpec | None = Field(None, description="other text than the trial's data")
+    split: str | None = Field(None, description="dataset split (default: data.train_split)")
+    data: DataSpec | None = Field(None, description="calibration dataset (default: the trial's data)")
 
 
 class PruneSpec(Part):
@@ -141,11 +141,13 @@ class PruneSpec(Part):
         None,
         description="how the budget is spread: uniform, row, global, owl, sensitivity, or {name pattern: sparsity}",
     )
-    targets: Names = Field((), description="names, globs or re: patterns of tensors; all block matrices where empty")
-    layers: Indices = Field((), description="indices of decoder blocks; all where empty")
+    targets: Names = Field(
+        (), description="names, globs or re: patterns of tensors; default: all weight matrices of the decoder layers"
+    )
+    layers: Indices = Field((), description="indices of decoder layers (default: all)")
     exclude: Names = Field((), description="patterns of tensors to leave alone")
-    calibration: CalibrationSpec = Field(CalibrationSpec(), description="text for activation-aware methods")
-    propagate: bool = Field(True, description="each block sees the outputs of the pruned blocks before it")
+    calibration: CalibrationSpec = Field(CalibrationSpec(), description="calibration data for activation-aware methods")
+    propagate: bool = Field(True, description="calibrate each layer on the outputs of the pruned layers before it")
     options: Mapping[str, Scalar] = Field({}, description="further arguments of the method or allocation")
     curves: Mapping[str, tuple[tuple[float, float], ...]] = Field(
         {}, description="block -> (sparsity, loss increase in nats) for allocation sensitivity; read from options.sweep"
@@ -194,7 +196,7 @@ class GradualSpec(PruneSpec):
     regrow: bool = Field(False, description="let pruned weights come back when masks are updated")
 
     def clock_in(self, steps: int, per_epoch: int) -> Clock:
-        """When masks are updated in a training of so many optimizer steps; see `spec.schedules.clock_of`."""
+        """When masks are updated in a training of that many optimizer steps; see `spec.schedules.clock_of`."""
         return clock_of(
             start=self.start,
             end=self.end,
@@ -213,7 +215,7 @@ class GradualSpec(PruneSpec):
 
 
 def _arguments(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Each training argument checked; what is wrong is told of each at its own line."""
+    """Each training argument checked; problems are reported at their own lines."""
     checked, wrong = {}, []
     for name, value in given.items():
         try:
@@ -232,7 +234,7 @@ class FinetuneSpec(Part):
     """Training on the text; masks of earlier stages stay closed."""
 
     train: Arguments = Field({}, description="names of transformers.TrainingArguments, over those of the trial")
-    data: DataSpec | None = Field(None, description="train on other text than the trial's data")
+    data: DataSpec | None = Field(None, description="dataset for training (default: the trial's data)")
     prune: GradualSpec | None = Field(None, description="prune while training")
     keep_masks: bool = Field(True, description="weights pruned by earlier stages stay zero")
     keep_zeros: bool = Field(False, description="every zero in the matrices of the decoder layers stays zero")
@@ -242,7 +244,7 @@ class FinetuneSpec(Part):
     )
     recipe_args: Mapping[str, Scalar] = Field({}, description="values of the recipe's variables")
     recipe: str | None = Field(
-        None, description="file with prune, distill and train sections, used where not given here"
+        None, description="recipe file with prune, distill and train sections; fields given here take precedence"
     )
 
 
@@ -275,7 +277,7 @@ class DistillSpec(FinetuneSpec):
     options: Mapping[str, Scalar] = Field({}, description="further arguments of the loss, such as k of top_k")
     hidden_gain: float = Field(0.0, ge=0, description="weight of the hidden-state term (SquareHead)")
     attention_gain: float = Field(0.0, ge=0, description="weight of the attention-map term")
-    layer_map: Mapping[int, int] | None = Field(None, description="student block -> teacher block of the hidden term")
+    layer_map: Mapping[int, int] | None = Field(None, description="student layer -> teacher layer of the hidden term")
     cache: CacheSpec | None = Field(None, description="keep the teacher's top-k logits on disk")
 
 
@@ -286,9 +288,9 @@ StageConfig = FinetuneSpec | PruneSpec | DistillSpec
 class StageSpec(Part):
     """One stage: exactly one of finetune, prune, distill."""
 
-    finetune: FinetuneSpec | None = Field(None, description="training on the text")
-    prune: PruneSpec | None = Field(None, description="pruning at once")
-    distill: DistillSpec | None = Field(None, description="training against a teacher")
+    finetune: FinetuneSpec | None = Field(None, description="fine-tuning on the dataset")
+    prune: PruneSpec | None = Field(None, description="one-shot pruning")
+    distill: DistillSpec | None = Field(None, description="distillation from a teacher")
 
     @model_validator(mode="before")
     @classmethod
@@ -356,7 +358,7 @@ class ColumnSpec(Part):
     """A column of a table."""
 
     value: Annotated[str, AfterValidator(check_column)] = Field(description="a column name, or config:PATH")
-    header: str | None = Field(None, description="heading; the column's own where not given")
+    header: str | None = Field(None, description="heading (default: the column's own)")
 
 
 class Reported(Part):
@@ -372,7 +374,7 @@ class RowSpec(Part):
 
     trial: str = Field(description="name or glob")
     label: str | None = Field(None, description="text of the model column")
-    best: int | None = Field(None, ge=1, description="only so many of them, those of the lowest perplexity, best first")
+    best: int | None = Field(None, ge=1, description="show only the N trials of lowest perplexity, best first")
 
 
 def _row(value: Any) -> Any:
@@ -396,7 +398,7 @@ class TableSpec(Part):
 
     title: str = Field(description="heading")
     name: Annotated[str, AfterValidator(short)] | None = Field(
-        None, pattern=NAME, description="its name in file names and README markers; made from the title where not given"
+        None, pattern=NAME, description="name in file names and README markers (default: derived from the title)"
     )
     rows: Annotated[tuple[Annotated[RowSpec, BeforeValidator(_row)], ...], AfterValidator(_some)] = Field(
         description="trials by name or glob, in this order"
@@ -415,12 +417,12 @@ class Spec(Part):
     name: Annotated[str, AfterValidator(short)] = Field(
         pattern=NAME, description="letters, digits and ._=+,@-; the sweep's folder"
     )
-    title: str | None = Field(None, description="heading; the name where not given")
+    title: str | None = Field(None, description="heading (default: the name)")
     base: Settings = Field(Settings(), description="settings of all trials")
     trials: Annotated[tuple[TrialSpec, ...], AfterValidator(_some)] = Field(description="what is tried")
-    tables: tuple[TableSpec, ...] = Field((), description="what comes out")
-    early_stop: EarlyStopSpec | None = Field(None, description="when a trial is given up before its end")
+    tables: tuple[TableSpec, ...] = Field((), description="tables of the results")
+    early_stop: EarlyStopSpec | None = Field(None, description="early stopping of trials")
     target: TargetSpec | None = Field(None, description="what is good enough: nothing more is started after it")
     failures: FailureSpec = Field(FailureSpec(), description="retries, time limit, heartbeat")
     launcher: LauncherSpec = Field(LauncherSpec(), description="where trials run")
-    tracking: TrackingSpec = Field(TrackingSpec(), description="who else is told")
+    tracking: TrackingSpec = Field(TrackingSpec(), description="experiment tracking")

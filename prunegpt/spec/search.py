@@ -1,4 +1,4 @@
-"""The adaptive part of a spec: what a search may try, who suggests, and when a trial is given up."""
+"""The adaptive part of a spec: what a search may try, who suggests, and when a trial is stopped early."""
 
 import json
 import math
@@ -15,13 +15,13 @@ from prunegpt.spec.part import Part, Scalar
 
 METRICS: Mapping[str, tuple[Literal["minimize", "maximize"], str]] = {
     "perplexity": ("minimize", "measured after the last stage"),
-    "loss": ("minimize", "its logarithm, nats a token"),
+    "loss": ("minimize", "its logarithm, nats per token"),
     "bits_per_byte": ("minimize", "loss in bits by bytes of text"),
     "sparsity": ("maximize", "zeros counted in the tensors selected for pruning, 0 to 1"),
     "sparsity_all": ("maximize", "zeros counted in all parameters, 0 to 1"),
     "size": ("minimize", "parameters that are not zero"),
     "tokens": ("minimize", "trained on in all stages"),
-    "seconds": ("minimize", "wall time of computing all stages, whoever did"),
+    "seconds": ("minimize", "wall time of computing all stages, in whichever trial"),
 }  # of a finished trial -> direction and meaning
 MEASURED = frozenset({"perplexity", "loss", "bits_per_byte"})  # metrics that an evaluation gives
 
@@ -63,7 +63,9 @@ class Dimension(Part):
             if not self.values:
                 raise ValueError("values must name at least one, but is empty.")
             if self.names is not None and len(self.names) != len(self.values):
-                raise ValueError(f"names must be one a value, but are {len(self.names)} for {len(self.values)} values.")
+                raise ValueError(
+                    f"names must match values, but there are {len(self.names)} for {len(self.values)} values."
+                )
             if repeated := _repeated(self.names or tuple(map(_text, self.values))):
                 raise ValueError(f"values must differ, but {repeated} is there twice. Remove one.")
             return self
@@ -162,7 +164,7 @@ class DirectedMetric(Part):
 
     metric: str = Field(description=", ".join(METRICS))
     direction: Literal["minimize", "maximize"] | None = Field(
-        None, description="maximize for sparsity and sparsity_all, minimize for the others where not given"
+        None, description="default: maximize for sparsity and sparsity_all, minimize for the others"
     )
 
     @field_validator("metric")
@@ -174,7 +176,7 @@ class DirectedMetric(Part):
 
     @property
     def wanted(self) -> Literal["minimize", "maximize"]:
-        """The direction, the metric's own where none is given."""
+        """The direction; default: the metric's own."""
         return self.direction or METRICS[self.metric][0]
 
 
@@ -272,9 +274,11 @@ class SearchSpec(Part):
     constraints: tuple[Annotated[str, AfterValidator(_constraint)], ...] = Field(
         (), description='what a good trial fulfils, such as "sparsity >= 0.89"; METRIC, <= or >=, and a number'
     )
-    n_trials: int | None = Field(None, ge=1, description="so many different trials")
-    max_seconds: float | None = Field(None, gt=0, description="no new trial after so many seconds of all its trials")
-    max_tokens: int | None = Field(None, ge=1, description="no new trial after so many tokens trained on")
+    n_trials: int | None = Field(None, ge=1, description="number of distinct trials")
+    max_seconds: float | None = Field(
+        None, gt=0, description="start no new trial after this many seconds of trial time"
+    )
+    max_tokens: int | None = Field(None, ge=1, description="start no new trial after this many training tokens")
 
     @model_validator(mode="after")
     def _ends(self) -> "SearchSpec":
@@ -290,18 +294,18 @@ class SearchSpec(Part):
 
     @property
     def is_measured(self) -> bool:
-        """Whether it looks at something that an evaluation gives, so that its trials must be measured alike."""
+        """Whether it uses a result of the evaluation, so that its trials must be evaluated alike."""
         constrained = {constraint_of(text).metric for text in self.constraints}
         return bool(MEASURED & ({objective.metric for objective in self.objectives} | constrained))
 
 
 class EarlyStopSpec(Part):
-    """When a trial is given up before its end. A plain string means `{method: STRING}`."""
+    """Early stopping of trials. A plain string means `{method: STRING}`."""
 
     method: str = Field("median", description="median, percentile, successive_halving, hyperband, or a plug-in's name")
     metric: str = Field("perplexity", description="name of a curve, lower is better")
     every: int | None = Field(
-        None, ge=1, description="tokens between comparisons; a twentieth of the first trial's training where not given"
+        None, ge=1, description="tokens between comparisons (default: a twentieth of the first trial's training)"
     )
     options: Mapping[str, Scalar] = Field({}, description="further arguments of the method")
 

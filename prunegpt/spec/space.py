@@ -62,7 +62,7 @@ def chosen_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def assigned(space: Space, chosen: Chosen) -> dict[str, Any]:
-    """Path -> value, the shorter paths first: what lies inside another searched field is set after it."""
+    """Path -> value, the shorter paths first: fields inside another searched field are set after it."""
     paths = sorted(chosen, key=lambda path: path.count("."))
     return {path: space[path].value_of(chosen[path]) for path in paths}
 

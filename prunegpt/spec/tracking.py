@@ -1,4 +1,4 @@
-"""Who else is told what a sweep does."""
+"""Experiment tracking of a sweep."""
 
 from typing import Any, Literal
 
@@ -14,8 +14,8 @@ class WandbSpec(Part):
         "off", description="off, offline (kept, to be sent later), online"
     )
     project: str = Field("prunegpt", description="project of the runs")
-    entity: str | None = Field(None, description="team or user; the client's own default where not given")
-    group: str | None = Field(None, description="group of the runs; the sweep's name where not given")
+    entity: str | None = Field(None, description="W&B team or user (default: the client's)")
+    group: str | None = Field(None, description="group of the runs (default: the sweep's name)")
     tags: tuple[str, ...] = Field((), description="tags of every run")
 
     @model_validator(mode="before")

@@ -91,11 +91,11 @@ NEUTRAL = frozenset(
 CHOOSING = frozenset({"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"})
 
 _HUB = "publish the finished model folder yourself"
-_MEASURED_BY = "`evaluate` says how a stage is measured"
+_MEASURED_BY = "use `evaluate`"
 _TRACKING = "use `tracking`"
 _PRECISION = "use `precision`"
 _WHOLE = "a mask belongs to a whole weight on one device; `launcher: {gpus: N}` trains on several"
-_RESUMES = "a stage always goes on from its last checkpoint"
+_RESUMES = "a stage always resumes from its last checkpoint"
 _TOGETHER = "the processes that train together are started by `launcher`"
 
 # 3. What cannot be set, and why, or what to use instead.
@@ -115,9 +115,9 @@ REFUSED: Mapping[str, str] = {
     "batch_eval_metrics": _MEASURED_BY,
     "resume_from_checkpoint": _RESUMES,
     "restore_callback_states_from_checkpoint": _RESUMES,
-    "ignore_data_skip": "a stage that goes on sees the batches that it would have seen",
-    "accelerator_config": "a stage that goes on draws the order that it would have drawn",
-    "save_only_model": "a stage goes on from its checkpoints, which hold optimizer and schedule",
+    "ignore_data_skip": "a resumed stage sees the same batches",
+    "accelerator_config": "a resumed stage draws the same order",
+    "save_only_model": "a stage resumes from its checkpoints, which hold optimizer and schedule",
     "enable_jit_checkpoint": "a stage writes a checkpoint when it is asked to end",
     "report_to": _TRACKING,
     "run_name": "it is the trial's name",
@@ -138,12 +138,12 @@ REFUSED: Mapping[str, str] = {
     "hub_revision": _HUB,
     "label_smoothing_factor": "the loss must stay the cross-entropy that perplexity is made of",
     "auto_find_batch_size": "the batch size decides the result, so it is stated",
-    "remove_unused_columns": "a stage trains on token blocks, which have no other columns",
-    "label_names": "a stage trains on token blocks, which are their own labels",
-    "length_column_name": "all token blocks have one length",
+    "remove_unused_columns": "a stage trains on token sequences, which have no other columns",
+    "label_names": "a stage trains on token sequences, which are their own labels",
+    "length_column_name": "all training sequences have the same length",
     "use_cache": "training never reads a cache of keys and values",
     "dataloader_in_order": "the order of the batches decides the result, so it is kept",
-    "dataloader_persistent_workers": "a stage that goes on draws the random numbers that it would have drawn",
+    "dataloader_persistent_workers": "a resumed stage draws the same random numbers",
     "dataloader_multiprocessing_context": "blocks are read from a file that every kind of process can open",
     "debug": "a stage stops by itself where its loss or its weights are not finite",
     "fsdp": _WHOLE,
@@ -168,7 +168,7 @@ def neutral_in(train: Mapping[str, Any]) -> frozenset[str]:
     return NEUTRAL - CHOOSING - (frozenset() if train.get("eval_steps") else {"logging_steps"})  # its default
 
 
-_WATCHING = ("reduce_lr_on_plateau", "greedy")  # schedules that look at the evaluated metric
+_WATCHING = ("reduce_lr_on_plateau", "greedy")  # schedules that use the evaluated metric
 _ABOVE_ZERO = frozenset({"num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"})
 _NOT_NEGATIVE = frozenset(
     {"learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay", "adam_epsilon"}
@@ -268,7 +268,7 @@ def training_problems(train: Mapping[str, Any], *, prunes: bool) -> Iterator[tup
     if prunes:
         yield (
             best,
-            f"{best} goes back to a checkpoint, which has another sparsity while pruning is on its way. Remove it: "
+            f"{best} goes back to a checkpoint, which has another sparsity while pruning is in progress. Remove it: "
             f"keep_checkpoints publishes all checkpoints, and the stage is measured at its end.",
         )
         return
@@ -321,7 +321,7 @@ def precision_problem(device: str, precision: str) -> str | None:
     """Why a model cannot be trained in a precision; None where it can, or the device is found out later."""
     if precision == "float16" and device == "cpu":
         return (
-            "float16 cannot be trained in on a CPU: its gradients underflow, and the scaler that mends it needs a GPU. "
+            "float16 cannot be trained in on a CPU: its gradients underflow, and loss scaling needs a GPU. "
             "Use precision bfloat16 or float32, or device cuda."
         )
     return None

@@ -1,6 +1,6 @@
 """A W&B sweep config as a spec.
 
-`parameters` name what is varied, by paths as in `vary`. What they vary stands beside them in the same file, under
+`parameters` name what is varied, by paths as in `vary`. What they vary is in the same file, under
 `prunegpt`, as base, trials, tables and so on; or in the spec that `program` names. Of several trials the parameter
 `trial` says which.
 """
@@ -26,9 +26,9 @@ STOP = "wandb_hyperband"  # the early stop that decides as W&B does
 SAMPLERS = {"random": "random", "bayes": "tpe"}  # method -> sampler, where `prunegpt: {sampler: NAME}` says no other
 _BODY = ("name", "title", "base", "trials", "tables", "failures", "launcher", "tracking", "sampler", "seed")
 _KEYS = ("method", "parameters", "program", "prunegpt", "metric", "early_terminate", "run_cap", "name", "description")
-_PASSED_OVER = ("project", "entity", "command", "apiVersion", "kind", "controller")  # say nothing about the trials
+_PASSED_OVER = ("project", "entity", "command", "apiVersion", "kind", "controller")  # do not affect the trials
 _ELSEWHERE = {
-    "scheduler": "a scheduler of W&B's own",
+    "scheduler": "a W&B scheduler",
     "metrics": "several metrics",
     "job": "a W&B Launch job",
     "image_uri": "an image of W&B Launch",
@@ -295,7 +295,7 @@ def _is_number(value: Any) -> bool:
 
 
 def drawn(free: Sequence[Parameter], count: int, seed: int) -> list[dict[str, Any]]:
-    """So many different points, drawn at random; fewer where there are not so many."""
+    """A number of different random points; fewer if there are not enough."""
     source = random.Random(seed)
     found: dict[str, dict[str, Any]] = {}
     for _ in range(20 * count):
@@ -319,7 +319,7 @@ def _groups(trial: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if isinstance(vary, Mapping) and all(isinstance(values, list) for values in vary.values()):
         for values in itertools.islice(itertools.product(*vary.values()), MAX_POINTS):
             point = dict(zip(vary, values, strict=True))
-            with suppress(ValueError):  # a bad template is told when the trial is expanded
+            with suppress(ValueError):  # a bad template is reported when the trial is expanded
                 found.setdefault(trial_name(str(trial.get("name")), point), _fixed(trial, point))
     return found
 

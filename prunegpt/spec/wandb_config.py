@@ -14,7 +14,7 @@ from prunegpt.spec.wandb_parameters import canonical, parameters
 
 SEED = "seeds"  # the parameter of trials that differ in their seed
 _LISTED = 1000  # steps of a range that W&B has no distribution for
-_RANDOM = ("random", "qmc")  # samplers that look at no result
+_RANDOM = ("random", "qmc")  # samplers that use no result
 
 
 def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: str | None = None) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: str |
         config["early_terminate"] = _stop(plan.early_stop)
         if config["metric"]["name"] != plan.early_stop.metric:
             raise _refused(
-                f"W&B gives up runs by the metric it searches by, {config['metric']['name']}, but early_stop.metric is "
+                f"W&B stops runs early by the search's metric, {config['metric']['name']}, but early_stop.metric is "
                 f"{plan.early_stop.metric}. Make them equal."
             )
     return config
@@ -129,7 +129,7 @@ def _search(search: SearchPlan) -> dict[str, Any]:
         raise _refused("W&B searches by one metric without constraints. Remove the others, or use `sweep run`.")
     for path, dimension in spec.space.items():
         if dimension.when:
-            raise _refused(f"W&B has no conditions, but {path} is searched only where another field says so.")
+            raise _refused(f"W&B has no conditions, but {path} is searched only for some values of another field.")
     objective = spec.objectives[0]
     config: dict[str, Any] = {
         "method": "random" if spec.sampler in _RANDOM else "bayes",
@@ -176,7 +176,7 @@ def _stop(stop: EarlyStopSpec) -> dict[str, Any]:
             "eta": options.get("reduction_factor", 3),
         }
     raise _refused(
-        f"W&B gives up runs by hyperband alone, but early_stop is {stop.method}. "
+        f"W&B stops runs early by hyperband only, but early_stop is {stop.method}. "
         f"Use {STOP}, which decides as W&B does, or remove it."
     )
 

@@ -88,7 +88,7 @@ class Parameter:
         return merged(np.arange(spec["min"], high, step).tolist())  # without max, and rounded, as W&B does
 
     def draw(self, share: float) -> Any:
-        """The value below which a share of the probability lies, 0 < share < 1."""
+        """The value below which a share of the probability is, 0 < share < 1."""
         spec = self.spec
         match self.distribution.removeprefix("q_"):
             case "constant":
@@ -145,7 +145,7 @@ def _between(share: float, low: float, high: float) -> float:
 
 
 def _index(share: float, count: int) -> int:
-    """Of so many equally probable ones, from 0."""
+    """An index from 0, uniformly distributed."""
     return min(count - 1, max(math.ceil(share * count) - 1, 0))
 
 
@@ -221,7 +221,7 @@ def _read(spec: Any) -> tuple[str, Mapping[str, Any]]:
     name = spec["distribution"] if "distribution" in spec else _inferred(spec)
     if name in _EXPONENTS:
         raise ParameterError(
-            f"{name} takes exponents as its bounds, which W&B has given up. Write {name}_values, with bounds as values."
+            f"{name} takes exponents as its bounds, which W&B has removed. Write {name}_values, with bounds as values."
         )
     if name not in KEYS:
         raise ParameterError(unknown("distribution", str(name), list(KEYS)))
@@ -274,4 +274,4 @@ def _check_probabilities(values: Sequence[Any], probabilities: Any) -> None:
         isinstance(one, (int, float)) and one >= 0 for one in probabilities
     )
     if not valid or len(probabilities) != len(values) or not math.isclose(sum(probabilities), 1, abs_tol=1e-8):
-        raise ParameterError("probabilities must be one number a value, none below 0, and add up to 1.")
+        raise ParameterError("probabilities must be one number per value, non-negative, and add up to 1.")

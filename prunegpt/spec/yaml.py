@@ -76,7 +76,7 @@ def compose(text: str, what: str) -> Node | None:
 
 
 def _is_hopeless(text: str) -> bool:
-    """Whether a text opens so many brackets, one in another, that a YAML reader would take hours to refuse it."""
+    """Whether brackets are nested so deeply that a YAML reader would take hours to refuse them."""
     depth = 0
     for found in _BRACKETS.finditer(text):
         depth = depth + 1 if found[0] in "[{" else max(depth - 1, 0)
@@ -90,7 +90,7 @@ class _Sizes:
 
     def __init__(self, too_deep: str, many: str) -> None:
         self._too_deep, self._many = too_deep, many
-        self._known: dict[int, tuple[int, int] | None] = {}  # values and levels; None while a node is looked into
+        self._known: dict[int, tuple[int, int] | None] = {}  # values and levels; None while a node is being visited
 
     def of(self, node: Node) -> tuple[int, int]:
         line = node.start_mark.line + 1
@@ -118,7 +118,7 @@ def built(root: Node | None, *, tags: bool = True) -> Any:
         tags: pass over those that are not of YAML itself; otherwise they are refused.
 
     Raises:
-        NotYamlError: a key stands twice, something is merged that is no mapping, or a value is not of its kind.
+        NotYamlError: a duplicate key, something is merged that is no mapping, or a value is not of its kind.
     """
     return None if root is None else _Builder(tags).build(root)
 

@@ -58,7 +58,7 @@ def sparsities_of(
     if missing := sorted(set(views) - set(allotted)):
         raise PruningError(
             f"an allocation must give the sparsity of every pruned tensor, but {name} gives none to {missing[0]}. "
-            f"Mend the package that declares it."
+            f"Fix the package that declares it."
         )
     return allotted
 
@@ -71,7 +71,7 @@ def _outlier_ratios(
     state: State, views: Mapping[str, WeightView], calibration: Tensor | None, *, multiple: float = 5.0
 ) -> dict[int, float]:
     if calibration is None:
-        raise PruningError("outlier ratios are of activations, but there is no calibration text.")
+        raise PruningError("outlier ratios are of activations, but there is no calibration data.")
     ratios: dict[int, float] = {}
     with torch.no_grad(), evaluating(state.model):
         for group in block_statistics(state.model, views, calibration, gram=False, propagate=False):

@@ -180,7 +180,7 @@ def tokenizer(root: Root, model: ModelSpec, inputs: Inputs) -> PreTrainedTokeniz
 
 
 def release(weights: int) -> None:
-    """Gives the memory of a model of so many weights back that is no longer referred to, where that is worth a look."""
+    """Frees the memory of an unreferenced model of that many weights, if it is large."""
     if weights > _MANY or torch.cuda.is_available():
         gc.collect()
     if torch.cuda.is_available():

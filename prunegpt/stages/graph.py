@@ -62,7 +62,7 @@ class Chain:
         return Inputs.of(self.trial, self.root)
 
     def run(self, done: Callable[[StageRecord], None]) -> None:
-        """Runs what is not published; `done` is told each stage with its evaluation, in order.
+        """Runs what is not published; `done` is called with each stage and its evaluation, in order.
 
         Of several processes (see `lm.ranks`) the first looks up, measures and publishes; all of them train.
         """

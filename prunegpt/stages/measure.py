@@ -39,7 +39,7 @@ class Ruler:
         tokenizer: PreTrainedTokenizerBase,
         progress: Callable[[int, int], None] | None = None,
     ) -> tuple[Evaluation, NDArray[np.float64]]:
-        """Measures a model, see `lm.perplexity.evaluate`; `progress` is told how many windows of how many are done."""
+        """Measures a model, see `lm.perplexity.evaluate`; `progress` gets the windows done, and their total."""
         if self._windows is None:
             self._windows = text.evaluation_windows(self.spec, tokenizer, self.inputs)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):

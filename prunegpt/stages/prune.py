@@ -88,7 +88,7 @@ def merged(before: Pruned, masks: Mapping[str, Mask], spec: PruneSpec) -> Pruned
 
 
 def _holds(pattern: str, masks: Mapping[str, Mask], before: Pruned) -> bool:
-    """Whether masks are of a pattern. Single weights that earlier stages pruned may stand beside blocks."""
+    """Whether masks are of a pattern. Single weights that earlier stages pruned may occur next to blocks."""
     shape = parse_pattern(pattern)
     if not before.masks or not isinstance(shape, Block):
         return True  # the ledger looks, and a mask that is not of its pattern is an error

@@ -21,7 +21,7 @@ def load(plan: StagePlan, state: State, setting: Setting) -> Result:
 
 
 def pretrain(plan: StagePlan, state: State, setting: Setting) -> Result:
-    """The built-in model, trained on its own text: the same bits on the same machine, whoever asks."""
+    """The built-in model, trained on its own text: the same bits on the same machine."""
     assert plan.data is not None
     state.tokenizer = cache.tokenizer(setting.root, plan.model, setting.inputs)
     recipe = BUILTIN_MODELS[plan.model.source].pretraining

@@ -31,7 +31,7 @@ def objective_for(plan: StagePlan, state: State, setting: Setting, blocks: Block
     config, key = plan.distill, plan.teacher
     assert config is not None
     assert key is not None
-    refuse(distill_problems(config, Shape(), Shape()))  # the teacher's blocks and tokens are looked at where it is run
+    refuse(distill_problems(config, Shape(), Shape()))  # the teacher's layers and tokens are checked where it is run
     loss: DistillationLoss = DISTILLATION_LOSSES.load(config.loss)
 
     def load() -> Teacher:

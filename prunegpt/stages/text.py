@@ -1,4 +1,4 @@
-"""From a spec's text to token blocks, evaluation windows and calibration windows."""
+"""From a spec's dataset to training sequences, evaluation windows and calibration windows."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def evaluation_windows(evaluate: EvaluateSpec, tokenizer: PreTrainedTokenizerBas
 
 
 def calibration(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase, inputs: Inputs) -> Tensor:
-    """Windows that activation-aware methods look at, int64 [windows, length]; all fields are filled in by the plan."""
+    """Calibration windows, int64 [windows, length]; all fields are filled in by the plan."""
     assert spec.data is not None
     assert spec.split is not None
     assert spec.length is not None

@@ -111,7 +111,7 @@ def resolve(
     Args:
         blocks: how many there are to train on.
         held: the masks of earlier stages that stay closed.
-        windows: calibration tokens, [windows, length], for an allocation that looks at activations.
+        windows: calibration tokens, [windows, length], for an allocation that uses activations.
 
     Raises:
         PruneGPTError: the stage cannot do what its config says.
@@ -166,7 +166,7 @@ def _pruner(job: GradualJob, enforcer: Enforcer, state: State, windows: Tensor |
 
     def statistics(seed: int) -> Iterator[dict[str, Evidence]]:
         if windows is None:
-            raise PruningError(f"{job.method} looks at calibration text, but there is none. Set data.")
+            raise PruningError(f"{job.method} needs calibration data, but there is none. Set data.")
         views = {name: enforcer.views[name] for name in job.sparsities}
         with evaluating(state.model):
             yield from evidence(state.model, views, windows, needs=needs, propagate=False, seed=seed)

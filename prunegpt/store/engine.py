@@ -22,7 +22,7 @@ _HINT = (
     "damaged one again from the trials."
 )
 _HINTS = {
-    sqlite3.SQLITE_FULL: "Free some space on its disk and give the same command again: it goes on where it was.",
+    sqlite3.SQLITE_FULL: "Free some space on its disk and run the same command again to resume.",
     sqlite3.SQLITE_BUSY: f"Another process has held it for {_BUSY:g} s: end that one, or wait, and try again.",
 }
 
@@ -62,13 +62,13 @@ def writer(engine: Engine) -> Engine:
 
 
 def frozen(engine: Engine) -> bool:
-    """Whether a database can only be looked at, because nothing can be written where it lies."""
+    """Whether a database is read-only, because nothing can be written next to it."""
     return bool(engine.get_execution_options().get(_FROZEN, False))
 
 
 @contextmanager
 def told(engine: Engine, done: str = "used") -> Iterator[None]:
-    """Turns what a database says of its disk, its file or its other users into an error with a way out.
+    """Turns what a database says of its disk, its file or its other users into an error with a hint.
 
     Raises:
         StoreError: the database cannot be used just now, or at all.
@@ -111,8 +111,8 @@ def _sqlite(url: URL, create: bool) -> Engine:
         engine = create_engine(url, connect_args={"timeout": _BUSY})
     elif create:
         raise StoreError(
-            f"a root must be writable for what you want, but {file.parent} is read-only here. "
-            f"Use another --root, copy this one, or ask for the right to write there; looking works without."
+            f"a root must be writable for this command, but {file.parent} is read-only here. "
+            f"Use another --root, copy this one, or get write permission; reading works."
         )
     else:
         engine = _for_looking(url, file)
@@ -130,8 +130,8 @@ def _sqlite(url: URL, create: bool) -> Engine:
         writes = connection.get_execution_options().get(_WRITES, False)
         if writes and frozen(engine):
             raise StoreError(
-                f"the database must be writable for what you want, but {file.parent} is read-only here. "
-                f"Copy the folder to where it can be written, or ask for the right to write there."
+                f"the database must be writable for this command, but {file.parent} is read-only here. "
+                f"Copy the folder to where it can be written, or get write permission."
             )
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -142,7 +142,7 @@ def _choose_journal(connection: Any) -> None:
     """Written ahead, so that readers and the writer do not wait for each other; where that cannot be, a rollback file.
 
     It takes memory that processes share, which network file systems do not have. SQLite then makes a new database the
-    other way by itself, but must be told to with one that comes from elsewhere.
+    other way by itself, but needs a flag for one that comes from elsewhere.
     """
     try:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -159,8 +159,8 @@ def _choose_journal(connection: Any) -> None:
 def _for_looking(url: URL, file: Path) -> Engine:
     """An engine for a file in a folder that cannot be written.
 
-    SQLite wants to make files beside a database with a write-ahead log even to read it, unless it is told that nobody
-    writes. Somebody elsewhere may, so how to open it is decided anew for each look, and no connection is kept.
+    SQLite wants to make files beside a database with a write-ahead log even to read it, unless it knows that nobody
+    writes. Somebody elsewhere may, so how to open it is decided for each read, and no connection is kept.
     """
     log, shared = (file.with_name(file.name + ending) for ending in ("-wal", "-shm"))
 
@@ -169,8 +169,8 @@ def _for_looking(url: URL, file: Path) -> Engine:
         if filled and not shared.exists():
             raise StoreError(
                 f"a database can be read where nothing can be written once its write-ahead log is merged, but "
-                f"{log} is not: whoever wrote it was killed, or the folder was copied meanwhile. "
-                f"Copy the folder to where it can be written, and look there."
+                f"{log} is not: its writer was killed, or the folder was copied meanwhile. "
+                f"Copy the folder to where it can be written, and open it there."
             )
         how = "mode=ro" if filled else "immutable=1"
         return sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, timeout=_BUSY, check_same_thread=False)

@@ -38,7 +38,7 @@ def prepare(engine: Engine, revisions: Sequence[str] = REVISIONS, versions: Sequ
     if frozen(engine):
         raise StoreError(
             f"a database must have the schema {revisions[-1]} to be read, but {engine.url.database} has {found}, and "
-            f"is read-only here. Copy its folder to where it can be written, and look there: it is updated by itself."
+            f"is read-only here. Copy its folder to where it can be written, and open it there to upgrade it."
         )
     with writer(engine).begin() as connection:
         if connection.dialect.name == "postgresql":

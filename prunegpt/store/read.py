@@ -289,7 +289,7 @@ def points(
 ) -> list[Point]:
     """The curves of a trial, or the one of that name or stage, by stage, name and step.
 
-    A stage has one set of curves, whoever computed it: those of a stage that this trial found published are there too.
+    A stage has one set of curves, whichever trial computed it: those of cached stages are included.
     Where attempts overlap at a step, the later one counts.
     """
     values = (point.c.step, point.c.epoch, point.c.value, point.c.time, point.c.tokens)
@@ -363,7 +363,7 @@ def plan_of(written: str, sweep_name: str, name: str) -> TrialPlan:
     except ValueError as error:
         raise StoreError(
             f"the plan of {sweep_name}/{name} cannot be read by this version: {error}. "
-            f"Run its spec again (`prunegpt sweep run SPEC`), which plans it anew."
+            f"Run its spec again (`prunegpt sweep run SPEC`), which plans it again."
         ) from error
 
 

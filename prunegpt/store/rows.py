@@ -60,7 +60,7 @@ class Replaced:
 
 @dataclass(frozen=True)
 class StartedAttempt:
-    """A new attempt and where it shall lie."""
+    """A new attempt and its folder."""
 
     id: int
     number: int

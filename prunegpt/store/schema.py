@@ -1,4 +1,4 @@
-"""The tables. JSON lies in text columns: it is read whole, and text is what both databases give back fastest."""
+"""The tables. JSON is in text columns: it is read whole, and text is what both databases give back fastest."""
 
 from sqlalchemy import (
     BigInteger,

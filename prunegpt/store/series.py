@@ -26,7 +26,7 @@ class Series:
 
 
 def series(connection: Connection, trial_id: int, wanted: Callable[[int, str], bool]) -> list[Series]:
-    """The curves of a trial that are wanted, by stage and name, whoever computed their stages.
+    """Selected curves of a trial, by stage and name, whichever trial computed the stages.
 
     Where attempts overlap at a step, the later one counts.
 

@@ -108,7 +108,7 @@ class Store:
         """Stores points of an attempt, all or none; one at the same stage, step and name is replaced.
 
         Args:
-            offset: bytes of points.jsonl that are stored with these, for whoever goes on after a crash.
+            offset: bytes of points.jsonl that are stored with these, for resuming after a crash.
         """
         known = dict(self._curves.get(attempt_id, {}))
         with told(self._engine), self._writer.begin() as connection:
@@ -122,7 +122,7 @@ class Store:
     def sole_writer(self) -> Iterator[bool]:
         """Whether this process may coordinate; on PostgreSQL one a database may, while the block lasts.
 
-        On SQLite the lock of the root says so, and this is always true.
+        On SQLite the lock of the root guarantees that, and this is always true.
         """
         if self._engine.dialect.name != "postgresql":
             yield True

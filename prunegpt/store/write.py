@@ -27,7 +27,7 @@ def save_sweep(connection: Connection, plan: "SweepPlan") -> list[SavedTrial]:
     """Writes a plan over what is known of its sweep; gives its trials, in the plan's order.
 
     Trials gone from the spec keep their rows and are no longer shown; what a search of the plan has suggested stays
-    shown. A trial keeps its state where its key and evaluation key are unchanged, and waits again where they are not.
+    shown. A trial keeps its state where its key and evaluation key are unchanged, and is requeued otherwise.
     Teachers of another sweep are saved as trials of that one; where it has the trial with another configuration, that
     stays and the teacher gets a name of its own.
     """
@@ -128,9 +128,9 @@ def _placed(connection: Connection, one: "TrialPlan", own: str) -> "TrialPlan":
 
 
 def retry(connection: Connection, name: str, trials: Sequence[str]) -> list[str]:
-    """Lets trials of a sweep wait again that failed, diverged or were stopped; gives their names.
+    """Requeues trials of a sweep that failed, diverged or were stopped; returns their names.
 
-    Runs of W&B's are left alone: nobody here can run them.
+    W&B runs are left alone: nobody here can run them.
     """
     ended = ("failed", "diverged", "stopped")
     sweep_id = select(sweep.c.id).where(sweep.c.name == name).scalar_subquery()
@@ -158,12 +158,12 @@ def set_note(connection: Connection, trial_id: int, text: str) -> None:
 
 
 def let_wait(connection: Connection, trial_id: int) -> None:
-    """Lets a trial wait again, however it ended."""
+    """Requeues a trial, however it ended."""
     connection.execute(update(trial).where(trial.c.id == trial_id).values(state="waiting"))
 
 
 def correct_stages(connection: Connection, trial_id: int, stages: Iterable[StageRecord]) -> None:
-    """Writes over what a trial's attempts are said to have come through."""
+    """Overwrites the recorded stages of a trial's attempts."""
     mine = select(attempt.c.id).where(attempt.c.trial_id == trial_id)
     for record in stages:
         same = attempt_stage.c.attempt_id.in_(mine) & (attempt_stage.c.position == record.index)
@@ -207,7 +207,7 @@ def conclude(
 ) -> None:
     """Ends a trial that no worker ran: all of it was published already, or it can never start.
 
-    It is kept as an attempt without a folder, so that what the trial came to lies where it always lies.
+    It is kept as an attempt without a folder, so that the trial's result is at its usual path.
     """
     last = connection.execute(select(func.max(attempt.c.number)).where(attempt.c.trial_id == trial_id)).scalar() or 0
     now = time.time()
@@ -256,7 +256,7 @@ def add_points(
 def record_stage(connection: Connection, record: StageRecord, attempt_id: int) -> None:
     """Notes that an attempt came through a stage; `record.cached` says whether somebody else computed it.
 
-    Telling it twice changes nothing; what is told last counts.
+    Idempotent; the last call counts.
     """
     values = {"key": record.key, "cached": record.cached, "record": record.model_dump_json()}
     connection.execute(
@@ -295,7 +295,7 @@ def finish_attempt(
     retried: bool = False,
 ) -> None:
     """Stores how an attempt ended. The trial keeps its own state where its configuration has changed since the attempt
-    began, or a later attempt has gone on with it: one that was taken for dead may come back.
+    began, or a later attempt has resumed it: one that was taken for dead may come back.
 
     Args:
         state: the trial's state from now on, where it is not the attempt's: `waiting` when it shall run again.

@@ -1,1 +1,1 @@
-"""Running a sweep: `board` says which trial may start, `coordinator` starts them and stores what comes of them."""
+"""Running a sweep: `board` says which trial may start, `coordinator` starts them and stores the results."""

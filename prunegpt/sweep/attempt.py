@@ -46,11 +46,11 @@ class Attempt:
     clock: Callable[[], float] = time.monotonic  # seconds that only grow
     _latest: dict[str, float | None] = field(default_factory=dict)
     _stage: int = -1
-    _heard: float | None = None  # when it spoke last, or was first looked at
+    _heard: float | None = None  # its last heartbeat, or its first poll
     _longest: float = 0.0  # seconds that it has been silent for between two points
 
     def patience(self, least: float) -> float:
-        """Seconds that it gets for a checkpoint: at least so many, and enough for two of its longest steps so far.
+        """Seconds that it gets for a checkpoint: at least this many, and enough for two of its longest steps so far.
 
         A checkpoint is written between two steps; a kill in mid-step would cost all since the last one. Of an attempt
         that is in its first step, no more is known than how long that has taken by now.
@@ -74,7 +74,7 @@ class Attempt:
         return points
 
     def progress(self, points: list[Point]) -> Progress | None:
-        """What to tell of new points."""
+        """What to report about new points."""
         known = [point for point in points if 0 <= point.stage < len(self.trial.stages)]
         if not known:
             return None

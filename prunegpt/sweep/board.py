@@ -59,7 +59,7 @@ class Published:
         return self._root.is_measured(unit.stage, unit.evaluation)
 
     def since(self, count: int) -> list[Unit]:
-        """What was found published after the first so many units were."""
+        """What was found published after the first N units were."""
         return list(islice(self._seen, count, None)) if count < len(self._seen) else []
 
 
@@ -239,7 +239,7 @@ class Board:
         self.running.pop(name, None)
 
     def requeue(self, trial: TrialPlan) -> None:
-        """It ran, and waits again, at its old place."""
+        """It ran, and is requeued at its old place."""
         self.current(name_of(trial), look=True)
         self.waiting[name_of(trial)] = self.running.pop(name_of(trial))
         self._sort()

@@ -41,4 +41,4 @@ def changes(before: TrialResult, now: TrialPlan) -> list[str]:
         found.append(f"the spec has another {', '.join(differs)}")
     decided = (("seed", plan.seed, now.seed), ("precision", plan.precision, now.precision))
     found += [f"{name} {old} is now {new}" for name, old, new in decided if old != new]
-    return found or ["a teacher, a hub model or dataset, or the format of PruneGPT's stages has changed"]
+    return found or ["a teacher, a hub model or dataset, or PruneGPT's stage format has changed"]

@@ -1,4 +1,4 @@
-"""Wishes of other processes: files below ROOT/control, which whoever coordinates the root takes away and does."""
+"""Requests of other processes: files below ROOT/control, which the root's coordinator takes and handles."""
 
 import time
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from prunegpt.errors import LaunchError
 from prunegpt.root import Root, read_json, write_json
 from prunegpt.sweep.lock import coordinator
 
-_UNHEARD = 30.0  # seconds after which a wish that nobody has taken is one that nobody will
-_LOOK = 0.1  # seconds between looks at who coordinates
+_UNHEARD = 30.0  # seconds after which a request that nobody has taken counts as unanswered
+_LOOK = 0.1  # seconds between checks of who coordinates
 
 Kind = Literal["stop", "kill", "stop-trial", "retry"]
 
 
 @dataclass(frozen=True)
 class Action:
-    """A wish.
+    """A request.
 
     Args:
         kind: `stop`: running stages write a checkpoint and the sweep ends; `kill`: at once; `stop-trial`: one trial is
-            given up; `retry`: a trial that failed, diverged or was stopped waits again.
+            abandoned; `retry`: a trial that failed, diverged or was stopped is requeued.
         sweep: the sweep it is for.
         trial: its name in the sweep, for `stop-trial` and `retry`.
     """
@@ -35,7 +35,7 @@ class Action:
 
 
 def request(root: Root, action: Action) -> Path:
-    """Leaves a wish for the coordinator of a root; gives its file, which is gone once the coordinator has taken it.
+    """Leaves a request for the coordinator of a root; gives its file, which is gone once the coordinator has taken it.
 
     Raises:
         LaunchError: nobody coordinates the root, or another sweep than the one that is meant runs.
@@ -43,12 +43,12 @@ def request(root: Root, action: Action) -> Path:
     running = coordinator(root)
     if running is None:
         raise LaunchError(
-            f"only a running sweep can be told to {action.kind}, but nothing runs under {root.path}. "
+            f"`{action.kind}` needs a running sweep, but nothing runs under {root.path}. "
             f"`prunegpt sweep status` says what there is."
         )
     if action.kind != "retry" and running.sweep not in ("", action.sweep):
         raise LaunchError(
-            f"only a running sweep can be told to {action.kind}, but the sweep that runs under {root.path} is "
+            f"`{action.kind}` needs a running sweep, but the sweep that runs under {root.path} is "
             f"{running.sweep!r}, not {action.sweep!r}."
         )
     file = _folder(root) / f"{time.time_ns():020d}-{uuid4().hex}.json"
@@ -60,7 +60,7 @@ def wait_for_end(root: Root, wish: Path, *, clock: Callable[[], float] = time.mo
     """Waits until nobody coordinates a root, having been asked to end.
 
     Raises:
-        LaunchError: whoever does has not even taken the wish, which is withdrawn.
+        LaunchError: the coordinator has not taken the request, which is withdrawn.
     """
     begun = clock()
     while (holder := coordinator(root)) is not None:
@@ -69,13 +69,13 @@ def wait_for_end(root: Root, wish: Path, *, clock: Callable[[], float] = time.mo
             raise LaunchError(
                 f"a coordinator takes what it is asked within a second, but process {holder.pid} on {holder.host} has "
                 f"not within {_UNHEARD:g} s: it hangs, or is stopped itself. End it there with `kill -9 {holder.pid}`; "
-                f"`prunegpt sweep resume {holder.sweep}` then goes on from the last checkpoints."
+                f"`prunegpt sweep resume {holder.sweep}` then resumes from the last checkpoints."
             )
         time.sleep(look)
 
 
 def take(root: Root) -> list[Action]:
-    """The wishes there are, oldest first; they are gone afterwards."""
+    """Takes the pending requests, oldest first."""
     with suppress(FileNotFoundError):
         files = sorted(path for path in _folder(root).iterdir() if path.suffix == ".json")
         return [action for action in map(_take, files) if action is not None]
@@ -83,7 +83,7 @@ def take(root: Root) -> list[Action]:
 
 
 def _take(file: Path) -> Action | None:
-    """One wish; None where another process took it, or it is none that we know."""
+    """One request; None if another process took it or its kind is unknown."""
     try:
         found = read_json(file)
         file.unlink()

@@ -1,7 +1,7 @@
-"""Runs a sweep: expands nothing itself, starts what may start, follows what runs, stores what comes of it.
+"""Runs a sweep: expands nothing itself, starts what may start, follows what runs, stores the results.
 
 One process coordinates a root and is the only one that writes its database. It may be killed at any instant: what is
-on disk and in the store says all, and the next run goes on from there.
+on disk and in the store is complete, and the next run resumes from there.
 """
 
 import errno
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from prunegpt.sweep.search.open import Searches
 
 _POLL = 0.05  # seconds between questions to the launcher
-_FOLLOW = 0.5  # seconds between looks at the files of running attempts
+_FOLLOW = 0.5  # seconds between polls of the files of running attempts
 _GRACE = 120.0  # seconds that running attempts get for a checkpoint when they are asked to stop
 
 
@@ -57,13 +57,13 @@ def run_sweep(
     """Runs every trial of a plan that is not finished yet, until one has reached the plan's target.
 
     SIGINT, SIGTERM or SIGHUP: nothing more is started, and running attempts are asked to write a checkpoint and end; a
-    second Ctrl-C kills them, see `Interrupt`. Either way the next run goes on. The launcher is closed at the end.
+    second Ctrl-C kills them, see `Interrupt`. Either way the next run resumes. The launcher is closed at the end.
 
     What the launcher refuses is tried again or fails the trial that it was asked for; the others live.
 
     Args:
         only: a glob; trials whose name matches, and those that their teachers need.
-        on_event: is told what happens, from this thread.
+        on_event: called with every event, from this thread.
         interrupt: asks to stop from elsewhere, beside the signals and `sweep.control`.
         grace: seconds for a checkpoint before attempts that were asked to stop are killed; one whose steps take long
             gets more, see `Attempt.patience`.
@@ -86,7 +86,7 @@ def run_sweep(
             )
         try:
             lost = recover(root, store)
-            take(root)  # wishes that an earlier coordinator did not live to hear
+            take(root)  # requests that an earlier coordinator did not live to handle
             outdated, replaced = store.outdated(plan), store.replaced(plan)
             planned = {trial.name: trial for trial in plan.trials if trial.sweep == plan.name}
             because = reasons(store, plan.name, outdated, planned)
@@ -104,7 +104,7 @@ def run_sweep(
                 raise
             raise LaunchError(
                 f"running a sweep needs room on the disk of {root.path}, but there is none left. "
-                f"Free some and run the sweep again: it goes on where it was."
+                f"Free some space and run the sweep again to resume."
             ) from error
         finally:
             patient.close()
@@ -196,7 +196,7 @@ class _Run:
     # -- what runs ---------------------------------------------------------------------------------------------
 
     def _follow(self, attempt: Attempt) -> bool:
-        """Stores new points and tells what was published; whether anything was."""
+        """Stores new points and reports what was published; returns whether anything was."""
         points = attempt.store_points(self.store)
         if points:
             progress = attempt.progress(points)
@@ -278,7 +278,7 @@ class _Run:
             self.launcher.cancel(attempt, kill=kill)
         self.ledger.on_event(Stopping(tuple(self.attempts), kill))
 
-    # -- wishes from elsewhere ---------------------------------------------------------------------------------
+    # -- requests of other processes ---------------------------------------------------------------------------------
 
     def _do(self, action: Action) -> bool:
         """Does what another process asked for; whether something may start now."""

@@ -59,7 +59,7 @@ class Dispatcher:
         try:
             record = published_record(self.root, attempt.trial, index, cached=index < attempt.cached)
         except (OSError, ValueError):
-            return None  # not there yet, or not as it should be: the attempt's own record will tell
+            return None  # not there yet, or not as it should be: the attempt's own record will show it
         self.store.record_stage(record, attempt.id)
         return record
 
@@ -79,7 +79,7 @@ class Dispatcher:
             return True
         message = (
             "it needs a teacher that only trials which wait for it in turn could still publish. "
-            "Mend the trials that failed, or distil one of them from something else."
+            "Fix the failed trials, or distil one of them from something else."
         )
         for trial in list(self.board.waiting.values()):
             self.end(trial, "dependency", message)
@@ -135,5 +135,5 @@ class Dispatcher:
         why = f": {self.ledger.why[name]}" if self.ledger.why.get(name) else ""
         return (
             f"it needs the model of {name} as its teacher, but that trial is {self.ledger.states[name]}{why} "
-            f"Mend that one and run the sweep again."
+            f"Fix that one and run the sweep again."
         )

@@ -1,6 +1,6 @@
 """Gives up trials that do badly, by Optuna's rules, on equal tokens.
 
-The curve of one metric is cut into buckets of so many tokens that the trial was trained on over its whole chain. A
+The curve of one metric is cut into buckets by the tokens that the trial was trained on over its whole chain. A
 bucket's value is the latest of the curve at or before the bucket's end, and its number is the step at which the rule
 compares trials. The comparison has a study of its own with one objective, so that it works for listed trials, for
 grids, and for searches with several objectives, where Optuna's own refuses. Trials whose metric is measured in
@@ -25,7 +25,7 @@ from prunegpt.sweep.tokens import TokenClock
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-_PARTS = 20  # of a trial's training, where the spec does not say how often trials are compared
+_PARTS = 20  # of a trial's training, by default, trials are compared that often
 _ENDS = "sparsity"  # every stage ends with a point of this curve
 
 
@@ -48,8 +48,8 @@ class CurveStopper:
 
     Args:
         spec: the rule.
-        needed: stage keys that other trials wait for; a trial is not given up before it has published those.
-        sweep: trials of other sweeps, and teachers that the spec does not list, are not given up.
+        needed: stage keys that other trials wait for; a trial is not stopped early before it has published those.
+        sweep: trials of other sweeps, and teachers that the spec does not list, are not stopped early.
         store: knows the points of stages that a trial finds published.
         history: gives the trials of earlier runs; asked at the first point or end, when the coordinator has put in
             order what it found.
@@ -63,7 +63,7 @@ class CurveStopper:
         store: Store | None = None,
         history: Callable[[], Sequence[TrialResult]] | None = None,
     ) -> None:
-        early_stop_of(spec)  # what is wrong with the rule is told now
+        early_stop_of(spec)  # a wrong rule is an error now
         self.spec = spec
         self.every = spec.every
         self._sweep = sweep
@@ -74,7 +74,7 @@ class CurveStopper:
         self._studies: dict[tuple[str, ...], Study] = {}  # of trials whose curves can be compared
 
     def observe(self, trial: TrialPlan, points: Sequence[Point]) -> str | None:
-        """Takes new points of a running trial, in order; why it should be given up now, or None."""
+        """Takes new points of a running trial, in order; why it should be stopped early now, or None."""
         if not points:
             return None
         self._begin(trial, points[0].time)
@@ -92,7 +92,7 @@ class CurveStopper:
         return None
 
     def end(self, trial: TrialPlan, state: str) -> None:
-        """A trial has ended in this state; one that waits again goes on later."""
+        """A trial has ended in this state; one that is requeued resumes later."""
         from optuna.trial import TrialState
 
         if state in ("waiting", "running"):
@@ -114,7 +114,7 @@ class CurveStopper:
         """Takes the history of trials, in the order in which it happened; once.
 
         Args:
-            now: the trial that is spoken of at this moment; what comes of it from `until` on is told elsewhere.
+            now: the trial that is spoken of at this moment; its results from `until` on come from elsewhere.
             until: seconds since the epoch.
         """
         if self._history is None:
@@ -200,7 +200,7 @@ class CurveStopper:
                 bad = curve.trial.should_prune()
             if bad and reason is None:
                 reason = (
-                    f"{self.spec.method} gave it up: {self.spec.metric} was {curve.latest:.5g} after "
+                    f"stopped early by {self.spec.method}: {self.spec.metric} was {curve.latest:.5g} after "
                     f"{curve.closed * (self.every or 0):,} tokens, worse than the others at the same number of tokens."
                 )
         return reason

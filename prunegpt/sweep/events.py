@@ -1,4 +1,4 @@
-"""What a running sweep tells whoever watches. Trials are named SWEEP/TRIAL."""
+"""The events of a running sweep. Trials are named SWEEP/TRIAL."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -53,13 +53,13 @@ class StagePublished:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a running attempt is, told when it has written new points."""
+    """How far a running attempt is, sent when it has written new points."""
 
     trial: str
     index: int  # position of the stage in the chain
     kind: str
     step: int
-    total: int | None  # optimizer steps of the stage, where the attempt says so
+    total: int | None  # optimizer steps of the stage, if the attempt reports it
     epoch: float
     tokens: int  # trained on so far in this stage
     loss: float | None
@@ -92,7 +92,7 @@ class TrialFailed:
 
 @dataclass(frozen=True)
 class Stopping:
-    """Somebody asked to stop: running trials get time to write a checkpoint, or with `kill` none."""
+    """A stop was requested: running trials get time to write a checkpoint, or with `kill` none."""
 
     running: tuple[str, ...]
     kill: bool

@@ -20,7 +20,7 @@ _WORDS_OF_NO_MEMORY = ("MemoryError", "out of memory", "oom-kill", "Cannot alloc
 class Ending:
     """An end that the coordinator has asked an attempt for."""
 
-    reason: str  # early-stop, time-limit, lost, or `stopped` for a person's wish
+    reason: str  # early-stop, time-limit, lost, or `stopped` at a user's request
     message: str
     state: Literal["stopped", "failed"]
 
@@ -130,7 +130,7 @@ def unrecorded(exited: Exited | None, log: str) -> tuple[str, str]:
     if exited.reason in ("time-limit", NO_MEMORY):
         return exited.reason, "its scheduler ended it for that, and it left no record. The end of its log is kept."
     if any(words in log for words in _WORDS_OF_NO_MEMORY):
-        return NO_MEMORY, "its process ended for want of memory and left no record. The end of its log is kept."
+        return NO_MEMORY, "its process ran out of memory and left no record. The end of its log is kept."
     if exited.signal is not None:
         name = signal.Signals(exited.signal).name if exited.signal in set(signal.Signals) else ""
         hint = " That is often the kernel, short of memory." if exited.signal == signal.SIGKILL else ""

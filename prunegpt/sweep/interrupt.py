@@ -1,4 +1,4 @@
-"""Being asked to stop, which tears nothing: requests are counted, and the coordinator looks at the count."""
+"""Graceful stopping: stop requests are counted, and the coordinator polls the count."""
 
 import signal
 import time
@@ -11,7 +11,7 @@ _APART = 1.0  # seconds between two Ctrl-C that a person means as two
 
 
 class Interrupt:
-    """How urgently somebody asked to stop: 1 lets running trials write a checkpoint, 2 does not wait for them.
+    """How urgently a stop was requested: 1 lets running trials write a checkpoint, 2 does not wait for them.
 
     SIGTERM and SIGHUP are 1 however often they come: `timeout`, Slurm, systemd and docker send them to a process and
     to its group, and again when they please. So is Ctrl-C, until a person presses it again well after the first time.

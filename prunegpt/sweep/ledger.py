@@ -1,4 +1,4 @@
-"""What has become of each trial in one run of a sweep: stored, counted, and told to whoever wants to know."""
+"""The state of each trial in one run of a sweep: stored, counted, and reported as events."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -71,7 +71,7 @@ class Ledger:
             self._compare(result)
 
     def suggested(self, trial: TrialPlan) -> bool:
-        """Saves a suggested trial; whether it is to be run. One that is settled already is told at once."""
+        """Saves a suggested trial; whether it is to be run. One that is finished already is reported at once."""
         saved = self.store.add_trial(trial)
         name = name_of(trial)
         self.plans[name], self.ids[name], self.states[name] = trial, saved.id, saved.state

@@ -59,8 +59,8 @@ def look(root: Root, store: Store, name: str | None = None, *, ends: int = 6) ->
     """What there is to see now.
 
     Args:
-        name: one sweep; all where not given.
-        ends: how many attempts that have ended are told.
+        name: one sweep; default all.
+        ends: how many ended attempts are listed.
 
     Raises:
         StoreError: there is no such sweep.
@@ -131,7 +131,7 @@ def _total(plan: StagePlan, values: Mapping[str, LastPoint]) -> int | None:
 
 
 def _eta(values: Mapping[str, LastPoint], newest: LastPoint | None, total: int | None) -> float | None:
-    begun = values.get(TOTAL_STEPS)  # told once, when training begins or goes on
+    begun = values.get(TOTAL_STEPS)  # reported once, when training begins or resumes
     if begun is None or newest is None or total is None or newest.tokens <= begun.tokens:
         return None
     pace = (newest.time - begun.time) / (newest.tokens - begun.tokens)

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root, read_json, write_json
 
-_PATIENCE = 0.5  # seconds that the lock is tried for: whoever asks who coordinates holds it for an instant
+_PATIENCE = 0.5  # seconds that the lock is tried for: a query for the coordinator holds it for an instant
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
@@ -34,7 +34,7 @@ def coordinating(root: Root, sweep: str = "") -> Iterator[None]:
     """Holds the right to start trials under a root and to write its database.
 
     Args:
-        sweep: what others are told that runs.
+        sweep: the sweep that is shown to others as running.
 
     Raises:
         LaunchError: another process has it; its id and host are named.

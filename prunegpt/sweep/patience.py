@@ -17,7 +17,7 @@ from prunegpt.sweep.board import name_of
 from prunegpt.sweep.events import Call, LauncherTrouble
 
 _FIRST, _LONGEST = 1.0, 60.0  # seconds between tries: doubled after each
-_TRIES = 8  # polls in a row that fail for good before the attempt is given up; about two minutes
+_TRIES = 8  # polls in a row that fail for good before the attempt is abandoned; about two minutes
 _TRIES_KILLED = 3  # that fail in any way, of an attempt that was killed
 
 
@@ -43,10 +43,10 @@ class PatientLauncher:
 
     A submission that is refused for now (see `launch.refusal`) is made again by `poll`, less and less often; any other
     refusal is the attempt's end, with the launcher's words. A poll or a cancel that fails is made again likewise; an
-    attempt whose polls go on failing for good is killed and given up.
+    attempt whose polls keep failing permanently is killed and abandoned.
 
     Args:
-        tell: hears of every refusal that is new.
+        report: called with every new refusal.
         clock: seconds that only grow.
     """
 
@@ -62,7 +62,7 @@ class PatientLauncher:
     @property
     def slots(self) -> int:
         """How many attempts the launcher takes, by its last answer."""
-        with suppress(Exception):  # it says so again when it can
+        with suppress(Exception):  # it reports it again when it can
             self._slots = self._launcher.slots
         return self._slots
 

@@ -1,4 +1,4 @@
-"""What an earlier coordinator or agent left behind: attempts that still stand as running, though nobody runs them."""
+"""What an earlier coordinator or agent left behind: attempts that are marked as running, but do not run."""
 
 import os
 import socket
@@ -24,9 +24,9 @@ def recover(root: Root, store: Store) -> list[str]:
     Ray's actors, which are not detached.
 
     An attempt that left its record.json counts as what the record says, and its points are stored. Any other is failed
-    with the reason `lost`, and its trial waits again; stages that it published count as computed by it. So is one
-    whose files cannot be read: none keeps the others from being closed. Runs of somebody else's that are only looked
-    at, and still speak, are left alone.
+    with the reason `lost`, and its trial is requeued; stages that it published count as computed by it. So is one
+    whose files cannot be read: none keeps the others from being closed. Foreign runs that still send heartbeats
+    are left alone.
 
     Raises:
         LaunchError: jobs of the earlier coordinator may still run.
@@ -58,7 +58,7 @@ def mark_outside(folder: Path) -> None:
 def is_outside(folder: Path, silent: float = _SILENT) -> bool:
     """Whether an attempt is a run that no coordinator here has started, and that still lives.
 
-    It has to have spoken within so many seconds, by the clock of the file system; and its process must be there, where
+    It must have a recent heartbeat, by the clock of the file system; and its process must be there, where
     it is one of this machine.
     """
     try:
@@ -130,7 +130,7 @@ def _lost(row: AttemptRow, error: str) -> AttemptRecord:
 
 
 def _credit(root: Root, store: Store, row: AttemptRow, plan: TrialPlan) -> None:
-    """Stages that appeared while it ran, and that the store has not heard of, are its work: nobody else ran them."""
+    """Stages that appeared while it ran, and that are not in the store yet, are its work: nobody else ran them."""
     known = {stage.key for stage in store.stages()}
     begun = (root.path / row.folder / "trial.json").stat().st_mtime  # by the clock that stamps the stages, too
     for index, key in enumerate(row.chain):
@@ -140,4 +140,4 @@ def _credit(root: Root, store: Store, row: AttemptRow, plan: TrialPlan) -> None:
         try:
             store.record_stage(published_record(root, plan, index, cached=False), row.id)
         except (OSError, ValueError):
-            continue  # whoever needs the stage will say what is wrong with it
+            continue  # the trial that needs the stage will report what is wrong with it

@@ -40,7 +40,7 @@ class Removal:
         return cls(name, held.trials, held.attempts, tuple(own), size)
 
     def remove(self, root: Root, store: Store) -> None:
-        """Rows first: whoever is interrupted leaves folders that nothing names, not rows whose folders are gone.
+        """Rows first: an interruption leaves folders that nothing names, not rows whose folders are gone.
 
         Raises:
             LaunchError: agents have begun to run trials of it.

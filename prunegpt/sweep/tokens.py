@@ -1,4 +1,4 @@
-"""The clock that trials are compared on: tokens trained on, over all stages of a chain, whoever computed them."""
+"""The clock that trials are compared on: training tokens over all stages of a chain, cached ones included."""
 
 from prunegpt.records import Point
 from prunegpt.spec.plan import TrialPlan

@@ -1,4 +1,4 @@
-"""Attempts that give no sign of life, and attempts that run too long."""
+"""Attempts without a heartbeat, and attempts that run too long."""
 
 import math
 import time
@@ -69,7 +69,7 @@ class Watchdog:
             message = f"it ran for longer than its time limit of {limit:g} s, and was asked to write a checkpoint."
             return Ending("time-limit", message, "failed")
         if now - life.changed > self._policy.heartbeat:
-            message = f"it gave no sign of life for {self._policy.heartbeat:g} s, and was killed."
+            message = f"it sent no heartbeat for {self._policy.heartbeat:g} s, and was killed."
             return Ending("lost", message, "failed")
         return None
 
@@ -80,5 +80,5 @@ class Watchdog:
         if asleep:
             self._waiting[folder] = now
         elif now - since > self._starts:
-            return Ending("lost", f"it gave no first sign of life within {self._starts:g} s, and was killed.", "failed")
+            return Ending("lost", f"it sent no first heartbeat within {self._starts:g} s, and was killed.", "failed")
         return None

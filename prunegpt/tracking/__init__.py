@@ -1,1 +1,1 @@
-"""Weights & Biases: what a sweep tells it, sweeps that it decides, and the same without its cloud."""
+"""Weights & Biases: logging of sweeps, sweeps that it schedules, and the same without its cloud."""

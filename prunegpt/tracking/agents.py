@@ -39,7 +39,7 @@ def run_agents(
 
     Args:
         sweep: ENTITY/PROJECT/ID.
-        slots: agents; one a GPU where not given.
+        slots: agents; default one per GPU.
         count: runs of each agent.
     """
     devices = cuda_devices()
@@ -70,7 +70,7 @@ def _wait(agent: "subprocess.Popen[bytes]") -> int:
         try:
             return agent.wait()
         except KeyboardInterrupt:
-            continue  # the terminal has told the agents as well
+            continue  # the terminal has signalled the agents as well
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def flat(arguments: Mapping[str, Any], known: set[str], prefix: str = "") -> dic
 
 
 def _means(trial: TrialPlan, values: Mapping[str, Any], *, named: bool) -> bool:
-    """Whether no value contradicts a trial, and all that it varies is said: one by one, or by its full name."""
+    """Whether no value contradicts a trial, and all that it varies is given: one by one, or by its full name."""
     told = {**trial.swept, **({} if SEED in trial.swept else {SEED: trial.seed})}
     return all(canonical(told[path]) == canonical(value) for path, value in values.items() if path in told) and all(
         named or path in values for path in trial.swept

@@ -1,4 +1,4 @@
-"""What a run that an agent started tells on disk: that it began, which trial it is, and what it came to.
+"""What a run that an agent started records on disk: its start, its trial and its result.
 
 The endpoint reads this: an agent's heartbeat says neither how a run ended nor that one as short as its poll ever ran.
 """
@@ -38,7 +38,7 @@ def claim_path(root: Root, run: str) -> Path:
 
 
 def read_claim(root: Root, run: str) -> Claim | None:
-    """What a run has told; None where nothing."""
+    """What a run has recorded; None if nothing."""
     try:
         return Claim.read(claim_path(root, run))
     except (OSError, ValidationError):
@@ -59,7 +59,7 @@ class RunStatus:
 
     Args:
         started: it has begun.
-        ended: finished, failed, diverged or stopped, where it says so itself.
+        ended: finished, failed, diverged or stopped, if it reported that itself.
         curve: finite values of the sweep's metric, in order.
         value: of the sweep's metric in the end.
         active: when it last gave a sign, seconds since the epoch.

@@ -62,7 +62,7 @@ class Server:
         return cls(address, key)
 
     def ask(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """What stands under `data` of the answer.
+        """The `data` of the answer.
 
         Raises:
             TrackingError: no answer, or a refusal.
@@ -112,7 +112,7 @@ def register(config: Mapping[str, Any], *, project: str, entity: str | None) -> 
 
 
 def is_ours(address: str) -> bool:
-    """Whether a server is `prunegpt serve`, which sees what lies under the root without being told."""
+    """Whether a server is `prunegpt serve`, which reads the root itself."""
     try:
         with urllib.request.urlopen(f"{address.rstrip('/')}/api/v1/health", timeout=2) as answer:
             found = json.load(answer)

@@ -100,13 +100,13 @@ class Kept(Record):
 
 
 class Keeper:
-    """Keeps one run: its folder, its points, its rows. What was kept before is gone on with.
+    """Keeps one run: its folder, its points, its rows. An existing run is resumed.
 
     Nothing of it stays in memory, and no file stays open.
 
     Args:
         store: written in short transactions.
-        created: when it began, seconds since the epoch; now where not given.
+        created: when it began, seconds since the epoch; default now.
     """
 
     def __init__(self, root: Root, store: Store, at: RunPath, created: float = 0.0) -> None:
@@ -178,7 +178,7 @@ class Keeper:
         swept: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> None:
-        """The run goes on, and says more of itself. A configuration is added to."""
+        """The run continues with further values. A configuration is merged."""
         before = self.plan
         kept_group = "" if before.group == slug(before.label)[:MAX_NAME] else before.group  # "": it had none
         self.plan = self._at.plan(
@@ -207,7 +207,7 @@ class Keeper:
             self._keep(output=offset + len(lines))
 
     def end(self, state: State, message: str = "") -> None:
-        """The run is over. It may be gone on with all the same."""
+        """The run is over. It can still be resumed."""
         record = AttemptRecord(
             sweep=self.plan.sweep,
             trial=self.plan.name,

@@ -29,7 +29,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 @dataclass
 class FoundRun:
-    """A run that is to be taken in: what it is called, what it logged, and how it ended."""
+    """A run to import: its name, its log, and its end."""
 
     at: RunPath
     label: str = ""
@@ -46,7 +46,7 @@ class FoundRun:
 def import_folder(root: Root, folder: Path) -> Iterator[str]:
     """Takes in every run of a folder of the W&B client; gives SWEEP/TRIAL of each.
 
-    A run in several files, one a resumption, is one trial; a file that was taken in before adds nothing.
+    A run in several files, one per resumption, is one trial; a file that was imported before adds nothing.
 
     Raises:
         TrackingError: there is no run.
@@ -64,7 +64,7 @@ def import_project(root: Root, path: str, api: Any = None) -> Iterator[str]:
     """Takes in every run of ENTITY/PROJECT or of its sweep ENTITY/PROJECT/SWEEP; gives SWEEP/TRIAL of each.
 
     Args:
-        api: a `wandb.Api`; a new one where not given.
+        api: a `wandb.Api`; default a new one.
 
     Raises:
         TrackingError: W&B cannot be reached, or has no such project.
@@ -113,7 +113,7 @@ def _keep(root: Root, found: FoundRun) -> str:
             summary = {**keeper.kept.summary, **found.summary}
             keeper.update(label=found.label, group=found.group, config=found.config, summary=summary)
         except ValueError as error:
-            raise TrackingError(f"the run {'/'.join(found.at)} cannot be taken in: {error}") from error
+            raise TrackingError(f"the run {'/'.join(found.at)} cannot be imported: {error}") from error
         keeper.end(found.state, found.problem)
     return f"{found.at.sweep}/{found.at.trial}"
 

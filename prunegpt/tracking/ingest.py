@@ -24,7 +24,7 @@ from prunegpt.sweep.attempt import Attempt, last_number
 from prunegpt.sweep.recovery import OUTSIDE, mark_outside, recover_agents
 
 _LINES = 40  # of the log, kept of what did not finish
-_FOLLOW = 1.0  # seconds between looks at the files of the attempt
+_FOLLOW = 1.0  # seconds between polls of the attempt's files
 _REAP = 10.0  # seconds between two looks for attempts whose agents are gone
 _LINGER = 120.0  # seconds without attempts and without a word of agents after which nobody looks
 
@@ -37,7 +37,7 @@ def begin(root: Root, plan: SweepPlan, trial: TrialPlan) -> Attempt:
 
 
 def start(root: Root, store: Store, plan: SweepPlan, trial: TrialPlan, at_least: int = 1) -> Attempt:
-    """A new attempt of a trial that no coordinator looks after, with its folder; its number is `at_least` that.
+    """A new attempt of a trial without a coordinator, with its folder; its number is `at_least` that.
 
     Raises:
         OSError: the folder cannot be made; the attempt has failed.
@@ -80,7 +80,7 @@ class Follower:
 
     @contextmanager
     def following(self, every: float = _FOLLOW) -> Iterator[Callable[[StageRecord], None]]:
-        """Looks every so many seconds while the block lasts; gives what is to be told of stages."""
+        """Polls at an interval while the context is open; returns what is to be reported about stages."""
         thread = threading.Thread(target=self._follow, args=(every,), name="follower", daemon=True)
         thread.start()
         try:
@@ -157,6 +157,6 @@ def save_sweep(root: Root, plan: SweepPlan) -> None:
 
 
 def turn(root: Root) -> FileLock:
-    """The right to begin or end what runs without a coordinator; whoever wants it waits for a moment."""
+    """The right to begin or end what runs without a coordinator; other processes wait for a moment."""
     root.path.mkdir(parents=True, exist_ok=True)
     return FileLock(root.path / ".ingest.lock")

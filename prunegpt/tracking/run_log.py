@@ -47,9 +47,9 @@ class RunLog:
     """Sends a trial to W&B, or keeps it for later.
 
     Args:
-        mode: online or offline; an offline run lies below ROOT/wandb.
+        mode: online or offline; an offline run is below ROOT/wandb.
         artifacts: name the folders of stages as artifacts.
-        run: the id that W&B has given an agent's run, whose configuration W&B has; that of the trial where not given.
+        run: the id that W&B has given an agent's run, whose configuration W&B has; default that of the trial.
 
     Raises:
         Exception: whatever the client raises where it cannot begin.
@@ -98,7 +98,7 @@ class RunLog:
         self._run.finish(exit_code=0 if ended.state == "finished" else 1)
 
     def _name_stages(self, stages: Iterable[StageRecord]) -> None:
-        """Published stages as artifacts by reference: W&B holds where they lie, not what they hold."""
+        """Published stages as artifacts by reference: W&B holds their paths, not their content."""
         import wandb
 
         for stage in stages:
@@ -109,12 +109,12 @@ class RunLog:
                 self._run.log_artifact(artifact)
 
     def abandon(self) -> None:
-        """Ends the run without a word of how the trial ended: it goes on elsewhere, or later."""
+        """Ends the run without a word of how the trial ended: it continues elsewhere, or later."""
         self._run.finish(exit_code=0)
 
 
 def begin(root: Root, spec: WandbSpec, mode: str, run: str, **about: Any) -> Any:
-    """A run of the client, gone on with where the server knows it; its files lie below ROOT/wandb."""
+    """A run of the client, resumed if the server knows it; its files are below ROOT/wandb."""
     import wandb
 
     known = wandb.Settings.model_fields
@@ -157,7 +157,7 @@ def run_id(result: TrialResult) -> str:
 def rows_of(trial: TrialPlan, points: Iterable[Point]) -> list[Row]:
     """A trial's curves as rows of a history, one per stage and step, in the order they come to be.
 
-    A further point of an attempt adds to the last row or comes behind it. A row's place is its `_step`: whoever sends
+    A further point of an attempt adds to the last row or comes behind it. A row's place is its `_step`: a sender that
     it again, sends the same.
     """
     found: dict[tuple[int, int], Row] = {}

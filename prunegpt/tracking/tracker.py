@@ -49,7 +49,7 @@ class Helper:
             self._input.flush()
 
     def close(self, wait: float = _CLOSE) -> None:
-        """Lets it send what is left, for so many seconds."""
+        """Lets it send the rest, for a number of seconds."""
         try:
             self._input.close()
             self._process.wait(wait)

@@ -1,4 +1,4 @@
-"""Sends trials to W&B from a process of its own: it looks at what lies under the root, and nobody waits for it.
+"""Sends trials to W&B from a process of its own: it reads the root, and nothing waits for it.
 
 What was sent and what waits is a file per trial below ROOT/wandb/posted.
 """
@@ -24,8 +24,8 @@ from prunegpt.tracking.client import VIEWER, Server, is_ours
 from prunegpt.tracking.run_log import RunLog, forget_folder, log_tables, rows_of, run_id
 
 ENDED = ("finished", "failed", "diverged", "stopped")  # states of a trial whose run is over
-_LOOK = 3.0  # seconds between looks at the root
-_LAZY = 10  # a look that takes a second is followed by so many of rest
+_LOOK = 3.0  # seconds between polls of the root
+_LAZY = 10  # rest between polls, as a multiple of their duration
 _OFFLINE = 300.0  # seconds after a failure in which nothing is sent
 _LINES = """
 query RunResumeStatus($project: String, $entity: String, $name: String!) {
@@ -97,7 +97,7 @@ class WandbUploader:
     _done: set[tuple[str, str]] = field(default_factory=set)  # run and state that nothing more is to be said of
 
     def follow(self, over: Callable[[float], bool]) -> None:
-        """Looks until `over`, which waits so many seconds for the end, says that it has come; then once more."""
+        """Polls until `over`, which waits a number of seconds for the end, is true; then once more."""
         while True:
             began = time.monotonic()
             self.look()
@@ -128,14 +128,14 @@ class WandbUploader:
             return  # nothing has run yet
 
     def _is_kept(self, result: TrialResult) -> bool:
-        """Whether nothing more is to be done for a trial now: it was sent, or lies there to be sent later."""
+        """Whether nothing more is to be done for a trial now: it was sent, or is pending."""
         before = posted(self.root, run_id(result))
         if before is None or before.state != result.state or before.run in self._open:
             return False
         return before.sent or (self._mode() == "offline" and bool(before.folder))
 
     def send(self, store: Store, result: TrialResult) -> Posted:
-        """Sends a trial that has ended, or keeps it; what came of it."""
+        """Sends a trial that has ended, or keeps it; returns the outcome."""
         run, rows = run_id(result), _rows(store, result)
         before, log = posted(self.root, run), self._log(result)
         note = self._note(result, rows=len(rows), problem="no run could begin")
@@ -252,7 +252,7 @@ def sync(
 
     Args:
         sweep: this one only, and all of its trials, whether they were to be tracked or not.
-        spec: where to; what each trial was kept for where not given.
+        spec: where to; default the recorded one of each trial.
 
     Raises:
         TrackingError: there is no API key, or the server cannot be reached.
@@ -282,7 +282,7 @@ def sync(
 
 
 def _tracking(spec: Mapping[str, Any]) -> WandbSpec:
-    """How a sweep's spec wants W&B to be told."""
+    """The W&B settings of a sweep's spec."""
     try:
         return TrackingSpec.model_validate(spec.get("tracking") or {}).wandb
     except ValidationError:
@@ -297,7 +297,7 @@ def upload_attempt(folder: Path, over: Callable[[float], bool]) -> None:
 
     Args:
         folder: of the attempt.
-        over: waits so many seconds for the end; whether it has come.
+        over: waits a number of seconds for the end; whether it has come.
     """
     root = Root(folder.absolute().parents[3])
     trial = TrialPlan.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))

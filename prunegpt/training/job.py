@@ -1,6 +1,6 @@
 """What a training stage will do, decided before it starts and kept beside its checkpoints.
 
-A job is computed once, from the model as the stage finds it, and read back by an attempt that goes on: what training
+A job is computed once, from the model as the stage finds it, and read back by a resumed attempt: what training
 does never depends on what a half-trained model happens to be.
 """
 
@@ -66,11 +66,11 @@ class TrainingJob(Part):
         except (ValidationError, OSError, UnicodeDecodeError) as error:
             raise PruneGPTError(
                 f"{JOB} must say what a stage is training, but {path} cannot be read: {error}. Remove the folder "
-                f"{work}: the stage starts anew."
+                f"{work}: the stage starts from scratch."
             ) from error
         if (job.key, job.held) != (key, masks_hash(held)):
             raise PruneGPTError(
-                f"a stage must go on with the job that it began, but {path} is of stage {job.key} or of a model with "
-                f"other masks. Remove the folder {work}: the stage starts anew."
+                f"a stage must resume the job that it began, but {path} is of stage {job.key} or of a model with "
+                f"other masks. Remove the folder {work}: the stage starts from scratch."
             )
         return job

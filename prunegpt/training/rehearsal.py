@@ -30,7 +30,7 @@ _VOCABULARY = 16
 _LENGTH = 8  # tokens of a block
 _IDLE = 300.0  # seconds without a question, after which nobody is believed to ask
 _COMPILING = frozenset({"torch_compile", "torch_compile_backend", "torch_compile_mode"})
-# What arguments raise that cannot be. Others, such as a GPU that is taken, say nothing about the arguments.
+# What arguments raise that cannot be. Others, such as a GPU that is taken, are unrelated to the arguments.
 _REFUSALS = (
     ValueError,
     TypeError,
@@ -47,8 +47,8 @@ def refusals(arguments: Mapping[str, Any], device: str, precision: str) -> list[
     """The arguments that the trainer refuses, or `precision`, each with its reason.
 
     Args:
-        arguments: checked training arguments; where two do not go together, the first one of them is told.
-        device: as a trial names it. Of one that this machine does not have, only what holds for any is looked at.
+        arguments: checked training arguments; of two incompatible ones, the first is reported.
+        device: as a trial names it. Of one that this machine does not have, only what holds for any is checked.
         precision: as a trial names it.
     """
     given, found = dict(arguments), []
@@ -83,7 +83,7 @@ def _raised(given: Mapping[str, Any], device: torch.device, dtype: torch.dtype) 
         except Exception as error:
             print(f"not a refusal: {error!r}", file=sys.stderr)
         finally:
-            os.environ.clear()  # where accelerate is told about compilers
+            os.environ.clear()  # where accelerate reads compiler settings
             os.environ.update(environment)
     return None
 
@@ -100,7 +100,7 @@ def _rehearse(given: Mapping[str, Any], work: Path, device: torch.device, dtype:
             eos_token_id=None,
         )
     ).to(device)
-    if _COMPILING & set(given):  # takes minutes, and is put off to the first batch: names are looked at all the same
+    if _COMPILING & set(given):  # takes minutes, and is put off to the first batch: names are checked all the same
         made = training_arguments(dict(given), work, seed=0, device=device, dtype=dtype)
         Trainer(model=model, args=made)
         try:
@@ -109,7 +109,7 @@ def _rehearse(given: Mapping[str, Any], work: Path, device: torch.device, dtype:
             raise ValueError(str(error)) from error
     short = {
         "max_steps": _STEPS,
-        "warmup_steps": 0,  # a schedule is looked at past its warm-up
+        "warmup_steps": 0,  # a schedule is checked past its warm-up
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": min(given.get("gradient_accumulation_steps", 1), 2),
     }

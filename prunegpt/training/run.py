@@ -56,7 +56,7 @@ def train(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     divide: int = 1,
 ) -> Outcome:
-    """Trains the model in place, going on from the last whole checkpoint in `work` where there is one.
+    """Trains the model in place, resuming from the last whole checkpoint in `work` where there is one.
 
     Several processes (see `lm.ranks`) share the rows of every optimizer step, which sees the rows that it sees with
     one process; all of them end with the same model. The first one writes checkpoints.
@@ -72,7 +72,7 @@ def train(
         objective: distillation; None trains on the model's own cross-entropy.
         evaluate: measures in mid-training, where `eval_strategy` asks for it; its `loss` selects the best model.
         stop: asked after every step; True ends training with a checkpoint.
-        keep_checkpoints: leave all that `save_strategy` asks for; else only the newest, for going on after a crash.
+        keep_checkpoints: leave all that `save_strategy` asks for; else only the newest, for resuming after a crash.
         checkpoint_seconds: between checkpoints that nobody asked for.
         divide: train with micro-batches smaller by this factor, and as many times more of them to an optimizer step.
 
@@ -140,7 +140,7 @@ def training_arguments(
     keep: bool = False,
     divide: int = 1,
 ) -> TrainingArguments:
-    """What transformers is told: the arguments of a spec, and what the program decides."""
+    """The TrainingArguments: the arguments of a spec, and what the program decides."""
     if divide > 1 or ranks.count() > 1:
         batch, accumulation = micro_batch(given, divide, ranks.count())
         given |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
@@ -177,6 +177,6 @@ def _agreed(checkpoint: Path | None) -> Path | None:
     if agreed == step:
         return checkpoint
     raise PruneGPTError(
-        f"all processes must go on from the same checkpoint, but process {ranks.rank()} sees {checkpoint} and process "
+        f"all processes must resume from the same checkpoint, but process {ranks.rank()} sees {checkpoint} and process "
         f"0 that of step {agreed:.0f}. Put the root on a file system that shows all of them the same."
     )

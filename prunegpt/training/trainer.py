@@ -35,7 +35,7 @@ from prunegpt.training.job import TrainingJob
 MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
 PRUNER_STATE = "pruner.safetensors"
 
-_GUARD_STEPS = 10  # from one look at the losses to the next, whatever is logged
+_GUARD_STEPS = 10  # between checks of the losses, whatever is logged
 
 Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value, tokens
 
@@ -212,7 +212,7 @@ class JobTrainer(Trainer, TrainerCallback):
         resumed = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.global_step and (resumed / MARKER).exists():
             self._resume(resumed)
-            print(f"going on from step {state.global_step} of {state.max_steps}", flush=True)
+            print(f"resuming from step {state.global_step} of {state.max_steps}", flush=True)
         state.compute_steps(args, state.max_steps)  # a checkpoint brings the intervals that it was written under
         self._logged.since = self._guarded.since = state.global_step
         self.enforcer.mask_weights()
@@ -229,8 +229,8 @@ class JobTrainer(Trainer, TrainerCallback):
             self.enforcer.set_masks(load_masks(folder / MASKS).masks)
         if masks_hash(self.enforcer.masks) != known["masks"]:
             raise MaskDriftError(
-                f"masks must be those of the checkpoint that training goes on from, but those of {folder} differ. "
-                f"Remove that folder to go on from an earlier one."
+                f"masks must be those of the checkpoint that training resumes from, but those of {folder} differ. "
+                f"Remove that folder to resume from an earlier one."
             )
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

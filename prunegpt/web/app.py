@@ -87,7 +87,7 @@ def run(
 
     Args:
         port: 0 takes a free one.
-        token: what visitors must know; where none is given the root's own, without which they may look on loopback.
+        token: what visitors must know; default the root's own, without which loopback clients have read access.
         hosts: further names that visitors may use.
         uploads: bytes that the uploaded files of one W&B run may take.
 
@@ -111,13 +111,13 @@ def run(
         http=partial(BoundedConnection, most=room()),  # type: ignore[arg-type]  # it is only called
         ws="none",
         backlog=BACKLOG,
-        log_level="error",  # a warning tells of what a client sent, as often as it does
+        log_level="error",  # a warning repeats what a client sent, as often as it does
         access_log=False,
         timeout_graceful_shutdown=_GRACE,
         server_header=False,
         lifespan="on",
     )
-    # Behind the # a browser keeps the token to itself: it stands in no request and in no log.
+    # Behind the # a browser keeps the token to itself: it is in no request and no log.
     link = address if given else f"{address}login#{token}"
     say(f"PruneGPT's dashboard of {root.path}: {link}  (Ctrl-C ends it)")
     if open_browser:
@@ -138,7 +138,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=kind)
     except OSError as error:
         raise LaunchError(
-            f"the dashboard must listen on a free address, but {host}:{port} cannot be had: {error.strerror or error}. "
+            f"the dashboard cannot listen on {host}:{port}: {error.strerror or error}. "
             f"Take another --port (0 finds one) or --host."
         ) from error
 

@@ -55,12 +55,12 @@ class Intervals:
 
     Args:
         windows: gives the per-window losses of a trial.
-        told: called from another thread with a trial whose interval has become known.
+        notify: called from another thread with a trial whose interval has been computed.
     """
 
-    def __init__(self, windows: WindowsOf, told: Callable[[int], None]) -> None:
+    def __init__(self, windows: WindowsOf, notify: Callable[[int], None]) -> None:
         self._windows = windows
-        self._told = told
+        self._notify = notify
         self._known: dict[_Key, Bounds | None] = {}
         self._waiting: set[_Key] = set()
         self._later = ThreadPoolExecutor(1, "intervals")
@@ -96,7 +96,7 @@ class Intervals:
         if key not in self._known:
             self._compute(key, trial)
         if self._known.get(key):
-            self._told(trial.id)
+            self._notify(trial.id)
         self._waiting.discard(key)
         time.sleep(_PAUSE)
 

@@ -66,7 +66,7 @@ class Endpoint:
     Args:
         path: below /api/v1, with {names} of path parts.
         handler: takes the dashboard, each part of the path by its name (a tuple in its annotation is all that it may
-            be), as `asked` what may stand behind the question mark, and as `posted` what a POST sends. Gives an
+            be), as `asked` the query parameters, and as `posted` what a POST sends. Gives an
             `Answer`, or a response of another media type; runs in a thread. Its docstring is the entry's summary.
         media: of an answer that is no JSON.
     """
@@ -166,7 +166,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "PruneGPT",
             "version": __version__,
-            "description": "Sweeps, trials, curves and tables of one root. Shares of zeros lie between 0 and 1, times "
+            "description": "Sweeps, trials, curves and tables of one root. Sparsities are between 0 and 1, times "
             "are seconds since the epoch, and a number that is not finite is null.",
         },
         "servers": [{"url": "/"}],
@@ -194,7 +194,7 @@ def attachment(name: str) -> dict[str, str]:
 
 
 def refusal(error: Exception) -> Response:
-    """What is told of an error; one that is ours to mend is raised again."""
+    """The response to an error; a defect of ours is raised again."""
     if isinstance(error, Refused):
         return reply(Problem(error=str(error)), error.status)
     if isinstance(error, ValidationError):

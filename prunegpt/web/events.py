@@ -26,7 +26,7 @@ _MOST_LISTENERS = 100
 
 
 class Events:
-    """The stream of one dashboard. An event's id is SESSION-REVISION, from which a reconnecting page goes on."""
+    """The stream of one dashboard. An event's id is SESSION-REVISION, from which a reconnecting page continues."""
 
     def __init__(self, dashboard: Dashboard) -> None:
         self._dashboard = dashboard
@@ -74,7 +74,7 @@ class Events:
         return ServerSentEvent(text, event=kind, id=f"{self._dashboard.source.session}-{revision}")
 
     def _since(self, seen: int, sweep: str | None, trial: str | None) -> tuple[int, list[tuple[str, Any]]]:
-        """What is to be told of all that came after a revision."""
+        """The events after a revision."""
         source = self._dashboard.source
         with source.following():
             now = source.revision

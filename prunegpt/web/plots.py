@@ -32,7 +32,7 @@ def parallel(
     names: Sequence[str],
     title: str = "Searched values and perplexity",
 ) -> Plot:
-    """A line a trial over its searched values to its perplexity, the lower the darker.
+    """One line per trial over its searched values to its perplexity, the lower the darker.
 
     Of many trials, the best and a sample of the others, which the caption says. `settings` are the values of each trial
     by axis.
@@ -96,7 +96,7 @@ def parallel(
 
 
 def _drawn_ranks(trials: int) -> list[int]:
-    """Which of so many trials are drawn, by their rank from 0: all, or the best and others at even distances."""
+    """Which of N trials are drawn, by their rank from 0: all, or the best and others at even distances."""
     others = trials - _BEST_LINES
     if others <= _OTHER_LINES:
         return list(range(trials))
@@ -108,7 +108,7 @@ def _drawn_ranks(trials: int) -> list[int]:
 
 def importance(shares: Mapping[str, float], title: str = "What perplexity depends on (PED-ANOVA)") -> Plot:
     """A bar for each searched value, by its share."""
-    need(shares, "searched values whose importance can be told")
+    need(shares, "searched values whose importance can be computed")
     ordered = sorted(shares.items(), key=lambda item: item[1])
     data = [
         {
@@ -157,14 +157,14 @@ def importances(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) 
         values: what is to be low, of each trial.
 
     Raises:
-        ReportError: Optuna cannot tell from these.
+        ReportError: Optuna cannot compute it from these.
     """
     with _ONE_AT_A_TIME:
         try:
             return _told(settings, values)
-        except Exception as error:  # of whatever kind: a figure is missing then, and the page says why
+        except Exception as error:  # of whatever kind: a figure is missing then, and the page shows the reason
             reason = str(error) or type(error).__name__
-            raise ReportError(f"importance cannot be told from these trials: {reason}") from error
+            raise ReportError(f"importance cannot be computed from these trials: {reason}") from error
 
 
 def _told(settings: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, float]:

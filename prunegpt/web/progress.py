@@ -35,7 +35,7 @@ def progress(
 ) -> Progress:
     """Done and to do, in trials and in tokens, and the seconds that the rest takes at the pace so far.
 
-    `budgets` holds the tokens of stages that have been looked at before, by key; more is added.
+    `budgets` holds the tokens of stages that were seen before, by key; more is added.
     """
     done = sum(sweep.states.get(state, 0) for state in _ENDED)  # type: ignore[call-overload]
     planned: dict[str, int | None] = {}

@@ -25,7 +25,7 @@ class StageShort(Answer):
 
 
 class TrialRow(Answer):
-    """A trial in a list. Shares of zeros lie between 0 and 1; times are seconds since the epoch."""
+    """A trial in a list. Sparsities are between 0 and 1; times are seconds since the epoch."""
 
     id: int
     name: str
@@ -117,7 +117,7 @@ def rows(dashboard: Dashboard, trials: Sequence[TrialResult]) -> list[TrialRow]:
 
 
 def row(trial: TrialResult, interval: tuple[float, float] | None = None) -> TrialRow:
-    """One trial as a row; a perplexity stands only where the trial has finished with one."""
+    """One trial as a row; a perplexity is there only if the trial has finished with one."""
     values: dict[str, Any] = {key: of(trial) for key, of in _VALUES.items()}
     return TrialRow(
         **values,

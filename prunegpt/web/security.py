@@ -70,7 +70,7 @@ class Guard:
         token: what they must know.
         open_to_read: who does not know it may look, and change nothing.
         host: the address that is listened on.
-        port: its port; part of the cookie's name, as cookies do not tell ports apart.
+        port: its port; part of the cookie's name, as cookies are shared between ports.
         hosts: further names that a Host header may have, such as that of a proxy.
     """
 

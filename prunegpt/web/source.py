@@ -16,7 +16,7 @@ from prunegpt.store import Store, SweepRow
 from prunegpt.store.watch import LastPoint, Marks, Watch
 from prunegpt.sweep.lock import Holder, coordinator
 
-_AT_MOST_EVERY = 0.2  # seconds between two looks at the database
+_AT_MOST_EVERY = 0.2  # seconds between two polls of the database
 _MANY = 500  # new trials at once
 
 
@@ -35,7 +35,7 @@ class Source:
     """One root, followed. Every change has a revision, a number that only grows while the process lives.
 
     Args:
-        clock: seconds that only grow; the database is looked at five times in one of them at most.
+        clock: seconds that only grow; the database is polled at most five times per second.
     """
 
     def __init__(self, root: Root, clock: Callable[[], float] = time.monotonic) -> None:
@@ -157,7 +157,7 @@ class Source:
         return sweep in self._sweeps
 
     def touch(self, trial: int) -> None:
-        """Counts a trial as changed, because something that is told about it is now known."""
+        """Counts a trial as changed, because a shown value of it is now known."""
         with self._lock:
             self.revision += 1
             if trial in self._trials:
@@ -196,7 +196,7 @@ class Source:
         self._take_holder(coordinator(self.root))
 
     def _take_holder(self, holder: Holder | None) -> None:
-        """A coordinator that came or went is a change of its sweep, which the store does not tell."""
+        """A coordinator that came or went is a change of its sweep, which the store does not show."""
         if holder == self._holder:
             return
         told = [one.sweep for one in (self._holder, holder) if one is not None]

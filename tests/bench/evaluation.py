@@ -1,4 +1,4 @@
-"""Evaluation of GPT-2 small's shape: tokens a second, beside the causal-LM example's evaluation.
+"""Evaluation of GPT-2 small's shape: tokens per second, beside the causal-LM example's evaluation.
 
 The example calls Trainer.evaluate with the metric of accuracy, in batches of 8; how it fares without that metric is
 told too, and how long the model's products alone take, which neither side can do without. Both sides must come to the
@@ -55,7 +55,7 @@ def measure(settings: Settings) -> Iterator[Row]:
         raise AssertionError(f"both must measure the same loss, but got {found}.")
     yield Row.of(
         "evaluation",
-        f"Evaluation, tokens a second, {count} × {length} tokens",
+        f"Evaluation, tokens per second, {count} × {length} tokens",
         "the same example's evaluation",
         times.ratio("example", "ours"),
         wanted=1.3,
@@ -67,7 +67,7 @@ def measure(settings: Settings) -> Iterator[Row]:
         ),
         figures={
             **times.medians,
-            "tokens a second": tokens.size / times.median("ours"),
+            "tokens per second": tokens.size / times.median("ours"),
             "× the example without accuracy": times.ratio("example without accuracy", "ours").median,
         },
     )

@@ -73,7 +73,7 @@ def measure(settings: Settings) -> Iterator[Row]:
 
 
 def throughput(settings: Settings, ways: tuple[Way, ...]) -> Row:
-    """Fine-tuning tokens a second of GPT-2 small at block 1,024, by each way, and the best as a share of the peak."""
+    """Fine-tuning tokens per second of GPT-2 small at block 1,024, by each way, and the best as a share of the peak."""
     length, steps = settings.pick(1024, 32), settings.pick(20, 2)
     found: dict[str, float] = {}
     model = gpt2(settings, positions=length)
@@ -94,7 +94,7 @@ def throughput(settings: Settings, ways: tuple[Way, ...]) -> Row:
         Ratio((found[best] * operations / peak,)),
         wanted=WANTED,
         better="higher",
-        figures={**{f"tokens a second, {name}": value for name, value in found.items()}, "peak Tflop/s": peak / 1e12},
+        figures={**{f"tokens per second, {name}": value for name, value in found.items()}, "peak Tflop/s": peak / 1e12},
         note="; ".join(failed),
     )
 
@@ -127,7 +127,7 @@ def _peak(settings: Settings) -> float:
 
 
 def seven(settings: Settings) -> Row:
-    """SparseGPT of one decoder block of a 7 B model's shape, calibration included, and what 32 of them would take."""
+    """SparseGPT of one decoder layer of a 7 B model's shape, calibration included, and what 32 of them would take."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     full = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32}

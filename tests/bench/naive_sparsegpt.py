@@ -23,7 +23,7 @@ class _Enough(Exception):
 def prune_model(
     model: PreTrainedModel, windows: Tensor, sparsity: float, done: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Prunes every linear layer of every decoder block in place.
+    """Prunes every linear layer of every decoder layer in place.
 
     Args:
         windows: token ids, [windows, length].

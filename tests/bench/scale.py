@@ -110,11 +110,11 @@ def on_paper() -> list[str]:
 
 
 def grows() -> list[str]:
-    """What grows with what, in words."""
+    """How cost scales, in words."""
     return [
-        "With trials grow tokens and time, less what stages share; models on disk, one a stage; coordinating.",
-        "With layers grow training and one-shot solving, linearly; solving holds one block's statistics, masks a bit a "
-        "weight.",
+        "With trials grow tokens and time, less what stages share; models on disk, one per stage; coordinating.",
+        "With layers grow training and one-shot solving, linearly; solving holds one layer's statistics, masks one bit "
+        "per weight.",
         "With the vocabulary grow the output layer's products, but not the memory of the losses: they run in chunks.",
         "With nodes nothing grows: trials run side by side without talking. A trial on several cards exchanges its "
         "gradients every step.",
@@ -219,7 +219,7 @@ class _Instant:
 def told(count: int, found: Simulated) -> str:
     done = "" if found.done == found.trials else f", of which {found.done:,} were done when the time was over"
     return (
-        f"{count:,} trials through the coordinator, 64 at a time{done}: {found.a_trial:.1f} ms of the processor a "
+        f"{count:,} trials through the coordinator, 64 at a time{done}: {found.a_trial:.1f} ms of CPU per "
         f"trial; the database has {found.database:.1f} MB."
     )
 

@@ -1,7 +1,7 @@
-"""One-shot SparseGPT to 50 %: time of calibration and solve, and the perplexity that comes of it.
+"""One-shot SparseGPT to 50%: time of calibration and solve, and the perplexity that comes of it.
 
 Beside it stands the published algorithm, column by column (`naive_sparsegpt`). Both prune the same model with the same
-windows, one after the other; the spread is that of the decoder blocks, which either side finishes one at a time. The
+windows, one after the other; the spread is that of the decoder layers, which either side finishes one at a time. The
 model is SmolLM2-135M where PRUNEGPT_SMOLLM2 or ../smollm2 has it, with text from PRUNEGPT_WIKITEXT2 or
 ../shared/data/wikitext-2.
 """
@@ -34,7 +34,7 @@ def measure(settings: Settings) -> Iterator[Row]:
     torch.set_num_threads(settings.threads)
     folder = Path(os.environ.get("PRUNEGPT_SMOLLM2", CHECKOUT.parent / "smollm2"))
     texts = Path(os.environ.get("PRUNEGPT_WIKITEXT2", CHECKOUT.parent / "shared" / "data" / "wikitext-2"))
-    what, beside = "SparseGPT 50 %, SmolLM2-135M", "the published algorithm, column by column"
+    what, beside = "SparseGPT 50%, SmolLM2-135M", "the published algorithm, column by column"
     if settings.quick:
         yield from _rows(settings, what, beside, _tiny(), torch.randint(128, (4, 32)), None)
         return
@@ -91,14 +91,14 @@ def _rows(
         wanted=1.005,
         figures={f"perplexity of {name}": value for name, value in found.items()},
         note=(
-            "Errors of rounding grow over the layers; naive, ours and ours on one thread lie within "
+            "Errors of rounding grow over the layers; naive, ours and ours on one thread are within "
             f"{max(found.values()) / min(found.values()) - 1:.1%} of each other."
         ),
     )
 
 
 def _ours(model: Any, windows: Tensor, clock: Clock) -> list[float]:
-    """Seconds of each decoder block; calibration's first step belongs to the first block."""
+    """Seconds of each decoder layer; calibration's first step belongs to the first block."""
     views = block_matrices(model)
     each = len(views) // model.config.num_hidden_layers
     marks = [_now(clock)]
@@ -127,7 +127,7 @@ def _theirs(model: Any, windows: Tensor, clock: Clock) -> list[float]:
 
 @torch.no_grad()
 def _passes(model: Any, windows: Tensor, clock: Clock) -> float:
-    """Seconds of two passes of the windows through the decoder blocks."""
+    """Seconds of two passes of the windows through the decoder layers."""
     started = _now(clock)
     for _ in range(2):
         for window in windows:

@@ -184,7 +184,9 @@ def test_without_a_card_every_row_of_the_gpu_says_so(quick: Settings) -> None:
 @pytest.mark.slow
 def test_what_the_gpu_rows_measure_runs_on_a_processor_in_small(quick: Settings) -> None:
     row = gpu.throughput(quick, (gpu.WAYS[0], gpu.WAYS[2]))
-    assert set(row.figures) == {f"tokens a second, {way.name}" for way in (gpu.WAYS[0], gpu.WAYS[2])} | {"peak Tflop/s"}
+    assert set(row.figures) == {f"tokens per second, {way.name}" for way in (gpu.WAYS[0], gpu.WAYS[2])} | {
+        "peak Tflop/s"
+    }
     assert row.value > 0
     assert gpu.seven(quick).value > 0
 

@@ -43,5 +43,5 @@ def measure(settings: Settings) -> Iterator[Row]:
         "torch.kthvalue on a concatenation",
         times.ratio("ours", "kthvalue"),
         wanted=0.2,
-        figures={**times.medians, "growing from 80 to 90 %, ×": times.ratio("ours, growing", "kthvalue").median},
+        figures={**times.medians, "growing from 80 to 90%, ×": times.ratio("ours, growing", "kthvalue").median},
     )

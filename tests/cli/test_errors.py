@@ -13,7 +13,7 @@ from prunegpt.errors import PruneGPTError
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (PruneGPTError("a rule, a value, a way out."), "error: a rule, a value, a way out."),
+        (PruneGPTError("a rule, a value, a hint."), "error: a rule, a value, a hint."),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.json"), "No space left on device: 'x.json'. Free some"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "Read-only file system. Use another --root"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied. Use another --root"),

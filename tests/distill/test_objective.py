@@ -243,7 +243,7 @@ def test_hidden_term_against_whole_states(student: PreTrainedModel) -> None:
     torch.testing.assert_close(loss, blend + 0.5 * hidden)
     torch.testing.assert_close(terms["hidden"], hidden.detach())  # type: ignore[union-attr]
     torch.testing.assert_close(gradients(student, loss), reference)
-    assert objective.notes[-1].startswith("blocks compared: 0 with 0")
+    assert objective.notes[-1].startswith("layers compared: 0 with 0")
 
 
 def test_inner_terms_of_micro_batches_are_weighted_by_their_labels(student: PreTrainedModel) -> None:

@@ -110,7 +110,7 @@ def test_logits_that_are_made_otherwise_are_refused(tiny_gpt2: GPT2LMHeadModel) 
             outputs.logits = outputs.logits * 1.5
             return outputs
 
-    with pytest.raises(DistillationError, match=r"Odd they differ by 33\.3 %.*head\.py"):
+    with pytest.raises(DistillationError, match=r"Odd they differ by 33\.3%.*head\.py"):
         Teacher(Odd(tiny_gpt2.config)).run({"input_ids": torch.tensor([[1, 2]])})
 
 

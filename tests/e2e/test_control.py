@@ -51,7 +51,7 @@ def test_stopped_from_another_terminal_and_resumed_without_its_file(
     trial = status(run, "small")["finetuned"]
     assert (trial["state"], trial["attempts"]) == ("finished", 2)
     log = (tmp_path / "runs" / trial["log"]).read_text(encoding="utf-8")
-    assert "going on from step" in log
+    assert "resuming from step" in log
     run("sweep", "rm", "small", "--stages", "--yes")
     assert json.loads(run("sweep", "status", "--json").stdout) == {"trials": []}
     assert list((tmp_path / "runs" / "stages").iterdir()) == []

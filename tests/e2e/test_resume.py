@@ -1,4 +1,4 @@
-"""A worker killed in mid-training: the trial goes on from its last checkpoint and ends with the same figures."""
+"""A worker killed in mid-training: the trial resumes from its last checkpoint and ends with the same figures."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
     assert resumed["perplexity"] == undisturbed["perplexity"]
     assert resumed["sparsity"] == undisturbed["sparsity"]
     log = (root / "trials" / "small" / trial / "attempt-2" / "log.txt").read_text(encoding="utf-8")
-    assert "going on from step" in log
+    assert "resuming from step" in log
 
 
 def _status(run: Run, root: Path) -> list[dict[str, Any]]:

@@ -70,9 +70,9 @@ def _points(tmp_path: Path, folder: str) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--do_eval",), "train needs text"),
-        ((), "neither --do_train nor --do_eval"),
-        (("--do_train", "--dataset_name", "x", "--train_file", "y"), "both were given"),
+        (("--do_eval",), "train needs a dataset"),
+        ((), "train needs --do_train, --do_eval or both"),
+        (("--do_train", "--dataset_name", "x", "--train_file", "y"), "mutually exclusive"),
     ],
 )
 def test_train_says_what_is_wrong(run: Run, model_folder: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -192,5 +192,5 @@ def test_a_sweep_that_loses_a_node_comes_to_the_same_result(
     assert killed
     assert found.states == {"pruned": "finished", "zero-shot": "finished"}
     assert found.repeated == {"small/pruned": ["lost"]}
-    assert "going on from step" in (root.attempt("small", "pruned", 2) / "log.txt").read_text()
+    assert "resuming from step" in (root.attempt("small", "pruned", 2) / "log.txt").read_text()
     assert found.figures == run_locally(plan, tmp_path / "local").figures

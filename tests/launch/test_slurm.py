@@ -386,7 +386,7 @@ def test_a_sweep_that_is_preempted_and_cancelled_comes_to_the_same_result(
     text_files: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Once other work takes its place, once somebody cancels the job: both times it goes on from its checkpoint."""
+    """Once other work takes its place, once somebody cancels the job: both times it resumes from its checkpoint."""
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
     plan = partial(small_plan, model=model_folder, files=text_files)
     root = Root(tmp_path / "slurm")
@@ -410,9 +410,9 @@ def test_a_sweep_that_is_preempted_and_cancelled_comes_to_the_same_result(
     assert found.states == {"pruned": "finished", "zero-shot": "finished"}
     assert found.repeated == {"small/pruned": ["preempted", "stopped"]}
     logs = [(root.attempt("small", "pruned", number) / "log.txt").read_text() for number in (1, 2, 3)]
-    assert "going on from step" not in logs[0]
-    assert "going on from step" in logs[1]
-    assert "going on from step" in logs[2]
+    assert "resuming from step" not in logs[0]
+    assert "resuming from step" in logs[1]
+    assert "resuming from step" in logs[2]
     assert found.figures == run_locally(plan, tmp_path / "local").figures
 
 

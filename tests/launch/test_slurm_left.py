@@ -97,9 +97,7 @@ def test_a_scheduler_that_is_away_is_told(root: Root, play: Play, away: str) -> 
     play("scancel", "true")
     play("squeue", "true")
     play(away, "echo Unable to contact slurm controller; exit 1")
-    told = (
-        r"a-1 may still run, and Slurm does not tell: Unable to contact slurm controller Run this .* delete the notes"
-    )
+    told = r"a-1 may still run, and Slurm cannot be queried: Unable to contact slurm controller Run this .* delete"
     with pytest.raises(LaunchError, match=told):
         end_left(root, patience=0)
     assert len(list(notes_of(root).iterdir())) == 1
@@ -108,7 +106,7 @@ def test_a_scheduler_that_is_away_is_told(root: Root, play: Play, away: str) -> 
 def test_a_machine_without_slurm_is_told(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(root.path))
     leave(root, "a")
-    with pytest.raises(LaunchError, match=r"Slurm does not tell: .*No such file.* 'scancel'"):
+    with pytest.raises(LaunchError, match=r"Slurm cannot be queried: .*No such file.* 'scancel'"):
         end_left(root, patience=0)
 
 

@@ -186,7 +186,7 @@ def test_other_rows_tokenisers_and_sizes_have_other_places(
 
 
 def test_too_short_training_text(characters: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"takes 64 tokens, but it has 5\. Use more text, or a smaller block size"):
+    with pytest.raises(DataError, match=r"takes 64 tokens, but it has 5\. Use more data, or a smaller block size"):
         pack_training_blocks(["short"], characters, 64, folder=tmp_path)
     assert not list(tmp_path.iterdir())
 

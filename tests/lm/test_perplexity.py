@@ -263,7 +263,7 @@ def test_window_that_does_not_fit_the_model(tiny_gpt2: Any, characters: Any, row
 def test_token_outside_the_vocabulary(tiny_gpt2: Any) -> None:
     one = np.ones(1, dtype=np.int64)
     windows = Windows(np.array([5, 6, 128]), 0 * one, 3 * one, one, one, one, "by hand")
-    with pytest.raises(ModelError, match=r"in the model's vocabulary of 128, but the text has token 128"):
+    with pytest.raises(ModelError, match=r"in the model's vocabulary of 128, but the dataset has token 128"):
         evaluate(tiny_gpt2, windows)
 
 

@@ -155,7 +155,7 @@ def test_untied_head_is_a_tensor_of_its_own(tiny_llama: Any) -> None:
         ({"targets": ["re:c_attn"]}, r"'re:c_attn' matches none"),
         ({"targets": ["re:(("]}, r"must be a regular expression, but 're:\(\(' is not"),
         ({"exclude": ["*gate*"]}, r"every pattern must match a tensor, but '\*gate\*' matches none"),
-        ({"layers": [0, 2]}, r"layers must be indices of decoder blocks \(0 to 1\), but got 2\."),
+        ({"layers": [0, 2]}, r"layers must be indices of decoder layers \(0 to 1\), but got 2\."),
         ({"layers": [-1]}, r"\(0 to 1\), but got -1"),
         ({"exclude": ["*"]}, r"together leave none\. Widen targets or shorten exclude"),
         ({"targets": ["lm_head"], "layers": [0]}, r"targets \['lm_head'\], layers \[0\] .* together leave none"),

@@ -40,7 +40,7 @@ TRIALS = {
     "a layer out of range": (
         "stages: [{prune: {sparsity: 0.5, layers: [0, 4]}}]",
         "stages.0.prune",
-        r"layers must be indices of decoder blocks \(0 to 3\), but got 4\.",
+        r"layers must be indices of decoder layers \(0 to 3\), but got 4\.",
     ),
     "a layer out of range, in training": (
         "stages: [finetune, {finetune: {prune: {sparsity: 0.5, layers: 12}}}]",
@@ -55,7 +55,7 @@ TRIALS = {
     "movement in one shot": (
         "stages: [{prune: {method: movement, sparsity: 0.5}}]",
         "stages.0.prune.method",
-        "movement looks at how weights move in training, so it must be the method of finetune.prune",
+        "movement uses weight movement in training, so it must be the method of finetune.prune",
     ),
     "an end after training": (
         "stages: [{finetune: {prune: {sparsity: 0.5, start: 1, end: 5}, train: {num_train_epochs: 4}}}]",
@@ -125,7 +125,7 @@ TRIALS = {
     "a training block longer than the model": (
         "stages: [{finetune: {data: {path: builtin:text, block_size: 256}}}]",
         "stages.0.finetune",
-        "a training block must fit the 128 positions",
+        "a training sequence must fit the 128 positions",
     ),
     "a calibration window longer than the model": (
         "stages: [{prune: {method: wanda, sparsity: 0.5, calibration: {length: 129}}}]",
@@ -373,7 +373,7 @@ def test_a_model_of_another_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"n_layer": 3}, "asks for 3 decoder blocks, but its files hold 2"),
+        ({"n_layer": 3}, "asks for 3 decoder layers, but its files hold 2"),
         ({"vocab_size": 9}, "asks for 9 rows of the embedding, but its files hold 8"),
         ({"n_embd": 5}, "asks for 5 columns of the embedding, but its files hold 4"),
     ],
@@ -467,7 +467,7 @@ def test_what_is_at_hand_is_checked() -> None:
     assert plan_of({"name": "a"}, strict=True).unchecked == ()
 
 
-# -- texts -----------------------------------------------------------------------------------------------------------
+# -- datasets --------------------------------------------------------------------------------------------------------
 
 
 def test_files_of_a_split_must_hold_text_of_one_kind(tmp_path: Path) -> None:

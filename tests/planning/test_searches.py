@@ -148,7 +148,7 @@ WRONG = {
     "a value that does not fit the model": (
         "space: {stages.0.prune.layers: [[0], [9]]}",
         "search.space.stages.0.prune.layers",
-        r"with '\[9\]': layers must be indices of decoder blocks \(0 to 3\), but got 9",
+        r"with '\[9\]': layers must be indices of decoder layers \(0 to 3\), but got 9",
     ),
     "a teacher that is none": (
         "space: {stages: {values: {a: [{distill: {teacher: nobody}}], b: [finetune]}}}",

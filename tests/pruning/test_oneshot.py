@@ -374,13 +374,13 @@ def test_requests_that_make_no_sense_are_refused(gpt2: Any, windows: Tensor) -> 
     some = next(iter(views))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"method": "sparsgpt"}, r"unknown pruning method 'sparsgpt'. Did you mean 'sparsegpt'\? Valid: sparsegpt, "),
-        ({"method": "movement"}, r"movement looks at how weights move in training"),
+        ({"method": "movement"}, r"movement uses weight movement in training"),
         ({"sparsity": None}, r"the pattern 'unstructured' needs a sparsity"),
         ({"sparsity": 50}, r"sparsity must be between 0 and 1, but got 50. Did you mean 0.5\?"),
         ({"pattern": "2:4", "sparsity": 0.7}, r"2:4 reaches a sparsity of 0.5 at most"),
         ({"pattern": "3-4"}, r"pattern must be unstructured, N:M \(N of M"),
-        ({"method": "wanda", "calibration": None}, r"wanda looks at activations or gradients, but no calibration"),
-        ({"method": "obert", "calibration": None}, r"obert looks at activations or gradients"),
+        ({"method": "wanda", "calibration": None}, r"wanda needs activations or gradients, but no calibration"),
+        ({"method": "obert", "calibration": None}, r"obert needs activations or gradients"),
         ({"method": "sparsegpt", "calibration": windows.float()}, r"calibration must be int64 token ids"),
         ({"allocation": "owl"}, r"got 'owl'. Compute owl and sensitivity first"),
         (

@@ -161,7 +161,7 @@ def test_a_target_of_modules_means_the_same_matrices(entry: str, model: str, req
     tensors = tensors_of(request.getfixturevalue(model))
     target = as_target(entry, modules=True)
     if is_class(entry):
-        assert target is None  # said in a note: all block matrices
+        assert target is None  # said in a note: all decoder weight matrices
         return
     ours = [name for name in block_matrices(tensors) if target is None or matches(name, target)]
     assert ours == list(match_targets(entry, tensors))

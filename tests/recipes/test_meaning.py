@@ -98,7 +98,7 @@ def test_pruning_modifiers(modifier: str, expected: dict[str, Any]) -> None:
     if ":" in section.get("pattern", ""):
         assert "sparsity" not in section  # the pattern fixes it
     if "__ALL_PRUNABLE__" in modifier:
-        assert "targets" not in section  # all block matrices
+        assert "targets" not in section  # all decoder weight matrices
 
 
 def test_sparsities_of_their_own() -> None:
@@ -236,7 +236,7 @@ def test_a_loss_of_hidden_states_keeps_its_weight_against_the_cross_entropy() ->
     [
         ("OutputDistillationModifier: {comparison: cosine_similarity}", "unsupported", "here are kl_divergence and"),
         ("OutputDistillationModifier: {comparison: square_head, projection: linear}", "partly", "projection"),
-        ("SparseGPTModifier: {sparsity: 0.5}", "unsupported", "must stand in a oneshot stage"),
+        ("SparseGPTModifier: {sparsity: 0.5}", "unsupported", "must be in a oneshot stage"),
         ("GPTQModifier: {}", "unsupported", "not quantised"),
         ("SmoothQuantModifier: {}", "unsupported", "not quantised"),
         ("ConstantPruningModifier: {targets: __ALL__, start: 0}", "supported", "stays zero"),
@@ -361,8 +361,8 @@ def test_a_name_that_says_another_sparsity(name: str, sparsity: float, said: boo
 @pytest.mark.parametrize(
     ("modifier", "code", "fix"),
     [
-        (gmp().replace("[a.weight]", "__ALL_PRUNABLE__"), "all-prunable-versions", "inside decoder blocks"),
-        (gmp().replace("[a.weight]", "__ALL__"), "all-parameters", "inside decoder blocks"),
+        (gmp().replace("[a.weight]", "__ALL_PRUNABLE__"), "all-prunable-versions", "inside decoder layers"),
+        (gmp().replace("[a.weight]", "__ALL__"), "all-parameters", "inside decoder layers"),
         (gmp("inter_func: inverse_cubic"), "inverse-cubic-overshoot", "between 0 and 1"),
         (gmp("mask_type: block4"), "group-axis", "along the input"),
         (gmp("mask_type: [4, 4]"), "block-is-a-run", "[1, 16]"),

@@ -47,7 +47,7 @@ def test_json_is_yaml() -> None:
         ("a: !!python/name:os.system", "a tag must name a modifier"),
         ("a: !!binary aGk=", "a tag must name a modifier"),
         ("a: !<tag:x> 1", "a tag must name a modifier"),
-        ("a: 1\nb: 2\na: 3", "line 3: a key must stand once in a mapping, but 'a' stands in line 1 as well"),
+        ("a: 1\nb: 2\na: 3", "line 3: a key must be unique in a mapping, but 'a' is also in line 1"),
         ("? [1]\n: 2", "a key must be a plain value"),
         ("a: !!int x", "a value must be what its tag says, but 'x' is no int"),
         ("a: 99999999999999999999", "a whole number may have 63 bits"),
@@ -139,7 +139,7 @@ def test_an_indented_modifier_comes_with_its_fix() -> None:
     message = str(raised.value)
     assert raised.value.problems[0].line == text.split("\n").index("        - !GMPruningModifier") + 1
     assert "`- !GMPruningModifier` begins after 8 spaces and others after 4" in message
-    assert "it stands inside !EpochRangeModifier. Remove 4 spaces before its dash" in message
+    assert "it is nested in !EpochRangeModifier. Remove 4 spaces before its dash" in message
 
 
 def test_the_suggested_fix_parses_and_changes_one_line() -> None:

@@ -17,7 +17,7 @@ def table(note: str) -> Table:
 def test_read_backwards_a_figure_is_a_small_divergence_and_forwards_the_figure(published: float) -> None:
     cross_entropy = math.log(21.76)
     found = divergence_of(published, cross_entropy)
-    assert 0.009 < found < 0.16  # nats a token, as the study's other rows make plausible
+    assert 0.009 < found < 0.16  # nats per token, as the study's other rows make plausible
     assert math.exp(blended(cross_entropy, found)) == pytest.approx(published)
 
 

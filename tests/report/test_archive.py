@@ -73,6 +73,6 @@ def test_an_archive_of_another_version_is_read(tmp_path: Path) -> None:
 def test_a_plan_that_cannot_be_read_is_named_with_the_way_out(tmp_path: Path) -> None:
     kept_as(tmp_path, lambda result: result["plan"].pop("stages"))
     with pytest.raises(
-        ReportError, match=r"plan of wikitext2/a in .*: stages is missing\. Write the archive anew with"
+        ReportError, match=r"plan of wikitext2/a in .*: stages is missing\. Write the archive again with"
     ):
         read_archive(tmp_path)

@@ -44,7 +44,7 @@ def test_numbers_of_threads_are_told_where_they_differ() -> None:
     assert "threads" not in gather([computed(first, 2), computed(second, 1, "NVIDIA A100")]).line
     found = gather([computed(first, 2), computed(second, 1)])
     assert found.threads == (1, 2)
-    assert "computed with 1 and 2 processor threads" in found.line
+    assert "computed with 1 and 2 CPU threads" in found.line
     assert gather([]).date is None
 
 

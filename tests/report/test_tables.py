@@ -271,7 +271,7 @@ def test_columns_of_the_config() -> None:
 
 
 def test_headings_must_differ() -> None:
-    with pytest.raises(ReportError, match="different headings, but perplexity stands more than once"):
+    with pytest.raises(ReportError, match="different headings, but perplexity is used more than once"):
         table([], lambda _: None, columns=["perplexity", {"value": "trial", "header": "PERPLEXITY"}])
 
 

@@ -38,7 +38,7 @@ def judge(output: str, errors: str) -> Verdict:
     except (ValueError, KeyError, TypeError):
         return unasked("the database of known holes did not answer", errors)
     holes = [
-        f"{package['name']} {package['version']}: {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'none'}"
+        f"{package['name']} {package['version']}: {hole['id']}, fixed in {', '.join(hole['fix_versions']) or 'none'}"
         for package in packages
         for hole in package.get("vulns", ())
     ]
@@ -48,7 +48,7 @@ def judge(output: str, errors: str) -> Verdict:
         if "skip_reason" in package
     ]
     if holes:
-        return Verdict("\n".join([f"known holes: {len(holes)}", *holes, *skipped]), 1)
+        return Verdict("\n".join([f"known vulnerabilities: {len(holes)}", *holes, *skipped]), 1)
     if len(skipped) == len(packages):
         return unasked("no package could be looked up", "\n".join(skipped))
     return Verdict("\n".join([f"no known hole in {len(packages) - len(skipped)} packages", *skipped]), 0)

@@ -16,7 +16,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LOCK = CHECKOUT / ".ci" / "requirements.lock"
 HEAD = """\
 # What PruneGPT was last tested with: prunegpt[dev] and all that it needs, Python {python} on {system}.
-# Made by `make lock`; `make audit` looks for known holes in it. pip install -r FILE installs the same.
+# Made by `make lock`; `make audit` looks for known vulnerabilities in it. pip install -r FILE installs the same.
 """
 
 

@@ -1,4 +1,4 @@
-"""On a processor, the same spec, seed, versions and number of threads give the same bits."""
+"""On a CPU, the same spec, seed, versions and number of threads give the same bits."""
 
 import copy
 import hashlib

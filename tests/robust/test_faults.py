@@ -95,7 +95,7 @@ def test_a_database_on_a_full_disk_says_so(
         patched.setattr(engine, "_choose_journal", small)
         with Store.open(root) as full, pytest.raises(StoreError, match=r"database or disk is full\. Free some space"):
             full.set_note(1, "x" * 10**6)
-        with pytest.raises(StoreError, match="it goes on where it was"):
+        with pytest.raises(StoreError, match="run the same command again"):
             run(root, *(make_trial(f"t{index}", "load ft pa") for index in range(200)))
     assert run(root, *MORE).ok
     assert {name: found for name, found in figures(root).items() if name in "abc"} == undisturbed.figures

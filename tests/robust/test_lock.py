@@ -57,7 +57,7 @@ SKIPPED = {"name": "c", "skip_reason": "Dependency not found on the index"}
     [
         ([SOUND], 0, "no known hole in 1 packages"),
         ([SOUND, SKIPPED], 0, "no known hole in 1 packages\nc: not looked at, Dependency not found"),
-        ([SOUND, HOLE], 1, "known holes: 1\nb 2: PYSEC-1, mended in 3"),
+        ([SOUND, HOLE], 1, "known vulnerabilities: 1\nb 2: PYSEC-1, fixed in 3"),
         ([SKIPPED], NOT_ASKED, "needs the network, but no package could be looked up"),
     ],
 )

@@ -71,11 +71,11 @@ def test_after_a_cut_and_a_repair_a_run_ends_as_the_undisturbed_one(
     WAYS[way](root.path / file)
     done = repair(root, lambda _: True)
     assert done or (way == "missing" and file.endswith(MAY_LACK))
-    assert all(mended or not finding.mend for finding, mended in done)
+    assert all(fixed or not finding.fix for finding, fixed in done)
     assert all(finding.text and finding.path.is_relative_to(root.path) for finding, _ in done)
     assert run(root, *MORE).ok
     assert figures(root) == undisturbed.figures
-    assert [finding for finding in examine(root) if finding.mend and finding.kind != "leftover"] == []
+    assert [finding for finding in examine(root) if finding.fix and finding.kind != "leftover"] == []
 
 
 @pytest.mark.parametrize(("file", "way"), CASES)

@@ -58,7 +58,7 @@ def test_a_deleted_stage_is_computed_again(broken: Broken, undisturbed: Undistur
     (plain,) = json.loads(doctor(root, "--json").stdout)["findings"]
     assert plain["text"] == "words/a is finished, but its model was deleted or damaged; its figures are still known."
     assert doctor(root).exit_code == 1
-    assert "`prunegpt doctor --repair` mends it" in doctor(root).stdout
+    assert "`prunegpt doctor --repair` fixes it" in doctor(root).stdout
     (finding,) = mended(root)
     assert finding == {**plain, "mended": True}
     with Store.open(root) as store:
@@ -262,13 +262,13 @@ def test_an_attempt_that_stands_as_running_is_told(broken: Broken) -> None:
     with Store.open(root) as store:
         store.start_attempt(store.result("words/a").id)
     (finding,) = examine(root)
-    assert finding.text == "words/a stands as running, but nobody runs it. The next `sweep run` goes on with it."
+    assert finding.text == "words/a is marked as running, but nothing runs it. The next `sweep run` resumes it."
     assert repair(root, lambda _: True) == [(finding, False)]
     assert run(root, *TRIALS).ok
 
 
 def test_a_root_that_is_not_there_has_nothing_wrong(tmp_path: Path) -> None:
-    assert "nothing is wrong" in doctor(Root(tmp_path / "none"), "--repair").stdout
+    assert "no problems found" in doctor(Root(tmp_path / "none"), "--repair").stdout
     assert not (tmp_path / "none").exists()
 
 
@@ -301,7 +301,7 @@ def test_a_run_of_wandb_is_never_taken_for_one_that_could_be_run_again(tmp_path:
         with Store.open(root) as store:
             assert recover(root, store) == ["wandb-project/abc"]
     known = {"lost": "failed"}.get(state, state)
-    assert [finding for finding in examine(root) if finding.mend] == []
+    assert [finding for finding in examine(root) if finding.fix] == []
     assert mended(root, "--yes") == []
     refused = CliRunner().invoke(app, ["sweep", "retry", "wandb-project", "--root", str(root.path)])
     assert isinstance(refused.exception, StoreError)

@@ -267,7 +267,7 @@ def test_duplicate_names_are_told_with_the_trial_they_repeat() -> None:
 
 def test_names_that_differ_in_case_alone_would_share_a_folder_where_case_is_ignored() -> None:
     found = problem({"name": "Wanda"}, {"name": "wanda"})
-    assert "'wanda' is also trials.0 'Wanda', and folders may not tell them apart" in found.message
+    assert "'wanda' is also trials.0 'Wanda', and file systems may not distinguish them" in found.message
 
 
 def test_a_name_with_a_seed_may_collide_with_a_name() -> None:

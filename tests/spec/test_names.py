@@ -50,8 +50,8 @@ def test_a_pattern_that_takes_forever_is_an_error(pattern: str) -> None:
 
 
 CHOSEN = {
-    "all block matrices": ({}, BLOCKS),
-    "a glob means block matrices": ({"targets": ["*"]}, BLOCKS),
+    "all decoder weight matrices": ({}, BLOCKS),
+    "a glob means decoder weight matrices": ({"targets": ["*"]}, BLOCKS),
     "a glob that only others match": ({"targets": ["*wte*"]}, ["wte.weight"]),
     "an exact name": ({"targets": ["lm_head"]}, ["lm_head.weight"]),
     "a block": ({"layers": [10]}, BLOCKS[4:]),
@@ -70,7 +70,7 @@ def test_chosen_names(request_: dict[str, list[str]], expected: list[str]) -> No
 WRONG = {
     "a target": ({"targets": ["*qq*"]}, [r"every pattern must match a tensor, but '\*qq\*' matches none\. Nearest: "]),
     "an exclusion": ({"exclude": ["attn"]}, ["'attn' matches none. Nearest: "]),
-    "a layer": ({"layers": [2]}, [r"layers must be indices of decoder blocks \(0 to 10\), but got 2"]),
+    "a layer": ({"layers": [2]}, [r"layers must be indices of decoder layers \(0 to 10\), but got 2"]),
     "an expression": ({"targets": ["re:["]}, ["re: must be a regular expression"]),
     "nothing left": ({"targets": ["wte"], "layers": [0]}, ["together leave none"]),
     "all excluded": ({"exclude": ["*"]}, ["must leave a tensor to prune"]),

@@ -309,7 +309,7 @@ def test_a_search_of_ours_is_valid_there_and_comes_back() -> None:
     [
         ({"objectives": ["perplexity", "sparsity"]}, "by one metric without constraints"),
         ({"constraints": ["sparsity >= 0.5"]}, "by one metric without constraints"),
-        ({"early_stop": "median"}, "by hyperband alone, but early_stop is median"),
+        ({"early_stop": "median"}, "by hyperband only, but early_stop is median"),
         ({"target": {"metric": "loss", "value": 2}}, "minimize perplexity, but target is to minimize loss"),
     ],
 )

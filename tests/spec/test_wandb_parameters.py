@@ -143,7 +143,7 @@ def test_a_parameter_is_the_optuna_distribution_that_wandb_makes_of_it(spec: dic
         ({"min": 2, "max": 1}, "min must be less than max, but they are 2 and 1"),
         ({"min": 1, "max": "1e3"}, "max must be a number, but got '1e3'"),
         ({"values": []}, "values must be a list"),
-        ({"values": [1, 2], "probabilities": [0.5, 0.6]}, "probabilities must be one number a value"),
+        ({"values": [1, 2], "probabilities": [0.5, 0.6]}, "probabilities must be one number per value"),
         ({"distribution": "log_uniform", "min": -2, "max": 0}, "Write log_uniform_values"),
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "must begin above 0"),
         ({"distribution": "unifrom", "min": 0, "max": 1}, "Did you mean 'uniform'"),

@@ -276,7 +276,7 @@ def test_arguments_that_do_not_decide_the_result_are_those_of_the_attempt_that_r
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda job: {**job, "key": "another"}, "a stage must go on with the job that it began"),
+        (lambda job: {**job, "key": "another"}, "a stage must resume the job that it began"),
         (lambda job: {**job, "held": "0" * 64}, "or of a model with other masks"),
         (lambda job: {**job, "stepz": 3}, "must say what a stage is training, but .* cannot be read"),
     ],

@@ -2,7 +2,7 @@
 
 Mostly what goes together is drawn, so that many trials of several stages are accepted; seldom anything else, so that
 the check has something to refuse. What it accepts has to run. Names and options come from the registry, so that a new
-part is drawn as soon as it is registered. The model is `builtin:tiny-gpt2` or one like it: four decoder blocks whose
+part is drawn as soon as it is registered. The model is `builtin:tiny-gpt2` or one like it: four decoder layers whose
 tensors are called as GPT-2's.
 """
 

@@ -83,9 +83,7 @@ def test_a_new_format_of_stages_is_what_remains(
     before = ran(planned())
     monkeypatch.setattr("prunegpt.planning.stages.FORMAT", 99)
     assert planned().key != before.plan.key
-    assert changes(before, planned()) == [
-        "a teacher, a hub model or dataset, or the format of PruneGPT's stages has changed"
-    ]
+    assert changes(before, planned()) == ["a teacher, a hub model or dataset, or PruneGPT's stage format has changed"]
 
 
 def test_another_seed_and_a_precision_of_another_machine_are_named(planned: Callable[..., TrialPlan]) -> None:

@@ -92,7 +92,7 @@ def test_a_diverged_trial_is_retried_with_those_that_shared_its_stage(bench: Any
 
 def test_wishes_for_nobody_are_refused(bench: Any) -> None:
     bench.run(make_trial("a"))
-    with pytest.raises(LaunchError, match="only a running sweep can be told to stop, but nothing runs under"):
+    with pytest.raises(LaunchError, match="`stop` needs a running sweep, but nothing runs under"):
         request(bench.root, Action("stop", "words"))
     with coordinating(bench.root, "books"):
         with pytest.raises(LaunchError, match=r"the sweep that runs under .* is 'books', not 'words'"):
@@ -159,7 +159,7 @@ def test_retry_asks_the_coordinator_that_runs(bench: Any, command: Callable[...,
     trials = make_trial("a", "load a", fail="a", once=1), make_trial("b", "load b", **LONG)
     process = start(bench.root, make_plan(*trials))
     line_with(process, "TrialFailed")
-    assert "takes them up" in command("sweep", "retry", "words")
+    assert "picks them up" in command("sweep", "retry", "words")
     line_with(process, "Progress")
     command("sweep", "stop", "words", "b")
     _, err = process.communicate(timeout=60)
@@ -191,13 +191,13 @@ def test_failures_are_told_with_the_end_of_their_logs(bench: Any, command: Calla
 def test_a_list_says_which_perplexities_are_no_others_company(bench: Any, command: Callable[..., str]) -> None:
     bench.run(make_trial("a", "load a"), make_trial("b", "load b"), make_trial("odd", "load c", evaluation_key="other"))
     told = command("sweep", "status", "words")
-    assert "note: measured otherwise than the rest, so not to be compared with it: odd\n" in told
+    assert "note: evaluated differently from the other trials, so not comparable: odd\n" in told
 
 
 def test_many_finished_trials_are_counted_instead_of_listed(bench: Any, command: Callable[..., str]) -> None:
     bench.run(*(make_trial(f"t{index}", "load a") for index in range(205)), make_trial("bad", "load b", fail="b"))
     status = command("sweep", "status", "words")
-    assert "and 5 finished trials more: --all lists them" in status
+    assert "and 5 more finished trials; list them with --all" in status
     assert " t4 " not in status
     assert " t5 " in status
     assert " bad " in status

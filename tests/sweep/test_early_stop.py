@@ -188,7 +188,7 @@ def test_the_width_of_a_bucket_is_a_twentieth_of_the_first_trials_training() -> 
     stopper = CurveStopper(spec, "words", ())
     first, second = trials(2)
     stopper.observe(first, [Point(stage=1, step=0, epoch=0.0, name="total_steps", value=200.0, time=0.0)])
-    stopper.observe(first, [point(160, 9.0, name="loss")])  # 10 tokens a step
+    stopper.observe(first, [point(160, 9.0, name="loss")])  # 10 tokens per step
     assert stopper.every == 100
     stopper.observe(second, [Point(stage=1, step=0, epoch=0.0, name="total_steps", value=999.0, time=0.0)])
     assert stopper.every == 100

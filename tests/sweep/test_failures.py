@@ -133,7 +133,7 @@ def test_a_silent_attempt_is_lost_and_goes_on_from_its_checkpoint(bench: Any) ->
     policy = FailureSpec().model_copy(update={"heartbeat": 1.0})
     assert bench.run(trial, failures=policy).ok
     assert reasons(bench) == [("lost", "retried"), ("", "finished")]
-    assert bench.store.attempts("words/a")[0].error == "it gave no sign of life for 1 s, and was killed."
+    assert bench.store.attempts("words/a")[0].error == "it sent no heartbeat for 1 s, and was killed."
 
 
 @pytest.mark.parametrize("deaf", [False, True])
@@ -299,7 +299,7 @@ def test_an_attempt_that_cannot_be_queued_must_begin(tmp_path: Path) -> None:
     clock.now += 5
     (other / "heartbeat").unlink()  # cannot be read for a moment
     ending = dog.look([tmp_path, other])[tmp_path]
-    assert (ending.reason, ending.message) == ("lost", "it gave no first sign of life within 100 s, and was killed.")
+    assert (ending.reason, ending.message) == ("lost", "it gave no first heartbeat within 100 s, and was killed.")
     (tmp_path / "heartbeat").write_text("1")
     assert dog.look([tmp_path]) == {}
 
@@ -318,7 +318,7 @@ def test_a_worker_that_hangs_before_its_first_sign_of_life_is_replaced(
     assert bench.run(make_trial("a", "load a"), launcher=launcher, failures=FailureSpec(heartbeat=15.0)).ok
     first, second = bench.store.attempts("words/a")
     assert (first.state, first.reason, second.state) == ("failed", "lost", "finished")
-    assert "no first sign of life" in first.error
+    assert "no first heartbeat" in first.error
 
 
 def test_which_launchers_queue(tmp_path: Path) -> None:

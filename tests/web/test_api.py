@@ -63,7 +63,7 @@ def test_a_sweep_tells_what_runs_and_how_far_it_is(client: TestClient) -> None:
     sweep = get(client, SWEEP)
     assert sweep["state"] == "running"
     assert sweep["coordinator"] is None
-    assert sweep["tables"] == ["Pruning and distillation", "One layer at 80 %"]
+    assert sweep["tables"] == ["Pruning and distillation", "One layer at 80%"]
     assert sweep["optuna"] is None
     assert sweep["counts"] == {
         state: sum(1 for one in study() if one.state == state)
@@ -402,7 +402,7 @@ def test_a_sweep_that_cannot_be_resumed_says_why(own: TestClient, made: Root) ->
     answer = own.post(f"{API}/sweeps/study/actions", json={"action": "resume"})
     log = (made.path / "control" / "study.log").read_text()
     if answer.status_code == 200:  # it was slow to find out
-        assert "goes on in process" in answer.json()["message"]
+        assert "resumes in process" in answer.json()["message"]
     else:
         assert answer.status_code == 409
         assert log.strip().splitlines()[-1] in answer.json()["error"]

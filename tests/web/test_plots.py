@@ -175,13 +175,13 @@ def test_whatever_optuna_raises_is_a_figure_that_is_missing(
         raise raised
 
     monkeypatch.setattr("optuna.importance.get_param_importances", fail)
-    with pytest.raises(ReportError, match=r"importance cannot be told from these trials: not these"):
+    with pytest.raises(ReportError, match=r"importance cannot be computed from these trials: not these"):
         importances([{"x": 1.0}, {"x": 2.0}], [1.0, 2.0])
     with TestClient(open_app(kept), base_url=ORIGIN) as fresh:
         answer = fresh.get("/api/v1/sweeps/study/figures/importance")
     assert (answer.status_code, answer.json()["error"]) == (
         404,
-        "importance cannot be told from these trials: not these",
+        "importance cannot be computed from these trials: not these",
     )
 
 

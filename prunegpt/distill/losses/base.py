@@ -21,7 +21,7 @@ class DistillationLoss:
 
     Attributes:
         name: as in the registry.
-        divergence: gives [tokens], in nats a token, already times temperature squared (Hinton et al. 2015,
+        divergence: gives [tokens], in nats per token, already times temperature squared (Hinton et al. 2015,
             arXiv 1503.02531, section 2: the factor keeps the gradient's size when the temperature changes). It works in
             float32, or in float64 where its input is, autograd can differentiate it, it leaves its arguments alone, and
             a constant added to all logits of a token changes nothing.

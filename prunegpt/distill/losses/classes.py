@@ -1,7 +1,7 @@
 """The k + 1 classes of a truncated teacher: its k most probable tokens one by one, and all the rest as one class.
 
 A divergence between the class distributions is never larger than between the full ones (data processing), and needs of
-the teacher only k numbers a token.
+the teacher only k numbers per token.
 """
 
 import torch

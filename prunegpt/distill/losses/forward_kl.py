@@ -9,7 +9,7 @@ from prunegpt.distill.losses.base import DistillationLoss, row_dot, scratch_log_
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """T² KL(teacher || student) in nats a token: two arrays [tokens, vocab] give [tokens]."""
+    """T² KL(teacher || student) in nats per token: two arrays [tokens, vocab] give [tokens]."""
     student = tempered_log_softmax(student_logits, temperature)  # [tokens, vocab]
     teacher = tempered_log_softmax(teacher_logits, temperature)  # [tokens, vocab]
     return temperature**2 * (teacher.exp() * (teacher - student)).sum(-1)

@@ -13,7 +13,7 @@ from prunegpt.distill.losses.base import DistillationLoss, row_dot, scratch_log_
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, weight: float = 0.5) -> Tensor:
-    """T² JS in nats a token: two arrays [tokens, vocab] give [tokens].
+    """T² JS in nats per token: two arrays [tokens, vocab] give [tokens].
 
     `weight` is the teacher's share of the mixture.
     """

@@ -10,7 +10,7 @@ from prunegpt.distill.losses.base import DistillationLoss, row_dot, scratch_log_
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """T² KL(student || teacher) in nats a token: two arrays [tokens, vocab] give [tokens]."""
+    """T² KL(student || teacher) in nats per token: two arrays [tokens, vocab] give [tokens]."""
     student = tempered_log_softmax(student_logits, temperature)  # [tokens, vocab]
     teacher = tempered_log_softmax(teacher_logits, temperature)  # [tokens, vocab]
     return temperature**2 * (student.exp() * (student - teacher)).sum(-1)

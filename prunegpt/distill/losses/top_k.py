@@ -12,7 +12,7 @@ from prunegpt.distill.losses.forward_kl import FORWARD_KL
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, k: int = 64) -> Tensor:
-    """T² KL over the k + 1 classes in nats a token: two arrays [tokens, vocab] give [tokens]."""
+    """T² KL over the k + 1 classes in nats per token: two arrays [tokens, vocab] give [tokens]."""
     indices, teacher = teacher_classes(teacher_logits, k, temperature)
     return class_divergence(student_logits, indices, teacher, loss=FORWARD_KL, temperature=temperature)
 

@@ -35,7 +35,7 @@ def owl(
     blocks: Mapping[str, int | None],
     limit: float = 0.08,
 ) -> dict[str, float]:
-    """Sparsity falling linearly with the outlier ratio of the decoder block (Yin et al. 2023, section 3.2).
+    """Sparsity falling linearly with the outlier ratio of the decoder layer (Yin et al. 2023, section 3.2).
 
     Ratios are scaled to a range of 2·limit and shifted so that the mean over all weights is the sparsity. The
     reference implementation may leave [sparsity - limit, sparsity + limit] by that shift; here sparsities are clamped
@@ -44,9 +44,9 @@ def owl(
     Args:
         sizes: parameter name -> number of weights.
         sparsity: of all weights together.
-        outlier_ratios: block index -> :func:`outlier_ratio` of the dense model.
-        blocks: parameter name -> block index. Tensors of no block (None) take `sparsity`.
-        limit: λ of the paper, how far a block may lie from the mean; the registry declares its range.
+        outlier_ratios: layer index -> :func:`outlier_ratio` of the dense model.
+        blocks: parameter name -> layer index. Tensors of no block (None) take `sparsity`.
+        limit: λ of the paper, how far a layer may be from the mean; the registry declares its range.
 
     Raises:
         PruningError: a block has no ratio, or a number is out of its range.

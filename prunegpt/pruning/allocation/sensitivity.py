@@ -28,9 +28,9 @@ def sensitivity(
     Args:
         sizes: layer -> number of weights. A layer is whatever the curves are of: a tensor, or all tensors of a block.
         sparsity: of all layers together.
-        curves: layer -> (sparsity, increase of the loss in nats a token when this layer alone is pruned so far), in any
+        curves: layer -> (sparsity, increase of the loss in nats per token when only this layer is pruned), in any
             order. No layer is pruned beyond its last point.
-        blocks: tensor -> block index, where `sizes` is of tensors and the curves are of blocks: the tensors of a block
+        blocks: tensor -> layer index, where `sizes` is of tensors and the curves are of blocks: the tensors of a block
             are then a layer, and pruned alike.
 
     Raises:

@@ -23,7 +23,7 @@ def movement(weight: Tensor, *, movement: Tensor) -> Tensor:
     """S = -Σ_t W^(t) · ∂L/∂W^(t) (Sanh et al. 2020, "Movement Pruning", eq. 5; the constant learning rate is left out).
 
     A weight that the gradient step shrinks has W · ∂L/∂W > 0 and loses score. The paper keeps scores of pruned weights
-    moving by a straight-through estimator; here pruned weights are zero, so that their score stands still.
+    moving by a straight-through estimator; here pruned weights are zero, so that their score does not change.
 
     Args:
         weight: [out, in]; only its device counts.

@@ -1,7 +1,7 @@
-"""One-shot pruning: the whole model at once, from its weights or from what calibration text does in it.
+"""One-shot pruning: the whole model at once, from its weights or from calibration data.
 
-`request` checks what was asked for, `evidence` brings what the method needs, `pipeline` prunes, and `result` is what
-comes of it.
+`request` checks what was asked for, `evidence` brings what the method needs, `pipeline` prunes, and `result` is the
+outcome.
 """
 
 from prunegpt.pruning.oneshot.pipeline import prune_oneshot

@@ -40,7 +40,7 @@ def prune_oneshot(
 ) -> OneShotResult:
     """Prunes a model in place.
 
-    A method that looks at activations goes through the decoder blocks in order: it runs the calibration windows through
+    A method that uses activations goes through the decoder layers in order: it runs the calibration windows through
     a block, prunes the block, and runs them again, so that the next block is calibrated on what the pruned ones give it
     (Frantar & Alistarh 2023, arXiv 2301.00774, section 4; Sun et al. 2023, arXiv 2306.11695, section 3). Only the
     hidden states between two blocks are held. Gradients are taken once, of the model as it comes.
@@ -55,7 +55,7 @@ def prune_oneshot(
         allocation: `uniform` (each tensor alike), `row` (each output row alike), `global` (one threshold; criteria
             only), or the sparsity of each view by name; None = `row` for criteria that compare within rows, else
             `uniform`.
-        calibration: token ids, int64 [windows, length]; needed by methods that look at more than weights.
+        calibration: token ids, int64 [windows, length]; needed by methods that use more than weights.
         masks: parameter name -> bool [out, in], True = kept: what is pruned already stays pruned and counts.
         propagate: whether blocks see the outputs of pruned blocks. If not, statistics are those of the dense model. A
             `global` allocation needs all scores before it prunes, so it never propagates.

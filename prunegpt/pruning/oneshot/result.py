@@ -17,7 +17,7 @@ class LayerRow:
         name: of the parameter.
         weights: how many it has.
         sparsity: the share that is pruned now, counted from the mask.
-        error: the share of the layer's output that is lost on the calibration text, as in
+        error: the share of the layer's output that is lost on the calibration data, as in
             :class:`~prunegpt.pruning.solvers.base.Solution`; None where no Gram matrix was at hand.
         damping: the solver's; None for a criterion.
         seconds: to choose the mask and to solve, without calibration. Scores that are compared over all layers are
@@ -40,8 +40,8 @@ class OneShotResult:
 
     Attributes:
         masks: parameter name -> bool [out, in] on the CPU, True = kept, in the order of the views.
-        rows: one a layer, in the order in which they were pruned.
-        tokens: calibration tokens that were used; 0 for a method that looks at weights only.
+        rows: one per layer, in the order in which they were pruned.
+        tokens: calibration tokens that were used; 0 for a method that uses weights only.
         seconds: of it all, calibration included.
         notes: about the run as a whole; those of layers are in the rows.
     """

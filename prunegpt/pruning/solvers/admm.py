@@ -57,7 +57,7 @@ def spectrum(gram: Tensor, *, damping: float = 0.01) -> Spectrum:
             values, vectors = torch.linalg.eigh(damped)  # [in], [in, in]
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
-        # The Gram matrix adds nothing negative, so that no eigenvalue lies below what the damping alone gives.
+        # The Gram matrix adds nothing negative, so that no eigenvalue is below what the damping alone gives.
         floor = added / float(scale.max()) ** 2
         rounding = torch.finfo(dtype).eps * values.numel() * float(values[-1])
         lowest = float(values[0])
@@ -89,8 +89,8 @@ def admm(
     arXiv 2406.07831, algorithm 1, with its scaling of the inputs to unit norm.
 
     The layer W is pulled towards the original in the norm of H, and its copy D is W cut to the pattern; the penalty ρ
-    on their difference grows, faster while the mask still changes (equation 5 and section 3.2), until the mask stands
-    still. Then the kept weights are solved for exactly (:func:`~prunegpt.pruning.solvers.support.least_squares`).
+    on their difference grows, faster while the mask still changes (equation 5 and section 3.2), until the mask is
+    stable. Then the kept weights are solved for exactly (:func:`~prunegpt.pruning.solvers.support.least_squares`).
 
     Args:
         weight: [out, in].

@@ -45,7 +45,7 @@ def normalise(gram: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     if not bool(torch.isfinite(gram).all()) or bool((diagonal < 0).any()):
         raise PruningError(
             "a Gram matrix must be finite with a diagonal of at least 0, but this one is not. "
-            "Check the calibration text, and run the model in float32 or bfloat16 if its activations overflow float16."
+            "Check the calibration data, and run the model in float32 or bfloat16 if its activations overflow float16."
         )
     dead = diagonal == 0  # [in]
     count = int(torch.count_nonzero(dead))
@@ -106,7 +106,7 @@ def inverse_factor(gram: Tensor, *, damping: float = 0.01) -> InverseFactor:
 
 
 def escalation_notes(asked: float, used: float, dtype: torch.dtype) -> tuple[str, ...]:
-    """What to tell the user of an attempt that was not the first."""
+    """The note on an attempt that was not the first."""
     notes = []
     if used != asked:
         notes.append(f"damping raised from {asked:g} to {used:g} because the Gram matrix was not positive definite")

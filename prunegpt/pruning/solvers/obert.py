@@ -95,7 +95,7 @@ def _mean_fisher_diagonal(gradients: Tensor) -> float:
     if not mean < float("inf"):
         raise PruningError(
             f"gradients must be finite, but their mean square is {mean:g}. "
-            f"Check the calibration text and the loss of the model."
+            f"Check the calibration data and the loss of the model."
         )
     return mean
 

@@ -18,7 +18,7 @@ def least_squares(
         original: [out, in], the layer that is approached.
         gram: [in, in], symmetric and positive definite on the support.
         mask: bool [out, in], True = kept.
-        iterations: at most so many steps.
+        iterations: maximum number of steps.
         tolerance: stop when the residual's norm is this share of that of the right-hand side, over all rows.
 
     Returns:

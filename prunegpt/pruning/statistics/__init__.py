@@ -1,6 +1,6 @@
-"""What calibration text says about a model's layers, which methods that look at more than weights need.
+"""Calibration statistics of a model's layers, for methods that use more than weights.
 
-`activations` moves windows through the decoder blocks, `inputs` sums up what layers are given, `collect` does both for
+`activations` moves windows through the decoder layers, `inputs` sums up what layers are given, `collect` does both for
 a model, `store` keeps the result on disk, and `gradients` asks the loss.
 """
 

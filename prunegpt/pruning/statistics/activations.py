@@ -1,4 +1,4 @@
-"""Calibration windows on their way through the decoder blocks, one block at a time.
+"""Calibration windows on their way through the decoder layers, one block at a time.
 
 Only the hidden states between two blocks are held, so that a block can be run, pruned and run again without the rest of
 the model, and the memory does not grow with its depth.
@@ -60,7 +60,7 @@ class BlockInputs:
         """Runs block `index` over all windows.
 
         Args:
-            index: of the decoder block.
+            index: of the decoder layer.
             keep: whether its outputs become the hidden states, in front of the next block.
             after_batch: called after each micro-batch.
         """
@@ -86,7 +86,7 @@ def check_windows(windows: Tensor | None, method: str) -> Tensor:
         PruningError: they are missing or something else.
     """
     if windows is None:
-        raise PruningError(f"{method} looks at activations or gradients, but no calibration windows were given.")
+        raise PruningError(f"{method} needs activations or gradients, but no calibration windows were given.")
     if windows.dim() != 2 or windows.dtype != torch.int64 or windows.numel() == 0:
         raise PruningError(
             f"calibration must be int64 token ids [windows, length] with at least one window, but got {windows.dtype} "
@@ -121,7 +121,7 @@ def capture(
 
     Args:
         model: a causal language model in evaluation mode.
-        blocks: its decoder blocks.
+        blocks: its decoder layers.
         windows: token ids, int64 [windows, length].
         micro_batch: windows at a time; None = by the number of tokens.
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
@@ -141,7 +141,7 @@ def capture(
             inner(input_ids=part.to(device), use_cache=False)
         if len(seen) != len(blocks):
             raise PruningError(
-                f"a forward pass must call each decoder block once, but {len(seen)} calls were seen for {len(blocks)} "
+                f"a forward pass must call each decoder layer once, but {len(seen)} calls were seen for {len(blocks)} "
                 f"blocks of {type(model).__name__}. Put the model in evaluation mode."
             )
         states = seen[0][0]  # [windows, length, width]

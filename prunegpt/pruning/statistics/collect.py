@@ -34,18 +34,18 @@ def block_statistics(
     micro_batch: int | None = None,
     offload: bool | None = None,
 ) -> Iterator[dict[str, LayerStatistics]]:
-    """The statistics of the layers, one decoder block after the other, as a generator.
+    """The statistics of the layers, one decoder layer after the other, as a generator.
 
     The caller may prune the layers of an item before it asks for the next one. With `propagate` the following blocks
     are then given what the pruned block makes of its input, otherwise what the dense one made.
 
     Args:
         model: a causal language model in evaluation mode.
-        views: the layers to look at. Those outside the blocks, such as the head, are the last item with `propagate` and
+        views: the layers to measure. Those outside the blocks, such as the head, are the last item with `propagate` and
             the first one without, and cost a pass of the whole model.
         windows: token ids, int64 [windows, length].
         gram: whether XᵀX is wanted, and not only norms.
-        propagate: whether each block sees the outputs of the blocks before it as they are by then.
+        propagate: whether each layer is calibrated on the outputs of the (pruned) layers before it.
         micro_batch: windows at a time; None = by the number of tokens. Changes results by rounding only.
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
 

@@ -33,7 +33,7 @@ class GradientStatistics:
     tokens: int
 
     def samples(self, name: str) -> Tensor:
-        """The gradients of one layer, one a window: [windows, out, in], in the type that they were kept in.
+        """The gradients of one layer, one per window: [windows, out, in], in the type that they were kept in.
 
         Raises:
             PruningError: single gradients were not kept.
@@ -63,7 +63,7 @@ def gradient_statistics(
         model: a causal language model.
         views: the layers whose gradients are wanted.
         windows: token ids, int64 [windows, length], length at least 2.
-        samples: an empty folder for the gradient of each window, as one file a window; None = they are not kept.
+        samples: an empty folder for the gradient of each window, one file per window; None = they are not kept.
         sample_dtype: their type there.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the inputs of layers look like over calibration text: their norms and their Gram matrices, summed by hooks."""
+"""Norms and Gram matrices of the layers' inputs over calibration data, summed by hooks."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from prunegpt.errors import PruningError
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.statistics.activations import StopForward
 
-_PANEL = 384  # columns of a Gram matrix that are summed together; what lies below the diagonal panels is mirrored
+_PANEL = 384  # columns of a Gram matrix that are summed together; the part below the diagonal panels is mirrored
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class InputCollector:
             if not keys:
                 raise PruningError(
                     f"calibration must reach every layer that is pruned, but no token came to {name}. "
-                    f"Exclude it, or calibrate on more text."
+                    f"Exclude it, or calibrate on more data."
                 )
             if keys not in parts:
                 parts[keys] = _total([self._sums[key].statistics() for key in keys for _ in range(key.count(name))])
@@ -132,7 +132,7 @@ class InputCollector:
             inputs = args[0] if args else next(iter(kwargs.values()))
             if not inputs.is_floating_point():
                 raise PruningError(
-                    f"{name} is an embedding, whose inputs are token ids: methods that look at activations cannot "
+                    f"{name} is an embedding, whose inputs are token ids: activation-aware methods cannot "
                     f"prune it. Leave it out of targets, or use magnitude."
                 )
             self._inputs.append((name, inputs))

@@ -62,7 +62,7 @@ class StatisticsStore:
         """
         if name not in self._layers:
             raise PruningError(
-                f"the statistics in {self.folder} are of {len(self._layers)} layers inside the decoder blocks, but "
+                f"the statistics in {self.folder} are of {len(self._layers)} layers inside the decoder layers, but "
                 f"{name} is not among them. Prune it with propagate, or leave it out."
             )
         place = self._layers[name]
@@ -108,7 +108,7 @@ def collect_statistics(
     micro_batch: int | None = None,
     offload: bool | None = None,
 ) -> StatisticsStore:
-    """The statistics of all block matrices of a model: read from a folder, or made there if it has none.
+    """The statistics of all decoder weight matrices of a model: read from a folder, or made there if it has none.
 
     Args:
         model: a causal language model.

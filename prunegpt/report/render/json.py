@@ -10,7 +10,7 @@ from prunegpt.report.cells import Table
 def render(tables: Sequence[Table]) -> str:
     """`{"tables": [{"title", "name", "columns", "rows", "footnotes", "provenance"}]}`.
 
-    A row is keyed by the headings in lower case. What has no number is null, and `state` says why.
+    A row is keyed by the headings in lower case. What has no number is null, and `state` explains why.
     """
     found = {"tables": [_table(table) for table in tables]}
     return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -17,7 +17,7 @@ def render(tables: Sequence[Table]) -> str:
 
 
 def body(table: Table) -> str:
-    """A table without its title, as it stands in a marked region of a README: cells, footnotes, provenance."""
+    """A table without its title, as in a marked region of a README: cells, footnotes, provenance."""
     lines = [
         _line(escape(heading.text) for heading in table.columns),
         _line("---" if heading.kind == "text" else "---:" for heading in table.columns),

@@ -1,4 +1,4 @@
-"""What is wrong under a root, what that means, and how it is mended; `prunegpt doctor` shows it.
+"""What is wrong under a root, what that means, and how it is repaired; `prunegpt doctor` shows it.
 
 Nothing is examined that a coordinator is changing, and nothing is deleted without being asked: what is damaged gets
 another name beside its own.

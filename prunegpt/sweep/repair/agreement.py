@@ -28,20 +28,20 @@ def disagreements(root: Root) -> Iterator[Finding]:
         running = [] if holder and holder.pid != os.getpid() else store.running_attempts()
     running = [row for row in running if not is_outside(root.path / row.folder)]
     for row in running:
-        text = f"{row.sweep}/{row.trial} stands as running, but nobody runs it. The next `sweep run` goes on with it."
+        text = f"{row.sweep}/{row.trial} is marked as running, but nothing runs it. The next `sweep run` resumes it."
         yield Finding("trial", root.path / row.folder, text)
 
 
 def _gone(root: Root, result: TrialResult) -> Iterator[Finding]:
     key, skipped = result.key, result.plan.evaluate.skip
     if result.plan.foreign:
-        return  # a run of W&B's, which never had a model here and cannot be run
+        return  # a W&B run, which never had a model here and cannot be run
     if root.is_published(key) and (skipped or root.is_measured(key, result.evaluation_key)):
         return
     what = "model was" if not root.is_published(key) else "measurement was"
     text = f"{result.sweep}/{result.name} is finished, but its {what} deleted or damaged; its figures are still known."
-    mend = "let it wait, so that the next `sweep run` computes what is missing"
-    yield Finding("trial", root.stage(key), text, mend, apply=partial(_wait, root, result.id))
+    fix = "requeue it, so that the next `sweep run` computes what is missing"
+    yield Finding("trial", root.stage(key), text, fix, apply=partial(_wait, root, result.id))
 
 
 def _wait(root: Root, trial_id: int) -> None:
@@ -59,8 +59,8 @@ def _other_figures(root: Root, result: TrialResult) -> Iterator[Finding]:
         f"the database says of {result.sweep}/{result.name} {_figure(result.stages[index])}, but what was measured is "
         f"{_figure(found)}: the database was edited."
     )
-    mend = "take what was measured"
-    yield Finding("trial", root.stage(found.key), text, mend, apply=partial(_correct, root, result, wrong))
+    fix = "restore the measured values"
+    yield Finding("trial", root.stage(found.key), text, fix, apply=partial(_correct, root, result, wrong))
 
 
 def _published(root: Root, result: TrialResult, stage: StageRecord) -> StageRecord | None:

@@ -51,8 +51,8 @@ def _record(folder: Path, row: AttemptRow | None, stages: tuple[StageRecord, ...
     if row is None or row.state == "running":
         yield Finding("attempt", folder, text, "set record.json aside", apply=partial(set_aside, path))
         return
-    mend = "write it again from the database; what it says now is set aside"
-    yield Finding("attempt", folder, text, mend, apply=partial(_rewrite, path, row, stages))
+    fix = "write it again from the database; what it says now is set aside"
+    yield Finding("attempt", folder, text, fix, apply=partial(_rewrite, path, row, stages))
 
 
 def _agree(record: AttemptRecord, row: AttemptRow, stages: tuple[StageRecord, ...]) -> bool:
@@ -87,7 +87,7 @@ def _rewrite(path: Path, row: AttemptRow, stages: tuple[StageRecord, ...]) -> No
 def _points(folder: Path, row: AttemptRow | None) -> Iterator[Finding]:
     path = folder / "points.jsonl"
     if not path.exists() or not (folder / "record.json").exists():
-        return  # it may be resumed, and whoever writes on closes the line
+        return  # it may be resumed, and its next write closes the line
     data = path.read_bytes()
     if row and row.offset > len(data):
         text = (

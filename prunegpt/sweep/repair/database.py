@@ -31,8 +31,8 @@ def broken_database(root: Root) -> Iterator[Finding]:
     problem = _problem(root.database, empty=not any(attempt_folders(root)))
     if problem:
         text = f"the database is damaged ({problem}): it was cut, or copied while it was written."
-        mend = f"set it aside and {_REBUILD}"
-        yield Finding("database", root.database, text, mend, apply=lambda: rebuild(root))
+        fix = f"set it aside and {_REBUILD}"
+        yield Finding("database", root.database, text, fix, apply=lambda: rebuild(root))
         return
     try:
         Store.open(root, create=False).close()
@@ -70,13 +70,13 @@ def _number(folder: Path) -> int:
 
 
 def plan_in(folder: Path) -> TrialPlan | None:
-    """The trial of an attempt folder under the name it lies under; None where trial.json cannot be read."""
+    """The trial of an attempt folder by its path; None where trial.json cannot be read."""
     plan = planned(folder)
     return plan and plan.model_copy(update={"sweep": folder.parent.parent.name, "name": folder.parent.name})
 
 
 def record_in(folder: Path) -> AttemptRecord | None:
-    """The record of an attempt folder under the name it lies under; None where there is none that can be read."""
+    """The record of an attempt folder by its path; None where there is none that can be read."""
     try:
         record: AttemptRecord = AttemptRecord.read(folder / "record.json")
     except (OSError, ValueError):

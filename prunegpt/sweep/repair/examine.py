@@ -15,14 +15,14 @@ from prunegpt.sweep.repair.leftovers import leftovers
 _PHASES: tuple[Callable[[Root], Iterator[Finding]], ...] = (
     broken_database,
     broken_folders,
-    disagreements,  # before the attempts: their records are mended from the database
+    disagreements,  # before the attempts: their records are repaired from the database
     broken_attempts,
     leftovers,
 )
 
 
 def examine(root: Root, *, deep: bool = True) -> list[Finding]:
-    """All that is wrong under a root, as far as can be said before the first of it is mended.
+    """All that is wrong under a root, as far as it can be determined before anything is repaired.
 
     While a coordinator runs, leftovers and disagreements are its work in progress and are not looked for.
 
@@ -31,7 +31,7 @@ def examine(root: Root, *, deep: bool = True) -> list[Finding]:
     """
     found = list(broken_layout(root))
     if found or not root.path.is_dir():
-        return found  # all else stands on it
+        return found  # all else depends on it
     phases = _PHASES[:2] if coordinator(root) else _PHASES
     for phase in phases:
         found += broken_folders(root, deep=deep) if phase is broken_folders else phase(root)
@@ -39,10 +39,10 @@ def examine(root: Root, *, deep: bool = True) -> list[Finding]:
 
 
 def repair(root: Root, may: Callable[[Finding], bool]) -> list[tuple[Finding, bool]]:
-    """Mends what is wrong under a root, from the ground up; gives each finding and whether it was mended.
+    """Repairs a root, from the ground up; returns each finding and whether it was fixed.
 
     Args:
-        may: asked before each that has a mend.
+        may: asked before each fix.
 
     Raises:
         LaunchError: a coordinator runs.
@@ -54,7 +54,7 @@ def repair(root: Root, may: Callable[[Finding], bool]) -> list[tuple[Finding, bo
         old = [] if wrong else list(leftovers(root))  # what is set aside below is kept until the next time
         done = [_mended(finding, may) for finding in wrong]
         if any(broken_layout(root)):
-            return done  # all else stands on it
+            return done  # all else depends on it
         for phase in _PHASES:
             found = old if phase is leftovers else list(phase(root))
             done += [_mended(finding, may) for finding in found]
@@ -62,7 +62,7 @@ def repair(root: Root, may: Callable[[Finding], bool]) -> list[tuple[Finding, bo
 
 
 def _mended(finding: Finding, may: Callable[[Finding], bool]) -> tuple[Finding, bool]:
-    allowed = bool(finding.mend) and may(finding)
+    allowed = bool(finding.fix) and may(finding)
     if allowed:
         finding.apply()
     return finding, allowed

@@ -13,14 +13,14 @@ class Finding:
         kind: folder, database, stage, evaluation, cache, attempt, trial or leftover.
         path: what it is about.
         text: what is wrong, and what that means.
-        mend: what mending does; empty where nothing has to be done.
-        deletes: mending removes something for good, so that people are asked first.
-        apply: mends it.
+        fix: what repairing does; empty if nothing has to be done.
+        deletes: repairing deletes something for good, so users are asked first.
+        apply: fixes it.
     """
 
     kind: str
     path: Path
     text: str
-    mend: str = ""
+    fix: str = ""
     deletes: bool = False
     apply: Callable[[], object] = field(default=lambda: None, repr=False, compare=False)

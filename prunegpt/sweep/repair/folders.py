@@ -25,7 +25,7 @@ _CAUSES = {
 
 
 def broken_folders(root: Root, *, deep: bool = True) -> Iterator[Finding]:
-    """Stages and their evaluations, and cached texts, statistics and teachers, that are not as they were published."""
+    """Stages and their evaluations, and cached tokens, statistics and teachers, that are not as they were published."""
     known = _Known(root)
     for folder in _visible(root.stages):
         stage = _damaged(folder, "stage", "stage.json", StageRecord, known.stage, deep)
@@ -54,14 +54,14 @@ def _damaged(
     kind: str,
     name: str | None,
     model: type[Record] | None,
-    texts: Callable[[Path], Mapping[str, list[str]]],
+    contents: Callable[[Path], Mapping[str, list[str]]],
     deep: bool,
 ) -> Finding | None:
     """What is wrong with one folder.
 
     Args:
         name: the file that says that the folder is published, and must be a `model`.
-        texts: file -> texts that it may have had.
+        contents: the contents that a file may have had.
     """
     wrong = damage(folder, deep=deep)
     if not wrong and name and model and (problem := _unreadable(folder / name, model)):
@@ -73,7 +73,7 @@ def _damaged(
     more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
     found = Finding(kind, folder, f"{listed}{more}.")
     lost = wrong[0].file == SEAL or wrong[0].what == "misplaced"
-    restored = {} if lost else _restorable(folder, [item.file for item in wrong], texts(folder))
+    restored = {} if lost else _restorable(folder, [item.file for item in wrong], contents(folder))
     if len(restored) < len(wrong):
         return _aside(found)
     files = ", ".join(restored)
@@ -93,11 +93,11 @@ def _unreadable(path: Path, model: type[Record]) -> str:
 
 
 def _aside(finding: Finding) -> Finding:
-    mend = "set it aside; whatever needs it computes it again in the next run"
-    return Finding(finding.kind, finding.path, finding.text, mend, apply=partial(set_aside, finding.path))
+    fix = "set it aside; whatever needs it computes it again in the next run"
+    return Finding(finding.kind, finding.path, finding.text, fix, apply=partial(set_aside, finding.path))
 
 
-def _restorable(folder: Path, files: list[str], texts: Mapping[str, list[str]]) -> dict[str, str]:
+def _restorable(folder: Path, files: list[str], contents: Mapping[str, list[str]]) -> dict[str, str]:
     """Those of the files whose text is known from elsewhere: its hash is that of the seal."""
     import hashlib
 
@@ -105,13 +105,13 @@ def _restorable(folder: Path, files: list[str], texts: Mapping[str, list[str]]) 
     return {
         file: text
         for file in files
-        for text in texts.get(file, [])
+        for text in contents.get(file, [])
         if hashlib.sha256(text.encode()).hexdigest() == seals[file][1]
     }
 
 
-def _write(folder: Path, texts: Mapping[str, str]) -> None:
-    for file, text in texts.items():
+def _write(folder: Path, contents: Mapping[str, str]) -> None:
+    for file, text in contents.items():
         write_text(folder / file, text)
         assert sha256(folder / file) == (sealed(folder) or {})[file][1]
 

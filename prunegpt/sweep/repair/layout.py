@@ -1,4 +1,4 @@
-"""What stands where a root has its folders and is none: every command would fail on it, or find nothing."""
+"""What is in place of a root's folders: every command would fail on it, or find nothing."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from prunegpt.sweep.repair.finding import Finding
 def broken_layout(root: Root) -> Iterator[Finding]:
     """The folders of a root, and the root itself, that are files, links to nothing, or closed to this account."""
     if found := _broken(root.path):
-        yield replace(found, mend="", text=f"{found.text} Give another one with --root.")
+        yield replace(found, fix="", text=f"{found.text} Give another one with --root.")
         return
     for name in FOLDERS:
         if found := _broken(root.path / name):
@@ -30,8 +30,6 @@ def _broken(place: Path) -> Finding | None:
         aside = partial(set_aside, place)
         return Finding("folder", place, "it must be a folder, but is a file.", "set the file aside", apply=aside)
     if not os.access(place, os.R_OK | os.X_OK):
-        text = (
-            f"it must be open to whoever uses the root, but this account may not read it. Open it: chmod u+rx {place}"
-        )
+        text = f"it must be readable, but this account may not read it. Run: chmod u+rx {place}"
         return Finding("folder", place, text)
     return None

@@ -1,1 +1,1 @@
-"""Searches: Optuna suggests trials and is told what they came to; it runs nothing itself."""
+"""Searches: Optuna suggests trials and gets their results; it runs nothing itself."""

@@ -1,4 +1,4 @@
-"""What a search is told of a trial that was given up: its curve over tokens."""
+"""What a search learns from a trial that was stopped early: its curve over tokens."""
 
 from collections.abc import Mapping
 

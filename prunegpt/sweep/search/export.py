@@ -1,4 +1,4 @@
-"""A sweep's searches in a file of Optuna's, for optuna-dashboard and whoever reads Optuna's studies.
+"""A sweep's searches as Optuna studies in a file, for optuna-dashboard and Optuna itself.
 
 Written when it is asked for, from what the store knows, by Optuna's public functions alone. Nothing reads it back.
 """
@@ -48,7 +48,7 @@ def write_studies(path: Path, store: Store, sweep: str) -> dict[str, int]:
     """Writes a study SWEEP/SEARCH for each search of a sweep; one of that name that is in the file is replaced.
 
     Args:
-        path: a new file, or one of Optuna's, whose other studies stay.
+        path: a new file, or an Optuna storage, whose other studies are kept.
         store: has the sweep.
         sweep: its name.
 
@@ -123,4 +123,6 @@ def _check_is_optunas(path: Path) -> None:
     except sqlite3.Error:
         tables = set()
     if not {"studies", "trials", "version_info"} <= tables:
-        raise StoreError(f"a study goes into a new file or one of Optuna's, but {path} is another. Name another --out.")
+        raise StoreError(
+            f"a study is written to a new file or an Optuna storage, but {path} is neither. Choose another --out."
+        )

@@ -12,7 +12,7 @@ from prunegpt.sweep.search.constraints import violations
 
 @dataclass(frozen=True)
 class Outcome:
-    """What Optuna is told of a trial."""
+    """What is reported to Optuna about a trial."""
 
     state: Literal["complete", "pruned", "fail"]
     values: tuple[float, ...] = ()  # one an objective, of a complete trial
@@ -31,15 +31,15 @@ def metrics_of(result: TrialResult) -> dict[str, float | None]:
 def outcome_of(
     spec: SearchSpec, result: TrialResult, curve: Callable[[], Mapping[int, float]] = dict[int, float]
 ) -> Outcome:
-    """What a search is told of a trial that has ended.
+    """What is reported to a search about a trial that has ended.
 
-    A model that diverged is worse than any other, and told as that where there is one objective; with several it is a
+    A model that diverged is worse than any other, and reported so for a single objective; with several it is a
     failure, for a vector of infinities helps no sampler.
 
     Args:
         spec: the search.
         result: the trial.
-        curve: gives tokens -> objective of a trial that was given up early.
+        curve: gives tokens -> objective of a trial that was stopped early.
     """
     if result.state == "stopped" and result.reason == EARLY_STOP:
         return Outcome("pruned", curve=curve() if len(spec.objectives) == 1 else {})

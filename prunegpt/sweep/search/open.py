@@ -48,7 +48,7 @@ class Searches:
 
 
 def open_search(plan: SweepPlan, store: Store, planner: Planner) -> Searches:
-    """The searches of a plan; they begin as they then stand in the store.
+    """The searches of a plan; they begin with the state of the store.
 
     Trials that a changed spec could not suggest are put aside. What `begin` raises is a PruneGPTError: a sampler cannot
     be made.

@@ -1,4 +1,4 @@
-"""Optuna's study of one search, in memory: asked for choices, told outcomes. It knows no trials of ours."""
+"""An in-memory Optuna study of one search, independent of our trials."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class SearchStudy:
         self._open: dict[int, Trial] = {}
 
     def ask(self) -> Asked:
-        """A suggestion, which has to be told."""
+        """A suggestion whose result is pending."""
         chosen: dict[str, Any] = {}
         with quiet():
             trial = self._study.ask()
@@ -56,7 +56,7 @@ class SearchStudy:
         return Asked(trial.number, chosen)
 
     def note(self, number: int, **attributes: str) -> None:
-        """Attributes of a suggestion that is not told yet, for people."""
+        """User attributes of a pending suggestion."""
         for key, value in attributes.items():
             self._open[number].set_user_attr(key, value)
 

@@ -1,6 +1,6 @@
-"""A search as the coordinator sees it: it suggests trials, and is told what they came to.
+"""A search as the coordinator sees it: it suggests trials, and gets their results.
 
-All it knows is in the store. Each suggested trial says what the search had been told since the one before it, so that a
+All it knows is in the store. Each suggested trial lists the results reported since the one before it, so that a
 later process repeats the same questions and answers with the same sampler and comes to the same state, whatever
 instant the last one died at. Where the answers are not the same, because the space, the sampler or a trial's end has
 changed, a new study takes over what still fits.
@@ -22,13 +22,13 @@ from prunegpt.sweep.search.study import Asked, SearchStudy
 
 TRIES = 100  # suggestions in a row that are no new trial, before a search is called exhausted
 REPEAT_SECONDS = 120.0  # spent on repeating a history; a longer one is taken over into a new study
-IN_VAIN = 0  # stands in `TrialPlan.told` for a question that gave no new trial
+IN_VAIN = 0  # recorded in a plan for a suggestion that gave no new trial
 
 _ENDED = ("finished", "failed", "diverged", "stopped")
 _logger = logging.getLogger(__name__)
 
 Suggested = Callable[[SearchPlan, Mapping[str, Any], int], TrialPlan]  # see planning.resolve.Planner.suggested
-Curve = Callable[[TrialResult], Mapping[int, float]]  # tokens -> objective of a trial that was given up
+Curve = Callable[[TrialResult], Mapping[int, float]]  # tokens -> objective of a trial that was stopped early
 
 
 @dataclass
@@ -39,7 +39,7 @@ class _Trial:
     asked: list[int] = field(
         default_factory=list
     )  # Optuna's numbers: the suggestion, and those like it; none: taken over
-    outcome: Outcome | None = None  # once told
+    outcome: Outcome | None = None  # once reported
     result: TrialResult | None = None  # once ended
 
 
@@ -50,7 +50,7 @@ class Search:
         plan: the search.
         results: the trials it suggested earlier, as the store has them.
         suggested: resolves a suggestion.
-        curve: of trials that were given up early.
+        curve: of trials that were stopped early.
         tokens: that a trial was trained on, where it has not come through all stages.
     """
 
@@ -70,10 +70,10 @@ class Search:
         self._tokens = tokens
         self._trials: dict[int, _Trial] = {}
         self._keys: dict[tuple[str, str], int] = {}  # of configurations
-        self._since: list[int] = []  # told since the last suggestion
-        self._vain = False  # the last question gave nothing, and nothing was told since
+        self._since: list[int] = []  # reported since the last suggestion
+        self._vain = False  # the last suggestion gave nothing, and nothing was reported since
         self._last = max((result.plan.number for result in results), default=0)
-        self._measured: ComparisonKey | None = None  # of the first trial that was told
+        self._measured: ComparisonKey | None = None  # of the first reported trial
         self._restore(results)
 
     @property
@@ -86,7 +86,7 @@ class Search:
         """Numbers of the trials that belong to the search as it is now."""
         return frozenset(self._trials)
 
-    # -- asked and told ----------------------------------------------------------------------------------------
+    # -- ask and report ----------------------------------------------------------------------------------------
 
     def suggest(self) -> TrialPlan | None:
         """A new trial; None where the budget is spent, or Optuna suggests only what there is already."""
@@ -108,7 +108,7 @@ class Search:
         return plan
 
     def tell(self, result: TrialResult) -> None:
-        """A trial has ended; one that is not of this search, or was told already, is passed over."""
+        """A trial has ended; one that is not of this search, or was reported already, is ignored."""
         trial = self._trials.get(result.plan.number) if result.plan.search == self.plan.name else None
         if trial is None or result.state not in _ENDED or result.key != trial.plan.key:
             return
@@ -120,7 +120,7 @@ class Search:
             self._vain = False
 
     def _outcome(self, result: TrialResult) -> Outcome:
-        """What is told of a trial: that it failed where it was not measured as the first one that was told."""
+        """What is reported about a trial: a failure where it was not measured as the first reported one."""
         measured = result.measured
         if measured and self.plan.spec.is_measured:
             self._measured = self._measured or measured.comparison_key
@@ -142,7 +142,7 @@ class Search:
         trial.outcome = outcome
 
     def _ask(self, number: int) -> tuple[Asked, TrialPlan] | None:
-        """A suggestion that is a new configuration. One that is not is told what that came to, or will be."""
+        """A suggestion that is a new configuration. A known one gets the result of that trial, now or later."""
         for _ in range(TRIES + len(self._trials)):
             asked = self._study.ask()
             try:
@@ -188,7 +188,7 @@ class Search:
         own = sum(max(0, self._tokens(one) - sum(stage.train_tokens for stage in one.stages)) for one in partly)
         return sum(shared.values()) + own
 
-    # -- a search that goes on ---------------------------------------------------------------------------------
+    # -- resuming a search ---------------------------------------------------------------------------------
 
     def _restore(self, results: Sequence[TrialResult]) -> None:
         """Repeats the questions and answers of the latest study, or takes all that fits into a new one."""
@@ -219,7 +219,7 @@ class Search:
         return identity(plan) == identity(result.plan)
 
     def _repeat(self, fitting: Sequence[TrialResult]) -> bool:
-        """Asks and tells all over again; whether the same came out."""
+        """Replays all suggestions and results; returns whether they agree."""
         self._begin()
         stop = time.monotonic() + REPEAT_SECONDS
         by_number = {result.plan.number: result for result in fitting}
@@ -243,7 +243,7 @@ class Search:
         return True
 
     def _take_over(self, results: Sequence[TrialResult], told: set[int]) -> None:
-        """Adds trials of earlier studies, the told ones with what they came to."""
+        """Adds trials of earlier studies, the reported ones with their results."""
         for result in results:
             trial = _Trial(self._suggested(self.plan, result.swept, result.plan.number))
             self._trials[trial.plan.number] = trial
@@ -254,7 +254,7 @@ class Search:
                 self._since.append(trial.plan.number)
 
     def _tell_again(self, result: TrialResult | None) -> bool:
-        """Tells a trial what it was told; one that runs again had failed then. Whether there is such a trial."""
+        """Reports a trial's earlier result; one that is rerun had failed. Returns whether there is such a trial."""
         if result is None or result.plan.number not in self._trials:
             return False
         trial = self._trials[result.plan.number]

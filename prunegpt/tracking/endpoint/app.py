@@ -43,7 +43,7 @@ class Endpoint:
         ]
 
     def close(self) -> None:
-        """Closes the database, and looks after attempts of agents no more."""
+        """Closes the database, and stops monitoring the attempts of agents."""
         self._operations.close()
         self._runs.close()
 

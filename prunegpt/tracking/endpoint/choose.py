@@ -1,4 +1,4 @@
-"""The next point of a hosted sweep: through the grid, at random, or by Optuna's TPE from what came out so far."""
+"""The next point of a hosted sweep: through the grid, at random, or by Optuna's TPE from the results so far."""
 
 import itertools
 import math

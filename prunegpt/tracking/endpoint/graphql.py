@@ -1,4 +1,4 @@
-"""The part of W&B's GraphQL that agents and runs ask for, by field: arguments in, values out."""
+"""The part of the W&B GraphQL API that agents and runs ask for, by field: arguments in, values out."""
 
 import base64
 import json
@@ -56,7 +56,7 @@ type Mutation {
   createRunFiles(input: JSON): JSON
   markRunFilesUploaded(input: JSON): JSON
 }
-""")  # what lies below is given whole: clients take what they want of it
+""")  # nested values are returned whole: clients take what they need
 
 _LARGEST_QUERY = 5000  # tokens; those of the client have some hundred
 _LARGEST_CONFIG = 256 << 10  # characters of a sweep config

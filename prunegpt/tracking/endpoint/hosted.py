@@ -1,6 +1,6 @@
-"""A W&B sweep that we host: its runs, its agents, and what an agent is told when it asks.
+"""A W&B sweep that we host: its runs, its agents, and the answers to its agents.
 
-An agent asks every few seconds and says which of its runs are alive. What it is told may get lost, so a run is leased:
+An agent asks every few seconds and says which of its runs are alive. The answer may get lost, so a run is leased:
 until there is a sign that it began, the same command is given again; and where an agent falls silent its lease ends.
 """
 
@@ -60,7 +60,7 @@ class Point(BaseModel):
 
 
 class Hosted(BaseModel):
-    """A sweep as it is kept: everything to go on after a restart."""
+    """A sweep as it is kept: everything needed to resume after a restart."""
 
     name: str  # W&B's short id
     entity: str
@@ -106,7 +106,7 @@ class AgentHandler:
     Args:
         hosted: what is kept of it; changed in place.
         status: what is known of a run beside what its agent says.
-        point: the point after so many runs; None where there is none.
+        point: the point after N runs; None where there is none.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class AgentHandler:
         return agent
 
     def heartbeat(self, agent: Agent, alive: Iterable[str], now: float) -> list[Command]:
-        """What an agent is told that has these runs alive."""
+        """The answer to an agent that has these runs alive."""
         asked_again = now - agent.answered < _POLL and agent.answered > 0
         agent.seen = now
         running = set(alive)

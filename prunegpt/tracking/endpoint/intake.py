@@ -89,7 +89,7 @@ async def received(request: Request, largest: int, hold: Callable[[int], None] =
 
     Args:
         largest: bytes that it may have.
-        hold: told of every part, in bytes.
+        hold: called with the size of every part, in bytes.
 
     Raises:
         Refused: it is larger, or who sends it has gone, so that nobody hears the answer.
@@ -102,7 +102,7 @@ async def received(request: Request, largest: int, hold: Callable[[int], None] =
             if len(data) > largest:
                 raise Refused(f"a request may have {largest} bytes, but has more.", 413)
     except ClientDisconnect as error:
-        raise Refused("a request must be sent whole, but whoever sent this one has gone.") from error
+        raise Refused("a request must be sent whole, but the client of this one has gone.") from error
     return bytes(data)
 
 

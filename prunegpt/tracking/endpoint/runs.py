@@ -52,7 +52,7 @@ class Runs:
         self._root = root
         self._uploads = uploads
         self._store: Store | None = None
-        self._heard: dict[RunPath, float] = {}  # runs that go on -> when they last spoke, the longest silent first
+        self._heard: dict[RunPath, float] = {}  # live runs -> their last heartbeat, the longest silent first
         self._own: dict[RunPath, Kept] = {}  # runs of this root's trials, of which only the lines are counted
         self._statuses = Statuses(root)
         self._lock = Lock()
@@ -133,7 +133,7 @@ class Runs:
             return (self._own[at] if self._is_own(at) else self._opened(at).kept).lines
 
     def state(self, at: RunPath) -> dict[str, Any] | None:
-        """What a run that goes on wants to know; None where there is no such run."""
+        """What a resumed run needs to know; None where there is no such run."""
         with self._lock:
             if self._is_own(at):
                 kept, label, config = self._own[at], at.id, {}
@@ -177,13 +177,13 @@ class Runs:
                 self._store.close()
 
     def _expire(self) -> None:
-        """Ends runs that have fallen silent; one that speaks again goes on."""
+        """Ends runs without a heartbeat; one that comes back is resumed."""
         for at, heard in list(self._heard.items()):
             if time.time() - heard <= _SILENT:
                 break
             del self._heard[at]
             if self._is_kept(at) and not (keeper := self._opened(at)).ended:
-                keeper.end("failed", f"it has not been heard of for {_SILENT:g} s.")
+                keeper.end("failed", f"no heartbeat for {_SILENT:g} s.")
 
     def _is_own(self, at: RunPath) -> bool:
         """Whether a run is one of this root's own trials: the store has it already."""

@@ -42,7 +42,7 @@ def on_sweep(dashboard: Dashboard, name: str, posted: SweepAction) -> Accepted:
         return Accepted(message=_resume(dashboard.root, sweep.name))
     request(dashboard.root, Action(posted.action, sweep.name))
     told = "running stages write a checkpoint, then it stops" if posted.action == "stop" else "it stops at once"
-    return Accepted(message=f"{sweep.name} was told: {told}.")
+    return Accepted(message=f"{sweep.name}: {told}.")
 
 
 def _resume(root: Root, name: str) -> str:
@@ -59,9 +59,11 @@ def _resume(root: Root, name: str) -> str:
     try:
         code = process.wait(_DIED_WITHIN)
     except subprocess.TimeoutExpired:
-        return f"{name} goes on in process {process.pid}; it writes to {log}."
+        return f"{name} resumes in process {process.pid}; it writes to {log}."
     if code:
-        said = log.read_bytes()[-4096:].decode("utf-8", "replace").strip().splitlines() or ["the process said nothing."]
+        said = log.read_bytes()[-4096:].decode("utf-8", "replace").strip().splitlines() or [
+            "the process printed nothing."
+        ]
         raise Refused(409, f"{name} could not be resumed: {said[-1]} See {log}.")
     return f"{name} has nothing left to run."
 
@@ -74,16 +76,16 @@ def on_trial(dashboard: Dashboard, sweep: str, trial: str, posted: TrialAction) 
         if found.state != "running":
             raise Refused(409, f"only a running trial can be stopped, but {found.name} is {found.state}.")
         request(dashboard.root, Action("stop-trial", found.sweep, found.name))
-        return Accepted(message=f"{found.name} was told to stop; it writes a checkpoint first.")
+        return Accepted(message=f"{found.name} is stopping; it writes a checkpoint first.")
     if found.state not in ("failed", "diverged", "stopped"):
         raise Refused(
             409, f"only a trial that failed, diverged or was stopped can be retried, but {found.name} is {found.state}."
         )
     if coordinator(dashboard.root) is not None:
         request(dashboard.root, Action("retry", found.sweep, found.name))
-        return Accepted(message=f"{found.name} waits to be tried again.")
+        return Accepted(message=f"{found.name} is requeued.")
     dashboard.source.store.retry(found.sweep, [found.name])
-    return Accepted(message=f"{found.name} waits; resume the sweep to run it.")
+    return Accepted(message=f"{found.name} is requeued; resume the sweep to run it.")
 
 
 @endpoint("/trials/{sweep}/{trial}/note")

@@ -19,7 +19,7 @@ _FEWEST, _MOST = 2, 8
 
 class CompareQuery(Asked):
     trial: list[str] = Field([], description="SWEEP/TRIAL, two to eight times")
-    name: list[str] = Field([], description="names or globs of curves; perplexity, loss, sparsity where not given")
+    name: list[str] = Field([], description="names or globs of curves; default: perplexity, loss, sparsity")
     axis: Axis = Field("step", description="what x is, as for curves")
     points: int = Field(1000, ge=5, le=20_000, description="points of a curve at most")
 
@@ -32,11 +32,11 @@ class Compared(TrialRow):
 
 class Setting(Answer):
     path: str
-    values: list[Any] = Field(description="one a trial; null where it has no such setting")
+    values: list[Any] = Field(description="one per trial; null where it has no such setting")
 
 
 class Test(Answer):
-    """The paired test of two trials; its numbers are null where `reason` says why there is none."""
+    """The paired test of two trials; its numbers are null where `reason` explains why there is none."""
 
     a: str
     b: str

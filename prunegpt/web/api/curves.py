@@ -46,7 +46,7 @@ class Curves(Answer):
 
 
 class CurvesQuery(Asked):
-    name: list[str] = Field([], description="names or globs, such as sparsity/*; the usual ones where not given")
+    name: list[str] = Field([], description="names or globs, such as sparsity/*; default: the usual ones")
     axis: Axis = Field(
         "step", description="what x is: optimizer steps, tokens trained on, or seconds since the stage began"
     )
@@ -64,7 +64,7 @@ class Layers(Answer):
 
 
 class Downloaded(Asked):
-    name: list[str] = Field([], description="names or globs; all where not given")
+    name: list[str] = Field([], description="names or globs (default: all)")
 
 
 @endpoint("/trials/{sweep}/{trial}/curves")
@@ -177,7 +177,7 @@ def as_json(dashboard: Dashboard, sweep: str, trial: str, asked: Downloaded) -> 
 def _points(
     dashboard: Dashboard, sweep: str, name: str, asked: Downloaded
 ) -> Iterator[tuple[int | float | str | None, ...]]:
-    """Every point that is asked for in full precision, in the order of _FIELDS; what is wrong is told at once."""
+    """Every point that is asked for in full precision, in the order of _FIELDS; errors are raised immediately."""
     trial = dashboard.source.trial(sweep, name)
     found = dashboard.source.store.series(
         trial.id, lambda _, name: not asked.name or any(fnmatchcase(name, pattern) for pattern in asked.name)

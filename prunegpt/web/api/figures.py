@@ -23,7 +23,7 @@ class FigureShort(Answer):
     name: str
     title: str
     missing: str | None = Field(description="why there is nothing to draw; null where there is")
-    files: bool = Field(description="whether it can be had as PNG and SVG")
+    files: bool = Field(description="whether it is available as PNG and SVG")
 
 
 class Figures(Answer):
@@ -47,7 +47,7 @@ def _importance(material: Material) -> Plot:
 
 
 def _important(trials: Sequence[TrialResult]) -> tuple[list[TrialResult], list[str]]:
-    """The trials and paths that importance is told from: the most trials that have the same searched values."""
+    """The trials and paths that importance is computed from: the most trials that have the same searched values."""
     found = _varied(trials)
     differing = _differing(found)
     alike: dict[tuple[str, ...], list[TrialResult]] = {}

@@ -108,5 +108,5 @@ def _label(stage: StagePlan) -> str:
     pruning = stage.pruning
     if pruning is None:
         return stage.kind
-    share = f" {percent(round(100 * pruning.sparsity, 10))} %" if pruning.sparsity is not None else ""
+    share = f" {percent(round(100 * pruning.sparsity, 10))}%" if pruning.sparsity is not None else ""
     return f"{stage.kind} {pruning.method}{share}"

@@ -1,4 +1,4 @@
-"""One trial: what it is, what came of it, its log."""
+"""One trial: configuration, results, log."""
 
 import os
 import shlex
@@ -57,7 +57,7 @@ class Relative(Answer):
 
 
 class Lineage(Answer):
-    """Parents: trials that this one goes on from; children go on from it; teachers taught it."""
+    """Parents: trials that this one resumes from; children resume from it; teachers taught it."""
 
     parents: list[Relative]
     children: list[Relative]
@@ -77,7 +77,7 @@ class Note(Answer):
 
 
 class Trial(Answer):
-    """A trial: its result as records have it, and what lies around it."""
+    """A trial: its result as recorded, and its context."""
 
     revision: str = Field(description="what /events takes as `since`, to get all that changes from here on")
     id: int
@@ -113,7 +113,7 @@ class Trial(Answer):
 
 
 class LogQuery(Asked):
-    attempt: int | None = Field(None, ge=1, le=2**31, description="number of the attempt; the last where not given")
+    attempt: int | None = Field(None, ge=1, le=2**31, description="attempt number (default: the last)")
     tail: int = Field(200, ge=1, le=10_000, description="lines from the end")
 
 
@@ -143,7 +143,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         for row in store.attempts(found.id)
     ]
     result = found.described()
-    del result["attempts"]  # their number; here they are told themselves
+    del result["attempts"]  # their number; here they are listed
     return Trial(
         **result,
         revision=mark,
@@ -212,11 +212,11 @@ def inside(root: Path, *parts: str) -> Path:
     """A path below the root, links followed.
 
     Raises:
-        Refused: it lies elsewhere.
+        Refused: it is elsewhere.
     """
     found = Path(root, *parts).resolve()
     if not found.is_relative_to(root.resolve()):
-        raise Refused(403, "only what lies in the root is served.")
+        raise Refused(403, "only files in the root are served.")
     return found
 
 
@@ -234,7 +234,7 @@ def tail(path: Path, lines: int) -> tuple[str, int, bool]:
 
 
 def noted(text: str) -> Note:
-    """A note with its Markdown as HTML that may stand in a page, whatever the text is.
+    """A note with its Markdown as safe HTML, whatever the text is.
 
     Written HTML is shown as text, images are left out, and links lead to http, https and mail only.
     """

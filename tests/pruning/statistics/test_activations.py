@@ -134,7 +134,7 @@ def test_hidden_states_can_wait_on_the_cpu(make_model: Make, windows: Tensor) ->
 
 
 def test_calibration_must_be_windows_of_tokens() -> None:
-    with pytest.raises(PruningError, match=r"wanda looks at activations or gradients, but no calibration"):
+    with pytest.raises(PruningError, match=r"wanda needs activations or gradients, but no calibration"):
         check_windows(None, "wanda")
     for wrong in (torch.zeros(3, dtype=torch.int64), torch.zeros(2, 3), torch.zeros(0, 3, dtype=torch.int64)):
         with pytest.raises(PruningError, match=r"int64 token ids \[windows, length\]"):

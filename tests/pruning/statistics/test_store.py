@@ -91,7 +91,7 @@ def test_what_is_no_store_is_said_to_be_none(make_model: Make, windows: Tensor, 
     with pytest.raises(PruningError, match=r"must hold a readable statistics.json, but .* Remove the folder"):
         StatisticsStore(tmp_path / "nothing")
     store = collect_statistics(make_model("gpt2"), windows, tmp_path)
-    with pytest.raises(PruningError, match=r"are of 8 layers inside the decoder blocks, but lm_head.weight is not"):
+    with pytest.raises(PruningError, match=r"are of 8 layers inside the decoder layers, but lm_head.weight is not"):
         store.layer("lm_head.weight")
     with pytest.raises(PruningError, match=r"but lm_head.weight is not among them"):
         list(store.blocks(["lm_head.weight"]))

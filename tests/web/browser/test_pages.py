@@ -169,7 +169,7 @@ def test_a_trial_shows_what_it_is_made_of(page: "Page", address: str) -> None:
     text = page.inner_text("main")
     for shown in (
         "67.20",
-        "90.0 %",
+        "90.0%",
         "Goes on from",
         "Taught by",
         "prunegpt sweep run sweeps/study.yaml --only recovered",

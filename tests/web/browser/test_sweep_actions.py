@@ -96,7 +96,7 @@ def test_a_sweep_is_stopped_resumed_and_killed(
     page.click("article.sweep-card a:has-text('A long sweep')")  # it appears by itself
     page.wait_for_selector("#running:has-text('step ')")
     _tell(page, "Stop", "Stop the sweep")
-    page.wait_for_selector("#messages:has-text('long was told')")
+    page.wait_for_selector("#messages:has-text('long: ')")
     assert running.wait(_PATIENCE / 1000) == 1
     page.wait_for_selector("#head button:has-text('Resume')")
     page.wait_for_selector("#head .state.waiting")
@@ -104,7 +104,7 @@ def test_a_sweep_is_stopped_resumed_and_killed(
     assert _state(root, "first") == "waiting"
 
     _tell(page, "Resume", "Resume the sweep")
-    page.wait_for_selector("#messages:has-text('goes on in process')")
+    page.wait_for_selector("#messages:has-text('resumes in process')")
     page.wait_for_selector("#head .state.running")
     page.wait_for_selector("#running:has-text('step ')")
     holder = coordinator(root)
@@ -126,11 +126,11 @@ def test_one_trial_is_stopped_and_tried_again_while_the_sweep_runs(page: "Page",
     page.wait_for_selector("#head .state.running")
     page.wait_for_selector(".log-box pre")
     _tell(page, "Stop", "Stop the trial")
-    page.wait_for_selector("#messages:has-text('first was told to stop')")
+    page.wait_for_selector("#messages:has-text('first is stopping')")
     page.wait_for_selector("#head .state.stopped")
     assert _state(root, "first") == "stopped"
     _tell(page, "Retry", "Retry the trial")
-    page.wait_for_selector("#messages:has-text('first waits to be tried again')")
+    page.wait_for_selector("#messages:has-text('first is requeued')")
     page.wait_for_selector("#head .state.waiting")
 
     page.keyboard.press("j")  # the other trial has the slot meanwhile

@@ -9,7 +9,7 @@ const AXIS_TITLES = { step: "optimizer step", tokens: "tokens trained on", time:
 const SYSTEM = /^(system|gpu|cpu|memory)([/_.]|$)/;
 const GROUPS = [
   { key: "perplexity", title: "Perplexity", y: "perplexity", log: "wide", test: (name) => /(^|_)perplexity$/.test(name) },
-  { key: "loss", title: "Loss terms", y: "nats a token", test: (name) => /^(loss|ce|kd|hidden|attention|teacher_ce|eval_loss)$/.test(name) || /(^|_)(loss|kd|ce)(\/|$)/.test(name) },
+  { key: "loss", title: "Loss terms", y: "nats per token", test: (name) => /^(loss|ce|kd|hidden|attention|teacher_ce|eval_loss)$/.test(name) || /(^|_)(loss|kd|ce)(\/|$)/.test(name) },
   { key: "sparsity", title: "Sparsity, target and achieved", y: "percent", scale: 100, test: (name) => /^sparsity(_|$)/.test(name) || name === "target_sparsity" },
   { key: "learning_rate", title: "Learning rate", y: "learning rate", test: (name) => name === "learning_rate" },
   { key: "gradient", title: "Gradient norm", y: "norm", test: (name) => name === "grad_norm" },

@@ -7,7 +7,7 @@ import { figurePanel, plot, saveButtons } from "./plot.js";
 const WIDE = new Set(["parallel"]);
 
 /**
- * The figures of a sweep, in the order they are shown; `missing` says why there is nothing to draw, or is null, and `files`
+ * The figures of a sweep, in the order they are shown; `missing` explains why there is nothing to draw, or is null, and `files`
  * whether the server draws it as PNG and SVG too: the others are saved from the page.
  */
 export async function listFigures(sweep) {

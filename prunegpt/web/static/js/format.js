@@ -2,11 +2,11 @@
 
 export const NONE = "–";
 
-/** Whether a setting says nothing: unset, or a list or mapping of nothing. */
+/** Whether a setting is empty: unset, or a list or mapping of nothing. */
 export const isEmpty = (value) => value === null || value === undefined || (typeof value === "object" && Object.keys(value).length === 0);
 const missing = (value) => value === null || value === undefined || Number.isNaN(value);
 
-/** A perplexity: two decimals while they mean something, four digits above; `size` is the largest it stands beside. */
+/** A perplexity: two decimals while they mean something, four digits above; `size` is the largest value next to it. */
 export function perplexity(value, size = value) {
   if (missing(value)) return NONE;
   if (size < 1000) return value.toFixed(2);
@@ -20,12 +20,12 @@ export const interval = (low, high) => (missing(low) || missing(high) ? "" : `${
 export function percent(share) {
   if (missing(share)) return NONE;
   const value = Number((100 * share).toFixed(10));
-  if (value % 100 === 0) return `${value} %`;
+  if (value % 100 === 0) return `${value}%`;
   for (let digits = 2; digits <= 10; digits++) {
     const shown = Number(value.toFixed(digits));
-    if (shown % 100 !== 0) return `${Number.isInteger(Number(value.toFixed(1))) && !Number.isInteger(shown) ? value.toFixed(digits) : value.toFixed(1)} %`;
+    if (shown % 100 !== 0) return `${Number.isInteger(Number(value.toFixed(1))) && !Number.isInteger(shown) ? value.toFixed(digits) : value.toFixed(1)}%`;
   }
-  return `${value} %`;
+  return `${value}%`;
 }
 
 /** A number of four digits that mean something. */

@@ -13,7 +13,7 @@ const FOLDED_FROM = 9; // leaves of one parent, kind and state that become one b
  * Draws the graph.
  *
  * @param {HTMLElement} element where it goes.
- * @param {HTMLElement} detail where the chosen stage is told about.
+ * @param {HTMLElement} detail where the chosen stage is described.
  * @param {{nodes: Array, edges: Array}} graph as the API gives it.
  */
 export function drawGraph(element, detail, graph, sweep) {

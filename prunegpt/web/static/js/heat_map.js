@@ -18,7 +18,7 @@ function overTime(tensors, steps, values) {
   const names = tensors.map(short);
   return {
     rows: tensors.length,
-    data: [{ ...common("step %{x}, %{y}<br>%{z:.1f} %", values.map((row) => row.map(toPercent))), x: steps, y: names }],
+    data: [{ ...common("step %{x}, %{y}<br>%{z:.1f}%", values.map((row) => row.map(toPercent))), x: steps, y: names }],
     layout: { xaxis: { title: { text: "optimizer step" } }, yaxis: { autorange: "reversed", type: "category", nticks: 40 }, uirevision: "layers" },
   };
 }
@@ -31,8 +31,8 @@ function byBlock(tensors, values) {
   parts.forEach(([block, kind], index) => (table[kinds.indexOf(kind)][blocks.indexOf(block)] = toPercent(values[index])));
   return {
     rows: kinds.length,
-    data: [{ ...common("block %{x}, %{y}<br>%{z:.2f} %", table), x: blocks, y: kinds.map(short) }],
-    layout: { xaxis: { title: { text: "decoder block" }, type: "category" }, yaxis: { autorange: "reversed", type: "category" }, uirevision: "layers" },
+    data: [{ ...common("layer %{x}, %{y}<br>%{z:.2f}%", table), x: blocks, y: kinds.map(short) }],
+    layout: { xaxis: { title: { text: "decoder layer" }, type: "category" }, yaxis: { autorange: "reversed", type: "category" }, uirevision: "layers" },
   };
 }
 

@@ -13,7 +13,7 @@ const WORDS = { live: "Live", reconnecting: "Reconnecting …", paused: "Paused"
  * @param {Object} handlers `sweep`, `points` and `progress` take the data of those events; `reload` is called when
  *   something may have been missed.
  * @param {string|null} trial only the points of this one.
- * @param {string|null} since the revision of what the page shows; without it, the page is loaded again when the stream stands.
+ * @param {string|null} since the revision of what the page shows; without it, the page is loaded again when the stream is open.
  */
 export function follow(sweep, handlers, { trial = null, since = null } = {}) {
   const url = address("/events", { sweep, trial, since });
@@ -35,7 +35,7 @@ export function follow(sweep, handlers, { trial = null, since = null } = {}) {
     });
     source.addEventListener("error", () => {
       badge("reconnecting");
-      if (source.readyState !== EventSource.CLOSED) return; // the browser tries again, and tells what it has seen
+      if (source.readyState !== EventSource.CLOSED) return; // the browser tries again, and sends the last event id
       interrupted = true;
       retry = setTimeout(open, patience);
       patience = Math.min(2 * patience, 30_000);

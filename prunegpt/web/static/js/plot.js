@@ -10,7 +10,7 @@ const DASHES = ["solid", "dash", "dot", "dashdot"];
 const MARKS = ["circle", "square", "diamond", "triangle-down", "triangle-up", "cross", "x", "star"];
 const ON_DARK = {
   "#0072b2": "#56B4E9", "#000000": "#E3E7EB", "#d55e00": "#E8803A", "#009e73": "#1FBF94", "#cc79a7": "#DD9CC2", "#666666": "#9BA6B1", "#dddddd": "#2D343B",
-  // shades from best to worst: what stands out on white would be lost here
+  // shades from best to worst: high contrast on white would be lost here
   "#00224e": "#FEE838", "#35456c": "#D8C75C", "#666970": "#B0A77A", "#948e77": "#8C8C8C", "#c8b866": "#6F7C9B", "#fee838": "#5A6C9E",
 };
 
@@ -127,7 +127,7 @@ function quick(trace) {
 }
 
 /**
- * Draws a figure into an element, or draws it anew with other data; zoom is kept while `layout.uirevision` stays.
+ * Draws a figure into an element, or redraws it with other data; zoom is kept while `layout.uirevision` stays.
  *
  * @param {Object} figure Plotly's {data, layout}, or a function that gives one in the current colours.
  * @param {string} label what it shows, for those who do not see it.

@@ -4,7 +4,7 @@ import { h } from "./dom.js";
 
 const ORDER = ["finished", "stopped", "diverged", "failed", "running", "waiting"];
 
-/** A bar with a part for each state; the numbers stand in its name. */
+/** A bar with a part for each state; the numbers are in its name. */
 export function progressBar(counts, total) {
   const parts = ORDER.filter((state) => counts[state]);
   const label = parts.map((state) => `${counts[state]} ${state}`).join(", ") || "nothing yet";

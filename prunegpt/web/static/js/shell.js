@@ -119,7 +119,7 @@ export function say(text) {
   setTimeout(() => message.remove(), 6000);
 }
 
-/** An element that says why something is missing, with what helps. */
+/** An element that explains why something is missing, with a hint. */
 export function problem(error, retry = null) {
   return h(
     "div.problem",
@@ -147,7 +147,7 @@ export async function draw(element, run) {
   }
 }
 
-/** A button that copies text and says so. */
+/** A button that copies text and confirms it. */
 export function copyButton(label, text, properties = {}) {
   const button = h("button.small", { type: "button", ...properties }, label);
   button.addEventListener("click", async () => {

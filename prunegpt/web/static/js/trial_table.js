@@ -133,14 +133,14 @@ export class TrialTable {
     this.showStates();
     this.current = -1;
     this.scroller.scrollTop = 0;
-    void this.refresh({ anew: true });
+    void this.refresh({ reload: true });
   }
 
   /** Fetches what is in view again. */
-  async refresh({ anew = false } = {}) {
+  async refresh({ reload = false } = {}) {
     const generation = ++this.generation;
     this.asked.clear();
-    const [from, to] = anew ? [0, 0] : this.range();
+    const [from, to] = reload ? [0, 0] : this.range();
     const pages = new Set([Math.floor(from / PAGE), Math.floor(Math.max(from, to - 1) / PAGE)]);
     const before = this.rows;
     try {
@@ -187,11 +187,11 @@ export class TrialTable {
     const keys_given = given.map((column) => column.key).join();
     if (keys_given === this.given) return;
     this.given = keys_given;
-    const told = new Map(given.map((column) => [column.key, column]));
+    const known = new Map(given.map((column) => [column.key, column]));
     const swept = given.filter((column) => column.swept);
-    const fixed = Object.entries(COLUMNS).map(([key, [label, numeric]]) => ({ swept: false, numeric, ...told.get(key), label, key, sortable: told.has(key) }));
+    const fixed = Object.entries(COLUMNS).map(([key, [label, numeric]]) => ({ swept: false, numeric, ...known.get(key), label, key, sortable: known.has(key) }));
     const rest = given.filter((column) => !column.swept && !(column.key in COLUMNS) && !HIDDEN.has(column.key)).map((column) => ({ ...column, sortable: true }));
-    const interval = { key: "interval", label: "95 % interval", swept: false, numeric: true, sortable: false };
+    const interval = { key: "interval", label: "95% interval", swept: false, numeric: true, sortable: false };
     const by = new Map([...fixed, ...rest, interval].map((column) => [column.key, column]));
     const keys = [...FIRST, ...swept.map((column) => column.key), "perplexity", "interval"];
     for (const column of swept) by.set(column.key, { ...column, sortable: true, path: column.key.replace(/^swept\./, "") });

@@ -65,7 +65,7 @@ const ROWS = [
   ["Model", (trial) => trial.label],
   ["Seed", (trial) => trial.seed],
   ["Perplexity", (trial) => format.perplexity(trial.perplexity)],
-  ["95 % interval", (trial) => format.interval(trial.low, trial.high) || format.NONE],
+  ["95% interval", (trial) => format.interval(trial.low, trial.high) || format.NONE],
   ["Sparsity", (trial) => format.percent(trial.sparsity)],
   ["Sparsity, all weights", (trial) => format.percent(trial.sparsity_all)],
   ["Tokens trained on", (trial) => format.count(trial.tokens)],
@@ -95,7 +95,7 @@ function sheet(title, trials, rows, removable = false) {
 }
 
 function tests({ tests: found }) {
-  const head = ["First", "Second", "Ratio of perplexities", "95 % interval", "Difference", "p", "Verdict"].map((text, index) => h("th", { scope: "col", class: index > 1 && index < 6 ? "number" : "" }, text));
+  const head = ["First", "Second", "Ratio of perplexities", "95% interval", "Difference", "p", "Verdict"].map((text, index) => h("th", { scope: "col", class: index > 1 && index < 6 ? "number" : "" }, text));
   const rows = found.map((test) => {
     const none = test.ratio === null || test.ratio === undefined;
     return h(
@@ -127,7 +127,7 @@ async function loadCurves() {
   const all = await Promise.all(chosen.map((one) => fetchCurves(...split(one), ["perplexity", "loss", "ce", "kd", "sparsity", "sparsity_target", "learning_rate", "eval_*"], axis)));
   const names = [...new Set(all.flat().map((curve) => curve.name))].filter((name) => hasLength(all.flat().filter((curve) => curve.name === name)));
   if (!names.length) return void replace(grid, h("div.panel", {}, empty("No curves", "None of these trials has recorded any yet.")));
-  // One figure a curve name: a figure of several names and several trials could not be told apart.
+  // One figure per curve name: a figure of several names and several trials could not be distinguished.
   const shown = groups(names).flatMap((group) => group.names.filter((name) => !name.includes("target")).map((name) => ({ ...group, key: name, title: group.names.length > 1 ? `${group.title}: ${name}` : group.title, names: [name] })));
   for (const group of shown) {
     if (!panels.has(group.key)) panels.set(group.key, figurePanel(group.title, { links: saveButtons(() => panels.get(group.key).plot, `compare-${group.key}`) }));

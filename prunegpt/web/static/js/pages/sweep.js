@@ -84,7 +84,7 @@ const objective = (one) => (typeof one === "string" ? one : (one.name ?? one.met
 const fact = (label, value, more = null) => h("div", {}, h("dt", {}, label), h("dd", {}, value, more && h("small", {}, more)));
 
 const QUESTIONS = {
-  stop: ["Stop this sweep?", "Running trials end at their next safe point and what they have is kept. Resume goes on from there.", "Stop the sweep"],
+  stop: ["Stop this sweep?", "Running trials end at their next safe point and what they have is kept. Resume resumes from there.", "Stop the sweep"],
   kill: ["Kill this sweep?", "Running trials are ended at once. Stages that were not published yet are lost and computed again on resume.", "Kill the sweep"],
   resume: ["Resume this sweep?", "A coordinator starts on this machine and runs the trials that are not finished.", "Resume the sweep"],
 };
@@ -188,7 +188,7 @@ function buildStages() {
   section.hidden = false;
   const place = h("div.stages-graph.body", { tabindex: 0, role: "region", "aria-label": "Stage graph, scrollable" }, loading());
   const detail = h("div.graph-detail", { hidden: true, role: "status" });
-  const legend = h("div.graph-legend", {}, stateBadge("published", "computed"), h("span.found", {}, "cached"), ["running", "waiting", "failed"].map((state) => stateBadge(state)), h("span.solid", {}, "goes on from"), h("span.dash", {}, "teacher"));
+  const legend = h("div.graph-legend", {}, stateBadge("published", "computed"), h("span.found", {}, "cached"), ["running", "waiting", "failed"].map((state) => stateBadge(state)), h("span.solid", {}, "resumes from"), h("span.dash", {}, "teacher"));
   replace(section, h("div.section-head", {}, h("h2", { id: "stages-title" }, "Stages"), legend), h("div.panel", {}, place, detail));
   showSections();
   const show = () =>

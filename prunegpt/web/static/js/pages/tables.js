@@ -20,7 +20,7 @@ async function loadTables() {
   replace(
     tablesPlace,
     h("div.section-head", {}, h("h2", {}, "Tables"), all),
-    tables.length ? h("div.stack", {}, tables.map(panel)) : h("div.panel", {}, empty("No tables declared", "A spec names its tables under `tables:`. Every trial can be had as CSV or JSON from the sweep's page.")),
+    tables.length ? h("div.stack", {}, tables.map(panel)) : h("div.panel", {}, empty("No tables declared", "A spec names its tables under `tables:`. Download all trials as CSV or JSON from the sweep's page.")),
   );
   for (const title of tablesPlace.querySelectorAll(".report h2")) title.remove();
 }
@@ -44,7 +44,7 @@ async function loadFigures() {
   replace(
     figuresPlace,
     h("h2", {}, "Figures"),
-    shown.length ? h("div.stills", {}, panels.map(({ panel }) => panel)) : h("div.panel", {}, empty("No figures yet", "They can be had as soon as trials have been measured.")),
+    shown.length ? h("div.stills", {}, panels.map(({ panel }) => panel)) : h("div.panel", {}, empty("No figures yet", "They appear once trials have been measured.")),
   );
   await Promise.all(shown.map(async (figure, place) => panels[place].show?.(await fetchFigure(name, figure))));
 }

@@ -1,4 +1,4 @@
-// One trial: what came of it, its curves, where sparsity lies, how it was made, what went wrong.
+// One trial: its results, its curves, its sparsity by layer, how it was made, what went wrong.
 
 import { address, get, path, post, sweepPage, trialPage } from "../api.js";
 import { kept, keep } from "../address.js";
@@ -46,7 +46,7 @@ function showHead() {
   const tokens = trial.stages.reduce((sum, stage) => sum + stage.train_tokens, 0);
   const seconds = trial.stages.reduce((sum, stage) => sum + stage.seconds, 0);
   const asked = sparsity?.target;
-  const bounds = trial.interval ? `95 % interval ${format.interval(trial.interval.low, trial.interval.high)}` : "";
+  const bounds = trial.interval ? `95% interval ${format.interval(trial.interval.low, trial.interval.high)}` : "";
   const running = trial.state === "running" ? trial.started : null;
   replace(
     byId("head"),
@@ -111,7 +111,7 @@ function pick() {
 
 const QUESTIONS = {
   stop: ["Stop this trial?", `${reference} ends at its next safe point; what it has is kept, and it can be retried.`, "Stop the trial"],
-  retry: ["Retry this trial?", `${reference} waits again and runs in a new attempt. Published stages are not computed again.`, "Retry the trial"],
+  retry: ["Retry this trial?", `${reference} is requeued and runs in a new attempt. Published stages are not computed again.`, "Retry the trial"],
 };
 
 async function act(action) {
@@ -266,7 +266,7 @@ function showConfig() {
 
 function showCommand() {
   const line = (text, label) => h("div.command", {}, h("pre", { "aria-label": label }, text), copyButton("Copy", text, { "data-what": "Command" }));
-  replace(parts.command, h("h2", {}, "Reproduce"), h("div.stack", {}, line(trial.command, "Command that runs this trial"), trial.replay && [h("p.small.muted", {}, "Or the last attempt's folder as it lies there:"), line(trial.replay, "Command that replays the attempt")]));
+  replace(parts.command, h("h2", {}, "Reproduce"), h("div.stack", {}, line(trial.command, "Command that runs this trial"), trial.replay && [h("p.small.muted", {}, "Or rerun the last attempt's folder:"), line(trial.replay, "Command that replays the attempt")]));
 }
 
 // Attempts and their logs
