@@ -3,8 +3,7 @@
 Our own has the sections `train`, `prune`, `distill`, `learning_rate`, `keep_zeros`: the fields of one training stage.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from prunegpt.recipes.learning_rate import LearningRateCurve, Segment
 from prunegpt.recipes.matching import Tensors
 from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning, meaning_of
 from prunegpt.recipes.reader import dialect_of
-from prunegpt.recipes.source import Map, RecipeError, line_of, parse, read_text
+from prunegpt.recipes.source import RecipeError, nodes, parse, read_text
 from prunegpt.spec.part import Part
 from prunegpt.spec.paths import set_path
 from prunegpt.spec.problems import problems_of
@@ -78,7 +77,7 @@ def meaning_of_text(
     data = parse(text, source)
     dialect = dialect_of(data, source)
     if dialect == "own":
-        return _own_meaning(data, source, overrides or {})
+        return _own_meaning(data, text, source, overrides or {})
     if overrides:
         data = parse(text, source, overrides)
     return meaning_of(data, source, dialect, version, tensors)
@@ -103,24 +102,7 @@ class _Recipe(Part):
     keep_zeros: bool = Field(False, description="every zero in the matrices of the decoder layers stays zero")
 
 
-@dataclass(frozen=True)
-class _Lines(Document):
-    """A document that remembers its lines as a recipe does."""
-
-    def line(self, path: Sequence[str | int]) -> int | None:
-        part, line = self.marked, None
-        for step in path:
-            if isinstance(part, Map) and step in part:
-                line, part = part.lines.get(str(step), line), part[str(step)]
-            elif isinstance(part, list) and isinstance(step, int) and step < len(part):
-                part = part[step]
-                line = line_of(part, line or 1)
-            else:
-                break
-        return line
-
-
-def _own_meaning(data: Map, source: str, overrides: Mapping[str, Any]) -> RecipeMeaning:
+def _own_meaning(data: dict[str, Any], text: str, source: str, overrides: Mapping[str, Any]) -> RecipeMeaning:
     problems = []
     for name, value in overrides.items():
         try:
@@ -133,7 +115,7 @@ def _own_meaning(data: Map, source: str, overrides: Mapping[str, Any]) -> Recipe
     try:
         recipe = _Recipe.model_validate(given)
     except ValidationError as error:
-        raise RecipeError(problems_of(error, _Recipe, _Lines(given, data, source)), source) from error
+        raise RecipeError(problems_of(error, _Recipe, Document(given, nodes(text, source), source)), source) from error
     epochs = recipe.train.get("num_train_epochs")
     stage = StageMeaning(
         "",

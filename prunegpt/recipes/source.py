@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from prunegpt.errors import Problem, SpecError
-from prunegpt.spec.yaml import CORE, MAX_BYTES, NotYamlError, TooMuchError, compose
+from prunegpt.spec.yaml import CORE, MAX_BYTES, Builder, NotYamlError, TooMuchError, compose, text_of
 
 _KINDS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
 _ITEM = re.compile(r"^( *)- +!([\w.]+)")
@@ -24,18 +24,19 @@ class RecipeError(SpecError):
 class Map(dict[str, Any]):
     """A mapping, with the line of each key; `tag` is `GMPruningModifier` of `!GMPruningModifier`."""
 
-    def __init__(self, line: int, tag: str | None = None) -> None:
-        super().__init__()
-        self.line, self.tag = line, tag
-        self.lines: dict[str, int] = {}
+    def __init__(self, items: Mapping[str, Any], node: MappingNode, tag: str | None) -> None:
+        super().__init__(items)
+        self.line, self.tag = node.start_mark.line + 1, tag
+        own = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+        self.lines = {name: own.get(name, self.line) for name in items}  # the others are merged
 
 
 class Seq(list[Any]):
     """A list. A plain value with a tag is a list of it, or of nothing where it is empty."""
 
-    def __init__(self, items: Iterable[Any], line: int, tag: str | None = None) -> None:
+    def __init__(self, items: Iterable[Any], node: Node, tag: str | None) -> None:
         super().__init__(items)
-        self.line, self.tag = line, tag
+        self.line, self.tag = node.start_mark.line + 1, tag
 
 
 def line_of(value: Any, default: int) -> int:
@@ -71,16 +72,9 @@ def read_text(path: Path) -> str:
             source,
         )
     try:
-        raw = path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise _error(f"a recipe must be a readable file, but {source!r}: {reason}.", source) from error
-    if len(raw) > MAX_BYTES:
-        raise _error(f"a recipe may have {MAX_BYTES} bytes, but has {len(raw)}.", source)
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _error(f"a recipe must be UTF-8, but byte {error.start} is not. Save it as UTF-8.", source) from error
+        return text_of(path, "a recipe")
+    except ValueError as error:
+        raise _error(str(error), source) from error
 
 
 def _error(message: str, source: str, line: int | None = None) -> RecipeError:
@@ -103,12 +97,21 @@ def parse(text: str, source: str = "the recipe", overrides: Mapping[str, Any] | 
         read_text(Path(text.strip().splitlines()[0]))
     if len(text) > MAX_BYTES:
         raise _error(f"a recipe may have {MAX_BYTES} bytes, but has {len(text)}.", source)
-    root = _compose(front_matter(text, required=source.lower().endswith(".md"), source=source), source)
-    problems: list[Problem] = []
-    data = _Builder(problems, _replacements(root, overrides or {}, problems)).build(root)
+    root = nodes(text, source)
+    variables = list(_variables(root, 0))
+    listed = ", ".join(sorted({name for name, _ in variables})) or "none"
+    problems = [
+        Problem(name, f"an override must name a variable of the recipe, but {name!r} is none. There are: {listed}.")
+        for name in (overrides or {}).keys() - {name for name, _ in variables}
+    ]
     if problems:
         raise RecipeError(problems, source)
-    return data
+    try:
+        return _Builder(
+            {id(node): overrides[name] for name, node in variables if overrides and name in overrides}
+        ).build(root)
+    except NotYamlError as error:
+        raise _error(str(error), source, error.line) from error
 
 
 def front_matter(text: str, *, required: bool, source: str) -> str:
@@ -127,7 +130,13 @@ def front_matter(text: str, *, required: bool, source: str) -> str:
     return text
 
 
-def _compose(text: str, source: str) -> Node:
+def nodes(text: str, source: str) -> Node:
+    """The nodes of a recipe, or of the front matter of its Markdown.
+
+    Raises:
+        RecipeError: it is no YAML, holds nothing, or too much.
+    """
+    text = front_matter(text, required=source.lower().endswith(".md"), source=source)
     try:
         root = compose(text, "a recipe")
     except NotYamlError as error:
@@ -186,103 +195,45 @@ def suggest(text: str) -> tuple[str, Problem | None]:
     return "\n".join(lines), Problem("", message + more, first)
 
 
-class _Builder:
-    """Makes data of nodes, whose number is known to be bounded."""
+class _Builder(Builder):
+    """Makes maps and lists that know their tags.
 
-    def __init__(self, problems: list[Problem], replaced: Mapping[int, Any]) -> None:
-        self._problems = problems
+    Args:
+        replaced: identity of a node -> the value that an override gives it; an alias is the same node.
+    """
+
+    def __init__(self, replaced: Mapping[int, Any]) -> None:
+        super().__init__()
         self._replaced = replaced
 
-    def _problem(self, message: str, line: int) -> None:
-        self._problems.append(Problem("", message, line))
-
     def build(self, node: Node) -> Any:
-        line = node.start_mark.line + 1
         if id(node) in self._replaced:
             return self._replaced[id(node)]
-        tag = self._tag(node, line)
+        line, name = node.start_mark.line + 1, str(node.tag or "")
+        known = name.startswith(CORE) and name.removeprefix(CORE) in _KINDS
+        if not known and not re.fullmatch(r"!(\w+\.)*[A-Za-z_]\w*", name):
+            message = (
+                f"a tag must name a modifier, such as !GMPruningModifier, but got {name!r}. Nothing is built from it."
+            )
+            raise NotYamlError(message, line)
+        tag = None if known else name[1:]
         if isinstance(node, MappingNode):
-            return self._mapping(node, Map(line, tag))
+            for key, _ in node.value:
+                if not isinstance(key, ScalarNode):
+                    raise NotYamlError("a key must be a plain value, but is a list or mapping.", line)
+                self.scalar(key)
+            return Map(self.mapping(node), node, tag)
         if isinstance(node, SequenceNode):
-            return Seq([self.build(item) for item in node.value], line, tag)
-        if tag is not None:
-            return Seq([node.value] if node.value else [], line, tag)
-        return self._value(node, line)
+            return Seq([self.build(item) for item in node.value], node, tag)
+        return self.scalar(node) if tag is None else Seq([node.value] if node.value else [], node, tag)
 
-    def _tag(self, node: Node, line: int) -> str | None:
-        name = str(node.tag or "")
-        if name.startswith(CORE) and name.removeprefix(CORE) in _KINDS:
-            return None
-        if re.fullmatch(r"!(\w+\.)*[A-Za-z_]\w*", name):
-            return name[1:]
-        self._problem(
-            f"a tag must name a modifier, such as !GMPruningModifier, but got {name!r}. Nothing is built from it.", line
-        )
-        return None
-
-    def _mapping(self, node: MappingNode, found: Map) -> Map:
-        merged: list[Map] = []
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if str(key_node.tag) == f"{CORE}merge":
-                parts = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
-                for part in [self.build(item) for item in parts]:
-                    if isinstance(part, Map):
-                        merged.append(part)
-                    else:
-                        self._problem("<< must take a mapping, but takes something else.", line)
-                continue
-            if not isinstance(key_node, ScalarNode):
-                self._problem("a key must be a plain value, but is a list or mapping.", line)
-                continue
-            name = self._text(str(key_node.value), line)
-            if name in found:
-                self._problem(
-                    f"a key must be unique in a mapping, but {name!r} is also in line {found.lines[name]}.",
-                    line,
-                )
-                continue
-            found[name], found.lines[name] = self.build(value_node), line
-        for other in merged:
-            for name in other.keys() - found.keys():
-                found[name], found.lines[name] = other[name], other.lines[name]
-        return found
-
-    def _value(self, node: Node, line: int) -> bool | int | float | str | None:
-        text = str(node.value)
-        kind = str(node.tag).removeprefix(CORE)
-        try:
-            if kind == "null":
-                return None
-            if kind == "bool":
-                return text.lower() == "true"
-            if kind == "int":
-                number = int(text.replace("_", ""), 0 if re.match(r"[-+]?0[xob]", text) else 10)
-                if abs(number) < 2**63:
-                    return number
-                self._problem("a whole number may have 63 bits, but has more.", line)
-                return 0
-            if kind == "float":
-                return float(re.sub(r"\.(inf|nan)$", r"\1", text.replace("_", ""), flags=re.IGNORECASE))
-        except ValueError:
-            self._problem(f"a value must be what its tag says, but {text!r} is no {kind}.", line)
-        return self._text(text, line)
-
-    def _text(self, text: str, line: int) -> str:
-        if not text.isprintable() and any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
-            self._problem("a text must be Unicode, but holds half a surrogate pair.", line)
-            return ""
-        return text
-
-
-def _replacements(root: Node, overrides: Mapping[str, Any], problems: list[Problem]) -> dict[int, Any]:
-    """The identity of each node that an override replaces -> the new value; an alias is the same node."""
-    variables = list(_variables(root, 0))
-    listed = ", ".join(sorted({name for name, _ in variables})) or "none"
-    for name in overrides.keys() - {name for name, _ in variables}:
-        message = f"an override must name a variable of the recipe, but {name!r} is none. There are: {listed}."
-        problems.append(Problem(name, message))
-    return {id(node): overrides[name] for name, node in variables if name in overrides}
+    def scalar(self, node: Node) -> Any:
+        value, line = super().scalar(node), node.start_mark.line + 1
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise NotYamlError("a whole number may have 63 bits, but has more.", line)
+        if isinstance(value, str) and any(0xD800 <= ord(letter) <= 0xDFFF for letter in value):
+            raise NotYamlError("a text must be Unicode, but holds half a surrogate pair.", line)
+        return value
 
 
 def _variables(node: Node, depth: int) -> Iterator[tuple[str, Node]]:

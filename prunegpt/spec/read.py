@@ -13,7 +13,7 @@ from prunegpt.spec.wandb import Converted, Place, is_sweep, to_spec
 from prunegpt.spec.yaml import MAX_BYTES as MAX_BYTES
 from prunegpt.spec.yaml import MAX_DEPTH as MAX_DEPTH
 from prunegpt.spec.yaml import MAX_NODES as MAX_NODES
-from prunegpt.spec.yaml import NotYamlError, TooMuchError, built, compose, line_in
+from prunegpt.spec.yaml import NotYamlError, TooMuchError, built, compose, line_in, text_of
 
 MAX_INTEGER = 2**63 - 1  # what every reader of JSON and every database column takes
 
@@ -54,19 +54,9 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     """
     source = str(path)
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise SpecError(
-            [Problem("", f"a spec must be a readable file, but {path}: {error.strerror}.")], source
-        ) from error
-    if len(raw) > MAX_BYTES:
-        raise SpecError([Problem("", f"a spec may have {MAX_BYTES} bytes, but has {len(raw)}.")], source)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SpecError(
-            [Problem("", f"a spec must be UTF-8, but byte {error.start} is not. Save it as UTF-8.")], source
-        ) from error
+        text = text_of(path, "a spec")
+    except ValueError as error:
+        raise SpecError([Problem("", str(error))], source) from error
     return parse_document(text, source, overrides)
 
 

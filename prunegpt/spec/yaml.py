@@ -7,6 +7,7 @@ expanded. `spec.read` and `recipes.source` make their data of the nodes, which k
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -39,6 +40,28 @@ class TooMuchError(ValueError):
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
         self.line = line
+
+
+def text_of(path: Path, what: str) -> str:
+    """The text of a file.
+
+    Args:
+        what: what messages call it, such as "a spec".
+
+    Raises:
+        ValueError: it is missing, too large, or not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{what} must be a readable file, but {path}: {reason}.") from error
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"{what} may have {MAX_BYTES} bytes, but has {len(raw)}.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} must be UTF-8, but byte {error.start} is not. Save it as UTF-8.") from error
 
 
 def compose(text: str, what: str) -> Node | None:
@@ -120,11 +143,13 @@ def built(root: Node | None, *, tags: bool = True) -> Any:
     Raises:
         NotYamlError: a duplicate key, something is merged that is no mapping, or a value is not of its kind.
     """
-    return None if root is None else _Builder(tags).build(root)
+    return None if root is None else Builder(tags=tags).build(root)
 
 
-class _Builder:
-    def __init__(self, tags: bool) -> None:
+class Builder:
+    """Makes data of nodes; see `built`."""
+
+    def __init__(self, *, tags: bool = True) -> None:
         self._tags = tags
         made = YAML(typ="safe", pure=True).constructor
         self._scalars: Mapping[str, Callable[[Any], Any]] = {
@@ -139,16 +164,20 @@ class _Builder:
         if not self._tags and (not tag.startswith(CORE) or "python" in tag):
             raise NotYamlError(f"a tag must be of YAML itself, but got {tag!r}.", line)
         if isinstance(node, MappingNode):
-            return self._mapping(node)
+            return self.mapping(node)
         if isinstance(node, SequenceNode):
             return [self.build(item) for item in node.value]
+        return self.scalar(node)
+
+    def scalar(self, node: Node) -> Any:
+        tag = str(node.tag or CORE)
         try:
             return self._scalars[tag](node) if tag in self._scalars else str(node.value)
         except _NO_YAML as error:
             message = f"a value must be valid YAML of its kind, but {node.value[:80]!r} is not."
-            raise NotYamlError(message, line) from error
+            raise NotYamlError(message, node.start_mark.line + 1) from error
 
-    def _mapping(self, node: MappingNode) -> dict[str, Any]:
+    def mapping(self, node: MappingNode) -> dict[str, Any]:
         found: dict[str, Any] = {}
         merged: list[Any] = []
         for key_node, value_node in node.value:

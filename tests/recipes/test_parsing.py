@@ -128,7 +128,7 @@ def test_session_without_stages() -> None:
         ("m_modifiers: {A: {x: eval(y)}}", "unknown variable 'y'"),
         ("a: eval(b)\nb: eval(a)\nm_modifiers: {}", "in a circle"),
         ("thing: {a: 1}\nm_modifiers: {}", "thing is neither"),
-        ("a_stage: {m_modifiers: {A: {}, A: {}}}", "a key must be unique"),
+        ("a_stage: {m_modifiers: {A: {}, A: {}}}", "keys must differ, but 'A' is there twice"),
     ],
 )
 def test_session_problems(text: str, message: str) -> None:
