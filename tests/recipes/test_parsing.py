@@ -70,7 +70,7 @@ def test_stage_variables_hide_those_of_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("things: [!A {}]", "!A stands in things. Rename the list, such as things_modifiers"),
+        ("things: [!A {}]", "!A is in things. Rename the list, such as things_modifiers"),
         ("modifiers: [{a: 1}, !B {}]", "must have a tag, such as `- !GMPruningModifier`, but has none"),
         ("modifiers: [!A 3]", "!A must be followed by fields, but is followed by '3'"),
         ("modifiers: !A {}\n", "modifiers must be a list of modifiers"),
