@@ -118,3 +118,15 @@ def violations(path: Path) -> Iterator[str]:
 def test_the_words_are_the_fields() -> None:
     found = [one for path in _files() for one in violations(path)]
     assert not found, f"{len(found)} phrases:\n" + "\n".join(found)
+
+
+def test_names_of_classes_say_what_they_are() -> None:
+    riddles = {"Ledger", "Board", "Desk", "Shelf", "Sentry", "Signs", "Scribe", "Sheets", "Kept"}
+    trees = ((path, ast.parse(path.read_text("utf-8"))) for path in _files() if path.suffix == ".py")
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}"
+        for path, tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name.strip("_") in riddles
+    ]
+    assert not found

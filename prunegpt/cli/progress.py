@@ -30,7 +30,7 @@ def follow(plan: "SweepPlan") -> Iterator[Callable[[events.Event], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         for text in plan.unchecked:
             console.print(f"not checked: {text}", markup=False)
-        yield _Board(plan, console, bars).show
+        yield _ProgressTable(plan, console, bars).show
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-class _Board:
+class _ProgressTable:
     def __init__(self, plan: "SweepPlan", console: Console, bars: Progress) -> None:
         self.console = console
         self.bars = bars

@@ -20,7 +20,7 @@ from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.samplers import early_stop_of
 from prunegpt.planning.searches import plan_search, resolve_suggestion
 from prunegpt.planning.stages import Place, next_stage, source_stage
-from prunegpt.planning.teachers import Chain, borrowed, teacher_label, teacher_of
+from prunegpt.planning.teachers import ResolvedTrial, borrowed, teacher_label, teacher_of
 from prunegpt.planning.texts import Texts, with_block_size
 from prunegpt.root import Root
 from prunegpt.spec.execution import LauncherSpec
@@ -115,9 +115,9 @@ class Planner:
         self.opened = OpenedSpec(document)
         self.path = path.absolute() if path else None
         self.name = str(document.data.get("name", ""))
-        self.chains: dict[str, Chain | None] = {}
-        self.searched: dict[int, list[Chain]] = {}  # trial of the spec -> what was tried of its search
-        self.implicit: dict[str, Chain] = {}  # teachers that no trial is, by stage key
+        self.chains: dict[str, ResolvedTrial | None] = {}
+        self.searched: dict[int, list[ResolvedTrial]] = {}  # trial of the spec -> what was tried of its search
+        self.implicit: dict[str, ResolvedTrial] = {}  # teachers that no trial is, by stage key
         self.home = home or self
         if home is None:
             self.files = Files(root)
@@ -235,7 +235,7 @@ class Planner:
 
     # -- one trial ---------------------------------------------------------------------------------------------
 
-    def chain(self, item: Configuration) -> Chain | None:
+    def chain(self, item: Configuration) -> ResolvedTrial | None:
         """The resolved trial; None where it has problems, which are noted."""
         if item.name not in self.chains:
             self.home.pending.append((self, item.name))
@@ -248,7 +248,7 @@ class Planner:
                 self.home.pending.pop()
         return self.chains[item.name]
 
-    def tried(self, item: Configuration) -> tuple[Chain | None, list[Problem]]:
+    def tried(self, item: Configuration) -> tuple[ResolvedTrial | None, list[Problem]]:
         """The resolved configuration, or what is wrong with it, which is noted nowhere."""
         before = len(self.opened.problems)
         chain = self.chain(item)
@@ -257,7 +257,7 @@ class Planner:
         del self.chains[item.name]
         return chain, problems
 
-    def _resolve(self, item: Configuration) -> Chain | None:
+    def _resolve(self, item: Configuration) -> ResolvedTrial | None:
         before = len(self.opened.problems)
         item = self._filled(item)
         facts = self.model(item, item.spec.model, "model")
@@ -300,7 +300,7 @@ class Planner:
             swept=item.swept,
             config=item.merged,
         )
-        return Chain(trial, facts, teaching)
+        return ResolvedTrial(trial, facts, teaching)
 
     def _filled(self, item: Configuration) -> Configuration:
         """The configuration with recipes, measured curves and precision filled in; what is wrong is noted."""
@@ -345,7 +345,7 @@ class Planner:
         evaluate: EvaluateSpec,
         evaluation_key: str,
         stages: tuple[StagePlan, ...],
-        teaching: Sequence[Chain],
+        teaching: Sequence[ResolvedTrial],
         **fields: Any,
     ) -> TrialPlan:
         """The plan of a trial; `fields`: those of its place in the spec."""

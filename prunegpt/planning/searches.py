@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunegpt.errors import Problem, PruneGPTError, SpecError
 from prunegpt.planning.samplers import sampler_of
-from prunegpt.planning.teachers import Chain
+from prunegpt.planning.teachers import ResolvedTrial
 from prunegpt.spec.expand import SearchTemplate, suggested
 from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.search import MEASURED, constraint_of
@@ -70,7 +70,7 @@ def resolve_suggestion(
 
 def _tried(
     planner: "Planner", template: SearchTemplate, chosen: Mapping[str, Any], number: int
-) -> tuple[Chain | None, list[Problem]]:
+) -> tuple[ResolvedTrial | None, list[Problem]]:
     item, problems = suggested(planner.opened.document, template, chosen, template.name_of(number))
     return (None, problems) if item is None else planner.tried(item)
 

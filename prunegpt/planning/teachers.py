@@ -25,17 +25,17 @@ _LISTED = 8
 
 
 @dataclass(frozen=True)
-class Chain:
+class ResolvedTrial:
     """A resolved trial that is about to enter the plan."""
 
     trial: TrialPlan
     facts: ModelFacts
-    teachers: tuple["Chain", ...] = ()
+    teachers: tuple["ResolvedTrial", ...] = ()
 
 
 def teacher_of(
     planner: "Planner", item: Configuration, index: int, config: DistillSpec, student: ModelFacts | None
-) -> Chain | None:
+) -> ResolvedTrial | None:
     """The trial that teaches a stage; None where there are problems, which are noted here or at that trial."""
     where, teacher = f"stages.{index}.distill.teacher", config.teacher
     if isinstance(teacher, TeacherModel):
@@ -57,7 +57,7 @@ def teacher_label(trial: TrialPlan) -> str:
     return f"{trial.label}({trial.group})" if not trial.implicit else trial.label
 
 
-def _model_teacher(planner: "Planner", item: Configuration, model: ModelSpec, where: str) -> Chain | None:
+def _model_teacher(planner: "Planner", item: Configuration, model: ModelSpec, where: str) -> ResolvedTrial | None:
     """A model as a teacher: a trial of its own, evaluated as it is, unless one of the spec's trials is that."""
     facts = planner.model(item, model, where)
     text = planner.text(item, item.spec.data, item.spec.evaluate)
@@ -73,7 +73,7 @@ def _model_teacher(planner: "Planner", item: Configuration, model: ModelSpec, wh
         name = _free_name(planner, _IMPLICIT + slug(Path(model.source).name.removeprefix(PREFIX)))
         order = planner.opened.places + len(planner.implicit)
         trial = planner.trial(item, facts, *text, (stage,), (), name=name, group=name, order=order, implicit=True)
-        planner.implicit[stage.key] = Chain(trial, facts)
+        planner.implicit[stage.key] = ResolvedTrial(trial, facts)
     return planner.implicit[stage.key]
 
 
@@ -87,7 +87,7 @@ def _free_name(planner: "Planner", name: str) -> str:
     return free
 
 
-def _trial_teacher(planner: "Planner", item: Configuration, name: str, where: str) -> Chain | None:
+def _trial_teacher(planner: "Planner", item: Configuration, name: str, where: str) -> ResolvedTrial | None:
     """The trial that a name means; None where it has problems, which are noted at the student's field or that trial."""
     sweep, slash, trial = name.partition("/")
     if not slash or sweep == planner.name:
@@ -95,7 +95,7 @@ def _trial_teacher(planner: "Planner", item: Configuration, name: str, where: st
     return _foreign(planner, item, sweep, trial, where)
 
 
-def _sibling(planner: "Planner", item: Configuration, name: str, where: str) -> Chain | None:
+def _sibling(planner: "Planner", item: Configuration, name: str, where: str) -> ResolvedTrial | None:
     """A trial of this sweep; where it has several seeds, the one of the student's seed, else its first."""
     opened = planner.opened
     found = opened.named(name, item.seed)
@@ -112,7 +112,7 @@ def _sibling(planner: "Planner", item: Configuration, name: str, where: str) -> 
     return None
 
 
-def _foreign(planner: "Planner", item: Configuration, sweep: str, trial: str, where: str) -> Chain | None:
+def _foreign(planner: "Planner", item: Configuration, sweep: str, trial: str, where: str) -> ResolvedTrial | None:
     """A trial of a sweep whose spec is next to this one."""
     own = planner.opened
     other = _beside(planner, item, sweep, trial, where)
@@ -169,12 +169,12 @@ def _may_teach(planner: "Planner", item: Configuration, sweep: "Planner", name: 
     return False
 
 
-def borrowed(chains: Iterable[Chain], own: str) -> dict[str, TrialPlan]:
+def borrowed(chains: Iterable[ResolvedTrial], own: str) -> dict[str, TrialPlan]:
     """The trials of other sweeps that these chains need, each after its own teachers: SWEEP/TRIAL -> plan."""
     found: dict[str, TrialPlan] = {}
     seen: set[int] = set()
 
-    def visit(chain: Chain) -> None:
+    def visit(chain: ResolvedTrial) -> None:
         if id(chain) in seen:
             return
         seen.add(id(chain))

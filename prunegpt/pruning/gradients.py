@@ -13,7 +13,7 @@ GATHERED = frozenset({"gradient", "movement", "squared_gradient"})
 _MEANS = frozenset({"gradient", "squared_gradient"})  # over the steps of a window; movement is a sum over all steps
 
 
-class GradientStatistics:
+class GatheredGradients:
     """Sums over optimizer steps, one float32 tensor a weight matrix and statistic.
 
     `movement` is summed from the first step on. `gradient` and `squared_gradient` are means over a window, which

@@ -11,7 +11,7 @@ from prunegpt.lm.views import WeightView
 from prunegpt.pruning.choose import Groups, choose
 from prunegpt.pruning.enforce import Enforcer, HasState
 from prunegpt.pruning.evidence import Evidence
-from prunegpt.pruning.gradients import GATHERED, GradientStatistics
+from prunegpt.pruning.gradients import GATHERED, GatheredGradients
 from prunegpt.pruning.job import GradualJob, load_method
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.patterns import parse_pattern
@@ -67,7 +67,7 @@ class GradualPruner:
                 f"Give it calibration data, or use magnitude."
             )
         self._statistics = statistics
-        self._gradients = GradientStatistics(self._views, self._method.needs & GATHERED)
+        self._gradients = GatheredGradients(self._views, self._method.needs & GATHERED)
         self._last: int | None = None
 
     @property

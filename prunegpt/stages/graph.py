@@ -35,7 +35,7 @@ STAGES: Mapping[str, Stage] = {
 }
 _TRAINED = ("pretrain", "finetune", "distill")  # all processes work on these; the first one does the others alone
 
-Emit = Callable[[int, int, float, str, float, int], None]  # stage, step, epoch, name, value, tokens
+EmitStage = Callable[[int, int, float, str, float, int], None]  # stage, step, epoch, name, value, tokens
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Chain:
 
     trial: TrialPlan
     root: Root
-    emit: Emit
+    emit: EmitStage
     say: Callable[[str], None] = print
     stop: Callable[[], bool] = lambda: False
 

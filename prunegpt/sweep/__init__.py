@@ -1,1 +1,1 @@
-"""Running a sweep: `board` says which trial may start, `coordinator` starts them and stores the results."""
+"""Running a sweep: `scheduler` says which trial may start, `coordinator` starts them and stores the results."""

@@ -14,9 +14,9 @@ from prunegpt.records import TOTAL_STEPS, AttemptRecord, Evaluation, Point, Stag
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
-from prunegpt.sweep.board import name_of
 from prunegpt.sweep.events import Progress
 from prunegpt.sweep.failures import Ending, unrecorded
+from prunegpt.sweep.scheduler import name_of
 
 _LOG_LINES = 20  # that the store keeps of an attempt which did not finish
 _FIRST_STEP = 1800.0  # seconds; an attempt that is silent for longer may hang

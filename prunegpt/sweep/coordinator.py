@@ -19,17 +19,17 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import SavedTrial, Store
 from prunegpt.sweep.attempt import Attempt
-from prunegpt.sweep.board import Board, Published, name_of, select
 from prunegpt.sweep.changes import reasons
 from prunegpt.sweep.control import Action, take
 from prunegpt.sweep.dispatch import Dispatcher
 from prunegpt.sweep.events import Event, StagePublished, Stopping, SweepOutcome, SweepStarted
 from prunegpt.sweep.failures import Ending, judge
 from prunegpt.sweep.interrupt import Interrupt
-from prunegpt.sweep.ledger import SETTLED, Ledger
 from prunegpt.sweep.lock import coordinating
 from prunegpt.sweep.patience import PatientLauncher
 from prunegpt.sweep.recovery import recover
+from prunegpt.sweep.scheduler import Published, StageScheduler, name_of, select
+from prunegpt.sweep.states import SETTLED, TrialStates
 from prunegpt.sweep.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def run_sweep(
                 searches.begin()  # before its earlier suggestions are asked for: it puts some aside
                 earlier = store.suggested(plan)
                 saved, wanted = [*saved, *earlier], [*wanted, *earlier]
-            ledger = Ledger(root, store, saved, wanted, on_event, searches, early_stopper, plan.target)
-            run = _Run(plan, root, store, patient, queues(launcher), ledger, saved, wanted, stop, grace)
+            states = TrialStates(root, store, saved, wanted, on_event, searches, early_stopper, plan.target)
+            run = _Run(plan, root, store, patient, queues(launcher), states, saved, wanted, stop, grace)
             return run.run(SweepStarted(plan.name, 0, 0, tuple(lost), tuple(outdated), because, str(replaced or "")))
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -143,14 +143,14 @@ class _Run:
         store: Store,
         launcher: PatientLauncher,
         queues: bool,
-        ledger: Ledger,
+        states: TrialStates,
         saved: Sequence[SavedTrial],
         wanted: Sequence[SavedTrial],
         interrupt: Interrupt,
         grace: float,
     ) -> None:
         self.sweep, self.policy = plan.name, plan.failures
-        self.root, self.store, self.launcher, self.ledger = root, store, launcher, ledger
+        self.root, self.store, self.launcher, self.states = root, store, launcher, states
         self.interrupt, self.grace = interrupt, grace
         published = Published(root)
         plans = sorted((trial.plan for trial in saved), key=lambda plan: (plan.sweep != self.sweep, plan.order))
@@ -158,21 +158,21 @@ class _Run:
             plans,
             [trial.plan for trial in wanted if trial.state not in SETTLED],
             published,
-            barred=[name for name, state in ledger.states.items() if state == "diverged"],
+            barred=[name for name, state in states.states.items() if state == "diverged"],
         )
-        ledger.order = [name_of(trial) for trial in trials]
-        names = set(ledger.order)
-        self.board = Board(trials, published, [trial for trial in plans if name_of(trial) not in names])
-        self.dispatch = Dispatcher(root, store, launcher, self.board, published, ledger, self._halted)
+        states.order = [name_of(trial) for trial in trials]
+        names = set(states.order)
+        self.scheduler = StageScheduler(trials, published, [trial for trial in plans if name_of(trial) not in names])
+        self.dispatch = Dispatcher(root, store, launcher, self.scheduler, published, states, self._halted)
         self.attempts = self.dispatch.attempts
         self.watchdog = Watchdog(plan.failures, queues=queues)
         self.stopping = 0  # how much of the interrupt was passed on
         self.deadline = math.inf
 
     def run(self, begun: SweepStarted) -> SweepOutcome:
-        order, unchanged = len(self.ledger.order), len(self.ledger.unchanged)
-        self.ledger.on_event(replace(begun, trials=order, finished=unchanged))
-        self.ledger.look_for_target(self.sweep)
+        order, unchanged = len(self.states.order), len(self.states.unchanged)
+        self.states.on_event(replace(begun, trials=order, finished=unchanged))
+        self.states.look_for_target(self.sweep)
         self.dispatch.fill()
         looked = time.monotonic()
         while self.attempts:
@@ -187,11 +187,11 @@ class _Run:
                 self.dispatch.fill()
             elif self.attempts:
                 time.sleep(_POLL)
-        return self.ledger.outcome(self.sweep, self.board.waiting, interrupted=self.interrupt.count > 0)
+        return self.states.outcome(self.sweep, self.scheduler.waiting, interrupted=self.interrupt.count > 0)
 
     def _halted(self) -> bool:
         """Whether nothing more is to be started."""
-        return self.interrupt.count > 0 or bool(self.ledger.reached)
+        return self.interrupt.count > 0 or bool(self.states.reached)
 
     # -- what runs ---------------------------------------------------------------------------------------------
 
@@ -201,8 +201,8 @@ class _Run:
         if points:
             progress = attempt.progress(points)
             if progress is not None:
-                self.ledger.on_event(progress)
-            stopper = self.ledger.early_stopper
+                self.states.on_event(progress)
+            stopper = self.states.early_stopper
             why = stopper.observe(attempt.trial, points) if stopper else None
             if why is not None:
                 self._ask(attempt, Ending(EARLY_STOP, why, "stopped"))
@@ -210,8 +210,8 @@ class _Run:
 
     def _note_published(self, attempt: Attempt) -> bool:
         name = name_of(attempt.trial)
-        before = self.board.current(name)
-        after = self.board.current(name, look=True)
+        before = self.scheduler.current(name)
+        after = self.scheduler.current(name, look=True)
         if before is None or before == after:
             return False
         keys = [stage.key for stage in attempt.trial.stages]
@@ -219,7 +219,7 @@ class _Run:
         for index in range(keys.index(before.stage), last + 1):
             record = self.dispatch.record_stage(attempt, index)
             if record is not None and (index > keys.index(before.stage) or before.evaluation is None):
-                self.ledger.on_event(StagePublished(name, index, record.kind, record.key, record.seconds))
+                self.states.on_event(StagePublished(name, index, record.kind, record.key, record.seconds))
         return True
 
     def _exited(self) -> list[tuple[Attempt, Exited]]:
@@ -235,14 +235,14 @@ class _Run:
             asked=attempt.ending,
             draining=self.interrupt.count > 0,
             policy=self.policy,
-            endings=self.ledger.endings(trial),
+            endings=self.states.endings(trial),
         )
         del self.attempts[name_of(trial)]
         if verdict.state == "waiting":
-            self.board.requeue(trial)
+            self.scheduler.requeue(trial)
         else:
-            self.board.end(trial, diverged=verdict.state == "diverged")
-        self.ledger.settle(attempt, verdict)
+            self.scheduler.end(trial, diverged=verdict.state == "diverged")
+        self.states.settle(attempt, verdict)
         return True
 
     # -- stopping ----------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ class _Run:
         self.stopping = level
         for attempt in self.attempts.values():
             self.launcher.cancel(attempt, kill=kill)
-        self.ledger.on_event(Stopping(tuple(self.attempts), kill))
+        self.states.on_event(Stopping(tuple(self.attempts), kill))
 
     # -- requests of other processes ---------------------------------------------------------------------------------
 
@@ -292,15 +292,15 @@ class _Run:
                 self.interrupt.request()
         elif name in self.attempts:
             self._ask(self.attempts[name], Ending("stopped", "it was asked to stop.", "stopped"))
-        elif name in self.board.waiting:
-            self.dispatch.end(self.board.waiting[name], "stopped", "it was asked to stop.", state="stopped")
+        elif name in self.scheduler.waiting:
+            self.dispatch.end(self.scheduler.waiting[name], "stopped", "it was asked to stop.", state="stopped")
             return True
         return False
 
     def _retry(self, sweep: str, trial: str) -> bool:
         if not self.store.retry(sweep, [trial]):
             return False
-        plan = self.ledger.again(f"{sweep}/{trial}")
+        plan = self.states.again(f"{sweep}/{trial}")
         if plan is not None:
-            self.board.add(plan)
+            self.scheduler.add(plan)
         return plan is not None

@@ -8,11 +8,11 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.attempt import Attempt, last_number, published_record, readable
-from prunegpt.sweep.board import Blocked, Board, Published, Unit, name_of
 from prunegpt.sweep.events import TrialStarted
 from prunegpt.sweep.failures import divided
-from prunegpt.sweep.ledger import Ledger
 from prunegpt.sweep.patience import PatientLauncher
+from prunegpt.sweep.scheduler import Blocked, Published, StageScheduler, Unit, name_of
+from prunegpt.sweep.states import TrialStates
 
 
 @dataclass
@@ -27,32 +27,32 @@ class Dispatcher:
     root: Root
     store: Store
     launcher: PatientLauncher
-    board: Board
+    scheduler: StageScheduler
     published: Published
-    ledger: Ledger
+    states: TrialStates
     halted: Callable[[], bool]
     attempts: dict[str, Attempt] = field(default_factory=dict)
 
     def fill(self) -> None:
         """Starts and ends what there is to start and end now."""
         while not self.halted():
-            for complete in self.board.complete():
+            for complete in self.scheduler.complete():
                 self._finish_from_cache(complete)
             if self._settle_hopeless():
                 continue  # what they would have published may be what others wait for
             free = len(self.attempts) < self.launcher.slots
-            trial = self.board.next() if free else None
+            trial = self.scheduler.next() if free else None
             if trial is not None:
                 self._start(trial)
             elif free and self._suggest():
                 continue
-            elif self.attempts or not self.board.waiting or not self._unstick():
+            elif self.attempts or not self.scheduler.waiting or not self._unstick():
                 return
 
     def end(self, trial: TrialPlan, reason: str, message: str, *, state: TrialState = "failed") -> None:
         """A waiting trial ends without a worker."""
-        self.board.end(trial, diverged=state == "diverged")
-        self.ledger.cannot(trial, reason, message, state=state)
+        self.scheduler.end(trial, diverged=state == "diverged")
+        self.states.cannot(trial, reason, message, state=state)
 
     def record_stage(self, attempt: Attempt, index: int) -> StageRecord | None:
         """Stores that an attempt is through a stage; None where that is not published as it should be."""
@@ -65,39 +65,39 @@ class Dispatcher:
 
     def _suggest(self) -> bool:
         """Adds a trial that was not planned; whether there was one."""
-        trial = self.ledger.searches.suggest() if self.ledger.searches else None
-        if trial is None or name_of(trial) in self.board.waiting or name_of(trial) in self.attempts:
+        trial = self.states.searches.suggest() if self.states.searches else None
+        if trial is None or name_of(trial) in self.scheduler.waiting or name_of(trial) in self.attempts:
             return False
-        if self.ledger.suggested(trial):
-            self.board.add(trial)
+        if self.states.suggested(trial):
+            self.scheduler.add(trial)
         return True
 
     def _unstick(self) -> bool:
         """Nothing runs and nothing may start: others have published, or the teachers that are left form a circle."""
-        self.board.look()
-        if self.board.complete() or self.board.next():
+        self.scheduler.look()
+        if self.scheduler.complete() or self.scheduler.next():
             return True
         message = (
             "it needs a teacher that only trials which wait for it in turn could still publish. "
             "Fix the failed trials, or distil one of them from something else."
         )
-        for trial in list(self.board.waiting.values()):
+        for trial in list(self.scheduler.waiting.values()):
             self.end(trial, "dependency", message)
         return False
 
     def _start(self, trial: TrialPlan) -> None:
         name = name_of(trial)
         home = self.root.trial(trial.sweep, trial.name)
-        given = divided(trial, self.ledger.endings(trial))
-        started = self.store.start_attempt(self.ledger.ids[name], at_least=last_number(home) + 1)
+        given = divided(trial, self.states.endings(trial))
+        started = self.store.start_attempt(self.states.ids[name], at_least=last_number(home) + 1)
         attempt = Attempt(started.id, started.number, given, self.root.path / started.folder)
-        self.board.start(trial)
+        self.scheduler.start(trial)
         self.attempts[name] = attempt
-        self.ledger.states[name] = "running"
+        self.states.states[name] = "running"
         attempt.cached = sum(1 for stage in trial.stages if self.published.look(Unit(stage.key)))
         for index in range(attempt.cached):
             self.record_stage(attempt, index)
-        self.ledger.on_event(TrialStarted(name, started.number, started.folder, len(trial.stages), attempt.cached))
+        self.states.on_event(TrialStarted(name, started.number, started.folder, len(trial.stages), attempt.cached))
         self.launcher.submit(attempt)
 
     def _finish_from_cache(self, trial: TrialPlan) -> None:
@@ -111,16 +111,16 @@ class Dispatcher:
             )
             self.end(trial, "cache", message)
             return
-        self.board.end(trial)
-        self.ledger.from_cache(trial, stages)
+        self.scheduler.end(trial)
+        self.states.from_cache(trial, stages)
 
     def _settle_hopeless(self) -> bool:
         """Fails trials that can never start, or would fail as others have; whether there were any."""
-        blocked, doomed = self.board.blocked(), self.board.doomed()
+        blocked, doomed = self.scheduler.blocked(), self.scheduler.doomed()
         for one in blocked:
             self.end(one.trial, "dependency", self._lack(one))
         for trial, first in doomed:
-            if name_of(trial) in self.board.waiting:
+            if name_of(trial) in self.scheduler.waiting:
                 message = f"its next stage is the one that diverged in {name_of(first)}, and would diverge again."
                 self.end(trial, "diverged", message, state="diverged")
         return bool(blocked or doomed)
@@ -132,8 +132,8 @@ class Dispatcher:
                 f"sweep computes it. Run the sweep it belongs to first."
             )
         name = name_of(blocked.culprit)
-        why = f": {self.ledger.why[name]}" if self.ledger.why.get(name) else ""
+        why = f": {self.states.why[name]}" if self.states.why.get(name) else ""
         return (
-            f"it needs the model of {name} as its teacher, but that trial is {self.ledger.states[name]}{why} "
+            f"it needs the model of {name} as its teacher, but that trial is {self.states.states[name]}{why} "
             f"Fix that one and run the sweep again."
         )

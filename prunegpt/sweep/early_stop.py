@@ -19,7 +19,7 @@ from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.search import EarlyStopSpec
 from prunegpt.store import Store
 from prunegpt.store.read import MEASURED, MEASURED_PREFIX
-from prunegpt.sweep.board import name_of
+from prunegpt.sweep.scheduler import name_of
 from prunegpt.sweep.tokens import TokenClock
 
 if TYPE_CHECKING:

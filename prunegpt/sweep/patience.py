@@ -13,8 +13,8 @@ from prunegpt.launch.log import LOG, append
 from prunegpt.launch.refusal import passes, reason_of
 from prunegpt.root import write_text
 from prunegpt.sweep.attempt import Attempt
-from prunegpt.sweep.board import name_of
 from prunegpt.sweep.events import Call, LauncherTrouble
+from prunegpt.sweep.scheduler import name_of
 
 _FIRST, _LONGEST = 1.0, 60.0  # seconds between tries: doubled after each
 _TRIES = 8  # polls in a row that fail for good before the attempt is abandoned; about two minutes

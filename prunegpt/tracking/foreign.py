@@ -85,7 +85,7 @@ class RunPath(NamedTuple):
         )
 
 
-class Kept(Record):
+class StoredRun(Record):
     """What is kept of a run beside its trial and points; the file is touched when the run speaks."""
 
     model_config = ConfigDict(extra="ignore")  # earlier versions kept more
@@ -113,9 +113,9 @@ class Keeper:
         self._at = at
         self._store = store
         self.folder = root.attempt(at.sweep, at.trial, 1)
-        kept: Kept | None = None
+        kept: StoredRun | None = None
         with suppress(OSError, ValueError):  # the run is new
-            kept = Kept.read(self.folder / OUTSIDE)
+            kept = StoredRun.read(self.folder / OUTSIDE)
         self.plan = (planned(self.folder) if kept else None) or at.plan(at.id, "", {}, {}, self._order())
         if kept is None or not self._is_known(kept):
             title = f"{at.entity}/{at.project}, logged to W&B"
@@ -124,7 +124,7 @@ class Keeper:
                 kept = kept.model_copy(update={"attempt": attempt.id})
                 store.add_points(attempt.id, read_points(self.folder / POINTS)[0])
             else:
-                kept = Kept(attempt=attempt.id, started=created or time.time())
+                kept = StoredRun(attempt=attempt.id, started=created or time.time())
             self.folder = attempt.folder
             kept.write(self.folder / OUTSIDE)
         self.kept = kept
@@ -229,7 +229,7 @@ class Keeper:
         except StoreError:
             return 0
 
-    def _is_known(self, kept: Kept) -> bool:
+    def _is_known(self, kept: StoredRun) -> bool:
         """Whether the database has what was kept."""
         try:
             return any(row.id == kept.attempt for row in self._store.attempts(f"{self._at.sweep}/{self._at.trial}"))
@@ -296,7 +296,7 @@ def _numbers(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float 
             yield prefix + name, None
 
 
-def _stage(key: str, kept: Kept) -> StageRecord:
+def _stage(key: str, kept: StoredRun) -> StageRecord:
     """What the run came to, where its summary has names that tables know."""
     flat = dict(_numbers(kept.summary, ""))
     perplexity, loss = _first(flat, _PERPLEXITIES), _first(flat, _LOSSES)

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from prunegpt.access import SHORTEST, own_token
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root
-from prunegpt.tracking.endpoint.app import Endpoint
+from prunegpt.tracking.endpoint.app import WandbServer
 from prunegpt.tracking.endpoint.runs import UPLOADS
 from prunegpt.web import api  # noqa: F401  # enters what ENDPOINTS holds
 from prunegpt.web.connections import BACKLOG, BoundedConnection, room
@@ -42,10 +42,10 @@ def create_app(
     hosts: Sequence[str] = (),
     uploads: int = UPLOADS,
 ) -> Starlette:
-    """The dashboard of a root, which may be empty, or not be there yet; see `Guard` and `Endpoint` for the others."""
+    """The dashboard of a root, which may be empty, or not be there yet; see `Guard` and `WandbServer`."""
     dashboard = Dashboard.open(root)
     pages = Pages(dashboard)
-    wandb = Endpoint(root, uploads)
+    wandb = WandbServer(root, uploads)
 
     async def missing(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500

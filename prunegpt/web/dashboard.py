@@ -23,7 +23,7 @@ _SECONDS = 0.15  # that a request computes before it leaves the rest for later
 _PAUSE = 0.02  # seconds between two computations behind the page's back, so that requests come first
 
 
-class Kept:
+class Cache:
     """The last results of costly functions, until what they were made from changes; made once though several ask."""
 
     def __init__(self) -> None:
@@ -108,13 +108,13 @@ class Dashboard:
     root: Root
     source: Source
     intervals: Intervals
-    kept: Kept
+    kept: Cache
     budgets: dict[str, int | None] = field(default_factory=dict)  # stage key -> tokens it trains on, once counted
 
     @classmethod
     def open(cls, root: Root) -> "Dashboard":
         source = Source(root)
-        return cls(root, source, Intervals(stored_windows(root), source.touch), Kept())
+        return cls(root, source, Intervals(stored_windows(root), source.touch), Cache())
 
     def close(self) -> None:
         self.intervals.close()

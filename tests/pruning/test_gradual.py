@@ -12,7 +12,7 @@ from prunegpt.errors import PruningError
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.evidence import Evidence
-from prunegpt.pruning.gradients import GradientStatistics
+from prunegpt.pruning.gradients import GatheredGradients
 from prunegpt.pruning.gradual import GradualPruner, MaskUpdate, Statistics
 from prunegpt.pruning.job import GradualJob, resolve_gradual
 from prunegpt.pruning.mask import Mask
@@ -298,7 +298,7 @@ def test_moments_are_reset_at_an_update(make_toy: MakeToy) -> None:
 def test_gradients_are_averaged_over_a_window_and_movement_over_the_run(make_toy: MakeToy) -> None:
     toy = make_toy()
     view = {"first.weight": toy.views()["first.weight"]}
-    gathered = GradientStatistics(view, frozenset({"gradient", "movement", "squared_gradient"}))
+    gathered = GatheredGradients(view, frozenset({"gradient", "movement", "squared_gradient"}))
     weight = toy.first.weight.detach()
     gradients = [torch.full((8, 6), float(value)) for value in (1, 3, 5)]
     for gradient in gradients[:2]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from prunegpt.errors import MaskDriftError, PruneGPTError, PruningError
-from prunegpt.pruning.gradients import GradientStatistics
+from prunegpt.pruning.gradients import GatheredGradients
 from prunegpt.pruning.job import GradualJob, resolve_gradual
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.patterns import Unstructured, parse_pattern
@@ -357,7 +357,7 @@ def test_notes_of_a_solver_are_kept_and_outlast_a_stop(run_trials: RunTrials, mo
 def test_a_scaled_loss_is_unscaled_and_an_overflow_left_out() -> None:
     toy = Toy()
     views = {"first.weight": toy.views()["first.weight"]}
-    plain, scaled = (GradientStatistics(views, frozenset({"movement", "squared_gradient"})) for _ in range(2))
+    plain, scaled = (GatheredGradients(views, frozenset({"movement", "squared_gradient"})) for _ in range(2))
     steps = [torch.full((8, 6), float(value)) for value in (1, 2, 3)]
     for gradient in steps:
         plain.accumulate({"first.weight": gradient})

@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from prunegpt.root import Root
-from prunegpt.tracking.endpoint.app import Endpoint
+from prunegpt.tracking.endpoint.app import WandbServer
 
 GRID = {"method": "grid", "program": "train.py", "parameters": {"lr": {"values": [0.1, 0.01]}}}
 
@@ -81,7 +81,7 @@ class Client:
 
     def __init__(self, root: Root) -> None:
         self.root = root
-        self.endpoints = [Endpoint(root)]
+        self.endpoints = [WandbServer(root)]
         self.http = TestClient(Starlette(routes=self.endpoints[0].routes()))
 
     def after_restart(self) -> "Client":

@@ -23,7 +23,7 @@ from prunegpt.store import Store
 from prunegpt.sweep.recovery import OUTSIDE, recover
 from prunegpt.tracking import claims
 from prunegpt.tracking.endpoint import intake
-from prunegpt.tracking.endpoint.app import Endpoint
+from prunegpt.tracking.endpoint.app import WandbServer
 from prunegpt.tracking.endpoint.runs import LARGEST_FILE
 from tests.tracking.endpoint_client import GRID, Client
 
@@ -258,7 +258,7 @@ FILES = "/files/local/mine/abc123/upload"
 
 def test_the_files_of_a_run_have_a_bound_in_all(tmp_path: Path) -> None:
     root = Root(tmp_path / "runs")
-    endpoint = Endpoint(root, uploads=100_000)
+    endpoint = WandbServer(root, uploads=100_000)
     server = TestClient(Starlette(routes=endpoint.routes()))
     kept = root.trial("wandb-mine", "abc123")
     try:

@@ -20,7 +20,7 @@ from prunegpt.spec.wandb_parameters import KEYS
 from prunegpt.store import Store
 from prunegpt.sweep.recovery import recover
 from prunegpt.tracking.endpoint import graphql as operations
-from prunegpt.tracking.endpoint.app import Endpoint
+from prunegpt.tracking.endpoint.app import WandbServer
 from prunegpt.tracking.endpoint.runs import HISTORY, OUTPUT, SUMMARY
 
 NESTED: Any = 1
@@ -92,7 +92,7 @@ class Attacked:
 
     def __init__(self, root: Root) -> None:
         self.root = root
-        self.endpoint = Endpoint(root)
+        self.endpoint = WandbServer(root)
         self.http = TestClient(Starlette(routes=self.endpoint.routes()), raise_server_exceptions=False)
         self.sweep = self.begun({"method": "random", "parameters": {"a": {"min": 0.0, "max": 1.0}}}) or ""
         self.agent = self.asked("createAgent", {"sweep": self.sweep})["agent"]["id"]

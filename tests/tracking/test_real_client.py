@@ -543,8 +543,8 @@ import sys, uvicorn
 from pathlib import Path
 from starlette.applications import Starlette
 from prunegpt.root import Root
-from prunegpt.tracking.endpoint.app import Endpoint
-uvicorn.run(Starlette(routes=Endpoint(Root(Path(sys.argv[1]))).routes()), port=int(sys.argv[2]), log_level="error")
+from prunegpt.tracking.endpoint.app import WandbServer
+uvicorn.run(Starlette(routes=WandbServer(Root(Path(sys.argv[1]))).routes()), port=int(sys.argv[2]), log_level="error")
 """
 
 

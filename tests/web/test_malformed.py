@@ -17,7 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from prunegpt.root import Root
-from prunegpt.tracking.endpoint.app import Endpoint
+from prunegpt.tracking.endpoint.app import WandbServer
 from tests.support.served import HEADERS, ORIGIN, open_app
 from tests.support.study import make_root
 
@@ -49,7 +49,7 @@ HEADS = {
     "if-modified-since": ("never",),
     "x-prunegpt": ("1", "2"),
 }
-WANDB = {route.path for route in Endpoint(Root(Path("none"))).routes()}  # thousands of theirs: tests/tracking
+WANDB = {route.path for route in WandbServer(Root(Path("none"))).routes()}  # thousands of theirs: tests/tracking
 STREAMS = ("/api/v1/events",)  # never end where they are asked for rightly
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from prunegpt.errors import PruningError
 from prunegpt.pruning.patterns import Pattern
 from prunegpt.pruning.solvers.base import Solution, builtin, reconstruction_error, target_zeros
-from prunegpt.pruning.solvers.factor import LIMIT, escalation_notes, ladder, normalise
+from prunegpt.pruning.solvers.factor import LIMIT, damping_schedule, escalation_notes, normalise
 from prunegpt.pruning.solvers.support import least_squares
 
 _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # share of kept weights that changed -> factor of the penalty
@@ -48,7 +48,7 @@ def spectrum(gram: Tensor, *, damping: float = 0.01) -> Spectrum:
         PruningError: the Gram matrix is not finite, or not positive definite at any damping up to 1 in float64.
     """
     matrix, dead, notes = normalise(gram)
-    for dtype, added in ladder(damping):
+    for dtype, added in damping_schedule(damping):
         damped = matrix.to(dtype, copy=True)  # [in, in]
         damped.diagonal().add_(added)
         scale = damped.diagonal().sqrt()  # [in]

@@ -56,7 +56,7 @@ def normalise(gram: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     return matrix, dead, notes
 
 
-def ladder(damping: float) -> Iterator[tuple[torch.dtype, float]]:
+def damping_schedule(damping: float) -> Iterator[tuple[torch.dtype, float]]:
     """The attempts: ten times the damping each, up to :data:`LIMIT`, in float32, and then the same in float64.
 
     Raises:
@@ -88,7 +88,7 @@ def inverse_factor(gram: Tensor, *, damping: float = 0.01) -> InverseFactor:
         PruningError: the Gram matrix is not finite, or has no factor at any damping up to 1 in float64.
     """
     matrix, dead, notes = normalise(gram)
-    for dtype, added in ladder(damping):
+    for dtype, added in damping_schedule(damping):
         turned = matrix.flip(0, 1).to(dtype)  # [in, in]
         turned.diagonal().add_(added)
         lower, failed = torch.linalg.cholesky_ex(turned)  # [in, in]

@@ -8,7 +8,7 @@ from torch import Tensor
 from prunegpt.errors import PruningError
 from prunegpt.pruning.patterns import Pattern
 from prunegpt.pruning.solvers.base import Solution, builtin, target_zeros
-from prunegpt.pruning.solvers.factor import LIMIT, ladder
+from prunegpt.pruning.solvers.factor import LIMIT, damping_schedule
 
 _UNREACHED = "no gradient reaches this layer, so that its weights were chosen by magnitude"
 _CHUNK = 1 << 22  # entries of block inverses held at a time
@@ -53,7 +53,7 @@ def obert(
     if mean_square == 0.0:  # F = λ·I whatever λ is: magnitude, and nothing to repair
         kept = pattern.select(start_weight.abs(), target, mask=mask)  # [out, in]
         return Solution(start_weight * kept, kept, 0.0, damping, (_UNREACHED,))
-    for dtype, added in ladder(damping):
+    for dtype, added in damping_schedule(damping):
         if dtype != torch.float64:  # the blocks are small: float64 throughout
             continue
         ridge = added * mean_square

@@ -18,7 +18,7 @@ from prunegpt.tracking.foreign import RunPath
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Endpoint:
+class WandbServer:
     """What `wandb sweep`, `wandb agent` and online runs ask of a server, answered from a root.
 
     A client sends its WANDB_API_KEY as the password of basic authentication; where the server has a token, that is it.

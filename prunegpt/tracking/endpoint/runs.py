@@ -14,7 +14,7 @@ from prunegpt.spec.read import MAX_INTEGER
 from prunegpt.store import Store
 from prunegpt.tracking.claims import RunStatus, Statuses, read_claim
 from prunegpt.tracking.endpoint.intake import Asked, Refused, parsed_object
-from prunegpt.tracking.foreign import Keeper, Kept, RunPath, step_of
+from prunegpt.tracking.foreign import Keeper, RunPath, StoredRun, step_of
 from prunegpt.tracking.uploader import posted
 
 HISTORY, SUMMARY, OUTPUT = "wandb-history.jsonl", "wandb-summary.json", "output.log"
@@ -53,7 +53,7 @@ class Runs:
         self._uploads = uploads
         self._store: Store | None = None
         self._heard: dict[RunPath, float] = {}  # live runs -> their last heartbeat, the longest silent first
-        self._own: dict[RunPath, Kept] = {}  # runs of this root's trials, of which only the lines are counted
+        self._own: dict[RunPath, StoredRun] = {}  # runs of this root's trials, of which only the lines are counted
         self._statuses = Statuses(root)
         self._lock = Lock()
 
@@ -88,7 +88,7 @@ class Runs:
             if self._is_own(at):
                 own = self._own[at]
                 lines = max(own.lines, offset + len(rows)) if rows else own.lines
-                self._own[at] = Kept(attempt=0, lines=lines, last_step=max(own.last_step, last))
+                self._own[at] = StoredRun(attempt=0, lines=lines, last_step=max(own.last_step, last))
                 return
             keeper = self._keeper(at)
             keeper.touch()
@@ -188,7 +188,7 @@ class Runs:
     def _is_own(self, at: RunPath) -> bool:
         """Whether a run is one of this root's own trials: the store has it already."""
         if at not in self._own and (posted(self._root, at.id) or read_claim(self._root, at.id)):
-            self._own[at] = Kept(attempt=0)
+            self._own[at] = StoredRun(attempt=0)
             if len(self._own) > _MOST_RUNS:
                 del self._own[next(iter(self._own))]
         return at in self._own

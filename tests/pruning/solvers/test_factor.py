@@ -5,7 +5,7 @@ import torch
 
 from prunegpt.errors import PruningError
 from prunegpt.pruning.solvers.admm import spectrum
-from prunegpt.pruning.solvers.factor import inverse_factor, ladder
+from prunegpt.pruning.solvers.factor import damping_schedule, inverse_factor
 from tests.pruning.solvers.layers import damped, layer
 
 
@@ -83,5 +83,5 @@ def test_what_no_damping_can_mend_is_an_error(function: object) -> None:
 
 
 def test_the_ladder_ends_at_the_limit() -> None:
-    steps = [(str(dtype).removeprefix("torch."), step) for dtype, step in ladder(0.1)]
+    steps = [(str(dtype).removeprefix("torch."), step) for dtype, step in damping_schedule(0.1)]
     assert steps == [("float32", 0.1), ("float32", 1.0), ("float64", 0.1), ("float64", 1.0)]

@@ -72,7 +72,7 @@ class Blocked:
     culprit: TrialPlan | None  # the trial that should have; None: no trial computes it
 
 
-class Board:
+class StageScheduler:
     """The trials of one run of a sweep.
 
     Args:

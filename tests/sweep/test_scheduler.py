@@ -1,4 +1,4 @@
-"""The board, without a disk: random sweeps are played through, with slots that finish and fail in random order."""
+"""The scheduler, without a disk: random sweeps are played through, with slots that finish and fail in random order."""
 
 import random
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
-from prunegpt.sweep.board import Board, Published, Unit, name_of, select, units_of
+from prunegpt.sweep.scheduler import Published, StageScheduler, Unit, name_of, select, units_of
 from tests.support.sweep_plans import make_trial
 
 
@@ -43,42 +43,42 @@ def sweeps(draw: Any) -> list[TrialPlan]:
 
 def play(trials: list[TrialPlan], published: Memory, slots: int, draw: random.Random, fail: float) -> dict[str, str]:
     """Plays a sweep through; asserts at every step that nothing is done twice or too early."""
-    board = Board(trials, published)
+    scheduler = StageScheduler(trials, published)
     ended: dict[str, str] = {}
     done: list[Unit] = []
     for _ in range(10_000):
-        for trial in board.complete():
-            board.end(trial)
+        for trial in scheduler.complete():
+            scheduler.end(trial)
             ended[name_of(trial)] = "complete"
-        if blocked := board.blocked():
+        if blocked := scheduler.blocked():
             for one in blocked:
                 assert Unit(one.need) not in published.there
-                board.end(one.trial)
+                scheduler.end(one.trial)
                 ended[name_of(one.trial)] = "blocked"
             continue
-        while len(board.running) < slots and (trial := board.next()) is not None:
+        while len(scheduler.running) < slots and (trial := scheduler.next()) is not None:
             assert all(Unit(need) in published.there for need in trial.needs)
-            board.start(trial)
-        current = [unit for name in board.running if (unit := board.current(name, look=True)) is not None]
+            scheduler.start(trial)
+        current = [unit for name in scheduler.running if (unit := scheduler.current(name, look=True)) is not None]
         assert len(current) == len(set(current)), "two trials do the same unit"
-        if not board.running:
+        if not scheduler.running:
             break
-        trial = board.running[draw.choice(sorted(board.running))]
-        unit = board.current(name_of(trial), look=True)
+        trial = scheduler.running[draw.choice(sorted(scheduler.running))]
+        unit = scheduler.current(name_of(trial), look=True)
         if unit is None:
-            board.end(trial)
+            scheduler.end(trial)
             ended[name_of(trial)] = "finished"
         elif draw.random() < fail:
             if draw.random() < 0.5:
-                board.requeue(trial)
+                scheduler.requeue(trial)
             else:
-                board.end(trial)
+                scheduler.end(trial)
                 ended[name_of(trial)] = "failed"
         else:
             done.append(unit)
             published.there.add(unit)
     assert len(done) == len(set(done))
-    for name, trial in board.waiting.items():  # what a failure has left in a circle: the coordinator fails these
+    for name, trial in scheduler.waiting.items():  # what a failure has left in a circle: the coordinator fails these
         assert any(Unit(need) not in published.there for need in trial.needs)
         ended[name] = "stuck"
     return ended
@@ -123,14 +123,14 @@ def test_one_slot_keeps_the_order_where_it_may() -> None:
         make_trial("c", "x c"),
     ]
     published = Memory()
-    board = Board(trials, published)
+    scheduler = StageScheduler(trials, published)
     order = []
-    while (trial := board.next()) is not None:
+    while (trial := scheduler.next()) is not None:
         order.append(trial.name)
-        board.start(trial)
+        scheduler.start(trial)
         published.there |= set(units_of(trial))
-        board.current(name_of(trial), look=True)
-        board.end(trial)
+        scheduler.current(name_of(trial), look=True)
+        scheduler.end(trial)
     assert order == ["b", "a", "kd", "c"]
 
 

@@ -12,9 +12,9 @@ from prunegpt.spec.search import MEASURED
 from prunegpt.spec.target import TargetSpec
 from prunegpt.store import SavedTrial, Store
 from prunegpt.sweep.attempt import Attempt
-from prunegpt.sweep.board import name_of
 from prunegpt.sweep.events import CacheHit, Event, SweepOutcome, TargetReached, TrialFailed, TrialFinished
 from prunegpt.sweep.failures import Verdict
+from prunegpt.sweep.scheduler import name_of
 
 if TYPE_CHECKING:
     from prunegpt.sweep.early_stop import CurveStopper
@@ -24,7 +24,7 @@ SETTLED = ("finished", "diverged", "stopped")  # states of a trial that another 
 
 
 @dataclass
-class Ledger:
+class TrialStates:
     """The trials of a run by SWEEP/TRIAL.
 
     Args:
