@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
 .PHONY: help setup quickstart test test-all check format bench soak lock audit screenshots tables clean
 
@@ -24,10 +25,10 @@ quickstart: $(STAMP) ## run the study in small on the built-in model: minutes on
 	$(BIN)/prunegpt sweep run sweeps/quickstart.yaml --slots 2
 
 test: $(STAMP) ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -n $(JOBS) -m ''
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m ''
 
 check: $(STAMP) ## what CI runs beside the tests: lint, types, import rule, words, README, the wheel
 	$(BIN)/ruff check .

@@ -89,6 +89,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "before": ("dense", "pruned"),
     "masks": ("close", "regrow"),
     "after": ("nothing", "finetune"),
+    "way": ("stopped", "killed"),  # what happens to it on the way, see `runs.py`
 }
 CHOSEN_MASKS = ("method", "schedule", "allocation", "pattern")  # all of their combinations are in the whole matrix
 

@@ -1,11 +1,13 @@
-"""Every way to prune while training, run undisturbed, stopped and resumed, killed and resumed.
+"""Every way to prune while training, run undisturbed, and stopped or killed and resumed.
 
 Bits are equal, every tensor has the sparsity that the job says, the ledger is whole, and the evaluation key is that of
-the plan. A covering subset runs in the gate; every combination of method, schedule, allocation and pattern is slow.
+the plan. A covering subset runs in the gate, in which every value occurs with every other and is stopped and killed;
+every combination of method, schedule, allocation and pattern, both stopped and killed, is slow.
 """
 
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDU
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from tests.matrix.cases import AXES, BATCH, BLOCKS, CHOSEN_MASKS, GATE, STEPS, Case, plans_of, schedulers, whole
-from tests.matrix.runs import Result, job_of, run
+from tests.matrix.runs import Result, Way, job_of, run
 
 torch.set_num_threads(1)
 
@@ -62,17 +64,20 @@ def check(case: Case, plan: TrialPlan, result: Result, root: Root) -> None:
         assert last.sparsity.by_tensor[tensor] >= found
 
 
-def three_ways(case: Case, model: Path, texts: dict[str, str], prepared: Path, folder: Path) -> None:
+def undisturbed_and(
+    ways: Sequence[Way], case: Case, model: Path, texts: dict[str, str], prepared: Path, folder: Path
+) -> None:
+    """A case comes to the same whatever happened to it on the way."""
     steps = STEPS + (BLOCKS // BATCH if case["after"] == "finetune" else 0)
     step = random.Random(name_of(case)).randrange(1, steps + 1)
     results = {}
-    for way in ("undisturbed", "stopped", "killed"):
+    for way in ("undisturbed", *ways):
         shutil.copytree(prepared, folder / way)
         root = Root(folder / way)
         plans = plans_of(case, model, texts, root)
         results[way] = run(plans, root, way, step)
         check(case, plans[-1], results[way], root)
-    for way in ("stopped", "killed"):
+    for way in ways:
         assert results[way].files == results["undisturbed"].files, (way, step)
         assert results[way].evaluations == results["undisturbed"].evaluations, (way, step)
         assert results[way].stages == results["undisturbed"].stages, (way, step)
@@ -80,20 +85,20 @@ def three_ways(case: Case, model: Path, texts: dict[str, str], prepared: Path, f
 
 @pytest.mark.parametrize("case", GATE, ids=name_of)
 def test_pairs(case: Case, small_model: Path, text_files: dict[str, str], prepared: Path, tmp_path: Path) -> None:
-    three_ways(case, small_model, text_files, prepared, tmp_path)
+    undisturbed_and([case["way"]], case, small_model, text_files, prepared, tmp_path)
 
 
 @pytest.mark.parametrize("case", schedulers(), ids=lambda case: case["options"])
 def test_learning_rate_schedulers(
     case: Case, small_model: Path, text_files: dict[str, str], prepared: Path, tmp_path: Path
 ) -> None:
-    three_ways(case, small_model, text_files, prepared, tmp_path)
+    undisturbed_and(("stopped", "killed"), case, small_model, text_files, prepared, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", whole(), ids=name_of)
 def test_the_whole(case: Case, small_model: Path, text_files: dict[str, str], prepared: Path, tmp_path: Path) -> None:
-    three_ways(case, small_model, text_files, prepared, tmp_path)
+    undisturbed_and(("stopped", "killed"), case, small_model, text_files, prepared, tmp_path)
 
 
 @pytest.mark.parametrize("cases", [GATE, whole()], ids=["pairs", "whole"])

@@ -19,7 +19,7 @@ from tests.support.running import RunTrials
 
 TRAINING: dict[str, Any] = {
     "finetune": {},
-    "distill": {"teacher": {"model": "builtin:tiny-gpt2"}},
+    "distill": {},
     "gradual": {"prune": {"sparsity": 0.6, "unit": "steps", "start": 1, "end": 4, "every": 1}},
     "wanda": {
         "prune": {
@@ -50,8 +50,8 @@ def half(model_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "half"
 
 
-def trained(kind: str, **fields: Any) -> dict[str, Any]:
-    stage = {**TRAINING[kind], **fields}
+def trained(kind: str, teacher: Path, **fields: Any) -> dict[str, Any]:
+    stage = {**TRAINING[kind], **({"teacher": {"model": str(teacher)}} if kind == "distill" else {}), **fields}
     return {"name": "trial", "stages": [{"distill" if kind == "distill" else "finetune": stage}]}
 
 
@@ -65,9 +65,11 @@ def zeros(tmp_path: Path, record: Any) -> float:
 
 
 @pytest.mark.parametrize("kind", TRAINING)
-def test_masks_beside_a_model_are_taken_over(run_trials: RunTrials, half: Path, tmp_path: Path, kind: str) -> None:
+def test_masks_beside_a_model_are_taken_over(
+    run_trials: RunTrials, half: Path, model_folder: Path, tmp_path: Path, kind: str
+) -> None:
     shutil.copy(tmp_path / "masks.safetensors", half)
-    record = run_trials(trained(kind), model=str(half))["trial"]
+    record = run_trials(trained(kind, model_folder), model=str(half))["trial"]
     assert record.state == "finished", record.trace
     assert record.stages[0].sparsity is not None
     assert record.stages[0].sparsity.pruned == pytest.approx(0.5, abs=1e-3)
@@ -76,9 +78,9 @@ def test_masks_beside_a_model_are_taken_over(run_trials: RunTrials, half: Path, 
 
 @pytest.mark.parametrize("kind", TRAINING)
 def test_zeros_without_masks_stay_where_that_is_asked_for(
-    run_trials: RunTrials, half: Path, tmp_path: Path, kind: str
+    run_trials: RunTrials, half: Path, model_folder: Path, tmp_path: Path, kind: str
 ) -> None:
-    record = run_trials(trained(kind, keep_zeros=True), model=str(half))["trial"]
+    record = run_trials(trained(kind, model_folder, keep_zeros=True), model=str(half))["trial"]
     assert record.state == "finished", record.trace
     assert zeros(tmp_path, record) == 1.0
 
@@ -86,7 +88,7 @@ def test_zeros_without_masks_stay_where_that_is_asked_for(
 def test_zeros_without_masks_are_filled_by_training_and_the_check_says_so(
     run_trials: RunTrials, half: Path, tmp_path: Path, text_files: dict[str, str]
 ) -> None:
-    record = run_trials(trained("finetune"), model=str(half))["trial"]
+    record = run_trials(trained("finetune", half), model=str(half))["trial"]
     assert zeros(tmp_path, record) < 0.01
     notes = {}
     for name, stage in (("filled", {}), ("kept", {"keep_zeros": True})):
@@ -111,7 +113,7 @@ def test_masks_that_do_not_fit_their_model_are_refused(run_trials: RunTrials, ha
     first = load_masks(tmp_path / "masks.safetensors").masks
     masks = {name: Mask(mask.kept.logical_not()) for name, mask in first.items()}
     save_masks(masks, half / "masks.safetensors", method="magnitude")
-    record = run_trials(trained("finetune"), model=str(half))["trial"]
+    record = run_trials(trained("finetune", half), model=str(half))["trial"]
     assert record.state == "failed"
     assert "under its mask" in record.error
 
