@@ -193,7 +193,7 @@ def _tables() -> tuple[TableSpec, ...]:
         TableSpec.model_validate({"title": "Pruning and distillation", "rows": rows, "columns": columns}),
         TableSpec.model_validate(
             {
-                "title": "One layer at 80 %",
+                "title": "One layer at 80%",
                 "rows": ["finetuned", "layer-*"],
                 "columns": ["model", "layer", "perplexity"],
             }

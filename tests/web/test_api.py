@@ -365,7 +365,7 @@ def test_actions_say_what_they_did_or_why_not(own: TestClient, made: Root) -> No
         ("/trials/study/later/actions", "stop", 409, "only a running trial can be stopped, but later is waiting"),
         ("/trials/study/going/actions", "retry", 409, "can be retried, but going is running"),
         ("/sweeps/study/actions", "explode", 400, "action"),
-        ("/trials/study/too-big/actions", "retry", 200, "too-big waits"),
+        ("/trials/study/too-big/actions", "retry", 200, "too-big is requeued"),
     ):
         answer = own.post(API + path, json={"action": action})
         assert answer.status_code == status, answer.text
