@@ -9,7 +9,6 @@ import numpy as np
 from prunegpt.errors import ReportError
 from prunegpt.records import ComparisonKey, Evaluation, TrialResult
 from prunegpt.report.config import builtin_method
-from prunegpt.report.seeds import compare_seeds, spread, spread_interval
 from prunegpt.report.statistics import (
     FEW,
     LEVEL,
@@ -17,10 +16,13 @@ from prunegpt.report.statistics import (
     Interval,
     Windows,
     check_windows,
+    compare_seeds,
     compare_windows,
     holm,
     mean_loss,
     perplexity_interval,
+    spread,
+    spread_interval,
 )
 from prunegpt.root import Root, damage
 

@@ -25,8 +25,7 @@ from prunegpt.report.format import EMPTY, Value, plain, printed, text_of, togeth
 from prunegpt.report.measure import Measured, WindowsOf, beside_median, measure, standings, told_apart
 from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row, select_rows
-from prunegpt.report.seeds import spread
-from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval
+from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval, spread
 from prunegpt.spec.columns import CONFIG
 from prunegpt.spec.naming import MAX_NAME
 from prunegpt.spec.schema import ColumnSpec, RowSpec, TableSpec

@@ -9,8 +9,14 @@ from prunegpt.errors import ReportError
 from prunegpt.report.cells import Cell
 from prunegpt.report.format import together
 from prunegpt.report.measure import measure, standings
-from prunegpt.report.seeds import compare_seeds, spread_interval
-from prunegpt.report.statistics import Interval, Windows, compare_windows, perplexity_interval
+from prunegpt.report.statistics import (
+    Interval,
+    Windows,
+    compare_seeds,
+    compare_windows,
+    perplexity_interval,
+    spread_interval,
+)
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
 from tests.support.results import Kept, draw_windows

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 from prunegpt.errors import ReportError
-from prunegpt.report.seeds import Source, combined_test, compare_seeds, spread, spread_interval
-from prunegpt.report.statistics import compare_windows, mean_loss
+from prunegpt.report.statistics import (
+    Source,
+    combined_test,
+    compare_seeds,
+    compare_windows,
+    mean_loss,
+    spread,
+    spread_interval,
+)
 from tests.support.results import draw_windows
 
 
