@@ -55,9 +55,9 @@ def report(
 ) -> None:
     """Write a static report: tables, figures, configurations and provenance."""
     from prunegpt.api import stored, tables_of
-    from prunegpt.report.figure_data import curves, in_figures
     from prunegpt.report.folder import write_folder
     from prunegpt.report.gallery import figures_of
+    from prunegpt.report.plots import curves, in_figures
     from prunegpt.store import Store
 
     found = stored(sweep, root)

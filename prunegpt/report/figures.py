@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from prunegpt.errors import ReportError, unknown
-from prunegpt.report.figure_data import OKABE_ITO, HeatMap
 from prunegpt.report.format import percent
-from prunegpt.report.plots import Plot, need
+from prunegpt.report.plots import OKABE_ITO, HeatMap, Plot, need
 
 _MARKERS = {
     "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P", "x": "X",

@@ -7,23 +7,27 @@ from typing import TYPE_CHECKING
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult, comparable
-from prunegpt.report.figure_data import (
+from prunegpt.report.measure import WindowsOf
+from prunegpt.report.plots import (
     Curve,
     LayerBar,
+    Plot,
     SparsityPoint,
+    by_layer,
     dense_perplexity,
+    front,
     heat_map,
     layer_bars,
+    over_sparsity,
     sparsity_points,
+    training,
     whole_models,
 )
-from prunegpt.report.measure import WindowsOf
-from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # takes a quarter of a second, which pages do without
 
-CurvesOf = Callable[[TrialResult], Mapping[str, Curve]]  # `figure_data.curves` of what a store has
+CurvesOf = Callable[[TrialResult], Mapping[str, Curve]]  # `plots.curves` of what a store has
 
 _FEW = 2  # sparsities, or layers, that make a figure worth a place in a report
 _MOST_CURVES = 16

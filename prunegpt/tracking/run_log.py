@@ -218,10 +218,10 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
     """
     import wandb
 
-    from prunegpt.report.figure_data import curves, in_figures
     from prunegpt.report.figures import png  # here: a coordinator, and an agent's run, need no matplotlib
     from prunegpt.report.gallery import figures_of
     from prunegpt.report.measure import stored_windows
+    from prunegpt.report.plots import curves, in_figures
     from prunegpt.report.tables import build_table
 
     with Store.open(root, create=False) as store:

@@ -14,9 +14,9 @@ from starlette.routing import Route
 
 from prunegpt.records import TrialResult
 from prunegpt.store.watch import LastPoint
+from prunegpt.web.api.sweeps import progress, slots
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import PREFIX, Problem, reply
-from prunegpt.web.progress import progress, slots
 from prunegpt.web.rows import rows
 
 _EVERY = 0.5  # seconds between two looks

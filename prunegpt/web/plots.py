@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunegpt.errors import ReportError
-from prunegpt.report.figure_data import OKABE_ITO
 from prunegpt.report.format import is_number
-from prunegpt.report.plots import GREY, Plot, escaped, layout_of, need, trace_of
+from prunegpt.report.plots import GREY, OKABE_ITO, Plot, escaped, layout_of, need, trace_of
 
 _ONE_AT_A_TIME = threading.Lock()  # Optuna imports its parts when first used: threads must not do that together
 _SHADES = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")  # cividis, even for the colour-blind

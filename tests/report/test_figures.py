@@ -13,18 +13,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from prunegpt.errors import ReportError
-from prunegpt.report.figure_data import (
-    DENSE,
-    OKABE_ITO,
-    Curve,
-    LayerBar,
-    SparsityPoint,
-    curves,
-    heat_map,
-    layer_bars,
-    pareto,
-    sparsity_points,
-)
 from prunegpt.report.figures import (
     draw,
     png,
@@ -32,7 +20,23 @@ from prunegpt.report.figures import (
     sparsity_heat_map,
     svg,
 )
-from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
+from prunegpt.report.plots import (
+    DENSE,
+    OKABE_ITO,
+    Curve,
+    LayerBar,
+    Plot,
+    SparsityPoint,
+    by_layer,
+    curves,
+    front,
+    heat_map,
+    layer_bars,
+    over_sparsity,
+    pareto,
+    sparsity_points,
+    training,
+)
 from prunegpt.store.series import Series
 from tests.support.results import Kept, draw_windows, make_trial
 

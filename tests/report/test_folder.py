@@ -6,9 +6,9 @@ import pytest
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
-from prunegpt.report.figure_data import Curve
 from prunegpt.report.folder import write_folder
 from prunegpt.report.gallery import figures_of
+from prunegpt.report.plots import Curve
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
 from tests.support.results import Kept, draw_windows, make_trial

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunegpt.report.figure_data import extremes
+from prunegpt.report.plots import extremes
 
 VALUES = st.lists(
     st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")), st.just(float("inf"))), min_size=1, max_size=400

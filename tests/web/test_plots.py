@@ -12,10 +12,22 @@ import pytest
 from starlette.testclient import TestClient
 
 from prunegpt.errors import ReportError
-from prunegpt.report.figure_data import DENSE, OKABE_ITO, Curve, LayerBar, SparsityPoint, curves, in_figures
 from prunegpt.report.gallery import DRAWINGS, Material
 from prunegpt.report.measure import stored_windows
-from prunegpt.report.plots import Plot, by_layer, front, over_sparsity, training
+from prunegpt.report.plots import (
+    DENSE,
+    OKABE_ITO,
+    Curve,
+    LayerBar,
+    Plot,
+    SparsityPoint,
+    by_layer,
+    curves,
+    front,
+    in_figures,
+    over_sparsity,
+    training,
+)
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.web import plots

@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from prunegpt.records import TrialResult
-from prunegpt.report.figure_data import extremes
+from prunegpt.report.plots import extremes
 from prunegpt.report.render.csv import lines
 from prunegpt.store.series import Series
 from prunegpt.web.dashboard import Dashboard

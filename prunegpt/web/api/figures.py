@@ -8,10 +8,9 @@ from starlette.responses import Response
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult, comparable
-from prunegpt.report.figure_data import curves, in_figures
 from prunegpt.report.gallery import DRAWINGS, Drawing, Material
 from prunegpt.report.measure import stored_windows
-from prunegpt.report.plots import Plot
+from prunegpt.report.plots import Plot, curves, in_figures
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, Refused, attachment, endpoint
 from prunegpt.web.plots import importance, importances, parallel
