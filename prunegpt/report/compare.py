@@ -1,7 +1,7 @@
 """Two trials side by side: configuration differences, results, and significance."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
@@ -70,24 +70,17 @@ def compare(first: TrialResult, second: TrialResult, windows: WindowsOf) -> Tria
     except ReportError as error:
         reason = str(error)
     alike = one is not None and two is not None and one.key == two.key
-    found = (_metric(name, first, second, name not in _EVALUATED or alike) for name in _METRICS)
-    metrics = tuple(
-        replace(metric, difference=test.difference.value) if test and metric.name == "perplexity" else metric
-        for metric in found
-        if metric is not None
-    )
+    metrics = []
+    for name in _METRICS:
+        column, a, b = COLUMNS[name], _value(name, first), _value(name, second)
+        tested = test.difference.value if test and name == "perplexity" else None
+        plainly = a - b if a is not None and b is not None and (alike or name not in _EVALUATED) else None
+        if a is not None or b is not None:
+            difference = plainly if tested is None else tested
+            metrics.append(Metric(name, column.header, column.kind, a, b, difference))
     apart = differing(resolved(first), resolved(second))
     settings = {path: (plain(one), plain(two)) for path, (one, two) in apart.items()}
-    return TrialComparison(first, second, settings, metrics, test, reason)
-
-
-def _metric(name: str, first: TrialResult, second: TrialResult, comparable: bool) -> Metric | None:
-    column = COLUMNS[name]
-    one, two = (_value(name, trial) for trial in (first, second))
-    if one is None and two is None:
-        return None
-    difference = one - two if comparable and one is not None and two is not None else None
-    return Metric(name, column.header, column.kind, one, two, difference)
+    return TrialComparison(first, second, settings, tuple(metrics), test, reason)
 
 
 def _value(name: str, trial: TrialResult) -> float | None:
@@ -102,24 +95,18 @@ def comparison_tables(found: TrialComparison) -> tuple[Table, Table]:
     names = (found.first.address, found.second.address)
     if names[0] == names[1]:
         names = (f"{names[0]} (first)", f"{names[1]} (second)")
-    rows = tuple(_metric_row(metric, found) for metric in found.metrics)
     measured = Table(
         title=f"{names[0]} against {names[1]}",
         name="metrics",
-        columns=(
-            Heading("Metric", "text"),
-            Heading(names[0], "number"),
-            Heading(names[1], "number"),
-            Heading("Difference", "number"),
-        ),
-        rows=rows,
+        columns=(Heading("Metric", "text"), *(Heading(name, "number") for name in (*names, "Difference"))),
+        rows=tuple(_metric_row(metric, found) for metric in found.metrics),
         footnotes=(Footnote("", found.verdict.removesuffix(".")),),
         provenance=gather([found.first, found.second]).line,
     )
     settings = Table(
         title="Settings that differ",
         name="settings",
-        columns=(Heading("Setting", "text"), Heading(names[0], "text"), Heading(names[1], "text")),
+        columns=tuple(Heading(name, "text") for name in ("Setting", *names)),
         rows=tuple(
             TableRow(path, "finished", tuple(Cell(value, text_of(value)) for value in (path, *both)))
             for path, both in found.settings.items()
