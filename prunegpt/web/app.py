@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from prunegpt.access import SHORTEST, own_token
 from prunegpt.errors import LaunchError
@@ -63,7 +64,7 @@ def create_app(
 
     entries = [entry.route(dashboard) for entry in ENDPOINTS]
     app = Starlette(
-        routes=[Events(dashboard).route(), *entries, *pages.routes(), *wandb.routes()],
+        routes=[Route(f"{PREFIX}/events", Events(dashboard).answer), *entries, *pages.routes(), *wandb.routes()],
         middleware=[Middleware(Guard, token=token, open_to_read=open_to_read, host=host, port=port, hosts=hosts)],
         exception_handlers={HTTPException: missing, 500: missing},
         lifespan=lifespan,

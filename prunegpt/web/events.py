@@ -10,13 +10,12 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from prunegpt.records import TrialResult
 from prunegpt.store.watch import LastPoint
 from prunegpt.web.api.sweeps import progress, slots
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import PREFIX, Problem, reply
+from prunegpt.web.endpoint import Problem, reply
 from prunegpt.web.rows import rows
 
 _EVERY = 0.5  # seconds between two looks
@@ -31,9 +30,6 @@ class Events:
     def __init__(self, dashboard: Dashboard) -> None:
         self._dashboard = dashboard
         self._listeners = 0
-
-    def route(self) -> Route:
-        return Route(f"{PREFIX}/events", self.answer)
 
     async def answer(self, request: Request) -> Response:
         """?sweep=NAME for one sweep, &trial=NAME for the points of one of its trials; all sweeps without.
