@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunegpt.errors import LaunchError, PruneGPTError, StoreError
-from prunegpt.planning.precision import resolved
-from prunegpt.planning.resolve import Planner, plan_file
 from prunegpt.records import TrialResult, chain_metrics
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
@@ -28,6 +26,7 @@ from prunegpt.sweep.events import Event, SweepOutcome
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from prunegpt.planning.resolve import Planner
     from prunegpt.report.archive import Archive
     from prunegpt.report.cells import Table
 
@@ -47,6 +46,8 @@ class Sweep:
     def __init__(
         self, spec: str | Path | Mapping[str, Any], *, root: str | Path | None = None, overrides: Sequence[str] = ()
     ) -> None:
+        from prunegpt.planning.resolve import Planner  # here and below: stored tables need no planning
+
         self.root = Root.find(Path(root) if root is not None else None)
         source = spec if isinstance(spec, Mapping) else Path(spec)
         self._planner = Planner(source, overrides, self.root, curves_in(self.root), strict=True)
@@ -139,8 +140,11 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
     from prunegpt.report.provenance import spec_commit
     from prunegpt.report.rows import other_sweeps, with_planned
 
-    path = Path(sweep)
-    plan = plan_file(path, overrides, root=root, curves=curves_in(root)) if path.suffix in (".yaml", ".yml") else None
+    path, plan = Path(sweep), None
+    if path.suffix in (".yaml", ".yml"):
+        from prunegpt.planning.resolve import plan_file
+
+        plan = plan_file(path, overrides, root=root, curves=curves_in(root))
     name = plan.name if plan else sweep
     try:
         with Store.open(root, create=False) as store:
@@ -167,7 +171,7 @@ def tables_of(found: "Archive") -> "list[Table]":
 
 
 def start(
-    planner: Planner,
+    planner: "Planner",
     root: Root,
     *,
     slots: int | None,
@@ -186,6 +190,7 @@ def start(
         LaunchError: another coordinator has the root, or nothing can be started.
     """
     from prunegpt.launch.choose import open_launcher
+    from prunegpt.planning.precision import resolved
     from prunegpt.sweep.coordinator import run_sweep
     from prunegpt.sweep.early_stop import open_early_stop
     from prunegpt.sweep.lock import coordinator, refusal
