@@ -87,7 +87,7 @@ def _repair(root: Root, yes: bool, as_json: bool) -> None:
 
 
 def _finding(finding: "Finding", root: Root) -> dict[str, Any]:
-    told = {name: getattr(finding, name) for name in ("kind", "text", "mend", "deletes")}
+    told = {"kind": finding.kind, "text": finding.text, "mend": finding.fix, "deletes": finding.deletes}
     return {**told, "path": _below(finding, root)}
 
 

@@ -299,7 +299,7 @@ def test_an_attempt_that_cannot_be_queued_must_begin(tmp_path: Path) -> None:
     clock.now += 5
     (other / "heartbeat").unlink()  # cannot be read for a moment
     ending = dog.look([tmp_path, other])[tmp_path]
-    assert (ending.reason, ending.message) == ("lost", "it gave no first heartbeat within 100 s, and was killed.")
+    assert (ending.reason, ending.message) == ("lost", "it sent no first heartbeat within 100 s, and was killed.")
     (tmp_path / "heartbeat").write_text("1")
     assert dog.look([tmp_path]) == {}
 

@@ -52,16 +52,16 @@ def repair(root: Root, may: Callable[[Finding], bool]) -> list[tuple[Finding, bo
     with coordinating(root):
         wrong = list(broken_layout(root))
         old = [] if wrong else list(leftovers(root))  # what is set aside below is kept until the next time
-        done = [_mended(finding, may) for finding in wrong]
+        done = [_fixed(finding, may) for finding in wrong]
         if any(broken_layout(root)):
             return done  # all else depends on it
         for phase in _PHASES:
             found = old if phase is leftovers else list(phase(root))
-            done += [_mended(finding, may) for finding in found]
+            done += [_fixed(finding, may) for finding in found]
     return done
 
 
-def _mended(finding: Finding, may: Callable[[Finding], bool]) -> tuple[Finding, bool]:
+def _fixed(finding: Finding, may: Callable[[Finding], bool]) -> tuple[Finding, bool]:
     allowed = bool(finding.fix) and may(finding)
     if allowed:
         finding.apply()
