@@ -51,10 +51,10 @@ class World:
         }
         self.server = self.start("-m", "prunegpt", "serve", "--root", self.root.path, "--port", "0")
         assert self.server.stderr is not None
-        line = self.server.stderr.readline()
-        self.address = line.split(": ", 1)[1].split()[0].rstrip("/")
-        self._environment["WANDB_BASE_URL"] = self.address
-        self._environment["WANDB_API_KEY"] = self.server.stderr.readline().rpartition("#")[2].strip()
+        link = self.server.stderr.readline().split(": ", 1)[1].split()[0]
+        address, _, token = link.partition("#")
+        self.address = address.removesuffix("/login")
+        self._environment |= {"WANDB_BASE_URL": self.address, "WANDB_API_KEY": token}
 
     def start(self, *command: object, at: str = ".", **environment: str) -> "subprocess.Popen[str]":
         where = self.folder / at
