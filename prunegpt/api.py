@@ -229,14 +229,15 @@ def start(
 
 
 def _row(result: TrialResult) -> dict[str, Any]:
-    metrics = chain_metrics(result.stages)
+    metrics, measured = chain_metrics(result.stages), result.evaluation
     return {
         "trial": result.name,
         "seed": result.seed,
         "state": result.state,
         **result.swept,
         **{name: metrics[name] for name in ("perplexity", "loss")},
-        **{name: getattr(result.evaluation, name, None) for name in ("protocol", "split")},
+        "protocol": measured.protocol if measured else None,
+        "split": measured.split if measured else None,
         **{name: metrics[name] for name in ("sparsity", "sparsity_all", "tokens", "seconds")},
         "reason": result.reason,
         "key": result.key,

@@ -145,14 +145,13 @@ def stages(trial: TrialResult) -> list[StageShort]:
     return found
 
 
-def _measured(name: str) -> Callable[[TrialResult], Plain]:
-    return lambda trial: getattr(trial.measured, name, None)
-
-
 _OWN = ("id", "name", "state", "label", "group", "seed", "attempts", "started", "ended", "reason", "error")
 _VALUES: Mapping[str, Callable[[TrialResult], Plain]] = {
     **{name: attrgetter(name) for name in _OWN},
-    **{name: _measured(name) for name in ("perplexity", "loss", "protocol", "split")},
+    "perplexity": lambda trial: trial.measured.perplexity if trial.measured else None,
+    "loss": lambda trial: trial.measured.loss if trial.measured else None,
+    "protocol": lambda trial: trial.measured.protocol if trial.measured else None,
+    "split": lambda trial: trial.measured.split if trial.measured else None,
     "text": lambda trial: trial.measured.comparison_key.text if trial.measured else None,
     "sparsity": lambda trial: trial.sparsity.pruned if trial.state == "finished" and trial.sparsity else None,
     "sparsity_all": lambda trial: trial.sparsity.overall if trial.state == "finished" and trial.sparsity else None,
