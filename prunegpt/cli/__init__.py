@@ -10,6 +10,7 @@ from prunegpt import __version__
 from prunegpt.cli import control, doctor, models, recipe, serve, sweep, table, train, trial, wandb, watch  # noqa: F401
 from prunegpt.cli.options import app, say, sweep_app
 from prunegpt.errors import PruneGPTError
+from prunegpt.planning.fingerprint import undecided
 
 WAYS_OUT = {
     errno.ENOSPC: "Free some space, or use another --root; then run the same command again to resume.",
@@ -41,6 +42,8 @@ app.add_typer(wandb.app, name="wandb")
 def main() -> None:
     """Runs the command line; an error meant for the user is its message and exit status 1."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads are slow beside any other process
+    if dropped := undecided(os.environ):
+        say(f"note: {', '.join(dropped)} would change what is computed and is not used. Set `precision` and `train`.")
     try:
         app()
     except PruneGPTError as error:

@@ -25,6 +25,7 @@ from prunegpt.builtin import is_builtin
 from prunegpt.errors import ModelError
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.sources import model_place, tensor_shapes, weight_files
+from prunegpt.root import read_json
 
 _MATRIX = 2  # dimensions
 _SPECIAL = 64  # tokens that a tokeniser may put around every text
@@ -168,6 +169,7 @@ def load_tokenizer(
     if trust_remote_code and code_revision:
         options["code_revision"] = code_revision
     with _explained(source, "tokeniser"):
+        _check_place(source, Path(name))
         found = _shared(AutoTokenizer.from_pretrained(name, **options))
         _check_growth(source, found)
         tokens = found("some text", add_special_tokens=False)["input_ids"]
@@ -177,6 +179,18 @@ def load_tokenizer(
             f"Name the tokeniser's own hub id or folder."
         )
     return found
+
+
+def _check_place(source: str | Path, place: Path) -> None:
+    """A vocabulary that tokenizer_config.json takes from another folder is in no key, and may change unseen."""
+    config = place / "tokenizer_config.json"
+    given = read_json(config) if config.is_file() else {}
+    for name in ("vocab", "merges"):
+        if isinstance(file := given.get(name), str):
+            raise ModelError(
+                f"a tokeniser must be stored in one folder, but tokenizer_config.json of {source} takes its {name} "
+                f"from {file}. Copy that file into the folder and remove the entry."
+            )
 
 
 def _check_growth(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:

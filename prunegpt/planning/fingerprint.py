@@ -3,8 +3,9 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +14,16 @@ from typing import Any
 from prunegpt.root import Root, read_json, sha256, write_json
 
 FORMAT = 2  # raise it when a stage of the same config would come out differently
+# Variables by which accelerate, torch, cuBLAS and oneDNN compute in another way or precision than a plan says.
+_DECIDING = (
+    "ACCELERATE_*",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "NVIDIA_TF32_OVERRIDE",
+    "CUBLAS_EMULAT*",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "PYTORCH_MPS_FAST_MATH",
+)
 _SETTLED = 2_000_000_000  # nanoseconds
 _ENTRIES = (4, 5)  # size, two times, number, hash; entries of earlier versions have no number
 
@@ -30,6 +41,14 @@ def versions() -> dict[str, str]:
     """
     found = {package: _version(package) for package in ("torch", "transformers", "accelerate", "tokenizers")}
     return {**found, "numpy": ".".join(_version("numpy").split(".")[:2])}
+
+
+def undecided(environment: MutableMapping[str, str]) -> list[str]:
+    """Takes out of an environment what would decide a result and is in no key; gives the names."""
+    found = sorted(name for name in environment if any(fnmatchcase(name, pattern) for pattern in _DECIDING))
+    for name in found:
+        del environment[name]
+    return found
 
 
 @cache

@@ -4,16 +4,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from prunegpt.builtin import is_builtin
 from prunegpt.errors import InputError
 from prunegpt.planning.fingerprint import Files, stamp
+from prunegpt.planning.sources import find_local
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
 from prunegpt.spec.schema import DataSpec, EvaluateSpec
 
 
 def text_files(data: DataSpec | None, split: str | None) -> list[Path]:
-    """The local files of one split of a located text; none where it is built in or on the hub."""
-    return [Path(name) for name in (data.files or {}).get(split or "", ())] if data else []
+    """The local files of one split of a located text; none where it is built in or on the hub.
+
+    A folder that has come to the place that a hub id names, seen from here, would be read instead: it counts as one.
+    """
+    if data is None:
+        return []
+    if data.files is None and data.path and not is_builtin(data.path) and (there := find_local(data.path)):
+        return [there]
+    return [Path(name) for name in (data.files or {}).get(split or "", ())]
 
 
 def planned_inputs(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunegpt.errors import nearest
+from prunegpt.spec.yaml import MAX_DEPTH
 
 
 def set_path(data: Any, path: Sequence[str], value: Any) -> None:
@@ -12,8 +13,10 @@ def set_path(data: Any, path: Sequence[str], value: Any) -> None:
     A stage that is written as a plain word, `finetune`, is passed through as the mapping it means, `{finetune: {}}`.
 
     Raises:
-        ValueError: a list on the way has no such element, or there is a plain value on the path.
+        ValueError: a list on the way has no such element, there is a plain value on the path, or it is too long.
     """
+    if len(path) > MAX_DEPTH:
+        raise ValueError(f"a path may have {MAX_DEPTH} steps, but has {len(path)}. Check it.")
     node = data
     for position, step in enumerate(path):
         last = position == len(path) - 1

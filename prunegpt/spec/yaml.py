@@ -16,6 +16,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 200_000  # after aliases and merges are expanded
+MAX_CHARACTERS = 10 * MAX_BYTES  # of all values, likewise
 MAX_DEPTH = 50  # levels of nesting
 
 CORE = "tag:yaml.org,2002:"
@@ -72,7 +73,7 @@ def compose(text: str, what: str) -> Node | None:
 
     Raises:
         NotYamlError: it is no YAML.
-        TooMuchError: it is nested too deep, or holds too many values once its aliases are expanded.
+        TooMuchError: it is nested too deep, or holds too many or too long values once its aliases are expanded.
     """
     too_deep = f"{what} may be nested {MAX_DEPTH} levels deep, but is nested deeper. Flatten it."
     if _is_hopeless(text):
@@ -94,7 +95,8 @@ def compose(text: str, what: str) -> Node | None:
     if not isinstance(root, Node):
         return None
     many = f"{what} may hold {MAX_NODES} values after its aliases are expanded, but holds more."
-    _Sizes(too_deep, many).of(root)
+    long = f"{what} may hold {MAX_CHARACTERS} characters after its aliases are expanded, but holds more."
+    _Sizes(too_deep, many, long).of(root)
     return root
 
 
@@ -111,11 +113,12 @@ def _is_hopeless(text: str) -> bool:
 class _Sizes:
     """Counts what nodes stand for, each node once, however often it is named."""
 
-    def __init__(self, too_deep: str, many: str) -> None:
-        self._too_deep, self._many = too_deep, many
-        self._known: dict[int, tuple[int, int] | None] = {}  # values and levels; None while a node is being visited
+    def __init__(self, too_deep: str, many: str, long: str) -> None:
+        self._too_deep, self._many, self._long = too_deep, many, long
+        self._known: dict[int, tuple[int, int, int] | None] = {}  # None while a node is being visited
 
-    def of(self, node: Node) -> tuple[int, int]:
+    def of(self, node: Node) -> tuple[int, int, int]:
+        """Values, characters and levels."""
         line = node.start_mark.line + 1
         if id(node) in self._known:
             known = self._known[id(node)]
@@ -124,14 +127,19 @@ class _Sizes:
             return known
         self._known[id(node)] = None
         inside = [part for pair in node.value for part in pair] if isinstance(node, MappingNode) else node.value
-        sizes = [] if isinstance(node, ScalarNode) else [self.of(part) for part in inside]
-        values, levels = 1 + sum(values for values, _ in sizes), 1 + max((level for _, level in sizes), default=0)
+        scalar = isinstance(node, ScalarNode)
+        sizes = [] if scalar else [self.of(part) for part in inside]
+        values = 1 + sum(values for values, _, _ in sizes)
+        characters = len(str(node.value)) if scalar else sum(characters for _, characters, _ in sizes)
+        levels = 1 + max((level for _, _, level in sizes), default=0)
         if values > 2 * MAX_NODES:  # keys are counted, too
             raise TooMuchError(self._many, line)
+        if characters > MAX_CHARACTERS:
+            raise TooMuchError(self._long, line)
         if levels > MAX_DEPTH + 1:
             raise TooMuchError(self._too_deep, line)
-        self._known[id(node)] = values, levels
-        return values, levels
+        self._known[id(node)] = values, characters, levels
+        return values, characters, levels
 
 
 def built(root: Node | None, *, tags: bool = True) -> Any:

@@ -107,7 +107,7 @@ def lives(pid: int) -> bool:
     """Whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # none has so large a number
         return False
     except PermissionError:
         return True

@@ -78,7 +78,7 @@ def _process(folder: Path) -> tuple[int, str] | None:
     try:
         found = read_json(folder / OUTSIDE)
         return int(found["pid"]), str(found["host"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return None
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunegpt.errors import SpecError
+from prunegpt.planning.resolve import Planner
 from prunegpt.spec.read import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -186,6 +187,20 @@ def test_an_override_that_fits_nowhere_is_named(override: str, message: str) -> 
         plain_document(TREE, "x", [override])
     assert len(str(caught.value)) < 500
     assert override[:20] in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["base.labels", "trials.0.data.files", ""])
+def test_a_path_that_nobody_writes_is_refused_wherever_one_may_be(path: str) -> None:
+    deep = ".".join([path, *["a"] * 3000]).strip(".")
+    trial: dict[str, Any] = {"name": "a", "model": "builtin:tiny-gpt2", "data": {"files": {}}}
+    searched = {"n_trials": 1, "space": {deep: {"low": 0, "high": 1}}}
+    for data, overrides in (
+        ({"name": "s", "trials": [trial]}, [f"{deep}=1"]),
+        ({"name": "s", "trials": [{**trial, "vary": {deep.removeprefix("trials.0."): [1, 2]}}]}, []),
+        ({"name": "s", "trials": [{**trial, "search": searched}]}, []),
+    ):
+        with pytest.raises(SpecError):
+            assert Planner(data, overrides).plan
 
 
 def test_all_bad_overrides_are_told_together() -> None:

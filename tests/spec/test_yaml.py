@@ -34,6 +34,8 @@ BOMBS = {
     "one mapping merged everywhere": "".join(
         [f"a: &a {{{', '.join(f'k{i}: 1' for i in range(700))}}}\n", *(f"m{i}: {{<<: *a}}\n" for i in range(700))]
     ),
+    "one long text everywhere": f"a: &a {'x' * 300_000}\nb: [{', '.join(['*a'] * 50)}]\n",
+    "one long key everywhere": f"a: &a {'x' * 300_000}\nb: [{', '.join(['{*a : 1}'] * 50)}]\n",
     "a chain of aliases": "l0: &l0 [x]\n" + "".join(f"l{i}: &l{i} [*l{i - 1}]\n" for i in range(1, 2000)),
     "itself": "a: &a [*a]",
     "merged into itself": "a: &a {<<: *a}",

@@ -11,15 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prunegpt.lm.models import load_model
+from prunegpt.errors import InputError, ModelError
+from prunegpt.lm.models import load_model, load_tokenizer
 from prunegpt.planning.facts import model_facts
 from prunegpt.planning.fingerprint import Files
+from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
 from prunegpt.planning.sources import model_files
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
-from prunegpt.spec.schema import ModelSpec
+from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec, ModelSpec
 from prunegpt.stages import cache, text
 from tests.support.running import run_attempt
 
@@ -258,3 +260,44 @@ def test_a_plan_of_an_earlier_version_says_so(place: Path) -> None:
     record = run(place, plan_of(place).model_copy(update={"inputs": {}}))
     assert record.state == "failed"
     assert "that of an earlier version does not" in record.error
+
+
+@pytest.mark.parametrize("what", ["train", "evaluate", "calibration"])
+def test_a_folder_that_has_the_name_of_a_hub_dataset_is_not_read_in_its_place(
+    place: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """As where `trial run` is called in another folder than the sweep was."""
+    plan = plan_of(place)
+    inputs, tokenizer = Inputs(plan.inputs), load_tokenizer("builtin:tiny-gpt2")
+    monkeypatch.chdir(place)
+    (place / "hub" / "name").mkdir(parents=True)
+    shutil.copy(place / "own.txt", place / "hub" / "name" / "train.txt")
+    data = DataSpec(path="hub/name", revision="0" * 40, block_size=8)
+    readers: dict[str, Callable[[], object]] = {
+        "train": lambda: text.training_blocks(data, tokenizer, Root(place / "runs"), inputs),
+        "evaluate": lambda: text.evaluation_windows(
+            EvaluateSpec(data=data, split="train", block_size=8), tokenizer, inputs
+        ),
+        "calibration": lambda: text.calibration(
+            CalibrationSpec(data=data, split="train", length=8, windows=1), tokenizer, inputs
+        ),
+    }
+    with pytest.raises(InputError, match="was not there then"):
+        readers[what]()
+
+
+def test_a_vocabulary_elsewhere_is_refused(place: Path) -> None:
+    """tokenizer_config.json may name files outside of the folder, which are in no key."""
+    content = json.loads((place / "model" / "tokenizer.json").read_text())["model"]
+    (place / "vocab.json").write_text(json.dumps(content["vocab"]))
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in content["merges"]]
+    (place / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+    (place / "model" / "tokenizer.json").unlink()
+    named = {"vocab": str(place / "vocab.json"), "merges": str(place / "merges.txt")}
+    (place / "model" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", **named}))
+    with pytest.raises(ModelError, match="must be stored in one folder"):
+        load_tokenizer(place / "model")
+    for file in named.values():
+        shutil.copy(file, place / "model")
+    (place / "model" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    assert len(load_tokenizer(place / "model")) == len(content["vocab"])

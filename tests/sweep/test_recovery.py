@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from prunegpt.records import AttemptRecord, Point
 from prunegpt.root import Root
 from prunegpt.sweep import recovery
+from prunegpt.sweep.lock import lives
 from prunegpt.sweep.recovery import OUTSIDE, is_outside, mark_outside, recover
 from prunegpt.sweep.repair import examine, repair
 from tests.support.sweep_plans import make_plan, make_trial
@@ -118,6 +120,20 @@ def agents(bench: Any) -> Path:
 def spoke(folder: Path, ago: float) -> None:
     now = Root(folder.parents[3]).now()
     os.utime(folder / OUTSIDE, (now - ago, now - ago))
+
+
+@pytest.mark.parametrize("pid", ["1e400", "1" + "0" * 30, "-1" + "0" * 30, "null", "[]", '"x"'])
+def test_no_process_has_a_number_that_no_system_holds(bench: Any, agents: Path, pid: str) -> None:
+    (agents / OUTSIDE).write_text(f'{{"pid": {pid}, "host": {json.dumps(socket.gethostname())}}}')
+    spoke(agents, 10.0)
+    is_outside(agents)
+    spoke(agents, 700.0)
+    assert recover(bench.root, bench.store) == ["words/a"]
+
+
+@pytest.mark.parametrize("pid", [10**30, -(10**30)])
+def test_no_such_process_lives(pid: int) -> None:
+    assert not lives(pid)
 
 
 def test_a_clock_that_was_set_back_keeps_no_dead_agent_alive(agents: Path) -> None:
