@@ -1,6 +1,6 @@
 """What can be known of a model and a text without loading either: fingerprint, tensors, layers, vocabulary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.sources import (
     TEXT_SUFFIXES,
     TOKENIZER,
+    TOKENIZER_CONFIG,
     find_local,
     is_path,
     kind_of,
@@ -157,7 +158,8 @@ def _folder(model: ModelSpec, path: Path, files: Files) -> ModelFacts:
     located = model.model_copy(update={"source": str(path), "tokenizer": None})
     content = model_files(located)
     config = _json(path / "config.json")
-    code, unchecked = _code_elsewhere(model, config, path)
+    tokenizer = _json(path / TOKENIZER_CONFIG) if (path / TOKENIZER_CONFIG).is_file() else {}
+    code, unchecked = _code_elsewhere(model, [*_classes(config), *_classes(tokenizer)], path)
     names = [file.relative_to(path).as_posix() for file in content]
     return ModelFacts(
         model.model_copy(update={"source": str(path), "code_revision": code}),
@@ -172,19 +174,19 @@ def _folder(model: ModelSpec, path: Path, files: Files) -> ModelFacts:
 
 
 def _code_elsewhere(
-    model: ModelSpec, config: Mapping[str, Any] | None, folder: Path | None = None
+    model: ModelSpec, names: Sequence[str], folder: Path | None = None
 ) -> tuple[str | None, str | None]:
     """The commit of the repository that a model's code comes from, where it is another one than its own.
 
     Also what could not be checked, in words. Without it the code could change under a key.
 
     Args:
+        names: what auto_map names.
         folder: of a local model.
 
     Raises:
         ModelError: there is no such code, or it is no part of what the key stands for.
     """
-    names = _classes(config)
     if not model.trust_remote_code or not names:
         return None, None
     for name in names:
@@ -234,7 +236,8 @@ def _hub(model: ModelSpec) -> ModelFacts:
         return ModelFacts(model, source, f"{source}@{model.revision or 'unresolved'}", unchecked=str(error))
     file = hub.cached_file(source, revision, "config.json")
     config = _json(file) if file else None
-    code, unchecked = _code_elsewhere(model, config)
+    tokenizer = hub.cached_file(source, revision, TOKENIZER_CONFIG) if model.trust_remote_code else None
+    code, unchecked = _code_elsewhere(model, [*_classes(config), *_classes(_json(tokenizer) if tokenizer else None)])
     pinned = {"revision": revision, "code_revision": code}  # what was planned is loaded, whatever comes after
     return ModelFacts(
         model.model_copy(update=pinned),
@@ -249,6 +252,7 @@ def _hub(model: ModelSpec) -> ModelFacts:
 def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | None) -> ModelFacts:
     """The same model with a tokeniser from elsewhere."""
     located, revision, file, unchecked = name, None, None, facts.unchecked
+    settings: Path | None = None
     found: list[Path] = []
     path = find_local(name, base)
     if is_builtin(name):
@@ -256,10 +260,13 @@ def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | Non
             raise ModelError(unknown("built-in tokeniser", name, BUILTIN_MODELS))
         identity = digest([name, asdict(BUILTIN_MODELS[name])])
     elif path:
-        found = tokenizer_files(path)
+        found = tokenizer_files(path, code=facts.model.trust_remote_code)
         if not any(item.name.startswith(("tokenizer", "vocab", "spiece")) or path.is_file() for item in found):
             raise ModelError(f"a tokeniser's folder must hold {TOKENIZER}, but {name} does not. Check the path.")
-        located, identity = str(path), digest([[item.name for item in found], files.hash_all(found)])
+        place = path.parent if path.is_file() else path
+        names = [item.relative_to(place).as_posix() for item in found]
+        located, identity = str(path), digest([names, files.hash_all(found)])
+        settings = path / TOKENIZER_CONFIG
         file = path / TOKENIZER if path / TOKENIZER in found else None
     elif is_path(name):
         raise ModelError(f"a tokeniser must be a hub id or an existing folder, but {name} is not there.")
@@ -267,8 +274,15 @@ def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | Non
         try:
             revision = hub.commit(name, facts.model.tokenizer_revision)
             identity, file = f"{name}@{revision}", hub.cached_file(name, revision, TOKENIZER)
+            settings = hub.cached_file(name, revision, TOKENIZER_CONFIG) if facts.model.trust_remote_code else None
         except hub.Unreachable as error:
             identity, unchecked = f"{name}@unresolved", unchecked or str(error)
+    if facts.model.trust_remote_code and settings and settings.is_file():
+        elsewhere = [one for one in _classes(_json(settings)) if "--" in one and one.partition("--")[0] != name]
+        if elsewhere:
+            raise ModelError(
+                f"a tokeniser's code must be next to it, but auto_map of {name} names {elsewhere[0]}. {_COPY}"
+            )
     return replace(
         facts,
         model=facts.model.model_copy(update={"tokenizer": located, "tokenizer_revision": revision}),

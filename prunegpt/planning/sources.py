@@ -16,6 +16,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
 MASKS = "masks.safetensors"  # of a pruned model, beside its weights
 TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 # Files in a model folder that no part of transformers reads: other formats, and documentation.
 _UNREAD = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".md", ".png", ".jpg", ".py", ".log")
 # Beside a .gguf file, which may be among other files: what a tokeniser or a config is read from.
@@ -100,11 +101,17 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def tokenizer_files(place: Path) -> list[Path]:
-    """The files that a tokeniser's folder keeps it in; a file is its own. Weights and code are not among them."""
+def tokenizer_files(place: Path, *, code: bool) -> list[Path]:
+    """The files that a tokeniser's folder keeps it in; a file is its own. Weights are not among them.
+
+    Args:
+        code: whether it may run its own.
+    """
     if place.is_file():
         return [place]
-    return [file for file in _read_in(place) if file.suffix != ".safetensors" and not file.name.endswith(_INDEX)]
+    return [
+        file for file in _read_in(place, code=code) if file.suffix != ".safetensors" and not file.name.endswith(_INDEX)
+    ]
 
 
 def model_files(model: ModelSpec, base: Path | None = None) -> list[Path]:
@@ -122,17 +129,16 @@ def model_files(model: ModelSpec, base: Path | None = None) -> list[Path]:
         found = [place, *sorted({file for name in _BESIDE for file in place.parent.glob(name) if _counts(file, place)})]
     elif place is not None:
         weights = weight_files(place)  # refuses a folder without
-        inside = place.rglob("*") if model.trust_remote_code else _read_in(place)
-        below = [file for file in inside if file.is_file() and not _hidden(file.relative_to(place))]
-        found = sorted({*weights, *below})
+        found = sorted({*weights, *_read_in(place, code=model.trust_remote_code)})
     if model.tokenizer and not is_builtin(model.tokenizer) and (own := find_local(model.tokenizer, base)):
-        found += tokenizer_files(own)
+        found += tokenizer_files(own, code=model.trust_remote_code)
     return list(dict.fromkeys(found))
 
 
-def _read_in(folder: Path) -> list[Path]:
-    """The files of a folder that transformers may read, code apart."""
-    return [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix not in _UNREAD]
+def _read_in(folder: Path, *, code: bool) -> list[Path]:
+    """The files of a folder that transformers may read; with code, all in and below it: that may read any of them."""
+    inside = folder.rglob("*") if code else (file for file in folder.iterdir() if file.suffix not in _UNREAD)
+    return sorted(file for file in inside if file.is_file() and not _hidden(file.relative_to(folder)))
 
 
 def _counts(file: Path, gguf: Path) -> bool:

@@ -13,12 +13,16 @@ import torch
 
 from prunegpt.cli.control import _trusting
 from prunegpt.cli.measure import open_model
-from prunegpt.errors import PruneGPTError
+from prunegpt.errors import ModelError, PruneGPTError
+from prunegpt.planning.facts import model_facts
+from prunegpt.planning.fingerprint import Files
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
+from prunegpt.planning.sources import model_files
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 from tests.support.running import run_attempt
 
@@ -100,6 +104,49 @@ def test_a_change_in_any_file_of_the_code_is_another_key(own: Path, plan: Any, t
     assert after == perplexities(run(plan("fresh"), tmp_path / "fresh"))
 
 
+TOKENISER = """
+from transformers import GPT2Tokenizer
+
+class Own(GPT2Tokenizer):
+    pass
+"""
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_the_code_of_a_tokeniser_elsewhere_is_in_the_key_where_it_may_run(
+    own: Path, model_folder: Path, tmp_path: Path, trust: bool
+) -> None:
+    tokenizer = shutil.copytree(model_folder, tmp_path / "tokenizer")
+    (tokenizer / "below").mkdir()
+    model = ModelSpec(source=str(own), tokenizer=str(tokenizer), trust_remote_code=trust)
+    for file in (tokenizer / "tokenization_own.py", tokenizer / "below" / "helper.py"):
+        file.write_text(TOKENISER)
+        before = model_facts(model, Files(None))
+        file.write_text(TOKENISER + "# changed")
+        after = model_facts(model, Files(None))
+        assert (after.fingerprint != before.fingerprint, file in after.files, file in model_files(model)) == (
+            trust,
+        ) * 3
+
+
+@pytest.mark.parametrize("place", ["model", "tokenizer"])
+def test_the_code_of_a_tokeniser_in_another_repository_is_not_taken_as_it_comes(
+    own: Path, model_folder: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = shutil.copytree(model_folder, tmp_path / "tokenizer")
+    file = (own if place == "model" else tokenizer) / "tokenizer_config.json"
+    named = {"AutoTokenizer": ["other/repository--tokenization_own.Own", None]}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": named}))
+    monkeypatch.setattr("prunegpt.planning.hub.commit", lambda name, revision, kind="model": f"commit of {name}")
+    if place == "model":
+        found = model_facts(ModelSpec(source=str(own), trust_remote_code=True), Files(None))
+        assert found.model.code_revision == "commit of other/repository"
+    else:
+        model = ModelSpec(source=str(own), tokenizer=str(tokenizer), trust_remote_code=True)
+        with pytest.raises(ModelError, match="a tokeniser's code must be next to it"):
+            model_facts(model, Files(None))
+
+
 def test_code_that_changed_after_planning_is_refused(own: Path, plan: Any, tmp_path: Path) -> None:
     planned = plan()
     (own / "scale.py").write_text("SCALE = 0.5\n")
@@ -128,6 +175,7 @@ import pathlib, sys, torch
 from prunegpt.planning.inputs import Inputs
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 
 place = pathlib.Path(sys.argv[1])
