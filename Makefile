@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
-.PHONY: help setup quickstart test test-all check format bench soak lock audit screenshots tables clean
+.PHONY: help setup quickstart test test-fast test-all check format bench soak lock audit screenshots tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ quickstart: $(STAMP) ## run the study in small on the built-in model: minutes on
 
 test: $(STAMP) ## the tests, without the slow ones
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+test-fast: $(STAMP) ## some tests of every room, in under a minute: for the loop of writing and trying
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $$(cat tests/fast.txt)
 
 test-all: $(STAMP) ## all tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m ''

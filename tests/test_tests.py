@@ -105,3 +105,13 @@ def test_only_real_time_tests_wait_or_measure_by_the_clock() -> None:
 )
 def test_what_goes_by_the_clock_is_found(source: str, count: int) -> None:
     assert len(by_the_clock(ast.parse(source))) == count
+
+
+# -- the fast tier ---------------------------------------------------------------------------------------------------
+
+
+def test_the_fast_tier_is_of_every_room() -> None:
+    listed = [line.partition("::")[0] for line in (TESTS / "fast.txt").read_text(encoding="utf-8").split()]
+    assert [path for path in listed if not (TESTS.parent / path).is_file()] == []
+    rooms = {path.parts[0] for path in sources() if len(path.parts) > 1 and path.name.startswith("test_")} - PROGRAMS
+    assert rooms <= {Path(path).parts[1] for path in listed}

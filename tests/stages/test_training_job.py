@@ -479,7 +479,7 @@ def test_a_job_survives_its_file(tmp_path: Path) -> None:
     prune = resolve_gradual(Toy().views(), method="magnitude", clock=Clock.regular(0, 4), final=1 / 3)
     job = TrainingJob(key="k", steps=5, per_epoch=2, arguments={"learning_rate": 0.1}, prune=prune, held="0" * 64)
     job.write(tmp_path)
-    with pytest.raises(PruneGPTError, match="with the job that it began"):
+    with pytest.raises(PruneGPTError, match="a stage must resume the job that it began"):
         TrainingJob.read(tmp_path, key="k", held={})
     assert TrainingJob.model_validate_json((tmp_path / "job.json").read_text()) == job
     assert TrainingJob.read(tmp_path / "nowhere", key="k", held={}) is None
