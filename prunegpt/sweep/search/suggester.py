@@ -136,34 +136,34 @@ class Search:
     def _tell(self, trial: _Trial, outcome: Outcome) -> None:
         if trial.outcome is None and trial.asked:
             for number in trial.asked:
-                self._study.tell(number, outcome)
+                self.study.tell(number, outcome)
         else:  # of an earlier study, or it had failed and was run again
-            self._study.add(trial.plan.swept, outcome, trial=trial.plan.name)
+            self.study.add(trial.plan.swept, outcome, trial=trial.plan.name)
         trial.outcome = outcome
 
     def _ask(self, number: int) -> tuple[Asked, TrialPlan] | None:
         """A suggestion that is a new configuration. A known one gets the result of that trial, now or later."""
         for _ in range(TRIES + len(self._trials)):
-            asked = self._study.ask()
+            asked = self.study.ask()
             try:
                 plan = self._suggested(self.plan, asked.chosen, number)
             except SpecError as error:
-                self._study.note(asked.number, invalid="; ".join(problem.message for problem in error.problems))
-                self._study.tell(asked.number, FAILED)
+                self.study.note(asked.number, invalid="; ".join(problem.message for problem in error.problems))
+                self.study.tell(asked.number, FAILED)
                 continue
             known = self._keys.get(identity(plan))
             if known is None:
                 return asked, plan
             original = self._trials[known]
-            self._study.note(asked.number, trial=original.plan.name, duplicate="yes")
+            self.study.note(asked.number, trial=original.plan.name, duplicate="yes")
             if original.outcome is None and original.asked:
                 original.asked.append(asked.number)
             else:
-                self._study.tell(asked.number, original.outcome or FAILED)
+                self.study.tell(asked.number, original.outcome or FAILED)
         return None
 
     def _note(self, asked: Asked, plan: TrialPlan) -> None:
-        self._study.note(asked.number, trial=plan.name)
+        self.study.note(asked.number, trial=plan.name)
         self._trials[plan.number] = _Trial(plan, [asked.number])
         self._keys[identity(plan)] = plan.number
         self._last = max(self._last, plan.number)
@@ -204,7 +204,7 @@ class Search:
         self._take_over(fitting, numbers)
 
     def _begin(self) -> None:
-        self._study = SearchStudy(self.plan.spec, self._index)
+        self.study = SearchStudy(self.plan.spec, self._index)
         self._trials, self._keys, self._since = {}, {}, []
         self._measured = None
 

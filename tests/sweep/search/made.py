@@ -128,7 +128,7 @@ class Run:
     @property
     def asked(self) -> list[dict[str, Any]]:
         """What Optuna suggested, duplicates too."""
-        return [dict(trial.params) for trial in self.search._study.trials]
+        return [dict(trial.params) for trial in self.search.study.trials]
 
     @property
     def chosen(self) -> list[dict[str, Any]]:

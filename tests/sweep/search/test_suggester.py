@@ -73,7 +73,7 @@ def test_duplicates_are_not_run_and_are_told_what_the_first_came_to() -> None:
     chosen = run.go(20)
     assert len(chosen) == 6
     assert len({tuple(sorted(one.items())) for one in chosen}) == 6
-    trials = run.search._study.trials
+    trials = run.search.study.trials
     assert len(trials) > 6
     values: dict[str, set[float]] = {}
     for trial in trials:
@@ -99,11 +99,11 @@ def test_a_duplicate_of_a_running_trial_is_told_when_that_ends() -> None:
     assert second
     assert run.search.suggest() is None
     assert not run.search.exhausted  # it may be that a trial that runs makes room for another thought
-    waiting = [trial for trial in run.search._study.trials if not trial.state.is_finished()]
+    waiting = [trial for trial in run.search.study.trials if not trial.state.is_finished()]
     assert len(waiting) > 2
     run.search.tell(result_of(first))
     run.search.tell(result_of(second))
-    told = run.search._study.trials
+    told = run.search.study.trials
     assert all(trial.state.is_finished() for trial in told)
     assert len({trial.values[0] for trial in told if trial.params == {"kind": "a"}}) == 1
     assert run.search.suggest() is None
@@ -142,7 +142,7 @@ def test_suggestions_that_make_no_trial_are_failures_and_not_trials() -> None:
     chosen = run.go(8)
     assert len(chosen) == 8
     assert {one["kind"] for one in chosen} == {"good"}
-    invalid = [trial for trial in run.search._study.trials if trial.params["kind"] == "invalid"]
+    invalid = [trial for trial in run.search.study.trials if trial.params["kind"] == "invalid"]
     assert invalid
     assert {trial.state.name for trial in invalid} == {"FAIL"}
     assert {trial.user_attrs["invalid"] for trial in invalid} == {"that cannot be."}
@@ -184,8 +184,8 @@ def test_a_wider_space_takes_over_the_trials_that_fit() -> None:
     before = run.chosen
     wider = search_plan(space={**SPACE, "x": {"low": -5.0, "high": 5.0}}, n_trials=20)
     run.open(wider)
-    assert [dict(trial.params) for trial in run.search._study.trials] == before
-    assert all(trial.values is not None for trial in run.search._study.trials)
+    assert [dict(trial.params) for trial in run.search.study.trials] == before
+    assert all(trial.values is not None for trial in run.search.study.trials)
     run.go(6)
     expected = run.chosen
     assert expected[:8] == before
@@ -251,14 +251,14 @@ def test_a_failed_trial_that_is_run_again_is_told_what_it_came_to() -> None:
     run.store[2] = result_of(plan, "waiting")
     run.open()
     assert run.search.running == 0
-    states = [trial.state.name for trial in run.search._study.trials]
+    states = [trial.state.name for trial in run.search.study.trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     run.search.tell(result_of(plan, ended=50.0))
-    last = run.search._study.trials[-1]
+    last = run.search.study.trials[-1]
     assert last.state.name == "COMPLETE"
     assert last.params == dict(plan.swept)
     run.search.tell(result_of(plan, ended=50.0))
-    assert len(run.search._study.trials) == 6
+    assert len(run.search.study.trials) == 6
 
 
 def test_trials_of_others_are_passed_over() -> None:
@@ -267,14 +267,14 @@ def test_trials_of_others_are_passed_over() -> None:
     other = plan_of(search_plan(), {"x": 0.0, "n": 1, "kind": "plain"}, 2).model_copy(update={"search": "else"})
     run.search.tell(result_of(other))
     run.search.tell(result_of(other.model_copy(update={"search": ""})))
-    assert len(run.search._study.trials) == 2
+    assert len(run.search.study.trials) == 2
 
 
 def test_what_diverged_breaks_every_constraint() -> None:
     run = Run(search_plan(constraints=["sparsity >= 0.1"]))
     run.ends = lambda _: ("diverged", {"reason": "diverged"})
     run.go(1)
-    (trial,) = run.search._study.trials
+    (trial,) = run.search.study.trials
     assert trial.values == [math.inf]
     assert trial.constraints == {"sparsity >= 0.1": math.inf}
 
@@ -294,11 +294,11 @@ def test_a_trial_that_was_measured_otherwise_is_told_as_failed(name: str, caplog
     plan = run.search.suggest()
     assert plan is not None
     run.search.tell(odd(result_of(plan, ended=9.0)))
-    assert [trial.state.name for trial in run.search._study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert [trial.state.name for trial in run.search.study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
     assert f"cannot compare {plan.name} with the trials before it: the {name} is" in caplog.text
     sparse = Run(search_plan(objectives=[{"metric": "sparsity", "direction": "maximize"}]))
     sparse.go(1)
     plan = sparse.search.suggest()
     assert plan is not None
     sparse.search.tell(odd(result_of(plan, ended=9.0)))
-    assert [trial.state.name for trial in sparse.search._study.trials] == ["COMPLETE"] * 2
+    assert [trial.state.name for trial in sparse.search.study.trials] == ["COMPLETE"] * 2
