@@ -93,7 +93,7 @@ def resume(
             f"a sweep must have been run before it is resumed, but {name} only has trials that taught those of others. "
             f"Run its spec with `prunegpt sweep run`."
         )
-    same_place = bool(known.folder) and Path(known.folder).is_dir()
+    same_place = Path(known.folder).is_absolute() and Path(known.folder).is_dir()
     if same_place:
         os.chdir(known.folder)  # relative paths of the spec begin there, as when it was run
     path = Path(known.source) if known.source else None

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
-from prunegpt.errors import MissingPackageError, StoreError
+from prunegpt.errors import MissingPackageError, PruneGPTError, StoreError
 from prunegpt.root import Root
 
 _BUSY = 30.0  # seconds that a connection waits for another one's lock
@@ -82,6 +82,24 @@ def told(engine: Engine, done: str = "used") -> Iterator[None]:
         raise StoreError(
             f"the database {engine.url.render_as_string()} cannot be {done}: {str(error.orig).strip()}. "
             f"{_HINTS.get(code, _HINT)}"
+        ) from error
+
+
+@contextmanager
+def understood(engine: Engine) -> Iterator[None]:
+    """Turns what JSON and validation say of cells that somebody else has changed into an error with a hint.
+
+    Raises:
+        StoreError: a cell does not hold what is written there.
+    """
+    try:
+        yield
+    except PruneGPTError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise StoreError(
+            f"the database {engine.url.render_as_string()} must hold what PruneGPT writes, but does not: "
+            f"{str(error).splitlines()[0]}. {_HINT}"
         ) from error
 
 

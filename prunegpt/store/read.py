@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, Select, and_, func, or_, select
@@ -18,6 +18,8 @@ from prunegpt.spec.schema import TableSpec
 from prunegpt.store.rows import AttemptRow, CurveRow, Held, Replaced, SavedTrial, StageRow, SweepRow
 from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
 from prunegpt.store.schema import note as notes
+
+_Kind = TypeVar("_Kind", dict[str, Any], list[Any])
 
 IDS_AT_ONCE = 10_000  # SQLite takes 32,766 parameters
 MEASURED = "perplexity"  # this curve, and those of the prefix below, depend on the evaluation key
@@ -38,15 +40,23 @@ def sweeps(connection: Connection) -> list[SweepRow]:
             title=row.title,
             source=row.source,
             folder=row.folder,
-            spec=json.loads(row.spec),
-            tables=tuple(json.loads(row.tables)),
-            unchecked=tuple(json.loads(row.unchecked)),
+            spec=_stored(row.spec, dict),
+            tables=tuple(_stored(row.tables, list)),
+            unchecked=tuple(_stored(row.unchecked, list)),
             created=row.created,
             updated=row.updated,
             states=counts[row.id],
         )
         for row in connection.execute(select(sweep).order_by(sweep.c.id))
     ]
+
+
+def _stored(text: str, kind: type[_Kind]) -> _Kind:
+    """The JSON in a column. Raises ValueError where it is of another kind, or none."""
+    found = json.loads(text) if isinstance(text, str) else text
+    if not isinstance(found, kind):
+        raise ValueError(f"a column of JSON must hold a {kind.__name__}, but one holds {str(text)[:80]!r}.")
+    return found
 
 
 def sweep_row(connection: Connection, name: str) -> SweepRow:
@@ -189,7 +199,7 @@ def last_attempts(connection: Connection, name: str | None = None, count: int = 
 def _attempts(connection: Connection, query: Select[*tuple[Any, ...]]) -> list[AttemptRow]:
     found = [row._asdict() for row in connection.execute(query)]
     return [
-        AttemptRow(**{**row, "chain": tuple(json.loads(row["chain"])), "versions": json.loads(row["versions"])})
+        AttemptRow(**{**row, "chain": tuple(_stored(row["chain"], list)), "versions": _stored(row["versions"], dict)})
         for row in found
     ]
 
@@ -274,7 +284,7 @@ def held(connection: Connection, name: str) -> Held:
     query = select(trial.c.sweep_id, attempt.c.chain, attempt.c.folder).join(trial, trial.c.id == attempt.c.trial_id)
     for tried in connection.execute(query):
         mine = tried.sweep_id == sweep_id
-        (own if mine else others).update(json.loads(tried.chain))
+        (own if mine else others).update(_stored(tried.chain, list))
         attempts += mine and bool(tried.folder)
     return Held(trials, attempts, frozenset(own), frozenset(others))
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from prunegpt.records import Point
 from prunegpt.root import Root
 from prunegpt.store import read, watch, write
-from prunegpt.store.engine import open_engine, told, writer
+from prunegpt.store.engine import open_engine, told, understood, writer
 from prunegpt.store.migrate import prepare
 from prunegpt.store.watch import Watch
 
@@ -31,7 +31,7 @@ def _reading(
 
     @wraps(question)
     def method(self: "Store", /, *args: _Asked.args, **named: _Asked.kwargs) -> _Given:
-        with told(self._engine), self._engine.connect() as connection:
+        with told(self._engine), understood(self._engine), self._engine.connect() as connection:
             return question(connection, *args, **named)
 
     return method

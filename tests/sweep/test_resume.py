@@ -124,3 +124,14 @@ def test_a_sweep_of_an_earlier_version_is_resumed_where_its_files_are_the_same(p
         message = places.resume(place)
         assert isinstance(message, str)
         assert "the folder it was run in is not known" in message
+
+
+@pytest.mark.parametrize("folder", [".", "", "../two"])
+def test_a_folder_that_depends_on_the_working_directory_is_none(places: Places, folder: str) -> None:
+    places.run(READS["model"])
+    with closing(sqlite3.connect(places.root.database)) as connection:
+        connection.execute("UPDATE sweep SET folder = ?", (folder,))
+        connection.commit()
+    told = places.resume("two")
+    assert isinstance(told, str)
+    assert "a would now compute something else" in told

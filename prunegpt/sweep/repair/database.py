@@ -35,9 +35,16 @@ def broken_database(root: Root) -> Iterator[Finding]:
         yield Finding("database", root.database, text, fix, apply=lambda: rebuild(root))
         return
     try:
-        Store.open(root, create=False).close()
+        store = Store.open(root, create=False)
     except StoreError as error:
         yield Finding("database", root.database, str(error))
+        return
+    with store:
+        try:
+            store.sweeps()
+        except StoreError as error:
+            fix = f"set it aside and {_REBUILD}"
+            yield Finding("database", root.database, str(error), fix, apply=lambda: rebuild(root))
 
 
 def opens(root: Root) -> bool:
