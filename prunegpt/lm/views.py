@@ -1,28 +1,52 @@
 """One canonical view of a decoder's weight matrices.
 
-GPT-2's `Conv1D` stores [in, out], `nn.Linear` stores [out, in]. Every criterion, pattern and solver sees [out, in]: a
-view that shares storage with the parameter, so writing to it writes to the model.
+GPT-2's `Conv1D` stores [in, out], `nn.Linear` stores [out, in], mixtures of experts store the matrices of all experts
+in one parameter of three dimensions. Every criterion, pattern and solver sees [out, in]: a view that shares storage
+with the parameter, so writing to it writes to the model.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunegpt.errors import ModelError, PruningError
 from prunegpt.spec.names import Matrix, select_names
+
+_OTHER_SENSES = re.compile("vision|visual|image|audio|speech")  # in the names of towers that do not read text
+_EXPERTS = "Experts"  # ends the names of the classes that hold experts in one parameter
+_TRANSPOSED_EXPERTS = frozenset({"AriaExperts", "Llama4TextExperts"})  # [experts, in, out], and do not say so
+_EXPERT_COUNTS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+    "n_experts",
+)
+_ROUTERS = frozenset({"gate", "router", "wg", "classifier", "shared_expert_gate", "modality_router", "expert_gate"})
+
+# Parts of a block that are not pruned unless they are named: attention to an encoder, which language modelling never
+# calls, and projections to time steps, which are few and which recurrent kernels read as bare weights.
+_NEVER = frozenset({"encoder_attn", "crossattention", "cross_attn", "dt_proj"})
 
 
 @dataclass(frozen=True, eq=False)
 class WeightView:
     """A weight matrix of a model, seen as [out, in] however its module stores it."""
 
-    name: str  # full parameter name, such as transformer.h.0.attn.c_attn.weight
+    name: str  # full parameter name, such as transformer.h.0.attn.c_attn.weight; of an expert with [its index]
     parameter: nn.Parameter
     module: nn.Module
     transposed: bool  # True where the module stores [in, out]
-    block: int | None  # index of the decoder layer; None outside the blocks
+    block: int | None  # index of the decoder block; None outside the blocks
+    expert: int | None = None  # index within a parameter that holds the matrices of all experts
+    default: bool = True  # whether it is pruned where a request names no targets
+    shared: bool = False  # whether several decoder blocks use it; `block` is the first of them
 
     @property
     def matrix(self) -> Tensor:
@@ -36,7 +60,8 @@ class WeightView:
 
     def oriented(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape, such as an optimizer's moments, as [out, in]; it shares storage."""
-        return tensor.t() if self.transposed else tensor  # [out, in]
+        matrix = tensor if self.expert is None else tensor[self.expert]
+        return matrix.t() if self.transposed else matrix  # [out, in]
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -49,7 +74,8 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         ModelError: there is no such list.
     """
     found: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
+    decoder, prefix = _text_decoder(model)
+    for name, module in decoder.named_modules(prefix=prefix):
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if isinstance(module, nn.ModuleList) and not inside and any(_matrices(module)):
             found[name] = module
@@ -59,19 +85,27 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             f"in it. Use a causal language model of transformers, such as GPT-2, Llama or OPT."
         )
     depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    return max(found.items(), key=lambda item: (len(item[1]) == depth, len(item[1])))
+    return max(found.items(), key=lambda item: (not _OTHER_SENSES.search(item[0]), len(item[1]) == depth, len(item[1])))
+
+
+def _text_decoder(model: nn.Module) -> tuple[nn.Module, str]:
+    """The part of a model that reads text, and its name: a model may have towers for images and sounds beside it."""
+    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    name = next((name for name, module in model.named_modules() if module is decoder), None)
+    return (model, "") if name is None else (decoder, name)
 
 
 def block_matrices(model: nn.Module) -> dict[str, WeightView]:
-    """All Linear and Conv1D weights inside the decoder layers, by parameter name, in module order.
+    """What is pruned by default: the weights inside the decoder blocks, by parameter name, in module order.
 
-    Embeddings, the head, norms, biases and projections outside the blocks (OPT's project_in and project_out) are left
-    out, as are experts that a model fuses into one three-dimensional parameter. A tied weight appears once.
+    Of Linear and Conv1D layers, and of each expert. Embeddings, the head, norms, biases, routers and projections
+    outside the blocks (OPT's project_in and project_out) are left out. A tied weight appears once.
 
     Raises:
         ModelError: the model has no list of decoder layers.
     """
-    return {name: view for name, view in _all_views(model)[0].items() if view.block is not None}
+    views = _all_views(model)[0]
+    return {name: view for name, view in views.items() if view.block is not None and view.default}
 
 
 def select(
@@ -97,6 +131,32 @@ def select(
     return {name: views[name] for name in chosen}
 
 
+def coverage(model: nn.Module, views: Mapping[str, WeightView]) -> tuple[float, dict[str, int]]:
+    """How much of a model a request covers.
+
+    Returns:
+        The share, 0 to 1, of the decoder's weights outside its embeddings and its head (vectors, such as biases and
+        norms, do not count) that lie in the views; and the parameters outside them, name -> weights, largest first.
+    """
+    decoder, _ = _text_decoder(model)
+    heads = [model.get_output_embeddings()] if isinstance(model, PreTrainedModel) else []
+    vocabularies = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
+    left_out = {
+        parameter.data_ptr() for module in (*vocabularies, *filter(None, heads)) for parameter in module.parameters()
+    }
+    inside: Counter[int] = Counter()
+    for view in views.values():
+        inside[view.parameter.data_ptr()] += view.matrix.numel()
+    outside = {
+        name: parameter.numel() - inside[parameter.data_ptr()]
+        for name, parameter in decoder.named_parameters()
+        if parameter.dim() > 1 and parameter.data_ptr() not in left_out
+    }
+    covered = sum(inside.values())
+    rest = {name: count for name, count in sorted(outside.items(), key=lambda item: -item[1]) if count > 0}
+    return covered / max(covered + sum(rest.values()), 1), rest
+
+
 def matrices(model: nn.Module) -> list[Matrix]:
     """What can be said of a model's weight matrices without torch, in module order: for checks that a plan shares.
 
@@ -115,30 +175,74 @@ def named(views: Mapping[str, WeightView]) -> list[Matrix]:
 def _named(view: WeightView, names: set[str]) -> Matrix:
     out, inputs = view.matrix.shape
     embedding = isinstance(view.module, nn.Embedding)
-    return Matrix(view.name, view.block, (out, inputs), tuple(sorted(names - {view.name})), embedding)
+    return Matrix(view.name, view.block, (out, inputs), tuple(sorted(names - {view.name})), embedding, view.default)
 
 
 def _matrices(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of the Linear, Conv1D and Embedding layers in `module`."""
+    """Names and modules of the layers with weight matrices in `module`: Linear, Conv1D, Embedding, experts."""
     for name, layer in module.named_modules(prefix=prefix):
-        if isinstance(layer, (nn.Linear, Conv1D, nn.Embedding)):
+        if isinstance(layer, (nn.Linear, Conv1D, nn.Embedding)) or any(_expert_parameters(layer)):
             yield name, layer
+
+
+def _expert_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a module that hold the matrices of all experts, [experts, out, in] or [experts, in, out]."""
+    if type(module).__name__.endswith(_EXPERTS):
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() == 3 and parameter.is_floating_point():
+                yield name, parameter
 
 
 def _all_views(model: nn.Module) -> tuple[dict[str, WeightView], dict[str, set[str]]]:
     """Every matrix once, and for each the parameter names it goes by, tied ones included."""
-    prefix, _ = decoder_blocks(model)
+    prefix, blocks = decoder_blocks(model)
+    users = Counter(id(parameter) for block in blocks for parameter in block.parameters())
+    experts = _expert_counts(model)
     views: dict[str, WeightView] = {}
     aliases: dict[str, set[str]] = {}
     first_name: dict[int, str] = {}
     for module_name, module in _matrices(model):
-        parameter = module.weight
-        if not isinstance(parameter, nn.Parameter):
-            continue
         inside = module_name.startswith(f"{prefix}.") and not isinstance(module, nn.Embedding)
         block = int(module_name[len(prefix) + 1 :].partition(".")[0]) if inside else None
-        name = first_name.setdefault(id(parameter), f"{module_name}.weight")
+        for name, parameter in _expert_parameters(module):
+            transposed = getattr(module, "is_transposed", type(module).__name__ in _TRANSPOSED_EXPERTS)
+            for index in range(parameter.shape[0]):
+                own = f"{module_name}.{name}[{index}]"
+                views[own] = WeightView(own, parameter, module, transposed, block, index)
+                aliases[own] = {own}
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+            continue
+        name = first_name.setdefault(id(weight), f"{module_name}.weight")
         if name not in views:
-            views[name] = WeightView(name, parameter, module, isinstance(module, Conv1D), block)
+            apart = inside and (
+                _is_router(module_name, weight.shape[0], experts) or not _NEVER.isdisjoint(module_name.split("."))
+            )
+            views[name] = WeightView(
+                name,
+                weight,
+                module,
+                isinstance(module, Conv1D),
+                block,
+                default=not apart,
+                shared=inside and users[id(weight)] > 1,
+            )
         aliases.setdefault(name, set()).add(f"{module_name}.weight")
     return views, aliases
+
+
+def _expert_counts(model: nn.Module) -> frozenset[int]:
+    """How many experts a layer may have, as the config of the model and of its parts says."""
+    configs = [getattr(module, "config", None) for module in (model, *model.modules())]
+    found = {getattr(config, name, None) for config in configs for name in _EXPERT_COUNTS}
+    return frozenset(count for count in found if isinstance(count, int))
+
+
+def _is_router(name: str, outputs: int, experts: frozenset[int]) -> bool:
+    """Whether a layer decides where tokens go or how much of an output counts: nobody prunes those.
+
+    Such layers are called gate or router, and have one output per expert, or a single one. (RWKV's `gate` is as wide as
+    the model, and a projection like others.)
+    """
+    last = name.rpartition(".")[2]
+    return last in _ROUTERS and (outputs == 1 or outputs in experts)

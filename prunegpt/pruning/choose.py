@@ -66,6 +66,7 @@ def choose(
     """
     scores: dict[str, Tensor] = {}
     matrices: dict[str, Tensor] = {}  # [out, in]
+    notes: dict[str, tuple[str, ...]] = {}
     seconds = 0.0
     for group in groups:
         factors: dict[int, Any] = {}  # by the Gram matrix, of which the group holds on to one a distinct input
@@ -77,7 +78,7 @@ def choose(
             matrix = found.view.matrix  # [out, in]
             score = part.score(matrix, **found.arguments(), **gathered(name), **options)  # [out, in]
             if scope == "global":
-                scores[name], matrices[name] = score, matrix
+                scores[name], matrices[name], notes[name] = score, matrix, found.notes
                 seconds += perf_counter() - started
                 continue
             held = {name: masks[name]} if name in masks else {}
@@ -86,7 +87,7 @@ def choose(
             if found.gram is not None:
                 error = reconstruction_error(matrix * mask, matrix, found.gram.to(matrix.device))
             matrix.mul_(mask)
-            yield Choice(name, mask, error, None, perf_counter() - started)
+            yield Choice(name, mask, error, None, perf_counter() - started, found.notes)
     if scores:
         started = perf_counter()
         ordered = {name: scores[name] for name in targets}
@@ -94,7 +95,7 @@ def choose(
         seconds += perf_counter() - started
         for name, mask in chosen.items():
             matrices[name].mul_(mask)
-            yield Choice(name, mask, None, None, seconds / len(chosen))
+            yield Choice(name, mask, None, None, seconds / len(chosen), notes[name])
 
 
 def _solved(
@@ -117,4 +118,4 @@ def _solved(
     solution = solver.solve(matrix, sparsity=sparsity, pattern=pattern, mask=mask, **given, **options)
     matrix.copy_(solution.weight)
     seconds = perf_counter() - started
-    return Choice(name, solution.mask, solution.error, solution.damping, seconds, solution.notes)
+    return Choice(name, solution.mask, solution.error, solution.damping, seconds, (*found.notes, *solution.notes))

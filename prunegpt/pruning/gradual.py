@@ -58,7 +58,7 @@ class GradualPruner:
         if missing := sorted(set(job.sparsities) - set(enforcer.views)):
             raise PruningError(f"every pruned weight must be one of the model, but {missing[0]!r} is none of them.")
         self._views: dict[str, WeightView] = {name: enforcer.views[name] for name in job.sparsities}
-        self._sizes = {name: view.parameter.numel() for name, view in self._views.items()}
+        self._sizes = {name: view.matrix.numel() for name, view in self._views.items()}
         self._held = enforcer.closed
         self._needs = self._method.needs - GATHERED
         if (looks := sorted(self._needs - {"generator"})) and statistics is None:
@@ -184,9 +184,7 @@ class GradualPruner:
         notes: tuple[str, ...],
     ) -> MaskUpdate:
         total = max(sum(self._sizes.values()), 1)
-        zeros = {
-            name: self._sizes[name] - int(torch.count_nonzero(view.parameter)) for name, view in self._views.items()
-        }
+        zeros = {name: self._sizes[name] - int(torch.count_nonzero(view.matrix)) for name, view in self._views.items()}
         closed = opened = 0
         for name, mask in after.items():
             was = before.get(name)

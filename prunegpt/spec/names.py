@@ -22,6 +22,7 @@ class Matrix(NamedTuple):
         shape: [out, in], however it is stored.
         others: further parameter names of the same tensor, such as that of a tied head.
         embedding: whether its inputs are numbers of tokens or positions.
+        default: whether it is pruned where no targets are named; routers are not.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Matrix(NamedTuple):
     shape: tuple[int, int]
     others: tuple[str, ...] = ()
     embedding: bool = False
+    default: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,19 +78,22 @@ def select_names(
     Args:
         matrices: of the model, in order.
         targets: exact module or parameter names, globs, or `re:` patterns that must match a whole name. Empty means
-            all matrices of the decoder layers. A glob or `re:` pattern matches those first, and embeddings, the
-            head and projections only where it matches none of them: `*` never means the embeddings, `*wte*` does, and
-            so does an exact name.
-        layers: indices of the decoder layers to keep; empty means all.
+            all matrices of the decoder blocks but routers. A glob or `re:` pattern looks at those first, and at
+            routers, embeddings, the head and projections only where it matches none of them: `*` never means the
+            embeddings, `*wte*` does, and so does an exact name.
+        layers: indices of the decoder blocks to keep; empty means all.
         exclude: names and patterns of the same kinds to leave out.
 
     Returns:
         The names, and what is wrong: each pattern or layer index that matches nothing, or that nothing is left.
     """
-    inside = {matrix.name for matrix in matrices if matrix.block is not None}
+    inside = {matrix.name for matrix in matrices if matrix.block is not None and matrix.default}
+    exact = {name: matrix.name for matrix in matrices for name in matrix.names}  # of which there may be thousands
     problems: list[str] = []
 
     def hits(pattern: str) -> set[str]:
+        if pattern in exact:
+            return {exact[pattern]}
         try:
             found = {matrix.name for matrix in matrices if any(matches(name, pattern) for name in matrix.names)}
         except PruningError as error:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
-from prunegpt.lm.views import WeightView
+from prunegpt.lm.views import WeightView, coverage
 from prunegpt.pruning.allocation.owl import outlier_ratio
 from prunegpt.pruning.criteria.wanda import wanda
 from prunegpt.pruning.statistics.collect import block_statistics, evaluating
@@ -18,6 +18,9 @@ from prunegpt.spec.pruning import allocation_entry, allocation_options
 from prunegpt.spec.pruning import method_options as method_options
 from prunegpt.spec.schema import PruneSpec
 from prunegpt.stages.base import State
+
+_COVERED = 0.95  # of the weights outside the embeddings; below, what stays dense is listed
+_LISTED = 4  # of it
 
 
 def scope_of(spec: PruneSpec) -> Scope:
@@ -50,7 +53,7 @@ def sparsities_of(
         "curves": lambda: _curves(spec),
     }
     allotted: dict[str, float] = ALLOCATIONS.load(name)(
-        {name: view.parameter.numel() for name, view in views.items()},
+        {name: view.matrix.numel() for name, view in views.items()},
         0.0 if wanted is None else wanted,
         **{need: gathered[need]() for need in sorted(entry.needs)},
         **_of(options, *entry.options),
@@ -91,3 +94,18 @@ def _curves(spec: PruneSpec) -> Mapping[str, Any]:
             "options.sweep, and run that sweep first."
         )
     return spec.curves
+
+
+def coverage_notes(spec: PruneSpec, state: State, views: Mapping[str, WeightView]) -> tuple[str, ...]:
+    """What a request that names no tensors leaves dense, where that is more than a little."""
+    if spec.targets or spec.layers or spec.exclude:
+        return ()
+    share, outside = coverage(state.model, views)
+    if share >= _COVERED:
+        return ()
+    largest = ", ".join(f"{name} ({count:,})" for name, count in list(outside.items())[:_LISTED])
+    more = f" and {len(outside) - _LISTED} more" if len(outside) > _LISTED else ""
+    return (
+        f"{share:.1%} of the decoder's weights outside the embeddings are in the pruned tensors; the rest stays dense: "
+        f"{largest}{more}",
+    )

@@ -18,7 +18,7 @@ from prunegpt.spec.pruning import prune_problems, refuse
 from prunegpt.spec.schema import PruneSpec
 from prunegpt.stages import text
 from prunegpt.stages.base import Pruned, Result, Setting, State
-from prunegpt.stages.budget import method_options, sparsities_of
+from prunegpt.stages.budget import coverage_notes, method_options, sparsities_of
 
 
 def prune(plan: StagePlan, state: State, setting: Setting) -> Result:
@@ -66,7 +66,7 @@ def apply(spec: PruneSpec, state: State, inputs: Inputs, *, seed: int, root: Roo
     check(views, masks, untouched=untouched, parameters=parameters)
     return Result(
         seconds=time.monotonic() - started,
-        notes=found.notes,
+        notes=(*found.notes, *coverage_notes(spec, state, views)),
         layers=tuple(_row(asdict(row)) for row in found.rows),
     )
 

@@ -24,7 +24,7 @@ from prunegpt.spec.schema import FinetuneSpec, GradualSpec
 from prunegpt.spec.training_arguments import training_problems
 from prunegpt.stages import text
 from prunegpt.stages.base import Pruned, Result, Setting, State
-from prunegpt.stages.budget import method_options, scope_of, sparsities_of
+from prunegpt.stages.budget import coverage_notes, method_options, scope_of, sparsities_of
 from prunegpt.stages.prune import merged
 from prunegpt.stages.teach import objective_for
 from prunegpt.training import TrainingJob, train
@@ -77,13 +77,16 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting
         divide=setting.divide,
     )
     state.pruned = before
+    notes = (*outcome.notes, *divided_note(config.train, setting.divide))
     if config.prune:
+        pruned = {name: enforcer.views[name] for name in moving}
+        notes = (*notes, *coverage_notes(config.prune, state, pruned))
         state.pruned = merged(before, {name: enforcer.mask(name) for name in moving}, config.prune)
     return Result(
         train_tokens=outcome.tokens,
         steps=outcome.steps,
         seconds=outcome.seconds,
-        notes=(*outcome.notes, *divided_note(config.train, setting.divide)),
+        notes=notes,
     )
 
 

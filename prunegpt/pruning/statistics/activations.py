@@ -7,6 +7,7 @@ the model, and the memory does not grow with its depth.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,15 @@ from prunegpt.errors import PruningError
 
 _TOKENS = 2048  # of a micro-batch on a CPU: activations of a block that stay near its cache
 _TOKENS_ACCELERATOR = 16384
+
+
+_FEW = 16  # tokens that show whether a walk through the blocks is right
+_CLOSE = 1e-2  # relative to the largest value, for types of few digits; what is wrong is off by far more
+_WALK_HINT = "Set propagate to false: its statistics are taken in whole forward passes of the dense model."
+
+
+class WalkError(PruningError):
+    """The blocks of a model cannot be run one after the other by themselves."""
 
 
 class StopForward(Exception):
@@ -118,6 +128,8 @@ def capture(
 
     The model runs once on each micro-batch with every block replaced by the identity, which costs as much as its
     embeddings. Each block's own arguments are kept, since some models give sliding and full attention another mask.
+    Before that, a few tokens show whether the blocks, fed one after the other in this way, come to what the model
+    itself comes to.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -127,23 +139,16 @@ def capture(
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
 
     Raises:
-        PruningError: a forward pass does not call each block once.
+        WalkError: a forward pass does not call each block once, or hands on more than hidden states.
     """
     device = next(model.parameters()).device
     inner = getattr(model, "base_model", model)  # without the head
     offload = device.type != "cpu" if offload is None else offload
-    gives_tensor = _gives_tensor(inner, blocks[0], windows[:1, :2].to(device))
+    outputs = _verified(inner, blocks, windows[:1, :_FEW].to(device))
     hidden: list[Tensor] = []
     calls: list[list[_Call]] = []
     for part in torch.split(windows, micro_batch_of(windows, device, micro_batch)):
-        seen: list[tuple[Tensor, _Call]] = []
-        with _identity_blocks(blocks, gives_tensor, seen):
-            inner(input_ids=part.to(device), use_cache=False)
-        if len(seen) != len(blocks):
-            raise PruningError(
-                f"a forward pass must call each decoder layer once, but {len(seen)} calls were seen for {len(blocks)} "
-                f"blocks of {type(model).__name__}. Put the model in evaluation mode."
-            )
+        seen = _seen(inner, blocks, outputs, part.to(device))
         states = seen[0][0]  # [windows, length, width]
         hidden.append(states.cpu() if offload else states)
         calls.append([_sharing(call, calls[0][index]) if calls else call for index, (_, call) in enumerate(seen)])
@@ -156,31 +161,88 @@ def _first(output: Any) -> Tensor:
     return states
 
 
-def _gives_tensor(inner: nn.Module, block: nn.Module, window: Tensor) -> bool:
-    """Whether a block returns its hidden states alone, and not in a tuple, as some models do."""
-    outputs: list[Any] = []
-    handle = block.register_forward_hook(lambda module, args, output: outputs.append(output))
+def _verified(inner: nn.Module, blocks: nn.ModuleList, window: Tensor) -> list[Any]:
+    """What each block returns, having seen that a walk through the blocks comes to what the model comes to.
+
+    Args:
+        window: int64 [1, length].
+
+    Raises:
+        WalkError: it does not.
+    """
+    outputs: list[list[Any]] = [[] for _ in blocks]
+    handles = [
+        block.register_forward_hook(lambda module, args, output, own=own: own.append(output))
+        for block, own in zip(blocks, outputs, strict=True)
+    ]
     try:
         inner(input_ids=window, use_cache=False)
     finally:
-        handle.remove()
-    return bool(outputs) and isinstance(outputs[0], Tensor)
+        for handle in handles:
+            handle.remove()
+    what = type(inner).__name__
+    if any(len(own) != 1 for own in outputs):
+        raise WalkError(
+            f"a forward pass must call each decoder layer once, but {what} makes {sum(map(len, outputs))} calls of "
+            f"{len(blocks)} layers. {_WALK_HINT}"
+        )
+    found = [own[0] for own in outputs]
+    try:
+        seen = _seen(inner, blocks, found, window)
+        states = seen[0][0]  # [1, length, width]
+        for (_, call), block in zip(seen, blocks, strict=True):
+            states = call.run(block, states)
+        wanted = _first(found[-1])
+        finite = bool(wanted.isfinite().all())  # what is not finite has an error of its own
+        far = float((states.float() - wanted.float()).abs().max()) > _CLOSE * float(wanted.float().abs().max())
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        raise WalkError(
+            f"decoder layers must take and return hidden states, but those of {what} also hand on something else: "
+            f"{error}. {_WALK_HINT}"
+        ) from error
+    if finite and far:
+        raise WalkError(
+            f"decoder layers that are run one after the other must give what the model gives, but those of {what} "
+            f"do not: they hand on more than hidden states. {_WALK_HINT}"
+        )
+    return found
+
+
+def _seen(inner: nn.Module, blocks: nn.ModuleList, outputs: list[Any], tokens: Tensor) -> list[tuple[Tensor, _Call]]:
+    """The hidden states and the other arguments of each block's call in a pass in which blocks change nothing."""
+    seen: list[tuple[Tensor, _Call]] = []
+    with _identity_blocks(blocks, outputs, seen):
+        inner(input_ids=tokens, use_cache=False)
+    if len(seen) != len(blocks):
+        raise WalkError(
+            f"a forward pass must call each decoder layer once, but {type(inner).__name__} makes {len(seen)} calls of "
+            f"{len(blocks)} layers. {_WALK_HINT}"
+        )
+    return seen
+
+
+def _like(output: Any, states: Tensor) -> Any:
+    """Hidden states in the form in which a block returns them; what else it returns is left empty."""
+    if isinstance(output, Tensor):
+        return states
+    rest = [None if isinstance(value, Tensor) else value for value in output[1:]]
+    return (states, *rest)
 
 
 @contextmanager
-def _identity_blocks(blocks: nn.ModuleList, gives_tensor: bool, seen: list[tuple[Tensor, _Call]]) -> Iterator[None]:
-    """Blocks that hand on what they get and note how they were called, in order."""
+def _identity_blocks(blocks: nn.ModuleList, outputs: list[Any], seen: list[tuple[Tensor, _Call]]) -> Iterator[None]:
+    """Blocks that hand on what they get, in the form of their `outputs`, and note how they were called, in order."""
 
-    def identity(*args: Any, **kwargs: Any) -> Any:
+    def identity(output: Any, *args: Any, **kwargs: Any) -> Any:
         by_name = "hidden_states" in kwargs
         states, rest = (kwargs.pop("hidden_states"), args) if by_name else (args[0], args[1:])
         seen.append((states, _Call(rest, kwargs, by_name)))
-        return states if gives_tensor else (states,)
+        return _like(output, states)
 
     own = [block.__dict__.get("forward") for block in blocks]  # set on the instance by some wrappers
     try:
-        for block in blocks:
-            block.forward = identity
+        for block, output in zip(blocks, outputs, strict=True):
+            block.forward = partial(identity, output)
         yield
     finally:
         for block, forward in zip(blocks, own, strict=True):

@@ -2,23 +2,31 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from prunegpt.lm.views import WeightView, decoder_blocks
-from prunegpt.pruning.statistics.activations import capture, micro_batch_of
+from prunegpt.pruning.statistics.activations import WalkError, capture, micro_batch_of
 from prunegpt.pruning.statistics.inputs import InputCollector, LayerStatistics
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, while the context lasts."""
+    """The model in evaluation mode and its experts one after the other, while the context lasts."""
     training = {module for module in model.modules() if module.training}
     model.eval()
+    switch: Any = model if isinstance(model, PreTrainedModel) else None
+    experts = switch and switch.get_experts_implementation()
+    if switch:
+        switch.set_experts_implementation("eager")  # each is multiplied by for itself, and not in one grouped product
     try:
         yield
     finally:
+        if switch:
+            switch.set_experts_implementation(experts)
         for module in training:
             module.training = True
 
@@ -41,8 +49,8 @@ def block_statistics(
 
     Args:
         model: a causal language model in evaluation mode.
-        views: the layers to measure. Those outside the blocks, such as the head, are the last item with `propagate` and
-            the first one without, and cost a pass of the whole model.
+        views: the layers to look at. Those outside the blocks, such as the head, and those that several blocks share
+            are the last item with `propagate` and the first one without, and cost a pass of the whole model.
         windows: token ids, int64 [windows, length].
         gram: whether XᵀX is wanted, and not only norms.
         propagate: whether each layer is calibrated on the outputs of the (pruned) layers before it.
@@ -53,16 +61,24 @@ def block_statistics(
         layer name -> statistics, of one block.
 
     Raises:
+        WalkError: with `propagate`, the blocks of the model cannot be run one after the other. Without, the statistics
+            of all layers are then taken in whole forward passes.
         PruningError: a layer is never reached, or its inputs are not activations.
     """
     _, blocks = decoder_blocks(model)
-    outside = {name: view for name, view in views.items() if view.block is None}
+    outside = {name: view for name, view in views.items() if view.block is None or view.shared}
     by_block: dict[int, dict[str, WeightView]] = {}
     for name, view in views.items():
-        if view.block is not None:
+        if view.block is not None and name not in outside:
             by_block.setdefault(view.block, {})[name] = view
     last = max(by_block, default=-1)
-    states = capture(model, blocks, windows, micro_batch=micro_batch, offload=offload) if by_block else None
+    try:
+        states = capture(model, blocks, windows, micro_batch=micro_batch, offload=offload) if by_block else None
+    except WalkError:
+        if propagate:
+            raise
+        yield _whole_model(model, views, windows, gram=gram, micro_batch=micro_batch)
+        return
 
     if outside and not propagate:
         yield _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)

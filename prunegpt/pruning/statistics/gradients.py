@@ -69,7 +69,7 @@ def gradient_statistics(
     Raises:
         PruningError: a loss is not finite.
     """
-    parameters = {name: view.parameter for name, view in views.items()}
+    parameters = {id(view.parameter): view.parameter for view in views.values()}  # experts share theirs
     device = next(model.parameters()).device
     total = {name: torch.zeros(view.matrix.shape, device=view.matrix.device) for name, view in views.items()}
     squares = {name: torch.zeros_like(tensor) for name, tensor in total.items()}
@@ -88,7 +88,8 @@ def gradient_statistics(
                         f"{loss.item()}. Run the model in float32 or bfloat16."
                     )
                 gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-                _add(views, gradients, total, squares, samples and samples / _file(number), sample_dtype)
+                by_parameter = dict(zip(parameters, gradients, strict=True))
+                _add(views, by_parameter, total, squares, samples and samples / _file(number), sample_dtype)
         finally:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(wanted[name])
@@ -100,15 +101,15 @@ def gradient_statistics(
 
 def _add(
     views: Mapping[str, WeightView],
-    gradients: tuple[Tensor, ...],
+    gradients: Mapping[int, Tensor],  # by the identity of the parameter
     total: Mapping[str, Tensor],
     squares: Mapping[str, Tensor],
     file: Path | None,
     dtype: torch.dtype,
 ) -> None:
     kept = {}
-    for (name, view), gradient in zip(views.items(), gradients, strict=True):
-        matrix = gradient.t() if view.transposed else gradient  # [out, in]
+    for name, view in views.items():
+        matrix = view.oriented(gradients[id(view.parameter)])  # [out, in]
         total[name].add_(matrix)
         squares[name].addcmul_(matrix.float(), matrix.float())
         if file is not None:

@@ -1,18 +1,31 @@
-"""Norms and Gram matrices of the layers' inputs over calibration data, summed by hooks."""
+"""What the inputs of weight matrices look like over calibration text: their norms and their Gram matrices.
 
-from collections.abc import Iterator, Mapping
+Inputs are taken where torch multiplies by a weight, whoever calls it: a layer, an expert of a fused parameter, or code
+that uses a weight without its layer.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.statistics.activations import StopForward
 
-_PANEL = 384  # columns of a Gram matrix that are summed together; the part below the diagonal panels is mirrored
+# Functions that multiply by a matrix: the places of inputs and weight among their arguments, and their names.
+_PRODUCTS: Mapping[Any, tuple[tuple[int, str], tuple[int, str]]] = {
+    torch.nn.functional.linear: ((0, "input"), (1, "weight")),
+    torch.addmm: ((1, "mat1"), (2, "mat2")),
+    torch.nn.functional.embedding: ((0, "input"), (1, "weight")),
+    **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), ((0, "input"), (1, "mat2"))),
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), ((0, "input"), (1, "other"))),
+}
+_PANEL = 384  # columns of a Gram matrix that are summed together; what lies below the diagonal panels is mirrored
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +73,50 @@ class _Sums:
         return LayerStatistics(gram.diagonal().sqrt(), gram, self.tokens)
 
 
-class InputCollector:
-    """Forward hooks that sum up the inputs of layers. What several layers are given as one tensor is summed once.
+class _Products(TorchFunctionMode):
+    """Sees every product with one of some matrices, while it is entered.
 
     Args:
-        views: the layers, Linear or Conv1D.
+        matrices: name -> the matrix, as stored.
+        experts: names of the matrices of one parameter, by the address of its first one.
+        seen: called with the name and the inputs, [..., in].
+    """
+
+    def __init__(
+        self,
+        matrices: Mapping[str, Tensor],
+        experts: Mapping[int, Sequence[str]],
+        seen: Callable[[str, Tensor], None],
+    ) -> None:
+        super().__init__()
+        self._names = {tensor.data_ptr(): name for name, tensor in matrices.items()}
+        self._experts = experts
+        self._seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _PRODUCTS:
+            inputs, weight = (args[place] if place < len(args) else kwargs.get(name) for place, name in _PRODUCTS[func])
+            if isinstance(inputs, Tensor) and inputs.data_ptr() in self._names and inputs.dim() == 2:
+                inputs, weight = weight.transpose(-1, -2), inputs  # W @ X, as some recurrent models do
+            if isinstance(weight, Tensor) and isinstance(inputs, Tensor) and weight.data_ptr() in self._names:
+                names = self._experts.get(weight.data_ptr(), ())
+                if weight.dim() == 3 and len(names) == weight.shape[0]:  # a batch of products, one per expert
+                    for name, part in zip(names, inputs, strict=True):
+                        self._seen(name, part)
+                elif weight.dim() == 2:
+                    self._seen(self._names[weight.data_ptr()], inputs)
+        return func(*args, **kwargs)
+
+
+class InputCollector:
+    """Sums up the inputs of weight matrices. What several of them are given as one tensor is summed once.
+
+    Args:
+        views: the matrices.
         gram: whether XᵀX is summed, and not only its diagonal.
-        stop_early: whether a forward pass is broken off (:class:`StopForward`) when every layer has seen its input. The
-            first one is not, to learn whether a layer is used more than once.
+        stop_early: whether a forward pass is broken off (:class:`StopForward`) when every matrix has seen its input.
+            The first one is not, to learn whether a matrix is used more than once.
     """
 
     def __init__(self, views: Mapping[str, WeightView], *, gram: bool, stop_early: bool = False) -> None:
@@ -75,21 +124,19 @@ class InputCollector:
         self._gram = gram
         self._stop_early = stop_early
         self._inputs: list[tuple[str, Tensor]] = []  # of this micro-batch
-        self._sums: dict[tuple[str, ...], _Sums] = {}  # by the layers that had the input in common
-        self._once: bool | None = None  # whether every pass so far used every layer once
+        self._sums: dict[tuple[str, ...], _Sums] = {}  # by the matrices that had the input in common
+        self._once: bool | None = None  # whether every pass so far used every matrix once
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hooks on the layers, while the context lasts."""
-        handles = [
-            view.module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
-            for name, view in self._views.items()
-        ]
-        try:
+        """Products are seen while the context lasts."""
+        matrices = {name: view.matrix for name, view in self._views.items()}
+        experts: dict[int, list[str]] = {}
+        for name, view in self._views.items():
+            if view.expert is not None:
+                experts.setdefault(view.parameter.data_ptr(), []).append(name)
+        with _Products(matrices, experts, self._see):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def end_batch(self) -> None:
         """Sums up the inputs of a micro-batch. (None is overwritten by then: training could not work if it were.)"""
@@ -108,15 +155,23 @@ class InputCollector:
         self._inputs.clear()
 
     def results(self) -> dict[str, LayerStatistics]:
-        """The statistics of every layer; layers that always had the same input share one object.
+        """The statistics of every matrix; those that always had the same input share one object.
+
+        An expert that no token was routed to is taken to have inputs of equal size that do not correlate, under which
+        every method is magnitude pruning; its statistics have 0 tokens.
 
         Raises:
-            PruningError: a layer saw no token.
+            PruningError: another matrix saw no token.
         """
         parts: dict[tuple[tuple[str, ...], ...], LayerStatistics] = {}
         results = {}
-        for name in self._views:
+        for name, view in self._views.items():
             keys = tuple(key for key in self._sums if name in key)
+            if not keys and view.expert is not None:
+                width, device = view.matrix.shape[1], view.matrix.device
+                gram = torch.eye(width, device=device) if self._gram else None
+                results[name] = LayerStatistics(torch.ones(width, device=device), gram, 0)
+                continue
             if not keys:
                 raise PruningError(
                     f"calibration must reach every layer that is pruned, but no token came to {name}. "
@@ -127,19 +182,16 @@ class InputCollector:
             results[name] = parts[keys]
         return results
 
-    def _hook(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = args[0] if args else next(iter(kwargs.values()))
-            if not inputs.is_floating_point():
-                raise PruningError(
-                    f"{name} is an embedding, whose inputs are token ids: activation-aware methods cannot "
-                    f"prune it. Leave it out of targets, or use magnitude."
-                )
+    def _see(self, name: str, inputs: Tensor) -> None:
+        if not inputs.is_floating_point():
+            raise PruningError(
+                f"{name} is an embedding, whose inputs are token ids: methods that look at activations cannot "
+                f"prune it. Leave it out of targets, or use magnitude."
+            )
+        if inputs.numel():
             self._inputs.append((name, inputs))
-            if self._stop_early and self._once and {seen for seen, _ in self._inputs} == set(self._views):
-                raise StopForward
-
-        return hook
+        if self._stop_early and self._once and {seen for seen, _ in self._inputs} == set(self._views):
+            raise StopForward
 
 
 def _total(parts: list[LayerStatistics]) -> LayerStatistics:

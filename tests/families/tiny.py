@@ -1,0 +1,62 @@
+"""A tiny model of every family in transformers' causal mapping, made from its config class alone."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+VOCABULARY = 64
+SMALL: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size", "text_vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
+    **dict.fromkeys(
+        ("hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim", "embedding_size", "emb_dim"), 32
+    ),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "num_kv_heads", "num_key_value_heads", "attn_num_key_value_heads"), 2),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "ffn_hidden_size", "decoder_ffn_dim"), 64),
+    **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2),
+    **dict.fromkeys(("head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "mamba_d_head"), 8),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_length"), 64),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 8),
+    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), 8),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "time_step_rank", "mamba_dt_rank"), 8),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 1),
+    **dict.fromkeys(("n_group", "topk_group", "mamba_n_groups", "n_groups"), 1),
+    "sliding_window": 16,
+    "rotary_dim": 8,
+}
+
+
+def families() -> Iterator[str]:
+    """Names of all model types that transformers makes a causal language model of."""
+    yield from sorted({config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING})
+
+
+def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config with small sizes, in its parts too."""
+    for name, value in SMALL.items():
+        with suppress(AttributeError, NotImplementedError):  # some are computed from others
+            if isinstance(getattr(config, name, None), int):
+                setattr(config, name, value)
+    layers = getattr(config, "num_hidden_layers", 2)
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) > layers and ("layer" in name or "block" in name or "types" in name):
+            setattr(config, name, value[:layers])
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig):
+            shrink(part)
+    return config
+
+
+def tiny(family: str) -> Any:
+    """A model of a family with random weights in evaluation mode."""
+    config_class = next(config for config in MODEL_FOR_CAUSAL_LM_MAPPING if config.model_type == family)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(shrink(config_class())).eval()
