@@ -19,7 +19,9 @@ from prunegpt.spec.names import Matrix, select_names
 
 _OTHER_SENSES = re.compile("vision|visual|image|audio|speech")  # in the names of towers that do not read text
 _EXPERTS = "Experts"  # ends the names of the classes that hold experts in one parameter
-_TRANSPOSED_EXPERTS = frozenset({"AriaExperts", "Llama4TextExperts"})  # [experts, in, out], and do not say so
+_TRANSPOSED_EXPERTS = frozenset(
+    {"AriaExperts", "Llama4TextExperts"}
+)  # [experts, in, out], without the attribute is_transposed
 _EXPERT_COUNTS = (
     "num_experts",
     "num_local_experts",
@@ -43,10 +45,10 @@ class WeightView:
     parameter: nn.Parameter
     module: nn.Module
     transposed: bool  # True where the module stores [in, out]
-    block: int | None  # index of the decoder block; None outside the blocks
+    block: int | None  # index of the decoder layer; None outside the layers
     expert: int | None = None  # index within a parameter that holds the matrices of all experts
     default: bool = True  # whether it is pruned where a request names no targets
-    shared: bool = False  # whether several decoder blocks use it; `block` is the first of them
+    shared: bool = False  # whether several decoder layers use it; `block` is the first of them
 
     @property
     def matrix(self) -> Tensor:
@@ -96,7 +98,7 @@ def _text_decoder(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def block_matrices(model: nn.Module) -> dict[str, WeightView]:
-    """What is pruned by default: the weights inside the decoder blocks, by parameter name, in module order.
+    """What is pruned by default: the weights inside the decoder layers, by parameter name, in module order.
 
     Of Linear and Conv1D layers, and of each expert. Embeddings, the head, norms, biases, routers and projections
     outside the blocks (OPT's project_in and project_out) are left out. A tied weight appears once.
@@ -136,7 +138,7 @@ def coverage(model: nn.Module, views: Mapping[str, WeightView]) -> tuple[float, 
 
     Returns:
         The share, 0 to 1, of the decoder's weights outside its embeddings and its head (vectors, such as biases and
-        norms, do not count) that lie in the views; and the parameters outside them, name -> weights, largest first.
+        norms, do not count) in the views; and the parameters outside them, name -> weights, largest first.
     """
     decoder, _ = _text_decoder(model)
     heads = [model.get_output_embeddings()] if isinstance(model, PreTrainedModel) else []

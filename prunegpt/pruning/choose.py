@@ -72,11 +72,14 @@ def choose(
         factors: dict[int, Any] = {}  # by the Gram matrix, of which the group holds on to one a distinct input
         for name, found in group.items():
             started = perf_counter()
-            if isinstance(part, Solver):
+            if isinstance(part, Solver) and not found.unseen:
                 yield _solved(part, name, found, factors, targets[name], pattern, masks.get(name), options, started)
                 continue
             matrix = found.view.matrix  # [out, in]
-            score = part.score(matrix, **found.arguments(), **gathered(name), **options)  # [out, in]
+            if isinstance(part, Solver) or found.unseen:
+                score = matrix.abs()  # [out, in]
+            else:
+                score = part.score(matrix, **found.arguments(), **gathered(name), **options)  # [out, in]
             if scope == "global":
                 scores[name], matrices[name], notes[name] = score, matrix, found.notes
                 seconds += perf_counter() - started
@@ -84,7 +87,7 @@ def choose(
             held = {name: masks[name]} if name in masks else {}
             mask = select_masks({name: score}, targets, pattern=pattern, scope=scope, masks=held)[name]  # [out, in]
             error = None
-            if found.gram is not None:
+            if found.gram is not None and not found.unseen:
                 error = reconstruction_error(matrix * mask, matrix, found.gram.to(matrix.device))
             matrix.mul_(mask)
             yield Choice(name, mask, error, None, perf_counter() - started, found.notes)

@@ -38,7 +38,7 @@ class Evidence:
         """What the user should know of an expert: that few of the calibration tokens were routed to it, or none."""
         if self.view.expert is None:
             return ()
-        if self._unseen:
+        if self.unseen:
             return ("no calibration token was routed to this expert: its weights are chosen by magnitude",)
         width = self.view.matrix.shape[1]
         if self.activations is not None and self.activations.tokens < width:
@@ -46,24 +46,22 @@ class Evidence:
         return ()
 
     @property
-    def _unseen(self) -> bool:
+    def unseen(self) -> bool:
+        """Whether it is an expert that no calibration token was routed to: magnitude decides, whatever the method."""
+        if self.view.expert is None:
+            return False
         if self.activations is not None:
             return self.activations.tokens == 0
         return self.gradients is not None and not bool(self.gradients.squared_gradient[self.view.name].any())
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments that the method needs, on the device of the layer.
-
-        Of an expert that no token came to they are such that the method prunes by magnitude.
-        """
+        """The keyword arguments that the method needs, on the device of the layer."""
         found: dict[str, Any] = {"generator": self.generator, "gram": self.gram}
         if self.activations is not None:
             found["input_norm"] = self.activations.input_norm
         if self.gradients is not None:
             found["gradient"] = self.gradients.gradient[self.view.name]
             found["squared_gradient"] = self.gradients.squared_gradient[self.view.name]
-            if self.view.expert is not None and self._unseen:
-                found |= dict.fromkeys(("gradient", "squared_gradient"), torch.ones_like(found["gradient"]))
             if "gradients" in self.needs:
                 found["gradients"] = self.gradients.samples(self.view.name)
         device = self.view.parameter.device

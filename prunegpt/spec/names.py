@@ -78,10 +78,10 @@ def select_names(
     Args:
         matrices: of the model, in order.
         targets: exact module or parameter names, globs, or `re:` patterns that must match a whole name. Empty means
-            all matrices of the decoder blocks but routers. A glob or `re:` pattern looks at those first, and at
+            all matrices of the decoder layers but routers. A glob or `re:` pattern means those first, and
             routers, embeddings, the head and projections only where it matches none of them: `*` never means the
             embeddings, `*wte*` does, and so does an exact name.
-        layers: indices of the decoder blocks to keep; empty means all.
+        layers: indices of the decoder layers to keep; empty means all.
         exclude: names and patterns of the same kinds to leave out.
 
     Returns:

@@ -33,30 +33,53 @@ SMALL: dict[str, Any] = {
 }
 
 
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "reformer": {"is_decoder": True},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "mamba2": {"num_heads": 8},
+    "xlstm": {"embedding_dim": 32, "num_blocks": 2},
+}
+
+
 def families() -> Iterator[str]:
     """Names of all model types that transformers makes a causal language model of."""
     yield from sorted({config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING})
 
 
-def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config with small sizes, in its parts too."""
-    for name, value in SMALL.items():
-        with suppress(AttributeError, NotImplementedError):  # some are computed from others
-            if isinstance(getattr(config, name, None), int):
-                setattr(config, name, value)
-    layers = getattr(config, "num_hidden_layers", 2)
+def shrink(config: PreTrainedConfig, **own: int) -> PreTrainedConfig:
+    """The config with small sizes, in its parts too; made anew where it can be, so that derived sizes fit."""
+    sizes = {name: value for name, value in SMALL.items() if _has(config, name)}
+    if "num_key_value_heads" in sizes and "qk_nope_head_dim" in sizes:
+        sizes["num_key_value_heads"] = 4  # latent attention has as many as queries
+    sizes |= {**EXCEPTIONS.get(config.model_type, {}), **own}
+    depth = sizes.get("num_hidden_layers", 2)
     for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) > layers and ("layer" in name or "block" in name or "types" in name):
-            setattr(config, name, value[:layers])
-    for name in config.sub_configs:
-        part = getattr(config, name, None)
-        if isinstance(part, PreTrainedConfig):
-            shrink(part)
-    return config
+        if isinstance(value, list) and len(value) > depth and ("layer" in name or "block" in name or "types" in name):
+            sizes[name] = value[:depth]
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    parts = {name: shrink(part) for name, part in parts.items() if isinstance(part, PreTrainedConfig)}
+    try:
+        return type(config)(**sizes, **parts)
+    except Exception:
+        for name, value in {**sizes, **parts}.items():
+            with suppress(AttributeError, NotImplementedError):  # some are computed from others
+                setattr(config, name, value)
+        return config
 
 
-def tiny(family: str) -> Any:
-    """A model of a family with random weights in evaluation mode."""
+def _has(config: PreTrainedConfig, name: str) -> bool:
+    try:
+        return isinstance(getattr(config, name, None), int)
+    except (AttributeError, ValueError):  # a value that differs by layer
+        return False
+
+
+def tiny(family: str, **own: int) -> Any:
+    """A model of a family with random weights in evaluation mode; `own`: sizes other than those above."""
     config_class = next(config for config in MODEL_FOR_CAUSAL_LM_MAPPING if config.model_type == family)
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(shrink(config_class())).eval()
+    return AutoModelForCausalLM.from_config(shrink(config_class(), **own)).eval()

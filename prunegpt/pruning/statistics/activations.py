@@ -21,7 +21,7 @@ _TOKENS_ACCELERATOR = 16384
 
 _FEW = 16  # tokens that show whether a walk through the blocks is right
 _CLOSE = 1e-2  # relative to the largest value, for types of few digits; what is wrong is off by far more
-_WALK_HINT = "Set propagate to false: its statistics are taken in whole forward passes of the dense model."
+_WALK_HINT = "Set propagate to false: then statistics come from whole forward passes of the dense model."
 
 
 class WalkError(PruningError):

@@ -49,7 +49,7 @@ def block_statistics(
 
     Args:
         model: a causal language model in evaluation mode.
-        views: the layers to look at. Those outside the blocks, such as the head, and those that several blocks share
+        views: the layers. Those outside the blocks, such as the head, and those that several blocks share
             are the last item with `propagate` and the first one without, and cost a pass of the whole model.
         windows: token ids, int64 [windows, length].
         gram: whether XᵀX is wanted, and not only norms.
@@ -62,7 +62,7 @@ def block_statistics(
 
     Raises:
         WalkError: with `propagate`, the blocks of the model cannot be run one after the other. Without, the statistics
-            of all layers are then taken in whole forward passes.
+            of all layers then come from whole forward passes.
         PruningError: a layer is never reached, or its inputs are not activations.
     """
     _, blocks = decoder_blocks(model)

@@ -1,6 +1,6 @@
-"""What the inputs of weight matrices look like over calibration text: their norms and their Gram matrices.
+"""Norms and Gram matrices of the inputs of weight matrices over calibration data.
 
-Inputs are taken where torch multiplies by a weight, whoever calls it: a layer, an expert of a fused parameter, or code
+Inputs are seen where torch multiplies by a weight, whatever calls it: a layer, an expert of a fused parameter, or code
 that uses a weight without its layer.
 """
 
@@ -25,7 +25,7 @@ _PRODUCTS: Mapping[Any, tuple[tuple[int, str], tuple[int, str]]] = {
     **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), ((0, "input"), (1, "mat2"))),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), ((0, "input"), (1, "other"))),
 }
-_PANEL = 384  # columns of a Gram matrix that are summed together; what lies below the diagonal panels is mirrored
+_PANEL = 384  # columns of a Gram matrix that are summed together; the part below the diagonal panels is mirrored
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +157,8 @@ class InputCollector:
     def results(self) -> dict[str, LayerStatistics]:
         """The statistics of every matrix; those that always had the same input share one object.
 
-        An expert that no token was routed to is taken to have inputs of equal size that do not correlate, under which
-        every method is magnitude pruning; its statistics have 0 tokens.
+        The statistics of an expert that no token was routed to are of 0 tokens, as if its inputs had equal size and
+        did not correlate.
 
         Raises:
             PruningError: another matrix saw no token.
@@ -185,7 +185,7 @@ class InputCollector:
     def _see(self, name: str, inputs: Tensor) -> None:
         if not inputs.is_floating_point():
             raise PruningError(
-                f"{name} is an embedding, whose inputs are token ids: methods that look at activations cannot "
+                f"{name} is an embedding, whose inputs are token ids: methods that use activations cannot "
                 f"prune it. Leave it out of targets, or use magnitude."
             )
         if inputs.numel():

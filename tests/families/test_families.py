@@ -1,0 +1,134 @@
+"""Every decoder family of transformers, tiny: what is pruned, by which methods, and that it stays the family's model.
+
+A family that a newer transformers brings joins by itself. What cannot be made tiny from its config class, and what is
+refused, is listed with its reason.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from prunegpt.errors import PruneGPTError
+from prunegpt.lm.views import block_matrices, coverage, matrices
+from prunegpt.pruning.mask import Mask
+from prunegpt.pruning.masks import check, measure_sparsity
+from prunegpt.pruning.oneshot import prune_oneshot
+from tests.families.tiny import VOCABULARY, families, tiny
+
+NOT_TINY = {
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), "sizes differ by layer"),
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"), "drafts for another model, and is none by itself"
+    ),
+    **dict.fromkeys(("dots3_note", "dots3_note_text"), "sizes differ by layer"),
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "its config class is of the whole model, not of the decoder"),
+    "blt": "patches of bytes, which come from a second model",
+    "cohere_compass_text": "its config class makes no model",
+    "dbrx": "its config class makes no model",
+    "deepseek_v2": "its config class makes no model",
+    "dots1": "its config class makes no model",
+    "falcon_h1": "sizes of its state follow from each other in ways of its own",
+    "gemma3n": "needs timm",
+    "gemma3n_text": "layers that share caches, by position",
+    "reformer": "axial positions follow from each other in ways of its own",
+    "xmod": "asks for a language",
+}
+REFUSED = {  # by block-by-block calibration; the start of the reason
+    "dory": "a forward pass must call each decoder layer once",
+    "hrm_text": "a forward pass must call each decoder layer once",
+}
+_TINY = 10_000_000  # parameters
+GATE = ("gpt2", "llama", "mixtral", "gpt_oss", "qwen2_moe", "mamba", "jamba", "zamba", "bart", "gemma3", "dory", "rwkv")
+
+
+def _parametrised() -> list[Any]:
+    return [pytest.param(name, marks=() if name in GATE else pytest.mark.slow) for name in families()]
+
+
+@pytest.fixture(scope="module")
+def windows() -> Tensor:
+    return torch.randint(2, VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(0))  # [windows, length]
+
+
+@pytest.fixture(scope="module", params=_parametrised())
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(family: str) -> Any:
+    if family in NOT_TINY:
+        assert not _made(family), f"{family} can be made tiny now: take it out of the table"
+        pytest.skip(f"{family}: {NOT_TINY[family]}")
+    return tiny(family)
+
+
+def _made(family: str) -> bool:
+    """Whether a family can be made tiny, and reads text."""
+    try:
+        model = tiny(family)
+        model(input_ids=torch.full((1, 4), 2), use_cache=False)
+    except Exception:  # whatever the family says
+        return False
+    return sum(parameter.numel() for parameter in model.parameters()) < _TINY
+
+
+def pruned(model: Any, family: str, windows: Tensor, method: str, **given: Any) -> tuple[Any, Any]:
+    """A pruned copy; where propagation is refused for a stated reason, from statistics of the dense model."""
+    twin = copy.deepcopy(model)
+    try:
+        return twin, prune_oneshot(twin, block_matrices(twin), method=method, calibration=windows, **given)
+    except PruneGPTError as error:
+        if not str(error).startswith(REFUSED.get(family, "no refusal is known")):
+            raise
+        twin = copy.deepcopy(model)
+        return twin, prune_oneshot(
+            twin, block_matrices(twin), method=method, calibration=windows, propagate=False, **given
+        )
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern"),
+    [("magnitude", "unstructured"), ("wanda", "unstructured"), ("sparsegpt", "unstructured"), ("wanda", "2:4")],
+)
+def test_every_method_prunes_it(
+    model: Any, family: str, windows: Tensor, method: str, pattern: str, tmp_path: Path
+) -> None:
+    sparsity = None if pattern == "2:4" else 0.5
+    twin, result = pruned(model, family, windows, method, sparsity=sparsity, pattern=pattern)
+    views = block_matrices(twin)
+    masks = {name: Mask(kept) for name, kept in result.masks.items()}
+    check(views, masks)
+    counted = measure_sparsity(views, dict(twin.named_parameters()))
+    assert counted.pruned == pytest.approx(0.5, abs=0.02)
+    changed = {id(view.parameter) for view in views.values()}
+    for (name, before), after in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert id(after) in changed or torch.equal(before, after), name
+    if method == "magnitude":
+        twin.save_pretrained(tmp_path)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        with torch.no_grad():
+            ours, theirs = (one(input_ids=windows, use_cache=False).logits for one in (twin, again))
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_large_is_silently_dense(model: Any, family: str) -> None:
+    """All matrices of the decoder are pruned, or are of a kind that nobody prunes."""
+    views = block_matrices(model)
+    share, outside = coverage(model, views)
+    left = {matrix.name for matrix in matrices(model) if matrix.block is not None and not matrix.default}
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert views
+    assert not {name for name in outside if name in linear} - left
+    assert share > 0
+
+
+def test_gate_and_tables_name_families() -> None:
+    known = set(families())
+    assert known >= {*GATE, *NOT_TINY, *REFUSED}
+    assert len(known - set(NOT_TINY)) >= 0.85 * len(known)
