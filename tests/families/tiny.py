@@ -41,7 +41,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "mamba2": {"num_heads": 8},
+    "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "xlnet": {"d_head": 8},
     "xlstm": {"embedding_dim": 32, "num_blocks": 2},
+    "zaya": {"num_experts_per_tok": 1},
 }
 
 
