@@ -12,6 +12,7 @@ from prunegpt.spec.schema import ModelSpec
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
 MASKS = "masks.safetensors"  # of a pruned model, beside its weights
@@ -81,8 +82,13 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder.
 
     Raises:
-        ModelError: it has none, or no config.json.
+        ModelError: it has none, or no config.json, or is an adapter to another model.
     """
+    if (folder / _ADAPTER).is_file():
+        raise ModelError(
+            f"a model folder must hold a whole model, but {folder} holds a PEFT adapter ({_ADAPTER}), whose base model "
+            f"is elsewhere. Merge them first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(NEW)."
+        )
     if not (folder / "config.json").is_file():
         others = ", ".join(sorted(item.name for item in folder.iterdir())[:_LISTED]) or "nothing"
         gguf = next(iter(sorted(folder.glob("*.gguf"))), None)

@@ -141,6 +141,12 @@ def test_truncated_safetensors_names_the_file(folder: Path) -> None:
         load_model(folder, **CPU)
 
 
+def test_an_adapter_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    with pytest.raises(ModelError, match=r"holds a PEFT adapter .*merge_and_unload"):
+        load_model(folder, **CPU)
+
+
 def test_pickled_weights_are_refused_unread(folder: Path, tiny_gpt2: Any) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(tiny_gpt2.state_dict(), folder / "pytorch_model.bin")

@@ -329,6 +329,15 @@ def test_a_shard_that_is_missing(tmp_path: Path) -> None:
     assert "must be JSON with a weight_map" in model_problem(folder)
 
 
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    """PEFT would load a base model from elsewhere, which no key stands for."""
+    folder = model_folder(tmp_path / "model")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    message = model_problem(folder)
+    assert "holds a PEFT adapter (adapter_config.json)" in message
+    assert "merge_and_unload" in message
+
+
 def test_a_folder_with_pickles_only(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
