@@ -75,12 +75,8 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises:
         ModelError: there is no such list.
     """
-    found: dict[str, nn.ModuleList] = {}
     decoder, prefix = _text_decoder(model)
-    for name, module in decoder.named_modules(prefix=prefix):
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and not inside and any(_matrices(module)):
-            found[name] = module
+    found = _layer_lists(decoder, prefix) or _layer_lists(model, "")
     if not found:
         raise ModelError(
             f"a decoder must keep its blocks in an nn.ModuleList, but {type(model).__name__} has none with matrices "
@@ -88,6 +84,16 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         )
     depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     return max(found.items(), key=lambda item: (not _OTHER_SENSES.search(item[0]), len(item[1]) == depth, len(item[1])))
+
+
+def _layer_lists(module: nn.Module, prefix: str) -> dict[str, nn.ModuleList]:
+    """The outermost lists of layers with matrices in them, by name."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, part in module.named_modules(prefix=prefix):
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(part, nn.ModuleList) and not inside and any(_matrices(part)):
+            found[name] = part
+    return found
 
 
 def _text_decoder(model: nn.Module) -> tuple[nn.Module, str]:

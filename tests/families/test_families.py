@@ -17,7 +17,7 @@ from prunegpt.errors import ModelError, PruneGPTError
 from prunegpt.lm.models import load_model
 from prunegpt.lm.views import block_matrices, coverage, matrices
 from prunegpt.pruning.mask import Mask
-from prunegpt.pruning.masks import check, measure_sparsity
+from prunegpt.pruning.masks import achieved_sparsity, check, measure_sparsity
 from prunegpt.pruning.oneshot import prune_oneshot
 from tests.families.tiny import VOCABULARY, families, tiny
 
@@ -29,6 +29,7 @@ NOT_TINY = {
     **dict.fromkeys(("dots3_note", "dots3_note_text"), "sizes differ by layer"),
     **dict.fromkeys(("musicgen", "musicgen_melody"), "its config class is of the whole model, not of the decoder"),
     **dict.fromkeys(("inkling2_text", "inkling2_loop_text"), "ids of images and sounds, counted from the vocabulary"),
+    **dict.fromkeys(("emu3", "mllama"), "the part that reads text cannot be loaded without the whole"),
     "blt": "patches of bytes, which come from a second model",
     "cohere_compass_text": "its config class makes no model",
     "dbrx": "its config class makes no model",
@@ -49,9 +50,10 @@ NOT_LOADED = {  # by prunegpt; the start of the reason
         ),
         "a causal model must not see the tokens it is to predict",
     ),
-    **dict.fromkeys(("emu3", "mllama"), "a model must be a causal language model"),  # a part saved without the whole
 }
 REFUSED = {  # by block-by-block calibration; the start of the reason
+    "deepseek_v4": "calibration must reach every layer that is pruned",  # a projection by groups of its rows
+    "xlm": "decoder layers that are run one after the other must give",
     "dory": "a forward pass must call each decoder layer once",
     "hrm_text": "a forward pass must call each decoder layer once",
 }
@@ -90,10 +92,10 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def model(family: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The model as prunegpt loads it."""
-    if family in NOT_TINY:
-        assert not _made(family), f"{family} can be made tiny now: take it out of the table"
-        pytest.skip(f"{family}: {NOT_TINY[family]}")
     folder = tmp_path_factory.mktemp("family")
+    if family in NOT_TINY:
+        assert not _made(family, folder), f"{family} can be made tiny now: take it out of the table"
+        pytest.skip(f"{family}: {NOT_TINY[family]}")
     tiny(family).save_pretrained(folder)
     if family in NOT_LOADED:
         with pytest.raises(ModelError, match=f"^{NOT_LOADED[family]}"):
@@ -102,11 +104,13 @@ def model(family: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_model(folder, dtype="float32", device="cpu")
 
 
-def _made(family: str) -> bool:
-    """Whether a family can be made tiny, and reads text."""
+def _made(family: str, folder: Path) -> bool:
+    """Whether a family can be made tiny, reads text, and can be loaded again."""
     try:
         model = tiny(family)
         model(input_ids=torch.full((1, 4), 2), use_cache=False)
+        model.save_pretrained(folder)
+        AutoModelForCausalLM.from_pretrained(folder)
     except Exception:  # whatever the family says
         return False
     return sum(parameter.numel() for parameter in model.parameters()) < _TINY
@@ -121,9 +125,8 @@ def pruned(model: Any, family: str, windows: Tensor, method: str, **given: Any) 
         if not str(error).startswith(REFUSED.get(family, "no refusal is known")):
             raise
         twin = copy.deepcopy(model)
-        return twin, prune_oneshot(
-            twin, block_matrices(twin), method=method, calibration=windows, propagate=False, **given
-        )
+        views = {name: view for name, view in block_matrices(twin).items() if "o_a_proj" not in name}
+        return twin, prune_oneshot(twin, views, method=method, calibration=windows, propagate=False, **given)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +138,12 @@ def test_every_method_prunes_it(
 ) -> None:
     sparsity = None if pattern == "2:4" else 0.5
     twin, result = pruned(model, family, windows, method, sparsity=sparsity, pattern=pattern)
-    views = block_matrices(twin)
+    views = {name: view for name, view in block_matrices(twin).items() if name in result.masks}
     masks = {name: Mask(kept) for name, kept in result.masks.items()}
     check(views, masks)
     counted = measure_sparsity(views, dict(twin.named_parameters()))
-    assert counted.pruned == pytest.approx(0.5, abs=0.02)
+    assert achieved_sparsity(masks) == pytest.approx(0.5, abs=0.02)
+    assert counted.pruned >= achieved_sparsity(masks)  # some weights begin as zeros
     changed = {id(view.parameter) for view in views.values()}
     for (name, before), after in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert id(after) in changed or torch.equal(before, after), name

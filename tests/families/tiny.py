@@ -58,11 +58,11 @@ def shrink(config: PreTrainedConfig, **own: int) -> PreTrainedConfig:
     sizes = {name: value for name, value in SMALL.items() if _has(config, name)}
     if "num_key_value_heads" in sizes and "qk_nope_head_dim" in sizes:
         sizes["num_key_value_heads"] = 4  # latent attention has as many as queries
-    sizes |= {**EXCEPTIONS.get(config.model_type, {}), **own}
-    depth = sizes.get("num_hidden_layers", 2)
+    depth = 2
     for name, value in vars(config).items():
         if isinstance(value, list) and len(value) > depth and ("layer" in name or "block" in name or "types" in name):
             sizes[name] = value[:depth]
+    sizes |= {**EXCEPTIONS.get(config.model_type, {}), **own}
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
     parts = {name: shrink(part) for name, part in parts.items() if isinstance(part, PreTrainedConfig)}
     try:
