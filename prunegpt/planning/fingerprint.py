@@ -24,6 +24,11 @@ _DECIDING = (
     "DNNL_DEFAULT_FPMATH_MODE",
     "PYTORCH_MPS_FAST_MATH",
 )
+_MISSING = "missing"
+_EXTRAS = (
+    *("apollo-torch", "bitsandbytes", "galore-torch", "grokadamw", "kernels", "liger-kernel", "lomo-optim"),
+    *("schedulefree", "torch-optimi", "torchao"),
+)
 _SETTLED = 2_000_000_000  # nanoseconds
 _ENTRIES = (4, 5)  # size, two times, number, hash; entries of earlier versions have no number
 
@@ -51,12 +56,17 @@ def undecided(environment: MutableMapping[str, str]) -> list[str]:
     return found
 
 
+def extra_versions() -> dict[str, str]:
+    """Versions of what is installed of the libraries that some optimizers and kernels come from."""
+    return {package: found for package in _EXTRAS if (found := _version(package)) != _MISSING}
+
+
 @cache
 def _version(package: str) -> str:
     try:
         return version(package).partition("+")[0]
     except PackageNotFoundError:
-        return "missing"
+        return _MISSING
 
 
 def stamp(path: Path) -> list[int]:

@@ -51,7 +51,7 @@ _PLAIN = frozenset(
     }
 )
 _EVERY = frozenset({"logging_steps", "eval_steps", "save_steps"})  # plain where they are whole, or a share below 1
-_OWN_OPTIMIZERS = frozenset({"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"})
+OWN_OPTIMIZERS = frozenset({"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"})
 _SIZES = frozenset({"num_train_epochs", "max_steps", "per_device_train_batch_size", "warmup_steps"})  # it has its own
 
 
@@ -87,7 +87,7 @@ def refused(train: Mapping[str, Any], device: str, precision: str, launcher: Lau
 
 def _plain(name: str, value: Any) -> bool:
     if name == "optim":
-        return value in _OWN_OPTIMIZERS
+        return value in OWN_OPTIMIZERS
     if name in _EVERY:
         return isinstance(value, (int, float)) and (0 < value < 1 or (value >= 1 and value == int(value)))
     return value is None or value is False or name in _PLAIN

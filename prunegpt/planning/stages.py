@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunegpt.planning.facts import ModelFacts
-from prunegpt.planning.fingerprint import FORMAT, digest, versions
+from prunegpt.planning.fingerprint import FORMAT, digest, extra_versions, versions
+from prunegpt.planning.rehearsed import OWN_OPTIMIZERS
 from prunegpt.planning.texts import Texts
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import method_entry, reads_text
@@ -97,6 +98,8 @@ def _train(config: FinetuneSpec, place: Place, teacher: str | None) -> StagePlan
         "teacher": teacher,
         "chosen_by": place.evaluation_key if chooses(train) else None,
     }
+    if train.get("optim", "adamw_torch") not in OWN_OPTIMIZERS or train.get("use_liger_kernel"):
+        payload["extras"] = extra_versions()
     return StagePlan(
         key=digest(payload),
         kind=kind,

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.lm import ranks
 from prunegpt.lm.device import pick_device, pick_dtype
-from prunegpt.planning.fingerprint import versions
+from prunegpt.planning.fingerprint import extra_versions, versions
 from prunegpt.planning.inputs import Inputs
 from prunegpt.records import StageRecord
 from prunegpt.root import Root
@@ -178,7 +178,7 @@ class Chain:
             allocation=allocation_of(plan),
             notes=result.notes,
             layers=result.layers,
-            versions=versions(),
+            versions={**versions(), **extra_versions()},
             device=device_name(device),
             precision=str(dtype).removeprefix("torch."),
             devices=ranks.count() if plan.kind in _TRAINED else 1,

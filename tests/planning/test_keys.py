@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.training_args import OptimizerNames
 
-from prunegpt.planning import fingerprint
+from prunegpt.planning import fingerprint, rehearsed
 from prunegpt.planning import stages as planned_stages
 from prunegpt.planning.fingerprint import Files, digest, versions
+from prunegpt.planning.rehearsed import OWN_OPTIMIZERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.read import set_path
@@ -544,3 +546,22 @@ def test_another_file_in_the_place_of_one_is_hashed_again_whatever_its_times_say
 def test_the_number_of_a_file_is_in_its_stamp(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("one")
     assert fingerprint.stamp(tmp_path / "a")[3] == (tmp_path / "a").stat().st_ino
+
+
+OTHERS = sorted({one.value for one in OptimizerNames} - OWN_OPTIMIZERS)
+
+
+@pytest.mark.parametrize("choice", [*({"optim": name} for name in OTHERS), {"use_liger_kernel": True}], ids=str)
+def test_the_library_of_an_optimizer_or_kernel_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: dict[str, Any]
+) -> None:
+    """Of the libraries that only some arguments use, those that are installed are in the key of these stages."""
+    monkeypatch.setattr(rehearsed, "_asked", lambda _: "")  # whether this machine could begin with it is not asked
+    base = {"model": str(model_folder(tmp_path / "model")), "data": {"path": "builtin:text", "block_size": 32}}
+    plain, other = {"finetune": {}}, {"finetune": {"train": choice}}
+    keys = []
+    for version in ("1.0", "2.0"):
+        monkeypatch.setattr(planned_stages, "extra_versions", lambda version=version: {"bitsandbytes": version})
+        keys.append([trial_of(stage, base=base).key for stage in (plain, other)])
+    assert keys[0][0] == keys[1][0]
+    assert keys[0][1] != keys[1][1]
