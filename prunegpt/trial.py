@@ -16,6 +16,7 @@ from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, bea
 from prunegpt.redact import redact
 from prunegpt.root import Root
 from prunegpt.signals import on_stop_signals
+from prunegpt.spec.part import in_short
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.usage import Usage
 
@@ -125,7 +126,7 @@ def read_plan(folder: Path) -> TrialPlan:
             f"Give ROOT/trials/SWEEP/TRIAL/attempt-N."
         ) from error
     except ValueError as error:
-        raise PruneGPTError(f"trial.json must be a trial plan, but {path} is not: {error}") from error
+        raise PruneGPTError(f"trial.json must be a trial plan, but {path} is not: {in_short(error)}.") from error
 
 
 def _cause(error: BaseException) -> tuple[str, str]:

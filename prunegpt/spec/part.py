@@ -50,6 +50,15 @@ class Part(BaseModel):
             return found
 
 
+def in_short(error: ValueError) -> str:
+    """What is wrong with JSON that is no such part, in a line: of a pydantic error the first problem and a count."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first, *others = error.errors(include_url=False)
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: " * bool(place) + first["msg"] + f" (and {len(others)} more)" * bool(others)
+
+
 def _taken(kind: Any, value: Any, where: str) -> Any:
     """A JSON value as the type `kind`; only its shape is checked."""
     origin, parts = get_origin(kind), get_args(kind)

@@ -226,6 +226,7 @@ def command(given: tuple[str, list[str]]) -> None:
     else:
         assert result.exit_code in (0, 1, 2), shown
     assert "Traceback" not in result.output, shown
+    assert "errors.pydantic.dev" not in f"{result.output}{result.exception}", shown
 
 
 @dataclass(frozen=True)
