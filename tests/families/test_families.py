@@ -19,7 +19,7 @@ from prunegpt.lm.views import block_matrices, coverage, matrices
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import achieved_sparsity, check, measure_sparsity
 from prunegpt.pruning.oneshot import prune_oneshot
-from tests.families.tiny import VOCABULARY, families, tiny
+from tests.support.families import VOCABULARY, families, tiny
 
 NOT_TINY = {
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), "sizes differ by layer"),

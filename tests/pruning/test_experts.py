@@ -16,7 +16,7 @@ from prunegpt.pruning.masks import check, load_masks, measure_sparsity, save_mas
 from prunegpt.pruning.oneshot import prune_oneshot
 from prunegpt.pruning.statistics import block_statistics, evaluating
 from prunegpt.registry import CRITERIA, SOLVERS
-from tests.families.tiny import VOCABULARY, tiny
+from tests.support.families import VOCABULARY, tiny
 
 METHODS = [name for name in [*CRITERIA.names(), *SOLVERS.names()] if name != "movement"]
 STORED = {"mixtral": False, "qwen2_moe": False, "gpt_oss": True, "llama4_text": True, "jetmoe": False}  # [in, out]?

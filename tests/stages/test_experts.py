@@ -10,7 +10,7 @@ from prunegpt.lm.models import load_model, load_tokenizer, save_model
 from prunegpt.lm.views import block_matrices
 from prunegpt.pruning.masks import check, load_masks
 from prunegpt.root import Root
-from tests.families.tiny import tiny
+from tests.support.families import tiny
 from tests.support.running import RunTrials
 
 CALIBRATION = {"windows": 4, "length": 16}

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 
@@ -41,7 +41,7 @@ def connected(address: str, sent: bytes = b"") -> socket.socket:
 
 
 def health(address: str) -> str:
-    with urllib.request.urlopen(f"{address.rstrip('/')}/api/v1/health", timeout=30) as answer:
+    with urllib.request.urlopen(urljoin(address, "/api/v1/health"), timeout=30) as answer:
         return str(json.load(answer)["status"])
 
 
