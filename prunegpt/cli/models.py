@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json, print_table
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json, print_sparsities
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def prune(
     if as_json:
         print_json(report)
         return
-    print_table(["tensor", "sparsity"], zeros.by_tensor.items())
+    print_sparsities(zeros.by_tensor)
     print(f"sparsity {number(zeros.pruned)} of the pruned tensors, {number(zeros.overall)} of all parameters")
     print(f"pruned in {result.seconds:.1f} s")
     if before and after:
@@ -248,5 +248,5 @@ def check(
     if as_json:
         print_json(report)
         return
-    print_table(["tensor", "sparsity"], found.by_tensor.items())
+    print_sparsities(found.by_tensor)
     print(f"the masks hold: {file.method}, {file.pattern}, sparsity {number(found.pruned)}, sha256 {file.sha256[:16]}")

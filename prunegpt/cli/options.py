@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +72,19 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], title: st
     for row in body:
         given.add_row(*row)
     Console().print(given)
+
+
+def print_sparsities(by_tensor: Mapping[str, float], title: str | None = None) -> None:
+    """A table of sparsities, 0 to 1, by tensor; all experts of one parameter, of which there may be hundreds, in a row."""
+    together: dict[str, list[float]] = {}
+    for name, sparsity in by_tensor.items():
+        together.setdefault(name.rpartition("[")[0] if name.endswith("]") else name, []).append(sparsity)
+    rows = []
+    for name, found in together.items():
+        low, high = min(found), max(found)
+        called = name if name in by_tensor else f"{name} ({len(found)} experts)"
+        rows.append([called, low if low == high else f"{number(low)} to {number(high)}"])
+    print_table(["tensor", "sparsity"], rows, title=title)
 
 
 def number(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, print_json, print_table
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, print_json, print_sparsities, print_table
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -83,9 +83,7 @@ def _print(result: "TrialResult") -> None:
     if result.evaluation:
         print(f"Protocol: {result.evaluation.protocol}; {result.evaluation.tokens:,} tokens scored.")
     if result.sparsity and result.sparsity.pruned:
-        print_table(
-            ["tensor", "sparsity"], result.sparsity.by_tensor.items(), title="Sparsity, counted from the weights"
-        )
+        print_sparsities(result.sparsity.by_tensor, title="Sparsity, counted from the weights")
     for note in (note for stage in result.stages for note in stage.notes):
         print(f"note: {note}")
     print_table(["field", "value"], _flat(result.config), title="Configuration")

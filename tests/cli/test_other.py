@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from prunegpt.cli import app
+from prunegpt.cli.options import print_sparsities
 from tests.support.small import Invoke
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -77,3 +78,14 @@ def test_what_needs_no_tensor_does_not_import_torch(tmp_path: Path, arguments: l
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_experts_of_a_parameter_are_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"q.weight": 0.5, "down[0]": 0.5, "down[1]": 0.5, "up[0]": 0.4, "up[1]": 0.6}
+    print_sparsities(given)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [[cell.strip() for cell in row.strip("│").split("│")] for row in rows] == [
+        ["q.weight", "0.5"],
+        ["down (2 experts)", "0.5"],
+        ["up (2 experts)", "0.4 to 0.6"],
+    ]
