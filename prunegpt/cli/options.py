@@ -75,7 +75,7 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], title: st
 
 
 def print_sparsities(by_tensor: Mapping[str, float], title: str | None = None) -> None:
-    """A table of sparsities, 0 to 1, by tensor; all experts of one parameter, of which there may be hundreds, in a row."""
+    """A table of sparsities, 0 to 1, by tensor; the experts of one parameter, maybe hundreds, are one row."""
     together: dict[str, list[float]] = {}
     for name, sparsity in by_tensor.items():
         together.setdefault(name.rpartition("[")[0] if name.endswith("]") else name, []).append(sparsity)
