@@ -1,11 +1,13 @@
 """The output layer of a language model as data, so that its logits can be computed a few tokens at a time."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunegpt.distill.states import States
 from prunegpt.errors import DistillationError
 
 
@@ -34,6 +36,14 @@ class Head:
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap is not None else logits
 
 
+_FACTORS = ("logit_scale", "lm_head_multiplier")  # fields of configs: of Cohere, of Falcon-H1
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma 2, RecurrentGemma, xLSTM
+_EXACT, _ROUNDED = (
+    1e-3,
+    0.05,
+)  # relative errors of the logits: of float32, and of types of few digits (they come to 0.01)
+
+
 def head_of(model: PreTrainedModel) -> Head:
     """The output layer of a causal language model, sharing its parameters.
 
@@ -47,23 +57,26 @@ def head_of(model: PreTrainedModel) -> Head:
             f"{type(layer).__name__ if layer is not None else 'none'}. Load it with AutoModelForCausalLM."
         )
     config = model.config
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+    factors = [getattr(config, name, None) or 1.0 for name in _FACTORS]
+    scale = math.prod(factors) / (getattr(config, "logits_scaling", None) or 1.0)
+    caps = [getattr(config, name, None) for name in _CAPS]
+    return Head(layer.weight, layer.bias, scale, next(filter(None, caps), None))
 
 
-def check_head(head: Head, hidden: Tensor, logits: Tensor, model: PreTrainedModel) -> None:
-    """Makes sure that a model's logits [batch, vocab] are what its head makes of the hidden states [batch, width].
+def check_head(head: Head, states: States, model: PreTrainedModel) -> None:
+    """Makes sure that a model's logits are what its head makes of its last hidden states.
 
     Logits that are not finite pass: they are the affair of the divergence guard.
 
     Raises:
         DistillationError: they are not: the model does something to its logits that a Head does not hold.
     """
+    theirs = states.logits  # [batch, vocab]
     with torch.no_grad():
-        ours = head.logits(hidden.to(logits.dtype)).float()  # [batch, vocab]
-        theirs = logits.float()  # [batch, vocab]
-        error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
-    if error.isfinite() and error > 0.05:  # bfloat16 comes to 0.01
+        ours = head.logits(states.last[:, -1].to(theirs.dtype)).float()  # [batch, vocab]
+        error = (ours - theirs.float()).abs().max() / theirs.float().abs().max().clamp(min=1e-6)
+    rounded = theirs.dtype != torch.float32 or states.autocast is not None
+    if error.isfinite() and error > (_ROUNDED if rounded else _EXACT):
         raise DistillationError(
             f"logits must be the output layer applied to the decoder's last hidden states, but in "
             f"{type(model).__name__} they differ by {100 * float(error):.3g}%. It transforms its logits in a way that "

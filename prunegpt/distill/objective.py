@@ -116,7 +116,7 @@ class DistillationObjective:
         ours = run(model, given, **wanted)
         head = head_of(student)
         if self._known is None:
-            check_head(head, ours.last[:, -1], ours.logits, student)
+            check_head(head, ours, student)
             self._known = student
         labels = shift_labels(inputs["labels"])  # [batch · length]
         device = ours.last.device.type

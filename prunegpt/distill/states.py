@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunegpt.errors import DistillationError
+from prunegpt.lm.views import text_decoder
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def run(model: nn.Module, inputs: Mapping[str, Any], *, hidden: bool = False, at
         kind = output.last_hidden_state.device.type
         found.append((output, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None))
 
-    handle = inner.get_decoder().register_forward_hook(look)
+    handle = text_decoder(inner).register_forward_hook(look)
     try:
         outputs = (inner if isinstance(model, nn.DataParallel) else model)(**inputs, **options)
     finally:

@@ -89,7 +89,7 @@ class Teacher:
         with torch.no_grad():
             states = run(self.model, inputs, hidden=hidden, attentions=attentions)
         if not self._checked:
-            check_head(self.head, states.last[:, -1], states.logits, self.model)
+            check_head(self.head, states, self.model)
             self._checked = True
         return states
 

@@ -103,6 +103,27 @@ def _text_decoder(model: nn.Module) -> tuple[nn.Module, str]:
     return (model, "") if name is None else (decoder, name)
 
 
+def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a causal language model that gives the last hidden states, without the output layer.
+
+    What transformers calls the decoder; where that is no model, or has the output layer too, the model that holds the
+    decoder layers.
+
+    Raises:
+        ModelError: the model has no list of decoder layers.
+    """
+    decoder = model.get_decoder()
+    if isinstance(decoder, PreTrainedModel) and decoder.get_output_embeddings() is None:
+        return decoder
+    place, _ = decoder_blocks(model)
+    while place:
+        place = place.rpartition(".")[0]
+        part = model.get_submodule(place)
+        if isinstance(part, PreTrainedModel):
+            return part
+    return model
+
+
 def block_matrices(model: nn.Module) -> dict[str, WeightView]:
     """What is pruned by default: the weights inside the decoder layers, by parameter name, in module order.
 
