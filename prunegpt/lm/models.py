@@ -96,6 +96,8 @@ def load_model(
     if "gguf_file" in options:
         _forget_quantization(model)
     _check_finite(source, model)
+    if getattr(model.config, "rescale_every", 0):
+        model.config.rescale_every = 0  # RWKV halves weights in place for float16, and would be saved with them halved
     model = _owned(model.to(place)).eval()
     _check_causal(source, model)
     return model

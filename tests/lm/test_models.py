@@ -26,6 +26,7 @@ from transformers import (
 from prunegpt.errors import ModelError
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
 from prunegpt.lm.models import load_model, load_tokenizer, save_model
+from tests.support.families import tiny
 
 CPU = {"device": "cpu", "dtype": "float32"}
 TOKENS = torch.arange(1, 20)[None]
@@ -139,6 +140,23 @@ def test_truncated_safetensors_names_the_file(folder: Path) -> None:
         ModelError, match=r"whole safetensors files, but .*model\.safetensors cannot be read: .*download it again"
     ):
         load_model(folder, **CPU)
+
+
+def test_a_model_that_rescales_its_weights_is_saved_as_it_was(tmp_path: Path) -> None:
+    """RWKV does while it is evaluated: what was saved then was another model."""
+    made = tiny("rwkv", rescale_every=1)
+    made.save_pretrained(tmp_path / "first")
+    tokens = torch.arange(2, 14)[None]
+    with torch.no_grad():
+        expected = made.train()(input_ids=tokens).logits  # it has no dropout, and does not rescale then
+    stored = load_file(tmp_path / "first" / "model.safetensors")
+    for source in ("first", "second"):
+        model = load_model(tmp_path / source, **CPU)
+        with torch.no_grad():
+            torch.testing.assert_close(model(input_ids=tokens).logits, expected)
+        model.save_pretrained(tmp_path / "second")
+        again = load_file(tmp_path / "second" / "model.safetensors")
+        assert all(torch.equal(stored[name], again[name]) for name in again)
 
 
 def test_an_adapter_is_refused(folder: Path) -> None:
