@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def status(app: Starlette, method: str, path: str) -> int | None:
         "client": ("127.0.0.1", 1),
         "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
     }
-    asyncio.run(app(scope, receive, send))
+    with ThreadPoolExecutor(1) as apart:  # a browser of other tests keeps an event loop in this thread
+        apart.submit(lambda: asyncio.run(app(scope, receive, send))).result()
     return next((message["status"] for message in sent if message["type"] == "http.response.start"), None)
 
 
