@@ -12,10 +12,12 @@ import torch
 
 from prunegpt.errors import LaunchError
 from prunegpt.launch.distributed import environment, run_together
+from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
 from prunegpt.pruning.masks import load_masks, masks_hash
 from prunegpt.records import AttemptRecord, read_points
 from prunegpt.root import Root
+from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 from prunegpt.trial import run_trial
 from tests.support.running import write_attempt
@@ -90,7 +92,7 @@ def prepare(tmp_path: Path, model_folder: Path, text_files: dict[str, str]) -> P
 def result_of(folder: Path, record: AttemptRecord) -> tuple[dict[str, torch.Tensor], Path]:
     root = Root(folder.parents[3])
     key = record.stages[-1].key
-    state = cache.load(root, key, device=torch.device("cpu"))
+    state = cache.load(root, key, ModelSpec(source="unused"), Inputs(None), device=torch.device("cpu"))
     return dict(state.model.named_parameters()), root.stage(key) / "masks.safetensors"
 
 
