@@ -18,7 +18,7 @@ from prunegpt.records import TrialResult
 from prunegpt.report.measure import WindowsOf
 from prunegpt.report.statistics import Windows
 from prunegpt.root import publishing, read_json, write_json
-from prunegpt.spec.part import Part
+from prunegpt.spec.part import Part, in_short
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.schema import TableSpec
 
@@ -124,6 +124,6 @@ def _result(written: Mapping[str, Any], folder: Path) -> TrialResult:
     except ValueError as error:
         named = f"{plan.get('sweep')}/{plan.get('name')}" if isinstance(plan, dict) else "a trial"
         raise ReportError(
-            f"the plan of {named} in {folder} cannot be read by this version: {error}. "
+            f"the plan of {named} in {folder} cannot be read by this version: {in_short(error)}. "
             f"Write the archive again with `prunegpt table NAME --archive {folder}`, where its sweep was run."
         ) from error
