@@ -19,9 +19,7 @@ from prunegpt.spec.names import Matrix, select_names
 
 _OTHER_SENSES = re.compile("vision|visual|image|audio|speech")  # in the names of towers that do not read text
 _EXPERTS = "Experts"  # ends the names of the classes that hold experts in one parameter
-_TRANSPOSED_EXPERTS = frozenset(
-    {"AriaExperts", "Llama4TextExperts"}
-)  # [experts, in, out], without the attribute is_transposed
+_TRANSPOSED_EXPERTS = frozenset({"AriaExperts", "Llama4TextExperts"})  # [experts, in, out], with no is_transposed
 _EXPERT_COUNTS = (
     "num_experts",
     "num_local_experts",
@@ -75,8 +73,10 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises:
         ModelError: there is no such list.
     """
-    decoder, prefix = _text_decoder(model)
-    found = _layer_lists(decoder, prefix) or _layer_lists(model, "")
+    lists = _layer_lists(model)
+    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model  # not the towers beside it
+    parts = set(decoder.modules())
+    found = {name: part for name, part in lists.items() if part in parts} or lists
     if not found:
         raise ModelError(
             f"a decoder must keep its blocks in an nn.ModuleList, but {type(model).__name__} has none with matrices "
@@ -86,21 +86,14 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found.items(), key=lambda item: (not _OTHER_SENSES.search(item[0]), len(item[1]) == depth, len(item[1])))
 
 
-def _layer_lists(module: nn.Module, prefix: str) -> dict[str, nn.ModuleList]:
+def _layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     """The outermost lists of layers with matrices in them, by name."""
     found: dict[str, nn.ModuleList] = {}
-    for name, part in module.named_modules(prefix=prefix):
+    for name, part in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if isinstance(part, nn.ModuleList) and not inside and any(_matrices(part)):
             found[name] = part
     return found
-
-
-def _text_decoder(model: nn.Module) -> tuple[nn.Module, str]:
-    """The part of a model that reads text, and its name: a model may have towers for images and sounds beside it."""
-    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
-    name = next((name for name, module in model.named_modules() if module is decoder), None)
-    return (model, "") if name is None else (decoder, name)
 
 
 def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
@@ -153,8 +146,8 @@ def select(
         ModelError: the model has no list of decoder layers.
         PruningError: a pattern or an index matches nothing (the nearest names are given), or nothing is left.
     """
-    views, _ = _all_views(model)
-    chosen, problems = select_names(matrices(model), targets=targets, layers=layers, exclude=exclude)
+    views, aliases = _all_views(model)
+    chosen, problems = select_names(_listed(views, aliases), targets=targets, layers=layers, exclude=exclude)
     if problems:
         raise PruningError(" ".join(problems))
     return {name: views[name] for name in chosen}
@@ -167,8 +160,9 @@ def coverage(model: nn.Module, views: Mapping[str, WeightView]) -> tuple[float, 
         The share, 0 to 1, of the decoder's weights outside its embeddings and its head (vectors, such as biases and
         norms, do not count) in the views; and the parameters outside them, name -> weights, largest first.
     """
-    decoder, _ = _text_decoder(model)
-    heads = [model.get_output_embeddings()] if isinstance(model, PreTrainedModel) else []
+    decoder, heads = model, []
+    if isinstance(model, PreTrainedModel):
+        decoder, heads = text_decoder(model), [model.get_output_embeddings()]
     vocabularies = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
     left_out = {
         parameter.data_ptr() for module in (*vocabularies, *filter(None, heads)) for parameter in module.parameters()
@@ -192,13 +186,16 @@ def matrices(model: nn.Module) -> list[Matrix]:
     Raises:
         ModelError: the model has no list of decoder layers.
     """
-    views, aliases = _all_views(model)
-    return [_named(view, aliases[name]) for name, view in views.items()]
+    return _listed(*_all_views(model))
 
 
 def named(views: Mapping[str, WeightView]) -> list[Matrix]:
     """The same of some weight matrices."""
-    return [_named(view, {name}) for name, view in views.items()]
+    return _listed(views, {name: {name} for name in views})
+
+
+def _listed(views: Mapping[str, WeightView], aliases: Mapping[str, set[str]]) -> list[Matrix]:
+    return [_named(view, aliases[name]) for name, view in views.items()]
 
 
 def _named(view: WeightView, names: set[str]) -> Matrix:
@@ -237,7 +234,9 @@ def _all_views(model: nn.Module) -> tuple[dict[str, WeightView], dict[str, set[s
             transposed = getattr(module, "is_transposed", type(module).__name__ in _TRANSPOSED_EXPERTS)
             for index in range(parameter.shape[0]):
                 own = f"{module_name}.{name}[{index}]"
-                views[own] = WeightView(own, parameter, module, transposed, block, index)
+                views[own] = WeightView(
+                    own, parameter, module, transposed, block, index, shared=inside and users[id(parameter)] > 1
+                )
                 aliases[own] = {own}
         weight = getattr(module, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
@@ -262,7 +261,7 @@ def _all_views(model: nn.Module) -> tuple[dict[str, WeightView], dict[str, set[s
 
 def _expert_counts(model: nn.Module) -> frozenset[int]:
     """How many experts a layer may have, as the config of the model and of its parts says."""
-    configs = [getattr(module, "config", None) for module in (model, *model.modules())]
+    configs = [getattr(module, "config", None) for module in model.modules()]
     found = {getattr(config, name, None) for config in configs for name in _EXPERT_COUNTS}
     return frozenset(count for count in found if isinstance(count, int))
 

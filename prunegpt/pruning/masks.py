@@ -173,25 +173,20 @@ def measure_sparsity(views: Mapping[str, WeightView], parameters: Mapping[str, T
     """
     counts: dict[str, tuple[int, int]] = {}  # name -> zeros, weights
     blocks: dict[int, tuple[int, int]] = {}
+    inside: dict[int, tuple[int, int]] = {}  # storage of a parameter -> the same, of the views of it
     for name, view in one_per_storage(views).items():
         counts[name] = zeros, weights = _zeros(view.matrix), view.matrix.numel()
+        before = inside.get(view.parameter.data_ptr(), (0, 0))
+        inside[view.parameter.data_ptr()] = before[0] + zeros, before[1] + weights
         if view.block is not None:
             before = blocks.get(view.block, (0, 0))
             blocks[view.block] = before[0] + zeros, before[1] + weights
-    all_tensors = {tensor.data_ptr(): tensor.detach() for tensor in parameters.values()}
-    seen = {view.parameter.data_ptr(): 0 for view in views.values()}  # weights of a parameter that views are of
-    for name in counts:
-        seen[views[name].parameter.data_ptr()] += counts[name][1]
-    others = [tensor for pointer, tensor in all_tensors.items() if pointer not in seen]
     zeros, weights = (sum(column) for column in zip((0, 0), *counts.values(), strict=True))
-    model_zeros = zeros + sum(_zeros(tensor) for tensor in others)
-    model_weights = weights + sum(tensor.numel() for tensor in others)
-    for pointer, counted in seen.items():
-        tensor = all_tensors.get(pointer)
-        if tensor is not None and counted < tensor.numel():  # some experts of a parameter
-            partly = [count for name, count in counts.items() if views[name].parameter.data_ptr() == pointer]
-            model_zeros += _zeros(tensor) - sum(zeros for zeros, _ in partly)
-            model_weights += tensor.numel() - counted
+    model_zeros = model_weights = 0
+    for pointer, tensor in {tensor.data_ptr(): tensor.detach() for tensor in parameters.values()}.items():
+        counted = inside.get(pointer, (0, 0))  # less than all where some experts of it are pruned
+        model_zeros += counted[0] if counted[1] == tensor.numel() else _zeros(tensor)
+        model_weights += tensor.numel()
     return Sparsity(
         pruned=zeros / max(weights, 1),
         model=model_zeros / max(model_weights, 1),

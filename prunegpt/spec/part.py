@@ -50,7 +50,7 @@ class Part(BaseModel):
             return found
 
 
-def in_short(error: ValueError) -> str:
+def in_short(error: Exception) -> str:
     """What is wrong with JSON that is no such part, in a line: of a pydantic error the first problem and a count."""
     if not isinstance(error, ValidationError):
         return str(error)

@@ -7,6 +7,7 @@ from pathlib import Path
 from prunegpt.launch.slurm_left import end_left
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root, read_json, write_json
+from prunegpt.spec.part import in_short
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import AttemptRow, Store
 from prunegpt.sweep.attempt import Attempt, published_record
@@ -86,7 +87,7 @@ def _close(root: Root, store: Store, row: AttemptRow) -> None:
     try:
         record, log = _ended(root, store, row)
     except (OSError, ValueError, ArithmeticError) as error:
-        record, log = _lost(row, f"what it left cannot be read: {error}"), ""
+        record, log = _lost(row, f"what it left cannot be read: {in_short(error)}"), ""
     state = left_open(record, planned(root.path / row.folder))
     store.finish_attempt(record, state=state, log="" if record.state == "finished" else log)
 

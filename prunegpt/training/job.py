@@ -16,7 +16,7 @@ from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import masks_hash
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.root import write_text
-from prunegpt.spec.part import Part
+from prunegpt.spec.part import Part, in_short
 
 JOB = "job.json"
 
@@ -65,8 +65,8 @@ class TrainingJob(Part):
             job = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, OSError, UnicodeDecodeError) as error:
             raise PruneGPTError(
-                f"{JOB} must say what a stage is training, but {path} cannot be read: {error}. Remove the folder "
-                f"{work}: the stage starts from scratch."
+                f"{JOB} must say what a stage is training, but {path} cannot be read: {in_short(error)}. "
+                f"Remove the folder {work}: the stage starts from scratch."
             ) from error
         if (job.key, job.held) != (key, masks_hash(held)):
             raise PruneGPTError(

@@ -182,10 +182,7 @@ def _verified(inner: nn.Module, blocks: nn.ModuleList, window: Tensor) -> list[A
             handle.remove()
     what = type(inner).__name__
     if any(len(own) != 1 for own in outputs):
-        raise WalkError(
-            f"a forward pass must call each decoder layer once, but {what} makes {sum(map(len, outputs))} calls of "
-            f"{len(blocks)} layers. {_WALK_HINT}"
-        )
+        raise _called(inner, sum(map(len, outputs)), blocks)
     found = [own[0] for own in outputs]
     try:
         seen = _seen(inner, blocks, found, window)
@@ -214,11 +211,15 @@ def _seen(inner: nn.Module, blocks: nn.ModuleList, outputs: list[Any], tokens: T
     with _identity_blocks(blocks, outputs, seen):
         inner(input_ids=tokens, use_cache=False)
     if len(seen) != len(blocks):
-        raise WalkError(
-            f"a forward pass must call each decoder layer once, but {type(inner).__name__} makes {len(seen)} calls of "
-            f"{len(blocks)} layers. {_WALK_HINT}"
-        )
+        raise _called(inner, len(seen), blocks)
     return seen
+
+
+def _called(inner: nn.Module, calls: int, blocks: nn.ModuleList) -> WalkError:
+    return WalkError(
+        f"a forward pass must call each decoder layer once, but {type(inner).__name__} makes {calls} calls of "
+        f"{len(blocks)} layers. {_WALK_HINT}"
+    )
 
 
 def _like(output: Any, states: Tensor) -> Any:
