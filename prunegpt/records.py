@@ -176,6 +176,9 @@ class Point(Record):
     tokens: Whole = 0  # trained on so far in this stage
 
 
+Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value, tokens: a point of this stage, now
+
+
 class PointWriter:
     """Appends points to points.jsonl, a line each; a reader may follow the file."""
 

@@ -130,3 +130,18 @@ def test_names_of_classes_say_what_they_are() -> None:
         if isinstance(node, ast.ClassDef) and node.name.strip("_") in riddles
     ]
     assert not found
+
+
+def test_a_name_of_a_class_is_that_of_one_thing() -> None:
+    """Over classes and type aliases of the package that are public in their module."""
+    places: dict[str, list[str]] = {}
+    for path in _files():
+        if path.suffix != ".py" or not path.is_relative_to(ROOT / "prunegpt"):
+            continue
+        for node in ast.parse(path.read_text("utf-8")).body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else None
+            name = node.name if isinstance(node, ast.ClassDef) else target.id if isinstance(target, ast.Name) else ""
+            if re.match("[A-Z][a-z]", name):
+                places.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert len(places) > 300
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -20,7 +20,7 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec, ModelSpec, PruneSpec
 from prunegpt.stages import cache
-from prunegpt.stages.base import State
+from prunegpt.stages.base import ModelState
 from prunegpt.stages.measure import Ruler
 
 T = TypeVar("T", bound=BaseModel)
@@ -72,7 +72,7 @@ def located(data: DataSpec, split: str) -> DataSpec:
     )
 
 
-def open_model(source: str, root: Root, device: str, *, trust_remote_code: bool = False) -> State:
+def open_model(source: str, root: Root, device: str, *, trust_remote_code: bool = False) -> ModelState:
     """A model by hub id, folder, file, built-in name, or SWEEP/TRIAL of the root; with its masks where it has some.
 
     Raises:
@@ -105,7 +105,7 @@ def _stored(source: str, root: Root) -> tuple[TrialPlan | None, str]:
         return (found.plan, found.stages[-1].key) if found.stages else (None, "")
 
 
-def _builtin(source: str, root: Root, device: Any) -> State:
+def _builtin(source: str, root: Root, device: Any) -> ModelState:
     """The built-in model, trained first where it is not published yet."""
     from prunegpt.cli.options import say
     from prunegpt.stages.graph import Chain

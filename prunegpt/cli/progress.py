@@ -78,7 +78,7 @@ class _ProgressTable:
                 self.running[event.trial] = self.bars.add_task(f"  {event.trial}", total=None, note="")
             case events.StagePublished():
                 self.line(f"  {event.trial}: {event.kind} published after {event.seconds:.0f} s")
-            case events.Progress():
+            case events.AttemptProgress():
                 self._progress(event)
             case events.TrialFinished():
                 result = _result(event.perplexity, event.sparsity)
@@ -103,7 +103,7 @@ class _ProgressTable:
                 )
                 self.line(how)
 
-    def _progress(self, event: events.Progress) -> None:
+    def _progress(self, event: events.AttemptProgress) -> None:
         task = self.running.get(event.trial)
         if task is None:
             return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Weights & Biases: create sweeps, run agents, upload and import runs.", no_args_is_help=True)
 
-OnlyOption = Annotated[
+OnlyOrSearchOption = Annotated[
     str | None, typer.Option("--only", metavar="GLOB", help="Only trials, or the search, whose name matches.")
 ]
 EntityOption = Annotated[str | None, typer.Option("--entity", help="W&B team or user (default: the client's).")]
@@ -28,7 +28,7 @@ def create(
     spec: Annotated[Path, typer.Argument(help="A spec, or a W&B sweep config (YAML).", show_default=False)],
     root: Root = ROOT,
     overrides: SetOption = None,
-    only: OnlyOption = None,
+    only: OnlyOrSearchOption = None,
     project: Annotated[str | None, typer.Option(help="W&B project (default: the spec's tracking.project).")] = None,
     entity: EntityOption = None,
     interpreter: Annotated[

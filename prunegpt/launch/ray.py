@@ -33,7 +33,7 @@ _STORE = 80_000_000  # bytes for objects in a cluster of our own: nearly nothing
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Attempt:
+class AttemptActor:
     """The actor: one process of one attempt, on the node where its resources are."""
 
     def __init__(self, folder: str, command: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ class RayLauncher:
         if options.mem:
             given["memory"] = int(options.mem * _GIGABYTE)
         try:
-            made = self._ray.remote(Attempt).options(
+            made = self._ray.remote(AttemptActor).options(
                 max_concurrency=_CALLS, max_restarts=0, max_task_retries=0, **given
             )
             actor = made.remote(str(folder.absolute()), self._command)

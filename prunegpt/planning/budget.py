@@ -93,16 +93,16 @@ def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:
     return (passes * an_epoch + min(rest * a_step, an_epoch)) * stage.data.block_size
 
 
-def micro_batch(train: Mapping[str, Any], divide: int, processes: int = 1) -> tuple[int, int]:
+def micro_batch(train: Mapping[str, Any], divisor: int, processes: int = 1) -> tuple[int, int]:
     """Sequences a device takes at a time, and micro-batches an optimizer step, when micro-batches shall be smaller.
 
-    Their product, and with it what a step sees, is that of `divide` 1. Where `divide` does not divide the micro-batch,
+    Their product, and with it what a step sees, is that of `divisor` 1. Where it does not divide the micro-batch,
     the next number that does is taken; at most it becomes 1. A last batch that is dropped would be another one with
     smaller micro-batches, so that with `dataloader_drop_last` they stay as they are.
 
     Args:
         train: the training arguments.
-        divide: how much smaller.
+        divisor: how much smaller.
         processes: that share the sequences of a step. Each has fewer micro-batches then, and smaller ones only where
             there are too few.
 
@@ -111,7 +111,7 @@ def micro_batch(train: Mapping[str, Any], divide: int, processes: int = 1) -> tu
     """
     batch, accumulation = _batch(train), _accumulation(train)
     if not train.get("dataloader_drop_last"):
-        part = next(number for number in range(min(divide, batch), batch + 1) if batch % number == 0)
+        part = next(number for number in range(min(divisor, batch), batch + 1) if batch % number == 0)
         batch, accumulation = batch // part, accumulation * part
     if processes == 1:
         return batch, accumulation
@@ -126,9 +126,9 @@ def micro_batch(train: Mapping[str, Any], divide: int, processes: int = 1) -> tu
     return own, share // own
 
 
-def divided_note(train: Mapping[str, Any], divide: int) -> tuple[str, ...]:
+def divided_note(train: Mapping[str, Any], divisor: int) -> tuple[str, ...]:
     """What a stage says of smaller micro-batches; nothing where they are those of its config."""
-    before, after = micro_batch(train, 1), micro_batch(train, divide)
+    before, after = micro_batch(train, 1), micro_batch(train, divisor)
     if before == after:
         return ()
     return (

@@ -15,7 +15,8 @@ from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.names import Matrix, block_index
-from prunegpt.spec.pruning import Message, prune_problems, reads_text
+from prunegpt.spec.part import Message
+from prunegpt.spec.pruning import prune_problems, reads_text
 from prunegpt.spec.schema import PruneSpec, StageConfig, TableSpec, TrialSpec
 from prunegpt.spec.training_arguments import training_problems
 

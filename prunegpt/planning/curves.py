@@ -6,12 +6,12 @@ from typing import TypeVar
 from prunegpt.errors import PruneGPTError
 from prunegpt.spec.schema import PruneSpec, StageConfig
 
-Curve = tuple[tuple[float, float], ...]  # (sparsity, loss increase in nats per token), ascending
-Pruning = TypeVar("Pruning", bound=PruneSpec)
-CurvesOf = Callable[[str], Mapping[str, Curve]]  # sweep -> layer index as text -> its curve
+SensitivityCurve = tuple[tuple[float, float], ...]  # (sparsity, loss increase in nats per token), ascending
+_Pruning = TypeVar("_Pruning", bound=PruneSpec)
+SensitivityCurvesOf = Callable[[str], Mapping[str, SensitivityCurve]]  # sweep -> layer index as text -> its curve
 
 
-def with_curves(config: StageConfig, curves_of: CurvesOf | None) -> StageConfig:
+def with_curves(config: StageConfig, curves_of: SensitivityCurvesOf | None) -> StageConfig:
     """The stage with the curves of the sweep that `options.sweep` names, where its allocation asks for them.
 
     Raises:
@@ -22,7 +22,7 @@ def with_curves(config: StageConfig, curves_of: CurvesOf | None) -> StageConfig:
     return config.model_copy(update={"prune": _measured(config.prune, curves_of)}) if config.prune else config
 
 
-def _measured(prune: Pruning, curves_of: CurvesOf | None) -> Pruning:
+def _measured(prune: _Pruning, curves_of: SensitivityCurvesOf | None) -> _Pruning:
     if prune.allocation != "sensitivity" or prune.curves:
         return prune
     sweep = prune.options.get("sweep")

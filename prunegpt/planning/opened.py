@@ -14,7 +14,7 @@ from prunegpt.spec.expand import Configuration, SearchTemplate, expand, with_var
 from prunegpt.spec.problems import messages_of, problems_of
 from prunegpt.spec.read import Document
 from prunegpt.spec.schema import Settings, Spec
-from prunegpt.spec.wandb import Place
+from prunegpt.spec.wandb import FieldPath
 
 _ROUNDS = 20  # of leaving out what is malformed: that may show more of it
 _NAMING = ("name", "vary", "search")  # what decides which configurations a trial has
@@ -42,7 +42,7 @@ class OpenedSpec:
         self.configurations: list[Configuration] = []
         self.searches: list[SearchTemplate] = []
         self._wrong: set[int] = set()  # trials with something malformed
-        self._left_out: list[tuple[int | None, Place]] = []  # of a trial, or of base: what cannot be judged
+        self._left_out: list[tuple[int | None, FieldPath]] = []  # of a trial, or of base: what cannot be judged
         skip: set[int] = set()
         rest = copy.deepcopy(document.data)
         for _ in range(_ROUNDS):
@@ -84,7 +84,7 @@ class OpenedSpec:
         """How many places there are in the order of trials."""
         return len(self.configurations) + len(self.searches)
 
-    def _leave_out(self, rest: dict[str, Any], place: Place, held: Place, skip: set[int]) -> None:
+    def _leave_out(self, rest: dict[str, Any], place: FieldPath, held: FieldPath, skip: set[int]) -> None:
         """Takes what is malformed out of a spec, so that the rest of it is checked.
 
         Args:
@@ -168,9 +168,9 @@ class OpenedSpec:
         return self.document.problem(written_at(self.document, item.index, item.swept, steps), message)
 
 
-def _held(data: Any, place: Place) -> Place:
+def _held(data: Any, place: FieldPath) -> FieldPath:
     """The deepest part of a place that is the key of a mapping there."""
-    held: Place = ()
+    held: FieldPath = ()
     for depth, step in enumerate(place, 1):
         if isinstance(data, dict) and step in data:
             held = place[:depth]

@@ -10,7 +10,7 @@ from typing import Any
 from prunegpt.builtin import PREFIX
 from prunegpt.errors import Problem, PruneGPTError, SpecError
 from prunegpt.planning import checks
-from prunegpt.planning.curves import CurvesOf, with_curves
+from prunegpt.planning.curves import SensitivityCurvesOf, with_curves
 from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.inputs import planned_inputs
@@ -19,7 +19,7 @@ from prunegpt.planning.precision import resolved
 from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.samplers import early_stop_of
 from prunegpt.planning.searches import plan_search, resolve_suggestion
-from prunegpt.planning.stages import Place, next_stage, source_stage
+from prunegpt.planning.stages import StagePlace, next_stage, source_stage
 from prunegpt.planning.teachers import ResolvedTrial, borrowed, teacher_label, teacher_of
 from prunegpt.planning.texts import Texts, with_block_size
 from prunegpt.root import Root
@@ -39,7 +39,7 @@ def plan_file(
     *,
     root: Root | None = None,
     strict: bool = False,
-    curves: CurvesOf | None = None,
+    curves: SensitivityCurvesOf | None = None,
 ) -> SweepPlan:
     """The plan of a spec file; see :class:`Planner`.
 
@@ -57,7 +57,7 @@ def plan_data(
     path: Path | None = None,
     root: Root | None = None,
     strict: bool = False,
-    curves: CurvesOf | None = None,
+    curves: SensitivityCurvesOf | None = None,
 ) -> SweepPlan:
     """As plan_file, from plain data. `source`: what messages call it."""
     return Planner(data, overrides, root, curves, strict=strict, path=path, called=source).plan
@@ -100,7 +100,7 @@ class Planner:
         source: Path | Mapping[str, Any],
         overrides: Sequence[str] = (),
         root: Root | None = None,
-        curves: CurvesOf | None = None,
+        curves: SensitivityCurvesOf | None = None,
         *,
         strict: bool = False,
         path: Path | None = None,
@@ -277,7 +277,7 @@ class Planner:
         data, evaluate, evaluation_key = text
         stages = [source_stage(facts, spec.precision)]
         for index, stage in enumerate(spec.stages):
-            place = Place(stages[-1], item.seed, spec.precision, spec.train, data, evaluation_key, self.texts)
+            place = StagePlace(stages[-1], item.seed, spec.precision, spec.train, data, evaluation_key, self.texts)
             teacher = teachers.get(index)
             try:
                 stages.append(next_stage(stage.config, place, teacher.trial.key if teacher else None))

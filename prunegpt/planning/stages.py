@@ -22,7 +22,7 @@ _NOT_IN_KEY = {"train", "data", "prune", "recipe", "recipe_args", "teacher", "ke
 
 
 @dataclass(frozen=True)
-class Place:
+class StagePlace:
     """What a stage takes from the chain and its trial."""
 
     before: StagePlan
@@ -48,7 +48,7 @@ def source_stage(facts: ModelFacts, precision: str) -> StagePlan:
     return StagePlan(key=key, kind="pretrain", model=model, data=DataSpec(path="builtin:text"))
 
 
-def next_stage(config: StageConfig, place: Place, teacher: str | None = None) -> StagePlan:
+def next_stage(config: StageConfig, place: StagePlace, teacher: str | None = None) -> StagePlan:
     """The stage that a config means at its place in a chain.
 
     Args:
@@ -62,7 +62,7 @@ def next_stage(config: StageConfig, place: Place, teacher: str | None = None) ->
     return _train(config, place, teacher)
 
 
-def _prune(config: PruneSpec, place: Place) -> StagePlan:
+def _prune(config: PruneSpec, place: StagePlace) -> StagePlan:
     filled, text = _filled(config, place.data, place.texts)
     payload = {**_common("prune", place), "prune": text}
     if method_entry(config.method).draws:
@@ -78,7 +78,7 @@ def _prune(config: PruneSpec, place: Place) -> StagePlan:
     )
 
 
-def _train(config: FinetuneSpec, place: Place, teacher: str | None) -> StagePlan:
+def _train(config: FinetuneSpec, place: StagePlace, teacher: str | None) -> StagePlan:
     kind = "distill" if isinstance(config, DistillSpec) else "finetune"
     data = place.texts.of_stage(config.data, place.data)
     train = {**place.train, **config.train}
@@ -113,7 +113,7 @@ def _train(config: FinetuneSpec, place: Place, teacher: str | None) -> StagePlan
     )
 
 
-def _common(kind: str, place: Place) -> dict[str, Any]:
+def _common(kind: str, place: StagePlace) -> dict[str, Any]:
     return {
         "kind": kind,
         "format": FORMAT,

@@ -38,7 +38,7 @@ class MaskFile:
 
 
 @dataclass(frozen=True)
-class Sparsity:
+class CountedSparsity:
     """Zeros counted from the weights."""
 
     pruned: float  # share of zeros in the tensors that are pruned
@@ -163,7 +163,7 @@ def one_per_storage(views: Mapping[str, WeightView]) -> dict[str, WeightView]:
     return unique
 
 
-def measure_sparsity(views: Mapping[str, WeightView], parameters: Mapping[str, Tensor]) -> Sparsity:
+def measure_sparsity(views: Mapping[str, WeightView], parameters: Mapping[str, Tensor]) -> CountedSparsity:
     """Counts the zeros of a model.
 
     Args:
@@ -187,7 +187,7 @@ def measure_sparsity(views: Mapping[str, WeightView], parameters: Mapping[str, T
         counted = inside.get(pointer, (0, 0))  # less than all where some experts of it are pruned
         model_zeros += counted[0] if counted[1] == tensor.numel() else _zeros(tensor)
         model_weights += tensor.numel()
-    return Sparsity(
+    return CountedSparsity(
         pruned=zeros / max(weights, 1),
         model=model_zeros / max(model_weights, 1),
         zeros=zeros,

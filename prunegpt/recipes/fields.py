@@ -15,7 +15,7 @@ Level = Literal["supported", "partly", "unsupported", "ignored"]
 
 
 @dataclass(frozen=True)
-class Note:
+class ModifierNote:
     """How far a modifier is honoured here.
 
     Attributes:
@@ -34,7 +34,7 @@ class Note:
     text: str
 
     @classmethod
-    def on(cls, modifier: Modifier, level: Level, text: str) -> "Note":
+    def on(cls, modifier: Modifier, level: Level, text: str) -> "ModifierNote":
         """A note on a modifier."""
         return cls(modifier.name, modifier.line, modifier.stage, level, text)
 
@@ -71,7 +71,7 @@ class FieldReader:
         self,
         modifier: Modifier,
         problems: list[Problem],
-        notes: list[Note],
+        notes: list[ModifierNote],
         *,
         one_shot: bool = False,
         epochs: float | None = None,
@@ -85,7 +85,7 @@ class FieldReader:
 
     def say(self, level: Level, text: str) -> None:
         """Adds a note."""
-        self._notes.append(Note.on(self.modifier, level, text))
+        self._notes.append(ModifierNote.on(self.modifier, level, text))
 
     def partly(self, text: str) -> None:
         self.say("partly", text)

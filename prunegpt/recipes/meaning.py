@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from prunegpt.errors import Problem, unknown
 from prunegpt.recipes.defects import name_defects, pruning_defects
-from prunegpt.recipes.fields import Defect, FieldReader, Note, as_number
+from prunegpt.recipes.fields import Defect, FieldReader, ModifierNote, as_number
 from prunegpt.recipes.learning_rate import LearningRateCurve, Segment, as_arguments
 from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, PRUNABLE, MatchingError, Tensors, as_in
 from prunegpt.recipes.pruning import Pruning, merge, section_of
 from prunegpt.recipes.pruning_modifiers import PRUNINGS
-from prunegpt.recipes.reader import Dialect, Modifier, Run, Stage, parse_recipe
+from prunegpt.recipes.reader import Dialect, Modifier, RecipeStage, RunMode, parse_recipe
 from prunegpt.recipes.source import RecipeError
 from prunegpt.recipes.training_modifiers import BLENDS, CURVES, Blend
 
@@ -63,7 +63,7 @@ class StageMeaning:
     """
 
     name: str
-    run: Run
+    run: RunMode
     line: int
     epochs: float | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -104,12 +104,12 @@ class RecipeMeaning:
     source: str
     dialect: Dialect
     stages: tuple[StageMeaning, ...]
-    notes: tuple[Note, ...] = ()
+    notes: tuple[ModifierNote, ...] = ()
     defects: tuple[Defect, ...] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def unsupported(self) -> tuple[Note, ...]:
+    def unsupported(self) -> tuple[ModifierNote, ...]:
         """The notes on what is not done here, without which the run would be another experiment."""
         return tuple(note for note in self.notes if note.level == "unsupported")
 
@@ -122,12 +122,12 @@ def meaning_of(data: Any, source: str, dialect: Dialect, version: str | None, te
             f"{' without a model' if tensors is None else ''}."
         )
     problems: list[Problem] = []
-    notes: list[Note] = []
+    notes: list[ModifierNote] = []
     defects: list[Defect] = []
     stages: dict[str, StageMeaning] = {}
     written, variables = parse_recipe(data, source, dialect)
     if dialect == "legacy":  # they share one clock
-        written = [Stage("", written[0].line, "train", [item for stage in written for item in stage.modifiers])]
+        written = [RecipeStage("", written[0].line, "train", [item for stage in written for item in stage.modifiers])]
     for stage in written:
         if stage.name in stages:
             problems.append(Problem(stage.name, "two stages must not have one name. Rename one.", stage.line))
@@ -148,14 +148,14 @@ def meaning_of(data: Any, source: str, dialect: Dialect, version: str | None, te
 class _StageReader:
     """Collects what the modifiers of one stage ask for."""
 
-    def __init__(self, dialect: Dialect, stage: Stage, problems: list[Problem]) -> None:
+    def __init__(self, dialect: Dialect, stage: RecipeStage, problems: list[Problem]) -> None:
         modifiers = stage.modifiers
         self.dialect = dialect
         self.stage = stage
         self.problems = problems
-        self.notes: list[Note] = []
+        self.notes: list[ModifierNote] = []
         self.defects: list[Defect] = []
-        self.run: Run = stage.run or ("oneshot" if any(item.name in _ONCE for item in modifiers) else "train")
+        self.run: RunMode = stage.run or ("oneshot" if any(item.name in _ONCE for item in modifiers) else "train")
         self.epochs = _epochs(modifiers) if dialect == "legacy" else None
         self._segments: list[Segment] = []
         self._prunings: list[Pruning] = []
@@ -278,7 +278,7 @@ class _StageReader:
         if merged is None:
             text = "one section `prune` holds one schedule, and this one differs from the first. Use a stage for each."
             for item in self._prunings[1:]:
-                self.notes.append(Note.on(item.modifier, "unsupported", text))
+                self.notes.append(ModifierNote.on(item.modifier, "unsupported", text))
         if not all(item.supported for item in self._prunings):
             return None  # said where the modifier was read
         return merged

@@ -13,7 +13,7 @@ from prunegpt.recipes.expressions import ExpressionError, computed, resolve_vari
 from prunegpt.recipes.source import Map, RecipeError, line_of, tag_of, tags
 
 Dialect = Literal["legacy", "session", "own"]
-Run = Literal["train", "oneshot"]
+RunMode = Literal["train", "oneshot"]
 
 SECTIONS = ("train", "prune", "distill", "learning_rate")  # of our own dialect
 
@@ -46,12 +46,12 @@ class Modifier:
 
 
 @dataclass(frozen=True)
-class Stage:
+class RecipeStage:
     """A stage as it was written: its name, empty where there is none; its line; whether it trains, if specified."""
 
     name: str
     line: int
-    run: Run | None
+    run: RunMode | None
     modifiers: list[Modifier] = field(default_factory=list)
 
 
@@ -82,7 +82,7 @@ def dialect_of(data: Any, source: str) -> Dialect:
     raise RecipeError([Problem("", message, data.line)], source)
 
 
-def parse_recipe(data: Any, source: str, dialect: Dialect) -> tuple[list[Stage], dict[str, Any]]:
+def parse_recipe(data: Any, source: str, dialect: Dialect) -> tuple[list[RecipeStage], dict[str, Any]]:
     """The stages of a SparseML recipe with their modifiers, at least one, and the recipe's variables.
 
     A variable of a stage has the stage's name and a dot before its own; expressions are computed.
@@ -100,8 +100,8 @@ def parse_recipe(data: Any, source: str, dialect: Dialect) -> tuple[list[Stage],
     reader.recipe(data)
     if reader.problems:
         raise RecipeError(reader.problems, source)
-    run: Run | None = "train" if dialect == "legacy" else None
-    return reader.stages or [Stage("", line_of(data, 1), run)], reader.values
+    run: RunMode | None = "train" if dialect == "legacy" else None
+    return reader.stages or [RecipeStage("", line_of(data, 1), run)], reader.values
 
 
 def _is_group(name: str) -> bool:
@@ -113,7 +113,7 @@ class _Reader:
 
     def __init__(self, dialect: Dialect) -> None:
         self.problems: list[Problem] = []
-        self.stages: list[Stage] = []
+        self.stages: list[RecipeStage] = []
         self.values: dict[str, Any] = {}
         self._legacy = dialect == "legacy"
         self._no_variables, self._compute = _NO_VARIABLES[dialect], _COMPUTE[dialect]
@@ -125,7 +125,7 @@ class _Reader:
                 self.problems.append(Problem("", message, line_of(data, 1)))
                 return
             bare = isinstance(data, list) and tag_of(data) is None
-            self.stages.append(Stage("", line_of(data, 1), "train"))
+            self.stages.append(RecipeStage("", line_of(data, 1), "train"))
             self._group("modifiers", line_of(data, 1), data if bare else [data], {}, "")
             return
         stages = list(self._stages(data))
@@ -194,12 +194,12 @@ class _Reader:
         return own
 
     def _stage(self, name: str, line: int, table: Map, variables: Mapping[str, Any]) -> None:
-        self.stages.append(Stage(name, line, "train" if self._legacy else self._run(name, table)))
+        self.stages.append(RecipeStage(name, line, "train" if self._legacy else self._run(name, table)))
         for group, value in table.items():
             if _is_group(group) and not (self._legacy and any(map(_is_group, value if isinstance(value, Map) else ()))):
                 self._group(group, table.lines[group], value, variables, name)
 
-    def _run(self, name: str, table: Map) -> Run | None:
+    def _run(self, name: str, table: Map) -> RunMode | None:
         value = table.get("run_type")
         if value == "train":
             return "train"

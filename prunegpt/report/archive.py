@@ -16,7 +16,7 @@ import numpy as np
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.measure import WindowsOf
-from prunegpt.report.statistics import Windows
+from prunegpt.report.statistics import WindowLosses
 from prunegpt.root import publishing, read_json, write_json
 from prunegpt.spec.part import Part, in_short
 from prunegpt.spec.plan import TrialPlan
@@ -105,7 +105,7 @@ def _bounded(file: Path) -> Path:
     return file
 
 
-def _losses(file: Path) -> dict[int, Windows]:
+def _losses(file: Path) -> dict[int, WindowLosses]:
     """Trial id -> window losses, float64 [windows, 2]; the unpacked size is checked first."""
     with zipfile.ZipFile(file) as packed:
         size = sum(item.file_size for item in packed.infolist())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prunegpt.report.format import Kind, Value
+from prunegpt.report.format import Value, ValueKind
 from prunegpt.report.statistics import Interval
 
 RowState = Literal[
@@ -34,7 +34,7 @@ class Heading:
     """A column's head."""
 
     text: str
-    kind: Kind
+    kind: ValueKind
 
     @property
     def key(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from prunegpt.errors import UnknownPartError, unknown
 from prunegpt.records import Evaluation, SparsityRecord, TrialResult
 from prunegpt.report.config import MISSING, allocations, paths, resolved, value_at
-from prunegpt.report.format import Kind, Value, plain
+from prunegpt.report.format import Value, ValueKind, plain
 from prunegpt.report.rows import Row
 from prunegpt.spec.columns import COLUMNS as ABOUT
 from prunegpt.spec.columns import CONFIG
@@ -27,23 +27,23 @@ class Column:
 
     header: str
     extract: Callable[[Row], Sequence[Value]]
-    kind: Kind
+    kind: ValueKind
     measured: bool = False
 
 
-def _row(header: str, of: Callable[[Row], Value], kind: Kind = "text") -> Column:
+def _row(header: str, of: Callable[[Row], Value], kind: ValueKind = "text") -> Column:
     return Column(header, lambda row: (of(row),), kind)
 
 
-def _each(header: str, of: Callable[[TrialResult], Value], kind: Kind = "text") -> Column:
+def _each(header: str, of: Callable[[TrialResult], Value], kind: ValueKind = "text") -> Column:
     return Column(header, lambda row: [of(trial) for trial in row.trials], kind)
 
 
-def _measured(header: str, of: Callable[[TrialResult], Value], kind: Kind) -> Column:
+def _measured(header: str, of: Callable[[TrialResult], Value], kind: ValueKind) -> Column:
     return Column(header, lambda row: [of(trial) for trial in row.finished], kind, measured=True)
 
 
-def _evaluated(header: str, of: Callable[[Evaluation], Value], kind: Kind) -> Column:
+def _evaluated(header: str, of: Callable[[Evaluation], Value], kind: ValueKind) -> Column:
     return _measured(header, lambda trial: of(trial.evaluation) if trial.evaluation else None, kind)
 
 

@@ -8,11 +8,11 @@ from prunegpt.records import TrialResult
 from prunegpt.report.cells import Cell, Detail, Footnote, Heading, Table, TableRow
 from prunegpt.report.columns import COLUMNS
 from prunegpt.report.config import differing, resolved
-from prunegpt.report.format import EMPTY, Kind, Value, plain, probability, text_of, together
+from prunegpt.report.format import EMPTY, Value, ValueKind, plain, probability, text_of, together
 from prunegpt.report.measure import WindowsOf, compare_measured, measure
 from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row
-from prunegpt.report.statistics import Comparison
+from prunegpt.report.statistics import PairedComparison
 
 _METRICS = ("perplexity", "word_perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens", "seconds")
 _EVALUATED = ("perplexity", "word_perplexity", "bits_per_byte")
@@ -24,7 +24,7 @@ class Metric:
 
     name: str  # of its column
     header: str
-    kind: Kind
+    kind: ValueKind
     first: float | None
     second: float | None
     difference: float | None  # first less second; None where it would mean nothing
@@ -38,7 +38,7 @@ class TrialComparison:
     second: TrialResult
     settings: Mapping[str, tuple[Value, Value]]  # path where they differ -> both values; None where one has none
     metrics: tuple[Metric, ...]
-    test: Comparison | None
+    test: PairedComparison | None
     reason: str = ""  # why there is no test
 
     @property

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Kind = Literal["text", "loss", "bits", "percent", "count", "seconds", "number"]
+ValueKind = Literal["text", "loss", "bits", "percent", "count", "seconds", "number"]
 Value = float | int | str | bool | None
 
 EMPTY = "–"
@@ -15,7 +15,7 @@ _LARGE = 1e5  # a perplexity from which powers of ten are written
 _NOT_SHOWN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
-def text_of(value: Value, kind: Kind = "number") -> str:
+def text_of(value: Value, kind: ValueKind = "number") -> str:
     """A value in the notation of its kind; never "nan" or "inf"."""
     if value is None:
         return EMPTY
@@ -51,7 +51,7 @@ def percent(value: float) -> str:
     return str(round(said)) if said.is_integer() else text
 
 
-def together(kind: Kind, *values: float) -> list[str]:
+def together(kind: ValueKind, *values: float) -> list[str]:
     """The values of one cell, all in one notation; perplexities with two decimals, and a power of ten where large."""
     if kind != "loss":
         return [text_of(value, kind) for value in values]

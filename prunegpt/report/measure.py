@@ -12,9 +12,9 @@ from prunegpt.report.config import builtin_method
 from prunegpt.report.statistics import (
     FEW,
     LEVEL,
-    Comparison,
     Interval,
-    Windows,
+    PairedComparison,
+    WindowLosses,
     check_windows,
     compare_seeds,
     compare_windows,
@@ -26,7 +26,7 @@ from prunegpt.report.statistics import (
 )
 from prunegpt.root import Root, damage
 
-WindowsOf = Callable[[TrialResult], Windows | None]  # the per-window losses of a trial's last evaluation, or None
+WindowsOf = Callable[[TrialResult], WindowLosses | None]  # the per-window losses of a trial's last evaluation, or None
 
 _UNCHANGING = ("load", "pretrain", "prune")  # kinds of stages that no seed changes, but for methods that draw
 _TOLERANCE = 1e-6  # nats per token, between the record and its windows
@@ -42,7 +42,7 @@ class Measured:
     count: int  # runs
     interval: Interval | None  # of the perplexity
     key: ComparisonKey
-    windows: Mapping[int, Windows]  # by seed; empty where they are not kept
+    windows: Mapping[int, WindowLosses]  # by seed; empty where they are not kept
     fixed: bool  # the same for every seed
     notes: tuple[str, ...] = ()  # what readers must know, a footnote each
 
@@ -53,7 +53,7 @@ class Standing:
 
     best: bool
     tied: bool = False  # not significantly different from the best
-    comparison: Comparison | None = None  # against the best; None for the best itself, or where it could not be tested
+    comparison: PairedComparison | None = None  # against the best; None for the best itself, or where not tested
     p_value: float | None = None  # adjusted for the number of rows (Holm)
     difference: float | None = None  # perplexity less that of the best; of the runs that were tested, where it was
     note: str = ""
@@ -75,7 +75,7 @@ class Typical:
 def stored_windows(root: Root) -> WindowsOf:
     """A function from a trial to the windows of its last stage, or None where they are not in the root."""
 
-    def find(trial: TrialResult) -> Windows | None:
+    def find(trial: TrialResult) -> WindowLosses | None:
         if not trial.stages or trial.evaluation is None:
             return None
         folder = root.evaluation(trial.stages[-1].key, trial.evaluation.key)
@@ -89,7 +89,7 @@ def stored_windows(root: Root) -> WindowsOf:
     return find
 
 
-def check_belongs(windows: Windows, evaluation: Evaluation) -> None:
+def check_belongs(windows: WindowLosses, evaluation: Evaluation) -> None:
     """Raises ReportError where the windows are not those that the recorded loss and perplexity were computed from."""
     found = mean_loss(windows)
     recorded = math.log(evaluation.perplexity) if evaluation.perplexity else math.inf
@@ -143,9 +143,9 @@ def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | Non
 
 def _windows(
     done: Sequence[tuple[TrialResult, Evaluation]], windows: WindowsOf, notes: list[str]
-) -> dict[int, Windows]:
+) -> dict[int, WindowLosses]:
     """Seed -> windows, where all runs have such as give an interval."""
-    kept: dict[int, Windows] = {}
+    kept: dict[int, WindowLosses] = {}
     for trial, evaluation in done:
         found = windows(trial)
         if found is None:
@@ -169,7 +169,7 @@ def _is_fixed(trial: TrialResult) -> bool:
     return not drawn and all(stage.kind in _UNCHANGING for stage in trial.plan.stages)
 
 
-def compare_measured(first: Measured, second: Measured) -> Comparison:
+def compare_measured(first: Measured, second: Measured) -> PairedComparison:
     """The paired test of two rows.
 
     Raises:
@@ -220,7 +220,7 @@ def standings(rows: Sequence[Measured | None]) -> list[Standing | None]:
 
 def _against_best(rows: Mapping[int, Measured]) -> dict[int, Standing]:
     best = min(rows, key=lambda index: rows[index].perplexity)
-    comparisons: dict[int, Comparison] = {}
+    comparisons: dict[int, PairedComparison] = {}
     found = {best: Standing(best=True, difference=0.0)}
     for index, row in rows.items():
         if index == best:

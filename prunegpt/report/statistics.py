@@ -35,7 +35,7 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from prunegpt.errors import ReportError
 
-Windows = NDArray[np.float64]
+WindowLosses = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -81,7 +81,7 @@ def quantile(level: float, freedom: float) -> float:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """Two models on the same windows: the first against the second."""
 
     difference: Interval  # perplexity of the first less that of the second
@@ -92,7 +92,7 @@ class Comparison:
     partial: bool = False  # some seeds of one side are left out, for the other does not have them
 
 
-def check_windows(windows: Windows) -> Windows:
+def check_windows(windows: WindowLosses) -> WindowLosses:
     """Returns the windows as float64 [windows, 2].
 
     Raises:
@@ -118,7 +118,7 @@ def check_windows(windows: Windows) -> Windows:
     return checked
 
 
-def check_paired(first: Windows, second: Windows) -> tuple[Windows, Windows]:
+def check_paired(first: WindowLosses, second: WindowLosses) -> tuple[WindowLosses, WindowLosses]:
     """Both, checked to come from the same windows.
 
     Raises:
@@ -140,7 +140,7 @@ def check_paired(first: Windows, second: Windows) -> tuple[Windows, Windows]:
     return one, two
 
 
-def mean_loss(windows: Windows) -> float:
+def mean_loss(windows: WindowLosses) -> float:
     """Nats a scored token over all windows."""
     return float(windows[:, 0].sum() / windows[:, 1].sum())
 
@@ -214,7 +214,7 @@ def _interval(value: float, resampled: NDArray[np.float64], level: float, blocks
 
 
 def perplexity_interval(
-    windows: Windows,
+    windows: WindowLosses,
     *,
     level: float = LEVEL,
     block: int | None = None,
@@ -237,12 +237,12 @@ def perplexity_interval(
 
 
 def compare_windows(
-    first: Windows,
-    second: Windows,
+    first: WindowLosses,
+    second: WindowLosses,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Comparison:
+) -> PairedComparison:
     """Whether two models differ on other text of the same kind: both are measured on the same drawn windows.
 
     Args:
@@ -260,7 +260,7 @@ def compare_windows(
     means = sums[:, :3] / sums[:, 3:]
     blocks = len(one) / default_block(len(one))
     loss_one, loss_two = mean_loss(one), mean_loss(two)
-    return Comparison(
+    return PairedComparison(
         difference=_interval(
             math.exp(loss_one) - math.exp(loss_two), np.exp(means[:, 0]) - np.exp(means[:, 1]), LEVEL, blocks
         ),
@@ -282,7 +282,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Source:
+class VarianceSource:
     """One source of chance: the variance it gives to a difference, and the degrees of freedom it is estimated with."""
 
     variance: float
@@ -313,7 +313,7 @@ def spread_interval(values: list[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def combined_test(difference: float, sources: list[Source]) -> tuple[float, Interval]:
+def combined_test(difference: float, sources: list[VarianceSource]) -> tuple[float, Interval]:
     """p-value and interval of a difference that several independent sources of chance bear on."""
     variance = sum(source.variance for source in sources)
     if variance == 0:
@@ -326,13 +326,13 @@ def combined_test(difference: float, sources: list[Source]) -> tuple[float, Inte
 
 
 def compare_seeds(
-    first: Mapping[int, Windows],
-    second: Mapping[int, Windows],
+    first: Mapping[int, WindowLosses],
+    second: Mapping[int, WindowLosses],
     *,
     fixed: tuple[bool, bool] = (False, False),
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Comparison:
+) -> PairedComparison:
     """Whether two configurations differ, over their seeds and windows; with one seed each, over windows alone.
 
     Args:
@@ -359,7 +359,7 @@ def compare_seeds(
     losses_one, losses_two = [mean_loss(w) for w in ones], [mean_loss(w) for w in twos]
     if paired:
         apart = [a - b for a, b in zip(losses_one, losses_two, strict=True)]
-        over_seeds = [Source(_variance(apart) / len(common), len(common) - 1)]
+        over_seeds = [VarianceSource(_variance(apart) / len(common), len(common) - 1)]
     else:
         over_seeds = _unpaired(losses_one, losses_two, fixed)
     of_windows = np.mean([w[:, 0] for w in ones], axis=0) - np.mean([w[:, 0] for w in twos], axis=0)  # [windows]
@@ -369,7 +369,7 @@ def compare_seeds(
     over_windows = _variance(list(sums[:, 0] / sums[:, 1])) * blocks / max(1.0, blocks - 1)
 
     loss = mean_loss(values)
-    p_value, apart_by = combined_test(loss, [*over_seeds, Source(over_windows, max(1.0, blocks - 1))])
+    p_value, apart_by = combined_test(loss, [*over_seeds, VarianceSource(over_windows, max(1.0, blocks - 1))])
     ratio = Interval(math.exp(loss), math.exp(apart_by.low), math.exp(apart_by.high))
     mean_one, mean_two = (float(np.mean(np.exp(losses))) for losses in (losses_one, losses_two))
     slope = math.sqrt(mean_one) * math.sqrt(mean_two)  # of exp, between the two losses
@@ -381,19 +381,19 @@ def compare_seeds(
     count = len(common) if paired else min(len(ones), len(twos))
     method = f"{'paired' if paired else 'Welch'} t over seeds and windows"
     partial = paired and len(common) < max(len(first), len(second))
-    return Comparison(difference, ratio, p_value, count, method, partial)
+    return PairedComparison(difference, ratio, p_value, count, method, partial)
 
 
 def _variance(values: list[float]) -> float:
     return float(np.var(values, ddof=1))
 
 
-def _unpaired(first: list[float], second: list[float], fixed: tuple[bool, bool]) -> list[Source]:
+def _unpaired(first: list[float], second: list[float], fixed: tuple[bool, bool]) -> list[VarianceSource]:
     """What the seeds of each side add; a single random run takes the other side's spread."""
     sides = [(losses, is_fixed) for losses, is_fixed in zip((first, second), fixed, strict=True)]
     several = [losses for losses, _ in sides if len(losses) > 1]
     if len(several) == 2:
-        return [Source(_variance(losses) / len(losses), len(losses) - 1) for losses in several]
+        return [VarianceSource(_variance(losses) / len(losses), len(losses) - 1) for losses in several]
     (losses,) = several
     of_single = 0.0 if any(len(own) == 1 and is_fixed for own, is_fixed in sides) else 1.0
-    return [Source(_variance(losses) * (1 / len(losses) + of_single), len(losses) - 1)]
+    return [VarianceSource(_variance(losses) * (1 / len(losses) + of_single), len(losses) - 1)]

@@ -12,6 +12,7 @@ MAX_NAME = 150  # characters; a name is a folder's, with a seed, a teacher's swe
 TEMPLATE = r"^[A-Za-z0-9{][A-Za-z0-9._=+,@{}-]*$"
 
 Scalar = bool | int | float | str
+Message = tuple[str, str]  # a field, and what is wrong with it
 
 
 def short(name: str) -> str:

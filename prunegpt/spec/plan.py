@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import AliasChoices, Field
+
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.part import Part
 from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, FinetuneSpec, ModelSpec, PruneSpec, TableSpec
@@ -87,7 +89,8 @@ class TrialPlan(Part):
     evaluation_key: str  # hash of all that decides a measured perplexity but the model
     device: str = "auto"
     precision: str = "auto"
-    divide: int = 1  # the micro-batch of every training stage, with as many times the accumulation: equal results
+    micro_batch_divisor: int = Field(1, validation_alias=AliasChoices("micro_batch_divisor", "divide"))
+    # ^ of every training stage, with as many times the accumulation: equal results; `divide` in older roots
     stages: tuple[StagePlan, ...]  # the first is `load` or `pretrain`
     needs: tuple[str, ...] = ()  # teachers: stage keys that other trials publish
     swept: Mapping[str, Any] = {}  # path -> value of what `vary` varied, or a search has chosen

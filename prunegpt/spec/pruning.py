@@ -12,11 +12,11 @@ from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, unkno
 from prunegpt.registry import ACTIVATIONS, ALLOCATIONS, CRITERIA, GATHERED, SCHEDULES, SOLVERS, Entry, Scope
 from prunegpt.spec.names import Matrix, first_matches, select_names
 from prunegpt.spec.options import option_problems
+from prunegpt.spec.part import Message
 from prunegpt.spec.patterns import Notation, read_pattern
 from prunegpt.spec.schedules import Clock, clock_problem, interpolate
 from prunegpt.spec.schema import GradualSpec, PruneSpec
 
-Message = tuple[str, str]  # the field of the pruning, and what is wrong with it
 Allocation = str | Mapping[str, float] | None
 
 _TOLERANCE = 1e-6  # of sparsities

@@ -9,7 +9,7 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from prunegpt.errors import Problem, SpecError
 from prunegpt.spec.paths import set_path as set_path
-from prunegpt.spec.wandb import Converted, Place, is_sweep, to_spec
+from prunegpt.spec.wandb import Converted, FieldPath, is_sweep, to_spec
 from prunegpt.spec.yaml import MAX_BYTES as MAX_BYTES
 from prunegpt.spec.yaml import MAX_DEPTH as MAX_DEPTH
 from prunegpt.spec.yaml import MAX_NODES as MAX_NODES
@@ -30,13 +30,13 @@ class Document:
     data: dict[str, Any]
     marked: Any  # its node, which knows the lines of the file; None of data that was no file
     source: str
-    places: Mapping[Place, Place] = field(default_factory=dict)  # path -> where the file says it, if elsewhere
+    places: Mapping[FieldPath, FieldPath] = field(default_factory=dict)  # path -> where the file says it, if elsewhere
 
     def line(self, path: Sequence[str | int]) -> int | None:
         """The line, counted from 1, of the deepest part of the path that the file has."""
         return line_in(self.marked, self._written(tuple(path)))
 
-    def _written(self, path: Place) -> Place:
+    def _written(self, path: FieldPath) -> FieldPath:
         for length in range(len(path), 0, -1):
             if path[:length] in self.places:
                 return (*self.places[path[:length]], *path[length:])
@@ -88,7 +88,7 @@ def _document(given: Any, marked: Node | None, source: str, overrides: Sequence[
     reader = _Plain(document)
     data = reader.read(given, ())
     problems = list(reader.problems)
-    places: Mapping[Place, Place] = {}
+    places: Mapping[FieldPath, FieldPath] = {}
     if is_sweep(data):
         converted = _converted(data, source)
         problems += [document.problem(place, message) for place, message in converted.problems]

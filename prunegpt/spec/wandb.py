@@ -19,7 +19,7 @@ from prunegpt.spec.naming import slug, trial_name
 from prunegpt.spec.paths import set_path
 from prunegpt.spec.wandb_parameters import Parameter, ParameterError, canonical, parameters
 
-Place = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 
 TRIAL = "trial"  # the parameter that chooses among trials
 STOP = "wandb_hyperband"  # the early stop that decides as W&B does
@@ -48,8 +48,8 @@ class Converted:
     """
 
     spec: dict[str, Any]
-    problems: list[tuple[Place, str]] = field(default_factory=list)
-    places: dict[Place, Place] = field(default_factory=dict)
+    problems: list[tuple[FieldPath, str]] = field(default_factory=list)
+    places: dict[FieldPath, FieldPath] = field(default_factory=dict)
 
 
 def is_sweep(data: Mapping[str, Any]) -> bool:
@@ -249,7 +249,7 @@ class _Conversion:
         spec["target"] = {"metric": metric.get("name"), "value": metric["target"], "direction": direction}
 
 
-def problems_of(data: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
+def problems_of(data: Mapping[str, Any]) -> Iterator[tuple[FieldPath, str]]:
     """What is wrong with the method, the metric, the cap and the early stop of a sweep config, and where."""
     if data.get("method") not in ("grid", "random", "bayes"):
         yield ("method",), unknown("method", str(data.get("method")), ["grid", "random", "bayes"])

@@ -9,10 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.mask import Masks
+from prunegpt.records import Emit
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
-
-Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value, tokens
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Pruned:
 
 
 @dataclass
-class State:
+class ModelState:
     """A model between two stages. The model is trained and pruned in place."""
 
     model: PreTrainedModel
@@ -46,7 +45,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Setting:
+class StageContext:
     """Where a stage runs."""
 
     root: Root
@@ -56,8 +55,8 @@ class Setting:
     emit: Emit
     measure: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, float]]  # in mid-training
     stop: Callable[[], bool]
-    teacher: Callable[[str], State]  # the published model of a stage key
-    divide: int = 1  # of the micro-batch of training, see `planning.budget.micro_batch`
+    teacher: Callable[[str], ModelState]  # the published model of a stage key
+    micro_batch_divisor: int = 1  # see `planning.budget.micro_batch`
 
 
-Stage = Callable[[StagePlan, State, Setting], Result]
+StageFunction = Callable[[StagePlan, ModelState, StageContext], Result]

@@ -17,7 +17,7 @@ from prunegpt.spec.patterns import fixed_sparsity
 from prunegpt.spec.pruning import allocation_entry, allocation_options
 from prunegpt.spec.pruning import method_options as method_options
 from prunegpt.spec.schema import PruneSpec
-from prunegpt.stages.base import State
+from prunegpt.stages.base import ModelState
 
 _COVERED = 0.95  # of the weights outside the embeddings; below, what stays dense is listed
 _LISTED = 4  # of it
@@ -29,7 +29,7 @@ def scope_of(spec: PruneSpec) -> Scope:
 
 
 def sparsities_of(
-    spec: PruneSpec, state: State, views: Mapping[str, WeightView], calibration: Tensor | None
+    spec: PruneSpec, state: ModelState, views: Mapping[str, WeightView], calibration: Tensor | None
 ) -> dict[str, float] | None:
     """Parameter name -> sparsity, where the allocation gives each tensor its own; None where all have the same.
 
@@ -71,7 +71,7 @@ def _of(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _outlier_ratios(
-    state: State, views: Mapping[str, WeightView], calibration: Tensor | None, *, multiple: float = 5.0
+    state: ModelState, views: Mapping[str, WeightView], calibration: Tensor | None, *, multiple: float = 5.0
 ) -> dict[int, float]:
     if calibration is None:
         raise PruningError("outlier ratios are of activations, but there is no calibration data.")
@@ -96,7 +96,7 @@ def _curves(spec: PruneSpec) -> Mapping[str, Any]:
     return spec.curves
 
 
-def coverage_notes(spec: PruneSpec, state: State, views: Mapping[str, WeightView]) -> tuple[str, ...]:
+def coverage_notes(spec: PruneSpec, state: ModelState, views: Mapping[str, WeightView]) -> tuple[str, ...]:
     """What a request that names no tensors leaves dense, where that is more than a little."""
     if spec.targets or spec.layers or spec.exclude:
         return ()

@@ -22,7 +22,7 @@ from prunegpt.records import Evaluation, StageRecord
 from prunegpt.root import Root, damage, publishing, seal, write_text
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import ModelSpec
-from prunegpt.stages.base import Pruned, State
+from prunegpt.stages.base import ModelState, Pruned
 from prunegpt.stages.measure import check_ledger
 from prunegpt.training.job import JOB
 
@@ -58,7 +58,7 @@ def evaluation(root: Root, key: str, evaluation_key: str) -> Evaluation | None:
     return found
 
 
-def publish(root: Root, plan: StagePlan, state: State, stage: StageRecord) -> None:
+def publish(root: Root, plan: StagePlan, state: ModelState, stage: StageRecord) -> None:
     """Writes a stage whole. A `load` stage keeps no copy of the weights: its source is named in plan.json."""
     with publishing(root.stage(plan.key)) as folder:
         if plan.kind != "load":
@@ -102,7 +102,7 @@ def publish_evaluation(root: Root, key: str, measured: Evaluation, windows: np.n
         seal(folder)
 
 
-def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torch.device) -> State:
+def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torch.device) -> ModelState:
     """The model of a published stage, in float32, with its masks.
 
     Args:
@@ -131,9 +131,9 @@ def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torc
         with inputs.reading(model_files(model)):
             stored = folder / "model"
             loaded = load_model(stored, dtype=torch.float32, device=device, **_options(model), code=model.source)
-        return State(loaded, tokenizer(root, model, inputs), _pruned(folder))
+        return ModelState(loaded, tokenizer(root, model, inputs), _pruned(folder))
     loaded = load_model(folder / "model", dtype=torch.float32, device=device)
-    return State(loaded, load_tokenizer(folder / "model"), _pruned(folder))
+    return ModelState(loaded, load_tokenizer(folder / "model"), _pruned(folder))
 
 
 def _pruned(folder: Path) -> Pruned:
@@ -144,7 +144,7 @@ def _pruned(folder: Path) -> Pruned:
     return Pruned(file.masks, file.method, file.pattern, file.target)
 
 
-def source(root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device) -> State:
+def source(root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device) -> ModelState:
     """A model as it is stored, with the masks of the file beside its weights, where there is one.
 
     Raises:
@@ -154,7 +154,7 @@ def source(root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device
     with inputs.reading(model_files(model)):
         loaded = load_model(model.source, dtype=torch.float32, device=device, **_options(model))
         pruned = _pruned(Path(model.source))
-    state = State(loaded, tokenizer(root, model, inputs), pruned)
+    state = ModelState(loaded, tokenizer(root, model, inputs), pruned)
     check_ledger(state)
     return state
 

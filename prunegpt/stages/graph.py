@@ -19,14 +19,14 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
-from prunegpt.stages.base import Pruned, Result, Setting, Stage, State
+from prunegpt.stages.base import ModelState, Pruned, Result, StageContext, StageFunction
 from prunegpt.stages.measure import Ruler, allocation_of, check_ledger, count_zeros
 from prunegpt.stages.process import unmarked
 from prunegpt.stages.prune import prune
 from prunegpt.stages.source import load, pretrain
 from prunegpt.stages.train import distill, finetune
 
-STAGES: Mapping[str, Stage] = {
+STAGES: Mapping[str, StageFunction] = {
     "load": load,
     "pretrain": pretrain,
     "finetune": finetune,
@@ -74,7 +74,7 @@ class Chain:
         dtype = pick_dtype(self.trial.precision, device)
         measured = pick_dtype(self.trial.evaluate.precision or self.trial.precision, device)
         ruler = Ruler(self.trial.evaluate, self.trial.evaluation_key, device, measured, self.inputs)
-        state: State | None = None
+        state: ModelState | None = None
         for index, plan in enumerate(self.trial.stages):
             if ranks.decide(self._is_complete(plan)):
                 state = None  # a later stage that needs the model loads it
@@ -103,8 +103,14 @@ class Chain:
         return self.trial.evaluate.skip or bool(cache.evaluation(self.root, plan.key, self.trial.evaluation_key))
 
     def _compute(
-        self, index: int, plan: StagePlan, state: State | None, device: torch.device, dtype: torch.dtype, ruler: Ruler
-    ) -> State:
+        self,
+        index: int,
+        plan: StagePlan,
+        state: ModelState | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        ruler: Ruler,
+    ) -> ModelState:
         if plan.kind not in _TRAINED and not ranks.leads():
             ranks.wait()
             return self._load(plan.key, plan.model, device)
@@ -118,7 +124,7 @@ class Chain:
             found, _ = ruler.measure(model, tokenizer)
             return {"loss": _number(found.loss), "perplexity": _number(found.perplexity)}
 
-        setting = Setting(
+        setting = StageContext(
             root=self.root,
             inputs=self.inputs,
             device=device,
@@ -127,7 +133,7 @@ class Chain:
             measure=measure,
             stop=self.stop,
             teacher=lambda key: self._load(key, self.trial.teacher_models[key], device),
-            divide=self.trial.divide,
+            micro_batch_divisor=self.trial.micro_batch_divisor,
         )
         self.say(f"stage {index} {plan.kind} {plan.key}: started on {device}")
         started = time.monotonic()
@@ -148,19 +154,19 @@ class Chain:
         cache.release(weights)
         return self._load(plan.key, plan.model, device)
 
-    def _load(self, key: str, model: ModelSpec, device: torch.device) -> State:
+    def _load(self, key: str, model: ModelSpec, device: torch.device) -> ModelState:
         return cache.load(self.root, key, model, self.inputs, device=device)
 
-    def _parent(self, plan: StagePlan, device: torch.device) -> State:
+    def _parent(self, plan: StagePlan, device: torch.device) -> ModelState:
         if plan.parent is None:
-            return State(None, None, Pruned())  # a source stage fills it
+            return ModelState(None, None, Pruned())  # a source stage fills it
         return self._load(plan.parent, plan.model, device)
 
     def _record(
         self,
         index: int,
         plan: StagePlan,
-        state: State,
+        state: ModelState,
         result: Result,
         seconds: float,
         device: torch.device,
@@ -185,7 +191,7 @@ class Chain:
             threads=torch.get_num_threads(),
         )
 
-    def _measure(self, index: int, plan: StagePlan, state: State, ruler: Ruler) -> None:
+    def _measure(self, index: int, plan: StagePlan, state: ModelState, ruler: Ruler) -> None:
         if self._is_measured(plan):
             return
         check_ledger(state)

@@ -19,7 +19,7 @@ from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import method_entry, scope_of
 from prunegpt.spec.schema import EvaluateSpec
 from prunegpt.stages import text
-from prunegpt.stages.base import State
+from prunegpt.stages.base import ModelState
 
 
 @dataclass
@@ -59,14 +59,14 @@ def allocation_of(plan: StagePlan) -> str:
     return plan.allocation(by_row=bool(plan.pruning and scope_of(method_entry(plan.pruning.method), None) == "row"))
 
 
-def masked_views(state: State) -> dict[str, WeightView]:
+def masked_views(state: ModelState) -> dict[str, WeightView]:
     """The tensors that masks belong to; the matrices of all blocks where nothing is pruned."""
     if not state.pruned.masks:
         return block_matrices(state.model)
     return select(state.model, targets=tuple(state.pruned.masks))
 
 
-def count_zeros(state: State) -> SparsityRecord:
+def count_zeros(state: ModelState) -> SparsityRecord:
     """Sparsity counted from the weights, whatever the config says."""
     views = masked_views(state)
     found = measure_sparsity(views, dict(state.model.named_parameters()))
@@ -82,7 +82,7 @@ def count_zeros(state: State) -> SparsityRecord:
     )
 
 
-def check_ledger(state: State) -> None:
+def check_ledger(state: ModelState) -> None:
     """Weights are zero under their masks and the pattern holds.
 
     Raises:

@@ -10,18 +10,18 @@ from prunegpt.lm.views import matrices, select
 from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, fingerprints
-from prunegpt.pruning.oneshot import Progress, prune_oneshot
+from prunegpt.pruning.oneshot import OnLayer, prune_oneshot
 from prunegpt.pruning.patterns import Block, parse_pattern
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse
 from prunegpt.spec.schema import PruneSpec
 from prunegpt.stages import text
-from prunegpt.stages.base import Pruned, Result, Setting, State
+from prunegpt.stages.base import ModelState, Pruned, Result, StageContext
 from prunegpt.stages.budget import coverage_notes, method_options, sparsities_of
 
 
-def prune(plan: StagePlan, state: State, setting: Setting) -> Result:
+def prune(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
     """Prunes once; what earlier stages pruned stays pruned and counts."""
     assert plan.prune is not None
 
@@ -31,7 +31,7 @@ def prune(plan: StagePlan, state: State, setting: Setting) -> Result:
     return apply(plan.prune, state, setting.inputs, seed=plan.seed, root=setting.root, progress=say)
 
 
-def apply(spec: PruneSpec, state: State, inputs: Inputs, *, seed: int, root: Root, progress: Progress) -> Result:
+def apply(spec: PruneSpec, state: ModelState, inputs: Inputs, *, seed: int, root: Root, progress: OnLayer) -> Result:
     """Prunes the model in place and puts the masks into the state.
 
     Raises:

@@ -9,18 +9,18 @@ from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.masks import masks_hash
 from prunegpt.spec.plan import StagePlan
 from prunegpt.stages import cache, text
-from prunegpt.stages.base import Result, Setting, State
+from prunegpt.stages.base import ModelState, Result, StageContext
 from prunegpt.training import TrainingJob, train
 
 
-def load(plan: StagePlan, state: State, setting: Setting) -> Result:
+def load(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
     """The model the plan names, from the hub, a folder or a file."""
     found = cache.source(setting.root, plan.model, setting.inputs, device=setting.device)
     state.model, state.tokenizer, state.pruned = found.model, found.tokenizer, found.pruned
     return Result()
 
 
-def pretrain(plan: StagePlan, state: State, setting: Setting) -> Result:
+def pretrain(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
     """The built-in model, trained on its own text: the same bits on the same machine."""
     assert plan.data is not None
     state.tokenizer = cache.tokenizer(setting.root, plan.model, setting.inputs)
@@ -49,11 +49,11 @@ def pretrain(plan: StagePlan, state: State, setting: Setting) -> Result:
         emit=setting.emit,
         enforcer=Enforcer({}),
         stop=setting.stop,
-        divide=setting.divide,
+        micro_batch_divisor=setting.micro_batch_divisor,
     )
     return Result(
         train_tokens=outcome.tokens,
         steps=outcome.steps,
         seconds=outcome.seconds,
-        notes=divided_note(recipe.arguments, setting.divide),
+        notes=divided_note(recipe.arguments, setting.micro_batch_divisor),
     )

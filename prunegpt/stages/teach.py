@@ -19,10 +19,10 @@ from prunegpt.root import whole
 from prunegpt.spec.distilling import Shape, distill_problems, refuse
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import DistillSpec
-from prunegpt.stages.base import Setting, State
+from prunegpt.stages.base import ModelState, StageContext
 
 
-def objective_for(plan: StagePlan, state: State, setting: Setting, blocks: Blocks) -> DistillationObjective:
+def objective_for(plan: StagePlan, state: ModelState, setting: StageContext, blocks: Blocks) -> DistillationObjective:
     """The loss of a `distill` stage. The teacher is loaded from its published stage, or its logits from their cache.
 
     Raises:
@@ -56,7 +56,7 @@ def objective_for(plan: StagePlan, state: State, setting: Setting, blocks: Block
 
 
 def _cached(
-    config: DistillSpec, key: str, load: Callable[[], Teacher], state: State, setting: Setting, blocks: Blocks
+    config: DistillSpec, key: str, load: Callable[[], Teacher], state: ModelState, setting: StageContext, blocks: Blocks
 ) -> TopKCache:
     """The teacher's top-k logits on these blocks: opened where somebody has computed them, else computed now.
 

@@ -23,26 +23,26 @@ from prunegpt.spec.pruning import prune_problems, refuse, update_problems
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
 from prunegpt.spec.training_arguments import training_problems
 from prunegpt.stages import text
-from prunegpt.stages.base import Pruned, Result, Setting, State
+from prunegpt.stages.base import ModelState, Pruned, Result, StageContext
 from prunegpt.stages.budget import coverage_notes, method_options, scope_of, sparsities_of
 from prunegpt.stages.prune import merged
 from prunegpt.stages.teach import objective_for
 from prunegpt.training import TrainingJob, train
 
 
-def finetune(plan: StagePlan, state: State, setting: Setting) -> Result:
+def finetune(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
     """Trains on the text with the model's own cross-entropy."""
     assert plan.finetune is not None
     return _train(plan, plan.finetune, state, setting)
 
 
-def distill(plan: StagePlan, state: State, setting: Setting) -> Result:
+def distill(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
     """Trains on the text and on what the teacher makes of it."""
     assert plan.distill is not None
     return _train(plan, plan.distill, state, setting)
 
 
-def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting) -> Result:
+def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: StageContext) -> Result:
     assert plan.data is not None
     with ranks.first_alone():
         tokens = text.training_blocks(plan.data, state.tokenizer, setting.root, setting.inputs)
@@ -74,10 +74,10 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting
         evaluate=lambda model: setting.measure(state.model, state.tokenizer),
         stop=setting.stop,
         keep_checkpoints=config.keep_checkpoints,
-        divide=setting.divide,
+        micro_batch_divisor=setting.micro_batch_divisor,
     )
     state.pruned = before
-    notes = (*outcome.notes, *divided_note(config.train, setting.divide))
+    notes = (*outcome.notes, *divided_note(config.train, setting.micro_batch_divisor))
     if config.prune:
         pruned = {name: enforcer.views[name] for name in moving}
         notes = (*notes, *coverage_notes(config.prune, state, pruned))
@@ -90,7 +90,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: State, setting: Setting
     )
 
 
-def held_at_start(config: FinetuneSpec, state: State) -> Pruned:
+def held_at_start(config: FinetuneSpec, state: ModelState) -> Pruned:
     """The masks that stay closed in a training: those of earlier stages, and with `keep_zeros` all zeros there are."""
     before = state.pruned if config.keep_masks else Pruned()
     if not config.keep_zeros:
@@ -104,7 +104,7 @@ def held_at_start(config: FinetuneSpec, state: State) -> Pruned:
 def resolve(
     plan: StagePlan,
     config: FinetuneSpec,
-    state: State,
+    state: ModelState,
     blocks: int,
     held: Mapping[str, Mask],
     windows: Tensor | None = None,
@@ -137,7 +137,7 @@ def resolve(
 
 
 def _gradual(
-    spec: GradualSpec, plan: StagePlan, state: State, steps: int, per_epoch: int, windows: Tensor | None
+    spec: GradualSpec, plan: StagePlan, state: ModelState, steps: int, per_epoch: int, windows: Tensor | None
 ) -> GradualJob:
     views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
     clock = spec.clock_in(steps, per_epoch)
@@ -158,13 +158,13 @@ def _gradual(
     )
 
 
-def _calibration(spec: GradualSpec | None, state: State, inputs: Inputs) -> Tensor | None:
+def _calibration(spec: GradualSpec | None, state: ModelState, inputs: Inputs) -> Tensor | None:
     if spec is None or spec.calibration.data is None:
         return None
     return text.calibration(spec.calibration, state.tokenizer, inputs)
 
 
-def _pruner(job: GradualJob, enforcer: Enforcer, state: State, windows: Tensor | None) -> GradualPruner:
+def _pruner(job: GradualJob, enforcer: Enforcer, state: ModelState, windows: Tensor | None) -> GradualPruner:
     needs = load_method(job.method).needs - GATHERED
 
     def statistics(seed: int) -> Iterator[dict[str, Evidence]]:

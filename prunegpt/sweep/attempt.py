@@ -14,7 +14,7 @@ from prunegpt.records import TOTAL_STEPS, AttemptRecord, Evaluation, Point, Stag
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
-from prunegpt.sweep.events import Progress
+from prunegpt.sweep.events import AttemptProgress
 from prunegpt.sweep.failures import Ending, unrecorded
 from prunegpt.sweep.scheduler import name_of
 
@@ -73,7 +73,7 @@ class Attempt:
             self.offset = offset
         return points
 
-    def progress(self, points: list[Point]) -> Progress | None:
+    def progress(self, points: list[Point]) -> AttemptProgress | None:
         """What to report about new points."""
         known = [point for point in points if 0 <= point.stage < len(self.trial.stages)]
         if not known:
@@ -86,7 +86,7 @@ class Attempt:
         stage = self.trial.stages[last.stage]
         planned = stage.training.train.get("max_steps") if stage.training else None
         total = self._latest.get(TOTAL_STEPS) or planned
-        return Progress(
+        return AttemptProgress(
             trial=name_of(self.trial),
             index=last.stage,
             kind=stage.kind,

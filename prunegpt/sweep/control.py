@@ -15,7 +15,7 @@ from prunegpt.sweep.lock import coordinator
 _UNHEARD = 30.0  # seconds after which a request that nobody has taken counts as unanswered
 _LOOK = 0.1  # seconds between checks of who coordinates
 
-Kind = Literal["stop", "kill", "stop-trial", "retry"]
+CommandKind = Literal["stop", "kill", "stop-trial", "retry"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Action:
         trial: its name in the sweep, for `stop-trial` and `retry`.
     """
 
-    kind: Kind
+    kind: CommandKind
     sweep: str
     trial: str | None = None
 
@@ -92,7 +92,7 @@ def _take(file: Path) -> Action | None:
         with suppress(OSError):
             file.unlink()
         return None
-    return action if action.kind in get_args(Kind) else None
+    return action if action.kind in get_args(CommandKind) else None
 
 
 def _folder(root: Root) -> Path:

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prunegpt.planning.curves import Curve, CurvesOf
+    from prunegpt.planning.curves import SensitivityCurve, SensitivityCurvesOf
     from prunegpt.records import TrialResult
     from prunegpt.root import Root
 
 
-def curves_in(root: "Root") -> "CurvesOf":
+def curves_in(root: "Root") -> "SensitivityCurvesOf":
     """A function from a sweep's name to the curves that its one-block, one-shot trials measured."""
 
-    def curves(sweep: str) -> "Mapping[str, Curve]":
+    def curves(sweep: str) -> "Mapping[str, SensitivityCurve]":
         from prunegpt.errors import StoreError
         from prunegpt.records import comparable
         from prunegpt.store import Store

@@ -11,7 +11,7 @@ from prunegpt.sweep.attempt import Attempt, last_number, published_record, reada
 from prunegpt.sweep.events import TrialStarted
 from prunegpt.sweep.failures import divided
 from prunegpt.sweep.patience import PatientLauncher
-from prunegpt.sweep.scheduler import Blocked, Published, StageScheduler, Unit, name_of
+from prunegpt.sweep.scheduler import Blocked, Published, StageScheduler, WorkUnit, name_of
 from prunegpt.sweep.states import TrialStates
 
 
@@ -94,7 +94,7 @@ class Dispatcher:
         self.scheduler.start(trial)
         self.attempts[name] = attempt
         self.states.states[name] = "running"
-        attempt.cached = sum(1 for stage in trial.stages if self.published.look(Unit(stage.key)))
+        attempt.cached = sum(1 for stage in trial.stages if self.published.look(WorkUnit(stage.key)))
         for index in range(attempt.cached):
             self.record_stage(attempt, index)
         self.states.on_event(TrialStarted(name, started.number, started.folder, len(trial.stages), attempt.cached))

@@ -52,7 +52,7 @@ class StagePublished:
 
 
 @dataclass(frozen=True)
-class Progress:
+class AttemptProgress:
     """How far a running attempt is, sent when it has written new points."""
 
     trial: str
@@ -126,7 +126,7 @@ Event = (
     | CacheHit
     | TrialStarted
     | StagePublished
-    | Progress
+    | AttemptProgress
     | TrialFinished
     | TrialFailed
     | Stopping

@@ -91,14 +91,16 @@ def tried(endings: Iterable[tuple[str, str]]) -> Counter[str]:
 def divided(trial: TrialPlan, endings: Iterable[tuple[str, str]]) -> TrialPlan:
     """The trial with half the micro-batch for each of its attempts that ran out of memory."""
     times = sum(1 for reason, _ in endings if reason == NO_MEMORY)
-    divide = min(trial.divide * 2**times, max(trial.divide, *map(_largest, trial.stages)))
-    return trial if divide == trial.divide else trial.model_copy(update={"divide": divide})
+    before = trial.micro_batch_divisor
+    divisor = min(before * 2**times, max(before, *map(_largest, trial.stages)))
+    return trial if divisor == before else trial.model_copy(update={"micro_batch_divisor": divisor})
 
 
 def divisible(trial: TrialPlan) -> bool:
     """Whether a stage of the trial can still train with smaller micro-batches."""
     return any(
-        stage.training and micro_batch(stage.training.train, trial.divide) != _smallest(stage) for stage in trial.stages
+        stage.training and micro_batch(stage.training.train, trial.micro_batch_divisor) != _smallest(stage)
+        for stage in trial.stages
     )
 
 

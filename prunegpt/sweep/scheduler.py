@@ -14,7 +14,7 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 
 
-class Unit(NamedTuple):
+class WorkUnit(NamedTuple):
     """A stage, or with an evaluation key its measurement."""
 
     stage: str
@@ -26,13 +26,13 @@ def name_of(trial: TrialPlan) -> str:
     return f"{trial.sweep}/{trial.name}"
 
 
-def units_of(trial: TrialPlan) -> tuple[Unit, ...]:
+def units_of(trial: TrialPlan) -> tuple[WorkUnit, ...]:
     """All the work of a trial, in order."""
-    units: list[Unit] = []
+    units: list[WorkUnit] = []
     for stage in trial.stages:
-        units.append(Unit(stage.key))
+        units.append(WorkUnit(stage.key))
         if not trial.evaluate.skip:
-            units.append(Unit(stage.key, trial.evaluation_key))
+            units.append(WorkUnit(stage.key, trial.evaluation_key))
     return tuple(units)
 
 
@@ -41,24 +41,24 @@ class Published:
 
     def __init__(self, root: Root) -> None:
         self._root = root
-        self._seen: dict[Unit, None] = {}  # in the order they were found in
+        self._seen: dict[WorkUnit, None] = {}  # in the order they were found in
 
-    def seen(self, unit: Unit) -> bool:
+    def seen(self, unit: WorkUnit) -> bool:
         """Whether it was found published before; does not look."""
         return unit in self._seen
 
-    def look(self, unit: Unit) -> bool:
+    def look(self, unit: WorkUnit) -> bool:
         """Whether it is published now."""
         if unit not in self._seen and self._is_there(unit):
             self._seen[unit] = None
         return unit in self._seen
 
-    def _is_there(self, unit: Unit) -> bool:
+    def _is_there(self, unit: WorkUnit) -> bool:
         if unit.evaluation is None:
             return self._root.is_published(unit.stage)
         return self._root.is_measured(unit.stage, unit.evaluation)
 
-    def since(self, count: int) -> list[Unit]:
+    def since(self, count: int) -> list[WorkUnit]:
         """What was found published after the first N units were."""
         return list(islice(self._seen, count, None)) if count < len(self._seen) else []
 
@@ -86,11 +86,11 @@ class StageScheduler:
         self._order = {name_of(trial): index for index, trial in enumerate(trials)}
         self._units = {name_of(trial): units_of(trial) for trial in trials}
         self._reached = dict.fromkeys(self._units, 0)  # units of a trial that are known to be done
-        self._at: dict[Unit | None, list[str]] = {}  # trials by the unit they were at when last asked; None: at the end
+        self._at: dict[WorkUnit | None, list[str]] = {}  # unit when last asked -> trials; None: at the end
         self._heard = 0  # of what was found published
         self.waiting = {name_of(trial): trial for trial in trials}
         self.running: dict[str, TrialPlan] = {}
-        self._diverged: dict[Unit, TrialPlan] = {}
+        self._diverged: dict[WorkUnit, TrialPlan] = {}
         self._producers: dict[str, list[TrialPlan]] = {need: [] for trial in trials for need in trial.needs}
         self._known: list[TrialPlan] = []
         for trial in [*trials, *others]:
@@ -116,7 +116,7 @@ class StageScheduler:
         self._sort()
         self.current(name, look=True)
         for need in trial.needs:
-            self._published.look(Unit(need))
+            self._published.look(WorkUnit(need))
 
     def _know(self, trial: TrialPlan) -> None:
         """It may publish what others need."""
@@ -128,12 +128,12 @@ class StageScheduler:
     def look(self) -> None:
         """Asks the disk for everything that was not seen yet; others may publish too."""
         stages = {unit for units in self._units.values() for unit in units if unit.evaluation is None}
-        for unit in stages | {Unit(need) for need in self._producers}:
+        for unit in stages | {WorkUnit(need) for need in self._producers}:
             self._published.look(unit)
         for name in self._units:
             self.current(name, look=True)
 
-    def current(self, name: str, *, look: bool = False) -> Unit | None:
+    def current(self, name: str, *, look: bool = False) -> WorkUnit | None:
         """The first unit of a trial that is not done; None where all are.
 
         Args:
@@ -185,16 +185,16 @@ class StageScheduler:
                     return trial
         return None
 
-    def _may_start(self, name: str, trial: TrialPlan, taken: set[Unit]) -> bool:
+    def _may_start(self, name: str, trial: TrialPlan, taken: set[WorkUnit]) -> bool:
         unit = self.current(name)
         return (
             unit is not None
             and unit not in taken
             and self._next_stage(name) not in taken
-            and all(self._published.seen(Unit(need)) for need in trial.needs)
+            and all(self._published.seen(WorkUnit(need)) for need in trial.needs)
         )
 
-    def _next_stage(self, name: str) -> Unit | None:
+    def _next_stage(self, name: str) -> WorkUnit | None:
         """The first stage of a trial that is not published."""
         rest = self._units[name][self._reached[name] :]
         return next((unit for unit in rest if unit.evaluation is None and not self._published.seen(unit)), None)
@@ -204,7 +204,7 @@ class StageScheduler:
         dead = {
             need
             for need, producers in self._producers.items()
-            if not any(self._is_alive(one) for one in producers) and not self._published.look(Unit(need))
+            if not any(self._is_alive(one) for one in producers) and not self._published.look(WorkUnit(need))
         }
         found = []
         for name, trial in self.waiting.items() if dead else ():
@@ -277,7 +277,7 @@ def select(
         for need in set(trial.needs) - asked:
             asked.add(need)
             able = [one for one in producers.get(need, []) if need not in one.needs]  # those wait for it themselves
-            if published.look(Unit(need)) or any(name_of(one) in chosen for one in able):
+            if published.look(WorkUnit(need)) or any(name_of(one) in chosen for one in able):
                 continue
             able = [one for one in able if name_of(one) not in refused]
             if able:

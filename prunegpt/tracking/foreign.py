@@ -42,7 +42,7 @@ _EPOCHS = ("epoch", "train/epoch")
 _PERPLEXITIES = ("perplexity", "eval/perplexity", "val/perplexity")
 _LOSSES = ("eval/loss", "eval_loss", "val/loss", "val_loss")
 
-State = Literal["finished", "failed", "stopped"]
+ForeignState = Literal["finished", "failed", "stopped"]
 
 
 class RunPath(NamedTuple):
@@ -206,7 +206,7 @@ class Keeper:
                 file.writelines(line if line.endswith("\n") else line + "\n" for line in new)
             self._keep(output=offset + len(lines))
 
-    def end(self, state: State, message: str = "") -> None:
+    def end(self, state: ForeignState, message: str = "") -> None:
         """The run is over. It can still be resumed."""
         record = AttemptRecord(
             sweep=self.plan.sweep,

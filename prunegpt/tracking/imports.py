@@ -17,10 +17,10 @@ from typing import Any
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.tracking.client import TrackingError
-from prunegpt.tracking.foreign import Keeper, RunPath, State, step_of
+from prunegpt.tracking.foreign import ForeignState, Keeper, RunPath, step_of
 from prunegpt.tracking.ingest import turn
 
-_ENDED: Mapping[str, State] = {"finished": "finished", "killed": "stopped"}  # state at W&B -> ours; failed otherwise
+_ENDED: Mapping[str, ForeignState] = {"finished": "finished", "killed": "stopped"}  # at W&B -> ours; else failed
 _IDENTITY = b":W&B"
 _HEADER = 7  # bytes, of the file and of each piece alike
 _BLOCK = 32768
@@ -39,7 +39,7 @@ class FoundRun:
     rows: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None  # of one in a file; none: it never ended
-    state: State = "failed"
+    state: ForeignState = "failed"
     problem: str = "it never ended: its file stops before."
 
 

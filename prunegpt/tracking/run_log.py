@@ -40,7 +40,7 @@ _SETTINGS: dict[str, Any] = {
     "x_file_transfer_retry_max": 2,
 }
 
-Row = dict[str, Any]
+LogRow = dict[str, Any]
 
 
 class RunLog:
@@ -74,14 +74,14 @@ class RunLog:
             self._run.define_metric(axis, hidden=True)
             self._run.define_metric(curves, step_metric=axis)
 
-    def log(self, rows: Sequence[Row]) -> None:
+    def log(self, rows: Sequence[LogRow]) -> None:
         """Takes all rows so far; those that were taken are passed over, and the server passes over those it has."""
         first = max(self.rows, int(self._run.starting_step) if self.mode == "online" else 0)
         for index, row in enumerate(rows[first:], first):
             self._run.log(row, step=index)
         self.rows = max(len(rows), self.rows)
 
-    def finish(self, ended: TrialResult | AttemptRecord, rows: Sequence[Row]) -> None:
+    def finish(self, ended: TrialResult | AttemptRecord, rows: Sequence[LogRow]) -> None:
         """Takes the last rows, writes what the trial came to, and ends the run."""
         import wandb
 
@@ -154,13 +154,13 @@ def run_id(result: TrialResult) -> str:
     return digest([result.sweep, result.name, result.key, result.evaluation_key])[:16]
 
 
-def rows_of(trial: TrialPlan, points: Iterable[Point]) -> list[Row]:
+def rows_of(trial: TrialPlan, points: Iterable[Point]) -> list[LogRow]:
     """A trial's curves as rows of a history, one per stage and step, in the order they come to be.
 
     A further point of an attempt adds to the last row or comes behind it. A row's place is its `_step`: a sender that
     it again, sends the same.
     """
-    found: dict[tuple[int, int], Row] = {}
+    found: dict[tuple[int, int], LogRow] = {}
     for point in points:
         if point.name in _NO_CURVES:
             continue

@@ -16,8 +16,9 @@ from prunegpt.lm.blocks import Blocks, collate
 from prunegpt.planning.budget import micro_batch
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.records import Emit
 from prunegpt.training.job import TrainingJob
-from prunegpt.training.trainer import Emit, JobTrainer, last_checkpoint, step_of
+from prunegpt.training.trainer import JobTrainer, last_checkpoint, step_of
 
 CHECKPOINT_SECONDS = 600.0
 _NONE: Mapping[str, Any] = {}
@@ -28,7 +29,7 @@ class Interrupted(PruneGPTError):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """What a training stage came to."""
 
     steps: int  # optimizer steps
@@ -54,8 +55,8 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     keep_checkpoints: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    divide: int = 1,
-) -> Outcome:
+    micro_batch_divisor: int = 1,
+) -> TrainingOutcome:
     """Trains the model in place, resuming from the last whole checkpoint in `work` where there is one.
 
     Several processes (see `lm.ranks`) share the rows of every optimizer step, which sees the rows that it sees with
@@ -74,7 +75,7 @@ def train(
         stop: asked after every step; True ends training with a checkpoint.
         keep_checkpoints: leave all that `save_strategy` asks for; else only the newest, for resuming after a crash.
         checkpoint_seconds: between checkpoints that nobody asked for.
-        divide: train with micro-batches smaller by this factor, and as many times more of them to an optimizer step.
+        micro_batch_divisor: train with micro-batches smaller by this factor, with as many times more per step.
 
     Raises:
         Interrupted: `stop` said so.
@@ -92,7 +93,7 @@ def train(
             device=device,
             dtype=dtype,
             keep=keep_checkpoints,
-            divide=divide,
+            micro_batch_divisor=micro_batch_divisor,
         ),
         train_dataset=blocks,
         eval_dataset=blocks if evaluate else None,  # only its presence matters: evaluate() is ours
@@ -127,7 +128,7 @@ def train(
     enforcer.verify()
     if job.prune:
         job.prune.verify(enforcer.masks, held)
-    return Outcome(reached, trainer.tokens, trainer.seconds, trainer.notes)
+    return TrainingOutcome(reached, trainer.tokens, trainer.seconds, trainer.notes)
 
 
 def training_arguments(
@@ -138,11 +139,11 @@ def training_arguments(
     device: torch.device,
     dtype: torch.dtype,
     keep: bool = False,
-    divide: int = 1,
+    micro_batch_divisor: int = 1,
 ) -> TrainingArguments:
     """The TrainingArguments: the arguments of a spec, and what the program decides."""
-    if divide > 1 or ranks.count() > 1:
-        batch, accumulation = micro_batch(given, divide, ranks.count())
+    if micro_batch_divisor > 1 or ranks.count() > 1:
+        batch, accumulation = micro_batch(given, micro_batch_divisor, ranks.count())
         given |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     defaults: dict[str, Any] = {
         "save_strategy": "no",  # by time, see JobTrainer.on_step_end; a spec may ask for more

@@ -28,7 +28,7 @@ from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
 from prunegpt.recipes.learning_rate import LearningRateCurve
-from prunegpt.records import TOTAL_STEPS
+from prunegpt.records import TOTAL_STEPS, Emit
 from prunegpt.root import read_json, write_json
 from prunegpt.training.job import TrainingJob
 
@@ -36,8 +36,6 @@ MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cu
 PRUNER_STATE = "pruner.safetensors"
 
 _GUARD_STEPS = 10  # between checks of the losses, whatever is logged
-
-Emit = Callable[[int, float, str, float, int], None]  # step, epoch, name, value, tokens
 
 
 def last_checkpoint(work: Path) -> Path | None:

@@ -12,7 +12,7 @@ from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.measure import WindowsOf, measure, stored_windows
 from prunegpt.root import Root
-from prunegpt.web.source import Source
+from prunegpt.web.source import RootSource
 
 T = TypeVar("T")
 _MOST_KEPT = 64
@@ -106,14 +106,14 @@ class Dashboard:
     """One root, its store as it is followed, and what was made of it."""
 
     root: Root
-    source: Source
+    source: RootSource
     intervals: Intervals
     kept: Cache
     budgets: dict[str, int | None] = field(default_factory=dict)  # stage key -> tokens it trains on, once counted
 
     @classmethod
     def open(cls, root: Root) -> "Dashboard":
-        source = Source(root)
+        source = RootSource(root)
         return cls(root, source, Intervals(stored_windows(root), source.touch), Cache())
 
     def close(self) -> None:

@@ -40,19 +40,19 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Asked(BaseModel):
+class ApiRequest(BaseModel):
     """Base of what the API takes; an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Problem(Answer):
+class ErrorAnswer(Answer):
     """Why there is no answer."""
 
     error: str
 
 
-class Refused(PruneGPTError):
+class RequestError(PruneGPTError):
     """A request that cannot be answered, with its HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -76,8 +76,8 @@ class Endpoint:
         self.summary = str(handler.__doc__).partition("\n")[0].removesuffix(".")
         hints = get_type_hints(handler, include_extras=True)
         self.gives: type[BaseModel] | None = None if issubclass(hints["return"], Response) else hints["return"]
-        self.query: type[Asked] | None = hints.get("asked")
-        self.body: type[Asked] | None = hints.get("posted")
+        self.query: type[ApiRequest] | None = hints.get("asked")
+        self.body: type[ApiRequest] | None = hints.get("posted")
         self.method = "POST" if self.body else "GET"
         parts = re.findall(r"{(\w+)}", path)
         self.choices: dict[str, tuple[str, ...]] = {
@@ -88,7 +88,7 @@ class Endpoint:
         async def answer(request: Request) -> Response:
             try:
                 given: dict[str, Any] = dict(request.path_params)
-                query = _query(self.query or Asked, request)
+                query = _query(self.query or ApiRequest, request)
                 given |= {"asked": query} if self.query else {}
                 given |= {"posted": await _body(self.body, request)} if self.body else {}
                 return await run_in_threadpool(self._answer, dashboard, given)
@@ -100,13 +100,13 @@ class Endpoint:
     def _answer(self, dashboard: Dashboard, given: dict[str, Any]) -> Response:
         for part, valid in self.choices.items():
             if valid and given[part] not in valid:
-                raise Refused(404, f"{part} must be one of {', '.join(valid)}, but got {given[part]!r}.")
+                raise RequestError(404, f"{part} must be one of {', '.join(valid)}, but got {given[part]!r}.")
         found = self.handler(dashboard, **given)
         return found if isinstance(found, Response) else reply(found)
 
     def described(self, references: Any) -> dict[str, Any]:
         """The operation as OpenAPI has it; `references` are those of `models_json_schema`."""
-        problem = {"application/json": {"schema": references[Problem, "serialization"]}}
+        problem = {"application/json": {"schema": references[ErrorAnswer, "serialization"]}}
         plain: dict[str, Any] = {
             media: {"schema": {} if media == "application/json" else {"type": "string"}} for media in self.media
         }
@@ -154,7 +154,7 @@ def endpoint(path: str, *media: str) -> Callable[[H], H]:
 
 def document() -> dict[str, Any]:
     """The OpenAPI description of all entries."""
-    models: list[tuple[type[BaseModel], Any]] = [(Problem, "serialization")]
+    models: list[tuple[type[BaseModel], Any]] = [(ErrorAnswer, "serialization")]
     models += [(entry.gives, "serialization") for entry in ENDPOINTS if entry.gives]
     models += [(entry.body, "validation") for entry in ENDPOINTS if entry.body]
     references, schemas = models_json_schema(list(dict.fromkeys(models)), ref_template="#/components/schemas/{model}")
@@ -195,32 +195,32 @@ def attachment(name: str) -> dict[str, str]:
 
 def refusal(error: Exception) -> Response:
     """The response to an error; a defect of ours is raised again."""
-    if isinstance(error, Refused):
-        return reply(Problem(error=str(error)), error.status)
+    if isinstance(error, RequestError):
+        return reply(ErrorAnswer(error=str(error)), error.status)
     if isinstance(error, ValidationError):
         told = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
-        return reply(Problem(error="; ".join(told)), 400)
+        return reply(ErrorAnswer(error="; ".join(told)), 400)
     if isinstance(error, PruneGPTError):
         missing = isinstance(error, StoreError | ReportError | UnknownPartError)
-        return reply(Problem(error=str(error)), 404 if missing else 409 if isinstance(error, LaunchError) else 400)
+        return reply(ErrorAnswer(error=str(error)), 404 if missing else 409 if isinstance(error, LaunchError) else 400)
     raise error
 
 
-def _query(kind: type[Asked], request: Request) -> Asked:
+def _query(kind: type[ApiRequest], request: Request) -> ApiRequest:
     given: dict[str, Any] = {}
     for name in request.query_params:
         values = request.query_params.getlist(name)
         many = name in kind.model_fields and "list" in str(kind.model_fields[name].annotation)
         if len(values) > 1 and not many:
-            raise Refused(400, f"{name} may be given once, but is given {len(values)} times.")
+            raise RequestError(400, f"{name} may be given once, but is given {len(values)} times.")
         given[name] = values if many else values[0]
     return kind.model_validate(given)
 
 
-async def _body(kind: type[Asked], request: Request) -> Asked:
+async def _body(kind: type[ApiRequest], request: Request) -> ApiRequest:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise Refused(415, "what is posted must be JSON, with the header Content-Type: application/json.")
+        raise RequestError(415, "what is posted must be JSON, with the header Content-Type: application/json.")
     try:
         return kind.model_validate_json(await received(request, _LARGEST_BODY))
-    except intake.Refused as error:
-        raise Refused(error.status, str(error)) from error
+    except intake.Rejected as error:
+        raise RequestError(error.status, str(error)) from error

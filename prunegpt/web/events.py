@@ -15,7 +15,7 @@ from prunegpt.records import TrialResult
 from prunegpt.store.watch import LastPoint
 from prunegpt.web.api.sweeps import progress, slots
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Problem, reply
+from prunegpt.web.endpoint import ErrorAnswer, reply
 from prunegpt.web.rows import rows
 
 _EVERY = 0.5  # seconds between two looks
@@ -38,7 +38,7 @@ class Events:
         sends the id of the last event instead.
         """
         if self._listeners >= _MOST_LISTENERS:
-            return reply(Problem(error=f"at most {_MOST_LISTENERS} pages can listen at a time. Close some."), 503)
+            return reply(ErrorAnswer(error=f"at most {_MOST_LISTENERS} pages can listen at a time. Close some."), 503)
         sweep = request.query_params.get("sweep") or None
         trial = request.query_params.get("trial") or None
         last = request.headers.get("last-event-id") or request.query_params.get("since", "")

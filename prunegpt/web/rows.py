@@ -57,7 +57,7 @@ class TrialRow(Answer):
     implicit: bool
 
 
-class Column(Answer):
+class TrialColumn(Answer):
     """A column that a list of trials may show."""
 
     key: str
@@ -89,20 +89,21 @@ _COLUMNS = (
 )
 
 
-def columns(trials: Sequence[TrialResult]) -> list[Column]:
+def columns(trials: Sequence[TrialResult]) -> list[TrialColumn]:
     """The columns of a list of these trials: the name, what was swept, then what was measured."""
     fixed = [
-        Column(key=key, label=label, swept=False, numeric=kind != "text", kind=kind) for key, label, kind in _COLUMNS
+        TrialColumn(key=key, label=label, swept=False, numeric=kind != "text", kind=kind)
+        for key, label, kind in _COLUMNS
     ]
     paths = dict.fromkeys(path for trial in trials for path in trial.swept)
     swept = [_swept(path, [trial.swept[path] for trial in trials if path in trial.swept]) for path in paths]
     return [fixed[0], *swept, *fixed[1:]]
 
 
-def _swept(path: str, values: Sequence[Any]) -> Column:
+def _swept(path: str, values: Sequence[Any]) -> TrialColumn:
     numeric = all(is_number(value) for value in values if value is not None)
     kind: Literal["number", "text"] = "number" if numeric else "text"
-    return Column(key=f"swept.{path}", label=_short(path), swept=True, numeric=numeric, kind=kind)
+    return TrialColumn(key=f"swept.{path}", label=_short(path), swept=True, numeric=numeric, kind=kind)
 
 
 def _short(path: str) -> str:

@@ -23,7 +23,7 @@ from starlette.requests import Request, cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prunegpt.tracking.endpoint.intake import Refused, received
+from prunegpt.tracking.endpoint.intake import Rejected, received
 
 CONTENT_POLICY = "; ".join(
     (
@@ -161,7 +161,7 @@ class Guard:
     async def _login(self, request: Request) -> Response:
         try:
             data = await received(request, _LARGEST_FORM)
-        except Refused as error:
+        except Rejected as error:
             return _refused(error.status, str(error))
         form = parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True)
         target = local_path(form.get("next", ["/"])[0])

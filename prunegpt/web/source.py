@@ -31,7 +31,7 @@ class Running:
     changed: dict[tuple[int, str], int] = field(default_factory=dict)  # -> revision of that
 
 
-class Source:
+class RootSource:
     """One root, followed. Every change has a revision, a number that only grows while the process lives.
 
     Args:

@@ -16,7 +16,7 @@ from prunegpt.launch.base import Exited
 from prunegpt.launch.ray import RayLauncher
 from prunegpt.root import Root
 from prunegpt.spec.execution import RayOptions
-from prunegpt.sweep.events import Event, Progress
+from prunegpt.sweep.events import AttemptProgress, Event
 from tests.launch.real_sweep import STEPS, run, run_locally, small_plan
 from tests.support.waiting import ends, lives, until
 
@@ -183,7 +183,7 @@ def test_a_sweep_that_loses_a_node_comes_to_the_same_result(
 
     def kill(event: Event) -> None:
         checkpoints = list(root.path.glob("work/*/checkpoint-*/prunegpt.json"))
-        if isinstance(event, Progress) and 0 < event.step < STEPS and checkpoints and not killed:
+        if isinstance(event, AttemptProgress) and 0 < event.step < STEPS and checkpoints and not killed:
             killed.append(event.step)
             ray_cluster.remove_node(node, allow_graceful=False)
             ray_cluster.add_node(num_cpus=1, num_gpus=0, resources={"second": 1}, object_store_memory=80_000_000)

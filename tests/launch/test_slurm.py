@@ -24,7 +24,7 @@ from prunegpt.planning.resolve import plan_file
 from prunegpt.root import Root
 from prunegpt.spec.execution import SlurmOptions
 from prunegpt.spec.plan import SweepPlan
-from prunegpt.sweep.events import Event, Progress
+from prunegpt.sweep.events import AttemptProgress, Event
 from tests.launch.real_sweep import STEPS, run, run_locally, small_plan
 from tests.launch.slurm_cluster import Cluster
 from tests.support.waiting import Clock, until
@@ -393,7 +393,7 @@ def test_a_sweep_that_is_preempted_and_cancelled_comes_to_the_same_result(
     disturbed: list[int] = []
 
     def disturb(event: Event) -> None:
-        if not isinstance(event, Progress) or not 0 < event.step < STEPS or len(disturbed) == 2:
+        if not isinstance(event, AttemptProgress) or not 0 < event.step < STEPS or len(disturbed) == 2:
             return
         if disturbed and event.step <= disturbed[-1]:
             return

@@ -29,7 +29,7 @@ from prunegpt.spec.plan import StagePlan, TrialPlan
 from prunegpt.spec.schema import DistillSpec
 from prunegpt.stages import prune as pruning
 from prunegpt.stages import train as training
-from prunegpt.stages.base import Pruned, State
+from prunegpt.stages.base import ModelState, Pruned
 from prunegpt.stages.measure import check_ledger
 from tests.support.drawn_trials import METHODS, trials
 from tests.support.specs import plan_of
@@ -69,11 +69,11 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield tmp_path_factory.mktemp("root")
 
 
-def fresh() -> State:
-    return State(deepcopy(models()[0]), None, Pruned())  # type: ignore[arg-type]
+def fresh() -> ModelState:
+    return ModelState(deepcopy(models()[0]), None, Pruned())  # type: ignore[arg-type]
 
 
-def prunes(stage: StagePlan, state: State) -> None:
+def prunes(stage: StagePlan, state: ModelState) -> None:
     """Resolves the job of a training stage and makes every update of its masks, with made-up gradients between."""
     config = stage.training
     assert config is not None
@@ -125,7 +125,7 @@ def arguments_hold(train: Mapping[str, Any], folder: Path) -> None:
     TrainingArguments(**{"save_strategy": "no", **train}, output_dir=str(folder), use_cpu=True, report_to=[])
 
 
-def runs(stage: StagePlan, state: State, folder: Path) -> None:
+def runs(stage: StagePlan, state: ModelState, folder: Path) -> None:
     """What can fail of a stage before, and instead of, training."""
     if stage.prune:
         pruning.apply(stage.prune, state, Inputs(None), seed=stage.seed, root=Root(folder), progress=lambda *_: None)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.recipes.reader import Dialect, Modifier, Stage, parse_recipe
+from prunegpt.recipes.reader import Dialect, Modifier, RecipeStage, parse_recipe
 from prunegpt.recipes.source import RecipeError, parse, read_text
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -12,7 +12,7 @@ class Parsed:
     """What a recipe holds."""
 
     def __init__(self, text: str, dialect: Dialect) -> None:
-        self.stages: list[Stage]
+        self.stages: list[RecipeStage]
         self.stages, self.variables = parse_recipe(parse(text), "recipe.yaml", dialect)
         self.modifiers: list[Modifier] = [item for stage in self.stages for item in stage.modifiers]
 

@@ -64,7 +64,7 @@ def test_an_archive_of_another_version_is_read(tmp_path: Path) -> None:
         plan = result["plan"]
         result |= {name: plan[name] for name in GOES_BY} | {"key": "k", "of a later version": 1}
         plan["of a later version"] = plan["evaluate"]["likewise"] = 1
-        del plan["divide"]
+        del plan["micro_batch_divisor"]
 
     (found,) = read_archive(kept_as(tmp_path, change)).results
     assert found.plan == make_trial("a").plan

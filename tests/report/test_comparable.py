@@ -9,7 +9,7 @@ from prunegpt.report.compare import compare
 from prunegpt.report.gallery import figures_of
 from prunegpt.report.measure import beside_median, measure, standings
 from prunegpt.report.rows import select_rows
-from prunegpt.report.statistics import Windows
+from prunegpt.report.statistics import WindowLosses
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
 from prunegpt.sweep.curves import _point
@@ -32,7 +32,7 @@ class Kept:
     """Trials and their windows; every one has its own, though they are as many and as long."""
 
     def __init__(self) -> None:
-        self.of: dict[int, Windows] = {}
+        self.of: dict[int, WindowLosses] = {}
 
     def trial(self, name: str, loss: float, how: dict[str, str], **fields: Any) -> TrialResult:
         windows = draw_windows(loss, seed=1)
@@ -41,7 +41,7 @@ class Kept:
         self.of[trial.id] = windows
         return trial
 
-    def __call__(self, trial: TrialResult) -> Windows | None:
+    def __call__(self, trial: TrialResult) -> WindowLosses | None:
         return self.of.get(trial.id)
 
 

@@ -11,7 +11,7 @@ from prunegpt.report.format import together
 from prunegpt.report.measure import measure, standings
 from prunegpt.report.statistics import (
     Interval,
-    Windows,
+    WindowLosses,
     compare_seeds,
     compare_windows,
     perplexity_interval,
@@ -38,7 +38,7 @@ def test_none_is_made_that_does_not_hold_its_value(value: float, one: float, two
     assert Interval.around(value, min(one, two), max(one, two)).value == value
 
 
-def windows_of(losses: list[float]) -> Windows:
+def windows_of(losses: list[float]) -> WindowLosses:
     return np.column_stack([np.asarray(losses) * 16, np.full(len(losses), 16.0)])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from prunegpt.errors import ReportError
 from prunegpt.report.statistics import (
-    Source,
+    VarianceSource,
     combined_test,
     compare_seeds,
     compare_windows,
@@ -62,7 +62,7 @@ def test_other_seeds_make_it_welch() -> None:
     ones, twos = [3.00, 3.04], [3.10, 3.20]
     variances = stdev(ones) ** 2 / 2, stdev(twos) ** 2 / 2
     freedom = sum(variances) ** 2 / sum(v**2 for v in variances)
-    expected, _ = combined_test(mean(ones) - mean(twos), [Source(sum(variances), freedom)])
+    expected, _ = combined_test(mean(ones) - mean(twos), [VarianceSource(sum(variances), freedom)])
     found = compare_seeds({s: _flat(v) for s, v in enumerate(ones)}, {s + 9: _flat(v) for s, v in enumerate(twos)})
     assert found.p_value == pytest.approx(expected, rel=1e-6)
     assert found.method == "Welch t over seeds and windows"

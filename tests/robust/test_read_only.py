@@ -20,7 +20,7 @@ from prunegpt.root import Root
 from prunegpt.spec.schema import TableSpec
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
-from prunegpt.web.source import Source
+from prunegpt.web.source import RootSource
 from tests.support import hashing_worker
 from tests.support.finished_root import MORE, TRIALS, Undisturbed, figures, run
 from tests.support.fork_launcher import ForkLauncher
@@ -106,7 +106,7 @@ def test_a_dashboard_follows_what_somebody_else_writes(tmp_path: Path, freeze: F
         pytest.skip("a folder cannot be mounted at a second place here")
     try:
         freeze(here)
-        with closing(Source(Root(here), clock := Clock())) as source:
+        with closing(RootSource(Root(here), clock := Clock())) as source:
             assert [trial.name for trial in source.trials("words")] == ["a"]
             with Store.open(Root(there)) as store:  # it has begun: its log is there, and not merged
                 assert (there / "prunegpt.db-wal").exists()

@@ -111,3 +111,9 @@ def test_a_value_of_another_shape_is_named(plan: TrialPlan) -> None:
     tree["stages"][2]["prune"] = ["magnitude"]
     with pytest.raises(ValueError, match=r"stages\.2\.prune is \"\['magnitude'\]\""):
         TrialPlan.reopened(json.dumps(tree))
+
+
+def test_a_field_that_was_renamed_is_read_by_its_old_name(plan: TrialPlan) -> None:
+    old = written(plan)
+    old["divide"] = old.pop("micro_batch_divisor") * 4
+    assert TrialPlan.model_validate(old) == plan.model_copy(update={"micro_batch_divisor": 4})

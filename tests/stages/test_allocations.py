@@ -15,7 +15,7 @@ from prunegpt.root import Root
 from prunegpt.spec.pruning import prune_problems, reads_text
 from prunegpt.spec.schema import PruneSpec
 from prunegpt.stages import prune as stage
-from prunegpt.stages.base import Pruned, State
+from prunegpt.stages.base import ModelState, Pruned
 from prunegpt.stages.measure import check_ledger
 from tests.support.plug_in import PlugIn, steep
 
@@ -41,7 +41,7 @@ def spec_of(**fields: Any) -> PruneSpec:
 
 def applied(model: Any, *specs: PruneSpec, root: Root) -> dict[str, float]:
     """Sparsity by tensor after these stages."""
-    state = State(model, None, Pruned())  # type: ignore[arg-type]
+    state = ModelState(model, None, Pruned())  # type: ignore[arg-type]
     for spec in specs:
         stage.apply(spec, state, Inputs(None), seed=0, root=root, progress=lambda *_: None)
         check_ledger(state)

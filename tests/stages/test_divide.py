@@ -44,7 +44,7 @@ def run(home: Path, model: Path, files: dict[str, str], *, divide: int = 1, atte
     prune = {"sparsity": 0.5, "unit": "steps", "start": 1, "end": 6, "every": 1}
     trial = {"name": "gradual", "stages": [{"finetune": {"prune": prune}}]}
     (plan,) = plan_data({"name": "small", "base": settings, "trials": [trial]}, root=root).trials
-    return run_attempt(root, plan.model_copy(update={"divide": divide}), attempt)
+    return run_attempt(root, plan.model_copy(update={"micro_batch_divisor": divide}), attempt)
 
 
 def perplexity(record: AttemptRecord) -> float:

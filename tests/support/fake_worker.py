@@ -109,7 +109,7 @@ class Fake:
         with publishing(self.root.stage(stage.key)) as folder:
             (folder / "evaluations").mkdir()
             counted = SparsityRecord(pruned=0.5, overall=0.4, selected=10, parameters=20)
-            notes = divided_note(stage.training.train, self.plan.divide) if stage.training else ()
+            notes = divided_note(stage.training.train, self.plan.micro_batch_divisor) if stage.training else ()
             StageRecord(
                 key=stage.key, kind=stage.kind, index=index, cached=False, seconds=0.1, sparsity=counted, notes=notes
             ).write(folder / "stage.json")
@@ -130,7 +130,7 @@ class Fake:
         held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
         room = int(held.split()[1]) * 1024 + self.ways["room_mb"] * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (room, resource.RLIM_INFINITY))
-        sequences, _ = micro_batch(stage.training.train, self.plan.divide)
+        sequences, _ = micro_batch(stage.training.train, self.plan.micro_batch_divisor)
         try:
             bytearray(sequences * self.ways["sequence_mb"] * 2**20)
         finally:

@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 
 from prunegpt.records import Evaluation, SparsityRecord, StageRecord, TrialResult, TrialState
-from prunegpt.report.statistics import Windows, mean_loss
+from prunegpt.report.statistics import WindowLosses, mean_loss
 from prunegpt.spec.plan import TrialPlan
 
 _IDS = itertools.count(1)
 PROTOCOL = "blocks/validation/1024/gpt2"
 
 
-def draw_windows(loss: float, *, count: int = 60, tokens: int = 128, noise: float = 0.3, seed: int = 0) -> Windows:
+def draw_windows(loss: float, *, count: int = 60, tokens: int = 128, noise: float = 0.3, seed: int = 0) -> WindowLosses:
     """Windows whose losses scatter around `loss`; equal seeds scatter alike, as two models on one text do."""
     scatter = np.random.default_rng(seed).normal(0.0, noise, count)
     return np.column_stack([(loss + scatter) * tokens, np.full(count, float(tokens))])
 
 
 def evaluation(
-    windows: Windows | None = None, *, perplexity: float = 20.0, protocol: str = PROTOCOL, finite: bool = True
+    windows: WindowLosses | None = None, *, perplexity: float = 20.0, protocol: str = PROTOCOL, finite: bool = True
 ) -> Evaluation:
     loss = mean_loss(windows) if windows is not None else float(np.log(perplexity))
     return Evaluation(
@@ -107,13 +107,13 @@ class Kept:
     """Per-window losses by trial name, standing for the evaluations of a root."""
 
     def __init__(self) -> None:
-        self.of: dict[str, Windows] = {}
+        self.of: dict[str, WindowLosses] = {}
 
-    def trial(self, name: str, windows: Windows, **fields: Any) -> TrialResult:
+    def trial(self, name: str, windows: WindowLosses, **fields: Any) -> TrialResult:
         """A finished trial that was measured on these windows."""
         protocol = fields.pop("protocol", PROTOCOL)
         self.of[name] = windows
         return make_trial(name, measured=evaluation(windows, protocol=protocol), **fields)
 
-    def __call__(self, trial: TrialResult) -> Windows | None:
+    def __call__(self, trial: TrialResult) -> WindowLosses | None:
         return self.of.get(trial.name)

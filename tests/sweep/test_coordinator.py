@@ -12,8 +12,8 @@ from prunegpt.launch.local import LocalLauncher
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.events import (
+    AttemptProgress,
     CacheHit,
-    Progress,
     StagePublished,
     SweepStarted,
     TrialFailed,
@@ -337,7 +337,7 @@ def test_points_and_progress_follow_a_running_trial(bench: Any) -> None:
     seen: list[int] = []
 
     def look(event: Any) -> None:
-        if isinstance(event, Progress):
+        if isinstance(event, AttemptProgress):
             seen.append(len(bench.store.points("words/a", "loss", stage=1)))
 
     bench.listen = look

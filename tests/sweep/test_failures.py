@@ -122,9 +122,9 @@ def test_what_cannot_be_divided_is_not_tried_again(bench: Any) -> None:
 def test_division_is_bounded_by_the_micro_batch() -> None:
     trial = make_trial("a", "load a b", train={"per_device_train_batch_size": 6})
     ends = [("out-of-memory", "retried")]
-    assert [divided(trial, ends * times).divide for times in range(5)] == [1, 2, 4, 6, 6]
+    assert [divided(trial, ends * times).micro_batch_divisor for times in range(5)] == [1, 2, 4, 6, 6]
     assert [divisible(divided(trial, ends * times)) for times in range(4)] == [True, True, False, False]
-    assert divided(make_trial("a", "load"), ends).divide == 1
+    assert divided(make_trial("a", "load"), ends).micro_batch_divisor == 1
     assert not divisible(make_trial("a", "load"))
 
 

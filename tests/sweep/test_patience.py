@@ -15,7 +15,7 @@ from prunegpt.launch.base import Exited, Launcher
 from prunegpt.launch.refusal import passes
 from prunegpt.sweep import patience
 from prunegpt.sweep.attempt import Attempt
-from prunegpt.sweep.events import LauncherTrouble, Progress
+from prunegpt.sweep.events import AttemptProgress, LauncherTrouble
 from prunegpt.sweep.interrupt import Interrupt
 from prunegpt.sweep.patience import PatientLauncher
 from tests.support import fake_worker
@@ -129,7 +129,7 @@ def test_a_refusal_harms_no_other_trial(bench: Any, call: str, name: str) -> Non
     interrupt = Interrupt()
     if call == "cancel":
         bench.listen = lambda event: (
-            interrupt.request() if isinstance(event, Progress) and not interrupt.count else None
+            interrupt.request() if isinstance(event, AttemptProgress) and not interrupt.count else None
         )
     seconds = 60.0 if call == "cancel" else 0.0
     trials = [make_trial(one, f"load-{one} {one}", steps=600 if seconds else 1, seconds=seconds) for one in "abc"]

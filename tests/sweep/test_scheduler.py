@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
-from prunegpt.sweep.scheduler import Published, StageScheduler, Unit, name_of, select, units_of
+from prunegpt.sweep.scheduler import Published, StageScheduler, WorkUnit, name_of, select, units_of
 from tests.support.sweep_plans import make_trial
 
 
 class Memory(Published):
     """What is published, in memory; `look` sees what was put there, `seen` only what was looked at, as on disk."""
 
-    def __init__(self, there: set[Unit] | None = None) -> None:
+    def __init__(self, there: set[WorkUnit] | None = None) -> None:
         super().__init__(Root.find("nowhere"))
         self.there = there or set()
 
-    def _is_there(self, unit: Unit) -> bool:
+    def _is_there(self, unit: WorkUnit) -> bool:
         return unit in self.there
 
 
@@ -45,19 +45,19 @@ def play(trials: list[TrialPlan], published: Memory, slots: int, draw: random.Ra
     """Plays a sweep through; asserts at every step that nothing is done twice or too early."""
     scheduler = StageScheduler(trials, published)
     ended: dict[str, str] = {}
-    done: list[Unit] = []
+    done: list[WorkUnit] = []
     for _ in range(10_000):
         for trial in scheduler.complete():
             scheduler.end(trial)
             ended[name_of(trial)] = "complete"
         if blocked := scheduler.blocked():
             for one in blocked:
-                assert Unit(one.need) not in published.there
+                assert WorkUnit(one.need) not in published.there
                 scheduler.end(one.trial)
                 ended[name_of(one.trial)] = "blocked"
             continue
         while len(scheduler.running) < slots and (trial := scheduler.next()) is not None:
-            assert all(Unit(need) in published.there for need in trial.needs)
+            assert all(WorkUnit(need) in published.there for need in trial.needs)
             scheduler.start(trial)
         current = [unit for name in scheduler.running if (unit := scheduler.current(name, look=True)) is not None]
         assert len(current) == len(set(current)), "two trials do the same unit"
@@ -79,7 +79,7 @@ def play(trials: list[TrialPlan], published: Memory, slots: int, draw: random.Ra
             published.there.add(unit)
     assert len(done) == len(set(done))
     for name, trial in scheduler.waiting.items():  # what a failure has left in a circle: the coordinator fails these
-        assert any(Unit(need) not in published.there for need in trial.needs)
+        assert any(WorkUnit(need) not in published.there for need in trial.needs)
         ended[name] = "stuck"
     return ended
 
@@ -136,28 +136,28 @@ def test_one_slot_keeps_the_order_where_it_may() -> None:
 
 def test_units_are_stages_and_their_measurements() -> None:
     assert units_of(make_trial("t", "a b", evaluation_key="e")) == (
-        Unit("a"),
-        Unit("a", "e"),
-        Unit("b"),
-        Unit("b", "e"),
+        WorkUnit("a"),
+        WorkUnit("a", "e"),
+        WorkUnit("b"),
+        WorkUnit("b", "e"),
     )
-    assert units_of(make_trial("t", "a b", skip=True)) == (Unit("a"), Unit("b"))
+    assert units_of(make_trial("t", "a b", skip=True)) == (WorkUnit("a"), WorkUnit("b"))
 
 
 def test_the_disk_is_asked(tmp_path: Any) -> None:
     root = Root(tmp_path)
     published = Published(root)
-    assert not published.look(Unit("k"))
+    assert not published.look(WorkUnit("k"))
     root.stage("k").mkdir(parents=True)
-    assert not published.look(Unit("k"))
+    assert not published.look(WorkUnit("k"))
     (root.stage("k") / "stage.json").touch()
-    assert not published.seen(Unit("k"))
-    assert published.look(Unit("k"))
-    assert published.seen(Unit("k"))
-    assert not published.look(Unit("k", "e"))
+    assert not published.seen(WorkUnit("k"))
+    assert published.look(WorkUnit("k"))
+    assert published.seen(WorkUnit("k"))
+    assert not published.look(WorkUnit("k", "e"))
     root.evaluation("k", "e").mkdir(parents=True)
     (root.evaluation("k", "e") / "evaluation.json").touch()
-    assert published.look(Unit("k", "e"))
+    assert published.look(WorkUnit("k", "e"))
 
 
 TRIALS = [
@@ -187,6 +187,6 @@ TRIALS = [
     ],
 )
 def test_the_trials_that_teachers_need_are_selected(wanted: list, there: list, barred: list, selected: list) -> None:
-    published = Memory({Unit(key) for key in there} | {Unit(key, "measured") for key in there})
+    published = Memory({WorkUnit(key) for key in there} | {WorkUnit(key, "measured") for key in there})
     found = select(TRIALS, [trial for trial in TRIALS if trial.name in wanted], published, barred)
     assert [trial.name for trial in found] == selected

@@ -25,7 +25,7 @@ from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.recovery import OUTSIDE, recover, recover_agents
 from prunegpt.tracking.agents import read_arguments, trial_of
 from prunegpt.tracking.endpoint.choose import next_point
-from prunegpt.tracking.endpoint.hosted import Hosted, Run
+from prunegpt.tracking.endpoint.hosted import Hosted, HostedRun
 from prunegpt.tracking.ingest import Follower, StaleRunReaper, begin, save_sweep
 from tests.support.waiting import until
 
@@ -42,7 +42,7 @@ def points(plan: SweepPlan, count: int = 1000) -> list[dict[str, Any]]:
     hosted = Hosted(name="abc", entity="e", project="p", config=config_of(plan, [], "small.yaml"))
     found: list[dict[str, Any]] = []
     while len(found) < count and (point := next_point(hosted)) is not None:
-        hosted.runs.append(Run(id=str(len(found)), state="finished", metric=1.0, **dict(point)))
+        hosted.runs.append(HostedRun(id=str(len(found)), state="finished", metric=1.0, **dict(point)))
         found.append(point.args)
     return found
 

@@ -16,7 +16,7 @@ from prunegpt.spec.wandb_parameters import parameters
 from prunegpt.store import Store
 from prunegpt.tracking.agents import trial_of
 from prunegpt.tracking.endpoint.choose import next_point
-from prunegpt.tracking.endpoint.hosted import Hosted, Run
+from prunegpt.tracking.endpoint.hosted import Hosted, HostedRun
 from tests.support.small import make_model
 
 
@@ -68,7 +68,7 @@ def test_the_points_that_its_agents_get_are_its_trials(model: Path, tmp_path: Pa
     hosted = Hosted(name="abc", entity="e", project="p", config=config_of(planner.plan, [], "hand.yaml"))
     found: list[str] = []
     while (point := next_point(hosted)) is not None:
-        hosted.runs.append(Run(id=str(len(found)), state="finished", **dict(point)))
+        hosted.runs.append(HostedRun(id=str(len(found)), state="finished", **dict(point)))
         found.append(trial_of(planner, point.args, Root(tmp_path / "runs")).name)
     assert found == [trial.name for trial in planner.plan.trials]
     assert len(found) == 3

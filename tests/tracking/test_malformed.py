@@ -37,7 +37,7 @@ TREES = st.recursive(
 )
 VALUES = st.one_of(SCALARS, st.just(NESTED), TREES)
 NAMED = st.sampled_from(["abc123", "local", "mine", "SWEEP", "AGENT", "RUNNING", "{}", "[]", '{"a": {"value": 1}}'])
-INPUT = [field.alias or name for name, field in operations.Arguments.model_fields.items()]
+INPUT = [field.alias or name for name, field in operations.FieldArguments.model_fields.items()]
 
 
 PARAMETER = st.fixed_dictionaries(

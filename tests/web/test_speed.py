@@ -30,12 +30,12 @@ def test_a_trial_with_100_000_points_comes_within_a_second(tmp_path: Path) -> No
 
 def test_work_grows_with_what_has_changed_and_not_with_what_is_there(tmp_path: Path) -> None:
     from prunegpt.store import Store
-    from prunegpt.web.source import Source
+    from prunegpt.web.source import RootSource
 
     root = Root(tmp_path / "runs")
     make_many(root, 500)
     clock = Clock()
-    source = Source(root, clock)
+    source = RootSource(root, clock)
     source.refresh()
     first = source.revision
     with Store.open(root) as store:

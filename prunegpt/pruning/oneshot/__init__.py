@@ -5,6 +5,6 @@ outcome.
 """
 
 from prunegpt.pruning.oneshot.pipeline import prune_oneshot
-from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, Progress
+from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, OnLayer
 
-__all__ = ["LayerRow", "OneShotResult", "Progress", "prune_oneshot"]
+__all__ = ["LayerRow", "OnLayer", "OneShotResult", "prune_oneshot"]

@@ -13,7 +13,7 @@ from prunegpt.lm.views import WeightView
 from prunegpt.pruning.choose import choose
 from prunegpt.pruning.evidence import evidence
 from prunegpt.pruning.oneshot.request import check_request
-from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, Progress
+from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, OnLayer
 from prunegpt.pruning.patterns import Pattern
 from prunegpt.pruning.statistics import check_windows, evaluating
 from prunegpt.registry import ACTIVATIONS, GRADIENTS
@@ -36,7 +36,7 @@ def prune_oneshot(
     options: Mapping[str, Any] | None = None,
     micro_batch: int | None = None,
     offload: bool | None = None,
-    progress: Progress | None = None,
+    progress: OnLayer | None = None,
 ) -> OneShotResult:
     """Prunes a model in place.
 

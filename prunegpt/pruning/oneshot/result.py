@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Progress = Callable[[int, int, str], None]  # layers done, layers in all, name of the last one
+OnLayer = Callable[[int, int, str], None]  # layers done, layers in all, name of the last one
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from prunegpt.sweep.search.constraints import violations
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialReport:
     """What is reported to Optuna about a trial."""
 
     state: Literal["complete", "pruned", "fail"]
@@ -20,7 +20,7 @@ class Outcome:
     curve: Mapping[int, float] = field(default_factory=dict)  # tokens -> objective, of a pruned trial
 
 
-FAILED = Outcome("fail")
+FAILED = TrialReport("fail")
 
 
 def metrics_of(result: TrialResult) -> dict[str, float | None]:
@@ -30,7 +30,7 @@ def metrics_of(result: TrialResult) -> dict[str, float | None]:
 
 def outcome_of(
     spec: SearchSpec, result: TrialResult, curve: Callable[[], Mapping[int, float]] = dict[int, float]
-) -> Outcome:
+) -> TrialReport:
     """What is reported to a search about a trial that has ended.
 
     A model that diverged is worse than any other, and reported so for a single objective; with several it is a
@@ -42,7 +42,7 @@ def outcome_of(
         curve: gives tokens -> objective of a trial that was stopped early.
     """
     if result.state == "stopped" and result.reason == EARLY_STOP:
-        return Outcome("pruned", curve=curve() if len(spec.objectives) == 1 else {})
+        return TrialReport("pruned", curve=curve() if len(spec.objectives) == 1 else {})
     if result.state not in ("finished", "diverged"):
         return FAILED
     metrics = metrics_of(result) if result.state == "finished" else {}
@@ -50,8 +50,8 @@ def outcome_of(
     diverged = result.state == "diverged" or (result.evaluation is not None and not result.evaluation.finite)
     if diverged and len(values) == 1 and values[0] is None:
         worst = math.inf if spec.objectives[0].wanted == "minimize" else -math.inf
-        return Outcome("complete", (worst,), dict.fromkeys(spec.constraints, math.inf))
+        return TrialReport("complete", (worst,), dict.fromkeys(spec.constraints, math.inf))
     known = tuple(float(value) for value in values if value is not None)
     if len(known) < len(values):
         return FAILED
-    return Outcome("complete", known, violations(spec.constraints, metrics))
+    return TrialReport("complete", known, violations(spec.constraints, metrics))

@@ -10,7 +10,7 @@ from prunegpt.sweep.search.curves import clocked, objective_curve
 from prunegpt.sweep.search.suggester import Search
 
 
-class Planner(Protocol):
+class SuggestionPlanner(Protocol):
     """Resolves suggestions, see planning.resolve."""
 
     def suggested(self, search: SearchPlan, values: Mapping[str, object], number: int) -> TrialPlan:
@@ -47,7 +47,7 @@ class Searches:
             search.tell(result)
 
 
-def open_search(plan: SweepPlan, store: Store, planner: Planner) -> Searches:
+def open_search(plan: SweepPlan, store: Store, planner: SuggestionPlanner) -> Searches:
     """The searches of a plan; they begin with the state of the store.
 
     Trials that a changed spec could not suggest are put aside. What `begin` raises is a PruneGPTError: a sampler cannot
@@ -62,7 +62,7 @@ def open_search(plan: SweepPlan, store: Store, planner: Planner) -> Searches:
 
 
 def _open(
-    plan: SweepPlan, search: SearchPlan, store: Store, planner: Planner, results: Sequence[TrialResult]
+    plan: SweepPlan, search: SearchPlan, store: Store, planner: SuggestionPlanner, results: Sequence[TrialResult]
 ) -> Search:
     def curve(result: TrialResult) -> Mapping[int, float]:
         return objective_curve(search.spec, result, store)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from prunegpt.planning.samplers import quiet, sampler_of
 from prunegpt.spec.search import Dimension, SearchSpec
 from prunegpt.spec.space import is_active, ordered
-from prunegpt.sweep.search.objectives import Outcome
+from prunegpt.sweep.search.objectives import TrialReport
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Suggestion:
     """One suggestion."""
 
     number: int  # Optuna's, from 0
@@ -44,7 +44,7 @@ class SearchStudy:
             )
         self._open: dict[int, Trial] = {}
 
-    def ask(self) -> Asked:
+    def ask(self) -> Suggestion:
         """A suggestion whose result is pending."""
         chosen: dict[str, Any] = {}
         with quiet():
@@ -53,14 +53,14 @@ class SearchStudy:
                 if is_active(self.spec.space, path, chosen):
                     chosen[path] = _suggest(trial, path, self.spec.space[path])
         self._open[trial.number] = trial
-        return Asked(trial.number, chosen)
+        return Suggestion(trial.number, chosen)
 
     def note(self, number: int, **attributes: str) -> None:
         """User attributes of a pending suggestion."""
         for key, value in attributes.items():
             self._open[number].set_user_attr(key, value)
 
-    def tell(self, number: int, outcome: Outcome) -> None:
+    def tell(self, number: int, outcome: TrialReport) -> None:
         """What a suggestion came to."""
         trial = self._open.pop(number)
         with quiet():
@@ -70,7 +70,7 @@ class SearchStudy:
                 trial.report(value, step)
             self._study.tell(trial, list(outcome.values) or None, state=_state(outcome))
 
-    def add(self, chosen: Mapping[str, Any], outcome: Outcome, **attributes: str) -> int:
+    def add(self, chosen: Mapping[str, Any], outcome: TrialReport, **attributes: str) -> int:
         """A trial that was not asked for here; gives Optuna's number of it."""
         with quiet():
             self._study.add_trial(frozen(self.spec, chosen, outcome, **attributes))
@@ -82,7 +82,9 @@ class SearchStudy:
         return self._study.get_trials(deepcopy=False)
 
 
-def frozen(spec: SearchSpec, chosen: Mapping[str, Any], outcome: Outcome | None, **attributes: Any) -> "FrozenTrial":
+def frozen(
+    spec: SearchSpec, chosen: Mapping[str, Any], outcome: TrialReport | None, **attributes: Any
+) -> "FrozenTrial":
     """A trial as Optuna keeps it.
 
     Args:
@@ -127,7 +129,7 @@ def _suggest(trial: "Trial", path: str, dimension: Dimension) -> Any:
     return trial.suggest_float(path, low, high, log=dimension.log, step=step)
 
 
-def _state(outcome: Outcome) -> "TrialState":
+def _state(outcome: TrialReport) -> "TrialState":
     from optuna.trial import TrialState
 
     return {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "fail": TrialState.FAIL}[outcome.state]

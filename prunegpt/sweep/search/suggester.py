@@ -17,8 +17,8 @@ from prunegpt.errors import SpecError
 from prunegpt.records import ComparisonKey, TrialResult
 from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.space import fits
-from prunegpt.sweep.search.objectives import FAILED, Outcome, outcome_of
-from prunegpt.sweep.search.study import Asked, SearchStudy
+from prunegpt.sweep.search.objectives import FAILED, TrialReport, outcome_of
+from prunegpt.sweep.search.study import SearchStudy, Suggestion
 
 TRIES = 100  # suggestions in a row that are no new trial, before a search is called exhausted
 REPEAT_SECONDS = 120.0  # spent on repeating a history; a longer one is taken over into a new study
@@ -28,7 +28,7 @@ _ENDED = ("finished", "failed", "diverged", "stopped")
 _logger = logging.getLogger(__name__)
 
 Suggested = Callable[[SearchPlan, Mapping[str, Any], int], TrialPlan]  # see planning.resolve.Planner.suggested
-Curve = Callable[[TrialResult], Mapping[int, float]]  # tokens -> objective of a trial that was stopped early
+CurveOf = Callable[[TrialResult], Mapping[int, float]]  # tokens -> objective of a trial that was stopped early
 
 
 @dataclass
@@ -39,7 +39,7 @@ class _Trial:
     asked: list[int] = field(
         default_factory=list
     )  # Optuna's numbers: the suggestion, and those like it; none: taken over
-    outcome: Outcome | None = None  # once reported
+    outcome: TrialReport | None = None  # once reported
     result: TrialResult | None = None  # once ended
 
 
@@ -60,7 +60,7 @@ class Search:
         results: Sequence[TrialResult],
         suggested: Suggested,
         *,
-        curve: Curve = lambda _: {},
+        curve: CurveOf = lambda _: {},
         tokens: Callable[[TrialResult], int] = lambda _: 0,
     ) -> None:
         self.plan = plan
@@ -119,7 +119,7 @@ class Search:
             self._since.append(trial.plan.number)
             self._vain = False
 
-    def _outcome(self, result: TrialResult) -> Outcome:
+    def _outcome(self, result: TrialResult) -> TrialReport:
         """What is reported about a trial: a failure where it was not measured as the first reported one."""
         measured = result.measured
         if measured and self.plan.spec.is_measured:
@@ -133,7 +133,7 @@ class Search:
                 return FAILED
         return outcome_of(self.plan.spec, result, lambda: self._curve(result))
 
-    def _tell(self, trial: _Trial, outcome: Outcome) -> None:
+    def _tell(self, trial: _Trial, outcome: TrialReport) -> None:
         if trial.outcome is None and trial.asked:
             for number in trial.asked:
                 self.study.tell(number, outcome)
@@ -141,7 +141,7 @@ class Search:
             self.study.add(trial.plan.swept, outcome, trial=trial.plan.name)
         trial.outcome = outcome
 
-    def _ask(self, number: int) -> tuple[Asked, TrialPlan] | None:
+    def _ask(self, number: int) -> tuple[Suggestion, TrialPlan] | None:
         """A suggestion that is a new configuration. A known one gets the result of that trial, now or later."""
         for _ in range(TRIES + len(self._trials)):
             asked = self.study.ask()
@@ -162,7 +162,7 @@ class Search:
                 self.study.tell(asked.number, original.outcome or FAILED)
         return None
 
-    def _note(self, asked: Asked, plan: TrialPlan) -> None:
+    def _note(self, asked: Suggestion, plan: TrialPlan) -> None:
         self.study.note(asked.number, trial=plan.name)
         self._trials[plan.number] = _Trial(plan, [asked.number])
         self._keys[identity(plan)] = plan.number

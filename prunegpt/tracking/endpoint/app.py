@@ -11,7 +11,7 @@ from starlette.routing import Route
 from prunegpt.errors import StoreError
 from prunegpt.root import Root
 from prunegpt.tracking.endpoint.graphql import Operations, run_at
-from prunegpt.tracking.endpoint.intake import Intake, Refused, parsed_object, unpacked
+from prunegpt.tracking.endpoint.intake import Intake, Rejected, parsed_object, unpacked
 from prunegpt.tracking.endpoint.runs import LARGEST_FILE, UPLOADS, Runs, Streamed
 from prunegpt.tracking.foreign import RunPath
 
@@ -83,7 +83,7 @@ def _guarded(handler: Handler) -> Handler:
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
-        except Refused as error:
+        except Rejected as error:
             return _error(str(error), error.status)
         except (StoreError, DBAPIError) as error:
             return _error(f"the database cannot be written now: {error}. Try again later.", 503)

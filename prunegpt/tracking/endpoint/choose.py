@@ -13,12 +13,12 @@ from prunegpt.spec.search import Dimension
 from prunegpt.spec.wandb import problems_of
 from prunegpt.spec.wandb_parameters import Parameter, parameters
 from prunegpt.sweep.search.study import distribution_of
-from prunegpt.tracking.endpoint.hosted import OPEN, Hosted, Point
+from prunegpt.tracking.endpoint.hosted import OPEN, Hosted, NewPoint
 
 _EDGE = 1e-12
 
 
-def next_point(hosted: Hosted) -> Point | None:
+def next_point(hosted: Hosted) -> NewPoint | None:
     """The point of the run after the last one; None where a grid has no more."""
     found, _ = parameters(hosted.config.get("parameters"))
     free = [one for one in found if not one.constant]
@@ -30,7 +30,7 @@ def next_point(hosted: Hosted) -> Point | None:
         values = {one.path: one.draw(share) for one, share in zip(free, _shares(hosted, len(free)), strict=True)}
     else:
         values = _bayes(hosted, free)
-    return None if values is None else Point(args=_nested(found, values), values=values)
+    return None if values is None else NewPoint(args=_nested(found, values), values=values)
 
 
 def _nested(found: Sequence[Parameter], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from prunegpt.root import Root
 from prunegpt.spec.read import bounded_value
 from prunegpt.tracking.claims import RunStatus, read_claim
 from prunegpt.tracking.endpoint.choose import config_problems, next_point
-from prunegpt.tracking.endpoint.hosted import AgentHandler, Hosted, Run, SweepFiles, SweepState, run_id
-from prunegpt.tracking.endpoint.intake import Asked, Refused, parsed_object
+from prunegpt.tracking.endpoint.hosted import AgentHandler, Hosted, HostedRun, SweepFiles, SweepState, run_id
+from prunegpt.tracking.endpoint.intake import ClientMessage, Rejected, parsed_object
 from prunegpt.tracking.endpoint.runs import Runs, is_below
 from prunegpt.tracking.foreign import RunPath, plain
 from prunegpt.tracking.ingest import StaleRunReaper
@@ -64,7 +64,7 @@ _LARGEST_CONFIG = 256 << 10  # characters of a sweep config
 Name = Annotated[str, Field(max_length=256)]
 
 
-class Arguments(Asked):
+class FieldArguments(ClientMessage):
     """What the fields below take: each some of it."""
 
     entity_name: Name = ""
@@ -89,7 +89,7 @@ class Arguments(Asked):
         """Arguments, without those whose variables were not given.
 
         Raises:
-            Refused: they are something else.
+            Rejected: they are something else.
         """
         if isinstance(given, Mapping):
             given = {name: value for name, value in given.items() if value not in (graphql.Undefined, None)}
@@ -142,24 +142,24 @@ class Operations:
             credentials: the client's Authorization header, which its uploads have to repeat.
 
         Raises:
-            Refused: it asks for what is unknown here, or what it names is not there.
+            Rejected: it asks for what is unknown here, or what it names is not there.
         """
         asked = _Request.of(request, "a request")
         try:
             parsed = graphql.parse(asked.query, max_tokens=_LARGEST_QUERY)
         except (graphql.GraphQLError, RecursionError) as error:
-            raise Refused(f"a query must be GraphQL, but: {error}") from error
+            raise Rejected(f"a query must be GraphQL, but: {error}") from error
         document = graphql.visit(parsed, _AnyVariables())
         name = asked.operation_name or None  # "" is what some clients send
         if problems := graphql.validate(_SCHEMA, document, [graphql.FieldsOnCorrectTypeRule]):
-            raise Refused(f"this server has no operation {_name(name, document)!r}: {problems[0].message}", 200)
+            raise Rejected(f"this server has no operation {_name(name, document)!r}: {problems[0].message}", 200)
         with self._lock:
             self._sender = (address, credentials)
             result = graphql.execute_sync(
                 _SCHEMA, document, self._fields, variable_values=asked.variables, operation_name=name
             )
         for problem in result.errors or ():
-            raise problem.original_error or Refused(problem.message)
+            raise problem.original_error or Rejected(problem.message)
         return {"data": result.data}
 
     def close(self) -> None:
@@ -184,22 +184,22 @@ class Operations:
         return f"/sweeps/{quote(hosted.display if ours else RunPath(hosted.entity, hosted.project, '').sweep)}"
 
     def _project(self, _: Any, **named: Any) -> dict[str, Any]:
-        asked = Arguments.read(named)
+        asked = FieldArguments.read(named)
         at = RunPath(asked.entity_name or ENTITY, asked.name or PROJECT, "")
 
         def sweep(_: Any, **named: Any) -> dict[str, Any] | None:
-            hosted = self._sweeps.get(Arguments.read(named).sweep_name)
+            hosted = self._sweeps.get(FieldArguments.read(named).sweep_name)
             return _sweep(hosted) if hosted else None
 
         def bucket(_: Any, **named: Any) -> dict[str, Any] | None:
-            return self._runs.state(run_at(at, Arguments.read(named).name))
+            return self._runs.state(run_at(at, FieldArguments.read(named).name))
 
         return {**_project(at), "sweep": sweep, "run": {"state": "running"}, "bucket": bucket}
 
     # -- sweeps ---------------------------------------------------------------------------------------------------
 
     def _upsert_sweep(self, _: Any, input: Any = None) -> dict[str, Any]:
-        asked = Arguments.read(input)
+        asked = FieldArguments.read(input)
         if not asked.id:
             hosted = _new_sweep(asked)
         else:
@@ -211,14 +211,14 @@ class Operations:
         return {"sweep": _sweep(hosted), "configValidationWarnings": []}
 
     def _create_agent(self, _: Any, input: Any = None) -> dict[str, Any]:
-        asked = Arguments.read(input)
+        asked = FieldArguments.read(input)
         hosted = self._sweeps.get(asked.sweep) or _missing("sweep")
         agent = self._handler(hosted).register(asked.host, time.time())
         self._sweeps.keep(hosted)
         return {"agent": {"id": agent.id}}
 
     def _heartbeat(self, _: Any, input: Any = None) -> dict[str, Any]:
-        asked = Arguments.read(input)
+        asked = FieldArguments.read(input)
         hosted = next((one for one in self._sweeps.all() if asked.id in one.agents), None) or _missing("agent", 404)
         self._reaper.wake()
         alive = parsed_object(asked.run_state or "{}", "runState")
@@ -238,7 +238,7 @@ class Operations:
     # -- runs -----------------------------------------------------------------------------------------------------
 
     def _upsert_bucket(self, _: Any, input: Any = None) -> dict[str, Any]:
-        asked = Arguments.read(input)
+        asked = FieldArguments.read(input)
         at = run_at(asked.project, asked.name or asked.id or run_id())
         hosted = self._sweeps.get(asked.sweep)
         point = hosted.run(at.id) if hosted else None
@@ -253,7 +253,7 @@ class Operations:
             summary=parsed_object(asked.summary_metrics, "summaryMetrics") if asked.summary_metrics else None,
         )
         bucket = {
-            "id": _id("Run", *at),
+            "id": _id("HostedRun", *at),
             "name": at.id,
             "displayName": asked.display_name or at.id,
             "description": None,
@@ -265,7 +265,7 @@ class Operations:
         return {"bucket": bucket, "inserted": inserted}
 
     def _create_files(self, _: Any, input: Any = None) -> dict[str, Any]:
-        asked = Arguments.read(input)
+        asked = FieldArguments.read(input)
         at = run_at(asked.project, asked.run_name)
         address, credentials = self._sender
         folder = f"{address}/files/{'/'.join(at)}/upload"
@@ -274,7 +274,7 @@ class Operations:
         return {"runID": at.id, "uploadHeaders": headers, "files": files}
 
 
-class _Request(Asked):
+class _Request(ClientMessage):
     query: str
     variables: dict[str, Any] | None = None
     operation_name: str | None = None
@@ -284,11 +284,11 @@ def run_at(project: RunPath, name: Any) -> RunPath:
     """A run of a project.
 
     Raises:
-        Refused: a name is none.
+        Rejected: a name is none.
     """
     for part in (project.entity, project.project, name):
         if not isinstance(part, str) or len(part) > 256 or "\0" in part:
-            raise Refused(f"a name must be a text of 256 characters at most, without NUL, but is {part!r:.80}.")
+            raise Rejected(f"a name must be a text of 256 characters at most, without NUL, but is {part!r:.80}.")
     return RunPath(project.entity, project.project, name)
 
 
@@ -298,19 +298,19 @@ def _name(name: str | None, document: graphql.DocumentNode) -> str:
 
 
 def _missing(kind: str, status: int = 200) -> NoReturn:
-    raise Refused(f"there is no such {kind}.", status)
+    raise Rejected(f"there is no such {kind}.", status)
 
 
-def _new_sweep(asked: Arguments) -> Hosted:
+def _new_sweep(asked: FieldArguments) -> Hosted:
     try:
         if len(asked.config) > _LARGEST_CONFIG:
             raise ValueError(f"it may have {_LARGEST_CONFIG} characters, but has more.")
         config = plain(bounded_value(asked.config))
     except ValueError as error:
-        raise Refused(f"a sweep config must be YAML, but: {error}", 200) from error
+        raise Rejected(f"a sweep config must be YAML, but: {error}", 200) from error
     problems = config_problems(config) if isinstance(config, dict) else ["a sweep config must be a mapping."]
     if problems:
-        raise Refused("; ".join(problems[:20]), 200)
+        raise Rejected("; ".join(problems[:20]), 200)
     return Hosted(
         name=run_id(),
         entity=asked.entity_name or str(config.get("entity") or ENTITY),
@@ -339,7 +339,7 @@ def _sweep(hosted: Hosted) -> dict[str, Any]:
     }
 
 
-def _node(hosted: Hosted, run: Run) -> dict[str, Any]:
+def _node(hosted: Hosted, run: HostedRun) -> dict[str, Any]:
     return {
         "name": run.id,
         "state": _STATES.get(run.state, run.state),

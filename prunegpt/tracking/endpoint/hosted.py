@@ -28,7 +28,7 @@ _RETRIES = 1  # times that a run whose agent fell silent is given to another
 _NAME = re.compile(r"[a-z0-9]{1,32}")  # of a sweep
 
 
-class Run(BaseModel):
+class HostedRun(BaseModel):
     """One point of the sweep and what became of it."""
 
     id: str
@@ -52,7 +52,7 @@ class Agent(BaseModel):
     answered: float = 0.0
 
 
-class Point(BaseModel):
+class NewPoint(BaseModel):
     """A new point: as the agent gets it, and by path."""
 
     args: dict[str, Any]
@@ -69,11 +69,11 @@ class Hosted(BaseModel):
     display: str = ""
     state: SweepState = "RUNNING"
     created: float = 0.0
-    runs: list[Run] = []
+    runs: list[HostedRun] = []
     agents: dict[str, Agent] = {}
     speaks: bool = False  # its runs leave signs, as ours and all online ones do: one without has not begun
 
-    def run(self, run_id: str) -> Run | None:
+    def run(self, run_id: str) -> HostedRun | None:
         return next((run for run in self.runs if run.id == run_id), None)
 
     @property
@@ -110,7 +110,7 @@ class AgentHandler:
     """
 
     def __init__(
-        self, hosted: Hosted, status: Callable[[str], RunStatus], point: Callable[[Hosted], Point | None]
+        self, hosted: Hosted, status: Callable[[str], RunStatus], point: Callable[[Hosted], NewPoint | None]
     ) -> None:
         self.hosted = hosted
         self._status = status
@@ -153,10 +153,10 @@ class AgentHandler:
 
     # -- runs of the agent that asks ------------------------------------------------------------------------------
 
-    def _open(self) -> list[Run]:
+    def _open(self) -> list[HostedRun]:
         return [run for run in self.hosted.runs if run.state in OPEN]
 
-    def _look(self, run: Run, alive: set[str], asked_again: bool) -> list[Command]:
+    def _look(self, run: HostedRun, alive: set[str], asked_again: bool) -> list[Command]:
         if run.id in alive:
             run.state = "running"
             return []
@@ -170,7 +170,7 @@ class AgentHandler:
         self._end(run, status, otherwise="failed" if broken else "finished")
         return []
 
-    def _end(self, run: Run, status: RunStatus, *, otherwise: RunState) -> None:
+    def _end(self, run: HostedRun, status: RunStatus, *, otherwise: RunState) -> None:
         ended = status.ended or ("stopped" if run.stop else otherwise)
         run.state = "failed" if ended == "diverged" else ended  # type: ignore[assignment]
         run.metric = status.value
@@ -233,7 +233,7 @@ class AgentHandler:
         cap = self.hosted.config.get("run_cap")
         point = None if cap is not None and len(self.hosted.runs) >= cap else self._point(self.hosted)
         if point is not None:
-            run = Run(id=run_id(), agent=agent.id, answers=1, **dict(point))
+            run = HostedRun(id=run_id(), agent=agent.id, answers=1, **dict(point))
             self.hosted.runs.append(run)
             return [self._command(run)]
         if self._open():
@@ -241,7 +241,7 @@ class AgentHandler:
         self.hosted.state = "FINISHED"
         return [{"type": "exit"}]
 
-    def _command(self, run: Run) -> Command:
+    def _command(self, run: HostedRun) -> Command:
         args = {name: {"value": value} for name, value in run.args.items()}
         return {"type": "run", "run_id": run.id, "program": self.hosted.config.get("program", ""), "args": args}
 

@@ -22,10 +22,10 @@ _MOST_HELD = 256 << 20  # bytes of all requests that are being read
 _PARSERS = 4  # requests that are parsed at the same time
 
 _Given = TypeVar("_Given")
-_Model = TypeVar("_Model", bound="Asked")
+_Model = TypeVar("_Model", bound="ClientMessage")
 
 
-class Refused(PruneGPTError):
+class Rejected(PruneGPTError):
     """A request that is answered with an error, and its HTTP status."""
 
     def __init__(self, message: str, status: int = 400) -> None:
@@ -33,7 +33,7 @@ class Refused(PruneGPTError):
         super().__init__(message)
 
 
-class Asked(BaseModel):
+class ClientMessage(BaseModel):
     """Base of what clients send, by its names in camel case; what nothing here has to know is passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, alias_generator=to_camel)
@@ -43,13 +43,13 @@ class Asked(BaseModel):
         """What was sent, checked.
 
         Raises:
-            Refused: it is something else.
+            Rejected: it is something else.
         """
         try:
             return cls.model_validate(given)
         except ValidationError as error:
             told = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
-            raise Refused(f"{what} is malformed: {'; '.join(told)}.") from error
+            raise Rejected(f"{what} is malformed: {'; '.join(told)}.") from error
 
 
 class Intake:
@@ -67,7 +67,7 @@ class Intake:
         """What comes of the body of a request.
 
         Raises:
-            Refused: the body is larger than that, or too many others are being read.
+            Rejected: the body is larger than that, or too many others are being read.
         """
         held = 0
 
@@ -76,7 +76,7 @@ class Intake:
             held += size
             self._held += size
             if self._held > _MOST_HELD:
-                raise Refused("this server is reading too many requests. Send this one again later.", 503)
+                raise Rejected("this server is reading too many requests. Send this one again later.", 503)
 
         try:
             return await self.run(work, await received(request, largest, hold))
@@ -92,7 +92,7 @@ async def received(request: Request, largest: int, hold: Callable[[int], None] =
         hold: called with the size of every part, in bytes.
 
     Raises:
-        Refused: it is larger, or who sends it has gone, so that nobody hears the answer.
+        Rejected: it is larger, or who sends it has gone, so that nobody hears the answer.
     """
     data = bytearray()
     try:
@@ -100,9 +100,9 @@ async def received(request: Request, largest: int, hold: Callable[[int], None] =
             hold(len(part))
             data += part
             if len(data) > largest:
-                raise Refused(f"a request may have {largest} bytes, but has more.", 413)
+                raise Rejected(f"a request may have {largest} bytes, but has more.", 413)
     except ClientDisconnect as error:
-        raise Refused("a request must be sent whole, but the client of this one has gone.") from error
+        raise Rejected("a request must be sent whole, but the client of this one has gone.") from error
     return bytes(data)
 
 
@@ -110,21 +110,21 @@ def unpacked(body: bytes, encoding: str) -> bytes:
     """A body as it was before it was packed.
 
     Raises:
-        Refused: it is packed in another way than gzip, damaged, or too large.
+        Rejected: it is packed in another way than gzip, damaged, or too large.
     """
     if encoding in ("", "identity"):
         return body
     if encoding != "gzip":
-        raise Refused(f"a request may be packed by gzip, but is by {encoding[:20]!r}.", 415)
+        raise Rejected(f"a request may be packed by gzip, but is by {encoding[:20]!r}.", 415)
     reader = zlib.decompressobj(wbits=31)  # with gzip's header
     try:
         found = reader.decompress(body, LARGEST + 1)
     except zlib.error as error:
-        raise Refused(f"a request must be whole gzip, but: {error}.") from error
+        raise Rejected(f"a request must be whole gzip, but: {error}.") from error
     if len(found) > LARGEST:
-        raise Refused(f"a request may have {LARGEST} bytes when it is unpacked, but has more.", 413)
+        raise Rejected(f"a request may have {LARGEST} bytes when it is unpacked, but has more.", 413)
     if not reader.eof or reader.unused_data:
-        raise Refused("a request must be whole gzip, but it ends too early or too late.")
+        raise Rejected("a request must be whole gzip, but it ends too early or too late.")
     return found
 
 
@@ -132,24 +132,24 @@ def parsed(text: str | bytes, what: str) -> Any:
     """JSON that a client sent, as plain data.
 
     Raises:
-        Refused: it is no JSON, holds too many values, or is nested too deep.
+        Rejected: it is no JSON, holds too many values, or is nested too deep.
     """
     brackets: Iterable[Any] = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
     if sum(map(text.count, brackets)) > MOST_VALUES:  # before they are made: they take more memory than their text
-        raise Refused(f"{what} may hold {MOST_VALUES} values, but holds more.", 413)
+        raise Rejected(f"{what} may hold {MOST_VALUES} values, but holds more.", 413)
     try:
         return plain(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{what} must be JSON: {error}.") from error
+        raise Rejected(f"{what} must be JSON: {error}.") from error
 
 
 def parsed_object(text: str | bytes, what: str) -> dict[str, Any]:
     """The same, of a JSON object.
 
     Raises:
-        Refused: as above, or it is something else.
+        Rejected: as above, or it is something else.
     """
     found = parsed(text, what)
     if not isinstance(found, dict):
-        raise Refused(f"{what} must be a JSON object, but is {type(found).__name__}.")
+        raise Rejected(f"{what} must be a JSON object, but is {type(found).__name__}.")
     return found

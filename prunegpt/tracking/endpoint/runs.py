@@ -13,7 +13,7 @@ from prunegpt.root import Root
 from prunegpt.spec.read import MAX_INTEGER
 from prunegpt.store import Store
 from prunegpt.tracking.claims import RunStatus, Statuses, read_claim
-from prunegpt.tracking.endpoint.intake import Asked, Refused, parsed_object
+from prunegpt.tracking.endpoint.intake import ClientMessage, Rejected, parsed_object
 from prunegpt.tracking.foreign import Keeper, RunPath, StoredRun, step_of
 from prunegpt.tracking.uploader import posted
 
@@ -25,14 +25,14 @@ _MOST_RUNS = 10_000  # that are followed at the same time
 _SILENT = 600.0  # seconds without a word after which a run is taken to be lost
 
 
-class Lines(Asked):
+class Lines(ClientMessage):
     """Lines of one file."""
 
     offset: int = Field(0, ge=0, le=MAX_INTEGER // 2)  # number of the first, from 0
     content: list[str] | None = None
 
 
-class Streamed(Asked):
+class Streamed(ClientMessage):
     """What a client streams of a run."""
 
     files: dict[str, Lines | None] | None = None
@@ -75,7 +75,7 @@ class Runs:
         """What a run has streamed: all of it is kept, or nothing.
 
         Raises:
-            Refused: a line is no JSON object, or no row of a history.
+            Rejected: a line is no JSON object, or no row of a history.
         """
         content, offset = streamed.lines(HISTORY)
         rows = [parsed_object(line, "a row") for line in content]
@@ -83,7 +83,7 @@ class Runs:
         try:
             last = max(map(step_of, rows), default=-1)
         except ValueError as error:
-            raise Refused(str(error)) from error
+            raise Rejected(str(error)) from error
         with self._lock:
             if self._is_own(at):
                 own = self._own[at]
@@ -105,7 +105,7 @@ class Runs:
         """Keeps an uploaded file beside the run's other ones.
 
         Raises:
-            Refused: its name is none, or there is no room for it on the disk or among the files of the run.
+            Rejected: its name is none, or there is no room for it on the disk or among the files of the run.
         """
         with self._lock:
             if self._is_own(at) or not is_below(path):
@@ -115,7 +115,7 @@ class Runs:
             try:
                 taken = sum(_room(other.stat().st_size) for other in folder.rglob("*") if other != file)
                 if taken + _room(len(content)) > self._uploads:
-                    raise Refused(
+                    raise Rejected(
                         f"the files of a run may take {self._uploads} bytes here, but with {path[:80]!r} would take "
                         f"{taken + _room(len(content))}. `prunegpt serve --upload-limit` sets it.",
                         413,
@@ -125,7 +125,7 @@ class Runs:
             except (OSError, ValueError) as error:
                 full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
                 reason = error.strerror if isinstance(error, OSError) else error
-                raise Refused(f"{path[:80]!r} cannot be kept: {reason}.", 507 if full else 400) from error
+                raise Rejected(f"{path[:80]!r} cannot be kept: {reason}.", 507 if full else 400) from error
 
     def lines(self, at: RunPath) -> int:
         """Rows of a run's history that are kept."""
@@ -200,7 +200,7 @@ class Runs:
         """The keeper of a run that has spoken."""
         self._heard.pop(at, None)
         if len(self._heard) >= _MOST_RUNS:
-            raise Refused(f"{_MOST_RUNS} runs may be online at the same time. Try again when one has ended.", 503)
+            raise Rejected(f"{_MOST_RUNS} runs may be online at the same time. Try again when one has ended.", 503)
         self._heard[at] = time.time()
         return self._opened(at)
 

@@ -9,23 +9,23 @@ from pydantic import Field
 from prunegpt.root import Root
 from prunegpt.sweep.control import Action, request
 from prunegpt.sweep.lock import coordinator, refusal
-from prunegpt.web.api.trials import Note, noted
+from prunegpt.web.api.trials import TrialNote, noted
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Asked, Refused, endpoint
+from prunegpt.web.endpoint import Answer, ApiRequest, RequestError, endpoint
 
 _LONGEST_NOTE = 20_000  # characters
 _DIED_WITHIN = 1.0  # seconds in which a process that cannot start has ended
 
 
-class SweepAction(Asked):
+class SweepAction(ApiRequest):
     action: Literal["stop", "kill", "resume"]
 
 
-class TrialAction(Asked):
+class TrialAction(ApiRequest):
     action: Literal["stop", "retry"]
 
 
-class Written(Asked):
+class Written(ApiRequest):
     text: str = Field(max_length=_LONGEST_NOTE, description="Markdown; empty removes the note")
 
 
@@ -48,7 +48,7 @@ def on_sweep(dashboard: Dashboard, name: str, posted: SweepAction) -> Accepted:
 def _resume(root: Root, name: str) -> str:
     """Starts a coordinator that outlives this server; its output goes to ROOT/control/NAME.log."""
     if coordinator(root) is not None:
-        raise Refused(409, refusal(root))
+        raise RequestError(409, refusal(root))
     log = root.path / "control" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "prunegpt", "sweep", "resume", name, "--root", str(root.path)]
@@ -64,7 +64,7 @@ def _resume(root: Root, name: str) -> str:
         said = log.read_bytes()[-4096:].decode("utf-8", "replace").strip().splitlines() or [
             "the process printed nothing."
         ]
-        raise Refused(409, f"{name} could not be resumed: {said[-1]} See {log}.")
+        raise RequestError(409, f"{name} could not be resumed: {said[-1]} See {log}.")
     return f"{name} has nothing left to run."
 
 
@@ -74,11 +74,11 @@ def on_trial(dashboard: Dashboard, sweep: str, trial: str, posted: TrialAction) 
     found = dashboard.source.trial(sweep, trial)
     if posted.action == "stop":
         if found.state != "running":
-            raise Refused(409, f"only a running trial can be stopped, but {found.name} is {found.state}.")
+            raise RequestError(409, f"only a running trial can be stopped, but {found.name} is {found.state}.")
         request(dashboard.root, Action("stop-trial", found.sweep, found.name))
         return Accepted(message=f"{found.name} is stopping; it writes a checkpoint first.")
     if found.state not in ("failed", "diverged", "stopped"):
-        raise Refused(
+        raise RequestError(
             409, f"only a trial that failed, diverged or was stopped can be retried, but {found.name} is {found.state}."
         )
     if coordinator(dashboard.root) is not None:
@@ -89,7 +89,7 @@ def on_trial(dashboard: Dashboard, sweep: str, trial: str, posted: TrialAction) 
 
 
 @endpoint("/trials/{sweep}/{trial}/note")
-def on_note(dashboard: Dashboard, sweep: str, trial: str, posted: Written) -> Note:
+def on_note(dashboard: Dashboard, sweep: str, trial: str, posted: Written) -> TrialNote:
     """Replace the note on a trial."""
     found = dashboard.source.trial(sweep, trial)
     text = posted.text.replace("\r\n", "\n").replace("\x00", "").strip()

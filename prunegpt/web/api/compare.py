@@ -9,15 +9,15 @@ from prunegpt.records import TrialResult
 from prunegpt.report.compare import compare
 from prunegpt.report.config import differing, resolved
 from prunegpt.report.measure import stored_windows
-from prunegpt.web.api.curves import Axis, Curve, CurvesQuery, drawn
+from prunegpt.web.api.curves import Axis, CurveAnswer, CurvesQuery, drawn
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Asked, Refused, endpoint
+from prunegpt.web.endpoint import Answer, ApiRequest, RequestError, endpoint
 from prunegpt.web.rows import TrialRow, rows
 
 _FEWEST, _MOST = 2, 8
 
 
-class CompareQuery(Asked):
+class CompareQuery(ApiRequest):
     trial: list[str] = Field([], description="SWEEP/TRIAL, two to eight times")
     name: list[str] = Field([], description="names or globs of curves; default: perplexity, loss, sparsity")
     axis: Axis = Field("step", description="what x is, as for curves")
@@ -30,7 +30,7 @@ class Compared(TrialRow):
     trial: str
 
 
-class Setting(Answer):
+class ComparedSetting(Answer):
     path: str
     values: list[Any] = Field(description="one per trial; null where it has no such setting")
 
@@ -54,30 +54,30 @@ class Test(Answer):
 
 class TrialCurves(Answer):
     trial: str
-    curves: list[Curve]
+    curves: list[CurveAnswer]
 
 
-class Comparison(Answer):
+class ComparisonAnswer(Answer):
     revision: str = Field(description="what /events takes as `since`, to get all that changes from here on")
     trials: list[Compared]
-    differences: list[Setting]
+    differences: list[ComparedSetting]
     tests: list[Test]
     axis: Axis
     curves: list[TrialCurves]
 
 
 @endpoint("/compare")
-def compared(dashboard: Dashboard, asked: CompareQuery) -> Comparison:
+def compared(dashboard: Dashboard, asked: CompareQuery) -> ComparisonAnswer:
     """Trials side by side: settings, paired tests, curves."""
     names = list(dict.fromkeys(asked.trial))
     if not _FEWEST <= len(names) <= _MOST:
-        raise Refused(400, f"{_FEWEST} to {_MOST} different trials can be compared, but got {len(names)}.")
+        raise RequestError(400, f"{_FEWEST} to {_MOST} different trials can be compared, but got {len(names)}.")
     with dashboard.source.following():
         mark = dashboard.source.mark
         trials = [dashboard.source.trial(*name.partition("/")[::2]) for name in names]
     wanted = CurvesQuery(name=asked.name or ["perplexity", "loss", "sparsity"], axis=asked.axis, points=asked.points)
     shown = rows(dashboard, trials)
-    return Comparison(
+    return ComparisonAnswer(
         revision=mark,
         trials=[Compared(trial=trial.address, **row.model_dump()) for trial, row in zip(trials, shown, strict=True)],
         differences=settings(trials),
@@ -87,10 +87,10 @@ def compared(dashboard: Dashboard, asked: CompareQuery) -> Comparison:
     )
 
 
-def settings(trials: list[TrialResult]) -> list[Setting]:
+def settings(trials: list[TrialResult]) -> list[ComparedSetting]:
     """Paths of the resolved configurations where not all are alike."""
     found = differing(*(resolved(trial) for trial in trials))
-    return [Setting(path=path, values=values) for path, values in found.items()]
+    return [ComparedSetting(path=path, values=values) for path, values in found.items()]
 
 
 def _test(dashboard: Dashboard, one: TrialResult, two: TrialResult) -> Test:

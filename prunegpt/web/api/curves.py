@@ -17,7 +17,7 @@ from prunegpt.report.plots import extremes
 from prunegpt.report.render.csv import lines
 from prunegpt.store.series import Series
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Asked, attachment, endpoint
+from prunegpt.web.endpoint import Answer, ApiRequest, attachment, endpoint
 
 Axis = Literal["step", "tokens", "time"]
 
@@ -28,7 +28,7 @@ _FIELDS = ("stage", "kind", "name", "step", "epoch", "tokens", "time", "value")
 _ROWS_AT_ONCE = 5000
 
 
-class Curve(Answer):
+class CurveAnswer(Answer):
     """One curve; y is null where a value was not finite."""
 
     stage: int
@@ -42,10 +42,10 @@ class Curve(Answer):
 
 class Curves(Answer):
     axis: Axis
-    curves: list[Curve]
+    curves: list[CurveAnswer]
 
 
-class CurvesQuery(Asked):
+class CurvesQuery(ApiRequest):
     name: list[str] = Field([], description="names or globs, such as sparsity/*; default: the usual ones")
     axis: Axis = Field(
         "step", description="what x is: optimizer steps, tokens trained on, or seconds since the stage began"
@@ -63,7 +63,7 @@ class Layers(Answer):
     measured: bool = Field(description="false: over time from curves; true: one column, counted at the end")
 
 
-class Downloaded(Asked):
+class Downloaded(ApiRequest):
     name: list[str] = Field([], description="names or globs (default: all)")
 
 
@@ -73,7 +73,7 @@ def curves(dashboard: Dashboard, sweep: str, trial: str, asked: CurvesQuery) -> 
     return Curves(axis=asked.axis, curves=drawn(dashboard, dashboard.source.trial(sweep, trial), asked))
 
 
-def drawn(dashboard: Dashboard, trial: TrialResult, asked: CurvesQuery) -> list[Curve]:
+def drawn(dashboard: Dashboard, trial: TrialResult, asked: CurvesQuery) -> list[CurveAnswer]:
     """The curves of a trial as they are drawn."""
     patterns = asked.name or list(_DEFAULT)
 
@@ -88,7 +88,7 @@ def drawn(dashboard: Dashboard, trial: TrialResult, asked: CurvesQuery) -> list[
     for one, x in zip(found, across, strict=True):
         kept = extremes(one.values, asked.points)
         made.append(
-            Curve(
+            CurveAnswer(
                 stage=one.stage,
                 kind=kinds.get(one.stage, ""),
                 name=one.name,

@@ -12,7 +12,7 @@ from prunegpt.report.gallery import DRAWINGS, Drawing, Material
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.plots import Plot, curves, in_figures
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Refused, attachment, endpoint
+from prunegpt.web.endpoint import Answer, RequestError, attachment, endpoint
 from prunegpt.web.plots import importance, importances, parallel
 
 _FEWEST_IMPORTANT = 4  # trials from which importance says something
@@ -149,7 +149,7 @@ def download(dashboard: Dashboard, name: str, figure: FigureName, format: Format
     if format == "json":
         return Response(found.model_dump_json(), media_type="application/json")
     if not _DRAWINGS[figure].file:
-        raise Refused(404, f"the figure {figure!r} is drawn in the browser alone. Take it as json.")
+        raise RequestError(404, f"the figure {figure!r} is drawn in the browser alone. Take it as json.")
     from prunegpt.report.figures import draw, png, svg
 
     content: Any = png(draw(found)) if format == "png" else svg(draw(found))

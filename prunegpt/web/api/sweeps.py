@@ -15,8 +15,8 @@ from prunegpt.sweep.live import Slot, slot
 from prunegpt.sweep.lock import Holder, coordinator
 from prunegpt.sweep.search.export import searches_of
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Asked, endpoint
-from prunegpt.web.rows import Column, TrialRow, columns, rows, value
+from prunegpt.web.endpoint import Answer, ApiRequest, endpoint
+from prunegpt.web.rows import TrialColumn, TrialRow, columns, rows, value
 
 _MOST = 10_000  # trials in one answer
 _ENDED = ("finished", "failed", "diverged", "stopped")
@@ -66,7 +66,7 @@ class SearchShort(Answer):
     trials: int
 
 
-class Progress(Answer):
+class SweepProgress(Answer):
     """Tokens count each stage once, however many trials share it; null where no text has been counted."""
 
     done: int
@@ -76,7 +76,7 @@ class Progress(Answer):
     eta_seconds: float | None
 
 
-class Sweep(Answer):
+class SweepDetail(Answer):
     """One sweep."""
 
     revision: str = Field(description="what /events takes as `since`, to get all that changes from here on")
@@ -89,7 +89,7 @@ class Sweep(Answer):
     coordinator: Holder | None = Field(description="the process that runs trials of this root; its sweep may be empty")
     counts: Counts
     best: Best | None
-    progress: Progress
+    progress: SweepProgress
     tables: list[str]
     searches: list[SearchShort]
     optuna: str | None = Field(description="command for Optuna's dashboard; null where there is no search")
@@ -101,11 +101,11 @@ class Sweep(Answer):
 class TrialList(Answer):
     revision: str = Field(description="what /events takes as `since`, to get all that changes from here on")
     total: int = Field(description="trials that match, on all pages")
-    columns: list[Column]
+    columns: list[TrialColumn]
     trials: list[TrialRow]
 
 
-class TrialQuery(Asked):
+class TrialQuery(ApiRequest):
     offset: int = Field(0, ge=0, le=10**9, description="the first trial of the page")
     limit: int = Field(200, ge=1, le=_MOST, description="trials of the page")
     sort: str = Field("", description="key of a column; spec order where empty")
@@ -171,7 +171,7 @@ def _best(trials: list[TrialResult]) -> Best | None:
 
 
 @endpoint("/sweeps/{name}")
-def one(dashboard: Dashboard, name: str) -> Sweep:
+def one(dashboard: Dashboard, name: str) -> SweepDetail:
     """One sweep: progress, what runs, tables, searches."""
     holder = coordinator(dashboard.root)
     with dashboard.source.following():
@@ -181,7 +181,7 @@ def one(dashboard: Dashboard, name: str) -> Sweep:
         running = slots(dashboard, name)
     searches = _searches(sweep, trials)
     study = ["prunegpt", "sweep", "study", name, "--out", f"{name}.db", "--root", str(dashboard.root.path)]
-    return Sweep(
+    return SweepDetail(
         revision=mark,
         name=sweep.name,
         title=sweep.title,
@@ -273,7 +273,7 @@ def slots(dashboard: Dashboard, sweep: str | None = None) -> list[Slot]:
 
 def progress(
     sweep: SweepRow, trials: Sequence[TrialResult], running: Sequence[Slot], budgets: dict[str, int | None]
-) -> Progress:
+) -> SweepProgress:
     """Done and to do, in trials and in tokens, and the seconds that the rest takes at the pace so far.
 
     `budgets` holds the tokens of stages that were seen before, by key; more is added.
@@ -297,7 +297,7 @@ def progress(
     eta = None
     if total is not None and running and finished and spent:
         eta = max(0, total - now) / (finished / spent * len(running))  # at the pace of all slots together so far
-    return Progress(done=done, total=sweep.trials, tokens_done=now, tokens_total=total, eta_seconds=eta)
+    return SweepProgress(done=done, total=sweep.trials, tokens_done=now, tokens_total=total, eta_seconds=eta)
 
 
 def _tokens(plan: StagePlan, budgets: dict[str, int | None]) -> int | None:

@@ -13,7 +13,7 @@ from prunegpt.report.render.html import fragment
 from prunegpt.report.rows import other_sweeps
 from prunegpt.report.tables import build_table
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, Refused, attachment, endpoint
+from prunegpt.web.endpoint import Answer, RequestError, attachment, endpoint
 from prunegpt.web.rows import columns, value
 
 FORMATS = {
@@ -96,7 +96,7 @@ def download(dashboard: Dashboard, name: str, table: str, format: Annotated[str,
         names = ", ".join(one.name for one in found) or "none"
         found = [one for one in found if one.name == table]
         if not found:
-            raise Refused(404, f"{name} has no table {table!r}. Tables: {names}, or all.")
+            raise RequestError(404, f"{name} has no table {table!r}. Tables: {names}, or all.")
     renderer, media = FORMATS[format]
     text = RENDERERS.load(renderer)(found)
     return Response(text, media_type=media, headers=attachment(f"{name}-{table}.{format}"))

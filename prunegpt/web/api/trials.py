@@ -16,7 +16,7 @@ from prunegpt.records import TrialResult
 from prunegpt.report.config import differing
 from prunegpt.store import CurveRow
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import PREFIX, Answer, Asked, Refused, endpoint
+from prunegpt.web.endpoint import PREFIX, Answer, ApiRequest, RequestError, endpoint
 from prunegpt.web.rows import StageShort, stages
 
 _LOG_AT_MOST = 1 << 20  # bytes of a log in one answer
@@ -28,12 +28,12 @@ _TAGS = {
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
 
 
-class Bounds(Answer):
+class IntervalAnswer(Answer):
     low: float
     high: float
 
 
-class Attempt(Answer):
+class AttemptDetail(Answer):
     """One execution."""
 
     number: int
@@ -71,7 +71,7 @@ class Difference(Answer):
     value: Any
 
 
-class Note(Answer):
+class TrialNote(Answer):
     text: str
     html: str
 
@@ -102,17 +102,17 @@ class Trial(Answer):
     started: float | None
     ended: float | None
     chain: list[StageShort]
-    interval: Bounds | None
-    attempts: list[Attempt]
+    interval: IntervalAnswer | None
+    attempts: list[AttemptDetail]
     lineage: Lineage
     differences: list[Difference]
     command: str
     replay: str | None = Field(description="runs the last attempt's folder again by hand")
-    notes: Note
+    notes: TrialNote
     curves: list[CurveRow]
 
 
-class LogQuery(Asked):
+class LogQuery(ApiRequest):
     attempt: int | None = Field(None, ge=1, le=2**31, description="attempt number (default: the last)")
     tail: int = Field(200, ge=1, le=10_000, description="lines from the end")
 
@@ -137,7 +137,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
     source = dashboard.source.sweep(found.sweep)
     root, log = str(dashboard.root.path), f"{PREFIX}/trials/{found.address}/log?attempt="
     attempts = [
-        Attempt.model_validate(
+        AttemptDetail.model_validate(
             {**asdict(row), "log": f"{log}{row.number}" if row.folder else None, "last_lines": row.log}
         )
         for row in store.attempts(found.id)
@@ -148,7 +148,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         **result,
         revision=mark,
         chain=stages(found),
-        interval=Bounds(low=bounds[0], high=bounds[1]) if bounds else None,
+        interval=IntervalAnswer(low=bounds[0], high=bounds[1]) if bounds else None,
         attempts=attempts,
         lineage=lineage(found, dashboard.source.every_trial()),
         differences=differences(source.spec.get("base") or {}, found.config),
@@ -212,11 +212,11 @@ def inside(root: Path, *parts: str) -> Path:
     """A path below the root, links followed.
 
     Raises:
-        Refused: it is elsewhere.
+        RequestError: it is elsewhere.
     """
     found = Path(root, *parts).resolve()
     if not found.is_relative_to(root.resolve()):
-        raise Refused(403, "only files in the root are served.")
+        raise RequestError(403, "only files in the root are served.")
     return found
 
 
@@ -233,7 +233,7 @@ def tail(path: Path, lines: int) -> tuple[str, int, bool]:
     return "".join(found[-lines:]), size, bool(start) or len(found) > lines
 
 
-def noted(text: str) -> Note:
+def noted(text: str) -> TrialNote:
     """A note with its Markdown as safe HTML, whatever the text is.
 
     Written HTML is shown as text, images are left out, and links lead to http, https and mail only.
@@ -245,4 +245,4 @@ def noted(text: str) -> Note:
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener noreferrer nofollow",
     )
-    return Note(text=text, html=html)
+    return TrialNote(text=text, html=html)
