@@ -8,7 +8,7 @@ import typer
 from prunegpt.cli.options import JsonOption, print_json, say
 
 if TYPE_CHECKING:
-    from prunegpt.recipes.matching import Tensors
+    from prunegpt.recipes.matching import ModelNames
 
 app = typer.Typer(help="Show or convert recipes, including both SparseML dialects.", no_args_is_help=True)
 
@@ -40,37 +40,43 @@ def show(
     from prunegpt.recipes.describe import describe, render
     from prunegpt.recipes.load import parse_overrides, read_meaning
 
-    tensors = _tensors(model) if model else None
-    meaning = read_meaning(file, parse_overrides(arguments or []), version=version, tensors=tensors)
-    description: dict[str, Any] = describe(meaning, steps_per_epoch, tensors)
+    names = _names(model) if model else None
+    meaning = read_meaning(file, parse_overrides(arguments or []), version=version, model=names)
+    description: dict[str, Any] = describe(meaning, steps_per_epoch, names)
     if as_json:
         print_json(description)
     else:
         print("\n".join(render(description)))
 
 
-def _tensors(model: str) -> "Tensors":
-    """The parameters of a model; of a built-in one its decoder weight matrices, known before it is trained."""
-    from prunegpt.builtin import BUILTIN_MODELS, is_builtin
-    from prunegpt.errors import ModelError, unknown
-    from prunegpt.planning.sources import tensor_shapes, weight_files
-    from prunegpt.recipes.matching import TensorInfo, with_classes
-    from prunegpt.root import read_json
+def _names(model: str) -> "ModelNames":
+    """What there is to match: the model without its weights, and among them what a run selects."""
+    from prunegpt.lm.models import build_empty
+    from prunegpt.lm.views import matrices
+    from prunegpt.recipes.matching import ModelNames
 
-    if is_builtin(model) and model not in BUILTIN_MODELS:
-        raise ModelError(unknown("built-in model", model, BUILTIN_MODELS))
-    if is_builtin(model):
-        matrices = BUILTIN_MODELS[model].matrices
-        return {name: TensorInfo((wide, high), "Conv1D") for name, (high, wide) in matrices.items()}
-    folder = Path(model)
-    if not folder.is_dir():
-        raise ModelError(f"a model must be a transformers folder or builtin:NAME, but {model} is none. Check the path.")
-    shapes = tensor_shapes(folder, weight_files(folder))
-    try:
-        config = read_json(folder / "config.json")
-    except ValueError:
-        config = {}
-    return with_classes(shapes, config if isinstance(config, dict) else {})
+    empty = build_empty(model)
+    classes = {
+        f"{path}.{name}": type(module).__name__
+        for path, module in empty.named_modules(remove_duplicate=False)
+        for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)
+    }
+    return ModelNames(matrices(empty), classes)
+
+
+@app.command(epilog="Example: prunegpt recipe fields --update sweeps/RECIPES.md")
+def fields(
+    update: Annotated[Path | None, typer.Option(help="Write it to this file instead.")] = None,
+) -> None:
+    """Print what every field of SparseML and llm-compressor modifiers becomes, as Markdown."""
+    from prunegpt.recipes.catalogue import reference
+    from prunegpt.root import write_text
+
+    if update:
+        write_text(update, reference())
+        say(f"wrote {update}")
+    else:
+        print(reference(), end="")
 
 
 @app.command(epilog="Example: prunegpt recipe convert old.yaml --out new.yaml")

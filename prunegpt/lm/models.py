@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from prunegpt.builtin import is_builtin
-from prunegpt.errors import ModelError
+from prunegpt.builtin import BUILTIN_MODELS, is_builtin
+from prunegpt.errors import ModelError, unknown
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.sources import model_place, tensor_shapes, weight_files
 from prunegpt.root import read_json
@@ -100,6 +100,28 @@ def load_model(
         model.config.rescale_every = 0  # RWKV halves weights in place for float16, and would be saved with them halved
     model = _owned(model.to(place)).eval()
     _check_causal(source, model)
+    return model
+
+
+def build_empty(source: str) -> PreTrainedModel:
+    """A model as its config describes it, without its weights: for what names and shapes alone decide.
+
+    Raises:
+        ModelError: the source is missing, or not a causal decoder.
+    """
+    if is_builtin(source):
+        if source not in BUILTIN_MODELS:
+            raise ModelError(unknown("built-in model", source, BUILTIN_MODELS))
+        from prunegpt.builtin.model import build
+
+        return build(0, source)
+    name, options = _locate(source, None, trust_remote_code=False, weights=False)
+    with _explained(source):
+        config = AutoConfig.from_pretrained(name, **options)
+    _check_config(source, config, trust_remote_code=False)
+    with _explained(source), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
     return model
 
 

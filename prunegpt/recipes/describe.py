@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prunegpt.errors import PruneGPTError, PruningError
-from prunegpt.recipes.matching import ALL_PRUNABLE, Tensors, selected, versions_differ
+from prunegpt.recipes.catalogue import LEVELS
+from prunegpt.recipes.matching import ALL_PRUNABLE, ModelNames, versions_differ
 from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning
 from prunegpt.recipes.pruning import Pruning, section_of
 from prunegpt.registry import SCHEDULES
+from prunegpt.spec.names import select_names
 from prunegpt.spec.patterns import fixed_sparsity
 from prunegpt.spec.schedules import epoch_of, interpolate
 from prunegpt.spec.schema import GradualSpec, PruneSpec
@@ -20,31 +22,30 @@ from prunegpt.spec.schema import GradualSpec, PruneSpec
 _SAMPLES = 11  # points of a curve
 _SHOWN = 8  # names in one line of text
 _DIALECTS = {"legacy": "SparseML, legacy dialect", "session": "SparseML, session dialect", "own": "PruneGPT"}
-_LEVELS = {"unsupported": "not supported", "partly": "supported in part", "ignored": "without effect here"}
 
 
 def describe(
-    meaning: RecipeMeaning, steps_per_epoch: int | None = None, tensors: Tensors | None = None
+    meaning: RecipeMeaning, steps_per_epoch: int | None = None, model: ModelNames | None = None
 ) -> dict[str, Any]:
     """Everything to know about a recipe, ready for JSON.
 
     Args:
         meaning: of a recipe.
         steps_per_epoch: optimizer steps; without it nothing is simulated.
-        tensors: the parameters of a model; without it nothing is matched.
+        model: what there is to match; without it nothing is.
     """
     return {
         "source": meaning.source,
         "dialect": meaning.dialect,
         "steps_per_epoch": steps_per_epoch,
         "variables": dict(meaning.variables),
-        "stages": [_stage(stage, steps_per_epoch, tensors) for stage in meaning.stages],
+        "stages": [_stage(stage, steps_per_epoch, model) for stage in meaning.stages],
         "notes": [vars(note) for note in meaning.notes],
         "defects": [vars(defect) for defect in meaning.defects],
     }
 
 
-def _stage(stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None) -> dict[str, Any]:
+def _stage(stage: StageMeaning, per_epoch: int | None, model: ModelNames | None) -> dict[str, Any]:
     sections: list[tuple[Mapping[str, Any], tuple[Pruning, ...]]]
     if stage.prune is not None:  # one section for all its modifiers
         sections = [(stage.prune, stage.prunings)]
@@ -57,8 +58,9 @@ def _stage(stage: StageMeaning, per_epoch: int | None, tensors: Tensors | None) 
         "train": dict(stage.train),
         "prune": None if stage.prune is None else dict(stage.prune),
         "distill": None if stage.distill is None else dict(stage.distill),
-        "prunings": [_section(fields, items, stage, per_epoch, tensors) for fields, items in sections],
+        "prunings": [_section(fields, items, stage, per_epoch, model) for fields, items in sections],
         "learning_rate": _learning_rate(stage, per_epoch),
+        "keep_zeros": stage.keep_zeros,
     }
 
 
@@ -67,7 +69,7 @@ def _section(
     modifiers: Sequence[Pruning],
     stage: StageMeaning,
     per_epoch: int | None,
-    tensors: Tensors | None,
+    model: ModelNames | None,
 ) -> dict[str, Any]:
     """A `prune` section, and its effect on these tensors at a number of optimizer steps per epoch."""
     spec = section_of(fields, one_shot=bool(modifiers) and modifiers[0].one_shot)
@@ -90,7 +92,8 @@ def _section(
         "final": final,
         "finals": dict(shares),
         "entries": list(targets),
-        "matched": None if tensors is None else _matched(targets, tensors, versions=legacy),
+        "matched": None if model is None else _matched(spec, targets, model, versions=legacy),
+        "exclude": list(spec.exclude),
         "updates": None if per_epoch is None else _updates(spec, schedule, final, per_epoch, stage.epochs),
     }
 
@@ -139,17 +142,19 @@ def updates_of(spec: GradualSpec, final: float, per_epoch: int, epochs: float | 
     return [(step, interpolate(clock.share(spec.schedule, step), final, spec.initial)) for step in clock.updates]
 
 
-def _matched(targets: Mapping[str, str | None], tensors: Tensors, *, versions: bool) -> dict[str, Any]:
-    """The matrices that entries mean; `targets` are the same as patterns of a spec."""
-    found = {
-        entry: selected(target, tensors) for entry, target in (targets or {"all decoder weight matrices": None}).items()
-    }
-    names = list(dict.fromkeys(name for hits in found.values() for name in hits))
-    there = versions_differ(tensors) if versions else {}
+def _matched(
+    spec: PruneSpec, targets: Mapping[str, str | None], model: ModelNames, *, versions: bool
+) -> dict[str, Any]:
+    """The matrices that a run of the section prunes, and the entries that match none; `targets` are theirs."""
+    names, problems = select_names(model.matrices, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
+    alone = {entry: (target,) if target else () for entry, target in targets.items()}
+    shapes = {matrix.name: matrix.shape for matrix in model.matrices}
+    there = versions_differ(model) if versions else {}
     return {
         "tensors": names,
-        "weights": sum(math.prod(tensors[name].shape) for name in names),
-        "unmatched": [entry for entry, hits in found.items() if not hits],
+        "weights": sum(math.prod(shapes[name]) for name in names),
+        "unmatched": [entry for entry, target in alone.items() if not select_names(model.matrices, targets=target)[0]],
+        "problems": problems,
         "versions": {
             version: {
                 "count": len(matched),
@@ -188,9 +193,9 @@ def render(description: Mapping[str, Any]) -> list[str]:
         lines.append(f"variables: {', '.join(f'{name} = {value}' for name, value in description['variables'].items())}")
     for stage in description["stages"]:
         lines += ["", *_render_stage(stage)]
-    for level, title in _LEVELS.items():
+    for level in ("unsupported", "partly", "ignored"):
         chosen = [note for note in description["notes"] if note["level"] == level]
-        lines += ["", title] if chosen else []
+        lines += ["", LEVELS[level]] if chosen else []
         lines += [f"  line {note['line']}: {note['modifier']}: {note['text']}" for note in chosen]
     lines += ["", "known defects"] if description["defects"] else []
     for defect in description["defects"]:
@@ -208,6 +213,8 @@ def _render_stage(stage: Mapping[str, Any]) -> Iterator[str]:
         yield from _render_pruning(pruning)
     if stage["prunings"] and stage["prune"] is None:
         yield "  prune: no one section says this; see below"
+    if stage["keep_zeros"]:
+        yield "  keep_zeros: every zero in the matrices of the decoder layers stays zero"
     if stage["distill"] is not None:
         yield f"  distill: {_pairs(stage['distill'])}"
     if (rates := stage["learning_rate"]) is not None:
@@ -239,11 +246,14 @@ def _render_pruning(pruning: Mapping[str, Any]) -> Iterator[str]:
     )
     yield from (f"    {entry}: {final:g}" for entry, final in pruning["finals"].items())
     matched, updates = pruning["matched"], pruning["updates"]
+    if pruning["exclude"]:
+        yield f"    left alone: {_listed(pruning['exclude'])}"
     if matched is None:
         yield f"    tensors: {_listed(pruning['entries']) or 'all decoder weight matrices'}"
     else:
         counts = f"{len(matched['tensors'])} with {matched['weights']:,} weights"
         yield f"    tensors: {counts}: {_listed(matched['tensors'])}"
+        yield from (f"    a run is refused: {problem}" for problem in matched["problems"])
         yield from (f"    matches nothing: {entry}" for entry in matched["unmatched"])
         for version, differs in matched["versions"].items():
             more = f" more: {_listed(differs['more'])}." if differs["more"] else ""

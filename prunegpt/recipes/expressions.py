@@ -130,17 +130,34 @@ def computed(value: Any, variables: Mapping[str, Any], compute: Callable[[str, M
 
 
 def resolve_variables(
-    variables: Mapping[str, Any], compute: Callable[[str, Mapping[str, Any]], Any] | None = None
+    variables: Mapping[str, Any],
+    compute: Callable[[str, Mapping[str, Any]], Any] | None = None,
+    outer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Replaces the expressions in variables, whatever their order.
+
+    Args:
+        variables: of a recipe or of one of its stages.
+        compute: how a text becomes a value: :func:`whole_value` or :func:`substitute`.
+        outer: resolved variables of the whole recipe, where `variables` are a stage's. As in SparseML a bare
+            `eval(NAME)` takes the recipe's value where there is one, also beside a number of that name in the stage;
+            so `rate: eval(rate)` hands one on. Arithmetic takes the stage's first.
 
     Raises:
         ExpressionError: an expression has no value, or variables depend on each other in a circle.
     """
+    outer = outer or {}
     resolved: dict[str, Any] = {}
+
+    def handed_on(value: Any) -> str | None:
+        bare = re.fullmatch(r"eval\(\s*(\w+)\s*\)", value) if isinstance(value, str) else None
+        return bare[1] if bare and bare[1] in outer and not _is_plain(variables.get(bare[1])) else None
 
     def resolve(name: str, above: tuple[str, ...]) -> None:
         if name in resolved:
+            return
+        if (taken := handed_on(variables[name])) is not None:
+            resolved[name] = outer[taken]
             return
         if name in above:
             circle = " -> ".join([*above[above.index(name) :], name])
@@ -150,11 +167,16 @@ def resolve_variables(
         for needed in _names_in(variables[name]):
             if needed in variables:
                 resolve(needed, (*above, name))
-        resolved[name] = computed(variables[name], resolved, compute or whole_value)
+        resolved[name] = computed(variables[name], {**outer, **resolved}, compute or whole_value)
 
     for name in variables:
         resolve(name, ())
     return resolved
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a variable is a text or a list, of which SparseML takes the stage's own."""
+    return isinstance(value, (list, dict)) or (isinstance(value, str) and "eval(" not in value)
 
 
 def _names_in(value: Any) -> list[str]:

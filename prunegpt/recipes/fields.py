@@ -3,15 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from prunegpt.errors import Problem, unknown
-from prunegpt.recipes.reader import Modifier
+from prunegpt.recipes.catalogue import CATALOGUE, Level
+from prunegpt.recipes.reader import Dialect, Modifier
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
-
-Level = Literal["supported", "partly", "unsupported", "ignored"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,11 @@ class Defect:
 
 
 class FieldReader:
-    """The fields of a modifier, and the notes on it.
+    """The fields of a modifier of the catalogue, and the notes on it.
 
-    Each method reads one field, notes that it was read, and gives the default where it is absent or wrong; what is
-    wrong is added to `problems`.
+    What the catalogue does not have is a problem, and what it says of a field that is not honoured a note, before
+    anything is read. Each method reads one field and gives the default where it is absent or wrong; what is wrong is
+    added to `problems`.
 
     Args:
         one_shot: whether its stage does not train.
@@ -70,6 +70,7 @@ class FieldReader:
     def __init__(
         self,
         modifier: Modifier,
+        dialect: Dialect,
         problems: list[Problem],
         notes: list[ModifierNote],
         *,
@@ -77,11 +78,24 @@ class FieldReader:
         epochs: float | None = None,
     ) -> None:
         self.modifier = modifier
+        self.dialect = dialect
         self.one_shot = one_shot
         self.epochs = epochs
         self._problems = problems
         self._notes = notes
-        self._read: set[str] = set()
+        self._known = CATALOGUE[dialect][modifier.name]
+        for name, value in modifier.fields.items():
+            if name not in self._known:
+                self.problem(name, unknown(f"field of {modifier.name}", name, sorted(self._known)))
+            elif value is not None and self._known[name].level != "supported":
+                usual = self._known[name].usual
+                plain = self.flag(name, False) if usual and isinstance(usual[0], bool) else as_number(value)
+                if value not in usual and (plain is None or plain not in usual):
+                    self.lacks(name)
+
+    def lacks(self, name: str) -> None:
+        """Adds what the catalogue says of a field."""
+        self.say(self._known[name].level, f"{name}: {self._known[name].text}")
 
     def say(self, level: Level, text: str) -> None:
         """Adds a note."""
@@ -92,11 +106,6 @@ class FieldReader:
 
     def unsupported(self, text: str) -> None:
         self.say("unsupported", text)
-
-    def unlike(self, name: str, usual: bool, text: str, *, default: bool | None = None) -> None:
-        """Adds a note where a flag is not as it is here."""
-        if self.flag(name, usual if default is None else default) != usual:
-            self.partly(text)
 
     def problem(self, name: str, message: str) -> None:
         """Adds a problem at a field, or at the modifier where the field is absent."""
@@ -110,12 +119,8 @@ class FieldReader:
 
     def raw(self, name: str) -> Any:
         """The unchanged value; None if absent."""
-        self._read.add(name)
+        assert name in self._known, f"{name} of {self.modifier.name} is not in the catalogue"
         return self.modifier.fields.get(name)
-
-    def skip(self, *names: str) -> None:
-        """Counts fields as read that decide nothing here."""
-        self._read.update(names)
 
     def number(
         self, name: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf
@@ -182,12 +187,6 @@ class FieldReader:
             self.problem(name, f"{name} must be a whole number from {low} on, but got {shown(value)}.")
             return default
         return int(number)
-
-    def finish(self, valid: Sequence[str] = ()) -> None:
-        """Adds a problem for each field that was not read."""
-        for name in self.modifier.fields:
-            if name not in self._read:
-                self.problem(name, unknown(f"field of {self.modifier.name}", name, sorted(self._read | set(valid))))
 
 
 def as_number(value: Any) -> float | None:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, create_model
 from prunegpt.errors import Problem
 from prunegpt.recipes.convert import to_mapping
 from prunegpt.recipes.learning_rate import LearningRateCurve, Segment
-from prunegpt.recipes.matching import Tensors
+from prunegpt.recipes.matching import ModelNames
 from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning, meaning_of
 from prunegpt.recipes.reader import dialect_of
 from prunegpt.recipes.source import RecipeError, nodes, parse, read_text
@@ -46,10 +46,10 @@ def read_meaning(
     overrides: Mapping[str, Any] | None = None,
     *,
     version: str | None = None,
-    tensors: Tensors | None = None,
+    model: ModelNames | None = None,
 ) -> RecipeMeaning:
     """As :func:`meaning_of_text`, from a file."""
-    return meaning_of_text(read_text(Path(path)), str(path), overrides, version=version, tensors=tensors)
+    return meaning_of_text(read_text(Path(path)), str(path), overrides, version=version, model=model)
 
 
 def meaning_of_text(
@@ -58,7 +58,7 @@ def meaning_of_text(
     overrides: Mapping[str, Any] | None = None,
     *,
     version: str | None = None,
-    tensors: Tensors | None = None,
+    model: ModelNames | None = None,
 ) -> RecipeMeaning:
     """What a recipe means: any dialect, any number of stages, supported or not.
 
@@ -66,13 +66,13 @@ def meaning_of_text(
         text: YAML, JSON or Markdown with YAML front matter.
         source: names the recipe in errors.
         overrides: variable -> value; in our own format dotted path -> value.
-        version: of SparseML (a key of :data:`~prunegpt.recipes.matching.PRUNABLE`): prune exactly what the keywords
-            matched there, which needs `tensors`. None = the matrices inside decoder layers.
-        tensors: the parameters of the model.
+        version: of SparseML, such as 0.9: prune exactly what the keywords matched there, which needs `model`. None =
+            the matrices inside decoder layers.
+        model: what there is to match.
 
     Raises:
         RecipeError: all problems, with their lines.
-        MatchingError: `version` is none, or is given without `tensors`.
+        MatchingError: `version` is none, or is given without `model`.
     """
     data = parse(text, source)
     dialect = dialect_of(data, source)
@@ -80,7 +80,7 @@ def meaning_of_text(
         return _own_meaning(data, text, source, overrides or {})
     if overrides:
         data = parse(text, source, overrides)
-    return meaning_of(data, source, dialect, version, tensors)
+    return meaning_of(data, source, dialect, version, model)
 
 
 _DISTILL: dict[str, Any] = {

@@ -8,39 +8,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunegpt.errors import Problem, unknown
+from prunegpt.recipes.catalogue import CATALOGUE, IGNORED, UNSUPPORTED
 from prunegpt.recipes.defects import name_defects, pruning_defects
 from prunegpt.recipes.fields import Defect, FieldReader, ModifierNote, as_number
 from prunegpt.recipes.learning_rate import LearningRateCurve, Segment, as_arguments
-from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, PRUNABLE, MatchingError, Tensors, as_in
+from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, MatchingError, ModelNames, as_in, version_of
 from prunegpt.recipes.pruning import Pruning, merge, section_of
 from prunegpt.recipes.pruning_modifiers import PRUNINGS
 from prunegpt.recipes.reader import Dialect, Modifier, RecipeStage, RunMode, parse_recipe
 from prunegpt.recipes.source import RecipeError
 from prunegpt.recipes.training_modifiers import BLENDS, CURVES, Blend
 
-_QUANTISATION = "weights and activations are not quantised here."
-_QUANTISING = (
-    "QuantizationModifier LegacyQuantizationModifier vLLMQuantizationModifier GPTQModifier AWQModifier "
-    "AutoRoundModifier SmoothQuantModifier LogarithmicEqualizationModifier"
-)
-_UNSUPPORTED: Mapping[str, str] = {  # modifiers of either dialect that have no counterpart
-    "MFACPruningModifier": "there is no M-FAC here; OBSPruningModifier becomes obert, which is the nearest.",
-    "StructuredPruningModifier": "filters and channels are not removed here.",
-    "LayerPruningModifier": "layers are not dropped here.",
-    "LayerThinningModifier": "layers are not removed from the model here.",
-    "RigLPruningModifier": "there is no RigL here; ACDCPruningModifier also lets weights come back.",
-    "TopKASTPruningModifier": "there is no Top-KAST here; ACDCPruningModifier also lets weights come back.",
-    "PowerpropagationModifier": "weights are not reparametrised here.",
-    "ASRegModifier": "activations are not regularised here.",
-    "TrainableParamsModifier": "parameters are not frozen here.",
-    "SetParamModifier": "parameters are not set by hand here.",
-    "GradualParamModifier": "parameters are not set by hand here.",
-    "SparseOPTModifier": "write SparseGPTModifier in a `oneshot` stage.",
-    "SparseLlamaModifier": "write SparseGPTModifier in a `oneshot` stage.",
-    **dict.fromkeys(_QUANTISING.split(), _QUANTISATION),
-}
-_IGNORED = {"SparsificationLoggingModifier", "LoggingModifier"}
-_OTHERS = ("ConstantPruningModifier", "EpochRangeModifier", "SetWeightDecayModifier")  # the first of both dialects
 _ONCE = {"SparseGPTModifier", "WandaPruningModifier", "GPTQModifier", "SmoothQuantModifier", "AWQModifier"}
 
 
@@ -114,13 +92,14 @@ class RecipeMeaning:
         return tuple(note for note in self.notes if note.level == "unsupported")
 
 
-def meaning_of(data: Any, source: str, dialect: Dialect, version: str | None, tensors: Tensors | None) -> RecipeMeaning:
+def meaning_of(
+    data: Any, source: str, dialect: Dialect, version: str | None, model: ModelNames | None
+) -> RecipeMeaning:
     """What a parsed SparseML recipe means here; see :func:`prunegpt.recipes.load.meaning_of_text`."""
-    if version is not None and (version not in PRUNABLE or tensors is None):
-        raise MatchingError(
-            f"a version must be one of {', '.join(PRUNABLE)} and goes with a model, but got {version!r}"
-            f"{' without a model' if tensors is None else ''}."
-        )
+    if version is not None:
+        version = version_of(version)
+        if model is None:
+            raise MatchingError(f"a version of SparseML goes with a model, but {version} has none. Name one: --model.")
     problems: list[Problem] = []
     notes: list[ModifierNote] = []
     defects: list[Defect] = []
@@ -133,7 +112,7 @@ def meaning_of(data: Any, source: str, dialect: Dialect, version: str | None, te
             problems.append(Problem(stage.name, "two stages must not have one name. Rename one.", stage.line))
             continue
         stage_reader = _StageReader(dialect, stage, problems)
-        stages[stage.name] = stage_reader.finish(version, tensors)
+        stages[stage.name] = stage_reader.finish(version, model)
         notes += stage_reader.notes
         defects += stage_reader.defects
     if problems:
@@ -167,15 +146,19 @@ class _StageReader:
 
     def _add(self, modifier: Modifier) -> None:
         """Takes one modifier in."""
-        said, name, dialect = len(self.notes), modifier.name, self.dialect
-        one_shot = self.run == "oneshot"
-        reader = FieldReader(modifier, self.problems, self.notes, one_shot=one_shot, epochs=self.epochs)
-        if name in _IGNORED:
-            return reader.say("ignored", "it only writes logs.")
-        if name in _UNSUPPORTED:
-            return reader.unsupported(_UNSUPPORTED[name])
-        if dialect == "session":
-            reader.skip("index", "group")
+        name, dialect = modifier.name, self.dialect
+        known = CATALOGUE[dialect]
+        if name in IGNORED:
+            return self.notes.append(ModifierNote.on(modifier, "ignored", "it only writes logs."))
+        if name in UNSUPPORTED:
+            return self.notes.append(ModifierNote.on(modifier, "unsupported", UNSUPPORTED[name]))
+        if name not in known:
+            valid = [*known, *UNSUPPORTED, *IGNORED]
+            return self.problems.append(Problem(name, unknown("modifier", name, valid), modifier.line))
+        before = len(self.notes)
+        reader = FieldReader(
+            modifier, dialect, self.problems, self.notes, one_shot=self.run == "oneshot", epochs=self.epochs
+        )
         done = "as written."
         if read := PRUNINGS[dialect].get(name):
             self._prunings.append(read(reader))
@@ -186,20 +169,15 @@ class _StageReader:
         elif name == "ConstantPruningModifier":
             self._constant(reader)
             done = "what is zero stays zero (keep_zeros)."
-        elif name == "EpochRangeModifier" and dialect == "legacy":
+        elif name == "EpochRangeModifier":
             for field_name in ("start_epoch", "end_epoch"):
                 reader.number(field_name, -1.0, low=-1)
-            reader.skip("log_types", "update_frequency")
             done = f"trains {self.epochs:g} epochs." if self.epochs else "sets no number of epochs."
-        elif name == "SetWeightDecayModifier" and dialect == "legacy":
-            self._weight_decay(reader)
         else:
-            own = _OTHERS if dialect == "legacy" else _OTHERS[:1]
-            valid = [*PRUNINGS[dialect], *BLENDS[dialect], *CURVES[dialect], *own, *_UNSUPPORTED, *_IGNORED]
-            self.problems.append(Problem(name, unknown("modifier", name, valid), modifier.line))
-            return None
-        reader.finish()
-        return reader.say("supported", done) if len(self.notes) == said else None
+            self._weight_decay(reader)
+        if all(note.level == "ignored" for note in self.notes[before:]):
+            reader.say("supported", done)
+        return None
 
     def _constant(self, reader: FieldReader) -> None:
         self._keep_zeros = True
@@ -207,11 +185,9 @@ class _StageReader:
         names = reader.names("targets" if session else "params")
         start = reader.number("start" if session else "start_epoch", -1.0, low=-1)
         end = reader.number("end" if session else "end_epoch", -1.0, low=-1)
-        reader.skip("update", "update_frequency", "log_types")
-        lasts = reader.flag("leave_enabled", True)
         if start > 0:
             reader.partly(f"masks are kept from epoch {start:g} on in the recipe; here from the beginning.")
-        if end >= 0 and (not lasts or not session) and (self.epochs is None or end < self.epochs):
+        if end >= 0 and (self.epochs is None or end < self.epochs):
             reader.partly(f"masks are let go at epoch {end:g} in the recipe; here they stay.")
         if names and not {ALL, ALL_PRUNABLE} & set(names):
             reader.partly("masks are kept in the named tensors only; here in all matrices of the decoder layers.")
@@ -220,14 +196,8 @@ class _StageReader:
         self._train["weight_decay"] = reader.number("weight_decay", low=0)
         if reader.number("start_epoch", -1.0, low=-1) > 0:
             reader.partly("it is set at start_epoch in the recipe; here from the beginning.")
-        if reader.raw("param_groups"):
-            reader.partly("param_groups: here it holds for all parameters that decay.")
-        reader.skip("end_epoch", "constant_logging", "log_types")
 
     def _curve(self, reader: FieldReader, read: Callable[[FieldReader], list[Segment]]) -> None:
-        if reader.raw("param_groups"):
-            reader.partly("param_groups: here the learning rate is that of all parameters.")
-        reader.skip("constant_logging", "log_types", "update_frequency")
         try:
             self._segments += read(reader)
         except ValidationError as error:
@@ -235,10 +205,12 @@ class _StageReader:
                 where = ".".join(str(step) for step in item["loc"])
                 reader.problem("", f"{where} {item['msg'].lower()}.".strip())
 
-    def finish(self, version: str | None, tensors: Tensors | None) -> StageMeaning:
+    def finish(self, version: str | None, model: ModelNames | None) -> StageMeaning:
         """What they ask for together."""
-        if version is not None and tensors is not None and self.dialect == "legacy":
-            self._prunings = [replace(item, entries=as_in(version, item.entries, tensors)) for item in self._prunings]
+        if version is not None and model is not None and self.dialect == "legacy":
+            self._prunings = [
+                replace(item, entries=as_in(version, item.entries, model.classes)) for item in self._prunings
+            ]
         self.defects += self._blend.defects if self._blend else ()
         for item in self._prunings:
             self.defects += pruning_defects(item, self.epochs)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunegpt.recipes.matching import as_target
+from prunegpt.recipes.matching import as_exclusion, as_target
 from prunegpt.recipes.reader import Dialect, Modifier
 from prunegpt.registry import SCHEDULES
 from prunegpt.spec.schema import GradualSpec, PruneSpec
@@ -21,6 +21,7 @@ class Pruning:
         spec: fields of a spec's `prune`, but for what depends on entries; a schedule that there is not as written.
         finals: entry -> its own final sparsity, where they differ.
         one_shot: pruned at once, without training.
+        ignored: layers left alone, names and `re:` expressions.
     """
 
     modifier: Modifier
@@ -29,6 +30,7 @@ class Pruning:
     spec: Mapping[str, Any]
     finals: Mapping[str, float] = field(default_factory=dict)
     one_shot: bool = False
+    ignored: tuple[str, ...] = ()
 
     def target(self, entry: str) -> str | None:
         """An entry as a pattern of a spec's `targets`; None = all decoder weight matrices.
@@ -56,6 +58,8 @@ class Pruning:
         targets = list(dict.fromkeys(self.target(entry) for entry in self.entries))
         if targets and None not in targets:
             fields["targets"] = targets
+        if self.ignored:
+            fields["exclude"] = [as_exclusion(entry) for entry in self.ignored]
         return {name: fields[name] for name in GradualSpec.model_fields if name in fields}  # in the order of a spec
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from prunegpt.recipes.fields import FieldReader, as_number, shown
-from prunegpt.recipes.matching import ALL, ALL_PRUNABLE, is_class
+from prunegpt.recipes.matching import ALL, is_class
 from prunegpt.recipes.pruning import Pruning
 from prunegpt.recipes.reader import Dialect
 
@@ -16,10 +16,12 @@ EVERY_STEP = 1e-6  # epochs between updates that no training resolves
 _FUNCTIONS = ("linear", "cubic", "inverse_cubic")
 _TIMES = {"legacy": ("start_epoch", "end_epoch", "update_frequency"), "session": ("start", "end", "update")}
 _SHAPES = {"filter", "channel"}
+_OWL = {"multiple": "owl_m", "limit": "owl_lmbda"}  # option of ours -> field
 
 
-def _begin(reader: FieldReader, dialect: Dialect, method: str) -> Pruning:
+def _begin(reader: FieldReader, method: str) -> Pruning:
     """What all gradual modifiers say: where and when."""
+    dialect = reader.dialect
     first, last, often = _TIMES[dialect]
     start = max(reader.number(first, -1.0, low=-1), 0.0)
     end = reader.number(last, -1.0, low=-1)
@@ -30,8 +32,6 @@ def _begin(reader: FieldReader, dialect: Dialect, method: str) -> Pruning:
         reader.problem(last, f"{last} is required for pruning in training: the epoch that reaches the final sparsity.")
     if dialect == "legacy" and every != -1 and every <= 0:
         reader.problem(often, f"{often} must be above 0, or -1 for every step, but got {every:g}.")
-    why = f"leave_enabled: false lets pruned weights come back after {last}; here they stay zero."
-    reader.unlike("leave_enabled", True, why)
     entries = reader.names("params") if dialect == "legacy" else _targets(reader)
     spec = {"method": method, "start": start, "end": max(end, start), "every": every if every > 0 else EVERY_STEP}
     spec |= {"clock": "sparseml"} if dialect == "legacy" else {}
@@ -46,11 +46,9 @@ def gradual(reader: FieldReader, *, method: str = "magnitude", allocation: str |
         method: the criterion or solver.
         allocation: where the modifier does not say `global_sparsity`.
     """
-    pruning = _begin(reader, "legacy", method)
-    reader.skip("log_types")
+    pruning = _begin(reader, method)
     initial = 0.0
     if reader.modifier.fields.get("init_sparsity") == "__FROM_PARAM__":
-        reader.skip("init_sparsity")
         reader.partly(
             "init_sparsity __FROM_PARAM__ starts from what is pruned already; here from 0, with those masks kept."
         )
@@ -59,15 +57,13 @@ def gradual(reader: FieldReader, *, method: str = "magnitude", allocation: str |
     final, finals = _finals(reader, pruning.entries)
     entries = tuple(dict.fromkeys([*pruning.entries, *finals]))
     _require(reader, entries)
-    if reader.has("global_sparsity") and reader.flag("global_sparsity", False):
-        allocation = "global"
     spec = {**pruning.spec, "initial": initial, "schedule": reader.choice("inter_func", "cubic", _FUNCTIONS)}
     spec |= _pattern(reader, final)
-    if reader.flag("phased", False):
-        reader.partly("phased: true alternates dense and pruned phases (AC/DC); here as schedule acdc.")
-        spec |= {"schedule": "acdc", "regrow": True}
+    if reader.modifier.name == "GMPruningModifier":
+        allocation = "global" if reader.flag("global_sparsity", False) else allocation
+        spec |= {"schedule": "acdc", "regrow": True} if reader.flag("phased", False) else {}
+        spec |= _score(reader)
     spec |= {"allocation": allocation} if allocation else {}
-    spec |= _score(reader, method)
     return replace(pruning, entries=entries, finals=finals, spec=spec)
 
 
@@ -81,7 +77,6 @@ def _finals(reader: FieldReader, entries: tuple[str, ...]) -> tuple[float, dict[
     value = reader.modifier.fields.get("final_sparsity")
     if not isinstance(value, dict):
         return reader.number("final_sparsity", low=0, high=1), {}
-    reader.skip("final_sparsity")
     finals: dict[str, float] = {}
     for key, names in value.items():
         sparsity = as_number(key)
@@ -127,15 +122,14 @@ def _group(text: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match and 0 < int(match[1]) < int(match[2]) else None
 
 
-def _score(reader: FieldReader, method: str) -> dict[str, str]:
+def _score(reader: FieldReader) -> dict[str, str]:
     """score_type of the versions before 0.12."""
     score = reader.raw("score_type")
-    if score is None or method != "magnitude":
+    if score is None:
         return {}
     if score in ("magnitude", "movement"):
         return {"method": str(score)}
     if isinstance(score, dict) or "mfac" in str(score).lower():
-        reader.skip("mfac_options")
         reader.unsupported("score_type MFAC: there is no M-FAC here; obert is the nearest solver.")
     else:
         reader.problem("score_type", f"score_type must be magnitude or movement, but got {shown(score)}.")
@@ -147,23 +141,14 @@ def obs(reader: FieldReader) -> Pruning:
     pruning = gradual(reader, method="obert")
     options = {"fisher_block": reader.whole("fisher_block_size", 1, low=1)}
     calibration = {"windows": reader.whole("num_grads", 1024, low=1)}
-    why = "global_sparsity ranks weights over all layers; here a solver prunes each layer to the sparsity."
-    reader.unlike("global_sparsity", False, why, default=True)
-    if reader.has("damp") and reader.number("damp", 1e-7, low=0) is not None:
-        reader.partly("damp is a number in SparseML and a share of the mean Fisher diagonal here; ours is used.")
-    if reader.has("num_recomputations"):
-        reader.partly(
-            "num_recomputations: pruning in several sub-steps with fresh statistics; here one step an update."
-        )
-    reader.skip("num_recomputations", "grad_sampler_kwargs", "damp")
-    spec = {name: value for name, value in pruning.spec.items() if name != "allocation"}
-    return replace(pruning, spec={**spec, "options": options, "calibration": calibration})
+    if not reader.has("global_sparsity"):  # the default of SparseML
+        reader.lacks("global_sparsity")
+    return replace(pruning, spec={**pruning.spec, "options": options, "calibration": calibration})
 
 
 def acdc(reader: FieldReader) -> Pruning:
     """ACDCPruningModifier: dense and pruned phases in turn."""
-    pruning = _begin(reader, "legacy", "magnitude")
-    reader.skip("momentum_buffer_reset", "log_types")
+    pruning = _begin(reader, "magnitude")
     _require(reader, pruning.entries)
     final = reader.number("compression_sparsity", low=0, high=1)
     spec = {**pruning.spec, "initial": 0.0, "schedule": "acdc", "regrow": True}
@@ -177,7 +162,7 @@ def acdc(reader: FieldReader) -> Pruning:
 
 def session_magnitude(reader: FieldReader) -> Pruning:
     """MagnitudePruningModifier of the session dialect."""
-    pruning = _begin(reader, "session", "magnitude")
+    pruning = _begin(reader, "magnitude")
     initial = reader.number("init_sparsity", 0.0, low=0, high=1)
     final = reader.number("final_sparsity", low=0, high=1)
     schedule = _schedule(reader)
@@ -185,7 +170,6 @@ def session_magnitude(reader: FieldReader) -> Pruning:
     if not reader.one_shot:
         spec = {**pruning.spec, "initial": initial, "schedule": schedule}
     if reader.flag("apply_globally", False):
-        reader.partly("apply_globally is not implemented in SparseML; here as allocation global.")
         spec["allocation"] = "global"
     return replace(pruning, spec={**spec, **_structure(reader, final)})
 
@@ -249,11 +233,11 @@ def _structure(reader: FieldReader, final: float) -> dict[str, Any]:
 
 def _targets(reader: FieldReader) -> tuple[str, ...]:
     names = reader.names("targets") or reader.names("compress_layers") or (ALL,)
-    reader.skip("compress_layers")
     for name in names:
-        if is_class(name) and name not in {ALL, ALL_PRUNABLE}:
+        if is_class(name):
+            conv1d = ", GPT-2's Conv1D too" if name == "Linear" else ""
             reader.partly(
-                f"targets {name} names a class of modules; here all matrices inside decoder layers are meant."
+                f"targets {name} names a class of modules; here all matrices inside decoder layers are meant{conv1d}."
             )
     return names
 
@@ -273,37 +257,30 @@ def one_shot(reader: FieldReader, *, method: str) -> Pruning:
         final = max(finals.values(), default=0.0)
     else:
         final = reader.number("sparsity", 0.5, low=0, high=1)
-    spec: dict[str, Any] = {"method": method, **_structure(reader, final), **_owl(reader)}
+    spec: dict[str, Any] = {"method": method, **_structure(reader, final)}
+    options = {ours: reader.number(name, low=0) for ours, name in _OWL.items() if reader.has(name)}
+    profile = reader.raw("sparsity_profile")
+    if profile is not None and str(profile).lower() != "owl":
+        reader.problem("sparsity_profile", f"sparsity_profile must be owl, but got {shown(profile)}.")
+    elif profile is not None:
+        spec["allocation"] = "owl"
+    elif options:
+        reader.problem(next(iter(_OWL.values())), "owl_m and owl_lmbda need sparsity_profile: owl. Add it.")
     if method == "sparsegpt":
-        options: dict[str, Any] = {}
         if reader.has("block_size"):
             options["block_size"] = reader.whole("block_size", 128, low=1)
-        for name in ("dampening_frac", "percdamp"):
+        for name in ("percdamp", "dampening_frac"):
             if reader.has(name):
                 options["damping"] = reader.number(name, 0.01, low=0)
-        spec["options"] = {**options, **spec.get("options", {})}
-    if reader.raw("quantize"):
-        reader.unsupported("quantize: weights are pruned but not quantised here.")
-    if reader.has("preserve_sparsity_mask"):
-        why = "preserve_sparsity_mask: false may bring pruned weights back; here masks of earlier stages stay."
-        reader.unlike("preserve_sparsity_mask", True, why)
+    if options:
+        spec["options"] = options
     if reader.has("sequential_update"):
         spec["propagate"] = reader.flag("sequential_update", True)
-    reader.skip("target_ids", "layer_prefix", "start", "end", "update", "ignore", "offload_hessians")
-    spec = {name: value for name, value in spec.items() if value != {}}
-    return Pruning(reader.modifier, "session", targets, spec, finals, one_shot=True)
-
-
-def _owl(reader: FieldReader) -> dict[str, Any]:
-    profile = reader.raw("sparsity_profile") or reader.raw("profile")
-    reader.skip("profile")
-    written = {"multiple": "owl_m", "limit": "owl_lmbda"}
-    options = {ours: reader.number(name, low=0) for ours, name in written.items() if reader.has(name)}
-    if profile is None:
-        return {}
-    if str(profile) != "owl":
-        reader.problem("sparsity_profile", f"sparsity_profile must be owl, but got {shown(profile)}.")
-    return {"allocation": "owl", "options": options}
+    ignored = reader.names("ignore")
+    for name in filter(is_class, ignored):
+        reader.unsupported(f"ignore {name} names a class of modules. Write the names of the layers, or re: with them.")
+    ignored = tuple(name for name in ignored if not is_class(name))
+    return Pruning(reader.modifier, "session", targets, spec, finals, one_shot=True, ignored=ignored)
 
 
 PRUNINGS: Mapping[Dialect, Mapping[str, Callable[[FieldReader], Pruning]]] = {

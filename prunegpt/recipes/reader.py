@@ -63,6 +63,8 @@ def dialect_of(data: Any, source: str) -> Dialect:
     """
     if next(tags(data), None) is not None:
         return "legacy"
+    if isinstance(data, list) and data and all(isinstance(item, Map) for item in data):
+        return "session"
     if not isinstance(data, Map):
         message = "a recipe must be a mapping or a list of modifiers, but is neither."
         raise RecipeError([Problem("", message, line_of(data, 1))], source)
@@ -120,12 +122,8 @@ class _Reader:
 
     def recipe(self, data: Any) -> None:
         if not isinstance(data, Map) or data.tag is not None:  # a bare list, or one object alone
-            if not self._legacy:
-                message = "a recipe must be a mapping of stages or modifiers, but is a list."
-                self.problems.append(Problem("", message, line_of(data, 1)))
-                return
             bare = isinstance(data, list) and tag_of(data) is None
-            self.stages.append(RecipeStage("", line_of(data, 1), "train"))
+            self.stages.append(RecipeStage("", line_of(data, 1), "train" if self._legacy else None))
             self._group("modifiers", line_of(data, 1), data if bare else [data], {}, "")
             return
         stages = list(self._stages(data))
@@ -185,13 +183,12 @@ class _Reader:
         if isinstance(under, Map) and not self._legacy:
             raw |= under
         try:
-            resolved = resolve_variables({**shared, **raw}, self._compute)
+            resolved = resolve_variables(raw, self._compute, shared)
         except ExpressionError as error:
             self.problems.append(Problem(stage, str(error), table.line))
             return raw
-        own = {name: resolved[name] for name in raw}
-        self.values.update({f"{stage}.{name}" if stage else name: value for name, value in own.items()})
-        return own
+        self.values.update({f"{stage}.{name}" if stage else name: value for name, value in resolved.items()})
+        return resolved
 
     def _stage(self, name: str, line: int, table: Map, variables: Mapping[str, Any]) -> None:
         self.stages.append(RecipeStage(name, line, "train" if self._legacy else self._run(name, table)))

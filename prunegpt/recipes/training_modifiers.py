@@ -61,7 +61,6 @@ def legacy_output(reader: FieldReader, blend: Blend) -> Blend:
     if temperature == 0:
         reader.problem("temperature", "temperature must be above 0, but got 0.")
     _window(reader)
-    reader.skip("update_frequency", "teacher_input_keys", "log_types")
     keys = reader.names("distill_output_keys")
     blend = blend.with_defect(
         "divergence-is-a-sum",
@@ -87,11 +86,6 @@ def per_layer(reader: FieldReader, blend: Blend) -> Blend:
     """PerLayerDistillationModifier: a hidden-state term of several layers."""
     gain = reader.number("gain", 1.5, low=0)
     students, teachers = reader.names("student_layer_names"), reader.names("teacher_layer_names")
-    why = "normalize: false compares hidden states as they are; here each is divided by the teacher's norm."
-    reader.unlike("normalize", True, why)
-    why = "project_features: false; here hidden states are projected where the widths differ."
-    reader.unlike("project_features", True, why)
-    reader.skip("epsilon", "update_frequency", "log_types")
     _window(reader)
     count = len(students)
     summed = f"over {count} layers" if count else "over layers"
@@ -112,9 +106,6 @@ def session_output(reader: FieldReader, blend: Blend) -> Blend:
     scale = reader.number("distill_scale", 1.0, low=0)
     comparison = str(reader.raw("comparison") or "kl_divergence")
     arguments, targets = reader.raw("comparison_args"), reader.raw("targets")
-    reader.skip("start", "end", "update", "transforms", "transforms_args", "offload_layer_output", "projection_args")
-    if reader.raw("projection"):
-        reader.partly("projection: here hidden states are projected only where the widths differ.")
     kd, hidden = blend.kd * before, blend.hidden * before
     blend = replace(blend, ce=blend.ce * before, kd=kd, hidden=hidden, line=blend.line or line)
     update = reader.number("update", -1.0)
@@ -188,7 +179,6 @@ def set_rate(reader: FieldReader) -> list[Segment]:
     """SetLearningRateModifier: one value from start_epoch on."""
     rate = reader.number("learning_rate", low=0, high=1)
     start = reader.number("start_epoch", -1.0, low=-1)
-    reader.skip("end_epoch")
     return [_constant(start, rate)]
 
 

@@ -1,5 +1,6 @@
 """Which tensors a pattern means: exact name, glob, or `re:` expression, on parameter or module names. No torch."""
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from prunegpt.errors import PruningError, nearest
 _SHOWN = 6
 _SHOWN_SIGNS = 120  # of a pattern in a message
 _PATIENCE = 0.2  # seconds that a pattern may take over one name
+# Ends a pattern of `exclude` that names what is not pruned by default, and what not every model has.
+_APART = re.compile(r"(lm_head|embed_out|embed_tokens|wte|wpe|gate|router)(\\?\.weight)?[$)]*(\.\*)?$")
 
 
 class Matrix(NamedTuple):
@@ -82,7 +85,7 @@ def select_names(
             routers, embeddings, the head and projections only where it matches none of them: `*` never means the
             embeddings, `*wte*` does, and so does an exact name.
         layers: indices of the decoder layers to keep; empty means all.
-        exclude: names and patterns of the same kinds to leave out.
+        exclude: names and patterns of the same kinds to leave out; of a head, embedding or router there may be none.
 
     Returns:
         The names, and what is wrong: each pattern or layer index that matches nothing, or that nothing is left.
@@ -91,7 +94,7 @@ def select_names(
     exact = {name: matrix.name for matrix in matrices for name in matrix.names}  # of which there may be thousands
     problems: list[str] = []
 
-    def hits(pattern: str) -> set[str]:
+    def hits(pattern: str, *, optional: bool = False) -> set[str]:
         if pattern in exact:
             return {exact[pattern]}
         try:
@@ -99,7 +102,7 @@ def select_names(
         except PruningError as error:
             problems.append(str(error))
             return set()
-        if not found:
+        if not found and not optional:
             names = [matrix.name for matrix in matrices]
             close = ", ".join(nearest(pattern.removeprefix("re:"), names)[:_SHOWN])
             problems.append(f"every pattern must match a tensor, but {pattern!r} matches none. Nearest: {close}.")
@@ -117,7 +120,7 @@ def select_names(
     if layers:
         chosen = chosen & {matrix.name for matrix in matrices if matrix.block in set(layers)}
     for pattern in exclude:
-        chosen = chosen - hits(pattern)
+        chosen = chosen - hits(pattern, optional=_APART.search(pattern) is not None)
     if not chosen and not problems:
         problems.append(
             f"targets, layers and exclude must leave a tensor to prune, but targets {list(targets)}, layers "

@@ -7,23 +7,27 @@ import pytest
 
 from prunegpt.recipes.describe import describe, render
 from prunegpt.recipes.load import load_recipe, meaning_of_text, read_meaning
-from prunegpt.recipes.matching import TensorInfo
+from prunegpt.recipes.matching import ModelNames
+from prunegpt.spec.names import Matrix
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SWEEPS = Path(__file__).parents[2] / "sweeps" / "recipes"
 READABLE = sorted(path for path in FIXTURES.iterdir() if "broken" not in path.name)
 
-PARTS = {"attn.c_attn": (8, 24), "attn.c_proj": (8, 8), "mlp.c_fc": (8, 32), "mlp.c_proj": (32, 8)}
-GPT2 = {
-    "transformer.wte.weight": TensorInfo((50, 8), "Embedding"),
-    **{
-        f"transformer.h.{block}.{part}.weight": TensorInfo(shape, "Conv1D")
-        for block in range(12)
-        for part, shape in PARTS.items()
+PARTS = {"attn.c_attn": (24, 8), "attn.c_proj": (8, 8), "mlp.c_fc": (32, 8), "mlp.c_proj": (8, 32)}
+BLOCKS = [
+    Matrix(f"transformer.h.{block}.{part}.weight", block, shape) for block in range(12) for part, shape in PARTS.items()
+]
+WORDS = Matrix("transformer.wte.weight", None, (50, 8), ("lm_head.weight",), embedding=True)
+GPT2 = ModelNames(
+    [WORDS, *BLOCKS],
+    {
+        "transformer.wte.weight": "Embedding",
+        **{matrix.name: "Conv1D" for matrix in BLOCKS},
+        "transformer.h.0.ln_1.weight": "LayerNorm",
+        "lm_head.weight": "Linear",
     },
-    "transformer.h.0.ln_1.weight": TensorInfo((8,), "LayerNorm"),
-    "lm_head.weight": TensorInfo((50, 8), "Linear"),
-}
+)
 
 
 def test_there_are_recipes() -> None:
@@ -33,9 +37,9 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("path", READABLE, ids=lambda path: path.name)
 @pytest.mark.parametrize("steps", [None, 1, 100])
-@pytest.mark.parametrize("tensors", [None, GPT2], ids=["alone", "gpt2"])
-def test_a_description_is_json_and_text(path: Path, steps: int | None, tensors: dict[str, TensorInfo] | None) -> None:
-    description = describe(read_meaning(path), steps, tensors)
+@pytest.mark.parametrize("model", [None, GPT2], ids=["alone", "gpt2"])
+def test_a_description_is_json_and_text(path: Path, steps: int | None, model: ModelNames | None) -> None:
+    description = describe(read_meaning(path), steps, model)
     json.dumps(description)
     lines = render(description)
     assert lines[0].startswith(str(path))
@@ -113,6 +117,27 @@ def test_versions_are_told_apart() -> None:
     text = "\n".join(render(description))
     assert "SparseML 0.6-0.9 matched 1; more: lm_head.weight. without: transformer.h.0.attn.c_attn.weight" in text
     assert "SparseML 1.9 matched 50; more: transformer.wte.weight, lm_head.weight." in text
+
+
+def test_what_is_ignored_is_not_counted() -> None:
+    text = (
+        "x_stage: {run_type: oneshot, m_modifiers: {SparseGPTModifier: {sparsity: 0.5, targets: [Linear], "
+        "ignore: ['re:.*lm_head', 're:.*h.0.*']}}}"
+    )
+    description = describe(meaning_of_text(text), None, GPT2)
+    [pruning] = description["stages"][0]["prunings"]
+    assert pruning["matched"]["tensors"] == [matrix.name for matrix in BLOCKS if matrix.block]
+    assert pruning["matched"]["unmatched"] == []  # Linear means all matrices, as its note says
+    assert "    left alone: re:(?:.*lm_head).*, re:.*h.0.*" in render(description)
+
+
+def test_a_pattern_of_everything_means_what_a_run_prunes() -> None:
+    text = (
+        "modifiers:\n  - !GMPruningModifier {params: ['re:.*weight'], init_sparsity: 0, final_sparsity: 0.9, "
+        "start_epoch: 1, end_epoch: 4}"
+    )
+    [pruning] = describe(meaning_of_text(text), 100, GPT2)["stages"][0]["prunings"]
+    assert pruning["matched"]["tensors"] == [matrix.name for matrix in BLOCKS]
 
 
 def test_what_matches_nothing_is_said() -> None:

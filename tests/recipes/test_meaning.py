@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from prunegpt.recipes.load import meaning_of_text, read_meaning
-from prunegpt.recipes.matching import MatchingError, TensorInfo
+from prunegpt.recipes.matching import MatchingError, ModelNames
 from prunegpt.recipes.meaning import RecipeMeaning
 from prunegpt.recipes.source import RecipeError
 
@@ -164,8 +164,8 @@ def test_modifiers_of_different_schedules_are_said_to_be_unsupported(second: str
         (gmp().replace("init_sparsity: 0.0", "init_sparsity: __FROM_PARAM__"), "partly", "starts from what is pruned"),
         (gmp("mask_type: filter"), "unsupported", "removes rows or columns"),
         (gmp("score_type: {MFAC: {}}"), "unsupported", "no M-FAC here"),
-        (gmp("damp: 1e-7", name="OBSPruningModifier"), "partly", "damp is a number in SparseML and a share"),
-        (gmp(name="OBSPruningModifier"), "partly", "global_sparsity ranks weights over all layers"),
+        (gmp("damp: 1e-7", name="OBSPruningModifier"), "partly", "damp: it is a number in SparseML and a share"),
+        (gmp(name="OBSPruningModifier"), "partly", "global_sparsity: it ranks weights over all layers"),
         ("MFACPruningModifier {params: [a]}", "unsupported", "OBSPruningModifier becomes obert"),
         ("QuantizationModifier {start_epoch: 1}", "unsupported", "not quantised"),
         ("LayerPruningModifier {layers: [a]}", "unsupported", "not dropped"),
@@ -470,20 +470,42 @@ def test_all_problems_come_together() -> None:
     assert [problem.line for problem in raised.value.problems] == [2, 2, 3, 4]
 
 
-TENSORS = {
-    "transformer.wte.weight": TensorInfo((8, 4), "Embedding"),
-    "transformer.h.0.mlp.c_fc.weight": TensorInfo((4, 16), "Conv1D"),
-    "lm_head.weight": TensorInfo((8, 4), "Linear"),
-}
-
-
 def test_strict_versions_prune_what_they_matched() -> None:
     text = "modifiers:\n  - !" + gmp().replace("[a.weight]", "__ALL_PRUNABLE__")
-    old = meaning_of_text(text, version="0.6-0.9", tensors=TENSORS)
+    classes = {
+        "transformer.wte.weight": "Embedding",
+        "transformer.h.0.mlp.c_fc.weight": "Conv1D",
+        "lm_head.weight": "Linear",
+    }
+    model = ModelNames((), classes)
+    old = meaning_of_text(text, version="0.9", model=model)
     assert prune(old)["targets"] == ["lm_head.weight"]
-    new = meaning_of_text(text, version="1.9", tensors=TENSORS)
-    assert prune(new)["targets"] == list(TENSORS)
+    new = meaning_of_text(text, version="1.9", model=model)
+    assert prune(new)["targets"] == list(classes)
     with pytest.raises(MatchingError, match=r"must be one of 0\.6-0\.9.*but got '2\.0'"):
-        meaning_of_text(text, version="2.0", tensors=TENSORS)
-    with pytest.raises(MatchingError, match="without a model"):
+        meaning_of_text(text, version="2.0", model=model)
+    with pytest.raises(MatchingError, match=r"goes with a model, but 1\.9 has none"):
         meaning_of_text(text, version="1.9")
+
+
+def test_what_is_ignored_is_excluded() -> None:
+    meaning = session("WandaPruningModifier: {sparsity: 0.5, ignore: [lm_head, 're:.*layers.0.*']}", "oneshot")
+    assert prune(meaning) == {"method": "wanda", "sparsity": 0.5, "exclude": ["lm_head", "re:.*layers.0.*"]}
+    [note] = session("WandaPruningModifier: {sparsity: 0.5, ignore: Linear}", "oneshot").unsupported
+    assert "ignore Linear names a class of modules" in note.text
+
+
+def test_a_list_of_modifiers_in_the_session_dialect() -> None:
+    meaning = meaning_of_text("- SparseGPTModifier: {sparsity: 0.5}\n- WandaPruningModifier: {sparsity: 0.5}\n")
+    assert [item.modifier.name for item in meaning.stages[0].prunings] == ["SparseGPTModifier", "WandaPruningModifier"]
+    assert meaning.stages[0].run == "oneshot"
+
+
+def test_what_llm_compressor_writes_of_a_modifier_is_read() -> None:
+    fields = "owl_m: null, owl_lmbda: null, sparsity_profile: null, sequential_targets: [GPT2Block]"
+    meaning = session(f"SparseGPTModifier: {{sparsity: 0.5, {fields}, offload_hessians: false}}", "oneshot")
+    assert prune(meaning) == {"method": "sparsegpt", "sparsity": 0.5}
+    assert [text.partition(":")[0] for level, text in levels(meaning) if level == "ignored"] == [
+        "sequential_targets",
+        "offload_hessians",
+    ]

@@ -120,7 +120,7 @@ def test_session_without_stages() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "must be a mapping of stages or modifiers, but is a list"),
+        ("[1]", "modifiers must hold `ModifierName: {fields}`, but holds"),
         ("a_stage: 3", "a stage must be a mapping with \\*_modifiers"),
         ("a_stage: {run_type: both}", "run_type must be train or oneshot, but got 'both'"),
         ("a_stage: {m_modifiers: [3]}", "m_modifiers must hold `ModifierName: {fields}`, but holds '3'"),

@@ -162,6 +162,7 @@ COMMANDS = [
     "sweep check",
     "sweep status",
     "sweep fields",
+    "recipe fields",
     "table",
     "report",
     "compare",

@@ -9,7 +9,8 @@ from prunegpt.errors import PruneGPTError
 from prunegpt.recipes.convert import to_mapping, to_stages, to_yaml
 from prunegpt.recipes.describe import describe, render
 from prunegpt.recipes.load import meaning_of_text
-from prunegpt.recipes.matching import TensorInfo
+from prunegpt.recipes.matching import ModelNames
+from prunegpt.spec.names import Matrix
 
 FIXTURES = sorted((Path(__file__).parents[1] / "recipes" / "fixtures").iterdir())
 
@@ -17,17 +18,17 @@ FIXTURES = sorted((Path(__file__).parents[1] / "recipes" / "fixtures").iterdir()
 TEXTS = [path.read_text() for path in FIXTURES]
 
 
-TENSORS = {
-    "transformer.h.0.mlp.c_fc.weight": TensorInfo((4, 16), "Conv1D"),
-    "lm_head.weight": TensorInfo((8, 4), "Linear"),
-}
+MODEL = ModelNames(
+    [Matrix("transformer.h.0.mlp.c_fc.weight", 0, (16, 4)), Matrix("lm_head.weight", None, (8, 4))],
+    {"transformer.h.0.mlp.c_fc.weight": "Conv1D", "lm_head.weight": "Linear"},
+)
 
 
 def through(text: str, overrides: dict[str, Any] | None = None) -> bool:
     """Reads, explains and converts; whether it was a recipe."""
     try:
         meaning = meaning_of_text(text, "fuzz.yaml", overrides)
-        description = describe(meaning, 7, TENSORS)
+        description = describe(meaning, 7, MODEL)
     except PruneGPTError:
         return False
     json.dumps(description)
