@@ -162,8 +162,11 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
 
 def tables_of(found: "Archive") -> "list[Table]":
     """The tables that stored results make; one of all trials where none is declared."""
+    from prunegpt.report.logged import is_logged, logged_table
     from prunegpt.report.tables import build_table, usual_table
 
+    if not found.tables and is_logged(found.results):
+        return [logged_table(found.sweep, found.results)]
     return [
         build_table(table, found.results, found.windows, sweep=found.sweep, commit=found.commit)
         for table in found.tables or (usual_table(found.sweep, found.results),)

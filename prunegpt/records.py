@@ -106,6 +106,7 @@ class StageRecord(Record):
     sparsity: SparsityRecord | None = None
     allocation: str = ""  # how a pruning's budget was spread; records of earlier versions do not say
     notes: tuple[str, ...] = ()
+    logged: Mapping[str, Any] = Field(default_factory=dict)  # the summary of a W&B run, by its own names
     layers: tuple[Mapping[str, Any], ...] = ()  # rows of a one-shot solver: name, sparsity, error, seconds
     versions: Mapping[str, str] = Field(default_factory=dict)
     device: str = ""
@@ -339,8 +340,8 @@ class TrialResult(Record):
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """The last stage's measured perplexity."""
-        return self.stages[-1].evaluation if self.stages else None
+        """The last stage's measured perplexity; of a W&B run there is none, whatever earlier versions made of it."""
+        return self.stages[-1].evaluation if self.stages and not self.plan.foreign else None
 
     @property
     def measured(self) -> Evaluation | None:
@@ -350,7 +351,12 @@ class TrialResult(Record):
 
     @property
     def sparsity(self) -> SparsityRecord | None:
-        return self.stages[-1].sparsity if self.stages else None
+        return self.stages[-1].sparsity if self.stages and not self.plan.foreign else None
+
+    @property
+    def logged(self) -> Mapping[str, Any]:
+        """The summary of the W&B run that it represents; empty of any other trial."""
+        return self.stages[-1].logged if self.stages else {}
 
     @property
     def planned(self) -> tuple[StagePlan, ...]:

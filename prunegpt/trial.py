@@ -41,6 +41,8 @@ def run_trial(
         PruneGPTError: the folder holds no trial.json that can be read. Nothing else is raised: a failure is a record.
     """
     plan = read_plan(folder)
+    if plan.foreign:
+        raise PruneGPTError(f"only a trial of a spec can be run, but {folder} is a run that a W&B client has logged.")
     number = int(folder.name.rpartition("-")[2]) if folder.name.startswith("attempt-") else 1
     root = Root(folder.absolute().parents[3])  # ROOT/trials/SWEEP/TRIAL/attempt-N
     rank = int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0

@@ -75,6 +75,14 @@ def _print(result: "TrialResult") -> None:
     print(f"{result.address} (id {result.id}): {result.state}" + (f", {result.reason}" if result.reason else ""))
     if result.error:
         print(f"  {result.error}")
+    if result.plan.foreign:
+        from prunegpt.report.logged import metrics_of
+
+        about = result.plan.run.model_dump() if result.plan.run else {}
+        print_table(["field", "value"], [[name, value] for name, value in about.items() if value], title="W&B run")
+        print_table(["metric", "last value"], [list(one) for one in metrics_of(result)], title="Summary")
+        print_table(["field", "value"], _flat(result.config), title="Configuration")
+        return
     print_table(
         ["stage", "key", "cached", "perplexity", "bits/byte", "sparsity", "of all", "tokens trained", "seconds"],
         ([stage.kind, stage.key, stage.cached, *map(chain_metrics([stage]).get, _METRICS)] for stage in result.stages),

@@ -7,9 +7,10 @@ from prunegpt.errors import UnknownPartError, unknown
 from prunegpt.records import Evaluation, SparsityRecord, TrialResult
 from prunegpt.report.config import MISSING, allocations, paths, resolved, value_at
 from prunegpt.report.format import Value, ValueKind, plain
+from prunegpt.report.logged import metrics_of
 from prunegpt.report.rows import Row
 from prunegpt.spec.columns import COLUMNS as ABOUT
-from prunegpt.spec.columns import CONFIG
+from prunegpt.spec.columns import CONFIG, LOGGED
 from prunegpt.spec.schema import GradualSpec, PruneSpec
 
 NOT_APPLICABLE = "N/A"
@@ -165,15 +166,18 @@ def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
     """The column of that name, or of `config:PATH`.
 
     Args:
-        name: a name of COLUMNS, or config: and a path of the resolved configuration.
+        name: a name of COLUMNS, config: and a path of the resolved configuration, or logged: and a W&B run's metric.
         trials: those of the table; a path must be found in one of them, where there are any.
 
     Raises:
         UnknownPartError: no such column, or no trial has that path; the nearest names are listed.
     """
+    if name.startswith(LOGGED):
+        metric = name.removeprefix(LOGGED)
+        return _each(metric, lambda trial: dict(metrics_of(trial)).get(metric), "number")
     if not name.startswith(CONFIG):
         if name not in COLUMNS:
-            raise UnknownPartError(unknown("column", name, [*COLUMNS, f"{CONFIG}PATH"]))
+            raise UnknownPartError(unknown("column", name, [*COLUMNS, f"{CONFIG}PATH", f"{LOGGED}METRIC"]))
         return COLUMNS[name]
     path = name.removeprefix(CONFIG)
     if trials and all(value_at(trial, path) is MISSING for trial in trials):

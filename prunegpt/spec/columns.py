@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from prunegpt.errors import unknown
 
 CONFIG = "config:"  # and a path of the resolved configuration
+LOGGED = "logged:"  # and the name of a metric that a W&B run has logged
 COLUMNS: Mapping[str, str] = {
     "trial": "name of the trial, or the name its seeds share",
     "model": "label of the row, else of the model",
@@ -39,6 +40,6 @@ def check_column(name: str) -> str:
     Raises:
         ValueError: there is none; the nearest names are listed.
     """
-    if name in COLUMNS or (name.startswith(CONFIG) and len(name) > len(CONFIG)):
+    if name in COLUMNS or any(name.startswith(kind) and len(name) > len(kind) for kind in (CONFIG, LOGGED)):
         return name
-    raise ValueError(unknown("column", name, [*COLUMNS, f"{CONFIG}PATH"]))
+    raise ValueError(unknown("column", name, [*COLUMNS, f"{CONFIG}PATH", f"{LOGGED}METRIC"]))

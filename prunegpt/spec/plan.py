@@ -13,14 +13,15 @@ from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
 
 FOREIGN = "wandb:"  # what the model of such a trial begins with
-StageKind = Literal["load", "pretrain", "finetune", "prune", "distill"]
+StageKind = Literal["load", "pretrain", "finetune", "prune", "distill", "logged"]
 
 
 class StagePlan(Part):
     """One stage with all that decides its result.
 
-    `load` takes a model as it is; `pretrain` trains a built-in one from random weights. Exactly one of the configs of
-    the other kinds is set, with the trial's settings merged in.
+    `load` takes a model as it is; `pretrain` trains a built-in one from random weights; `logged` is what a W&B client
+    has logged of a run that happened elsewhere. Exactly one of the configs of the other kinds is set, with the trial's
+    settings merged in.
     """
 
     key: str
@@ -67,6 +68,21 @@ class StagePlan(Part):
         return ("row" if by_row else "uniform") if said is None else said if isinstance(said, str) else "explicit"
 
 
+class LoggedRun(Part):
+    """A run that a W&B client has logged, as it describes itself. It cannot be run here."""
+
+    entity: str
+    project: str
+    id: str
+    group: str = ""
+    job_type: str = ""
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    sweep: str = ""  # W&B's id of the sweep whose agent started it
+    host: str = ""
+    program: str = ""
+
+
 class TrialPlan(Part):
     """One configuration of a sweep, ready to run."""
 
@@ -97,6 +113,7 @@ class TrialPlan(Part):
     config: Mapping[str, Any] = {}  # the merged spec of the trial, for people to read
     teachers: Mapping[str, str] = {}  # stage key of a teacher -> what tables call it
     teacher_models: Mapping[str, ModelSpec] = {}  # the same key -> the model that its chain started from
+    run: LoggedRun | None = None  # the W&B run that it represents, where it is no trial of a spec
     inputs: Mapping[str, str] = {}  # every local file that is read, by absolute path -> SHA-256 of its content
 
     @property

@@ -19,7 +19,7 @@ from prunegpt.registry import (
     SCHEDULES,
     SOLVERS,
 )
-from prunegpt.spec.columns import COLUMNS, CONFIG
+from prunegpt.spec.columns import COLUMNS, CONFIG, LOGGED
 from prunegpt.spec.part import Part
 from prunegpt.spec.schema import Settings, Spec
 
@@ -133,5 +133,6 @@ def _names() -> str:
 
 def _columns() -> str:
     rows = [f"| `{name}` | {_cell(about)} |" for name, about in COLUMNS.items()]
+    rows.append(f"| `{LOGGED}METRIC` | the last value that a W&B run has logged, such as `{LOGGED}eval/loss` |")
     rows.append(f"| `{CONFIG}PATH` | any value of the resolved configuration, such as `{CONFIG}train.learning_rate` |")
     return "\n".join(["## Columns of a table", "", "| name | meaning |", "|---|---|", *rows, ""])

@@ -98,6 +98,7 @@ class Store:
     let_wait = _writing(write.let_wait)
     correct_stages = _writing(write.correct_stages)
     start_attempt = _writing(write.start_attempt)
+    reopen_attempt = _writing(write.reopen_attempt)
     record_stage = _writing(write.record_stage)
     finish_attempt = _writing(write.finish_attempt)
     conclude = _writing(write.conclude)

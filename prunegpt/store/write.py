@@ -340,6 +340,14 @@ def finish_attempt(
     )
 
 
+def reopen_attempt(connection: Connection, attempt_id: int) -> None:
+    """An attempt that had ended, or was taken for lost, runs again: its client has come back."""
+    again = {"state": "running", "reason": "", "error": "", "trace": "", "ended": None, "log": "", "outcome": ""}
+    connection.execute(update(attempt).where(attempt.c.id == attempt_id).values(again))
+    of = select(attempt.c.trial_id).where(attempt.c.id == attempt_id).scalar_subquery()
+    connection.execute(update(trial).where(trial.c.id == of).values(state="running"))
+
+
 def _insert_attempt(connection: Connection, trial_id: int, number: int, folder: str, state: str, started: float) -> int:
     chain, evaluation_key = chain_of(connection, trial_id)
     statement = attempt.insert().returning(attempt.c.id)

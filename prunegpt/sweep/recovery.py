@@ -16,6 +16,7 @@ from prunegpt.sweep.lock import lives
 
 OUTSIDE = "outside.json"  # in the folder of an attempt that no coordinator of ours runs; touched when it speaks
 _SILENT = 600.0  # seconds
+_NO_CLIENT = f"its client has not reported for {_SILENT:g} s."
 
 
 def recover(root: Root, store: Store) -> list[str]:
@@ -40,11 +41,11 @@ def recover(root: Root, store: Store) -> list[str]:
 
 
 def recover_agents(root: Root, store: Store) -> bool:
-    """Closes the attempts whose agents are gone, as `recover` does; whether agents still run others.
+    """Closes the attempts whose agents or clients are gone, as `recover` does; whether others still run.
 
     Attempts of a coordinator are left alone, so that this may be asked beside one.
     """
-    running = [row for row in store.running_attempts() if _process(root.path / row.folder) is not None]
+    running = [row for row in store.running_attempts() if (root.path / row.folder / OUTSIDE).exists()]
     gone = [row for row in running if not is_outside(root.path / row.folder)]
     for row in gone:
         _close(root, store, row)
@@ -103,7 +104,7 @@ def _ended(root: Root, store: Store, row: AttemptRow) -> tuple[AttemptRecord, st
     if plan is None:
         return _lost(row, "its coordinator ended before it was started."), ""
     attempt = Attempt(row.id, row.number, plan, folder, started=row.started, offset=row.offset)
-    record = attempt.record(None)
+    record = _lost(row, _NO_CLIENT) if plan.foreign and not (folder / "record.json").exists() else attempt.record(None)
     _credit(root, store, row, plan)
     attempt.store_points(store)
     return record, attempt.last_words()

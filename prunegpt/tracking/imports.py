@@ -17,8 +17,9 @@ from typing import Any
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.tracking.client import TrackingError
-from prunegpt.tracking.foreign import ForeignState, Keeper, RunPath, step_of
+from prunegpt.tracking.foreign import ForeignState, Keeper
 from prunegpt.tracking.ingest import turn
+from prunegpt.tracking.run_path import RunPath
 
 _ENDED: Mapping[str, ForeignState] = {"finished": "finished", "killed": "stopped"}  # at W&B -> ours; else failed
 _IDENTITY = b":W&B"
@@ -27,16 +28,22 @@ _BLOCK = 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
+class NoRun(TrackingError):
+    """A file of the client's in which no run has begun: its process ended before it wrote anything."""
+
+
 @dataclass
 class FoundRun:
     """A run to import: its name, its log, and its end."""
 
     at: RunPath
     label: str = ""
-    group: str = ""
+    about: dict[str, Any] = field(default_factory=dict)  # as `Keeper.update` takes it: group, tags, notes, ...
     config: dict[str, Any] = field(default_factory=dict)
+    client: dict[str, Any] = field(default_factory=dict)  # what the client keeps of itself in the configuration
     created: float = 0.0  # seconds since the epoch
     rows: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)  # system metrics
     summary: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None  # of one in a file; none: it never ended
     state: ForeignState = "failed"
@@ -56,8 +63,16 @@ def import_folder(root: Root, folder: Path) -> Iterator[str]:
         raise TrackingError(
             f"{folder} must hold runs of the W&B client, folders such as offline-run-DATE-ID, but holds none."
         )
+    empty = 0
     for file in files:
-        yield _keep(root, read_run(file))
+        try:
+            found = read_run(file)
+        except NoRun:
+            empty += 1
+            continue
+        yield _keep(root, found)
+    if empty == len(files):
+        raise NoRun(f"{folder} must hold runs of the W&B client, but none of its {empty} files holds one.")
 
 
 def import_project(root: Root, path: str, api: Any = None) -> Iterator[str]:
@@ -91,10 +106,11 @@ def import_project(root: Root, path: str, api: Any = None) -> Iterator[str]:
 
 def _found(at: RunPath, run: Any) -> FoundRun:
     sweep = getattr(run, "sweep", None)
+    about = {name: getattr(run, name, None) for name in ("group", "job_type", "notes")}
     return FoundRun(
         at,
         label=run.name or "",
-        group=getattr(run, "group", None) or (sweep.id if sweep else ""),
+        about={**about, "tags": tuple(getattr(run, "tags", None) or ()), "sweep": sweep.id if sweep else None},
         config={key: value for key, value in dict(run.config).items() if not key.startswith("_")},
         created=_seconds(getattr(run, "created_at", "")),
         rows=[dict(row) for row in run.scan_history()],
@@ -108,14 +124,14 @@ def _keep(root: Root, found: FoundRun) -> str:
     with turn(root), Store.open(root) as store:
         keeper = Keeper(root, store, found.at, found.created)
         try:
-            new = [row for row in found.rows if step_of(row) > keeper.kept.last_step]
-            keeper.add(new, keeper.kept.lines)
+            keeper.add(found.rows, keeper.kept.lines)
+            keeper.add_events(found.events, keeper.kept.events)
             summary = {**keeper.kept.summary, **found.summary}
-            keeper.update(label=found.label, group=found.group, config=found.config, summary=summary)
+            keeper.update(label=found.label, config=found.config, summary=summary, client=found.client, **found.about)
         except ValueError as error:
             raise TrackingError(f"the run {'/'.join(found.at)} cannot be imported: {error}") from error
         keeper.end(found.state, found.problem)
-    return f"{found.at.sweep}/{found.at.trial}"
+    return f"{keeper.plan.sweep}/{keeper.plan.name}"
 
 
 def _seconds(stamp: str) -> float:
@@ -159,26 +175,35 @@ def read_run(path: Path) -> FoundRun:
             run = record.run
             at = RunPath(run.entity or "local", run.project or "uncategorized", run.run_id)
             found = found or FoundRun(at)
-            found.at, found.label, found.group = at, run.display_name, run.run_group
+            found.at, found.label = at, run.display_name
+            about = {"group": run.run_group, "job_type": run.job_type, "notes": run.notes, "sweep": run.sweep_id}
+            found.about = {**about, "tags": tuple(run.tags), "host": run.host}
             found.created = float(run.start_time.seconds)
-            found.config |= _config(run.config)
+            _take_config(found, run.config)
         elif found is not None and kind == "history":
             found.rows.append(_items(record.history.item) | {"_step": int(record.history.step.num)})
+        elif found is not None and kind == "stats":
+            stamp = record.stats.timestamp.seconds + record.stats.timestamp.nanos / 1e9
+            found.events.append(
+                {f"system.{name}": value for name, value in _items(record.stats.item).items()} | {"_timestamp": stamp}
+            )
         elif found is not None and kind == "summary":
             found.summary |= _items(record.summary.update)
         elif found is not None and kind == "config":
-            found.config |= _config(record.config)
+            _take_config(found, record.config)
         elif found is not None and kind == "exit":
             code = found.exit_code = int(record.exit.exit_code)
             found.state, found.problem = ("failed", f"it ended with {code}.") if code else ("finished", "")
     if found is None:
-        raise TrackingError(f"{path} must hold a run of the W&B client, but holds none. Give a folder of offline runs.")
+        raise NoRun(f"{path} must hold a run of the W&B client, but holds none. Give a folder of offline runs.")
     return found
 
 
-def _config(record: Any) -> dict[str, Any]:
-    """What a record changes in a run's configuration; W&B's own entries are left out."""
-    return {key: value for key, value in _items(record.update).items() if key != "_wandb"}
+def _take_config(found: FoundRun, record: Any) -> None:
+    """Takes what a record changes in a run's configuration."""
+    changed = _items(record.update)
+    found.client |= changed.pop("_wandb", None) or {}
+    found.config |= changed
 
 
 def _items(items: Any) -> dict[str, Any]:
@@ -201,6 +226,8 @@ def _items(items: Any) -> dict[str, Any]:
 def _records(path: Path) -> Iterator[bytes]:
     """The records of a log, until the first that is cut off or damaged."""
     data = path.read_bytes()
+    if not data:
+        raise NoRun(f"{path} is empty.")
     if not data.startswith(_IDENTITY):
         raise TrackingError(f"{path} must be a file of the W&B client, but does not begin like one.")
     position, parts = _HEADER, b""

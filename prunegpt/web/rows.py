@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Literal
 
+from pydantic import Field
+
 from prunegpt.records import EARLY_STOP, TrialResult
 from prunegpt.report.columns import asked_sparsity
 from prunegpt.report.format import is_number
+from prunegpt.report.logged import flat, is_logged, metrics_of
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer
 
@@ -53,6 +56,7 @@ class TrialRow(Answer):
     ended: float | None
     stages: list[StageShort]
     swept: dict[str, Any]
+    logged: dict[str, Any] = Field(description="of a W&B run: settings and last values, by the keys of their columns")
     early_stopped: bool
     implicit: bool
 
@@ -67,6 +71,7 @@ class TrialColumn(Answer):
     kind: Literal["text", "number", "loss", "percent", "count", "seconds", "time"]
 
 
+_CONFIG, _METRIC = "config.", "logged."  # what keys of columns of W&B runs begin with
 _COLUMNS = (
     ("name", "Trial", "text"),
     ("state", "State", "text"),
@@ -90,14 +95,48 @@ _COLUMNS = (
 
 
 def columns(trials: Sequence[TrialResult]) -> list[TrialColumn]:
-    """The columns of a list of these trials: the name, what was swept, then what was measured."""
+    """The columns of a list of these trials: the name, what was swept, then what was measured.
+
+    Of W&B runs: the settings that differ and every metric.
+    """
     fixed = [
         TrialColumn(key=key, label=label, swept=False, numeric=kind != "text", kind=kind)
         for key, label, kind in _COLUMNS
     ]
     paths = dict.fromkeys(path for trial in trials for path in trial.swept)
     swept = [_swept(path, [trial.swept[path] for trial in trials if path in trial.swept]) for path in paths]
-    return [fixed[0], *swept, *fixed[1:]]
+    return [fixed[0], *swept, *(_logged_columns(trials) if is_logged(trials) else ()), *fixed[1:]]
+
+
+def _logged_columns(trials: Sequence[TrialResult]) -> list[TrialColumn]:
+    values: dict[str, list[Any]] = {}
+    for trial in trials:
+        for key, value in _logged(trial).items():
+            values.setdefault(key, []).append(value)
+    keys = [key for key, found in values.items() if not key.startswith(_CONFIG) or _differ(found, len(trials))]
+    return [
+        TrialColumn(
+            key=key,
+            label=key.partition(".")[2],
+            swept=False,
+            numeric=all(is_number(value) for value in values[key]),
+            kind="number" if all(is_number(value) for value in values[key]) else "text",
+        )
+        for key in keys
+    ]
+
+
+def _differ(values: Sequence[Any], count: int) -> bool:
+    return len(values) < count or any(value != values[0] for value in values)
+
+
+def _logged(trial: TrialResult) -> dict[str, Any]:
+    """What a W&B run says of itself, by the keys of columns; nothing of another trial."""
+    if not trial.plan.foreign:
+        return {}
+    return {f"{_CONFIG}{name}": value for name, value in flat(trial.config)} | {
+        f"{_METRIC}{name}": value for name, value in metrics_of(trial)
+    }
 
 
 def _swept(path: str, values: Sequence[Any]) -> TrialColumn:
@@ -126,6 +165,7 @@ def row(trial: TrialResult, interval: tuple[float, float] | None = None) -> Tria
         high=interval[1] if interval else None,
         stages=stages(trial),
         swept=dict(trial.swept),
+        logged=_logged(trial),
         early_stopped=trial.reason == EARLY_STOP,
         implicit=trial.implicit,
     )
@@ -165,6 +205,8 @@ _VALUES: Mapping[str, Callable[[TrialResult], Plain]] = {
 
 def value(trial: TrialResult, key: str) -> Plain:
     """The value of a trial in a column, for sorting and CSV; None where there is no such column."""
+    if key.startswith((_CONFIG, _METRIC)):
+        return _logged(trial).get(key)
     if not key.startswith("swept."):
         return _VALUES[key](trial) if key in _VALUES else None
     found = trial.swept.get(key.removeprefix("swept."))

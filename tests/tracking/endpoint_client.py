@@ -48,10 +48,12 @@ DOCUMENTS = {  # as the client sends them, each with its variables
         }""",
     "UpsertBucket": f"""
         mutation UpsertBucket($id: String, $name: String, $project: String, $entity: String, $groupName: String,
-                              $displayName: String, $config: JSONString, $sweep: String, $summaryMetrics: JSONString) {{
+                              $displayName: String, $config: JSONString, $sweep: String, $summaryMetrics: JSONString,
+                              $tags: [String!], $notes: String, $jobType: String) {{
           upsertBucket(input: {{
             id: $id, name: $name, groupName: $groupName, modelName: $project, entityName: $entity,
-            displayName: $displayName, config: $config, sweep: $sweep, summaryMetrics: $summaryMetrics
+            displayName: $displayName, config: $config, sweep: $sweep, summaryMetrics: $summaryMetrics,
+            tags: $tags, notes: $notes, jobType: $jobType
           }}) {{
             bucket {{ id name displayName description config sweepName {_PROJECT} historyLineCount }} inserted
           }}
@@ -110,7 +112,9 @@ class Client:
         commands: list[dict[str, Any]] = json.loads(told["agentHeartbeat"]["commands"])
         return commands
 
-    def stream(self, run: str, rows: list[dict[str, Any]], offset: int = 0, **more: Any) -> None:
+    def stream(
+        self, run: str, rows: list[dict[str, Any]], offset: int = 0, at: str = "local/mine", **more: Any
+    ) -> None:
         history = {"offset": offset, "content": [json.dumps(row) for row in rows]}
         body = {"files": {"wandb-history.jsonl": history, **more.pop("files", {})}, **more}
-        assert self.http.post(f"/files/local/mine/{run}/file_stream", json=body).status_code == 200
+        assert self.http.post(f"/files/{at}/{run}/file_stream", json=body).status_code == 200

@@ -16,6 +16,7 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.recovery import OUTSIDE, is_outside, recover
 from prunegpt.tracking.claims import Claim, claim_path
+from tests.support.waiting import until
 from tests.tracking.endpoint_client import DOCUMENTS, GRID, Client
 
 
@@ -110,10 +111,8 @@ def test_an_online_run_is_a_trial_with_curves_while_it_runs(client: Client) -> N
     with Store.open(client.root) as store:
         trial = store.result("wandb-mine/abc123")
         assert trial.state == "finished"
-        assert trial.evaluation is not None
-        assert (trial.evaluation.perplexity, trial.evaluation.protocol) == (12.5, "as logged to W&B")
-        assert trial.sparsity is not None
-        assert trial.sparsity.pruned == 0.5
+        assert trial.logged == {"perplexity": 12.5, "sparsity": 0.5}
+        assert (trial.evaluation, trial.sparsity) == (None, None), "only what is measured here is a perplexity"
 
 
 def test_rows_that_are_sent_again_are_passed_over_also_after_a_restart(client: Client) -> None:
@@ -124,7 +123,7 @@ def test_rows_that_are_sent_again_are_passed_over_also_after_a_restart(client: C
     again = client.after_restart()
     status = again.ask("RunResumeStatus", name="abc123", project="mine")["model"]["bucket"]
     assert status["historyLineCount"] == 3
-    assert json.loads(json.loads(status["historyTail"])[0]) == {"_step": 2}
+    assert json.loads(json.loads(status["historyTail"])[0])["_step"] == 2
     again.stream("abc123", rows[2:], offset=2)
     with Store.open(client.root) as store:
         assert [point.step for point in store.points("wandb-mine/abc123", "loss")] == [0, 1, 2, 3]
@@ -138,7 +137,8 @@ def test_what_a_run_has_said_of_itself_outlasts_a_restart(client: Client) -> Non
     client.ask("UpsertBucket", name="abc123", project="mine", displayName="first", config=config, groupName="g")
     again = client.after_restart()
     status = again.ask("RunResumeStatus", name="abc123", project="mine")["model"]["bucket"]
-    assert json.loads(status["config"]) == {"lr": {"value": 0.1}, "net": {"value": {"width": 3}}}
+    given = {"lr": {"value": 0.1}, "net": {"value": {"width": 3}}}
+    assert json.loads(status["config"]) == given | {"_wandb": {"value": {"t": {}}}}
     assert status["displayName"] == "first"
     again = client.after_restart()
     again.stream("abc123", [], files={"wandb-summary.json": {"offset": 0, "content": ['{"perplexity": 12.5}']}})
@@ -237,3 +237,88 @@ def test_names_of_foreign_runs_stay_inside_the_root(client: Client) -> None:
     with Store.open(client.root) as store:
         assert [sweep.name for sweep in store.sweeps()] == ["wandb-.._up"]
         assert all(trial.name[0].isalnum() for trial in store.results("wandb-.._up"))
+
+
+def test_runs_of_two_entities_and_of_projects_with_one_folders_name_stay_apart(client: Client) -> None:
+    places = [("one", "p"), ("two", "p"), ("local", "col 2"), ("local", "col_2")]
+    for number, (entity, project) in enumerate(places):
+        client.ask("UpsertBucket", name="same", project=project, entity=entity, config="{}")
+        client.stream("same", [{"_step": 0, "loss": float(number)}], at=f"{entity}/{project}")
+    again = client.after_restart()
+    for number, (entity, project) in enumerate(places):
+        again.stream("same", [{"_step": 1, "loss": 10.0 + number}], 1, at=f"{entity}/{project}")
+    with Store.open(client.root) as store:
+        found = [trial for sweep in store.sweeps() for trial in store.results(sweep.name)]
+        runs = [(trial.plan.run.entity, trial.plan.run.project) for trial in found if trial.plan.run]
+        assert sorted(runs) == sorted(places)
+        curves = [[point.value for point in store.points(trial.id, "loss")] for trial in found]
+        assert sorted(curves) == [[float(number), 10.0 + number] for number in range(4)]
+
+
+def test_ids_with_one_folders_name_are_two_runs(client: Client) -> None:
+    for name in ("a b", "a_b"):
+        client.ask("UpsertBucket", name=name, project="mine", config="{}")
+    with Store.open(client.root) as store:
+        assert sorted(trial.plan.run.id for trial in store.results("wandb-mine") if trial.plan.run) == ["a b", "a_b"]
+
+
+def test_only_the_group_that_a_run_names_is_its_seed_group(client: Client) -> None:
+    for name, more in (("r1", {}), ("r2", {}), ("r3", {"groupName": "g"}), ("r4", {"groupName": "g"})):
+        config = json.dumps({"lr": {"value": name}})
+        client.ask("UpsertBucket", name=name, project="mine", displayName="one name", config=config, **more)
+    with Store.open(client.root) as store:
+        assert [trial.group for trial in store.results("wandb-mine")] == ["r1", "r2", "g", "g"]
+
+
+def test_another_execution_under_the_id_of_a_run_is_another_attempt(client: Client) -> None:
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
+    client.stream("abc123", [{"_step": step, "_timestamp": 1.0 + step, "loss": 1.0} for step in range(3)])
+    client.stream("abc123", [{"_step": 0, "_timestamp": 9.0, "loss": 2.0}])
+    with Store.open(client.root) as store:
+        assert [point.value for point in store.points("wandb-mine/abc123", "loss")] == [2.0]
+        first, second = store.attempts("wandb-mine/abc123")
+        assert (first.state, first.error, second.state) == (
+            "stopped", "another execution has taken its id.", "running"
+        )  # fmt: skip
+
+
+def test_a_cut_off_execution_that_is_sent_after_it_was_resumed_loses_nothing(client: Client) -> None:
+    def rows(first: int, last: int, start: float) -> list[dict[str, Any]]:
+        return [{"_step": step, "_timestamp": start + step, "loss": start + step} for step in range(first, last)]
+
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
+    client.stream("abc123", rows(0, 2, 0.0))  # its rows 2 and 3 were not sent
+    client.stream("abc123", rows(2, 4, 100.0), offset=2)
+    for offset in (0, 4, 6):  # a sync, two times
+        client.stream("abc123", rows(0, 4, 0.0), offset=offset)
+    with Store.open(client.root) as store:
+        found = [(point.step, point.value) for point in store.points("wandb-mine/abc123", "loss")]
+    assert found == [(0, 0.0), (1, 1.0), (2, 102.0), (3, 103.0), (4, 2.0), (5, 3.0)]
+
+
+def test_a_run_that_was_killed_with_its_server_is_closed_and_comes_back(client: Client) -> None:
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
+    client.stream("abc123", [{"_step": 0, "loss": 1.0}])
+    with Store.open(client.root) as store:
+        folder = client.root.path / store.result("wandb-mine/abc123").folder
+        os.utime(folder / OUTSIDE, (time.time() - 700,) * 2)
+        again = client.after_restart()
+        until(lambda: store.result("wandb-mine/abc123").state == "failed", "the server's verdict")
+        assert store.result("wandb-mine/abc123").error == "its client has not reported for 600 s."
+        again.stream("abc123", [{"_step": 1, "loss": 2.0}], offset=1)
+        assert store.result("wandb-mine/abc123").state == "running"
+        assert [point.step for point in store.points("wandb-mine/abc123", "loss")] == [0, 1]
+
+
+def test_tags_notes_and_system_metrics_are_kept(client: Client) -> None:
+    about = {"tags": ["a", "b"], "notes": "why", "jobType": "train"}
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}", **about)
+    event = {"offset": 0, "content": [json.dumps({"system.cpu": 12.5, "_runtime": 1.0, "_timestamp": 5.0})]}
+    for _ in range(2):
+        client.stream("abc123", [], files={"wandb-events.jsonl": event})
+    client.ask("UpsertBucket", name="abc123", project="mine", config="{}")  # says nothing new of them
+    with Store.open(client.root) as store:
+        run = store.result("wandb-mine/abc123").plan.run
+        assert run is not None
+        assert (run.tags, run.notes, run.job_type) == (("a", "b"), "why", "train")
+        assert [(point.value, point.time) for point in store.points("wandb-mine/abc123", "system.cpu")] == [(12.5, 5.0)]

@@ -62,8 +62,8 @@ def test_an_offline_folder_becomes_a_trial_once(offline: Path, tmp_path: Path) -
         assert [point.value for point in store.points(trial.id, "loss")] == [3.0, 2.0, 1.0, 0.0, -1.0, 0.5]
         assert [point.value for point in store.points(trial.id, "acc.top1")] == [0.0, 0.25, 0.5, 0.75, 1.0]
         assert {point.value for point in store.points(trial.id, "bad")} == {None}
-        assert trial.evaluation is not None
-        assert trial.evaluation.perplexity == 11.5
+        assert trial.logged["perplexity"] == 11.5
+        assert trial.evaluation is None, "only what is measured here is a perplexity"
 
 
 def test_a_run_that_was_taken_in_half_written_is_made_whole_by_the_next_import(offline: Path, tmp_path: Path) -> None:
@@ -125,6 +125,18 @@ def test_a_damaged_record_ends_the_reading(offline: Path, tmp_path: Path) -> Non
     assert read_run(broken).exit_code is None
 
 
+def test_an_empty_file_of_a_run_does_not_end_the_import(offline: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "client"
+    shutil.copytree(offline, folder)
+    (one,) = run_files(folder)
+    for name, content in (("run-aa", one.read_bytes()[:7]), ("run-zz", b"")):
+        (one.parent / f"{name}.wandb").write_bytes(content)
+    assert len(list(import_folder(Root(tmp_path / "runs"), folder))) == 1
+    one.unlink()
+    with pytest.raises(TrackingError, match="none of its 2 files holds one"):
+        list(import_folder(Root(tmp_path / "runs"), folder))
+
+
 def test_what_is_no_folder_of_the_client_is_told(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="must hold runs of the W&B client"):
         list(import_folder(Root(tmp_path / "runs"), tmp_path))
@@ -170,10 +182,10 @@ def test_a_project_and_a_sweep_of_the_api_become_trials_and_grow(tmp_path: Path)
         assert (first.state, second.state) == ("finished", "failed")
         assert second.error == "it is crashed at W&B."
         assert first.config == {"lr": 0.1}
-        assert first.group == "sw1"
+        assert first.plan.run is not None
+        assert (first.group, first.plan.run.sweep) == ("aaa", "sw1")
         assert [point.step for point in store.points(first.id, "loss")] == [0, 1, 2, 3, 4]
-        assert first.evaluation is not None
-        assert first.evaluation.perplexity == 8.0
+        assert first.logged["perplexity"] == 8.0
 
 
 def test_a_path_that_is_none_and_an_api_that_fails_are_told(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from starlette.testclient import TestClient
 
 import prunegpt.web.api  # noqa: F401
 from prunegpt.root import Root
+from prunegpt.store import Store
+from prunegpt.tracking.foreign import Keeper
+from prunegpt.tracking.run_path import RunPath
 from prunegpt.web.endpoint import ENDPOINTS, PREFIX, document
 from tests.support.served import HEADERS, served
 from tests.support.study import study
@@ -31,8 +34,16 @@ _WANTED = ("not_a_server_error", "status_code_conformance", "content_type_confor
 KNOWN = {"name": "study", "sweep": "study", "trial": "recovered", "table": "all"}
 
 
+LOGGED = {"sweep": "wandb-kd", "trial": "run1"}  # what entries of W&B runs know
+
+
 @pytest.fixture(scope="module")
 def address(kept: Root) -> Iterator[str]:
+    with Store.open(kept) as store:
+        run = Keeper(kept, store, RunPath("local", "kd", "run1"))
+        run.add([{"_step": 0, "train/loss": 1.0}], 0)
+        (run.folder / "files").mkdir()
+        (run.folder / "files" / "a.txt").write_text("a")
     with served(kept) as address:
         yield address
 
@@ -46,14 +57,17 @@ def api() -> Any:
 def test_answers_are_as_described(entry: Any, api: Any, address: str) -> None:
     operation = api[PREFIX + entry.path][entry.method]
     codes = set()
+    known_of = {**KNOWN, **(LOGGED if entry.path.endswith(("/logged", "/file")) else {})}
 
     @FUZZED
     @given(case=operation.as_strategy(), known=st.booleans())
     def check(case: Any, known: bool) -> None:
         if known:  # else nearly all names would be unknown
             case.path_parameters = {
-                name: KNOWN.get(name, value) for name, value in (case.path_parameters or {}).items()
+                name: known_of.get(name, value) for name, value in (case.path_parameters or {}).items()
             }
+        if known and entry.path.endswith("/file"):
+            case.query = {"name": "a.txt"}
         if known and entry.path == "/compare":
             case.query = {**(case.query or {}), "trial": ["study/recovered", "study/going"]}
         if entry.method == "POST" and entry.path.endswith("actions"):

@@ -1,7 +1,7 @@
 """The routes of the W&B protocol, to be mounted at "/" of a server, which decides who may ask."""
 
 from collections.abc import Awaitable, Callable
-from functools import partial
+from uuid import uuid4
 
 from sqlalchemy.exc import DBAPIError
 from starlette.requests import Request
@@ -11,9 +11,10 @@ from starlette.routing import Route
 from prunegpt.errors import StoreError
 from prunegpt.root import Root
 from prunegpt.tracking.endpoint.graphql import Operations, run_at
-from prunegpt.tracking.endpoint.intake import Intake, Rejected, parsed_object, unpacked
-from prunegpt.tracking.endpoint.runs import LARGEST_FILE, UPLOADS, Runs, Streamed
-from prunegpt.tracking.foreign import RunPath
+from prunegpt.tracking.endpoint.intake import Intake, Rejected, parsed_object, saved, unpacked
+from prunegpt.tracking.endpoint.runs import UPLOADS, Runs, Streamed, not_kept
+from prunegpt.tracking.ingest import StaleRunReaper
+from prunegpt.tracking.run_path import RunPath
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -28,8 +29,12 @@ class WandbServer:
     """
 
     def __init__(self, root: Root, uploads: int = UPLOADS) -> None:
-        self._runs = Runs(root, uploads)
-        self._operations = Operations(root, self._runs)
+        self._incoming = root.path / "wandb" / "incoming"
+        self._uploads = uploads
+        self._reaper = StaleRunReaper(root)
+        self._reaper.wake(soon=False)  # an earlier server may have left some
+        self._runs = Runs(root, uploads, self._reaper.wake)
+        self._operations = Operations(root, self._runs, self._reaper.wake)
         self._intake = Intake()
 
     def routes(self) -> list[Route]:
@@ -37,6 +42,7 @@ class WandbServer:
         return [
             Route("/{entity}/{project}/runs/{run}", _guarded(self._show_run)),
             Route("/{entity}/{project}/sweeps/{sweep}", _guarded(self._show_sweep)),
+            Route("/{entity}/{project}", _guarded(self._show_project)),
             Route("/graphql", _guarded(self._graphql), methods=["POST"]),
             Route(f"{at}/file_stream", _guarded(self._stream), methods=["POST"]),
             Route(f"{at}/upload/{{path:path}}", _guarded(self._upload), methods=["PUT", "POST"]),
@@ -44,7 +50,7 @@ class WandbServer:
 
     def close(self) -> None:
         """Closes the database, and stops monitoring the attempts of agents."""
-        self._operations.close()
+        self._reaper.close()
         self._runs.close()
 
     async def _graphql(self, request: Request) -> Response:
@@ -65,12 +71,23 @@ class WandbServer:
         return await self._intake.body(request, keep)
 
     async def _upload(self, request: Request) -> Response:
-        keep = partial(self._runs.keep_file, _run(request), request.path_params["path"])
-        await self._intake.body(request, keep, LARGEST_FILE)
+        at, path = _run(request), request.path_params["path"]
+        content = self._incoming / uuid4().hex
+        try:
+            await saved(request, content, self._uploads)
+            await self._intake.run(self._runs.keep_file, at, path, content)
+        except OSError as error:
+            raise not_kept(path, error) from error
+        finally:
+            content.unlink(missing_ok=True)
         return Response(status_code=200)
 
     async def _show_run(self, request: Request) -> Response:
         return RedirectResponse(await self._intake.run(self._operations.page_of_run, _run(request)), 303)
+
+    async def _show_project(self, request: Request) -> Response:
+        at = _run_at(request, "")
+        return RedirectResponse(await self._intake.run(self._operations.page_of_project, at.entity, at.project), 303)
 
     async def _show_sweep(self, request: Request) -> Response:
         found = await self._intake.run(self._operations.page_of_sweep, request.path_params["sweep"])
@@ -96,8 +113,11 @@ def _encoding(request: Request) -> str:
 
 
 def _run(request: Request) -> RunPath:
-    entity, project, run = (request.path_params[name] for name in ("entity", "project", "run"))
-    return run_at(RunPath(entity, project, ""), run)
+    return _run_at(request, request.path_params["run"])
+
+
+def _run_at(request: Request, run: str) -> RunPath:
+    return run_at(RunPath(request.path_params["entity"], request.path_params["project"], ""), run)
 
 
 def _error(message: str, status: int) -> Response:

@@ -3,7 +3,7 @@
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Annotated, Any, NoReturn, Self
 from urllib.parse import quote
@@ -18,9 +18,9 @@ from prunegpt.tracking.endpoint.choose import config_problems, next_point
 from prunegpt.tracking.endpoint.hosted import AgentHandler, Hosted, HostedRun, SweepFiles, SweepState, run_id
 from prunegpt.tracking.endpoint.intake import ClientMessage, Rejected, parsed_object
 from prunegpt.tracking.endpoint.runs import Runs, is_below
-from prunegpt.tracking.foreign import RunPath, plain
-from prunegpt.tracking.ingest import StaleRunReaper
+from prunegpt.tracking.run_path import RunPath
 from prunegpt.tracking.uploader import posted
+from prunegpt.tracking.values import plain
 
 ENTITY = "local"
 PROJECT = "prunegpt"
@@ -83,6 +83,10 @@ class FieldArguments(ClientMessage):
     summary_metrics: str = ""
     run_state: str = ""
     files: Annotated[list[Name], Field(max_length=10_000)] | None = None
+    job_type: Name = ""
+    job_program: str = Field("", max_length=4096)
+    notes: str = Field("", max_length=100_000)
+    tags: Annotated[tuple[Name, ...], Field(max_length=1000)] | None = None
 
     @classmethod
     def read(cls, given: Any) -> Self:
@@ -113,12 +117,11 @@ class _AnyVariables(graphql.Visitor):
 class Operations:
     """Answers operations; everything under one lock, for answers are made in threads."""
 
-    def __init__(self, root: Root, runs: Runs) -> None:
+    def __init__(self, root: Root, runs: Runs, agents: Callable[[], None] = lambda: None) -> None:
         self._root = root
         self._sweeps = SweepFiles(root)
         self._runs = runs
-        self._reaper = StaleRunReaper(root)
-        self._reaper.wake(soon=False)  # an earlier server may have left some
+        self._agents = agents  # called when agents speak, whose runs may fall silent
         self._lock = Lock()
         self._sender = ("", "")  # this server's address as the client knows it, and the client's credentials
         self._fields: Mapping[str, Any] = {
@@ -162,9 +165,6 @@ class Operations:
             raise problem.original_error or Rejected(problem.message)
         return {"data": result.data}
 
-    def close(self) -> None:
-        self._reaper.close()
-
     def page_of_run(self, at: RunPath) -> str:
         """The page of a run, which clients of W&B print the address of."""
         claim, own = read_claim(self._root, at.id), posted(self._root, at.id)
@@ -172,7 +172,7 @@ class Operations:
             return f"/trials/{quote(claim.trial)}"
         if own is not None:
             return f"/trials/{quote(own.sweep)}/{quote(own.trial)}"
-        return f"/trials/{quote(at.sweep)}/{quote(at.trial)}"
+        return f"/trials/{'/'.join(map(quote, self._runs.place(at)))}"
 
     def page_of_sweep(self, name: str) -> str:
         """The page of a hosted sweep: that of ours which its runs belong to."""
@@ -181,7 +181,18 @@ class Operations:
         if hosted is None:
             return "/"
         ours = "prunegpt" in (hosted.config.get("command") or ())
-        return f"/sweeps/{quote(hosted.display if ours else RunPath(hosted.entity, hosted.project, '').sweep)}"
+        return f"/sweeps/{quote(hosted.display)}" if ours else self.page_of_project(hosted.entity, hosted.project)
+
+    def page_of_project(self, entity: str, project: str) -> str:
+        """The page of the sweep that has the runs of a project.
+
+        Raises:
+            Rejected: nothing was logged to it.
+        """
+        sweep = self._runs.place(RunPath(entity, project, "")).sweep
+        if not (self._root.path / "trials" / sweep).exists():
+            raise Rejected(f"nothing was logged to {entity}/{project}.", 404)
+        return f"/sweeps/{quote(sweep)}"
 
     def _project(self, _: Any, **named: Any) -> dict[str, Any]:
         asked = FieldArguments.read(named)
@@ -192,7 +203,9 @@ class Operations:
             return _sweep(hosted) if hosted else None
 
         def bucket(_: Any, **named: Any) -> dict[str, Any] | None:
-            return self._runs.state(run_at(at, FieldArguments.read(named).name))
+            run = run_at(at, FieldArguments.read(named).name)
+            state = self._runs.state(run)
+            return {"id": _id("Run", *run), "name": run.id, **state} if state else None
 
         return {**_project(at), "sweep": sweep, "run": {"state": "running"}, "bucket": bucket}
 
@@ -220,7 +233,7 @@ class Operations:
     def _heartbeat(self, _: Any, input: Any = None) -> dict[str, Any]:
         asked = FieldArguments.read(input)
         hosted = next((one for one in self._sweeps.all() if asked.id in one.agents), None) or _missing("agent", 404)
-        self._reaper.wake()
+        self._agents()
         alive = parsed_object(asked.run_state or "{}", "runState")
         before = hosted.model_dump_json(exclude={"agents"})
         running = [run for run, lives in alive.items() if lives]
@@ -242,15 +255,23 @@ class Operations:
         at = run_at(asked.project, asked.name or asked.id or run_id())
         hosted = self._sweeps.get(asked.sweep)
         point = hosted.run(at.id) if hosted else None
-        config = parsed_object(asked.config or "{}", "config")
-        config.pop("_wandb", None)  # the client's own
+        given = parsed_object(asked.config or "{}", "config")
+        config = {key: item.get("value") if isinstance(item, dict) else item for key, item in given.items()}
+        client = config.pop("_wandb", None)
         inserted = self._runs.upsert(
             at,
             label=asked.display_name,
-            group=asked.group_name or (hosted.name if hosted else None),
-            config={key: item.get("value") if isinstance(item, dict) else item for key, item in config.items()},
+            config=config,
+            client=client if isinstance(client, dict) else None,
             swept=point.values if point else None,
             summary=parsed_object(asked.summary_metrics, "summaryMetrics") if asked.summary_metrics else None,
+            group=asked.group_name or None,
+            job_type=asked.job_type or None,
+            notes=asked.notes or None,
+            tags=asked.tags,
+            host=asked.host or None,
+            program=asked.job_program or None,
+            sweep=hosted.name if hosted else None,
         )
         bucket = {
             "id": _id("HostedRun", *at),

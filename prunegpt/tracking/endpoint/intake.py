@@ -6,6 +6,7 @@ What breaks a bound is refused with the rule and a status of 4xx, so that a clie
 import json
 import zlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -14,7 +15,7 @@ from pydantic.alias_generators import to_camel
 from starlette.requests import ClientDisconnect, Request
 
 from prunegpt.errors import PruneGPTError
-from prunegpt.tracking.foreign import plain
+from prunegpt.tracking.values import plain
 
 LARGEST = 16 << 20  # bytes of a request, unpacked; the client sends 10 MiB of rows at most
 MOST_VALUES = 1_000_000  # of a request; a value takes some 70 bytes of memory
@@ -104,6 +105,29 @@ async def received(request: Request, largest: int, hold: Callable[[int], None] =
     except ClientDisconnect as error:
         raise Rejected("a request must be sent whole, but the client of this one has gone.") from error
     return bytes(data)
+
+
+async def saved(request: Request, file: Path, largest: int) -> None:
+    """Writes the body of a request into a new file, some of it at a time.
+
+    Raises:
+        OSError: the file cannot be written.
+        Rejected: as `received` does.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    size = 0
+    with file.open("wb") as target:
+        try:
+            async for part in request.stream():
+                size += len(part)
+                if size > largest:
+                    raise Rejected(
+                        f"a file may have {largest} bytes here, but has more. `prunegpt serve --upload-limit` sets it.",
+                        413,
+                    )
+                await to_thread.run_sync(target.write, part)
+        except ClientDisconnect as error:
+            raise Rejected("a request must be sent whole, but the client of this one has gone.") from error
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:

@@ -2,9 +2,10 @@
 
 import errno
 import json
-import time
+import os
+from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 from pydantic import Field
@@ -14,15 +15,15 @@ from prunegpt.spec.read import MAX_INTEGER
 from prunegpt.store import Store
 from prunegpt.tracking.claims import RunStatus, Statuses, read_claim
 from prunegpt.tracking.endpoint.intake import ClientMessage, Rejected, parsed_object
-from prunegpt.tracking.foreign import Keeper, RunPath, StoredRun, step_of
+from prunegpt.tracking.foreign import Keeper, StoredRun
+from prunegpt.tracking.run_path import Place, RunPath, place_of
 from prunegpt.tracking.uploader import posted
+from prunegpt.tracking.values import step_of
 
-HISTORY, SUMMARY, OUTPUT = "wandb-history.jsonl", "wandb-summary.json", "output.log"
-LARGEST_FILE = 20_000_000  # bytes of an uploaded file that is kept
+HISTORY, EVENTS, SUMMARY, OUTPUT = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json", "output.log"
 UPLOADS = 1_000_000_000  # bytes of all uploaded files of a run
 _BLOCK = 4096  # bytes that the smallest file takes
-_MOST_RUNS = 10_000  # that are followed at the same time
-_SILENT = 600.0  # seconds without a word after which a run is taken to be lost
+_MOST_RUNS = 10_000  # runs of trials of ours of which the lines are counted
 
 
 class Lines(ClientMessage):
@@ -46,16 +47,21 @@ class Streamed(ClientMessage):
 
 
 class Runs:
-    """The runs of one server. Its own lock: streams come in many threads."""
+    """The runs of one server. Its own lock: streams come in many threads.
 
-    def __init__(self, root: Root, uploads: int) -> None:
+    Args:
+        uploads: bytes that the uploaded files of one run may take.
+        begun: called when a run speaks, which from then on may fall silent.
+    """
+
+    def __init__(self, root: Root, uploads: int, begun: Callable[[], None] = lambda: None) -> None:
         self._root = root
         self._uploads = uploads
+        self._begun = begun
         self._store: Store | None = None
-        self._heard: dict[RunPath, float] = {}  # live runs -> their last heartbeat, the longest silent first
         self._own: dict[RunPath, StoredRun] = {}  # runs of this root's trials, of which only the lines are counted
         self._statuses = Statuses(root)
-        self._lock = Lock()
+        self._lock = RLock()
 
     def upsert(self, at: RunPath, **said: Any) -> bool:
         """A run begins, or says more of itself; whether it is new.
@@ -66,10 +72,10 @@ class Runs:
         with self._lock:
             if self._is_own(at):
                 return False
-            self._expire()
-            new = not self._is_kept(at)
-            self._keeper(at).update(**said)
-            return new
+            new = not self.is_kept(at)
+            self._opened(at).update(**said)
+        self._begun()
+        return new
 
     def stream(self, at: RunPath, streamed: Streamed) -> None:
         """What a run has streamed: all of it is kept, or nothing.
@@ -79,6 +85,8 @@ class Runs:
         """
         content, offset = streamed.lines(HISTORY)
         rows = [parsed_object(line, "a row") for line in content]
+        measured, number = streamed.lines(EVENTS)
+        events = [parsed_object(line, "a row of system metrics") for line in measured]
         told = [parsed_object(line, "a summary") for line in streamed.lines(SUMMARY)[0]]
         try:
             last = max(map(step_of, rows), default=-1)
@@ -90,19 +98,23 @@ class Runs:
                 lines = max(own.lines, offset + len(rows)) if rows else own.lines
                 self._own[at] = StoredRun(attempt=0, lines=lines, last_step=max(own.last_step, last))
                 return
-            keeper = self._keeper(at)
-            keeper.touch()
+            keeper = self._opened(at)
+            if not streamed.complete:
+                keeper.touch()
             keeper.add(rows, offset)
+            keeper.add_events(events, number)
             keeper.log(*streamed.lines(OUTPUT))
             if told:
                 keeper.update(summary=told[-1])
             if streamed.complete:
                 code = streamed.exitcode
                 keeper.end("failed" if code else "finished", f"it ended with {code}." if code else "")
-                self._heard.pop(at, None)
 
-    def keep_file(self, at: RunPath, path: str, content: bytes) -> None:
+    def keep_file(self, at: RunPath, path: str, content: Path) -> None:
         """Keeps an uploaded file beside the run's other ones.
+
+        Args:
+            content: a file that is moved there.
 
         Raises:
             Rejected: its name is none, or there is no room for it on the disk or among the files of the run.
@@ -110,54 +122,60 @@ class Runs:
         with self._lock:
             if self._is_own(at) or not is_below(path):
                 return
-            folder = self._keeper(at).folder / "files"
+            folder = self._opened(at).folder / "files"
             file = folder / path
             try:
                 taken = sum(_room(other.stat().st_size) for other in folder.rglob("*") if other != file)
-                if taken + _room(len(content)) > self._uploads:
+                size = content.stat().st_size
+                if taken + _room(size) > self._uploads:
                     raise Rejected(
                         f"the files of a run may take {self._uploads} bytes here, but with {path[:80]!r} would take "
-                        f"{taken + _room(len(content))}. `prunegpt serve --upload-limit` sets it.",
+                        f"{taken + _room(size)}. `prunegpt serve --upload-limit` sets it.",
                         413,
                     )
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(content)
+                os.replace(content, file)
             except (OSError, ValueError) as error:
-                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise Rejected(f"{path[:80]!r} cannot be kept: {reason}.", 507 if full else 400) from error
+                raise not_kept(path, error) from error
 
     def lines(self, at: RunPath) -> int:
         """Rows of a run's history that are kept."""
         with self._lock:
             return (self._own[at] if self._is_own(at) else self._opened(at).kept).lines
 
+    def about(self, at: RunPath) -> Keeper | None:
+        """What is kept of a run that is no trial of this root; None where there is none."""
+        with self._lock:
+            return self._opened(at) if not self._is_own(at) and self.is_kept(at) else None
+
     def state(self, at: RunPath) -> dict[str, Any] | None:
         """What a resumed run needs to know; None where there is no such run."""
         with self._lock:
             if self._is_own(at):
-                kept, label, config = self._own[at], at.id, {}
+                kept, plan = self._own[at], None
                 if not kept.lines:
                     return None
-            elif self._is_kept(at):
+            elif self.is_kept(at):
                 keeper = self._opened(at)
-                kept, label, config = keeper.kept, keeper.plan.label, dict(keeper.plan.config)
+                kept, plan = keeper.kept, keeper.plan
             else:
                 return None
+        client = dict(kept.client) or {"t": {}}  # without its key `t` a client takes the run for one that never began
+        config = {key: {"value": value} for key, value in (plan.config if plan else {}).items()}
+        run = plan.run if plan else None
+        tail = [json.dumps({"_step": kept.last_step, "_runtime": _runtime(kept)})] if kept.lines else []
         return {
-            "id": label,
-            "name": at.id,
-            "displayName": label,
             "summaryMetrics": json.dumps(dict(kept.summary)),
+            "displayName": plan.label if plan else at.id,
             "logLineCount": kept.output,
             "historyLineCount": kept.lines,
-            "eventsLineCount": 0,
-            "historyTail": json.dumps([json.dumps({"_step": kept.last_step})] if kept.lines else []),
+            "eventsLineCount": kept.events,
+            "historyTail": json.dumps(tail),
             "eventsTail": "[]",
-            "config": json.dumps({key: {"value": value} for key, value in config.items()}),
-            "tags": [],
-            "notes": None,
-            "wandbConfig": "{}",
+            "config": json.dumps(config | {"_wandb": {"value": client}}),
+            "tags": list(run.tags) if run else [],
+            "notes": run.notes if run else None,
+            "wandbConfig": json.dumps(client),
         }
 
     def status(self, at: RunPath, metric: str) -> RunStatus:
@@ -166,7 +184,7 @@ class Runs:
         if claimed is not None:
             return claimed
         with self._lock:
-            if not self._is_kept(at):
+            if not self.is_kept(at):
                 return RunStatus()
             keeper = self._opened(at)
             return self._statuses.of(keeper.folder, keeper.ended, keeper.kept.summary, metric, keeper.active)
@@ -176,14 +194,13 @@ class Runs:
             if self._store is not None:
                 self._store.close()
 
-    def _expire(self) -> None:
-        """Ends runs without a heartbeat; one that comes back is resumed."""
-        for at, heard in list(self._heard.items()):
-            if time.time() - heard <= _SILENT:
-                break
-            del self._heard[at]
-            if self._is_kept(at) and not (keeper := self._opened(at)).ended:
-                keeper.end("failed", f"no heartbeat for {_SILENT:g} s.")
+    def is_kept(self, at: RunPath) -> bool:
+        """Whether there is such a run."""
+        return self._root.trial(*self.place(at)).exists()
+
+    def place(self, at: RunPath) -> Place:
+        """Where a run is."""
+        return place_of(self._root, at)
 
     def _is_own(self, at: RunPath) -> bool:
         """Whether a run is one of this root's own trials: the store has it already."""
@@ -192,17 +209,6 @@ class Runs:
             if len(self._own) > _MOST_RUNS:
                 del self._own[next(iter(self._own))]
         return at in self._own
-
-    def _is_kept(self, at: RunPath) -> bool:
-        return self._root.trial(at.sweep, at.trial).exists()
-
-    def _keeper(self, at: RunPath) -> Keeper:
-        """The keeper of a run that has spoken."""
-        self._heard.pop(at, None)
-        if len(self._heard) >= _MOST_RUNS:
-            raise Rejected(f"{_MOST_RUNS} runs may be online at the same time. Try again when one has ended.", 503)
-        self._heard[at] = time.time()
-        return self._opened(at)
 
     def _opened(self, at: RunPath) -> Keeper:
         self._store = self._store or Store.open(self._root)
@@ -213,6 +219,18 @@ def is_below(path: str) -> bool:
     """Whether a path that a client names stays in the folder that it belongs to."""
     parts = Path(path).parts
     return bool(parts) and ".." not in parts and not Path(path).is_absolute()
+
+
+def not_kept(path: str, error: Exception) -> Rejected:
+    """Why a file cannot be kept, as an answer."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = error.strerror if isinstance(error, OSError) else error
+    return Rejected(f"{path[:80]!r} cannot be kept: {reason}.", 507 if full else 400)
+
+
+def _runtime(kept: StoredRun) -> float:
+    found = kept.summary.get("_runtime", 0)
+    return found if isinstance(found, (int, float)) else 0.0
 
 
 def _room(size: int) -> int:

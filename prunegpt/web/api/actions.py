@@ -72,6 +72,8 @@ def _resume(root: Root, name: str) -> str:
 def on_trial(dashboard: Dashboard, sweep: str, trial: str, posted: TrialAction) -> Accepted:
     """Stop or retry a trial."""
     found = dashboard.source.trial(sweep, trial)
+    if found.plan.foreign:
+        raise RequestError(409, f"only a trial of a spec can be stopped or retried, but {found.name} is a W&B run.")
     if posted.action == "stop":
         if found.state != "running":
             raise RequestError(409, f"only a running trial can be stopped, but {found.name} is {found.state}.")

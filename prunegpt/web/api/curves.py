@@ -4,6 +4,7 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -23,6 +24,7 @@ Axis = Literal["step", "tokens", "time"]
 
 _DEFAULT = ("perplexity", "loss", "ce", "kd", "hidden", "sparsity", "sparsity_target", "learning_rate", "eval_*")
 _MOST_CURVES = 400
+_STEPS = ("train/global_step", "trainer/global_step", "global_step")  # what W&B runs count optimizer steps by
 _PER_TENSOR = "sparsity/"
 _FIELDS = ("stage", "kind", "name", "step", "epoch", "tokens", "time", "value")
 _ROWS_AT_ONCE = 5000
@@ -81,6 +83,8 @@ def drawn(dashboard: Dashboard, trial: TrialResult, asked: CurvesQuery) -> list[
         return asked.stage in (None, stage) and any(fnmatchcase(name, pattern) for pattern in patterns)
 
     found = dashboard.source.store.series(trial.id, wanted)[:_MOST_CURVES]
+    if trial.plan.foreign and asked.axis == "step":
+        found = _by_their_own_step(dashboard, trial, found)
     across = _across(found, asked.axis)
     before = _before(trial, asked.axis, found, across)
     kinds = dict(enumerate(stage.kind for stage in trial.plan.stages))
@@ -98,6 +102,22 @@ def drawn(dashboard: Dashboard, trial: TrialResult, asked: CurvesQuery) -> list[
                 offset=before[one.stage],
             )
         )
+    return made
+
+
+def _by_their_own_step(dashboard: Dashboard, trial: TrialResult, found: list[Series]) -> list[Series]:
+    """Curves of a W&B run over the optimizer steps that it has logged beside them, where it has and they grow."""
+    axes = {one.name: one for one in dashboard.source.store.series(trial.id, lambda _, name: name in _STEPS)}
+    made = []
+    for one in found:
+        for axis in (axes[name] for name in _STEPS if name in axes and name != one.name):
+            places = np.searchsorted(axis.steps, one.steps)
+            places[places == len(axis.steps)] = 0
+            over = axis.values[places]
+            if (axis.steps[places] == one.steps).all() and np.isfinite(over).all() and (np.diff(over) > 0).all():
+                one = replace(one, steps=over.astype(np.int64))
+                break
+        made.append(one)
     return made
 
 

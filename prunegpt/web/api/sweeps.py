@@ -9,6 +9,7 @@ from pydantic import Field
 from prunegpt import __version__
 from prunegpt.planning.budget import train_tokens
 from prunegpt.records import TrialResult, comparable
+from prunegpt.report.logged import is_logged
 from prunegpt.spec.plan import StagePlan
 from prunegpt.store import SweepRow
 from prunegpt.sweep.live import Slot, slot
@@ -96,6 +97,7 @@ class SweepDetail(Answer):
     swept: list[str]
     slots: list[Slot]
     unchecked: list[str]
+    logged: bool = Field(description="its trials are runs that W&B clients have logged: none can be run here")
 
 
 class TrialList(Answer):
@@ -199,6 +201,7 @@ def one(dashboard: Dashboard, name: str) -> SweepDetail:
         swept=list(dict.fromkeys(path for trial in trials for path in trial.swept)),
         slots=running,
         unchecked=list(sweep.unchecked),
+        logged=is_logged(trials),
     )
 
 

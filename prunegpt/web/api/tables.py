@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from prunegpt.registry import RENDERERS
 from prunegpt.report.cells import Footnote, Table
+from prunegpt.report.logged import is_logged, logged_table
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.render.csv import lines
 from prunegpt.report.render.html import fragment
@@ -59,6 +60,8 @@ def tables(dashboard: Dashboard, name: str) -> list[Table]:
         state = tuple(dashboard.source.sweep_revision(each) for each in (name, *others))
         results = [trial for each in (name, *others) for trial in dashboard.source.trials(each)]
     windows = stored_windows(dashboard.root)
+    if not declared and is_logged(results):
+        return dashboard.kept.get(("tables", name), (state, sweep.updated), lambda: [logged_table(name, results)])
     return dashboard.kept.get(
         ("tables", name),
         (state, sweep.updated),

@@ -106,7 +106,8 @@ class Trial(Answer):
     attempts: list[AttemptDetail]
     lineage: Lineage
     differences: list[Difference]
-    command: str
+    logged: bool = Field(description="it is a run that a W&B client has logged, which cannot be run here")
+    command: str | None = Field(description="runs it; null for what cannot be run")
     replay: str | None = Field(description="runs the last attempt's folder again by hand")
     notes: TrialNote
     curves: list[CurveRow]
@@ -142,6 +143,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         )
         for row in store.attempts(found.id)
     ]
+    again, runs = ("prunegpt", "sweep", "run", source.source or "SPEC"), found.folder and not found.plan.foreign
     result = found.described()
     del result["attempts"]  # their number; here they are listed
     return Trial(
@@ -152,8 +154,9 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         attempts=attempts,
         lineage=lineage(found, dashboard.source.every_trial()),
         differences=differences(source.spec.get("base") or {}, found.config),
-        command=shlex.join(["prunegpt", "sweep", "run", source.source or "SPEC", "--only", found.name, "--root", root]),
-        replay=shlex.join(["prunegpt", "trial", "run", f"{root}/{found.folder}"]) if found.folder else None,
+        logged=found.plan.foreign,
+        command=None if found.plan.foreign else shlex.join([*again, "--only", found.name, "--root", root]),
+        replay=shlex.join(["prunegpt", "trial", "run", f"{root}/{found.folder}"]) if runs else None,
         notes=noted(note),
         curves=store.curves(found.id),
     )

@@ -18,6 +18,7 @@ const GROUPS = [
   { key: "system", title: "System use", y: "", test: (name) => SYSTEM.test(name) },
   { key: "other", title: "Other", y: "", test: (name) => !name.includes("/") },
 ];
+const LOGGED_SYSTEM = /^system\./; // what a W&B client measures of its machine
 const UNSHOWN = new Set(["total_steps"]);
 
 /** The figures that these curve names make: [{key, title, names, ...}], in a fixed order. */
@@ -32,12 +33,20 @@ export function groups(names) {
   return found;
 }
 
+/** The figures of a run that a W&B client has logged: one per metric, by its own name, those of the machine last. */
+export function loggedGroups(names) {
+  const own = [...names].filter((name) => !LOGGED_SYSTEM.test(name)).sort();
+  const system = [...names].filter((name) => LOGGED_SYSTEM.test(name)).sort();
+  return [...own, ...system].map((name) => ({ key: name, title: name, y: "", names: [name] }));
+}
+
 /** Whether curves go anywhere: what was measured once, as after one-shot pruning, makes no line. */
 export const hasLength = (curves) => new Set(curves.flatMap((curve) => [curve.x[0], curve.x.at(-1)].map((x) => x + (curve.offset ?? 0)))).size > 1;
 
 /** Curves of one trial, down-sampled by the server. */
 export async function fetchCurves(sweep, trial, names, axis, { points = 1000, signal } = {}) {
-  return (await get(path("trials", sweep, trial, "curves"), { name: names, axis, points }, { signal })).curves;
+  const exact = names.map((name) => name.replaceAll(/[[*?]/g, "[$&]")); // the server takes globs
+  return (await get(path("trials", sweep, trial, "curves"), { name: exact, axis, points }, { signal })).curves;
 }
 
 /**

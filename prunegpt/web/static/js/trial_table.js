@@ -13,6 +13,8 @@ const STATES = ["finished", "running", "waiting", "failed", "diverged", "stopped
 const FIRST = ["name", "state"];
 const AFTER_SWEPT = ["perplexity", "sparsity", "tokens", "seconds"]; // shown unless others are chosen
 const MOST_SWEPT = 8;
+const MOST_LOGGED = 24;
+const isLogged = (key) => /^(config|logged)\./.test(key);
 const HIDDEN = new Set(["low", "high", "id"]); // shown inside others
 const COLUMNS = {
   name: ["Trial", false],
@@ -189,16 +191,18 @@ export class TrialTable {
     this.given = keys_given;
     const known = new Map(given.map((column) => [column.key, column]));
     const swept = given.filter((column) => column.swept);
+    const logged = given.filter((column) => isLogged(column.key)).map((column) => column.key); // of W&B runs
     const fixed = Object.entries(COLUMNS).map(([key, [label, numeric]]) => ({ swept: false, numeric, ...known.get(key), label, key, sortable: known.has(key) }));
     const rest = given.filter((column) => !column.swept && !(column.key in COLUMNS) && !HIDDEN.has(column.key)).map((column) => ({ ...column, sortable: true }));
     const interval = { key: "interval", label: "95% interval", swept: false, numeric: true, sortable: false };
     const by = new Map([...fixed, ...rest, interval].map((column) => [column.key, column]));
-    const keys = [...FIRST, ...swept.map((column) => column.key), "perplexity", "interval"];
+    const keys = [...FIRST, ...swept.map((column) => column.key), ...logged, "perplexity", "interval"];
     for (const column of swept) by.set(column.key, { ...column, sortable: true, path: column.key.replace(/^swept\./, "") });
     for (const key of by.keys()) if (!keys.includes(key)) keys.push(key);
     this.columns = keys.map((key) => by.get(key));
     this.usual = [...FIRST, ...swept.slice(0, MOST_SWEPT).map((column) => column.key), ...AFTER_SWEPT];
     this.usual.splice(this.usual.indexOf("perplexity") + 1, 0, "interval");
+    if (logged.length) this.usual = [...FIRST, ...swept.slice(0, MOST_SWEPT).map((column) => column.key), ...logged.slice(0, MOST_LOGGED)];
     this.showMenu();
   }
 
@@ -234,6 +238,7 @@ export class TrialTable {
 
   text(row, column) {
     if (column.swept) return format.value(row.swept?.[column.path]);
+    if (isLogged(column.key)) return format.value(row.logged?.[column.key]);
     if (column.key === "interval") return format.interval(row.low, row.high);
     return SHOW[column.key]?.(row) ?? format.value(row[column.key] === "" ? null : row[column.key]);
   }

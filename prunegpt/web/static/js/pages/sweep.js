@@ -33,7 +33,7 @@ function showHead() {
   const { counts } = sweep;
   const ours = sweep.coordinator !== null && ["", name].includes(sweep.coordinator.sweep);
   const running = sweep.state === "running" && ours;
-  const words = sweep.state === "running" && !running ? ["stopped", "interrupted: no coordinator runs"] : sweep.state === "empty" ? ["waiting", "no trials"] : [sweep.state, sweep.state];
+  const words = sweep.state === "running" && !running && !sweep.logged ? ["stopped", "interrupted: no coordinator runs"] : sweep.state === "empty" ? ["waiting", "no trials"] : [sweep.state, sweep.state];
   const eta = progress.eta_seconds !== null && progress.eta_seconds !== undefined && running ? format.duration(progress.eta_seconds) : null;
   const from = ours && `coordinator ${sweep.coordinator.pid} on ${sweep.coordinator.host}, since ${format.time(sweep.coordinator.since)}`;
   replace(
@@ -54,7 +54,7 @@ function showHead() {
         sweep.optuna && copyButton("Command for Optuna's dashboard", sweep.optuna, { title: sweep.optuna, "data-what": "Command" }),
         ours
           ? [actionButton("stop", "Stop"), actionButton("kill", "Kill", true)]
-          : sweep.state !== "finished" && sweep.state !== "empty" && actionButton("resume", "Resume"),
+          : !sweep.logged && sweep.state !== "finished" && sweep.state !== "empty" && actionButton("resume", "Resume"),
       ),
     ),
     h(
@@ -69,7 +69,7 @@ function showHead() {
           "dl.facts",
           {},
           fact("Trials", `${progress.done} of ${progress.total}`),
-          fact("Tokens trained on", progress.tokens_total ? `${format.count(progress.tokens_done)} of ${format.count(progress.tokens_total)}` : format.count(progress.tokens_done)),
+          !sweep.logged && fact("Tokens trained on", progress.tokens_total ? `${format.count(progress.tokens_done)} of ${format.count(progress.tokens_total)}` : format.count(progress.tokens_done)),
           running && fact("Left", eta ?? "not known yet"),
           sweep.best && fact("Lowest perplexity", format.perplexity(sweep.best.perplexity), sweep.best.trial.replace(`${name}/`, "")),
           (sweep.searches ?? []).map((search) => fact(`Search ${search.name}`, `${format.plural(search.trials ?? search.n_trials, "trial")}`, `${search.sampler ? search.sampler + ", " : ""}for ${search.objectives.map(objective).join(" and ")}`)),

@@ -2,11 +2,12 @@
 
 import { address, get, path, post, sweepPage, trialPage } from "../api.js";
 import { kept, keep } from "../address.js";
-import { AXES, curveFigure, fetchCurves, groups, hasLength } from "../curves.js";
+import { AXES, curveFigure, fetchCurves, groups, hasLength, loggedGroups } from "../curves.js";
 import { byId, h, insertServerHtml, replace, throttled } from "../dom.js";
 import * as format from "../format.js";
 import { heatMap } from "../heat_map.js";
 import { follow } from "../live.js";
+import { showLogged } from "../logged.js";
 import { figurePanel, plot, preloadPlotly, saveButtons, whenNear } from "../plot.js";
 import { confirm, copyButton, draw, empty, onKey, say, segmented, stateBadge } from "../shell.js";
 import { neighbour } from "../trial_table.js";
@@ -20,14 +21,16 @@ let axis = kept("axis", "step");
 const panels = new Map(); // group of curves -> its figure
 let curves = [];
 
-const parts = Object.fromEntries(["chain", "curves", "layers", "lineage", "config", "attempts", "command", "notes"].map((part) => [part, h("section")]));
+const parts = Object.fromEntries(["chain", "logged", "curves", "layers", "lineage", "config", "attempts", "command", "notes"].map((part) => [part, h("section")]));
 
 async function load() {
   const last = trial;
   trial = await get(here());
-  if (!last) replace(byId("content"), ...["chain", "curves", "layers", "notes", "attempts", "lineage", "config", "command"].map((part) => parts[part]));
+  const shown = trial.logged ? ["curves", "logged", "notes", "attempts", "config"] : ["chain", "curves", "layers", "notes", "attempts", "lineage", "config", "command"];
+  if (!last) replace(byId("content"), ...shown.map((part) => parts[part]));
   showHead();
-  showChain();
+  if (trial.logged) void draw(parts.logged, () => showLogged(parts.logged, sweep, name));
+  else showChain();
   showAttempts(last);
   showLineage();
   if (!last) {
@@ -58,7 +61,7 @@ function showHead() {
         {},
         h("nav.crumbs", { "aria-label": "Where this is" }, h("a", { href: sweepPage(sweep) }, sweep)),
         h("h1", {}, name),
-        h("div.meta", {}, stateBadge(trial.state, trial.reason === "early-stop" ? "stopped early" : trial.state), trial.label && h("span", {}, trial.label), h("span", {}, `seed ${trial.seed}`), trial.group !== name && h("span", {}, `group ${trial.group}`), !trial.shown && h("span.tag", {}, "no longer in the spec"), trial.implicit && h("span.tag", {}, "taken along as a teacher")),
+        h("div.meta", {}, stateBadge(trial.state, trial.reason === "early-stop" ? "stopped early" : trial.state), trial.label && h("span", {}, trial.label), !trial.logged && h("span", {}, `seed ${trial.seed}`), trial.group !== name && h("span", {}, `group ${trial.group}`), !trial.shown && h("span.tag", {}, "no longer in the spec"), trial.implicit && h("span.tag", {}, "taken along as a teacher")),
       ),
       h(
         "div.actions",
@@ -66,8 +69,8 @@ function showHead() {
         h("button", { type: "button", on: { click: () => void go(-1) }, title: "Trial before (k)", "aria-label": "Trial before" }, "←"),
         h("button", { type: "button", on: { click: () => void go(1) }, title: "Next trial (j)", "aria-label": "Next trial" }, "→"),
         h("button", { type: "button", on: { click: pick } }, "Compare …"),
-        trial.state === "running" && h("button", { type: "button", on: { click: () => void act("stop") } }, "Stop"),
-        ["failed", "stopped", "diverged"].includes(trial.state) && h("button", { type: "button", on: { click: () => void act("retry") } }, "Retry"),
+        !trial.logged && trial.state === "running" && h("button", { type: "button", on: { click: () => void act("stop") } }, "Stop"),
+        !trial.logged && ["failed", "stopped", "diverged"].includes(trial.state) && h("button", { type: "button", on: { click: () => void act("retry") } }, "Retry"),
       ),
     ),
     trial.error && h("div.problem", {}, h("p", {}, h("strong", {}, trial.reason ? `${trial.reason}: ` : ""), trial.error.length > 600 ? trial.error.slice(0, 600) + " …" : trial.error)),
@@ -80,10 +83,11 @@ function showHead() {
         h(
           "dl.facts",
           {},
-          fact(finished ? "Perplexity" : "Perplexity so far", measured ? (measured.finite ? format.perplexity(measured.perplexity) : "not finite") : format.NONE, bounds),
-          fact("Sparsity", sparsity?.selected ? format.percent(sparsity.pruned) : format.NONE, [asked !== null && asked !== undefined && `asked ${format.percent(asked)}`, sparsity?.selected && `all weights ${format.percent(sparsity.overall)}`].filter(Boolean).join(", ")),
-          fact("Tokens trained on", format.count(tokens)),
-          fact("Compute", format.duration(seconds), trial.stages.some((stage) => stage.cached) ? "shared stages included" : ""),
+          !trial.logged && fact(finished ? "Perplexity" : "Perplexity so far", measured ? (measured.finite ? format.perplexity(measured.perplexity) : "not finite") : format.NONE, bounds),
+          !trial.logged && fact("Sparsity", sparsity?.selected ? format.percent(sparsity.pruned) : format.NONE, [asked !== null && asked !== undefined && `asked ${format.percent(asked)}`, sparsity?.selected && `all weights ${format.percent(sparsity.overall)}`].filter(Boolean).join(", ")),
+          !trial.logged && fact("Tokens trained on", format.count(tokens)),
+          trial.logged && fact("Started", format.time(trial.started)),
+          !trial.logged && fact("Compute", format.duration(seconds), trial.stages.some((stage) => stage.cached) ? "shared stages included" : ""),
           running !== null && fact("Running for", format.duration(Date.now() / 1000 - running)),
           !running && fact("Ended", format.time(trial.ended)),
           measured && fact("Measured", `${format.count(measured.tokens)} tokens`, measured.protocol),
@@ -148,6 +152,7 @@ function showChain() {
 
 // Curves
 
+const grouped = () => (trial.logged ? loggedGroups : groups)(trial.curves.map((curve) => curve.name));
 const logs = new Set();
 const grid = h("div.grid");
 
@@ -165,10 +170,10 @@ async function loadCurves() {
 }
 
 async function drawCurves() {
-  const known = groups(trial.curves.map((curve) => curve.name));
+  const known = grouped();
   const names = known.flatMap((group) => group.names);
   curves = names.length ? await fetchCurves(sweep, name, names, axis) : [];
-  const shown = known.filter((group) => hasLength(curves.filter((curve) => group.names.includes(curve.name))));
+  const shown = known.filter((group) => trial.logged || hasLength(curves.filter((curve) => group.names.includes(curve.name))));
   for (const group of shown) {
     if (panels.has(group.key)) continue;
     const log = h("button.quiet.small", { type: "button", "aria-pressed": "false", "aria-label": `log axis: ${group.title}`, on: { click: () => toggleLog(group.key, log) } }, "log");
@@ -187,11 +192,12 @@ function drawGroup(group) {
   const lines = mine.map((curve) => ({ label: curve.name, curve }));
   const figure = () => {
     const made = curveFigure(group, lines, axis);
+    if (trial.logged && axis === "step") made.layout.xaxis.title.text = "step";
     if (logs.has(group.key)) Object.assign(made.layout.yaxis, { type: "log", rangemode: "normal" });
     made.layout.shapes = borders(mine);
     return made;
   };
-  return plot(panels.get(group.key).plot, figure, `${group.title} of ${name}, over ${axis === "step" ? "optimizer steps" : axis}`);
+  return plot(panels.get(group.key).plot, figure, `${group.title} of ${name}, over ${axis !== "step" ? axis : trial.logged ? "steps" : "optimizer steps"}`);
 }
 
 /** A thin line where one stage of the chain ends and the next begins. */
@@ -204,7 +210,7 @@ function borders(mine) {
 function toggleLog(key, button) {
   if (!logs.delete(key)) logs.add(key);
   button.setAttribute("aria-pressed", String(logs.has(key)));
-  void drawGroup(groups(trial.curves.map((curve) => curve.name)).find((group) => group.key === key));
+  void drawGroup(grouped().find((group) => group.key === key));
 }
 
 // Sparsity by layer
