@@ -241,7 +241,7 @@ def _row(result: TrialResult) -> dict[str, Any]:
         **{name: metrics[name] for name in ("perplexity", "loss")},
         "protocol": measured.protocol if measured else None,
         "split": measured.split if measured else None,
-        **{name: metrics[name] for name in ("sparsity", "sparsity_all", "tokens", "seconds")},
+        **{name: metrics[name] for name in ("sparsity", "sparsity_all", "coverage", "tokens", "seconds")},
         "reason": result.reason,
         "key": result.key,
     }

@@ -90,6 +90,7 @@ class SparsityRecord(Record):
     target: float | None = None  # what the config asked for
     by_tensor: Mapping[str, float] = Field(default_factory=dict)  # selected tensor -> share of zeros
     layers: tuple[int, ...] = ()  # decoder layers that hold selected tensors
+    coverage: float | None = None  # share of the decoder's weights outside the embeddings that are in them, 0 to 1
 
 
 class StageRecord(Record):
@@ -118,8 +119,8 @@ class StageRecord(Record):
 def chain_metrics(stages: Sequence[StageRecord]) -> dict[str, float | None]:
     """What a chain came to, by the names that searches and trackers use; None where it was not measured or not finite.
 
-    Perplexity, loss (nats), bits_per_byte, sparsity and sparsity_all (0 to 1) and size (weights that are not zero) are
-    those after the last stage, tokens and seconds those of all.
+    Perplexity, loss (nats), bits_per_byte, sparsity, sparsity_all and coverage (0 to 1) and size (weights that are not
+    zero) are those after the last stage, tokens and seconds those of all.
     """
     last = stages[-1] if stages else None
     evaluation, sparsity = (last.evaluation, last.sparsity) if last else (None, None)
@@ -129,6 +130,7 @@ def chain_metrics(stages: Sequence[StageRecord]) -> dict[str, float | None]:
         "bits_per_byte": evaluation.bits_per_byte if evaluation else None,
         "sparsity": sparsity.pruned if sparsity else None,
         "sparsity_all": sparsity.overall if sparsity else None,
+        "coverage": sparsity.coverage if sparsity else None,
         "size": round(sparsity.parameters * (1 - sparsity.overall)) if sparsity else None,
         "tokens": sum(stage.train_tokens for stage in stages),
         "seconds": sum(stage.seconds for stage in stages),

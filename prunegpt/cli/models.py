@@ -173,6 +173,7 @@ def prune(
         "after": as_dict(*after) if after else None,
         "sparsity": zeros.pruned,
         "sparsity_of_all_parameters": zeros.overall,
+        "coverage": zeros.coverage,
         "by_layer": dict(zeros.by_tensor),
         "layers": [dict(row) for row in result.layers],
         "notes": list(result.notes),
@@ -184,6 +185,8 @@ def prune(
         return
     print_sparsities(zeros.by_tensor)
     print(f"sparsity {number(zeros.pruned)} of the pruned tensors, {number(zeros.overall)} of all parameters")
+    if zeros.coverage is not None:
+        print(f"coverage: {zeros.coverage:.1%} of the decoder's weights outside the embeddings were pruned")
     print(f"pruned in {result.seconds:.1f} s")
     if before and after:
         print("perplexity {} → {}".format(*numbers(before[0].perplexity, after[0].perplexity)))

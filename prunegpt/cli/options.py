@@ -76,9 +76,11 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], title: st
 
 def print_sparsities(by_tensor: Mapping[str, float], title: str | None = None) -> None:
     """A table of sparsities, 0 to 1, by tensor; the experts of one parameter, maybe hundreds, are one row."""
+    from prunegpt.spec.names import parameter_of
+
     together: dict[str, list[float]] = {}
     for name, sparsity in by_tensor.items():
-        together.setdefault(name.rpartition("[")[0] if name.endswith("]") else name, []).append(sparsity)
+        together.setdefault(parameter_of(name), []).append(sparsity)
     rows = []
     for name, found in together.items():
         low, high = min(found), max(found)

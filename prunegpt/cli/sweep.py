@@ -14,10 +14,11 @@ from prunegpt.cli.trial import print_failures
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from prunegpt.errors import Problem
     from prunegpt.records import TrialResult
+    from prunegpt.spec.outline import Coverage
     from prunegpt.spec.plan import SweepPlan, TrialPlan
 
 _LISTED = 200  # finished trials that `status` shows without being asked for all
@@ -39,6 +40,7 @@ def check(
     """
     from prunegpt.cli.costs import Counting, lost_zeros
     from prunegpt.errors import SpecError, StoreError
+    from prunegpt.planning.outlines import coverage_of, unbuilt
     from prunegpt.planning.resolve import Planner
     from prunegpt.store import Store
     from prunegpt.sweep.curves import curves_in
@@ -65,7 +67,10 @@ def check(
     if counted := [*counting.problems(trials), *of_searches]:
         raise told(counted)
     unchecked = [*plan.unchecked, *report.unchecked]
-    notes = lost_zeros(trials)
+    known = [chain for chain in planner.chains.values() if chain]
+    coverages = {chain.trial.name: found for chain in known if (found := coverage_of(chain.trial, chain.facts))}
+    unchecked += dict.fromkeys(text for chain in known if (text := unbuilt(chain.facts)))
+    notes = [*lost_zeros(trials), *_uncovered(trials, coverages)]
     replaced = None
     with suppress(StoreError), Store.open(root, create=False) as store:  # a run says what is wrong with it
         replaced = store.replaced(plan)
@@ -78,7 +83,7 @@ def check(
         print_json(
             {
                 "name": plan.name,
-                "trials": [_trial_json(trial, root) for trial in trials],
+                "trials": [_trial_json(trial, root, coverages.get(trial.name)) for trial in trials],
                 **{name: value for name, value in vars(report).items() if name != "unchecked"},
                 "searches": [
                     {"name": name, "trials": count, "train_tokens_per_trial": tokens}
@@ -132,7 +137,18 @@ def _chain(trial: "TrialPlan", root: Root) -> str:
     return " → ".join(f"{stage.kind}{'✓' if root.is_published(stage.key) else ''}" for stage in trial.stages)
 
 
-def _trial_json(trial: "TrialPlan", root: Root) -> dict[str, Any]:
+def _uncovered(trials: "Sequence[TrialPlan]", coverages: "Mapping[str, Coverage]") -> list[str]:
+    """What trials that name no tensors leave dense, each text with the trials that it is true of."""
+    found: dict[str, list[str]] = {}
+    for trial in trials:
+        asked = any(stage.pruning.names_tensors for stage in trial.stages if stage.pruning)
+        if trial.name in coverages and not asked and (note := coverages[trial.name].note):
+            found.setdefault(note, []).append(trial.name)
+    more = {note: f" and {len(names) - 1} more" if len(names) > 1 else "" for note, names in found.items()}
+    return [f"{names[0]}{more[note]}: {note}" for note, names in found.items()]
+
+
+def _trial_json(trial: "TrialPlan", root: Root, coverage: "Coverage | None") -> dict[str, Any]:
     return {
         "name": trial.name,
         "sweep": trial.sweep,
@@ -141,6 +157,8 @@ def _trial_json(trial: "TrialPlan", root: Root) -> dict[str, Any]:
             {"key": stage.key, "kind": stage.kind, "cached": root.is_published(stage.key)} for stage in trial.stages
         ],
         "needs": list(trial.needs),
+        "coverage": coverage.share if coverage else None,
+        "outside": dict(coverage.outside) if coverage else {},
     }
 
 

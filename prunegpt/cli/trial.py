@@ -91,6 +91,10 @@ def _print(result: "TrialResult") -> None:
     if result.evaluation:
         print(f"Protocol: {result.evaluation.protocol}; {result.evaluation.tokens:,} tokens scored.")
     if result.sparsity and result.sparsity.pruned:
+        if result.sparsity.coverage is not None:
+            print(
+                f"Coverage: {result.sparsity.coverage:.1%} of the decoder's weights outside the embeddings were pruned."
+            )
         print_sparsities(result.sparsity.by_tensor, title="Sparsity, counted from the weights")
     for note in (note for stage in result.stages for note in stage.notes):
         print(f"note: {note}")

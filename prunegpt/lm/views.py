@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunegpt.errors import ModelError, PruningError
 from prunegpt.spec.names import Matrix, select_names
+from prunegpt.spec.outline import Outline
 
 _OTHER_SENSES = re.compile("vision|visual|image|audio|speech")  # in the names of towers that do not read text
 _EXPERTS = "Experts"  # ends the names of the classes that hold experts in one parameter
@@ -153,31 +154,24 @@ def select(
     return {name: views[name] for name in chosen}
 
 
-def coverage(model: nn.Module, views: Mapping[str, WeightView]) -> tuple[float, dict[str, int]]:
-    """How much of a model a request covers.
+def outline(model: nn.Module) -> Outline:
+    """What a model consists of, for what can be said without torch; the model may be on the meta device.
 
-    Returns:
-        The share, 0 to 1, of the decoder's weights outside its embeddings and its head (vectors, such as biases and
-        norms, do not count) in the views; and the parameters outside them, name -> weights, largest first.
+    Raises:
+        ModelError: the model has no list of decoder layers.
     """
     decoder, heads = model, []
     if isinstance(model, PreTrainedModel):
         decoder, heads = text_decoder(model), [model.get_output_embeddings()]
     vocabularies = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
-    left_out = {
-        parameter.data_ptr() for module in (*vocabularies, *filter(None, heads)) for parameter in module.parameters()
+    left_out = {id(parameter) for module in (*vocabularies, *filter(None, heads)) for parameter in module.parameters()}
+    inside = {id(parameter) for parameter in decoder.parameters()} - left_out
+    weights = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and id(parameter) in inside
     }
-    inside: Counter[int] = Counter()
-    for view in views.values():
-        inside[view.parameter.data_ptr()] += view.matrix.numel()
-    outside = {
-        name: parameter.numel() - inside[parameter.data_ptr()]
-        for name, parameter in decoder.named_parameters()
-        if parameter.dim() > 1 and parameter.data_ptr() not in left_out
-    }
-    covered = sum(inside.values())
-    rest = {name: count for name, count in sorted(outside.items(), key=lambda item: -item[1]) if count > 0}
-    return covered / max(covered + sum(rest.values()), 1), rest
+    return Outline(matrices(model), weights)
 
 
 def matrices(model: nn.Module) -> list[Matrix]:

@@ -1,6 +1,5 @@
 """What can be wrong with a trial although every field of it is well formed. Messages only; no torch."""
 
-import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,28 +9,16 @@ from pydantic import ValidationError
 from prunegpt.errors import nearest
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
+from prunegpt.planning.outlines import is_words, outline_of, stored_matrices
 from prunegpt.planning.rehearsed import refused
 from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.execution import LauncherSpec
-from prunegpt.spec.names import Matrix, block_index
 from prunegpt.spec.part import Message
 from prunegpt.spec.pruning import prune_problems, reads_text
 from prunegpt.spec.schema import PruneSpec, StageConfig, TableSpec, TrialSpec
 from prunegpt.spec.training_arguments import training_problems
 
-_BLOCK_MATRIX = re.compile(r"(^|\.)\d+\..*\.weight$")
-# Families whose tensors are called in memory as in the file, but for this prefix, which old files lack.
-_PREFIXES = {
-    **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "gpt_bigcode", "bloom", "falcon", "codegen"), "transformer."),
-    **dict.fromkeys(("opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3"), "model."),
-    **dict.fromkeys(("stablelm", "olmo", "olmo2", "starcoder2", "granite", "smollm3"), "model."),
-    "gpt_neox": "gpt_neox.",
-}
-_HEAD, _OLD_HEADS = "lm_head.weight", frozenset({"embed_out.weight"})
-_TRANSPOSED = frozenset({"gpt2"})  # families whose decoder weight matrices are stored [in, out]
-_WORDS = frozenset({"wte", "embed_tokens", "embed_in", "word_embeddings"})
-_EMBEDDINGS = _WORDS | {"wpe", "embed_positions"}
 _LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt"})  # more tokens than these are out of reach
 _SHOWN = 6
 
@@ -71,38 +58,12 @@ def stage_problems(
 def _pruning_problems(
     prune: PruneSpec, facts: ModelFacts | None, block_size: int, length: Mapping[str, float | None]
 ) -> Iterator[Message]:
-    yield from prune_problems(prune, model_matrices(facts) if facts else None, length=length)
+    known = outline_of(facts) if facts else None
+    yield from prune_problems(prune, known.matrices if known else None, length=length)
     calibration = prune.calibration
     size = calibration.length or block_size_of(calibration.data, block_size)
     if (message := _positions_problem(facts, size, "a calibration window")) and reads_text(prune):
         yield "calibration", message
-
-
-def model_matrices(facts: ModelFacts) -> list[Matrix] | None:
-    """The weight matrices of a model, called and turned as in the loaded model.
-
-    None where they are not known: the model is not at hand, or its family is not one whose names are stored as they are
-    used.
-    """
-    config = facts.config or {}
-    family = str(config.get("model_type"))
-    prefix = _PREFIXES.get(family)
-    if facts.tensors is None or prefix is None:
-        return None
-    found: dict[str, Matrix] = {}
-    for stored, shape in facts.tensors.items():
-        name = _HEAD if stored in _OLD_HEADS else stored if stored.startswith((prefix, _HEAD)) else prefix + stored
-        if len(shape) != 2 or not name.endswith(".weight"):
-            continue
-        inside = bool(_BLOCK_MATRIX.search(name))
-        out, inputs = reversed(shape) if inside and family in _TRANSPOSED else shape
-        embedding = not inside and name.split(".")[-2] in _EMBEDDINGS
-        found[name] = Matrix(name, block_index(name) if inside else None, (out, inputs), (), embedding)
-    words = next((matrix for matrix in found.values() if _is_words(matrix)), None)
-    if words is not None and (config.get("tie_word_embeddings") is True or _HEAD not in found):
-        found.pop(_HEAD, None)
-        found[words.name] = words._replace(others=(_HEAD,))
-    return sorted(found.values(), key=lambda matrix: (-1 if matrix.block is None else matrix.block, matrix.name))
 
 
 def _length(train: Mapping[str, Any]) -> dict[str, float | None]:
@@ -151,11 +112,11 @@ def model_problem(facts: ModelFacts) -> str | None:
 
 def shape_problem(facts: ModelFacts) -> str | None:
     """Why the weights of a model are not those that its config asks for, as far as names and shapes show."""
-    known = model_matrices(facts)
+    known = stored_matrices(facts)
     if not known:
         return None
     blocks = len({matrix.block for matrix in known if matrix.block is not None})
-    rows, width = next((matrix.shape for matrix in known if _is_words(matrix)), (None, None))
+    rows, width = next((matrix.shape for matrix in known if is_words(matrix)), (None, None))
     told = [
         f"{asked} {what}, but its files hold {held}"
         for what, asked, held in (
@@ -171,10 +132,6 @@ def shape_problem(facts: ModelFacts) -> str | None:
         f"a model's files must hold exactly its weights, but the config of {facts.source} asks for "
         f"{' and '.join(told)}. Take config.json and weights from the same place."
     )
-
-
-def _is_words(matrix: Matrix) -> bool:
-    return matrix.name.split(".")[-2] in _WORDS
 
 
 def tokenizer_problem(facts: ModelFacts) -> str | None:

@@ -1,22 +1,17 @@
 """What transformers would refuse when training begins, asked when a trial is planned.
 
 Packages that are not installed, names that only torch knows, values that a scheduler or a device cannot take: all of it
-is known to the trainer alone. It is asked in a process of its own (:mod:`prunegpt.training.rehearsal`), which takes
-some seconds to start, and only where a trial has arguments that could be refused.
+is known to the trainer alone. It is asked (:mod:`prunegpt.planning.asked`) only where a trial has arguments that could
+be refused.
 """
 
 import json
-import selectors
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from functools import cache
-from threading import Lock
 from typing import Any
 
+from prunegpt.planning.asked import answer
 from prunegpt.spec.execution import LauncherSpec
 
-_PATIENCE = 120.0  # seconds for an answer: torch is read from a disk that may be slow
 # Arguments that every machine takes with any value that a spec may have.
 _PLAIN = frozenset(
     {
@@ -73,7 +68,7 @@ def refused(train: Mapping[str, Any], device: str, precision: str, launcher: Lau
         "device": device if launcher.kind == "local" else "elsewhere",
         "precision": precision,
     }
-    for name, reason in _answer(json.dumps(question)):
+    for name, reason in answer(json.dumps(question)) or ():
         if name == "precision":
             if half:
                 yield name, reason
@@ -91,47 +86,3 @@ def _plain(name: str, value: Any) -> bool:
     if name in _EVERY:
         return isinstance(value, (int, float)) and (0 < value < 1 or (value >= 1 and value == int(value)))
     return value is None or value is False or name in _PLAIN
-
-
-@cache
-def _answer(question: str) -> list[tuple[str, str]]:
-    """What the rehearsal says; nothing also where it cannot be asked: the stage will say what is wrong."""
-    with _LOCK:
-        line = _asked(question) or _asked(question)  # it ends by itself when it is not asked for long
-    return json.loads(line) if line else []
-
-
-_LOCK = Lock()
-_running: list[subprocess.Popen[str]] = []  # at most one
-
-
-def _asked(question: str) -> str:
-    """A line of answer; empty where the process has ended, or does not answer in time."""
-    if not _running:
-        _running.append(
-            subprocess.Popen(
-                [sys.executable, "-P", "-m", "prunegpt.training.rehearsal"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,  # Ctrl-C is for the one who asks; an end of its input ends it
-            )
-        )
-    process = _running[0]
-    assert process.stdin
-    assert process.stdout
-    line = ""
-    try:
-        process.stdin.write(question + "\n")
-        process.stdin.flush()
-        with selectors.DefaultSelector() as ready:
-            ready.register(process.stdout, selectors.EVENT_READ)
-            line = process.stdout.readline() if ready.select(_PATIENCE) else ""
-    except OSError:
-        pass
-    if not line:
-        process.kill()
-        process.communicate()
-        _running.clear()
-    return line

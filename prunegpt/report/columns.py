@@ -11,6 +11,7 @@ from prunegpt.report.logged import metrics_of
 from prunegpt.report.rows import Row
 from prunegpt.spec.columns import COLUMNS as ABOUT
 from prunegpt.spec.columns import CONFIG, LOGGED
+from prunegpt.spec.outline import COVERED
 from prunegpt.spec.schema import GradualSpec, PruneSpec
 
 NOT_APPLICABLE = "N/A"
@@ -115,6 +116,13 @@ def planned_sparsity(trial: TrialResult) -> float | None:
     return shares[-1] if shares else None
 
 
+def partly_covered(trial: TrialResult) -> float | None:
+    """The share of the weights outside the embeddings that was pruned, where it is low and nobody asked for that."""
+    if trial.sparsity is None or trial.sparsity.coverage is None or trial.sparsity.coverage >= COVERED:
+        return None
+    return None if any(pruning.names_tensors for pruning in _prunings(trial)) else trial.sparsity.coverage
+
+
 def off_target(trial: TrialResult) -> bool:
     """Whether the sparsity measured is more than half a point from what was asked for."""
     asked = asked_sparsity(trial)
@@ -129,6 +137,7 @@ _COLUMNS = {
     "state": _row("State", lambda row: row.state_text),
     "sparsity": _counted("Sparsity", lambda found: _percent(found.pruned)),
     "sparsity_all": _counted("Sparsity of all", lambda found: _percent(found.overall)),
+    "coverage": _counted("Coverage", lambda found: None if found.coverage is None else _percent(found.coverage)),
     "perplexity": _evaluated("Perplexity", lambda found: found.perplexity, "loss"),
     "difference": Column(
         "Difference", lambda row: (row.standing.difference if row.standing else None,), "loss", measured=True

@@ -20,6 +20,7 @@ from prunegpt.records import TrialResult
 from prunegpt.report.columns import NOT_APPLICABLE, distilled, layer, method
 from prunegpt.report.format import percent
 from prunegpt.report.measure import WindowsOf, measure
+from prunegpt.spec.names import by_parameter
 
 if TYPE_CHECKING:
     from prunegpt.store.series import Series
@@ -193,7 +194,7 @@ def heat_map(by_tensor: Mapping[str, float]) -> HeatMap:
     """Shares of zeros by decoder layer (down) and tensor (across), from a SparsityRecord's `by_tensor`."""
     cells: dict[str, dict[str, float]] = {}
     columns: dict[str, None] = {}
-    for name, share in by_tensor.items():
+    for name, share in by_parameter(by_tensor).items():
         found = _BLOCK.search(name.removesuffix(".weight"))
         row, column = (found[1], found[2]) if found else ("outside", name.removesuffix(".weight"))
         cells.setdefault(row, {})[column] = 100 * share

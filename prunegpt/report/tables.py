@@ -19,7 +19,15 @@ from prunegpt.report.cells import (
     TableRow,
     slug,
 )
-from prunegpt.report.columns import TOLERATED, Column, asked_sparsity, column, off_target, planned_sparsity
+from prunegpt.report.columns import (
+    TOLERATED,
+    Column,
+    asked_sparsity,
+    column,
+    off_target,
+    partly_covered,
+    planned_sparsity,
+)
 from prunegpt.report.config import MISSING, value_at
 from prunegpt.report.format import EMPTY, Value, plain, printed, text_of, together
 from prunegpt.report.measure import Measured, WindowsOf, beside_median, measure, standings, told_apart
@@ -44,7 +52,7 @@ _OFF = f"more than {TOLERATED:g} point from the sparsity that was asked for"
 _COMPARED = ("perplexity", "difference", "beside_median", "word_perplexity", "bits_per_byte")  # depend on what is read
 
 _BEFORE = ("trial", "state", "stages")  # columns of a table that no spec declares
-_AFTER = ("sparsity", "perplexity", "tokens", "seconds")
+_AFTER = ("sparsity", "sparsity_all", "perplexity", "tokens", "seconds")
 _PLAIN = (bool, int, float, str, type(None))
 _MOST_SWEPT = 6
 _MANY = 200  # trials above which nobody reads all
@@ -238,10 +246,17 @@ def _sparsity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
     details: dict[str, Detail] = dict(cell.details)
     if asked:
         details["asked"] = round(100 * asked[0], 10)
+    covered = [(share, trial.sparsity) for trial in row.finished if (share := partly_covered(trial)) is not None]
+    if covered:
+        share, found = covered[0]
+        overall = text_of(round(100 * found.overall, 10), "percent") if found else EMPTY
+        text = f"of the pruned tensors, {share:.1%} of the weights outside the embeddings; of all weights {overall}"
+        cell = replace(cell, footnotes=(*cell.footnotes, notes.number(text)))
     if not any(off_target(trial) for trial in row.finished):
         return replace(cell, details=details)
     text = f"{cell.text} (asked {text_of(details['asked'], 'percent')})"  # type: ignore[arg-type]
-    return replace(cell, text=text, marks=("off-target",), footnotes=(notes.legend(OFF_TARGET, _OFF),), details=details)
+    footnotes = (*cell.footnotes, notes.legend(OFF_TARGET, _OFF))
+    return replace(cell, text=text, marks=("off-target",), footnotes=footnotes, details=details)
 
 
 def _reported(row: Row, notes: Footnotes) -> Cell:
@@ -273,7 +288,8 @@ def usual_table(sweep: str, trials: Sequence[TrialResult]) -> TableSpec:
     """What `tables` could have said of these trials.
 
     Only swept paths with plain values get a column, the first six; a chain of stages has one anyway. Of more than
-    200 trials the best 50 are shown.
+    200 trials the best 50 are shown. The sparsity of all weights is a column where much of a model is
+    not pruned.
     """
     swept: list[str] = []
     values: dict[str, list[Any]] = {}
@@ -284,6 +300,8 @@ def usual_table(sweep: str, trials: Sequence[TrialResult]) -> TableSpec:
             values.setdefault(path, []).append(value)
     swept = [path for path in swept if all(isinstance(value, _PLAIN) for value in values[path])][:_MOST_SWEPT]
     many = len(trials) > _MANY
+    partly = any(partly_covered(trial) is not None for trial in trials)
+    after = [name for name in _AFTER if name != "sparsity_all" or partly]
     return TableSpec(
         title=f"The best {_BEST} of {len(trials):,} trials of {sweep}" if many else f"All trials of {sweep}",
         name="trials",
@@ -291,7 +309,7 @@ def usual_table(sweep: str, trials: Sequence[TrialResult]) -> TableSpec:
         columns=(
             *(ColumnSpec(value=name) for name in _BEFORE),
             *(ColumnSpec(value=f"{CONFIG}{path}", header=_header(path, swept)) for path in swept),
-            *(ColumnSpec(value=name) for name in _AFTER),
+            *(ColumnSpec(value=name) for name in after),
         ),
     )
 

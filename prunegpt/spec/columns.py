@@ -12,6 +12,7 @@ COLUMNS: Mapping[str, str] = {
     "state": "how far the row is: finished, running, failed, ...",
     "sparsity": "zeros counted in the tensors selected for pruning, percent",
     "sparsity_all": "zeros counted in all parameters, percent",
+    "coverage": "weights outside the embeddings that are in the tensors selected for pruning, percent",
     "perplexity": "measured after the last stage, with its interval",
     "difference": "perplexity less that of the best row of the same protocol, with its interval",
     "beside_median": "perplexity over that of the pruned row in the middle, with its interval; which rows differ",

@@ -1,7 +1,7 @@
 """Which tensors a pattern means: exact name, glob, or `re:` expression, on parameter or module names. No torch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -38,6 +38,22 @@ class Matrix(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         return (self.name, *self.others)
+
+
+def parameter_of(name: str) -> str:
+    """The parameter that holds a matrix: of experts, such as `…experts.down_proj[3]`, it holds those of all."""
+    return name.rpartition("[")[0] if name.endswith("]") else name
+
+
+def by_parameter(shares: Mapping[str, float]) -> dict[str, float]:
+    """Shares of matrices as those of the parameters that hold them: of experts, which are equally large, the mean.
+
+    A model may have tens of thousands of experts: curves and pictures are of their parameters.
+    """
+    together: dict[str, list[float]] = {}
+    for name, share in shares.items():
+        together.setdefault(parameter_of(name), []).append(share)
+    return {name: sum(found) / len(found) for name, found in together.items()}
 
 
 def block_index(name: str) -> int | None:

@@ -153,6 +153,11 @@ class PruneSpec(Part):
         {}, description="block -> (sparsity, loss increase in nats) for allocation sensitivity; read from options.sweep"
     )
 
+    @property
+    def names_tensors(self) -> bool:
+        """Whether it says itself which tensors it means, in place of all that are pruned by default."""
+        return bool(self.targets or self.layers or self.exclude)
+
     @model_validator(mode="before")
     @classmethod
     def _criterion_is_method(cls, value: Any) -> Any:

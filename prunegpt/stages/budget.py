@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
-from prunegpt.lm.views import WeightView, coverage
+from prunegpt.lm.views import WeightView, outline
 from prunegpt.pruning.allocation.owl import outlier_ratio
 from prunegpt.pruning.criteria.wanda import wanda
 from prunegpt.pruning.statistics.collect import block_statistics, evaluating
@@ -18,9 +18,6 @@ from prunegpt.spec.pruning import allocation_entry, allocation_options
 from prunegpt.spec.pruning import method_options as method_options
 from prunegpt.spec.schema import PruneSpec
 from prunegpt.stages.base import ModelState
-
-_COVERED = 0.95  # of the weights outside the embeddings; below, what stays dense is listed
-_LISTED = 4  # of it
 
 
 def scope_of(spec: PruneSpec) -> Scope:
@@ -98,14 +95,7 @@ def _curves(spec: PruneSpec) -> Mapping[str, Any]:
 
 def coverage_notes(spec: PruneSpec, state: ModelState, views: Mapping[str, WeightView]) -> tuple[str, ...]:
     """What a request that names no tensors leaves dense, where that is more than a little."""
-    if spec.targets or spec.layers or spec.exclude:
+    if spec.names_tensors:
         return ()
-    share, outside = coverage(state.model, views)
-    if share >= _COVERED:
-        return ()
-    largest = ", ".join(f"{name} ({count:,})" for name, count in list(outside.items())[:_LISTED])
-    more = f" and {len(outside) - _LISTED} more" if len(outside) > _LISTED else ""
-    return (
-        f"{share:.1%} of the decoder's weights outside the embeddings are in the pruned tensors; the rest stays dense: "
-        f"{largest}{more}",
-    )
+    note = outline(state.model).coverage(views).note
+    return (note,) if note else ()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.lm.perplexity import evaluate
-from prunegpt.lm.views import WeightView, block_matrices, select
+from prunegpt.lm.views import WeightView, block_matrices, outline, select
 from prunegpt.lm.windows import Windows
 from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.masks import check, measure_sparsity
@@ -79,6 +79,7 @@ def count_zeros(state: ModelState) -> SparsityRecord:
         target=state.pruned.target if pruned else None,
         by_tensor=found.by_tensor,
         layers=tuple(found.by_block) if pruned else (),
+        coverage=outline(state.model).coverage(views).share if pruned else None,
     )
 
 

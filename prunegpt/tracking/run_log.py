@@ -15,6 +15,7 @@ from prunegpt.planning.fingerprint import digest
 from prunegpt.records import AttemptRecord, Point, StageRecord, TrialResult, chain_metrics
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
+from prunegpt.spec.names import by_parameter
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.tracking import WandbSpec
 from prunegpt.store import Store
@@ -91,7 +92,9 @@ class RunLog:
             self._run.summary["error"] = ended.error
         sparsity = ended.stages[-1].sparsity if ended.stages else None
         if sparsity is not None and sparsity.by_tensor:
-            table = wandb.Table(["tensor", "sparsity"], data=[list(item) for item in sparsity.by_tensor.items()])
+            table = wandb.Table(
+                ["tensor", "sparsity"], data=[list(item) for item in by_parameter(sparsity.by_tensor).items()]
+            )
             self._run.log({"sparsity_by_layer": table}, step=self.rows)
         if self._artifacts:
             self._name_stages(ended.stages)

@@ -1,11 +1,6 @@
-"""Whether the trainer takes training arguments, on this machine: two steps of a tiny model, by the code of a stage.
+"""Whether the trainer takes training arguments, on this machine: two steps of a tiny model, by the code of a stage."""
 
-`python -m prunegpt.training.rehearsal` answers questions of :mod:`prunegpt.planning.rehearsed`, a line of JSON each.
-"""
-
-import json
 import os
-import select
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +23,6 @@ from prunegpt.training.run import train, training_arguments
 _STEPS = 2
 _VOCABULARY = 16
 _LENGTH = 8  # tokens of a block
-_IDLE = 300.0  # seconds without a question, after which nobody is believed to ask
 _COMPILING = frozenset({"torch_compile", "torch_compile_backend", "torch_compile_mode"})
 # What arguments raise that cannot be. Others, such as a GPU that is taken, are unrelated to the arguments.
 _REFUSALS = (
@@ -132,16 +126,3 @@ def _rehearse(given: Mapping[str, Any], work: Path, device: torch.device, dtype:
         enforcer=Enforcer({}, {}),
         evaluate=lambda _: {"loss": 1.0, "perplexity": 2.7},
     )
-
-
-def main() -> None:
-    """Answers questions until there are no more, or none for a while."""
-    torch.set_num_threads(1)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
-    while select.select([sys.stdin], [], [], _IDLE)[0] and (line := sys.stdin.readline()):
-        print(json.dumps(refusals(**json.loads(line))), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()

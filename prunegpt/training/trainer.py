@@ -30,6 +30,7 @@ from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
 from prunegpt.recipes.learning_rate import LearningRateCurve
 from prunegpt.records import TOTAL_STEPS, Emit
 from prunegpt.root import read_json, write_json
+from prunegpt.spec.names import by_parameter
 from prunegpt.training.job import TrainingJob
 
 MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
@@ -240,7 +241,7 @@ class JobTrainer(Trainer, TrainerCallback):
         self._notes |= dict.fromkeys(update.notes)
         self._emit("sparsity_target", update.target)
         self._emit("sparsity", update.achieved)
-        for name, value in update.by_tensor.items():
+        for name, value in by_parameter(update.by_tensor).items():
             self._emit(f"sparsity/{name}", value)
 
     def on_optimizer_step(

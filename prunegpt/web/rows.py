@@ -48,6 +48,7 @@ class TrialRow(Answer):
     text: str | None
     sparsity: float | None
     sparsity_all: float | None
+    coverage: float | None
     target: float | None
     tokens: int
     seconds: float
@@ -78,6 +79,7 @@ _COLUMNS = (
     ("perplexity", "Perplexity", "loss"),
     ("sparsity", "Sparsity", "percent"),
     ("sparsity_all", "Sparsity of all", "percent"),
+    ("coverage", "Coverage", "percent"),
     ("target", "Target sparsity", "percent"),
     ("loss", "Loss", "loss"),
     ("tokens", "Tokens trained", "count"),
@@ -196,6 +198,7 @@ _VALUES: Mapping[str, Callable[[TrialResult], Plain]] = {
     "text": lambda trial: trial.measured.comparison_key.text if trial.measured else None,
     "sparsity": lambda trial: trial.sparsity.pruned if trial.state == "finished" and trial.sparsity else None,
     "sparsity_all": lambda trial: trial.sparsity.overall if trial.state == "finished" and trial.sparsity else None,
+    "coverage": lambda trial: trial.sparsity.coverage if trial.state == "finished" and trial.sparsity else None,
     "target": asked_sparsity,
     "tokens": lambda trial: sum(stage.train_tokens for stage in trial.stages),
     "seconds": lambda trial: sum(stage.seconds for stage in trial.stages),

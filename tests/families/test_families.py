@@ -5,6 +5,7 @@ refused, is listed with its reason.
 """
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from prunegpt.distill.head import check_head, head_of
 from prunegpt.distill.states import run
 from prunegpt.errors import DistillationError, ModelError, PruneGPTError
 from prunegpt.lm.models import load_model
-from prunegpt.lm.views import block_matrices, coverage, matrices
+from prunegpt.lm.skeleton import skeleton
+from prunegpt.lm.views import block_matrices, matrices, outline
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import achieved_sparsity, check, measure_sparsity
 from prunegpt.pruning.oneshot import prune_oneshot
@@ -161,7 +163,7 @@ def test_every_method_prunes_it(
 def test_nothing_large_is_silently_dense(model: Any, family: str) -> None:
     """All matrices of the decoder are pruned, or are of a kind that nobody prunes."""
     views = block_matrices(model)
-    share, outside = coverage(model, views)
+    share, outside = outline(model).coverage(views)
     left = {matrix.name for matrix in matrices(model) if matrix.block is not None and not matrix.default}
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert views
@@ -187,3 +189,8 @@ def test_gate_and_tables_name_families() -> None:
     known = set(families())
     assert known >= {*GATE, *NOT_TINY, *NOT_LOADED, *REFUSED}
     assert len(known - {*NOT_TINY, *NOT_LOADED}) >= 0.75 * len(known)
+
+
+def test_a_config_alone_says_what_the_loaded_model_consists_of(model: Any, family: str) -> None:
+    """The model that is built without weights has the same tensors, of which the same are pruned."""
+    assert outline(skeleton(json.loads(model.config.to_json_string(use_diff=False)))) == outline(model)

@@ -10,15 +10,15 @@ from prunegpt.builtin import BUILTIN_MODELS
 from prunegpt.builtin.model import build
 from prunegpt.lm.models import load_model
 from prunegpt.lm.views import matrices
-from prunegpt.planning.checks import model_matrices
 from prunegpt.planning.facts import model_facts
 from prunegpt.planning.fingerprint import Files
+from prunegpt.planning.outlines import stored_matrices
 from prunegpt.spec.names import Matrix
 from prunegpt.spec.schema import ModelSpec
 
 
 def seen(source: str) -> set[Matrix]:
-    found = model_matrices(model_facts(ModelSpec(source=source), Files(None)))
+    found = stored_matrices(model_facts(ModelSpec(source=source), Files(None)))
     assert found is not None
     return set(found)
 

@@ -82,16 +82,14 @@ def test_what_a_processor_cannot_is_refused_where_one_computes() -> None:
 
 
 def test_a_trial_without_unusual_arguments_does_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsed, "_asked", lambda question: pytest.fail(question))
+    monkeypatch.setattr(rehearsed, "answer", pytest.fail)
     plain = {"learning_rate": 1e-3, "num_train_epochs": 2, "lr_scheduler_type": "cosine", "optim": "adamw_torch"}
     assert not check({**plain, "logging_steps": 5, "eval_strategy": "steps", "eval_steps": 10, "save_steps": 0.5})
 
 
 def test_a_rehearsal_that_does_not_answer_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsed._answer.cache_clear()
-    monkeypatch.setattr(rehearsed, "_asked", lambda question: "")
+    monkeypatch.setattr(rehearsed, "answer", lambda question: None)
     assert not check({"optim": "lomo"})
-    rehearsed._answer.cache_clear()
 
 
 def test_plain_arguments_are_arguments() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegpt.errors import PruningError
-from prunegpt.lm.views import WeightView, block_matrices, coverage, matrices, select
+from prunegpt.lm.views import WeightView, block_matrices, matrices, outline, select
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, load_masks, measure_sparsity, save_masks
@@ -186,11 +186,11 @@ def test_patterns_reach_experts(mixtral: Any, pattern: str) -> None:
 
 
 def test_coverage_says_what_stays_dense(mixtral: Any) -> None:
-    share, outside = coverage(mixtral, block_matrices(mixtral))
+    share, outside = outline(mixtral).coverage(block_matrices(mixtral))
     assert share > 0.98
-    assert list(outside) == ["layers.0.mlp.gate.weight", "layers.1.mlp.gate.weight"]
+    assert list(outside) == ["model.layers.0.mlp.gate.weight", "model.layers.1.mlp.gate.weight"]
     attention = {name: view for name, view in block_matrices(mixtral).items() if view.expert is None}
-    share, outside = coverage(mixtral, attention)
+    share, outside = outline(mixtral).coverage(attention)
     assert share < 0.5
     assert next(iter(outside)).endswith("experts.gate_up_proj")
 

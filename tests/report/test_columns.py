@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prunegpt.cli.options import number
 from prunegpt.errors import UnknownPartError
 from prunegpt.records import TrialResult
-from prunegpt.report.columns import COLUMNS, NOT_APPLICABLE, column, off_target
+from prunegpt.report.columns import COLUMNS, NOT_APPLICABLE, column, off_target, partly_covered
 from prunegpt.report.format import plain, printed, probability, text_of
 from prunegpt.report.rows import Row
 from prunegpt.spec.columns import COLUMNS as ABOUT
@@ -171,3 +171,20 @@ def test_no_share_prints_as_all_or_nothing_that_is_not(total: int, zeros: int) -
     told = {text_of(round(100 * share, 10), "percent"), number(share)}
     assert ("100" in told) == ("1" in told) == (share == 1)
     assert ("0" in told) == (share == 0)
+
+
+def test_a_low_coverage_is_remarked_only_where_nobody_asked_for_it() -> None:
+    pruned = {"kind": "prune", "prune": {"sparsity": 0.5}}
+    named = {"kind": "prune", "prune": {"sparsity": 0.5, "layers": [0]}}
+
+    def trial(stage: Any, coverage: float | None) -> TrialResult:
+        made = finished(stages=[stage])
+        assert made.sparsity is not None
+        last = made.stages[-1].model_copy(update={"sparsity": made.sparsity.model_copy(update={"coverage": coverage})})
+        return made.model_copy(update={"stages": (*made.stages[:-1], last)})
+
+    assert partly_covered(trial(pruned, 0.5)) == 0.5
+    assert partly_covered(trial(pruned, 0.95)) is None
+    assert partly_covered(trial(named, 0.5)) is None
+    assert partly_covered(trial(pruned, None)) is None, "a record of an earlier version"
+    assert value("coverage", trial(named, 0.5)) == 50.0

@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from prunegpt.records import TrialResult
 from prunegpt.report.plots import extremes
 from prunegpt.report.render.csv import lines
+from prunegpt.spec.names import by_parameter
 from prunegpt.store.series import Series
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, ApiRequest, attachment, endpoint
@@ -150,7 +151,7 @@ def layers(dashboard: Dashboard, sweep: str, trial: str) -> Layers:
     result = dashboard.source.trial(sweep, trial)
     found = dashboard.source.store.series(result.id, lambda _, name: name.startswith(_PER_TENSOR))
     if not found:
-        counted = result.sparsity.by_tensor if result.sparsity else {}
+        counted = by_parameter(result.sparsity.by_tensor) if result.sparsity else {}
         values = [[share] for share in counted.values()]
         return Layers(tensors=list(counted), steps=[0.0] if counted else [], values=list(values), measured=True)
     before = _before(result, "step", found, _across(found, "step"))

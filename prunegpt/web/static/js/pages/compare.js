@@ -68,6 +68,7 @@ const ROWS = [
   ["95% interval", (trial) => format.interval(trial.low, trial.high) || format.NONE],
   ["Sparsity", (trial) => format.percent(trial.sparsity)],
   ["Sparsity, all weights", (trial) => format.percent(trial.sparsity_all)],
+  ["Coverage", (trial) => format.percent(trial.coverage)],
   ["Tokens trained on", (trial) => format.count(trial.tokens)],
   ["Compute", (trial) => format.duration(trial.seconds)],
   ["Protocol", (trial) => trial.protocol ?? format.NONE],

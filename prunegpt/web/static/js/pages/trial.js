@@ -84,7 +84,7 @@ function showHead() {
           "dl.facts",
           {},
           !trial.logged && fact(finished ? "Perplexity" : "Perplexity so far", measured ? (measured.finite ? format.perplexity(measured.perplexity) : "not finite") : format.NONE, bounds),
-          !trial.logged && fact("Sparsity", sparsity?.selected ? format.percent(sparsity.pruned) : format.NONE, [asked !== null && asked !== undefined && `asked ${format.percent(asked)}`, sparsity?.selected && `all weights ${format.percent(sparsity.overall)}`].filter(Boolean).join(", ")),
+          !trial.logged && fact("Sparsity", sparsity?.selected ? format.percent(sparsity.pruned) : format.NONE, [asked !== null && asked !== undefined && `asked ${format.percent(asked)}`, sparsity?.selected && `all weights ${format.percent(sparsity.overall)}`, typeof sparsity?.coverage === "number" && `coverage ${format.percent(sparsity.coverage)}`].filter(Boolean).join(", ")),
           !trial.logged && fact("Tokens trained on", format.count(tokens)),
           trial.logged && fact("Started", format.time(trial.started)),
           !trial.logged && fact("Compute", format.duration(seconds), trial.stages.some((stage) => stage.cached) ? "shared stages included" : ""),

@@ -1,0 +1,39 @@
+"""Answers what :mod:`prunegpt.planning.asked` asks, a line of JSON for each: `python -m prunegpt.training.answers`."""
+
+import json
+import os
+import select
+import sys
+from typing import Any
+
+import torch
+
+from prunegpt.lm.skeleton import skeleton
+from prunegpt.lm.views import outline
+from prunegpt.training.rehearsal import refusals
+
+_IDLE = 300.0  # seconds without a question, after which nobody is believed to ask
+
+
+def answer(question: dict[str, Any]) -> Any:
+    """The outline of a model with that config, or the training arguments that are refused."""
+    if "config" not in question:
+        return refusals(**question)
+    try:
+        found = outline(skeleton(question["config"]))
+    except Exception as error:  # of a family that cannot be built so, or has no decoder layers
+        return {"error": " ".join(str(error).split()) or type(error).__name__}
+    return {"matrices": found.matrices, "weights": found.weights}
+
+
+def main() -> None:
+    """Answers questions until there are no more, or none for a while."""
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    while select.select([sys.stdin], [], [], _IDLE)[0] and (line := sys.stdin.readline()):
+        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
