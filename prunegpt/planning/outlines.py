@@ -57,7 +57,7 @@ def is_words(matrix: Matrix) -> bool:
 
 
 def outline_of(facts: ModelFacts) -> Outline | None:
-    """What a model consists of; None where it is not known, and `unbuilt` may say why.
+    """What a model consists of; None where it is not known; `unbuilt` gives the reason.
 
     Families whose files have the names that the loaded model has are read from those. Of others the model is built from
     its config on the meta device, which takes another process some seconds.
