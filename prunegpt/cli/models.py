@@ -66,13 +66,15 @@ def evaluate(
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
     found, interval = measure(state.model, state.tokenizer, text, precision)
     if as_json:
-        print_json(as_dict(found, interval))
+        print_json({**as_dict(found, interval), "notes": list(state.notes)})
         return
     low, high = (interval.low, interval.high) if interval else (None, None)
     print("perplexity {} (95% interval {} to {})".format(*numbers(found.perplexity, low, high)))
     print(f"bits per byte {number(found.bits_per_byte)}, word perplexity {number(found.word_perplexity)}")
     print(f"{found.tokens:,} tokens in {found.windows:,} windows, {found.seconds:.1f} s")
     print(f"protocol {found.protocol}")
+    for note in state.notes:
+        print(f"note: {note}")
 
 
 def as_dict(found: "Evaluation", interval: "Interval | None") -> dict[str, Any]:
@@ -85,7 +87,7 @@ def as_dict(found: "Evaluation", interval: "Interval | None") -> dict[str, Any]:
 _OURS = re.compile(
     r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|masks\.safetensors"
     r"|tokenizer(_config)?\.json|(special_tokens_map|added_tokens|vocab)\.json|(vocab|merges)\.txt"
-    r"|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.(jinja|json)"
+    r"|((video_)?pre)?processor_config\.json|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.(jinja|json)"
 )
 
 
@@ -164,7 +166,7 @@ def prune(
     after = measure(loaded, tokenizer, text, precision) if text else None
     _check_out(out, overwrite)  # once more: pruning may have taken hours
     with publishing(out.resolve(), replace=overwrite) as folder:
-        save_model(loaded, tokenizer, folder)
+        save_model(loaded, tokenizer, folder, processor=state.processor)
         save_masks(state.pruned.masks, folder / MASKS, method=method, pattern=pattern, target=sparsity)
     report: dict[str, Any] = {
         "perplexity_before": before[0].perplexity if before else None,
@@ -176,7 +178,7 @@ def prune(
         "coverage": zeros.coverage,
         "by_layer": dict(zeros.by_tensor),
         "layers": [dict(row) for row in result.layers],
-        "notes": list(result.notes),
+        "notes": [*state.notes, *result.notes],
         "seconds": result.seconds,
         "out": str(out),
     }
@@ -191,7 +193,7 @@ def prune(
     if before and after:
         print("perplexity {} → {}".format(*numbers(before[0].perplexity, after[0].perplexity)))
         print(f"protocol {after[0].protocol}")
-    for note in result.notes:
+    for note in (*state.notes, *result.notes):
         print(f"note: {note}")
     print(f"saved {out}")
 

@@ -185,7 +185,7 @@ class DistillationObjective:
                 f"check_tokenizers counts."
             )
         if isinstance(self.teacher, Teacher) and (self.hidden_gain or self.attention_gain):
-            depth = int(student.config.num_hidden_layers)
+            depth = int(student.config.get_text_config().num_hidden_layers)
             self._layers = match_layers(depth, self.teacher.blocks, self.layer_map)
 
     def _check(self) -> None:

@@ -73,7 +73,7 @@ class Teacher:
     @property
     def blocks(self) -> int:
         """How many decoder layers it has."""
-        return int(self.model.config.num_hidden_layers)
+        return int(self.model.config.get_text_config().num_hidden_layers)
 
     def run(self, inputs: Mapping[str, Any], *, hidden: bool = False, attentions: bool = False) -> States:
         """Its states on `inputs` (input_ids [batch, length], attention_mask), without gradients.

@@ -18,7 +18,7 @@ from prunegpt.errors import ModelError, PruningError
 from prunegpt.spec.names import Matrix, select_names
 from prunegpt.spec.outline import Outline
 
-_OTHER_SENSES = re.compile("vision|visual|image|audio|speech")  # in the names of towers that do not read text
+OTHER_SENSES = re.compile("vision|visual|image|vqmodel|audio|speech")  # in the names of towers that do not read text
 _EXPERTS = "Experts"  # ends the names of the classes that hold experts in one parameter
 _TRANSPOSED_EXPERTS = frozenset({"AriaExperts", "Llama4TextExperts"})  # [experts, in, out], with no is_transposed
 _EXPERT_COUNTS = (
@@ -83,8 +83,9 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             f"a decoder must keep its blocks in an nn.ModuleList, but {type(model).__name__} has none with matrices "
             f"in it. Use a causal language model of transformers, such as GPT-2, Llama or OPT."
         )
-    depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    return max(found.items(), key=lambda item: (not _OTHER_SENSES.search(item[0]), len(item[1]) == depth, len(item[1])))
+    config = model.config.get_text_config() if isinstance(model, PreTrainedModel) else getattr(model, "config", None)
+    depth = getattr(config, "num_hidden_layers", None)
+    return max(found.items(), key=lambda item: (not OTHER_SENSES.search(item[0]), len(item[1]) == depth, len(item[1])))
 
 
 def _layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -169,7 +170,7 @@ def outline(model: nn.Module) -> Outline:
     weights = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and id(parameter) in inside
+        if parameter.dim() > 1 and id(parameter) in inside and not OTHER_SENSES.search(name)
     }
     return Outline(matrices(model), weights)
 

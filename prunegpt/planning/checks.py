@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.outlines import is_words, outline_of, stored_matrices
 from prunegpt.planning.rehearsed import refused
+from prunegpt.planning.sources import quantised_by, quantised_problem
 from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.execution import LauncherSpec
@@ -102,12 +104,8 @@ def model_problem(facts: ModelFacts) -> str | None:
     config = facts.config or {}
     if config.get("is_encoder_decoder"):
         return f"a model must be decoder-only, but {facts.source} is an encoder-decoder. Use one such as GPT-2 or OPT."
-    if config.get("quantization_config"):
-        return (
-            f"weights must be floating point to be pruned, but {facts.source} is quantised. "
-            f"Use the model it was quantised from."
-        )
-    return None
+    folder = Path(facts.model.source) if facts.files else None
+    return quantised_problem(facts.source, quantised_by(config, folder))
 
 
 def shape_problem(facts: ModelFacts) -> str | None:

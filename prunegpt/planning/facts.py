@@ -29,6 +29,7 @@ from prunegpt.spec.distilling import Shape
 from prunegpt.spec.schema import DataSpec, ModelSpec
 
 _READING = {suffix: suffix for suffix in TEXT_SUFFIXES} | {".txt": ".txt, lines with their ends"}  # part of keys
+_TEXT_PARTS = ("text_config", "thinker_config")  # of config.json
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,16 @@ class ModelFacts:
         """What distillation asks of a student or a teacher."""
         return Shape(blocks=self.blocks, width=self.width, heads=self.heads, vocabulary=self.tokens)
 
+    @cached_property
+    def text_config(self) -> Mapping[str, Any]:
+        """Of the part that reads text: a model that sees or hears too keeps it below."""
+        config: Mapping[str, Any] = self.config or {}
+        while part := next((config[name] for name in _TEXT_PARTS if isinstance(config.get(name), Mapping)), None):
+            config = part
+        return config
+
     def _count(self, *names: str) -> int | None:
-        found = (self.config or {}).get(next((name for name in names if name in (self.config or {})), ""))
+        found = self.text_config.get(next((name for name in names if name in self.text_config), ""))
         return found if isinstance(found, int) and found > 0 else None
 
 

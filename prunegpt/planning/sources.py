@@ -2,17 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
 from prunegpt.errors import DataError, ModelError, unknown
+from prunegpt.planning import hub
 from prunegpt.root import read_json
 from prunegpt.spec.schema import ModelSpec
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
+_CONFIG = "config.json"
+DEQUANTISED = ("mxfp4", "fp8")  # by transformers, on any device
+_QUANTISERS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
 MASKS = "masks.safetensors"  # of a pruned model, beside its weights
@@ -105,6 +110,41 @@ def weight_files(folder: Path) -> list[Path]:
         f"a model folder must hold its weights as .safetensors, but {folder} has none. "
         f"Check that the copy or download is complete."
     )
+
+
+def quantised_by(config: Mapping[str, Any], folder: Path | None = None) -> str | None:
+    """The method that a model's weights are quantised by; None where they are floating point.
+
+    Args:
+        config: config.json.
+        folder: of a local model, where old tools leave a file of their own instead.
+    """
+    parts = {f" in its {name}": config.get(name) for name in ("text_config", "thinker_config")}
+    for where, part in {"": config, **parts}.items():
+        for name, kind in (("quantization_config", "bitsandbytes"), ("compression_config", "compressed-tensors")):
+            if isinstance(part, Mapping) and isinstance(given := part.get(name), Mapping) and given:
+                return str(given.get("quant_method") or kind) + where
+    return next((kind for name, kind in _QUANTISERS.items() if folder and (folder / name).is_file()), None)
+
+
+def quantised_problem(source: str | Path, method: str | None) -> str | None:
+    """Why a quantised model cannot be pruned; None where its weights can be made floating point on any device."""
+    if method is None or method in DEQUANTISED:
+        return None
+    return (
+        f"weights must be floating point to be pruned, but {source} is quantised ({method}). "
+        f"Use the model it was quantised from."
+    )
+
+
+def origin_notes(model: ModelSpec) -> tuple[str, ...]:
+    """What was done to the weights of a model while they were loaded, in words."""
+    place = None if is_builtin(model.source) else model_place(model.source)
+    if place is not None and place.is_file():
+        return (f"the weights of {place.name} are stored as GGUF, and were dequantised when they were loaded",)
+    file = place / _CONFIG if place else hub.cached_file(model.source, model.revision, _CONFIG)
+    method = quantised_by(read_json(file), place) if file and file.is_file() else None
+    return (f"the weights are stored as {method}, and were dequantised when they were loaded",) if method else ()
 
 
 def tokenizer_files(place: Path, *, code: bool) -> list[Path]:

@@ -31,6 +31,8 @@ class ModelState:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     pruned: Pruned
+    notes: tuple[str, ...] = ()  # on how the model was loaded
+    processor: Mapping[str, bytes] = field(default_factory=dict)  # files of what prepares images and sounds, by name
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from prunegpt.errors import ModelError
-from prunegpt.lm.models import load_model, load_tokenizer, save_model
+from prunegpt.lm.models import load_model, save_model
+from prunegpt.lm.multimodal import processor_files
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.planning.inputs import Inputs
-from prunegpt.planning.sources import MASKS, model_files
+from prunegpt.planning.sources import MASKS, model_files, origin_notes
 from prunegpt.pruning.masks import load_masks, save_masks
 from prunegpt.records import Evaluation, StageRecord
 from prunegpt.root import Root, damage, publishing, seal, write_text
@@ -62,7 +64,7 @@ def publish(root: Root, plan: StagePlan, state: ModelState, stage: StageRecord) 
     """Writes a stage whole. A `load` stage keeps no copy of the weights: its source is named in plan.json."""
     with publishing(root.stage(plan.key)) as folder:
         if plan.kind != "load":
-            save_model(state.model, state.tokenizer, folder / "model")
+            save_model(state.model, state.tokenizer, folder / "model", processor=state.processor)
         if state.pruned.masks:
             save_masks(
                 state.pruned.masks,
@@ -125,15 +127,15 @@ def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torc
             f"a stage must be as it was published, but {changed[0].file} of {folder} is {changed[0].what}. "
             f"`prunegpt doctor --repair` sets it aside, and the next run computes it again."
         )
-    if not (folder / "model").is_dir():
+    stored = folder / "model"
+    if not stored.is_dir():
         return source(root, model, inputs, device=device)
     if model.trust_remote_code:
         with inputs.reading(model_files(model)):
-            stored = folder / "model"
             loaded = load_model(stored, dtype=torch.float32, device=device, **_options(model), code=model.source)
-        return ModelState(loaded, tokenizer(root, model, inputs), _pruned(folder))
-    loaded = load_model(folder / "model", dtype=torch.float32, device=device)
-    return ModelState(loaded, load_tokenizer(folder / "model"), _pruned(folder))
+        return ModelState(loaded, tokenizer(root, model, inputs), _pruned(folder), processor=processor_files(stored))
+    loaded = load_model(stored, dtype=torch.float32, device=device)
+    return ModelState(loaded, load_tokenizer(stored), _pruned(folder), processor=processor_files(stored))
 
 
 def _pruned(folder: Path) -> Pruned:
@@ -153,8 +155,8 @@ def source(root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device
     """
     with inputs.reading(model_files(model)):
         loaded = load_model(model.source, dtype=torch.float32, device=device, **_options(model))
-        pruned = _pruned(Path(model.source))
-    state = ModelState(loaded, tokenizer(root, model, inputs), pruned)
+        pruned, processor = _pruned(Path(model.source)), processor_files(model.source, model.revision)
+    state = ModelState(loaded, tokenizer(root, model, inputs), pruned, origin_notes(model), processor)
     check_ledger(state)
     return state
 

@@ -17,7 +17,8 @@ def load(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
     """The model the plan names, from the hub, a folder or a file."""
     found = cache.source(setting.root, plan.model, setting.inputs, device=setting.device)
     state.model, state.tokenizer, state.pruned = found.model, found.tokenizer, found.pruned
-    return Result()
+    state.processor = found.processor
+    return Result(notes=found.notes)
 
 
 def pretrain(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:

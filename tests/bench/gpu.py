@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from prunegpt.launch.local import LocalLauncher
-from prunegpt.lm.models import load_tokenizer, save_model
+from prunegpt.lm.models import save_model
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.lm.views import block_matrices
 from prunegpt.planning.resolve import plan_data
 from prunegpt.pruning.oneshot import prune_oneshot

@@ -57,7 +57,8 @@ def _material(work: Path) -> tuple[Path, Path]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from prunegpt.builtin.text import rows
-    from prunegpt.lm.models import load_tokenizer, save_model
+    from prunegpt.lm.models import save_model
+    from prunegpt.lm.tokenizers import load_tokenizer
 
     torch.manual_seed(0)
     shape = {"vocab_size": 1024, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}

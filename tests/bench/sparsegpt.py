@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from prunegpt.lm.data import calibration_windows, read_documents
-from prunegpt.lm.models import load_model, load_tokenizer
+from prunegpt.lm.models import load_model
 from prunegpt.lm.perplexity import evaluate
 from prunegpt.lm.protocols import evaluation_windows
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.lm.views import block_matrices
 from prunegpt.lm.windows import Windows
 from prunegpt.pruning.oneshot import prune_oneshot

@@ -10,7 +10,7 @@ from prunegpt.builtin.text import rows
 from prunegpt.builtin.tokenizer import END_OF_TEXT, tokenizer
 from prunegpt.errors import ModelError
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
-from prunegpt.lm.models import load_tokenizer
+from prunegpt.lm.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from prunegpt.lm.models import load_tokenizer, save_model
+from prunegpt.lm.models import save_model
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.lm.views import block_matrices, outline
 from tests.support.families import tiny
 from tests.support.small import Invoke

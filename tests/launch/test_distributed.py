@@ -33,7 +33,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model without dropout: each process draws its own."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from prunegpt.lm.models import load_tokenizer, save_model
+    from prunegpt.lm.models import save_model
+    from prunegpt.lm.tokenizers import load_tokenizer
 
     torch.manual_seed(0)
     config = LlamaConfig(

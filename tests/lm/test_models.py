@@ -25,7 +25,8 @@ from transformers import (
 
 from prunegpt.errors import ModelError
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
-from prunegpt.lm.models import load_model, load_tokenizer, save_model
+from prunegpt.lm.models import load_model, save_model
+from prunegpt.lm.tokenizers import load_tokenizer
 from tests.support.families import tiny
 
 CPU = {"device": "cpu", "dtype": "float32"}
@@ -82,6 +83,17 @@ def test_weights_that_came_untied_are_tied_again_when_saved(tiny_gpt2: Any, tmp_
     tiny_gpt2.lm_head.weight = torch.nn.Parameter(tiny_gpt2.transformer.wte.weight.detach().clone())
     save_model(tiny_gpt2, None, tmp_path)
     assert len([name for name in load_file(tmp_path / "model.safetensors") if "wte" in name or "lm_head" in name]) == 1
+
+
+def test_a_head_that_differs_from_the_embedding_is_kept_whatever_the_config_says(tmp_path: Path) -> None:
+    made = tiny("llama", tie_word_embeddings=False)
+    made.save_pretrained(tmp_path / "model")
+    configure(tmp_path / "model", tie_word_embeddings=True)
+    loaded = load_model(tmp_path / "model", **CPU)
+    torch.testing.assert_close(loaded(TOKENS).logits, made(TOKENS).logits)
+    save_model(loaded, None, tmp_path / "saved")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    torch.testing.assert_close(plain(TOKENS).logits, made(TOKENS).logits)
 
 
 def test_precision_and_attention_can_be_chosen(folder: Path) -> None:
@@ -228,12 +240,6 @@ def test_bidirectional_model_is_refused_and_a_decoder_that_says_it_is_none_is_no
     neox = GPTNeoXForCausalLM(GPTNeoXConfig(**shape, intermediate_size=64))
     neox.save_pretrained(tmp_path / "neox")
     assert not load_model(tmp_path / "neox", **CPU).config.is_decoder
-
-
-def test_quantised_model_is_refused(folder: Path) -> None:
-    configure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(ModelError, match=r"must be floating point to be pruned, but .* is quantised \(gptq\)"):
-        load_model(folder, **CPU)
 
 
 def test_code_of_a_repository_is_not_run_unless_asked(folder: Path) -> None:

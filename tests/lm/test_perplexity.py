@@ -18,9 +18,10 @@ from transformers import (
 
 from prunegpt.errors import ModelError
 from prunegpt.lm import perplexity
-from prunegpt.lm.models import load_model, load_tokenizer
+from prunegpt.lm.models import load_model
 from prunegpt.lm.perplexity import evaluate
 from prunegpt.lm.protocols import blocks, evaluation_windows, sliding, stream
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.lm.windows import Windows
 
 FAMILIES = ["tiny_gpt2", "tiny_llama", "tiny_opt"]

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunegpt.lm.models import load_model, load_tokenizer
+from prunegpt.lm.models import load_model
 from prunegpt.lm.perplexity import evaluate
 from prunegpt.lm.protocols import evaluation_windows
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.lm.views import block_matrices, select
 from prunegpt.pruning.oneshot import prune_oneshot
 from prunegpt.pruning.patterns import parse_pattern

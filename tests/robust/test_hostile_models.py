@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from prunegpt.cli import app
 from prunegpt.errors import ModelError, PruneGPTError
-from prunegpt.lm.models import load_model, load_tokenizer
+from prunegpt.lm.models import load_model
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.planning.resolve import plan_data
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root

@@ -8,7 +8,7 @@ import pytest
 
 from prunegpt.errors import DataError
 from prunegpt.lm.data import calibration_windows, pack_training_blocks, read_documents, read_rows
-from prunegpt.lm.models import load_tokenizer
+from prunegpt.lm.tokenizers import load_tokenizer
 
 READERS = [read_rows, read_documents]
 

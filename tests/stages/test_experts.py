@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from prunegpt.lm.models import load_model, load_tokenizer, save_model
+from prunegpt.lm.models import load_model, save_model
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.lm.views import block_matrices
 from prunegpt.pruning.masks import check, load_masks
 from prunegpt.root import Root

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunegpt.errors import InputError, ModelError
-from prunegpt.lm.models import load_model, load_tokenizer
+from prunegpt.lm.models import load_model
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.planning.facts import model_facts
 from prunegpt.planning.fingerprint import Files
 from prunegpt.planning.inputs import Inputs

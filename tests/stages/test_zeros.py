@@ -10,7 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from prunegpt.cli import app
-from prunegpt.lm.models import load_model, load_tokenizer, save_model
+from prunegpt.lm.models import load_model, save_model
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.lm.views import block_matrices
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import load_masks, save_masks

@@ -5,8 +5,8 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 VOCABULARY = 64
 SMALL: dict[str, Any] = {
@@ -45,6 +45,24 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "xlnet": {"d_head": 8},
     "xlstm": {"embedding_dim": 32, "num_blocks": 2},
     "zaya": {"num_experts_per_tok": 1},
+    **{
+        name: {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+        for name in (
+            *("glm4v_text", "glm46v_text", "glm_ocr_text", "paddleocr_vl_text"),
+            *("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"),
+        )
+    },
+    "glm4v_moe_text": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [1, 1, 0],
+        }
+    },
+    "qwen2_vl_vision": {"embed_dim": 32, "depth": 2},
+    "chameleon": {"vocabulary_map": {"<image>": 4}},
+    "emu3": {"vocabulary_map": {"<image>": 4}},
 }
 
 
@@ -53,18 +71,30 @@ def families() -> Iterator[str]:
     yield from sorted({config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING})
 
 
+def multimodal() -> Iterator[str]:
+    """Names of all model types that transformers makes a model of that reads text beside something else."""
+    yield from sorted({config.model_type for config in MODEL_FOR_MULTIMODAL_LM_MAPPING})
+
+
 def shrink(config: PreTrainedConfig, **own: int) -> PreTrainedConfig:
     """The config with small sizes, in its parts too; made anew where it can be, so that derived sizes fit."""
     sizes = {name: value for name, value in SMALL.items() if _has(config, name)}
     if "num_key_value_heads" in sizes and "qk_nope_head_dim" in sizes:
         sizes["num_key_value_heads"] = 4  # latent attention has as many as queries
     depth = 2
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and "mrope_section" in rope:
+        sizes["rope_parameters"] = {**rope, "mrope_section": [2, 1, 1]}  # half of a head
     for name, value in vars(config).items():
         if isinstance(value, list) and len(value) > depth and ("layer" in name or "block" in name or "types" in name):
             sizes[name] = value[:depth]
-    sizes |= {**EXCEPTIONS.get(config.model_type, {}), **own}
+    sizes |= {**EXCEPTIONS.get(config.model_type, {}), **(own if "text_config" not in config.sub_configs else {})}
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
-    parts = {name: shrink(part) for name, part in parts.items() if isinstance(part, PreTrainedConfig)}
+    parts = {
+        name: shrink(part, **(own if name == "text_config" else {}))
+        for name, part in parts.items()
+        if isinstance(part, PreTrainedConfig)
+    }
     try:
         return type(config)(**sizes, **parts)
     except Exception:
@@ -86,3 +116,10 @@ def tiny(family: str, **own: int) -> Any:
     config_class = next(config for config in MODEL_FOR_CAUSAL_LM_MAPPING if config.model_type == family)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(shrink(config_class(), **own)).eval()
+
+
+def tiny_multimodal(family: str, **own: int) -> Any:
+    """A whole model of a family, its towers included, with random weights in evaluation mode; `own` as for `tiny`."""
+    config_class = next(config for config in MODEL_FOR_MULTIMODAL_LM_MAPPING if config.model_type == family)
+    torch.manual_seed(0)
+    return AutoModelForMultimodalLM.from_config(shrink(config_class(), **own)).eval()

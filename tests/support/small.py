@@ -33,7 +33,8 @@ def make_model(folder: Path, *, layers: int, width: int = 32, positions: int = 6
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from prunegpt.lm.models import load_tokenizer, save_model
+    from prunegpt.lm.models import save_model
+    from prunegpt.lm.tokenizers import load_tokenizer
 
     torch.manual_seed(0)
     config = GPT2Config(

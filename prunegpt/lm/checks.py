@@ -1,0 +1,128 @@
+"""Whether a model that is loaded is what its files hold, and one that predicts text from left to right."""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from prunegpt.errors import ModelError
+from prunegpt.lm.located import explained
+from prunegpt.lm.multimodal import auto_class, is_language_model
+from prunegpt.planning.sources import quantised_by, quantised_problem, tensor_shapes, weight_files
+
+_LISTED = 5  # weights named in one message
+_OVERSIZE = 4  # times as many weights as are stored may be asked for before the names of those missing are checked
+_OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")  # causal masks that old checkpoints carry as weights
+
+
+def check_config(source: str | Path, config: Any, trust_remote_code: bool) -> None:
+    kind = type(config).__name__
+    if any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config())):
+        raise ModelError(
+            f"a model must be decoder-only, but {source} is an encoder-decoder ({kind}). "
+            f"Use a causal language model such as GPT-2, OPT or Llama."
+        )
+    remote = trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    if not is_language_model(config) and not remote:
+        raise ModelError(
+            f"a model must be a causal language model, but {source} has a {kind}, for which transformers has none. "
+            f"Use a model such as GPT-2, OPT or Llama."
+        )
+    folder = Path(source) if Path(source).is_dir() else None
+    if problem := quantised_problem(source, quantised_by(config.to_dict(), folder)):
+        raise ModelError(problem)
+
+
+def check_size(source: str | Path, folder: Path, config: Any) -> None:
+    """A config that asks for far more weights than are stored would fill the memory with random ones first."""
+    if not is_language_model(config):
+        return  # its own code, which is trusted
+    shapes = tensor_shapes(folder, weight_files(folder))
+    stored = sum(math.prod(shape) for shape in shapes.values())
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > len(shapes):
+        raise ModelError(
+            f"a model's files must hold exactly its weights, but the config of {source} asks for {layers} layers and "
+            f"its files hold {len(shapes)} tensors. Take config.json and weights from the same place."
+        )
+    with explained(source), torch.device("meta"):
+        wanted = sum(weight.numel() for weight in auto_class(config).from_config(config).parameters())
+    if wanted > _OVERSIZE * stored:
+        raise ModelError(
+            f"a model's files must hold exactly its weights, but the config of {source} asks for {wanted:,} and its "
+            f"files hold {stored:,}. Take config.json and weights from the same place."
+        )
+
+
+def check_weights(source: str | Path, report: dict[str, Any]) -> None:
+    """Every weight of the model came from the file, and every weight of the file went into the model."""
+    problems = {
+        "lacks": sorted(report["missing_keys"]),
+        "has another shape for": sorted(item[0] for item in report["mismatched_keys"]),
+        "holds what the model has no place for:": sorted(
+            name for name in report["unexpected_keys"] if not _OLD_MASKS.search(name)
+        ),
+    }
+    told = [
+        f"{what} {', '.join(names[:_LISTED])}" + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+        for what, names in problems.items()
+        if names
+    ]
+    if told:
+        raise ModelError(
+            f"a model's files must hold exactly its weights, but {source} {'; '.join(told)}. Nothing is filled with "
+            f"random numbers or dropped: save it again as the causal language model that its config names."
+        )
+    if report.get("error_msgs"):
+        raise ModelError(f"a model's weights must load, but {source} failed: {'; '.join(report['error_msgs'])}.")
+
+
+def check_finite(source: str | Path, model: PreTrainedModel) -> None:
+    """NaN and infinity are no weights: whatever is computed with them is no number either."""
+    broken = [name for name, weight in model.named_parameters() if weight.numel() and not _is_finite(weight)]
+    if broken:
+        named = ", ".join(broken[:_LISTED]) + (f" and {len(broken) - _LISTED} more" if len(broken) > _LISTED else "")
+        raise ModelError(
+            f"weights must be finite numbers, but {source} holds NaN or infinity in {named}. "
+            f"Its training diverged or the file is damaged: take an earlier checkpoint or download it again."
+        )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    low, high = torch.aminmax(weight.detach())  # NaN, where there is one
+    return bool(low.isfinite() & high.isfinite())
+
+
+def check_causal(source: str | Path, model: PreTrainedModel) -> None:
+    """Changes the last of a few tokens and looks whether an earlier prediction moves, as it does in BERT."""
+    with torch.no_grad(), _reading(source, model):
+        tokens = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size  # [1, 8]
+        changed = tokens.clone()
+        changed[0, -1] = 0
+        first, second = (model(input_ids=ids, use_cache=False).logits[0, :-1].float() for ids in (tokens, changed))
+    moved = (first - second).abs().max() / first.std()  # [7, vocab] -> []
+    if moved > (1e-3 if model.dtype == torch.float32 else 1e-2):
+        raise ModelError(
+            f"a causal model must not see the tokens it is to predict, but {source} ({type(model).__name__}) does. "
+            f"Use a decoder such as GPT-2, OPT or Llama; an encoder such as BERT has no perplexity."
+        )
+
+
+@contextmanager
+def _reading(source: str | Path, model: PreTrainedModel) -> Iterator[None]:
+    """Turns what a model raises that asks for more than text into a ModelError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # each model says it in a way of its own
+        told = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ModelError(
+            f"a model must predict text from text alone, but {source} ({type(model).__name__}) does not: {told}. "
+            f"Use one that can be given text without images or sounds, or its language model by itself."
+        ) from error

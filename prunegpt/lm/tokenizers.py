@@ -1,0 +1,111 @@
+"""Tokenisers: from a hub id, a folder, a GGUF file or the built-in model, checked before a text goes through them."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from prunegpt.builtin import is_builtin
+from prunegpt.errors import ModelError
+from prunegpt.lm.located import explained, locate
+from prunegpt.root import read_json
+
+_SPECIAL = 64  # tokens that a tokeniser may put around every text
+_GROWTH = 1024  # signs that its normaliser may make of one
+_PLACES = frozenset({"name_or_path", "tokenizer_file", "vocab_file", "merges_file"})  # where a tokeniser came from
+_TOKENIZERS: dict[tuple[str, str, str], PreTrainedTokenizerBase] = {}  # class, content, settings
+
+
+def load_tokenizer(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    code_revision: str | None = None,
+    cache: Path | None = None,
+) -> PreTrainedTokenizerBase:
+    """The tokeniser of a model: one object for all that are alike in a process, so do not change what you get.
+
+    Args:
+        source: hub id, local folder, path of a .gguf file, or builtin:NAME.
+        revision: branch, tag or commit of a hub repository.
+        trust_remote_code: let the repository run its own code.
+        code_revision: branch, tag or commit of that code, where it is in another repository.
+        cache: folder in which the built-in tokeniser is kept once trained; default: trained in memory.
+
+    Raises:
+        ModelError: the source is missing or has no tokeniser.
+    """
+    if is_builtin(str(source)):
+        from prunegpt.builtin.tokenizer import tokenizer
+
+        return _shared(tokenizer(str(source), cache=cache))
+    name, options = locate(source, revision, trust_remote_code, weights=False)
+    if trust_remote_code and code_revision:
+        options["code_revision"] = code_revision
+    with explained(source, "tokeniser"):
+        _check_place(source, Path(name))
+        found = _shared(AutoTokenizer.from_pretrained(name, **options))
+        _check_growth(source, found)
+        tokens = found("some text", add_special_tokens=False)["input_ids"]
+    if not tokens:  # what transformers makes up without any file
+        raise ModelError(
+            f"a tokeniser must have a vocabulary, but {source} has no tokenizer.json or other tokeniser file. "
+            f"Name the tokeniser's own hub id or folder."
+        )
+    return found
+
+
+def _check_place(source: str | Path, place: Path) -> None:
+    """A vocabulary that tokenizer_config.json takes from another folder is in no key, and may change unseen."""
+    config = place / "tokenizer_config.json"
+    given = read_json(config) if config.is_file() else {}
+    for name in ("vocab", "merges"):
+        if isinstance(file := given.get(name), str):
+            raise ModelError(
+                f"a tokeniser must be stored in one folder, but tokenizer_config.json of {source} takes its {name} "
+                f"from {file}. Copy that file into the folder and remove the entry."
+            )
+
+
+def _check_growth(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokeniser gives about as many tokens as a text has signs: rules that multiply them would fill the memory.
+
+    Those are special tokens around every document, and text that its normaliser inserts.
+    """
+    special = tokenizer.num_special_tokens_to_add()
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+    rules = json.loads(normalizer.__getstate__()) if normalizer is not None else {}
+    growth = math.prod(max(1, len(text)) for text in _inserted(rules))
+    for what, count, most in (("special tokens around a text", special, _SPECIAL), ("signs for one", growth, _GROWTH)):
+        if count > most:
+            raise ModelError(
+                f"a tokeniser must give about as many tokens as a text has signs, but that of {source} puts in up to "
+                f"{count:,} {what}, and {most} are allowed. Take the tokeniser from where the model was trained."
+            )
+
+
+def _inserted(rule: Any) -> Iterator[str]:
+    """The strings that a normaliser, or one of a sequence, inserts."""
+    if isinstance(rule, dict):
+        yield from (rule[name] for name in ("content", "prepend") if isinstance(rule.get(name), str))
+        for each in rule.get("normalizers") or ():
+            yield from _inserted(each)
+
+
+def _shared(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The first tokeniser of this process that is like this one.
+
+    The tokenizers library keeps the words that each object has split, in every thread, beyond the object's life: a
+    worker that loads a tokeniser for each of its trials would grow with every one of them.
+    """
+    if not tokenizer.is_fast:
+        return tokenizer
+    content = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    settings = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _PLACES}
+    alike = type(tokenizer).__name__, content, repr(sorted(settings.items()))
+    return _TOKENIZERS.setdefault(alike, tokenizer)
