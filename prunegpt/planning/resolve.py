@@ -154,7 +154,8 @@ class Planner:
         opened, spec = self.opened, self.opened.spec
         chains = [self.chain(item) for item in opened.configurations]
         searches = tuple(plan_search(self, template) for template in opened.searches)
-        problems = [*opened.problems, *self._table_problems(), *self._stray_overrides(), *self._early_stop_problems()]
+        problems = [*opened.problems, *self._table_problems(), *self._stray_overrides()]
+        problems += self._early_stop_problems(chains)
         if self._strict:
             problems += [Problem("", f"{text}. Download it, or give a local folder.") for text in self.unchecked]
         if problems or opened.malformed or spec is None:
@@ -214,7 +215,7 @@ class Planner:
             for place, message in checks.table_problems(table, [*self.opened.groups, *searched])
         ]
 
-    def _early_stop_problems(self) -> list[Problem]:
+    def _early_stop_problems(self, chains: Sequence[ResolvedTrial | None]) -> list[Problem]:
         spec = self.opened.spec
         if spec is None or spec.early_stop is None:
             return []
@@ -223,6 +224,14 @@ class Planner:
         except PruneGPTError as error:
             place = ("early_stop", "options") if spec.early_stop.options else ("early_stop",)
             return [self.opened.document.problem(place, str(error))]
+        known = [chain for found in (chains, *self.searched.values()) for chain in found if chain]
+        blended = any(stage.distill for chain in known for stage in chain.trial.stages)
+        if spec.early_stop.metric == "loss" and blended:
+            message = (
+                "early stopping must compare a measure of the model, but the loss of a distillation is blended with "
+                "the divergence from its teacher. Use metric: perplexity, with train.eval_strategy: steps."
+            )
+            return [self.opened.document.problem(("early_stop", "metric"), message)]
         return []
 
     def _stray_overrides(self) -> list[Problem]:

@@ -64,7 +64,12 @@ def resolve_suggestion(
         listed = ", ".join(f"{path}={_short(choice)}" for path, choice in chosen.items())
         found = [Problem(problem.where, f"{problem.message} (with {listed})", problem.line) for problem in problems]
         raise SpecError(found or [Problem("", f"no trial can be made with {listed}.")])
-    place = {"search": template.name, "number": number, "order": planner.opened.search_order(template)}
+    place = {
+        "search": template.name,
+        "number": number,
+        "order": planner.opened.search_order(template),
+        "constraints": template.spec.constraints,
+    }
     return chain.trial.model_copy(update=place)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from prunegpt.records import TrialResult, comparable
+from prunegpt.records import TrialResult, chain_metrics, comparable
 from prunegpt.report.cells import RowState
 from prunegpt.report.measure import Measured, Standing, Typical
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.spec.schema import Reported, TableSpec
+from prunegpt.spec.search import broken
 
 _STATE_TEXT = {"waiting": "not run", "stopped": "stopped early"}
 _MOST_TELLING: tuple[RowState, ...] = (
@@ -47,6 +48,12 @@ class Row:
         return tuple(trial for trial in self.trials if trial.measured)
 
     @property
+    def broken(self) -> tuple[str, ...]:
+        """The constraints of its search that a finished run does not fulfil."""
+        found = [broken(trial.plan.constraints, chain_metrics(trial.stages)) for trial in self.finished]
+        return tuple(dict.fromkeys(text for texts in found for text in texts))
+
+    @property
     def state(self) -> RowState:
         if not self.trials:
             return "missing"
@@ -64,13 +71,14 @@ class Row:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the row leaves out or why it has no number."""
+        """What the row leaves out, which constraints it breaks, or why it has no number."""
+        found = (f"not fulfilled: {', '.join(self.broken)}; neither best nor compared",) if self.broken else ()
         if self.state == "partial":
             counts = Counter(_STATE_TEXT.get(state, state) for trial in self.trials if (state := _state(trial)))
             others = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()) if state != "finished")
-            return (f"{len(self.finished)} of {len(self.trials)} seeds; not in the mean: {others}",)
+            return (*found, f"{len(self.finished)} of {len(self.trials)} seeds; not in the mean: {others}")
         reasons = {trial.reason for trial in self.trials if trial.state == "failed" and trial.reason}
-        return tuple(f"failed: {reason}" for reason in sorted(reasons)) if self.state == "failed" else ()
+        return tuple(f"failed: {reason}" for reason in sorted(reasons)) if self.state == "failed" else found
 
 
 def _state(trial: TrialResult) -> RowState:
@@ -131,10 +139,13 @@ def select_rows(
 def _best(rows: list[Row], count: int | None) -> list[Row]:
     """So many rows of the lowest perplexity, the mean of their seeds, best first; all where there is no count.
 
+    Rows that break a constraint of their search are left out, where any other is there.
     Rows that were not measured as most are come after those that were.
     """
     if count is None:
         return rows
+    if any(row.finished and not row.broken for row in rows):
+        rows = [row for row in rows if not row.broken]
     ranked = {trial.id for trial in comparable([trial for row in rows for trial in row.finished])}
 
     def perplexity(row: Row) -> float:

@@ -81,9 +81,10 @@ def build_table(
     """
     rows, unplaced = select_rows(spec, results, sweep)
     found = [measure(row.trials, windows) for row in rows]
+    compared = [None if row.broken else measured for row, measured in zip(rows, found, strict=True)]
     rows = [
         replace(row, measured=measured, standing=standing)
-        for row, measured, standing in zip(rows, found, standings(found), strict=True)
+        for row, measured, standing in zip(rows, found, standings(compared), strict=True)
     ]
     if any(wanted.value == "beside_median" for wanted in spec.columns):  # a bootstrap for each row
         placed = beside_median(found, [row.is_pruned for row in rows])

@@ -95,6 +95,7 @@ class TrialPlan(Part):
     implicit: bool = False  # a teacher that no trial of the spec is; run, but not shown in tables
     search: str = ""  # name of the search that suggested it; empty where the spec itself says it
     number: int = 0  # of the suggestion, counted within its search from 1
+    constraints: tuple[str, ...] = ()  # of that search: what a good trial fulfils
     study: int = 0  # of that search, from 0; a new one where its earlier suggestions could not be repeated
     told: tuple[
         int, ...

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from prunegpt.errors import Problem, unknown
 from prunegpt.spec.read import Document
+from prunegpt.spec.training_arguments import DECISIVE, NEUTRAL
 
 Path = tuple[str | int, ...]
 
@@ -25,6 +26,16 @@ _WORDS = (
     (", unable to interpret input", ""),
     (", got a number with a fractional part", ""),
 )
+_PATHS = {  # names that are written without a path -> theirs in a trial
+    "lr": "train.learning_rate",
+    **dict.fromkeys(("batch_size", "train_batch_size"), "train.per_device_train_batch_size"),
+    **dict.fromkeys(("epochs", "num_epochs"), "train.num_train_epochs"),
+    **dict.fromkeys(("steps", "max_train_steps"), "train.max_steps"),
+    **dict.fromkeys(("block_size", "max_train_blocks"), "data.block_size"),
+    **dict.fromkeys(("model_name_or_path", "model_name"), "model"),
+    **dict.fromkeys(("hardness", "temperature", "loss"), "stages.N.distill.{}, N the place of the stage"),
+    **dict.fromkeys(("sparsity", "method", "pattern"), "stages.N.prune.{}, N the place of the stage"),
+}
 _MISMATCHES = ("_type", "_parsing", "literal_error", "_from_float")  # ends of the kinds that mean: not of this branch
 
 
@@ -106,7 +117,8 @@ def _located(item: Any, model: type[BaseModel], data: Any) -> _Item:
 def _words(item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
     kind, last = item["type"], item["loc"][-1] if item["loc"] else ""
     if kind == "extra_forbidden":
-        return unknown("key", str(last), _fields_at(item["loc"][:-1], model, data)), ""
+        fields = _fields_at(item["loc"][:-1], model, data)
+        return unknown("key", str(last), fields) + _elsewhere(str(last), fields), ""
     if kind == "missing":
         return f"{last} is required.", ""
     if kind == "value_error":
@@ -116,6 +128,14 @@ def _words(item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
     if kind in ("model_type", "dict_type", "mapping_type"):
         return "must be a mapping", _short(item["input"])
     return in_words(item["msg"]), _short(item["input"])
+
+
+def _elsewhere(name: str, fields: Sequence[str]) -> str:
+    """The end of a message: the path of a name that W&B sweeps and training scripts write without one."""
+    if "stages" not in fields:
+        return ""
+    path = f"train.{name}" if name in DECISIVE | NEUTRAL else _PATHS.get(name, "").format(name)
+    return f" Write {path}." if path else ""
 
 
 def in_words(message: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -39,6 +39,9 @@ class Dimension(Part):
     high: int | float | None = Field(None, description="largest value, included")
     step: int | float | None = Field(None, description="distance between values")
     log: bool = Field(False, description="draw uniformly on a logarithmic scale")
+    quantum: int | float | None = Field(
+        None, gt=0, description="round what is drawn to a multiple of this: integers where it is one"
+    )
     values: tuple[Any, ...] | None = Field(None, description="the values to choose from, or NAME -> value")
     names: tuple[str, ...] | None = Field(None, description="a name for each of the values")
     when: Mapping[str, Any] = Field(
@@ -58,7 +61,7 @@ class Dimension(Part):
     @model_validator(mode="after")
     def _consistent(self) -> "Dimension":
         if self.values is not None:
-            if (self.low, self.high, self.step, self.log) != (None, None, None, False):
+            if (self.low, self.high, self.step, self.log, self.quantum) != (None, None, None, False, None):
                 raise ValueError("a searched field must have either values or low and high, but has both. Remove one.")
             if not self.values:
                 raise ValueError("values must name at least one, but is empty.")
@@ -81,11 +84,15 @@ class Dimension(Part):
             raise ValueError(f"a logarithmic range must begin above 0, but low is {self.low}.")
         if self.log and self.step is not None and not (self.is_integer and self.step == 1):
             raise ValueError("a range takes either log or step, but has both. Remove one.")
+        if self.quantum is not None and self.step is not None:
+            raise ValueError("a range takes either step or quantum, but has both. Remove one.")
         return self
 
     @property
     def is_integer(self) -> bool:
-        """Whether a range is one of integers."""
+        """Whether a range is drawn from integers."""
+        if self.quantum is not None:
+            return False
         bounds = (self.low, self.high, 1 if self.step is None else self.step)
         return all(isinstance(bound, int) for bound in bounds)
 
@@ -111,7 +118,19 @@ class Dimension(Part):
         """All choices, or both ends of a range."""
         if self.values is not None:
             return self.choices
-        return tuple(dict.fromkeys((self.low, self.highest)))
+        return tuple(dict.fromkeys(self.rounded(end) for end in (self.low, self.highest)))
+
+    def rounded(self, drawn: Any) -> Any:
+        """What is drawn as a choice: the nearest multiple of `quantum`, half to even as NumPy rounds."""
+        if self.quantum is None:
+            return drawn
+        return round(drawn / self.quantum) * self.quantum
+
+    def within(self, choice: Any) -> Any:
+        """A choice as a value that could have been drawn: rounding may have left the range."""
+        if self.quantum is None or self.low is None or self.high is None:
+            return choice
+        return min(max(float(choice), float(self.low)), float(self.high))
 
     def value_of(self, choice: Any) -> Any:
         """The value that a choice stands for."""
@@ -126,8 +145,10 @@ class Dimension(Part):
             return any(type(choice) is type(known) and choice == known for known in self.choices)
         if isinstance(choice, bool) or not isinstance(choice, (int, float)) or self.low is None or self.high is None:
             return False
-        if self.is_integer and not isinstance(choice, int):
+        if (self.is_integer or isinstance(self.quantum, int)) and not isinstance(choice, int):
             return False
+        if self.quantum is not None:
+            return bool(choice == self.rounded(choice) == self.rounded(self.within(choice)))
         steps = 0.0 if self.step is None else (choice - self.low) / self.step
         return self.low <= choice <= self.high and abs(steps - round(steps)) < 1e-6
 
@@ -206,6 +227,27 @@ def constraint_of(text: str) -> Constraint:
     if found[1] not in METRICS:
         raise ValueError(unknown("metric", found[1], METRICS))
     return Constraint(found[1], found[2], float(found[3]))
+
+
+def violations(constraints: Iterable[str], metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Constraint as written -> by how much it is broken, as Optuna takes it: fulfilled where it is zero or less.
+
+    Infinite where the metric is not known.
+    """
+    found = {}
+    for text in constraints:
+        wanted = constraint_of(text)
+        value = metrics.get(wanted.metric)
+        if value is None:
+            found[text] = math.inf
+        else:
+            found[text] = value - wanted.bound if wanted.relation == "<=" else wanted.bound - value
+    return found
+
+
+def broken(constraints: Iterable[str], metrics: Mapping[str, float | None]) -> list[str]:
+    """The constraints that are not fulfilled."""
+    return [text for text, by in violations(constraints, metrics).items() if by > 0]
 
 
 def _constraint(text: str) -> str:

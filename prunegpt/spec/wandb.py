@@ -17,6 +17,7 @@ from typing import Any
 from prunegpt.errors import unknown
 from prunegpt.spec.naming import slug, trial_name
 from prunegpt.spec.paths import set_path
+from prunegpt.spec.search import MEASURED
 from prunegpt.spec.wandb_parameters import Parameter, ParameterError, canonical, parameters
 
 FieldPath = tuple[str | int, ...]
@@ -237,7 +238,10 @@ class _Conversion:
             self.note("early_terminate needs a curve whose lower values are better here, such as perplexity.", "metric")
         else:
             options = {**DEFAULT_STOP, **{key: value for key, value in given.items() if key != "type"}}
-            spec["early_stop"] = {"method": STOP, "metric": metric["name"], "options": options}
+            # `loss` of a finished trial is measured, but the curve of that name is the loss that training minimizes,
+            # which distillation blends. The curve that falls and rises with all measured metrics is the perplexity.
+            curve = "perplexity" if metric["name"] in MEASURED else metric["name"]
+            spec["early_stop"] = {"method": STOP, "metric": curve, "options": options}
 
     def _target(self, spec: dict[str, Any]) -> None:
         metric = self.data.get("metric")

@@ -8,7 +8,7 @@ from typing import Any
 
 from prunegpt.errors import Problem, SpecError, nearest
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
-from prunegpt.spec.search import Dimension, EarlyStopSpec
+from prunegpt.spec.search import MEASURED, Dimension, EarlyStopSpec
 from prunegpt.spec.wandb import STOP, TRIAL
 from prunegpt.spec.wandb_parameters import canonical, parameters
 
@@ -54,7 +54,8 @@ def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: str |
         config["metric"] = _target(plan, config["metric"], bool(searches))
     if plan.early_stop:
         config["early_terminate"] = _stop(plan.early_stop)
-        if config["metric"]["name"] != plan.early_stop.metric:
+        compared = {config["metric"]["name"], plan.early_stop.metric}
+        if len(compared) > 1 and not compared <= MEASURED:
             raise _refused(
                 f"W&B stops runs early by the search's metric, {config['metric']['name']}, but early_stop.metric is "
                 f"{plan.early_stop.metric}. Make them equal."
@@ -150,6 +151,9 @@ def _parameter(path: str, dimension: Dimension) -> dict[str, Any]:
     bounds = {"min": low, "max": high}
     if low == high:
         return {"value": low}
+    if dimension.quantum is not None:
+        name = "q_log_uniform_values" if dimension.log else "q_uniform"
+        return {"distribution": name, **bounds, "q": dimension.quantum}
     if dimension.log:
         whole = dimension.is_integer
         return {"distribution": "q_log_uniform_values" if whole else "log_uniform_values", **bounds, **_one(whole)}

@@ -130,13 +130,15 @@ class Parameter:
                 return {"low": float(spec["min"]), "high": float(spec["max"]), "log": True}
             case "q_uniform":
                 step = spec.get("q", 1)
-                whole = all(type(bound) is int for bound in (spec["min"], spec["max"], step))
-                cast = int if whole else float
+                if not all((spec[key] / step).is_integer() for key in _BOUNDS):  # W&B rounds to multiples of q
+                    return {"low": float(spec["min"]), "high": float(spec["max"]), "quantum": step}
+                cast = int if isinstance(step, int) else float
                 return {"low": cast(spec["min"]), "high": cast(spec["max"]), "step": cast(step)}
             case "q_log_uniform_values":
                 if spec.get("q", 1) == 1 and spec["min"] >= 1:
                     return {"low": int(spec["min"]), "high": int(spec["max"]), "log": True}
-                return {"low": float(spec["min"]), "high": float(spec["max"]), "log": True}
+                range_ = {"low": float(spec["min"]), "high": float(spec["max"]), "log": True}
+                return {**range_, "quantum": spec.get("q", 1)}
         return None
 
 

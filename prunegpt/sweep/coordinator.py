@@ -96,7 +96,10 @@ def run_sweep(
                 searches.begin()  # before its earlier suggestions are asked for: it puts some aside
                 earlier = store.suggested(plan)
                 saved, wanted = [*saved, *earlier], [*wanted, *earlier]
-            states = TrialStates(root, store, saved, wanted, on_event, searches, early_stopper, plan.target)
+            constraints = tuple(dict.fromkeys(text for search in plan.searches for text in search.spec.constraints))
+            states = TrialStates(
+                root, store, saved, wanted, on_event, searches, early_stopper, plan.target, constraints
+            )
             run = _Run(plan, root, store, patient, queues(launcher), states, saved, wanted, stop, grace)
             return run.run(SweepStarted(plan.name, 0, 0, tuple(lost), tuple(outdated), because, str(replaced or "")))
         except OSError as error:

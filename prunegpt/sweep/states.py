@@ -8,7 +8,7 @@ from prunegpt.launch.log import LOG
 from prunegpt.records import EARLY_STOP, ComparisonKey, StageRecord, TrialResult, TrialState, chain_metrics
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
-from prunegpt.spec.search import MEASURED
+from prunegpt.spec.search import MEASURED, broken
 from prunegpt.spec.target import TargetSpec
 from prunegpt.store import SavedTrial, Store
 from prunegpt.sweep.attempt import Attempt
@@ -31,6 +31,7 @@ class TrialStates:
         saved: all trials of the plan, to be run or not.
         wanted: those that were asked for.
         target: what is good enough.
+        constraints: of all searches: what a trial that reaches the target fulfils.
     """
 
     root: Root
@@ -41,6 +42,7 @@ class TrialStates:
     searches: "Searches | None" = None
     early_stopper: "CurveStopper | None" = None
     target: TargetSpec | None = None
+    constraints: tuple[str, ...] = ()
     plans: dict[str, TrialPlan] = field(init=False)
     ids: dict[str, int] = field(init=False)
     states: dict[str, TrialState] = field(init=False)
@@ -156,7 +158,8 @@ class TrialStates:
             if result.measured.comparison_key != self._measured:
                 return
         metrics = chain_metrics(result.stages)
-        if self.target.reached(metrics):
+        constraints = result.plan.constraints if result.plan.search else self.constraints
+        if self.target.reached(metrics) and not broken(constraints, metrics):
             self.reached = f"{result.sweep}/{result.name}"
             value = metrics[self.target.metric]
             assert value is not None

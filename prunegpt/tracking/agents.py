@@ -155,9 +155,10 @@ def _suggested(planner: Planner, search: SearchPlan, values: Mapping[str, Any], 
 
 def _typed(dimension: Dimension, value: Any) -> Any:
     """A number as the range has it: W&B turns 1.0 into 1."""
-    if dimension.values is None and not dimension.is_integer and type(value) is int:
+    whole = dimension.is_integer or isinstance(dimension.quantum, int)
+    if dimension.values is None and not whole and type(value) is int:
         return float(value)
-    if dimension.is_integer and isinstance(value, float) and value.is_integer():
+    if whole and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
 

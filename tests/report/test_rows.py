@@ -1,4 +1,5 @@
 from prunegpt.report.rows import select_rows
+from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
 from tests.support.results import evaluation, make_trial
 
@@ -65,6 +66,22 @@ def test_only_the_best_of_a_pattern() -> None:
     results += [make_trial("s-4", order=1, state="stopped", measured=evaluation(perplexity=1.0)), done("base")]
     assert names(spec("base", {"trial": "s-*", "best": 2}), results) == ["base", "s-1", "s-3"]
     assert names(spec({"trial": "s-*", "best": 9}), results) == ["s-1", "s-3", "s-2", "s-0", "s-4"]
+
+
+def test_what_breaks_a_constraint_of_its_search_is_not_the_best() -> None:
+    plan = {"search": "s", "constraints": ("sparsity >= 0.85",)}
+    results = [
+        make_trial(f"s-{share}", pruned=share, plan=plan, measured=evaluation(perplexity=value))
+        for share, value in ((0.1, 10.0), (0.86, 20.0), (0.95, 30.0))
+    ]
+    best = spec({"trial": "s-*", "best": 1})
+    assert names(best, results) == ["s-0.86"]
+    assert names(best, results[:1]) == ["s-0.1"]  # nothing else is there
+    shown = TableSpec.model_validate({"title": "T", "rows": ["s-*"], "columns": ["perplexity"]})
+    table = build_table(shown, results, lambda _: None)
+    assert ["best" in row.cells[0].marks for row in table.rows] == [False, True, False]
+    [note] = [note for note in table.footnotes if "sparsity >= 0.85" in note.text]
+    assert note.text == "not fulfilled: sparsity >= 0.85; neither best nor compared"
 
 
 def test_other_sweeps_are_named() -> None:

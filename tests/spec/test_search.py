@@ -27,6 +27,8 @@ WRONG = {
     "log and step": ({"low": 0.1, "high": 1, "log": True, "step": 0.1}, "either log or step"),
     "the same twice": ({"values": [[1], [1]]}, r"values must differ, but \[1\] is there twice"),
     "too few names": ({"values": [1, 2], "names": ["a"]}, "1 for 2 values"),
+    "quantum and step": ({"low": 0, "high": 1, "step": 1, "quantum": 1}, "either step or quantum"),
+    "a quantum of values": ({"values": [1], "quantum": 1}, "either values or low and high"),
     "names of nothing": ({"low": 0, "high": 1, "names": ["a"]}, "names belong to values"),
 }
 assert WRONG

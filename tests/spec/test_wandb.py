@@ -104,6 +104,58 @@ def test_early_terminate_becomes_an_early_stop_that_decides_alike() -> None:
     assert plan_data(sweep(early_terminate=stop, metric={"name": "perplexity"})).early_stop is not None
 
 
+@pytest.mark.parametrize("metric", ["loss", "perplexity", "bits_per_byte"])
+def test_what_is_stopped_early_by_is_what_is_searched_by(metric: str) -> None:
+    parameters = {"stages.1.distill.hardness": {"values": [0.0, 0.5, 1.0]}}
+    stages = ["finetune", {"distill": {"teacher": {"model": "builtin:tiny-gpt2"}}}]
+    body = {**BODY, "trials": [{"name": "t", "stages": stages}]}
+    stop = {"type": "hyperband", "min_iter": 3}
+    config = sweep("random", parameters=parameters, metric={"name": metric}, run_cap=3, early_terminate=stop)
+    plan = plan_data({**config, "prunegpt": body})
+    assert plan.early_stop is not None
+    assert plan.early_stop.metric == "perplexity"  # measured; the curve `loss` is blended with the divergence
+    assert plan.searches[0].spec.objectives[0].metric == metric
+    assert config_of(plan, ["prunegpt"], "spec.yaml")["metric"]["name"] == metric  # and back
+
+
+def test_early_stopping_by_a_blended_loss_is_refused() -> None:
+    stages = ["finetune", {"distill": {"teacher": {"model": "builtin:tiny-gpt2"}}}]
+    spec = {"name": "a", **BODY, "trials": [{"name": "t", "stages": stages}], "early_stop": {"metric": "loss"}}
+    with pytest.raises(SpecError, match=r"loss of a distillation is blended.*Use metric: perplexity"):
+        plan_data(spec)
+
+
+def test_a_batch_size_on_a_logarithmic_scale_in_steps_of_eight() -> None:
+    parameters = {
+        "train": {
+            "parameters": {
+                "learning_rate": {"distribution": "q_log_uniform_values", "min": 1e-5, "max": 1e-2, "q": 1e-4},
+                "per_device_train_batch_size": {"distribution": "q_log_uniform_values", "q": 8, "min": 8, "max": 64},
+            }
+        }
+    }
+    (search,) = plan_data(sweep("bayes", parameters=parameters, metric={"name": "perplexity"}, run_cap=6)).searches
+    space = search.spec.space
+    assert space["train.per_device_train_batch_size"].corners == (8, 64)
+    assert space["train.learning_rate"].quantum == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("learning_rate", "train.learning_rate"),
+        ("weight_decay", "train.weight_decay"),
+        ("batch_size", "train.per_device_train_batch_size"),
+        ("epochs", "train.num_train_epochs"),
+        ("hardness", "stages.N.distill.hardness"),
+        ("sparsity", "stages.N.prune.sparsity"),
+    ],
+)
+def test_a_flat_name_is_refused_with_its_path(name: str, path: str) -> None:
+    with pytest.raises(SpecError, match=rf"unknown key '{name}'.*Write {path}"):
+        plan_data(sweep(parameters={name: {"values": [0.1, 0.2]}}))
+
+
 def test_a_metrics_target_is_the_target_of_the_sweep() -> None:
     metric = {"name": "perplexity", "target": 20}
     target = plan_data(sweep(metric=metric)).target

@@ -1,12 +1,17 @@
 """Parameters of a W&B sweep against the packages that W&B publishes: `sweeps`, and the scheduler inside wandb."""
 
+import math
+from collections import Counter
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunegpt.spec.search import Dimension, SearchSpec
 from prunegpt.spec.wandb_parameters import KEYS, Parameter, canonical, merged, parameters
+from prunegpt.sweep.search.objectives import FAILED
+from prunegpt.sweep.search.study import SearchStudy
 
 WORDS = st.text("abcdefgh", min_size=1, max_size=4)
 NUMBERS = st.one_of(st.integers(-5, 5), st.sampled_from([0.5, 1.0, 2.0, 1e-4, 0.1]))
@@ -132,6 +137,57 @@ def test_a_parameter_is_the_optuna_distribution_that_wandb_makes_of_it(spec: dic
     from prunegpt.tracking.endpoint.choose import distribution
 
     assert distribution(parameter(spec)) == scheduler.sweep_parameter_to_distribution(spec)
+
+
+@st.composite
+def quantized(draw: st.DrawFn) -> dict[str, Any]:
+    q = draw(st.sampled_from([1, 2, 3, 8, 0.5, 0.25, 1e-4]))
+    low = q * draw(st.sampled_from([0.3, 1, 1.4, 2, 5]))
+    high = low + q * draw(st.sampled_from([1, 3.7, 10, 50]))
+    name = draw(st.sampled_from(["q_uniform", "q_log_uniform_values"]))
+    return {"distribution": name, "min": low, "max": high, "q": q}
+
+
+@settings(max_examples=60, deadline=None)
+@given(quantized(), st.integers(0, 3))
+def test_a_search_draws_what_the_sweeps_package_can_draw(spec: dict[str, Any], seed: int) -> None:
+    pytest.importorskip("sweeps", reason="needs the package sweeps, the reference of W&B distributions")
+    from sweeps.params import HyperParameter
+
+    theirs = HyperParameter("x", spec)
+    ends = [float(theirs.ppf(share)) for share in (1e-9, 1 - 1e-9)]
+    dimension = parameter(spec).dimension()
+    assert dimension is not None
+    search = SearchSpec.model_validate({"space": {"x": dimension}, "sampler": "random", "seed": seed, "n_trials": 1})
+    study = SearchStudy(search)
+    for _ in range(20):
+        value = study.ask().chosen["x"]
+        assert search.space["x"].holds(value)
+        assert isinstance(value, int) or not isinstance(spec["q"], int)  # a batch size of 8 and not of 8.0
+        assert float(value) == pytest.approx(round(value / spec["q"]) * spec["q"])  # a multiple of q
+        assert ends[0] - 1e-9 <= value <= ends[1] + 1e-9
+        study.add({"x": value}, FAILED)  # it can be taken over
+
+
+@pytest.mark.parametrize(
+    ("spec", "values"),
+    [
+        ({"min": 8, "max": 64, "q": 8}, {8, 16, 24, 32, 40, 48, 56, 64}),
+        ({"min": 1e-3, "max": 4e-3, "q": 1e-3}, {0.001, 0.002, 0.003, 0.004}),
+    ],
+)
+def test_every_multiple_is_drawn_as_often_as_by_the_sweeps_package(spec: dict[str, Any], values: set[float]) -> None:
+    sweeps = pytest.importorskip("sweeps.params", reason="needs the package sweeps, the reference of W&B distributions")
+    spec = {"distribution": "q_log_uniform_values", **spec}
+    theirs = Counter(float(sweeps.HyperParameter("x", spec).ppf((index + 0.5) / 2000)) for index in range(2000))
+    dimension = Dimension.model_validate(parameter(spec).dimension())
+    assert dimension.low is not None
+    assert dimension.high is not None
+    logs = math.log(dimension.low), math.log(dimension.high)
+    drawn = [math.exp(logs[0] + (index + 0.5) / 2000 * (logs[1] - logs[0])) for index in range(2000)]
+    ours = Counter(float(dimension.rounded(value)) for value in drawn)
+    assert sorted(ours) == pytest.approx(sorted(values))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(

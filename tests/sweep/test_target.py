@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from prunegpt.spec.plan import SearchPlan
+from prunegpt.spec.search import SearchSpec
 from prunegpt.spec.target import TargetSpec
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.events import TargetReached, TrialStarted
@@ -68,6 +70,15 @@ def test_a_search_asks_for_no_more_suggestions(bench: Any) -> None:
     assert outcome.finished == ("words/found-1",)
     assert [result.name for result in suggestions.told] == ["found-1"]
     assert len(suggestions.left) == 1
+
+
+def test_a_trial_that_breaks_a_constraint_of_the_search_reaches_no_target(bench: Any) -> None:
+    plan = make_plan(make_trial("dense", "load ccc"), make_trial("later", "load dddd"))
+    spec = SearchSpec.model_validate({"space": {"a": [1, 2]}, "n_trials": 1, "constraints": ["tokens >= 1"]})
+    search = SearchPlan(name="found", index=0, order=2, spec=spec)
+    outcome = run(bench, plan.model_copy(update={"searches": (search,)}))
+    assert outcome.reached == ""
+    assert set(outcome.finished) >= {"words/dense", "words/later"}
 
 
 def test_failures_and_trials_of_other_sweeps_reach_no_target(bench: Any) -> None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prunegpt.records import EARLY_STOP, TrialResult, chain_metrics
-from prunegpt.spec.search import SearchSpec
-from prunegpt.sweep.search.constraints import violations
+from prunegpt.spec.search import SearchSpec, violations
 
 
 @dataclass(frozen=True)

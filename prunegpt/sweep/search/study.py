@@ -51,7 +51,7 @@ class SearchStudy:
             trial = self._study.ask()
             for path in self._order:
                 if is_active(self.spec.space, path, chosen):
-                    chosen[path] = _suggest(trial, path, self.spec.space[path])
+                    chosen[path] = self.spec.space[path].rounded(_suggest(trial, path, self.spec.space[path]))
         self._open[trial.number] = trial
         return Suggestion(trial.number, chosen)
 
@@ -98,7 +98,7 @@ def frozen(
     return create_trial(
         state=_state(outcome) if outcome else TrialState.RUNNING,
         values=list(outcome.values) or None if outcome else None,
-        params=dict(chosen),
+        params={path: spec.space[path].within(choice) for path, choice in chosen.items()},
         distributions={path: distribution_of(spec.space[path]) for path in chosen},
         user_attrs=attributes,
         intermediate_values=dict(outcome.curve) if outcome else None,

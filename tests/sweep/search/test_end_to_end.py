@@ -24,7 +24,7 @@ base:
   model: builtin:tiny-gpt2
   data: {path: builtin:text, block_size: 128}
   train: {max_steps: 40, per_device_train_batch_size: 8}
-early_stop: {method: median, metric: loss, every: 1000000}
+early_stop: {method: median, metric: perplexity, every: 1000000}
 trials:
   - name: dense
     stages: [finetune]
