@@ -15,7 +15,6 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from transformers import TrainingArguments
 
-from prunegpt.builtin.model import build
 from prunegpt.distill.objective import DistillationObjective
 from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import SpecError
@@ -32,20 +31,19 @@ from prunegpt.stages import train as training
 from prunegpt.stages.base import ModelState, Pruned
 from prunegpt.stages.measure import check_ledger
 from tests.support.drawn_trials import METHODS, trials
+from tests.support.small import make_model, small_gpt2
 from tests.support.specs import plan_of
 
 BLOCKS = 24  # of the training text
-BASE: Mapping[str, Any] = {
-    "model": "builtin:tiny-gpt2",
-    "data": {"path": "builtin:text", "block_size": 32, "tokens": BLOCKS * 32},
-    "evaluate": {"max_windows": 2},
-}
+DATA: Mapping[str, Any] = {"path": "builtin:text", "block_size": 32, "tokens": BLOCKS * 32}
+SHAPE: Mapping[str, int] = {"layers": 4, "width": 16, "positions": 32}
 
 
-def accepted(trial: Mapping[str, Any]) -> TrialPlan | None:
+def accepted(trial: Mapping[str, Any], model: Path) -> TrialPlan | None:
     """The plan of a drawn trial; None where the check refuses it."""
     try:
-        plan = plan_of(trial, {"name": "teacher"}, base=BASE)
+        base = {"model": str(model), "data": DATA, "evaluate": {"max_windows": 2}}
+        plan = plan_of(trial, {"name": "teacher"}, base=base)
     except SpecError:
         return None
     found = plan.trials[0]
@@ -56,17 +54,19 @@ def accepted(trial: Mapping[str, Any]) -> TrialPlan | None:
 @cache
 def models() -> tuple[Any, Any]:
     """Student and teacher; to be copied before they are changed."""
-    return build(0), build(1)
+    return small_gpt2(**SHAPE).eval(), small_gpt2(**SHAPE, seed=1).eval()
 
 
 @pytest.fixture(scope="module")
 def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A root, and a calibration text without a tokeniser."""
+    """A root with a model beside it, and a calibration text without a tokeniser."""
     tokens = torch.randint(0, 1024, (2, 16), generator=torch.Generator().manual_seed(0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prunegpt.stages.text.calibration", lambda *_: tokens)
         patch.setattr("torch.cuda.is_available", lambda: False)
-        yield tmp_path_factory.mktemp("root")
+        folder = tmp_path_factory.mktemp("root")
+        make_model(folder / "model", **SHAPE)
+        yield folder
 
 
 def fresh() -> ModelState:
@@ -143,7 +143,7 @@ def runs(stage: StagePlan, state: ModelState, folder: Path) -> None:
 @given(trial=trials())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 def test_what_the_check_accepts_the_parts_accept(trial: dict[str, Any], where: Path) -> None:
-    plan = accepted(trial)
+    plan = accepted(trial, where / "model")
     event("accepted" if plan else "refused")
     if plan is None:
         return

@@ -29,19 +29,31 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model") / "tiny", layers=2)
 
 
-def make_model(folder: Path, *, layers: int, width: int = 32, positions: int = 64) -> Path:
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
+def make_model(folder: Path, **shape: int) -> Path:
+    """A random GPT-2 as a folder, with the built-in tokeniser."""
     from prunegpt.lm.models import save_model
     from prunegpt.lm.tokenizers import load_tokenizer
 
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=1024, n_positions=positions, n_embd=width, n_layer=layers, n_head=2, bos_token_id=0, eos_token_id=0
-    )
-    save_model(GPT2LMHeadModel(config), load_tokenizer("builtin:tiny-gpt2"), folder)
+    save_model(small_gpt2(**shape), load_tokenizer("builtin:tiny-gpt2"), folder)
     return folder
+
+
+def small_gpt2(*, layers: int, width: int = 32, positions: int = 64, seed: int = 0) -> Any:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=1024,
+            n_positions=positions,
+            n_embd=width,
+            n_layer=layers,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
 
 
 @pytest.fixture(scope="session")
