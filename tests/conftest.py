@@ -5,6 +5,7 @@ Those of `tests/support` are seen everywhere too.
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,26 @@ pytest_plugins = ["tests.support.running", "tests.support.small", "tests.support
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
+_frozen = [0]  # modules, when it was last done
+
+
 def pytest_collection_finish() -> None:
-    """What was collected and imported stays to the end: no collection of garbage looks through it again."""
+    _freeze()
+
+
+def pytest_runtest_teardown() -> None:
+    if len(sys.modules) > _frozen[0] + 50:
+        _freeze()
+
+
+def _freeze() -> None:
+    """What was collected and imported stays to the end: no collection of garbage looks through it again.
+
+    Every training ends in one, which costs a third of a second where transformers is imported.
+    """
     gc.collect()
     gc.freeze()
+    _frozen[0] = len(sys.modules)
 
 
 @pytest.fixture(scope="session", autouse=True)
