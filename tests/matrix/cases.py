@@ -20,6 +20,8 @@ Case = dict[str, str]  # axis -> name of a value
 BLOCKS, EPOCHS, BATCH = 8, 3, 2
 STEPS = BLOCKS * EPOCHS // BATCH  # of the optimizer: 12
 
+PRUNED: Mapping[str, Any] = {"prune": {"method": "magnitude", "sparsity": 0.3}}  # what a case may begin with
+
 # When masks change: all between step 1 and step 8 of 12.
 CLOCKS: Mapping[str, Mapping[str, Any]] = {
     "steps": {"unit": "steps", "start": 1, "end": 8, "every": 2},
@@ -53,28 +55,31 @@ _SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
     "inverse_sqrt": {"warmup_steps": 2},
 }
 
-# Training arguments that decide or might disturb what a stage comes to. Each is one value of an axis.
-OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "plain": {},
-    "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
-    "gradient checkpointing": {"gradient_checkpointing": True},
-    "no clipping": {"max_grad_norm": 0.0},
-    "weight decay": {"weight_decay": 0.1},
-    "drop last": {"dataloader_drop_last": True},
-    "no log": {"logging_strategy": "no"},
-    "log at the end only": {"logging_steps": 1000},
-    "evaluation on the way": {"eval_strategy": "steps", "eval_steps": 3},
-    "sgd": {"optim": "sgd"},
-    "adafactor": {"optim": "adafactor"},
-    "neftune": {"neftune_noise_alpha": 5.0},
+# Training arguments that decide or might disturb what a stage comes to: an axis for those that are one another's choice.
+ARGUMENTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "batches": {
+        "plain": {},
+        "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+        "drop last": {"dataloader_drop_last": True},
+    },
+    "optimizer": {"adamw": {}, "sgd": {"optim": "sgd"}, "adafactor": {"optim": "adafactor"}},
+    "gradients": {
+        "clipped": {},
+        "no clipping": {"max_grad_norm": 0.0},
+        "checkpointing": {"gradient_checkpointing": True},
+        "weight decay": {"weight_decay": 0.1},
+        "neftune": {"neftune_noise_alpha": 5.0},
+    },
+    "log": {"every fifth": {}, "no log": {"logging_strategy": "no"}, "at the end only": {"logging_steps": 1000}},
+    "evaluation": {"at the end": {}, "on the way": {"eval_strategy": "steps", "eval_steps": 3}},
+    "checkpoints": {
+        "none": {},
+        "every third": {"save_strategy": "steps", "save_steps": 3},
+        "every step": {"save_strategy": "steps", "save_steps": 1},
+    },
 }
 SCHEDULERS = {
     f"scheduler {name}": {"lr_scheduler_type": name, **_SCHEDULERS.get(name, {})} for name in choices()["SchedulerType"]
-}
-CHECKPOINTS: Mapping[str, Mapping[str, Any]] = {
-    "none": {},
-    "every third": {"save_strategy": "steps", "save_steps": 3},
-    "every step": {"save_strategy": "steps", "save_steps": 1},
 }
 
 AXES: Mapping[str, tuple[str, ...]] = {
@@ -84,8 +89,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "pattern": ("unstructured", "2:4", "[2, 4]"),
     "kind": tuple(KINDS),
     "clock": tuple(CLOCKS),
-    "options": tuple(OPTIONS),
-    "checkpoints": tuple(CHECKPOINTS),
+    **{axis: tuple(values) for axis, values in ARGUMENTS.items()},
     "before": ("dense", "pruned"),
     "masks": ("close", "regrow"),
     "after": ("nothing", "finetune"),
@@ -97,14 +101,16 @@ CHOSEN_MASKS = ("method", "schedule", "allocation", "pattern")  # all of their c
 def trial_of(case: Case, model: str) -> dict[str, Any]:
     """The trial of a case, as a spec has it."""
     fields = KINDS[case["kind"]]
-    options = {**OPTIONS, **SCHEDULERS}[case["options"]]
-    train = {"num_train_epochs": EPOCHS, **CHECKPOINTS[case["checkpoints"]], **options}
+    train: dict[str, Any] = {"num_train_epochs": EPOCHS}
+    for axis, values in ARGUMENTS.items():
+        train |= values[case[axis]]
+    train |= SCHEDULERS.get(case.get("scheduler", ""), {})
     stage: dict[str, Any] = {"train": train, "prune": _pruning(case)}
     if fields is not None:
         stage |= {"teacher": {"model": model}, **fields}
     stages: list[Any] = [{"finetune" if fields is None else "distill": stage}]
     if case["before"] == "pruned":
-        stages.insert(0, {"prune": {"method": "magnitude", "sparsity": 0.3}})
+        stages.insert(0, PRUNED)
     if case["after"] == "finetune":
         stages.append({"finetune": {"train": {"num_train_epochs": 1}}})
     return {"name": "case", "stages": stages}
@@ -176,8 +182,7 @@ def _parts(case: Case, strength: int) -> set[tuple[tuple[str, str], ...]]:
 
 def schedulers() -> list[Case]:
     """A case for each learning-rate scheduler of the installed transformers."""
-    cases = covering()
-    return [{**cases[number], "options": name} for number, name in enumerate(SCHEDULERS)]
+    return [{**case, "scheduler": name} for case, name in zip(GATE, SCHEDULERS, strict=False)]
 
 
 def whole(seed: int = 0) -> list[Case]:

@@ -18,14 +18,16 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(small_model: Path, text_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root in which the teacher of all cases is published and the text is packed, to be copied.
+    """A root in which the teacher of all cases and what they begin with are published, and the text is packed; to be copied.
 
     A whole case is run once too, elsewhere, so that the processes that are forked for the others find it imported.
     """
-    case = next(case for case in GATE if case["kind"] != "finetune")
+    case = next(case for case in GATE if case["kind"] != "finetune" and case["before"] == "pruned")
     folder = tmp_path_factory.mktemp("prepared")
-    for name, count in (("root", -1), ("imports", None)):
+    for name in ("root", "imports"):
         root = Root(folder / name)
-        for plan in plans_of(case, small_model, text_files, root)[:count]:
+        teacher, trial = plans_of(case, small_model, text_files, root)
+        begun = trial.model_copy(update={"name": "begun", "stages": trial.stages[:2]})
+        for plan in (teacher, begun if name == "root" else trial):
             assert run_attempt(root, plan).state == "finished"
     return folder / "root"
