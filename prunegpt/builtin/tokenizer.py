@@ -1,8 +1,9 @@
 """The tokeniser of the built-in model: byte-level BPE with a vocabulary of 1,024, trained on the built-in text."""
 
+from functools import cache as once
 from pathlib import Path
 
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from prunegpt.builtin import BUILTIN_MODELS
@@ -38,17 +39,19 @@ def tokenizer(name: str = "builtin:tiny-gpt2", *, cache: Path | None = None) -> 
 
 def _train(name: str) -> PreTrainedTokenizerFast:
     model = BUILTIN_MODELS[name]
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        [*rows("pretrain"), *rows("train")],
-        vocab_size=model.vocabulary,
-        special_tokens=[END_OF_TEXT],
-        show_progress=False,
-    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer,
+        tokenizer_object=Tokenizer.from_str(_trained(model.vocabulary)),
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         unk_token=END_OF_TEXT,
         model_max_length=model.positions,
     )
+
+
+@once
+def _trained(vocabulary: int) -> str:
+    """The trained tokeniser as JSON; a process trains it once."""
+    bpe = ByteLevelBPETokenizer()
+    text = [*rows("pretrain"), *rows("train")]
+    bpe.train_from_iterator(text, vocab_size=vocabulary, special_tokens=[END_OF_TEXT], show_progress=False)
+    return bpe.to_str()

@@ -1,17 +1,21 @@
-"""Bringing a database to the schema of this version. Alembic is imported only when there is something to do."""
+"""Bringing a database to the schema of this version. Alembic is imported only where an older one is upgraded."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from prunegpt import __version__
 from prunegpt.errors import StoreError
 from prunegpt.store.engine import frozen, writer
-from prunegpt.store.schema import REVISIONS
+from prunegpt.store.schema import REVISIONS, metadata
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
+_VERSION = (  # Alembic's own table
+    "CREATE TABLE alembic_version "
+    "(version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+)
 _POSTGRES_LOCK = 5_108_437_001  # any number, the same for all who migrate
 
 
@@ -43,7 +47,12 @@ def prepare(engine: Engine, revisions: Sequence[str] = REVISIONS, versions: Sequ
     with writer(engine).begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _POSTGRES_LOCK})
-        _upgrade(connection, revisions[-1], versions)
+        if versions or inspect(connection).has_table("alembic_version"):
+            _upgrade(connection, revisions[-1], versions)
+        else:
+            metadata.create_all(connection)
+            connection.execute(text(_VERSION))
+            connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": revisions[-1]})
 
 
 def current(connection: Connection) -> str | None:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from prunegpt.sweep.early_stop import CurveStopper
     from prunegpt.sweep.search.open import Searches
 
-_POLL = 0.05  # seconds between questions to the launcher
-_FOLLOW = 0.5  # seconds between polls of the files of running attempts
+POLL = 0.05  # seconds between questions to the launcher
+FOLLOW = 0.5  # seconds between polls of the files of running attempts
 _GRACE = 120.0  # seconds that running attempts get for a checkpoint when they are asked to stop
 
 
@@ -181,7 +181,7 @@ class _Run:
         while self.attempts:
             self._pass_on_interrupt()
             changed = [self._end(attempt, exited) for attempt, exited in self._exited()]
-            if changed or time.monotonic() - looked >= _FOLLOW:
+            if changed or time.monotonic() - looked >= FOLLOW:
                 changed += [self._follow(attempt) for attempt in self.attempts.values()]
                 changed += [self._do(action) for action in take(self.root)]
                 self._watch()
@@ -189,7 +189,7 @@ class _Run:
             if any(changed):
                 self.dispatch.fill()
             elif self.attempts:
-                time.sleep(_POLL)
+                time.sleep(POLL)
         return self.states.outcome(self.sweep, self.scheduler.waiting, interrupted=self.interrupt.count > 0)
 
     def _halted(self) -> bool:

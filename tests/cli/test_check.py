@@ -1,6 +1,7 @@
 """`sweep check`: what is known once blocks are counted is told at its trial; a search says what it will run."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,25 @@ COUNTED = {
 assert COUNTED
 
 
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root that keeps what was tokenised to be counted."""
+    return tmp_path_factory.mktemp("counted")
+
+
 def check(path: Path, root: Path, *arguments: str) -> Any:
     return CliRunner().invoke(app, ["sweep", "check", str(path), "--root", str(root), *arguments])
 
 
 @pytest.mark.parametrize(("stage", "field", "message"), COUNTED.values(), ids=COUNTED.keys())
-def test_what_counting_shows_is_told_at_the_trial(stage: str, field: str, message: str, tmp_path: Path) -> None:
+def test_what_counting_shows_is_told_at_the_trial(
+    stage: str, field: str, message: str, tmp_path: Path, counted: Path
+) -> None:
     path = tmp_path / "words.yaml"
     path.write_text(
         f"{HEADER}  - name: good\n    stages: [finetune]\n  - name: bad\n    stages: [finetune, {{{stage}}}]\n"
     )
-    found = check(path, tmp_path)
+    found = check(path, counted)
     assert found.exit_code == 1
     told = str(found.exception)
     assert f"line 9: trials.1.stages.1.{field}: " in told
@@ -91,22 +100,22 @@ SEARCH = """\
 """
 
 
-def test_a_search_says_how_many_trials_it_will_run_and_what_each_costs(tmp_path: Path) -> None:
+def test_a_search_says_how_many_trials_it_will_run_and_what_each_costs(tmp_path: Path, counted: Path) -> None:
     path = tmp_path / "words.yaml"
     path.write_text(HEADER + SEARCH)
-    shown = check(path, tmp_path).output
+    shown = check(path, counted).output
     assert "search lr: 7 trials" in shown
     assert "0 trials" not in shown
-    found = json.loads(check(path, tmp_path, "--json").output)["searches"]
+    found = json.loads(check(path, counted, "--json").output)["searches"]
     assert [(item["name"], item["trials"]) for item in found] == [("lr", 7)]
     low, high = found[0]["train_tokens_per_trial"]
     assert high - low == 5 * 8 * 128  # five steps of eight blocks, beside what the built-in model is trained on
 
 
-def test_a_search_that_ends_by_tokens(tmp_path: Path) -> None:
+def test_a_search_that_ends_by_tokens(tmp_path: Path, counted: Path) -> None:
     path = tmp_path / "words.yaml"
     path.write_text(HEADER + SEARCH.replace("n_trials: 7", "max_tokens: 100000"))
-    assert "trials until its time or tokens are used" in check(path, tmp_path).output
+    assert "trials until its time or tokens are used" in check(path, counted).output
 
 
 def refusal(path: Path, root: Path) -> str:
@@ -115,7 +124,7 @@ def refusal(path: Path, root: Path) -> str:
     return str(done.exception)
 
 
-def test_what_is_counted_and_what_is_not_are_told_in_one_run(tmp_path: Path) -> None:
+def test_what_is_counted_and_what_is_not_are_told_in_one_run(tmp_path: Path, counted: Path) -> None:
     path = tmp_path / "words.yaml"
     late = "{sparsity: 0.5, unit: steps, end: 13}"
     path.write_text(
@@ -124,14 +133,14 @@ def test_what_is_counted_and_what_is_not_are_told_in_one_run(tmp_path: Path) -> 
         + f"  - {{name: counted, stages: [{{finetune: {{train: {{num_train_epochs: 1}}, prune: {late}}}}}]}}\n"
         + "  - {name: known, stages: [{finetune: {prune: {sparsity: 0.5, clock: sparseml}}}]}\n"
     )
-    told = refusal(path, tmp_path / "runs").splitlines()
+    told = refusal(path, counted).splitlines()
     assert "line 7: " in told[1]
     assert "its end is step 13 and the stage has 13 steps" in told[1]
     assert "line 8: " in told[2]
     assert "clock sparseml needs the epoch of its last update" in told[2]
 
 
-def test_a_search_none_of_whose_trials_can_run_is_refused(tmp_path: Path) -> None:
+def test_a_search_none_of_whose_trials_can_run_is_refused(tmp_path: Path, counted: Path) -> None:
     path = tmp_path / "words.yaml"
     path.write_text(
         HEADER
@@ -142,10 +151,10 @@ def test_a_search_none_of_whose_trials_can_run_is_refused(tmp_path: Path) -> Non
     search: {space: {train.learning_rate: {values: [0.001, 0.01]}}, n_trials: 2}
 """
     )
-    assert "pruning must end before training does" in refusal(path, tmp_path / "runs")
+    assert "pruning must end before training does" in refusal(path, counted)
 
 
-def test_files_that_are_there_are_counted_whatever_is_declared(tmp_path: Path) -> None:
+def test_files_that_are_there_are_counted_whatever_is_declared(tmp_path: Path, counted: Path) -> None:
     text = tmp_path / "words.txt"
     text.write_text("In the beginning was the word. " * 200)
     path = tmp_path / "words.yaml"
@@ -154,16 +163,16 @@ def test_files_that_are_there_are_counted_whatever_is_declared(tmp_path: Path) -
         HEADER.replace('path: "builtin:text"', f"files: {{train: {text}, validation: {text}}}")
         + f"  - {{name: few, stages: [{stage}]}}\n"
     )
-    told = refusal(path, tmp_path / "runs")
+    told = refusal(path, counted)
     assert "its end is step 12 and the stage has" in told
     assert "13 steps" not in told  # of the 100 blocks that are declared
 
 
-def test_trials_that_another_spec_of_the_name_would_hide_are_named(tmp_path: Path) -> None:
+def test_trials_that_another_spec_of_the_name_would_hide_are_named(tmp_path: Path, counted: Path) -> None:
     path, other = tmp_path / "words.yaml", tmp_path / "other.yaml"
     path.write_text(HEADER + "  - {name: one}\n  - {name: two}\n")
     other.write_text(HEADER + "  - {name: two}\n")
-    root = Root(tmp_path / "runs")
+    root = Root(shutil.copytree(counted, tmp_path / "runs"))
     with Store.open(root) as store:
         store.save_sweep(plan_file(path, root=root))
     assert "not in the spec" not in check(path, root.path).output

@@ -55,7 +55,7 @@ _SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
     "inverse_sqrt": {"warmup_steps": 2},
 }
 
-# Training arguments that decide or might disturb what a stage comes to: an axis for those that are one another's choice.
+# Training arguments that decide or might disturb what a stage comes to; an axis for what excludes each other.
 ARGUMENTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "batches": {
         "plain": {},

@@ -18,7 +18,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(small_model: Path, text_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root in which the teacher of all cases and what they begin with are published, and the text is packed; to be copied.
+    """A root in which the teacher of all cases and what they begin with are published, and the text is packed.
 
     A whole case is run once too, elsewhere, so that the processes that are forked for the others find it imported.
     """

@@ -207,7 +207,7 @@ def coordinate(root: Root, run: Callable[[Root, Points], None], at: int | None =
         code = 1
         try:
             os.close(answer)
-            coordinator._FOLLOW = coordinator._POLL = 0.0
+            coordinator.FOLLOW = coordinator.POLL = 0.0
             points = Points(root.path, at)
             run(root, points)
             text = "\n".join(points.seen)

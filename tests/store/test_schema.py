@@ -40,9 +40,12 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Root | str:
     return Root(tmp_path / "runs") if request.param == "sqlite" else request.getfixturevalue("postgres_url")
 
 
-def test_the_migrations_make_the_tables_of_the_schema(where: Root | str) -> None:
-    Store.open(where).close()
-    engine = open_engine(where, create=False)
+@pytest.mark.parametrize("migrated", [False, True])
+def test_a_new_database_and_one_that_was_migrated_have_the_tables_of_the_schema(
+    where: Root | str, migrated: bool, tmp_path: Path
+) -> None:
+    engine = open_engine(where, create=True)
+    prepare(engine, versions=[tmp_path] if migrated else [])
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
         assert current(connection) == REVISIONS[-1]
@@ -92,12 +95,11 @@ def test_several_may_open_a_new_database_at_once(where: Root | str) -> None:
     assert problems == []
 
 
-def test_a_current_database_opens_without_alembic(tmp_path: Path) -> None:
+def test_a_database_is_made_and_opened_without_alembic(tmp_path: Path) -> None:
     root = Root(tmp_path / "runs")
-    Store.open(root).close()
     program = (
         "import sys\nfrom pathlib import Path\nfrom prunegpt.root import Root\nfrom prunegpt.store import Store\n"
-        f"with Store.open(Root(Path({str(root.path)!r})), create=False) as store: store.sweeps()\n"
+        f"with Store.open(Root(Path({str(root.path)!r}))) as store: store.sweeps()\n"
         "print([name for name in ('alembic', 'torch', 'transformers', 'numpy') if name in sys.modules])\n"
     )
     checkout = Path(__file__).parents[2]

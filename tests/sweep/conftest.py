@@ -8,6 +8,7 @@ import pytest
 
 from prunegpt.root import Root
 from prunegpt.store import Store
+from prunegpt.sweep import coordinator
 from tests.sweep.bench import Bench
 
 HERE = Path(__file__).parent
@@ -21,7 +22,9 @@ def package_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A root whose coordinator asks after its workers often: they are done in no time."""
+    monkeypatch.setattr(coordinator, "POLL", 0.01)
     root = Root(tmp_path / "runs")
     with Store.open(root) as store:
         yield Bench(root, store)

@@ -5,6 +5,7 @@ import inspect
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,16 @@ def test_every_call_of_the_protocol_is_refused_below() -> None:
     assert [name for name, _ in inspect.getmembers(Refusing) if name in CALLS] == sorted(CALLS)
 
 
-@pytest.mark.parametrize("name", ERRORS)
-@pytest.mark.parametrize("call", CALLS)
+KINDS = {type(error): name for name, error in reversed(ERRORS.items())}  # the first of each
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        pytest.param(call, name, marks=() if call == "submit" or name in KINDS.values() else pytest.mark.slow)
+        for call, name in product(CALLS, ERRORS)
+    ],
+)
 def test_a_refusal_harms_no_other_trial(bench: Any, call: str, name: str) -> None:
     """Three times over; a cancel is asked for by the person who stops the sweep, so the others are stopped, too."""
     launcher = Refusing(call, ERRORS[name], times=3)
