@@ -54,4 +54,5 @@ def _trained(vocabulary: int) -> str:
     bpe = ByteLevelBPETokenizer()
     text = [*rows("pretrain"), *rows("train")]
     bpe.train_from_iterator(text, vocab_size=vocabulary, special_tokens=[END_OF_TEXT], show_progress=False)
-    return bpe.to_str()
+    found: str = bpe.to_str()
+    return found
