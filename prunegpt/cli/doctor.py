@@ -21,8 +21,17 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "wandb"
 OPTIONAL = {"submitit": "launcher slurm", "ray": "launcher ray", "psycopg": "a PostgreSQL store"}
 
 
-@app.command(epilog="Example: prunegpt doctor --json")
+@app.command(epilog="Examples: prunegpt doctor --json; prunegpt doctor --model gpt2 --block-size 512")
 def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Describe this model instead: what would be pruned, memory, what would not work. Loads no weights."
+        ),
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="With --model: calibration windows.")] = 128,
+    block_size: Annotated[int, typer.Option(min=1, help="With --model: tokens per window and sequence.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --model: sequences trained on at a time.")] = 8,
     root: Root = ROOT,
     repair: Annotated[
         bool, typer.Option("--repair", help="Verify all results and repair damaged ones; asks before deleting.")
@@ -32,11 +41,19 @@ def doctor(
 ) -> None:
     """Check the installation and the results: packages, devices, root, network; report what would not work and why.
 
-    --repair fixes results that were truncated, edited, or partly copied or deleted, and reports each fix.
+    --model describes a model instead, from its config and the headers of its files. --repair fixes results that were
+    truncated, edited, or partly copied or deleted, and reports each fix.
     """
     from prunegpt import __version__
     from prunegpt.sweep.repair import examine
 
+    if model is not None:
+        from prunegpt.cli.model_report import Asked, print_report
+        from prunegpt.cli.model_report import report as report_of
+
+        described = report_of(model, Asked(windows, block_size, batch_size))
+        (print_json if as_json else print_report)(described)
+        return
     if repair:
         _repair(root, yes, as_json)
         return

@@ -51,7 +51,7 @@ def show(
 
 def _names(model: str) -> "ModelNames":
     """What there is to match: the model without its weights, and among them what a run selects."""
-    from prunegpt.lm.models import build_empty
+    from prunegpt.lm.skeleton import build_empty
     from prunegpt.lm.views import matrices
     from prunegpt.recipes.matching import ModelNames
 

@@ -14,8 +14,6 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from prunegpt.builtin import BUILTIN_MODELS, is_builtin
-from prunegpt.errors import ModelError, unknown
 from prunegpt.lm.checks import check_causal, check_config, check_finite, check_size, check_weights
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.lm.located import explained, locate
@@ -95,28 +93,6 @@ def load_model(
         model.config.rescale_every = 0  # RWKV halves weights in place for float16, and would be saved with them halved
     model = read_text(_owned(model.to(place)).eval())
     check_causal(source, model)
-    return model
-
-
-def build_empty(source: str) -> PreTrainedModel:
-    """A model as its config describes it, without its weights: for what names and shapes alone decide.
-
-    Raises:
-        ModelError: the source is missing, or not a causal decoder.
-    """
-    if is_builtin(source):
-        if source not in BUILTIN_MODELS:
-            raise ModelError(unknown("built-in model", source, BUILTIN_MODELS))
-        from prunegpt.builtin.model import build
-
-        return build(0, source)
-    name, options = locate(source, None, trust_remote_code=False, weights=False)
-    with explained(source):
-        config = AutoConfig.from_pretrained(name, **options)
-    check_config(source, config, trust_remote_code=False)
-    with explained(source), torch.device("meta"):
-        model: PreTrainedModel = auto_class(config).from_config(config)
-    model.tie_weights()
     return model
 
 

@@ -7,11 +7,37 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+
+from prunegpt.builtin import BUILTIN_MODELS, is_builtin
+from prunegpt.errors import ModelError, unknown
+from prunegpt.lm.checks import check_config
+from prunegpt.lm.located import explained, locate
+from prunegpt.lm.multimodal import auto_class
+
+
+def build_empty(source: str) -> PreTrainedModel:
+    """A model as its config describes it, without its weights: for what names and shapes alone decide.
+
+    Raises:
+        ModelError: the source is missing, or not a causal decoder.
+    """
+    if is_builtin(source):
+        if source not in BUILTIN_MODELS:
+            raise ModelError(unknown("built-in model", source, BUILTIN_MODELS))
+        from prunegpt.builtin.model import build
+
+        return build(0, source)
+    name, options = locate(source, None, trust_remote_code=False, weights=False)
+    with explained(source):
+        config = AutoConfig.from_pretrained(name, **options)
+    check_config(source, config, trust_remote_code=False)
+    with explained(source):
+        return _empty(config)
 
 
 def skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
-    """The causal language model that a config.json describes, with no weights.
+    """The same from the content of a config.json.
 
     Raises:
         Exception: whatever transformers raises where the config is none, or its family cannot be built so.
@@ -19,6 +45,11 @@ def skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
     with TemporaryDirectory(prefix="prunegpt-config-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
         read = AutoConfig.from_pretrained(folder)  # which knows older spellings, and infinity
+    return _empty(read)
+
+
+def _empty(config: Any) -> PreTrainedModel:
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(read)
+        model: PreTrainedModel = auto_class(config).from_config(config)
+    model.tie_weights()
     return model

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from prunegpt.lm.models import build_empty
+from prunegpt.lm.skeleton import build_empty
 from prunegpt.lm.views import matrices
 from prunegpt.recipes.matching import (
     ALL,

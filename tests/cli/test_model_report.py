@@ -1,0 +1,81 @@
+"""`doctor --model`: what a model is, from its config and the headers of its files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from prunegpt.lm.estimates import memory
+from prunegpt.lm.models import save_model
+from prunegpt.lm.tokenizers import load_tokenizer
+from prunegpt.lm.views import block_matrices
+from tests.support.families import tiny
+from tests.support.small import Invoke
+
+
+def folder_of(family: str, place: Path, **sizes: int) -> Path:
+    save_model(tiny(family, vocab_size=1024, **sizes), load_tokenizer("builtin:tiny-gpt2"), place / family)
+    return place / family
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "mamba"])
+def test_what_is_said_of_a_model_is_what_it_is(invoke: Invoke, tmp_path: Path, family: str) -> None:
+    folder = folder_of(family, tmp_path)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    found = json.loads(invoke("doctor", "--model", folder, "--json"))
+    assert found["architecture"] == type(model).__name__
+    assert found["parameters"] == model.num_parameters()
+    views = block_matrices(model)
+    assert sum(kind["count"] for kind in found["pruned"]) == len(views)
+    assert sum(kind["weights"] for kind in found["pruned"]) == sum(view.matrix.numel() for view in views.values())
+    assert found["problems"] == [] or (family == "mamba" and "stays dense" in found["problems"][0])
+    assert found["memory"] == dict(memory(model, windows=128, length=found["memory_for"]["tokens"], batch=8))
+    shown = invoke("doctor", "--model", folder)
+    assert type(model).__name__ in shown
+    assert f"Coverage: {found['coverage']:.1%}" in shown
+
+
+def test_experts_are_one_line_and_routers_stand_apart(invoke: Invoke, tmp_path: Path) -> None:
+    found = json.loads(invoke("doctor", "--model", folder_of("qwen2_moe", tmp_path), "--json"))
+    kinds = {kind["tensors"]: kind["count"] for kind in found["pruned"]}
+    assert kinds["model.layers.*.mlp.experts.down_proj[*]"] == 8  # two layers of four
+    assert [kind["tensors"] for kind in found["left_alone"]] == ["model.layers.*.mlp.shared_expert_gate.weight"]
+    assert "model.layers.*.mlp.gate.weight" in found["outside"], "a router of a kind that no request can name"
+
+
+def test_patterns_that_do_not_fit_are_said(invoke: Invoke, tmp_path: Path) -> None:
+    folder = folder_of("llama", tmp_path, intermediate_size=30)
+    problems = json.loads(invoke("doctor", "--model", folder, "--json"))["problems"]
+    assert any(text.startswith("2:4 ") and "mlp.down_proj" in text and "q_proj" not in text for text in problems)
+
+
+def test_no_weight_is_read(invoke: Invoke, tmp_path: Path) -> None:
+    folder = folder_of("gpt2", tmp_path)
+    before = invoke("doctor", "--model", folder, "--json")
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    file.write_bytes(content[:header] + bytes(len(content) - header))
+    assert invoke("doctor", "--model", folder, "--json") == before
+
+
+def test_what_is_no_decoder_is_refused(invoke: Invoke, tmp_path: Path) -> None:
+    assert "not there" in invoke("doctor", "--model", "./nowhere", fails=True)
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    assert "bert" in invoke("doctor", "--model", tmp_path / "bert", fails=True)
+
+
+def test_estimates_grow_as_they_must(tmp_path: Path) -> None:
+    model = tiny("llama", vocab_size=1024)
+    small, large = (memory(model, windows=windows, length=64, batch=2) for windows in (16, 32))
+    weights = 4 * model.num_parameters()
+    assert small["magnitude"] < small["wanda"] < small["sparsegpt"]
+    assert large["wanda"] - small["wanda"] == 16 * 64 * model.config.hidden_size * 4
+    assert small["evaluation"] > weights
+    assert small["training"] > 4 * weights
+    assert memory(model, windows=16, length=64, batch=4)["training"] - 4 * weights == 2 * (
+        small["training"] - 4 * weights
+    )
