@@ -238,9 +238,7 @@ def build_cache(
             states = teacher.run({"input_ids": torch.from_numpy(tokens).to(device)})
             flat = states.last.flatten(0, 1)  # [batch · length, width]
             parts = [
-                truncate(
-                    teacher.common_head.logits(flat[row : row + CHUNK].to(teacher.head.weight.dtype)), k, temperatures
-                )
+                truncate(teacher.common_head.apply(flat[row : row + CHUNK])[:, : teacher.vocabulary], k, temperatures)
                 for row in range(0, len(flat), CHUNK)
             ]
             shape = tokens.shape

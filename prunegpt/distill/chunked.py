@@ -77,6 +77,7 @@ def chunked_losses(
             do not fit.
     """
     _check(student_hidden, student_head, labels, hardness, temperature)
+    rows = student_head.rows(student_hidden)
     if hardness == 0:
         teacher = None
     elif teacher is None or loss is None:
@@ -85,7 +86,7 @@ def chunked_losses(
             f"Give both, or set hardness to 0."
         )
     else:
-        teacher.check(student_head, vocabulary)
+        teacher.check(rows, vocabulary)
         if teacher.tokens != student_hidden.shape[0]:
             raise DistillationError(
                 f"student and teacher must cover the same positions, but they have {student_hidden.shape[0]} and "
@@ -103,8 +104,8 @@ def chunked_losses(
         loss=loss,
         hardness=hardness,
         temperature=temperature,
-        chunk=chunk_tokens or _chunk_rows(student_head.weight),
-        vocabulary=vocabulary or student_head.weight.shape[0],
+        chunk=chunk_tokens or _chunk_rows(rows, student_hidden.device),
+        vocabulary=vocabulary or rows,
         dtype=dtype,
         differentiate=torch.is_grad_enabled(),
     )
@@ -133,7 +134,7 @@ class _Chunked(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         labels: Tensor,
         kept: Tensor,
@@ -144,7 +145,7 @@ class _Chunked(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             ce, kd, gradients = _run(hidden, weight, bias, labels, kept, plan, wanted)
         ctx.gradients, ctx.count, ctx.kept, ctx.tokens = gradients, count, kept, hidden.shape[0]
-        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype if bias is not None else None
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         ce, kd = ce / count, kd / count
         ctx.mark_non_differentiable(ce, kd)
         return (1 - plan.hardness) * ce + plan.hardness * kd, ce, kd
@@ -173,7 +174,7 @@ class _Chunked(torch.autograd.Function):
 
 def _run(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     labels: Tensor,
     kept: Tensor,
@@ -187,11 +188,11 @@ def _run(
     """
     exact = torch.float64 if plan.dtype == torch.float64 else torch.float32
     hidden, labels = hidden[kept].to(plan.dtype), labels[kept]  # [kept, width], [kept]
-    weight = weight.to(plan.dtype)  # [vocab, width]
-    head = Head(weight, bias, plan.scale, plan.softcap)
+    head = Head(weight, bias, plan.scale, plan.softcap).cast(plan.dtype)
+    weight = head.weight  # [vocab, width]
     by_hidden = torch.empty_like(hidden, dtype=exact) if wanted[0] else None  # [kept, width]
-    by_weight = torch.empty_like(weight, dtype=exact) if wanted[1] else None  # [vocab, width]
-    by_bias = torch.zeros_like(weight[:, 0], dtype=exact) if wanted[2] else None  # [vocab]
+    by_weight = torch.empty_like(weight, dtype=exact) if weight is not None and wanted[1] else None  # [vocab, width]
+    by_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wanted[2] else None  # [vocab]
     if by_weight is not None and not kept.numel():
         by_weight.zero_()
     ce, kd = (torch.zeros(len(kept), dtype=exact, device=hidden.device) for _ in range(2))  # [kept] twice
@@ -207,7 +208,7 @@ def _run(
             by_bias += slope.sum(0)
         slope = slope.to(plan.dtype)  # [chunk, vocab]
         if by_hidden is not None:
-            by_hidden[rows] = slope @ weight
+            by_hidden[rows] = slope if weight is None else slope @ weight
         if by_weight is not None:
             _add_product(by_weight, slope.t(), hidden[rows], fresh=start == 0)
     return ce.sum(), kd.sum(), (by_hidden, by_weight, by_bias)
@@ -217,7 +218,7 @@ def _target(plan: _Plan, rows: Tensor, exact: torch.dtype) -> Tensor | TopKTarge
     """What the tokens `rows` are compared with: logits [chunk, vocabulary], or the cached classes."""
     if isinstance(plan.teacher, HiddenTargets):
         teacher = plan.teacher[rows]
-        return teacher.head.logits(teacher.hidden)[:, : plan.vocabulary].to(exact)  # [chunk, vocabulary]
+        return teacher.head.apply(teacher.hidden)[:, : plan.vocabulary].to(exact)  # [chunk, vocabulary]
     return plan.teacher[rows] if plan.teacher is not None else None
 
 
@@ -278,9 +279,9 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> 
         total.add_(left @ right)
 
 
-def _chunk_rows(weight: Tensor) -> int:
-    size = CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES_ELSEWHERE)
-    return max(CHUNK_ROWS, size // (4 * weight.shape[0]))
+def _chunk_rows(vocabulary: int, device: torch.device) -> int:
+    size = CHUNK_BYTES.get(device.type, CHUNK_BYTES_ELSEWHERE)
+    return max(CHUNK_ROWS, size // (4 * vocabulary))
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
@@ -294,8 +295,9 @@ def _check(hidden: Tensor, head: Head, labels: Tensor, hardness: float, temperat
         raise DistillationError(f"hardness is the share of the teacher's term, 0 to 1, but got {hardness}.")
     if not temperature > 0:
         raise DistillationError(f"the temperature must be above 0, but got {temperature}. 1 leaves the logits alone.")
-    if hidden.ndim != 2 or labels.shape != hidden.shape[:1] or head.weight.shape[1] != hidden.shape[1]:
+    width = hidden.shape[-1] if head.weight is None else head.weight.shape[1]
+    if hidden.ndim != 2 or labels.shape != hidden.shape[:1] or width != hidden.shape[1]:
         raise DistillationError(
             f"hidden states [tokens, width], labels [tokens] and head [vocab, width] must agree, but got "
-            f"{list(hidden.shape)}, {list(labels.shape)} and {list(head.weight.shape)}. Flatten batch and length first."
+            f"{list(hidden.shape)}, {list(labels.shape)} and [{head.rows(hidden)}, {width}]. Flatten batch and length."
         )

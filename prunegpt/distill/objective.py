@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from prunegpt.distill.attention import attention_loss
 from prunegpt.distill.cache import TopKCache
 from prunegpt.distill.chunked import chunked_losses
-from prunegpt.distill.head import check_head, head_of
+from prunegpt.distill.head import OWN_LOGITS, head_of, own_logits_note, usable_head
 from prunegpt.distill.hidden import hidden_loss
 from prunegpt.distill.losses.base import DistillationLoss
 from prunegpt.distill.states import States, check_eager, run, unwrap
@@ -66,6 +66,7 @@ class DistillationObjective:
         self.layer_map = layer_map
         self.chunk_tokens = chunk_tokens
         self._known: PreTrainedModel | None = None  # the student whose fit was checked
+        self._own_logits = False  # whether its output layer does not give its logits
         self._layers: dict[int, int] = {}
         self._check()
 
@@ -80,6 +81,10 @@ class DistillationObjective:
         notes = []
         if isinstance(self.teacher, TopKCache):
             notes.append(self.teacher.describe())
+        own = [self._known] if self._own_logits else []
+        if isinstance(self.teacher, Teacher) and self.teacher.head.weight is None:
+            own.append(self.teacher.model)
+        notes += dict.fromkeys(own_logits_note(model) for model in own if model is not None)
         if self._layers:
             notes.append(
                 "layers compared: " + ", ".join(f"{mine} with {other}" for mine, other in self._layers.items())
@@ -113,11 +118,11 @@ class DistillationObjective:
         wanted = {"hidden": self.hidden_gain > 0, "attentions": self.attention_gain > 0}
         self._look_at(student)
         theirs = self.teacher.run(given, **wanted) if isinstance(self.teacher, Teacher) else None
-        ours = run(model, given, **wanted)
-        head = head_of(student)
         if self._known is None:
-            check_head(head, ours, student)
+            self._own_logits = usable_head(student, given).weight is None
             self._known = student
+        head = OWN_LOGITS if self._own_logits else head_of(student)
+        ours = run(model, given, **wanted, whole=self._own_logits)
         labels = shift_labels(inputs["labels"])  # [batch · length]
         device = ours.last.device.type
         with torch.autocast(device, ours.autocast, enabled=ours.autocast is not None):

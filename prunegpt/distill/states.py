@@ -22,7 +22,8 @@ class States:
     """One forward pass.
 
     Attributes:
-        last: what the output layer is applied to, [batch, length, width].
+        last: what the output layer is applied to, [batch, length, width]; where asked for, the model's logits, [batch,
+            length, vocab].
         hidden: the embedding's output, then each block's, [batch, length, width] each; empty unless asked for. The last
             one is after the final norm.
         attentions: each block's attention map, [batch, heads, length, length]; empty unless asked for.
@@ -54,10 +55,18 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     return model
 
 
-def run(model: nn.Module, inputs: Mapping[str, Any], *, hidden: bool = False, attentions: bool = False) -> States:
+def run(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    hidden: bool = False,
+    attentions: bool = False,
+    whole: bool = False,
+) -> States:
     """Runs a causal language model on `inputs` (input_ids [batch, length], attention_mask, …; no labels).
 
-    DataParallel is taken off: its replicas are not accessible.
+    With `whole` the last states are the logits of all positions. DataParallel is taken off: its replicas are not
+    accessible.
 
     Raises:
         DistillationError: not a transformers model, or attention maps are asked of an implementation without them.
@@ -66,7 +75,7 @@ def run(model: nn.Module, inputs: Mapping[str, Any], *, hidden: bool = False, at
     if attentions:
         check_eager(inner)
     options: dict[str, Any] = {"use_cache": False, "output_hidden_states": hidden, "output_attentions": attentions}
-    if "logits_to_keep" in inspect.signature(type(inner).forward).parameters:
+    if not whole and "logits_to_keep" in inspect.signature(type(inner).forward).parameters:
         options["logits_to_keep"] = 1
     found: list[tuple[Any, torch.dtype | None]] = []
 
@@ -86,7 +95,7 @@ def run(model: nn.Module, inputs: Mapping[str, Any], *, hidden: bool = False, at
         )
     decoder, autocast = found[0]
     return States(
-        last=decoder.last_hidden_state,
+        last=outputs.logits if whole else decoder.last_hidden_state,
         hidden=tuple(decoder.hidden_states or ()) if hidden else (),
         attentions=tuple(decoder.attentions or ()) if attentions else (),
         logits=outputs.logits[:, -1],  # [batch, vocab]

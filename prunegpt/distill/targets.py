@@ -1,6 +1,6 @@
 """What a student is to match: the labels, and a teacher that was run or read from a cache."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -33,15 +33,15 @@ class HiddenTargets:
         return self.hidden.shape[0]
 
     def __getitem__(self, rows: Tensor) -> Self:
-        return type(self)(self.hidden[rows].to(self.head.weight.dtype), self.head)
+        return type(self)(self.hidden[rows], self.head)
 
     def cast(self, dtype: torch.dtype) -> Self:
         """The same with the products in another dtype; the head's matrix is copied for it."""
-        return type(self)(self.hidden, replace(self.head, weight=self.head.weight.to(dtype)))
+        return type(self)(self.hidden, self.head.cast(dtype))
 
-    def check(self, student: Head, vocabulary: int | None) -> None:
-        """Raises DistillationError where the heads have different vocabularies, or `vocabulary` exceeds one of them."""
-        sizes = student.weight.shape[0], self.head.weight.shape[0]
+    def check(self, student: int, vocabulary: int | None) -> None:
+        """Raises DistillationError where the vocabularies differ, the student's given, or `vocabulary` exceeds one."""
+        sizes = student, self.head.rows(self.hidden)
         if vocabulary is None and sizes[0] != sizes[1]:
             raise DistillationError(
                 f"student and teacher must have the same vocabulary, but their heads have {sizes[0]} and {sizes[1]} "
@@ -74,18 +74,18 @@ class TopKTargets:
     def __getitem__(self, rows: Tensor) -> Self:
         return type(self)(self.indices[rows], self.log_probabilities[rows])
 
-    def check(self, student: Head, vocabulary: int | None) -> None:
-        """Raises DistillationError where the two arrays do not belong together."""
+    def check(self, student: int, vocabulary: int | None) -> None:
+        """Raises DistillationError where the arrays do not belong together, or k reaches the student's vocabulary."""
         k = self.indices.shape[1]
         if self.log_probabilities.shape != (self.tokens, k + 1):
             raise DistillationError(
                 f"k indices per token need k + 1 log-probabilities, the last for the rest of the vocabulary, but got "
                 f"k = {k} and {list(self.log_probabilities.shape)} for {self.tokens} tokens."
             )
-        if k >= (vocabulary or student.weight.shape[0]):
+        if k >= (vocabulary or student):
             raise DistillationError(
                 f"the cached tokens must leave a rest of the vocabulary, but k is {k} and the head has "
-                f"{student.weight.shape[0]} rows. Take a smaller k."
+                f"{student} rows. Take a smaller k."
             )
 
 

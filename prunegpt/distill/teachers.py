@@ -1,13 +1,12 @@
 """Teachers: does one fit its student, and how it is run."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunegpt.distill.head import Head, check_head, head_of
+from prunegpt.distill.head import Head, head_of, usable_head
 from prunegpt.distill.states import States, run
 from prunegpt.errors import DistillationError
 
@@ -60,7 +59,7 @@ class Teacher:
     ) -> None:
         self.model = freeze(model, dtype)
         self.head: Head = head_of(self.model)
-        rows = self.head.weight.shape[0]
+        rows = self.model.get_output_embeddings().weight.shape[0]
         if vocabulary is not None and vocabulary > rows:
             raise DistillationError(
                 f"a teacher's head must have a row for every token, but the tokeniser has {vocabulary} tokens and the "
@@ -68,7 +67,7 @@ class Teacher:
             )
         self.vocabulary = vocabulary or rows
         self.counted = vocabulary is not None
-        self._checked = False
+        self._tried = False  # whether its head gives its logits
 
     @property
     def blocks(self) -> int:
@@ -79,22 +78,18 @@ class Teacher:
         """Its states on `inputs` (input_ids [batch, length], attention_mask), without gradients.
 
         Raises:
-            DistillationError: its logits are not what its head makes of its states (checked once), or attention maps
-                are asked for and its attention is not eager.
+            DistillationError: attention maps are asked for and its attention is not eager.
         """
         device = inputs["input_ids"].device
         if self.model.device != device:
             self.model.to(device)
-            self.head = head_of(self.model)
+            self._tried = False
+        if not self._tried:
+            self.head, self._tried = usable_head(self.model, inputs), True
         with torch.no_grad():
-            states = run(self.model, inputs, hidden=hidden, attentions=attentions)
-        if not self._checked:
-            check_head(self.head, states, self.model)
-            self._checked = True
-        return states
+            return run(self.model, inputs, hidden=hidden, attentions=attentions, whole=self.head.weight is None)
 
     @property
     def common_head(self) -> Head:
         """Its head cut to the tokens that count."""
-        bias = self.head.bias[: self.vocabulary] if self.head.bias is not None else None
-        return replace(self.head, weight=self.head.weight[: self.vocabulary], bias=bias)
+        return self.head.cut(self.vocabulary)

@@ -1,4 +1,4 @@
-from dataclasses import replace
+import copy
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prunegpt.distill.head import Head, check_head, head_of
+from prunegpt.distill.head import OWN_LOGITS, Head, head_of, usable_head
 from prunegpt.distill.states import run, unwrap
 from prunegpt.distill.teachers import Teacher, check_tokenizers, freeze
 from prunegpt.errors import DistillationError
@@ -104,21 +104,28 @@ def test_scaled_and_capped_logits(model_class: Any, config: Any) -> None:
     assert not torch.allclose(plain.logits(states.last), model(tokens).logits, rtol=0.01)
 
 
-def test_logits_that_are_made_otherwise_are_refused(tiny_gpt2: GPT2LMHeadModel) -> None:
+def test_logits_that_are_made_otherwise_are_the_models_own(tiny_gpt2: GPT2LMHeadModel) -> None:
     class Odd(GPT2LMHeadModel):
         def forward(self, *arguments: Any, **options: Any) -> Any:
             outputs = super().forward(*arguments, **options)
             outputs.logits = outputs.logits * 1.5
             return outputs
 
-    with pytest.raises(DistillationError, match=r"Odd they differ by 33\.3%.*head\.py"):
-        Teacher(Odd(tiny_gpt2.config)).run({"input_ids": torch.tensor([[1, 2]])})
+    inputs = {"input_ids": torch.tensor([[1, 2], [3, 4]])}
+    teacher = Teacher(Odd(tiny_gpt2.config))
+    states = teacher.run(inputs)
+    assert teacher.head is OWN_LOGITS
+    torch.testing.assert_close(states.last, teacher.model(**inputs).logits)
+    torch.testing.assert_close(teacher.common_head.logits(states.last), states.last)
+    ours = Teacher(tiny_gpt2)
+    assert ours.run(inputs).last.shape == (2, 2, 32)
+    assert ours.head.weight is not None
 
 
 def test_logits_that_are_not_finite_are_left_to_the_guard(tiny_gpt2: GPT2LMHeadModel) -> None:
-    states = run(tiny_gpt2, {"input_ids": torch.tensor([[1, 2]])})
-    nothing = replace(states, last=states.last * torch.nan, logits=states.logits * torch.nan)
-    check_head(head_of(tiny_gpt2), nothing, tiny_gpt2)
+    model = copy.deepcopy(tiny_gpt2)
+    model.get_output_embeddings().weight.data.fill_(torch.nan)
+    assert usable_head(model, {"input_ids": torch.tensor([[1, 2]])}).weight is not None
 
 
 def test_a_teacher_runs_without_gradients_and_counts_its_tokens(tiny_gpt2: GPT2LMHeadModel) -> None:
