@@ -17,6 +17,7 @@ from prunegpt.planning.sources import quantised_by, quantised_problem, tensor_sh
 
 _LISTED = 5  # weights named in one message
 _OVERSIZE = 4  # times as many weights as are stored may be asked for before the names of those missing are checked
+_WANTED: dict[str, int] = {}  # what config.json holds -> weights that such a model has
 _OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")  # causal masks that old checkpoints carry as weights
 
 
@@ -50,8 +51,11 @@ def check_size(source: str | Path, folder: Path, config: Any) -> None:
             f"a model's files must hold exactly its weights, but the config of {source} asks for {layers} layers and "
             f"its files hold {len(shapes)} tensors. Take config.json and weights from the same place."
         )
-    with explained(source), torch.device("meta"):
-        wanted = sum(weight.numel() for weight in auto_class(config).from_config(config).parameters())
+    described = (folder / "config.json").read_text(encoding="utf-8")
+    if described not in _WANTED:
+        with explained(source), torch.device("meta"):
+            _WANTED[described] = sum(one.numel() for one in auto_class(config).from_config(config).parameters())
+    wanted = _WANTED[described]
     if wanted > _OVERSIZE * stored:
         raise ModelError(
             f"a model's files must hold exactly its weights, but the config of {source} asks for {wanted:,} and its "

@@ -13,7 +13,7 @@ from tests.support.small import Run, status, write_spec
 from tests.support.waiting import until
 
 
-@pytest.mark.parametrize("trial", ["gradual", "distilled"])
+@pytest.mark.parametrize("trial", ["distilled", pytest.param("gradual", marks=pytest.mark.slow)])
 def test_a_killed_worker_goes_on_from_its_checkpoint(
     run: Run, spec: dict[str, Any], tmp_path: Path, trial: str
 ) -> None:

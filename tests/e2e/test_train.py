@@ -22,9 +22,7 @@ modifiers:
 """
 
 
-def test_the_flags_of_the_study(
-    run_program: Run, run: Run, model_folder: Path, text_files: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_flags_of_the_study(run: Run, model_folder: Path, text_files: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     arguments = (
         *("train", "--model_name_or_path", str(model_folder), "--do_eval", "--do_train"),
@@ -33,7 +31,7 @@ def test_the_flags_of_the_study(
         *("--recipe", "recipe.yaml", "--train_file", text_files["train"]),
         *("--validation_file", text_files["validation"], "--block_size", "32"),
     )
-    done = run_program(*arguments)
+    done = run(*arguments)
     assert "perplexity" in done.stdout
     (trial,) = status(run, "baseline").values()
     assert (trial["name"], trial["state"]) == ("train", "finished")

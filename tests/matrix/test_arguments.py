@@ -71,10 +71,26 @@ def test_every_argument_that_is_taken_has_a_value_here() -> None:
     )
 
 
+def together() -> list[dict[str, Any]]:
+    """The values of neutral arguments in as few trainings as do not ask for two values of one argument."""
+    groups: list[dict[str, Any]] = []
+    for value in ALONE:
+        fitting = (group for group in groups if all(group.get(name, given) == given for name, given in value.items()))
+        group = next(fitting, None)
+        if group is None:
+            groups.append(dict(value))
+        else:
+            group.update(value)
+    return groups
+
+
+ALONE = [value for values in NEUTRAL_VALUES.values() for value in values]
+
+
 @pytest.mark.parametrize(
-    "value", [value for values in NEUTRAL_VALUES.values() for value in values], ids=lambda value: str(value)
+    "value", [*together(), *(pytest.param(value, marks=pytest.mark.slow) for value in ALONE)], ids=str
 )
-def test_a_neutral_argument_changes_no_bit_whether_or_not_it_is_killed(
+def test_neutral_arguments_change_no_bit_whether_or_not_they_are_killed(
     value: Mapping[str, Any],
     usual: Result,
     small_model: Path,
