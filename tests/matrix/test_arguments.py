@@ -109,7 +109,7 @@ def test_neutral_arguments_change_no_bit_whether_or_not_they_are_killed(
 def test_a_decisive_argument_is_in_the_key(
     name: str, small_model: Path, text_files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsed, "_asked", lambda _: "")  # also what this machine could not begin with
+    monkeypatch.setattr(rehearsed, "answer", lambda _: None)  # also what this machine could not begin with
     given = dict({**DECISIVE_VALUES, **ELSEWHERE}[name])
     with_it = plan_of(given, small_model, text_files, Root(tmp_path)).key
     del given[name]

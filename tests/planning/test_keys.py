@@ -556,7 +556,7 @@ def test_the_library_of_an_optimizer_or_kernel_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: dict[str, Any]
 ) -> None:
     """Of the libraries that only some arguments use, those that are installed are in the key of these stages."""
-    monkeypatch.setattr(rehearsed, "_asked", lambda _: "")  # whether this machine could begin with it is not asked
+    monkeypatch.setattr(rehearsed, "answer", lambda _: None)  # whether this machine could begin with it is not asked
     base = {"model": str(model_folder(tmp_path / "model")), "data": {"path": "builtin:text", "block_size": 32}}
     plain, other = {"finetune": {}}, {"finetune": {"train": choice}}
     keys = []
