@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 
 from prunegpt.errors import StoreError
-from prunegpt.launch.log import LOG
+from prunegpt.launch.log import LOG, append
 from prunegpt.planning.fingerprint import digest
 from prunegpt.records import AttemptRecord, PointWriter, Record, StageRecord, read_points
 from prunegpt.root import Root, write_text
@@ -50,6 +50,7 @@ class StoredRun(Record):
     event_bytes: int = 0  # of events.jsonl that count
     last_step: int = -1  # `_step` of the last row
     summary: Mapping[str, Any] = {}
+    stop: bool = False  # it was asked to end, which its client looks up
     client: Mapping[str, Any] = {}  # what the client keeps of itself in the configuration, as `_wandb`
 
 
@@ -215,6 +216,14 @@ class Keeper:
             with (self.folder / LOG).open("a", encoding="utf-8", errors="replace") as file:
                 file.writelines(line if line.endswith("\n") else line + "\n" for line in new)
             self._keep(output=offset + len(lines))
+
+    def ask_to_stop(self) -> None:
+        """The run's client ends it when it looks next."""
+        self._keep(stop=True)
+
+    def note(self, line: str) -> None:
+        """Adds a line to the log that the run has not printed."""
+        append(self.folder / LOG, line)
 
     def end(self, state: ForeignState, message: str = "") -> None:
         """The run is over. It can still be resumed."""

@@ -56,6 +56,22 @@ def place_of(root: Root, at: RunPath, *, claim: bool = False) -> Place:
     return Place(sweep if ours else _marked(sweep, f"{at.entity}/{at.project}"), own)
 
 
+def projects_of(root: Root) -> list[tuple[str, str]]:
+    """Entity and project of every project that runs were logged to, by name."""
+    found = []
+    for file in sorted((root.path / "wandb" / "projects").glob("*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            said = read_json(file)
+            found.append((str(said["entity"]), str(said["project"])))
+    return found
+
+
+def began(root: Root, at: RunPath) -> float:
+    """When something was first logged to a project, seconds since the epoch; 0 where nothing was."""
+    folder = root.path / "trials" / place_of(root, at).sweep
+    return min((path.stat().st_ctime for path in folder.glob("*")), default=0.0)
+
+
 def _owner(root: Root, sweep: str, at: RunPath, claim: bool) -> tuple[str, str]:
     """Entity and project that a sweep's name belongs to; those of the run where it belongs to nobody."""
     file = root.path / "wandb" / "projects" / f"{sweep}.json"

@@ -53,6 +53,10 @@ _EVERYWHERE = ("0.0.0.0", "::", "")
 _OPEN = ("/login", "/api/v1/health")  # and /static/
 _FAILED_LOGIN = 0.5  # seconds that a wrong token costs
 _LARGEST_FORM = 4096
+_LOCKED = (
+    "this needs the server's token: open the link that `prunegpt serve` printed, log in at /login, or send it "
+    "as `Authorization: Bearer TOKEN` (W&B clients: as WANDB_API_KEY)."
+)
 _READING = ("GET", "HEAD", "OPTIONS")
 
 
@@ -152,11 +156,10 @@ class Guard:
         if scope["method"] == "GET" and not path.startswith("/api/v1/"):
             query = scope.get("query_string", b"").decode("latin-1")
             return RedirectResponse(f"/login?next={quote(path + (f'?{query}' if query else ''), safe='')}", 303)
-        return _refused(
-            401,
-            "this needs the server's token: open the link that `prunegpt serve` printed, log in at /login, or send it "
-            "as `Authorization: Bearer TOKEN` (W&B clients: as WANDB_API_KEY).",
-        )
+        if path == "/graphql":  # as clients of W&B read it
+            told = {"error": _LOCKED, "errors": [{"message": _LOCKED}]}
+            return Response(json.dumps(told), 401, media_type="application/json")
+        return _refused(401, _LOCKED)
 
     async def _login(self, request: Request) -> Response:
         try:

@@ -98,7 +98,8 @@ class Attacked:
         self.agent = self.asked("createAgent", {"sweep": self.sweep})["agent"]["id"]
 
     def asked(self, operation: str, given: Any) -> Any:
-        query = f"mutation ($it: JSON) {{ it: {operation}(input: $it) }}"
+        wanted = {"upsertSweep": "sweep { name }", "createAgent": "agent { id }", "agentHeartbeat": "commands"}
+        query = f"mutation ($it: JSON) {{ it: {operation}(input: $it) {{ {wanted[operation]} }} }}"
         return (self.sent("/graphql", {"query": query, "variables": {"it": given}}) or {}).get("it")
 
     def begun(self, config: Any) -> str | None:
@@ -139,6 +140,12 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     found.endpoint.close()
 
 
+INNER = {  # what is asked of a field's answer, where it takes arguments again
+    "Project": " { id name entity { name } sweep(sweepName: $name) { state } bucket(name: $name) { config } "
+    "runs(filters: $name, order: $name, first: $name) { edges { node { name } } } artifact(name: $name) { id } }",
+}
+
+
 def argued(name: str, field: Any) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
     """A query of one field with arguments of its schema, as the query and its variables."""
     kind = "mutation" if "input" in field.args else "query"
@@ -146,16 +153,12 @@ def argued(name: str, field: Any) -> st.SearchStrategy[tuple[str, dict[str, Any]
     values = {argument: given if argument == "input" else NAMED | VALUES for argument in field.args}
     declared = ", ".join(f"${argument}: JSON" for argument in values)
     taken = ", ".join(f"{argument}: ${argument}" for argument in values)
-    inner = (
-        " { id name entity sweep(sweepName: $name) bucket(name: $name) }"
-        if "project" in str(field.type).lower()
-        else ""
-    )
+    inner = INNER.get(str(field.type), " { __typename }") if str(field.type) != "JSON" else ""
     query = f"{kind}{f' ({declared})' if declared else ''} {{ {name}{f'({taken})' if taken else ''}{inner} }}"
     return st.tuples(st.just(query), st.fixed_dictionaries({}, optional=values))
 
 
-SCHEMA = operations._SCHEMA
+SCHEMA = operations.schema()
 assert SCHEMA.query_type is not None
 assert SCHEMA.mutation_type is not None
 FIELDS = {**SCHEMA.query_type.fields, **SCHEMA.mutation_type.fields}

@@ -1,18 +1,22 @@
 """The routes of the W&B protocol, to be mounted at "/" of a server, which decides who may ask."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 from sqlalchemy.exc import DBAPIError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from prunegpt.errors import StoreError
 from prunegpt.root import Root
-from prunegpt.tracking.endpoint.graphql import Operations, run_at
+from prunegpt.tracking.endpoint.arguments import run_at
+from prunegpt.tracking.endpoint.artifacts import Artifacts
+from prunegpt.tracking.endpoint.graphql import Operations
 from prunegpt.tracking.endpoint.intake import Intake, Rejected, parsed_object, saved, unpacked
-from prunegpt.tracking.endpoint.runs import UPLOADS, Runs, Streamed, not_kept
+from prunegpt.tracking.endpoint.runs import UPLOADS, Runs, Streamed, is_below, not_kept
 from prunegpt.tracking.ingest import StaleRunReaper
 from prunegpt.tracking.run_path import RunPath
 
@@ -34,7 +38,8 @@ class WandbServer:
         self._reaper = StaleRunReaper(root)
         self._reaper.wake(soon=False)  # an earlier server may have left some
         self._runs = Runs(root, uploads, self._reaper.wake)
-        self._operations = Operations(root, self._runs, self._reaper.wake)
+        self._artifacts = Artifacts(root)
+        self._operations = Operations(root, self._runs, self._artifacts, self._reaper.wake)
         self._intake = Intake()
 
     def routes(self) -> list[Route]:
@@ -42,10 +47,18 @@ class WandbServer:
         return [
             Route("/{entity}/{project}/runs/{run}", _guarded(self._show_run)),
             Route("/{entity}/{project}/sweeps/{sweep}", _guarded(self._show_sweep)),
-            Route("/{entity}/{project}", _guarded(self._show_project)),
             Route("/graphql", _guarded(self._graphql), methods=["POST"]),
             Route(f"{at}/file_stream", _guarded(self._stream), methods=["POST"]),
             Route(f"{at}/upload/{{path:path}}", _guarded(self._upload), methods=["PUT", "POST"]),
+            Route(f"{at}/{{path:path}}", _guarded(self._fetch)),
+            Route("/artifact-manifests/{name}", _guarded(self._upload_manifest), methods=["PUT", "POST"]),
+            Route("/artifact-manifests/{name}", _guarded(self._fetch_manifest)),
+            Route("/artifact-files/{digest}", _guarded(self._upload_artifact), methods=["PUT", "POST"]),
+            Route("/artifacts/{entity}/{digest}", _guarded(self._fetch_artifact)),
+            Route("/artifacts/{entity}/{digest}/{name:path}", _guarded(self._fetch_artifact)),
+            Route("/artifactsV2/{region}/{entity}/{version}/{digest}", _guarded(self._fetch_artifact)),
+            Route("/artifactsV2/{region}/{entity}/{version}/{digest}/{name:path}", _guarded(self._fetch_artifact)),
+            Route("/{entity}/{project}", _guarded(self._show_project)),
         ]
 
     def close(self) -> None:
@@ -72,15 +85,39 @@ class WandbServer:
 
     async def _upload(self, request: Request) -> Response:
         at, path = _run(request), request.path_params["path"]
+        return await self._kept(request, path, partial(self._runs.keep_file, at, path))
+
+    async def _upload_manifest(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        return await self._kept(request, name, partial(self._artifacts.take_manifest, name))
+
+    async def _upload_artifact(self, request: Request) -> Response:
+        digest = request.path_params["digest"]
+        return await self._kept(request, digest, partial(self._artifacts.take_file, digest))
+
+    async def _kept(self, request: Request, name: str, keep: Callable[[Path], None]) -> Response:
+        """Takes the body of a request as a file, which is moved to its place once it is there whole."""
         content = self._incoming / uuid4().hex
         try:
             await saved(request, content, self._uploads)
-            await self._intake.run(self._runs.keep_file, at, path, content)
-        except OSError as error:
-            raise not_kept(path, error) from error
+            await self._intake.run(keep, content)
+        except (OSError, ValueError) as error:
+            raise not_kept(name, error) from error
         finally:
             content.unlink(missing_ok=True)
         return Response(status_code=200)
+
+    async def _fetch(self, request: Request) -> Response:
+        keeper = await self._intake.run(self._runs.about, _run(request))
+        folder = keeper.folder / "files" if keeper else None
+        path = request.path_params["path"]
+        return _file(folder / path if folder and is_below(path) else None)
+
+    async def _fetch_manifest(self, request: Request) -> Response:
+        return _file(self._artifacts.manifest(request.path_params["name"]))
+
+    async def _fetch_artifact(self, request: Request) -> Response:
+        return _file(self._artifacts.file(request.path_params["digest"]))
 
     async def _show_run(self, request: Request) -> Response:
         return RedirectResponse(await self._intake.run(self._operations.page_of_run, _run(request)), 303)
@@ -106,6 +143,13 @@ def _guarded(handler: Handler) -> Handler:
             return _error(f"the database cannot be written now: {error}. Try again later.", 503)
 
     return answer
+
+
+def _file(path: Path | None) -> Response:
+    """A file to be saved, never to be shown: strangers have made it."""
+    if path is None or not path.is_file():
+        raise Rejected("there is no such file.", 404)
+    return FileResponse(path, media_type="application/octet-stream")
 
 
 def _encoding(request: Request) -> str:

@@ -178,6 +178,20 @@ class Runs:
             "wandbConfig": json.dumps(client),
         }
 
+    def ask_to_stop(self, at: RunPath) -> bool:
+        """Asks a run to end; whether there is such a run."""
+        with self._lock:
+            if not self.is_kept(at):
+                return False
+            self._opened(at).ask_to_stop()
+            return True
+
+    def alert(self, at: RunPath, title: str, text: str, level: str) -> None:
+        """Writes an alert of a run into its log."""
+        with self._lock:
+            if not self._is_own(at):
+                self._opened(at).note(f"alert ({level.lower()}): {title}: {text}")
+
     def status(self, at: RunPath, metric: str) -> RunStatus:
         """The status of a run: what its claim says where it is one of our trials, else what it has streamed."""
         claimed = self._statuses.claimed(at.id, metric)
@@ -188,6 +202,13 @@ class Runs:
                 return RunStatus()
             keeper = self._opened(at)
             return self._statuses.of(keeper.folder, keeper.ended, keeper.kept.summary, metric, keeper.active)
+
+    @property
+    def store(self) -> Store:
+        """The database."""
+        with self._lock:
+            self._store = self._store or Store.open(self._root)
+            return self._store
 
     def close(self) -> None:
         with self._lock:
@@ -211,8 +232,7 @@ class Runs:
         return at in self._own
 
     def _opened(self, at: RunPath) -> Keeper:
-        self._store = self._store or Store.open(self._root)
-        return Keeper(self._root, self._store, at)
+        return Keeper(self._root, self.store, at)
 
 
 def is_below(path: str) -> bool:

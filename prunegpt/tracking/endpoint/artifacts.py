@@ -1,0 +1,223 @@
+"""Artifacts that runs log: a record per version below ROOT/wandb/artifacts, files by the MD5 that manifests name."""
+
+import os
+import re
+import time
+from base64 import b64decode
+from collections.abc import Iterator, Sequence
+from hashlib import md5
+from pathlib import Path
+from threading import RLock
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from prunegpt.root import Root, read_json, write_text
+from prunegpt.tracking.endpoint.hosted import run_id
+from prunegpt.tracking.endpoint.intake import Rejected
+
+LATEST = "latest"
+_CHUNK = 1 << 20
+_MANIFEST, _DIGEST = re.compile(r"[a-z0-9]{1,32}-[a-z0-9]{1,32}\.json"), re.compile(r"[0-9a-f]{32}")
+
+
+class ArtifactVersion(BaseModel):
+    """One version of an artifact."""
+
+    id: str
+    entity: str
+    project: str
+    type: str
+    collection: str  # the name without a version
+    digest: str
+    state: Literal["PENDING", "COMMITTED", "DELETED"] = "PENDING"
+    number: int = 0  # of the version, once it is committed
+    client_id: str = ""
+    description: str | None = None
+    metadata: Any = None
+    aliases: list[str] = []
+    created: float = 0.0
+    updated: float = 0.0
+    history_step: int | None = None
+    run: str = ""  # id of the run that logged it
+    used_by: list[str] = []  # ENTITY/PROJECT/ID of runs
+    manifest: str = ""  # name of its manifest's file
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """The collection that it is in."""
+        return self.entity, self.project, self.collection
+
+
+class Artifacts:
+    """The artifacts of a root. Used by one process, the server's."""
+
+    def __init__(self, root: Root) -> None:
+        self._folder = root.path / "wandb" / "artifacts"
+        self._lock = RLock()
+        self._known: dict[str, ArtifactVersion] | None = None
+
+    def all(self) -> list[ArtifactVersion]:
+        """Every version, the oldest first."""
+        with self._lock:
+            if self._known is None:
+                found = [self._read(file) for file in (self._folder / "versions").glob("*.json")]
+                self._known = {one.id: one for one in sorted(found, key=lambda one: one.created)}
+            return list(self._known.values())
+
+    def get(self, name: str) -> ArtifactVersion | None:
+        """The version of that id, or of that id of its client's."""
+        return next((one for one in self.all() if name and name in (one.id, one.client_id)), None)
+
+    def versions(self, entity: str, project: str, collection: str = "", type: str = "") -> list[ArtifactVersion]:
+        """The committed versions of a project, or of one collection or type of it."""
+        return [
+            one
+            for one in self.all()
+            if one.state == "COMMITTED"
+            and (one.entity, one.project) == (entity, project)
+            and collection in ("", one.collection)
+            and type in ("", one.type)
+        ]
+
+    def named(self, entity: str, project: str, name: str) -> ArtifactVersion | None:
+        """The version that COLLECTION:ALIAS means, where the alias may be vN or a digest; default the latest."""
+        collection, _, alias = name.partition(":")
+        found = self.versions(entity, project, collection)
+        for one in reversed(found):
+            if (alias or LATEST) in (*one.aliases, f"v{one.number}", one.digest, one.client_id):
+                return one
+        return None
+
+    def create(self, *, deduplicate: bool, **said: Any) -> ArtifactVersion:
+        """A new version, or the last one of its collection where that has the same content.
+
+        Raises:
+            Rejected: the collection holds artifacts of another type.
+        """
+        with self._lock:
+            new = ArtifactVersion(id=run_id() + run_id(), created=time.time(), updated=time.time(), **said)
+            there = self.versions(new.entity, new.project, new.collection)
+            if there and there[-1].type != new.type:
+                raise Rejected(f"{new.collection} holds artifacts of type {there[-1].type}, but got {new.type}.", 200)
+            if deduplicate and there and (same := [one for one in there if one.digest == new.digest]):
+                self._alias(same[-1], [*new.aliases, LATEST])
+                return same[-1]
+            self.keep(new)
+            return new
+
+    def commit(self, version: ArtifactVersion) -> None:
+        """A version is there whole: it gets its number and aliases.
+
+        Raises:
+            Rejected: it has no manifest.
+        """
+        with self._lock:
+            if not version.manifest or not self.manifest(version.manifest).is_file():
+                raise Rejected(f"the artifact {version.collection} cannot be committed: its manifest was not sent.")
+            if version.state == "PENDING":
+                taken = [one.number for one in self.all() if one.place == version.place and one.state != "PENDING"]
+                version.number = max(taken, default=-1) + 1
+                version.state = "COMMITTED"
+                self._alias(version, [*version.aliases, LATEST])
+
+    def keep(self, version: ArtifactVersion) -> None:
+        """Writes a version as it is now."""
+        with self._lock:
+            self.all()
+            assert self._known is not None
+            version.updated = time.time()
+            self._known[version.id] = version
+            write_text(self._folder / "versions" / f"{version.id}.json", version.model_dump_json(indent=1) + "\n")
+
+    def alias(self, version: ArtifactVersion, aliases: Sequence[str]) -> None:
+        """Gives a version further aliases, which others of its collection lose."""
+        with self._lock:
+            self._alias(version, aliases)
+
+    def unalias(self, version: ArtifactVersion, aliases: Sequence[str]) -> None:
+        """Takes aliases from a version."""
+        with self._lock:
+            version.aliases = [one for one in version.aliases if one not in aliases]
+            self.keep(version)
+
+    def delete(self, version: ArtifactVersion) -> None:
+        """Marks a version as deleted; its files stay, which others may share."""
+        with self._lock:
+            version.state, version.aliases = "DELETED", []
+            self.keep(version)
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def manifest(self, name: str) -> Path:
+        """Where the manifest of that name is.
+
+        Raises:
+            Rejected: the name is none.
+        """
+        if not _MANIFEST.fullmatch(name):
+            raise Rejected("there is no such manifest.", 404)
+        return self._folder / "manifests" / name
+
+    def file(self, digest: str) -> Path:
+        """Where the file is whose MD5 is that.
+
+        Raises:
+            Rejected: it is no MD5 in hexadecimal digits.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise Rejected(f"a file is named by its MD5 in hexadecimal digits, but got {digest!r:.80}.", 404)
+        return self._folder / "files" / digest[:2] / digest
+
+    def entries(self, version: ArtifactVersion) -> Iterator[tuple[str, str, int]]:
+        """The files of a version: name, MD5 in hexadecimal digits, bytes; references to elsewhere are left out."""
+        if not version.manifest:
+            return
+        try:
+            contents = read_json(self.manifest(version.manifest))["contents"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        for name, entry in contents.items():
+            if "ref" not in entry:
+                yield name, hexadecimal(entry.get("digest", "")), int(entry.get("size") or 0)
+
+    def take_file(self, digest: str, content: Path) -> None:
+        """Keeps an uploaded file.
+
+        Raises:
+            Rejected: it is not what its digest says.
+        """
+        found = md5(usedforsecurity=False)
+        with content.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                found.update(chunk)
+        if found.hexdigest() != digest:
+            raise Rejected(f"a file must have the MD5 that was announced, {digest}, but has {found.hexdigest()}.")
+        target = self.file(digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(content, target)
+
+    def take_manifest(self, name: str, content: Path) -> None:
+        """Keeps an uploaded manifest."""
+        target = self.manifest(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(content, target)
+
+    def _alias(self, version: ArtifactVersion, aliases: Sequence[str]) -> None:
+        for other in self.all():
+            if other.place == version.place and other.id != version.id and set(other.aliases) & set(aliases):
+                other.aliases = [one for one in other.aliases if one not in aliases]
+                self.keep(other)
+        version.aliases = list(dict.fromkeys([*version.aliases, *aliases]))
+        self.keep(version)
+
+    def _read(self, file: Path) -> ArtifactVersion:
+        return ArtifactVersion.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+def hexadecimal(digest: str) -> str:
+    """An MD5 in Base64, as manifests have it, in hexadecimal digits; empty where it is none."""
+    try:
+        return b64decode(digest).hex()
+    except ValueError:
+        return ""

@@ -1,0 +1,192 @@
+"""What `wandb.Api` and artifacts ask for, without a client."""
+
+import hashlib
+import json
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import graphql
+import pytest
+
+from prunegpt.root import Root
+from prunegpt.tracking.endpoint.filters import matches, ordered
+from prunegpt.tracking.endpoint.graphql import schema
+from prunegpt.tracking.endpoint.intake import Rejected
+from tests.tracking.endpoint_client import GRID, Client
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    client = Client(Root(tmp_path / "runs"))
+    yield client
+    for endpoint in client.endpoints:
+        endpoint.close()
+
+
+def asked(client: Client, query: str, **variables: Any) -> Any:
+    answer = client.http.post("/graphql", json={"query": query, "variables": variables}).json()
+    assert not answer.get("errors"), answer["errors"]
+    return answer["data"]
+
+
+RUNS = (
+    'query ($filters: JSONString, $order: String) { project(name: "mine") { runs(filters: $filters, order: $order) { '
+    "edges { node { name state config summaryMetrics tags history(samples: 10) } } } } }"
+)
+
+
+def test_runs_are_found_by_what_they_are(client: Client) -> None:
+    for number in range(3):
+        config = json.dumps({"lr": {"value": number / 10}})
+        client.ask("UpsertBucket", name=f"run{number}", project="mine", config=config, tags=["t"] if number else [])
+        summary = {"wandb-summary.json": {"offset": 0, "content": [json.dumps({"loss": 3.0 - number})]}}
+        client.stream(f"run{number}", [{"_step": 0, "loss": 3.0 - number}], files=summary, complete=number > 0)
+
+    def found(filters: Any, order: str = "") -> list[str]:
+        edges = asked(client, RUNS, filters=json.dumps(filters), order=order)["project"]["runs"]["edges"]
+        return [edge["node"]["name"] for edge in edges]
+
+    assert found({}) == ["run0", "run1", "run2"]
+    assert found({}, "+summary_metrics.loss") == ["run2", "run1", "run0"]
+    assert found({"config.lr": {"$gt": 0.05}, "state": "finished"}) == ["run1", "run2"]
+    assert found({"$or": [{"tags": "t", "config.lr.value": 0.1}, {"displayName": "run0"}]}) == ["run0", "run1"]
+    node = asked(client, RUNS, filters="{}")["project"]["runs"]["edges"][1]["node"]
+    assert json.loads(node["config"])["lr"] == {"value": 0.1}
+    assert json.loads(node["summaryMetrics"]) == {"loss": 2.0}
+    assert [json.loads(row) for row in node["history"]] == [{"_step": 0, "loss": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("query", "right"),
+    [
+        ({"state": {"$in": ["finished", "running"]}}, True),
+        ({"state": {"$nin": ["finished"]}}, False),
+        ({"config.net.width": {"$gte": 3}}, True),
+        ({"config.absent": {"$exists": False}}, True),
+        ({"summary_metrics.eval/loss": {"$lt": 1}}, True),
+        ({"summary_metrics.eval/loss": {"$lt": "text"}}, False),
+        ({"display_name": {"$regex": "^fir"}}, True),
+        ({"tags": {"$in": ["a"]}}, True),
+        ({"$not": {"state": "finished"}}, False),
+        ({"$nor": [{"state": "running"}]}, True),
+    ],
+)
+def test_a_filter_means_what_it_means_to_mongodb(query: Any, right: bool) -> None:
+    run = {
+        "state": "finished",
+        "display_name": "first",
+        "tags": ["a", "b"],
+        "config": {"net": {"width": 3}},
+        "summary_metrics": {"eval/loss": 0.5},
+    }
+    assert matches(run, query) is right
+
+
+def test_an_unknown_operator_is_refused_and_missing_values_come_last() -> None:
+    with pytest.raises(Rejected, match=r"filters here know .* but got \$where"):
+        matches({}, {"state": {"$where": "1"}})
+    runs = [{"config": {"lr": value}} for value in (None, 1, 2)]
+    assert [run["config"]["lr"] for run in ordered(runs, "-config.lr")] == [2, 1, None]
+
+
+def test_a_field_that_is_not_in_the_schema_is_named(client: Client) -> None:
+    answer = client.http.post("/graphql", json={"query": "mutation Rewind { rewindRun(input: {}) { id } }"}).json()
+    assert "no operation 'Rewind': Cannot query field 'rewindRun' on type 'Mutation'" in answer["errors"][0]["message"]
+    answer = client.http.post("/graphql", json={"query": '{ project(name: "a", of: 1) { id } }'}).json()
+    assert "Unknown argument 'of'" in answer["errors"][0]["message"]
+    assert asked(client, '{ __type(name: "ServerSettings") { fields { name } } }')["__type"]["fields"]
+
+
+def test_every_field_of_the_schema_that_a_run_has_is_answered(client: Client) -> None:
+    """Generated over the schema: no resolver is missing, and none fails."""
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    client.stream("run0", [{"_step": 0, "loss": 1.0}])
+    kinds = schema().type_map
+    run, project = kinds["Run"], kinds["Project"]
+    assert isinstance(run, graphql.GraphQLObjectType)
+    assert isinstance(project, graphql.GraphQLObjectType)
+    for kind, place in ((project, "{}"), (run, '{{ run(name: "run0") {} }}')):
+        assert len(kind.fields) > 20
+        for name, field in kind.fields.items():
+            inner = "" if str(field.type) == "JSON" else " { __typename }"
+            asked(client, '{ project(name: "mine") ' + place.format("{ " + name + inner + " }") + " }")
+
+
+CREATE = "mutation ($input: CreateArtifactInput!) { createArtifact(input: $input) { artifact { id state } } }"
+MANIFEST = (
+    "mutation ($input: J) { createArtifactManifest(input: $input) { artifactManifest { id file { uploadUrl } } } }"
+)
+FILES = "mutation ($input: J) { createArtifactFiles(input: $input) { files { edges { node { uploadUrl } } } } }"
+COMMIT = "mutation ($input: J) { commitArtifact(input: $input) { artifact { state versionIndex } } }"
+ARTIFACT = (
+    'query ($name: String) { project(name: "mine") { artifact(name: $name) { versionIndex digest aliases { alias } '
+    "currentManifest { file { directUrl } } files { edges { node { name directUrl } } } } } }"
+)
+
+
+def logged(client: Client, content: bytes, *aliases: str) -> Any:
+    """Logs an artifact of one file as a client does; what its commit answers."""
+    digest = b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+    about = {"entityName": "local", "projectName": "mine", "runName": "run0", "artifactTypeName": "dataset"}
+    given = {
+        **about,
+        "artifactCollectionName": "data",
+        "digest": digest,
+        "aliases": [{"alias": one} for one in aliases],
+    }
+    made = asked(client, CREATE, input=given)["createArtifact"]["artifact"]
+    if made["state"] == "COMMITTED":
+        return made
+    manifest = {"version": 1, "contents": {"a.txt": {"digest": digest, "size": len(content)}}}
+    sent = asked(client, MANIFEST, input={"artifactID": made["id"], "name": "m", "digest": "x"})[
+        "createArtifactManifest"
+    ]
+    address = sent["artifactManifest"]["file"]["uploadUrl"]
+    assert client.http.put(address, content=json.dumps(manifest)).status_code == 200
+    specs = [{"artifactID": made["id"], "name": "a.txt", "md5": digest}]
+    (edge,) = asked(client, FILES, input={"artifactFiles": specs})["createArtifactFiles"]["files"]["edges"]
+    if edge["node"]["uploadUrl"]:
+        assert client.http.put(edge["node"]["uploadUrl"], content=b"other").status_code == 400, "not what was announced"
+        assert client.http.put(edge["node"]["uploadUrl"], content=content).status_code == 200
+    return asked(client, COMMIT, input={"artifactID": made["id"]})["commitArtifact"]["artifact"]
+
+
+def test_an_artifact_comes_back_as_it_was_logged_also_after_a_restart(client: Client) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    assert logged(client, b"one", "best") == {"state": "COMMITTED", "versionIndex": 0}
+    assert logged(client, b"two", "best") == {"state": "COMMITTED", "versionIndex": 1}
+    assert logged(client, b"one")["state"] == "COMMITTED", "the same content is the same version"
+    again = client.after_restart()
+    for name, number, content in (("data:v0", 0, b"one"), ("data:best", 1, b"two"), ("data:latest", 0, b"one")):
+        found = asked(again, ARTIFACT, name=name)["project"]["artifact"]
+        assert found["versionIndex"] == number
+        (edge,) = found["files"]["edges"]
+        assert again.http.get(edge["node"]["directUrl"]).content == content
+        assert "contents" in again.http.get(found["currentManifest"]["file"]["directUrl"]).json()
+    assert asked(again, ARTIFACT, name="data:v7")["project"]["artifact"] is None
+
+
+def test_an_artifact_without_its_manifest_is_not_committed(client: Client) -> None:
+    about = {"entityName": "local", "projectName": "mine", "artifactTypeName": "t", "artifactCollectionName": "c"}
+    made = asked(client, CREATE, input={**about, "digest": "d"})["createArtifact"]["artifact"]
+    answer = client.http.post("/graphql", json={"query": COMMIT, "variables": {"input": {"artifactID": made["id"]}}})
+    assert answer.status_code == 400
+    assert "its manifest was not sent" in answer.json()["errors"][0]["message"]
+
+
+def test_a_sweep_is_updated_and_prior_runs_are_refused(client: Client) -> None:
+    name = client.sweep()
+    update = "mutation ($input: J) { upsertSweep(input: $input) { sweep { config } } }"
+    config = json.dumps({**GRID, "description": "new"})
+    made = asked(client, update, input={"id": name, "config": config})["upsertSweep"]["sweep"]
+    assert json.loads(made["config"])["description"] == "new"
+    prior = {"config": json.dumps(GRID), "priorRunsFilters": json.dumps({"$or": [{"name": "run0"}]})}
+    answer = client.http.post("/graphql", json={"query": update, "variables": {"input": prior}}).json()
+    assert "takes no earlier runs" in answer["errors"][0]["message"]
+    agent = client.ask("CreateAgent", sweep=name, host="h")["createAgent"]["agent"]["id"]
+    client.heartbeat(agent)
+    other = {"id": name, "config": json.dumps({**GRID, "parameters": {"lr": {"values": [1, 2]}}})}
+    answer = client.http.post("/graphql", json={"query": update, "variables": {"input": other}}).json()
+    assert "parameters of a sweep that has runs stay as they are" in answer["errors"][0]["message"]
