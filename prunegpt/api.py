@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunegpt.errors import LaunchError, PruneGPTError, StoreError
-from prunegpt.records import TrialResult, chain_metrics
+from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
@@ -232,7 +232,7 @@ def start(
 
 
 def _row(result: TrialResult) -> dict[str, Any]:
-    metrics, measured = chain_metrics(result.stages), result.evaluation
+    metrics, measured = result.metrics, result.evaluation
     return {
         "trial": result.name,
         "seed": result.seed,

@@ -341,9 +341,29 @@ class TrialResult(Record):
         return self.plan.config
 
     @property
+    def final(self) -> StageRecord | None:
+        """The record of the last stage of its plan; None before that is done. A trial's figures are those of it."""
+        done = self.state == "finished" or (self.stages and self.stages[-1].index == len(self.plan.stages) - 1)
+        return self.stages[-1] if self.stages and done else None
+
+    @property
+    def metrics(self) -> Mapping[str, float | None]:
+        """What it came to, see `chain_metrics`; before its end, what it has cost so far is all that is known."""
+        found = chain_metrics(self.stages)
+        return found if self.final else {**dict.fromkeys(found), "tokens": found["tokens"], "seconds": found["seconds"]}
+
+    @property
+    def so_far(self) -> str:
+        """The perplexity after the last stage that is done, in words; empty where no more stages are planned."""
+        found = self.stages[-1].evaluation if self.stages and not self.final else None
+        if found is None or found.perplexity is None:
+            return ""
+        return f"after {self.stages[-1].kind}: perplexity {found.perplexity:.4g}"
+
+    @property
     def evaluation(self) -> Evaluation | None:
-        """The last stage's measured perplexity; of a W&B run there is none, whatever earlier versions made of it."""
-        return self.stages[-1].evaluation if self.stages and not self.plan.foreign else None
+        """The measured perplexity of its end; of a W&B run there is none, whatever earlier versions made of it."""
+        return self.final.evaluation if self.final and not self.plan.foreign else None
 
     @property
     def measured(self) -> Evaluation | None:
@@ -353,7 +373,7 @@ class TrialResult(Record):
 
     @property
     def sparsity(self) -> SparsityRecord | None:
-        return self.stages[-1].sparsity if self.stages and not self.plan.foreign else None
+        return self.final.sparsity if self.final and not self.plan.foreign else None
 
     @property
     def logged(self) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -18,9 +18,11 @@ from prunegpt.records import (
     SparsityRecord,
     StageRecord,
     TrialResult,
+    TrialState,
     finite,
     read_points,
 )
+from tests.support.specs import trial_of
 from tests.support.sweep_plans import make_trial
 
 
@@ -166,3 +168,31 @@ def test_every_point_is_read_once_wherever_the_file_is_cut(
         found, offset = read_points(path, offset)
         read += found
     assert read == points
+
+
+@pytest.mark.parametrize("state", get_args(TrialState))
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_a_trial_has_the_figures_of_its_last_stage_or_none(state: TrialState, done: int) -> None:
+    """What an earlier stage came to is never a figure of the trial."""
+    plan = trial_of({"prune": {"sparsity": 0.5}}, {"prune": {"sparsity": 0.75}})
+    if state == "finished" and done != len(plan.stages):
+        return
+    stages = tuple(
+        StageRecord(
+            key=stage.key,
+            kind=stage.kind,
+            index=index,
+            cached=False,
+            seconds=1.0,
+            train_tokens=10,
+            evaluation=evaluation(perplexity=10.0 + index),
+            sparsity=SparsityRecord(pruned=index / 4, overall=index / 8, selected=8, parameters=16),
+        )
+        for index, stage in enumerate(plan.stages[:done])
+    )
+    trial = TrialResult(id=1, plan=plan, shown=True, state=state, stages=stages)
+    whole = done == len(plan.stages)
+    assert (trial.metrics["perplexity"], trial.metrics["sparsity"]) == ((12.0, 0.5) if whole else (None, None))
+    assert (trial.evaluation is None, trial.sparsity is None) == (not whole, not whole)
+    assert (trial.metrics["tokens"], trial.metrics["seconds"]) == (10 * done, 1.0 * done)
+    assert trial.so_far == (f"after {stages[-1].kind}: perplexity {9 + done}" if stages and not whole else "")

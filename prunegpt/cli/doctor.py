@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "wandb"
 OPTIONAL = {"submitit": "launcher slurm", "ray": "launcher ray", "psycopg": "a PostgreSQL store"}
 
 
-@app.command(epilog="Examples: prunegpt doctor --json; prunegpt doctor --model gpt2 --block-size 512")
+@app.command(epilog="Example: prunegpt doctor --model gpt2 --block-size 512")
 def doctor(
     model: Annotated[
         str | None,

@@ -234,7 +234,7 @@ def status(
 
 
 def _print_results(results: "list[TrialResult]", name: str | None) -> None:
-    from prunegpt.records import chain_metrics, comparable
+    from prunegpt.records import comparable
 
     print_table(
         ["id", "trial", "state", "perplexity", "sparsity", "stages", "note"],
@@ -243,9 +243,9 @@ def _print_results(results: "list[TrialResult]", name: str | None) -> None:
                 str(result.id),
                 result.address if name is None else result.name,
                 result.state,
-                *map(chain_metrics(result.stages).get, ("perplexity", "sparsity")),
+                *map(result.metrics.get, ("perplexity", "sparsity")),
                 f"{len(result.stages)}/{len(result.plan.stages)}",
-                result.reason,
+                result.reason or result.so_far,
             ]
             for result in results
         ),
@@ -256,16 +256,14 @@ def _print_results(results: "list[TrialResult]", name: str | None) -> None:
 
 
 def _result_json(result: "TrialResult") -> dict[str, Any]:
-    from prunegpt.records import chain_metrics
-
-    metrics = chain_metrics(result.stages)
     return {
         "id": result.id,
         "sweep": result.sweep,
         "name": result.name,
         "state": result.state,
-        "perplexity": metrics["perplexity"],
-        "sparsity": metrics["sparsity"],
+        "perplexity": result.metrics["perplexity"],
+        "sparsity": result.metrics["sparsity"],
+        "so_far": result.so_far,
         "stages": [stage.model_dump(include={"key", "kind", "cached", "seconds"}) for stage in result.stages],
         "attempts": result.attempts,
         "reason": result.reason,

@@ -231,7 +231,7 @@ def run_for_agent(root: Root, plan: "SweepPlan", trial: "TrialPlan") -> int:
     if uploader:
         uploader.close()
     finished = record.state == "finished"
-    claim(root, state=record.state, error=record.error, metrics=summary_of(record.stages) if finished else {})
+    claim(root, state=record.state, error=record.error, metrics=summary_of(record) if finished else {})
     for stage in record.stages:
         perplexity = stage.evaluation.perplexity if stage.evaluation else None
         say(f"{trial.name}: {stage.kind}{' (cached)' if stage.cached else ''}: perplexity {number(perplexity)}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from prunegpt.records import TrialResult, chain_metrics, comparable
+from prunegpt.records import TrialResult, comparable
 from prunegpt.report.cells import RowState
 from prunegpt.report.measure import Measured, Standing, Typical
 from prunegpt.spec.plan import SweepPlan
@@ -50,7 +50,7 @@ class Row:
     @property
     def broken(self) -> tuple[str, ...]:
         """The constraints of its search that a finished run does not fulfil."""
-        found = [broken(trial.plan.constraints, chain_metrics(trial.stages)) for trial in self.finished]
+        found = [broken(trial.plan.constraints, trial.metrics) for trial in self.finished]
         return tuple(dict.fromkeys(text for texts in found for text in texts))
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
 from prunegpt.launch.log import LOG
-from prunegpt.records import EARLY_STOP, ComparisonKey, StageRecord, TrialResult, TrialState, chain_metrics
+from prunegpt.records import EARLY_STOP, ComparisonKey, StageRecord, TrialResult, TrialState
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.search import MEASURED, broken
@@ -157,7 +157,7 @@ class TrialStates:
             self._measured = self._measured or result.measured.comparison_key
             if result.measured.comparison_key != self._measured:
                 return
-        metrics = chain_metrics(result.stages)
+        metrics = result.metrics
         constraints = result.plan.constraints if result.plan.search else self.constraints
         if self.target.reached(metrics) and not broken(constraints, metrics):
             self.reached = f"{result.sweep}/{result.name}"

@@ -87,10 +87,10 @@ class RunLog:
         import wandb
 
         self.log(rows)
-        self._run.summary.update({**summary_of(ended.stages), "state": ended.state})
+        self._run.summary.update({**summary_of(ended), "state": ended.state})
         if ended.error:
             self._run.summary["error"] = ended.error
-        sparsity = ended.stages[-1].sparsity if ended.stages else None
+        sparsity = ended.stages[-1].sparsity if ended.stages and ended.state == "finished" else None
         if sparsity is not None and sparsity.by_tensor:
             table = wandb.Table(
                 ["tensor", "sparsity"], data=[list(item) for item in by_parameter(sparsity.by_tensor).items()]
@@ -194,11 +194,15 @@ def _stage_name(trial: TrialPlan, index: int) -> str:
     return f"{index}-{kind}"
 
 
-def summary_of(stages: Sequence[StageRecord]) -> dict[str, float]:
-    """What a trial came to, by the names that searches and tables know; what was not measured, or is not finite, is
-    left out.
+def summary_of(ended: TrialResult | AttemptRecord) -> dict[str, float]:
+    """What a trial came to, by the names that searches and tables know.
+
+    What was not measured, or is not finite, is left out; of one that did not finish so is all but its costs: what
+    earlier stages came to is no result of it.
     """
-    return {name: value for name, value in chain_metrics(stages).items() if value is not None} if stages else {}
+    found = chain_metrics(ended.stages)
+    names = found if ended.state == "finished" else ("tokens", "seconds")
+    return {name: value for name in names if (value := found[name]) is not None} if ended.stages else {}
 
 
 def _own(result: TrialResult) -> dict[str, Any]:

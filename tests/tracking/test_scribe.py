@@ -19,7 +19,6 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.tracking import WandbSpec
 from prunegpt.store import Store
-from prunegpt.sweep.search.objectives import metrics_of
 from prunegpt.tracking import run_log
 from prunegpt.tracking import uploader as module
 from prunegpt.tracking.client import Server, TrackingError, register
@@ -186,7 +185,7 @@ def test_rows_are_one_a_stage_and_step_with_their_axes() -> None:
 def test_the_summary_has_the_metrics_that_searches_use(root: Root) -> None:
     finish(root)
     found = result(root)
-    assert summary_of(found.stages) == {name: value for name, value in metrics_of(found).items() if value is not None}
+    assert summary_of(found) == {name: value for name, value in found.metrics.items() if value is not None}
 
 
 def test_a_trial_is_told_while_it_runs_and_when_it_has_ended(root: Root, cloud: Cloud) -> None:

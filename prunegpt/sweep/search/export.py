@@ -22,7 +22,7 @@ from prunegpt.spec.search import SearchSpec
 from prunegpt.spec.space import fits
 from prunegpt.store import Store
 from prunegpt.sweep.search.curves import objective_curve
-from prunegpt.sweep.search.objectives import metrics_of, outcome_of
+from prunegpt.sweep.search.objectives import outcome_of
 from prunegpt.sweep.search.study import frozen
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _frozen(search: SearchSpec, result: TrialResult, store: Store) -> "FrozenTri
     outcome = None
     if result.state not in _OPEN:
         outcome = outcome_of(search, result, lambda: objective_curve(search, result, store))
-    metrics = {key: value for key, value in metrics_of(result).items() if value is not None}
+    metrics = {key: value for key, value in result.metrics.items() if value is not None}
     trial = frozen(search, result.swept, outcome, trial=result.name, state=result.state, **metrics)
     if result.started is not None:
         trial.datetime_start = _time(result.started)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prunegpt.records import EARLY_STOP, TrialResult, chain_metrics
+from prunegpt.records import EARLY_STOP, TrialResult
 from prunegpt.spec.search import SearchSpec, violations
 
 
@@ -20,11 +20,6 @@ class TrialReport:
 
 
 FAILED = TrialReport("fail")
-
-
-def metrics_of(result: TrialResult) -> dict[str, float | None]:
-    """The metrics of a finished trial; None where one was not measured or is not finite."""
-    return chain_metrics(result.stages)
 
 
 def outcome_of(
@@ -44,7 +39,7 @@ def outcome_of(
         return TrialReport("pruned", curve=curve() if len(spec.objectives) == 1 else {})
     if result.state not in ("finished", "diverged"):
         return FAILED
-    metrics = metrics_of(result) if result.state == "finished" else {}
+    metrics = result.metrics if result.state == "finished" else {}
     values = [metrics.get(objective.metric) for objective in spec.objectives]
     diverged = result.state == "diverged" or (result.evaluation is not None and not result.evaluation.finite)
     if diverged and len(values) == 1 and values[0] is None:

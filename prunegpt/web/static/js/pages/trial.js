@@ -45,7 +45,7 @@ async function load() {
 function showHead() {
   const measured = trial.stages.at(-1)?.evaluation ?? null;
   const sparsity = trial.stages.at(-1)?.sparsity ?? null;
-  const finished = trial.state === "finished";
+  const after = trial.state === "finished" || !trial.stages.length ? "" : ` after ${trial.stages.at(-1).kind}`;
   const tokens = trial.stages.reduce((sum, stage) => sum + stage.train_tokens, 0);
   const seconds = trial.stages.reduce((sum, stage) => sum + stage.seconds, 0);
   const asked = sparsity?.target;
@@ -83,8 +83,8 @@ function showHead() {
         h(
           "dl.facts",
           {},
-          !trial.logged && fact(finished ? "Perplexity" : "Perplexity so far", measured ? (measured.finite ? format.perplexity(measured.perplexity) : "not finite") : format.NONE, bounds),
-          !trial.logged && fact("Sparsity", sparsity?.selected ? format.percent(sparsity.pruned) : format.NONE, [asked !== null && asked !== undefined && `asked ${format.percent(asked)}`, sparsity?.selected && `all weights ${format.percent(sparsity.overall)}`, typeof sparsity?.coverage === "number" && `coverage ${format.percent(sparsity.coverage)}`].filter(Boolean).join(", ")),
+          !trial.logged && fact(`Perplexity${after}`, measured ? (measured.finite ? format.perplexity(measured.perplexity) : "not finite") : format.NONE, bounds),
+          !trial.logged && fact(`Sparsity${after}`, sparsity?.selected ? format.percent(sparsity.pruned) : format.NONE, [asked !== null && asked !== undefined && `asked ${format.percent(asked)}`, sparsity?.selected && `all weights ${format.percent(sparsity.overall)}`, typeof sparsity?.coverage === "number" && `coverage ${format.percent(sparsity.coverage)}`].filter(Boolean).join(", ")),
           !trial.logged && fact("Tokens trained on", format.count(tokens)),
           trial.logged && fact("Started", format.time(trial.started)),
           !trial.logged && fact("Compute", format.duration(seconds), trial.stages.some((stage) => stage.cached) ? "shared stages included" : ""),
