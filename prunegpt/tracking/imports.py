@@ -209,7 +209,7 @@ def _take_config(found: FoundRun, record: Any) -> None:
 def _items(items: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in items:
-        path = list(item.nested_key) or [item.key]
+        path = list(getattr(item, "nested_key", ())) or [item.key]  # items of system metrics have none
         node = found
         for step in path[:-1]:
             below = node.setdefault(step, {})

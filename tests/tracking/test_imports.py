@@ -3,6 +3,8 @@
 import contextlib
 import math
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +37,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _begin(folder: Path, **more: Any) -> Any:
     """An offline run of the real client, in a folder."""
     wandb = pytest.importorskip("wandb", reason="needs the W&B client")
-    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True, x_disable_meta=True)
+    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_meta=True)
     own = {"project": "elsewhere", "mode": "offline", "reinit": "create_new"}
     return wandb.init(dir=str(folder), settings=settings, **own, **more)
 
@@ -123,6 +125,25 @@ def test_a_damaged_record_ends_the_reading(offline: Path, tmp_path: Path) -> Non
     broken.write_bytes(bytes(data))
     assert len(read_run(broken).rows) <= len(read_run(file).rows)
     assert read_run(broken).exit_code is None
+
+
+def test_system_metrics_and_what_a_run_says_of_itself_are_read(tmp_path: Path) -> None:
+    pb = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="needs the W&B client")
+    run, stats = pb.Record(), pb.Record()
+    run.run.run_id, run.run.project, run.run.notes, run.run.job_type = "r1", "p", "why", "train"
+    run.run.tags.extend(["a", "b"])
+    stats.stats.timestamp.seconds = 7
+    item = stats.stats.item.add()
+    item.key, item.value_json = "cpu", "12.5"
+    file = tmp_path / "run-r1.wandb"
+    with file.open("wb") as log:
+        log.write(b":W&B" + bytes(3))
+        for record in (run, stats):
+            piece = record.SerializeToString()
+            log.write(struct.pack("<IHB", zlib.crc32(b"\x01" + piece), len(piece), 1) + piece)
+    found = read_run(file)
+    assert found.events == [{"system.cpu": 12.5, "_timestamp": 7.0}]
+    assert (found.about["notes"], found.about["job_type"], found.about["tags"]) == ("why", "train", ("a", "b"))
 
 
 def test_an_empty_file_of_a_run_does_not_end_the_import(offline: Path, tmp_path: Path) -> None:
