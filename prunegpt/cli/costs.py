@@ -1,7 +1,7 @@
 """What a plan costs before it runs: stages shared and cached, tokens to train and to evaluate."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import PruneGPTError
 from prunegpt.planning import hub
-from prunegpt.planning.budget import job_problems, train_tokens
+from prunegpt.planning.budget import evaluations, job_problems, train_tokens
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.sources import MASKS
 from prunegpt.root import Root
@@ -96,7 +96,7 @@ class Counting:
             train_tokens=_sum(tokens.values()),
             train_tokens_remaining=_sum(count for key, count in tokens.items() if key not in cached),
             train_tokens_without_sharing=_sum(tokens[stage.key] for trial in trials for stage in trial.stages),
-            evaluation_tokens=_sum(self.evaluation(trial, len(trial.stages)) for trial in trials),
+            evaluation_tokens=_sum(self._evaluations(trials)),
             unchecked=tuple(self.unchecked),
         )
 
@@ -168,7 +168,25 @@ class Counting:
 
         return cache.tokenizer(self.root, model, Inputs(None))
 
-    def evaluation(self, trial: TrialPlan, stages: int) -> int | None:
+    def _evaluations(self, trials: Sequence[TrialPlan]) -> Iterator[int | None]:
+        """Tokens that will be scored of each stage: after it, and while it trains; once where trials share it."""
+        distinct = {(stage.key, trial.evaluation_key): (stage, trial) for trial in trials for stage in trial.stages}
+        for (key, evaluation_key), (stage, trial) in distinct.items():
+            if not trial.evaluate.skip and not self.root.is_measured(key, evaluation_key):
+                times = 0 if self.root.is_published(key) else self.evaluations(stage)
+                tokens = self.evaluation(trial)
+                yield None if times is None or tokens is None else tokens * (1 + times)
+
+    def watched(self, trials: Sequence[TrialPlan]) -> int:
+        """How often a stage of these trials is evaluated while it trains, at most."""
+        return max((self.evaluations(stage) or 0 for trial in trials for stage in trial.stages), default=0)
+
+    def evaluations(self, stage: StagePlan) -> int | None:
+        """How often a stage is evaluated while it trains."""
+        return evaluations(stage, self.blocks(stage)) if stage.training and stage.data else 0
+
+    def evaluation(self, trial: TrialPlan) -> int | None:
+        """Tokens that one evaluation scores."""
         from prunegpt.stages import text
 
         def tokens() -> int:
@@ -176,8 +194,7 @@ class Counting:
             return int(windows.scored_tokens.sum())
 
         identity = trial.evaluation_key + trial.model.source
-        count = self._once(identity, "tokens to evaluate", trial.model, trial.evaluate.data, tokens)
-        return None if count is None else count * stages
+        return self._once(identity, "tokens to evaluate", trial.model, trial.evaluate.data, tokens)
 
     def _once(
         self, identity: str, what: str, model: ModelSpec, data: DataSpec | None, count: Callable[[], int]

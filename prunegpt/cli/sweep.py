@@ -3,6 +3,7 @@
 import fnmatch
 from collections import Counter
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from prunegpt.records import TrialResult
     from prunegpt.spec.outline import Coverage
     from prunegpt.spec.plan import SweepPlan, TrialPlan
+    from prunegpt.spec.search import SearchSpec
 
 _LISTED = 200  # finished trials that `status` shows without being asked for all
 
@@ -54,12 +56,12 @@ def check(
     try:
         plan = planner.plan
     except SpecError as error:  # the trials that are sound so far are counted too: all problems are reported in one run
-        sound = [chain.trial for chain in planner.chains.values() if chain]
+        sound = [found.trial for found in planner.chains.values() if found]
         raise told(counting.problems(sound), error.problems) from error
     trials = chosen(plan, only)
     report = counting.costs(trials)
     examples = {
-        search.name: [chain.trial for chain in planner.searched[search.index]]
+        search.name: [found.trial for found in planner.searched[search.index]]
         for search in plan.searches
         if only is None or fnmatch.fnmatchcase(search.name, only)
     }
@@ -67,18 +69,17 @@ def check(
     if counted := [*counting.problems(trials), *of_searches]:
         raise told(counted)
     unchecked = [*plan.unchecked, *report.unchecked]
-    known = [chain for chain in planner.chains.values() if chain]
-    coverages = {chain.trial.name: found for chain in known if (found := coverage_of(chain.trial, chain.facts))}
-    unchecked += dict.fromkeys(text for chain in known if (text := unbuilt(chain.facts)))
+    known = [(found.trial, found.facts) for found in planner.chains.values() if found]
+    coverages = {trial.name: covered for trial, facts in known if (covered := coverage_of(trial, facts))}
+    unchecked += dict.fromkeys(text for _, facts in known if (text := unbuilt(facts)))
     notes = [*lost_zeros(trials), *_uncovered(trials, coverages)]
     replaced = None
     with suppress(StoreError), Store.open(root, create=False) as store:  # a run says what is wrong with it
         replaced = store.replaced(plan)
-    searches = {
-        search.name: (search.spec.n_trials, counting.per_trial(examples[search.name]))
-        for search in plan.searches
-        if search.name in examples
-    }
+    searches = {search.name: search.spec for search in plan.searches if search.name in examples}
+    per_trial = {name: counting.per_trial(examples[name]) for name in searches}
+    if plan.early_stop and (watched := counting.watched([*trials, *chain.from_iterable(examples.values())])):
+        notes.append(f"early_stop: stages that train are evaluated up to {watched} times while they train")
     if as_json:
         print_json(
             {
@@ -86,8 +87,14 @@ def check(
                 "trials": [_trial_json(trial, root, coverages.get(trial.name)) for trial in trials],
                 **{name: value for name, value in vars(report).items() if name != "unchecked"},
                 "searches": [
-                    {"name": name, "trials": count, "train_tokens_per_trial": tokens}
-                    for name, (count, tokens) in searches.items()
+                    {
+                        "name": name,
+                        "trials": search.n_trials,
+                        "sampler": search.sampler,
+                        "space": {path: found.described for path, found in search.space.items()},
+                        "train_tokens_per_trial": per_trial[name],
+                    }
+                    for name, search in searches.items()
                 ],
                 "unchecked": unchecked,
                 "notes": notes,
@@ -105,17 +112,25 @@ def check(
         print(f"Tokens to train: {number(report.train_tokens_remaining)} of {number(report.train_tokens)}; ", end="")
         print(f"without sharing it would be {number(report.train_tokens_without_sharing)}.")
         print(f"Tokens to evaluate: about {number(report.evaluation_tokens)}.")
-    for name, (count, tokens) in searches.items():
-        low, high = tokens or (None, None)
-        print(f"search {name}: {'trials until its time or tokens are used' if count is None else f'{count} trials'},")
-        print(f"  each of {number(low)} to {number(high)} tokens to train where nothing is shared", end="")
-        print("." if count is None or high is None else f"; at most about {number(count * high)} in all.")
+    for name, search in searches.items():
+        _print_search(name, search, per_trial[name])
     for text in unchecked:
         print(f"not checked: {text}")
     for text in notes:
         print(f"note: {text}")
     if replaced:
         print(f"note: {replaced}")
+
+
+def _print_search(name: str, search: "SearchSpec", tokens: tuple[int, int] | None) -> None:
+    count, (low, high) = search.n_trials, tokens or (None, None)
+    wanted = ", ".join(f"{objective.wanted} {objective.metric}" for objective in search.objectives)
+    many = "trials until its time or tokens are used" if count is None else f"{count} trials"
+    print(f"search {name}: {many} by {search.sampler}, to {wanted}" + "".join(f", {one}" for one in search.constraints))
+    for path, dimension in search.space.items():
+        print(f"  {path}: {dimension.described}")
+    print(f"  each of {number(low)} to {number(high)} tokens to train where nothing is shared", end="")
+    print("." if count is None or high is None else f"; at most about {number(count * high)} in all.")
 
 
 def chosen(plan: "SweepPlan", only: str | None) -> "list[TrialPlan]":

@@ -10,7 +10,7 @@ from prunegpt.spec.pruning import update_problems
 
 # Defaults of transformers.TrainingArguments that decide how much is trained.
 DEFAULT_EPOCHS = 3.0
-_BATCH, _ACCUMULATION = 8, 1
+_BATCH, _ACCUMULATION, _LOGGED = 8, 1, 500
 
 
 def steps(train: Mapping[str, Any], blocks: int | None) -> int | None:
@@ -91,6 +91,31 @@ def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:
     an_epoch = _blocks_an_epoch(train, blocks)
     passes, rest = divmod(count, per_epoch)
     return (passes * an_epoch + min(rest * a_step, an_epoch)) * stage.data.block_size
+
+
+def evaluates(train: Mapping[str, Any]) -> bool:
+    """Whether a training is evaluated while it runs."""
+    return str(train.get("eval_strategy", "no")) != "no"
+
+
+def evaluations(stage: StagePlan, blocks: int | None) -> int | None:
+    """How often a stage is evaluated while it trains; None where that cannot be known.
+
+    Args:
+        blocks: of the training data, as packed; None where they have not been counted.
+    """
+    if stage.training is None or not evaluates(stage.training.train):
+        return 0
+    train = stage.training.train
+    count = steps(train, _limited(stage, blocks))
+    if count is None:
+        return None
+    first = 1 if train.get("eval_on_start") else 0
+    if str(train["eval_strategy"]) == "epoch":
+        per_epoch = steps_per_epoch(train, _limited(stage, blocks))
+        return None if per_epoch is None else first + count // per_epoch
+    every = float(train.get("eval_steps") or train.get("logging_steps") or _LOGGED)
+    return first + count // (math.ceil(every * count) if every < 1 else int(every))
 
 
 def micro_batch(train: Mapping[str, Any], divisor: int, processes: int = 1) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 from prunegpt.builtin import PREFIX
 from prunegpt.errors import Problem, PruneGPTError, SpecError
 from prunegpt.planning import checks
+from prunegpt.planning.budget import evaluates
 from prunegpt.planning.curves import SensitivityCurvesOf, with_curves
 from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files, digest
@@ -28,6 +29,7 @@ from prunegpt.spec.expand import Configuration
 from prunegpt.spec.plan import SearchPlan, StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.read import plain_document, read_document
 from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, PruneSpec
+from prunegpt.spec.search import MEASURED
 from prunegpt.spec.training_arguments import precision_problem
 
 _NUMBERS = 999  # of a search's trials that table rows may name where it ends by time or tokens
@@ -232,7 +234,20 @@ class Planner:
                 "the divergence from its teacher. Use metric: perplexity, with train.eval_strategy: steps."
             )
             return [self.opened.document.problem(("early_stop", "metric"), message)]
+        trained = [stage.training for chain in known for stage in chain.trial.stages if stage.training]
+        if self._watched and trained and not any(evaluates(training.train) for training in trained):
+            message = (
+                f"early stopping compares {spec.early_stop.metric} while trials train, but eval_strategy is no in all "
+                f"of them. Remove it: they are then evaluated after each tenth of their steps."
+            )
+            return [self.opened.document.problem(("early_stop",), message)]
         return []
+
+    @property
+    def _watched(self) -> bool:
+        """Whether early stopping compares perplexities, which must then be measured while trials train."""
+        spec = self.opened.spec
+        return bool(spec and spec.early_stop and spec.early_stop.metric in MEASURED)
 
     def _stray_overrides(self) -> list[Problem]:
         asked = {path.stem for path in self._planners if path != self.path}
@@ -286,7 +301,9 @@ class Planner:
         data, evaluate, evaluation_key = text
         stages = [source_stage(facts, spec.precision)]
         for index, stage in enumerate(spec.stages):
-            place = StagePlace(stages[-1], item.seed, spec.precision, spec.train, data, evaluation_key, self.texts)
+            place = StagePlace(
+                stages[-1], item.seed, spec.precision, spec.train, data, evaluation_key, self.texts, self._watched
+            )
             teacher = teachers.get(index)
             try:
                 stages.append(next_stage(stage.config, place, teacher.trial.key if teacher else None))

@@ -32,6 +32,11 @@ class StagePlace:
     data: DataSpec  # located
     evaluation_key: str
     texts: Texts
+    watched: bool = False  # whether early stopping compares what is evaluated while it trains
+
+
+WATCHED_EVERY = 0.1  # of a training's steps, between the evaluations that early stopping compares
+_WHEN_EVALUATED = frozenset({"eval_strategy", "eval_steps"})
 
 
 def source_stage(facts: ModelFacts, precision: str) -> StagePlan:
@@ -82,6 +87,8 @@ def _train(config: FinetuneSpec, place: StagePlace, teacher: str | None) -> Stag
     kind = "distill" if isinstance(config, DistillSpec) else "finetune"
     data = place.texts.of_stage(config.data, place.data)
     train = {**place.train, **config.train}
+    if place.watched and not train.keys() & _WHEN_EVALUATED:
+        train |= {"eval_strategy": "steps", "eval_steps": WATCHED_EVERY}
     update: dict[str, Any] = {"train": train, "data": data}
     text = config.model_dump(exclude=_NOT_IN_KEY if config.keep_zeros else _NOT_IN_KEY | {"keep_zeros"})
     if config.prune:

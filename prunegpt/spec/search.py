@@ -48,6 +48,14 @@ class Dimension(Part):
         {}, description="searched only where other searched fields have these values: PATH -> value or list of them"
     )
 
+    @property
+    def described(self) -> str:
+        """Its choices or its range, in words."""
+        if self.values is not None:
+            return ", ".join(self.names or map(_text, self.values))
+        kind = "" if self.step is None else f" in steps of {self.step:g}"
+        return f"{self.low:g} to {self.high:g}{kind}{', logarithmic' if self.log else ''}"
+
     @model_validator(mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:

@@ -108,6 +108,8 @@ def test_a_search_says_how_many_trials_it_will_run_and_what_each_costs(tmp_path:
     assert "0 trials" not in shown
     found = json.loads(check(path, counted, "--json").output)["searches"]
     assert [(item["name"], item["trials"]) for item in found] == [("lr", 7)]
+    assert found[0]["sampler"] == "tpe"
+    assert set(found[0]["space"].values()) <= {line.partition(": ")[2] for line in shown.splitlines()}
     low, high = found[0]["train_tokens_per_trial"]
     assert high - low == 5 * 8 * 128  # five steps of eight blocks, beside what the built-in model is trained on
 
