@@ -42,6 +42,7 @@ class StoredRun(Record):
 
     attempt: int  # the store's number of it
     started: float = 0.0
+    began: float = 0.0  # when a client last said that it begins the run, seconds since the epoch
     lines: int = 0  # rows of the history
     size: int | None = None  # bytes of points.jsonl that hold them; earlier versions did not say
     history: int = 0  # bytes of history.jsonl that count
@@ -140,7 +141,7 @@ class Keeper:
         if offset < self.kept.lines:
             if not self.kept.history:  # an earlier version kept no rows to compare with
                 new = new[self.kept.lines - offset :]
-            elif offset == 0 and begins_anew(self.history, new):
+            elif offset == 0 and begins_anew(self.history, new, self.kept.began):
                 self._begin_anew()
         new = unknown(self.history, new, self.kept.last_step)
         if not new:
@@ -174,11 +175,13 @@ class Keeper:
         swept: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
         client: Mapping[str, Any] | None = None,
+        begins: bool = False,
         **about: Any,
     ) -> None:
         """The run continues with further values. A configuration is merged.
 
         Args:
+            begins: a client has begun it, or begins to send what it has logged earlier.
             about: fields of `LoggedRun`; None leaves them as they are.
         """
         before = self.plan
@@ -198,7 +201,8 @@ class Keeper:
         if self.plan != before:
             write_text(self.folder / "trial.json", self.plan.model_dump_json(indent=2) + "\n")
             self._store.add_trial(self.plan)
-        kept = {"client": plain(client)} if client else {}
+        kept: dict[str, Any] = {"client": plain(client)} if client else {}
+        kept |= {"began": time.time()} if begins else {}
         if summary is not None:
             self._keep(summary=plain(summary), **kept)
             self._store.record_stage(self._stage(), self.kept.attempt)

@@ -77,7 +77,18 @@ def unknown(kept: RowFile, rows: Sequence[LoggedRow], last: int) -> list[dict[st
     return found
 
 
-def begins_anew(kept: RowFile, rows: Sequence[LoggedRow]) -> bool:
-    """Whether rows that are sent as the first ones of a run are those of another execution than what is kept."""
+def begins_anew(kept: RowFile, rows: Sequence[LoggedRow], began: float) -> bool:
+    """Whether rows that are sent as the first ones of a run are those of another execution than what is kept.
+
+    Rows that were logged before their client spoke of the run are those of an execution that is sent later, as by
+    `wandb sync`: they come behind what is kept.
+
+    Args:
+        began: when a client last said that it begins the run, seconds since the epoch.
+    """
     first = next(iter(kept), None)
-    return first is not None and bool(rows) and identity(first) != identity(rows[0])
+    if first is None or not rows or identity(first) == identity(rows[0]):
+        return False
+    stamp = rows[0].get("_timestamp")
+    late = isinstance(stamp, (int, float)) and stamp < began
+    return step_of(rows[0]) <= step_of(first) and not late

@@ -49,11 +49,11 @@ DOCUMENTS = {  # as the client sends them, each with its variables
     "UpsertBucket": f"""
         mutation UpsertBucket($id: String, $name: String, $project: String, $entity: String, $groupName: String,
                               $displayName: String, $config: JSONString, $sweep: String, $summaryMetrics: JSONString,
-                              $tags: [String!], $notes: String, $jobType: String) {{
+                              $tags: [String!], $notes: String, $jobType: String, $host: String) {{
           upsertBucket(input: {{
             id: $id, name: $name, groupName: $groupName, modelName: $project, entityName: $entity,
             displayName: $displayName, config: $config, sweep: $sweep, summaryMetrics: $summaryMetrics,
-            tags: $tags, notes: $notes, jobType: $jobType
+            tags: $tags, notes: $notes, jobType: $jobType, host: $host
           }}) {{
             bucket {{ id name displayName description config sweepName {_PROJECT} historyLineCount }} inserted
           }}

@@ -296,6 +296,20 @@ def test_a_cut_off_execution_that_is_sent_after_it_was_resumed_loses_nothing(cli
     assert found == [(0, 0.0), (1, 1.0), (2, 102.0), (3, 103.0), (4, 2.0), (5, 3.0)]
 
 
+def test_executions_that_are_sent_later_come_behind_what_is_there(client: Client) -> None:
+    """As an older client's `wandb sync` sends each folder of a run, from its first row on."""
+    parts = [
+        [{"_step": step, "_timestamp": 10.0 * part + step, "loss": float(part)} for step in (0, 1)] for part in (0, 1)
+    ]
+    for _ in range(2):
+        for part in parts:
+            client.ask("UpsertBucket", name="abc123", project="mine", config="{}", host="h")
+            client.stream("abc123", part, complete=True)
+    with Store.open(client.root) as store:
+        assert [point.value for point in store.points("wandb-mine/abc123", "loss")] == [0.0, 0.0, 1.0, 1.0]
+        assert len(store.attempts("wandb-mine/abc123")) == 1
+
+
 def test_a_run_that_was_killed_with_its_server_is_closed_and_comes_back(client: Client) -> None:
     client.ask("UpsertBucket", name="abc123", project="mine", config="{}")
     client.stream("abc123", [{"_step": 0, "loss": 1.0}])

@@ -214,6 +214,7 @@ class Operations:
             at,
             label=asked.display_name,
             config=config,
+            begins=bool(asked.host or asked.job_program),  # what changes later comes without them
             client=client if isinstance(client, dict) else None,
             swept=point.values if point else None,
             summary=parsed_object(asked.summary_metrics, "summaryMetrics") if asked.summary_metrics else None,
