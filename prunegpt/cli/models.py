@@ -116,6 +116,9 @@ def prune(
     propagate: Annotated[
         bool, typer.Option(help="Calibrate each layer on the outputs of the pruned layers before it.")
     ] = True,
+    keep_dtype: Annotated[
+        bool, typer.Option("--keep-dtype", help="Save in the dtype that MODEL is stored in, such as bfloat16.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     data: DataOption = None,
     data_name: NameOption = None,
@@ -133,7 +136,7 @@ def prune(
     """One-shot pruning: save an ordinary transformers folder with masks; perplexity is measured before and after."""
     from prunegpt.cli.measure import check_prune, measure, open_model, text_of
     from prunegpt.cli.progress import bar
-    from prunegpt.lm.models import save_model
+    from prunegpt.lm.models import round_to, save_model
     from prunegpt.planning.inputs import Inputs
     from prunegpt.planning.sources import MASKS
     from prunegpt.pruning.masks import save_masks
@@ -161,13 +164,18 @@ def prune(
         result = apply(
             spec, state, Inputs(None), seed=seed, root=root, progress=lambda done, total, _: progress(done, total)
         )
+    if keep_dtype:  # what is measured is what is saved
+        round_to(loaded, state.stored)
     check_ledger(state)
     zeros = count_zeros(state)
     after = measure(loaded, tokenizer, text, precision) if text else None
     _check_out(out, overwrite)  # once more: pruning may have taken hours
     with publishing(out.resolve(), replace=overwrite) as folder:
-        save_model(loaded, tokenizer, folder, processor=state.processor)
+        save_model(loaded, tokenizer, folder, processor=state.processor, dtype=state.stored if keep_dtype else None)
         save_masks(state.pruned.masks, folder / MASKS, method=method, pattern=pattern, target=sparsity)
+    notes = [*state.notes, *result.notes]
+    if state.stored != "float32" and not keep_dtype:
+        notes.append(f"the weights are stored in {state.stored} and were saved in float32; --keep-dtype saves theirs")
     report: dict[str, Any] = {
         "perplexity_before": before[0].perplexity if before else None,
         "perplexity_after": after[0].perplexity if after else None,
@@ -178,7 +186,7 @@ def prune(
         "coverage": zeros.coverage,
         "by_layer": dict(zeros.by_tensor),
         "layers": [dict(row) for row in result.layers],
-        "notes": [*state.notes, *result.notes],
+        "notes": notes,
         "seconds": result.seconds,
         "out": str(out),
     }
@@ -193,7 +201,7 @@ def prune(
     if before and after:
         print("perplexity {} → {}".format(*numbers(before[0].perplexity, after[0].perplexity)))
         print(f"protocol {after[0].protocol}")
-    for note in (*state.notes, *result.notes):
+    for note in notes:
         print(f"note: {note}")
     print(f"saved {out}")
 

@@ -146,20 +146,33 @@ def _owned(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def round_to(model: PreTrainedModel, dtype: str) -> None:
+    """Makes every weight one that a dtype holds, in place: what is computed then is what a saved model gives."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(getattr(torch, dtype)))
+
+
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     *,
     processor: Mapping[str, bytes] | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Writes an ordinary transformers folder: config, safetensors, the tokeniser and `processor_files` where given.
 
     Tied weights are tied again first, so that they are stored once. The folder is written in place; use
     `prunegpt.root.publishing` around it where it has to appear whole.
+
+    Args:
+        dtype: that the model is converted to, and is in from then on; see `round_to`.
     """
     plain = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     plain.tie_weights()
+    if dtype is not None:
+        plain.to(getattr(torch, dtype))
     plain.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import ModelError
 from prunegpt.lm.located import explained, locate
+from prunegpt.planning.sources import TOKENIZER, has_tokenizer, no_tokenizer, tokenizer_files
 from prunegpt.root import read_json
 
 _SPECIAL = 64  # tokens that a tokeniser may put around every text
@@ -49,15 +51,32 @@ def load_tokenizer(
         options["code_revision"] = code_revision
     with explained(source, "tokeniser"):
         _check_place(source, Path(name))
+    local = Path(name) if Path(name).is_dir() and "gguf_file" not in options else None
+    if local and not trust_remote_code and not has_tokenizer(tokenizer_files(local, code=False)):
+        raise ModelError(no_tokenizer(source))
+    with explained(source, "tokeniser"), _its_package(source, local):
         found = _shared(AutoTokenizer.from_pretrained(name, **options))
         _check_growth(source, found)
         tokens = found("some text", add_special_tokens=False)["input_ids"]
     if not tokens:  # what transformers makes up without any file
-        raise ModelError(
-            f"a tokeniser must have a vocabulary, but {source} has no tokenizer.json or other tokeniser file. "
-            f"Name the tokeniser's own hub id or folder."
-        )
+        raise ModelError(no_tokenizer(source))
     return found
+
+
+@contextmanager
+def _its_package(source: str | Path, folder: Path | None) -> Iterator[None]:
+    """Explains what fails where a vocabulary is stored in the format of a package, such as sentencepiece."""
+    try:
+        yield
+    except Exception as error:  # transformers tries several packages, and raises what the last one did
+        if folder is None or (folder / TOKENIZER).is_file() or isinstance(error, ModelError):
+            raise
+        told = str(error).strip().splitlines()
+        raise ModelError(
+            f"a tokeniser must be stored as {TOKENIZER}, or in a format whose package is installed, but that of "
+            f"{source} is neither: {told[0].rstrip('.') if told else type(error).__name__}. Save it once where its "
+            f"package is installed: AutoTokenizer.from_pretrained(OLD).save_pretrained(NEW) writes {TOKENIZER}."
+        ) from error
 
 
 def _check_place(source: str | Path, place: Path) -> None:

@@ -12,7 +12,7 @@ from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.outlines import is_words, outline_of, stored_matrices
 from prunegpt.planning.rehearsed import refused
-from prunegpt.planning.sources import quantised_by, quantised_problem
+from prunegpt.planning.sources import has_tokenizer, no_tokenizer, quantised_by, quantised_problem
 from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.execution import LauncherSpec
@@ -133,16 +133,23 @@ def shape_problem(facts: ModelFacts) -> str | None:
 
 
 def tokenizer_problem(facts: ModelFacts) -> str | None:
-    """Why a model's tokeniser does not fit its embedding.
+    """Why a model has no tokeniser, or its tokeniser does not fit its embedding.
 
     Raises:
         ModelError: the tokeniser's file is damaged.
     """
-    tokens, rows = facts.vocabulary, facts.embedding_rows
+    own = facts.files and not facts.model.tokenizer and not facts.model.trust_remote_code
+    if own and not has_tokenizer(facts.files):
+        return no_tokenizer(facts.source)
+    return vocabulary_problem(facts.source, facts.vocabulary, facts.embedding_rows)
+
+
+def vocabulary_problem(source: str, tokens: Mapping[str, int] | None, rows: int | None) -> str | None:
+    """Why a vocabulary, token -> id, does not fit the rows of an embedding."""
     if tokens and rows and max(tokens.values()) >= rows:
         token = max(tokens, key=tokens.__getitem__)
         return (
-            f"a tokeniser may use ids below the {rows} rows of the model's embedding, but that of {facts.source} has "
+            f"a tokeniser may use ids below the {rows} rows of the model's embedding, but that of {source} has "
             f"token {token!r} = {tokens[token]}. Use the model's own tokeniser."
         )
     return None

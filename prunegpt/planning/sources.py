@@ -1,6 +1,6 @@
 """Resolves the names of models and datasets in a spec to local files. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ _ADAPTER = "adapter_config.json"
 _CONFIG = "config.json"
 DEQUANTISED = ("mxfp4", "fp8")  # by transformers, on any device
 _QUANTISERS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+WEIGHTS = "model.safetensors"
+_FLOAT32, _DEQUANTISED = "float32", ", and were dequantised when they were loaded"
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
 MASKS = "masks.safetensors"  # of a pruned model, beside its weights
@@ -27,6 +30,9 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 _UNREAD = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".md", ".png", ".jpg", ".py", ".log")
 # Beside a .gguf file, which may be among other files: what a tokeniser or a config is read from.
 _BESIDE = ("*token*", "*vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "*config*.json", "*.codes")
+_VOCABULARY = ("*token*", "*vocab*", "*.model", "*.spm", "*.tiktoken", "*.codes", "tekken.json")
+_SETTINGS = frozenset({TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"})
+_BYTES = frozenset({"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"})  # of bytes or signs
 _AGAIN = "Copy or download it again."
 _CONVERT = (
     "Convert it where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors."
@@ -84,10 +90,10 @@ def model_place(source: str, base: Path | None = None) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder.
+    """The safetensors files of a model folder that are loaded: one, or those that its index lists.
 
     Raises:
-        ModelError: it has none, or no config.json, or is an adapter to another model.
+        ModelError: it has none, lacks some, has no config.json, or is an adapter to another model.
     """
     if (folder / _ADAPTER).is_file():
         raise ModelError(
@@ -97,19 +103,37 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / "config.json").is_file():
         others = ", ".join(sorted(item.name for item in folder.iterdir())[:_LISTED]) or "nothing"
         gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
-        hint = f"Give the file {gguf} itself." if gguf else "Give a folder that save_pretrained wrote."
+        below = next(iter(sorted(folder.glob(f"*/{_CONFIG}"))), None)
+        inner = f"the file {gguf}" if gguf else f"the folder {below.parent}" if below else None
+        hint = f"Give {inner} itself." if inner else "Give a folder that save_pretrained wrote."
         raise ModelError(f"a model folder must hold config.json, but {folder} holds {others}. {hint}")
-    if files := sorted(file for file in folder.glob("*.safetensors") if file.name != MASKS):
-        return files
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / _INDEX).is_file():
+        return _shards(folder)
     if pickles := sorted(item.name for pattern in _PICKLES for item in folder.glob(pattern)):
         raise ModelError(
             f"weights must be stored as safetensors, but {folder} has only pickled ones ({pickles[0]}), which can "
             f"run code when loaded and never are. {_CONVERT}"
         )
+    others = ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))[:_LISTED])
     raise ModelError(
-        f"a model folder must hold its weights as .safetensors, but {folder} has none. "
-        f"Check that the copy or download is complete."
+        f"a model's weights must be in {WEIGHTS}, or in files that {_INDEX} lists, but {folder} has "
+        f"{f'{others} without it' if others else 'none'}. Check that the copy or download is complete"
+        f"{', or rename the file' if others else ''}."
     )
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files that the index of a model folder lists."""
+    index = folder / _INDEX
+    try:
+        names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{_INDEX} must be JSON with a weight_map, but {index} is not: {error!r}. {_AGAIN}") from error
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ModelError(f"a model folder must hold all its weights, but {folder} lacks {missing[0]}. {_AGAIN}")
+    return [folder / name for name in names]
 
 
 def quantised_by(config: Mapping[str, Any], folder: Path | None = None) -> str | None:
@@ -137,14 +161,36 @@ def quantised_problem(source: str | Path, method: str | None) -> str | None:
     )
 
 
-def origin_notes(model: ModelSpec) -> tuple[str, ...]:
-    """What was done to the weights of a model while they were loaded, in words."""
+def origin(model: ModelSpec) -> tuple[str, tuple[str, ...]]:
+    """The dtype that a model's weights are stored in, and what was done to them while they were loaded, in words."""
     place = None if is_builtin(model.source) else model_place(model.source)
     if place is not None and place.is_file():
-        return (f"the weights of {place.name} are stored as GGUF, and were dequantised when they were loaded",)
+        return _FLOAT32, (f"the weights of {place.name} are stored as GGUF{_DEQUANTISED}",)
     file = place / _CONFIG if place else hub.cached_file(model.source, model.revision, _CONFIG)
-    method = quantised_by(read_json(file), place) if file and file.is_file() else None
-    return (f"the weights are stored as {method}, and were dequantised when they were loaded",) if method else ()
+    config = read_json(file) if file and file.is_file() else {}
+    if method := quantised_by(config, place):
+        return _FLOAT32, (f"the weights are stored as {method}{_DEQUANTISED}",)
+    parts = [config, config.get("text_config") or {}]
+    stored = [part.get(name) for part in parts for name in ("dtype", "torch_dtype")]
+    return next((kind for kind in stored if kind in ("float16", "bfloat16")), _FLOAT32), ()
+
+
+def has_tokenizer(files: Iterable[Path]) -> bool:
+    """Whether a vocabulary is among a model's files, or a tokeniser that needs none."""
+    for file in files:
+        if file.suffix == ".gguf" or (any(file.match(name) for name in _VOCABULARY) and file.name not in _SETTINGS):
+            return True
+        if file.name == TOKENIZER_CONFIG and read_json(file).get("tokenizer_class") in _BYTES:
+            return True
+    return False
+
+
+def no_tokenizer(source: str | Path) -> str:
+    """What is wrong with a model that has no tokeniser."""
+    return (
+        f"a tokeniser must have a vocabulary, but {source} has no tokenizer.json or other tokeniser file. "
+        f"Name the tokeniser's own hub id or folder."
+    )
 
 
 def tokenizer_files(place: Path, *, code: bool) -> list[Path]:
@@ -200,28 +246,28 @@ def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, .
     """Shapes by tensor name of a folder's safetensors files, read from their headers; no weight is.
 
     Raises:
-        ModelError: a file is cut or damaged, or one that the index names is missing.
+        ModelError: a file is cut or damaged, or holds weights that are not floating point, which the config does not
+            explain.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    small: dict[str, str] = {}
     for file in files:
         try:
             with safe_open(file, framework="numpy") as stored:
-                shapes |= {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+                slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118
+                shapes |= {name: tuple(part.get_shape()) for name, part in slices.items()}
+                kinds = {name: part.get_dtype() for name, part in slices.items() if name.endswith(".weight")}
+                small |= {name: kind for name, kind in kinds.items() if kind not in _FLOATS}
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"weights must be whole safetensors files, but {file} cannot be read: {error}. {_AGAIN}"
             ) from error
-    index = folder / _INDEX
-    if index.is_file():
-        try:
-            named = set(read_json(index)["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"{_INDEX} must be JSON with a weight_map, but {index} is not: {error!r}. {_AGAIN}"
-            ) from error
-        missing = sorted(str(name) for name in named if name not in {file.name for file in files})
-        if missing:
-            raise ModelError(f"a model folder must hold all its weights, but {folder} lacks {missing[0]}. {_AGAIN}")
+    if small and quantised_by(read_json(folder / _CONFIG), folder) is None:
+        name, kind = next(iter(small.items()))
+        raise ModelError(
+            f"weights must be floating point to be pruned, but {folder} stores {name} as {kind}, and no "
+            f"quantization_config explains it. Use the model it was quantised from."
+        )
     return shapes
 
 

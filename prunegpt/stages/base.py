@@ -31,7 +31,8 @@ class ModelState:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     pruned: Pruned
-    notes: tuple[str, ...] = ()  # on how the model was loaded
+    stored: str = "float32"  # the dtype of the files that the model was loaded from
+    notes: tuple[str, ...] = ()  # on how it was loaded
     processor: Mapping[str, bytes] = field(default_factory=dict)  # files of what prepares images and sounds, by name
 
 

@@ -17,8 +17,9 @@ from prunegpt.errors import ModelError
 from prunegpt.lm.models import load_model, save_model
 from prunegpt.lm.multimodal import processor_files
 from prunegpt.lm.tokenizers import load_tokenizer
+from prunegpt.planning.checks import vocabulary_problem
 from prunegpt.planning.inputs import Inputs
-from prunegpt.planning.sources import MASKS, model_files, origin_notes
+from prunegpt.planning.sources import MASKS, model_files, origin
 from prunegpt.pruning.masks import load_masks, save_masks
 from prunegpt.records import Evaluation, StageRecord
 from prunegpt.root import Root, damage, publishing, seal, write_text
@@ -156,7 +157,10 @@ def source(root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device
     with inputs.reading(model_files(model)):
         loaded = load_model(model.source, dtype=torch.float32, device=device, **_options(model))
         pruned, processor = _pruned(Path(model.source)), processor_files(model.source, model.revision)
-    state = ModelState(loaded, tokenizer(root, model, inputs), pruned, origin_notes(model), processor)
+    state = ModelState(loaded, tokenizer(root, model, inputs), pruned, *origin(model), processor)
+    rows = getattr(loaded.get_input_embeddings(), "num_embeddings", None)
+    if problem := vocabulary_problem(model.source, state.tokenizer.get_vocab(), rows):
+        raise ModelError(problem)
     check_ledger(state)
     return state
 

@@ -16,7 +16,7 @@ from prunegpt.cli import app
 from prunegpt.errors import ModelError, PruneGPTError
 from prunegpt.lm.models import load_model, save_model
 from prunegpt.planning.resolve import plan_data
-from prunegpt.planning.sources import origin_notes
+from prunegpt.planning.sources import origin
 from prunegpt.spec.schema import ModelSpec
 from tests.support.families import tiny
 
@@ -142,7 +142,7 @@ def comes_back_plain(place: Path, method: str, expected: dict[str, Tensor]) -> N
     for name, weight in loaded.state_dict().items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=0, msg=name)
     loaded(TOKENS, labels=TOKENS).loss.backward()
-    (note,) = origin_notes(ModelSpec(source=str(place / method)))
+    (note,) = origin(ModelSpec(source=str(place / method)))[1]
     assert note == f"the weights are stored as {method}, and were dequantised when they were loaded"
     save_model(loaded, None, place / "saved")
     assert "quantization_config" not in json.loads((place / "saved" / "config.json").read_text())

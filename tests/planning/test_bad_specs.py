@@ -322,7 +322,8 @@ def test_weights_with_a_wild_header(tmp_path: Path) -> None:
 
 def test_a_shard_that_is_missing(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
-    index = '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'
+    index = '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     (folder / "model.safetensors.index.json").write_text(index)
     assert re.search(r"must hold all its weights, but .* lacks model-2\.safetensors", model_problem(folder))
     (folder / "model.safetensors.index.json").write_text("[]")
