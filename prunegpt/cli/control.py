@@ -48,7 +48,9 @@ def stop(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the sweep has stopped.")] = True,
     root: Root = ROOT,
 ) -> None:
-    """Stop a running sweep: running stages write a checkpoint, from which `sweep resume` continues.
+    """Stop a running sweep.
+
+    Running stages write a checkpoint, from which `sweep resume` continues.
 
     With GLOB, only matching trials are stopped, until `sweep retry`; the sweep continues without them.
     """
@@ -77,7 +79,9 @@ def resume(
     slots: SlotsOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Resume a sweep from its saved spec, in the folder that it was run in: no file is needed.
+    """Resume a sweep from its saved spec.
+
+    In the folder that it was run in; no file is needed.
 
     Runs waiting and failed trials; to rerun diverged or stopped ones, use `sweep retry` first.
     """
@@ -193,7 +197,10 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     root: Root = ROOT,
 ) -> None:
-    """Remove a sweep: its trials, curves and logs. Models stay in the stage cache unless --stages is given."""
+    """Remove a sweep: its trials, curves and logs.
+
+    Models stay in the stage cache unless --stages is given.
+    """
     from prunegpt.store import Store
     from prunegpt.sweep.lock import coordinating
     from prunegpt.sweep.removal import Removal
@@ -235,7 +242,9 @@ def study(
     ],
     root: Root = ROOT,
 ) -> None:
-    """Export the searches of a sweep as Optuna studies, for example for optuna-dashboard.
+    """Export the searches of a sweep as Optuna studies.
+
+    For example for optuna-dashboard.
 
     Exporting again updates the studies; other studies in the file are kept.
     """

@@ -39,7 +39,9 @@ def doctor(
     yes: Annotated[bool, typer.Option("--yes", help="With --repair: delete leftovers without confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the installation and the results: packages, devices, root, network; report what would not work and why.
+    """Check the installation and the results.
+
+    Packages, devices, root and network; reports what would not work and why.
 
     --model describes a model instead, from its config and the headers of its files. --repair fixes results that were
     truncated, edited, or partly copied or deleted, and reports each fix.

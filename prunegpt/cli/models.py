@@ -57,7 +57,10 @@ def evaluate(
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate perplexity, with its confidence interval, bits per byte and protocol."""
+    """Evaluate the perplexity of a model.
+
+    With its confidence interval, bits per byte and protocol.
+    """
     from prunegpt.cli.measure import measure, open_model, text_of
 
     batch = int(batch_size) if batch_size.isdigit() else batch_size
@@ -133,7 +136,10 @@ def prune(
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """One-shot pruning: save an ordinary transformers folder with masks; perplexity is measured before and after."""
+    """Prune a model in one shot.
+
+    Saves an ordinary transformers folder with masks; perplexity is measured before and after.
+    """
     from prunegpt.cli.measure import check_prune, measure, open_model, text_of
     from prunegpt.cli.progress import bar
     from prunegpt.lm.models import round_to, save_model
@@ -236,7 +242,10 @@ def check(
     folder: Annotated[Path, typer.Argument(help="Saved model with masks.safetensors, or a stage folder.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a saved model: mask hash, zeros under every mask, N:M or block pattern. Exits with 1 on a mismatch."""
+    """Verify a saved model against its masks.
+
+    Mask hash, zeros under every mask, N:M or block pattern. Exits with 1 on a mismatch.
+    """
     from prunegpt.lm.models import load_model
     from prunegpt.lm.views import select
     from prunegpt.pruning import masks

@@ -16,6 +16,7 @@ app = typer.Typer(
     epilog="Start with: prunegpt sweep run sweeps/quickstart.yaml",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in help are brackets, and a flag takes no <bool>
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 sweep_app = typer.Typer(help="Check, run and inspect sweeps.", no_args_is_help=True)

@@ -35,8 +35,11 @@ def show(
     version: VersionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain a recipe: tensors, mask updates, sparsity and learning rate over time, distillation,
-    unsupported parts with the reason, and known problems with a fix."""
+    """Explain what a recipe does.
+
+    Tensors, mask updates, sparsity and learning rate over time, distillation, unsupported parts with the reason, and
+    known problems with a fix.
+    """
     from prunegpt.recipes.describe import describe, render
     from prunegpt.recipes.load import parse_overrides, read_meaning
 
@@ -68,7 +71,10 @@ def _names(model: str) -> "ModelNames":
 def fields(
     update: Annotated[Path | None, typer.Option(help="Write it to this file instead.")] = None,
 ) -> None:
-    """Print what every field of SparseML and llm-compressor modifiers becomes, as Markdown."""
+    """Print what becomes of each field of a modifier.
+
+    Of SparseML and llm-compressor, as Markdown.
+    """
     from prunegpt.recipes.catalogue import reference
     from prunegpt.root import write_text
 
@@ -92,7 +98,10 @@ def convert(
     arguments: ArgsOption = None,
     lenient: Annotated[bool, typer.Option("--lenient", help="Skip unsupported modifiers with a warning.")] = False,
 ) -> None:
-    """Convert a SparseML recipe to PruneGPT's YAML: for the `recipe` field of a stage, or as stages of a spec."""
+    """Convert a SparseML recipe to PruneGPT's YAML.
+
+    For the `recipe` field of a stage, or as stages of a spec.
+    """
     from prunegpt.recipes.convert import to_mapping, to_stages, to_yaml
     from prunegpt.recipes.load import parse_overrides, read_meaning
     from prunegpt.root import write_text

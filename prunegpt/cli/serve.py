@@ -31,7 +31,9 @@ def serve(
         typer.Option(metavar="NAME", help="Additional allowed Host name, such as a proxy's."),
     ] = None,
 ) -> None:
-    """Serve the dashboard: live sweeps, trials, curves and tables, with a JSON API and a W&B-compatible server.
+    """Serve the dashboard, its API and a W&B-compatible server.
+
+    Live sweeps, trials, curves and tables.
 
     Listens on localhost unless --host is given. The printed link contains the access token
     needed to change anything and, from other machines, to view anything.

@@ -36,7 +36,9 @@ def check(
     only: OnlyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Validate a spec: list every problem with its line, then the trials, shared and cached stages, and the cost.
+    """Validate a spec and estimate its cost.
+
+    Lists every problem with its line, else the trials, shared and cached stages, and tokens.
 
     Works offline; checks that need the hub are listed as "not checked".
     """
@@ -186,7 +188,9 @@ def run(
     launcher: LauncherOption = None,
     slots: SlotsOption = None,
 ) -> None:
-    """Run every trial of a spec that is not finished yet, then print its tables.
+    """Run a sweep: every trial that is not finished yet.
+
+    Then prints its tables.
 
     Ctrl-C, SIGTERM and SIGHUP let running stages write a checkpoint; a second Ctrl-C, a second or more after the
     first, stops at once. Run it again to resume.
@@ -224,7 +228,10 @@ def status(
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Show running, finished and failed trials, with results and failure reasons."""
+    """Show the trials of a sweep, or of all.
+
+    With results and failure reasons.
+    """
     from prunegpt.store import Store
     from prunegpt.sweep.lock import coordinator
 

@@ -53,7 +53,10 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder; an existing report is replaced.")],
     root: Root = ROOT,
 ) -> None:
-    """Write a static report: tables, figures, configurations and provenance."""
+    """Write a static report of a sweep.
+
+    Tables, figures, configurations and provenance.
+    """
     from prunegpt.api import stored, tables_of
     from prunegpt.report.folder import write_folder
     from prunegpt.report.gallery import figures_of
@@ -76,7 +79,10 @@ def compare(
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two trials: configuration differences, metrics and a paired test."""
+    """Compare two trials.
+
+    Configuration differences, metrics and a paired test.
+    """
     from prunegpt.registry import RENDERERS
     from prunegpt.report.compare import compare as compared
     from prunegpt.report.compare import comparison_tables

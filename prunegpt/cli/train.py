@@ -68,7 +68,9 @@ def train(
     overrides: SetOption = None,
     root: Root = ROOT,
 ) -> None:
-    """Fine-tune, prune and distil with the flags of transformers' run_clm.py example.
+    """Fine-tune, prune and distil with run_clm.py's flags.
+
+    They are those of the causal language modelling example of transformers.
 
     Flags override the recipe, and the recipe overrides the defaults. The run is an ordinary trial: it
     is stored, resumed and shown as the trial of a sweep named after output_dir.

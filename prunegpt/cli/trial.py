@@ -33,7 +33,10 @@ def run(
     processes: ProcessesOption = 1,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Run a trial from its attempt folder, without a database, for example to reproduce a failure."""
+    """Run a trial from its attempt folder.
+
+    Without a database, for example to reproduce a failure.
+    """
     from prunegpt.launch.worker import die_with_parent
 
     die_with_parent()
@@ -53,7 +56,10 @@ def show(
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a trial: configuration, stages, metrics, sparsity by layer, attempts and log files."""
+    """Show a trial in detail.
+
+    Configuration, stages, metrics, sparsity by layer, attempts and log files.
+    """
     from prunegpt.store import Store
 
     with Store.open(root, create=False) as store:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prunegpt.spec.plan import SweepPlan, TrialPlan
     from prunegpt.sweep.attempt import Attempt
 
-app = typer.Typer(help="Weights & Biases: create sweeps, run agents, upload and import runs.", no_args_is_help=True)
+app = typer.Typer(help="Weights & Biases: sweeps, agents, import.", no_args_is_help=True)
 
 OnlyOrSearchOption = Annotated[
     str | None, typer.Option("--only", metavar="GLOB", help="Only trials, or the search, whose name matches.")
@@ -36,8 +36,9 @@ def create(
     ] = sys.executable,
     show: Annotated[bool, typer.Option("--print", help="Print the W&B sweep config without creating it.")] = False,
 ) -> None:
-    """Create a W&B sweep from a spec on the server at WANDB_BASE_URL; prints ENTITY/PROJECT/ID.
+    """Create a W&B sweep from a spec.
 
+    On the server at WANDB_BASE_URL; prints ENTITY/PROJECT/ID.
     Any `wandb agent ENTITY/PROJECT/ID` on a machine that can read the root then runs its trials.
     """
     import json
@@ -78,7 +79,10 @@ def agent(
         int | None, typer.Option(min=1, help="Maximum number of runs per agent (default: no limit).")
     ] = None,
 ) -> None:
-    """Run `wandb agent`, one per slot, each with its share of the machine. Ctrl-C lets running trials checkpoint."""
+    """Run `wandb agent`, one per slot.
+
+    Each has its share of the machine. Ctrl-C lets running trials checkpoint.
+    """
     from prunegpt.tracking.agents import run_agents
 
     raise typer.Exit(run_agents(sweep, slots=slots, count=count, say=say))
@@ -124,8 +128,9 @@ def import_(
     ],
     root: Root = ROOT,
 ) -> None:
-    """Import runs from W&B as trials of the sweep wandb-PROJECT, so that tables can include them.
+    """Import runs from W&B as trials.
 
+    They are those of the sweep wandb-PROJECT, so that tables can include them.
     DIR is a folder of the W&B client: `wandb/`, or one `offline-run-DATE-ID`. Importing again adds new runs.
     """
     from prunegpt.tracking.imports import import_folder, import_project

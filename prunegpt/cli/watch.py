@@ -26,7 +26,9 @@ def watch(
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Watch running trials live: stage, tokens, time left, loss and perplexity per slot, and recent results.
+    """Watch running trials live.
+
+    Stage, tokens, time left, loss and perplexity per slot, and recent results.
 
     Works from any terminal, on any machine that can read the root. Exits when the sweep ends, or with Ctrl-C.
     """

@@ -340,7 +340,7 @@ class Settings(Part):
     evaluate: EvaluateSpec = Field(EvaluateSpec(), description="how perplexity is measured")
     train: Arguments = Field({}, description="names of transformers.TrainingArguments for every training stage")
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_many), AfterValidator(_some)] = Field(
-        (42,), description="one trial each"
+        (42,), description="one trial each; `seeds: 3` is one trial with the seed 3, and `seeds: [1, 2, 3]` are three"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
     precision: Precision = Field(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -89,3 +90,18 @@ def test_the_experts_of_a_parameter_are_one_row(capsys: pytest.CaptureFixture[st
         ["down (2 experts)", "0.5"],
         ["up (2 experts)", "0.4 to 0.6"],
     ]
+
+
+@pytest.mark.parametrize("words", commands())
+def test_help_shows_every_text_as_it_was_written(invoke: Invoke, words: list[str]) -> None:
+    """No bracket is taken for markup, no summary is cut, and a flag takes no value."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    shown = " ".join(invoke(*words, "--help").split())
+    for parameter in command.params:
+        assert " ".join((getattr(parameter, "help", None) or "").split()) in shown
+    assert "<bool>" not in shown
+    parent = " ".join(invoke(*words[:-1], "--help").split())
+    assert f"{words[-1]} " in parent
+    assert "..." not in parent.replace("COMMAND [ARGS]...", "")
