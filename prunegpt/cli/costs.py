@@ -10,7 +10,8 @@ from prunegpt.builtin import is_builtin
 from prunegpt.errors import PruneGPTError
 from prunegpt.planning import hub
 from prunegpt.planning.budget import evaluations, job_problems, train_tokens
-from prunegpt.planning.inputs import Inputs
+from prunegpt.planning.corpus import column_in
+from prunegpt.planning.inputs import Inputs, text_files
 from prunegpt.planning.sources import MASKS
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
@@ -52,6 +53,21 @@ def lost_zeros(trials: Sequence[TrialPlan]) -> list[str]:
         for source, share in shares.items()
         if share > _NOTABLE
     ]
+
+
+def text_columns(trials: Sequence[TrialPlan]) -> list[str]:
+    """Columns that are taken for the text of local files though they are not called so, for there is no other."""
+    found: dict[str, None] = {}
+    for trial in trials:
+        texts = [] if trial.evaluate.skip else [(trial.evaluate.data, trial.evaluate.split)]
+        texts += [(stage.data, stage.data.train_split) for stage in trial.stages if stage.training and stage.data]
+        for data, split in texts:
+            files = text_files(data, split)
+            if data is None or data.text_column is not None or data.files is None or not files:
+                continue
+            if (column := column_in(files, None)) not in (None, "text"):
+                found[f"the text of {files[0]} is its column {column}. Set text_column to it, or to another."] = None
+    return list(found)
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:

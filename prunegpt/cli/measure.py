@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunegpt.builtin import is_builtin
+from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
 from prunegpt.cli.progress import bar
 from prunegpt.errors import PruneGPTError, untrusted
 from prunegpt.lm.device import pick_device, pick_dtype
@@ -28,7 +28,9 @@ TextOf = Callable[[int], EvaluateSpec]  # tokens of a window -> what to measure
 DEFAULT_WINDOW = 1024  # tokens, or the model's positions where it has fewer
 
 
-def text_of(data: str | None, name: str | None, block_size: int | None, split: str, **given: Any) -> TextOf:
+def text_of(
+    data: str | None, name: str | None, column: str | None, block_size: int | None, split: str | None, **given: Any
+) -> TextOf:
     """What to measure on, as the command line says it: the evaluation for a window, where no block size is given.
 
     `given` are further fields of an evaluation.
@@ -38,13 +40,26 @@ def text_of(data: str | None, name: str | None, block_size: int | None, split: s
     """
     if data is None:
         raise PruneGPTError("eval needs a dataset: pass --data with a file, folder, hub id or builtin:text.")
-    given |= {"data": located(DataSpec(path=data, name=name), split), "split": split}
+    source = DataSpec(path=data, name=name, text_column=column)
+    split = split or _usual_split(source)
+    given |= {"data": located(source, split), "split": split}
 
     def of(window: int) -> EvaluateSpec:
         return checked(EvaluateSpec, {**given, "block_size": block_size or window})
 
     of(DEFAULT_WINDOW)
     return of
+
+
+def _usual_split(data: DataSpec) -> str:
+    """The split that is measured on where nobody says: test, or what there is instead."""
+    local = split_files(data)
+    if local is not None:
+        names = list(local) if len(set(local.values())) > 1 else ["test"]  # a single file serves any
+    else:
+        text = BUILTIN_TEXTS.get(data.path or "")
+        names = list(text.splits) if text else ["test"]
+    return next((name for name in ("test", "validation") if name in names), names[0])
 
 
 def checked(kind: type[T], given: Mapping[str, Any]) -> T:

@@ -28,7 +28,12 @@ DataOption = Annotated[
     ),
 ]
 NameOption = Annotated[str | None, typer.Option("--data-name", help="Configuration of a hub dataset.")]
-SplitOption = Annotated[str, typer.Option("--split", help="Dataset split.")]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="Dataset split (default: test, or validation where there is no test).")
+]
+ColumnOption = Annotated[
+    str | None, typer.Option("--text-column", help="Column of the text (default: text, or the only one of strings).")
+]
 ProtocolOption = Annotated[str, typer.Option("--protocol", help="blocks, stream or sliding; see the README.")]
 BlockOption = Annotated[
     int | None,
@@ -45,7 +50,8 @@ def evaluate(
     model: ModelArgument,
     data: DataOption = None,
     data_name: NameOption = None,
-    split: SplitOption = "test",
+    text_column: ColumnOption = None,
+    split: SplitOption = None,
     protocol: ProtocolOption = "stream",
     block_size: BlockOption = None,
     stride: StrideOption = None,
@@ -65,7 +71,7 @@ def evaluate(
 
     batch = int(batch_size) if batch_size.isdigit() else batch_size
     asked = {"protocol": protocol, "stride": stride, "max_windows": max_windows, "batch_size": batch}
-    text = text_of(data, data_name, block_size, split, **asked)
+    text = text_of(data, data_name, text_column, block_size, split, **asked)
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
     found, interval = measure(state.model, state.tokenizer, text, precision)
     if as_json:
@@ -125,7 +131,8 @@ def prune(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     data: DataOption = None,
     data_name: NameOption = None,
-    split: SplitOption = "test",
+    text_column: ColumnOption = None,
+    split: SplitOption = None,
     protocol: ProtocolOption = "stream",
     block_size: BlockOption = None,
     stride: StrideOption = None,
@@ -162,7 +169,7 @@ def prune(
     }
     spec = check_prune(given, calibration, calibration_windows, calibration_mode, block_size)
     asked = {"protocol": protocol, "stride": stride, "max_windows": max_windows}
-    text = text_of(data, data_name, block_size, split, **asked) if data else None
+    text = text_of(data, data_name, text_column, block_size, split, **asked) if data else None
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
     loaded, tokenizer = state.model, state.tokenizer
     before = measure(loaded, tokenizer, text, precision) if text else None

@@ -42,7 +42,7 @@ def check(
 
     Works offline; checks that need the hub are listed as "not checked".
     """
-    from prunegpt.cli.costs import Counting, lost_zeros
+    from prunegpt.cli.costs import Counting, lost_zeros, text_columns
     from prunegpt.errors import SpecError, StoreError
     from prunegpt.planning.outlines import coverage_of, unbuilt
     from prunegpt.planning.resolve import Planner
@@ -74,7 +74,8 @@ def check(
     known = [(found.trial, found.facts) for found in planner.chains.values() if found]
     coverages = {trial.name: covered for trial, facts in known if (covered := coverage_of(trial, facts))}
     unchecked += dict.fromkeys(text for _, facts in known if (text := unbuilt(facts)))
-    notes = [*lost_zeros(trials), *_uncovered(trials, coverages)]
+    searched = [chain.trial for found in planner.searched.values() for chain in found]
+    notes = [*lost_zeros(trials), *text_columns([*trials, *searched]), *_uncovered(trials, coverages)]
     replaced = None
     with suppress(StoreError), Store.open(root, create=False) as store:  # a run says what is wrong with it
         replaced = store.replaced(plan)

@@ -6,10 +6,16 @@ is not cut into lines: a text file whole, a dataset's rows as they are.
 """
 
 import hashlib
+import io
 import json
+import lzma
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 from datasets import Dataset, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetGenerationError
@@ -19,16 +25,39 @@ from transformers import PreTrainedTokenizerBase
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import DataError, unknown
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
-from prunegpt.planning.sources import kind_of, local_splits
+from prunegpt.planning.corpus import (
+    BOM,
+    COMPRESSED,
+    LOADERS,
+    begins_with_mark,
+    encoding_of,
+    kind_of,
+    kinds_of,
+    local_splits,
+    opened,
+    suffix_of,
+    text_column,
+)
 from prunegpt.root import publishing, seal, sha256, whole, write_json
 
 ROWS_A_BATCH = 1000  # rows that the example packs together; what is left of each such batch is dropped
-LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _PACKING = "blocks-2"  # part of the cache key; to be raised when packing changes
 _CALIBRATION_CHARACTERS = 32_000_000  # more text than this is not tokenised to draw calibration windows from
 
 
-def read_rows(
+class Split(NamedTuple):
+    """One split of a dataset.
+
+    Attributes:
+        rows: a list, or a column that is read from disk when it is indexed.
+        column: which column was taken for the text, where nobody named it and it is not called `text`; else empty.
+    """
+
+    rows: Sequence[str]
+    column: str = ""
+
+
+def read_split(
     path: str | Path | None = None,
     *,
     name: str | None = None,
@@ -36,52 +65,44 @@ def read_rows(
     files: Mapping[str, Sequence[str | Path]] | None = None,
     text_column: str | None = None,
     revision: str | None = None,
-) -> Sequence[str]:
+    whole: bool = False,
+) -> Split:
     """The rows of one split: the lines of a text file with their ends, or the rows of a dataset's text column.
 
     Args:
-        path: hub id, builtin:NAME, a folder with SPLIT.txt, SPLIT.jsonl or SPLIT.parquet, or one such file. A single
-            file is the split its stem names, and also `train`.
+        path: hub id, builtin:NAME, a folder with SPLIT.txt, SPLIT.jsonl or SPLIT.parquet and so on, one that
+            `datasets` saved, or one such file. A single file is the split its stem names, and also `train`.
         name: configuration of a hub dataset.
         split: which part to read.
         files: split -> files, instead of `path`.
         text_column: column of the text; default `text`, or the only column of strings.
         revision: branch, tag or commit of a hub dataset.
-
-    Returns:
-        A list, or a column that is read from disk when it is indexed.
+        whole: a text file is one document and not one row a line.
 
     Raises:
-        DataError: a file is missing, empty or not text, or the split or the column does not exist.
+        DataError: a file is missing, empty or not text, or the split or the column does not exist or is not clear.
     """
-    local = _local_files(path, files)
+    named = {part: [str(file) for file in given] for part, given in files.items()} if files is not None else None
+    local = local_splits(None if path is None else str(path), named)
     if local is None:
         return _read_elsewhere(str(path), name, split, text_column, revision)
-    return _read_files(_pick(split, local, str(path or "files")), text_column, whole=False)
+    if split not in local:
+        raise DataError(f"{path or 'files'}: {unknown('split', split, local)}")
+    return _read_files(local[split], text_column, whole=whole)
 
 
-def read_documents(
-    path: str | Path | None = None,
-    *,
-    name: str | None = None,
-    split: str,
-    files: Mapping[str, Sequence[str | Path]] | None = None,
-    text_column: str | None = None,
-    revision: str | None = None,
-) -> Sequence[str]:
-    """The documents of one split: as `read_rows`, but a text file is one document and not one row a line.
+def read_rows(path: str | Path | None = None, **source: Any) -> Sequence[str]:
+    """The rows that :func:`read_split` gives."""
+    return read_split(path, **source).rows
 
-    Raises:
-        DataError: as `read_rows`.
-    """
-    local = _local_files(path, files)
-    if local is None:
-        return _read_elsewhere(str(path), name, split, text_column, revision)
-    return _read_files(_pick(split, local, str(path or "files")), text_column, whole=True)
+
+def read_documents(path: str | Path | None = None, **source: Any) -> Sequence[str]:
+    """The documents of one split: as `read_rows`, but a text file is one document and not one row a line."""
+    return read_split(path, **source, whole=True).rows
 
 
 def read_text(path: str | Path) -> str:
-    """The content of a text file, with line ends as "\\n".
+    """The content of a text file, with line ends as "\\n" and without a byte order mark.
 
     Raises:
         DataError: the file is missing, empty, or not UTF-8 text.
@@ -90,14 +111,20 @@ def read_text(path: str | Path) -> str:
     if not file.is_file():
         raise DataError(f"a text file must exist, but {file} is missing. Check the path.")
     try:
-        text = file.read_text(encoding="utf-8")
+        with opened(file) as stream:
+            content = stream.read()
+        text = io.TextIOWrapper(io.BytesIO(content.removeprefix(BOM)), encoding="utf-8").read()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"a text file must be UTF-8, but {file} is not at byte {error.start}. "
-            f"Convert it (iconv -t utf-8), or check that it is text at all."
+            f"a text file must be UTF-8, but {file} is not at byte {error.start}. If it is {encoding_of(content)}, "
+            f"convert it: iconv -f {encoding_of(content)} -t UTF-8 {file} > NEW. Else check that it is text at all."
         ) from error
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise DataError(f"a text file must be readable, but {file} is not: {error}. Copy it again.") from error
     if "\0" in text:
-        raise DataError(f"a text file must be text, but {file} holds NUL bytes. Check that it is not a binary file.")
+        wide = encoding_of(content)
+        hint = f"Convert it: iconv -f {wide} -t UTF-8 {file} > NEW. Else c" if wide.startswith("UTF-16") else "C"
+        raise DataError(f"a text file must be text, but {file} holds NUL bytes. {hint}heck that it is no binary file.")
     if not text.strip():
         raise DataError(f"a text file must hold text, but {file} is empty. Give another file.")
     return text
@@ -242,37 +269,40 @@ def _excerpt(rows: Sequence[str], generator: np.random.Generator | None) -> Sequ
     return run
 
 
-def _local_files(
-    path: str | Path | None, files: Mapping[str, Sequence[str | Path]] | None
-) -> dict[str, tuple[Path, ...]] | None:
-    """Split -> files of a local source, or None for a hub id or a built-in text."""
-    named = {split: [str(file) for file in given] for split, given in files.items()} if files is not None else None
-    return local_splits(None if path is None else str(path), named)
-
-
-def _pick(split: str, local: Mapping[str, Sequence[Path]], source: str) -> Sequence[Path]:
-    if split not in local:
-        raise DataError(f"{source}: {unknown('split', split, local)}")
-    return local[split]
-
-
-def _read_files(files: Sequence[Path], text_column: str | None, *, whole: bool) -> Sequence[str]:
+def _read_files(files: Sequence[Path], asked: str | None, *, whole: bool) -> Split:
     kind = kind_of(files)
     if kind == ".txt":
         texts = [read_text(file) for file in files]
-        return texts if whole else [line for text in texts for line in _lines(text)]
-    loader = LOADERS[kind]
+        return Split(texts if whole else [line for text in texts for line in _lines(text)])
     names = ", ".join(map(str, files))
+    more: dict[str, Any] = {"sep": "\t"} if kind == ".tsv" else {}
+    if kind in (".csv", ".tsv"):  # an empty cell is an empty text, and NA two letters
+        more |= {"keep_default_na": False}
     try:
         # The datasets library takes a file of the same date for the same file: the name makes its cache go by content.
         content = hashlib.sha256(" ".join(sha256(file) for file in files).encode()).hexdigest()[:32]
-        dataset = load_dataset(loader, content, data_files=[str(file) for file in files], split="train")
-    except (DatasetGenerationError, ValueError, OSError) as error:
+        kept = Path(datasets.config.HF_DATASETS_CACHE) / "prunegpt-plain" / content
+        plain = [str(_plain(file, kept / f"{index:05d}{kind}")) for index, file in enumerate(files)]
+        dataset = load_dataset(LOADERS[kind], content, data_files=plain, split="train", **more)
+    except (DatasetGenerationError, ValueError, OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(
-            f"a {files[0].suffix} file must be readable as such, but {names} is not: {error.__cause__ or error}. "
-            f"Check the file."
+            f"a {kind} file must be readable as such, but {names} is not: {error.__cause__ or error}. Check the file."
         ) from error
-    return _text_of(dataset, text_column, names)
+    return _text_of(dataset, asked, names)
+
+
+def _plain(file: Path, copy: Path) -> Path:
+    """The file itself, or a copy without compression and byte order mark, made once."""
+    marked = suffix_of(file) not in (".parquet", ".arrow") and begins_with_mark(file)
+    if file.suffix not in COMPRESSED and not marked:
+        return file
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with opened(file) as source, NamedTemporaryFile(dir=copy.parent, delete=False) as target:
+            source.read(len(BOM) if marked else 0)
+            shutil.copyfileobj(source, target)
+        Path(target.name).replace(copy)
+    return copy
 
 
 def _lines(text: str) -> list[str]:
@@ -281,14 +311,11 @@ def _lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _read_elsewhere(
-    path: str, name: str | None, split: str, text_column: str | None, revision: str | None
-) -> Sequence[str]:
+def _read_elsewhere(path: str, name: str | None, split: str, text_column: str | None, revision: str | None) -> Split:
     if is_builtin(path):
         from prunegpt.builtin.text import rows
 
-        found: Sequence[str] = rows(split)
-        return found
+        return Split(rows(split))
     try:
         dataset = load_dataset(path, name, split=split, revision=revision)
     except Exception as error:  # the hub, the network and dataset scripts raise anything
@@ -311,25 +338,13 @@ def _splits_there(path: str, name: str | None, split: str, revision: str | None)
     return f". {unknown('split', split, names)}"
 
 
-def _text_of(dataset: Dataset, text_column: str | None, source: str) -> Sequence[str]:
-    columns = {name: str(getattr(feature, "dtype", "")) for name, feature in dataset.features.items()}
-    strings = [name for name, kind in columns.items() if kind in ("string", "large_string")]
-    column = text_column or ("text" if "text" in strings else strings[0] if len(strings) == 1 else None)
-    if column is None:
-        raise DataError(
-            f"the text column must be clear, but {source} has {len(strings)} columns of strings "
-            f"({', '.join(strings) or 'none'}) and none is called text. Set text_column to one of "
-            f"{', '.join(columns)}."
-        )
-    if column not in columns:
-        raise DataError(f"{source}: {unknown('text column', column, columns)}")
-    if column not in strings:
-        raise DataError(
-            f"a text column must hold strings, but {column} of {source} holds {columns[column] or 'a structure'}. "
-            f"Columns of strings: {', '.join(strings) or 'none'}."
-        )
+def _text_of(dataset: Dataset, asked: str | None, source: str) -> Split:
+    kinds = kinds_of(dataset.features.arrow_schema)
+    column = text_column(kinds, asked, source)
+    if "." in column and column not in dataset.features:
+        dataset = dataset.flatten()
     empty = dataset.data.column(column).null_count
     if empty:
         raise DataError(f"every row must have text, but {empty} rows of {source} have none in {column}. Remove them.")
     rows: Sequence[str] = dataset[column]
-    return rows
+    return Split(rows, "" if asked or column == "text" else column)

@@ -4,14 +4,14 @@ Figures of different protocols are not comparable; each carries its protocol's i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prunegpt.errors import DataError
-from prunegpt.lm.data import ROWS_A_BATCH, read_documents, read_rows, require_tokens
+from prunegpt.lm.data import ROWS_A_BATCH, read_split, require_tokens
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
 from prunegpt.lm.windows import Tokens, Windows, cut, encode_rows
 from prunegpt.registry import PROTOCOLS
@@ -68,7 +68,7 @@ def evaluation_windows(
     Args:
         protocol: name of a registered protocol.
         tokenizer: the model's tokeniser.
-        path, name, split, files, text_column, revision: the text, as `prunegpt.lm.data.read_rows` takes it.
+        path, name, split, files, text_column, revision: the text, as `prunegpt.lm.data.read_split` takes it.
         block_size: tokens per window.
         stride: tokens between windows, where the protocol has one.
         max_windows: use only the first N.
@@ -78,9 +78,19 @@ def evaluation_windows(
         DataError: the text cannot be read or is too short.
     """
     chosen: Protocol = PROTOCOLS.load(protocol)
-    read = read_rows if chosen.by_row else read_documents
-    rows = read(path, name=name, split=split, files=files, text_column=text_column, revision=revision)
-    return chosen(rows, tokenizer, block_size, stride).first(max_windows)
+    rows, column = read_split(
+        path,
+        name=name,
+        split=split,
+        files=files,
+        text_column=text_column,
+        revision=revision,
+        whole=not chosen.by_row,
+    )
+    windows = chosen(rows, tokenizer, block_size, stride)
+    if column:  # nobody named it: what it was is part of the figure
+        windows = replace(windows, protocol=f"{windows.protocol}/column-{column}")
+    return windows.first(max_windows)
 
 
 def _blocks(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, _stride: int | None) -> Windows:

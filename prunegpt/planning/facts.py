@@ -9,15 +9,13 @@ from typing import Any
 from prunegpt.builtin import BUILTIN_MODELS, BUILTIN_TEXTS, is_builtin
 from prunegpt.errors import DataError, ModelError, unknown
 from prunegpt.planning import hub
+from prunegpt.planning.corpus import TEXT_SUFFIXES, begins_with_mark, column_in, kind_of, local_splits
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.sources import (
-    TEXT_SUFFIXES,
     TOKENIZER,
     TOKENIZER_CONFIG,
     find_local,
     is_path,
-    kind_of,
-    local_splits,
     model_files,
     model_place,
     tensor_shapes,
@@ -357,7 +355,10 @@ def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None
     if local is not None:
         if split not in local:
             raise DataError(f"data has no split {split!r}. Valid: {', '.join(local)}. Name it under data.files.")
-        return digest([data.text_column, _READING[kind_of(local[split])], files.hash_all(local[split])]), None
+        found = local[split]
+        reading = _READING[kind_of(found)] + (", without a mark" if any(map(begins_with_mark, found)) else "")
+        column_in(found, data.text_column)  # refuses what is not clear before anything runs
+        return digest([data.text_column, reading, files.hash_all(found)]), None
     path = str(data.path)
     if is_builtin(path):
         text = BUILTIN_TEXTS[path]

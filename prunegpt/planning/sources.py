@@ -1,4 +1,4 @@
-"""Resolves the names of models and datasets in a spec to local files. No torch."""
+"""Resolves the names of models in a spec to local files. No torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,13 +6,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
-from prunegpt.errors import DataError, ModelError, unknown
+from prunegpt.builtin import is_builtin
+from prunegpt.errors import ModelError
 from prunegpt.planning import hub
 from prunegpt.root import read_json
 from prunegpt.spec.schema import ModelSpec
 
-TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
 _CONFIG = "config.json"
@@ -54,9 +53,6 @@ def find_local(name: str, base: Path | None = None) -> Path | None:
 def is_path(source: str) -> bool:
     """Whether a name can be no hub id."""
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
-
-
-# -- models ----------------------------------------------------------------------------------------------------------
 
 
 def model_place(source: str, base: Path | None = None) -> Path | None:
@@ -269,79 +265,3 @@ def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, .
             f"quantization_config explains it. Use the model it was quantised from."
         )
     return shapes
-
-
-# -- datasets --------------------------------------------------------------------------------------------------------
-
-
-def local_splits(
-    path: str | None,
-    files: Mapping[str, Sequence[str]] | None,
-    *,
-    train_split: str = "train",
-    base: Path | None = None,
-) -> dict[str, tuple[Path, ...]] | None:
-    """Split -> local files, or None where the text is built in or on the hub.
-
-    Args:
-        path: hub id, built-in name, a folder with SPLIT.txt and so on, or one such file: that is the split its stem
-            names, and also the one that is trained on.
-        files: split -> files, instead of `path`.
-        train_split: the split that is trained on.
-        base: the spec's folder.
-
-    Raises:
-        DataError: a file is missing, or a folder holds no text.
-    """
-    if files is not None:
-        return {split: tuple(_local(name, base) for name in names) for split, names in files.items()}
-    if path is None:
-        raise DataError("data must name its text: `path` (hub id, folder, file or builtin:NAME) or `files`.")
-    if is_builtin(path):
-        if path not in BUILTIN_TEXTS:
-            raise DataError(unknown("built-in text", path, BUILTIN_TEXTS))
-        return None
-    place = find_local(path, base)
-    if place is not None and place.is_dir():
-        return _folder_splits(place)
-    if place is not None:
-        return {place.stem: (place,), train_split: (place,)}
-    if is_path(path) or Path(path).suffix in TEXT_SUFFIXES:
-        raise DataError(f"text must be an existing file, folder or hub id, but {path} is not there. Check the path.")
-    return None
-
-
-def kind_of(files: Sequence[Path]) -> str:
-    """The suffix of a split's files, by which they are read.
-
-    Raises:
-        DataError: they are of several kinds, of none that is read, or empty.
-    """
-    kinds = sorted({file.suffix for file in files})
-    if len(kinds) != 1 or kinds[0] not in TEXT_SUFFIXES:
-        raise DataError(
-            f"the files of a split must be of one kind of {', '.join(TEXT_SUFFIXES)}, but are "
-            f"{', '.join(file.name for file in files) or 'none'}. Convert them, or give them to different splits."
-        )
-    for file in files:
-        if not file.stat().st_size:
-            raise DataError(f"a data file must hold text, but {file} is empty. Give another file.")
-    return kinds[0]
-
-
-def _folder_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """SPLIT.txt, or the parts SPLIT-00000-of-00002.parquet and so on."""
-    found: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix in TEXT_SUFFIXES and file.is_file():
-            found.setdefault(file.stem.partition("-0")[0], []).append(file)
-    if not found:
-        raise DataError(f"a text folder must hold SPLIT{', SPLIT'.join(TEXT_SUFFIXES)}, but {folder} holds none.")
-    return {split: tuple(parts) for split, parts in found.items()}
-
-
-def _local(name: str, base: Path | None) -> Path:
-    path = find_local(name, base)
-    if path is None or not path.is_file():
-        raise DataError(f"a data file must exist, but {name} is not there. Paths count from here or the spec's folder.")
-    return path

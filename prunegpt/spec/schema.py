@@ -77,14 +77,18 @@ class DataSpec(Part):
     """The text."""
 
     path: str | None = Field(
-        None, description="hub id, builtin:NAME, a folder with SPLIT.txt/.jsonl/.parquet, or one such file"
+        None,
+        description="hub id, builtin:NAME, a folder with SPLIT.txt/.jsonl/.csv/.parquet, maybe compressed, one that "
+        "`datasets` saved, or one such file",
     )
     name: str | None = Field(None, description="configuration of a hub dataset, such as wikitext-2-raw-v1")
     revision: str | None = Field(None, description="hub branch, tag or commit")
     files: Mapping[str, Annotated[Names, AfterValidator(_some)]] | None = Field(
-        None, description="split -> text, jsonl or parquet files, instead of path", min_length=1
+        None, description="split -> files of one of these kinds, instead of path", min_length=1
     )
-    text_column: str | None = Field(None, description="column of the text; found where there is only one candidate")
+    text_column: str | None = Field(
+        None, description="column of the text, a.b inside a mapping; default: text, or the only column of strings"
+    )
     train_split: str = Field("train", description="the split that is trained on")
     block_size: int = Field(
         1024,

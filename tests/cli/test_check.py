@@ -181,3 +181,16 @@ def test_trials_that_another_spec_of_the_name_would_hide_are_named(tmp_path: Pat
     told = check(other, root.path).output
     assert f"1 trials of the sweep are not in the spec (one); they came from another spec of its name, {path}" in told
     assert json.loads(check(other, root.path, "--json").output)["not_in_the_spec"] == ["one"]
+
+
+def test_the_column_that_is_taken_for_the_text_is_named_or_refused(tmp_path: Path) -> None:
+    spec = tmp_path / "words.yaml"
+    text = tmp_path / "train.jsonl"
+    spec.write_text(
+        HEADER.replace("builtin:text", str(text)) + "  - {name: t, evaluate: {skip: true}, stages: [finetune]}\n"
+    )
+    text.write_text("".join(json.dumps({"body": "all the words of one row " * 9}) + "\n" for _ in range(200)))
+    found = json.loads(check(spec, tmp_path / "root", "--json").stdout)
+    assert found["notes"] == [f"the text of {text} is its column body. Set text_column to it, or to another."]
+    text.write_text('{"id": "doc-0", "tokens": ["a", "b"]}\n')
+    assert "has 1 columns of strings (id), beside the lists or mappings tokens" in refusal(spec, tmp_path / "root")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prunegpt.cli.measure import text_of
 from tests.support.small import Invoke
 
 EVALUATE = ("--protocol", "stream", "--block-size", "32", "--max-windows", "6")
@@ -158,3 +159,26 @@ def test_eval_says_what_is_wrong(
 ) -> None:
     data = () if not arguments or "--data" in arguments else ("--data", text_files["validation"])
     assert message in invoke("eval", model_folder, *data, *arguments, fails=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "split"), [("builtin:text", "validation"), ("nobody/nothing", "test"), ("train.txt", "test")]
+)
+def test_the_usual_split_is_one_that_is_there(
+    source: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.txt").write_text("a single file serves any split")
+    evaluate = text_of(source, None, None, 16, None)(16)
+    assert evaluate.split == split
+
+
+def test_eval_measures_on_a_split_that_is_there(invoke: Invoke, model_folder: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"body": "one of the rows " * 20, "title": "a"}) for _ in range(20)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    (tmp_path / "validation.jsonl").write_text("\n".join(lines))
+    small = ("--block-size", "16", "--max-windows", "2", "--json")
+    column = ("--text-column", "body")
+    assert json.loads(invoke("eval", model_folder, "--data", tmp_path, *column, *small))["windows"] == 2
+    refused = invoke("eval", model_folder, "--data", tmp_path, *small, fails=True)
+    assert "Set text_column to one of body, title" in refused
