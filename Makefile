@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+PACKAGE := $(VENV)/.package
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
@@ -14,15 +15,25 @@ help: ## list the targets
 
 setup: $(STAMP) ## install PruneGPT and its tools into .venv (TORCH=torch==X.Y picks another build)
 
-$(STAMP): pyproject.toml
+$(PACKAGE): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install --editable .
+	touch $(PACKAGE)
+
+$(STAMP): $(PACKAGE)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps sweeps==0.3.0  # it asks for numpy 1, and works with 2
 	touch $(STAMP)
 
-quickstart: $(STAMP) ## run the study in small on the built-in model: minutes on two cores, no download
+quickstart: $(PACKAGE) ## install PruneGPT alone and run the study in small: minutes on two cores, no download but packages
 	$(BIN)/prunegpt sweep run sweeps/quickstart.yaml --slots 2
+	@echo
+	@echo "Next:"
+	@echo "  source $(BIN)/activate       # then 'prunegpt' is a command of this shell"
+	@echo "  prunegpt serve               # the dashboard, at http://127.0.0.1:8000"
+	@echo "  prunegpt report quickstart --out report"
+	@echo "  cp sweeps/quickstart.yaml mine.yaml   # a spec of your own; sweeps/README.md lists every field"
 
 test: $(STAMP) ## the tests, without the slow ones
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
