@@ -25,6 +25,7 @@ from prunegpt.stages.measure import Ruler
 
 T = TypeVar("T", bound=BaseModel)
 TextOf = Callable[[int], EvaluateSpec]  # tokens of a window -> what to measure
+_SPLIT: str = EvaluateSpec.model_fields["split"].default
 DEFAULT_WINDOW = 1024  # tokens, or the model's positions where it has fewer
 
 
@@ -33,7 +34,7 @@ def text_of(
 ) -> TextOf:
     """What to measure on, as the command line says it: the evaluation for a window, where no block size is given.
 
-    `given` are further fields of an evaluation.
+    `given` are further fields of an evaluation; what is None is as in a spec that does not set it.
 
     Raises:
         PruneGPTError: a value is out of its range, or the dataset is missing; raised before a model is loaded.
@@ -45,21 +46,22 @@ def text_of(
     given |= {"data": located(source, split), "split": split}
 
     def of(window: int) -> EvaluateSpec:
-        return checked(EvaluateSpec, {**given, "block_size": block_size or window})
+        fields = {**given, "block_size": block_size or window}
+        return checked(EvaluateSpec, {name: value for name, value in fields.items() if value is not None})
 
     of(DEFAULT_WINDOW)
     return of
 
 
 def _usual_split(data: DataSpec) -> str:
-    """The split that is measured on where nobody says: test, or what there is instead."""
+    """The split that is measured on where nobody says: that of specs, or what there is instead."""
     local = split_files(data)
     if local is not None:
-        names = list(local) if len(set(local.values())) > 1 else ["test"]  # a single file serves any
+        names = list(local) if len(set(local.values())) > 1 else [_SPLIT]  # a single file serves any
     else:
         text = BUILTIN_TEXTS.get(data.path or "")
-        names = list(text.splits) if text else ["test"]
-    return next((name for name in ("test", "validation") if name in names), names[0])
+        names = list(text.splits) if text else [_SPLIT]
+    return next((name for name in (_SPLIT, "test") if name in names), names[0])
 
 
 def checked(kind: type[T], given: Mapping[str, Any]) -> T:
@@ -155,7 +157,7 @@ def measure(
 
 
 def check_prune(
-    given: Mapping[str, Any], calibration: str | None, windows: int, mode: str, block_size: int | None
+    given: Mapping[str, Any], calibration: str | None, windows: int, mode: str | None, block_size: int | None
 ) -> PruneSpec:
     """The pruning the command line asks for.
 
@@ -172,7 +174,7 @@ def check_prune(
         raise PruneGPTError(f"method {spec.method} needs calibration data. Pass --calibration FILE.")
     filled = {
         "windows": windows,
-        "mode": mode,
+        **({"mode": mode} if mode else {}),
         "length": block_size or DEFAULT_WINDOW,
         "data": located(DataSpec(path=calibration), "train"),
         "split": "train",

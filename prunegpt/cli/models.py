@@ -29,12 +29,14 @@ DataOption = Annotated[
 ]
 NameOption = Annotated[str | None, typer.Option("--data-name", help="Configuration of a hub dataset.")]
 SplitOption = Annotated[
-    str | None, typer.Option("--split", help="Dataset split (default: test, or validation where there is no test).")
+    str | None, typer.Option("--split", help="Dataset split (default: validation, or test where there is none).")
 ]
 ColumnOption = Annotated[
     str | None, typer.Option("--text-column", help="Column of the text (default: text, or the only one of strings).")
 ]
-ProtocolOption = Annotated[str, typer.Option("--protocol", help="blocks, stream or sliding; see the README.")]
+ProtocolOption = Annotated[
+    str | None, typer.Option("--protocol", help="blocks, stream or sliding; see the README (default: blocks).")
+]
 BlockOption = Annotated[
     int | None,
     typer.Option("--block-size", min=2, help="Tokens per window (default: the model's context, at most 1024)."),
@@ -52,7 +54,7 @@ def evaluate(
     data_name: NameOption = None,
     text_column: ColumnOption = None,
     split: SplitOption = None,
-    protocol: ProtocolOption = "stream",
+    protocol: ProtocolOption = None,
     block_size: BlockOption = None,
     stride: StrideOption = None,
     max_windows: WindowsOption = None,
@@ -121,7 +123,9 @@ def prune(
     ] = False,
     calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Calibration dataset.")] = None,
     calibration_windows: Annotated[int, typer.Option(min=1, help="Number of calibration windows.")] = 128,
-    calibration_mode: Annotated[str, typer.Option(help="Calibration windows: first or random.")] = "first",
+    calibration_mode: Annotated[
+        str | None, typer.Option(help="Calibration windows: first or random (default: random).")
+    ] = None,
     propagate: Annotated[
         bool, typer.Option(help="Calibrate each layer on the outputs of the pruned layers before it.")
     ] = True,
@@ -133,7 +137,7 @@ def prune(
     data_name: NameOption = None,
     text_column: ColumnOption = None,
     split: SplitOption = None,
-    protocol: ProtocolOption = "stream",
+    protocol: ProtocolOption = None,
     block_size: BlockOption = None,
     stride: StrideOption = None,
     max_windows: WindowsOption = None,

@@ -162,7 +162,7 @@ def test_eval_says_what_is_wrong(
 
 
 @pytest.mark.parametrize(
-    ("source", "split"), [("builtin:text", "validation"), ("nobody/nothing", "test"), ("train.txt", "test")]
+    ("source", "split"), [("builtin:text", "validation"), ("nobody/nothing", "validation"), ("train.txt", "validation")]
 )
 def test_the_usual_split_is_one_that_is_there(
     source: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -182,3 +182,26 @@ def test_eval_measures_on_a_split_that_is_there(invoke: Invoke, model_folder: Pa
     assert json.loads(invoke("eval", model_folder, "--data", tmp_path, *column, *small))["windows"] == 2
     refused = invoke("eval", model_folder, "--data", tmp_path, *small, fails=True)
     assert "Set text_column to one of body, title" in refused
+
+
+def test_the_command_line_has_the_defaults_of_a_spec(
+    invoke: Invoke, model_folder: Path, text_files: dict[str, str], tmp_path: Path
+) -> None:
+    """The same model has one perplexity, whichever way it is asked for."""
+    for split in ("validation", "test"):
+        shutil.copy(text_files["validation" if split == "validation" else "train"], tmp_path / f"{split}.txt")
+    shutil.copy(text_files["train"], tmp_path / "train.txt")
+    stage = {"prune": {"method": "wanda", "sparsity": 0.5, "calibration": {"windows": 8, "length": 32}}}
+    spec = {
+        "name": "same",
+        "base": {"model": str(model_folder), "data": {"path": str(tmp_path), "block_size": 32}},
+        "trials": [{"name": "dense"}, {"name": "half", "stages": [stage]}],
+    }
+    (tmp_path / "spec.yaml").write_text(json.dumps(spec), encoding="utf-8")
+    invoke("sweep", "run", tmp_path / "spec.yaml")
+    found = {one["name"]: one for one in json.loads(invoke("sweep", "status", "same", "--json"))["trials"]}
+    measured = ("--data", tmp_path, "--block-size", "32", "--json")
+    assert json.loads(invoke("eval", model_folder, *measured))["perplexity"] == found["dense"]["perplexity"]
+    calibrated = ("--calibration", tmp_path / "train.txt", "--calibration-windows", "8")
+    pruned = invoke("prune", model_folder, tmp_path / "o", "-m", "wanda", "-s", "0.5", *calibrated, *measured)
+    assert json.loads(pruned)["perplexity_after"] == found["half"]["perplexity"]
