@@ -20,17 +20,20 @@ EXAMPLE = (
 
 
 def _option(name: str, text: str, *others: str) -> Any:
-    return typer.Option(f"--{name}", *others, help=text, show_default=False)
+    """An option in both spellings, with underscores as the example has it and with dashes."""
+    names = dict.fromkeys(f"--{one}" for each in (name, *others) for one in (each, each.replace("_", "-")))
+    return typer.Option(*names, help=text, show_default=False)
 
 
-@app.command(epilog=EXAMPLE)
+@app.command(epilog=EXAMPLE, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
+    context: typer.Context,
     model_name_or_path: Annotated[str, _option("model_name_or_path", "Hub id, folder, .gguf file or builtin:NAME.")],
     output_dir: Annotated[Path, _option("output_dir", "Folder for the trained model and its results.")],
     do_train: Annotated[bool, _option("do_train", "Train.")] = False,
     do_eval: Annotated[bool, _option("do_eval", "Evaluate perplexity on the validation set.")] = False,
     evaluation_strategy: Annotated[
-        str, _option("evaluation_strategy", "When to evaluate during training: no, steps or epoch.", "--eval_strategy")
+        str, _option("evaluation_strategy", "When to evaluate during training: no, steps or epoch.", "eval_strategy")
     ] = "no",
     eval_steps: Annotated[int | None, _option("eval_steps", "Steps between evaluations.")] = None,
     overwrite_output_dir: Annotated[bool, _option("overwrite_output_dir", "Replace what is in output_dir.")] = False,
@@ -70,11 +73,13 @@ def train(
 ) -> None:
     """Fine-tune, prune and distil with run_clm.py's flags.
 
-    They are those of the causal language modelling example of transformers.
+    They are those of the causal language modelling example of transformers. Those that are not listed, such as
+    --weight_decay and --warmup_steps, are taken too, or refused with the reason; --set sets any other field.
 
     Flags override the recipe, and the recipe overrides the defaults. The run is an ordinary trial: it
     is stored, resumed and shown as the trial of a sweep named after output_dir.
     """
+    from prunegpt.cli.example_flags import example_flags
     from prunegpt.cli.progress import follow
     from prunegpt.errors import PruneGPTError
     from prunegpt.launch.local import LocalLauncher
@@ -83,6 +88,7 @@ def train(
     from prunegpt.store import Store
     from prunegpt.sweep.coordinator import run_sweep
 
+    more = example_flags(context.args, [name for name in context.params if name != "overrides"])
     if not (do_train or do_eval):
         raise PruneGPTError("train needs --do_train, --do_eval or both. Add one.")
     if output_dir.exists() and any(output_dir.iterdir()) and not overwrite_output_dir:
@@ -103,7 +109,7 @@ def train(
         "save_strategy": save_strategy,
         "save_steps": save_steps,
     }
-    arguments = {name: value for name, value in flags.items() if value is not None}
+    arguments = {**more.train, **{name: value for name, value in flags.items() if value is not None}}
     stage: dict[str, Any] = {"train": arguments, "keep_checkpoints": save_strategy != "no"}
     if recipe:
         stage["recipe"] = recipe
@@ -121,6 +127,7 @@ def train(
         },
         "trials": [{"name": "train", "stages": [{kind: stage}] if do_train else []}],
     }
+    more.into(spec["base"])
     plan = plan_data(spec, source="the command line", overrides=overrides or [], root=root, strict=True)
     with Store.open(root) as store, follow(plan) as on_event:
         outcome = run_sweep(plan, root, store, LocalLauncher(root), on_event=on_event)

@@ -29,7 +29,8 @@ def test_the_flags_of_the_study(run: Run, model_folder: Path, text_files: dict[s
         *("--output_dir", "baseline", "--evaluation_strategy", "epoch", "--per_device_train_batch_size=4"),
         *("--per_device_eval_batch_size=1", "--cache_dir", "cache/", "--save_strategy", "epoch", "--seed", "7"),
         *("--recipe", "recipe.yaml", "--train_file", text_files["train"]),
-        *("--validation_file", text_files["validation"], "--block_size", "32"),
+        *("--validation_file", text_files["validation"], "--block-size", "32", "--weight_decay", "0.01"),
+        *("--warmup-steps=2", "--max_eval_samples", "9", "--report_to", "none"),
     )
     done = run(*arguments)
     assert "perplexity" in done.stdout
@@ -50,6 +51,9 @@ def test_the_flags_of_the_study(run: Run, model_folder: Path, text_files: dict[s
     assert stage["seed"] == 7
     assert stage["finetune"]["train"]["per_device_train_batch_size"] == 4
     assert stage["finetune"]["train"]["num_train_epochs"] == 2
+    assert stage["finetune"]["train"]["weight_decay"] == 0.01
+    assert stage["finetune"]["train"]["warmup_steps"] == 2
+    assert shown["plan"]["evaluate"]["max_windows"] == 9
     assert shown["plan"]["evaluate"]["batch_size"] == 1
     points = [json.loads(line) for line in _points(tmp_path, shown["folder"])]
     assert sum(point["name"] == "eval_loss" for point in points) == 2  # after each epoch
@@ -71,6 +75,8 @@ def _points(tmp_path: Path, folder: str) -> list[str]:
         (("--do_eval",), "train needs a dataset"),
         ((), "train needs --do_train, --do_eval or both"),
         (("--do_train", "--dataset_name", "x", "--train_file", "y"), "mutually exclusive"),
+        (("--do_train", "--fp16"), "--fp16 is not taken: use `precision`. Write --set base.precision=VALUE."),
+        (("--do_train", "--weight_decai", "1"), "Did you mean 'weight_decay'"),
     ],
 )
 def test_train_says_what_is_wrong(run: Run, model_folder: Path, arguments: tuple[str, ...], message: str) -> None:
