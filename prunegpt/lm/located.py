@@ -10,7 +10,7 @@ import torch
 
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import ModelError
-from prunegpt.planning.sources import model_place, tensor_shapes, weight_files
+from prunegpt.planning.sources import model_place, refuse_adapter, tensor_shapes, weight_files
 
 
 def locate(
@@ -26,6 +26,8 @@ def locate(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = model_place(text)
     if path is None:
+        if weights:
+            refuse_adapter(text, revision)
         return text, {**options, "revision": revision} if revision else options
     if path.is_file():
         return str(path.parent), {**options, "gguf_file": path.name}

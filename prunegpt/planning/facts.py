@@ -18,6 +18,7 @@ from prunegpt.planning.sources import (
     is_path,
     model_files,
     model_place,
+    refuse_adapter,
     tensor_shapes,
     tokenizer_files,
     weight_files,
@@ -241,6 +242,7 @@ def _hub(model: ModelSpec) -> ModelFacts:
         revision = hub.commit(source, model.revision)
     except hub.Unreachable as error:
         return ModelFacts(model, source, f"{source}@{model.revision or 'unresolved'}", unchecked=str(error))
+    refuse_adapter(source, revision)
     file = hub.cached_file(source, revision, "config.json")
     config = _json(file) if file else None
     tokenizer = hub.cached_file(source, revision, TOKENIZER_CONFIG) if model.trust_remote_code else None

@@ -92,10 +92,7 @@ def weight_files(folder: Path) -> list[Path]:
         ModelError: it has none, lacks some, has no config.json, or is an adapter to another model.
     """
     if (folder / _ADAPTER).is_file():
-        raise ModelError(
-            f"a model folder must hold a whole model, but {folder} holds a PEFT adapter ({_ADAPTER}), whose base model "
-            f"is elsewhere. Merge them first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(NEW)."
-        )
+        raise _adapter(folder)
     if not (folder / "config.json").is_file():
         others = ", ".join(sorted(item.name for item in folder.iterdir())[:_LISTED]) or "nothing"
         gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
@@ -117,6 +114,19 @@ def weight_files(folder: Path) -> list[Path]:
         f"a model's weights must be in {WEIGHTS}, or in files that {_INDEX} lists, but {folder} has "
         f"{f'{others} without it' if others else 'none'}. Check that the copy or download is complete"
         f"{', or rename the file' if others else ''}."
+    )
+
+
+def refuse_adapter(name: str, revision: str | None) -> None:
+    """Raises ModelError where a hub repository holds an adapter, which transformers puts on a base model it names."""
+    if hub.cached_file(name, revision, _ADAPTER):
+        raise _adapter(name)
+
+
+def _adapter(source: str | Path) -> ModelError:
+    return ModelError(
+        f"a model must be stored whole, but {source} holds a PEFT adapter ({_ADAPTER}), whose base model is elsewhere. "
+        f"Merge them first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(NEW)."
     )
 
 

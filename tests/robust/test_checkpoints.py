@@ -16,6 +16,10 @@ from prunegpt.cli import app
 from prunegpt.errors import PruneGPTError
 from prunegpt.lm.models import load_model, save_model
 from prunegpt.lm.tokenizers import load_tokenizer
+from prunegpt.planning import hub
+from prunegpt.planning.facts import model_facts
+from prunegpt.planning.fingerprint import Files
+from prunegpt.spec.schema import ModelSpec
 from tests.support.families import tiny
 from tests.support.small import write_spec
 
@@ -242,3 +246,13 @@ def test_half_precision_is_saved_as_float32_and_said_or_kept(
     assert invoke("masks", "check", str(tmp_path / "out")).exit_code == 0
     again = json.loads(invoke("eval", str(tmp_path / "out"), *measured, "--precision", "float32", "--json").stdout)
     assert again["perplexity"] == report["perplexity_after"]
+
+
+def test_an_adapter_on_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter(tmp_path)
+    held = {"adapter_config.json": tmp_path / "adapter_config.json"}
+    monkeypatch.setattr(hub, "commit", lambda *_: "commit")
+    monkeypatch.setattr(hub, "cached_file", lambda name, revision, file, *_: held.get(file))
+    for command in (lambda: model_facts(ModelSpec(source="a/b"), Files(None)), lambda: load_model("a/b", device="cpu")):
+        with pytest.raises(PruneGPTError, match=r"but a/b holds a PEFT adapter .*merge_and_unload"):
+            command()
