@@ -108,7 +108,11 @@ def open_model(source: str, root: Root, device: str, *, trust_remote_code: bool 
 
 
 def _stored(source: str, root: Root) -> tuple[TrialPlan | None, str]:
-    """The plan of a trial in the store and the key of its last finished stage, where the name is one."""
+    """The plan of a trial in the store and the key of its last stage, where the name is one.
+
+    Raises:
+        PruneGPTError: its last stage is not done.
+    """
     if source.count("/") != 1 or Path(source).exists() or not root.database.exists():
         return None, ""
     from prunegpt.errors import StoreError
@@ -119,7 +123,10 @@ def _stored(source: str, root: Root) -> tuple[TrialPlan | None, str]:
             found = store.result(source)
         except StoreError:
             return None, ""
-        return (found.plan, found.stages[-1].key) if found.stages else (None, "")
+    if found.final is None or found.plan.foreign:
+        what = "is a W&B run, which has no model here" if found.plan.foreign else f"is {found.state}"
+        raise PruneGPTError(f"a trial must have finished before its model is there, but {source} {what}.")
+    return found.plan, found.final.key
 
 
 def _builtin(source: str, root: Root, device: Any) -> ModelState:

@@ -1,4 +1,4 @@
-"""prunegpt eval, prune and masks check: one model, from the shell."""
+"""prunegpt eval, prune, export and masks check: one model, from the shell."""
 
 import os
 import re
@@ -13,6 +13,7 @@ from prunegpt.root import Root
 if TYPE_CHECKING:
     from prunegpt.records import Evaluation
     from prunegpt.report.statistics import Interval
+    from prunegpt.stages.base import ModelState
 
 masks_app = typer.Typer(help="Verify pruning masks.", no_args_is_help=True)
 ModelArgument = Annotated[
@@ -153,11 +154,8 @@ def prune(
     """
     from prunegpt.cli.measure import check_prune, measure, open_model, text_of
     from prunegpt.cli.progress import bar
-    from prunegpt.lm.models import round_to, save_model
+    from prunegpt.lm.models import round_to
     from prunegpt.planning.inputs import Inputs
-    from prunegpt.planning.sources import MASKS
-    from prunegpt.pruning.masks import save_masks
-    from prunegpt.root import publishing
     from prunegpt.stages.measure import check_ledger, count_zeros
     from prunegpt.stages.prune import apply
 
@@ -186,10 +184,7 @@ def prune(
     check_ledger(state)
     zeros = count_zeros(state)
     after = measure(loaded, tokenizer, text, precision) if text else None
-    _check_out(out, overwrite)  # once more: pruning may have taken hours
-    with publishing(out.resolve(), replace=overwrite) as folder:
-        save_model(loaded, tokenizer, folder, processor=state.processor, dtype=state.stored if keep_dtype else None)
-        save_masks(state.pruned.masks, folder / MASKS, method=method, pattern=pattern, target=sparsity)
+    _save(state, out, overwrite, keep_dtype=keep_dtype)
     notes = [*state.notes, *result.notes]
     if state.stored != "float32" and not keep_dtype:
         notes.append(f"the weights are stored in {state.stored} and were saved in float32; --keep-dtype saves theirs")
@@ -221,6 +216,49 @@ def prune(
     for note in notes:
         print(f"note: {note}")
     print(f"saved {out}")
+
+
+@app.command(epilog="Example: prunegpt export quickstart/pruned90 ./pruned90")
+def export(
+    trial: Annotated[str, typer.Argument(metavar="SWEEP/TRIAL", help="A trial, by its address.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder for the model.", show_default=False)],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT where it is an empty folder or a model that we wrote.")
+    ] = False,
+    trust_remote_code: TrustOption = False,
+    root: Root = ROOT,
+) -> None:
+    """Write the model of a trial to a folder.
+
+    An ordinary transformers folder with its tokenizer and, where it was pruned, masks.safetensors.
+    """
+    from prunegpt.cli.measure import open_model
+    from prunegpt.errors import PruneGPTError
+
+    _check_out(out, overwrite)
+    if trial.count("/") != 1 or Path(trial).exists():
+        raise PruneGPTError(
+            f"export takes a trial by its address SWEEP/TRIAL, but got {trial}. `sweep status` lists them."
+        )
+    state = open_model(trial, root, "cpu", trust_remote_code=trust_remote_code)
+    _save(state, out, overwrite)
+    print(f"saved {out}; transformers loads it with AutoModelForCausalLM.from_pretrained({str(out)!r})")
+
+
+def _save(state: "ModelState", out: Path, overwrite: bool, *, keep_dtype: bool = False) -> None:
+    """A model with its tokenizer and masks as a folder, which appears whole."""
+    from prunegpt.lm.models import save_model
+    from prunegpt.planning.sources import MASKS
+    from prunegpt.pruning.masks import save_masks
+    from prunegpt.root import publishing
+
+    _check_out(out, overwrite)  # once more: what came before may have taken hours
+    with publishing(out.resolve(), replace=overwrite) as folder:
+        dtype = state.stored if keep_dtype else None
+        save_model(state.model, state.tokenizer, folder, processor=state.processor, dtype=dtype)
+        if state.pruned.masks:
+            pruned = state.pruned
+            save_masks(pruned.masks, folder / MASKS, method=pruned.method, pattern=pruned.pattern, target=pruned.target)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

@@ -105,6 +105,8 @@ def _print(result: "TrialResult") -> None:
     for note in (note for stage in result.stages for note in stage.notes):
         print(f"note: {note}")
     print_table(["field", "value"], _flat(result.config), title="Configuration")
+    if result.final is not None:
+        print(f"Model: `prunegpt export {result.address} OUT` writes it to a folder that transformers loads.")
 
 
 def _flat(config: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -205,3 +205,41 @@ def test_the_command_line_has_the_defaults_of_a_spec(
     calibrated = ("--calibration", tmp_path / "train.txt", "--calibration-windows", "8")
     pruned = invoke("prune", model_folder, tmp_path / "o", "-m", "wanda", "-s", "0.5", *calibrated, *measured)
     assert json.loads(pruned)["perplexity_after"] == found["half"]["perplexity"]
+
+
+def test_the_model_of_a_trial_is_exported_as_it_was_measured(
+    invoke: Invoke, model_folder: Path, text_files: dict[str, str], tmp_path: Path
+) -> None:
+    spec = {
+        "name": "made",
+        "base": {"model": str(model_folder), "data": {"files": text_files, "block_size": 32}},
+        "trials": [{"name": "half", "stages": [{"prune": {"sparsity": 0.5}}]}],
+    }
+    (tmp_path / "spec.yaml").write_text(json.dumps(spec), encoding="utf-8")
+    invoke("sweep", "run", tmp_path / "spec.yaml")
+    assert "prunegpt export made/half OUT" in invoke("trial", "show", "made/half")
+    (found,) = json.loads(invoke("sweep", "status", "made", "--json"))["trials"]
+    invoke("export", "made/half", tmp_path / "out")
+    assert json.loads(invoke("masks", "check", tmp_path / "out", "--json"))["ok"]
+    again = invoke("eval", tmp_path / "out", "--data", text_files["validation"], "--block-size", "32", "--json")
+    assert json.loads(again)["perplexity"] == found["perplexity"]
+    assert "OUT must not exist" in invoke("export", "made/half", tmp_path / "out", fails=True)
+    assert "SWEEP/TRIAL" in invoke("export", str(model_folder), tmp_path / "other", fails=True)
+
+
+def test_a_trial_that_has_not_finished_has_no_model(
+    invoke: Invoke, model_folder: Path, text_files: dict[str, str], tmp_path: Path
+) -> None:
+    """What an earlier stage made is not taken for it."""
+    train = {"max_steps": 2, "learning_rate": 1e30, "max_grad_norm": 0.0, "per_device_train_batch_size": 2}
+    spec = {
+        "name": "broken",
+        "base": {"model": str(model_folder), "data": {"files": text_files, "block_size": 32}},
+        "trials": [{"name": "off", "stages": [{"finetune": {"train": train}}]}],
+        "failures": {"retries": {}},
+    }
+    (tmp_path / "spec.yaml").write_text(json.dumps(spec), encoding="utf-8")
+    invoke("sweep", "run", tmp_path / "spec.yaml", fails=True)
+    message = "a trial must have finished before its model is there, but broken/off is "
+    assert message in invoke("eval", "broken/off", "--data", text_files["validation"], fails=True)
+    assert message in invoke("export", "broken/off", tmp_path / "out", fails=True)
