@@ -35,7 +35,7 @@ FIXED: Mapping[str, tuple[Any, str]] = {
     "use_auth_token": (False, "set HF_TOKEN in the environment"),
     "low_cpu_mem_usage": (False, "weights are loaded in one way"),
     "streaming": (False, _LOADING),
-    "overwrite_cache": (False, "blocks are kept by the content of the text, so that a kept one is never outdated"),
+    "overwrite_cache": (False, "blocks are cached under the content of the text, so that none is outdated"),
     "validation_split_percentage": (None, "give --validation_file, or a dataset with a validation split"),
     "preprocessing_num_workers": (None, _LOADING),
     "keep_linebreaks": (True, "lines keep their ends, as in the example"),
