@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -21,6 +22,7 @@ from prunegpt.spec.outline import Outline
 OTHER_SENSES = re.compile("vision|visual|image|vqmodel|audio|speech")  # in the names of towers that do not read text
 _EXPERTS = "Experts"  # ends the names of the classes that hold experts in one parameter
 _TRANSPOSED_EXPERTS = frozenset({"AriaExperts", "Llama4TextExperts"})  # [experts, in, out], with no is_transposed
+_DBRX_EXPERTS = {"w1": False, "v1": False, "w2": True}  # [experts · rows, columns]; whether rows are inputs
 _EXPERT_COUNTS = (
     "num_experts",
     "num_local_experts",
@@ -45,7 +47,8 @@ class WeightView:
     module: nn.Module
     transposed: bool  # True where the module stores [in, out]
     block: int | None  # index of the decoder layer; None outside the layers
-    expert: int | None = None  # index within a parameter that holds the matrices of all experts
+    expert: int | None = None  # index within a parameter that holds several matrices, such as those of all experts
+    matrices: int = 1  # how many the parameter holds
     default: bool = True  # whether it is pruned where a request names no targets
     shared: bool = False  # whether several decoder layers use it; `block` is the first of them
 
@@ -61,15 +64,24 @@ class WeightView:
 
     def oriented(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape, such as an optimizer's moments, as [out, in]; it shares storage."""
-        matrix = tensor if self.expert is None else tensor[self.expert]
+        matrix = tensor
+        if self.expert is not None:
+            stacked = tensor if tensor.dim() == 3 else tensor.view(self.matrices, -1, tensor.shape[1])
+            matrix = stacked[self.expert]
         return matrix.t() if self.transposed else matrix  # [out, in]
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of a decoder's blocks and its name, such as ("transformer.h", ModuleList of 12).
+    """The list of a decoder's blocks and its name: the first of :func:`decoder_lists`."""
+    return next(iter(decoder_lists(model).items()))
 
-    It is the outermost ModuleList whose length is `config.num_hidden_layers`, or else the longest one. Lists inside
-    another list, such as the experts of a block, are ignored.
+
+def decoder_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The lists of a decoder's blocks by name, such as {"transformer.h": ModuleList of 12}.
+
+    The first is the outermost ModuleList whose length is `config.num_hidden_layers`, or else the longest one. Lists
+    inside another list, such as the experts of a block, are ignored. Others of its length hold further parts of the
+    same layers (XLM keeps attention and feed-forward apart, HRM has two stacks).
 
     Raises:
         ModelError: there is no such list.
@@ -85,7 +97,9 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         )
     config = model.config.get_text_config() if isinstance(model, PreTrainedModel) else getattr(model, "config", None)
     depth = getattr(config, "num_hidden_layers", None)
-    return max(found.items(), key=lambda item: (not OTHER_SENSES.search(item[0]), len(item[1]) == depth, len(item[1])))
+    read = {name: part for name, part in found.items() if not OTHER_SENSES.search(name)} or found
+    first, blocks = max(read.items(), key=lambda item: (len(item[1]) == depth, len(item[1])))
+    return {first: blocks, **{name: part for name, part in read.items() if len(part) == len(blocks)}}
 
 
 def _layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -202,39 +216,57 @@ def _named(view: WeightView, names: set[str]) -> Matrix:
 def _matrices(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Names and modules of the layers with weight matrices in `module`: Linear, Conv1D, Embedding, experts."""
     for name, layer in module.named_modules(prefix=prefix):
-        if isinstance(layer, (nn.Linear, Conv1D, nn.Embedding)) or any(_expert_parameters(layer)):
+        if isinstance(layer, (nn.Linear, Conv1D, nn.Embedding)) or any(_stacked(layer)):
             yield name, layer
 
 
-def _expert_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of a module that hold the matrices of all experts, [experts, out, in] or [experts, in, out]."""
-    if type(module).__name__.endswith(_EXPERTS):
+class _Stack(NamedTuple):
+    """A parameter that holds several matrices: [matrices, out, in], or one below the other in two dimensions."""
+
+    name: str
+    parameter: nn.Parameter
+    matrices: int
+    transposed: bool  # [in, out] each
+
+
+def _stacked(module: nn.Module) -> Iterator[_Stack]:
+    """The parameters of a module that hold the matrices of all experts, or of all groups of outputs."""
+    kind = type(module).__name__
+    if kind.endswith(_EXPERTS):
+        transposed = getattr(module, "is_transposed", kind in _TRANSPOSED_EXPERTS)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() == 3 and parameter.is_floating_point():
-                yield name, parameter
+                yield _Stack(name, parameter, parameter.shape[0], transposed)
+    elif kind == "DbrxExpertGLU":
+        experts: Any = module
+        for name, transposed in _DBRX_EXPERTS.items():
+            yield _Stack(name, module.get_parameter(name), experts.moe_num_experts, transposed)
+    elif isinstance(module, nn.Linear) and isinstance(groups := getattr(module, "n_groups", None), int):
+        yield _Stack("weight", module.get_parameter("weight"), groups, False)  # DeepSeek-V4: each has its own inputs
 
 
 def _all_views(model: nn.Module) -> tuple[dict[str, WeightView], dict[str, set[str]]]:
     """Every matrix once, and for each the parameter names it goes by, tied ones included."""
-    prefix, blocks = decoder_blocks(model)
-    users = Counter(id(parameter) for block in blocks for parameter in block.parameters())
+    lists = decoder_lists(model)
+    users = Counter(id(parameter) for blocks in lists.values() for block in blocks for parameter in block.parameters())
     experts = _expert_counts(model)
     views: dict[str, WeightView] = {}
     aliases: dict[str, set[str]] = {}
     first_name: dict[int, str] = {}
+    stacked: set[int] = set()
     for module_name, module in _matrices(model):
-        inside = module_name.startswith(f"{prefix}.") and not isinstance(module, nn.Embedding)
-        block = int(module_name[len(prefix) + 1 :].partition(".")[0]) if inside else None
-        for name, parameter in _expert_parameters(module):
-            transposed = getattr(module, "is_transposed", type(module).__name__ in _TRANSPOSED_EXPERTS)
-            for index in range(parameter.shape[0]):
+        prefix = next((f"{name}." for name in lists if module_name.startswith(f"{name}.")), "")
+        inside = bool(prefix) and not isinstance(module, nn.Embedding)
+        block = int(module_name.removeprefix(prefix).partition(".")[0]) if inside else None
+        for name, parameter, count, transposed in _stacked(module):
+            for index in range(count):
                 own = f"{module_name}.{name}[{index}]"
-                views[own] = WeightView(
-                    own, parameter, module, transposed, block, index, shared=inside and users[id(parameter)] > 1
-                )
+                shared = inside and users[id(parameter)] > 1
+                views[own] = WeightView(own, parameter, module, transposed, block, index, count, shared=shared)
                 aliases[own] = {own}
+                stacked.add(id(parameter))
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+        if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or id(weight) in stacked:
             continue
         name = first_name.setdefault(id(weight), f"{module_name}.weight")
         if name not in views:
@@ -256,16 +288,16 @@ def _all_views(model: nn.Module) -> tuple[dict[str, WeightView], dict[str, set[s
 
 def _expert_counts(model: nn.Module) -> frozenset[int]:
     """How many experts a layer may have, as the config of the model and of its parts says."""
-    configs = [getattr(module, "config", None) for module in model.modules()]
-    found = {getattr(config, name, None) for config in configs for name in _EXPERT_COUNTS}
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    parts = [getattr(config, name, None) for config in configs.values() for name in getattr(config, "sub_configs", ())]
+    found = {getattr(config, name, None) for config in (*configs.values(), *parts) for name in _EXPERT_COUNTS}
     return frozenset(count for count in found if isinstance(count, int))
 
 
 def _is_router(name: str, outputs: int, experts: frozenset[int]) -> bool:
     """Whether a layer decides where tokens go or how much of an output counts: nobody prunes those.
 
-    Such layers are called gate or router, and have one output per expert, or a single one. (RWKV's `gate` is as wide as
-    the model, and a projection like others.)
+    Such layers, or what holds them, are called gate or router, and have one output per expert, or a single one. (RWKV's
+    `gate` is as wide as the model, and a projection like others.)
     """
-    last = name.rpartition(".")[2]
-    return last in _ROUTERS and (outputs == 1 or outputs in experts)
+    return not _ROUTERS.isdisjoint(name.split(".")[-2:]) and (outputs == 1 or outputs in experts)

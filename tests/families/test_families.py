@@ -1,92 +1,74 @@
-"""Every decoder family of transformers, tiny: what is pruned, by which methods, and that it stays the family's model.
+"""Every decoder family of transformers, tiny: all that is done with it, and that plain transformers loads the result.
 
-A family that a newer transformers brings joins by itself. What cannot be made tiny from its config class, and what is
-refused, is listed with its reason.
+A family that a newer transformers brings joins by itself. What stays out is listed with its reason, and fails as soon
+as it works.
 """
 
 import copy
 import json
+import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from prunegpt.distill.head import usable_head
-from prunegpt.distill.states import run
-from prunegpt.errors import ModelError, PruneGPTError
-from prunegpt.lm.models import load_model
+from prunegpt.distill.losses.forward_kl import FORWARD_KL
+from prunegpt.distill.objective import DistillationObjective
+from prunegpt.distill.teachers import Teacher
+from prunegpt.errors import DistillationError, ModelError
+from prunegpt.lm.blocks import Blocks
+from prunegpt.lm.models import load_model, save_model
+from prunegpt.lm.perplexity import evaluate
 from prunegpt.lm.skeleton import skeleton
 from prunegpt.lm.views import block_matrices, matrices, outline
+from prunegpt.lm.windows import Windows
+from prunegpt.pruning.enforce import Enforcer
+from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.pruning.job import resolve_gradual
 from prunegpt.pruning.mask import Mask
-from prunegpt.pruning.masks import achieved_sparsity, check, measure_sparsity
+from prunegpt.pruning.masks import check, masks_hash, measure_sparsity
 from prunegpt.pruning.oneshot import prune_oneshot
-from tests.support.families import VOCABULARY, families, tiny
+from prunegpt.pruning.statistics import block_statistics, evaluating
+from prunegpt.spec.schedules import Clock
+from prunegpt.training import TrainingJob, train
+from tests.support.families import families, tiny
 
-NOT_TINY = {
-    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), "sizes differ by layer"),
-    **dict.fromkeys(
-        ("gemma4_assistant", "gemma4_unified_assistant"), "drafts for another model, and is none by itself"
-    ),
-    **dict.fromkeys(("dots3_note", "dots3_note_text"), "sizes differ by layer"),
-    **dict.fromkeys(("musicgen", "musicgen_melody"), "its config class is of the whole model, not of the decoder"),
-    **dict.fromkeys(("inkling2_text", "inkling2_loop_text"), "ids of images and sounds, counted from the vocabulary"),
-    **dict.fromkeys(("emu3", "mllama"), "the part that reads text cannot be loaded without the whole"),
-    "blt": "patches of bytes, which come from a second model",
-    "cohere_compass_text": "its config class makes no model",
-    "dbrx": "its config class makes no model",
-    "deepseek_v2": "its config class makes no model",
-    "dots1": "its config class makes no model",
-    "falcon_h1": "sizes of its state follow from each other in ways of its own",
-    "gemma3n": "needs timm",
-    "gemma3n_text": "layers that share caches, by position",
-    "reformer": "axial positions follow from each other in ways of its own",
-    "xmod": "asks for a language",
+STEPS = 5
+NOT_MADE = {  # what transformers itself says where a tiny model is made from the config class, run, saved and loaded
+    **dict.fromkeys(("emu3", "mllama"), "Unrecognized configuration class"),  # of the part that reads text, by itself
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "has no attribute 'dropout'"),  # the config of the whole model
+    "gemma4_assistant": "hidden_size_per_layer_input must be 0",  # it refuses the defaults of its own parts
+    "gemma4_unified_assistant": "shared_kv_states cannot be None",  # it drafts for another model
 }
-NOT_LOADED = {  # by prunegpt; the start of the reason
-    **dict.fromkeys(
-        (
-            *("bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra", "ernie"),
-            *("megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta"),
-            *("xlm-roberta-xl", "xlnet"),
-        ),
-        "a causal model must not see the tokens it is to predict",
-    ),
-}
-REFUSED = {  # by block-by-block calibration; the start of the reason
-    "deepseek_v4": "calibration must reach every layer that is pruned",  # a projection by groups of its rows
-    "xlm": "decoder layers that are run one after the other must give",
-    "dory": "a forward pass must call each decoder layer once",
-    "hrm_text": "a forward pass must call each decoder layer once",
-}
-_TINY = 10_000_000  # parameters
-OWN_LOGITS = ("inkling_text", "modernbert-decoder", "prophetnet", "roc_bert")  # more than a linear output layer
-GATE = (
-    "gpt2",
-    "llama",
-    "mixtral",
-    "gpt_oss",
-    "qwen2_moe",
-    "mamba",
-    "jamba",
-    "zamba",
-    "bart",
-    "gemma3",
-    "dory",
-    "rwkv",
-    "bert",
+NEEDS = {"gemma3n": "timm"}  # packages that transformers does not bring along
+ENCODERS = (
+    *("bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra", "ernie"),
+    *("megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+    *("xlnet", "xmod"),
 )
+REFUSED = dict.fromkeys(ENCODERS, "a causal model must not see the tokens it is to predict")  # by prunegpt
+OWN_LOGITS = ("inkling_text", "modernbert-decoder", "prophetnet", "roc_bert")  # distillation refuses: a longer head
+GATE = ("gpt2", "gpt_oss", "qwen2_moe", "jamba", "zamba", "bart", "gemma3n_text", "dory", "rwkv")
+
+
+def _decoders() -> list[str]:
+    absent = [family for family, package in NEEDS.items() if find_spec(package) is None]
+    return [family for family in families() if family not in {*NOT_MADE, *REFUSED, *absent}]
 
 
 def _parametrised() -> list[Any]:
-    return [pytest.param(name, marks=() if name in GATE else pytest.mark.slow) for name in families()]
+    return [pytest.param(name, marks=() if name in GATE else pytest.mark.slow) for name in _decoders()]
 
 
 @pytest.fixture(scope="module")
 def windows() -> Tensor:
-    return torch.randint(2, VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(0))  # [windows, length]
+    return torch.randint(2, 60, (4, 12), generator=torch.Generator().manual_seed(0))  # [windows, length]
 
 
 @pytest.fixture(scope="module", params=_parametrised())
@@ -95,72 +77,68 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(family: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The model as prunegpt loads it."""
-    folder = tmp_path_factory.mktemp("family")
-    if family in NOT_TINY:
-        assert not _made(family, folder), f"{family} can be made tiny now: take it out of the table"
-        pytest.skip(f"{family}: {NOT_TINY[family]}")
-    tiny(family).save_pretrained(folder)
-    if family in NOT_LOADED:
-        with pytest.raises(ModelError, match=f"^{NOT_LOADED[family]}"):
-            load_model(folder, dtype="float32", device="cpu")
-        pytest.skip(f"{family} is refused: {NOT_LOADED[family]}")
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("family")
+    tiny(family).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Any:
     return load_model(folder, dtype="float32", device="cpu")
 
 
-def _made(family: str, folder: Path) -> bool:
-    """Whether a family can be made tiny, reads text, and can be loaded again."""
-    try:
-        model = tiny(family)
-        model(input_ids=torch.full((1, 4), 2), use_cache=False)
-        model.save_pretrained(folder)
-        AutoModelForCausalLM.from_pretrained(folder)
-    except Exception:  # whatever the family says
-        return False
-    return sum(parameter.numel() for parameter in model.parameters()) < _TINY
+@pytest.fixture
+def model(loaded: Any) -> Any:
+    """The model as prunegpt loads it, to be changed."""
+    return copy.deepcopy(loaded)
 
 
-def pruned(model: Any, family: str, windows: Tensor, method: str, **given: Any) -> tuple[Any, Any]:
-    """A pruned copy; where propagation is refused for a stated reason, from statistics of the dense model."""
-    twin = copy.deepcopy(model)
-    try:
-        return twin, prune_oneshot(twin, block_matrices(twin), method=method, calibration=windows, **given)
-    except PruneGPTError as error:
-        if not str(error).startswith(REFUSED.get(family, "no refusal is known")):
-            raise
-        twin = copy.deepcopy(model)
-        views = {name: view for name, view in block_matrices(twin).items() if "o_a_proj" not in name}
-        return twin, prune_oneshot(twin, views, method=method, calibration=windows, propagate=False, **given)
+# -- what stays out ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "pattern"),
-    [("magnitude", "unstructured"), ("wanda", "unstructured"), ("sparsegpt", "unstructured"), ("wanda", "2:4")],
-)
-def test_every_method_prunes_it(
-    model: Any, family: str, windows: Tensor, method: str, pattern: str, tmp_path: Path
-) -> None:
-    sparsity = None if pattern == "2:4" else 0.5
-    twin, result = pruned(model, family, windows, method, sparsity=sparsity, pattern=pattern)
-    views = {name: view for name, view in block_matrices(twin).items() if name in result.masks}
-    masks = {name: Mask(kept) for name, kept in result.masks.items()}
-    check(views, masks)
-    counted = measure_sparsity(views, dict(twin.named_parameters()))
-    assert achieved_sparsity(masks) == pytest.approx(0.5, abs=0.02)
-    assert counted.pruned >= achieved_sparsity(masks)  # some weights begin as zeros
-    changed = {id(view.parameter) for view in views.values()}
-    for (name, before), after in zip(model.named_parameters(), twin.parameters(), strict=True):
-        assert id(after) in changed or torch.equal(before, after), name
-    if method == "magnitude":
-        twin.save_pretrained(tmp_path)
-        again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-        with torch.no_grad():
-            ours, theirs = (one(input_ids=windows, use_cache=False).logits for one in (twin, again))
-        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("family", NOT_MADE)
+def test_what_is_not_made_is_what_transformers_cannot_make(family: str, tmp_path: Path) -> None:
+    def alone() -> None:
+        made = tiny(family)
+        made(input_ids=torch.full((1, 4), 2), use_cache=False)
+        made.save_pretrained(tmp_path)
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+    with pytest.raises(Exception, match=NOT_MADE[family]):
+        alone()
 
 
-def test_nothing_large_is_silently_dense(model: Any, family: str) -> None:
+@pytest.mark.parametrize("family", [pytest.param(name, marks=[pytest.mark.slow][name == "bert" :]) for name in REFUSED])
+def test_what_is_refused_is_refused_with_the_reason(family: str, tmp_path: Path) -> None:
+    tiny(family).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"^{REFUSED[family]}"):
+        load_model(tmp_path, dtype="float32", device="cpu")
+
+
+def test_most_families_are_tried() -> None:
+    known = set(families())
+    assert known >= {*GATE, *NOT_MADE, *NEEDS, *REFUSED, *OWN_LOGITS}
+    assert len(_decoders()) >= 0.95 * len(known - set(ENCODERS))
+
+
+# -- loading, coverage and measuring -----------------------------------------------------------------------------------
+
+
+def same_logits(folder: Path, model: Any, windows: Tensor) -> None:
+    """Plain transformers makes of a folder what the model gives."""
+    again = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model.eval()
+    with torch.no_grad():
+        ours, theirs = (one(input_ids=windows, use_cache=False).logits for one in (model, again))
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_the_model_that_transformers_loads(folder: Path, model: Any, windows: Tensor) -> None:
+    same_logits(folder, model, windows)
+
+
+def test_nothing_large_is_silently_dense(model: Any) -> None:
     """All matrices of the decoder are pruned, or are of a kind that nobody prunes."""
     views = block_matrices(model)
     share, outside = outline(model).coverage(views)
@@ -171,27 +149,140 @@ def test_nothing_large_is_silently_dense(model: Any, family: str) -> None:
     assert share > 0
 
 
-def test_the_output_layer_gives_the_logits_of_the_model(model: Any, family: str, windows: Tensor) -> None:
-    """Distillation computes them a few tokens at a time, with weights large enough for caps to show."""
-    twin = copy.deepcopy(model)
-    layer = twin.get_output_embeddings()
-    with torch.no_grad():
-        layer.weight.mul_(100.0)
-        inputs = {"input_ids": windows, "attention_mask": torch.ones_like(windows)}
-        head = usable_head(twin, inputs)
-        assert (head.weight is None) is (family in OWN_LOGITS)
-        states = run(twin, inputs, whole=head.weight is None)
-        logits = twin(**inputs, use_cache=False).logits
-        error = (head.logits(states.last) - logits).abs().max() / logits.abs().max()
-    assert error < 1e-3
-
-
-def test_gate_and_tables_name_families() -> None:
-    known = set(families())
-    assert known >= {*GATE, *NOT_TINY, *NOT_LOADED, *REFUSED}
-    assert len(known - {*NOT_TINY, *NOT_LOADED}) >= 0.75 * len(known)
-
-
-def test_a_config_alone_says_what_the_loaded_model_consists_of(model: Any, family: str) -> None:
+def test_a_config_alone_says_what_the_loaded_model_consists_of(model: Any) -> None:
     """The model that is built without weights has the same tensors, of which the same are pruned."""
     assert outline(skeleton(json.loads(model.config.to_json_string(use_diff=False)))) == outline(model)
+
+
+def test_perplexity_is_that_of_the_logits(folder: Path, model: Any, windows: Tensor) -> None:
+    rows, length = windows.shape
+    none = np.zeros(rows, dtype=np.int64)
+    cut = Windows(
+        tokens=windows.flatten().numpy(),
+        starts=np.arange(rows) * length,
+        lengths=none + length,
+        first_scored=none + 1,
+        scored_bytes=none,
+        scored_words=none,
+        protocol="rows",
+    )
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = plain(input_ids=windows, use_cache=False).logits[:, :-1].double()  # [windows, length - 1, vocab]
+    expected = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    assert evaluate(model, cut)[0].loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+# -- pruning -----------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_of_a_walk_are_those_of_the_forward_pass(model: Any, windows: Tensor) -> None:
+    """With nothing pruned, what each layer is given on the way is what it is given in passes of the whole model."""
+    views = block_matrices(model)
+    found: list[dict[str, Tensor]] = []
+    with evaluating(model):
+        for propagate in (True, False):
+            parts = block_statistics(model, views, windows, gram=False, propagate=propagate, micro_batch=2)
+            found.append({name: one.input_norm for part in parts for name, one in part.items()})
+    walked, whole = found
+    assert walked.keys() == whole.keys() == views.keys()
+    for name in views:
+        torch.testing.assert_close(walked[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern"),
+    [
+        *((method, "unstructured") for method in ("magnitude", "wanda", "sparsegpt")),
+        *((method, "2:4") for method in ("wanda", "sparsegpt")),
+    ],
+)
+def test_every_method_prunes_it(
+    loaded: Any, model: Any, windows: Tensor, method: str, pattern: str, tmp_path: Path
+) -> None:
+    views = block_matrices(model)
+    sparsity = None if pattern == "2:4" else 0.5
+    result = prune_oneshot(model, views, method=method, sparsity=sparsity, pattern=pattern, calibration=windows)
+    masks = {name: Mask(kept) for name, kept in result.masks.items()}
+    check(views, masks)
+    zeros = sum(int((view.matrix == 0).sum()) for view in views.values())
+    weights = sum(view.matrix.numel() for view in views.values())
+    counted = measure_sparsity(views, dict(model.named_parameters()))
+    assert result.sparsity == pytest.approx(0.5, abs=0.02)
+    assert counted.pruned == pytest.approx(zeros / weights, rel=1e-9)
+    assert counted.pruned >= result.sparsity  # some weights begin as zeros
+    changed = {id(view.parameter) for view in views.values()}
+    for (name, before), after in zip(loaded.named_parameters(), model.parameters(), strict=True):
+        assert id(after) in changed or torch.equal(before, after), name
+    if pattern == "unstructured":
+        save_model(model, None, tmp_path)
+        same_logits(tmp_path, model, windows)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def trained(model: Any, windows: Tensor, work: Path, objective: DistillationObjective | None) -> list[float]:
+    """The cross-entropies of five optimizer steps; before each the masks change."""
+    views = block_matrices(model)
+    job = TrainingJob(
+        key="0" * 16,
+        steps=STEPS,
+        per_epoch=STEPS,
+        held=masks_hash({}),
+        arguments={"max_steps": STEPS, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "logging_steps": 1},
+        prune=resolve_gradual(views, method="magnitude", clock=Clock(tuple(range(STEPS))), final=0.5),
+    )
+    assert job.prune is not None
+    enforcer = Enforcer(views, {})
+    points: list[tuple[str, float]] = []
+    outcome = train(
+        model,
+        Blocks(windows.repeat(3, 1).numpy()),
+        job,
+        work=work,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        emit=lambda step, epoch, name, value, tokens: points.append((name, value)),
+        enforcer=enforcer,
+        pruner=GradualPruner(job.prune, enforcer),
+        objective=objective,
+    )
+    assert outcome.steps == STEPS
+    for name, view in views.items():
+        kept = enforcer.mask(name).kept
+        assert int(kept.sum()) == kept.numel() // 2 or kept.numel() % 2, name
+        assert not view.matrix[~kept].any(), name
+    return [value for name, value in points if name == "ce"]
+
+
+def test_it_is_pruned_while_it_trains(model: Any, windows: Tensor, tmp_path: Path) -> None:
+    losses = trained(model, windows, tmp_path / "work", None)
+    assert len(losses) == STEPS
+    assert all(map(math.isfinite, losses))
+    save_model(model, None, tmp_path / "model")
+    same_logits(tmp_path / "model", model, windows)
+
+
+def test_it_is_distilled(loaded: Any, family: str, model: Any, windows: Tensor, tmp_path: Path) -> None:
+    """With the weights of the head enlarged, so that caps and scales show."""
+    head = model.get_output_embeddings()
+    assert head is not None
+    with torch.no_grad():
+        head.weight.mul_(20.0)
+    objective = DistillationObjective(Teacher(copy.deepcopy(loaded)), FORWARD_KL, hardness=0.5)
+    inputs = {"input_ids": windows, "labels": windows, "attention_mask": torch.ones_like(windows)}
+    model.train()
+    torch.manual_seed(0)
+    if family in OWN_LOGITS:
+        with pytest.raises(DistillationError, match="transforms its logits"):
+            objective(model, inputs)
+        return
+    _, terms = objective(model, inputs)
+    torch.manual_seed(0)
+    own = model(input_ids=windows, attention_mask=inputs["attention_mask"], use_cache=False).logits[:, :-1]
+    expected = F.cross_entropy(own.flatten(0, 1), windows[:, 1:].flatten())
+    assert float(terms["ce"]) == pytest.approx(expected.item(), rel=1e-4)
+    losses = trained(model, windows, tmp_path / "work", objective)
+    assert len(losses) == STEPS
+    assert all(map(math.isfinite, losses))

@@ -8,6 +8,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MixtralConfig, Mixtr
 
 from prunegpt.errors import ModelError, PruningError
 from prunegpt.lm.views import block_matrices, decoder_blocks, select
+from tests.support.families import tiny
 
 GPT2_MATRICES = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 
@@ -42,6 +43,20 @@ def test_blocks_are_not_taken_for_experts() -> None:
     )
     prefix, blocks = decoder_blocks(MixtralForCausalLM(config))
     assert (prefix, len(blocks)) == ("model.layers", 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "lists"),
+    [
+        ("hrm_text", ["model.L_module.layers", "model.H_module.layers"]),
+        ("xlm", ["transformer.attentions", "transformer.ffns"]),
+        ("gemma3", ["model.language_model.layers"]),  # and as many of its image tower
+    ],
+)
+def test_layers_may_be_kept_in_several_lists(family: str, lists: list[str]) -> None:
+    views = block_matrices(tiny(family))
+    assert {name.partition(f".{view.block}.")[0] for name, view in views.items()} == set(lists)
+    assert {view.block for view in views.values()} == {0, 1}
 
 
 def test_model_without_blocks_is_refused() -> None:

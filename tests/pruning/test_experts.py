@@ -18,7 +18,12 @@ from prunegpt.registry import CRITERIA, SOLVERS
 from tests.support.families import VOCABULARY, tiny
 
 METHODS = [name for name in [*CRITERIA.names(), *SOLVERS.names()] if name != "movement"]
-STORED = {"mixtral": False, "qwen2_moe": False, "gpt_oss": True, "llama4_text": True, "jetmoe": False}  # [in, out]?
+STORED = {  # [in, out]?
+    **dict.fromkeys(("mixtral", "qwen2_moe", "jetmoe"), frozenset({False})),
+    **dict.fromkeys(("gpt_oss", "llama4_text"), frozenset({True})),
+    "dbrx": {False, True},  # one below the other, in two dimensions
+    "deepseek_v4": {False},  # and a projection by groups of its outputs
+}
 
 
 class Unfused(nn.Module):
@@ -129,7 +134,7 @@ def test_statistics_are_of_the_tokens_that_were_routed_to_an_expert(mixtral: Any
 def test_both_layouts_are_seen_as_out_by_in(family: str, windows: Tensor) -> None:
     model = tiny(family)
     views = experts_of(model)
-    assert {view.transposed for view in views.values()} == {STORED[family]}
+    assert {view.transposed for view in views.values()} == STORED[family]
     with evaluating(model):  # inputs that do not have the width of the matrix would fail
         found = {
             name: statistics
@@ -138,7 +143,8 @@ def test_both_layouts_are_seen_as_out_by_in(family: str, windows: Tensor) -> Non
         }
     for name, view in views.items():
         assert view.matrix.shape[1] == len(found[name].input_norm), name
-        assert view.matrix.data_ptr() == view.parameter[view.expert].data_ptr()
+        assert view.expert is not None
+        assert view.matrix.data_ptr() == view.parameter.data_ptr() + view.expert * view.matrix.nbytes
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -161,6 +167,27 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude_and_reported(
         kept, size = result.masks[name], before[name].abs()
         threshold = size.median(dim=1, keepdim=True).values if method == "wanda" else size.median()
         assert bool((kept == (size > threshold)).all()), name
+
+
+def test_each_group_of_outputs_has_its_own_inputs(windows: Tensor) -> None:
+    model = tiny("deepseek_v4")
+    views = {name: view for name, view in block_matrices(model).items() if "o_a_proj" in name and view.block == 0}
+    module = next(iter(views.values())).module
+    seen: list[Tensor] = []  # [windows, length, groups, in]
+    module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with evaluating(model):
+        (found,) = block_statistics(model, views, windows, gram=True, propagate=False)
+    assert len(views) == module.n_groups > 1
+    assert sum(view.matrix.numel() for view in views.values()) == module.get_parameter("weight").numel()
+    for index, name in enumerate(views):
+        inputs = seen[-1][:, :, index].flatten(0, 1)  # [tokens, in]
+        assert name.endswith(f"o_a_proj.weight[{index}]")
+        torch.testing.assert_close(found[name].gram, inputs.t() @ inputs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "router"), [("dbrx", "router.layer"), ("mixtral", "mlp.gate")])
+def test_routers_are_dense_by_default(family: str, router: str) -> None:
+    assert not [name for name in block_matrices(tiny(family)) if f"{router}.weight" in name]
 
 
 def test_routers_and_gates_are_left_alone_unless_they_are_named() -> None:

@@ -33,17 +33,75 @@ SMALL: dict[str, Any] = {
 }
 
 
+_GEMMA3N = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "intermediate_size": 64,
+    "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 8,
+}
+_DOTS3 = {
+    **dict.fromkeys(("swa_num_attention_heads", "swa_num_key_value_heads"), 4),
+    **dict.fromkeys(("swa_q_lora_rank", "swa_kv_lora_rank", "swa_qk_nope_head_dim", "swa_v_head_dim", "index_topk"), 8),
+    **dict.fromkeys(("swa_head_dim", "index_head_dim"), 16),
+    "layer_types": ["sliding_attention", "indexed_attention"],
+    "index_n_heads": 2,
+}
+_GEMMA4 = {"global_head_dim": 16, "hidden_size_per_layer_input": 8}
+_INKLING2 = {"unpadded_vocab_size": 60, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8}
+_LOOP = {
+    **dict.fromkeys(("n_layers_per_attn_res_block", "loop_layer_index_start"), 1),
+    **dict.fromkeys(("loop_layer_index_end", "loop_num_passes"), 2),
+    "num_hidden_layers": 3,
+    "layer_types": ["hybrid_sliding", "hybrid", "hybrid"],
+    "loop_gate_rank": 8,
+}
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+
+# What a config demands beyond the sizes above, by model type.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "reformer": {"is_decoder": True},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "blt_global_transformer": {"num_hidden_layers": 3},
+    "blt_local_decoder": {"hidden_size_global": 32},
+    "blt_local_encoder": {"hidden_size_global": 32, "num_hidden_layers": 1},
+    "blt_patcher": {"num_hidden_layers": 1},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {**_ROPE, "mrope_section": [2, 1, 1]}}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+        "rope_parameters": _ROPE,
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "dots3_note_text": _DOTS3,
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma3n_text": _GEMMA3N,
+    "gemma4_text": _GEMMA4,
+    "gemma4_unified_text": _GEMMA4,
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
+    "inkling2_text": _INKLING2,
+    "inkling2_loop_text": _INKLING2 | _LOOP,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8},
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
-    "mamba2": {"num_heads": 8},
     "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "reformer": {
+        "is_decoder": True,
+        "attention_head_size": 8,
+        "axial_pos_embds_dim": [16, 16],
+        "axial_pos_shape": [4, 3],
+        "feed_forward_size": 64,
+        "hash_seed": 0,
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+    },
     "xlnet": {"d_head": 8},
     "xlstm": {"embedding_dim": 32, "num_blocks": 2},
+    "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
     **{
         name: {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
@@ -89,7 +147,7 @@ def shrink(config: PreTrainedConfig, **own: int) -> PreTrainedConfig:
         if isinstance(value, list) and len(value) > depth and ("layer" in name or "block" in name or "types" in name):
             sizes[name] = value[:depth]
     sizes |= {**EXCEPTIONS.get(config.model_type, {}), **(own if "text_config" not in config.sub_configs else {})}
-    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    parts = {name: getattr(config, name, None) for name in config.sub_configs if name not in sizes}
     parts = {
         name: shrink(part, **(own if name == "text_config" else {}))
         for name, part in parts.items()
@@ -107,8 +165,10 @@ def shrink(config: PreTrainedConfig, **own: int) -> PreTrainedConfig:
 def _has(config: PreTrainedConfig, name: str) -> bool:
     try:
         return isinstance(getattr(config, name, None), int)
-    except (AttributeError, ValueError):  # a value that differs by layer
+    except (AttributeError, ValueError):
         return False
+    except RuntimeError:  # a value that differs by layer
+        return True
 
 
 def tiny(family: str, **own: int) -> Any:

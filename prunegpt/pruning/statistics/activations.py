@@ -20,12 +20,12 @@ _TOKENS_ACCELERATOR = 16384
 
 
 _FEW = 16  # tokens that show whether a walk through the blocks is right
-_CLOSE = 1e-2  # relative to the largest value, for types of few digits; what is wrong is off by far more
-_WALK_HINT = "Set propagate to false: then statistics come from whole forward passes of the dense model."
+_CLOSE = {torch.float32: 1e-4, torch.float64: 1e-10}  # differences relative to the largest value
+_CLOSE_ROUNDED = 1e-2  # the same of types of few digits
 
 
 class WalkError(PruningError):
-    """The blocks of a model cannot be run one after the other by themselves."""
+    """The blocks of a model cannot be run one after the other by themselves: it has to be run as a whole."""
 
 
 class StopForward(Exception):
@@ -191,16 +191,16 @@ def _verified(inner: nn.Module, blocks: nn.ModuleList, window: Tensor) -> list[A
             states = call.run(block, states)
         wanted = _first(found[-1])
         finite = bool(wanted.isfinite().all())  # what is not finite has an error of its own
-        far = float((states.float() - wanted.float()).abs().max()) > _CLOSE * float(wanted.float().abs().max())
+        close = _CLOSE.get(wanted.dtype, _CLOSE_ROUNDED)
+        far = float((states - wanted).abs().max()) > close * float(wanted.abs().max())
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise WalkError(
-            f"decoder layers must take and return hidden states, but those of {what} also hand on something else: "
-            f"{error}. {_WALK_HINT}"
+            f"decoder layers must take and return hidden states, but those of {what} hand on something else: {error}"
         ) from error
     if finite and far:
         raise WalkError(
             f"decoder layers that are run one after the other must give what the model gives, but those of {what} "
-            f"do not: they hand on more than hidden states. {_WALK_HINT}"
+            f"do not: they hand on more than hidden states."
         )
     return found
 
@@ -218,7 +218,7 @@ def _seen(inner: nn.Module, blocks: nn.ModuleList, outputs: list[Any], tokens: T
 def _called(inner: nn.Module, calls: int, blocks: nn.ModuleList) -> WalkError:
     return WalkError(
         f"a forward pass must call each decoder layer once, but {type(inner).__name__} makes {calls} calls of "
-        f"{len(blocks)} layers. {_WALK_HINT}"
+        f"{len(blocks)} layers."
     )
 
 
@@ -265,5 +265,5 @@ def _share(value: Any, first: Any) -> Any:
     if type(value) is tuple and type(first) is tuple and len(value) == len(first):
         return tuple(_share(item, other) for item, other in zip(value, first, strict=True))
     if type(value) is dict and type(first) is dict:
-        return {key: _share(item, first.get(key)) for key, item in value.items()}
+        value.update({key: _share(item, first.get(key)) for key, item in value.items()})  # blocks may hand it on
     return value

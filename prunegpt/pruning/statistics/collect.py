@@ -1,15 +1,15 @@
 """One calibration pass: the statistics of every layer, block by block."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunegpt.lm.views import WeightView, decoder_blocks
-from prunegpt.pruning.statistics.activations import WalkError, capture, micro_batch_of
+from prunegpt.lm.views import WeightView, decoder_lists
+from prunegpt.pruning.statistics.activations import StopForward, WalkError, capture, micro_batch_of
 from prunegpt.pruning.statistics.inputs import InputCollector, LayerStatistics
 
 
@@ -47,6 +47,10 @@ def block_statistics(
     The caller may prune the layers of an item before it asks for the next one. With `propagate` the following blocks
     are then given what the pruned block makes of its input, otherwise what the dense one made.
 
+    Where the blocks can be run one after the other by themselves, all of it costs about two passes of the model. Those
+    that hand on more than hidden states, or are called in a loop, are seen in passes of the whole model instead: one
+    for each block with `propagate`.
+
     Args:
         model: a causal language model in evaluation mode.
         views: the layers. Those outside the blocks, such as the head, and those that several blocks share
@@ -61,29 +65,28 @@ def block_statistics(
         layer name -> statistics, of one block.
 
     Raises:
-        WalkError: with `propagate`, the blocks of the model cannot be run one after the other. Without, the statistics
-            of all layers then come from whole forward passes.
         PruningError: a layer is never reached, or its inputs are not activations.
     """
-    _, blocks = decoder_blocks(model)
     outside = {name: view for name, view in views.items() if view.block is None or view.shared}
     by_block: dict[int, dict[str, WeightView]] = {}
     for name, view in views.items():
         if view.block is not None and name not in outside:
             by_block.setdefault(view.block, {})[name] = view
     last = max(by_block, default=-1)
-    try:
-        states = capture(model, blocks, windows, micro_batch=micro_batch, offload=offload) if by_block else None
-    except WalkError:
-        if propagate:
-            raise
-        yield _whole_model(model, views, windows, gram=gram, micro_batch=micro_batch)
+    states = None
+    blocks, *further = decoder_lists(model).values()
+    if by_block and not further:
+        with suppress(WalkError):
+            states = capture(model, blocks, windows, micro_batch=micro_batch, offload=offload)
+    if states is None:
+        groups = [*(by_block[index] for index in sorted(by_block)), outside] if propagate else [views]
+        for layers in filter(None, groups):
+            yield _whole_model(model, layers, windows, gram=gram, micro_batch=micro_batch)
         return
 
     if outside and not propagate:
         yield _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
     for index in range(last + 1):
-        assert states is not None
         layers = by_block.get(index, {})
         if layers:
             collector = InputCollector(layers, gram=gram, stop_early=propagate or index == last)
@@ -99,10 +102,12 @@ def block_statistics(
 def _whole_model(
     model: nn.Module, views: Mapping[str, WeightView], windows: Tensor, *, gram: bool, micro_batch: int | None
 ) -> dict[str, LayerStatistics]:
+    """The statistics of some layers in passes of the model, each broken off where nothing more is to be seen."""
     device = next(model.parameters()).device
-    collector = InputCollector(views, gram=gram)
+    collector = InputCollector(views, gram=gram, stop_early=True)
     with collector.attached():
         for part in torch.split(windows, micro_batch_of(windows, device, micro_batch)):
-            model(input_ids=part.to(device), use_cache=False)
+            with suppress(StopForward):
+                model(input_ids=part.to(device), use_cache=False)
             collector.end_batch()
     return collector.results()
