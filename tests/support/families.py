@@ -18,14 +18,21 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("encoder_attention_heads", "num_kv_heads", "num_key_value_heads", "attn_num_key_value_heads"), 2),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "ffn_hidden_size", "decoder_ffn_dim"), 64),
+    **dict.fromkeys(("dff", "dim_ff", "d_inner", "dense_intermediate_size"), 64),
     **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(("shared_intermediate_size", "shared_experts_intermediate_size"), 16),
+    **dict.fromkeys(("moe_shared_expert_intermediate_size", "rel_extent", "index_head_dim"), 16),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2),
     **dict.fromkeys(("head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "mamba_d_head"), 8),
+    **dict.fromkeys(("linear_head_dim", "linear_key_head_dim", "linear_value_head_dim", "swa_head_dim"), 8),
+    **dict.fromkeys(("linear_num_heads", "linear_num_value_heads", "swa_num_attention_heads"), 4),
+    **dict.fromkeys(("linear_num_key_heads", "swa_num_key_value_heads", "index_n_heads", "o_groups"), 2),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_length"), 64),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 8),
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), 8),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "time_step_rank", "mamba_dt_rank"), 8),
+    **dict.fromkeys(("o_lora_rank", "hc_lowrank", "index_topk"), 8),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 1),
     **dict.fromkeys(("n_group", "topk_group", "mamba_n_groups", "n_groups"), 1),
     "sliding_window": 16,
@@ -44,13 +51,12 @@ _GEMMA3N = {
 }
 _DOTS3 = {
     **dict.fromkeys(("swa_num_attention_heads", "swa_num_key_value_heads"), 4),
-    **dict.fromkeys(("swa_q_lora_rank", "swa_kv_lora_rank", "swa_qk_nope_head_dim", "swa_v_head_dim", "index_topk"), 8),
-    **dict.fromkeys(("swa_head_dim", "index_head_dim"), 16),
+    **dict.fromkeys(("swa_q_lora_rank", "swa_kv_lora_rank", "swa_qk_nope_head_dim", "swa_v_head_dim"), 8),
+    "swa_head_dim": 16,
     "layer_types": ["sliding_attention", "indexed_attention"],
-    "index_n_heads": 2,
 }
 _GEMMA4 = {"global_head_dim": 16, "hidden_size_per_layer_input": 8}
-_INKLING2 = {"unpadded_vocab_size": 60, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8}
+_INKLING2 = {"unpadded_vocab_size": 60}
 _LOOP = {
     **dict.fromkeys(("n_layers_per_attn_res_block", "loop_layer_index_start"), 1),
     **dict.fromkeys(("loop_layer_index_end", "loop_num_passes"), 2),
@@ -58,6 +64,7 @@ _LOOP = {
     "layer_types": ["hybrid_sliding", "hybrid", "hybrid"],
     "loop_gate_rank": 8,
 }
+_SHARED = {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"]}
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
 # What a config demands beyond the sizes above, by model type.
@@ -96,12 +103,17 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "axial_pos_shape": [4, 3],
         "feed_forward_size": 64,
         "hash_seed": 0,
+        "hidden_dropout_prob": 0.0,  # drawn anew whatever the seed
+        "local_attention_probs_dropout_prob": 0.0,
         "local_attn_chunk_length": 4,
         "lsh_attn_chunk_length": 4,
     },
+    "qwen4_exp_text": {"layer_types": ["linear_attention"] * 2},
     "xlnet": {"d_head": 8},
     "xlstm": {"embedding_dim": 32, "num_blocks": 2},
     "xmod": {"default_language": "en_XX"},
+    "zamba": _SHARED,
+    "zamba2": {**_SHARED, "hybrid_layer_ids": [1, 2]},
     "zaya": {"num_experts_per_tok": 1},
     **{
         name: {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
@@ -145,7 +157,8 @@ def shrink(config: PreTrainedConfig, **own: int) -> PreTrainedConfig:
         sizes["rope_parameters"] = {**rope, "mrope_section": [2, 1, 1]}  # half of a head
     for name, value in vars(config).items():
         if isinstance(value, list) and len(value) > depth and ("layer" in name or "block" in name or "types" in name):
-            sizes[name] = value[:depth]
+            kinds = [*dict.fromkeys(value)] if all(isinstance(kind, str) for kind in value) else value
+            sizes[name] = (kinds * depth)[:depth]  # one layer of each kind, where there are kinds
     sizes |= {**EXCEPTIONS.get(config.model_type, {}), **(own if "text_config" not in config.sub_configs else {})}
     parts = {name: getattr(config, name, None) for name in config.sub_configs if name not in sizes}
     parts = {

@@ -54,7 +54,7 @@ def block_statistics(
     Args:
         model: a causal language model in evaluation mode.
         views: the layers. Those outside the blocks, such as the head, and those that several blocks share
-            are the last item with `propagate` and the first one without, and cost a pass of the whole model.
+            are the last item, and cost a pass of the whole model.
         windows: token ids, int64 [windows, length].
         gram: whether XᵀX is wanted, and not only norms.
         propagate: whether each layer is calibrated on the outputs of the (pruned) layers before it.
@@ -84,8 +84,9 @@ def block_statistics(
             yield _whole_model(model, layers, windows, gram=gram, micro_batch=micro_batch)
         return
 
-    if outside and not propagate:
-        yield _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
+    dense = {}
+    if outside and not propagate:  # before any block is pruned; handed out last, as blocks are still to be run dense
+        dense = _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
     for index in range(last + 1):
         layers = by_block.get(index, {})
         if layers:
@@ -95,8 +96,8 @@ def block_statistics(
             yield collector.results()
         if index < last and (propagate or not layers):
             states.run(index, keep=True)
-    if outside and propagate:
-        yield _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
+    if outside:
+        yield dense or _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
 
 
 def _whole_model(
