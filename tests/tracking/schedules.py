@@ -111,6 +111,10 @@ class Schedule:
         rows = [json.loads(line) for line in (attempts[-1] / HISTORY).read_text().splitlines()] if attempts else []
         return Counter(int(row["row"]) for row in rows if "row" in row)
 
+    def output(self) -> str:
+        """What servers and clients have printed."""
+        return (self.folder / "output").read_text(encoding="utf-8", errors="replace")
+
     def _reached(self, row: int) -> bool:
         return self._told.exists() and any(int(line) >= row for line in self._told.read_text().split())
 
@@ -118,17 +122,17 @@ class Schedule:
         count = self.random.randint(3, 12)
         arguments = ("script.py", self.rows, count, mode, self._told)
         self.rows += count
-        return self._start(self._python, *arguments)
+        return self.start(self._python, *arguments)
 
     def _sync(self) -> None:
         for folder in sorted((self.folder / "wandb").glob("*run-*-r1")):
             for mark in folder.glob("*.synced"):
                 mark.unlink()
-            self._start(self._python.with_name("wandb"), "sync", "--include-synced", folder).wait(LONGEST)
+            self.start(self._python.with_name("wandb"), "sync", "--include-synced", folder).wait(LONGEST)
 
     def _serve(self) -> "subprocess.Popen[bytes]":
         arguments = ("-m", "prunegpt", "serve", "--root", self.root.path, "--port", self._port, "--token", TOKEN)
-        server = self._start(Path(sys.executable), *arguments)
+        server = self.start(Path(sys.executable), *arguments)
         until(self._answers, "the server")
         return server
 
@@ -136,7 +140,8 @@ class Schedule:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
-    def _start(self, program: Path, *arguments: object) -> "subprocess.Popen[bytes]":
+    def start(self, program: Path, *arguments: object) -> "subprocess.Popen[bytes]":
+        """Starts a program in the folder; what it prints goes to `output`."""
         with (self.folder / "output").open("ab") as output:
             return subprocess.Popen(
                 [str(program), *map(str, arguments)],

@@ -19,10 +19,9 @@ def client(version: str) -> Path | None:
     """The folder that goes first on PYTHONPATH for a version; None for the installed one. Skips where there is none."""
     if version == "installed":
         return None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunegpt-tests"
+    cache = _cache()
     folder = cache / f"wandb-{version}-py{sys.version_info.major}{sys.version_info.minor}"
     if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
         made = Path(mkdtemp(dir=cache))
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1", "--target", made]
         try:
@@ -38,6 +37,45 @@ def client(version: str) -> Path | None:
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return folder
+
+
+def environment(version: str) -> Path:
+    """The interpreter of an environment with a version of the client, made once. Skips where there is none."""
+    if version == "installed":
+        return Path(sys.executable)
+    folder = _cache() / f"wandb-{version}-py{sys.version_info.major}{sys.version_info.minor}-venv"
+    python = folder / "bin" / "python"
+    if not (folder / "made").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        commands = (
+            (sys.executable, "-m", "venv", str(folder)),
+            (
+                str(python),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--retries",
+                "1",
+                f"wandb=={version}",
+                "numpy",
+                "setuptools",
+            ),
+        )
+        try:
+            for command in commands:
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LONGEST)
+            (folder / "made").touch()
+        except (subprocess.SubprocessError, OSError) as error:
+            told = getattr(error, "stderr", None) or str(error)
+            pytest.skip(f"wandb {version} cannot be installed: {str(told).strip().splitlines()[-1]}")
+    return python
+
+
+def _cache() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunegpt-tests"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
 
 
 def version_of(folder: Path | None) -> str:
