@@ -58,6 +58,24 @@ def test_runs_are_found_by_what_they_are(client: Client) -> None:
     assert [json.loads(row) for row in node["history"]] == [{"_step": 0, "loss": 2.0}]
 
 
+SAMPLED = 'query ($specs: [J]) { project(name: "mine") { run(name: "run0") { sampledHistory(specs: $specs) } } }'
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_pages_of_a_history_have_each_row_once_as_clients_old_and_new_ask_for_them(client: Client, first: int) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    client.stream("run0", [{"_step": step, "loss": float(step)} for step in range(10)])
+
+    def page(low: int, high: int, samples: int) -> list[float]:
+        spec = json.dumps({"keys": ["loss"], "minStep": low, "maxStep": high, "samples": samples})
+        return [row["loss"] for row in asked(client, SAMPLED, specs=[spec])["project"]["run"]["sampledHistory"][0]]
+
+    wanted = [float(step) for step in range(first, 10)]
+    assert page(first, 9, 10 - first) == wanted, "of the last step, as many as there are"
+    older = [row for low in range(first, 10, 3) for row in page(low, min(low + 3, 10), 3)]
+    assert older == wanted
+
+
 @pytest.mark.parametrize(
     ("query", "right"),
     [

@@ -230,12 +230,18 @@ def _sampled(rows: Sequence[Mapping[str, Any]], samples: Any) -> list[str]:
 
 
 def _with_keys(keeper: Keeper, spec: Any) -> list[NodeFields]:
-    """The rows that have all keys of a sampling, and no others of theirs."""
+    """The rows that have all keys of a sampling, and no others of theirs.
+
+    Its last step is the greatest that is wanted. Only older clients mean the one behind it, where they read page by
+    page: as many samples as steps between the first and the last.
+    """
     asked = parsed_object(spec, "a sampling") if isinstance(spec, str) else spec
     keys = list(asked.get("keys") or [])
     low, high = number(asked.get("minStep"), "minStep", 0), number(asked.get("maxStep"), "maxStep", 1 << 62)
-    found = [row for row in keeper.history if all(key in row for key in keys) and low <= row["_step"] < high]
-    every = max(-(-len(found) // max(number(asked.get("samples"), "samples", _SAMPLES), 1)), 1)
+    samples = max(number(asked.get("samples"), "samples", _SAMPLES), 1)
+    high -= samples == high - low
+    found = [row for row in keeper.history if all(key in row for key in keys) and low <= row["_step"] <= high]
+    every = max(-(-len(found) // samples), 1)
     return [{key: row[key] for key in keys} for row in found[::every]]
 
 
