@@ -45,10 +45,18 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 class _ProgressTable:
     def __init__(self, plan: "SweepPlan", console: Console, bars: Progress) -> None:
+        self.plan = plan
         self.console = console
         self.bars = bars
-        self.whole = bars.add_task(plan.name, total=len(plan.trials), note="")
+        self.whole = bars.add_task(plan.name, total=plan.expected, note="")
         self.running: dict[str, TaskID] = {}
+
+    @property
+    def _searched(self) -> str:
+        """How many trials the searches of the plan suggest, in words."""
+        counts = {one.name: one.spec.n_trials for one in self.plan.searches}
+        ends = {name: "until its budget is used" if count is None else number(count) for name, count in counts.items()}
+        return "".join(f"; {name} suggests trials: {end}" for name, end in ends.items())
 
     def line(self, text: str) -> None:
         with suppress(OSError):  # the screen may go; the sweep does not go with it
@@ -57,8 +65,12 @@ class _ProgressTable:
     def show(self, event: events.Event) -> None:
         match event:
             case events.SweepStarted():
-                self.bars.update(self.whole, total=event.trials + event.finished, completed=event.finished)
-                self.line(f"{event.sweep}: {event.trials} trials to run, {event.finished} finished before")
+                known = event.trials + event.finished
+                total = None if self.plan.expected is None else max(self.plan.expected, known)
+                self.bars.update(self.whole, total=total, completed=event.finished)
+                self.line(
+                    f"{event.sweep}: {event.trials} trials to run, {event.finished} finished before{self._searched}"
+                )
                 if event.outdated:
                     more = f" and {len(event.outdated) - 4} more" if len(event.outdated) > 4 else ""
                     some = ", ".join(event.outdated[:4]) + more

@@ -169,3 +169,9 @@ class SweepPlan(Part):
     tables: tuple[TableSpec, ...] = ()
     spec: Mapping[str, Any] = {}  # as read, after --set
     unchecked: tuple[str, ...] = ()  # what could not be checked without a network, in words
+
+    @property
+    def expected(self) -> int | None:
+        """Trials at the end of its searches; None where one of them ends by time or tokens."""
+        counts = [search.spec.n_trials for search in self.searches]
+        return None if None in counts else len(self.trials) + sum(count or 0 for count in counts)

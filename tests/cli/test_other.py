@@ -11,7 +11,10 @@ import typer
 
 from prunegpt.cli import app
 from prunegpt.cli.options import print_sparsities
+from prunegpt.cli.progress import follow
+from prunegpt.sweep.events import SweepStarted
 from tests.support.small import Invoke
+from tests.support.specs import plan_of
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 RECIPES = CHECKOUT / "sweeps" / "recipes"
@@ -105,3 +108,16 @@ def test_help_shows_every_text_as_it_was_written(invoke: Invoke, words: list[str
     parent = " ".join(invoke(*words[:-1], "--help").split())
     assert f"{words[-1]} " in parent
     assert "..." not in parent.replace("COMMAND [ARGS]...", "")
+
+
+@pytest.mark.parametrize(("end", "expected"), [({"n_trials": 7}, 8), ({"max_tokens": 1000}, None)])
+def test_the_bar_of_a_search_ends_where_the_search_ends(
+    end: dict[str, int], expected: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"train.learning_rate": {"low": 0.1, "high": 1.0}}
+    plan = plan_of({"name": "dense"}, {"name": "t-{number}", "stages": ["finetune"], "search": {"space": space, **end}})
+    assert plan.expected == expected
+    with follow(plan) as show:
+        show(SweepStarted(plan.name, 1, 0))
+    shown = capsys.readouterr().err
+    assert ("t-{number} suggests trials: 7" in shown) is (expected is not None)

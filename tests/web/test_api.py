@@ -82,6 +82,7 @@ def test_a_sweep_with_a_search_says_what_writes_it_for_optunas_dashboard(tmp_pat
         sweep = get(client, SWEEP)
         assert sweep["optuna"] == f"prunegpt sweep study study --out study.db --root {root.path}"
         assert [one["name"] for one in sweep["searches"]] == ["found"]
+        assert sweep["progress"]["total"] == get(client, TRIALS)["total"] + 3, "those it will suggest count"
         assert client.get("/sweeps/study/optuna").status_code == 404
 
 

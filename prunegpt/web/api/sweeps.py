@@ -205,7 +205,7 @@ def one(dashboard: Dashboard, name: str) -> SweepDetail:
     )
 
 
-def _searches(sweep: SweepRow, trials: list[TrialResult]) -> list[SearchShort]:
+def _searches(sweep: SweepRow, trials: Sequence[TrialResult]) -> list[SearchShort]:
     """The searches that a sweep's spec writes."""
     return [
         SearchShort(
@@ -279,7 +279,8 @@ def progress(
 ) -> SweepProgress:
     """Done and to do, in trials and in tokens, and the seconds that the rest takes at the pace so far.
 
-    `budgets` holds the tokens of stages that were seen before, by key; more is added.
+    Trials that searches are yet to suggest count, with as many tokens as the others have on average. `budgets` holds
+    the tokens of stages that were seen before, by key; more is added.
     """
     done = sum(sweep.states.get(state, 0) for state in _ENDED)  # type: ignore[call-overload]
     planned: dict[str, int | None] = {}
@@ -295,12 +296,15 @@ def progress(
                 planned[stage.key] = _tokens(stage, budgets)
     known = [tokens for tokens in planned.values() if tokens is not None]
     total = sum(known) if len(known) == len(planned) else None
+    ahead = sum(max(0, (search.n_trials or 0) - search.trials) for search in _searches(sweep, trials))
+    if total is not None and trials:
+        total += ahead * total // len(trials)
     finished, spent = sum(came.values()), sum(seconds.values())
     now = finished + sum(slot.tokens for slot in running)
     eta = None
     if total is not None and running and finished and spent:
         eta = max(0, total - now) / (finished / spent * len(running))  # at the pace of all slots together so far
-    return SweepProgress(done=done, total=sweep.trials, tokens_done=now, tokens_total=total, eta_seconds=eta)
+    return SweepProgress(done=done, total=sweep.trials + ahead, tokens_done=now, tokens_total=total, eta_seconds=eta)
 
 
 def _tokens(plan: StagePlan, budgets: dict[str, int | None]) -> int | None:
