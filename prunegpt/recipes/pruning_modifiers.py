@@ -94,25 +94,34 @@ def _finals(reader: FieldReader, entries: tuple[str, ...]) -> tuple[float, dict[
 
 
 def _pattern(reader: FieldReader, final: float) -> dict[str, Any]:
-    """mask_type as a pattern, with the sparsity where that does not fix it."""
-    written = reader.raw("mask_type")
-    if isinstance(written, list) and len(written) == 2 and all(type(side) is int and side > 0 for side in written):
-        return {"pattern": f"[{written[0]}, {written[1]}]", "sparsity": final}
+    """mask_type or mask_structure as a pattern, with the sparsity where that does not fix it.
+
+    N of N:M is kept in the legacy dialect, as here, and pruned in the session dialect.
+    """
+    legacy = reader.dialect == "legacy"
+    name = "mask_type" if legacy else "mask_structure"
+    written = reader.raw(name)
     text = "unstructured" if written is None else str(written)
-    text = {"tensorrt": "2:4", "block": "block4"}.get(text, text)
-    if text == "block4":
-        return {"pattern": "[1, 4]", "sparsity": final}
+    if legacy:
+        text = {"tensorrt": "2:4", "block": "[1, 4]", "block4": "[1, 4]"}.get(text, text)
+    elif reader.has("prunen") or reader.has("prunem"):
+        text = f"{reader.whole('prunen', 0)}:{reader.whole('prunem', 0)}"
+    block = re.fullmatch(r"\[(\d{1,4}), ?(\d{1,4})\]" if legacy else r"block_(\d{1,4}),(\d{1,4})", text)
+    if block and int(block[1]) and int(block[2]):
+        return {"pattern": f"[{int(block[1])}, {int(block[2])}]", "sparsity": final}
     if text in _SHAPES:
-        reader.unsupported(f"mask_type {text} removes rows or columns; only single weights, N:M and blocks.")
+        reader.unsupported(f"{name} {text} removes rows or columns; only single weights, N:M and blocks.")
     elif group := _group(text):
-        fixed = 1 - group[0] / group[1]
-        if abs(fixed - final) > 0.01:
-            message = f"{text} fixes the sparsity at {fixed:g}, but final_sparsity is {final:g}. Change one."
-            reader.problem("mask_type", message)
-        return {"pattern": text}
-    elif text != "unstructured":
-        message = f"mask_type must be unstructured, block4, tensorrt, N:M or [a, b], but got {shown(written)}."
-        reader.problem("mask_type", message)
+        pruned, size = (group[1] - group[0] if legacy else group[0]), group[1]
+        if abs(pruned / size - final) > 0.01 and legacy:
+            message = f"{text} fixes the sparsity at {pruned / size:g}, but final_sparsity is {final:g}. Change one."
+            reader.problem(name, message)
+        elif abs(pruned / size - final) > 0.01:
+            reader.partly(f"{text} prunes {pruned / size:g} of the weights whatever sparsity says ({final:g}).")
+        return {"pattern": f"{size - pruned}:{size}"}
+    elif text not in {"unstructured", *(() if legacy else ("0:0",))}:
+        valid = "block4, tensorrt, N:M or [a, b]" if legacy else "N:M or block_a,b"
+        reader.problem(name, f"{name} must be unstructured, {valid}, but got {shown(written if legacy else text)}.")
     return {"sparsity": final}
 
 
@@ -171,7 +180,7 @@ def session_magnitude(reader: FieldReader) -> Pruning:
         spec = {**pruning.spec, "initial": initial, "schedule": schedule}
     if reader.flag("apply_globally", False):
         spec["allocation"] = "global"
-    return replace(pruning, spec={**spec, **_structure(reader, final)})
+    return replace(pruning, spec={**spec, **_pattern(reader, final)})
 
 
 def _schedule(reader: FieldReader) -> str:
@@ -211,26 +220,6 @@ def _is_step(step: Any) -> bool:
     return isinstance(step, list) and len(step) == 2 and all(as_number(item) is not None for item in step)
 
 
-def _structure(reader: FieldReader, final: float) -> dict[str, Any]:
-    """mask_structure as a pattern, with the sparsity where that does not fix it; N of N:M is pruned in this dialect."""
-    text = str(reader.raw("mask_structure") or "unstructured")
-    if reader.has("prunen") or reader.has("prunem"):
-        text = f"{reader.whole('prunen', 0)}:{reader.whole('prunem', 0)}"
-    if text in _SHAPES:
-        reader.unsupported(f"mask_structure {text} removes rows or columns; only single weights, N:M and blocks.")
-    elif match := re.fullmatch(r"block_(\d{1,4}),(\d{1,4})", text):
-        return {"pattern": f"[{int(match[1])}, {int(match[2])}]", "sparsity": final}
-    elif group := _group(text):
-        pruned, size = group
-        if abs(pruned / size - final) > 0.01:
-            reader.partly(f"{text} prunes {pruned / size:g} of the weights whatever sparsity says ({final:g}).")
-        return {"pattern": f"{size - pruned}:{size}"}
-    elif text not in {"unstructured", "0:0"}:
-        message = f"mask_structure must be unstructured, N:M or block_a,b, but got {shown(text)}."
-        reader.problem("mask_structure", message)
-    return {"sparsity": final}
-
-
 def _targets(reader: FieldReader) -> tuple[str, ...]:
     names = reader.names("targets") or reader.names("compress_layers") or (ALL,)
     for name in names:
@@ -257,7 +246,7 @@ def one_shot(reader: FieldReader, *, method: str) -> Pruning:
         final = max(finals.values(), default=0.0)
     else:
         final = reader.number("sparsity", 0.5, low=0, high=1)
-    spec: dict[str, Any] = {"method": method, **_structure(reader, final)}
+    spec: dict[str, Any] = {"method": method, **_pattern(reader, final)}
     options = {ours: reader.number(name, low=0) for ours, name in _OWL.items() if reader.has(name)}
     profile = reader.raw("sparsity_profile")
     if profile is not None and str(profile).lower() != "owl":
