@@ -85,7 +85,7 @@ def run_trial(
                 raise untrusted(str(folder), plan.trusts)
             Chain(plan, root, emit, _say, lambda: bool(asked)).run(through)
         except BaseException as error:
-            state, reason = _cause(error)
+            state, reason = cause_of(error)
             message = str(error) or type(error).__name__
             trace = traceback.format_exc()
             print(redact(trace), file=sys.stderr, flush=True)
@@ -131,7 +131,7 @@ def read_plan(folder: Path) -> TrialPlan:
         raise PruneGPTError(f"trial.json must be a trial plan, but {path} is not: {in_short(error)}.") from error
 
 
-def _cause(error: BaseException) -> tuple[str, str]:
+def cause_of(error: BaseException) -> tuple[str, str]:
     """State and reason of an attempt that ended with an exception."""
     from prunegpt.training import Interrupted
 

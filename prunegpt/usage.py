@@ -71,7 +71,7 @@ def _gpus() -> dict[str, float]:
     used = [device for device, count in reserved.items() if count]
     found = {"system/gpu_memory_mib": sum(reserved.values()) / _MIB}
     with suppress(OSError, AttributeError, ValueError):  # no driver library, or one without this device
-        shares = [_busy(f"GPU-{cuda.get_device_properties(device).uuid}") for device in used]
+        shares = [busy_share(f"GPU-{cuda.get_device_properties(device).uuid}") for device in used]
         if shares:
             found["system/gpu_percent"] = sum(shares) / len(shares)
     return found
@@ -83,7 +83,7 @@ class _Utilization(ctypes.Structure):
     _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
 
 
-def _busy(uuid: str) -> float:
+def busy_share(uuid: str) -> float:
     """Percent of the last moments in which a GPU computed, as the driver counts it.
 
     Raises:

@@ -107,6 +107,45 @@ def test_what_goes_by_the_clock_is_found(source: str, count: int) -> None:
     assert len(by_the_clock(ast.parse(source))) == count
 
 
+# -- what is private -------------------------------------------------------------------------------------------------
+
+PRIVATE = 33  # uses of private names that are left; it may only fall
+
+
+def private(tree: ast.Module) -> list[str]:
+    """Private names of others that a test uses: as attributes, imports, or strings of a patch."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls", "os"):
+            found.append(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            found += [name.name for name in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "getattr")):
+            named = (word.value for word in node.args[:2] if isinstance(word, ast.Constant))
+            found += [word.rpartition(".")[2] for word in named if isinstance(word, str)]
+    return [name for name in found if name.startswith("_") and not name.startswith("__") and name != "_fields"]
+
+
+def test_no_test_more_uses_private_names() -> None:
+    found = [f"{path}: {name}" for path, tree in sources().items() for name in private(tree)]
+    assert len(found) <= PRIVATE, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("store._writer.begin()", 1),
+        ("from prunegpt.trial import _cause", 1),
+        ("patch.setattr(engine, '_BUSY', 1)", 1),
+        ("patch.setattr('prunegpt.store.engine._BUSY', 1)", 1),
+        ("self._own = os._exit", 0),
+        ("name.__doc__", 0),
+    ],
+)
+def test_a_use_of_a_private_name_is_found(source: str, count: int) -> None:
+    assert len(private(ast.parse(source))) == count
+
+
 # -- the fast tier ---------------------------------------------------------------------------------------------------
 
 

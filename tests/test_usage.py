@@ -93,7 +93,7 @@ def _graphics(initialized: bool) -> SimpleNamespace:
 
 
 def test_gpus_are_those_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage, "_busy", {"GPU-0": 40.0, "GPU-2": 90.0}.__getitem__)
+    monkeypatch.setattr(usage, "busy_share", {"GPU-0": 40.0, "GPU-2": 90.0}.__getitem__)
     monkeypatch.setitem(sys.modules, "torch", _graphics(initialized=True))
     found = _due().look()
     assert (found["system/gpu_memory_mib"], found["system/gpu_percent"]) == (8.0, 65.0)
@@ -105,7 +105,7 @@ def test_without_the_drivers_library_memory_is_told_alone(monkeypatch: pytest.Mo
     def missing(_: str) -> float:
         raise OSError("libnvidia-ml.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(usage, "_busy", missing)
+    monkeypatch.setattr(usage, "busy_share", missing)
     monkeypatch.setitem(sys.modules, "torch", _graphics(initialized=True))
     assert {name for name in _due().look() if "gpu" in name} == {"system/gpu_memory_mib"}
 

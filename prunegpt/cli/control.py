@@ -109,7 +109,7 @@ def resume(
             raise
         raise StoreError(f"{error}\n{_elsewhere(known)}") from error
     trusted = sorted({source for trial in plan.trials for source in trial.trusts})
-    if not trust_remote_code and (trusted or _trusting(known.spec)):
+    if not trust_remote_code and (trusted or trusting(known.spec)):
         raise untrusted(f"the spec of {name} that is stored in {root.path}", trusted or ["its searches"])
     comparable = [one for one in before if known.folder or one.plan.inputs]
     if not same_place and (changed := _changed(planner, comparable)):
@@ -145,13 +145,13 @@ def _changed(planner: "Planner", before: "list[TrialResult]") -> str:
     return ""
 
 
-def _trusting(node: object, key: str = "") -> bool:
+def trusting(node: object, key: str = "") -> bool:
     """Whether a spec says trust_remote_code anywhere, in searches and what is varied too, and does not say false."""
     if key.rpartition(".")[2] == "trust_remote_code":
         return node is not False
     if isinstance(node, dict):
-        return any(_trusting(value, name) for name, value in node.items())
-    return isinstance(node, list) and any(_trusting(value) for value in node)
+        return any(trusting(value, name) for name, value in node.items())
+    return isinstance(node, list) and any(trusting(value) for value in node)
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep retry quickstart 'distilled*'")

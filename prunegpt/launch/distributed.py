@@ -23,7 +23,7 @@ from prunegpt.records import AttemptRecord, record_path
 from prunegpt.signals import on_stop_signals
 
 _POLL = 0.1  # seconds
-_ALONE = 20.0  # seconds that processes get to end once one of them has failed: they may wait for it in vain
+ALONE = 20.0  # seconds that processes get to end once one of them has failed: they may wait for it in vain
 _FOLLOWS = (signal.SIGABRT,)  # how a process may end because another has
 
 
@@ -88,7 +88,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], ended: dict[int, float])
             if rank not in ended and process.poll() is not None:
                 ended[rank] = time.time()
                 if process.returncode and deadline is None:
-                    deadline = time.monotonic() + _ALONE
+                    deadline = time.monotonic() + ALONE
         if deadline is not None and time.monotonic() > deadline:
             return
         time.sleep(_POLL)

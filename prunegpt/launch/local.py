@@ -18,7 +18,7 @@ WORKER = (sys.executable, "-P", "-m", "prunegpt", "trial", "serve")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
 _WAITING = "OMP_WAIT_POLICY"
-_MEMORY_PATIENCE = 30.0  # seconds that a dead worker's memory on a GPU is waited for
+MEMORY_PATIENCE = 30.0  # seconds that a dead worker's memory on a GPU is waited for
 _REUSED = ("finished", "diverged")  # a worker that ended so takes the next attempt; any other is thrown away
 
 
@@ -81,7 +81,7 @@ class LocalLauncher:
         self._count += 1
         handle = f"local-{slot.index}-{self._count}"
         if slot.worker is None:
-            leaving = " ".join(map(str, [_MEMORY_PATIENCE, *slot.leaving])) if slot.leaving else "0"
+            leaving = " ".join(map(str, [MEMORY_PATIENCE, *slot.leaving])) if slot.leaving else "0"
             environment = {**slot.environment, LEAVING_VARIABLE: leaving}
             slot.worker = WorkerProcess(self._command, environment, self._logs / f"local-{slot.index}.log")
             slot.worker.send(folder)  # where it died already, `poll` finds it dead

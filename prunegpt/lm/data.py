@@ -42,7 +42,7 @@ from prunegpt.root import publishing, seal, sha256, whole, write_json
 
 ROWS_A_BATCH = 1000  # rows that the example packs together; what is left of each such batch is dropped
 _PACKING = "blocks-2"  # part of the cache key; to be raised when packing changes
-_CALIBRATION_CHARACTERS = 32_000_000  # more text than this is not tokenised to draw calibration windows from
+CALIBRATION_CHARACTERS = 32_000_000  # more text than this is not tokenised to draw calibration windows from
 
 
 class Split(NamedTuple):
@@ -253,7 +253,7 @@ def _excerpt(rows: Sequence[str], generator: np.random.Generator | None) -> Sequ
     size = 0
     for row in rows:
         size += len(row) + 2
-        if size > _CALIBRATION_CHARACTERS:
+        if size > CALIBRATION_CHARACTERS:
             break
     else:
         return rows
@@ -261,10 +261,10 @@ def _excerpt(rows: Sequence[str], generator: np.random.Generator | None) -> Sequ
     run: list[str] = []
     size = 0
     for step in range(len(rows)):
-        row = rows[(first + step) % len(rows)][:_CALIBRATION_CHARACTERS]
+        row = rows[(first + step) % len(rows)][:CALIBRATION_CHARACTERS]
         run.append(row)
         size += len(row) + 2
-        if size > _CALIBRATION_CHARACTERS:
+        if size > CALIBRATION_CHARACTERS:
             break
     return run
 

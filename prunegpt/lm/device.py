@@ -42,7 +42,7 @@ def pick_dtype(name: str = "auto", device: torch.device | None = None) -> torch.
         ModelError: no such name.
     """
     if name == "auto":
-        return torch.bfloat16 if device is not None and _has_native_bfloat16(device) else torch.float32
+        return torch.bfloat16 if device is not None and has_native_bfloat16(device) else torch.float32
     if name not in PRECISIONS:
         raise ModelError(unknown("precision", name, ("auto", *PRECISIONS)))
     return PRECISIONS[name]
@@ -52,7 +52,7 @@ def _has_mps() -> bool:
     return bool(torch.backends.mps.is_available())
 
 
-def _has_native_bfloat16(device: torch.device) -> bool:
+def has_native_bfloat16(device: torch.device) -> bool:
     if device.type != "cuda" or not torch.cuda.is_available():
         return False
     with torch.cuda.device(device):

@@ -21,10 +21,10 @@ from prunegpt.errors import ModelError
 from prunegpt.lm.windows import Windows
 from prunegpt.records import Evaluation, finite
 
-_HEAD_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}  # logits that exist at a time, tokens × vocabulary
+HEAD_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}  # logits that exist at a time, tokens × vocabulary
 _CPU_TOKENS = 4096  # tokens a batch on the CPU, where a larger batch is no faster
 _MOST_TOKENS = 2**16  # tokens a batch anywhere
-_PROBE = 16  # tokens on which it is checked that logits are the head of the hidden states
+PROBE = 16  # tokens on which it is checked that logits are the head of the hidden states
 
 
 def evaluate(
@@ -165,7 +165,7 @@ def _separable_head(model: PreTrainedModel, windows: Windows, device: torch.devi
     if head is None or body is model:
         return None
     start = int(windows.starts[0])
-    tokens = torch.from_numpy(np.array(windows.tokens[start : start + min(_PROBE, int(windows.lengths[0]))]))
+    tokens = torch.from_numpy(np.array(windows.tokens[start : start + min(PROBE, int(windows.lengths[0]))]))
     ids = tokens.to(device)[None]  # [1, tokens]
     whole = model(input_ids=ids, use_cache=False).logits  # [1, tokens, vocab]
     try:
@@ -218,7 +218,7 @@ def _chunked_nats(states: Tensor, labels: Tensor, head: nn.Module | None, vocabu
         head: hidden states to logits.
         vocabulary: logits a token.
     """
-    elements = _HEAD_ELEMENTS.get(states.device.type, _HEAD_ELEMENTS["cpu"])
+    elements = HEAD_ELEMENTS.get(states.device.type, HEAD_ELEMENTS["cpu"])
     step = max(1, elements // vocabulary)
     nats = []
     for start in range(0, len(labels), step):

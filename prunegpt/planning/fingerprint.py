@@ -29,7 +29,7 @@ _EXTRAS = (
     *("apollo-torch", "bitsandbytes", "galore-torch", "grokadamw", "kernels", "liger-kernel", "lomo-optim"),
     *("schedulefree", "torch-optimi", "torchao"),
 )
-_SETTLED = 2_000_000_000  # nanoseconds
+SETTLED = 2_000_000_000  # nanoseconds
 _ENTRIES = (4, 5)  # size, two times, number, hash; entries of earlier versions have no number
 
 
@@ -44,8 +44,8 @@ def versions() -> dict[str, str]:
 
     Of NumPy the feature release: its generators, which draw calibration windows, stay the same within one (NEP 19).
     """
-    found = {package: _version(package) for package in ("torch", "transformers", "accelerate", "tokenizers")}
-    return {**found, "numpy": ".".join(_version("numpy").split(".")[:2])}
+    found = {package: version_of(package) for package in ("torch", "transformers", "accelerate", "tokenizers")}
+    return {**found, "numpy": ".".join(version_of("numpy").split(".")[:2])}
 
 
 def undecided(environment: MutableMapping[str, str]) -> list[str]:
@@ -58,11 +58,11 @@ def undecided(environment: MutableMapping[str, str]) -> list[str]:
 
 def extra_versions() -> dict[str, str]:
     """Versions of what is installed of the libraries that some optimizers and kernels come from."""
-    return {package: found for package in _EXTRAS if (found := _version(package)) != _MISSING}
+    return {package: found for package in _EXTRAS if (found := version_of(package)) != _MISSING}
 
 
 @cache
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return version(package).partition("+")[0]
     except PackageNotFoundError:
@@ -109,7 +109,7 @@ class Files:
         found = sha256(path)
         self._known[name] = [*now, found]
         self._changed = True
-        if time.time_ns() - max(now[1:3]) < _SETTLED:
+        if time.time_ns() - max(now[1:3]) < SETTLED:
             self._fresh.add(name)
         else:
             self._fresh.discard(name)

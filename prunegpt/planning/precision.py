@@ -29,11 +29,11 @@ def resolved(precision: str, device: str, launcher: LauncherSpec) -> str:
         return "float32"
     if launcher.kind != "local":
         return "bfloat16" if launcher.gpus else "float32"
-    return _here()
+    return precision_here()
 
 
 @cache
-def _here() -> str:
+def precision_here() -> str:
     """What torch says of this machine; asked in a process of its own, and only where there is a driver of a GPU."""
     if not any(path.exists() for path in _DRIVERS) and shutil.which("nvidia-smi") is None:
         return "float32"

@@ -13,7 +13,7 @@ from prunegpt.planning.asked import answer
 from prunegpt.spec.execution import LauncherSpec
 
 # Arguments that every machine takes with any value that a spec may have.
-_PLAIN = frozenset(
+PLAIN = frozenset(
     {
         "per_device_train_batch_size",
         "num_train_epochs",
@@ -45,9 +45,9 @@ _PLAIN = frozenset(
         "train_sampling_strategy",
     }
 )
-_EVERY = frozenset({"logging_steps", "eval_steps", "save_steps"})  # plain where they are whole, or a share below 1
+EVERY = frozenset({"logging_steps", "eval_steps", "save_steps"})  # plain where they are whole, or a share below 1
 OWN_OPTIMIZERS = frozenset({"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"})
-_SIZES = frozenset({"num_train_epochs", "max_steps", "per_device_train_batch_size", "warmup_steps"})  # it has its own
+SIZES = frozenset({"num_train_epochs", "max_steps", "per_device_train_batch_size", "warmup_steps"})  # it has its own
 
 
 def refused(train: Mapping[str, Any], device: str, precision: str, launcher: LauncherSpec) -> Iterator[tuple[str, str]]:
@@ -59,7 +59,7 @@ def refused(train: Mapping[str, Any], device: str, precision: str, launcher: Lau
         precision: resolved.
         launcher: where the trial will run. Of a cluster's nodes nothing is known but their packages, which are ours.
     """
-    asked = sorted(train.keys() - _SIZES, key=lambda name: (_plain(name, train[name]), name))
+    asked = sorted(train.keys() - SIZES, key=lambda name: (_plain(name, train[name]), name))
     half = precision == "float16" and device == "auto"  # of the others `precision_problem` knows
     if not half and (not asked or _plain(asked[0], train[asked[0]])):
         return
@@ -83,6 +83,6 @@ def refused(train: Mapping[str, Any], device: str, precision: str, launcher: Lau
 def _plain(name: str, value: Any) -> bool:
     if name == "optim":
         return value in OWN_OPTIMIZERS
-    if name in _EVERY:
+    if name in EVERY:
         return isinstance(value, (int, float)) and (0 < value < 1 or (value >= 1 and value == int(value)))
-    return value is None or value is False or name in _PLAIN
+    return value is None or value is False or name in PLAIN

@@ -15,11 +15,11 @@ from torch import Tensor
 from prunegpt.errors import PruningError
 from prunegpt.pruning.mask import kept_bits
 
-_CHUNK = 1 << 19  # scores per pass: what it makes of them stays in the cache of a CPU
+CHUNK = 1 << 19  # scores per pass: what it makes of them stays in the cache of a CPU
 _GPU_CHUNK = 1 << 26
 _BINS = 1 << 16
 _ZERO = _BINS // 2  # the bin of 0, the lowest half being negative
-_FEW = 1 << 15  # up to this number, scores are searched faster without histograms
+FEW = 1 << 15  # up to this number, scores are searched faster without histograms
 _NEGATIVE_ZERO = -(1 << 31)  # its bits; it ties with zero
 
 
@@ -73,7 +73,7 @@ def keep_largest_rows(scores: Tensor, zeros: int, *, mask: Tensor | None = None)
         return torch.zeros_like(scores, dtype=torch.bool)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    threshold = _kth_of_rows(scores, zeros)  # [rows, 1]
+    threshold = kth_of_rows(scores, zeros)  # [rows, 1]
     kept = scores > threshold
     spare = (scores.shape[1] - zeros) - kept.sum(dim=1)  # [rows]: ties that are kept, the last ones of the row
     rows = spare.nonzero().squeeze(1)  # [rows with ties to keep]
@@ -146,7 +146,7 @@ def _kth_smallest(tensors: Sequence[Tensor], k: int, masks: Sequence[Tensor | No
 
     The latter is None where all of them are, as where no two scores are equal.
     """
-    if sum(tensor.numel() for tensor in tensors) <= _FEW:
+    if sum(tensor.numel() for tensor in tensors) <= FEW:
         return _kth_of_few(tensors, k, masks)
     upper = _histogram((bits >> 16).add_(_ZERO) for bits in _bits(tensors, masks))
     if bool(upper[_ZERO - 0x80 : _ZERO].any() | upper[_ZERO + 0x7F80 :].any()):
@@ -216,7 +216,7 @@ def _bits(tensors: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Iterator
     """The bits of the scores as int32, a chunk at a time, in the order of their storage; 0 for what a mask prunes."""
     for tensor, mask in zip(tensors, masks, strict=True):
         scores, kept = _flatten(tensor, mask)
-        chunk = _CHUNK if scores.device.type == "cpu" else _GPU_CHUNK
+        chunk = CHUNK if scores.device.type == "cpu" else _GPU_CHUNK
         for start in range(0, scores.numel(), chunk):
             bits = scores[start : start + chunk].view(torch.int32)
             yield bits if kept is None else bits & kept_bits(kept[start : start + chunk])
@@ -228,7 +228,7 @@ def _flatten(tensor: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None
     return tensor.reshape(-1), None if mask is None else mask.reshape(-1)
 
 
-def _kth_of_rows(scores: Tensor, k: int) -> Tensor:
+def kth_of_rows(scores: Tensor, k: int) -> Tensor:
     """The k-th smallest of each row, counted from 1: [rows, 1]."""
     if scores.device.type == "cpu":  # numpy's partition is ten times as fast as torch's kthvalue there
         import numpy

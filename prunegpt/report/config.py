@@ -19,10 +19,10 @@ def allocations(trial: TrialResult) -> list[str]:
     built-in method.
     """
     recorded = {stage.index: stage.allocation for stage in trial.stages}
-    return [recorded.get(index) or _allocation(stage) for index, stage in enumerate(trial.plan.stages)]
+    return [recorded.get(index) or planned_allocation(stage) for index, stage in enumerate(trial.plan.stages)]
 
 
-def _allocation(stage: StagePlan) -> str:
+def planned_allocation(stage: StagePlan) -> str:
     if stage.pruning is None or stage.pruning.allocation is not None:
         return stage.allocation(by_row=False)
     method = builtin_method(stage.pruning.method)

@@ -40,7 +40,7 @@ WindowLosses = NDArray[np.float64]
 LEVEL = 0.95
 RESAMPLES = 10_000
 FEW = 8  # windows below which an interval cannot be trusted
-_DRAWN_AT_ONCE = 1 << 20  # block positions held in memory at a time
+DRAWN_AT_ONCE = 1 << 20  # block positions held in memory at a time
 _LARGEST_LOSS = 700.0  # nats per token; the exponential of more is no float
 
 
@@ -175,7 +175,7 @@ def resampled_sums(
     of_rest = around[rest : rest + count] - around[:count]  # [windows, columns]
     draw = np.random.default_rng(seed)
     sums = np.empty((resamples, values.shape[1]))
-    step = max(1, _DRAWN_AT_ONCE // whole)
+    step = max(1, DRAWN_AT_ONCE // whole)
     for begin in range(0, resamples, step):
         end = min(resamples, begin + step)
         starts = draw.integers(count, size=(end - begin, whole))  # [resamples, blocks]

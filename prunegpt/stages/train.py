@@ -48,7 +48,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
         tokens = text.training_blocks(plan.data, state.tokenizer, setting.root, setting.inputs)
         blocks = Blocks(tokens, plan.data.max_train_blocks)
     before = held_at_start(config, state)
-    windows = _calibration(config.prune, state, setting.inputs)
+    windows = calibration_of(config.prune, state, setting.inputs)
     work = setting.root.work(plan.key)
     with ranks.first_alone():
         job = TrainingJob.read(work, key=plan.key, held=before.masks)
@@ -69,7 +69,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
         dtype=setting.dtype,
         emit=setting.emit,
         enforcer=enforcer,
-        pruner=_pruner(job.prune, enforcer, state, windows) if job.prune else None,
+        pruner=pruner_of(job.prune, enforcer, state, windows) if job.prune else None,
         objective=objective,
         evaluate=lambda model: setting.measure(state.model, state.tokenizer),
         stop=setting.stop,
@@ -158,13 +158,13 @@ def _gradual(
     )
 
 
-def _calibration(spec: GradualSpec | None, state: ModelState, inputs: Inputs) -> Tensor | None:
+def calibration_of(spec: GradualSpec | None, state: ModelState, inputs: Inputs) -> Tensor | None:
     if spec is None or spec.calibration.data is None:
         return None
     return text.calibration(spec.calibration, state.tokenizer, inputs)
 
 
-def _pruner(job: GradualJob, enforcer: Enforcer, state: ModelState, windows: Tensor | None) -> GradualPruner:
+def pruner_of(job: GradualJob, enforcer: Enforcer, state: ModelState, windows: Tensor | None) -> GradualPruner:
     needs = load_method(job.method).needs - GATHERED
 
     def statistics(seed: int) -> Iterator[dict[str, Evidence]]:

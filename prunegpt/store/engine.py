@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from prunegpt.errors import MissingPackageError, PruneGPTError, StoreError
 from prunegpt.root import Root
 
-_BUSY = 30.0  # seconds that a connection waits for another one's lock
+BUSY = 30.0  # seconds that a connection waits for another one's lock
 _WRITES = "prunegpt_writes"
 _FROZEN = "prunegpt_frozen"
 _HINT = (
@@ -23,7 +23,7 @@ _HINT = (
 )
 _HINTS = {
     sqlite3.SQLITE_FULL: "Free some space on its disk and run the same command again to resume.",
-    sqlite3.SQLITE_BUSY: f"Another process has held it for {_BUSY:g} s: end that one, or wait, and try again.",
+    sqlite3.SQLITE_BUSY: f"Another process has held it for {BUSY:g} s: end that one, or wait, and try again.",
 }
 
 
@@ -126,7 +126,7 @@ def _sqlite(url: URL, create: bool) -> Engine:
             f"Start with `prunegpt sweep run SPEC`, or name another folder with --root or PRUNEGPT_ROOT."
         )
     if os.access(file.parent, os.W_OK):
-        engine = create_engine(url, connect_args={"timeout": _BUSY})
+        engine = create_engine(url, connect_args={"timeout": BUSY})
     elif create:
         raise StoreError(
             f"a root must be writable for this command, but {file.parent} is read-only here. "
@@ -139,7 +139,7 @@ def _sqlite(url: URL, create: bool) -> Engine:
     def configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions begin where we say, see `begin`
         if not frozen(engine):
-            _choose_journal(connection)
+            choose_journal(connection)
         for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -156,7 +156,7 @@ def _sqlite(url: URL, create: bool) -> Engine:
     return engine
 
 
-def _choose_journal(connection: Any) -> None:
+def choose_journal(connection: Any) -> None:
     """Written ahead, so that readers and the writer do not wait for each other; where that cannot be, a rollback file.
 
     It takes memory that processes share, which network file systems do not have. SQLite then makes a new database the
@@ -191,6 +191,6 @@ def _for_looking(url: URL, file: Path) -> Engine:
                 f"Copy the folder to where it can be written, and open it there."
             )
         how = "mode=ro" if filled else "immutable=1"
-        return sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, timeout=_BUSY, check_same_thread=False)
+        return sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, timeout=BUSY, check_same_thread=False)
 
     return create_engine(url, creator=connect, poolclass=NullPool, execution_options={_FROZEN: True})

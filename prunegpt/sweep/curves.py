@@ -24,7 +24,7 @@ def curves_in(root: "Root") -> "SensitivityCurvesOf":
             return {}
         points: dict[str, dict[float, float]] = {}
         for result in comparable(results):
-            if (found := _point(result)) is not None:
+            if (found := point_of(result)) is not None:
                 block, sparsity, increase = found
                 points.setdefault(block, {})[sparsity] = increase
         return {block: tuple(sorted(curve.items())) for block, curve in points.items()}
@@ -32,7 +32,7 @@ def curves_in(root: "Root") -> "SensitivityCurvesOf":
     return curves
 
 
-def _point(result: "TrialResult") -> tuple[str, float, float] | None:
+def point_of(result: "TrialResult") -> tuple[str, float, float] | None:
     """Block, sparsity, and the loss against the stage before; None where the trial did not prune one block at once."""
     if result.state != "finished" or len(result.stages) < 2:
         return None

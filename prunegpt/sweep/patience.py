@@ -16,7 +16,7 @@ from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.events import Call, LauncherTrouble
 from prunegpt.sweep.scheduler import name_of
 
-_FIRST, _LONGEST = 1.0, 60.0  # seconds between tries: doubled after each
+FIRST, LONGEST = 1.0, 60.0  # seconds between tries: doubled after each
 _TRIES = 8  # polls in a row that fail for good before the attempt is abandoned; about two minutes
 _TRIES_KILLED = 3  # that fail in any way, of an attempt that was killed
 
@@ -132,7 +132,7 @@ class PatientLauncher:
     def _refused(self, attempt: Attempt, call: Call, error: Exception) -> int:
         """Puts the next try off; how many there were in a row."""
         wait = self._states[attempt.id].waits[call]
-        pause = min(_FIRST * 2**wait.tries, _LONGEST)
+        pause = min(FIRST * 2**wait.tries, LONGEST)
         wait.tries, wait.due = wait.tries + 1, self._clock() + pause
         words = reason_of(error)
         if words != wait.words:

@@ -86,14 +86,14 @@ def _process(folder: Path) -> tuple[int, str] | None:
 
 def _close(root: Root, store: Store, row: AttemptRow) -> None:
     try:
-        record, log = _ended(root, store, row)
+        record, log = ending_of(root, store, row)
     except (OSError, ValueError, ArithmeticError) as error:
         record, log = _lost(row, f"what it left cannot be read: {in_short(error)}"), ""
     state = left_open(record, planned(root.path / row.folder))
     store.finish_attempt(record, state=state, log="" if record.state == "finished" else log)
 
 
-def _ended(root: Root, store: Store, row: AttemptRow) -> tuple[AttemptRecord, str]:
+def ending_of(root: Root, store: Store, row: AttemptRow) -> tuple[AttemptRecord, str]:
     """How an attempt ended, and the end of its log; its points and stages are stored.
 
     Raises:

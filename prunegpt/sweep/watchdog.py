@@ -10,7 +10,7 @@ from prunegpt.records import HEARTBEAT
 from prunegpt.spec.execution import FailureSpec
 from prunegpt.sweep.failures import Ending
 
-_STARTS = 5  # times the heartbeat: an attempt may import for long from a disk that is slow
+STARTS = 5  # times the heartbeat: an attempt may import for long from a disk that is slow
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Watchdog:
     ) -> None:
         self._policy = policy
         self._clock = clock
-        self._starts = math.inf if queues else _STARTS * policy.heartbeat
+        self._starts = math.inf if queues else STARTS * policy.heartbeat
         self._waiting: dict[Path, float] = {}  # since when an attempt has not begun
         self._lives: dict[Path, _Life] = {}
         self._looked = clock()

@@ -18,7 +18,7 @@ from prunegpt.root import Root
 from prunegpt.spec.naming import slug
 
 POINTS = "points.jsonl"  # in the folder of an attempt
-_MOST_READ = 256  # runs whose curves stay in memory
+MOST_READ = 256  # runs whose curves stay in memory
 
 
 class Claim(Record):
@@ -75,7 +75,7 @@ class RunStatus:
 class Statuses:
     """Reads the statuses of runs from the folders of their attempts, of each file only what it has grown by.
 
-    The values of one curve are kept, eight bytes each, and those of `_MOST_READ` runs.
+    The values of one curve are kept, eight bytes each, and those of `MOST_READ` runs.
     """
 
     def __init__(self, root: Root) -> None:
@@ -109,6 +109,6 @@ class Statuses:
         points, offset = read_points(folder / POINTS, offset)
         values.extend(point.value for point in points if point.name == metric and point.value is not None)
         self._read[folder, metric] = (offset, values)
-        if len(self._read) > _MOST_READ:
+        if len(self._read) > MOST_READ:
             del self._read[next(iter(self._read))]
         return values

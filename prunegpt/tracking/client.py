@@ -19,7 +19,7 @@ from prunegpt.root import Root
 
 CLOUD = "https://api.wandb.ai"
 VIEWER = "query Viewer { viewer { id } }"  # asks whether the server is there and knows the key
-_TIMEOUT = 30.0  # seconds a question may take
+TIMEOUT = 30.0  # seconds a question may take
 _UPSERT = """
 mutation UpsertSweep($config: String, $description: String, $entityName: String, $projectName: String) {
   upsertSweep(input: {
@@ -76,7 +76,7 @@ class Server:
         }
         request = urllib.request.Request(f"{self.address}/graphql", body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 found = json.load(answer)
         except urllib.error.HTTPError as error:
             told = error.reason

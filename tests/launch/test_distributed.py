@@ -192,7 +192,7 @@ def test_the_first_failure_is_the_reason(fake: Callable[[str], Path]) -> None:
 
 
 def test_a_killed_process_ends_the_others(fake: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunegpt.launch.distributed._ALONE", 0.5)
+    monkeypatch.setattr("prunegpt.launch.distributed.ALONE", 0.5)
     folder = fake("if rank == 1: os.kill(os.getpid(), 9)\ntime.sleep(600)")
     record = run_together(folder, 2, COMMAND)
     assert (record.state, record.reason, record.attempt) == ("failed", "signal", 3)

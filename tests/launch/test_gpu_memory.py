@@ -106,7 +106,7 @@ def test_the_wait_has_an_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(local, "_MEMORY_PATIENCE", 1.0)
+    monkeypatch.setattr(local, "MEMORY_PATIENCE", 1.0)
     dead = attempt("os.kill(os.getpid(), 9)")
     pid = die(launcher, dead)
     holders.write_text(f"{pid}\n")

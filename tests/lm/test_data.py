@@ -216,7 +216,7 @@ def test_random_windows_reach_both_ends_of_the_text(characters: PreTrainedTokeni
 def test_a_long_text_is_not_tokenised_whole(
     characters: PreTrainedTokenizerFast, rows: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunegpt.lm.data._CALIBRATION_CHARACTERS", 200)
+    monkeypatch.setattr("prunegpt.lm.data.CALIBRATION_CHARACTERS", 200)
     first = calibration_windows(rows, characters, windows=5, length=20, mode="first")
     assert np.array_equal(first.ravel(), stream(rows, characters, 20).tokens[:100])
     with pytest.raises(DataError, match=r"15 calibration windows of 20 tokens, which takes 300 tokens"):

@@ -40,7 +40,7 @@ def test_device_that_is_absent_or_unknown(monkeypatch: pytest.MonkeyPatch) -> No
 def test_auto_precision_needs_native_bfloat16(
     monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr("prunegpt.lm.device._has_native_bfloat16", lambda device: native)
+    monkeypatch.setattr("prunegpt.lm.device.has_native_bfloat16", lambda device: native)
     assert pick_dtype("auto", torch.device("cuda")) == expected
 
 

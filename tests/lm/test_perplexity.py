@@ -144,9 +144,9 @@ def test_head_is_applied_to_few_tokens_at_a_time(
     whole, _ = evaluate(tiny_llama, windows, batch_size=8)
     seen: list[int] = []
     tiny_llama.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.numel() // 128))
-    monkeypatch.setitem(perplexity._HEAD_ELEMENTS, "cpu", 10 * 128)
+    monkeypatch.setitem(perplexity.HEAD_ELEMENTS, "cpu", 10 * 128)
     chunked, _ = evaluate(tiny_llama, windows, batch_size=8)
-    assert max(seen) == perplexity._PROBE
+    assert max(seen) == perplexity.PROBE
     assert set(seen[2:]) <= set(range(1, 11))
     assert chunked.loss == pytest.approx(whole.loss, rel=1e-6)
 

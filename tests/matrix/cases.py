@@ -17,17 +17,17 @@ from prunegpt.spec.training_arguments import choices
 
 Case = dict[str, str]  # axis -> name of a value
 
-BLOCKS, EPOCHS, BATCH = 8, 3, 2
-STEPS = BLOCKS * EPOCHS // BATCH  # of the optimizer: 12
+BLOCKS, EPOCHS, BATCH = 8, 2, 2
+STEPS = BLOCKS * EPOCHS // BATCH  # of the optimizer: 8
 
 PRUNED: Mapping[str, Any] = {"prune": {"method": "magnitude", "sparsity": 0.3}}  # what a case may begin with
 
-# When masks change: all between step 1 and step 8 of 12.
+# When masks change: all between step 1 and step 6 of 8.
 CLOCKS: Mapping[str, Mapping[str, Any]] = {
-    "steps": {"unit": "steps", "start": 1, "end": 8, "every": 2},
-    "epochs": {"unit": "epochs", "start": 0.25, "end": 2, "every": 0.25},
-    "fraction": {"unit": "fraction", "start": 0.1, "end": 0.7, "every": 0.1},
-    "sparseml": {"unit": "epochs", "start": 0.25, "end": 2, "every": 0.3, "clock": "sparseml"},
+    "steps": {"unit": "steps", "start": 1, "end": 6, "every": 2},
+    "epochs": {"unit": "epochs", "start": 0.25, "end": 1.5, "every": 0.25},
+    "fraction": {"unit": "fraction", "start": 0.15, "end": 0.75, "every": 0.15},
+    "sparseml": {"unit": "epochs", "start": 0.25, "end": 1.5, "every": 0.3, "clock": "sparseml"},
     "half-way": {"unit": "steps", "start": 1, "every": 2},
 }
 

@@ -78,13 +78,13 @@ def prunes(stage: StagePlan, state: ModelState) -> None:
     config = stage.training
     assert config is not None
     before = state.pruned if config.keep_masks else Pruned()
-    windows = training._calibration(config.prune, state, Inputs(None))
+    windows = training.calibration_of(config.prune, state, Inputs(None))
     job = training.resolve(stage, config, state, BLOCKS, before.masks, windows)
     if job.prune is None or config.prune is None:
         return
     names = tuple(dict.fromkeys([*before.masks, *job.prune.sparsities]))
     enforcer = Enforcer(select(state.model, targets=names), before.masks)
-    pruner = training._pruner(job.prune, enforcer, state, windows)
+    pruner = training.pruner_of(job.prune, enforcer, state, windows)
     generator = torch.Generator().manual_seed(0)
     for step in range(job.steps):
         pruner.before_step(step)

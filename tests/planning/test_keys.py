@@ -509,7 +509,7 @@ def test_hashes_of_files_are_remembered_once_they_are_settled(tmp_path: Path, mo
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     assert remembered() == {}  # changed a moment ago
-    monkeypatch.setattr("prunegpt.planning.fingerprint._SETTLED", 0)
+    monkeypatch.setattr("prunegpt.planning.fingerprint.SETTLED", 0)
     assert list(remembered()) == [str(file)]
 
 

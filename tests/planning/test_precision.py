@@ -26,7 +26,7 @@ def plan(**base: Any) -> TrialPlan:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_here", lambda: "bfloat16")
+    monkeypatch.setattr(precision, "precision_here", lambda: "bfloat16")
 
 
 def test_no_plan_leaves_it_open() -> None:
@@ -38,7 +38,7 @@ def test_no_plan_leaves_it_open() -> None:
 def test_what_a_gpu_computes_is_never_taken_for_what_a_processor_does(gpu: None) -> None:
     there = plan()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(precision, "_here", lambda: "float32")
+        patch.setattr(precision, "precision_here", lambda: "float32")
         here = plan()
     assert (there.precision, here.precision) == ("bfloat16", "float32")
     assert {stage.key for stage in there.stages}.isdisjoint(stage.key for stage in here.stages)
@@ -68,7 +68,7 @@ def test_of_a_cluster_its_gpus_tell(kind: str, gpus: int | None, found: str) -> 
 
 
 def test_a_launcher_that_would_compute_in_another_precision_is_refused(tmp_path: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(precision, "_here", lambda: "bfloat16")
+    monkeypatch.setattr(precision, "precision_here", lambda: "bfloat16")
     base = {"model": "builtin:tiny-gpt2", "data": {"path": "builtin:text", "block_size": 32}}
     sweep = Sweep({"name": "p", "base": base, "trials": [{"name": "a"}]}, root=tmp_path)
     with pytest.raises(LaunchError, match="a was planned in bfloat16 for launcher local, but slurm would compute it"):

@@ -93,4 +93,4 @@ def test_a_rehearsal_that_does_not_answer_refuses_nothing(monkeypatch: pytest.Mo
 
 
 def test_plain_arguments_are_arguments() -> None:
-    assert rehearsed._PLAIN | rehearsed._EVERY | rehearsed._SIZES <= DECISIVE | NEUTRAL
+    assert rehearsed.PLAIN | rehearsed.EVERY | rehearsed.SIZES <= DECISIVE | NEUTRAL

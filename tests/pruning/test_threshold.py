@@ -48,7 +48,7 @@ def path(request: pytest.FixtureRequest) -> Iterator[None]:
     """Both ways to find a threshold: a search among few scores, and histograms, which tests would be too small for."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "many":
-            patch.setattr(threshold, "_FEW", 0)
+            patch.setattr(threshold, "FEW", 0)
         yield
 
 
@@ -78,7 +78,7 @@ def test_rows_without_numpy_are_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     """What a GPU runs: torch's kthvalue in place of numpy's partition."""
     scores = torch.randint(-3, 4, (6, 9), generator=torch.Generator().manual_seed(0)).float()
     expected = [keep_largest_rows(scores, zeros) for zeros in range(10)]
-    monkeypatch.setattr(threshold, "_kth_of_rows", lambda rows, k: rows.kthvalue(k, dim=1, keepdim=True).values)
+    monkeypatch.setattr(threshold, "kth_of_rows", lambda rows, k: rows.kthvalue(k, dim=1, keepdim=True).values)
     assert all(torch.equal(keep_largest_rows(scores, zeros), mask) for zeros, mask in enumerate(expected))
 
 
@@ -106,7 +106,7 @@ def test_many_chunks_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> No
     scores = {str(i): torch.randn(31, 17, generator=torch.Generator().manual_seed(i)) for i in range(3)}
     masks = {"1": torch.rand(31, 17, generator=torch.Generator().manual_seed(9)) > 0.5}
     whole = global_masks(scores, 0.6, masks=masks)
-    monkeypatch.setattr(threshold, "_CHUNK", 100)
+    monkeypatch.setattr(threshold, "CHUNK", 100)
     parts = global_masks(scores, 0.6, masks=masks)
     assert all(torch.equal(whole[name], parts[name]) for name in scores)
     assert sum(int((~mask).sum()) for mask in whole.values()) == round(3 * 31 * 17 * 0.6)

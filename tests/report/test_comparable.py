@@ -12,9 +12,9 @@ from prunegpt.report.rows import select_rows
 from prunegpt.report.statistics import WindowLosses
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
-from prunegpt.sweep.curves import _point
+from prunegpt.sweep.curves import point_of
 from prunegpt.web.api.graph import made
-from prunegpt.web.api.sweeps import _best
+from prunegpt.web.api.sweeps import best_of
 from tests.support.results import draw_windows, evaluation, make_trial
 
 PRUNE = {"kind": "prune", "prune": {"method": "magnitude", "sparsity": 0.5}}
@@ -93,7 +93,7 @@ def test_the_best_of_a_sweep_and_its_best_rows_are_of_those_measured_as_most_are
     kept = Kept()
     trials = [kept.trial("a", 3.0, AS_MOST), kept.trial("b", 3.2, AS_MOST), kept.trial("odd", 2.0, odd)]
     assert [trial.name for trial in comparable(trials)] == ["a", "b"]
-    best = _best(trials)
+    best = best_of(trials)
     assert best is not None
     assert best.trial == "wikitext2/a"
     spec = TableSpec.model_validate({"title": "T", "rows": [{"trial": "*", "best": 2}], "columns": ["perplexity"]})
@@ -115,9 +115,9 @@ def test_a_sensitivity_is_not_taken_between_them(odd: dict[str, str]) -> None:
     kept = Kept()
     trial = kept.trial("a", 3.0, AS_MOST, stages=[PRUNE], pruned=0.5, layers=[1])
     before = trial.stages[0].model_copy(update={"evaluation": kept.trial("dense", 2.5, odd).evaluation})
-    assert _point(trial.model_copy(update={"stages": (before, trial.stages[1])})) is None
+    assert point_of(trial.model_copy(update={"stages": (before, trial.stages[1])})) is None
     alike = trial.stages[0].model_copy(update={"evaluation": kept.trial("dense", 2.5, AS_MOST).evaluation})
-    assert _point(trial.model_copy(update={"stages": (alike, trial.stages[1])})) is not None
+    assert point_of(trial.model_copy(update={"stages": (alike, trial.stages[1])})) is not None
 
 
 @pytest.mark.parametrize("how", [AS_MOST, *OTHERWISE.values()], ids=["as most", *OTHERWISE])

@@ -58,7 +58,7 @@ def test_each_resample_has_as_many_rows_as_there_are(count: int, block: int, see
 
 
 def test_drawing_in_parts_covers_every_row_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunegpt.report.statistics._DRAWN_AT_ONCE", 7)
+    monkeypatch.setattr("prunegpt.report.statistics.DRAWN_AT_ONCE", 7)
     values = np.eye(4)
     drawn = resampled_sums(values, block=2, resamples=20_000, seed=0).mean(axis=0)
     assert drawn == pytest.approx([1.0] * 4, abs=0.03)

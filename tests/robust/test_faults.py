@@ -83,7 +83,7 @@ def test_a_database_on_a_full_disk_says_so(
     """Its pages are counted, which SQLite tells as it tells a full disk."""
     root = Root(tmp_path / "runs")
     run(root, *TRIALS[:1])
-    journal = engine._choose_journal
+    journal = engine.choose_journal
 
     def small(connection: sqlite3.Connection) -> None:
         journal(connection)
@@ -92,7 +92,7 @@ def test_a_database_on_a_full_disk_says_so(
 
     with monkeypatch.context() as patched, Store.open(root) as store:
         store.sweeps()
-        patched.setattr(engine, "_choose_journal", small)
+        patched.setattr(engine, "choose_journal", small)
         with Store.open(root) as full, pytest.raises(StoreError, match=r"database or disk is full\. Free some space"):
             full.set_note(1, "x" * 10**6)
         with pytest.raises(StoreError, match="run the same command again"):
@@ -135,7 +135,7 @@ def test_a_root_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_a_database_that_others_hold_is_waited_for(
     tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_BUSY", 10.0)
+    monkeypatch.setattr(engine, "BUSY", 10.0)
     root = Root(tmp_path / "runs")
     run(root, *TRIALS[:1])
     held, stop = threading.Event(), threading.Event()
@@ -164,7 +164,7 @@ def test_a_database_that_stays_busy_is_told_and_lost_nothing(
     root = Root(tmp_path / "runs")
     run(root, *TRIALS[:1])
     with monkeypatch.context() as patched, sqlite3.connect(root.database, isolation_level=None) as other:
-        patched.setattr(engine, "_BUSY", 0.2)
+        patched.setattr(engine, "BUSY", 0.2)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match=r"database is locked\. Another process has held it"):
             run(root, *MORE)

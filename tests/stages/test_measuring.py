@@ -5,7 +5,7 @@ from typing import Any
 
 from prunegpt.pruning.masks import load_masks
 from prunegpt.registry import CRITERIA, SOLVERS
-from prunegpt.report.config import _allocation
+from prunegpt.report.config import planned_allocation
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.pruning import method_entry
@@ -85,7 +85,7 @@ def test_the_allocation_that_ran_is_recorded_and_is_what_tables_say_without_a_re
         stage = record.stages[-1]
         folder = root.attempt("small", name, 1)
         plan = TrialPlan.model_validate_json((folder / "trial.json").read_text()).stages[-1]
-        assert stage.allocation == allocation_of(plan) == _allocation(plan), name
+        assert stage.allocation == allocation_of(plan) == planned_allocation(plan), name
         masks = load_masks(root.stage(stage.key) / MASKS).masks
         assert masks
         kept = [mask.kept.sum(dim=-1) for mask in masks.values()]  # [rows] each

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunegpt.cli.control import _trusting
+from prunegpt.cli.control import trusting
 from prunegpt.cli.measure import open_model
 from prunegpt.errors import ModelError, PruneGPTError
 from prunegpt.planning.facts import model_facts
@@ -228,8 +228,8 @@ TRUSTING = [
 
 @pytest.mark.parametrize("spec", TRUSTING)
 def test_a_stored_spec_that_asks_for_trust_anywhere_is_seen(spec: dict[str, Any]) -> None:
-    assert _trusting(spec)
-    assert not _trusting({"base": {"model": {"source": "m", "trust_remote_code": False}}, "trials": [{"name": "a"}]})
+    assert trusting(spec)
+    assert not trusting({"base": {"model": {"source": "m", "trust_remote_code": False}}, "trials": [{"name": "a"}]})
 
 
 def test_the_command_line_opens_such_a_model_where_it_is_told_to(own: Path, tmp_path: Path) -> None:

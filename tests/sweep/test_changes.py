@@ -52,8 +52,8 @@ def test_an_upgrade_of_a_library_in_the_key_is_named(
 ) -> None:
     before = ran(planned())
     version = fingerprint.versions()[package]
-    known = fingerprint._version
-    monkeypatch.setattr(fingerprint, "_version", lambda name: "99.0" if name == package else known(name))
+    known = fingerprint.version_of
+    monkeypatch.setattr(fingerprint, "version_of", lambda name: "99.0" if name == package else known(name))
     assert planned().key != before.plan.key
     assert changes(before, planned()) == [f"{package} {version} is now 99.0"]
 

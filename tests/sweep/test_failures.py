@@ -20,7 +20,7 @@ from prunegpt.sweep.events import TrialFailed
 from prunegpt.sweep.failures import Ending, divided, divisible, judge, tried, unrecorded
 from prunegpt.sweep.interrupt import Interrupt
 from prunegpt.sweep.watchdog import Watchdog
-from prunegpt.trial import _cause
+from prunegpt.trial import cause_of
 from tests.support import fake_worker
 from tests.support.fork_launcher import ForkLauncher
 from tests.support.sweep_plans import make_trial
@@ -253,7 +253,7 @@ def _from(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_the_cause_of_an_exception(error: BaseException, expected: tuple[str, str]) -> None:
-    assert _cause(error) == expected
+    assert cause_of(error) == expected
 
 
 class Clock:
@@ -314,7 +314,7 @@ def test_a_worker_that_hangs_before_its_first_sign_of_life_is_replaced(
 
     launcher = ForkLauncher(hang_once)
     launcher.queues = False  # type: ignore[attr-defined]
-    monkeypatch.setattr(watchdog, "_STARTS", 0.05)  # of 15 s
+    monkeypatch.setattr(watchdog, "STARTS", 0.05)  # of 15 s
     assert bench.run(make_trial("a", "load a"), launcher=launcher, failures=FailureSpec(heartbeat=15.0)).ok
     first, second = bench.store.attempts("words/a")
     assert (first.state, first.reason, second.state) == ("failed", "lost", "finished")

@@ -113,8 +113,8 @@ class Refusing(ForkLauncher):
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other at once."""
-    monkeypatch.setattr(patience, "_FIRST", 0.001)
-    monkeypatch.setattr(patience, "_LONGEST", 0.01)
+    monkeypatch.setattr(patience, "FIRST", 0.001)
+    monkeypatch.setattr(patience, "LONGEST", 0.01)
 
 
 def test_every_call_of_the_protocol_is_refused_below() -> None:

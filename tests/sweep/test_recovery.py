@@ -89,7 +89,7 @@ def test_a_failure_that_is_none_of_the_listed_ones_is_kept_to_its_attempt(
     def burst(root: Root, store: object, row: Any) -> Any:
         raise OverflowError(f"of {row.trial}")
 
-    monkeypatch.setattr(recovery, "_ended", burst)
+    monkeypatch.setattr(recovery, "ending_of", burst)
     assert recover(bench.root, bench.store) == ["words/a", "words/b"]
     (attempt,) = bench.store.attempts("words/a")
     assert (attempt.reason, attempt.error) == ("lost", "what it left cannot be read: of a")

@@ -49,7 +49,7 @@ TAKEN = ONCE + "\n{python} {here}/job.py $folder < /dev/null > /dev/null 2>&1 &\
 @pytest.fixture
 def slurm(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a launcher whose sbatch refuses the trial `a` with these words."""
-    monkeypatch.setattr(patience, "_FIRST", 0.05)
+    monkeypatch.setattr(patience, "FIRST", 0.05)
     here = tmp_path / "bin"
     here.mkdir()
     monkeypatch.setenv("PATH", f"{here}:/usr/bin:/bin")

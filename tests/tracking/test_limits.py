@@ -101,7 +101,7 @@ def test_aliases_that_clients_write_are_read() -> None:
 
 
 def test_requests_that_are_read_at_once_have_a_bound(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "_MOST_HELD", 1000)
+    monkeypatch.setattr(intake, "MOST_HELD", 1000)
     answer = client.http.post(STREAM, content=b"x" * 2000)
     assert (answer.status_code, "again later" in answer.json()["error"]) == (503, True)
     assert client.http.post(STREAM, json={}).status_code == 200  # what was refused is held no longer
@@ -220,7 +220,7 @@ def test_a_run_goes_on_where_the_database_is_a_new_one(client: Client) -> None:
 def test_values_of_many_runs_are_not_kept_in_memory_and_no_file_stays_open(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_MOST_READ", 3)
+    monkeypatch.setattr(claims, "MOST_READ", 3)
     name = client.sweep({**GRID, "metric": {"name": "loss"}, "parameters": {"lr": {"values": list(range(12))}}})
     agent = client.ask("CreateAgent", sweep=name, host="h")["createAgent"]["agent"]["id"]
     files = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0

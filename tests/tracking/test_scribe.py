@@ -424,7 +424,7 @@ def test_what_a_server_says_is_told(status: int, body: bytes, message: str, monk
 
 
 def test_a_server_that_is_gone_or_slow_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunegpt.tracking.client._TIMEOUT", 0.2)
+    monkeypatch.setattr("prunegpt.tracking.client.TIMEOUT", 0.2)
     with server(200, b"{}", silent=True) as address, pytest.raises(TrackingError, match="cannot be reached: timed out"):
         Server(address, "key").ask("query Viewer { viewer { id } }", {})
     with pytest.raises(TrackingError, match=r"cannot be reached: .*refused"):

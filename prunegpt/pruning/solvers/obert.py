@@ -11,7 +11,7 @@ from prunegpt.pruning.solvers.base import Solution, builtin, target_zeros
 from prunegpt.pruning.solvers.factor import LIMIT, damping_schedule
 
 _UNREACHED = "no gradient reaches this layer, so that its weights were chosen by magnitude"
-_CHUNK = 1 << 22  # entries of block inverses held at a time
+CHUNK = 1 << 22  # entries of block inverses held at a time
 
 
 def obert(
@@ -119,7 +119,7 @@ def _inverses(
     """
     count = gradients.shape[0]
     in_row = -(-weight.shape[1] // size)
-    step = max(_CHUNK // (in_row * size * max(size, count)), 1)
+    step = max(CHUNK // (in_row * size * max(size, count)), 1)
     eye = torch.eye(size, dtype=torch.float64, device=weight.device)
     for start in range(0, weight.shape[0], step):
         rows = slice(start, min(start + step, weight.shape[0]))

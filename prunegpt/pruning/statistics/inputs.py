@@ -25,7 +25,7 @@ _PRODUCTS: Mapping[Any, tuple[tuple[int, str], tuple[int, str]]] = {
     **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), ((0, "input"), (1, "mat2"))),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), ((0, "input"), (1, "other"))),
 }
-_PANEL = 384  # columns of a Gram matrix that are summed together; the part below the diagonal panels is mirrored
+PANEL = 384  # columns of a Gram matrix that are summed together; the part below the diagonal panels is mirrored
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,9 @@ class _Sums:
         if self.upper is None:
             self.squares += inputs.square().sum(dim=0)
             return
-        for start in range(0, inputs.shape[1], _PANEL):
-            panel = inputs[:, start : start + _PANEL]  # [tokens, panel]
-            self.upper[start : start + _PANEL, start:].addmm_(panel.t(), inputs[:, start:])
+        for start in range(0, inputs.shape[1], PANEL):
+            panel = inputs[:, start : start + PANEL]  # [tokens, panel]
+            self.upper[start : start + PANEL, start:].addmm_(panel.t(), inputs[:, start:])
 
     def statistics(self) -> LayerStatistics:
         if self.upper is None:

@@ -19,7 +19,7 @@ from prunegpt.tracking.values import plain
 
 LARGEST = 16 << 20  # bytes of a request, unpacked; the client sends 10 MiB of rows at most
 MOST_VALUES = 1_000_000  # of a request; a value takes some 70 bytes of memory
-_MOST_HELD = 256 << 20  # bytes of all requests that are being read
+MOST_HELD = 256 << 20  # bytes of all requests that are being read
 _PARSERS = 4  # requests that are parsed at the same time
 
 _Given = TypeVar("_Given")
@@ -76,7 +76,7 @@ class Intake:
             nonlocal held
             held += size
             self._held += size
-            if self._held > _MOST_HELD:
+            if self._held > MOST_HELD:
                 raise Rejected("this server is reading too many requests. Send this one again later.", 503)
 
         try:

@@ -160,10 +160,10 @@ def best(dashboard: Dashboard, sweep: str) -> Best | None:
     """The best trial of a sweep, looked for once for each state of the store."""
     with dashboard.source.following():
         revision, trials = dashboard.source.sweep_revision(sweep), dashboard.source.trials(sweep)
-    return dashboard.kept.get(("best", sweep), revision, lambda: _best(trials))
+    return dashboard.kept.get(("best", sweep), revision, lambda: best_of(trials))
 
 
-def _best(trials: list[TrialResult]) -> Best | None:
+def best_of(trials: list[TrialResult]) -> Best | None:
     shown = comparable([one for one in trials if not one.implicit])
     measured = [(found.perplexity, one.address) for one in shown if (found := one.measured) and found.perplexity]
     if not measured:

@@ -99,7 +99,7 @@ def test_what_is_pruned_already_neither_moves_nor_informs() -> None:
 def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made = layer(7, 24)
     whole = obert(made.weight, gradients=made.gradients, pattern=NOfM(2, 4), fisher_block=10)
-    monkeypatch.setattr("prunegpt.pruning.solvers.obert._CHUNK", 1)
+    monkeypatch.setattr("prunegpt.pruning.solvers.obert.CHUNK", 1)
     parts = obert(made.weight, gradients=made.gradients, pattern=NOfM(2, 4), fisher_block=10)
     assert torch.equal(whole.mask, parts.mask)
     torch.testing.assert_close(whole.weight, parts.weight)

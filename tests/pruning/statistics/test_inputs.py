@@ -70,7 +70,7 @@ def test_layers_with_one_input_share_one_gram(
 
 
 def test_wide_inputs_are_summed_in_panels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunegpt.pruning.statistics.inputs._PANEL", 5)
+    monkeypatch.setattr("prunegpt.pruning.statistics.inputs.PANEL", 5)
     view = linear("wide", 13)
     collector = InputCollector({"wide": view}, gram=True)
     inputs = torch.randn(2, 4, 13)
