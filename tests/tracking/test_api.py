@@ -186,6 +186,31 @@ def test_an_artifact_comes_back_as_it_was_logged_also_after_a_restart(client: Cl
     assert asked(again, ARTIFACT, name="data:v7")["project"]["artifact"] is None
 
 
+VERSIONS = (
+    'query ($order: String) { project(name: "mine") { artifactType(name: "dataset") { artifactCollection(name: "data") '
+    "{ artifacts(order: $order) { edges { node { id versionIndex } } } } } } }"
+)
+DELETE = "mutation ($input: J) { deleteArtifact(input: $input) { success } }"
+
+
+def test_versions_come_in_the_order_that_is_asked_for_and_one_with_aliases_is_kept(client: Client) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    logged(client, b"one", "best")
+    logged(client, b"two")
+
+    def found(order: str) -> list[dict[str, Any]]:
+        kind = asked(client, VERSIONS, order=order)["project"]["artifactType"]
+        return [edge["node"] for edge in kind["artifactCollection"]["artifacts"]["edges"]]
+
+    for order, numbers in (("", [1, 0]), ("+version_index", [0, 1]), ("-version_index", [1, 0])):
+        assert [node["versionIndex"] for node in found(order)] == numbers
+    given = {"artifactID": found("+version_index")[0]["id"]}
+    answer = client.http.post("/graphql", json={"query": DELETE, "variables": {"input": given}}).json()
+    assert "delete_aliases=True only, but data:v0 has best" in answer["errors"][0]["message"]
+    assert asked(client, DELETE, input={**given, "deleteAliases": True})["deleteArtifact"]["success"]
+    assert [node["versionIndex"] for node in found("")] == [1]
+
+
 def test_an_artifact_without_its_manifest_is_not_committed(client: Client) -> None:
     about = {"entityName": "local", "projectName": "mine", "artifactTypeName": "t", "artifactCollectionName": "c"}
     made = asked(client, CREATE, input={**about, "digest": "d"})["createArtifact"]["artifact"]

@@ -12,7 +12,7 @@ import pytest
 
 OLDER = "0.21.0"  # a year older than the one that is tested
 _BESIDE = ("protobuf>=6,<7", "gitpython", "gitdb", "smmap", "sentry-sdk>=2,<3")  # what it needs and the newer has not
-_LONGEST = 150.0  # seconds that installing may take
+_LONGEST = 600.0  # seconds that installing may take
 
 
 def client(version: str) -> Path | None:

@@ -8,8 +8,9 @@ from urllib.parse import quote
 
 from prunegpt.tracking.endpoint.artifacts import Artifacts, ArtifactVersion, hexadecimal
 from prunegpt.tracking.endpoint.connection import NodeFields, connection, identifier, parts_of, stamp
+from prunegpt.tracking.endpoint.filters import matches, ordered
 from prunegpt.tracking.endpoint.hosted import run_id
-from prunegpt.tracking.endpoint.intake import Rejected
+from prunegpt.tracking.endpoint.intake import Rejected, parsed_object
 from prunegpt.tracking.run_path import RunPath
 
 
@@ -140,7 +141,10 @@ class ArtifactNodes:
         def artifacts(
             _: Any, first: Any = None, after: Any = None, filters: Any = None, order: Any = None
         ) -> NodeFields:
-            made = connection(list(reversed(versions)), lambda one: one, first, after)
+            query = parsed_object(filters, "filters") if isinstance(filters, str) else filters or {}
+            found = [one for one in map(_fields, reversed(versions)) if matches(one, query)]
+            found = ordered(found, str(order)) if order else found
+            made = connection([one["artifact"] for one in found], lambda one: one, first, after)
             for edge in made["edges"]:
                 edge |= {"version": f"v{edge['node'].number}", "node": self._node(edge["node"])}
             return made
@@ -260,7 +264,7 @@ class ArtifactNodes:
                 "url": url,
                 "directUrl": url,
                 "sizeBytes": size,
-                "storagePath": digest,
+                "storagePath": f"wandb_artifacts/{digest}",
                 "mimetype": mimetypes.guess_type(name)[0],
                 "updatedAt": stamp(version.updated),
                 "digest": digest,
@@ -333,7 +337,7 @@ class ArtifactNodes:
                     "id": identifier("ArtifactFile", version.id, _text(spec, "name")),
                     "name": spec.get("name"),
                     "displayName": spec.get("name"),
-                    "storagePath": f"artifacts/{digest}",
+                    "storagePath": f"wandb_artifacts/{digest}",
                     "uploadUrl": None if there else f"{address}/artifact-files/{digest}",
                     "uploadHeaders": headers,
                     "uploadMultipartUrls": None,
@@ -361,7 +365,14 @@ class ArtifactNodes:
         return {"artifact": self._node(version)}
 
     def _delete(self, _: Any, input: Any = None) -> NodeFields:
-        version = self._version(_asked(input), "artifactID")
+        asked = _asked(input)
+        version = self._version(asked, "artifactID")
+        if version.aliases and not asked.get("deleteAliases"):
+            raise Rejected(
+                f"an artifact with aliases is deleted with delete_aliases=True only, but {version.collection}:"
+                f"v{version.number} has {', '.join(version.aliases)}.",
+                200,
+            )
         self._artifacts.delete(version)
         return {"artifact": self._node(version), "success": True}
 
@@ -389,6 +400,20 @@ class ArtifactNodes:
         if found is None:
             raise Rejected(f"there is no artifact {_text(asked, name)!r:.80}.", 200)
         return found
+
+
+def _fields(version: ArtifactVersion) -> NodeFields:
+    """A version as filters and orders know it."""
+    return {
+        "artifact": version,
+        "version_index": version.number,
+        "created_at": stamp(version.created),
+        "updated_at": stamp(version.updated),
+        "digest": version.digest,
+        "state": version.state,
+        "alias": version.aliases,
+        "metadata": version.metadata,
+    }
 
 
 def _asked(given: Any) -> Mapping[str, Any]:
