@@ -1,6 +1,7 @@
 """Experts of fused parameters, against the same model with one nn.Linear for each of their matrices."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,14 +11,20 @@ from torch import Tensor, nn
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import WeightView, block_matrices, matrices, outline, select
 from prunegpt.pruning.enforce import Enforcer
+from prunegpt.pruning.evidence import Evidence, evidence
+from prunegpt.pruning.gradients import GATHERED
+from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.pruning.job import load_method, resolve_gradual
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, load_masks, measure_sparsity, save_masks
 from prunegpt.pruning.oneshot import prune_oneshot
 from prunegpt.pruning.statistics import block_statistics, evaluating
 from prunegpt.registry import CRITERIA, SOLVERS
+from prunegpt.spec.schedules import Clock
 from tests.support.families import VOCABULARY, tiny
 
 METHODS = [name for name in [*CRITERIA.names(), *SOLVERS.names()] if name != "movement"]
+SLOW = pytest.mark.slow
 STORED = {  # [in, out]?
     **dict.fromkeys(("mixtral", "qwen2_moe", "jetmoe"), frozenset({False})),
     **dict.fromkeys(("gpt_oss", "llama4_text"), frozenset({True})),
@@ -264,3 +271,45 @@ def test_masks_hold_in_training_as_those_of_the_twin(mixtral: Any, twin: Any, wi
     for name, view in block_matrices(mixtral).items():
         torch.testing.assert_close(view.matrix, theirs[unfused_name(name)].matrix, rtol=1e-3, atol=1e-3)
         assert torch.equal(view.matrix != 0, theirs[unfused_name(name)].matrix != 0)
+
+
+def gradually(model: Any, windows: Tensor, method: str, pattern: str) -> dict[str, Mask]:
+    """The masks after three updates, with a step of SGD after each; solvers prune to N:M in one."""
+    views = block_matrices(model)
+    updates = (1,) if pattern == "2:4" and method in SOLVERS.names() else (1, 2, 3)
+    final = None if pattern == "2:4" else 0.5
+    job = resolve_gradual(views, method=method, clock=Clock(updates), pattern=pattern, final=final)
+    needs = load_method(method).needs - GATHERED
+
+    def statistics(seed: int) -> Iterator[dict[str, Evidence]]:
+        with evaluating(model):
+            yield from evidence(model, views, windows, needs=needs, propagate=False, seed=seed)
+
+    enforcer = Enforcer(views, {})
+    pruner = GradualPruner(job, enforcer, statistics=statistics if needs - {"generator"} else None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(4):
+        pruner.before_step(step, optimizer)
+        model(input_ids=windows, labels=windows).loss.backward()
+        pruner.accumulate()
+        enforcer.mask_gradients()
+        optimizer.step()
+        enforcer.mask_weights()
+        optimizer.zero_grad()
+    enforcer.verify()
+    job.verify(enforcer.masks, {})
+    return dict(enforcer.masks)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=SLOW if name in ("admm", "obert") else ()) for name in [*METHODS, "movement"]]
+)
+def test_masks_of_gradual_pruning_are_those_of_the_twin(
+    mixtral: Any, twin: Any, windows: Tensor, method: str, pattern: str
+) -> None:
+    fused, unfused = (gradually(model, windows, method, pattern) for model in (mixtral, twin))
+    assert {unfused_name(name) for name in fused} == unfused.keys()
+    for name, mask in fused.items():
+        differ = int((mask.kept != unfused[unfused_name(name)].kept).sum())
+        assert differ == 0 or (method in SOLVERS.names() and differ <= 0.05 * mask.weights), (name, differ)
