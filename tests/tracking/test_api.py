@@ -58,6 +58,14 @@ def test_runs_are_found_by_what_they_are(client: Client) -> None:
     assert [json.loads(row) for row in node["history"]] == [{"_step": 0, "loss": 2.0}]
 
 
+def test_the_keys_of_a_history_have_dotted_names_and_last_values(client: Client) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    client.stream("run0", [{"_step": step, "acc": {"top1": step / 2}} for step in range(2)])
+    found = asked(client, '{ project(name: "mine") { run(name: "run0") { historyKeys } } }')["project"]["run"]
+    assert found["historyKeys"]["lastStep"] == 1
+    assert found["historyKeys"]["keys"]["acc.top1"]["previousValue"] == 0.5
+
+
 SAMPLED = 'query ($specs: [J]) { project(name: "mine") { run(name: "run0") { sampledHistory(specs: $specs) } } }'
 
 

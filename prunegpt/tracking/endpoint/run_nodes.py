@@ -3,7 +3,7 @@
 import json
 import mimetypes
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from hashlib import md5
 from pathlib import Path
@@ -245,10 +245,19 @@ def _with_keys(keeper: Keeper, spec: Any) -> list[NodeFields]:
     return [{key: row[key] for key in keys} for row in found[::every]]
 
 
+def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a row, nested ones by dotted names; an image or the like is one value."""
+    for name, value in row.items():
+        if isinstance(value, Mapping) and "_type" not in value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _history_keys(keeper: Keeper) -> NodeFields:
     keys: dict[str, NodeFields] = {}
     for row in keeper.history:
-        for name, value in row.items():
+        for name, value in _flat(row):
             kind = "number" if isinstance(value, (int, float)) else type(value).__name__
             known = keys.setdefault(name, {"typeCounts": [{"type": kind, "count": 0}], "monotonic": False})
             known["typeCounts"][0]["count"] += 1
