@@ -488,7 +488,8 @@ def test_files_of_a_split_must_hold_text_of_one_kind(tmp_path: Path) -> None:
     assert "a data file must hold text, but" in only(problems_of({"name": "a"}, base=base)).message
     (folder / "validation.jsonl").write_text('{"text": "x"}\n')
     found = only(problems_of({"name": "a"}, base=base)).message
-    assert "must be of one kind of .txt, .jsonl, .json, .parquet, but are validation.jsonl, validation.txt" in found
+    assert "must be of one kind of .txt, .jsonl, .json, .ndjson, .parquet, .csv, .tsv, .arrow, but are" in found
+    assert "but are validation.jsonl, validation.txt" in found
 
 
 def test_a_single_file_trains_and_is_the_split_it_is_called(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def reading(change: Callable[[], None], restore: Callable[[], None]) -> Iterator
         for module, name in (
             (stage_cache, "load_model"),
             (stage_text, "read_rows"),
-            (stage_text.protocols, "read_rows"),
+            (stage_text.protocols, "read_split"),
         ):
             patch.setattr(module, name, around(getattr(module, name)))
         yield

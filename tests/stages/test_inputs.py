@@ -159,8 +159,7 @@ def test_a_file_that_is_put_back_while_it_is_read_is_refused(
         (cache, "load_tokenizer"),
         (text, "read_rows"),
         (text, "read_documents"),
-        (text.protocols, "read_rows"),
-        (text.protocols, "read_documents"),
+        (text.protocols, "read_split"),
     ):
         monkeypatch.setattr(module, function, swapping(getattr(module, function)))
     record = run(place, plan)
