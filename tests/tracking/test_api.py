@@ -66,6 +66,16 @@ def test_the_keys_of_a_history_have_dotted_names_and_last_values(client: Client)
     assert found["historyKeys"]["keys"]["acc.top1"]["previousValue"] == 0.5
 
 
+def test_a_file_is_found_by_its_name_however_it_is_written(client: Client) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    client.http.put("/files/local/mine/run0/upload/a%20b.txt", content=b"content")
+    files = "files(names: $n) { edges { node { url } } }"
+    query = 'query ($n: [S]) { project(name: "mine") { run(name: "run0") { ' + files + " } } }"
+    for name in ("a b.txt", "./a b.txt"):
+        (edge,) = asked(client, query, n=[name])["project"]["run"]["files"]["edges"]
+        assert client.http.get(edge["node"]["url"]).content == b"content"
+
+
 SAMPLED = 'query ($specs: [J]) { project(name: "mine") { run(name: "run0") { sampledHistory(specs: $specs) } } }'
 
 

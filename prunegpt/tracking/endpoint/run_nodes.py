@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from hashlib import md5
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 from urllib.parse import quote
 
@@ -268,7 +269,8 @@ def _history_keys(keeper: Keeper) -> NodeFields:
 def _files(keeper: Keeper, names: Sequence[str], pattern: Any) -> list[tuple[str, Path]]:
     folder = keeper.folder / "files"
     found = [(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*")) if path.is_file()]
-    found = [(name, path) for name, path in found if not names or name in names]
+    wanted = {normpath(str(name)) for name in names}  # clients ask for ./NAME too
+    found = [(name, path) for name, path in found if not wanted or name in wanted]
     return [(name, path) for name, path in found if not pattern or fnmatchcase(name, str(pattern).replace("%", "*"))]
 
 
