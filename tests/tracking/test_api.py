@@ -172,7 +172,7 @@ def logged(client: Client, content: bytes, *aliases: str) -> Any:
         "digest": digest,
         "aliases": [{"alias": one} for one in aliases],
     }
-    made = asked(client, CREATE, input=given)["createArtifact"]["artifact"]
+    made = asked(client, CREATE, input={**given, "tags": [{"tagName": "given"}]})["createArtifact"]["artifact"]
     if made["state"] == "COMMITTED":
         return made
     manifest = {"version": 1, "contents": {"a.txt": {"digest": digest, "size": len(content)}}}
@@ -227,6 +227,18 @@ def test_versions_come_in_the_order_that_is_asked_for_and_one_with_aliases_is_ke
     assert "delete_aliases=True only, but data:v0 has best" in answer["errors"][0]["message"]
     assert asked(client, DELETE, input={**given, "deleteAliases": True})["deleteArtifact"]["success"]
     assert [node["versionIndex"] for node in found("")] == [1]
+
+
+def test_the_tags_of_an_artifact_are_kept_and_changed(client: Client) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    logged(client, b"one")
+    tagged = 'query { project(name: "mine") { artifact(name: "data") { id tags { name } } } }'
+    update = "mutation ($input: J) { updateArtifact(input: $input) { artifact { tags { name } } } }"
+    found = asked(client, tagged)["project"]["artifact"]
+    assert found["tags"] == [{"name": "given"}]
+    changed = {"tagsToAdd": [{"tagName": "new"}], "tagsToDelete": [{"tagName": "given"}]}
+    made = asked(client, update, input={"artifactID": found["id"], **changed})["updateArtifact"]["artifact"]
+    assert made["tags"] == [{"name": "new"}]
 
 
 def test_an_artifact_without_its_manifest_is_not_committed(client: Client) -> None:

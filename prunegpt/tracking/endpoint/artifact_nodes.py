@@ -237,7 +237,7 @@ class ArtifactNodes:
             "historyStep": version.history_step,
             "ttlDurationSeconds": -2,
             "ttlIsInherited": False,
-            "tags": [],
+            "tags": [{"__typename": "Tag", "id": identifier("Tag", name), "name": name} for name in version.tags],
             "aliases": self._aliases(version),
             "artifactType": lambda _: self._type(at, version.type),
             "artifactSequence": sequence,
@@ -297,6 +297,7 @@ class ArtifactNodes:
             description=asked.get("description"),
             metadata=asked.get("metadata"),
             aliases=[str(alias) for alias in aliases],
+            tags=_tags(asked.get("tags")),
             history_step=asked.get("historyStep"),
             run=_text(asked, "runName"),
         )
@@ -357,6 +358,9 @@ class ArtifactNodes:
         for name in ("description", "metadata"):
             if asked.get(name) is not None:
                 setattr(version, name, asked[name])
+        less = _tags(asked.get("tagsToDelete"))
+        more = [*version.tags, *_tags(asked.get("tagsToAdd"))]
+        version.tags = [tag for tag in dict.fromkeys(more) if tag not in less]
         self._artifacts.keep(version)
         if asked.get("aliases") is not None:
             aliases = [str(one["alias"] if isinstance(one, Mapping) else one) for one in asked["aliases"]]
@@ -414,6 +418,11 @@ def _fields(version: ArtifactVersion) -> NodeFields:
         "alias": version.aliases,
         "metadata": version.metadata,
     }
+
+
+def _tags(given: Any) -> list[str]:
+    """The names of tags."""
+    return [_text(one, "tagName") for one in given or []]
 
 
 def _asked(given: Any) -> Mapping[str, Any]:

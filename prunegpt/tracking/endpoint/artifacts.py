@@ -36,6 +36,7 @@ class ArtifactVersion(BaseModel):
     description: str | None = None
     metadata: Any = None
     aliases: list[str] = []
+    tags: list[str] = []
     created: float = 0.0
     updated: float = 0.0
     history_step: int | None = None
