@@ -192,7 +192,8 @@ def test_the_stages_of_the_attempt_that_got_furthest_count(store: Store) -> None
     assert [record.key for record in result.stages] == ["load", "a"]
     assert (result.reason, result.error, result.attempts) == ("exception", "disk", 2)
     assert result.folder == "trials/words/a/attempt-2"
-    assert (result.evaluation.perplexity, result.sparsity.pruned) == (3.5, 0.5)
+    assert (result.stages[-1].evaluation.perplexity, result.stages[-1].sparsity.pruned) == (3.5, 0.5)
+    assert (result.evaluation, result.sparsity) == (None, None), "they are not its last stage's"
     store.start_attempt(saved.id)
     final = [stage("load", cached=True), stage("a", 1, cached=True), stage("b", 2, perplexity=None)]
     store.finish_attempt(ended(3, "finished", *final))
