@@ -117,8 +117,22 @@ def check_causal(source: str | Path, model: PreTrainedModel) -> None:
         )
 
 
+def check_own_loss(source: str | Path, model: PreTrainedModel) -> None:
+    """Asks for the loss of a few tokens: fine-tuning takes the model's own, which not every model has of text alone."""
+    tokens = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size  # [1, 8]
+    training = model.training
+    model.eval()  # which draws no random number
+    with torch.no_grad(), _reading(source, model, "Distil it: the loss is computed from its logits then."):
+        model(input_ids=tokens, labels=tokens, use_cache=False)
+    model.train(training)
+
+
 @contextmanager
-def _reading(source: str | Path, model: PreTrainedModel) -> Iterator[None]:
+def _reading(
+    source: str | Path,
+    model: PreTrainedModel,
+    hint: str = "Use one that can be given text without images or sounds, or its language model by itself.",
+) -> Iterator[None]:
     """Turns what a model raises that asks for more than text into a ModelError."""
     try:
         yield
@@ -127,6 +141,5 @@ def _reading(source: str | Path, model: PreTrainedModel) -> Iterator[None]:
     except Exception as error:  # each model says it in a way of its own
         told = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ModelError(
-            f"a model must predict text from text alone, but {source} ({type(model).__name__}) does not: {told}. "
-            f"Use one that can be given text without images or sounds, or its language model by itself."
+            f"a model must predict text from text alone, but {source} ({type(model).__name__}) does not: {told}. {hint}"
         ) from error

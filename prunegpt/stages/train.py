@@ -7,6 +7,7 @@ from torch import Tensor
 from prunegpt.errors import PruningError
 from prunegpt.lm import ranks
 from prunegpt.lm.blocks import Blocks
+from prunegpt.lm.checks import check_own_loss
 from prunegpt.lm.views import block_matrices, matrices, select
 from prunegpt.planning.budget import count_steps, divided_note
 from prunegpt.planning.inputs import Inputs
@@ -33,6 +34,7 @@ from prunegpt.training import TrainingJob, train
 def finetune(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
     """Trains on the text with the model's own cross-entropy."""
     assert plan.finetune is not None
+    check_own_loss(plan.model.source, state.model)
     return _train(plan, plan.finetune, state, setting)
 
 
