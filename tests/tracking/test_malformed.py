@@ -259,7 +259,7 @@ def attacks(attacked: Attacked, count: int) -> dict[str, Any]:
         attacked.posted(path, sent, **{"content-encoding": encoding})
 
     @many
-    @given(st.sampled_from(attacked.endpoint.routes()), st.lists(NAMES, min_size=4, max_size=4), BYTES)
+    @given(st.sampled_from(attacked.endpoint.routes()), st.lists(NAMES, min_size=5, max_size=5), BYTES)
     def paths(route: Any, names: list[str], body: bytes) -> None:
         taken = iter(names)
         path = re.sub(r"\{[^}]*\}", lambda _: re.sub(r"[?#/\s]", "_", next(taken)), route.path)
