@@ -12,6 +12,7 @@ from prunegpt.errors import PruningError, nearest
 _SHOWN = 6
 _SHOWN_SIGNS = 120  # of a pattern in a message
 _PATIENCE = 0.2  # seconds that a pattern may take over one name
+_LAST = re.compile(r"\[([^\[\]]*)\]$")  # what brackets at the end of a glob hold: a set of characters, or an expert
 # Ends a pattern of `exclude` that names what is not pruned by default, and what not every model has.
 _APART = re.compile(r"(lm_head|embed_out|embed_tokens|wte|wpe|gate|router)(\\?\.weight)?[$)]*(\.\*)?$")
 
@@ -62,16 +63,18 @@ def block_index(name: str) -> int | None:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern means this parameter, by its own name or its module's.
+    """Whether a pattern means this matrix, by its own name, its module's or, of experts, that of all together.
+
+    At the end of a glob, `[3]` and `[*]` are an expert and all of them, as names and `prunegpt doctor` have it.
 
     Raises:
         PruningError: `re:` with something that is no regular expression, or takes forever.
     """
-    module = name.removesuffix(".weight")
+    candidates = {name, name.removesuffix(".weight"), parameter_of(name)}
     if pattern.startswith("re:"):
         try:
             compiled = regex.compile(pattern[3:])
-            return any(compiled.fullmatch(each, timeout=_PATIENCE) for each in (name, module))
+            return any(compiled.fullmatch(each, timeout=_PATIENCE) for each in candidates)
         except TimeoutError as error:
             raise PruningError(
                 f"a regular expression must match a name within {_PATIENCE:g} seconds, but {pattern[:_SHOWN_SIGNS]!r} "
@@ -82,7 +85,8 @@ def matches(name: str, pattern: str) -> bool:
                 f"what follows re: must be a regular expression, but {pattern[:_SHOWN_SIGNS]!r} is not: {error}. "
                 f"Escape its special characters, or write a glob without re:."
             ) from error
-    return any(candidate == pattern or fnmatchcase(candidate, pattern) for candidate in (name, module))
+    globs = {pattern, _LAST.sub(r"[[]\1]", pattern)} if name.endswith("]") else {pattern}
+    return any(each == pattern or any(fnmatchcase(each, glob) for glob in globs) for each in candidates)
 
 
 def select_names(

@@ -208,13 +208,23 @@ def test_routers_and_gates_are_left_alone_unless_they_are_named() -> None:
     assert gate not in select(model, targets=["*mlp*"])
 
 
-@pytest.mark.parametrize("pattern", ["*experts.down_proj*", "re:.*experts\\.down_proj\\[\\d\\]"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("*experts.down_proj*", "*experts.down_proj", "model.layers.*.mlp.experts.down_proj[*]", "*down_proj[?]"),
+        *(r"re:.*experts\.down_proj\[\d\]", r"re:.*experts\.down_proj"),
+    ],
+)
 def test_patterns_reach_experts(mixtral: Any, pattern: str) -> None:
     assert list(select(mixtral, targets=[pattern])) == [
         f"model.layers.{layer}.mlp.experts.down_proj[{expert}]" for layer in range(2) for expert in range(4)
     ]
     one = "model.layers.1.mlp.experts.down_proj[2]"
-    assert list(select(mixtral, targets=[one])) == [one]
+    for pattern in (one, "*layers.1.*.down_proj[2]", "*.1.*.down_proj[[]2]"):
+        assert list(select(mixtral, targets=[pattern])) == [one]
+    together = "model.layers.1.mlp.experts.down_proj"
+    assert list(select(mixtral, targets=[together])) == [f"{together}[{expert}]" for expert in range(4)]
+    assert list(select(mixtral, targets=[together], exclude=["*[1]", "*[3]"])) == [f"{together}[0]", one]
     with pytest.raises(PruningError, match="matches none"):
         select(mixtral, targets=["model.layers.1.mlp.experts.down_proj[4]"])
 
