@@ -85,7 +85,7 @@ def print_sparsities(by_tensor: Mapping[str, float], title: str | None = None) -
     rows = []
     for name, found in together.items():
         low, high = min(found), max(found)
-        called = name if name in by_tensor else f"{name} ({len(found)} experts)"
+        called = name if name in by_tensor else f"{name} ({len(found)} expert{'s' if len(found) > 1 else ''})"
         rows.append([called, low if low == high else f"{number(low)} to {number(high)}"])
     print_table(["tensor", "sparsity"], rows, title=title)
 

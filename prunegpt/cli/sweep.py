@@ -107,8 +107,17 @@ def check(
         return
     if trials:
         print_table(
-            ["trial", "model", "stages", "waits for"],
-            ([trial.name, trial.label, _chain(trial, root), ", ".join(trial.teachers.values())] for trial in trials),
+            ["trial", "model", "stages", "covers", "waits for"],
+            (
+                [
+                    trial.name,
+                    trial.label,
+                    _chain(trial, root),
+                    f"{coverages[trial.name].share:.1%}" if trial.name in coverages else "",
+                    ", ".join(trial.teachers.values()),
+                ]
+                for trial in trials
+            ),
             title=f"{plan.title}: {len(trials)} trials",
         )
         print(f"{report.stages} stages, {report.shared} shared by several trials, {report.cached} already cached (✓).")

@@ -107,7 +107,11 @@ def stored_zeros(folder: Path) -> float:
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118
                 part = stored.get_slice(name)
-                if len(part.get_shape()) == _MATRIX and any(step.isdigit() for step in name.split(".")):
+                if (
+                    len(part.get_shape()) == _MATRIX
+                    and not name.endswith("bias")
+                    and any(step.isdigit() for step in name.split("."))
+                ):
                     rows = part[:_SAMPLED]
                     zeros, weights = zeros + int((rows == 0).sum()), weights + rows.numel()
     return zeros / max(weights, 1)

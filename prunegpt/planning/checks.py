@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from prunegpt.errors import nearest
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
-from prunegpt.planning.outlines import is_words, outline_of, stored_matrices
+from prunegpt.planning.outlines import is_words, outline_of, stored_matrices, unbuilt
 from prunegpt.planning.rehearsed import refused
 from prunegpt.planning.sources import has_tokenizer, no_tokenizer, quantised_by, quantised_problem
 from prunegpt.planning.texts import block_size_of
@@ -61,6 +61,8 @@ def _pruning_problems(
     prune: PruneSpec, facts: ModelFacts | None, block_size: int, length: Mapping[str, float | None]
 ) -> Iterator[Message]:
     known = outline_of(facts) if facts else None
+    if facts and facts.files and known is None and (problem := unbuilt(facts)):
+        yield "", f"a model must be one that transformers can build from its config, but {problem}. Check config.json."
     yield from prune_problems(prune, known.matrices if known else None, length=length)
     calibration = prune.calibration
     size = calibration.length or block_size_of(calibration.data, block_size)

@@ -453,10 +453,11 @@ def test_targets_are_named_as_in_memory_however_the_file_names_them(prefix: str,
     assert "'*ln*' matches none" in only(problems_of(pruned(targets="*ln*"), base=base)).message
 
 
-def test_an_unknown_family_is_not_judged_by_names(tmp_path: Path) -> None:
+def test_a_family_that_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", model_type="novel")
     base = {"model": str(folder), "data": {"path": "builtin:text", "block_size": 32}}
-    assert not problems_of({"name": "a", "stages": [{"prune": {"sparsity": 0.5, "targets": "x"}}]}, base=base)
+    (problem,) = problems_of({"name": "a", "stages": [{"prune": {"sparsity": 0.5, "targets": "x"}}]}, base=base)
+    assert problem.message.startswith("a model must be one that transformers can build from its config, but")
 
 
 # -- the hub ---------------------------------------------------------------------------------------------------------

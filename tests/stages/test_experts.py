@@ -51,3 +51,17 @@ def test_experts_go_through_every_kind_of_stage(run_trials: RunTrials, tmp_path:
         check(views, masks)
         assert {name for name in views if views[name].expert is not None} <= masks.keys()
         assert sum(int(torch.count_nonzero(view.matrix == 0)) for view in views.values()) > 0
+
+
+def test_experts_that_few_tokens_reach_are_reported(run_trials: RunTrials, tmp_path: Path) -> None:
+    """In the notes of the stage, once for each kind, with how many there are."""
+    folder = tmp_path / "mixtral"
+    save_model(tiny("mixtral", vocab_size=1024), load_tokenizer("builtin:tiny-gpt2"), folder)
+    few = {"method": "wanda", "sparsity": 0.5, "calibration": {"windows": 1, "length": 2}}
+    stage = run_trials({"name": "few", "stages": [{"prune": few}]}, model=str(folder))["few"].stages[-1]
+    rows = {row["name"]: row["notes"] for row in stage.layers if row["notes"]}
+    unseen = [name for name, notes in rows.items() if "by magnitude" in notes[0]]
+    assert unseen, "two tokens do not reach all experts"
+    (note,) = (note for note in stage.notes if "by magnitude" in note)
+    assert note.startswith(f"{unseen[0]}: no calibration token was routed to this expert")
+    assert note.endswith(f"and {len(unseen) - 1} more like it")

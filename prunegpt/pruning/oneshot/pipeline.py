@@ -1,6 +1,7 @@
 """The loop over layers: look, choose, repair, write back."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +18,8 @@ from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, OnLayer
 from prunegpt.pruning.patterns import Pattern
 from prunegpt.pruning.statistics import check_windows, evaluating
 from prunegpt.registry import ACTIVATIONS, GRADIENTS
+
+_NUMBER = re.compile(r"[\d.e+-]*\d")
 
 
 @torch.no_grad()
@@ -121,5 +124,16 @@ def prune_oneshot(
         rows=tuple(rows),
         tokens=0 if windows is None else windows.numel(),
         seconds=perf_counter() - started,
-        notes=request.notes,
+        notes=(*request.notes, *_together(rows)),
     )
+
+
+def _together(rows: Sequence[LayerRow]) -> Iterator[str]:
+    """What layers have notes of, each kind of note once: the first as it is, and how many layers have such a one."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        for note in row.notes:
+            kinds.setdefault(_NUMBER.sub("", note), []).append((row.name, note))
+    for found in kinds.values():
+        name, note = found[0]
+        yield f"{name}: {note}" + (f"; and {len(found) - 1} more like it" if len(found) > 1 else "")
