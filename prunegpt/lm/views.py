@@ -216,8 +216,12 @@ def _named(view: WeightView, names: set[str]) -> Matrix:
 def _matrices(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Names and modules of the layers with weight matrices in `module`: Linear, Conv1D, Embedding, experts."""
     for name, layer in module.named_modules(prefix=prefix):
-        if isinstance(layer, (nn.Linear, Conv1D, nn.Embedding)) or any(_stacked(layer)):
+        if _has_matrices(layer):
             yield name, layer
+
+
+def _has_matrices(layer: nn.Module) -> bool:
+    return isinstance(layer, (nn.Linear, Conv1D, nn.Embedding)) or any(_stacked(layer))
 
 
 class _Stack(NamedTuple):
@@ -254,7 +258,9 @@ def _all_views(model: nn.Module) -> tuple[dict[str, WeightView], dict[str, set[s
     aliases: dict[str, set[str]] = {}
     first_name: dict[int, str] = {}
     stacked: set[int] = set()
-    for module_name, module in _matrices(model):
+    for module_name, module in model.named_modules():
+        if not _has_matrices(module) and not _is_bare_router(module_name, module, experts):
+            continue
         prefix = next((f"{name}." for name in lists if module_name.startswith(f"{name}.")), "")
         inside = bool(prefix) and not isinstance(module, nn.Embedding)
         block = int(module_name.removeprefix(prefix).partition(".")[0]) if inside else None
@@ -292,6 +298,13 @@ def _expert_counts(model: nn.Module) -> frozenset[int]:
     parts = [getattr(config, name, None) for config in configs.values() for name in getattr(config, "sub_configs", ())]
     found = {getattr(config, name, None) for config in (*configs.values(), *parts) for name in _EXPERT_COUNTS}
     return frozenset(count for count in found if isinstance(count, int))
+
+
+def _is_bare_router(name: str, module: nn.Module, experts: frozenset[int]) -> bool:
+    """Whether a module is a router that holds its matrix itself, and is no linear layer (Mixtral, gpt-oss)."""
+    weight = getattr(module, "weight", None)
+    bare = isinstance(weight, nn.Parameter) and weight.dim() == 2
+    return bare and _is_router(name, weight.shape[0], experts)  # type: ignore[union-attr]
 
 
 def _is_router(name: str, outputs: int, experts: frozenset[int]) -> bool:

@@ -323,3 +323,16 @@ def test_masks_of_gradual_pruning_are_those_of_the_twin(
     for name, mask in fused.items():
         differ = int((mask.kept != unfused[unfused_name(name)].kept).sum())
         assert differ == 0 or (method in SOLVERS.names() and differ <= 0.05 * mask.weights), (name, differ)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen2_moe", "deepseek_v3"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_a_router_is_pruned_only_where_it_is_named(family: str, method: str) -> None:
+    model = tiny(family)
+    assert not [name for name in block_matrices(model) if ".gate.weight" in name or ".router.weight" in name]
+    views = select(model, targets=[r"re:.*\.(gate|router)"])
+    assert views
+    windows = torch.randint(2, 64, (4, 16), generator=torch.Generator().manual_seed(0))
+    found = prune_oneshot(model, views, method=method, sparsity=0.5, calibration=windows)
+    assert set(found.masks) == set(views)
+    assert found.sparsity == pytest.approx(0.5, abs=0.02)
