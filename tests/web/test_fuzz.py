@@ -42,7 +42,7 @@ def address(kept: Root) -> Iterator[str]:
     with Store.open(kept) as store:
         run = Keeper(kept, store, RunPath("local", "kd", "run1"))
         run.add([{"_step": 0, "train/loss": 1.0}], 0)
-        (run.folder / "files").mkdir()
+        (run.folder / "files").mkdir(exist_ok=True)  # the module may be entered twice, and its root is one for all
         (run.folder / "files" / "a.txt").write_text("a")
     with served(kept) as address:
         yield address
