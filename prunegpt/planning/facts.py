@@ -31,9 +31,9 @@ _READING = {suffix: suffix for suffix in TEXT_SUFFIXES} | {".txt": ".txt, lines 
 _TEXT_PARTS = ("text_config", "thinker_config")  # of config.json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelFacts:
-    """A model seen from outside."""
+    """A model seen from outside. Each object is one look at it: what is worked out of it is kept for the object."""
 
     model: ModelSpec  # local folders and files named absolutely
     source: str  # as the spec names it, for messages

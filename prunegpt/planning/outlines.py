@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import lru_cache
 from typing import Any
 
 from prunegpt.planning.asked import answer
@@ -10,6 +11,7 @@ from prunegpt.spec.names import Matrix, block_index, select_names
 from prunegpt.spec.outline import Coverage, Outline
 from prunegpt.spec.plan import TrialPlan
 
+_MODELS = 64  # of one process, that are looked at once: every trial of a grid asks
 _BLOCK_MATRIX = re.compile(r"(^|\.)\d+\..*\.weight$")
 # Families whose tensors are called in memory as in the file, but for this prefix, which old files lack.
 _PREFIXES = {
@@ -24,6 +26,7 @@ _WORDS = frozenset({"wte", "embed_tokens", "embed_in", "word_embeddings"})
 _EMBEDDINGS = _WORDS | {"wpe", "embed_positions"}
 
 
+@lru_cache(_MODELS)
 def stored_matrices(facts: ModelFacts) -> list[Matrix] | None:
     """The weight matrices that a model's files hold, called and turned as in the loaded model.
 
@@ -56,6 +59,7 @@ def is_words(matrix: Matrix) -> bool:
     return matrix.name.split(".")[-2] in _WORDS
 
 
+@lru_cache(_MODELS)
 def outline_of(facts: ModelFacts) -> Outline | None:
     """What a model consists of; None where it is not known; `unbuilt` gives the reason.
 
