@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from prunegpt.errors import ModelError
 from prunegpt.lm.located import explained
-from prunegpt.lm.multimodal import auto_class, is_language_model
+from prunegpt.lm.modes import evaluation_mode
+from prunegpt.lm.multimodal import empty_model, is_language_model
 from prunegpt.planning.sources import quantised_by, quantised_problem, tensor_shapes, weight_files
 
 _LISTED = 5  # weights named in one message
@@ -22,6 +23,11 @@ _OLD_MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")  # causal masks 
 
 
 def check_config(source: str | Path, config: Any, trust_remote_code: bool) -> None:
+    """Whether a config is of a model that can be loaded and pruned here.
+
+    Raises:
+        ModelError: it is of an encoder-decoder, of no language model, or quantised in a way that is not undone.
+    """
     kind = type(config).__name__
     if any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config())):
         raise ModelError(
@@ -53,8 +59,8 @@ def check_size(source: str | Path, folder: Path, config: Any) -> None:
         )
     described = (folder / "config.json").read_text(encoding="utf-8")
     if described not in _WANTED:
-        with explained(source), torch.device("meta"):
-            _WANTED[described] = sum(one.numel() for one in auto_class(config).from_config(config).parameters())
+        with explained(source):
+            _WANTED[described] = sum(one.numel() for one in empty_model(config).parameters())
     wanted = _WANTED[described]
     if wanted > _OVERSIZE * stored:
         raise ModelError(
@@ -105,7 +111,7 @@ def _is_finite(weight: torch.Tensor) -> bool:
 def check_causal(source: str | Path, model: PreTrainedModel) -> None:
     """Changes the last of a few tokens and looks whether an earlier prediction moves, as it does in BERT."""
     with torch.no_grad(), _reading(source, model):
-        tokens = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size  # [1, 8]
+        tokens = _few_tokens(model)
         changed = tokens.clone()
         changed[0, -1] = 0
         first, second = (model(input_ids=ids, use_cache=False).logits[0, :-1].float() for ids in (tokens, changed))
@@ -119,12 +125,15 @@ def check_causal(source: str | Path, model: PreTrainedModel) -> None:
 
 def check_own_loss(source: str | Path, model: PreTrainedModel) -> None:
     """Asks for the loss of a few tokens: fine-tuning takes the model's own, which not every model has of text alone."""
-    tokens = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size  # [1, 8]
-    training = model.training
-    model.eval()  # which draws no random number
-    with torch.no_grad(), _reading(source, model, "Distil it: the loss is computed from its logits then."):
+    hint = "Distil it: the loss is computed from its logits then."
+    with torch.no_grad(), evaluation_mode(model), _reading(source, model, hint):  # no random number is drawn
+        tokens = _few_tokens(model)
         model(input_ids=tokens, labels=tokens, use_cache=False)
-    model.train(training)
+
+
+def _few_tokens(model: PreTrainedModel) -> torch.Tensor:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return torch.arange(1, 9, device=model.device)[None] % vocabulary  # [1, 8]
 
 
 @contextmanager

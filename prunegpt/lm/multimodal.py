@@ -38,6 +38,14 @@ def auto_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
+def empty_model(config: Any) -> PreTrainedModel:
+    """The model of a config on the meta device, where tensors have shapes and no memory."""
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class(config).from_config(config)
+    model.tie_weights()
+    return model
+
+
 def is_language_model(config: Any) -> bool:
     """Whether transformers has a model for it that predicts text."""
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING

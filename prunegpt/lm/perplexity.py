@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from prunegpt.errors import ModelError
+from prunegpt.lm.modes import evaluation_mode
 from prunegpt.lm.windows import Windows
 from prunegpt.records import Evaluation, finite
 
@@ -147,15 +148,9 @@ def _check_fit(model: PreTrainedModel, windows: Windows) -> None:
 @contextmanager
 def _measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode, no gradients; modes and random state come back afterwards."""
-    modes = {module: module.training for module in model.modules()}
     devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            model.eval()
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), evaluation_mode(model):
+        yield
 
 
 def _separable_head(model: PreTrainedModel, windows: Windows, device: torch.device) -> nn.Module | None:

@@ -6,14 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from prunegpt.builtin import BUILTIN_MODELS, is_builtin
 from prunegpt.errors import ModelError, unknown
 from prunegpt.lm.checks import check_config
 from prunegpt.lm.located import explained, locate
-from prunegpt.lm.multimodal import auto_class
+from prunegpt.lm.multimodal import empty_model
 
 
 def build_empty(source: str) -> PreTrainedModel:
@@ -33,7 +32,7 @@ def build_empty(source: str) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(name, **options)
     check_config(source, config, trust_remote_code=False)
     with explained(source):
-        return _empty(config)
+        return empty_model(config)
 
 
 def skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -45,11 +44,4 @@ def skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
     with TemporaryDirectory(prefix="prunegpt-config-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
         read = AutoConfig.from_pretrained(folder)  # which knows older spellings, and infinity
-    return _empty(read)
-
-
-def _empty(config: Any) -> PreTrainedModel:
-    with torch.device("meta"):
-        model: PreTrainedModel = auto_class(config).from_config(config)
-    model.tie_weights()
-    return model
+    return empty_model(read)

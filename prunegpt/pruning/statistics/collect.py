@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunegpt.lm.modes import evaluation_mode
 from prunegpt.lm.views import WeightView, decoder_lists
 from prunegpt.pruning.statistics.activations import StopForward, WalkError, capture, micro_batch_of
 from prunegpt.pruning.statistics.inputs import InputCollector, LayerStatistics
@@ -16,19 +17,16 @@ from prunegpt.pruning.statistics.inputs import InputCollector, LayerStatistics
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode and its experts one after the other, while the context lasts."""
-    training = {module for module in model.modules() if module.training}
-    model.eval()
     switch: Any = model if isinstance(model, PreTrainedModel) else None
     experts = switch and switch.get_experts_implementation()
     if switch:
         switch.set_experts_implementation("eager")  # each is multiplied by for itself, and not in one grouped product
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
         if switch:
             switch.set_experts_implementation(experts)
-        for module in training:
-            module.training = True
 
 
 @torch.no_grad()
