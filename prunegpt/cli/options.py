@@ -77,13 +77,10 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], title: st
 
 def print_sparsities(by_tensor: Mapping[str, float], title: str | None = None) -> None:
     """A table of sparsities, 0 to 1, by tensor; the experts of one parameter, maybe hundreds, are one row."""
-    from prunegpt.spec.names import parameter_of
+    from prunegpt.spec.names import of_parameters
 
-    together: dict[str, list[float]] = {}
-    for name, sparsity in by_tensor.items():
-        together.setdefault(parameter_of(name), []).append(sparsity)
     rows = []
-    for name, found in together.items():
+    for name, found in of_parameters(by_tensor).items():
         low, high = min(found), max(found)
         called = name if name in by_tensor else f"{name} ({len(found)} expert{'s' if len(found) > 1 else ''})"
         rows.append([called, low if low == high else f"{number(low)} to {number(high)}"])

@@ -33,7 +33,7 @@ _TEXT_PARTS = ("text_config", "thinker_config")  # of config.json
 
 @dataclass(frozen=True, eq=False)
 class ModelFacts:
-    """A model seen from outside. Each object is one look at it: what is worked out of it is kept for the object."""
+    """A model seen from outside. What is computed from it is cached for the object, which is all that is hashed."""
 
     model: ModelSpec  # local folders and files named absolutely
     source: str  # as the spec names it, for messages

@@ -11,7 +11,7 @@ from prunegpt.spec.names import Matrix, block_index, select_names
 from prunegpt.spec.outline import Coverage, Outline
 from prunegpt.spec.plan import TrialPlan
 
-_MODELS = 64  # of one process, that are looked at once: every trial of a grid asks
+_MODELS = 64  # cached at a time: every trial of a grid asks for those of its model
 _BLOCK_MATRIX = re.compile(r"(^|\.)\d+\..*\.weight$")
 # Families whose tensors are called in memory as in the file, but for this prefix, which old files lack.
 _PREFIXES = {

@@ -51,10 +51,15 @@ def by_parameter(shares: Mapping[str, float]) -> dict[str, float]:
 
     A model may have tens of thousands of experts: curves and pictures are of their parameters.
     """
+    return {name: sum(found) / len(found) for name, found in of_parameters(shares).items()}
+
+
+def of_parameters(shares: Mapping[str, float]) -> dict[str, list[float]]:
+    """Shares of matrices, together where one parameter holds the matrices."""
     together: dict[str, list[float]] = {}
     for name, share in shares.items():
         together.setdefault(parameter_of(name), []).append(share)
-    return {name: sum(found) / len(found) for name, found in together.items()}
+    return together
 
 
 def block_index(name: str) -> int | None:
