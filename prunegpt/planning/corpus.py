@@ -261,12 +261,12 @@ def text_column(columns: Mapping[str, str], asked: str | None, source: str) -> s
 
 
 def column_in(files: Sequence[Path], asked: str | None) -> str | None:
-    """The text column of some files, as far as their beginning shows; None where they have none or it does not.
+    """The text column of files of one kind, as far as their beginning shows; None where they have none or it does not.
 
     Raises:
         DataError: it is not clear, or not there.
     """
-    kind, source = kind_of(files), ", ".join(map(str, files[:_LISTED]))
+    kind, source = suffix_of(files[0]), ", ".join(map(str, files[:_LISTED]))
     try:
         if kind in (".jsonl", ".ndjson", ".json"):
             columns = _of_rows(_first_rows(files[0]))

@@ -358,8 +358,10 @@ def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None
         if split not in local:
             raise DataError(f"data has no split {split!r}. Valid: {', '.join(local)}. Name it under data.files.")
         found = local[split]
-        reading = _READING[kind_of(found)] + (", without a mark" if any(map(begins_with_mark, found)) else "")
-        column_in(found, data.text_column)  # refuses what is not clear before anything runs
+        reading = _READING[kind_of(found)]
+        column_in(found, data.text_column)  # refuses what is not clear before anything is hashed or runs
+        if any(files.says(file, begins_with_mark) for file in found):
+            reading += ", without a mark"
         return digest([data.text_column, reading, files.hash_all(found)]), None
     path = str(data.path)
     if is_builtin(path):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import cache
@@ -90,6 +90,7 @@ class Files:
         self._path = root.path / "fingerprints.json" if root else None
         self._known: dict[str, Any] = {}
         self._fresh: set[str] = set()  # not to be remembered beyond this process
+        self._said: dict[tuple[str, str, Callable[[Path], bool]], bool] = {}
         self._changed = False
         if self._path and self._path.exists():
             try:
@@ -117,6 +118,13 @@ class Files:
 
     def hash_all(self, paths: Sequence[Path]) -> list[str]:
         return [self.hash(path) for path in paths]
+
+    def says(self, path: Path, question: Callable[[Path], bool]) -> bool:
+        """The answer to a question about a file's content, which is opened for it once in this process."""
+        key = (path.suffix, self.hash(path), question)
+        if key not in self._said:
+            self._said[key] = question(path)
+        return self._said[key]
 
     def save(self) -> None:
         """Keeps what was hashed, where there is a root to keep it in."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers.training_args import OptimizerNames
 
-from prunegpt.planning import fingerprint, rehearsed
+from prunegpt.planning import corpus, fingerprint, rehearsed
 from prunegpt.planning import stages as planned_stages
 from prunegpt.planning.fingerprint import Files, digest, versions
 from prunegpt.planning.rehearsed import OWN_OPTIMIZERS
@@ -433,6 +433,22 @@ def test_a_text_is_another_when_it_is_read_in_another_way(tmp_path: Path) -> Non
         for suffix in ("txt", "jsonl")
     ]
     assert changed(*trials) == [1]
+
+
+def test_a_file_of_text_is_opened_once_for_all_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = text_folder(tmp_path / "text")
+    asked: list[Path] = []
+
+    def begins_with_mark(file: Path) -> bool:
+        asked.append(file)
+        return corpus.begins_with_mark(file)
+
+    monkeypatch.setattr("prunegpt.planning.facts.begins_with_mark", begins_with_mark)
+    base = {"model": "builtin:tiny-gpt2", "data": {"path": str(text), "block_size": 128}}
+    vary = {"train.learning_rate": [0.1, 0.2, 0.3]}
+    plan = plan_of({"name": "a", "vary": vary, "seeds": [1, 2], "stages": ["finetune"]}, base=base)
+    assert len(plan.trials) == 6
+    assert sorted(asked) == [text / "train.txt", text / "validation.txt"]
 
 
 def folder_keys(tmp_path: Path, **model: Any) -> list[str]:
