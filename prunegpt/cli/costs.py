@@ -57,17 +57,19 @@ def lost_zeros(trials: Sequence[TrialPlan]) -> list[str]:
 
 def text_columns(trials: Sequence[TrialPlan]) -> list[str]:
     """Columns that are taken for the text of local files though they are not called so, for there is no other."""
-    found: dict[str, None] = {}
+    unnamed: dict[tuple[Path, ...], None] = {}  # datasets, which trials share
     for trial in trials:
         texts = [] if trial.evaluate.skip else [(trial.evaluate.data, trial.evaluate.split)]
         texts += [(stage.data, stage.data.train_split) for stage in trial.stages if stage.training and stage.data]
         for data, split in texts:
-            files = text_files(data, split)
-            if data is None or data.text_column is not None or data.files is None or not files:
-                continue
-            if (column := column_in(files, None)) not in (None, "text"):
-                found[f"the text of {files[0]} is its column {column}. Set text_column to it, or to another."] = None
-    return list(found)
+            if data and data.text_column is None and data.files and (files := text_files(data, split)):
+                unnamed[tuple(files)] = None
+    taken = {files[0]: column_in(files, None) for files in unnamed}
+    return [
+        f"the text of {file} is its column {column}. Set text_column to it, or to another."
+        for file, column in taken.items()
+        if column not in (None, "text")
+    ]
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
