@@ -8,7 +8,6 @@ is not cut into lines: a text file whole, a dataset's rows as they are.
 import hashlib
 import io
 import json
-import lzma
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from prunegpt.lm.fingerprint import tokenizer_fingerprint
 from prunegpt.planning.corpus import (
     BOM,
     COMPRESSED,
+    DAMAGED,
     LOADERS,
     begins_with_mark,
     encoding_of,
@@ -35,7 +35,6 @@ from prunegpt.planning.corpus import (
     kinds_of,
     local_splits,
     opened,
-    suffix_of,
     text_column,
 )
 from prunegpt.root import publishing, seal, sha256, whole, write_json
@@ -119,7 +118,7 @@ def read_text(path: str | Path) -> str:
             f"a text file must be UTF-8, but {file} is not at byte {error.start}. If it is {encoding_of(content)}, "
             f"convert it: iconv -f {encoding_of(content)} -t UTF-8 {file} > NEW. Else check that it is text at all."
         ) from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except DAMAGED as error:
         raise DataError(f"a text file must be readable, but {file} is not: {error}. Copy it again.") from error
     if "\0" in text:
         wide = encoding_of(content)
@@ -284,7 +283,7 @@ def _read_files(files: Sequence[Path], asked: str | None, *, whole: bool) -> Spl
         kept = Path(datasets.config.HF_DATASETS_CACHE) / "prunegpt-plain" / content
         plain = [str(_plain(file, kept / f"{index:05d}{kind}")) for index, file in enumerate(files)]
         dataset = load_dataset(LOADERS[kind], content, data_files=plain, split="train", **more)
-    except (DatasetGenerationError, ValueError, OSError, EOFError, lzma.LZMAError) as error:
+    except (DatasetGenerationError, ValueError, *DAMAGED) as error:
         raise DataError(
             f"a {kind} file must be readable as such, but {names} is not: {error.__cause__ or error}. Check the file."
         ) from error
@@ -293,7 +292,7 @@ def _read_files(files: Sequence[Path], asked: str | None, *, whole: bool) -> Spl
 
 def _plain(file: Path, copy: Path) -> Path:
     """The file itself, or a copy without compression and byte order mark, made once."""
-    marked = suffix_of(file) not in (".parquet", ".arrow") and begins_with_mark(file)
+    marked = begins_with_mark(file)
     if file.suffix not in COMPRESSED and not marked:
         return file
     if not copy.exists():

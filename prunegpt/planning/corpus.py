@@ -28,6 +28,7 @@ LOADERS = {
 }
 TEXT_SUFFIXES = (".txt", *LOADERS)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+DAMAGED = (OSError, EOFError, lzma.LZMAError)  # raised by what is read from :func:`opened`
 BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
@@ -82,14 +83,18 @@ def local_splits(
 
 def suffix_of(file: Path) -> str:
     """What kind of file it is, without its compression: .json of c4-train.00000-of-01024.json.gz."""
-    inner = file.with_suffix("") if file.suffix in COMPRESSED else file
-    return inner.suffix
+    return _unpacked(file).suffix
 
 
 def split_of(file: Path) -> str:
     """What the name of a file says its split is, without suffixes and the number of a shard."""
-    inner = file.with_suffix("") if file.suffix in COMPRESSED else file
-    return _SHARD.sub("", inner.stem) or inner.stem
+    stem = _unpacked(file).stem
+    return _SHARD.sub("", stem) or stem
+
+
+def _unpacked(file: Path) -> Path:
+    """The name of a file without its compression."""
+    return file.with_suffix("") if file.suffix in COMPRESSED else file
 
 
 def kind_of(files: Sequence[Path]) -> str:
@@ -204,7 +209,7 @@ def begins_with_mark(file: Path) -> bool:
     try:
         with opened(file) as stream:
             return stream.read(len(BOM)) == BOM
-    except (OSError, EOFError, lzma.LZMAError):  # damaged: said when it is read
+    except DAMAGED:  # said when it is read
         return False
 
 
@@ -274,7 +279,7 @@ def column_in(files: Sequence[Path], asked: str | None) -> str | None:
             columns = _of_schema(files[0])
         else:
             return None
-    except (OSError, ValueError, EOFError, lzma.LZMAError):  # damaged: said when it is read
+    except (ValueError, *DAMAGED):  # said when it is read
         return None
     return text_column(columns, asked, source) if columns else None
 
