@@ -12,6 +12,7 @@ from prunegpt.planning import hub
 from prunegpt.planning.corpus import TEXT_SUFFIXES, begins_with_mark, column_in, kind_of, local_splits
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.sources import (
+    TEXT_PARTS,
     TOKENIZER,
     TOKENIZER_CONFIG,
     find_local,
@@ -28,7 +29,6 @@ from prunegpt.spec.distilling import Shape
 from prunegpt.spec.schema import DataSpec, ModelSpec
 
 _READING = {suffix: suffix for suffix in TEXT_SUFFIXES} | {".txt": ".txt, lines with their ends"}  # part of keys
-_TEXT_PARTS = ("text_config", "thinker_config")  # of config.json
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class ModelFacts:
     def text_config(self) -> Mapping[str, Any]:
         """Of the part that reads text: a model that sees or hears too keeps it below."""
         config: Mapping[str, Any] = self.config or {}
-        while part := next((config[name] for name in _TEXT_PARTS if isinstance(config.get(name), Mapping)), None):
+        while part := next((config[name] for name in TEXT_PARTS if isinstance(config.get(name), Mapping)), None):
             config = part
         return config
 

@@ -15,6 +15,7 @@ from prunegpt.spec.schema import ModelSpec
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
 _CONFIG = "config.json"
+TEXT_PARTS = ("text_config", "thinker_config")  # of config.json, of a model that sees or hears too
 DEQUANTISED = ("mxfp4", "fp8")  # by transformers, on any device
 _QUANTISERS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 WEIGHTS = "model.safetensors"
@@ -149,7 +150,7 @@ def quantised_by(config: Mapping[str, Any], folder: Path | None = None) -> str |
         config: config.json.
         folder: of a local model, where old tools leave a file of their own instead.
     """
-    parts = {f" in its {name}": config.get(name) for name in ("text_config", "thinker_config")}
+    parts = {f" in its {name}": config.get(name) for name in TEXT_PARTS}
     for where, part in {"": config, **parts}.items():
         for name, kind in (("quantization_config", "bitsandbytes"), ("compression_config", "compressed-tensors")):
             if isinstance(part, Mapping) and isinstance(given := part.get(name), Mapping) and given:
