@@ -92,9 +92,8 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             continue
         if name or words:
             yield name, _value(words) if words else True
-        name, equals, rest = word[2:].replace("-", "_").partition("=")
-        if equals:  # a dash in the value stays
-            rest = word.partition("=")[2]
+        name, equals, rest = word[2:].partition("=")
+        name = name.replace("-", "_")
         words = [rest] if equals else []
 
 
