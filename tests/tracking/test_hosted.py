@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunegpt.spec.wandb_parameters import KEYS
 from prunegpt.tracking.claims import RunStatus
 from prunegpt.tracking.endpoint.choose import config_problems, next_point
-from prunegpt.tracking.endpoint.hosted import SILENT, Agent, AgentHandler, Hosted
+from prunegpt.tracking.endpoint.hosted import SILENT, Agent, AgentHandler, Hosted, HostedRun
 
 GRID = {"method": "grid", "parameters": {"a": {"values": [1, 2]}, "b": {"parameters": {"c": {"values": ["x", "y"]}}}}}
 
@@ -286,3 +287,23 @@ def test_random_points_are_the_same_after_a_restart() -> None:
 )
 def test_a_config_that_cannot_be_hosted_is_refused(config: dict[str, Any], message: str) -> None:
     assert any(message in problem for problem in config_problems(config))
+
+
+@pytest.mark.parametrize("method", ["bayes", "random"])
+@pytest.mark.parametrize("q", [2, 0.3, 1e-4, None])
+@pytest.mark.parametrize("distribution", [name for name, (_, may) in KEYS.items() if "q" in may])
+def test_every_method_draws_multiples_of_q(distribution: str, q: float | None, method: str) -> None:
+    ends = {"min": 1.1, "max": 9.7} if "min" in KEYS[distribution][0] else {}
+    spec = {"distribution": distribution, **ends, **({} if q is None else {"q": q})}
+    config = {"method": method, "metric": {"name": "loss"}, "parameters": {"a": spec}}
+    assert config_problems(config) == []
+    hosted = Hosted(name="abc", entity="local", project="p", config=config)
+    step = 1.0 if q is None else q
+    for number in range(12):
+        point = next_point(hosted)
+        assert point is not None
+        value = point.values["a"]
+        assert value == pytest.approx(round(value / step) * step, abs=1e-12)
+        assert q is None or isinstance(value, type(q))
+        run = HostedRun(id=str(number), args=point.args, values=point.values, state="finished", metric=abs(value - 4))
+        hosted.runs.append(run)

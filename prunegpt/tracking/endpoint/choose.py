@@ -3,8 +3,9 @@
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -65,16 +66,34 @@ def distribution(parameter: Parameter) -> BaseDistribution | None:
     return distribution_of(Dimension.model_validate(dimension))
 
 
+class _Axis(NamedTuple):
+    """One parameter as Optuna searches it."""
+
+    distribution: BaseDistribution
+    drawn: Callable[[Any], Any]  # a value -> what it was drawn as
+    value: Callable[[Any], Any]
+
+
+def _axis(parameter: Parameter) -> _Axis:
+    """What Optuna has no distribution for is searched by the share that a value is drawn at."""
+    found, dimension = distribution(parameter), parameter.dimension()
+    if found is None or dimension is None:
+        return _Axis(FloatDistribution(_EDGE, 1 - _EDGE), partial(_share, parameter), parameter.draw)
+    if "values" in dimension:
+        return _Axis(found, lambda value: value, lambda drawn: drawn)
+    searched = Dimension.model_validate(dimension)
+    return _Axis(found, searched.within, searched.rounded)
+
+
 def _bayes(hosted: Hosted, free: Sequence[Parameter]) -> dict[str, Any]:
     """Asks a study that is made again of all runs.
 
     Those that run count as bad, so that no two are alike; and those that came to nothing count as the worst, as W&B has
-    it by default. What Optuna has no distribution for is searched by the share that a value is drawn at.
+    it by default.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    known = {one.path: distribution(one) for one in free}
-    space = {path: one or FloatDistribution(_EDGE, 1 - _EDGE) for path, one in known.items()}
-    drawn = {one.path: one for one in free if known[one.path] is None}
+    axes = {one.path: _axis(one) for one in free}
+    space = {path: axis.distribution for path, axis in axes.items()}
     sampler = optuna.samplers.TPESampler(seed=len(hosted.runs))
     study = optuna.create_study(direction=hosted.goal, sampler=sampler)
     metrics = [run.metric for run in hosted.runs if run.metric is not None and math.isfinite(run.metric)]
@@ -83,11 +102,10 @@ def _bayes(hosted: Hosted, free: Sequence[Parameter]) -> dict[str, Any]:
         value = run.metric if run.metric in metrics else None if run.state in OPEN else worst
         if value is None and run.state not in OPEN:
             continue
-        params = {path: _share(drawn[path], item) if path in drawn else item for path, item in run.values.items()}
+        params = {path: axes[path].drawn(item) for path, item in run.values.items()}
         state = optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE
         study.add_trial(optuna.create_trial(state=state, value=value, params=params, distributions=space))
-    trial = study.ask(space)
-    return {path: drawn[path].draw(value) if path in drawn else value for path, value in trial.params.items()}
+    return {path: axes[path].value(drawn) for path, drawn in study.ask(space).params.items()}
 
 
 def _share(parameter: Parameter, value: float) -> float:
