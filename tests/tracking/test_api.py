@@ -3,26 +3,15 @@
 import hashlib
 import json
 from base64 import b64encode
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import graphql
 import pytest
 
-from prunegpt.root import Root
 from prunegpt.tracking.endpoint.filters import matches, ordered
 from prunegpt.tracking.endpoint.graphql import schema
 from prunegpt.tracking.endpoint.intake import Rejected
 from tests.tracking.endpoint_client import GRID, Client
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    client = Client(Root(tmp_path / "runs"))
-    yield client
-    for endpoint in client.endpoints:
-        endpoint.close()
 
 
 def asked(client: Client, query: str, **variables: Any) -> Any:

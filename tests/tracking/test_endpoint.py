@@ -5,27 +5,16 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prunegpt.records import Point
-from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.recovery import OUTSIDE, is_outside, recover
 from prunegpt.tracking.claims import Claim, claim_path
 from tests.support.waiting import until
 from tests.tracking.endpoint_client import DOCUMENTS, GRID, Client
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    client = Client(Root(tmp_path / "runs"))
-    yield client
-    for endpoint in client.endpoints:
-        endpoint.close()
 
 
 def test_who_is_there_and_what_is_not(client: Client) -> None:

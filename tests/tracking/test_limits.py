@@ -30,14 +30,6 @@ NINE = ", ".join(["*a{0}"] * 9)
 STREAM = "/files/local/mine/abc123/file_stream"
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    client = Client(Root(tmp_path / "runs"))
-    yield client
-    for endpoint in client.endpoints:
-        endpoint.close()
-
-
 @contextmanager
 def at_most(megabytes: int) -> Iterator[None]:
     """Fails where the block takes more memory at once."""
