@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from prunegpt.tracking.endpoint.artifacts import Artifacts, ArtifactVersion, hexadecimal
 from prunegpt.tracking.endpoint.connection import NodeFields, connection, identifier, parts_of, stamp
-from prunegpt.tracking.endpoint.filters import matches, ordered
+from prunegpt.tracking.endpoint.filters import selected
 from prunegpt.tracking.endpoint.hosted import run_id
-from prunegpt.tracking.endpoint.intake import Rejected, parsed_object
+from prunegpt.tracking.endpoint.intake import Rejected
 from prunegpt.tracking.run_path import RunPath
 
 
@@ -141,9 +141,7 @@ class ArtifactNodes:
         def artifacts(
             _: Any, first: Any = None, after: Any = None, filters: Any = None, order: Any = None
         ) -> NodeFields:
-            query = parsed_object(filters, "filters") if isinstance(filters, str) else filters or {}
-            found = [one for one in map(_fields, reversed(versions)) if matches(one, query)]
-            found = ordered(found, str(order)) if order else found
+            found = selected(map(_fields, reversed(versions)), filters, order)
             made = connection([one["artifact"] for one in found], lambda one: one, first, after)
             for edge in made["edges"]:
                 edge |= {"version": f"v{edge['node'].number}", "node": self._node(edge["node"])}

@@ -2,10 +2,10 @@
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from prunegpt.tracking.endpoint.intake import Rejected
+from prunegpt.tracking.endpoint.intake import Rejected, parsed_object
 
 _COMPARED: Mapping[str, Callable[[Any, Any], bool]] = {
     "$eq": operator.eq,
@@ -21,6 +21,17 @@ _COMPARED: Mapping[str, Callable[[Any, Any], bool]] = {
 _LONGEST = 200  # characters of a regular expression
 
 RunFields = Mapping[str, Any]  # of one run: its fields by W&B's names; `config` and `summary_metrics` are mappings
+
+
+def selected(items: Iterable[dict[str, Any]], filters: Any, order: Any = None) -> list[dict[str, Any]]:
+    """What a filter asks for, given as a mapping or as its JSON, in an order.
+
+    Raises:
+        Rejected: the filter is none.
+    """
+    query = parsed_object(filters, "filters") if isinstance(filters, str) else filters or {}
+    found = [one for one in items if matches(one, query)]
+    return ordered(found, str(order)) if order else found
 
 
 def matches(fields: RunFields, query: Any) -> bool:

@@ -5,6 +5,7 @@ import mimetypes
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from hashlib import md5
 from pathlib import Path
 from posixpath import normpath
@@ -16,7 +17,7 @@ from prunegpt.records import TrialResult
 from prunegpt.root import Root
 from prunegpt.tracking.endpoint.arguments import ENTITY
 from prunegpt.tracking.endpoint.connection import NodeFields, connection, identifier, number, stamp
-from prunegpt.tracking.endpoint.filters import matches, ordered
+from prunegpt.tracking.endpoint.filters import selected
 from prunegpt.tracking.endpoint.intake import parsed_object
 from prunegpt.tracking.endpoint.runs import Runs
 from prunegpt.tracking.foreign import Keeper
@@ -66,30 +67,24 @@ class RunNodes:
 
     def page(self, project: RunPath, filters: Any, order: Any, first: Any, after: Any) -> NodeFields:
         """Some runs of a project."""
-        runs = self._found(project, filters)
-        found = ordered(runs, str(order)) if order else runs
+        found = self._found(project, filters, order)
         return connection(found, lambda one: self._node(one["at"], one["trial"]), first, after)
 
     def count(self, project: RunPath, filters: Any) -> int:
         """How many runs of a project are like that."""
         return len(self._found(project, filters))
 
-    def _found(self, project: RunPath, filters: Any) -> list[NodeFields]:
-        query = parsed_object(filters, "filters") if isinstance(filters, str) else filters or {}
-        runs = [_fields(trial) for trial in self._trials(project) if trial.plan.run]
-        return [run for run in runs if matches(run, query)]
-
-    def _trials(self, at: RunPath) -> list[TrialResult]:
+    def _found(self, at: RunPath, filters: Any, order: Any = None) -> list[NodeFields]:
         sweep = self._runs.place(at).sweep
         known = self._root.database.exists() and any(one.name == sweep for one in self._runs.store.sweeps())
-        found = self._runs.store.results(sweep) if known else []
-        mine = [trial for trial in found if trial.plan.run is None or trial.plan.run.project == at.project]
-        return [trial for trial in mine if trial.plan.run is None or trial.plan.run.entity == at.entity]
+        fields = [_fields(trial) for trial in (self._runs.store.results(sweep) if known else ()) if trial.plan.run]
+        return selected((one for one in fields if one["at"][:2] == at[:2]), filters, order)
 
     def _node(self, at: RunPath, trial: TrialResult) -> NodeFields:
         run, plan = trial.plan.run, trial.plan
 
-        def keeper() -> Keeper:
+        @cache
+        def keeper() -> Keeper:  # opened once for all fields of a node
             found = self._runs.about(at)
             assert found is not None
             return found

@@ -186,8 +186,9 @@ class SweepNodes:
             "config": json.dumps({name: {"value": value} for name, value in run.args.items()}),
             "summaryMetrics": json.dumps({hosted.metric: run.metric} if run.metric is not None else {}),
         }
-        if run.metric is not None and hosted.metric not in json.loads(_called(known["summaryMetrics"])):
-            summary = {**json.loads(_called(known["summaryMetrics"])), hosted.metric: run.metric}
+        if run.metric is not None:
+            summary = json.loads(_called(known["summaryMetrics"]))
+            summary.setdefault(hosted.metric, run.metric)
             known["summaryMetrics"] = json.dumps(summary)
         own = {
             "name": run.id,
