@@ -65,8 +65,8 @@ class ArtifactNodes:
 
     def collection_by_id(self, _: Any, id: Any = None) -> NodeFields | None:
         """A collection by id."""
-        kind, *place = parts_of(str(id)) or [""]
-        return self._collection(RunPath(place[0], place[1], ""), place[2]) if kind == "Collection" else None
+        known = parts_of(str(id), "Collection")
+        return self._collection(RunPath(known[0], known[1], ""), known[2]) if known else None
 
     def of_run(self, at: RunPath, used: bool) -> list[NodeFields]:
         """What a run has used, or has logged."""

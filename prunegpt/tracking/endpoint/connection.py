@@ -65,12 +65,13 @@ def identifier(*parts: str) -> str:
     return base64.b64encode(":".join(parts).encode()).decode()
 
 
-def parts_of(found: str) -> list[str]:
-    """The parts of an id; none where it is no such id."""
+def parts_of(found: str, kind: str) -> list[str]:
+    """The three parts of an id behind its kind; none where it is no such id."""
     try:
-        return base64.b64decode(found, validate=True).decode().split(":")
+        named, *parts = base64.b64decode(found, validate=True).decode().split(":")
     except (binascii.Error, ValueError):
         return []
+    return parts if named == kind and len(parts) == 3 else []
 
 
 def stamp(seconds: float | None) -> str | None:

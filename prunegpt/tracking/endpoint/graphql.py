@@ -200,11 +200,9 @@ class Operations:
 
     def _upsert_bucket(self, _: Any, input: Any = None) -> NodeFields:
         asked = FieldArguments.read(input)
-        kind, *known = parts_of(asked.id) or [""]
-        if asked.name or kind != "Run" or len(known) != 3:
-            at = run_at(asked.project, asked.name or asked.id or run_id())
-        else:
-            at = run_at(RunPath(known[0], known[1], ""), known[2])
+        known = [] if asked.name else parts_of(asked.id, "Run")
+        place, name = (RunPath(*known), known[2]) if known else (asked.project, asked.name or asked.id or run_id())
+        at = run_at(place, name)
         hosted = self._sweeps.get(asked.sweep)
         point = hosted.run(at.id) if hosted else None
         given = parsed_object(asked.config or "{}", "config")
@@ -239,8 +237,8 @@ class Operations:
         return {"bucket": bucket, "inserted": inserted, "serverSettings": {"serverMessages": []}}
 
     def _stop_run(self, _: Any, input: Any = None) -> NodeFields:
-        kind, *known = parts_of(FieldArguments.read(input).id) or [""]
-        if kind != "Run" or len(known) != 3 or not self._runs.ask_to_stop(RunPath(*known)):
+        known = parts_of(FieldArguments.read(input).id, "Run")
+        if not known or not self._runs.ask_to_stop(RunPath(*known)):
             missing("run")
         return {"success": True}
 
