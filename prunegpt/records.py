@@ -407,3 +407,12 @@ def comparable(trials: Sequence[TrialResult]) -> list[TrialResult]:
         for trial in trials
         if (trial.measured.comparison_key == most if trial.measured else trial.evaluation_key in planned)
     ]
+
+
+def leaves(logged: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What a W&B run has logged, nested values by dotted names; an image or the like, with a `_type`, is one value."""
+    for name, value in logged.items():
+        if isinstance(value, Mapping) and "_type" not in value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prunegpt.records import TrialResult
+from prunegpt.records import TrialResult, leaves
 from prunegpt.report.cells import Cell, Heading, Table, TableRow
 from prunegpt.report.format import EMPTY, Value, plain, text_of
 from prunegpt.report.provenance import gather
@@ -61,14 +61,9 @@ def metrics_of(trial: TrialResult) -> Iterator[tuple[str, Value]]:
     return ((name, value) for name, value in flat(trial.logged) if not name.startswith("_"))
 
 
-def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
+def flat(node: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
     """The plain values of a mapping by dotted names."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            if "_type" not in value:
-                yield from flat(value, f"{prefix}{name}.")
-        elif not isinstance(value, (list, tuple)):
-            yield f"{prefix}{name}", plain(value)
+    return ((name, plain(value)) for name, value in leaves(node) if not isinstance(value, (Mapping, list, tuple)))
 
 
 def _about(trial: TrialResult) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from prunegpt.records import Point
+from prunegpt.records import Point, leaves
 from prunegpt.spec.read import MAX_DEPTH, MAX_INTEGER
 
 _TOKENS = ("tokens", "num_input_tokens_seen", "train/num_input_tokens_seen")
@@ -83,18 +83,13 @@ def points_of(row: Mapping[str, Any], step: int | None = None) -> Iterator[Point
             )
 
 
-def numbers_of(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
+def numbers_of(node: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
     """Every number of a mapping with its dotted name; None where it is not finite."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            if "_type" not in value:
-                yield from numbers_of(value, f"{prefix}{name}.")
-        elif isinstance(value, bool):
-            continue
-        elif isinstance(value, (int, float)):
-            yield prefix + name, float(value)
+    for name, value in leaves(node):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield name, float(value)
         elif value in ("NaN", "Infinity", "-Infinity"):
-            yield prefix + name, None
+            yield name, None
 
 
 def _first(flat: Mapping[str, float | None], names: Iterable[str]) -> float | None:

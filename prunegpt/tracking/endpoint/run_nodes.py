@@ -3,7 +3,7 @@
 import json
 import mimetypes
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from hashlib import md5
@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from prunegpt.launch.log import LOG
-from prunegpt.records import TrialResult
+from prunegpt.records import TrialResult, leaves
 from prunegpt.root import Root
 from prunegpt.tracking.endpoint.arguments import ENTITY
 from prunegpt.tracking.endpoint.connection import NodeFields, connection, identifier, number, stamp
@@ -135,7 +135,7 @@ class RunNodes:
             "eventsLineCount": lambda _: keeper().kept.events,
             "logLineCount": lambda _: keeper().kept.output,
             "history": lambda _, **asked: _history(keeper(), **asked),
-            "events": lambda _, samples=None: _sampled(list(keeper().events), samples),
+            "events": lambda _, samples=None: _sampled(keeper().events, samples),
             "sampledHistory": lambda _, specs=None: [_with_keys(keeper(), spec) for spec in specs or []],
             "parquetHistory": {"parquetUrls": [], "liveData": lambda _: list(keeper().history)},
             "logLines": log_lines,
@@ -212,17 +212,24 @@ def _fields(trial: TrialResult) -> NodeFields:
 
 def _history(keeper: Keeper, samples: Any = None, minStep: Any = None, maxStep: Any = None) -> list[str]:
     """Rows as JSON: a sample of all, or all between two steps."""
-    rows = list(keeper.history)
     if minStep is None and maxStep is None:
-        return _sampled(rows, samples)
+        return _sampled(keeper.history, samples)
     low, high = number(minStep, "minStep", 0), number(maxStep, "maxStep", 1 << 62)
-    return [json.dumps(row) for row in rows if low <= row["_step"] < high]
+    return [json.dumps(row) for row in keeper.history if low <= row["_step"] < high]
 
 
-def _sampled(rows: Sequence[Mapping[str, Any]], samples: Any) -> list[str]:
-    most = max(number(samples, "samples", _SAMPLES), 1)
-    every = max(-(-len(rows) // most), 1)
-    return [json.dumps(row) for row in rows[::every]]
+def _sampled(rows: Iterable[Mapping[str, Any]], samples: Any) -> list[str]:
+    return [json.dumps(row) for row in _spread(list(rows), _wanted(samples))]
+
+
+def _wanted(samples: Any) -> int:
+    """How many rows a sample may have."""
+    return max(number(samples, "samples", _SAMPLES), 1)
+
+
+def _spread(rows: Sequence[Any], most: int) -> Sequence[Any]:
+    """So many rows at most, at even distances."""
+    return rows[:: max(-(-len(rows) // most), 1)]
 
 
 def _with_keys(keeper: Keeper, spec: Any) -> list[NodeFields]:
@@ -234,26 +241,16 @@ def _with_keys(keeper: Keeper, spec: Any) -> list[NodeFields]:
     asked = parsed_object(spec, "a sampling") if isinstance(spec, str) else spec
     keys = list(asked.get("keys") or [])
     low, high = number(asked.get("minStep"), "minStep", 0), number(asked.get("maxStep"), "maxStep", 1 << 62)
-    samples = max(number(asked.get("samples"), "samples", _SAMPLES), 1)
+    samples = _wanted(asked.get("samples"))
     high -= samples == high - low
     found = [row for row in keeper.history if all(key in row for key in keys) and low <= row["_step"] <= high]
-    every = max(-(-len(found) // samples), 1)
-    return [{key: row[key] for key in keys} for row in found[::every]]
-
-
-def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a row, nested ones by dotted names; an image or the like is one value."""
-    for name, value in row.items():
-        if isinstance(value, Mapping) and "_type" not in value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return [{key: row[key] for key in keys} for row in _spread(found, samples)]
 
 
 def _history_keys(keeper: Keeper) -> NodeFields:
     keys: dict[str, NodeFields] = {}
     for row in keeper.history:
-        for name, value in _flat(row):
+        for name, value in leaves(row):
             kind = "number" if isinstance(value, (int, float)) else type(value).__name__
             known = keys.setdefault(name, {"typeCounts": [{"type": kind, "count": 0}], "monotonic": False})
             known["typeCounts"][0]["count"] += 1
