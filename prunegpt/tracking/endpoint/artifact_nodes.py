@@ -81,24 +81,15 @@ class ArtifactNodes:
         def types() -> list[str]:
             return list(dict.fromkeys(one.type for one in self._artifacts.versions(at.entity, at.project)))
 
-        def artifact(_: Any, name: Any = None, enableTracking: Any = None) -> NodeFields | None:
-            found = self._artifacts.named(at.entity, at.project, str(name))
-            return self._node(found) if found else None
-
         def membership(_: Any, name: Any = None) -> NodeFields | None:
             found = self._artifacts.named(at.entity, at.project, str(name))
             return self._membership(found) if found else None
 
-        def collections(
-            _: Any, first: Any = None, after: Any = None, filters: Any = None, order: Any = None
-        ) -> NodeFields:
-            return self._collections(at, "", first, after)
-
         return {
-            "artifact": artifact,
+            "artifact": self._named(at),
             "artifactCollectionMembership": membership,
             "artifactCollection": lambda _, name=None: self._collection(at, str(name)),
-            "artifactCollections": collections,
+            "artifactCollections": self._collections(at),
             "artifactType": lambda _, name=None: self._type(at, str(name)),
             "artifactTypes": lambda _, first=None, after=None: connection(
                 types(), lambda name: self._type(at, name), first, after
@@ -106,31 +97,36 @@ class ArtifactNodes:
         }
 
     def _type(self, at: RunPath, name: str) -> NodeFields:
-        def artifact(_: Any, name: Any = None) -> NodeFields | None:
-            found = self._artifacts.named(at.entity, at.project, str(name))
-            return self._node(found) if found else None
-
-        def collections(
-            _: Any, first: Any = None, after: Any = None, filters: Any = None, order: Any = None
-        ) -> NodeFields:
-            return self._collections(at, kind, first, after)
-
         kind = name
         return {
             "id": identifier("ArtifactType", at.entity, at.project, name),
             "name": name,
             "description": None,
             "createdAt": stamp(min((one.created for one in self._artifacts.versions(*at[:2], type=name)), default=0.0)),
-            "artifact": artifact,
+            "artifact": self._named(at),
             "artifactCollection": lambda _, name=None: self._collection(at, str(name), kind),
             "artifactSequence": lambda _, name=None: self._collection(at, str(name), kind),
-            "artifactCollections": collections,
-            "artifactSequences": collections,
+            "artifactCollections": self._collections(at, kind),
+            "artifactSequences": self._collections(at, kind),
         }
 
-    def _collections(self, at: RunPath, kind: str, first: Any, after: Any) -> NodeFields:
-        names = dict.fromkeys(one.collection for one in self._artifacts.versions(at.entity, at.project, type=kind))
-        return connection(list(names), lambda name: self._collection(at, name), first, after)
+    def _named(self, at: RunPath) -> Callable[..., NodeFields | None]:
+        """The field that gives an artifact of a project by name."""
+
+        def field(_: Any, name: Any = None, **more: Any) -> NodeFields | None:
+            found = self._artifacts.named(at.entity, at.project, str(name))
+            return self._node(found) if found else None
+
+        return field
+
+    def _collections(self, at: RunPath, kind: str = "") -> Callable[..., NodeFields]:
+        """The field that gives the collections of a project, or those of one type of it."""
+
+        def field(_: Any, first: Any = None, after: Any = None, **more: Any) -> NodeFields:
+            names = dict.fromkeys(one.collection for one in self._artifacts.versions(at.entity, at.project, type=kind))
+            return connection(list(names), lambda name: self._collection(at, name), first, after)
+
+        return field
 
     def _collection(self, at: RunPath, name: str, kind: str = "") -> NodeFields | None:
         versions = self._artifacts.versions(at.entity, at.project, name, kind)
@@ -281,7 +277,6 @@ class ArtifactNodes:
     def _create(self, _: Any, input: Any = None) -> NodeFields:
         asked = _asked(input)
         names = asked.get("artifactCollectionName") or (asked.get("artifactCollectionNames") or [""])[0]
-        aliases = [one.get("alias") if isinstance(one, Mapping) else one for one in asked.get("aliases") or []]
         if not names or "/" in str(names) or ":" in str(names):
             raise Rejected(f"an artifact needs a name without / and :, but got {names!r:.80}.", 200)
         version = self._artifacts.create(
@@ -294,7 +289,7 @@ class ArtifactNodes:
             client_id=_text(asked, "clientID"),
             description=asked.get("description"),
             metadata=asked.get("metadata"),
-            aliases=[str(alias) for alias in aliases],
+            aliases=_aliases(asked),
             tags=_tags(asked.get("tags")),
             history_step=asked.get("historyStep"),
             run=_text(asked, "runName"),
@@ -361,7 +356,7 @@ class ArtifactNodes:
         version.tags = [tag for tag in dict.fromkeys(more) if tag not in less]
         self._artifacts.keep(version)
         if asked.get("aliases") is not None:
-            aliases = [str(one["alias"] if isinstance(one, Mapping) else one) for one in asked["aliases"]]
+            aliases = _aliases(asked)
             self._artifacts.unalias(version, [one for one in version.aliases if one not in aliases])
             self._artifacts.alias(version, aliases)
         return {"artifact": self._node(version)}
@@ -389,12 +384,12 @@ class ArtifactNodes:
 
     def _add_aliases(self, _: Any, input: Any = None) -> NodeFields:
         asked = _asked(input)
-        self._artifacts.alias(self._version(asked, "artifactID"), [str(one["alias"]) for one in asked["aliases"]])
+        self._artifacts.alias(self._version(asked, "artifactID"), _aliases(asked))
         return {"success": True}
 
     def _delete_aliases(self, _: Any, input: Any = None) -> NodeFields:
         asked = _asked(input)
-        self._artifacts.unalias(self._version(asked, "artifactID"), [str(one["alias"]) for one in asked["aliases"]])
+        self._artifacts.unalias(self._version(asked, "artifactID"), _aliases(asked))
         return {"success": True}
 
     def _version(self, asked: Mapping[str, Any], name: str) -> ArtifactVersion:
@@ -416,6 +411,11 @@ def _fields(version: ArtifactVersion) -> NodeFields:
         "alias": version.aliases,
         "metadata": version.metadata,
     }
+
+
+def _aliases(asked: Mapping[str, Any]) -> list[str]:
+    """The aliases of an input, each given as a text or as an input that names it."""
+    return [str(one.get("alias") if isinstance(one, Mapping) else one) for one in asked.get("aliases") or []]
 
 
 def _tags(given: Any) -> list[str]:
