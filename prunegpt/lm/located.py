@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import ModelError
+from prunegpt.planning import hub
 from prunegpt.planning.sources import model_place, refuse_adapter, tensor_shapes, weight_files
 
 
@@ -27,7 +28,8 @@ def locate(
     path = model_place(text)
     if path is None:
         if weights:
-            refuse_adapter(text, revision)
+            with suppress(hub.Unreachable):  # what loads it then reports that, after tries of its own
+                refuse_adapter(text, hub.commit(text, revision))
         return text, {**options, "revision": revision} if revision else options
     if path.is_file():
         return str(path.parent), {**options, "gguf_file": path.name}
