@@ -19,7 +19,7 @@ from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, load_masks, measure_sparsity, save_masks
 from prunegpt.pruning.oneshot import prune_oneshot
 from prunegpt.pruning.statistics import block_statistics, evaluating
-from prunegpt.registry import CRITERIA, SOLVERS
+from prunegpt.registry import ACTIVATIONS, CRITERIA, GRADIENTS, SOLVERS
 from prunegpt.spec.schedules import Clock
 from tests.support.families import VOCABULARY, tiny
 
@@ -336,3 +336,16 @@ def test_a_router_is_pruned_only_where_it_is_named(family: str, method: str) -> 
     found = prune_oneshot(model, views, method=method, sparsity=0.5, calibration=windows)
     assert set(found.masks) == set(views)
     assert found.sparsity == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_notes_on_layers_are_notes_of_the_result(mixtral: Any, method: str) -> None:
+    """By every method that is registered: experts that no token reaches are in what a stage records."""
+    window = torch.randint(2, 64, (1, 2), generator=torch.Generator().manual_seed(0))  # [1, 2]
+    found = prune_oneshot(
+        mixtral, block_matrices(mixtral), method=method, sparsity=0.5, calibration=window, allocation=None
+    )
+    noted = [row.name for row in found.rows if any("by magnitude" in note for note in row.notes)]
+    told = [note for note in found.notes if "by magnitude" in note]
+    assert bool(noted) is bool(load_method(method).needs & (ACTIVATIONS | GRADIENTS))
+    assert [note.partition(":")[0] for note in told] == noted[:1]
