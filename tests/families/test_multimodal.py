@@ -4,6 +4,7 @@ What cannot be made tiny from its config class, and what is refused, is listed w
 """
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from prunegpt.pruning.oneshot import prune_oneshot
 from tests.support.families import VOCABULARY, multimodal, tiny_multimodal
 
 NOT_TINY = {
-    **dict.fromkeys(("diffusion_gemma", "dots3_note", "gemma4", "gemma4_unified"), "sizes differ by layer"),
+    **dict.fromkeys(("diffusion_gemma", "dots3_note"), "sizes differ by layer"),
     **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), "needs timm"),
     **dict.fromkeys(
         (
@@ -40,7 +41,7 @@ NOT_TINY = {
     ),
     **dict.fromkeys(
         (
-            *("cohere_compass", "deepseek_ocr2", "emu3", "ernie4_5_vl_moe", "hunyuan_vl", "kyutai_speech_to_text"),
+            *("deepseek_ocr2", "emu3", "ernie4_5_vl_moe", "hunyuan_vl", "kyutai_speech_to_text"),
             *("mistral4", "step3p7"),
         ),
         "its config class makes no model",
@@ -61,6 +62,9 @@ NOT_LOADED = {  # by prunegpt; the start of the reason
     ),
     "shieldgemma2": "a model's files must hold exactly its weights",  # a classifier
 }
+OUTSIDE = {
+    "hy_v4_vl": r"_hc\.fn$|\.hc_fn$"
+}  # of no fixed layer, and large in a tiny model: they mix its residual streams
 NO_LOSS = ("git",)  # of text without an image
 GATE = ("gemma3", "llama4", "qwen2_5_vl", "qwen3_vl_moe", "paligemma", "blip")
 _TINY = 30_000_000  # parameters
@@ -123,7 +127,9 @@ def test_the_text_part_is_pruned_and_the_whole_is_saved(
     views = block_matrices(model)
     inside = {id(parameter) for parameter in text_decoder(model).parameters()}
     assert {id(view.parameter) for view in views.values()} <= inside
-    assert outline(model).coverage(views).share > 0.9
+    outside = outline(model).coverage(views).outside
+    dense = sum(size for name, size in outside.items() if not re.search(OUTSIDE.get(family, "$^"), name))
+    assert dense < 0.1 * sum(parameter.numel() for parameter in text_decoder(model).parameters())
     result = prune_oneshot(model, views, method="wanda", sparsity=0.5, calibration=windows)
     masks = {name: Mask(kept) for name, kept in result.masks.items()}
     save_model(model, None, tmp_path)
