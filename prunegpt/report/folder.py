@@ -10,7 +10,7 @@ from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.report.cells import Table
 from prunegpt.report.config import resolved
-from prunegpt.report.figures import save
+from prunegpt.report.figures import FORMATS, save
 from prunegpt.report.gallery import NamedFigure
 from prunegpt.report.provenance import gather
 from prunegpt.report.render.html import page
@@ -18,7 +18,6 @@ from prunegpt.root import publishing, write_json, write_text
 
 SUFFIXES = {"latex": "tex"}  # of formats whose name is not their suffix
 _PROVENANCE = "provenance.json"
-_FIGURE_FORMATS = ("svg", "png")
 MARK = "no perplexity"  # how the footnote of such a figure begins
 POSITIONS, TEMPERATURE, HARDNESS = 1024, 2.0, 0.5  # of the study
 
@@ -36,7 +35,7 @@ def write_folder(
 
         index.html, provenance.json
         tables/NAME.md .tex .csv .html .json
-        figures/NAME.svg .png
+        figures/NAME.png .svg .pdf
         configs/SWEEP/TRIAL.json
 
     Args:
@@ -66,7 +65,7 @@ def write_folder(
             for table in tables:
                 write_text(folder / "tables" / f"{table.name}.{suffix}", RENDERERS.load(form)([table]))
         for named in figures:
-            for suffix in _FIGURE_FORMATS:
+            for suffix in FORMATS:
                 save(named.figure, folder / "figures" / f"{named.name}.{suffix}")
         for trial in results:
             described = {"trial": trial.name, "seed": trial.seed, "state": trial.state, "config": resolved(trial)}
@@ -78,7 +77,7 @@ def write_folder(
             tables=tables,
             suffixes=suffixes.values(),
             figures=figures,
-            formats=_FIGURE_FORMATS,
+            formats=tuple(FORMATS),
             anomalous=[table for table in tables if any(note.text.startswith(MARK) for note in table.footnotes)],
             explanation=explanation(),
             results=results,

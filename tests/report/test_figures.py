@@ -14,6 +14,7 @@ from PIL import Image
 
 from prunegpt.errors import ReportError
 from prunegpt.report.figures import (
+    FORMATS,
     draw,
     png,
     save,
@@ -79,7 +80,7 @@ def lines(figure: Figure, axes: int = 0) -> list[tuple[list[float], list[float]]
 
 
 @pytest.mark.parametrize("name", drawn())
-def test_png_and_svg_without_a_browser(name: str, tmp_path: Path) -> None:
+def test_every_format_without_a_browser(name: str, tmp_path: Path) -> None:
     first, again = drawn()[name], drawn()[name]
     assert png(first) == png(again)
     assert svg(first) == svg(again)
@@ -88,9 +89,11 @@ def test_png_and_svg_without_a_browser(name: str, tmp_path: Path) -> None:
     pixels = np.asarray(image.convert("L"))
     assert pixels.shape[0] > 200
     assert pixels.std() > 10  # something is drawn
-    for suffix in ("png", "svg"):
+    for suffix, (_, make) in FORMATS.items():
         save(first, tmp_path / f"x.{suffix}")
+        assert (tmp_path / f"x.{suffix}").read_bytes() == make(again)
         assert (tmp_path / f"x.{suffix}").stat().st_size > 1000
+    assert b"CreationDate" not in (tmp_path / "x.pdf").read_bytes()
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

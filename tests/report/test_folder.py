@@ -95,7 +95,7 @@ def test_the_folder_holds_everything_and_its_links_lead_somewhere(tmp_path: Path
     figures = ("layers", "pareto", "perplexity-over-sparsity", "training")
     expected = ["index.html", "provenance.json"]
     expected += [f"tables/{name}.{form}" for name in ("main", "layers") for form in formats]
-    expected += [f"figures/{name}.{form}" for name in figures for form in ("png", "svg")]
+    expected += [f"figures/{name}.{form}" for name in figures for form in ("pdf", "png", "svg")]
     expected += [f"configs/wikitext2/{trial.name}.json" for trial in results]
     assert files == sorted(expected)
     assert list(tmp_path.iterdir()) == [tmp_path / "report"]

@@ -1,7 +1,7 @@
-"""Figures of a sweep: for Plotly as JSON, and drawn as PNG and SVG from the same data."""
+"""Figures of a sweep: for Plotly as JSON, and drawn as PNG, SVG and PDF from the same data."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from starlette.responses import Response
@@ -105,7 +105,7 @@ _DRAWINGS: Mapping[str, Drawing] = {
     "importance": Drawing("What perplexity depends on", "", "", _importance),
 }  # those without a file are drawn by Plotly alone
 FigureName = Annotated[str, tuple(_DRAWINGS)]
-Format = Annotated[str, ("png", "svg", "json")]
+Format = Annotated[str, ("png", "svg", "pdf", "json")]
 
 
 def drawn(dashboard: Dashboard, sweep: str, figure: str) -> Plot:
@@ -142,19 +142,18 @@ def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
     return FigureShort(name=name, title=_DRAWINGS[name].title, missing=missing, files=bool(_DRAWINGS[name].file))
 
 
-@endpoint("/sweeps/{name}/figures/{figure}.{format}", "image/png", "image/svg+xml", "application/json")
+@endpoint("/sweeps/{name}/figures/{figure}.{format}", "image/png", "image/svg+xml", "application/pdf", "application/json")
 def download(dashboard: Dashboard, name: str, figure: FigureName, format: Format) -> Response:
-    """A figure as png, svg or json."""
+    """A figure as png, svg, pdf or json."""
     found = drawn(dashboard, name, figure)
     if format == "json":
         return Response(found.model_dump_json(), media_type="application/json")
     if not _DRAWINGS[figure].file:
         raise RequestError(404, f"the figure {figure!r} is drawn in the browser alone. Take it as json.")
-    from prunegpt.report.figures import draw, png, svg
+    from prunegpt.report.figures import FORMATS, draw
 
-    content: Any = png(draw(found)) if format == "png" else svg(draw(found))
-    media = "image/png" if format == "png" else "image/svg+xml"
-    return Response(content, media_type=media, headers=attachment(f"{name}-{figure}.{format}"))
+    media, make = FORMATS[format]
+    return Response(make(draw(found)), media_type=media, headers=attachment(f"{name}-{figure}.{format}"))
 
 
 @endpoint("/sweeps/{name}/figures/{figure}")

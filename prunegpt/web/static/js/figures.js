@@ -24,7 +24,7 @@ export const fileOf = (sweep, figure, suffix) => address(path("sweeps", sweep, "
 export function downloads(sweep, figure, place) {
   const name = `${sweep}-${figure.name}`;
   if (!figure.files) return saveButtons(place, name);
-  return ["png", "svg"].map((suffix) =>
+  return ["png", "svg", "pdf"].map((suffix) =>
     h("a.button.quiet.small", { href: fileOf(sweep, figure, suffix), download: `${name}.${suffix}`, "aria-label": `${figure.title} as ${suffix.toUpperCase()}` }, suffix.toUpperCase()),
   );
 }
