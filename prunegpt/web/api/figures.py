@@ -105,6 +105,7 @@ _DRAWINGS: Mapping[str, Drawing] = {
     "importance": Drawing("What perplexity depends on", "", "", _importance),
 }  # those without a file are drawn by Plotly alone
 FigureName = Annotated[str, tuple(_DRAWINGS)]
+_MEDIA = ("image/png", "image/svg+xml", "application/pdf", "application/json")
 Format = Annotated[str, ("png", "svg", "pdf", "json")]
 
 
@@ -142,7 +143,7 @@ def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
     return FigureShort(name=name, title=_DRAWINGS[name].title, missing=missing, files=bool(_DRAWINGS[name].file))
 
 
-@endpoint("/sweeps/{name}/figures/{figure}.{format}", "image/png", "image/svg+xml", "application/pdf", "application/json")
+@endpoint("/sweeps/{name}/figures/{figure}.{format}", *_MEDIA)
 def download(dashboard: Dashboard, name: str, figure: FigureName, format: Format) -> Response:
     """A figure as png, svg, pdf or json."""
     found = drawn(dashboard, name, figure)
