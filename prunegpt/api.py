@@ -3,19 +3,25 @@
 from prunegpt import Sweep, run, table
 
 sweep = run("sweeps/quickstart.yaml", slots=2)
+sweep = Sweep("quickstart")         # the same later, by its name in the root
 sweep.frame()                       # pandas: one row per trial
 sweep.curves("pruned90", "loss")    # one row per point
+sweep.figure("pareto")              # shown in a notebook; .save("pareto.pdf")
+model, tokenizer = sweep.model("pruned90")
 print(table("quickstart"))          # the declared tables, as Markdown
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunegpt.errors import LaunchError, PruneGPTError, StoreError
-from prunegpt.records import TrialResult
+from prunegpt.errors import LaunchError, PruneGPTError, StoreError, unknown
+from prunegpt.records import Point, TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
@@ -25,32 +31,42 @@ from prunegpt.sweep.events import Event, SweepOutcome
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from prunegpt.planning.resolve import Planner
     from prunegpt.report.archive import Archive
     from prunegpt.report.cells import Table
+    from prunegpt.report.gallery import Material, NamedFigure
+    from prunegpt.report.plots import Curve
+
+_MANY = 200  # trials up to which intervals are computed by default
 
 
 class Sweep:
     """One sweep: its spec, and its results so far.
 
     Args:
-        spec: a spec file, or a spec as plain data.
+        spec: a spec file, the name of a sweep that is stored in the root, or a spec as plain data.
         root: the results directory; default PRUNEGPT_ROOT, else ./runs.
-        overrides: PATH=VALUE, as `--set` takes them.
+        overrides: PATH=VALUE, as `--set` takes them; of a spec, not of a stored sweep.
 
     Raises:
         SpecError: the spec cannot be read. Its other problems are reported by `plan`.
+        StoreError: there is neither such a file nor such a sweep, or both.
     """
 
     def __init__(
         self, spec: str | Path | Mapping[str, Any], *, root: str | Path | None = None, overrides: Sequence[str] = ()
     ) -> None:
-        from prunegpt.planning.resolve import Planner  # here and below: stored tables need no planning
-
         self.root = Root.find(Path(root) if root is not None else None)
-        source = spec if isinstance(spec, Mapping) else Path(spec)
-        self._planner = Planner(source, overrides, self.root, curves_in(self.root), strict=True)
+        source = spec_file(spec, self.root) if isinstance(spec, str) else spec
+        self._name, self._planner = str(spec), None  # of a stored sweep
+        if source is not None:
+            from prunegpt.planning.resolve import Planner  # here and below: stored tables need no planning
+
+            self._planner = Planner(source, overrides, self.root, curves_in(self.root), strict=True)
+        elif overrides:
+            raise StoreError(f"overrides change a spec, but {spec} is a stored sweep. Open its spec file instead.")
 
     @cached_property
     def plan(self) -> SweepPlan:
@@ -59,11 +75,23 @@ class Sweep:
         Raises:
             SpecError: with every problem of the spec.
         """
-        return self._planner.plan
+        with self._planning() as planner:
+            return planner.plan
 
     @property
     def name(self) -> str:
-        return self.plan.name
+        return self._planner.name if self._planner else self._name
+
+    @contextmanager
+    def _planning(self) -> "Iterator[Planner]":
+        """The planner, and of a stored sweep its folder while the block lasts."""
+        if self._planner is not None:
+            yield self._planner
+            return
+        from prunegpt.sweep.reopened import reopened
+
+        with reopened(self.name, self.root) as planner:
+            yield planner
 
     def run(
         self,
@@ -71,10 +99,31 @@ class Sweep:
         slots: int | None = None,
         launcher: str | None = None,
         only: str | None = None,
-        on_event: Callable[[Event], None] = lambda _: None,
+        on_event: Callable[[Event], None] | None = None,
+        progress: bool | None = None,
     ) -> SweepOutcome:
-        """Runs what is not finished yet, and waits for it; see `prunegpt sweep run`."""
-        return start(self._planner, self.root, slots=slots, launcher=launcher, only=only, on_event=on_event)
+        """Runs what is not finished yet, and waits for it; see `prunegpt sweep run`.
+
+        Args:
+            on_event: is called with each event of `prunegpt.sweep.events`.
+            progress: a line for each event and bars, as on the command line; default: where no `on_event` is given, in
+                a notebook or a terminal.
+        """
+        show = on_event is None and _watched() if progress is None else progress
+        with self._planning() as planner:
+            if not show:
+                handler = on_event or (lambda _: None)
+                return start(planner, self.root, slots=slots, launcher=launcher, only=only, on_event=handler)
+            from prunegpt.cli.progress import follow
+
+            with follow(planner.plan) as shown:
+
+                def both(event: Event) -> None:
+                    shown(event)
+                    if on_event:
+                        on_event(event)
+
+                return start(planner, self.root, slots=slots, launcher=launcher, only=only, on_event=both)
 
     def results(self) -> list[TrialResult]:
         """The trials as stored, in spec order; none where nothing has run."""
@@ -84,19 +133,106 @@ class Sweep:
             known = any(sweep.name == self.name for sweep in store.sweeps())
             return store.results(self.name) if known else []
 
-    def frame(self) -> "DataFrame":
-        """One row per trial: state, what was swept, perplexity, sparsity (0 to 1), tokens trained, seconds."""
-        return _pandas().DataFrame([_row(result) for result in self.results()])
+    def frame(self, *, intervals: bool | None = None) -> "DataFrame":
+        """One row per trial: state, group (of its seeds), what was swept, perplexity with its interval, method, ...
+
+        Sparsities are 0 to 1; `perplexity_low` and `perplexity_high` are the ends of the 95% interval.
+
+        Args:
+            intervals: whether to compute them, some milliseconds each; default: of up to 200 trials.
+        """
+        results = self.results()
+        if intervals is None:
+            intervals = len(results) <= _MANY
+        return _pandas().DataFrame(_rows(results, self.root, intervals))
 
     def curves(self, trial: str, name: str | None = None) -> "DataFrame":
-        """The points of a trial, or of its curve of that name: stage, step, epoch, name, value, time, tokens."""
+        """The points of a trial, or of its curve of that name: stage, step, epoch, name, value, time, tokens.
+
+        Raises:
+            StoreError: there is no such trial, or it has no such curve; the nearest names are listed.
+        """
         with Store.open(self.root, create=False) as store:
-            points = store.points(f"{self.name}/{trial}", name)
-        return _pandas().DataFrame([point.model_dump() for point in points])
+            reference = store.result(f"{self.name}/{trial}").id
+            if name is not None and name not in (known := {curve.name: None for curve in store.curves(reference)}):
+                raise StoreError(unknown(f"curve of {trial}", name, known))
+            points = store.points(reference, name)
+        return _pandas().DataFrame([point.model_dump() for point in points], columns=list(Point.model_fields))
 
     def table(self, format: str = "md") -> str:
         """The declared tables: md, latex, csv, html or json."""
         return table(self.name, format=format, root=self.root.path)
+
+    def figure(self, name: str) -> "NamedFigure":
+        """A figure, which a notebook shows and `save` writes as .pdf, .svg or .png.
+
+        Args:
+            name: one of `figures`.
+
+        Raises:
+            ReportError: there is no such figure, or nothing yet to draw it from.
+        """
+        from prunegpt.report.gallery import figure_of
+
+        return figure_of(name, self._material)
+
+    @property
+    def figures(self) -> list[str]:
+        """The names of the figures that `figure` knows."""
+        from prunegpt.report.gallery import figure_names
+
+        return figure_names(self._material)
+
+    @property
+    def _material(self) -> "Material":
+        """What figures are drawn from."""
+        from prunegpt.report.gallery import Material
+        from prunegpt.report.measure import stored_windows
+        from prunegpt.report.plots import curves, in_figures
+
+        def curves_of(trial: TrialResult) -> "Mapping[str, Curve]":
+            with Store.open(self.root, create=False) as store:
+                return curves(trial, store.series(trial.id, in_figures))
+
+        return Material(self.results(), stored_windows(self.root), curves_of)
+
+    def model(
+        self, trial: str, *, device: str = "auto", trust_remote_code: bool = False
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """The model that a trial has published, pruned as it is, in float32 and evaluation mode, and its tokenizer.
+
+        `prunegpt export SWEEP/TRIAL OUT` writes the same to a folder.
+
+        Raises:
+            PruneGPTError: there is no such trial, it has not finished, or it brings code that is not trusted here.
+        """
+        with Store.open(self.root, create=False) as store:
+            address = store.result(f"{self.name}/{trial}").address
+        from prunegpt.cli.measure import open_model
+
+        state = open_model(address, self.root, device, trust_remote_code=trust_remote_code)
+        return state.model.eval(), state.tokenizer
+
+    def __repr__(self) -> str:
+        return f"<Sweep {self._described()}>"
+
+    def _described(self) -> str:
+        """Its name and what has come of it, in words."""
+        states = Counter(result.state for result in self.results())
+        counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        return f"{self.name} in {self.root.path}: {counts or 'nothing has run yet'}"
+
+    def _repr_html_(self) -> str:
+        """The states, and a table of all trials."""
+        from prunegpt.report.measure import stored_windows
+        from prunegpt.report.render.html import fragment
+        from prunegpt.report.tables import build_table, usual_table
+
+        head = f"<p>Sweep {escape(self._described())}</p>"
+        if not (results := self.results()):
+            return head
+        windows = stored_windows(self.root) if len(results) <= _MANY else lambda _: None
+        return head + str(fragment(build_table(usual_table(self.name, results), results, windows, sweep=self.name)))
 
 
 def run(
@@ -107,16 +243,17 @@ def run(
     slots: int | None = None,
     launcher: str | None = None,
     only: str | None = None,
-    on_event: Callable[[Event], None] = lambda _: None,
+    on_event: Callable[[Event], None] | None = None,
+    progress: bool | None = None,
 ) -> Sweep:
-    """Runs a sweep to its end and gives it.
+    """Runs a sweep to its end and gives it; see `Sweep.run`.
 
     Raises:
         SpecError: with every problem of the spec, before anything runs.
         LaunchError: another coordinator has the root, or no worker can be started.
     """
     sweep = Sweep(spec, root=root, overrides=overrides)
-    sweep.run(slots=slots, launcher=launcher, only=only, on_event=on_event)
+    sweep.run(slots=slots, launcher=launcher, only=only, on_event=on_event, progress=progress)
     return sweep
 
 
@@ -130,6 +267,31 @@ def table(sweep: str, *, format: str = "md", root: str | Path | None = None) -> 
     return text
 
 
+def spec_file(reference: str, root: Root) -> Path | None:
+    """The spec file that a reference means; None where it is the name of a stored sweep.
+
+    What ends in .yaml or .yml, or has a folder, is a file.
+
+    Raises:
+        StoreError: it is both, or neither.
+    """
+    path = Path(reference)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+        return path
+    try:
+        with Store.open(root, create=False) as store:
+            names = [sweep.name for sweep in store.sweeps()]
+    except StoreError as error:
+        if path.is_file():
+            return path
+        raise StoreError(f"{reference!r} is no spec file here, and no stored sweep: {error}") from error
+    if path.is_file() and reference in names:
+        raise StoreError(f"{reference!r} is a file here and a stored sweep: write ./{reference} for the file.")
+    if not path.is_file() and reference not in names:
+        raise StoreError(f"{reference!r} is no spec file here, and {unknown('sweep', reference, names)}")
+    return None if reference in names else path
+
+
 def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
     """What the store has of a sweep, by its name or its spec.
 
@@ -140,8 +302,8 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
     from prunegpt.report.provenance import spec_commit
     from prunegpt.report.rows import other_sweeps, with_planned
 
-    path, plan = Path(sweep), None
-    if path.suffix in (".yaml", ".yml"):
+    path, plan = spec_file(sweep, root), None
+    if path is not None:
         from prunegpt.planning.resolve import plan_file
 
         plan = plan_file(path, overrides, root=root, curves=curves_in(root))
@@ -153,7 +315,7 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
             others = [one.name for one in store.sweeps() if one.name in other_sweeps(tables, name)]
             results = tuple(result for one in (name, *others) for result in store.results(one))
     except StoreError:
-        if plan is None:
+        if path is None or plan is None:
             raise
         return Archive(name, spec_commit(path), plan.tables, with_planned((), plan), lambda _: None)
     commit = spec_commit(Path(source)) if source else None
@@ -231,20 +393,42 @@ def start(
         )
 
 
-def _row(result: TrialResult) -> dict[str, Any]:
-    metrics, measured = result.metrics, result.evaluation
-    return {
-        "trial": result.name,
-        "seed": result.seed,
-        "state": result.state,
-        **result.swept,
-        **{name: metrics[name] for name in ("perplexity", "loss")},
-        "protocol": measured.protocol if measured else None,
-        "split": measured.split if measured else None,
-        **{name: metrics[name] for name in ("sparsity", "sparsity_all", "coverage", "tokens", "seconds")},
-        "reason": result.reason,
-        "key": result.key,
-    }
+def _rows(results: Sequence[TrialResult], root: Root, intervals: bool) -> list[dict[str, Any]]:
+    """A row of a frame for each trial."""
+    from prunegpt.report import columns
+    from prunegpt.report.measure import measure, stored_windows
+
+    windows = stored_windows(root) if intervals else lambda _: None
+    rows = []
+    for result in results:
+        metrics, measured = result.metrics, measure([result], windows)
+        evaluation, interval = result.evaluation, measured.interval if measured else None
+        described = {name: getattr(columns, name)(result) for name in ("method", "pattern", "allocation", "teacher")}
+        rows.append(
+            {
+                "trial": result.name,
+                "group": result.group,
+                "seed": result.seed,
+                "state": result.state,
+                **{name: None if text == columns.NOT_APPLICABLE else text for name, text in described.items()},
+                **result.swept,
+                "perplexity": metrics["perplexity"],
+                "perplexity_low": interval.low if interval else None,
+                "perplexity_high": interval.high if interval else None,
+                "loss": metrics["loss"],
+                "protocol": evaluation.protocol if evaluation else None,
+                "split": evaluation.split if evaluation else None,
+                **{name: metrics[name] for name in ("sparsity", "sparsity_all", "coverage", "tokens", "seconds")},
+                "reason": result.reason,
+                "key": result.key,
+            }
+        )
+    return rows
+
+
+def _watched() -> bool:
+    """Whether this is a notebook or a terminal."""
+    return "ipykernel" in sys.modules or sys.stderr.isatty()
 
 
 def _pandas() -> Any:

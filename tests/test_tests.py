@@ -123,7 +123,8 @@ def private(tree: ast.Module) -> list[str]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "getattr")):
             named = (word.value for word in node.args[:2] if isinstance(word, ast.Constant))
             found += [word.rpartition(".")[2] for word in named if isinstance(word, str)]
-    return [name for name in found if name.startswith("_") and not name.startswith("__") and name != "_fields"]
+    mine = (name for name in found if name.startswith("_") and not name.startswith("__") and name != "_fields")
+    return [name for name in mine if not name.endswith("_")]  # as IPython's `_repr_html_`
 
 
 def test_no_test_more_uses_private_names() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -27,7 +28,8 @@ def follow(plan: "SweepPlan") -> Iterator[Callable[[events.Event], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    notebook = console.is_jupyter and find_spec("ipywidgets") is not None  # without them a bar cannot move there
+    with Progress(*columns, console=console, transient=True, disable=not (console.is_terminal or notebook)) as bars:
         for text in plan.unchecked:
             console.print(f"not checked: {text}", markup=False)
         yield _ProgressTable(plan, console, bars).show

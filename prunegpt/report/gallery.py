@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunegpt.errors import ReportError
+from prunegpt.errors import ReportError, unknown
 from prunegpt.records import TrialResult, comparable
 from prunegpt.report.measure import WindowsOf
 from prunegpt.report.plots import (
@@ -132,30 +133,67 @@ DRAWINGS: Mapping[str, Drawing] = {
 
 @dataclass(frozen=True)
 class NamedFigure:
-    """A figure with the name of its files and what it shows in words."""
+    """A figure with the name of its files and what it shows in words. A notebook shows it."""
 
     name: str
     caption: str
     figure: "Figure"
+
+    def save(self, path: str | Path) -> None:
+        """Writes it in the format of the suffix: .pdf, .png or .svg.
+
+        Raises:
+            ReportError: another suffix.
+        """
+        from prunegpt.report.figures import save
+
+        save(self.figure, Path(path))
+
+    def __repr__(self) -> str:
+        return f"<figure {self.name}: {self.caption}>"
+
+    def _repr_png_(self) -> bytes:
+        from prunegpt.report.figures import png
+
+        return png(self.figure)
+
+
+_HEAT_MAP = "sparsity-"  # and the name of a trial
+
+
+def figure_names(material: Material) -> list[str]:
+    """What `figure_of` can be asked for."""
+    return [*DRAWINGS, *(f"{_HEAT_MAP}{trial.name}" for trial in material.heat_maps)]
+
+
+def figure_of(name: str, material: Material) -> NamedFigure:
+    """The figure of that name.
+
+    Raises:
+        ReportError: there is none (the nearest names are listed), or nothing yet to draw it from.
+    """
+    from prunegpt.report.figures import draw, sparsity_heat_map
+
+    if name in DRAWINGS:
+        drawing = DRAWINGS[name]
+        return NamedFigure(drawing.file, drawing.caption, draw(drawing.plot(material)))
+    trial = next((one for one in material.heat_maps if f"{_HEAT_MAP}{one.name}" == name), None)
+    if trial is None or trial.sparsity is None:
+        raise ReportError(unknown("figure", name, figure_names(material)))
+    drawn = sparsity_heat_map(heat_map(trial.sparsity.by_tensor), f"{trial.name}: sparsity by layer, %")
+    return NamedFigure(name, f"Share of zeros of every pruned tensor of {trial.name}, percent", drawn)
 
 
 def figures_of(
     results: Sequence[TrialResult], windows: WindowsOf, curves: CurvesOf = lambda trial: {}
 ) -> tuple[NamedFigure, ...]:
     """Every figure these trials have data for, in a fixed order; see `Material` for the arguments."""
-    from prunegpt.report.figures import draw, sparsity_heat_map
-
     material = Material(results, windows, curves)
     found: list[NamedFigure] = []
-    for drawing in DRAWINGS.values():
+    for name in figure_names(material):
         try:
-            if drawing.is_worth(material):
-                found.append(NamedFigure(drawing.file, drawing.caption, draw(drawing.plot(material))))
+            if name not in DRAWINGS or DRAWINGS[name].is_worth(material):
+                found.append(figure_of(name, material))
         except ReportError:  # it says what is missing, which a page shows and a report leaves out
             continue
-    for trial in material.heat_maps:
-        assert trial.sparsity is not None
-        drawn = sparsity_heat_map(heat_map(trial.sparsity.by_tensor), f"{trial.name}: sparsity by layer, %")
-        caption = f"Share of zeros of every pruned tensor of {trial.name}, percent"
-        found.append(NamedFigure(f"sparsity-{trial.name}", caption, drawn))
     return tuple(found)

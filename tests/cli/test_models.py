@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prunegpt import Sweep
 from prunegpt.cli.measure import text_of
 from tests.support.small import Invoke
 
@@ -223,6 +224,10 @@ def test_the_model_of_a_trial_is_exported_as_it_was_measured(
     assert json.loads(invoke("masks", "check", tmp_path / "out", "--json"))["ok"]
     again = invoke("eval", tmp_path / "out", "--data", text_files["validation"], "--block-size", "32", "--json")
     assert json.loads(again)["perplexity"] == found["perplexity"]
+    sweep = Sweep("made", root=tmp_path / "runs")
+    assert [trial.name for trial in sweep.plan.trials] == ["half"]
+    model, _ = sweep.model("half")
+    assert float((model.transformer.h[0].mlp.c_fc.weight == 0).float().mean()) == 0.5
     assert "OUT must not exist" in invoke("export", "made/half", tmp_path / "out", fails=True)
     assert "SWEEP/TRIAL" in invoke("export", str(model_folder), tmp_path / "other", fails=True)
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from prunegpt.cli.control import trusting
 from prunegpt.cli.measure import open_model
 from prunegpt.errors import ModelError, PruneGPTError
 from prunegpt.planning.facts import model_facts
@@ -24,6 +23,7 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
+from prunegpt.sweep.reopened import trusting
 from tests.support.running import run_attempt
 
 CODE = """
@@ -177,6 +177,7 @@ from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
+from prunegpt.sweep.reopened import trusting
 
 place = pathlib.Path(sys.argv[1])
 plan, root = TrialPlan.model_validate_json((place / "trial.json").read_text()), Root(place / "runs")
