@@ -46,6 +46,7 @@ class Entry:
         needs: what it is given beside its usual arguments. See :data:`CRITERION_NEEDS`, :data:`SOLVER_NEEDS` and
             :data:`ALLOCATION_NEEDS`.
         scope: what scores are compared over; None where it does not say.
+        block_size: tokens of a window where a spec does not say; None: those of its data.
         solver: whether it repairs what it prunes: such a method chooses weights within a tensor, singly or N:M.
     """
 
@@ -54,6 +55,7 @@ class Entry:
     needs: frozenset[str] = frozenset()
     scope: Scope | None = None
     solver: bool = False
+    block_size: int | None = None
 
     @property
     def valid_options(self) -> Mapping[str, Any]:
@@ -306,6 +308,19 @@ PROTOCOLS = Registry(
         "blocks": "prunegpt.lm.protocols:blocks",
         "stream": "prunegpt.lm.protocols:stream",
         "sliding": "prunegpt.lm.protocols:sliding",
+        "ptb-sparsegpt": "prunegpt.lm.protocols:ptb_sparsegpt",
+        "c4-sparsegpt": "prunegpt.lm.protocols:c4_sparsegpt",
+        "llm-pruner": Entry("prunegpt.lm.protocols:stream", block_size=128),
+    },
+)
+CALIBRATION_MODES = Registry(
+    "calibration mode",
+    {
+        "random": "prunegpt.lm.calibration:random_windows",
+        "first": "prunegpt.lm.calibration:first_windows",
+        "document": "prunegpt.lm.calibration:document_windows",
+        "joined": "prunegpt.lm.calibration:joined_windows",
+        "distinct": "prunegpt.lm.calibration:distinct_windows",
     },
 )
 LAUNCHERS = Registry(

@@ -14,6 +14,7 @@ from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.facts import split_files
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
+from prunegpt.planning.texts import window_of
 from prunegpt.records import Evaluation
 from prunegpt.report.statistics import Interval, perplexity_interval
 from prunegpt.root import Root
@@ -46,8 +47,9 @@ def text_of(
     given |= {"data": located(source, split), "split": split}
 
     def of(window: int) -> EvaluateSpec:
-        fields = {**given, "block_size": block_size or window}
-        return checked(EvaluateSpec, {name: value for name, value in fields.items() if value is not None})
+        fields = {name: value for name, value in {**given, "block_size": block_size}.items() if value is not None}
+        found = checked(EvaluateSpec, fields)
+        return found.model_copy(update={"block_size": window_of(found, window)})
 
     of(DEFAULT_WINDOW)
     return of

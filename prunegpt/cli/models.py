@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json, print_sparsities
+from prunegpt.registry import CALIBRATION_MODES, PROTOCOLS
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -36,13 +37,17 @@ ColumnOption = Annotated[
     str | None, typer.Option("--text-column", help="Column of the text (default: text, or the only one of strings).")
 ]
 ProtocolOption = Annotated[
-    str | None, typer.Option("--protocol", help="blocks, stream or sliding; see the README (default: blocks).")
+    str | None,
+    typer.Option("--protocol", help=f"{', '.join(PROTOCOLS.builtin_names())}; see the README (default: blocks)."),
 ]
 BlockOption = Annotated[
     int | None,
     typer.Option("--block-size", min=2, help="Tokens per window (default: the model's context, at most 1024)."),
 ]
 StrideOption = Annotated[int | None, typer.Option("--stride", min=1, help="Tokens between windows of `sliding`.")]
+BosOption = Annotated[
+    bool, typer.Option("--bos", help="Begin each window with the tokenizer's bos token, as Gemma needs it.")
+]
 WindowsOption = Annotated[int | None, typer.Option("--max-windows", min=1, help="Evaluate only the first N windows.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
@@ -58,6 +63,7 @@ def evaluate(
     protocol: ProtocolOption = None,
     block_size: BlockOption = None,
     stride: StrideOption = None,
+    bos: BosOption = False,
     max_windows: WindowsOption = None,
     batch_size: Annotated[str, typer.Option(help="Windows per batch, or auto; does not affect the result.")] = "auto",
     device: DeviceOption = "auto",
@@ -73,7 +79,7 @@ def evaluate(
     from prunegpt.cli.measure import measure, open_model, text_of
 
     batch = int(batch_size) if batch_size.isdigit() else batch_size
-    asked = {"protocol": protocol, "stride": stride, "max_windows": max_windows, "batch_size": batch}
+    asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows, "batch_size": batch}
     text = text_of(data, data_name, text_column, block_size, split, **asked)
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
     found, interval = measure(state.model, state.tokenizer, text, precision)
@@ -125,7 +131,8 @@ def prune(
     calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Calibration dataset.")] = None,
     calibration_windows: Annotated[int, typer.Option(min=1, help="Number of calibration windows.")] = 128,
     calibration_mode: Annotated[
-        str | None, typer.Option(help="Calibration windows: first or random (default: random).")
+        str | None,
+        typer.Option(help=f"Calibration windows: {', '.join(CALIBRATION_MODES.builtin_names())} (default: random)."),
     ] = None,
     propagate: Annotated[
         bool, typer.Option(help="Calibrate each layer on the outputs of the pruned layers before it.")
@@ -141,6 +148,7 @@ def prune(
     protocol: ProtocolOption = None,
     block_size: BlockOption = None,
     stride: StrideOption = None,
+    bos: BosOption = False,
     max_windows: WindowsOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -170,7 +178,7 @@ def prune(
         "propagate": propagate,
     }
     spec = check_prune(given, calibration, calibration_windows, calibration_mode, block_size)
-    asked = {"protocol": protocol, "stride": stride, "max_windows": max_windows}
+    asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows}
     text = text_of(data, data_name, text_column, block_size, split, **asked) if data else None
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
     loaded, tokenizer = state.model, state.tokenizer

@@ -41,7 +41,7 @@ from prunegpt.root import publishing, seal, sha256, whole, write_json
 
 ROWS_A_BATCH = 1000  # rows that the example packs together; what is left of each such batch is dropped
 _PACKING = "blocks-2"  # part of the cache key; to be raised when packing changes
-CALIBRATION_CHARACTERS = 32_000_000  # more text than this is not tokenised to draw calibration windows from
+BLANK_LINE = "\n\n"  # joins rows that become one string
 
 
 class Split(NamedTuple):
@@ -164,54 +164,6 @@ def pack_training_blocks(
     return kept
 
 
-def calibration_windows(
-    rows: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    windows: int,
-    length: int,
-    seed: int = 0,
-    mode: str = "random",
-) -> NDArray[np.int64]:
-    """Calibration windows for activation-aware pruning.
-
-    The rows are joined by a blank line and tokenised as one string; a single row (a text file whole) is taken as it
-    is. Of more than 32 million characters a run of that size is used, from a row that the seed draws.
-
-    Args:
-        rows: documents, as `read_documents` gives them.
-        tokenizer: the model's tokeniser.
-        windows: how many.
-        length: tokens per window.
-        seed: draws the windows in mode `random`.
-        mode: `random` (each window starts anywhere, so windows may overlap) or `first` (one after another from the
-            start of the text).
-
-    Returns:
-        Tokens, [windows, length].
-
-    Raises:
-        DataError: the dataset has too few tokens, or there is no such mode.
-    """
-    if mode not in ("random", "first"):
-        raise DataError(unknown("calibration mode", mode, ("random", "first")))
-    generator = np.random.default_rng(seed)
-    tokens = text_tokens(_excerpt(rows, generator if mode == "random" else None), tokenizer)  # [tokens]
-    if mode == "first":
-        require_tokens(len(tokens), windows * length, f"{windows} calibration windows of {length} tokens")
-        return tokens[: windows * length].reshape(windows, length)  # [windows, length]
-    require_tokens(len(tokens), length, f"a calibration window of {length} tokens")
-    starts = generator.integers(0, len(tokens) - length, size=windows, endpoint=True)  # [windows]
-    drawn: NDArray[np.int64] = tokens[starts[:, None] + np.arange(length)]  # [windows, length]
-    return drawn
-
-
-def text_tokens(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
-    """Rows joined by a blank line as one string of tokens, [tokens]; see `prunegpt.lm.protocols.stream`."""
-    ids = tokenizer("\n\n".join(rows), add_special_tokens=len(rows) > 1, verbose=False)["input_ids"]
-    return np.asarray(ids, dtype=np.int64)  # [tokens]
-
-
 def require_tokens(have: int, need: int, what: str) -> None:
     """Raises DataError, saying how many tokens there are and are needed, where there are too few."""
     if have < need:
@@ -245,27 +197,6 @@ def _packing_key(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_
     for start in range(0, len(rows), ROWS_A_BATCH):
         digest.update(json.dumps(list(rows[start : start + ROWS_A_BATCH])).encode())
     return digest.hexdigest()[:32]
-
-
-def _excerpt(rows: Sequence[str], generator: np.random.Generator | None) -> Sequence[str]:
-    """All rows, or a run of them where they are too many to tokenise."""
-    size = 0
-    for row in rows:
-        size += len(row) + 2
-        if size > CALIBRATION_CHARACTERS:
-            break
-    else:
-        return rows
-    first = int(generator.integers(len(rows))) if generator is not None else 0
-    run: list[str] = []
-    size = 0
-    for step in range(len(rows)):
-        row = rows[(first + step) % len(rows)][:CALIBRATION_CHARACTERS]
-        run.append(row)
-        size += len(row) + 2
-        if size > CALIBRATION_CHARACTERS:
-            break
-    return run
 
 
 def _read_files(files: Sequence[Path], asked: str | None, *, whole: bool) -> Split:

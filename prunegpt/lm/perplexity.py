@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
 from prunegpt.errors import ModelError
@@ -65,7 +65,7 @@ def evaluate(
     place = device if device is not None else model.device
     _check_fit(model, windows)
     losses = np.zeros(len(windows), dtype=np.float64)  # [windows]
-    longest = int(windows.lengths.max())
+    longest = int(windows.lengths.max()) + (windows.bos is not None)
     size = _auto_batch_size(model, longest, place) if batch_size == "auto" else int(batch_size)
     with _measuring(model, place):
         head = _separable_head(model, windows, place)
@@ -108,6 +108,8 @@ def _fingerprint(windows: Windows) -> str:
     found = hashlib.blake2b(digest_size=12)
     for array in (windows.starts, windows.lengths, windows.first_scored):
         found.update(array.tobytes())
+    if windows.bos is not None:
+        found.update(f"bos {windows.bos}".encode())
     last = int((windows.starts + windows.lengths).max())
     found.update(np.ascontiguousarray(windows.tokens[:last]).data)
     return found.hexdigest()
@@ -130,7 +132,7 @@ def _exp(value: float) -> float:
 def _check_fit(model: PreTrainedModel, windows: Windows) -> None:
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
-    longest = int(windows.lengths.max())
+    longest = int(windows.lengths.max()) + (windows.bos is not None)
     if isinstance(positions, int) and 0 < positions < longest:
         raise ModelError(
             f"a window must fit the model's {positions} positions, but it has {longest} tokens. "
@@ -186,6 +188,9 @@ def _window_losses(
     at = windows.starts[batch][:, None] + np.arange(length)  # [batch, length]
     ids = torch.from_numpy(np.ascontiguousarray(windows.tokens[at])).to(device)  # [batch, length]
     scored = np.arange(length) >= windows.first_scored[batch][:, None]  # [batch, length]
+    if windows.bos is not None:
+        ids = pad(ids, (1, 0), value=windows.bos)  # [batch, 1 + length]
+        scored = np.pad(scored, ((0, 0), (1, 0)))  # [batch, 1 + length]
     rows, positions = (torch.from_numpy(index).to(device) for index in np.nonzero(scored))  # [scored] each
     labels = ids[rows, positions]  # [scored]
     vocabulary = model.config.get_text_config().vocab_size

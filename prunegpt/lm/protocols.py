@@ -11,9 +11,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prunegpt.errors import DataError
-from prunegpt.lm.data import ROWS_A_BATCH, read_split, require_tokens
+from prunegpt.lm.data import BLANK_LINE, ROWS_A_BATCH, read_split, require_tokens
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
-from prunegpt.lm.windows import Tokens, Windows, cut, encode_rows
+from prunegpt.lm.windows import Prepared, Tokens, Windows, cut, encode_rows, one_string
 from prunegpt.registry import PROTOCOLS
 
 
@@ -29,7 +29,13 @@ class Protocol:
     cut: Callable[[Sequence[str], PreTrainedTokenizerBase, int, int | None], Windows]
 
     def __call__(
-        self, rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, stride: int | None = None
+        self,
+        rows: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        block_size: int,
+        stride: int | None = None,
+        *,
+        bos: bool = False,
     ) -> Windows:
         """The windows of a text.
 
@@ -38,15 +44,34 @@ class Protocol:
             tokenizer: the model's tokeniser.
             block_size: tokens per window, at least 2.
             stride: tokens between windows, where the protocol has one.
+            bos: the first token of each window is the tokeniser's bos; it puts no other special tokens.
 
         Raises:
-            DataError: the text is too short for one window, or the window or stride is out of its range.
+            DataError: the text is too short for one window, the window or stride is out of its range, or there is no
+                bos token.
         """
         if block_size < 2:
             raise DataError(f"a window must have at least 2 tokens, but block_size is {block_size}. Use 2 or more.")
         if not len(rows):
             raise DataError("the dataset must have at least one row, but it has none. Give another split or file.")
-        return self.cut(rows, tokenizer, block_size, stride)
+        if bos:
+            rows = with_bos(rows, tokenizer)
+        return self.cut(rows, tokenizer, block_size - bos, stride)
+
+
+def with_bos(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """The same rows, whose windows begin with the tokeniser's bos.
+
+    Raises:
+        DataError: it has none.
+    """
+    if tokenizer.bos_token_id is None:
+        raise DataError(
+            "bos: true needs a tokeniser with a bos token, but this one has none: its model was trained without. "
+            "Remove it."
+        )
+    prepared = rows if isinstance(rows, Prepared) else Prepared(rows)
+    return replace(prepared, bos=int(tokenizer.bos_token_id))
 
 
 def evaluation_windows(
@@ -62,6 +87,7 @@ def evaluation_windows(
     block_size: int,
     stride: int | None = None,
     max_windows: int | None = None,
+    bos: bool = False,
 ) -> Windows:
     """Reads a split in the form that a protocol takes, and cuts it into windows.
 
@@ -72,6 +98,7 @@ def evaluation_windows(
         block_size: tokens per window.
         stride: tokens between windows, where the protocol has one.
         max_windows: use only the first N.
+        bos: each window begins with the tokeniser's bos.
 
     Raises:
         UnknownPartError: no such protocol.
@@ -87,7 +114,7 @@ def evaluation_windows(
         revision=revision,
         whole=not chosen.by_row,
     )
-    windows = chosen(rows, tokenizer, block_size, stride)
+    windows = chosen(rows, tokenizer, block_size, stride, bos=bos)
     if column:  # nobody named it: what it was is part of the figure
         windows = replace(windows, protocol=f"{windows.protocol}/column-{column}")
     return windows.first(max_windows)
@@ -108,19 +135,30 @@ def _blocks(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size:
         kept.append(batch.first(len(batch.ids) // block_size * block_size))
     require_tokens(longest, block_size, f"a block of {block_size} tokens in one batch of {ROWS_A_BATCH} rows")
     tokens = Tokens.join(kept)
-    return _side_by_side(tokens, tokenizer, block_size, _identity("blocks", tokenizer, str(block_size), "special-each"))
+    special = "special-none" if isinstance(rows, Prepared) else "special-each"
+    return _side_by_side(tokens, tokenizer, block_size, _identity("blocks", tokenizer, str(block_size), special))
 
 
-def _stream(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, _stride: int | None) -> Windows:
-    """The evaluation of SparseGPT, Wanda and GPTQ: one string, windows side by side, what is left dropped.
+def _strings(name: str, between: str, documents: int | None = None, windows: int | None = None) -> Protocol:
+    """A protocol that makes one string of its rows: windows side by side, what is left dropped.
 
-    Rows are joined by a blank line and the tokeniser adds its special tokens once; a single row, such as a text file
-    whole, is taken as it is, without special tokens.
+    The tokeniser adds its special tokens once; a single row, such as a text file whole, is taken as it is, without.
+
+    Args:
+        between: joins the rows.
+        documents: only the first N rows are read.
+        windows: only the first N windows are used.
     """
-    tokens, special = _one_string(rows, tokenizer)
-    require_tokens(len(tokens.ids), block_size, f"a window of {block_size} tokens")
-    tokens = tokens.first(len(tokens.ids) // block_size * block_size)
-    return _side_by_side(tokens, tokenizer, block_size, _identity("stream", tokenizer, str(block_size), special))
+
+    def cut_rows(
+        rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, _stride: int | None
+    ) -> Windows:
+        tokens, special = _tokens_of(rows[:documents], tokenizer, between)
+        require_tokens(len(tokens.ids), block_size, f"a window of {block_size} tokens")
+        tokens = tokens.first(min(len(tokens.ids) // block_size, windows or len(tokens.ids)) * block_size)
+        return _side_by_side(tokens, tokenizer, block_size, _identity(name, tokenizer, str(block_size), special))
+
+    return Protocol(name, by_row=False, cut=cut_rows)
 
 
 def _sliding(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, stride: int | None) -> Windows:
@@ -133,7 +171,7 @@ def _sliding(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size
     step = max(1, block_size // 2) if stride is None else stride
     if not 1 <= step <= block_size:
         raise DataError(f"stride must be from 1 to the window's {block_size} tokens, but is {step}. Use half a window.")
-    tokens, special = _one_string(rows, tokenizer)
+    tokens, special = _tokens_of(rows, tokenizer, BLANK_LINE)
     count = len(tokens.ids)
     require_tokens(count, 2, "a window")
     starts = np.arange(0, max(count - block_size, 0) + step, step)  # [windows]
@@ -151,10 +189,13 @@ def _sliding(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size
     )
 
 
-def _one_string(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[Tokens, str]:
+def _tokens_of(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, between: str) -> tuple[Tokens, str]:
+    """The rows as one string of tokens, and how special tokens were added, for the protocol's id."""
+    text = [one_string(rows, between)]
+    if isinstance(rows, Prepared):
+        return encode_rows(replace(rows, rows=text), tokenizer), "special-none"
     many = len(rows) > 1
-    text = "\n\n".join(rows)
-    return encode_rows([text], tokenizer, special=many), "special-once" if many else "special-none"
+    return encode_rows(text, tokenizer, special=many), "special-once" if many else "special-none"
 
 
 def _side_by_side(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, block_size: int, protocol: str) -> Windows:
@@ -174,5 +215,7 @@ def _identity(name: str, tokenizer: PreTrainedTokenizerBase, *pieces: str) -> st
 
 
 blocks = Protocol("blocks", by_row=True, cut=_blocks)
-stream = Protocol("stream", by_row=False, cut=_stream)
+stream = _strings("stream", BLANK_LINE)
+ptb_sparsegpt = _strings("ptb-sparsegpt", " ")
+c4_sparsegpt = _strings("c4-sparsegpt", " ", documents=1100, windows=256)
 sliding = Protocol("sliding", by_row=False, cut=_sliding)

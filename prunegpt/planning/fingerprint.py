@@ -3,13 +3,15 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Container, MutableMapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from prunegpt.root import Root, read_json, sha256, write_json
 
@@ -37,6 +39,21 @@ def digest(value: Any) -> str:
     """Twenty-four hexadecimal digits of the SHA-256 of a JSON value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def decisive(part: BaseModel, later: Container[str], *, without: Container[str] = ()) -> dict[str, Any]:
+    """The fields of a part of a spec as they go into a key.
+
+    Args:
+        later: fields that came with a later version: at their defaults they are left out, so that keys stay.
+        without: fields that do not decide, or are in the key in another form.
+    """
+    kind = type(part)
+    return {
+        name: value
+        for name, value in part.model_dump().items()
+        if name not in without and not (name in later and getattr(part, name) == kind.model_fields[name].default)
+    }
 
 
 def versions() -> dict[str, str]:

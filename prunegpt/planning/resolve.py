@@ -22,7 +22,7 @@ from prunegpt.planning.samplers import early_stop_of
 from prunegpt.planning.searches import plan_search, resolve_suggestion
 from prunegpt.planning.stages import StagePlace, next_stage, source_stage
 from prunegpt.planning.teachers import ResolvedTrial, borrowed, teacher_label, teacher_of
-from prunegpt.planning.texts import Texts, with_block_size
+from prunegpt.planning.texts import Texts, window_of, with_block_size
 from prunegpt.root import Root
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.expand import Configuration
@@ -352,8 +352,7 @@ class Planner:
     def _check(self, item: Configuration, facts: ModelFacts | None) -> None:
         """Notes what does not fit between the model and the trial's windows and stages."""
         spec = item.spec
-        block_size = spec.data.block_size if spec.data else 0
-        window = spec.evaluate.block_size or block_size
+        window = window_of(spec.evaluate, spec.data.block_size if spec.data else 0)
         if facts and not spec.evaluate.skip and (message := checks.window_problem(facts, window)):
             self.opened.note(item, "evaluate.block_size" if spec.evaluate.block_size else "data", message)
         trains = (facts and facts.builtin) or any(not isinstance(stage.config, PruneSpec) for stage in spec.stages)

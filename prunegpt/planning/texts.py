@@ -6,13 +6,19 @@ from typing import Any
 
 from prunegpt.errors import DataError
 from prunegpt.planning.facts import data_fingerprint, dataset_commit, split_files
-from prunegpt.planning.fingerprint import FORMAT, Files, digest
+from prunegpt.planning.fingerprint import FORMAT, Files, decisive, digest
+from prunegpt.registry import PROTOCOLS
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec
 
 
 def block_size_of(data: DataSpec | None, usual: int) -> int:
     """Tokens of a block of a stage's own text; the trial's where the stage has no text or does not say."""
     return usual if data is None or "block_size" not in data.model_fields_set else data.block_size
+
+
+def window_of(evaluate: EvaluateSpec, usual: int) -> int:
+    """Tokens of an evaluation window: as it says, else as its protocol does, else as in training."""
+    return evaluate.block_size or PROTOCOLS.entry(evaluate.protocol).block_size or usual
 
 
 def with_block_size(data: DataSpec, positions: int | None) -> DataSpec:
@@ -79,7 +85,7 @@ class Texts:
         Raises:
             DataError: the text or its split is missing, or the stride is wider than the window.
         """
-        block_size = evaluate.block_size or data.block_size
+        block_size = window_of(evaluate, data.block_size)
         if evaluate.stride and evaluate.stride > block_size:
             raise DataError(f"stride must be at most the window's {block_size} tokens, but is {evaluate.stride}.")
         measured = self.located(evaluate.data) if evaluate.data else data
@@ -90,7 +96,7 @@ class Texts:
         key = {
             "format": FORMAT,
             "text": None if evaluate.skip else self.fingerprint(measured, split),
-            **filled.model_dump(exclude={"data", "batch_size", "skip"}),
+            **decisive(filled, ("bos",), without=("data", "batch_size", "skip")),
         }
         return filled, digest(key)
 
@@ -105,4 +111,4 @@ class Texts:
         length = calibration.length or located.block_size
         filled = calibration.model_copy(update={"data": located, "split": split, "length": length})
         text = self.fingerprint(located, split)
-        return filled, {**filled.model_dump(exclude={"data", "split"}), "text": text}
+        return filled, {**decisive(filled, ("bos",), without=("data", "split")), "text": text}

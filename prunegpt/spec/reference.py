@@ -9,6 +9,7 @@ from pydantic_core import PydanticUndefined
 
 from prunegpt.registry import (
     ALLOCATIONS,
+    CALIBRATION_MODES,
     CRITERIA,
     DISTILLATION_LOSSES,
     EARLY_STOPS,
@@ -24,7 +25,7 @@ from prunegpt.spec.part import Part
 from prunegpt.spec.schema import Settings, Spec
 
 _REGISTRIES = (
-    *(CRITERIA, SOLVERS, SCHEDULES, ALLOCATIONS, DISTILLATION_LOSSES, PROTOCOLS),
+    *(CRITERIA, SOLVERS, SCHEDULES, ALLOCATIONS, DISTILLATION_LOSSES, PROTOCOLS, CALIBRATION_MODES),
     *(SAMPLERS, EARLY_STOPS, LAUNCHERS, RENDERERS),
 )
 _PLAIN: Mapping[Any, str] = {

@@ -8,7 +8,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from pydantic_core import InitErrorDetails
 
 from prunegpt.errors import unknown
-from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, PROTOCOLS, SCHEDULES, SOLVERS, Registry
+from prunegpt.registry import (
+    ALLOCATIONS,
+    CALIBRATION_MODES,
+    CRITERIA,
+    DISTILLATION_LOSSES,
+    PROTOCOLS,
+    SCHEDULES,
+    SOLVERS,
+    Registry,
+)
 from prunegpt.spec.columns import check_column
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar, short
@@ -111,7 +120,9 @@ class EvaluateSpec(Part):
 
     split: str = Field("validation", description="the split that is measured on")
     protocol: Annotated[str, _known(PROTOCOLS)] = Field("blocks", description="how text becomes windows")
-    block_size: int | None = Field(None, ge=2, description="tokens per window (default: data.block_size)")
+    block_size: int | None = Field(
+        None, ge=2, description="tokens per window (default: data.block_size; 128 for protocol llm-pruner)"
+    )
     stride: int | None = Field(None, ge=1, description="tokens between windows of `sliding`; half a window by default")
     max_windows: int | None = Field(None, ge=1, description="evaluate only the first N windows")
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
@@ -119,6 +130,7 @@ class EvaluateSpec(Part):
     )
     data: DataSpec | None = Field(None, description="dataset for the evaluation (default: the trial's data)")
     precision: Precision | None = Field(None, description="precision of the evaluation (default: the trial's)")
+    bos: bool = Field(False, description="begin each window with the tokeniser's bos token")
     skip: bool = Field(False, description="measure nothing")
 
 
@@ -128,7 +140,8 @@ class CalibrationSpec(Part):
     windows: int = Field(128, ge=1, description="number of windows")
     length: int | None = Field(None, ge=2, description="tokens per window (default: data.block_size)")
     seed: Seed = Field(0, description="draws the windows")
-    mode: Literal["random", "first"] = Field("random", description="random windows, or the first ones of the text")
+    mode: Annotated[str, _known(CALIBRATION_MODES)] = Field("random", description="how windows are drawn")
+    bos: bool = Field(False, description="begin each window with the tokeniser's bos token")
     split: str | None = Field(None, description="dataset split (default: data.train_split)")
     data: DataSpec | None = Field(None, description="calibration dataset (default: the trial's data)")
 

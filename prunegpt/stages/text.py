@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunegpt.lm import protocols
-from prunegpt.lm.data import calibration_windows, pack_training_blocks, read_documents, read_rows
+from prunegpt.lm.calibration import calibration_windows
+from prunegpt.lm.data import pack_training_blocks, read_documents, read_rows
 from prunegpt.lm.windows import Windows
 from prunegpt.planning.inputs import Inputs, text_files
 from prunegpt.root import Root
@@ -44,6 +45,7 @@ def evaluation_windows(evaluate: EvaluateSpec, tokenizer: PreTrainedTokenizerBas
             block_size=evaluate.block_size,
             stride=evaluate.stride,
             max_windows=evaluate.max_windows,
+            bos=evaluate.bos,
             **_source(evaluate.data),
         )
 
@@ -55,6 +57,8 @@ def calibration(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase, input
     assert spec.length is not None
     with inputs.reading(text_files(spec.data, spec.split)):
         documents = read_documents(split=spec.split, **_source(spec.data))
+        if spec.bos:
+            documents = protocols.with_bos(documents, tokenizer)
         windows = calibration_windows(
             documents, tokenizer, windows=spec.windows, length=spec.length, seed=spec.seed, mode=spec.mode
         )

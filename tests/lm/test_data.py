@@ -7,8 +7,9 @@ import pytest
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerFast
 
-from prunegpt.errors import DataError
-from prunegpt.lm.data import calibration_windows, pack_training_blocks, read_documents, read_rows, read_text
+from prunegpt.errors import DataError, UnknownPartError
+from prunegpt.lm.calibration import calibration_windows
+from prunegpt.lm.data import pack_training_blocks, read_documents, read_rows, read_text
 from prunegpt.lm.protocols import blocks, stream
 
 LINES = ["the first line", "", "  the third, indented ", "naïve 漢字 🙂", "", "the last"]
@@ -216,7 +217,7 @@ def test_random_windows_reach_both_ends_of_the_text(characters: PreTrainedTokeni
 def test_a_long_text_is_not_tokenised_whole(
     characters: PreTrainedTokenizerFast, rows: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunegpt.lm.data.CALIBRATION_CHARACTERS", 200)
+    monkeypatch.setattr("prunegpt.lm.calibration.CALIBRATION_CHARACTERS", 200)
     first = calibration_windows(rows, characters, windows=5, length=20, mode="first")
     assert np.array_equal(first.ravel(), stream(rows, characters, 20).tokens[:100])
     with pytest.raises(DataError, match=r"15 calibration windows of 20 tokens, which takes 300 tokens"):
@@ -230,7 +231,7 @@ def test_calibration_that_cannot_be(characters: PreTrainedTokenizerFast) -> None
         calibration_windows(["a" * 10], characters, windows=1, length=20)
     with pytest.raises(DataError, match=r"2 calibration windows of 8 tokens, which takes 16 tokens, but it has 10"):
         calibration_windows(["a" * 10], characters, windows=2, length=8, mode="first")
-    with pytest.raises(DataError, match=r"unknown calibration mode 'last'\. Valid: first, random"):
+    with pytest.raises(UnknownPartError, match=r"unknown calibration mode 'last'\. Valid: .*first, joined, random"):
         calibration_windows(["a" * 10], characters, windows=1, length=8, mode="last")
 
 

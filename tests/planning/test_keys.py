@@ -95,6 +95,7 @@ DECISIVE: Mapping[str, tuple[Any, int]] = {
     f"{P}.calibration.length": (33, 1),
     f"{P}.calibration.seed": (1, 1),
     f"{P}.calibration.mode": ("first", 1),
+    f"{P}.calibration.bos": (True, 1),
     f"{P}.calibration.split": ("validation", 1),
     f"{P}.calibration.data": ("OTHER TEXT", 1),
     "seeds": ([2], 2),  # wanda draws nothing
@@ -333,6 +334,7 @@ EVALUATIONS: Mapping[str, Any] = {
     "block_size": 64,
     "max_windows": 3,
     "split": "train",
+    "bos": True,
     "data": {"path": "OTHER"},
 }
 assert EVALUATIONS

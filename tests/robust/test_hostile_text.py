@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from prunegpt.errors import DataError
-from prunegpt.lm.data import calibration_windows, pack_training_blocks, read_documents, read_rows
+from prunegpt.lm.calibration import calibration_windows
+from prunegpt.lm.data import pack_training_blocks, read_documents, read_rows
 from prunegpt.lm.tokenizers import load_tokenizer
 
 READERS = [read_rows, read_documents]

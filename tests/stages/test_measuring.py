@@ -21,6 +21,7 @@ OTHERWISE: dict[str, Any] = {
     "stride": 8,
     "max_windows": 3,
     "precision": "bfloat16",
+    "bos": True,
 }
 ALIKE: dict[str, Any] = {"batch_size": 1, "precision": "float32"}  # what auto is on a processor
 
