@@ -66,7 +66,7 @@ class Sweep:
 
             self._planner = Planner(source, overrides, self.root, curves_in(self.root), strict=True)
         elif overrides:
-            raise StoreError(f"overrides change a spec, but {spec} is a stored sweep. Open its spec file instead.")
+            raise StoreError(f"overrides change a spec; {spec} is a stored sweep. Open its spec file instead.")
 
     @cached_property
     def plan(self) -> SweepPlan:

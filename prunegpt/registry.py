@@ -146,14 +146,14 @@ class Registry:
         if others:
             values = ", ".join(sorted(entry.value for entry in (point, *others)))
             raise UnknownPartError(
-                f"a {self.kind} must have one origin, but {name!r} has: {values}. Uninstall all but one."
+                f"a {self.kind} must have one origin; {name!r} has: {values}. Uninstall all but one."
             )
         try:
             return point.load()
         except Exception as error:
             raise UnknownPartError(
-                f"a {self.kind} must import, but the plug-in {name!r} ({point.value}) failed: {error!r}. "
-                f"Fix or uninstall the package that declares it."
+                f"the {self.kind} plug-in {name!r} ({point.value}) cannot be imported: {error!r}. Fix or uninstall the "
+                "package that declares it."
             ) from error
 
     def entry(self, name: str) -> Entry:

@@ -219,7 +219,7 @@ def sealed(folder: Path) -> dict[str, tuple[int, str]] | None:
     try:
         return {str(name): (int(size), str(digest)) for name, (size, digest) in content.items()}
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{folder / SEAL} must map files to size and hash, but does not.") from error
+        raise ValueError(f"{folder / SEAL} must map files to size and hash; it does not.") from error
 
 
 def whole(folder: Path, file: str = SEAL, *, deep: bool = False) -> bool:

@@ -42,7 +42,7 @@ def run_trial(
     """
     plan = read_plan(folder)
     if plan.foreign:
-        raise PruneGPTError(f"only a trial of a spec can be run, but {folder} is a run that a W&B client has logged.")
+        raise PruneGPTError(f"only a trial of a spec can be run; {folder} is a run that a W&B client has logged.")
     number = int(folder.name.rpartition("-")[2]) if folder.name.startswith("attempt-") else 1
     root = Root(folder.absolute().parents[3])  # ROOT/trials/SWEEP/TRIAL/attempt-N
     rank = int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
@@ -120,15 +120,15 @@ def read_plan(folder: Path) -> TrialPlan:
         return TrialPlan.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PruneGPTError(
-            f"an attempt folder must hold trial.json, but {folder} does not. Give ROOT/trials/SWEEP/TRIAL/attempt-N."
+            f"an attempt folder must hold trial.json; {folder} does not. Give ROOT/trials/SWEEP/TRIAL/attempt-N."
         ) from error
     except OSError as error:
         raise PruneGPTError(
-            f"an attempt folder must be one that can be read, but {str(folder)[:200]} is not: {error.strerror}. "
-            f"Give ROOT/trials/SWEEP/TRIAL/attempt-N."
+            f"an attempt folder must be one that can be read; {str(folder)[:200]} is not: {error.strerror}. Give "
+            "ROOT/trials/SWEEP/TRIAL/attempt-N."
         ) from error
     except ValueError as error:
-        raise PruneGPTError(f"trial.json must be a trial plan, but {path} is not: {in_short(error)}.") from error
+        raise PruneGPTError(f"trial.json must be a trial plan; {path} is not: {in_short(error)}.") from error
 
 
 def cause_of(error: BaseException) -> tuple[str, str]:

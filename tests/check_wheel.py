@@ -19,14 +19,14 @@ def main() -> None:
         names = zipfile.ZipFile(wheel).namelist()
         strangers = [name for name in names if not name.startswith(("prunegpt/", "prunegpt-"))]
         if strangers:
-            sys.exit(f"the wheel must hold the package alone, but it has {strangers[:5]}")
+            sys.exit(f"the wheel must hold the package alone; it has {strangers[:5]}")
         missing = [
             str(path.relative_to(CHECKOUT))
             for path in (CHECKOUT / "prunegpt").rglob("*")
             if path.is_file() and "__pycache__" not in path.parts and str(path.relative_to(CHECKOUT)) not in names
         ]
         if missing:
-            sys.exit(f"the wheel must hold every file of the package, but it lacks {missing[:5]}")
+            sys.exit(f"the wheel must hold every file of the package; it lacks {missing[:5]}")
         environment = out / "venv"
         venv.create(environment, with_pip=True)
         python = environment / "bin" / "python"

@@ -68,7 +68,7 @@ def test_a_stored_sweep_is_opened_by_its_name(made: Path) -> None:
     sweep = Sweep("study", root=made)
     assert len(sweep.results()) == 23
     assert repr(sweep) == f"<Sweep study in {made}: 19 finished, 1 failed, 1 diverged, 1 running, 1 waiting>"
-    with pytest.raises(StoreError, match="overrides change a spec, but study is a stored sweep"):
+    with pytest.raises(StoreError, match="overrides change a spec; study is a stored sweep"):
         Sweep("study", root=made, overrides=["base.seeds=1"])
 
 

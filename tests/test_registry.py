@@ -62,9 +62,9 @@ def test_a_plug_in_does_not_take_a_built_in_name(plugged: Registry) -> None:
 
 
 BROKEN = {
-    "gone": r"a some kind must import, but the plug-in 'gone' \(no_such_module:x\) failed: ModuleNotFoundError",
-    "lacking": r"the plug-in 'lacking' \(math:no_such_thing\) failed: AttributeError",
-    "twice": r"a some kind must have one origin, but 'twice' has: math:e, math:pi\. Uninstall all but one",
+    "gone": r"the some kind plug-in 'gone' \(no_such_module:x\) cannot be imported: ModuleNotFoundError",
+    "lacking": r"the some kind plug-in 'lacking' \(math:no_such_thing\) cannot be imported: AttributeError",
+    "twice": r"a some kind must have one origin; 'twice' has: math:e, math:pi\. Uninstall all but one",
     "oen": r"unknown some kind 'oen'\. Did you mean 'one'\? Valid: one, gone, lacking, pi, twice\.",
 }
 assert BROKEN

@@ -164,7 +164,7 @@ def _matching(results: "list[TrialResult]", glob: str, what: str) -> "list[Trial
     found = [one for one in results if fnmatch.fnmatchcase(one.name, glob)]
     if not found:
         names = nearest(glob, [one.name for one in results])[:_LISTED]
-        raise StoreError(f"{glob!r} must match a {what}, but matches none. There are: {', '.join(names) or 'none'}.")
+        raise StoreError(f"no {what} matches {glob!r}. There are: {', '.join(names) or 'none'}.")
     return found
 
 

@@ -127,7 +127,7 @@ def _stored(source: str, root: Root) -> tuple[TrialPlan | None, str]:
             return None, ""
     if found.final is None or found.plan.foreign:
         what = "is a W&B run, which has no model here" if found.plan.foreign else f"is {found.state}"
-        raise PruneGPTError(f"a trial must have finished before its model is there, but {source} {what}.")
+        raise PruneGPTError(f"a trial must have finished before its model is there; {source} {what}.")
     return found.plan, found.final.key
 
 

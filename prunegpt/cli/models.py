@@ -245,9 +245,7 @@ def export(
 
     _check_out(out, overwrite)
     if trial.count("/") != 1 or Path(trial).exists():
-        raise PruneGPTError(
-            f"export takes a trial by its address SWEEP/TRIAL, but got {trial}. `sweep status` lists them."
-        )
+        raise PruneGPTError(f"export takes a trial by its address SWEEP/TRIAL, got {trial}. `sweep status` lists them.")
     state = open_model(trial, root, "cpu", trust_remote_code=trust_remote_code)
     _save(state, out, overwrite)
     print(f"saved {out}; transformers loads it with AutoModelForCausalLM.from_pretrained({str(out)!r})")
@@ -281,17 +279,17 @@ def _check_out(out: Path, overwrite: bool) -> None:
     if not os.path.lexists(out):
         return
     if not overwrite:
-        raise PruneGPTError(f"OUT must not exist, but {out} does. Choose another folder or pass --overwrite.")
+        raise PruneGPTError(f"{out} exists already. Choose another folder or pass --overwrite.")
     names = sorted(os.listdir(out)) if out.is_dir() else [out.name]
     others = [name for name in names if not _OURS.fullmatch(name) or (out / name).is_dir()]
     if not out.is_dir() or others or (names and not {"config.json", MASKS} <= set(names)):
         held = f"holds {', '.join(others[:3])}" if others else "is none"
         raise PruneGPTError(
-            f"--overwrite replaces an empty folder or a model that `prune` wrote, but {out} {held}. "
-            f"Choose another folder, or remove that one yourself."
+            f"--overwrite replaces an empty folder or a model that `prune` wrote; {out} {held}. Choose another folder, "
+            "or remove that one yourself."
         )
     if Path.cwd().is_relative_to(out.resolve()):
-        raise PruneGPTError(f"OUT must not be the folder that you are in, but {out} is. Name another, or go elsewhere.")
+        raise PruneGPTError(f"OUT must not be the current folder, got {out}. Name another, or go elsewhere.")
 
 
 @masks_app.command(epilog="Example: prunegpt masks check ./gpt2-50")

@@ -93,7 +93,7 @@ def train(
         raise PruneGPTError("train needs --do_train, --do_eval or both. Add one.")
     if output_dir.exists() and any(output_dir.iterdir()) and not overwrite_output_dir:
         raise PruneGPTError(
-            f"output_dir must be new or empty, but {output_dir} is not. Choose another or pass --overwrite_output_dir."
+            f"output_dir must be new or empty; {output_dir} is not. Choose another or pass --overwrite_output_dir."
         )
     if cache_dir:
         os.environ["HF_HUB_CACHE"] = str((cache_dir / "hub").absolute())

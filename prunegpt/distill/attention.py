@@ -33,8 +33,8 @@ def attention_loss(
         ours, other = student[mine], teacher[theirs]  # [batch, heads, length, length] twice
         if ours.shape[1] != other.shape[1]:
             raise DistillationError(
-                f"attention maps are compared head by head, but block {mine} of the student has {ours.shape[1]} heads "
-                f"and block {theirs} of the teacher {other.shape[1]}. Set attention_gain to 0 for this teacher."
+                f"attention maps are compared head by head; block {mine} of the student has {ours.shape[1]} heads and "
+                f"block {theirs} of the teacher {other.shape[1]}. Set attention_gain to 0 for this teacher."
             )
         if ours.dtype != torch.float64:
             ours, other = ours.float(), other.float()

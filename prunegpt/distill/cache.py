@@ -99,21 +99,21 @@ class TopKCache:
             ) from error
         if meta.format != FORMAT:
             raise DistillationError(
-                f"the cache of teacher logits at {folder} has format {meta.format}, but this version reads {FORMAT}. "
-                f"Remove the folder; it is rebuilt."
+                f"the cache of teacher logits at {folder} has format {meta.format}; this version reads {FORMAT}. "
+                "Remove the folder; it is rebuilt."
             )
         expected = _shapes(meta.blocks, meta.length, meta.k, len(meta.temperatures))
         for name, array in arrays.items():
             if array.shape != expected[name]:
                 raise DistillationError(
-                    f"the cache of teacher logits at {folder} is damaged: {name} must be {expected[name]}, but is "
+                    f"the cache of teacher logits at {folder} is damaged: {name} must be {expected[name]}, got "
                     f"{array.shape}. Remove the folder; it is rebuilt."
                 )
         for what, asked, found in (("teacher", teacher_key, meta.teacher_key), ("data", data_key, meta.data_key)):
             if asked is not None and asked != found:
                 raise DistillationError(
-                    f"the cache of teacher logits at {folder} must be of {what} {asked}, but is of {found}. "
-                    f"Use another folder for each teacher and data."
+                    f"the cache of teacher logits at {folder} must be of {what} {asked}; it is of {found}. Use another "
+                    "folder for each teacher and data."
                 )
         return cls(folder, meta, arrays)
 
@@ -139,8 +139,8 @@ class TopKCache:
         if temperature not in self.meta.temperatures:
             raise DistillationError(
                 f"the cache at {self.folder} holds the rest for the temperatures "
-                f"{', '.join(f'{each:g}' for each in self.meta.temperatures)}, but the loss asks for {temperature:g}. "
-                f"Choose one of them, or build the cache with it."
+                f"{', '.join(f'{each:g}' for each in self.meta.temperatures)}; the loss asks for {temperature:g}. "
+                "Choose one of them, or build the cache with it."
             )
         return self.meta.temperatures.index(temperature)
 
@@ -172,18 +172,18 @@ class TopKCache:
         if input_ids.shape[1] != self.meta.length or numbers.shape != (len(input_ids),):
             raise DistillationError(
                 f"a batch must have a number for each block, and blocks of {self.meta.length} tokens as the cache has, "
-                f"but got {list(numbers.shape)} numbers and tokens {list(input_ids.shape)}. Train on the data it was "
-                f"built from."
+                f"got {list(numbers.shape)} numbers and tokens {list(input_ids.shape)}. Train on the data it was built "
+                "from."
             )
         if numbers.min() < 0 or numbers.max() >= self.meta.blocks:
             raise DistillationError(
-                f"the cache has the blocks 0 to {self.meta.blocks - 1}, but got {numbers.min()} to {numbers.max()}. "
-                f"Train on the data it was built from."
+                f"the cache has the blocks 0 to {self.meta.blocks - 1}, got {numbers.min()} to {numbers.max()}. Train "
+                "on the data it was built from."
             )
         for number, tokens in zip(numbers, input_ids.cpu().numpy(), strict=True):
             if _fingerprint(tokens) != self._arrays["fingerprints"][number]:
                 raise DistillationError(
-                    f"block {number} must hold the tokens that the teacher saw, but holds others. The cache at "
+                    f"block {number} must hold the tokens that the teacher saw; it holds others. The cache at "
                     f"{self.folder} is of other data, or the blocks are numbered otherwise; build another."
                 )
 
@@ -221,13 +221,13 @@ def build_cache(
         found = TopKCache.open(folder, teacher_key=teacher_key, data_key=data_key)
         if found.meta.k != k:
             raise DistillationError(
-                f"the cache of teacher logits at {folder} must have k {k}, but has {found.meta.k}. Use another folder."
+                f"the cache of teacher logits at {folder} must have k {k}; it has {found.meta.k}. Use another folder."
             )
         return found
     if not 1 <= k < teacher.vocabulary:
-        raise DistillationError(f"k must be 1 to {teacher.vocabulary - 1}, below the vocabulary, but got {k}. Try 64.")
+        raise DistillationError(f"k must be 1 to {teacher.vocabulary - 1}, below the vocabulary, got {k}. Try 64.")
     if not temperatures or min(temperatures) <= 0:
-        raise DistillationError(f"temperatures must be above 0, one at least, but got {list(temperatures)}.")
+        raise DistillationError(f"temperatures must be above 0, one at least, got {list(temperatures)}.")
     temperatures = sorted({float(each) for each in temperatures})
     count, length = blocks.shape
     lost = torch.zeros(len(temperatures), 2, dtype=torch.float64)

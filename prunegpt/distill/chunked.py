@@ -82,14 +82,14 @@ def chunked_losses(
         teacher = None
     elif teacher is None or loss is None:
         raise DistillationError(
-            f"hardness {hardness} needs a teacher and a loss, but got no {'teacher' if teacher is None else 'loss'}. "
-            f"Give both, or set hardness to 0."
+            f"hardness {hardness} needs a teacher and a loss, got no {'teacher' if teacher is None else 'loss'}. Give "
+            "both, or set hardness to 0."
         )
     else:
         teacher.check(rows, vocabulary)
         if teacher.tokens != student_hidden.shape[0]:
             raise DistillationError(
-                f"student and teacher must cover the same positions, but they have {student_hidden.shape[0]} and "
+                f"student and teacher must cover the same positions; they have {student_hidden.shape[0]} and "
                 f"{teacher.tokens} tokens."
             )
     dtype = _product_dtype(student_hidden)
@@ -155,8 +155,8 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise DistillationError(
-                "the gradients of a chunked loss are handed out once, but backward() ran a second time. "
-                "Compute the loss again instead of retaining its graph."
+                "the gradients of a chunked loss are handed out once; backward() ran a second time. Compute the loss "
+                "again instead of retaining its graph."
             )
         # With no other reference to these arrays, autograd keeps them as .grad instead of copying them.
         (rows, by_weight, by_bias), ctx.gradients = ctx.gradients, None
@@ -292,12 +292,12 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 
 def _check(hidden: Tensor, head: Head, labels: Tensor, hardness: float, temperature: float) -> None:
     if not 0 <= hardness <= 1:
-        raise DistillationError(f"hardness is the share of the teacher's term, 0 to 1, but got {hardness}.")
+        raise DistillationError(f"hardness is the share of the teacher's term, 0 to 1, got {hardness}.")
     if not temperature > 0:
-        raise DistillationError(f"the temperature must be above 0, but got {temperature}. 1 leaves the logits alone.")
+        raise DistillationError(f"the temperature must be above 0, got {temperature}. 1 leaves the logits alone.")
     width = hidden.shape[-1] if head.weight is None else head.weight.shape[1]
     if hidden.ndim != 2 or labels.shape != hidden.shape[:1] or width != hidden.shape[1]:
         raise DistillationError(
-            f"hidden states [tokens, width], labels [tokens] and head [vocab, width] must agree, but got "
+            "hidden states [tokens, width], labels [tokens] and head [vocab, width] must agree, got "
             f"{list(hidden.shape)}, {list(labels.shape)} and [{head.rows(hidden)}, {width}]. Flatten batch and length."
         )

@@ -46,8 +46,7 @@ class DivergenceGuard:
         for name, value in terms.items():
             if not math.isfinite(float(value)):
                 raise DivergedError(
-                    f"the loss must stay finite, but {name} is {float(value)} at step {step} "
-                    f"({_listed(terms)}). {REMEDY}"
+                    f"the loss must stay finite; {name} is {float(value)} at step {step} ({_listed(terms)}). {REMEDY}"
                 )
         if "ce" not in terms:
             return
@@ -59,7 +58,7 @@ class DivergenceGuard:
         if middle > self.factor * self._best and middle > self.floor:
             raise DivergedError(
                 f"the cross-entropy must not exceed {self.factor:g} times its best and that of guessing "
-                f"({self.floor:.2f} nats), but ce is {middle:.2f} at step {step} after {self._best:.2f} (medians of "
+                f"({self.floor:.2f} nats); ce is {middle:.2f} at step {step} after {self._best:.2f} (medians of "
                 f"{len(self._recent)} values; {_listed(terms)}). {REMEDY}"
             )
 

@@ -79,7 +79,7 @@ def head_of(model: PreTrainedModel) -> Head:
     layer = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):
         raise DistillationError(
-            f"distillation needs a linear output layer, but {type(model).__name__} has "
+            f"distillation needs a linear output layer; {type(model).__name__} has "
             f"{type(layer).__name__ if layer is not None else 'none'}. Load it with AutoModelForCausalLM."
         )
     config = model.config

@@ -44,9 +44,9 @@ def hidden_loss(
         ours, other = student[mine + 1], teacher[theirs + 1]  # [batch, length, width] twice; 0 is the embedding
         if ours.shape[-1] != other.shape[-1]:
             raise DistillationError(
-                f"hidden states can be compared where they have one width, but block {mine} of the student has "
+                f"hidden states can be compared where they have one width; block {mine} of the student has "
                 f"{ours.shape[-1]} and block {theirs} of the teacher {other.shape[-1]}. Set hidden_gain to 0 for this "
-                f"teacher, or leave the pair out of layer_map."
+                "teacher, or leave the pair out of layer_map."
             )
         terms.append(square_head(ours.flatten(0, 1)[kept], other.flatten(0, 1)[kept]))
     return torch.stack(terms).mean()

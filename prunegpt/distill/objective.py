@@ -162,8 +162,8 @@ class DistillationObjective:
         if isinstance(self.teacher, TopKCache):
             if "block" not in inputs:
                 raise DistillationError(
-                    "cached teacher logits are found by the number of a block, but the batch has no `block`. "
-                    "Train on numbered blocks, or run the teacher."
+                    "cached teacher logits are found by the number of a block; the batch has no `block`. Train on "
+                    "numbered blocks, or run the teacher."
                 )
             return self.teacher.lookup(inputs["block"], self.temperature, inputs["input_ids"])
         assert isinstance(self.teacher, Teacher)
@@ -185,9 +185,9 @@ class DistillationObjective:
         counted = isinstance(self.teacher, TopKCache) or (self.teacher is not None and self.teacher.counted)
         if vocabulary is not None and (vocabulary > rows or (vocabulary < rows and not counted)):
             raise DistillationError(
-                f"student and teacher must have one vocabulary, but the teacher has {vocabulary} tokens and the "
-                f"student's head {rows} rows. Where heads are padded, give the teacher the number of tokens that "
-                f"check_tokenizers counts."
+                f"student and teacher must have one vocabulary; the teacher has {vocabulary} tokens and the student's "
+                f"head {rows} rows. Where heads are padded, give the teacher the number of tokens that "
+                "check_tokenizers counts."
             )
         if isinstance(self.teacher, Teacher) and (self.hidden_gain or self.attention_gain):
             depth = int(student.config.get_text_config().num_hidden_layers)
@@ -196,19 +196,19 @@ class DistillationObjective:
     def _check(self) -> None:
         if self.hidden_gain < 0 or self.attention_gain < 0:
             raise DistillationError(
-                f"gains must not be negative, but hidden_gain is {self.hidden_gain} and attention_gain "
+                f"gains must not be negative; hidden_gain is {self.hidden_gain} and attention_gain "
                 f"{self.attention_gain}."
             )
         if self.teacher is None and not self.plain:
             raise DistillationError(
-                f"a teacher is needed, but there is none for hardness {self.hardness}, hidden_gain {self.hidden_gain} "
-                f"and attention_gain {self.attention_gain}. Give one, or set all three to 0."
+                f"a teacher is needed; there is none for hardness {self.hardness}, hidden_gain {self.hidden_gain} and "
+                f"attention_gain {self.attention_gain}. Give one, or set all three to 0."
             )
         if isinstance(self.teacher, TopKCache):
             if self.hidden_gain or self.attention_gain:
                 raise DistillationError(
-                    "a cache holds the teacher's logits only, but hidden_gain or attention_gain asks for its states. "
-                    "Set them to 0, or run the teacher (no cache)."
+                    "a cache holds the teacher's logits only; hidden_gain or attention_gain asks for its states. Set "
+                    "them to 0, or run the teacher (no cache)."
                 )
             self.teacher.check_temperature(self.temperature)
         if isinstance(self.teacher, Teacher) and self.attention_gain:

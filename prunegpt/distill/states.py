@@ -49,8 +49,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
         model = inner
     if not isinstance(model, PreTrainedModel):
         raise DistillationError(
-            f"distillation needs a transformers model, but got {type(model).__name__}. "
-            f"Load it with AutoModelForCausalLM."
+            f"distillation needs a transformers model, got {type(model).__name__}. Load it with AutoModelForCausalLM."
         )
     return model
 
@@ -90,8 +89,8 @@ def run(
         handle.remove()
     if len(found) != 1:
         raise DistillationError(
-            f"a forward pass must go through the decoder once, but {type(inner).__name__} did {len(found)} times. "
-            f"Use a decoder language model, not compiled as a whole."
+            f"a forward pass must go through the decoder once; {type(inner).__name__} did so {len(found)} times. Use a "
+            "decoder language model, not compiled as a whole."
         )
     decoder, autocast = found[0]
     return States(
@@ -108,6 +107,6 @@ def check_eager(model: PreTrainedModel) -> None:
     implementation = model.config._attn_implementation
     if implementation != "eager":
         raise DistillationError(
-            f"attention maps exist in eager attention only, but {type(model).__name__} runs {implementation!r}. "
-            f"Load it with attn_implementation='eager', or set attention_gain to 0."
+            f"attention maps exist in eager attention only; {type(model).__name__} runs {implementation!r}. Load it "
+            "with attn_implementation='eager', or set attention_gain to 0."
         )

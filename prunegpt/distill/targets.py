@@ -44,12 +44,12 @@ class HiddenTargets:
         sizes = student, self.head.rows(self.hidden)
         if vocabulary is None and sizes[0] != sizes[1]:
             raise DistillationError(
-                f"student and teacher must have the same vocabulary, but their heads have {sizes[0]} and {sizes[1]} "
-                f"rows. Where they differ by padding only, give the number of tokens they share as `vocabulary`."
+                f"student and teacher must have the same vocabulary; their heads have {sizes[0]} and {sizes[1]} rows. "
+                "Where they differ by padding only, give the number of tokens they share as `vocabulary`."
             )
         if vocabulary is not None and vocabulary > min(sizes):
             raise DistillationError(
-                f"the shared vocabulary must not exceed either head, but got {vocabulary} for heads of {sizes[0]} and "
+                f"the shared vocabulary must not exceed either head, got {vocabulary} for heads of {sizes[0]} and "
                 f"{sizes[1]} rows."
             )
 
@@ -79,13 +79,13 @@ class TopKTargets:
         k = self.indices.shape[1]
         if self.log_probabilities.shape != (self.tokens, k + 1):
             raise DistillationError(
-                f"k indices per token need k + 1 log-probabilities, the last for the rest of the vocabulary, but got "
-                f"k = {k} and {list(self.log_probabilities.shape)} for {self.tokens} tokens."
+                "k indices per token need k + 1 log-probabilities, the last for the rest of the vocabulary, got k = "
+                f"{k} and {list(self.log_probabilities.shape)} for {self.tokens} tokens."
             )
         if k >= (vocabulary or student):
             raise DistillationError(
-                f"the cached tokens must leave a rest of the vocabulary, but k is {k} and the head has "
-                f"{student} rows. Take a smaller k."
+                f"the cached tokens must leave a rest of the vocabulary; k is {k} and the head has {student} rows. "
+                "Take a smaller k."
             )
 
 

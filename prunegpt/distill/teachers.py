@@ -25,15 +25,15 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
     for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         if mine != other:
             raise DistillationError(
-                f"student and teacher must have one vocabulary, but id {index} is {mine!r} to the student and "
-                f"{other!r} to the teacher. Choose a teacher that was trained with the student's tokeniser."
+                f"student and teacher must have one vocabulary; id {index} is {mine!r} to the student and {other!r} to "
+                "the teacher. Choose a teacher that was trained with the student's tokeniser."
             )
     if len(student) != len(teacher):
         who, longer = ("student", student) if len(student) > len(teacher) else ("teacher", teacher)
         raise DistillationError(
-            f"student and teacher must have one vocabulary, but they have {len(student)} and {len(teacher)} tokens: id "
-            f"{common} is {longer.convert_ids_to_tokens(common)!r} to the {who} and nothing to the other. "
-            f"Add the missing tokens, or choose another teacher."
+            f"student and teacher must have one vocabulary; they have {len(student)} and {len(teacher)} tokens: id "
+            f"{common} is {longer.convert_ids_to_tokens(common)!r} to the {who} and nothing to the other. Add the "
+            "missing tokens, or choose another teacher."
         )
     return common
 
@@ -62,8 +62,8 @@ class Teacher:
         rows = self.model.get_output_embeddings().weight.shape[0]
         if vocabulary is not None and vocabulary > rows:
             raise DistillationError(
-                f"a teacher's head must have a row for every token, but the tokeniser has {vocabulary} tokens and the "
-                f"head {rows} rows. Load the tokeniser that belongs to the teacher."
+                f"a teacher's head must have a row for every token; the tokeniser has {vocabulary} tokens and the head "
+                f"{rows} rows. Load the tokeniser that belongs to the teacher."
             )
         self.vocabulary = vocabulary or rows
         self.counted = vocabulary is not None

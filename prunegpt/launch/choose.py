@@ -25,7 +25,7 @@ def open_launcher(spec: LauncherSpec, root: Root, *, slots: int | None = None) -
         UnknownPartError: no launcher has that name.
     """
     if slots is not None and slots < 1:
-        raise LaunchError(f"a launcher needs at least 1 slot, but got {slots}.")
+        raise LaunchError(f"a launcher needs at least 1 slot, got {slots}.")
     if spec.kind in OPTIONS:
         try:
             spec.parsed()
@@ -48,14 +48,14 @@ def local(root: Root, slots: int | None, spec: LauncherSpec) -> Launcher:
     needed = spec.gpus or 0
     if needed > len(devices):
         raise LaunchError(
-            f"the launcher local has the GPUs of this machine, but launcher.gpus asks for {needed} for each trial and "
+            f"the launcher local has the GPUs of this machine; launcher.gpus asks for {needed} for each trial and "
             f"there are {len(devices)}. Set launcher.gpus to at most {len(devices)}, or launcher.processes alone."
         )
     most = len(devices) // needed if needed else None
     if most is not None and slots is not None and slots > most:
         raise LaunchError(
-            f"every trial must have GPUs of its own where launcher.gpus is set, but {slots} slots of {needed} GPUs "
-            f"need {slots * needed} and there are {len(devices)}. Set slots to at most {most}."
+            f"every trial must have GPUs of its own where launcher.gpus is set; {slots} slots of {needed} GPUs need "
+            f"{slots * needed} and there are {len(devices)}. Set slots to at most {most}."
         )
     count = slots or most or len(devices) * spec.slots_per_gpu or 1
     shown = [""] if spec.gpus == 0 else devices[: count * max(needed, 1)]  # none at all hides those of the machine

@@ -116,8 +116,8 @@ def _judge(folder: Path, ends: Mapping[int, tuple[int, float | None]]) -> Attemp
     if not failed:
         codes = ", ".join(str(code) for code, _ in ends.values())
         raise LaunchError(
-            f"a trial must leave a record, but its {len(ends)} processes ended with exit codes {codes} and left "
-            f"none. Look into {folder / 'log.txt'} and log-RANK.txt beside it."
+            f"a trial must leave a record; its {len(ends)} processes ended with exit codes {codes} and left none. Look "
+            f"into {folder / 'log.txt'} and log-RANK.txt beside it."
         )
     cause = told[failed[0][1]]
     return cause.model_copy(update={"stages": told[0].stages if 0 in told else cause.stages})

@@ -60,7 +60,7 @@ class LocalLauncher:
         threads: int | None = None,
     ) -> None:
         if slots < 1:
-            raise LaunchError(f"a launcher needs at least 1 slot, but got {slots}.")
+            raise LaunchError(f"a launcher needs at least 1 slot, got {slots}.")
         self._command = tuple(command)
         self._logs = root.path / "launch"
         found = cuda_devices() if devices is None else list(devices)
@@ -122,7 +122,7 @@ class LocalLauncher:
         for slot in self._slots:
             if slot.handle == handle:
                 return slot
-        raise LaunchError(f"a handle must come from this launcher's submit, but got {handle!r}.")
+        raise LaunchError(f"a handle must come from this launcher's submit, got {handle!r}.")
 
     def _discard(self, slot: _Slot) -> None:
         if slot.worker is None:

@@ -39,7 +39,7 @@ class WorkerProcess:
                     start_new_session=True,  # Ctrl-C at the terminal is ours to pass on
                 )
             except OSError as error:
-                raise LaunchError(f"a worker must start, but {command[0]!r} does not: {error}.") from error
+                raise LaunchError(f"worker {command[0]!r} did not start: {error}.") from error
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
         self.members: set[int] = set()  # its process and its children, as they were when it ended

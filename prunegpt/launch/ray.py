@@ -99,7 +99,7 @@ class RayLauncher:
         command: Sequence[str] = TRIAL,
     ) -> None:
         if slots is not None and slots < 1:
-            raise LaunchError(f"a launcher needs at least 1 slot, but got {slots}.")
+            raise LaunchError(f"a launcher needs at least 1 slot, got {slots}.")
         self._ray = _ray()
         self._options = options or RayOptions()
         self._gpus = gpus or 0
@@ -133,7 +133,7 @@ class RayLauncher:
             actor = made.remote(str(folder.absolute()), self._command)
             running = _Running(folder, actor, actor.__ray_ready__.remote(), actor.run.remote())
         except self._ray.exceptions.RayError as error:
-            raise LaunchError(f"Ray must take the attempt, but does not: {_line(error)}") from error
+            raise LaunchError(f"Ray did not accept the attempt: {_line(error)}") from error
         self._count += 1
         handle = f"ray-{self._count}"
         self._running[handle] = running
@@ -200,7 +200,7 @@ class RayLauncher:
 
     def _find(self, handle: str) -> _Running:
         if handle not in self._running:
-            raise LaunchError(f"a handle must come from this launcher's submit, but got {handle!r}.")
+            raise LaunchError(f"a handle must come from this launcher's submit, got {handle!r}.")
         return self._running[handle]
 
     # -- the cluster -------------------------------------------------------------------------------------------
@@ -219,8 +219,8 @@ class RayLauncher:
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise LaunchError(
-                f"the launcher ray must find its cluster, but {address!r} gives none: {_line(error)} "
-                f"Name a running one in options.address, or leave it out to start one on this machine."
+                f"the launcher ray found no cluster at {address!r}: {_line(error)} Name a running one in "
+                "options.address, or leave it out to start one on this machine."
             ) from error
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         _words_to(self._log)
@@ -242,8 +242,8 @@ class RayLauncher:
             return sum(counts)
         wanted = ", ".join(f"{amount:g} {name}" for name, amount in needed.items() if amount)
         raise LaunchError(
-            f"an attempt must fit onto one node of the Ray cluster, but none of its {len(counts)} has {wanted}. "
-            f"Ask for less in launcher.gpus or launcher.options, or set slots where nodes are added on demand."
+            f"an attempt must fit onto one node of the Ray cluster; none of its {len(counts)} has {wanted}. Ask for "
+            "less in launcher.gpus or launcher.options, or set slots where nodes are added on demand."
         )
 
 

@@ -83,7 +83,7 @@ class SlurmLauncher:
         settle: float = 10.0,
     ) -> None:
         if slots < 1:
-            raise LaunchError(f"a launcher needs at least 1 slot, but got {slots}.")
+            raise LaunchError(f"a launcher needs at least 1 slot, got {slots}.")
         self._options, self._gpus, self._command = options or SlurmOptions(), gpus, tuple(command)
         self._executor(Path(), "prunegpt")
         self._slots, self._settle = slots, settle
@@ -163,8 +163,8 @@ class SlurmLauncher:
             job = executor.submit(run_job, str(folder), self._command)
         except Exception as error:  # of submitit's, and whatever the file system has to say
             if _AWAY.search(str(error)):
-                raise UnansweredError(f"Slurm must take the job of {folder}, but is away: {_why(error)}") from error
-            raise LaunchError(f"Slurm must take the job of {folder}, but refuses it: {_why(error)}") from error
+                raise UnansweredError(f"Slurm did not answer to the job of {folder}: {_why(error)}") from error
+            raise LaunchError(f"Slurm refused the job of {folder}: {_why(error)}") from error
         return str(job.job_id)
 
     def _executor(self, folder: Path, name: str) -> Any:
@@ -197,8 +197,7 @@ class SlurmLauncher:
             executor = Executor(folder=folder, python=options.python)
         except RuntimeError as error:
             raise LaunchError(
-                f"the launcher slurm must run where jobs can be submitted, but it cannot here: {error} "
-                f"Use a login node, or the launcher local."
+                f"the launcher slurm cannot submit jobs here: {error} Use a login node, or the launcher local."
             ) from error
         executor.update_parameters(
             **{key: value for key, value in given.items() if value is not None},
@@ -261,7 +260,7 @@ class SlurmLauncher:
 
     def _job(self, handle: str) -> _Job:
         if handle not in self._jobs:
-            raise LaunchError(f"a handle must come from this launcher's submit, but got {handle!r}.")
+            raise LaunchError(f"a handle must come from this launcher's submit, got {handle!r}.")
         return self._jobs[handle]
 
 
@@ -279,7 +278,7 @@ def _find(job: _Job) -> str:
     """
     code, text = ask("squeue", "--noheader", "--states=all", f"--name={job.handle}", "--format=%i")
     if code:
-        raise LaunchError(f"Slurm must say whether it has the job of {job.folder}, but timed out: {text.strip()}")
+        raise LaunchError(f"Slurm timed out when asked for the job of {job.folder}: {text.strip()}")
     return text.split()[0] if text.strip() else ""
 
 

@@ -88,7 +88,7 @@ def _forget(job: _Left, words: str) -> None:
 
 def _refusal(root: Root, names: Iterable[str], problem: str) -> str:
     listed = ", ".join(names)
-    rule = "jobs of a coordinator that died must have ended before their trials are tried again, but"
+    rule = "jobs of a coordinator that died must have ended before their trials are tried again;"
     if problem:
         return (
             f"{rule} {listed} may still run, and Slurm cannot be queried: {problem} Run this where Slurm answers. "

@@ -160,9 +160,9 @@ class _LongDocuments:
                 self._passed.add(place)
             return np.asarray(ids, dtype=np.int64)
         raise DataError(
-            f"calibration windows of this mode must each be inside one document of at least {self._least} tokens, but "
-            f"of {len(self._rows)} documents {'too few have' if self._once else 'none has'} that many. Use a smaller "
-            f"length, longer documents, or mode: random."
+            f"calibration windows of this mode must each be inside one document of at least {self._least} tokens; of "
+            f"{len(self._rows)} documents {'too few have' if self._once else 'none has'} that many. Use a smaller "
+            "length, longer documents, or mode: random."
         )
 
 

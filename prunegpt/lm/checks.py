@@ -31,14 +31,14 @@ def check_config(source: str | Path, config: Any, trust_remote_code: bool) -> No
     kind = type(config).__name__
     if any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config())):
         raise ModelError(
-            f"a model must be decoder-only, but {source} is an encoder-decoder ({kind}). "
-            f"Use a causal language model such as GPT-2, OPT or Llama."
+            f"a model must be decoder-only; {source} is an encoder-decoder ({kind}). Use a causal language model such "
+            "as GPT-2, OPT or Llama."
         )
     remote = trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     if not is_language_model(config) and not remote:
         raise ModelError(
-            f"a model must be a causal language model, but {source} has a {kind}, for which transformers has none. "
-            f"Use a model such as GPT-2, OPT or Llama."
+            f"a model must be a causal language model; {source} has a {kind}, for which transformers has no such "
+            "class. Use a model such as GPT-2, OPT or Llama."
         )
     folder = Path(source) if Path(source).is_dir() else None
     if problem := quantised_problem(source, quantised_by(config.to_dict(), folder)):
@@ -54,8 +54,8 @@ def check_size(source: str | Path, folder: Path, config: Any) -> None:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > len(shapes):
         raise ModelError(
-            f"a model's files must hold exactly its weights, but the config of {source} asks for {layers} layers and "
-            f"its files hold {len(shapes)} tensors. Take config.json and weights from the same place."
+            f"a model's files must hold exactly its weights; the config of {source} asks for {layers} layers and its "
+            f"files hold {len(shapes)} tensors. Take config.json and weights from the same place."
         )
     described = (folder / "config.json").read_text(encoding="utf-8")
     if described not in _WANTED:
@@ -64,8 +64,8 @@ def check_size(source: str | Path, folder: Path, config: Any) -> None:
     wanted = _WANTED[described]
     if wanted > _OVERSIZE * stored:
         raise ModelError(
-            f"a model's files must hold exactly its weights, but the config of {source} asks for {wanted:,} and its "
-            f"files hold {stored:,}. Take config.json and weights from the same place."
+            f"a model's files must hold exactly its weights; the config of {source} asks for {wanted:,} and its files "
+            f"hold {stored:,}. Take config.json and weights from the same place."
         )
 
 
@@ -85,11 +85,11 @@ def check_weights(source: str | Path, report: dict[str, Any]) -> None:
     ]
     if told:
         raise ModelError(
-            f"a model's files must hold exactly its weights, but {source} {'; '.join(told)}. Nothing is filled with "
-            f"random numbers or dropped: save it again as the causal language model that its config names."
+            f"a model's files must hold exactly its weights; {source} {'; '.join(told)}. Nothing is filled with random "
+            "numbers or dropped: save it again as the causal language model that its config names."
         )
     if report.get("error_msgs"):
-        raise ModelError(f"a model's weights must load, but {source} failed: {'; '.join(report['error_msgs'])}.")
+        raise ModelError(f"the weights of {source} did not load: {'; '.join(report['error_msgs'])}.")
 
 
 def check_finite(source: str | Path, model: PreTrainedModel) -> None:
@@ -98,8 +98,8 @@ def check_finite(source: str | Path, model: PreTrainedModel) -> None:
     if broken:
         named = ", ".join(broken[:_LISTED]) + (f" and {len(broken) - _LISTED} more" if len(broken) > _LISTED else "")
         raise ModelError(
-            f"weights must be finite numbers, but {source} holds NaN or infinity in {named}. "
-            f"Its training diverged or the file is damaged: take an earlier checkpoint or download it again."
+            f"weights must be finite numbers; {source} holds NaN or infinity in {named}. Its training diverged or the "
+            "file is damaged: take an earlier checkpoint or download it again."
         )
 
 
@@ -118,8 +118,8 @@ def check_causal(source: str | Path, model: PreTrainedModel) -> None:
     moved = (first - second).abs().max() / first.std()  # [7, vocab] -> []
     if moved > (1e-3 if model.dtype == torch.float32 else 1e-2):
         raise ModelError(
-            f"a causal model must not see the tokens it is to predict, but {source} ({type(model).__name__}) does. "
-            f"Use a decoder such as GPT-2, OPT or Llama; an encoder such as BERT has no perplexity."
+            f"a causal model must not see the tokens it is to predict; {source} ({type(model).__name__}) does. Use a "
+            "decoder such as GPT-2, OPT or Llama; an encoder such as BERT has no perplexity."
         )
 
 
@@ -150,5 +150,5 @@ def _reading(
     except Exception as error:  # each model says it in a way of its own
         told = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ModelError(
-            f"a model must predict text from text alone, but {source} ({type(model).__name__}) does not: {told}. {hint}"
+            f"a model must predict text from text alone; {source} ({type(model).__name__}) does not: {told}. {hint}"
         ) from error

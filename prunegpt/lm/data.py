@@ -108,24 +108,24 @@ def read_text(path: str | Path) -> str:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise DataError(f"a text file must exist, but {file} is missing. Check the path.")
+        raise DataError(f"text file {file} does not exist. Check the path.")
     try:
         with opened(file) as stream:
             content = stream.read()
         text = io.TextIOWrapper(io.BytesIO(content.removeprefix(BOM)), encoding="utf-8").read()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"a text file must be UTF-8, but {file} is not at byte {error.start}. If it is {encoding_of(content)}, "
-            f"convert it: iconv -f {encoding_of(content)} -t UTF-8 {file} > NEW. Else check that it is text at all."
+            f"text file {file} is not UTF-8 at byte {error.start}. If it is {encoding_of(content)}, convert it: iconv "
+            f"-f {encoding_of(content)} -t UTF-8 {file} > NEW. Else check that it is text at all."
         ) from error
     except DAMAGED as error:
-        raise DataError(f"a text file must be readable, but {file} is not: {error}. Copy it again.") from error
+        raise DataError(f"text file {file} cannot be read: {error}. Copy it again.") from error
     if "\0" in text:
         wide = encoding_of(content)
         hint = f"Convert it: iconv -f {wide} -t UTF-8 {file} > NEW. Else c" if wide.startswith("UTF-16") else "C"
-        raise DataError(f"a text file must be text, but {file} holds NUL bytes. {hint}heck that it is no binary file.")
+        raise DataError(f"text file {file} holds NUL bytes. {hint}heck that it is no binary file.")
     if not text.strip():
-        raise DataError(f"a text file must hold text, but {file} is empty. Give another file.")
+        raise DataError(f"data file {file} is empty. Give another file.")
     return text
 
 
@@ -168,8 +168,8 @@ def require_tokens(have: int, need: int, what: str) -> None:
     """Raises DataError, saying how many tokens there are and are needed, where there are too few."""
     if have < need:
         raise DataError(
-            f"the dataset must fill {what}, which takes {need} tokens, but it has {have}. "
-            f"Use more data, or a smaller block size."
+            f"the dataset must fill {what}, which takes {need} tokens; it has {have}. Use more data, or a smaller "
+            "block size."
         )
 
 
@@ -215,9 +215,7 @@ def _read_files(files: Sequence[Path], asked: str | None, *, whole: bool) -> Spl
         plain = [str(_plain(file, kept / f"{index:05d}{kind}")) for index, file in enumerate(files)]
         dataset = load_dataset(LOADERS[kind], content, data_files=plain, split="train", **more)
     except (DatasetGenerationError, ValueError, *DAMAGED) as error:
-        raise DataError(
-            f"a {kind} file must be readable as such, but {names} is not: {error.__cause__ or error}. Check the file."
-        ) from error
+        raise DataError(f"{kind} file {names} cannot be read: {error.__cause__ or error}. Check the file.") from error
     return _text_of(dataset, asked, names)
 
 
@@ -251,8 +249,8 @@ def _read_elsewhere(path: str, name: str | None, split: str, text_column: str | 
     except Exception as error:  # the hub, the network and dataset scripts raise anything
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"a dataset must load from the hub, its cache or a local path, but {path}"
-            f"{f' ({name})' if name else ''} failed: {told}{_splits_there(path, name, split, revision)}"
+            f"dataset {path}{f' ({name})' if name else ''} did not load: "
+            f"{told}{_splits_there(path, name, split, revision)}"
         ) from error
     return _text_of(dataset, text_column, path)
 
@@ -275,6 +273,6 @@ def _text_of(dataset: Dataset, asked: str | None, source: str) -> Split:
         dataset = dataset.flatten()
     empty = dataset.data.column(column).null_count
     if empty:
-        raise DataError(f"every row must have text, but {empty} rows of {source} have none in {column}. Remove them.")
+        raise DataError(f"every row must have text; {empty} rows of {source} have none in {column}. Remove them.")
     rows: Sequence[str] = dataset[column]
     return Split(rows, "" if asked or column == "text" else column)

@@ -60,4 +60,4 @@ def has_native_bfloat16(device: torch.device) -> bool:
 
 
 def _absent(name: str, why: str) -> str:
-    return f"a device must be present, but {name!r} is not: {why}. Use device auto, or cpu."
+    return f"device {name!r} is not available: {why}. Use device auto, or cpu."

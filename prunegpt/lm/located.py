@@ -21,8 +21,8 @@ def locate(
     text = str(source)
     if is_builtin(text):
         raise ModelError(
-            f"a built-in model has no stored weights, but {text!r} was to be loaded. It is built and trained before "
-            f"its first use; load the folder of that training."
+            f"a built-in model has no stored weights; {text!r} was to be loaded. It is built and trained before its "
+            "first use; load the folder of that training."
         )
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = model_place(text)
@@ -60,4 +60,4 @@ def explained(source: str | Path, what: str = "model") -> Iterator[None]:
             )
         else:
             way_out = f"{source} failed: {told}. Check the name, the network, or give a local folder."
-        raise ModelError(f"a {what} must load from the hub, a folder or a GGUF file, but {way_out}") from error
+        raise ModelError(f"the {what} did not load: {way_out}") from error

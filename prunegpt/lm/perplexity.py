@@ -135,15 +135,15 @@ def _check_fit(model: PreTrainedModel, windows: Windows) -> None:
     longest = int(windows.lengths.max()) + (windows.bos is not None)
     if isinstance(positions, int) and 0 < positions < longest:
         raise ModelError(
-            f"a window must fit the model's {positions} positions, but it has {longest} tokens. "
-            f"Set block_size to {positions} or less."
+            f"a window must fit the model's {positions} positions; it has {longest} tokens. Set block_size to "
+            f"{positions} or less."
         )
     highest = int(windows.tokens.max())
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if highest >= vocabulary:
         raise ModelError(
-            f"every token must be in the model's vocabulary of {vocabulary}, but the dataset has token {highest}. "
-            f"Use the tokeniser that the model was trained with."
+            f"every token must be in the model's vocabulary of {vocabulary}; the dataset has token {highest}. Use the "
+            "tokeniser that the model was trained with."
         )
 
 

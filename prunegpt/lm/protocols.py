@@ -51,9 +51,9 @@ class Protocol:
                 bos token.
         """
         if block_size < 2:
-            raise DataError(f"a window must have at least 2 tokens, but block_size is {block_size}. Use 2 or more.")
+            raise DataError(f"a window must have at least 2 tokens; block_size is {block_size}. Use 2 or more.")
         if not len(rows):
-            raise DataError("the dataset must have at least one row, but it has none. Give another split or file.")
+            raise DataError("the dataset has no row. Give another split or file.")
         if bos:
             rows = with_bos(rows, tokenizer)
         return self.cut(rows, tokenizer, block_size - bos, stride)
@@ -67,8 +67,7 @@ def with_bos(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Prepare
     """
     if tokenizer.bos_token_id is None:
         raise DataError(
-            "bos: true needs a tokeniser with a bos token, but this one has none: its model was trained without. "
-            "Remove it."
+            "bos: true needs a tokeniser with a bos token; this one has none: its model was trained without. Remove it."
         )
     prepared = rows if isinstance(rows, Prepared) else Prepared(rows)
     return replace(prepared, bos=int(tokenizer.bos_token_id))
@@ -170,7 +169,7 @@ def _sliding(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size
     """
     step = max(1, block_size // 2) if stride is None else stride
     if not 1 <= step <= block_size:
-        raise DataError(f"stride must be from 1 to the window's {block_size} tokens, but is {step}. Use half a window.")
+        raise DataError(f"stride must be from 1 to the window's {block_size} tokens, got {step}. Use half a window.")
     tokens, special = _tokens_of(rows, tokenizer, BLANK_LINE)
     count = len(tokens.ids)
     require_tokens(count, 2, "a window")

@@ -73,9 +73,9 @@ def _its_package(source: str | Path, folder: Path | None) -> Iterator[None]:
             raise
         told = str(error).strip().splitlines()
         raise ModelError(
-            f"a tokeniser must be stored as {TOKENIZER}, or in a format whose package is installed, but that of "
-            f"{source} is neither: {told[0].rstrip('.') if told else type(error).__name__}. Save it once where its "
-            f"package is installed: AutoTokenizer.from_pretrained(OLD).save_pretrained(NEW) writes {TOKENIZER}."
+            f"a tokeniser must be stored as {TOKENIZER}, or in a format whose package is installed; that of {source} "
+            f"is neither: {told[0].rstrip('.') if told else type(error).__name__}. Save it once where its package is "
+            f"installed: AutoTokenizer.from_pretrained(OLD).save_pretrained(NEW) writes {TOKENIZER}."
         ) from error
 
 
@@ -86,8 +86,8 @@ def _check_place(source: str | Path, place: Path) -> None:
     for name in ("vocab", "merges"):
         if isinstance(file := given.get(name), str):
             raise ModelError(
-                f"a tokeniser must be stored in one folder, but tokenizer_config.json of {source} takes its {name} "
-                f"from {file}. Copy that file into the folder and remove the entry."
+                f"a tokeniser must be stored in one folder; tokenizer_config.json of {source} takes its {name} from "
+                f"{file}. Copy that file into the folder and remove the entry."
             )
 
 
@@ -103,7 +103,7 @@ def _check_growth(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> Non
     for what, count, most in (("special tokens around a text", special, _SPECIAL), ("signs for one", growth, _GROWTH)):
         if count > most:
             raise ModelError(
-                f"a tokeniser must give about as many tokens as a text has signs, but that of {source} puts in up to "
+                f"a tokeniser must give about as many tokens as a text has signs; that of {source} puts in up to "
                 f"{count:,} {what}, and {most} are allowed. Take the tokeniser from where the model was trained."
             )
 

@@ -92,8 +92,8 @@ def decoder_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     found = {name: part for name, part in lists.items() if part in parts} or lists
     if not found:
         raise ModelError(
-            f"a decoder must keep its blocks in an nn.ModuleList, but {type(model).__name__} has none with matrices "
-            f"in it. Use a causal language model of transformers, such as GPT-2, Llama or OPT."
+            f"a decoder must keep its blocks in an nn.ModuleList; {type(model).__name__} has none with matrices in it. "
+            "Use a causal language model of transformers, such as GPT-2, Llama or OPT."
         )
     config = model.config.get_text_config() if isinstance(model, PreTrainedModel) else getattr(model, "config", None)
     depth = getattr(config, "num_hidden_layers", None)

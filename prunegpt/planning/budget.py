@@ -39,8 +39,8 @@ def count_steps(train: Mapping[str, Any], blocks: int) -> tuple[int, int]:
     total, per_epoch = steps(train, blocks), steps_per_epoch(train, blocks)
     if not _blocks_an_epoch(train, blocks) or not total or not per_epoch:
         raise DataError(
-            f"a training needs at least one batch, but {blocks} blocks make none of {_batch(train)}. Use a smaller "
-            f"per_device_train_batch_size or block_size, more text, or dataloader_drop_last: false."
+            f"a training needs at least one batch; {blocks} blocks make none of {_batch(train)}. Use a smaller "
+            "per_device_train_batch_size or block_size, more text, or dataloader_drop_last: false."
         )
     return total, per_epoch
 

@@ -53,7 +53,7 @@ def stage_problems(
             field = ".".join(str(step) for step in found["loc"]) or "it"
             yield (
                 f"learning_rate.{index}",
-                f"a segment of a curve must be one of a recipe, but {field}: {found['msg']}.",
+                f"a segment of a curve must be one of a recipe; {field}: {found['msg']}.",
             )
 
 
@@ -62,7 +62,7 @@ def _pruning_problems(
 ) -> Iterator[Message]:
     known = outline_of(facts) if facts else None
     if facts and facts.files and known is None and (problem := unbuilt(facts)):
-        yield "", f"a model must be one that transformers can build from its config, but {problem}. Check config.json."
+        yield "", f"transformers cannot build a model from the config: {problem}. Check config.json."
     yield from prune_problems(prune, known.matrices if known else None, length=length)
     calibration = prune.calibration
     size = calibration.length or block_size_of(calibration.data, block_size)
@@ -96,8 +96,8 @@ def _positions_problem(facts: ModelFacts | None, length: int, what: str) -> str 
 
 def _too_long(facts: ModelFacts, length: int, what: str) -> str:
     return (
-        f"{what} must fit the {facts.positions} positions of {facts.source}, but has {length} tokens. "
-        f"Set block_size to {facts.positions} or less."
+        f"{what} must fit the {facts.positions} positions of {facts.source}; it has {length} tokens. Set block_size to "
+        f"{facts.positions} or less."
     )
 
 
@@ -105,7 +105,7 @@ def model_problem(facts: ModelFacts) -> str | None:
     """Why a model cannot be pruned at all, as far as its config shows."""
     config = facts.config or {}
     if config.get("is_encoder_decoder"):
-        return f"a model must be decoder-only, but {facts.source} is an encoder-decoder. Use one such as GPT-2 or OPT."
+        return f"a model must be decoder-only; {facts.source} is an encoder-decoder. Use one such as GPT-2 or OPT."
     folder = Path(facts.model.source) if facts.files else None
     return quantised_problem(facts.source, quantised_by(config, folder))
 
@@ -129,8 +129,8 @@ def shape_problem(facts: ModelFacts) -> str | None:
     if not told:
         return None
     return (
-        f"a model's files must hold exactly its weights, but the config of {facts.source} asks for "
-        f"{' and '.join(told)}. Take config.json and weights from the same place."
+        f"a model's files must hold exactly its weights; the config of {facts.source} asks for {' and '.join(told)}. "
+        "Take config.json and weights from the same place."
     )
 
 
@@ -151,8 +151,8 @@ def vocabulary_problem(source: str, tokens: Mapping[str, int] | None, rows: int 
     if tokens and rows and max(tokens.values()) >= rows:
         token = max(tokens, key=tokens.__getitem__)
         return (
-            f"a tokeniser may use ids below the {rows} rows of the model's embedding, but that of {source} has "
-            f"token {token!r} = {tokens[token]}. Use the model's own tokeniser."
+            f"a tokeniser may use ids below the {rows} rows of the model's embedding; that of {source} has token "
+            f"{token!r} = {tokens[token]}. Use the model's own tokeniser."
         )
     return None
 
@@ -174,9 +174,9 @@ def _tokenizers_differ(student: ModelFacts, teacher: ModelFacts) -> str | None:
     for index in sorted({*ours, *theirs}):
         if ours.get(index) != theirs.get(index):
             return (
-                f"a teacher must use the student's tokeniser, but token {index} is {_token(ours, index)} in "
-                f"{student.source} and {_token(theirs, index)} in {teacher.source}. "
-                f"Choose a teacher of the same family."
+                f"a teacher must use the student's tokeniser; token {index} is {_token(ours, index)} in "
+                f"{student.source} and {_token(theirs, index)} in {teacher.source}. Choose a teacher of the same "
+                "family."
             )
     return None
 
@@ -191,11 +191,11 @@ def table_problems(table: TableSpec, groups: list[str]) -> Iterator[tuple[tuple[
         if not any(fnmatchcase(group, row.trial) for group in groups):
             yield (
                 ("rows", index),
-                f"a row must match a trial, but {row.trial!r} matches none.{_trials(row.trial, groups)}",
+                f"a row must match a trial; {row.trial!r} matches none.{_trials(row.trial, groups)}",
             )
     for name in table.reported:
         if not any(fnmatchcase(group, name) for group in groups):
-            message = f"a published figure must name a trial, but {name!r} is none.{_trials(name, groups)}"
+            message = f"a published figure must name a trial; {name!r} is none.{_trials(name, groups)}"
             yield ("reported", name), message
 
 

@@ -77,7 +77,7 @@ def local_splits(
     if place is not None:
         return {split_of(place): (place,), place.stem: (place,), train_split: (place,)}
     if is_path(path) or suffix_of(Path(path)) in TEXT_SUFFIXES:
-        raise DataError(f"text must be an existing file, folder or hub id, but {path} is not there. Check the path.")
+        raise DataError(f"text must be an existing file, folder or hub id; {path} is not there. Check the path.")
     return None
 
 
@@ -106,12 +106,12 @@ def kind_of(files: Sequence[Path]) -> str:
     kinds = sorted({suffix_of(file) for file in files})
     if len(kinds) != 1 or kinds[0] not in TEXT_SUFFIXES:
         raise DataError(
-            f"the files of a split must be of one kind of {', '.join(TEXT_SUFFIXES)}, but are "
+            f"the files of a split must be of one kind of {', '.join(TEXT_SUFFIXES)}, got "
             f"{', '.join(file.name for file in files) or 'none'}. Convert them, or give them to different splits."
         )
     for file in files:
         if not file.stat().st_size:
-            raise DataError(f"a data file must hold text, but {file} is empty. Give another file.")
+            raise DataError(f"data file {file} is empty. Give another file.")
     return kinds[0]
 
 
@@ -130,7 +130,7 @@ def _saved_files(folder: Path) -> tuple[Path, ...]:
     missing = [file for file in found if not file.is_file()]
     if not found or missing:
         raise DataError(
-            f"a dataset that save_to_disk wrote must have all its files, but {folder} lacks "
+            f"a dataset that save_to_disk wrote must have all its files; {folder} lacks "
             f"{missing[0].name if missing else 'any'}. Copy the folder again."
         )
     return found
@@ -140,7 +140,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
-        raise DataError(f"{file.name} of a saved dataset must be JSON, but {file} cannot be read: {error}.") from error
+        raise DataError(f"{file.name} of a saved dataset must be JSON; {file} cannot be read: {error}.") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -168,7 +168,7 @@ def _folder_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
         hint = f" Give one of {', '.join(str(item) for item in inside[:_LISTED])}." if inside else ""
         raise DataError(
             f"a text folder must hold SPLIT{', SPLIT'.join(TEXT_SUFFIXES)}, each maybe with {' or '.join(COMPRESSED)} "
-            f"behind it, but {folder} holds none.{hint}"
+            f"behind it; {folder} holds none.{hint}"
         )
     splits = {split: tuple(parts) for split, parts in found.items()}
     for split, files in list(splits.items()):  # c4-train is found as train too
@@ -180,7 +180,7 @@ def _folder_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
 def _local(name: str, base: Path | None) -> Path:
     path = find_local(name, base)
     if path is None or not path.is_file():
-        raise DataError(f"a data file must exist, but {name} is not there. Paths count from here or the spec's folder.")
+        raise DataError(f"data file {name} does not exist. Paths count from here or the spec's folder.")
     return path
 
 
@@ -249,7 +249,7 @@ def text_column(columns: Mapping[str, str], asked: str | None, source: str) -> s
         if asked not in strings:
             kind = "lists or mappings" if asked in structures else columns[asked]
             raise DataError(
-                f"a text column must hold strings, but {asked} of {source} holds {kind}. Columns of strings: {listed}."
+                f"a text column must hold strings; {asked} of {source} holds {kind}. Columns of strings: {listed}."
             )
         return asked
     named = [name for name in strings if name.rpartition(".")[2] == "text"]
@@ -260,8 +260,8 @@ def text_column(columns: Mapping[str, str], asked: str | None, source: str) -> s
     hint = f"Set text_column to one of {listed}" if strings else "Write the text into a column of strings"
     beside = f", beside the lists or mappings {', '.join(structures[:_LISTED])}" if structures else ""
     raise DataError(
-        f"the text column must be clear, but {source} has {len(strings)} columns of strings ({listed}){beside}, and "
-        f"none is called text. {hint}{', or write the text into one' if strings and structures else ''}."
+        f"the text column must be clear; {source} has {len(strings)} columns of strings ({listed}){beside}, and none "
+        f"is called text. {hint}{', or write the text into one' if strings and structures else ''}."
     )
 
 

@@ -28,13 +28,13 @@ def _measured(prune: _Pruning, curves_of: SensitivityCurvesOf | None) -> _Prunin
     sweep = prune.options.get("sweep")
     if not isinstance(sweep, str):
         raise PruneGPTError(
-            "allocation sensitivity spends the budget by measured curves, but options.sweep does not name the sweep "
-            "that measured them. Set options: {sweep: NAME}."
+            "allocation sensitivity spends the budget by measured curves; options.sweep does not name the sweep that "
+            "measured them. Set options: {sweep: NAME}."
         )
     curves = curves_of(sweep) if curves_of else {}
     if not curves:
         raise PruneGPTError(
-            f"allocation sensitivity needs finished trials that prune one block each, but sweep {sweep!r} has none. "
-            f"Run it first, such as sweeps/layer-sensitivity.yaml."
+            f"allocation sensitivity needs finished trials that prune one block each; sweep {sweep!r} has none. Run it "
+            "first, such as sweeps/layer-sensitivity.yaml."
         )
     return prune.model_copy(update={"curves": curves})

@@ -200,7 +200,7 @@ def _code_elsewhere(
     for name in names:
         if folder and "--" not in name and not (folder / f"{name.rpartition('.')[0]}.py").is_file():
             raise ModelError(
-                f"auto_map must name code beside the model, FILE.CLASS, but {model.source} names {name} and holds no "
+                f"auto_map must name code beside the model, FILE.CLASS; {model.source} names {name} and holds no "
                 f"{name.rpartition('.')[0]}.py. Copy the code there."
             )
     elsewhere = {name.partition("--")[0] for name in names if "--" in name}
@@ -208,14 +208,14 @@ def _code_elsewhere(
         return None, None
     if len(elsewhere) > 1:
         raise ModelError(
-            f"a model's code must come from one repository, but that of {model.source} comes from "
+            f"a model's code must come from one repository; that of {model.source} comes from "
             f"{', '.join(sorted(elsewhere))}. {_COPY}"
         )
     repository = elsewhere.pop()
     if is_path(repository) or find_local(repository):
         raise ModelError(
-            f"a model's code must be next to it or in a repository of the hub, but auto_map of {model.source} names "
-            f"the folder {repository}, which is no part of the model. {_COPY}"
+            f"a model's code must be next to it or in a repository of the hub; auto_map of {model.source} names the "
+            f"folder {repository}, which is no part of the model. {_COPY}"
         )
     try:
         return hub.commit(repository, model.code_revision), None
@@ -271,14 +271,14 @@ def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | Non
     elif path:
         found = tokenizer_files(path, code=facts.model.trust_remote_code)
         if not any(item.name.startswith(("tokenizer", "vocab", "spiece")) or path.is_file() for item in found):
-            raise ModelError(f"a tokeniser's folder must hold {TOKENIZER}, but {name} does not. Check the path.")
+            raise ModelError(f"tokeniser folder {name} holds no {TOKENIZER}. Check the path.")
         place = path.parent if path.is_file() else path
         names = [item.relative_to(place).as_posix() for item in found]
         located, identity = str(path), digest([names, files.hash_all(found)])
         settings = path / TOKENIZER_CONFIG
         file = path / TOKENIZER if path / TOKENIZER in found else None
     elif is_path(name):
-        raise ModelError(f"a tokeniser must be a hub id or an existing folder, but {name} is not there.")
+        raise ModelError(f"a tokeniser must be a hub id or an existing folder; {name} is not there.")
     else:
         try:
             revision = hub.commit(name, facts.model.tokenizer_revision)
@@ -289,9 +289,7 @@ def _with_tokenizer(facts: ModelFacts, name: str, files: Files, base: Path | Non
     if facts.model.trust_remote_code and settings and settings.is_file():
         elsewhere = [one for one in _classes(_json(settings)) if "--" in one and one.partition("--")[0] != name]
         if elsewhere:
-            raise ModelError(
-                f"a tokeniser's code must be next to it, but auto_map of {name} names {elsewhere[0]}. {_COPY}"
-            )
+            raise ModelError(f"a tokeniser's code must be next to it; auto_map of {name} names {elsewhere[0]}. {_COPY}")
     return replace(
         facts,
         model=facts.model.model_copy(update={"tokenizer": located, "tokenizer_revision": revision}),
@@ -306,9 +304,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except ValueError as error:
-        raise ModelError(f"{path.name} must be JSON, but {path} is not: {error}. Copy or download it again.") from error
+        raise ModelError(f"{path} is not valid JSON: {error}. Copy or download it again.") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path.name} must be a JSON object, but {path} holds {type(content).__name__}.")
+        raise ModelError(f"{path.name} must be a JSON object; {path} holds {type(content).__name__}.")
     return content
 
 
@@ -325,7 +323,7 @@ def _vocabulary(path: Path) -> Mapping[str, int] | None:
         return {**{str(token): int(index) for token, index in tokens.items()}, **added}
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{TOKENIZER} must give each token a number, but {path} does not: {error!r}. Copy or download it again."
+            f"{TOKENIZER} must give each token a number; {path} does not: {error!r}. Copy or download it again."
         ) from error
 
 

@@ -45,8 +45,8 @@ def commit(name: str, revision: str | None, kind: str = "model") -> str:
         return known
     if told:
         raise (ModelError if kind == "model" else DataError)(
-            f"a {kind} must be on the hub or on this machine, but {name} is not: {told}. "
-            f"Check the name, log in where it is private (hf auth login), or give a local folder."
+            f"a {kind} must be on the hub or on this machine; {name} is not: {told}. Check the name, log in where it "
+            "is private (hf auth login), or give a local folder."
         )
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({_silence[0]})"
     raise Unreachable(f"{kind} {name}: {why} and its cache holds no copy")

@@ -82,8 +82,8 @@ class Inputs:
         expected = self._expected.get(str(path))
         if not self._expected:
             raise InputError(
-                f"a plan must say what its files held, but that of an earlier version does not, and {path} may have "
-                f"changed since. Run the sweep again, which plans again."
+                f"a plan must say what its files held; that of an earlier version does not, and {path} may have "
+                "changed since. Run the sweep again, which plans again."
             )
         if expected is None:
             raise InputError(_message(path, "was not there then"))
@@ -98,6 +98,6 @@ class Inputs:
 
 def _message(path: Path, what: str) -> str:
     return (
-        f"a file must stay as it was when the trial was planned, but {path} {what}. Run the sweep again, which plans "
-        f"with the files as they are, or put the file back."
+        f"a file must stay as it was when the trial was planned; {path} {what}. Run the sweep again, which plans with "
+        "the files as they are, or put the file back."
     )

@@ -23,7 +23,7 @@ def with_recipe(config: StageConfig, base: Path | None) -> StageConfig:
         return config
     path = find_local(str(config.recipe), base)
     if path is None or not path.is_file():
-        raise PruneGPTError(f"a recipe must be an existing file, but {config.recipe} is not there. Check its path.")
+        raise PruneGPTError(f"recipe {config.recipe} does not exist. Check its path.")
     try:
         recipe = load_recipe(path, dict(config.recipe_args))
     except SpecError as error:
@@ -32,7 +32,7 @@ def with_recipe(config: StageConfig, base: Path | None) -> StageConfig:
     distill = recipe.pop("distill", None)
     if distill is not None and not isinstance(config, DistillSpec):
         raise PruneGPTError(
-            f"recipe {config.recipe} distils, so its stage must be a distill stage with a teacher, but it is finetune."
+            f"recipe {config.recipe} distils, so its stage must be a distill stage with a teacher; it is finetune."
         )
     said = {name: value for name in config.model_fields_set if (value := getattr(config, name)) not in (None, ())}
     both = {**recipe, **(distill or {}), **said, "train": {**recipe.get("train", {}), **config.train}, "recipe": None}

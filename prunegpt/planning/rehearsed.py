@@ -75,7 +75,7 @@ def refused(train: Mapping[str, Any], device: str, precision: str, launcher: Lau
         else:
             yield (
                 f"train.{name}",
-                f"{name} must be one that training can begin with here, but {train[name]!r} is refused: "
+                f"{name} must be one that training can begin with here; {train[name]!r} is refused: "
                 f"{reason.rstrip('.')}. Change it or leave it out.",
             )
 

@@ -230,15 +230,15 @@ class Planner:
         blended = any(stage.distill for chain in known for stage in chain.trial.stages)
         if spec.early_stop.metric == "loss" and blended:
             message = (
-                "early stopping must compare a measure of the model, but the loss of a distillation is blended with "
-                "the divergence from its teacher. Use metric: perplexity, with train.eval_strategy: steps."
+                "early stopping must compare a measure of the model; the loss of a distillation is blended with the "
+                "divergence from its teacher. Use metric: perplexity, with train.eval_strategy: steps."
             )
             return [self.opened.document.problem(("early_stop", "metric"), message)]
         trained = [stage.training for chain in known for stage in chain.trial.stages if stage.training]
         if self._watched and trained and not any(evaluates(training.train) for training in trained):
             message = (
-                f"early stopping compares {spec.early_stop.metric} while trials train, but eval_strategy is no in all "
-                f"of them. Remove it: they are then evaluated after each tenth of their steps."
+                f"early stopping compares {spec.early_stop.metric} while trials train; eval_strategy is no in all of "
+                "them. Remove it: they are then evaluated after each tenth of their steps."
             )
             return [self.opened.document.problem(("early_stop",), message)]
         return []

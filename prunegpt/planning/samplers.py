@@ -62,7 +62,7 @@ def sampler_of(spec: SearchSpec, study: int = 0) -> "BaseSampler":
             ) from error
     if spec.sampler == "cmaes" and len(spec.objectives) > 1:
         raise PruneGPTError(
-            f"sampler cmaes takes one objective, but there are {len(spec.objectives)}. Use tpe, gp or nsga2."
+            f"sampler cmaes takes one objective; there are {len(spec.objectives)}. Use tpe, gp or nsga2."
         )
     made: BaseSampler = _made(SAMPLERS, spec.sampler, spec.sampler_options, {"seed": (spec.seed + study) % _SEEDS})
     return made
@@ -89,6 +89,5 @@ def _made(registry: Registry, name: str, options: Mapping[str, Any], given: Mapp
             told = re.sub(r"^\w*\.?__init__\(\) ", "", str(error)) or type(error).__name__
             listed = ", ".join(key for key in known if key not in ("self", "constraints_func")) or "none"
             raise PruneGPTError(
-                f"{registry.kind} {name} must be given options that it takes, but with {dict(options)}: {told}. "
-                f"Options: {listed}."
+                f"{registry.kind} {name} does not take the options {dict(options)}: {told}. Options: {listed}."
             ) from error

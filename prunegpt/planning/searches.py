@@ -37,7 +37,7 @@ def plan_search(planner: "Planner", template: SearchTemplate) -> SearchPlan:
     tried = planner.searched[template.index]
     if template.spec.is_measured and len({chain.trial.evaluation_key for chain in tried}) > 1:
         told = (
-            "a search compares figures of its trials, so they must be measured alike, but what it searches changes the "
+            "a search compares figures of its trials, so they must be measured alike; what it searches changes the "
             "text, windows or precision of the measurement. Set evaluate in the trial (data, split, block_size, "
             "precision), so that it does not follow."
         )
@@ -123,7 +123,7 @@ def _check_metrics(planner: "Planner", template: SearchTemplate) -> None:
     asked += [(("constraints", index), constraint_of(text).metric) for index, text in enumerate(spec.constraints)]
     for place, metric in asked:
         if metric in MEASURED:
-            told = f"{metric} must be measured, but evaluate.skip is true. Remove one."
+            told = f"{metric} must be measured; evaluate.skip is true. Remove one."
             _problem(planner, template, told, *place)
 
 

@@ -72,16 +72,16 @@ def model_place(source: str, base: Path | None = None) -> Path | None:
         return path
     if source.lower().endswith(".gguf"):
         if path is None or not path.is_file():
-            raise ModelError(f"a GGUF model must be an existing file, but {source} is not there. Check the path.")
+            raise ModelError(f"GGUF model {source} does not exist. Check the path.")
         return path
     if path and path.is_file():
         raise ModelError(
-            f"a model must be a hub id, a folder or a .gguf file, but {source} is another kind of file. "
-            f"Give the folder that holds its config.json."
+            f"a model must be a hub id, a folder or a .gguf file; {source} is another kind of file. Give the folder "
+            "that holds its config.json."
         )
     if is_path(source):
         raise ModelError(
-            f"a model must be a hub id, an existing folder or a .gguf file, but {source} is not there. Check the path."
+            f"a model must be a hub id, an existing folder or a .gguf file; {source} is not there. Check the path."
         )
     return None
 
@@ -100,21 +100,21 @@ def weight_files(folder: Path) -> list[Path]:
         below = next(iter(sorted(folder.glob(f"*/{_CONFIG}"))), None)
         inner = f"the file {gguf}" if gguf else f"the folder {below.parent}" if below else None
         hint = f"Give {inner} itself." if inner else "Give a folder that save_pretrained wrote."
-        raise ModelError(f"a model folder must hold config.json, but {folder} holds {others}. {hint}")
+        raise ModelError(f"a model folder must hold config.json; {folder} holds {others}. {hint}")
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / _INDEX).is_file():
         return _shards(folder)
     if pickles := sorted(item.name for pattern in _PICKLES for item in folder.glob(pattern)):
         raise ModelError(
-            f"weights must be stored as safetensors, but {folder} has only pickled ones ({pickles[0]}), which can "
-            f"run code when loaded and never are. {_CONVERT}"
+            f"weights must be stored as safetensors; {folder} has only pickled ones ({pickles[0]}), which can run code "
+            f"when loaded and never are. {_CONVERT}"
         )
     others = ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))[:_LISTED])
     raise ModelError(
-        f"a model's weights must be in {WEIGHTS}, or in files that {_INDEX} lists, but {folder} has "
-        f"{f'{others} without it' if others else 'none'}. Check that the copy or download is complete"
-        f"{', or rename the file' if others else ''}."
+        f"a model's weights must be in {WEIGHTS}, or in files that {_INDEX} lists; {folder} has "
+        f"{f'{others} without it' if others else 'none'}. Check that the copy or download is "
+        f"complete{', or rename the file' if others else ''}."
     )
 
 
@@ -126,8 +126,8 @@ def refuse_adapter(name: str, revision: str | None) -> None:
 
 def _adapter(source: str | Path) -> ModelError:
     return ModelError(
-        f"a model must be stored whole, but {source} holds a PEFT adapter ({_ADAPTER}), whose base model is elsewhere. "
-        f"Merge them first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(NEW)."
+        f"a model must be stored whole; {source} holds a PEFT adapter ({_ADAPTER}), whose base model is elsewhere. "
+        "Merge them first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(NEW)."
     )
 
 
@@ -137,9 +137,9 @@ def _shards(folder: Path) -> list[Path]:
     try:
         names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{_INDEX} must be JSON with a weight_map, but {index} is not: {error!r}. {_AGAIN}") from error
+        raise ModelError(f"{_INDEX} must be JSON with a weight_map; {index} is not: {error!r}. {_AGAIN}") from error
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise ModelError(f"a model folder must hold all its weights, but {folder} lacks {missing[0]}. {_AGAIN}")
+        raise ModelError(f"a model folder must hold all its weights; {folder} lacks {missing[0]}. {_AGAIN}")
     return [folder / name for name in names]
 
 
@@ -163,8 +163,8 @@ def quantised_problem(source: str | Path, method: str | None) -> str | None:
     if method is None or method in DEQUANTISED:
         return None
     return (
-        f"weights must be floating point to be pruned, but {source} is quantised ({method}). "
-        f"Use the model it was quantised from."
+        f"weights must be floating point to be pruned; {source} is quantised ({method}). Use the model it was "
+        "quantised from."
     )
 
 
@@ -195,8 +195,8 @@ def has_tokenizer(files: Iterable[Path]) -> bool:
 def no_tokenizer(source: str | Path) -> str:
     """What is wrong with a model that has no tokeniser."""
     return (
-        f"a tokeniser must have a vocabulary, but {source} has no tokenizer.json or other tokeniser file. "
-        f"Name the tokeniser's own hub id or folder."
+        f"a tokeniser must have a vocabulary; {source} has no tokenizer.json or other tokeniser file. Name the "
+        "tokeniser's own hub id or folder."
     )
 
 
@@ -266,13 +266,11 @@ def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, .
                 kinds = {name: part.get_dtype() for name, part in slices.items() if name.endswith(".weight")}
                 small |= {name: kind for name, kind in kinds.items() if kind not in _FLOATS}
         except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"weights must be whole safetensors files, but {file} cannot be read: {error}. {_AGAIN}"
-            ) from error
+            raise ModelError(f"safetensors file {file} cannot be read: {error}. {_AGAIN}") from error
     if small and quantised_by(read_json(folder / _CONFIG), folder) is None:
         name, kind = next(iter(small.items()))
         raise ModelError(
-            f"weights must be floating point to be pruned, but {folder} stores {name} as {kind}, and no "
-            f"quantization_config explains it. Use the model it was quantised from."
+            f"weights must be floating point to be pruned; {folder} stores {name} as {kind}, and no "
+            "quantization_config explains it. Use the model it was quantised from."
         )
     return shapes

@@ -106,8 +106,8 @@ def _sibling(planner: "Planner", item: Configuration, name: str, where: str) -> 
         opened.note(
             item,
             where,
-            f"a teacher must be a trial of this sweep, SWEEP/TRIAL or {{model: SOURCE}}, but there is no trial "
-            f"{name!r}. Trials: {close}. For a model write {{model: {name}}}.",
+            f"a teacher must be a trial of this sweep, SWEEP/TRIAL or {{model: SOURCE}}; there is no trial {name!r}. "
+            f"Trials: {close}. For a model write {{model: {name}}}.",
         )
     return None
 
@@ -141,8 +141,8 @@ def _beside(planner: "Planner", item: Configuration, sweep: str, trial: str, whe
         planner.opened.note(
             item,
             where,
-            f"a teacher SWEEP/TRIAL needs the spec of that sweep beside this one, but there is no {sweep}.yaml. "
-            f"For a model on the hub write {{model: {sweep}/{trial}}}.",
+            f"a teacher SWEEP/TRIAL needs the spec of that sweep beside this one; there is no {sweep}.yaml. For a "
+            f"model on the hub write {{model: {sweep}/{trial}}}.",
         )
         return None
     try:
@@ -160,9 +160,9 @@ def _may_teach(planner: "Planner", item: Configuration, sweep: "Planner", name: 
         circle = [*pending[pending.index((sweep, name)) :], (sweep, name)]
         several = len({id(other) for other, _ in circle}) > 1
         names = " → ".join(f"{other.name}/{trial}" if several else trial for other, trial in circle)
-        message = f"teachers must not form a circle, but {names}. Distil one of them from something else."
+        message = f"teachers must not form a circle: {names}. Distil one of them from something else."
     elif len(pending) > MAX_TEACHERS:
-        message = f"at most {MAX_TEACHERS} trials may teach one another in a row, but more do."
+        message = f"at most {MAX_TEACHERS} trials may teach one another in a row; more do."
     else:
         return True
     planner.opened.note(item, where, message)

@@ -87,7 +87,7 @@ class Texts:
         """
         block_size = window_of(evaluate, data.block_size)
         if evaluate.stride and evaluate.stride > block_size:
-            raise DataError(f"stride must be at most the window's {block_size} tokens, but is {evaluate.stride}.")
+            raise DataError(f"stride must be at most the window's {block_size} tokens, got {evaluate.stride}.")
         measured = self.located(evaluate.data) if evaluate.data else data
         split = evaluate.split
         if evaluate.data and measured.files and len(set(measured.files.values())) == 1:

@@ -112,8 +112,8 @@ class Enforcer:
     def _view(self, name: str) -> WeightView:
         if name not in self.views:
             raise PruningError(
-                f"every mask must belong to a weight that is pruned, but {name!r} is none of them. "
-                f"Nearest: {', '.join(nearest(name, self.views)[:_LISTED])}."
+                f"every mask must belong to a weight that is pruned; {name!r} is none of them. Nearest: "
+                f"{', '.join(nearest(name, self.views)[:_LISTED])}."
             )
         return self.views[name]
 

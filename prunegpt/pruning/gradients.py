@@ -56,8 +56,8 @@ class GatheredGradients:
             gradient = view.gradient if gradients is None else gradients.get(name)
             if gradient is None:
                 raise PruningError(
-                    f"criteria that use gradients need one of every pruned weight, but {name} has none. "
-                    f"Call accumulate between backward and the optimizer step, and do not freeze pruned weights."
+                    f"criteria that use gradients need one of every pruned weight; {name} has none. Call accumulate "
+                    "between backward and the optimizer step, and do not freeze pruned weights."
                 )
             found[name] = gradient if scale == 1.0 else gradient.float() / scale  # [out, in]
         if scale != 1.0 and not all(bool(gradient.isfinite().all()) for gradient in found.values()):
@@ -89,7 +89,7 @@ class GatheredGradients:
         if self._needs and not self._steps:
             raise PruningError(
                 f"{' and '.join(self._needs)} must be gathered over at least one optimizer step before they choose "
-                f"masks, but none was. Let the schedule start later, or with a sparsity of 0."
+                "masks; none was. Let the schedule start later, or with a sparsity of 0."
             )
         return {
             need: self._sums[need, name] / self._steps if need in _MEANS else self._sums[need, name]
@@ -114,8 +114,8 @@ class GatheredGradients:
         wanted = {f"{need}/{name}" for need, name in self._sums} | {"window"}
         if wanted != set(state):
             raise PruningError(
-                f"gathered gradients must be of the weights and statistics of this run, but "
-                f"{min(wanted ^ set(state))!r} is on one side only. Resume with the criterion and targets of before."
+                f"gathered gradients must be of the weights and statistics of this run; {min(wanted ^ set(state))!r} "
+                "is on one side only. Resume with the criterion and targets of before."
             )
         for (need, name), total in self._sums.items():
             total.copy_(state[f"{need}/{name}"])

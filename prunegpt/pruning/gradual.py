@@ -56,15 +56,15 @@ class GradualPruner:
         self._clock = job.clock
         self._method = load_method(job.method)
         if missing := sorted(set(job.sparsities) - set(enforcer.views)):
-            raise PruningError(f"every pruned weight must be one of the model, but {missing[0]!r} is none of them.")
+            raise PruningError(f"every pruned weight must be one of the model; {missing[0]!r} is none of them.")
         self._views: dict[str, WeightView] = {name: enforcer.views[name] for name in job.sparsities}
         self._sizes = {name: view.matrix.numel() for name, view in self._views.items()}
         self._held = enforcer.closed
         self._needs = self._method.needs - GATHERED
         if (looks := sorted(self._needs - {"generator"})) and statistics is None:
             raise PruningError(
-                f"{job.method} needs {' and '.join(looks)} from calibration data, but got none. "
-                f"Give it calibration data, or use magnitude."
+                f"{job.method} needs {' and '.join(looks)} from calibration data, got none. Give it calibration data, "
+                "or use magnitude."
             )
         self._statistics = statistics
         self._gradients = GatheredGradients(self._views, self._method.needs & GATHERED)
@@ -163,8 +163,8 @@ class GradualPruner:
             notes += [f"{choice.name}: {note}" for note in choice.notes]
         if missing := [name for name in self._views if name not in chosen]:
             raise PruningError(
-                f"calibration must reach every pruned weight, but not {missing[0]}. "
-                f"Leave that weight out of the targets: its module is not called in a forward pass."
+                f"calibration must reach every pruned weight; it did not reach {missing[0]}. Leave that weight out of "
+                "the targets: its module is not called in a forward pass."
             )
         return chosen, tuple(notes)
 

@@ -80,9 +80,7 @@ class GradualJob(Part):
         for what, names in groups:
             for name in names:
                 if name in held and (masks[name] & held[name]).pruned != masks[name].pruned:
-                    raise MaskDriftError(
-                        f"what earlier stages pruned must stay pruned, but weights of {name} came back."
-                    )
+                    raise MaskDriftError(f"what earlier stages pruned must stay pruned; weights of {name} came back.")
             pruned, weights = sum(masks[name].pruned for name in names), sum(masks[name].weights for name in names)
             final = max(self.sparsities[name] for name in names)
             shapes = [masks[name].shape for name in names]
@@ -90,9 +88,9 @@ class GradualJob(Part):
             least, most = _zeros(pattern, shapes, final, closed, by_row=self.scope == "row")
             if not least <= pruned <= most:
                 raise MaskDriftError(
-                    f"a training must end with the sparsity that it was asked for, but {what} should be {final:.4%} "
-                    f"sparse and is {pruned / max(weights, 1):.4%}. Nothing was published; report the method and the "
-                    f"schedule."
+                    f"a training must end with the sparsity that it was asked for; {what} should be {final:.4%} sparse "
+                    f"and is {pruned / max(weights, 1):.4%}. Nothing was published; report the method and the "
+                    "schedule."
                 )
 
 
@@ -130,20 +128,20 @@ def resolve_gradual(
     _check_parts(part, scope, options or {})
     unique = one_per_storage(views)
     if not unique:
-        raise PruningError("pruning needs at least one weight matrix, but got none. Widen the targets.")
+        raise PruningError("pruning needs at least one weight matrix, got none. Widen the targets.")
     if sparsities is None:
         finals = dict.fromkeys(unique, shape.target(final))
     elif missing := sorted(set(unique) - set(sparsities)):
         raise PruningError(
-            f"an allocation must give the sparsity of every pruned weight, but {missing[0]} has none. "
-            f"Allot over the same weights that are pruned."
+            f"an allocation must give the sparsity of every pruned weight; {missing[0]} has none. Allot over the same "
+            "weights that are pruned."
         )
     else:
         finals = {name: shape.target(sparsities[name]) for name in unique}
     initial = shape.target(initial)
     if initial > max(finals.values()) and not regrow:
         raise PruningError(
-            f"sparsity grows from initial to the final one, but initial is {initial:g} and the final sparsity at most "
+            f"sparsity grows from initial to the final one; initial is {initial:g} and the final sparsity at most "
             f"{max(finals.values()):g}. Set a smaller initial, or regrow: true to let weights come back."
         )
     _check_curve(clock, schedule, regrow)
@@ -175,8 +173,8 @@ def load_method(name: str) -> Criterion | Solver:
 def _check_parts(part: Criterion | Solver, scope: Scope, options: Mapping[str, Any]) -> None:
     if isinstance(part, Solver) and scope != "tensor":
         raise PruningError(
-            f"a solver prunes each layer to a sparsity of its own, but the scope is {scope!r}. "
-            f"Use the scope 'tensor' with {part.name}, or a criterion."
+            f"a solver prunes each layer to a sparsity of its own; the scope is {scope!r}. Use the scope 'tensor' with "
+            f"{part.name}, or a criterion."
         )
     refuse(option_problems(part.name, options, method_entry(part.name).valid_options))
 
@@ -187,9 +185,9 @@ def _check_curve(clock: Clock, schedule: str, regrow: bool) -> None:
     falls = any(later < earlier for earlier, later in pairwise(shares))
     if shares[-1] != 1.0 or min(shares) < 0.0 or max(shares) > 1.0 or (falls and not regrow):
         raise PruningError(
-            f"a schedule must be between 0 and 1, end at 1, and never fall where weights may not come back, but "
-            f"{schedule} goes from {shares[0]:g} to {shares[-1]:g}, between {min(shares):g} and {max(shares):g}. "
-            f"Choose another schedule, or regrow: true."
+            f"a schedule must be between 0 and 1, end at 1, and never fall where weights may not come back; {schedule} "
+            f"goes from {shares[0]:g} to {shares[-1]:g}, between {min(shares):g} and {max(shares):g}. Choose another "
+            "schedule, or regrow: true."
         )
 
 

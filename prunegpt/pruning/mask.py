@@ -38,7 +38,7 @@ class Mask:
         if like is not None:
             if kept.shape != like.shape:
                 raise PruningError(
-                    f"a mask must have the shape of its weight, but the weight is {list(like.shape)} and the mask "
+                    f"a mask must have the shape of its weight; the weight is {list(like.shape)} and the mask "
                     f"{list(kept.shape)} ([out, in]). Transpose it, or use the masks of this model."
                 )
             bits = torch.empty_like(like, dtype=torch.int8).copy_(bits)

@@ -121,24 +121,22 @@ def load_masks(path: Path) -> MaskFile:
         MaskDriftError: the masks are not those that were saved.
     """
     if not path.exists():
-        raise PruningError(
-            f"masks must be in a file that exists, but {path} does not. Prune the model, or name its folder."
-        )
+        raise PruningError(f"mask file {path} does not exist. Prune the model, or name its folder.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[_METADATA])
             packed = {name: file.get_tensor(name) for name in metadata["names"]}
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise PruningError(
-            f"{path} must be a safetensors file of packed masks, but it cannot be read as one: {error!r}. "
-            f"It is damaged or something else: prune again, or restore the file."
+            f"mask file {path} cannot be read as safetensors with packed masks: {error!r}. It is damaged or something "
+            "else: prune again, or restore the file."
         ) from error
     shapes = metadata["shapes"]
     digest = _hash(packed, shapes)
     if digest != metadata["sha256"]:
         raise MaskDriftError(
-            f"masks must have the hash they were saved with, {metadata['sha256']}, but those in {path} have {digest}. "
-            f"The file is damaged: prune again, or restore the file."
+            f"masks must have the hash they were saved with, {metadata['sha256']}; those in {path} have {digest}. The "
+            "file is damaged: prune again, or restore the file."
         )
     return MaskFile(
         masks={name: Mask.unpacked(bits, shapes[name][1]) for name, bits in packed.items()},
@@ -243,19 +241,19 @@ def check(
     for name, mask in masks.items():
         if name not in views:
             raise MaskDriftError(
-                f"every mask must belong to a weight of the model, but there is none called {name!r}. "
-                f"The masks are of another model, or of other targets."
+                f"every mask must belong to a weight of the model; there is none called {name!r}. The masks are of "
+                "another model, or of other targets."
             )
         matrix = views[name].matrix.detach()  # [out, in]
         if matrix.shape != mask.shape:
             raise MaskDriftError(
-                f"a mask must have the shape of its weight, but {name} is {list(matrix.shape)} and its mask "
+                f"a mask must have the shape of its weight; {name} is {list(matrix.shape)} and its mask "
                 f"{list(mask.shape)} ([out, in]). The masks are of another model."
             )
         if alive := mask.alive(matrix):
             raise MaskDriftError(
-                f"pruned weights must be zero, but {name} has {alive} nonzero weights under its mask. "
-                f"Something wrote to the weights after they were masked."
+                f"pruned weights must be zero; {name} has {alive} nonzero weights under its mask. Something wrote to "
+                "the weights after they were masked."
             )
         if pattern is not None:
             try:
@@ -267,8 +265,8 @@ def check(
         if tensor is None or fingerprint(tensor) != expected:
             what = "is gone" if tensor is None else "has changed"
             raise MaskDriftError(
-                f"a tensor that is not pruned must stay as it was, but {name} {what}. "
-                f"Add it to the targets if it was meant to be pruned."
+                f"a tensor that is not pruned must stay as it was; {name} {what}. Add it to the targets if it was "
+                "meant to be pruned."
             )
 
 

@@ -58,15 +58,15 @@ class Pattern(ABC):
         """
         if sparsity is None:
             if self.sparsity is None:
-                raise PruningError(f"the pattern {self.name!r} needs a sparsity between 0 and 1, but got none.")
+                raise PruningError(f"the pattern {self.name!r} needs a sparsity between 0 and 1, got none.")
             return self.sparsity
         zeros_for(0, sparsity)  # refuses what is not between 0 and 1
         if self.sparsity is None:
             return sparsity
         if sparsity > self.sparsity + _TOLERANCE:
             raise PruningError(
-                f"the pattern {self.name} reaches a sparsity of {self.sparsity:g} at most, but {sparsity:g} was asked "
-                f"for. Ask for {self.sparsity:g} or leave the sparsity out, or choose a sparser pattern."
+                f"the pattern {self.name} reaches a sparsity of {self.sparsity:g} at most; {sparsity:g} was asked for. "
+                f"Ask for {self.sparsity:g} or leave the sparsity out, or choose a sparser pattern."
             )
         return min(sparsity, self.sparsity)
 
@@ -136,8 +136,8 @@ class NOfM(Pattern):
     def __post_init__(self) -> None:
         if not 0 < self.kept < self.group:
             raise PruningError(
-                f"a pattern N:M keeps N of every M weights with 0 < N < M, but got {self.kept}:{self.group}. "
-                f"Half the weights in groups of four is 2:4."
+                f"a pattern N:M keeps N of every M weights with 0 < N < M, got {self.kept}:{self.group}. Half the "
+                "weights in groups of four is 2:4."
             )
 
     @property
@@ -174,16 +174,16 @@ class NOfM(Pattern):
         if wrong.shape[0]:
             row, group = wrong[0].tolist()
             raise PruningError(
-                f"{self.name} keeps at most {self.kept} of {self.group} weights along the input axis, but "
-                f"{wrong.shape[0]} groups keep more; the first is row {row}, inputs {group * self.group} to "
+                f"{self.name} keeps at most {self.kept} of {self.group} weights along the input axis; {wrong.shape[0]} "
+                f"groups keep more; the first is row {row}, inputs {group * self.group} to "
                 f"{(group + 1) * self.group - 1}, with {int(counts[row, group])}."
             )
 
     def _groups(self, tensor: Tensor) -> Tensor:
         if tensor.dim() != 2 or tensor.shape[1] % self.group:
             raise PruningError(
-                f"{self.name} needs an input axis divisible by {self.group}, but the matrix is "
-                f"{list(tensor.shape)} ([out, in]). Leave this tensor out, or choose a group that divides it."
+                f"{self.name} needs an input axis divisible by {self.group}; the matrix is {list(tensor.shape)} ([out, "
+                "in]). Leave this tensor out, or choose a group that divides it."
             )
         return tensor.reshape(tensor.shape[0], -1, self.group)  # [out, groups, group]
 
@@ -219,8 +219,8 @@ class Block(Pattern):
     def __post_init__(self) -> None:
         if self.rows < 1 or self.columns < 1:
             raise PruningError(
-                f"a block has at least one output and one input, but got [{self.rows}, {self.columns}]. "
-                f"Write [outputs, inputs], for example [4, 4]."
+                f"a block has at least one output and one input, got [{self.rows}, {self.columns}]. Write [outputs, "
+                "inputs], for example [4, 4]."
             )
 
     @property
@@ -247,7 +247,7 @@ class Block(Pattern):
         if where.shape[0]:
             row, column = where[0].tolist()
             raise PruningError(
-                f"{self.name} keeps or prunes a tile as one, but {where.shape[0]} weights are pruned in tiles that are "
+                f"{self.name} keeps or prunes a tile as one; {where.shape[0]} weights are pruned in tiles that are "
                 f"kept; the first is row {row}, input {column}."
             )
 

@@ -45,7 +45,7 @@ def select_masks(
     pooled = {name: pattern.pool(tensor, held.get(name)) for name, tensor in scores.items()}
     units = sum(tensor.numel() for tensor in pooled.values())
     if not units:
-        raise PruningError("a selection over all tensors needs at least one weight, but got none. Widen the targets.")
+        raise PruningError("a selection over all tensors needs at least one weight, got none. Widen the targets.")
     same = len(set(targets.values())) == 1
     mean = sum(targets[name] * tensor.numel() for name, tensor in pooled.items()) / units
     sparsity = next(iter(targets.values())) if same else min(mean, 1.0)

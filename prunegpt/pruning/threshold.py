@@ -31,7 +31,7 @@ def zeros_for(count: int, sparsity: float) -> int:
     """
     if not 0.0 <= sparsity <= 1.0:
         hint = f" Did you mean {sparsity / 100:g}?" if 1.0 < sparsity <= 100.0 else ""
-        raise PruningError(f"sparsity must be between 0 and 1, but got {sparsity:g}.{hint}")
+        raise PruningError(f"sparsity must be between 0 and 1, got {sparsity:g}.{hint}")
     return round(count * sparsity)
 
 
@@ -240,6 +240,6 @@ def kth_of_rows(scores: Tensor, k: int) -> Tensor:
 
 def _refuse() -> None:
     raise PruningError(
-        "importance scores must be finite, but some are NaN or infinite. "
-        "Check the weights and the statistics that the criterion was given for NaN, infinity and overflow."
+        "importance scores must be finite; some are NaN or infinite. Check the weights and the statistics that the "
+        "criterion was given for NaN, infinity and overflow."
     )

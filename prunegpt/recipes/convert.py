@@ -25,8 +25,8 @@ def to_mapping(meaning: RecipeMeaning, *, strict: bool = True) -> dict[str, Any]
     if len(stages) != 1 or stages[0].run != "train":
         names = ", ".join(f"{stage.name or 'unnamed'} ({stage.run})" for stage in stages)
         message = (
-            f"a recipe of our own must be one stage that trains, but this one has: {names}. "
-            f"Convert it to the stages of a spec."
+            f"a recipe of our own must be one stage that trains; this one has: {names}. Convert it to the stages of a "
+            "spec."
         )
         raise RecipeError([Problem("", message, stages[0].line)], meaning.source)
     _check(meaning, strict)
@@ -56,7 +56,7 @@ def to_stages(meaning: RecipeMeaning, *, teacher: str | None = None, strict: boo
         if distill is None:
             chain.append({"finetune": sections})
         elif teacher is None:
-            message = "a stage that distils must have a teacher, but none was given. Name a trial."
+            message = "a stage that distils must have a teacher; none was given. Name a trial."
             problems.append(Problem(stage.name, message, stage.line))
         else:
             chain.append({"distill": {"teacher": teacher, **distill, **sections}})

@@ -54,21 +54,21 @@ def evaluate(expression: str, names: Mapping[str, Any] | None = None) -> Number:
     """
     text = expression.strip()
     if len(text) > MAX_LENGTH:
-        raise ExpressionError(f"an expression may have {MAX_LENGTH} characters, but has {len(text)}.")
+        raise ExpressionError(f"an expression may have {MAX_LENGTH} characters; it has {len(text)}.")
     try:
         return _value(ast.parse(text, mode="eval").body, names or {})
     except ExpressionError as error:
         raise ExpressionError(f"{_short(text)}: {error}") from error.__cause__
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise ExpressionError(f"an expression must be arithmetic ({_GRAMMAR}), but got {_short(text)!r}.") from error
+        raise ExpressionError(f"an expression must be arithmetic ({_GRAMMAR}), got {_short(text)!r}.") from error
 
 
 def _value(node: ast.expr, names: Mapping[str, Any]) -> Number:
     match node:
         case ast.Constant(value=value):
-            return _number(value, f"a constant must be a number, but is {_short(repr(value))}.")
+            return _number(value, f"a constant must be a number, got {_short(repr(value))}.")
         case ast.Name(id=name) if name in names:
-            return _number(names[name], f"a variable in arithmetic must be a number, but {name} is {names[name]!r}.")
+            return _number(names[name], f"a variable in arithmetic must be a number; {name} is {names[name]!r}.")
         case ast.Name(id=name):
             raise ExpressionError(unknown("variable", name, names))
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
@@ -79,18 +79,18 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Number:
             function, counts = _FUNCTIONS[name]
             if len(args) not in counts:
                 count = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-                raise ExpressionError(f"{name} takes {count} arguments, but got {len(args)}.")
+                raise ExpressionError(f"{name} takes {count} arguments, got {len(args)}.")
             return _applied(function, *[_value(argument, names) for argument in args])
-    raise ExpressionError(f"only {_GRAMMAR} are allowed, but it holds {_short(ast.unparse(node))}.")
+    raise ExpressionError(f"only {_GRAMMAR} are allowed; it holds {_short(ast.unparse(node))}.")
 
 
 def _applied(function: Callable[..., Any], *values: Number) -> Number:
     first, *others = values
     if function is round and others and (type(others[0]) is not int or abs(others[0]) > _MAX_DIGITS):
-        raise ExpressionError(f"round takes a whole number of digits up to {_MAX_DIGITS}, but got {others[0]}.")
+        raise ExpressionError(f"round takes a whole number of digits up to {_MAX_DIGITS}, got {others[0]}.")
     whole = function is operator.pow and all(type(value) is int for value in values)
     if whole and abs(first) > 1 and math.log2(abs(first)) * others[0] > MAX_BITS:
-        raise ExpressionError(f"a power may have {MAX_BITS} bits, but {_short(f'{first} ** {others[0]}')} has more.")
+        raise ExpressionError(f"a power may have {MAX_BITS} bits; {_short(f'{first} ** {others[0]}')} has more.")
     try:
         result = function(*values)
     except ZeroDivisionError as error:
@@ -105,11 +105,11 @@ def _number(value: Any, otherwise: str) -> Number:
     if type(value) is int:
         if value.bit_length() <= MAX_BITS:
             return value
-        raise ExpressionError(f"a whole number may have {MAX_BITS} bits, but has {value.bit_length()}.")
+        raise ExpressionError(f"a whole number may have {MAX_BITS} bits; it has {value.bit_length()}.")
     if type(value) is not float:
         raise ExpressionError(otherwise)
     if not math.isfinite(value):
-        raise ExpressionError(f"its value must be finite, but is {value}.")
+        raise ExpressionError(f"its value must be finite, got {value}.")
     return value
 
 
@@ -161,9 +161,9 @@ def resolve_variables(
             return
         if name in above:
             circle = " -> ".join([*above[above.index(name) :], name])
-            raise ExpressionError(f"variables must not depend on each other in a circle, but {circle}.")
+            raise ExpressionError(f"variables must not depend on each other in a circle: {circle}.")
         if len(above) > _MAX_PASSES:
-            raise ExpressionError(f"variables may depend on each other {_MAX_PASSES} deep, but {name} is deeper.")
+            raise ExpressionError(f"variables may depend on each other {_MAX_PASSES} deep; {name} is deeper.")
         for needed in _names_in(variables[name]):
             if needed in variables:
                 resolve(needed, (*above, name))
@@ -229,10 +229,10 @@ def substitute(text: str, variables: Mapping[str, Any]) -> str | float:
             continue
         if math.isfinite(number):
             return number
-        raise ExpressionError(f"its value must be finite, but is {text}.")
+        raise ExpressionError(f"its value must be finite, got {text}.")
     raise ExpressionError(
-        f"a text may hold {_MAX_PASSES} expressions and no variables that depend on each other in a circle, "
-        f"but got {_short(text)!r}."
+        f"a text may hold {_MAX_PASSES} expressions and no variables that depend on each other in a circle, got "
+        f"{_short(text)!r}."
     )
 
 
@@ -242,7 +242,7 @@ def _closing(text: str, opening: int) -> int:
         depth += {"(": 1, ")": -1}.get(text[position], 0)
         if depth == 0:
             return position
-    raise ExpressionError(f"every eval( must be closed, but {_short(text)!r} is not.")
+    raise ExpressionError(f"every eval( must be closed; {_short(text)!r} is not.")
 
 
 def _short(text: str) -> str:

@@ -133,11 +133,11 @@ class FieldReader:
             return default if default is not None else 0.0
         number = as_number(value)
         if number is None:
-            self.problem(name, f"{name} must be a number, but got {shown(value)}.")
+            self.problem(name, f"{name} must be a number, got {shown(value)}.")
         elif not low <= number <= high:
             hint = f" Did you mean {number / 100:g}?" if high == 1 and 1 < number <= 100 else ""
             bounds = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-            self.problem(name, f"{name} must be {bounds}, but got {number:g}.{hint}")
+            self.problem(name, f"{name} must be {bounds}, got {number:g}.{hint}")
         else:
             return number
         return default if default is not None else 0.0
@@ -150,7 +150,7 @@ class FieldReader:
         text = str(value).lower()
         if text in _TRUE or text in _FALSE:
             return text in _TRUE
-        self.problem(name, f"{name} must be true or false, but got {shown(value)}.")
+        self.problem(name, f"{name} must be true or false, got {shown(value)}.")
         return default
 
     def choice(self, name: str, default: str | None, valid: Sequence[str]) -> str:
@@ -174,7 +174,7 @@ class FieldReader:
         items = value if isinstance(value, list) else [value]
         if all(isinstance(item, str) and item for item in items):
             return tuple(items)
-        self.problem(name, f"{name} must be a name or a list of names, but got {shown(value)}.")
+        self.problem(name, f"{name} must be a name or a list of names, got {shown(value)}.")
         return ()
 
     def whole(self, name: str, default: int, *, low: int = 0) -> int:
@@ -184,7 +184,7 @@ class FieldReader:
             return default
         number = as_number(value)
         if number is None or not number.is_integer() or number < low:
-            self.problem(name, f"{name} must be a whole number from {low} on, but got {shown(value)}.")
+            self.problem(name, f"{name} must be a whole number from {low} on, got {shown(value)}.")
             return default
         return int(number)
 

@@ -33,7 +33,7 @@ class Segment(Part):
     @model_validator(mode="after")
     def _complete(self) -> "Segment":
         if self.end is not None and self.end <= self.start:
-            raise ValueError(f"end must come after start, but start is {self.start:g} and end {self.end:g}.")
+            raise ValueError(f"end must come after start; start is {self.start:g} and end {self.end:g}.")
         if self.shape in {"linear", "cosine", "cyclic_linear"} and self.end is None:
             raise ValueError(f"a {self.shape} segment needs an end.")
         if self.shape in {"cyclic_linear", "cosine_restarts", "step"} and self.cycle is None:
@@ -96,7 +96,7 @@ class LearningRateCurve(Part):
             CurveError: fewer than one step an epoch.
         """
         if steps_per_epoch < 1:
-            raise CurveError(f"an epoch has 1 or more optimizer steps, but got {steps_per_epoch}.")
+            raise CurveError(f"an epoch has 1 or more optimizer steps, got {steps_per_epoch}.")
         epoch = step // steps_per_epoch + (step % steps_per_epoch) / steps_per_epoch
         begun = [segment for segment in self.segments if segment.start <= epoch]
         if not begun:

@@ -143,7 +143,7 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     for item in items:
         name, equals, text = item.partition("=")
         if not equals or not name.strip():
-            problems.append(Problem("", f"an override must be NAME=VALUE, such as sparsity=0.8, but got {item!r}."))
+            problems.append(Problem("", f"an override must be NAME=VALUE, such as sparsity=0.8, got {item!r}."))
             continue
         try:
             found[name.strip()] = parse_value(text)

@@ -54,7 +54,7 @@ def version_of(text: str) -> str:
             first, _, last = name.partition("-")
             if _release(first) <= _release(text) <= _release(last or first):
                 return name
-    raise MatchingError(f"a version of SparseML must be one of {', '.join(PRUNABLE)}, but got {text!r}.")
+    raise MatchingError(f"a version of SparseML must be one of {', '.join(PRUNABLE)}, got {text!r}.")
 
 
 def _release(text: str) -> tuple[int, ...]:
@@ -127,6 +127,6 @@ def _expression(entry: str) -> tuple[str, str]:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise MatchingError(f"re: must be followed by a regular expression, but got {entry!r}: {error}.") from error
+        raise MatchingError(f"re: must be followed by a regular expression, got {entry!r}: {error}.") from error
     flags = match[0] if (match := re.match(r"\(\?[aiLmsux]+\)", pattern)) else ""
     return flags, pattern.removeprefix(flags)

@@ -99,7 +99,7 @@ def meaning_of(
     if version is not None:
         version = version_of(version)
         if model is None:
-            raise MatchingError(f"a version of SparseML goes with a model, but {version} has none. Name one: --model.")
+            raise MatchingError(f"a version of SparseML goes with a model; {version} has none. Name one: --model.")
     problems: list[Problem] = []
     notes: list[ModifierNote] = []
     defects: list[Defect] = []
@@ -257,7 +257,7 @@ class _StageReader:
 
     def _distill(self) -> Mapping[str, Any] | None:
         if self._blend is not None and self._blend.ce + self._blend.kd <= 0:
-            message = "the cross-entropy or the divergence must have a weight above 0, but both are 0."
+            message = "the cross-entropy or the divergence must have a weight above 0; both are 0."
             self.problems.append(Problem("distillation", message, self._blend.line))
             return None
         return None if self._blend is None else self._blend.as_spec()

@@ -27,11 +27,11 @@ def _begin(reader: FieldReader, method: str) -> Pruning:
     end = reader.number(last, -1.0, low=-1)
     every = reader.number(often, -1.0)
     if 0 <= end < start:
-        reader.problem(last, f"{last} must not come before {first}, but they are {end:g} and {start:g}.")
+        reader.problem(last, f"{last} must not come before {first}, got {end:g} and {start:g}.")
     if end < 0 and not reader.one_shot:
         reader.problem(last, f"{last} is required for pruning in training: the epoch that reaches the final sparsity.")
     if dialect == "legacy" and every != -1 and every <= 0:
-        reader.problem(often, f"{often} must be above 0, or -1 for every step, but got {every:g}.")
+        reader.problem(often, f"{often} must be above 0, or -1 for every step, got {every:g}.")
     entries = reader.names("params") if dialect == "legacy" else _targets(reader)
     spec = {"method": method, "start": start, "end": max(end, start), "every": every if every > 0 else EVERY_STEP}
     spec |= {"clock": "sparseml"} if dialect == "legacy" else {}
@@ -82,9 +82,7 @@ def _finals(reader: FieldReader, entries: tuple[str, ...]) -> tuple[float, dict[
         sparsity = as_number(key)
         listed = names if isinstance(names, list) else [names]
         if sparsity is None or not 0 <= sparsity <= 1 or not all(isinstance(name, str) for name in listed):
-            message = (
-                f"final_sparsity must be a number or {{sparsity: [params]}}, but has {shown(key)}: {shown(names)}."
-            )
+            message = f"final_sparsity must be a number or {{sparsity: [params]}}; it has {shown(key)}: {shown(names)}."
             reader.problem("final_sparsity", message)
             continue
         finals.update(dict.fromkeys(listed, sparsity))
@@ -114,14 +112,14 @@ def _pattern(reader: FieldReader, final: float) -> dict[str, Any]:
     elif group := _group(text):
         pruned, size = (group[1] - group[0] if legacy else group[0]), group[1]
         if abs(pruned / size - final) > 0.01 and legacy:
-            message = f"{text} fixes the sparsity at {pruned / size:g}, but final_sparsity is {final:g}. Change one."
+            message = f"{text} fixes the sparsity at {pruned / size:g}; final_sparsity is {final:g}. Change one."
             reader.problem(name, message)
         elif abs(pruned / size - final) > 0.01:
             reader.partly(f"{text} prunes {pruned / size:g} of the weights whatever sparsity says ({final:g}).")
         return {"pattern": f"{size - pruned}:{size}"}
     elif text not in {"unstructured", *(() if legacy else ("0:0",))}:
         valid = "block4, tensorrt, N:M or [a, b]" if legacy else "N:M or block_a,b"
-        reader.problem(name, f"{name} must be unstructured, {valid}, but got {shown(written if legacy else text)}.")
+        reader.problem(name, f"{name} must be unstructured, {valid}, got {shown(written if legacy else text)}.")
     return {"sparsity": final}
 
 
@@ -141,7 +139,7 @@ def _score(reader: FieldReader) -> dict[str, str]:
     if isinstance(score, dict) or "mfac" in str(score).lower():
         reader.unsupported("score_type MFAC: there is no M-FAC here; obert is the nearest solver.")
     else:
-        reader.problem("score_type", f"score_type must be magnitude or movement, but got {shown(score)}.")
+        reader.problem("score_type", f"score_type must be magnitude or movement, got {shown(score)}.")
     return {}
 
 
@@ -190,7 +188,7 @@ def _schedule(reader: FieldReader) -> str:
     arguments = given if isinstance(given, dict) else {}
     exponent = as_number(arguments.get("exponent", 2))
     if exponent is None or not 0 < exponent <= 100:
-        message = f"exponent must be above 0, up to 100, but got {shown(arguments['exponent'])}."
+        message = f"exponent must be above 0, up to 100, got {shown(arguments['exponent'])}."
         reader.problem("scheduler_args", message)
     if schedule in {"linear", "cubic"}:
         return schedule
@@ -202,11 +200,11 @@ def _schedule(reader: FieldReader) -> str:
     elif schedule == "multi_step":
         steps = arguments.get("steps", [])
         if not isinstance(steps, list) or not all(map(_is_step, steps)):
-            reader.problem("scheduler_args", f"steps must be [[epoch, sparsity], ...], but got {shown(steps)}.")
+            reader.problem("scheduler_args", f"steps must be [[epoch, sparsity], ...], got {shown(steps)}.")
     elif not (schedule.startswith("calc(") and schedule.endswith(")")):
         reader.problem(
             "update_scheduler",
-            f"update_scheduler must be linear, cubic, polynomial, polynomial_decay, multi_step or calc(...), but got "
+            "update_scheduler must be linear, cubic, polynomial, polynomial_decay, multi_step or calc(...), got "
             f"{shown(schedule)}.",
         )
         return "cubic"
@@ -250,7 +248,7 @@ def one_shot(reader: FieldReader, *, method: str) -> Pruning:
     options = {ours: reader.number(name, low=0) for ours, name in _OWL.items() if reader.has(name)}
     profile = reader.raw("sparsity_profile")
     if profile is not None and str(profile).lower() != "owl":
-        reader.problem("sparsity_profile", f"sparsity_profile must be owl, but got {shown(profile)}.")
+        reader.problem("sparsity_profile", f"sparsity_profile must be owl, got {shown(profile)}.")
     elif profile is not None:
         spec["allocation"] = "owl"
     elif options:

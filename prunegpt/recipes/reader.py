@@ -66,7 +66,7 @@ def dialect_of(data: Any, source: str) -> Dialect:
     if isinstance(data, list) and data and all(isinstance(item, Map) for item in data):
         return "session"
     if not isinstance(data, Map):
-        message = "a recipe must be a mapping or a list of modifiers, but is neither."
+        message = "a recipe must be a mapping or a list of modifiers; it is neither."
         raise RecipeError([Problem("", message, line_of(data, 1))], source)
     if any(name == "stages" or name.endswith("_stage") for name in data):
         return "session"
@@ -78,7 +78,7 @@ def dialect_of(data: Any, source: str) -> Dialect:
     close = nearest(next(iter(data)), SECTIONS)[:1] if data else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
     message = (
-        f"a recipe must hold {', '.join(SECTIONS)}, or the modifiers of SparseML, but holds "
+        f"a recipe must hold {', '.join(SECTIONS)}, or the modifiers of SparseML; it holds "
         f"{', '.join(sorted(data)[:8]) or 'nothing'}.{hint}"
     )
     raise RecipeError([Problem("", message, data.line)], source)
@@ -147,9 +147,7 @@ class _Reader:
                 for inner, stage in value.items():
                     yield from self._listed(inner, value.lines[inner], stage)
             elif isinstance(value, Map) and not _is_group(name) and name not in {"args", "metadata"}:
-                message = (
-                    f"a mapping must be a stage (NAME_stage) or modifiers (NAME_modifiers), but {name} is neither."
-                )
+                message = f"a mapping must be a stage (NAME_stage) or modifiers (NAME_modifiers); {name} is neither."
                 self.problems.append(Problem(name, message, line))
 
     def _listed(self, name: str, line: int, value: Any) -> Iterator[tuple[str, int, Map]]:
@@ -159,14 +157,14 @@ class _Reader:
             if isinstance(part, Map):
                 yield name, line, part
             else:
-                self.problems.append(Problem(name, "a stage must be a mapping with *_modifiers, but is none.", line))
+                self.problems.append(Problem(name, "a stage must be a mapping with *_modifiers; it is none.", line))
 
     def _objects_elsewhere(self, name: str, value: list[Any], line: int) -> None:
         for item in value:
             if (tag := tag_of(item)) is not None:
                 message = (
-                    f"modifiers must be in a list whose name contains `modifiers`, but !{tag} is in {name}. "
-                    f"Rename the list, such as {name}_modifiers."
+                    f"modifiers must be in a list whose name contains `modifiers`; !{tag} is in {name}. Rename the "
+                    f"list, such as {name}_modifiers."
                 )
                 self.problems.append(Problem(name, message, line_of(item, line)))
 
@@ -203,7 +201,7 @@ class _Reader:
         if value == "oneshot":
             return "oneshot"
         if value is not None:
-            message = f"run_type must be train or oneshot, but got {value!r}."
+            message = f"run_type must be train or oneshot, got {value!r}."
             self.problems.append(Problem(f"{name}.run_type" if name else "run_type", message, table.lines["run_type"]))
         if "oneshot" in name:
             return "oneshot"
@@ -213,15 +211,13 @@ class _Reader:
         """All modifiers of one list; in the session dialect also of one mapping."""
         where = f"{stage}.{group}" if stage else group
         if self._legacy and value is not None and (not isinstance(value, list) or tag_of(value)):
-            message = f"{group} must be a list of modifiers, each as `- !Modifier`, but is no list."
+            message = f"{group} must be a list of modifiers, each as `- !Modifier`; it is no list."
             self.problems.append(Problem(group, message, line))
             return
         for item in value if isinstance(value, list) else [] if value is None else [value]:
             at = line_of(item, line)
             if self._legacy and tag_of(item) is None:
-                message = (
-                    "an item of a list of modifiers must have a tag, such as `- !GMPruningModifier`, but has none."
-                )
+                message = "an item of a list of modifiers must have a tag, such as `- !GMPruningModifier`; it has none."
                 self.problems.append(Problem(where, message, at))
             elif self._legacy:
                 self._modifier(str(tag_of(item)).rsplit(".", 1)[-1], at, item, variables, group, stage)
@@ -230,7 +226,7 @@ class _Reader:
                     if name != "group":
                         self._modifier(name, item.lines[name], body, variables, group, stage)
             elif item is not None:
-                message = f"{group} must hold `ModifierName: {{fields}}`, but holds {str(item)[:40]!r}."
+                message = f"{group} must hold `ModifierName: {{fields}}`; it holds {str(item)[:40]!r}."
                 self.problems.append(Problem(where, message, at))
 
     def _modifier(self, name: str, line: int, body: Any, variables: Mapping[str, Any], group: str, stage: str) -> None:
@@ -246,7 +242,7 @@ class _Reader:
                 if self._legacy
                 else f"{name} must be followed by a mapping of fields"
             )
-            message = f"{what}, but is followed by {shown[:40]!r}."
+            message = f"{what}; it is followed by {shown[:40]!r}."
             self.problems.append(Problem(f"{stage}.{group}" if stage else group, message, line))
 
     def _computed(self, value: Any, variables: Mapping[str, Any], name: str, key: str, body: Map) -> Any:

@@ -67,8 +67,8 @@ def read_text(path: Path) -> str:
     source = str(path)
     if source.startswith("zoo:"):
         raise _error(
-            "a recipe must be a file, but zoo: names one in the SparseZoo, which no longer exists. "
-            "Give the path of a copy.",
+            "a recipe must be a file; zoo: names one in the SparseZoo, which no longer exists. Give the path of a "
+            "copy.",
             source,
         )
     try:
@@ -96,12 +96,12 @@ def parse(text: str, source: str = "the recipe", overrides: Mapping[str, Any] | 
     if text.lstrip().startswith("zoo:"):
         read_text(Path(text.strip().splitlines()[0]))
     if len(text) > MAX_BYTES:
-        raise _error(f"a recipe may have {MAX_BYTES} bytes, but has {len(text)}.", source)
+        raise _error(f"a recipe may have {MAX_BYTES} bytes; it has {len(text)}.", source)
     root = nodes(text, source)
     variables = list(_variables(root, 0))
     listed = ", ".join(sorted({name for name, _ in variables})) or "none"
     problems = [
-        Problem(name, f"an override must name a variable of the recipe, but {name!r} is none. There are: {listed}.")
+        Problem(name, f"an override must name a variable of the recipe; {name!r} is none. There are: {listed}.")
         for name in (overrides or {}).keys() - {name for name, _ in variables}
     ]
     if problems:
@@ -125,7 +125,7 @@ def front_matter(text: str, *, required: bool, source: str) -> str:
         if opening[1] == closing[1] and between.strip():
             return "\n" * text.count("\n", 0, opening.end()) + between
     if required:
-        message = "a Markdown recipe must hold YAML between two lines of ---, but has none. Add the lines."
+        message = "a Markdown recipe must hold YAML between two lines of ---; it has none. Add the lines."
         raise _error(message, source)
     return text
 
@@ -147,7 +147,7 @@ def nodes(text: str, source: str) -> Node:
     except TooMuchError as error:
         raise _error(str(error), source, error.line) from error
     if root is None:
-        raise _error("a recipe must hold modifiers or sections, but the file holds nothing.", source)
+        raise _error("a recipe must hold modifiers or sections; the file holds nothing.", source)
     return root
 
 
@@ -182,8 +182,8 @@ def suggest(text: str) -> tuple[str, Problem | None]:
             if indent > column:
                 inside = f", so that it is nested in !{above}" if above else ""
                 message = (
-                    f"the items of a list must begin in one column, but `- !{modifier}` begins after {indent} spaces "
-                    f"and others after {column}{inside}. Remove {indent - column} spaces before its dash."
+                    f"the items of a list must begin in one column; `- !{modifier}` begins after {indent} spaces and "
+                    f"others after {column}{inside}. Remove {indent - column} spaces before its dash."
                 )
                 moved.append((index + 1, message))
                 lines[index] = lines[index][indent - column :]
@@ -212,15 +212,13 @@ class _Builder(Builder):
         line, name = node.start_mark.line + 1, str(node.tag or "")
         known = name.startswith(CORE) and name.removeprefix(CORE) in _KINDS
         if not known and not re.fullmatch(r"!(\w+\.)*[A-Za-z_]\w*", name):
-            message = (
-                f"a tag must name a modifier, such as !GMPruningModifier, but got {name!r}. Nothing is built from it."
-            )
+            message = f"a tag must name a modifier, such as !GMPruningModifier, got {name!r}. Nothing is built from it."
             raise NotYamlError(message, line)
         tag = None if known else name[1:]
         if isinstance(node, MappingNode):
             for key, _ in node.value:
                 if not isinstance(key, ScalarNode):
-                    raise NotYamlError("a key must be a plain value, but is a list or mapping.", line)
+                    raise NotYamlError("a key must be a plain value; it is a list or mapping.", line)
                 self.scalar(key)
             return Map(self.mapping(node), node, tag)
         if isinstance(node, SequenceNode):
@@ -230,9 +228,9 @@ class _Builder(Builder):
     def scalar(self, node: Node) -> Any:
         value, line = super().scalar(node), node.start_mark.line + 1
         if isinstance(value, int) and abs(value) >= 2**63:
-            raise NotYamlError("a whole number may have 63 bits, but has more.", line)
+            raise NotYamlError("a whole number may have 63 bits; it has more.", line)
         if isinstance(value, str) and any(0xD800 <= ord(letter) <= 0xDFFF for letter in value):
-            raise NotYamlError("a text must be Unicode, but holds half a surrogate pair.", line)
+            raise NotYamlError("a text must be Unicode; it holds half a surrogate pair.", line)
         return value
 
 

@@ -59,7 +59,7 @@ def legacy_output(reader: FieldReader, blend: Blend) -> Blend:
     hardness = reader.number("hardness", 0.5, low=0, high=1)
     temperature = reader.number("temperature", 2.0, low=0)
     if temperature == 0:
-        reader.problem("temperature", "temperature must be above 0, but got 0.")
+        reader.problem("temperature", "temperature must be above 0, got 0.")
     _window(reader)
     keys = reader.names("distill_output_keys")
     blend = blend.with_defect(
@@ -141,7 +141,7 @@ def session_output(reader: FieldReader, blend: Blend) -> Blend:
     if comparison in _OTHERS:
         reader.unsupported(f"comparison {comparison}; here are kl_divergence and square_head.")
     else:
-        reader.problem("comparison", f"comparison must be kl_divergence or square_head, but got {shown(comparison)}.")
+        reader.problem("comparison", f"comparison must be kl_divergence or square_head, got {shown(comparison)}.")
     return blend
 
 
@@ -192,9 +192,9 @@ def function(reader: FieldReader) -> list[Segment]:
     if end < 0:
         reader.problem("end_epoch", "end_epoch is required for a learning rate that changes.")
     elif end <= start:
-        reader.problem("end_epoch", f"end_epoch must come after start_epoch, but they are {end:g} and {start:g}.")
+        reader.problem("end_epoch", f"end_epoch must come after start_epoch, got {end:g} and {start:g}.")
     elif shape == "cyclic_linear" and cycle <= 0:
-        reader.problem("cycle_epochs", f"cycle_epochs must be above 0, but got {cycle:g}.")
+        reader.problem("cycle_epochs", f"cycle_epochs must be above 0, got {cycle:g}.")
     else:
         settings = {"shape": shape, "start": start, "end": end, "first": first, "last": last}
         return [Segment.model_validate(settings | ({"cycle": cycle} if shape == "cyclic_linear" else {}))]
@@ -210,13 +210,13 @@ def scheduler(reader: FieldReader) -> list[Segment]:
     end = stop if stop > start else None
     given = reader.raw("lr_kwargs")
     if not isinstance(given, dict):
-        reader.problem("lr_kwargs", f"lr_kwargs must be a mapping, but got {shown(given)}.")
+        reader.problem("lr_kwargs", f"lr_kwargs must be a mapping, got {shown(given)}.")
         return []
 
     def number(key: str, default: float | None = None, high: float = 1e6) -> float:
         value = as_number(given.get(key, default))
         if value is None or not 0 <= value <= high:
-            message = f"{key} of {name} must be a number from 0 to {high:g}, but got {shown(given.get(key))}."
+            message = f"{key} of {name} must be a number from 0 to {high:g}, got {shown(given.get(key))}."
             reader.problem("lr_kwargs", message)
             return 1.0
         return value
@@ -225,7 +225,7 @@ def scheduler(reader: FieldReader) -> list[Segment]:
         factor, milestones = number("gamma", 0.1, 1), given.get("milestones")
         times = [as_number(item) for item in milestones] if isinstance(milestones, list) else [None]
         if any(time is None or time <= start for time in times):
-            reader.problem("lr_kwargs", f"milestones must be epochs after {start:g}, but got {shown(milestones)}.")
+            reader.problem("lr_kwargs", f"milestones must be epochs after {start:g}, got {shown(milestones)}.")
             return []
         steps = sorted(time for time in times if time is not None)
         return [_constant(start, first), *(_constant(time, first * factor ** (n + 1)) for n, time in enumerate(steps))]

@@ -77,8 +77,8 @@ def read_archive(folder: Path) -> Archive:
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ReportError(
-            f"an archive of results must hold {_RESULTS} and {_WINDOWS}, but {folder} does not: {reason}. "
-            f"Write it with `prunegpt table NAME --archive FOLDER`."
+            f"an archive of results must hold {_RESULTS} and {_WINDOWS}; {folder} does not: {reason}. Write it with "
+            "`prunegpt table NAME --archive FOLDER`."
         ) from error
     return Archive(
         sweep=written.sweep,
@@ -101,7 +101,7 @@ class _Written(Part):
 def _bounded(file: Path) -> Path:
     """Raises ValueError where a file is larger than any archive's."""
     if file.stat().st_size > _LARGEST:
-        raise ValueError(f"{file.name} must be at most {_LARGEST:,} bytes, but has {file.stat().st_size:,}")
+        raise ValueError(f"{file.name} must be at most {_LARGEST:,} bytes; it has {file.stat().st_size:,}")
     return file
 
 
@@ -110,7 +110,7 @@ def _losses(file: Path) -> dict[int, WindowLosses]:
     with zipfile.ZipFile(file) as packed:
         size = sum(item.file_size for item in packed.infolist())
     if size > _LARGEST:
-        raise ValueError(f"{file.name} must unpack to at most {_LARGEST:,} bytes, but says {size:,}")
+        raise ValueError(f"{file.name} must unpack to at most {_LARGEST:,} bytes; it unpacks to {size:,}")
     with np.load(file, allow_pickle=False) as stored:
         return {int(name): np.asarray(stored[name], dtype=np.float64) for name in stored.files}
 

@@ -64,7 +64,7 @@ def compare(first: TrialResult, second: TrialResult, windows: WindowsOf) -> Tria
         if one is None or two is None:
             trial = first if one is None else second
             raise ReportError(
-                f"a comparison needs two measured perplexities, but {trial.address} has none: it is {trial.state}."
+                f"a comparison needs two measured perplexities; {trial.address} has none: it is {trial.state}."
             )
         test = compare_measured(one, two)
     except ReportError as error:

@@ -53,8 +53,8 @@ def write_folder(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ReportError(
-            f"the tables of a report must have different names, but {', '.join(twice)} is used twice. "
-            f"Give one a `name` in the spec."
+            f"the tables of a report must have different names; {', '.join(twice)} is used twice. Give one a `name` in "
+            "the spec."
         )
     destination = destination.absolute()
     _check_destination(destination)
@@ -90,10 +90,10 @@ def write_folder(
 
 def _check_destination(destination: Path) -> None:
     if destination.exists() and not destination.is_dir():
-        raise ReportError(f"a report is a folder, but {destination} is a file. Name another place.")
+        raise ReportError(f"a report is a folder; {destination} is a file. Name another place.")
     if destination.is_dir() and any(destination.iterdir()) and not (destination / _PROVENANCE).exists():
         raise ReportError(
-            f"a report replaces only a report, but {destination} holds other files. Name a new or empty folder."
+            f"a report replaces only a report; {destination} holds other files. Name a new or empty folder."
         )
 
 

@@ -96,7 +96,7 @@ def check_belongs(windows: WindowLosses, evaluation: Evaluation) -> None:
     for what, value in (("loss", evaluation.loss), ("log perplexity", recorded)):
         if value is None or abs(found - value) > _TOLERANCE * max(1.0, found):
             raise ReportError(
-                f"the windows of an evaluation must give its recorded {what}, but they give {found:.6f} and the record "
+                f"the windows of an evaluation must give its recorded {what}; they give {found:.6f} and the record "
                 f"says {value}. One of the two was changed: `prunegpt doctor --repair`, then run the sweep again."
             )
 
@@ -114,7 +114,7 @@ def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | Non
     for trial, evaluation in done:
         if evaluation.comparison_key != key:
             raise ReportError(
-                f"seeds of one row must be measured alike, but between {done[0][0].name} and {trial.name} "
+                f"seeds of one row must be measured alike; between {done[0][0].name} and {trial.name} "
                 f"{key.differs(evaluation.comparison_key)}. Evaluate them again in one way."
             )
     values = [evaluation.perplexity for _, evaluation in done if evaluation.perplexity is not None]
@@ -177,8 +177,8 @@ def compare_measured(first: Measured, second: Measured) -> PairedComparison:
     """
     if first.key != second.key:
         raise ReportError(
-            f"perplexities can be compared where they were measured alike, but {first.key.differs(second.key)}. "
-            f"Evaluate both in one way."
+            f"perplexities can be compared where they were measured alike; {first.key.differs(second.key)}. Evaluate "
+            "both in one way."
         )
     if not first.windows or not second.windows:
         raise ReportError("a difference cannot be tested without the losses of each window. Evaluate again.")

@@ -321,7 +321,7 @@ def training(
 
 def need(found: Sequence[Any] | Mapping[Any, Any], what: str) -> None:
     if not found:
-        raise ReportError(f"a figure needs {what}, but there are none yet. Run more of the sweep first.")
+        raise ReportError(f"a figure needs {what}; there are none yet. Run more of the sweep first.")
 
 
 def _intervals(points: Sequence[SparsityPoint] | Sequence[LayerBar], colour: str, width: int) -> dict[str, Any]:

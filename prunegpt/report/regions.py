@@ -49,22 +49,22 @@ def find_regions(text: str, source: str = "the file") -> list[Region]:
         if start := _OPEN.fullmatch(line):
             if opened:
                 raise ReportError(
-                    f"a table region must be closed before the next, but {source} line {number + 1} opens {start[1]!r} "
+                    f"a table region must be closed before the next; {source} line {number + 1} opens {start[1]!r} "
                     f"inside {opened[0]!r}. Add <!-- /prunegpt:table --> before it."
                 )
             opened = (start[1], number + 1)
         elif _CLOSE.fullmatch(line):
             if opened is None:
                 raise ReportError(
-                    f"a table region must be opened before it is closed, but {source} line {number + 1} closes none. "
-                    f"Add <!-- prunegpt:table NAME --> above it, or remove it."
+                    f"a table region must be opened before it is closed; {source} line {number + 1} closes none. Add "
+                    "<!-- prunegpt:table NAME --> above it, or remove it."
                 )
             found.append(Region(opened[0], opened[1], number))
             opened = None
     if opened:
         raise ReportError(
-            f"a table region must be closed, but {opened[0]!r} in {source} line {opened[1]} is not. "
-            f"Add a line <!-- /prunegpt:table --> where the table ends."
+            f"a table region must be closed; {opened[0]!r} in {source} line {opened[1]} is not. Add a line <!-- "
+            "/prunegpt:table --> where the table ends."
         )
     return found
 
@@ -81,12 +81,12 @@ def replace_region(text: str, name: str, markdown: str, source: str = "the file"
         others = [region.name for region in regions]
         listed = f" It has {', '.join(nearest(name, others))}." if others else ""
         raise ReportError(
-            f"a table is written between its markers, but {source} has none for {name!r}.{listed} Add these two lines "
+            f"a table is written between its markers; {source} has none for {name!r}.{listed} Add these two lines "
             f"where it should be:\n<!-- prunegpt:table {name} -->\n<!-- /prunegpt:table -->"
         )
     content = markdown.strip("\n").splitlines()
     if any(_OPEN.fullmatch(line) or _CLOSE.fullmatch(line) for line in content):
-        raise ReportError(f"a table must not hold a marker line itself, but {name!r} does. Change its title or labels.")
+        raise ReportError(f"a table must not hold a marker line itself; {name!r} does. Change its title or labels.")
     lines = text.splitlines(keepends=True)
     ending = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
     for region in reversed(mine):
@@ -99,11 +99,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")  # bytes: line endings stay as they are
     except FileNotFoundError as error:
-        raise ReportError(
-            f"a file to be updated must exist, but {path} does not. Create it with its markers."
-        ) from error
+        raise ReportError(f"{path} does not exist. Create it with its markers.") from error
     except UnicodeDecodeError as error:
-        raise ReportError(f"a file to be updated must be UTF-8 text, but {path} is not: {error}.") from error
+        raise ReportError(f"{path} is not UTF-8 text: {error}.") from error
 
 
 def update_file(path: Path, name: str, markdown: str) -> bool:

@@ -60,8 +60,8 @@ class Interval:
     def __post_init__(self) -> None:
         if not self.low <= self.value <= self.high:
             raise ReportError(
-                f"an interval must hold its own value, but {self.value:g} is not in [{self.low:g}, {self.high:g}]. "
-                f"Take both from the same runs."
+                f"an interval must hold its own value; {self.value:g} is not in [{self.low:g}, {self.high:g}]. Take "
+                "both from the same runs."
             )
 
     @classmethod
@@ -102,18 +102,18 @@ def check_windows(windows: WindowLosses) -> WindowLosses:
     checked = np.asarray(windows, dtype=np.float64)
     if checked.ndim != 2 or checked.shape[1] != 2:
         raise ReportError(
-            f"window losses must have the shape [windows, 2] (summed loss, tokens), but got {list(checked.shape)}. "
-            f"Evaluate the model again."
+            f"window losses must have the shape [windows, 2] (summed loss, tokens), got {list(checked.shape)}. "
+            "Evaluate the model again."
         )
     if len(checked) < 2:
         raise ReportError(
-            f"an interval needs at least 2 windows, but got {len(checked)}. Evaluate on more text or shorter windows."
+            f"an interval needs at least 2 windows, got {len(checked)}. Evaluate on more text or shorter windows."
         )
     finite = np.isfinite(checked).all() and (checked[:, 1] > 0).all()
     if not finite or (checked[:, 0] / checked[:, 1]).max() > _LARGEST_LOSS:
         raise ReportError(
-            "window losses must be finite and their tokens positive, but some are not: the model has diverged. "
-            "It has no perplexity to give an interval for."
+            "window losses must be finite and their tokens positive; some are not: the model has diverged. It has no "
+            "perplexity to give an interval for."
         )
     return checked
 
@@ -127,15 +127,15 @@ def check_paired(first: WindowLosses, second: WindowLosses) -> tuple[WindowLosse
     one, two = check_windows(first), check_windows(second)
     if len(one) != len(two):
         raise ReportError(
-            f"two models must be compared on the same windows, but one has {len(one)} and the other {len(two)}. "
-            f"Evaluate both with one protocol."
+            f"two models must be compared on the same windows; one has {len(one)} and the other {len(two)}. Evaluate "
+            "both with one protocol."
         )
     differing = np.flatnonzero(one[:, 1] != two[:, 1])
     if len(differing):
         at = int(differing[0])
         raise ReportError(
-            f"two models must be compared on the same windows, but window {at} scores {one[at, 1]:g} tokens in one "
-            f"and {two[at, 1]:g} in the other. Evaluate both with one protocol and one tokeniser."
+            f"two models must be compared on the same windows; window {at} scores {one[at, 1]:g} tokens in one and "
+            f"{two[at, 1]:g} in the other. Evaluate both with one protocol and one tokeniser."
         )
     return one, two
 
@@ -168,7 +168,7 @@ def resampled_sums(
     count = len(values)
     block = default_block(count) if block is None else block
     if not 1 <= block <= count:
-        raise ReportError(f"a block must hold 1 to {count} windows, but got {block}. Leave it out for the default.")
+        raise ReportError(f"a block must hold 1 to {count} windows, got {block}. Leave it out for the default.")
     whole, rest = divmod(count, block)
     around = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(np.concatenate([values, values[:block]]), 0)])
     of_block = around[block : block + count] - around[:count]  # [windows, columns], by first row
@@ -296,7 +296,7 @@ def spread(values: list[float]) -> tuple[float, float | None]:
         ReportError: no values, or one that is not finite.
     """
     if not values or not all(math.isfinite(value) for value in values):
-        raise ReportError(f"a mean over seeds needs finite values, but got {values}. Leave out the runs that diverged.")
+        raise ReportError(f"a mean over seeds needs finite values, got {values}. Leave out the runs that diverged.")
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
@@ -308,7 +308,7 @@ def spread_interval(values: list[float]) -> Interval:
     """
     mean, deviation = spread(values)
     if deviation is None:
-        raise ReportError("an interval over seeds needs at least 2 seeds, but got 1. Run more seeds.")
+        raise ReportError("an interval over seeds needs at least 2 seeds, got 1. Run more seeds.")
     half = quantile(LEVEL, len(values) - 1) * deviation / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
 
@@ -344,7 +344,7 @@ def compare_seeds(
         ReportError: no seeds, or windows that differ in number or tokens.
     """
     if not first or not second:
-        raise ReportError("a comparison needs at least one measured run on each side, but one side has none.")
+        raise ReportError("a comparison needs at least one measured run on each side; one side has none.")
     if len(first) == 1 and len(second) == 1:
         one, two = next(iter(first.values())), next(iter(second.values()))
         return compare_windows(one, two, resamples=resamples, seed=seed)

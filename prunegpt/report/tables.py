@@ -130,8 +130,8 @@ def _check_headings(headings: Sequence[Heading]) -> None:
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise ReportError(
-            f"the columns of a table must have different headings, but {', '.join(twice)} is used more than once. "
-            f"Give one of them a `header`."
+            f"the columns of a table must have different headings; {', '.join(twice)} is used more than once. Give one "
+            "of them a `header`."
         )
 
 

@@ -35,8 +35,8 @@ def distill_problems(config: DistillSpec, student: Shape, teacher: Shape) -> Ite
     if config.cache and (config.hidden_gain or config.attention_gain):
         yield (
             "cache",
-            "a cache holds the teacher's logits alone, but hidden_gain or attention_gain asks for its states. "
-            "Remove cache, or set the gains to 0.",
+            "a cache holds the teacher's logits alone; hidden_gain or attention_gain asks for its states. Remove "
+            "cache, or set the gains to 0.",
         )
     try:
         yield from loss_problems(config.loss, config.options)
@@ -47,7 +47,7 @@ def distill_problems(config: DistillSpec, student: Shape, teacher: Shape) -> Ite
         counted["cache.k"] = config.cache.k if config.cache else None
         for field, k in counted.items():
             if isinstance(k, int) and k >= teacher.vocabulary:
-                yield field, f"k must be 1 to {teacher.vocabulary - 1}, below the vocabulary, but got {k}. Try 64."
+                yield field, f"k must be 1 to {teacher.vocabulary - 1}, below the vocabulary, got {k}. Try 64."
     if config.hidden_gain or config.attention_gain or config.layer_map is not None:
         yield from _inner_problems(config, student, teacher)
 
@@ -73,13 +73,13 @@ def _inner_problems(config: DistillSpec, student: Shape, teacher: Shape) -> Iter
     if config.hidden_gain and student.width and teacher.width and student.width != teacher.width:
         yield (
             "hidden_gain",
-            f"hidden states can be compared where they have one width, but those of the student have {student.width} "
-            f"and those of the teacher {teacher.width}. Set hidden_gain to 0 for this teacher.",
+            f"hidden states can be compared where they have one width; those of the student have {student.width} and "
+            f"those of the teacher {teacher.width}. Set hidden_gain to 0 for this teacher.",
         )
     if config.attention_gain and student.heads and teacher.heads and student.heads != teacher.heads:
         yield (
             "attention_gain",
-            f"attention maps are compared head by head, but the student has {student.heads} heads and the teacher "
+            f"attention maps are compared head by head; the student has {student.heads} heads and the teacher "
             f"{teacher.heads}. Set attention_gain to 0 for this teacher.",
         )
 
@@ -102,18 +102,16 @@ def match_layers(student: int, teacher: int, given: Mapping[int, int] | None = N
     if given is None:
         if student > teacher:
             raise DistillationError(
-                f"layers are matched by themselves where the teacher is at least as deep as the student, but they have "
+                "layers are matched by themselves where the teacher is at least as deep as the student; they have "
                 f"{teacher} and {student} blocks. Give layer_map, student layer -> teacher layer."
             )
         return {block: -(-(block + 1) * teacher // student) - 1 for block in range(student)}
     if not given:
-        raise DistillationError(
-            "layer_map must name a block at least, but it is empty. Leave it out to match all blocks."
-        )
+        raise DistillationError("layer_map must name a block at least; it is empty. Leave it out to match all blocks.")
     for mine, theirs in given.items():
         for who, block, depth in (("student", mine, student), ("teacher", theirs, teacher)):
             if not 0 <= block < depth:
                 raise DistillationError(
-                    f"the {who}'s blocks are numbered 0 to {depth - 1}, but layer_map has {mine} -> {theirs}."
+                    f"the {who}'s blocks are numbered 0 to {depth - 1}; layer_map has {mine} -> {theirs}."
                 )
     return dict(given)

@@ -31,7 +31,7 @@ def _seconds(value: Any) -> Any:
         return value
     found = _DURATION.fullmatch(value.strip())
     if not found:
-        raise ValueError(f'a duration must be seconds or like "30m", "2h", "1d", but got {value!r}.')
+        raise ValueError(f'a duration must be seconds or like "30m", "2h", "1d", got {value!r}.')
     return float(found[1]) * _UNITS[found[2]]
 
 
@@ -167,4 +167,4 @@ class LauncherSpec(Part):
 def _problem(kind: str, found: Any) -> str:
     name = ".".join(str(step) for step in found["loc"])
     message = str(found["msg"]).removeprefix("Value error, ").rstrip(".")
-    return f"option {name!r} of launcher {kind}: {message}, but got {found['input']!r}."
+    return f"option {name!r} of launcher {kind}: {message}, got {found['input']!r}."

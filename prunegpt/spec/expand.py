@@ -26,7 +26,7 @@ from prunegpt.spec.search import Dimension, SearchSpec
 from prunegpt.spec.space import assigned, is_active, ordered
 
 MAX_TRIALS = 10_000  # in one sweep
-_TOO_MANY = f"a sweep may have {MAX_TRIALS} trials, but has more. Split it, or vary less."
+_TOO_MANY = f"a sweep may have {MAX_TRIALS} trials; it has more. Split it, or vary less."
 _TEXT_SOURCE = ("path", "files", "name", "revision", "text_column", "tokens")
 
 
@@ -174,17 +174,17 @@ def _expand_search(
         index, str(merged["name"]), merged, SearchSpec.model_validate(searched), len(found.configurations)
     )
     if vary:
-        _note(found, document, index, "search", "a trial has either vary or search, but has both. Remove one.")
+        _note(found, document, index, "search", "a trial has either vary or search; it has both. Remove one.")
     if "{" in template.name.replace("{number}", ""):
-        message = f"the name of a search may hold {{number}} and no other key, but got {template.name!r}."
+        message = f"the name of a search may hold {{number}} and no other key, got {template.name!r}."
         _note(found, document, index, "name", message)
     if len(template.name_of(MAX_TRIALS)) > MAX_NAME:
         _note(found, document, index, "name", f"a trial's name may have {MAX_NAME} characters. Choose a shorter one.")
     seeds = merged.get("seeds", [0])
     if isinstance(seeds, list) and len(seeds) > 1:
         message = (
-            f"a searched trial takes one seed, but has {len(seeds)}: {seeds}. Set seeds to one of them here, and run "
-            f"what the search finds with several."
+            f"a searched trial takes one seed; it has {len(seeds)}: {seeds}. Set seeds to one of them here, and run "
+            "what the search finds with several."
         )
         _note(found, document, index, "seeds", message)
     if index not in found.broken:
@@ -315,12 +315,12 @@ def _check_names(found: Expansion, document: Document) -> None:
         other = seen.setdefault(item.name.casefold(), item)
         if other is not item:
             named = "" if other.name == item.name else f" {other.name!r}, and file systems may not distinguish them"
-            message = f"trial names must differ, but {item.name!r} is also trials.{other.index}{named}. Rename one."
+            message = f"trial names must differ; {item.name!r} is also trials.{other.index}{named}. Rename one."
             found.problems.append(document.problem(("trials", item.index), message))
     names = [item.name for item in seen.values()]
     for template in found.searches:
         taken = next((name for name in names if re.fullmatch(template.pattern, name, re.IGNORECASE)), None)
         if taken is not None:
-            message = f"names of searched trials are like {template.name_of(1)!r}, but {taken!r} is one. Rename one."
+            message = f"names of searched trials are like {template.name_of(1)!r}; {taken!r} is one. Rename one."
             found.problems.append(document.problem(("trials", template.index, "name"), message))
         names.append(template.name_of(1))

@@ -82,13 +82,13 @@ def matches(name: str, pattern: str) -> bool:
             return any(compiled.fullmatch(each, timeout=_PATIENCE) for each in candidates)
         except TimeoutError as error:
             raise PruningError(
-                f"a regular expression must match a name within {_PATIENCE:g} seconds, but {pattern[:_SHOWN_SIGNS]!r} "
-                f"does not. Repeat no group that is itself repeated, or write a glob without re:."
+                f"a regular expression must match a name within {_PATIENCE:g} seconds; {pattern[:_SHOWN_SIGNS]!r} does "
+                "not. Repeat no group that is itself repeated, or write a glob without re:."
             ) from error
         except (regex.error, RecursionError, OverflowError, MemoryError) as error:
             raise PruningError(
-                f"what follows re: must be a regular expression, but {pattern[:_SHOWN_SIGNS]!r} is not: {error}. "
-                f"Escape its special characters, or write a glob without re:."
+                f"what follows re: must be a regular expression; {pattern[:_SHOWN_SIGNS]!r} is not: {error}. Escape "
+                "its special characters, or write a glob without re:."
             ) from error
     globs = {pattern, _LAST.sub(r"[[]\1]", pattern)} if name.endswith("]") else {pattern}
     return any(each == pattern or any(fnmatchcase(each, glob) for glob in globs) for each in candidates)
@@ -130,7 +130,7 @@ def select_names(
         if not found and not optional:
             names = [matrix.name for matrix in matrices]
             close = ", ".join(nearest(pattern.removeprefix("re:"), names)[:_SHOWN])
-            problems.append(f"every pattern must match a tensor, but {pattern!r} matches none. Nearest: {close}.")
+            problems.append(f"every pattern must match a tensor; {pattern!r} matches none. Nearest: {close}.")
         return found
 
     chosen = inside if not targets else set()
@@ -141,15 +141,15 @@ def select_names(
     for layer in layers:
         if layer not in known:
             valid = f"{known[0]} to {known[-1]}" if known else "none"
-            problems.append(f"layers must be indices of decoder layers ({valid}), but got {layer}.")
+            problems.append(f"layers must be indices of decoder layers ({valid}), got {layer}.")
     if layers:
         chosen = chosen & {matrix.name for matrix in matrices if matrix.block in set(layers)}
     for pattern in exclude:
         chosen = chosen - hits(pattern, optional=_APART.search(pattern) is not None)
     if not chosen and not problems:
         problems.append(
-            f"targets, layers and exclude must leave a tensor to prune, but targets {list(targets)}, layers "
-            f"{list(layers)} and exclude {list(exclude)} together leave none. Widen targets or shorten exclude."
+            f"targets, layers and exclude must leave a tensor to prune; targets {list(targets)}, layers {list(layers)} "
+            f"and exclude {list(exclude)} together leave none. Widen targets or shorten exclude."
         )
     return [matrix.name for matrix in matrices if matrix.name in chosen], problems
 
@@ -175,8 +175,8 @@ def first_matches(names: Sequence[str], patterns: Sequence[str]) -> tuple[dict[s
             modules = [name.removesuffix(".weight") for name in names]
             close = ", ".join(nearest(pattern.removeprefix("re:"), modules)[:_SHOWN])
             problems.append(
-                f"every name in the sparsities must match a pruned tensor, but {pattern!r} matches none. "
-                f"Nearest names: {close}."
+                f"every name in the sparsities must match a pruned tensor; {pattern!r} matches none. Nearest names: "
+                f"{close}."
             )
         elif not fresh:
             problems.append(

@@ -24,12 +24,12 @@ def trial_name(template: str, swept: Mapping[str, Any]) -> str:
         name = template + "".join(f"-{slug(key)}={value}" for key, value in keys.items())
     if "{" in name or "}" in name:
         raise ValueError(
-            f"a name may hold {{KEY}} of a varied key ({', '.join(keys) or 'none here'}), but got {template!r}."
+            f"a name may hold {{KEY}} of a varied key ({', '.join(keys) or 'none here'}), got {template!r}."
         )
     if len(name) > MAX_NAME:
         raise ValueError(
-            f"a trial's name may have {MAX_NAME} characters, but {name[:60]}... has {len(name)}. "
-            f"Choose a shorter name, or fewer varied keys in it, such as {template[:20]}-{{{next(iter(keys), 'KEY')}}}."
+            f"a trial's name may have {MAX_NAME} characters; {name[:60]}... has {len(name)}. Choose a shorter name, or "
+            f"fewer varied keys in it, such as {template[:20]}-{{{next(iter(keys), 'KEY')}}}."
         )
     return name
 

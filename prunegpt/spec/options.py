@@ -33,5 +33,5 @@ def value_problem(value: Any, kind: Any) -> str | None:
     except ValidationError as error:
         rules = dict.fromkeys(in_words(item["msg"]).removeprefix("must be ") for item in error.errors())
         hints = [told for item in get_args(kind)[1:] if (told := getattr(item, "description", None))]
-        return " ".join([f"must be {' or '.join(rules)}, but got {value!r}.", *hints])
+        return " ".join([f"must be {' or '.join(rules)}, got {value!r}.", *hints])
     return None

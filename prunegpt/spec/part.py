@@ -23,8 +23,8 @@ def short(name: str) -> str:
     """
     if len(name) > MAX_NAME:
         raise ValueError(
-            f"a name may have {MAX_NAME} characters, because folders have it, but {name[:40]}... has {len(name)}. "
-            f"Choose a shorter one."
+            f"a name may have {MAX_NAME} characters, because folders have it; {name[:40]}... has {len(name)}. Choose a "
+            "shorter one."
         )
     return name
 

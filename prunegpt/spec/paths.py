@@ -16,7 +16,7 @@ def set_path(data: Any, path: Sequence[str], value: Any) -> None:
         ValueError: a list on the way has no such element, there is a plain value on the path, or it is too long.
     """
     if len(path) > MAX_DEPTH:
-        raise ValueError(f"a path may have {MAX_DEPTH} steps, but has {len(path)}. Check it.")
+        raise ValueError(f"a path may have {MAX_DEPTH} steps; it has {len(path)}. Check it.")
     node = data
     for position, step in enumerate(path):
         last = position == len(path) - 1
@@ -38,7 +38,7 @@ def _element(node: list[Any], step: str) -> int:
     if step.isascii() and step.isdigit():
         if int(step) < len(node):
             return int(step)
-        raise ValueError(f"the list has {len(node)} elements, counted from 0, but {step} was asked for.")
+        raise ValueError(f"the list has {len(node)} elements, counted from 0; {step} was asked for.")
     names = [str(item["name"]) for item in node if isinstance(item, dict) and item.get("name")]
     for index, item in enumerate(node):
         if isinstance(item, dict) and item.get("name") == step:

@@ -40,16 +40,14 @@ def read_pattern(text: str) -> Notation:
     if match := re.fullmatch(r"(\d+):(\d+)", spelled):
         found = Notation("N:M", int(match[1]), int(match[2]))
         if not 0 < found.first < found.second:
-            raise ValueError(
-                f"pattern N:M keeps N of M, so 0 < N < M must hold, but got {found.name}. Such as 2:4 or 1:4."
-            )
+            raise ValueError(f"pattern N:M keeps N of M, so 0 < N < M must hold, got {found.name}. Such as 2:4 or 1:4.")
         return found
     if match := re.fullmatch(r"\[(\d+),(\d+)\]|block:\[?(\d+),(\d+)\]?", spelled):
         rows, columns = (int(side) for side in match.groups() if side is not None)
         if rows < 1 or columns < 1:
-            raise ValueError(f"block sides must be at least 1, but got [{rows}, {columns}]. Such as [4, 4].")
+            raise ValueError(f"block sides must be at least 1, got [{rows}, {columns}]. Such as [4, 4].")
         return Notation("block", rows, columns)
-    raise ValueError(f"pattern must be {FORMS}, but got {text!r}.")
+    raise ValueError(f"pattern must be {FORMS}, got {text!r}.")
 
 
 def fixed_sparsity(pattern: str) -> float | None:

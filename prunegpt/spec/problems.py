@@ -87,12 +87,12 @@ class _Item:
 
     @property
     def message(self) -> str:
-        return f"{self.wants}, but got {self.got}." if self.got else self.wants
+        return f"{self.wants}, got {self.got}." if self.got else self.wants
 
 
 def _joined(branches: Sequence[_Item]) -> str:
     wanted = dict.fromkeys(item.wants.removeprefix("must be ") for item in branches)
-    return f"must be {' or '.join(wanted)}, but got {branches[0].got}."
+    return f"must be {' or '.join(wanted)}, got {branches[0].got}."
 
 
 def _located(item: Any, model: type[BaseModel], data: Any) -> _Item:

@@ -150,14 +150,14 @@ def request_problems(
     if method.only_in_training and not training:
         yield (
             "method",
-            f"{name} uses weight movement in training, so it must be the method of finetune.prune or "
-            f"distill.prune, but is that of a one-shot prune stage. Choose another here, such as magnitude or taylor.",
+            f"{name} uses weight movement in training, so it must be the method of finetune.prune or distill.prune; it "
+            "is that of a one-shot prune stage. Choose another here, such as magnitude or taylor.",
         )
     if allocation == "explicit":
         yield (
             "allocation",
-            "allocation explicit needs the sparsity of each tensor, but only its name is given. "
-            "Write {name pattern: sparsity} instead.",
+            "allocation explicit needs the sparsity of each tensor; only its name is given. Write {name pattern: "
+            "sparsity} instead.",
         )
         return
     spread = allocation_entry(allocation)
@@ -185,8 +185,8 @@ def _solver_problems(name: str, scope: Scope | None, allocation: Allocation, pat
     if pattern.kind == "block":
         yield (
             "pattern",
-            f"{name} prunes to unstructured and N:M patterns, but got {pattern.name}. "
-            f"Use a criterion such as magnitude or wanda for blocks.",
+            f"{name} prunes to unstructured and N:M patterns, got {pattern.name}. Use a criterion such as magnitude or "
+            "wanda for blocks.",
         )
 
 
@@ -207,8 +207,8 @@ def _group_problems(
         field = "allocation" if isinstance(allocation, Mapping) else "sparsity"
         yield (
             field,
-            f"pattern {pattern.name} fixes the sparsity of every tensor at {fixed:g}, but {field} asks for {other:g}. "
-            f"Remove one.",
+            f"pattern {pattern.name} fixes the sparsity of every tensor at {fixed:g}; {field} asks for {other:g}. "
+            "Remove one.",
         )
     elif isinstance(allocation, str) and spread.scope is None:
         yield (
@@ -222,8 +222,8 @@ def _group_problems(
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         yield (
             "pattern",
-            f"{pattern.name} needs an input axis divisible by {pattern.second}, but that of {listed}{more} "
-            f"([out, in]) is not. Leave them out of targets, or choose a group that divides it.",
+            f"{pattern.name} needs an input axis divisible by {pattern.second}; that of {listed}{more} ([out, in]) is "
+            "not. Leave them out of targets, or choose a group that divides it.",
         )
 
 
@@ -233,8 +233,8 @@ def _block_problems(pattern: Notation, chosen: Sequence[Matrix]) -> Iterator[Mes
     if pattern.kind == "block" and wrong:
         yield (
             "pattern",
-            f"a block {pattern.name} must fit into every matrix, but {wrong[0].name} is {list(wrong[0].shape)} "
-            f"([out, in]). Choose a smaller block, or leave the matrix out of targets.",
+            f"a block {pattern.name} must fit into every matrix; {wrong[0].name} is {list(wrong[0].shape)} ([out, "
+            "in]). Choose a smaller block, or leave the matrix out of targets.",
         )
 
 
@@ -246,7 +246,7 @@ def _curve_problems(prune: PruneSpec, chosen: Sequence[Matrix]) -> Iterator[Mess
     if missing := [block for block in sizes if not prune.curves.get(block)]:
         yield (
             "allocation",
-            f"sensitivity needs a measured curve of every block that is pruned, but the sweep has none of "
+            "sensitivity needs a measured curve of every block that is pruned; the sweep has none of "
             f"{', '.join(missing)}. Measure it, or leave the block out.",
         )
         return
@@ -254,9 +254,9 @@ def _curve_problems(prune: PruneSpec, chosen: Sequence[Matrix]) -> Iterator[Mess
     if prune.sparsity is not None and reach / sum(sizes.values()) < prune.sparsity - _TOLERANCE:
         yield (
             "sparsity",
-            f"sensitivity prunes no block beyond the last point of its curve, which reaches a sparsity of "
-            f"{reach / sum(sizes.values()):g} over all, but {prune.sparsity:g} was asked for. "
-            f"Measure the curves at higher sparsities.",
+            "sensitivity prunes no block beyond the last point of its curve, which reaches a sparsity of "
+            f"{reach / sum(sizes.values()):g} over all; {prune.sparsity:g} was asked for. Measure the curves at higher "
+            "sparsities.",
         )
 
 
@@ -285,7 +285,7 @@ def _gradual_problems(
     if prune.initial > highest + _TOLERANCE and (not regrow or pattern.sparsity is not None):
         yield (
             "initial",
-            f"sparsity grows from initial to the final one, but initial is {prune.initial:g} and the final sparsity at "
+            f"sparsity grows from initial to the final one; initial is {prune.initial:g} and the final sparsity at "
             f"most {highest:g}. Set a smaller initial, or regrow: true to let weights come back.",
         )
     shares = _shares(prune.schedule)
@@ -293,16 +293,16 @@ def _gradual_problems(
     if shares[-1] != 1.0 or min(shares) < 0.0 or max(shares) > 1.0 or (falls and not regrow):
         yield (
             "schedule",
-            f"a schedule must be between 0 and 1, end at 1, and never fall where weights may not come back, but "
-            f"{prune.schedule} goes from {shares[0]:g} to {shares[-1]:g}, between {min(shares):g} and "
-            f"{max(shares):g}. Choose another schedule, or regrow: true.",
+            "a schedule must be between 0 and 1, end at 1, and never fall where weights may not come back; "
+            f"{prune.schedule} goes from {shares[0]:g} to {shares[-1]:g}, between {min(shares):g} and {max(shares):g}. "
+            "Choose another schedule, or regrow: true.",
         )
     if method.solver and pattern.sparsity is not None:
         levels = [interpolate(share, pattern.sparsity, prune.initial) for share in shares]
         if any(_TOLERANCE < level < pattern.sparsity - _TOLERANCE for level in levels):
             yield (
                 "pattern",
-                f"{prune.method} prunes {pattern.name} to its full sparsity of {pattern.sparsity:g}, but schedule "
+                f"{prune.method} prunes {pattern.name} to its full sparsity of {pattern.sparsity:g}; schedule "
                 f"{prune.schedule} asks for less on the way. Use schedule constant, or a criterion such as wanda.",
             )
     limit = length.get(prune.unit)
@@ -315,7 +315,7 @@ def _gradual_problems(
     if prune.schedule == "acdc" and end is not None and prune.every >= (end - prune.start) * (1 - _TOLERANCE):
         yield (
             "every",
-            f"acdc needs a dense and a compressed phase, so that every must be less than end - start, but is "
+            "acdc needs a dense and a compressed phase, so that every must be less than end - start, got "
             f"{prune.every:g} of {end - prune.start:g} {prune.unit}. Make it smaller: it is the length of a phase.",
         )
 
@@ -337,9 +337,9 @@ def _unseen(name: str, method: Entry, schedule: str, initial: float) -> Iterator
     if gathered := method.needs & GATHERED:
         yield (
             "start",
-            f"{name} must see at least one optimizer step before it chooses weights, but masks are to change before "
-            f"the first step (schedule {schedule}, initial {initial:g}; it gathers {', '.join(sorted(gathered))}). "
-            f"Let start come later, or set initial to 0 with a schedule that grows.",
+            f"{name} must see at least one optimizer step before it chooses weights; masks are to change before the "
+            f"first step (schedule {schedule}, initial {initial:g}; it gathers {', '.join(sorted(gathered))}). Let "
+            "start come later, or set initial to 0 with a schedule that grows.",
         )
 
 

@@ -20,7 +20,7 @@ MAX_INTEGER = 2**63 - 1  # what every reader of JSON and every database column t
 _SHOWN = 80  # characters of a value in a message
 _KINDS = {str: "plain text", bool: "a truth value", int: "a number", float: "a number"}
 
-_TOO_DEEP = f"a spec may be nested {MAX_DEPTH} levels deep, but is nested deeper. Flatten it."
+_TOO_DEEP = f"a spec may be nested {MAX_DEPTH} levels deep; it is nested deeper. Flatten it."
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def parse_document(text: str, source: str, overrides: Sequence[str] = ()) -> Doc
     except (NotYamlError, TooMuchError) as error:
         raise SpecError([Problem("", str(error), error.line)], source) from error
     raise SpecError(
-        [Problem("", f"a spec must be a mapping with name, base and trials, but the file holds {kind}.")], source
+        [Problem("", f"a spec must be a mapping with name, base and trials; the file holds {kind}.")], source
     )
 
 
@@ -109,7 +109,7 @@ def _converted(data: Mapping[str, Any], source: str) -> Converted:
     def read(program: str) -> Mapping[str, Any]:
         path = Path(source).parent / program
         if path.exists() and Path(source).exists() and path.samefile(source):
-            raise SpecError([Problem("program", "program must name another file, but names this one.")], source)
+            raise SpecError([Problem("program", "program must name another file; it names this one.")], source)
         return read_document(path).data
 
     return to_spec(data, Path(source).stem, read)
@@ -126,7 +126,7 @@ class _Plain:
     def read(self, node: Any, path: tuple[str | int, ...]) -> Any:
         self._count += 1
         if self._count > MAX_NODES or len(path) > MAX_DEPTH:
-            many = f"a spec may hold {MAX_NODES} values after its aliases are expanded, but holds more."
+            many = f"a spec may hold {MAX_NODES} values after its aliases are expanded; it holds more."
             message = many if self._count > MAX_NODES else _TOO_DEEP
             raise SpecError([self.document.problem(path[:1], message)], self.document.source)
         if isinstance(node, Mapping):
@@ -144,13 +144,13 @@ class _Plain:
         for key, value in node.items():
             name = str(key)
             if name in found:
-                self._note((*path, key), f"keys must differ, but {name!r} is there twice. Remove one.")
+                self._note((*path, key), f"keys must differ; {name!r} is there twice. Remove one.")
             found[name] = self.read(value, (*path, key))
         return found
 
     def _integer(self, value: int, path: tuple[str | int, ...]) -> int:
         if abs(value) > MAX_INTEGER:
-            self._note(path, f"a whole number must be at most {MAX_INTEGER}, but is larger. Write it smaller.")
+            self._note(path, f"a whole number must be at most {MAX_INTEGER}; it is larger. Write it smaller.")
             return 0
         return value
 
@@ -181,7 +181,7 @@ def parse_value(text: str) -> Any:
     try:
         return _plain(built(compose(text, "the value"), tags=False))
     except NotYamlError as error:
-        raise ValueError(f"the value must be YAML, but {text[:_SHOWN]!r} is not. Quote it.") from error
+        raise ValueError(f"the value must be YAML; {text[:_SHOWN]!r} is not. Quote it.") from error
 
 
 def bounded_value(text: str) -> Any:

@@ -61,8 +61,8 @@ def acdc(phase: int, *, phases: int) -> float:
     """
     if phases < 2:
         raise PruningError(
-            f"acdc needs a dense and a compressed phase, so `every` at most half of end - start, but got {phases} "
-            f"phase. Make `every` smaller: it is the length of a phase."
+            f"acdc needs a dense and a compressed phase, so `every` at most half of end - start, got {phases} phase. "
+            "Make `every` smaller: it is the length of a phase."
         )
     return 1.0 if phase % 2 or phase >= phases - 1 else 0.0
 
@@ -80,7 +80,7 @@ class Clock:
     def __post_init__(self) -> None:
         if not self.updates or self.updates[0] < 0 or any(b <= a for a, b in pairwise(self.updates)):
             raise PruningError(
-                f"masks are updated before one or more optimizer steps, from 0 on, in ascending order, but got "
+                "masks are updated before one or more optimizer steps, from 0 on, in ascending order, got "
                 f"{list(self.updates[:4])}. Set start and end so that 0 <= start <= end."
             )
 
@@ -93,11 +93,11 @@ class Clock:
         """
         if not 0 <= start <= end:
             raise PruningError(
-                f"a schedule must start at 0 or later and end no earlier than it starts, but got steps {start} to "
-                f"{end}. Set start and end so that 0 <= start <= end."
+                f"a schedule must start at 0 or later and end no earlier than it starts, got steps {start} to {end}. "
+                "Set start and end so that 0 <= start <= end."
             )
         if every < 1:
-            raise PruningError(f"masks are updated every 1 or more optimizer steps, but got {every}.")
+            raise PruningError(f"masks are updated every 1 or more optimizer steps, got {every}.")
         _bounded((end - start) // every)
         return cls((*range(start, end, every), end))
 
@@ -183,7 +183,7 @@ def clock_of(
     if problem := clock_problem(start=start, end=end, unit=unit, grid=grid, limit=None):
         raise PruningError(problem)
     if per_epoch < 1 or steps < 1:
-        raise PruningError(f"a training has 1 or more optimizer steps, but got {steps}, {per_epoch} per epoch.")
+        raise PruningError(f"a training has 1 or more optimizer steps, got {steps}, {per_epoch} per epoch.")
     scale = {"epochs": per_epoch, "steps": 1, "fraction": steps}[unit]
     if grid == "sparseml":
         assert end is not None
@@ -193,11 +193,11 @@ def clock_of(
         first, last = round(start * scale), steps // 2 if end is None else round(end * scale)
     if last >= steps:
         raise PruningError(
-            f"pruning must end before training does, but its end is step {last} and the stage has {steps} steps "
+            f"pruning must end before training does; its end is step {last} and the stage has {steps} steps "
             f"({per_epoch} per epoch). Set end to at most {(steps - 1) / scale:g} {unit}, or train longer."
         )
     if first > last:
-        raise PruningError(f"pruning must start before it ends, but it starts at step {first} and ends at step {last}.")
+        raise PruningError(f"pruning must start before it ends; it starts at step {first} and ends at step {last}.")
     return clock if grid == "sparseml" else Clock.regular(first, last, max(1, round(every * scale)))
 
 
@@ -208,21 +208,21 @@ def clock_problem(*, start: float, end: float | None, unit: Unit, grid: Grid, li
         limit: the length of the training in `unit`; None where it is not known yet. Other arguments: :func:`clock_of`.
     """
     if grid == "sparseml" and unit != "epochs":
-        return f"clock sparseml counts in epochs, but unit is {unit}. Set unit: epochs, or clock: regular."
+        return f"clock sparseml counts in epochs; unit is {unit}. Set unit: epochs, or clock: regular."
     if grid == "sparseml" and end is None:
-        return "clock sparseml needs the epoch of its last update, but there is no end. Set end, or clock: regular."
+        return "clock sparseml needs the epoch of its last update; there is no end. Set end, or clock: regular."
     if limit is None:
         return None
     last = limit / 2 if end is None else end
     if last >= limit:
         return (
-            f"pruning must end before training does, but it ends at {last:g} and training at {limit:g} {unit}. "
-            f"Set a smaller end, or train longer."
+            f"pruning must end before training does; it ends at {last:g} and training at {limit:g} {unit}. Set a "
+            "smaller end, or train longer."
         )
     if start > last:
         return (
-            f"pruning must start before it ends, but starts at {start:g} and ends half-way, at {last:g} {unit}. "
-            f"Set end, or a smaller start."
+            f"pruning must start before it ends; it starts at {start:g} and ends half-way, at {last:g} {unit}. Set "
+            "end, or a smaller start."
         )
     return None
 
@@ -235,7 +235,7 @@ def epoch_of(step: int, per_epoch: int) -> float:
 def _first_step(epoch: float, per_epoch: int) -> int:
     """The first step whose clock reads at least `epoch`, found exactly: the clock is rounded."""
     if per_epoch < 1:
-        raise PruningError(f"an epoch has 1 or more optimizer steps, but got {per_epoch}.")
+        raise PruningError(f"an epoch has 1 or more optimizer steps, got {per_epoch}.")
     step = max(math.floor(epoch * per_epoch) - 2, 0)
     while epoch_of(step, per_epoch) < epoch:
         step += 1
@@ -244,7 +244,7 @@ def _first_step(epoch: float, per_epoch: int) -> int:
 
 def _bounded(updates: int) -> None:
     if updates > MAX_UPDATES:
-        raise PruningError(f"masks may be updated {MAX_UPDATES:,} times, but this clock has more. Make `every` larger.")
+        raise PruningError(f"masks may be updated {MAX_UPDATES:,} times; this clock has more. Make `every` larger.")
 
 
 def interpolate(y: float, final: float, initial: float = 0.0) -> float:

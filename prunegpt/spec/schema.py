@@ -43,7 +43,7 @@ def _known(*registries: Registry) -> AfterValidator:
 def _fraction(value: float) -> float:
     if not 0 <= value < 1:
         hint = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
-        raise ValueError(f"sparsity must be at least 0 and below 1, but got {value:g}.{hint}")
+        raise ValueError(f"sparsity must be at least 0 and below 1, got {value:g}.{hint}")
     return value
 
 
@@ -54,7 +54,7 @@ def _many(value: Any) -> Any:
 
 def _some(value: tuple[Any, ...]) -> tuple[Any, ...]:
     if not value:
-        raise ValueError("a list must name at least one value here, but is empty. Fill it or remove the key.")
+        raise ValueError("a list must name at least one value here; it is empty. Fill it or remove the key.")
     return value
 
 
@@ -111,7 +111,7 @@ class DataSpec(Part):
     @model_validator(mode="after")
     def _one_source(self) -> "DataSpec":
         if self.path is not None and self.files is not None:
-            raise ValueError("data must name either path or files, but has both. Remove one.")
+            raise ValueError("data must name either path or files; it has both. Remove one.")
         return self
 
 
@@ -189,8 +189,7 @@ class PruneSpec(Part):
         fixed = fixed_sparsity(self.pattern)
         if fixed is not None and self.sparsity is not None and abs(fixed - self.sparsity) > 1e-6:
             raise ValueError(
-                f"pattern {self.pattern} fixes the sparsity at {fixed:g}, but sparsity is {self.sparsity:g}. "
-                f"Remove one."
+                f"pattern {self.pattern} fixes the sparsity at {fixed:g}; sparsity is {self.sparsity:g}. Remove one."
             )
         if isinstance(self.allocation, str):
             ALLOCATIONS.check(self.allocation)
@@ -232,7 +231,7 @@ class GradualSpec(PruneSpec):
     @model_validator(mode="after")
     def _ordered(self) -> "GradualSpec":
         if self.end is not None and self.end < self.start:
-            raise ValueError(f"end must not come before start, but start is {self.start:g} and end {self.end:g}.")
+            raise ValueError(f"end must not come before start; start is {self.start:g} and end {self.end:g}.")
         return self
 
 
@@ -327,7 +326,7 @@ class StageSpec(Part):
     def _one(self) -> "StageSpec":
         if len(self.model_fields_set) != 1:
             raise ValueError(
-                f"a stage must be exactly one of {', '.join(STAGES)}, but has {len(self.model_fields_set)}."
+                f"a stage must be exactly one of {', '.join(STAGES)}; it has {len(self.model_fields_set)}."
             )
         return self
 

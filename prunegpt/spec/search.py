@@ -70,30 +70,28 @@ class Dimension(Part):
     def _consistent(self) -> "Dimension":
         if self.values is not None:
             if (self.low, self.high, self.step, self.log, self.quantum) != (None, None, None, False, None):
-                raise ValueError("a searched field must have either values or low and high, but has both. Remove one.")
+                raise ValueError("a searched field must have either values or low and high; it has both. Remove one.")
             if not self.values:
-                raise ValueError("values must name at least one, but is empty.")
+                raise ValueError("values must name at least one; it is empty.")
             if self.names is not None and len(self.names) != len(self.values):
-                raise ValueError(
-                    f"names must match values, but there are {len(self.names)} for {len(self.values)} values."
-                )
+                raise ValueError(f"names must match values; there are {len(self.names)} for {len(self.values)} values.")
             if repeated := _repeated(self.names or tuple(map(_text, self.values))):
-                raise ValueError(f"values must differ, but {repeated} is there twice. Remove one.")
+                raise ValueError(f"values must differ; {repeated} is there twice. Remove one.")
             return self
         if self.names is not None:
-            raise ValueError("names belong to values, but there are none.")
+            raise ValueError("names belong to values; there are none.")
         if self.low is None or self.high is None:
             raise ValueError("a searched field needs low and high, or values.")
         if self.low > self.high:
-            raise ValueError(f"low must be at most high, but low is {self.low} and high {self.high}.")
+            raise ValueError(f"low must be at most high; low is {self.low} and high {self.high}.")
         if self.step is not None and self.step <= 0:
-            raise ValueError(f"step must be above 0, but is {self.step}.")
+            raise ValueError(f"step must be above 0, got {self.step}.")
         if self.log and self.low <= 0:
-            raise ValueError(f"a logarithmic range must begin above 0, but low is {self.low}.")
+            raise ValueError(f"a logarithmic range must begin above 0; low is {self.low}.")
         if self.log and self.step is not None and not (self.is_integer and self.step == 1):
-            raise ValueError("a range takes either log or step, but has both. Remove one.")
+            raise ValueError("a range takes either log or step; it has both. Remove one.")
         if self.quantum is not None and self.step is not None:
-            raise ValueError("a range takes either step or quantum, but has both. Remove one.")
+            raise ValueError("a range takes either step or quantum; it has both. Remove one.")
         return self
 
     @property
@@ -230,7 +228,7 @@ def constraint_of(text: str) -> Constraint:
     found = _CONSTRAINT.fullmatch(text)
     if not found:
         raise ValueError(
-            f'a constraint must be METRIC, <= or >=, and a number, such as "sparsity >= 0.89", but got {text!r}.'
+            f'a constraint must be METRIC, <= or >=, and a number, such as "sparsity >= 0.89", got {text!r}.'
         )
     if found[1] not in METRICS:
         raise ValueError(unknown("metric", found[1], METRICS))
@@ -284,9 +282,9 @@ def _searched(space: Mapping[str, Dimension]) -> Mapping[str, Dimension]:
 def _condition_problem(space: Mapping[str, Dimension], path: str, condition: str, given: Any) -> str | None:
     if condition not in space:
         others = ", ".join(nearest(condition, [other for other in space if other != path])[:8]) or "none"
-        return f"a condition must be on another searched field, but {condition!r} is none. Searched: {others}."
+        return f"a condition must be on another searched field; {condition!r} is none. Searched: {others}."
     if _leads_to(space, condition, path, set()):
-        return f"conditions must not form a circle, but {condition!r} is searched only where {path!r} is."
+        return f"conditions must not form a circle; {condition!r} is searched only where {path!r} is."
     if space[condition].meant(given):
         return None
     wrong = (
@@ -296,7 +294,7 @@ def _condition_problem(space: Mapping[str, Dimension], path: str, condition: str
     )
     choices = space[condition].choices or (f"{space[condition].low} to {space[condition].high}",)
     listed = ", ".join(str(choice)[:40] for choice in choices[:8])
-    return f"a condition must name values that are searched, but {wrong!r} is none of {condition!r}: {listed}."
+    return f"a condition must name values that are searched; {wrong!r} is none of {condition!r}: {listed}."
 
 
 def _leads_to(space: Mapping[str, Dimension], path: str, goal: str, seen: set[str]) -> bool:
@@ -335,9 +333,9 @@ class SearchSpec(Part):
         SAMPLERS.check(self.sampler)
         if not self.space or not self.objectives:
             empty = "objectives" if self.space else "space"
-            raise ValueError(f"{empty} must name at least one, but is empty.")
+            raise ValueError(f"{empty} must name at least one; it is empty.")
         if repeated := _repeated(tuple(objective.metric for objective in self.objectives)):
-            raise ValueError(f"objectives must differ, but {repeated} is there twice. Remove one.")
+            raise ValueError(f"objectives must differ; {repeated} is there twice. Remove one.")
         if self.n_trials is None and self.max_seconds is None and self.max_tokens is None:
             raise ValueError("a search must end: give n_trials, max_seconds or max_tokens.")
         return self

@@ -56,7 +56,7 @@ def chosen_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{path} is not searched. Searched: {', '.join(nearest(path, space)[:8])}.")
         found = space[path].meant((value,))
         if not found:
-            raise ValueError(f"{path} must be one of what is searched, but got {value!r}.")
+            raise ValueError(f"{path} must be one of what is searched, got {value!r}.")
         chosen[path] = found[0]
     return chosen
 

@@ -277,7 +277,7 @@ def training_problems(train: Mapping[str, Any], *, prunes: bool) -> Iterator[tup
         yield (
             best,
             f"{best} chooses among checkpoints that were evaluated, so eval_strategy and save_strategy must be the "
-            f"same, steps or epoch, but are {when} and {saved}.",
+            f"same, steps or epoch, got {when} and {saved}.",
         )
     elif saved == "steps":
         every = train.get("eval_steps") or train.get("logging_steps", LOGGING_STEPS)
@@ -285,7 +285,7 @@ def training_problems(train: Mapping[str, Any], *, prunes: bool) -> Iterator[tup
         if (every < 1) != (between < 1) or round(between * 1e6) % max(round(every * 1e6), 1):
             yield (
                 "save_steps" if "save_steps" in train else best,
-                f"save_steps must be a multiple of eval_steps for {best}, but they are {between:g} and {every:g}.",
+                f"save_steps must be a multiple of eval_steps for {best}, got {between:g} and {every:g}.",
             )
     metric = train.get("metric_for_best_model")
     if metric is not None and str(metric).removeprefix("eval_") not in _MEASURED:
@@ -298,8 +298,8 @@ def _schedule_problems(train: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if schedule in _WATCHING and str(train.get("eval_strategy", "no")) == "no":
         yield (
             "lr_scheduler_type",
-            f"{schedule} lowers the learning rate by what is evaluated in mid-training, but eval_strategy is no. "
-            f"Set it to steps or epoch.",
+            f"{schedule} lowers the learning rate by what is evaluated in mid-training; eval_strategy is no. Set it to "
+            "steps or epoch.",
         )
     needed = _NEEDED.get(schedule, ())
     if needed and not any(name in given for name in needed):
@@ -336,23 +336,23 @@ def _number(name: str, value: Any, parts: set[str], annotation: str) -> int | fl
             return int(value) if name.endswith("_steps") and value == int(value) else float(value)
         if "int" in parts and isinstance(value, int):
             return value
-    raise ValueError(f"{name} must be {annotation}, but got {value!r} ({type(value).__name__}).")
+    raise ValueError(f"{name} must be {annotation}, got {value!r} ({type(value).__name__}).")
 
 
 def _in_range(name: str, value: int | float) -> int | float:
     if name in _ABOVE_ZERO and value <= 0:
-        raise ValueError(f"{name} must be above 0, but got {value:g}.")
+        raise ValueError(f"{name} must be above 0, got {value:g}.")
     if name in _NOT_NEGATIVE and value < 0:
-        raise ValueError(f"{name} must not be negative, but got {value:g}.")
+        raise ValueError(f"{name} must not be negative, got {value:g}.")
     if name in _BELOW_ONE and not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, but got {value:g}.")
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value:g}.")
     if name == "max_steps" and value < 1 and value != -1:
-        raise ValueError(f"max_steps must be at least 1, or -1 for no limit, but got {value:g}.")
+        raise ValueError(f"max_steps must be at least 1, or -1 for no limit, got {value:g}.")
     return value
 
 
 def _refuse_non_finite(name: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, but got {value:g}.")
+        raise ValueError(f"{name} must be a finite number, got {value:g}.")
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
         _refuse_non_finite(name, inner)

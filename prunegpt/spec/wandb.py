@@ -120,12 +120,12 @@ class _Conversion:
             return self.read(program)
         if body is None and program is not None:
             self.note(
-                f"program must be a spec (.yaml) whose trials are varied, but is {program!r}. Name one, or put base "
-                f"and trials under a key `prunegpt`; scripts that are no spec are run by `wandb agent` alone.",
+                f"program must be a spec (.yaml) whose trials are varied, got {program!r}. Name one, or put base and "
+                "trials under a key `prunegpt`; scripts that are no spec are run by `wandb agent` alone.",
                 "program",
             )
         if body is not None and not isinstance(body, Mapping):
-            self.note(f"prunegpt must be a mapping with base, trials and so on, but got {body!r}.", "prunegpt")
+            self.note(f"prunegpt must be a mapping with base, trials and so on, got {body!r}.", "prunegpt")
         if not isinstance(body, Mapping):
             return {}
         for key in body:
@@ -149,7 +149,7 @@ class _Conversion:
                 )
             return [dict(one) for one in listed[:1]]
         if self.data.get("method") != "grid":
-            self.note("random and bayes vary one trial, but trial chooses. Use method grid.", *choices.place)
+            self.note("random and bayes vary one trial; trial chooses. Use method grid.", *choices.place)
         found = []
         for name in choices.listed() if not choices.spec.get("min") else []:
             trial = next((one for one in map(dict, listed) if name in _groups(one)), None)
@@ -214,7 +214,7 @@ class _Conversion:
             return [_fixed(trial, point) for point in drawn(free, min(cap, MAX_POINTS), seed)]
         if without:
             raise ParameterError(
-                f"bayes takes values, uniform, int_uniform, q_uniform and log_uniform_values, but {without[0].path} is "
+                f"bayes takes values, uniform, int_uniform, q_uniform and log_uniform_values; {without[0].path} is "
                 f"{without[0].distribution}. Choose one of those, or method random."
             )
         metric = self.data.get("metric") or {"name": "perplexity"}
@@ -259,7 +259,7 @@ def problems_of(data: Mapping[str, Any]) -> Iterator[tuple[FieldPath, str]]:
         yield ("method",), unknown("method", str(data.get("method")), ["grid", "random", "bayes"])
     cap = data.get("run_cap")
     if cap is not None and (type(cap) is not int or cap < 1):
-        yield ("run_cap",), f"run_cap must be a whole number of at least 1, but got {cap!r}."
+        yield ("run_cap",), f"run_cap must be a whole number of at least 1, got {cap!r}."
     metric = data.get("metric")
     if metric is not None and not (isinstance(metric, Mapping) and isinstance(metric.get("name"), str)):
         yield ("metric",), "metric must be a mapping with a name, such as {name: perplexity, goal: minimize}."
@@ -269,7 +269,7 @@ def problems_of(data: Mapping[str, Any]) -> Iterator[tuple[FieldPath, str]]:
             if key not in known:
                 yield ("metric", key), unknown("key of metric", str(key), known)
         if not _is_number(target := metric.get("target", 0)) and target is not None:
-            yield ("metric", "target"), f"target must be a number, but got {target!r}."
+            yield ("metric", "target"), f"target must be a number, got {target!r}."
         if metric.get("goal", "minimize") not in ("minimize", "maximize"):
             yield ("metric", "goal"), unknown("goal", str(metric["goal"]), ["minimize", "maximize"])
     if (stop := data.get("early_terminate")) is not None and (problem := _stop_problem(stop)):
@@ -288,9 +288,9 @@ def _stop_problem(given: Any) -> str:
         return "early_terminate needs min_iter, or max_iter and s."
     for key in ("min_iter", "max_iter", "s", "eta"):
         if key in given and not (_is_number(given[key]) and given[key] >= 0):
-            return f"{key} of early_terminate must be a number of at least 0, but got {given[key]!r}."
+            return f"{key} of early_terminate must be a number of at least 0, got {given[key]!r}."
     if given.get("eta", 3) <= 1:
-        return f"eta of early_terminate must be above 1, but is {given['eta']}."
+        return f"eta of early_terminate must be above 1, got {given['eta']}."
     return ""
 
 

@@ -34,14 +34,12 @@ def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: str |
     searches = [one for one in plan.searches if _wanted(one.name, only)]
     if not trials and not searches:
         names = [one.name for one in plan.trials] + [one.name for one in plan.searches]
-        raise _refused(
-            f"--only must match a trial or search, but {only!r} matches none. There are: {_near(only, names)}"
-        )
+        raise _refused(f"--only must match a trial or search; {only!r} matches none. There are: {_near(only, names)}")
     if searches and (trials or len(searches) > 1):
         names = [one.name for one in searches]
         raise _refused(
-            f"a W&B sweep is one search, or trials without one, but this spec has {len(trials)} trials and the "
-            f"searches {', '.join(names)}. Choose with --only, such as --only '{names[0]}'."
+            f"a W&B sweep is one search, or trials without one; this spec has {len(trials)} trials and the searches "
+            f"{', '.join(names)}. Choose with --only, such as --only '{names[0]}'."
         )
     config: dict[str, Any] = {
         "name": plan.name,
@@ -57,7 +55,7 @@ def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: str |
         compared = {config["metric"]["name"], plan.early_stop.metric}
         if len(compared) > 1 and not compared <= MEASURED:
             raise _refused(
-                f"W&B stops runs early by the search's metric, {config['metric']['name']}, but early_stop.metric is "
+                f"W&B stops runs early by the search's metric, {config['metric']['name']}; early_stop.metric is "
                 f"{plan.early_stop.metric}. Make them equal."
             )
     return config
@@ -68,8 +66,8 @@ def _target(plan: SweepPlan, metric: Mapping[str, Any], searched: bool) -> dict[
     assert plan.target is not None
     if searched and (plan.target.metric, plan.target.wanted) != (metric["name"], metric["goal"]):
         raise _refused(
-            f"W&B has a target for the metric it searches by alone, {metric['goal']} {metric['name']}, but target is "
-            f"to {plan.target.wanted} {plan.target.metric}. Make them equal."
+            f"W&B has a target for the metric it searches by alone, {metric['goal']} {metric['name']}; target is to "
+            f"{plan.target.wanted} {plan.target.metric}. Make them equal."
         )
     return {"name": plan.target.metric, "goal": plan.target.wanted, "target": plan.target.value}
 
@@ -130,7 +128,7 @@ def _search(search: SearchPlan) -> dict[str, Any]:
         raise _refused("W&B searches by one metric without constraints. Remove the others, or use `sweep run`.")
     for path, dimension in spec.space.items():
         if dimension.when:
-            raise _refused(f"W&B has no conditions, but {path} is searched only for some values of another field.")
+            raise _refused(f"W&B has no conditions; {path} is searched only for some values of another field.")
     objective = spec.objectives[0]
     config: dict[str, Any] = {
         "method": "random" if spec.sampler in _RANDOM else "bayes",
@@ -180,8 +178,8 @@ def _stop(stop: EarlyStopSpec) -> dict[str, Any]:
             "eta": options.get("reduction_factor", 3),
         }
     raise _refused(
-        f"W&B stops runs early by hyperband only, but early_stop is {stop.method}. "
-        f"Use {STOP}, which decides as W&B does, or remove it."
+        f"W&B stops runs early by hyperband only; early_stop is {stop.method}. Use {STOP}, which decides as W&B does, "
+        "or remove it."
     )
 
 

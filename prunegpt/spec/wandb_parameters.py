@@ -71,7 +71,7 @@ class Parameter:
             return [spec["value"]]
         if self.distribution not in _LISTED:
             raise ParameterError(
-                f"a grid needs values, or whole numbers from min to max, or q_uniform, but {self.path} is "
+                f"a grid needs values, or whole numbers from min to max, or q_uniform; {self.path} is "
                 f"{self.distribution}. List its values, or use method random."
             )
         if self.distribution == "categorical":
@@ -81,7 +81,7 @@ class Parameter:
         count = max(math.ceil((high - spec["min"]) / step), 0)
         if count > MAX_VALUES:
             raise ParameterError(
-                f"a parameter of a grid may have {MAX_VALUES} values, but {self.path} has {count}. Use a larger q."
+                f"a parameter of a grid may have {MAX_VALUES} values; {self.path} has {count}. Use a larger q."
             )
         import numpy as np  # here, because specs are read by commands that have to be quick
 
@@ -183,7 +183,7 @@ def parameters(block: Any) -> tuple[list[Parameter], list[tuple[tuple[str, ...],
     found = list(_leaves(block, ("parameters",), "", problems))
     paths = [one.path for one in found]
     twice = [one for one in found if paths.count(one.path) > 1]
-    problems += [(one.place, f"a parameter may be given once, but {one.path} is given twice.") for one in twice]
+    problems += [(one.place, f"a parameter may be given once; {one.path} is given twice.") for one in twice]
     return found, problems
 
 
@@ -199,8 +199,8 @@ def _leaves(
             problems.append(
                 (
                     here,
-                    f"a parameter's name begins with a letter and holds letters, digits and _.-, but got {name!r}. "
-                    f"Join what begins with a digit to the name before it, such as stages.0.",
+                    f"a parameter's name begins with a letter and holds letters, digits and _.-, got {name!r}. Join "
+                    "what begins with a digit to the name before it, such as stages.0.",
                 )
             )
         elif isinstance(spec, Mapping) and set(spec) == {"parameters"}:
@@ -217,8 +217,8 @@ def _leaves(
 def _read(spec: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(spec, Mapping):
         raise ParameterError(
-            f"a parameter must be a mapping such as {{value: 1}}, {{values: [1, 2]}} or {{min: 0.1, max: 0.9}}, "
-            f"but got {spec!r}."
+            "a parameter must be a mapping such as {value: 1}, {values: [1, 2]} or {min: 0.1, max: 0.9}, got "
+            f"{spec!r}."
         )
     name = spec["distribution"] if "distribution" in spec else _inferred(spec)
     if name in _EXPONENTS:
@@ -253,18 +253,18 @@ def _check(name: str, spec: Mapping[str, Any]) -> None:
     for key in ("min", "max", "q", "mu", "sigma", "a", "b"):
         value = spec.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ParameterError(f"{key} must be a number, but got {value!r}. Without an exponent's dot, 1e-4 is text.")
+            raise ParameterError(f"{key} must be a number, got {value!r}. Without an exponent's dot, 1e-4 is text.")
     if "min" in spec and not spec["min"] < spec["max"]:
-        raise ParameterError(f"min must be less than max, but they are {spec['min']} and {spec['max']}.")
+        raise ParameterError(f"min must be less than max, got {spec['min']} and {spec['max']}.")
     if name == "int_uniform" and not all(float(spec[key]).is_integer() for key in _BOUNDS):
         raise ParameterError("int_uniform takes whole numbers as min and max. Use uniform for others.")
     if name in _LOGARITHMIC and spec["min"] <= 0:
-        raise ParameterError(f"{name} must begin above 0, but min is {spec['min']}.")
+        raise ParameterError(f"{name} must begin above 0; min is {spec['min']}.")
     for key in ("q", "a", "b"):
         if key in spec and spec[key] <= 0:
-            raise ParameterError(f"{key} must be above 0, but is {spec[key]}.")
+            raise ParameterError(f"{key} must be above 0, got {spec[key]}.")
     if spec.get("sigma", 1) < 0:
-        raise ParameterError(f"sigma must be at least 0, but is {spec['sigma']}.")
+        raise ParameterError(f"sigma must be at least 0, got {spec['sigma']}.")
     if "values" in spec and (not isinstance(spec["values"], (list, tuple)) or not spec["values"]):
         raise ParameterError("values must be a list with at least one value.")
     if "probabilities" in spec:

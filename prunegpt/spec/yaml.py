@@ -56,13 +56,13 @@ def text_of(path: Path, what: str) -> str:
         raw = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{what} must be a readable file, but {path}: {reason}.") from error
+        raise ValueError(f"{what} must be a readable file; {path}: {reason}.") from error
     if len(raw) > MAX_BYTES:
-        raise ValueError(f"{what} may have {MAX_BYTES} bytes, but has {len(raw)}.")
+        raise ValueError(f"{what} may have {MAX_BYTES} bytes; it has {len(raw)}.")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{what} must be UTF-8, but byte {error.start} is not. Save it as UTF-8.") from error
+        raise ValueError(f"{what} must be UTF-8; byte {error.start} is not. Save it as UTF-8.") from error
 
 
 def compose(text: str, what: str) -> Node | None:
@@ -75,7 +75,7 @@ def compose(text: str, what: str) -> Node | None:
         NotYamlError: it is no YAML.
         TooMuchError: it is nested too deep, or holds too many or too long values once its aliases are expanded.
     """
-    too_deep = f"{what} may be nested {MAX_DEPTH} levels deep, but is nested deeper. Flatten it."
+    too_deep = f"{what} may be nested {MAX_DEPTH} levels deep; it is nested deeper. Flatten it."
     if _is_hopeless(text):
         raise TooMuchError(too_deep)
     try:
@@ -94,8 +94,8 @@ def compose(text: str, what: str) -> Node | None:
         raise NotYamlError(f"{what} must be valid YAML: {told}.") from error
     if not isinstance(root, Node):
         return None
-    many = f"{what} may hold {MAX_NODES} values after its aliases are expanded, but holds more."
-    long = f"{what} may hold {MAX_CHARACTERS} characters after its aliases are expanded, but holds more."
+    many = f"{what} may hold {MAX_NODES} values after its aliases are expanded; it holds more."
+    long = f"{what} may hold {MAX_CHARACTERS} characters after its aliases are expanded; it holds more."
     _Sizes(too_deep, many, long).of(root)
     return root
 
@@ -170,7 +170,7 @@ class Builder:
     def build(self, node: Node) -> Any:
         tag, line = str(node.tag or CORE), node.start_mark.line + 1
         if not self._tags and (not tag.startswith(CORE) or "python" in tag):
-            raise NotYamlError(f"a tag must be of YAML itself, but got {tag!r}.", line)
+            raise NotYamlError(f"a tag must be of YAML itself, got {tag!r}.", line)
         if isinstance(node, MappingNode):
             return self.mapping(node)
         if isinstance(node, SequenceNode):
@@ -182,7 +182,7 @@ class Builder:
         try:
             return self._scalars[tag](node) if tag in self._scalars else str(node.value)
         except _NO_YAML as error:
-            message = f"a value must be valid YAML of its kind, but {node.value[:80]!r} is not."
+            message = f"a value must be valid YAML of its kind; {node.value[:80]!r} is not."
             raise NotYamlError(message, node.start_mark.line + 1) from error
 
     def mapping(self, node: MappingNode) -> dict[str, Any]:
@@ -195,12 +195,12 @@ class Builder:
                 continue
             name = str(key_node.value if isinstance(key_node, ScalarNode) else self.build(key_node))
             if name in found:
-                message = f"keys must differ, but {name[:80]!r} is there twice. Remove one."
+                message = f"keys must differ; {name[:80]!r} is there twice. Remove one."
                 raise NotYamlError(message, key_node.start_mark.line + 1)
             found[name] = self.build(value_node)
         for other in merged:
             if not isinstance(other, dict):
-                raise NotYamlError("<< must take a mapping, but takes something else.", node.start_mark.line + 1)
+                raise NotYamlError("<< must take a mapping; it takes something else.", node.start_mark.line + 1)
             for name, value in other.items():
                 found.setdefault(name, value)
         return found

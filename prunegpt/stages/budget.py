@@ -41,7 +41,7 @@ def sparsities_of(
     name = spec.allocation if isinstance(spec.allocation, str) else "explicit"
     wanted = spec.sparsity if spec.sparsity is not None else fixed_sparsity(spec.pattern)
     if wanted is None and not isinstance(spec.allocation, Mapping):
-        raise PruningError(f"allocation {name} spreads a sparsity, but none is given. Set sparsity.")
+        raise PruningError(f"allocation {name} spreads a sparsity; none is given. Set sparsity.")
     options = allocation_options(spec)
     gathered: Mapping[str, Callable[[], Any]] = {
         "sparsities": lambda: spec.allocation,
@@ -57,8 +57,8 @@ def sparsities_of(
     )
     if missing := sorted(set(views) - set(allotted)):
         raise PruningError(
-            f"an allocation must give the sparsity of every pruned tensor, but {name} gives none to {missing[0]}. "
-            f"Fix the package that declares it."
+            f"an allocation must give the sparsity of every pruned tensor; {name} gives none to {missing[0]}. Fix the "
+            "package that declares it."
         )
     return allotted
 
@@ -71,7 +71,7 @@ def _outlier_ratios(
     state: ModelState, views: Mapping[str, WeightView], calibration: Tensor | None, *, multiple: float = 5.0
 ) -> dict[int, float]:
     if calibration is None:
-        raise PruningError("outlier ratios are of activations, but there is no calibration data.")
+        raise PruningError("outlier ratios are of activations; there is no calibration data.")
     ratios: dict[int, float] = {}
     with torch.no_grad(), evaluating(state.model):
         for group in block_statistics(state.model, views, calibration, gram=False, propagate=False):

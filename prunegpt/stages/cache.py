@@ -118,15 +118,15 @@ def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torc
     """
     if not root.is_published(key):
         raise ModelError(
-            f"a stage must be published before it is used, but {key} is not under {root.stages}. "
-            f"Run the sweep, or the trial that makes it, first."
+            f"a stage must be published before it is used; {key} is not under {root.stages}. Run the sweep, or the "
+            "trial that makes it, first."
         )
     folder = root.stage(key)
     changed = damage(folder, deep=True)
     if changed:
         raise ModelError(
-            f"a stage must be as it was published, but {changed[0].file} of {folder} is {changed[0].what}. "
-            f"`prunegpt doctor --repair` sets it aside, and the next run computes it again."
+            f"a stage must be as it was published; {changed[0].file} of {folder} is {changed[0].what}. `prunegpt "
+            "doctor --repair` sets it aside, and the next run computes it again."
         )
     stored = folder / "model"
     if not stored.is_dir():

@@ -171,7 +171,7 @@ def pruner_of(job: GradualJob, enforcer: Enforcer, state: ModelState, windows: T
 
     def statistics(seed: int) -> Iterator[dict[str, Evidence]]:
         if windows is None:
-            raise PruningError(f"{job.method} needs calibration data, but there is none. Set data.")
+            raise PruningError(f"{job.method} needs calibration data; there is none. Set data.")
         views = {name: enforcer.views[name] for name in job.sparsities}
         with evaluating(state.model):
             yield from evidence(state.model, views, windows, needs=needs, propagate=False, seed=seed)

@@ -44,8 +44,8 @@ def open_engine(where: Root | str, create: bool) -> Engine:
         return _sqlite(url, create)
     if url.get_backend_name() != "postgresql":
         raise StoreError(
-            f"the store must be SQLite or PostgreSQL, but the URL names {url.get_backend_name()!r}. "
-            f"Use sqlite:///FILE or postgresql://USER@HOST/DATABASE."
+            f"the store must be SQLite or PostgreSQL; the URL names {url.get_backend_name()!r}. Use sqlite:///FILE or "
+            "postgresql://USER@HOST/DATABASE."
         )
     try:
         return create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
@@ -98,7 +98,7 @@ def understood(engine: Engine) -> Iterator[None]:
         raise
     except (ValueError, RecursionError) as error:
         raise StoreError(
-            f"the database {engine.url.render_as_string()} must hold what PruneGPT writes, but does not: "
+            f"the database {engine.url.render_as_string()} must hold what PruneGPT writes; it does not: "
             f"{str(error).splitlines()[0]}. {_HINT}"
         ) from error
 
@@ -110,13 +110,13 @@ def _url(where: Root | str) -> URL:
         return make_url(where.replace("postgres://", "postgresql://", 1) if where.startswith("postgres://") else where)
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise StoreError(
-            f"a store URL must look like postgresql://USER@HOST/DATABASE or sqlite:///FILE, but got {where!r}."
+            f"a store URL must look like postgresql://USER@HOST/DATABASE or sqlite:///FILE, got {where!r}."
         ) from error
 
 
 def _sqlite(url: URL, create: bool) -> Engine:
     if not url.database or url.database == ":memory:":
-        raise StoreError("a SQLite store must be a file, but the URL names none. Use sqlite:///FILE.")
+        raise StoreError("a SQLite store must be a file; the URL names none. Use sqlite:///FILE.")
     file = Path(url.database)
     if create:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -129,8 +129,8 @@ def _sqlite(url: URL, create: bool) -> Engine:
         engine = create_engine(url, connect_args={"timeout": BUSY})
     elif create:
         raise StoreError(
-            f"a root must be writable for this command, but {file.parent} is read-only here. "
-            f"Use another --root, copy this one, or get write permission; reading works."
+            f"a root must be writable for this command; {file.parent} is read-only here. Use another --root, copy this "
+            "one, or get write permission; reading works."
         )
     else:
         engine = _for_looking(url, file)
@@ -148,8 +148,8 @@ def _sqlite(url: URL, create: bool) -> Engine:
         writes = connection.get_execution_options().get(_WRITES, False)
         if writes and frozen(engine):
             raise StoreError(
-                f"the database must be writable for this command, but {file.parent} is read-only here. "
-                f"Copy the folder to where it can be written, or get write permission."
+                f"the database must be writable for this command; {file.parent} is read-only here. Copy the folder to "
+                "where it can be written, or get write permission."
             )
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -186,9 +186,9 @@ def _for_looking(url: URL, file: Path) -> Engine:
         filled = log.exists() and log.stat().st_size > 0
         if filled and not shared.exists():
             raise StoreError(
-                f"a database can be read where nothing can be written once its write-ahead log is merged, but "
-                f"{log} is not: its writer was killed, or the folder was copied meanwhile. "
-                f"Copy the folder to where it can be written, and open it there."
+                f"a database can be read where nothing can be written once its write-ahead log is merged; {log} is "
+                "not: its writer was killed, or the folder was copied meanwhile. Copy the folder to where it can be "
+                "written, and open it there."
             )
         how = "mode=ro" if filled else "immutable=1"
         return sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, timeout=BUSY, check_same_thread=False)

@@ -36,13 +36,13 @@ def prepare(engine: Engine, revisions: Sequence[str] = REVISIONS, versions: Sequ
         return
     if found is not None and found not in revisions:
         raise StoreError(
-            f"this PruneGPT ({__version__}) knows schemas up to {revisions[-1]}, but {engine.url.database} "
-            f"has {found}. Install the newer PruneGPT that wrote it, or use another --root."
+            f"this PruneGPT ({__version__}) knows schemas up to {revisions[-1]}; {engine.url.database} has {found}. "
+            "Install the newer PruneGPT that wrote it, or use another --root."
         )
     if frozen(engine):
         raise StoreError(
-            f"a database must have the schema {revisions[-1]} to be read, but {engine.url.database} has {found}, and "
-            f"is read-only here. Copy its folder to where it can be written, and open it there to upgrade it."
+            f"a database must have the schema {revisions[-1]} to be read; {engine.url.database} has {found}, and is "
+            "read-only here. Copy its folder to where it can be written, and open it there to upgrade it."
         )
     with writer(engine).begin() as connection:
         if connection.dialect.name == "postgresql":

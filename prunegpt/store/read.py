@@ -55,7 +55,7 @@ def _stored(text: str, kind: type[_Kind]) -> _Kind:
     """The JSON in a column. Raises ValueError where it is of another kind, or none."""
     found = json.loads(text) if isinstance(text, str) else text
     if not isinstance(found, kind):
-        raise ValueError(f"a column of JSON must hold a {kind.__name__}, but one holds {str(text)[:80]!r}.")
+        raise ValueError(f"a column of JSON must hold a {kind.__name__}; one holds {str(text)[:80]!r}.")
     return found
 
 
@@ -159,7 +159,7 @@ def result(connection: Connection, reference: int | str) -> TrialResult:
         return found[0]
     sweep_name, slash, name = reference.partition("/")
     if not slash:
-        raise StoreError(f"a trial is named SWEEP/TRIAL, but got {reference!r}.")
+        raise StoreError(f"a trial is named SWEEP/TRIAL, got {reference!r}.")
     sweep_id = find_sweep(connection, sweep_name)
     found = _results(connection, trial.c.sweep_id == sweep_id, trial.c.name == name)
     if not found:

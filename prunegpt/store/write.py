@@ -68,7 +68,7 @@ def add_trial(connection: Connection, one: "TrialPlan") -> SavedTrial:
     """
     sweep_id = connection.execute(select(sweep.c.id).where(sweep.c.name == one.sweep)).scalar()
     if sweep_id is None:
-        raise StoreError(f"a trial must belong to a sweep, but the store has no sweep {one.sweep!r}. Save it first.")
+        raise StoreError(f"a trial must belong to a sweep; the store has no sweep {one.sweep!r}. Save it first.")
     row = _row(one, sweep_id)
     replaced = [name for name in row if name not in ("sweep_id", "name")]
     connection.execute(_upsert(connection, trial, ["sweep_id", "name"], replaced, keep_state=True), row)
@@ -187,7 +187,7 @@ def start_attempt(
         .where(trial.c.id == trial_id)
     ).one_or_none()
     if row is None:
-        raise StoreError(f"an attempt must belong to a trial, but the store has no trial {trial_id}.")
+        raise StoreError(f"an attempt must belong to a trial; the store has no trial {trial_id}.")
     last = connection.execute(select(func.max(attempt.c.number)).where(attempt.c.trial_id == trial_id)).scalar() or 0
     number = max(last + 1, at_least)
     folder = f"trials/{row.sweep}/{row.name}/attempt-{number}"
@@ -310,8 +310,8 @@ def finish_attempt(
     ).one_or_none()
     if row is None:
         raise StoreError(
-            f"a record must belong to an attempt, but the store has no attempt {record.attempt} "
-            f"of {record.sweep}/{record.trial}."
+            f"a record must belong to an attempt; the store has no attempt {record.attempt} of "
+            f"{record.sweep}/{record.trial}."
         )
     values = {
         "state": record.state,

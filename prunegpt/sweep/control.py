@@ -43,13 +43,13 @@ def request(root: Root, action: Action) -> Path:
     running = coordinator(root)
     if running is None:
         raise LaunchError(
-            f"`{action.kind}` needs a running sweep, but nothing runs under {root.path}. "
-            f"`prunegpt sweep status` says what there is."
+            f"`{action.kind}` needs a running sweep; nothing runs under {root.path}. `prunegpt sweep status` says what "
+            "there is."
         )
     if action.kind != "retry" and running.sweep not in ("", action.sweep):
         raise LaunchError(
-            f"`{action.kind}` needs a running sweep, but the sweep that runs under {root.path} is "
-            f"{running.sweep!r}, not {action.sweep!r}."
+            f"`{action.kind}` needs a running sweep; the sweep that runs under {root.path} is {running.sweep!r}, not "
+            f"{action.sweep!r}."
         )
     file = _folder(root) / f"{time.time_ns():020d}-{uuid4().hex}.json"
     write_json(file, asdict(action))
@@ -67,8 +67,8 @@ def wait_for_end(root: Root, wish: Path, *, clock: Callable[[], float] = time.mo
         if wish.exists() and clock() - begun > _UNHEARD:
             wish.unlink(missing_ok=True)
             raise LaunchError(
-                f"a coordinator takes what it is asked within a second, but process {holder.pid} on {holder.host} has "
-                f"not within {_UNHEARD:g} s: it hangs, or is stopped itself. End it there with `kill -9 {holder.pid}`; "
+                f"a coordinator takes what it is asked within a second; process {holder.pid} on {holder.host} has not "
+                f"within {_UNHEARD:g} s: it hangs, or is stopped itself. End it there with `kill -9 {holder.pid}`; "
                 f"`prunegpt sweep resume {holder.sweep}` then resumes from the last checkpoints."
             )
         time.sleep(look)

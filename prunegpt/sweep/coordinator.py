@@ -81,8 +81,8 @@ def run_sweep(
     with coordinating(root, plan.name), store.sole_writer() as sole, stop.on_signals():
         if not sole:
             raise LaunchError(
-                "a database takes one coordinator at a time, but this one has another already. "
-                "Wait for it, stop it with Ctrl-C, or give each root a database of its own."
+                "a database takes one coordinator at a time; this one has another already. Wait for it, stop it with "
+                "Ctrl-C, or give each root a database of its own."
             )
         try:
             lost = recover(root, store)
@@ -106,8 +106,8 @@ def run_sweep(
             if error.errno != errno.ENOSPC:
                 raise
             raise LaunchError(
-                f"running a sweep needs room on the disk of {root.path}, but there is none left. "
-                f"Free some space and run the sweep again to resume."
+                f"running a sweep needs room on the disk of {root.path}; there is none left. Free some space and run "
+                "the sweep again to resume."
             ) from error
         finally:
             patient.close()
@@ -127,7 +127,7 @@ def matching(plan: SweepPlan, only: str | None) -> list[bool]:
     ]
     if not any(found) and not _searches(plan, only):
         close = ", ".join(nearest(only, [trial.name for trial in plan.trials if trial.sweep == plan.name])[:8])
-        raise SpecError([Problem("", f"--only must match a trial, but {only!r} matches none. Trials: {close}.")])
+        raise SpecError([Problem("", f"--only must match a trial; {only!r} matches none. Trials: {close}.")])
     return found
 
 

@@ -105,9 +105,9 @@ class Dispatcher:
             stages = [published_record(self.root, trial, index, cached=True) for index in range(len(trial.stages))]
         except (OSError, ValueError) as error:
             message = (
-                f"a published stage must have a stage.json and evaluation.json that can be read, but of "
-                f"{', '.join(stage.key for stage in trial.stages)} one has not: {readable(error)}. "
-                f"Delete its folder under {self.root.stages}, and it is computed again."
+                "a published stage must have a stage.json and evaluation.json that can be read; of "
+                f"{', '.join(stage.key for stage in trial.stages)} one has not: {readable(error)}. Delete its folder "
+                f"under {self.root.stages}, and it is computed again."
             )
             self.end(trial, "cache", message)
             return

@@ -82,9 +82,8 @@ def refusal(root: Root) -> str:
         what = f", which runs {found.sweep}" if found.sweep else ""
         who = f"process {found.pid} on {found.host}, since {since}{what}"
     return (
-        f"a root takes one coordinator at a time, but {root.path} has one already: {who}. "
-        f"Wait for it, stop it with Ctrl-C or `prunegpt sweep stop`, end that process where it hangs, or use another "
-        f"--root."
+        f"a root takes one coordinator at a time; {root.path} has one already: {who}. Wait for it, stop it with Ctrl-C "
+        "or `prunegpt sweep stop`, end that process where it hangs, or use another --root."
     )
 
 

@@ -62,7 +62,7 @@ def _refuse_while_agents_run(name: str, root: Root, store: Store) -> None:
     ]
     if running:
         raise LaunchError(
-            f"only a sweep that nobody runs can be removed, but agents run {len(running)} of {name}: "
+            f"only a sweep that nobody runs can be removed; agents run {len(running)} of {name}: "
             f"{', '.join(running[:3])}. End them, or wait until they have been silent for ten minutes."
         )
 

@@ -26,8 +26,8 @@ def reopened(name: str, root: Root, *, trust_remote_code: bool = False) -> Itera
         known, before = store.sweep(name), store.results(name)
     if not known.spec:
         raise StoreError(
-            f"a sweep must have been run before it is resumed, but {name} only has trials that taught those of others. "
-            f"Run its spec with `prunegpt sweep run`."
+            f"a sweep must have been run before it is resumed; {name} only has trials that taught those of others. Run "
+            "its spec with `prunegpt sweep run`."
         )
     same_place = Path(known.folder).is_absolute() and Path(known.folder).is_dir()
     with chdir(known.folder) if same_place else nullcontext():  # where relative paths of the spec begin
@@ -45,7 +45,7 @@ def reopened(name: str, root: Root, *, trust_remote_code: bool = False) -> Itera
         comparable = [one for one in before if known.folder or one.plan.inputs]
         if not same_place and (changed := _changed(planner, comparable)):
             raise StoreError(
-                f"a sweep is resumed with what it was run with, but {changed} would now compute something else. "
+                f"a sweep is resumed with what it was run with; {changed} would now compute something else. "
                 f"{_elsewhere(known)}"
             )
         yield planner

@@ -82,9 +82,9 @@ def read_arguments(path: Path) -> dict[str, Any]:
     try:
         found = bounded_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _refused(f"an agent's arguments must be a readable JSON or YAML file, but {path}: {error}.") from error
+        raise _refused(f"an agent's arguments must be a readable JSON or YAML file; {path}: {error}.") from error
     if not isinstance(found, dict):
-        raise _refused(f"an agent's arguments must be a mapping, but {path} holds none.")
+        raise _refused(f"an agent's arguments must be a mapping; {path} holds none.")
     if "wandb_version" in found:
         return {name: item["value"] for name, item in found.items() if isinstance(item, dict) and "value" in item}
     return found
@@ -103,7 +103,7 @@ def trial_of(planner: Planner, arguments: Mapping[str, Any], root: Root) -> Tria
         own = [trial for trial in own if arguments[TRIAL] in (trial.name, trial.group)]
         if not own:
             raise _refused(
-                f"the parameter trial must name one of the spec's, but is {arguments[TRIAL]!r}. Nearest: {names}."
+                f"the parameter trial must name one of the spec's, got {arguments[TRIAL]!r}. Nearest: {names}."
             )
     spaces = [search.spec.space for search in plan.searches]
     known = {path for trial in own for path in trial.swept}.union(*spaces, {TRIAL, SEED})
@@ -118,8 +118,8 @@ def trial_of(planner: Planner, arguments: Mapping[str, Any], root: Root) -> Tria
         return found[0]
     wanted = ", ".join(f"{path}={value}" for path, value in values.items())
     raise _refused(
-        f"a run's arguments must mean one trial, but {wanted or 'no argument'} means {len(found)} of the "
-        f"{len(own)} of {plan.name}. Vary what the spec varies, or name one as the parameter `trial`."
+        f"a run's arguments must mean one trial; {wanted or 'no argument'} means {len(found)} of the {len(own)} of "
+        f"{plan.name}. Vary what the spec varies, or name one as the parameter `trial`."
     )
 
 

@@ -56,8 +56,8 @@ class Server:
             key = kept_token(Root.find()) or ""  # which `prunegpt serve` takes as a key
         if not key:
             raise TrackingError(
-                f"W&B at {address} needs an API key, but there is none. Set WANDB_API_KEY, or run `wandb login`; for "
-                f"`prunegpt serve` it is the token in the link that it printed."
+                f"W&B at {address} needs an API key; there is none. Set WANDB_API_KEY, or run `wandb login`; for "
+                "`prunegpt serve` it is the token in the link that it printed."
             )
         return cls(address, key)
 

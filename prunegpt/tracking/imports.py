@@ -61,7 +61,7 @@ def import_folder(root: Root, folder: Path) -> Iterator[str]:
     files = run_files(folder)
     if not files:
         raise TrackingError(
-            f"{folder} must hold runs of the W&B client, folders such as offline-run-DATE-ID, but holds none."
+            f"{folder} must hold runs of the W&B client, folders such as offline-run-DATE-ID; it holds none."
         )
     empty = 0
     for file in files:
@@ -72,7 +72,7 @@ def import_folder(root: Root, folder: Path) -> Iterator[str]:
             continue
         yield _keep(root, found)
     if empty == len(files):
-        raise NoRun(f"{folder} must hold runs of the W&B client, but none of its {empty} files holds one.")
+        raise NoRun(f"{folder} must hold runs of the W&B client; none of its {empty} files holds one.")
 
 
 def import_project(root: Root, path: str, api: Any = None) -> Iterator[str]:
@@ -86,7 +86,7 @@ def import_project(root: Root, path: str, api: Any = None) -> Iterator[str]:
     """
     parts = path.strip("/").split("/")
     if len(parts) not in (2, 3):
-        raise TrackingError(f"what is imported must be ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, but got {path!r}.")
+        raise TrackingError(f"what is imported must be ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, got {path!r}.")
     entity, project = parts[:2]
     try:
         if api is None:
@@ -195,7 +195,7 @@ def read_run(path: Path) -> FoundRun:
             code = found.exit_code = int(record.exit.exit_code)
             found.state, found.problem = ("failed", f"it ended with {code}.") if code else ("finished", "")
     if found is None:
-        raise NoRun(f"{path} must hold a run of the W&B client, but holds none. Give a folder of offline runs.")
+        raise NoRun(f"{path} must hold a run of the W&B client; it holds none. Give a folder of offline runs.")
     return found
 
 
@@ -229,7 +229,7 @@ def _records(path: Path) -> Iterator[bytes]:
     if not data:
         raise NoRun(f"{path} is empty.")
     if not data.startswith(_IDENTITY):
-        raise TrackingError(f"{path} must be a file of the W&B client, but does not begin like one.")
+        raise TrackingError(f"{path} must be a file of the W&B client; it does not begin like one.")
     position, parts = _HEADER, b""
     while position + _HEADER <= len(data):
         left = _BLOCK - position % _BLOCK

@@ -22,7 +22,7 @@ def plain(value: Any, depth: int = 0) -> Any:
         ValueError: it is nested deeper than `MAX_DEPTH` levels.
     """
     if depth > MAX_DEPTH:
-        raise ValueError(f"values may be nested {MAX_DEPTH} levels deep, but are nested deeper. Flatten them.")
+        raise ValueError(f"values may be nested {MAX_DEPTH} levels deep; they are nested deeper. Flatten them.")
     if isinstance(value, Mapping):
         return {_text(str(key)): plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -53,7 +53,7 @@ def step_of(row: Mapping[str, Any]) -> int:
     """
     step = whole(row.get("_step") or 0)
     if step is None:
-        raise ValueError(f"_step must be a whole number from 0 to {MAX_INTEGER}, but is {row['_step']!r}.")
+        raise ValueError(f"_step must be a whole number from 0 to {MAX_INTEGER}, got {row['_step']!r}.")
     return step
 
 

@@ -65,12 +65,12 @@ class TrainingJob(Part):
             job = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, OSError, UnicodeDecodeError) as error:
             raise PruneGPTError(
-                f"{JOB} must say what a stage is training, but {path} cannot be read: {in_short(error)}. "
-                f"Remove the folder {work}: the stage starts from scratch."
+                f"{JOB} must say what a stage is training; {path} cannot be read: {in_short(error)}. Remove the folder "
+                f"{work}: the stage starts from scratch."
             ) from error
         if (job.key, job.held) != (key, masks_hash(held)):
             raise PruneGPTError(
-                f"a stage must resume the job that it began, but {path} is of stage {job.key} or of a model with "
-                f"other masks. Remove the folder {work}: the stage starts from scratch."
+                f"a stage must resume the job that it began; {path} is of stage {job.key} or of a model with other "
+                f"masks. Remove the folder {work}: the stage starts from scratch."
             )
         return job

@@ -117,13 +117,13 @@ def train(
     trainer.check_alike()
     if reached != job.steps:
         raise MaskDriftError(
-            f"a training must take the optimizer steps that it was planned with, {job.steps}, but took {reached}. "
-            f"Nothing was published; report the training arguments that were used."
+            f"a training must take the optimizer steps that it was planned with, {job.steps}; it took {reached}. "
+            "Nothing was published; report the training arguments that were used."
         )
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise DivergedError(
-                f"weights must stay finite, but {name} is not after step {reached}. Try a lower learning rate."
+                f"weights must stay finite; {name} is not after step {reached}. Try a lower learning rate."
             )
     enforcer.verify()
     if job.prune:
@@ -178,6 +178,6 @@ def _agreed(checkpoint: Path | None) -> Path | None:
     if agreed == step:
         return checkpoint
     raise PruneGPTError(
-        f"all processes must resume from the same checkpoint, but process {ranks.rank()} sees {checkpoint} and process "
-        f"0 that of step {agreed:.0f}. Put the root on a file system that shows all of them the same."
+        f"all processes must resume from the same checkpoint; process {ranks.rank()} sees {checkpoint} and process 0 "
+        f"that of step {agreed:.0f}. Put the root on a file system that shows all of them the same."
     )

@@ -205,8 +205,8 @@ class JobTrainer(Trainer, TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.max_steps != self.job.steps:
             raise PruneGPTError(
-                f"a training must take the optimizer steps that it was planned with, {self.job.steps}, but "
-                f"transformers counts {state.max_steps}. Report the training arguments that were used."
+                f"a training must take the optimizer steps that it was planned with, {self.job.steps}; transformers "
+                f"counts {state.max_steps}. Report the training arguments that were used."
             )
         resumed = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.global_step and (resumed / MARKER).exists():
@@ -228,8 +228,8 @@ class JobTrainer(Trainer, TrainerCallback):
             self.enforcer.set_masks(load_masks(folder / MASKS).masks)
         if masks_hash(self.enforcer.masks) != known["masks"]:
             raise MaskDriftError(
-                f"masks must be those of the checkpoint that training resumes from, but those of {folder} differ. "
-                f"Remove that folder to resume from an earlier one."
+                f"masks must be those of the checkpoint that training resumes from; those of {folder} differ. Remove "
+                "that folder to resume from an earlier one."
             )
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -311,8 +311,8 @@ class JobTrainer(Trainer, TrainerCallback):
         """
         if ranks.count() > 1 and not ranks.alike(masks_hash(self.enforcer.masks)):
             raise MaskDriftError(
-                f"masks must be the same in all {ranks.count()} processes, but at step {self.state.global_step} they "
-                f"differ. Train on one GPU, and report the method that was used."
+                f"masks must be the same in all {ranks.count()} processes; at step {self.state.global_step} they "
+                "differ. Train on one GPU, and report the method that was used."
             )
 
 

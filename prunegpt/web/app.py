@@ -97,8 +97,8 @@ def run(
     """
     if token is not None and len(token) < SHORTEST:
         raise LaunchError(
-            f"a token must have {SHORTEST} characters at least, but has {len(token)}. "
-            f"Leave --token out: one is generated."
+            f"a token must have {SHORTEST} characters at least; it has {len(token)}. Leave --token out: one is "
+            "generated."
         )
     given = token is not None
     token = token or own_token(root)

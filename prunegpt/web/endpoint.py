@@ -100,7 +100,7 @@ class Endpoint:
     def _answer(self, dashboard: Dashboard, given: dict[str, Any]) -> Response:
         for part, valid in self.choices.items():
             if valid and given[part] not in valid:
-                raise RequestError(404, f"{part} must be one of {', '.join(valid)}, but got {given[part]!r}.")
+                raise RequestError(404, f"{part} must be one of {', '.join(valid)}, got {given[part]!r}.")
         found = self.handler(dashboard, **given)
         return found if isinstance(found, Response) else reply(found)
 
@@ -212,7 +212,7 @@ def _query(kind: type[ApiRequest], request: Request) -> ApiRequest:
         values = request.query_params.getlist(name)
         many = name in kind.model_fields and "list" in str(kind.model_fields[name].annotation)
         if len(values) > 1 and not many:
-            raise RequestError(400, f"{name} may be given once, but is given {len(values)} times.")
+            raise RequestError(400, f"{name} may be given once; it is given {len(values)} times.")
         given[name] = values if many else values[0]
     return kind.model_validate(given)
 

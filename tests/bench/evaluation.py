@@ -52,7 +52,7 @@ def measure(settings: Settings) -> Iterator[Row]:
     )  # fmt: skip
     ratio = found["example"] / found["ours"]
     if min(abs(ratio - 1), abs(ratio * length / (length - 1) - 1)) > 1e-3:
-        raise AssertionError(f"both must measure the same loss, but got {found}.")
+        raise AssertionError(f"both must measure the same loss, got {found}.")
     yield Row.of(
         "evaluation",
         f"Evaluation, tokens per second, {count} × {length} tokens",

@@ -192,5 +192,5 @@ def _sweep(settings: Settings, slots: int) -> float:
     with Store.open(root) as store:
         outcome = run_sweep(plan, root, store, LocalLauncher(root, slots))
     if not outcome.ok:
-        raise RuntimeError(f"every trial must finish, but {outcome.failed} did not.")
+        raise RuntimeError(f"every trial must finish; {outcome.failed} did not.")
     return time.perf_counter() - started

@@ -135,7 +135,7 @@ class Stepwise:
             self._thread.start()
         self._done.acquire()
         if self._error is not None:
-            raise RuntimeError(f"a loop that is stepped must go on, but it ended: {self._error!r}") from self._error
+            raise RuntimeError(f"a loop that is stepped must go on; it ended: {self._error!r}") from self._error
 
     def close(self) -> None:
         """Ends the loop at the step it is at."""

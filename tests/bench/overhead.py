@@ -101,7 +101,7 @@ def _ours(settings: Settings, model: Path, text: Path, count: int) -> tuple[list
     with Store.open(root) as store:
         outcome = run_sweep(plan, root, store, LocalLauncher(root, 1), on_event=hear)
     if not outcome.ok:
-        raise RuntimeError(f"every trial must finish, but {outcome.failed} did not.")
+        raise RuntimeError(f"every trial must finish; {outcome.failed} did not.")
     return [after - before for before, after in pairwise(ends)], ends[0] - started
 
 
@@ -153,8 +153,8 @@ def _wandb(settings: Settings, model: Path, text: Path, count: int) -> list[floa
     done = len(results.read_text().split()) if results.exists() else 0
     if run.returncode or not sweep.ended or done != count:
         raise RuntimeError(
-            f"wandb agent must run {count} trials, but ran {done} and ended with {run.returncode}:\n"
-            f"{run.stdout[-2000:]}{run.stderr[-3000:]}"
+            f"wandb agent must run {count} trials; ran {done} and ended with "
+            f"{run.returncode}:\n{run.stdout[-2000:]}{run.stderr[-3000:]}"
         )
     marks = [*sweep.given, sweep.ended]
     return [after - before for before, after in pairwise(marks)]

@@ -42,7 +42,7 @@ class InProcess(Here):
         handle = super().submit(folder)
         record = AttemptRecord.read(folder / "record.json")
         if record.state != "finished":
-            raise RuntimeError(f"{record.trial} must finish, but is {record.state}: {record.error}")
+            raise RuntimeError(f"{record.trial} must finish, got {record.state}: {record.error}")
         return handle
 
 
@@ -100,7 +100,7 @@ def _run(plan: SweepPlan, folder: Path, only: str | None = None) -> float:
     with Store.open(root) as store:
         outcome = run_sweep(plan, root, store, InProcess(), only=only)
     if not outcome.ok:
-        raise RuntimeError(f"every trial must finish, but {outcome.failed} did not.")
+        raise RuntimeError(f"every trial must finish; {outcome.failed} did not.")
     return time.perf_counter() - started
 
 

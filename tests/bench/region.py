@@ -16,7 +16,7 @@ def replaced(text: str, name: str, body: str) -> str:
     found = len(region.findall(text))
     if found != 1:
         raise ValueError(
-            f"a file must hold the lines <!-- prunegpt:{name} --> and <!-- /prunegpt:{name} --> once, but has them "
+            f"a file must hold the lines <!-- prunegpt:{name} --> and <!-- /prunegpt:{name} --> once; it has them "
             f"{found} times. Add them where the text should stand."
         )
     return region.sub(lambda match: f"{match['open']}\n{body}\n{match['close']}", text)

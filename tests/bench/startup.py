@@ -52,4 +52,4 @@ def _check_imports(settings: Settings, arguments: list[str]) -> None:
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(settings.threads))
     if run.returncode:
-        raise AssertionError(f"prunegpt {' '.join(arguments)} must run without torch, but does not. {run.stderr}")
+        raise AssertionError(f"prunegpt {' '.join(arguments)} must run without torch; it does not. {run.stderr}")

@@ -74,7 +74,7 @@ def test_a_loop_that_ends_says_why() -> None:
     def run(pause: Callable[[], None]) -> None:
         raise ValueError("no data")
 
-    with pytest.raises(RuntimeError, match="must go on, but it ended: ValueError\\('no data'\\)"):
+    with pytest.raises(RuntimeError, match="must go on; it ended: ValueError\\('no data'\\)"):
         Stepwise(run)()
 
 
@@ -133,7 +133,7 @@ def test_the_table_stands_between_its_markers(tmp_path: Path) -> None:
     assert "old" not in new
     assert (new.startswith("before\n"), new.endswith("after\n")) == (True, True)
     assert table.replaced(new, latest) == new
-    with pytest.raises(ValueError, match="once, but has them 0 times"):
+    with pytest.raises(ValueError, match="once; it has them 0 times"):
         table.replaced("nothing", latest)
 
 

@@ -36,7 +36,7 @@ def measure(settings: Settings) -> Iterator[Row]:
     )
     zeros = sum(int((~mask).sum()) for mask in global_masks(scores, GROWN).values())
     if zeros != round(total * GROWN):
-        raise AssertionError(f"exactly {round(total * GROWN)} weights must be pruned, but {zeros} are.")
+        raise AssertionError(f"exactly {round(total * GROWN)} weights must be pruned; {zeros} are.")
     yield Row.of(
         "global-threshold",
         f"Masks by one threshold over {total:,} weights, exact",

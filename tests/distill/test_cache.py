@@ -95,11 +95,11 @@ def test_it_is_built_once(tmp_path: Path, teacher: Teacher, monkeypatch: pytest.
     build_cache(tmp_path / "c", teacher, BLOCKS, **KEYS, k=6)
     monkeypatch.setattr(Teacher, "run", lambda *_, **__: pytest.fail("the teacher ran"))
     assert build_cache(tmp_path / "c", teacher, BLOCKS, **KEYS, k=6).meta.k == 6
-    with pytest.raises(DistillationError, match="must be of data other, but is of d"):
+    with pytest.raises(DistillationError, match="must be of data other; it is of d"):
         build_cache(tmp_path / "c", teacher, BLOCKS, teacher_key="t", data_key="other", k=6)
-    with pytest.raises(DistillationError, match="must be of teacher u, but is of t"):
+    with pytest.raises(DistillationError, match="must be of teacher u; it is of t"):
         TopKCache.open(tmp_path / "c", teacher_key="u")
-    with pytest.raises(DistillationError, match="must have k 7, but has 6"):
+    with pytest.raises(DistillationError, match="must have k 7; it has 6"):
         build_cache(tmp_path / "c", teacher, BLOCKS, **KEYS, k=7)
 
 
@@ -116,9 +116,9 @@ def test_a_build_that_breaks_off_leaves_nothing(tmp_path: Path, teacher: Teacher
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 0}, r"k must be 1 to 127, below the vocabulary, but got 0"),
-        ({"k": 128}, r"k must be 1 to 127, below the vocabulary, but got 128"),
-        ({"temperatures": []}, r"temperatures must be above 0, one at least, but got \[\]"),
+        ({"k": 0}, r"k must be 1 to 127, below the vocabulary, got 0"),
+        ({"k": 128}, r"k must be 1 to 127, below the vocabulary, got 128"),
+        ({"temperatures": []}, r"temperatures must be above 0, one at least, got \[\]"),
         ({"temperatures": [0.0, 1.0]}, r"temperatures must be above 0"),
     ],
 )
@@ -129,11 +129,11 @@ def test_requests_out_of_range(tmp_path: Path, teacher: Teacher, settings: dict[
 
 def test_lookups_that_do_not_fit(tmp_path: Path, teacher: Teacher) -> None:
     cache = build_cache(tmp_path / "c", teacher, BLOCKS, **KEYS, k=6, temperatures=[2.0])
-    with pytest.raises(DistillationError, match=r"temperatures 2, but the loss asks for 3"):
+    with pytest.raises(DistillationError, match=r"temperatures 2; the loss asks for 3"):
         cache.lookup(torch.tensor([0]), 3.0, tokens(0))
     with pytest.raises(DistillationError, match=r"block 1 must hold the tokens that the teacher saw"):
         cache.lookup(torch.tensor([0, 1]), 2.0, tokens(0, 2))
-    with pytest.raises(DistillationError, match=r"blocks 0 to 4, but got 5"):
+    with pytest.raises(DistillationError, match=r"blocks 0 to 4, got 5"):
         cache.lookup(torch.tensor([5]), 2.0, tokens(0))
     with pytest.raises(DistillationError, match=r"blocks of 12 tokens .* got \[1\] numbers and tokens \[1, 7\]"):
         cache.lookup(torch.tensor([0]), 2.0, tokens(0)[:, :7])
@@ -145,7 +145,7 @@ def test_damage_is_found(tmp_path: Path, teacher: Teacher) -> None:
     folder = tmp_path / "c"
     build_cache(folder, teacher, BLOCKS, **KEYS, k=6)
     np.save(folder / "indices.npy", np.zeros((1, 2, 3)))
-    with pytest.raises(DistillationError, match=r"damaged: indices must be \(5, 12, 6\), but is \(1, 2, 3\)"):
+    with pytest.raises(DistillationError, match=r"damaged: indices must be \(5, 12, 6\), got \(1, 2, 3\)"):
         TopKCache.open(folder)
     (folder / "indices.npy").write_bytes(b"")
     with pytest.raises(DistillationError, match="is damaged"):

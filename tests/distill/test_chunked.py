@@ -256,9 +256,9 @@ def test_heads_that_differ_by_padding_are_compared_on_what_they_share() -> None:
     labels = labels.clamp(max=9)
     short = HiddenTargets(teacher.hidden, Head(teacher.head.weight[:11]))
     settings: dict[str, Any] = {"loss": FORWARD_KL, "hardness": 0.5, "temperature": 2.0}
-    with pytest.raises(DistillationError, match=r"same vocabulary, but their heads have 13 and 11 rows.*`vocabulary`"):
+    with pytest.raises(DistillationError, match=r"same vocabulary; their heads have 13 and 11 rows.*`vocabulary`"):
         chunked_losses(hidden, head, labels, short, **settings)
-    with pytest.raises(DistillationError, match=r"must not exceed either head, but got 12"):
+    with pytest.raises(DistillationError, match=r"must not exceed either head, got 12"):
         chunked_losses(hidden, head, labels, short, vocabulary=12, **settings)
     got = chunked_losses(hidden, head, labels, short, vocabulary=10, chunk_tokens=4, **settings)
     logits = F.linear(hidden, head.weight, head.bias)
@@ -318,12 +318,12 @@ def test_shifted_labels_are_those_of_transformers() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hardness": 1.5}, r"hardness is the share of the teacher's term, 0 to 1, but got 1.5"),
-        ({"temperature": 0.0}, r"temperature must be above 0, but got 0.0"),
-        ({"teacher": None}, r"hardness 0.5 needs a teacher and a loss, but got no teacher"),
-        ({"loss": None}, r"hardness 0.5 needs a teacher and a loss, but got no loss"),
-        ({"labels": torch.zeros(3, dtype=torch.long)}, r"must agree, but got \[9, 6\], \[3\] and \[13, 6\]"),
-        ({"teacher": HiddenTargets(torch.zeros(4, 2), Head(torch.zeros(13, 2)))}, r"positions, but they have 9 and 4"),
+        ({"hardness": 1.5}, r"hardness is the share of the teacher's term, 0 to 1, got 1.5"),
+        ({"temperature": 0.0}, r"temperature must be above 0, got 0.0"),
+        ({"teacher": None}, r"hardness 0.5 needs a teacher and a loss, got no teacher"),
+        ({"loss": None}, r"hardness 0.5 needs a teacher and a loss, got no loss"),
+        ({"labels": torch.zeros(3, dtype=torch.long)}, r"must agree, got \[9, 6\], \[3\] and \[13, 6\]"),
+        ({"teacher": HiddenTargets(torch.zeros(4, 2), Head(torch.zeros(13, 2)))}, r"positions; they have 9 and 4"),
         ({"teacher": TopKTargets(torch.zeros(9, 3), torch.zeros(9, 3))}, r"need k \+ 1 log-prob.* k = 3 and \[9, 3\]"),
         ({"teacher": TopKTargets(torch.zeros(9, 13), torch.zeros(9, 14))}, r"k is 13 and the head has 13 rows"),
     ],

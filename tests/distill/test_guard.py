@@ -13,7 +13,7 @@ from prunegpt.errors import DivergedError
 def test_a_term_that_is_not_finite_is_named_with_its_step(name: str, value: float) -> None:
     guard = DivergenceGuard(128)
     guard.check(1, {"ce": 3.0, "kd": 0.1})
-    with pytest.raises(DivergedError, match=rf"finite, but {name} is -?(nan|inf) at step 31 .*lower learning rate"):
+    with pytest.raises(DivergedError, match=rf"finite; {name} is -?(nan|inf) at step 31 .*lower learning rate"):
         guard.check(31, {"ce": 3.0, "kd": 0.1} | {name: value})
 
 
@@ -23,7 +23,7 @@ def test_an_exploding_cross_entropy_ends_the_run_once_the_median_says_so() -> No
         guard.check(step, {"ce": 2.0})
     guard.check(10, {"ce": 9.0})
     guard.check(11, {"ce": 9.0})
-    with pytest.raises(DivergedError, match=r"guessing \(4.85 nats\), but ce is 9.00 at step 12 after 2\.00"):
+    with pytest.raises(DivergedError, match=r"guessing \(4.85 nats\); ce is 9.00 at step 12 after 2\.00"):
         guard.check(12, {"ce": 9.0})
 
 

@@ -89,11 +89,11 @@ def test_automatic_layer_map_rises_and_ends_at_the_last_block() -> None:
 @pytest.mark.parametrize(
     ("student", "given", "message"),
     [
-        (5, None, r"teacher is at least as deep as the student, but they have 4 and 5 blocks\. Give layer_map"),
+        (5, None, r"teacher is at least as deep as the student; they have 4 and 5 blocks\. Give layer_map"),
         (2, {}, r"must name a block at least"),
-        (2, {2: 0}, r"student's blocks are numbered 0 to 1, but layer_map has 2 -> 0"),
-        (2, {1: 4}, r"teacher's blocks are numbered 0 to 3, but layer_map has 1 -> 4"),
-        (2, {-1: 0}, r"student's blocks are numbered 0 to 1, but layer_map has -1 -> 0"),
+        (2, {2: 0}, r"student's blocks are numbered 0 to 1; layer_map has 2 -> 0"),
+        (2, {1: 4}, r"teacher's blocks are numbered 0 to 3; layer_map has 1 -> 4"),
+        (2, {-1: 0}, r"student's blocks are numbered 0 to 1; layer_map has -1 -> 0"),
     ],
 )
 def test_layer_maps_that_do_not_fit(student: int, given: dict[int, int] | None, message: str) -> None:

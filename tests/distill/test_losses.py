@@ -124,7 +124,7 @@ def test_unknown_option(loss: DistillationLoss, options: dict[str, float], messa
 
 
 def test_option_out_of_range() -> None:
-    with pytest.raises(DistillationError, match=r"must be less than 1, but got 1\..*reverse_kl"):
+    with pytest.raises(DistillationError, match=r"must be less than 1, got 1\..*reverse_kl"):
         JENSEN_SHANNON.bind(weight=1)
-    with pytest.raises(DistillationError, match=r"must be greater than or equal to 1, but got 0\."):
+    with pytest.raises(DistillationError, match=r"must be greater than or equal to 1, got 0\."):
         TOP_K.bind(k=0)

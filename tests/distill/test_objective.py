@@ -214,7 +214,7 @@ def test_a_cache_gives_what_the_running_teacher_gives(student: PreTrainedModel, 
     expected, terms = DistillationObjective(Teacher(teacher), TOP_K.bind(k=16))(student, inputs)
     reference = gradients(student, expected)
     objective = DistillationObjective(cache, FORWARD_KL)
-    with pytest.raises(DistillationError, match="found by the number of a block, but the batch has no `block`"):
+    with pytest.raises(DistillationError, match="found by the number of a block; the batch has no `block`"):
         objective(student, inputs)
     loss, cached = objective(student, inputs | {"block": torch.tensor([2, 0])})
     # The cache keeps float16.
@@ -348,9 +348,9 @@ def test_distillation_brings_the_student_to_its_teacher(tiny_gpt2: PreTrainedMod
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hardness": 0.5}, r"a teacher is needed, but there is none for hardness 0.5"),
+        ({"hardness": 0.5}, r"a teacher is needed; there is none for hardness 0.5"),
         ({"hardness": 0.0, "hidden_gain": 1.0}, r"a teacher is needed.*hidden_gain 1.0"),
-        ({"hidden_gain": -1.0}, r"gains must not be negative, but hidden_gain is -1.0"),
+        ({"hidden_gain": -1.0}, r"gains must not be negative; hidden_gain is -1.0"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
@@ -365,5 +365,5 @@ def test_a_cache_has_no_states_and_only_its_temperatures(tiny_gpt2: PreTrainedMo
     )
     with pytest.raises(DistillationError, match=r"a cache holds the teacher's logits only"):
         DistillationObjective(cache, FORWARD_KL, temperature=1.0, hidden_gain=1.0)
-    with pytest.raises(DistillationError, match=r"temperatures 1, but the loss asks for 2"):
+    with pytest.raises(DistillationError, match=r"temperatures 1; the loss asks for 2"):
         DistillationObjective(cache, FORWARD_KL, temperature=2.0)

@@ -57,10 +57,10 @@ def test_a_word_names_a_launcher() -> None:
             {"kind": "slurm", "options": {"partitoin": "a"}},
             "unknown option of launcher slurm 'partitoin'. Did you mean 'partition'",
         ),
-        ({"kind": "slurm", "options": {"time": "10s"}}, "option 'time' of launcher slurm: .*60, but got '10s'"),
-        ({"kind": "slurm", "options": {"time": "soon"}}, 'like "30m", "2h", "1d", but got \'soon\''),
+        ({"kind": "slurm", "options": {"time": "10s"}}, "option 'time' of launcher slurm: .*60, got '10s'"),
+        ({"kind": "slurm", "options": {"time": "soon"}}, 'like "30m", "2h", "1d", got \'soon\''),
         ({"kind": "slurm", "options": {"mem": "lots"}}, "option 'mem' of launcher slurm"),
-        ({"kind": "ray", "options": {"cpus": 0}}, "option 'cpus' of launcher ray: .*greater than 0, but got 0"),
+        ({"kind": "ray", "options": {"cpus": 0}}, "option 'cpus' of launcher ray: .*greater than 0, got 0"),
         ({"kind": "ray", "options": {"partition": "a"}}, "unknown option of launcher ray 'partition'. Valid: "),
         ({"kind": "local", "options": {"cpus": 1}}, "unknown option of launcher local 'cpus'. Valid: threads"),
     ],
@@ -125,7 +125,7 @@ def test_processes_are_told_to_the_worker(tmp_path: Path, devices: Callable[[int
 
 
 def test_no_slots_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="at least 1 slot, but got 0"):
+    with pytest.raises(LaunchError, match="at least 1 slot, got 0"):
         open_launcher(LauncherSpec(), Root(tmp_path), slots=0)
 
 
@@ -150,7 +150,7 @@ def test_a_missing_package_is_told_with_the_way_to_install_it(
 def test_a_machine_without_slurm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaunchError, match="must run where jobs can be submitted, but it cannot here"):
+    with pytest.raises(LaunchError, match="the launcher slurm cannot submit jobs here"):
         open_launcher(LauncherSpec(kind="slurm"), Root(tmp_path))
 
 

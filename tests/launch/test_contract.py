@@ -206,7 +206,7 @@ def test_cancelling_what_has_ended_does_nothing(make: Callable, attempt: Callabl
 
 
 def test_an_unknown_handle_is_refused(make: Callable) -> None:
-    with pytest.raises(LaunchError, match="must come from this launcher's submit, but got 'nothing'"):
+    with pytest.raises(LaunchError, match="must come from this launcher's submit, got 'nothing'"):
         make().poll("nothing")
 
 

@@ -95,12 +95,12 @@ def test_a_worker_that_cannot_start_leaves_its_words_in_the_log(tmp_path: Path) 
 
 
 def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match=r"a worker must start, but '/nowhere/python' does not"):
+    with pytest.raises(LaunchError, match=r"worker '/nowhere/python' did not start"):
         LocalLauncher(Root(tmp_path), command=("/nowhere/python",)).submit(tmp_path)
 
 
 def test_it_needs_a_slot(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="at least 1 slot, but got 0"):
+    with pytest.raises(LaunchError, match="at least 1 slot, got 0"):
         LocalLauncher(Root(tmp_path), 0)
 
 

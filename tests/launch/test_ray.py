@@ -92,7 +92,7 @@ def test_slots_are_what_the_nodes_have_room_for(ray_cluster: Any, tmp_path: Path
     assert RayLauncher(Root(tmp_path)).slots == 4
     assert RayLauncher(Root(tmp_path), options=RayOptions(cpus=3)).slots == 1
     assert RayLauncher(Root(tmp_path), 9, options=RayOptions(cpus=3)).slots == 9
-    with pytest.raises(LaunchError, match=r"onto one node of the Ray cluster, but none of its 1 has 5 CPU\. "):
+    with pytest.raises(LaunchError, match=r"onto one node of the Ray cluster; none of its 1 has 5 CPU\. "):
         RayLauncher(Root(tmp_path), options=RayOptions(cpus=5))
     with pytest.raises(LaunchError, match=r"has 1 CPU, 2 GPU"):
         RayLauncher(Root(tmp_path), gpus=2)
@@ -120,7 +120,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
         "except LaunchError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
-    assert f"the launcher ray must find its cluster, but '{address}' gives none" in done.stdout
+    assert f"the launcher ray found no cluster at '{address}'" in done.stdout
     assert "Connection refused" in done.stdout
     assert done.stderr == ""
 

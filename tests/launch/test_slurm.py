@@ -231,7 +231,7 @@ def test_a_submission_that_was_not_answered_is_made_once(
     root = Root(tmp_path / "runs")
     launcher = SlurmLauncher(root, 1, options=OPTIONS, command=WORKER)
     folder = attempt(root.path, "pass")
-    with pytest.raises(LaunchError, match=r"is away: .*Unable to contact slurm controller") as raised:
+    with pytest.raises(LaunchError, match=r"did not answer .*Unable to contact slurm controller") as raised:
         launcher.submit(folder)
     assert passes(raised.value)
     sbatch("echo Submitted batch job 42")
@@ -245,7 +245,7 @@ def test_a_job_that_slurm_refuses_leaves_no_note(sbatch: Callable[[str], None], 
     sbatch("echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
     root = Root(tmp_path / "runs")
     launcher = SlurmLauncher(root, 1, options=OPTIONS, command=WORKER)
-    with pytest.raises(LaunchError, match="refuses it: sbatch: error: invalid partition specified: gpu"):
+    with pytest.raises(LaunchError, match=r"refused the job of .*: sbatch: error: invalid partition specified: gpu"):
         launcher.submit(attempt(root.path, "pass"))
     assert list((root.path / "launch" / "slurm").glob("*.json")) == []
 
@@ -299,7 +299,7 @@ def test_options_reach_slurm(slurm_cluster: Cluster, tmp_path: Path, monkeypatch
 @pytest.mark.slow
 def test_what_slurm_refuses_is_told(slurm_cluster: Cluster, tmp_path: Path) -> None:
     launcher = SlurmLauncher(Root(tmp_path), 1, options=SlurmOptions(partition="nowhere"), command=WORKER)
-    with pytest.raises(LaunchError, match=r"refuses it: .*[Ii]nvalid partition"):
+    with pytest.raises(LaunchError, match=r"refused the job of .*: .*[Ii]nvalid partition"):
         launcher.submit(attempt(tmp_path, "pass"))
     assert list((tmp_path / "launch" / "slurm").glob("*.json")) == []
     launcher.close()

@@ -86,7 +86,7 @@ def test_a_job_that_does_not_end_is_told(root: Root, play: Play) -> None:
     leave(root, "a")
     play("scancel", "true")
     play("squeue", "echo a-1")
-    with pytest.raises(LaunchError, match=r"but a-1 still run though they were cancelled\. Wait until squeue"):
+    with pytest.raises(LaunchError, match=r"a-1 still run though they were cancelled\. Wait until squeue"):
         end_left(root, patience=0)
     assert len(list(notes_of(root).iterdir())) == 1  # the next run asks again
 

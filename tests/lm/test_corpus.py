@@ -156,7 +156,7 @@ def test_what_datasets_saved_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown split 'train'\. Valid: test, validation"):
         read(tmp_path / "two")
     next((tmp_path / "one").glob("*.arrow")).unlink()
-    with pytest.raises(DataError, match=r"must have all its files, but .*one lacks data-00000-of-00002\.arrow"):
+    with pytest.raises(DataError, match=r"must have all its files; .*one lacks data-00000-of-00002\.arrow"):
         read(tmp_path / "one")
 
 
@@ -215,7 +215,7 @@ def test_a_column_that_nobody_named(row: dict[str, object], column: str, named: 
 
 
 def test_lists_are_no_text() -> None:
-    with pytest.raises(DataError, match=r"must hold strings, but messages of x holds lists or mappings\. .*: id"):
+    with pytest.raises(DataError, match=r"must hold strings; messages of x holds lists or mappings\. .*: id"):
         text_column({"id": "string", "messages": "structure"}, "messages", "x")
 
 

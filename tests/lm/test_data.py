@@ -90,7 +90,7 @@ def test_text_column_is_found_or_asked_for(tmp_path: Path) -> None:
         read_rows(file, split="train")
     with pytest.raises(DataError, match=r"unknown text column 'boddy'\. Did you mean 'body'\? Valid: .*size, title"):
         read_rows(file, split="train", text_column="boddy")
-    with pytest.raises(DataError, match=r"must hold strings, but size of .* holds int64\. Columns of strings: title"):
+    with pytest.raises(DataError, match=r"must hold strings; size of .* holds int64\. Columns of strings: title"):
         read_rows(file, split="train", text_column="size")
     (tmp_path / "test.jsonl").write_text(json.dumps({"body": "only", "size": 3}) + "\n")
     assert list(read_rows(tmp_path / "test.jsonl", split="test")) == ["only"]
@@ -98,17 +98,17 @@ def test_text_column_is_found_or_asked_for(tmp_path: Path) -> None:
 
 def test_rows_without_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
-    with pytest.raises(DataError, match=r"every row must have text, but 1 rows of .* have none in text"):
+    with pytest.raises(DataError, match=r"every row must have text; 1 rows of .* have none in text"):
         read_rows(tmp_path, split="train")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"must hold text, but .*train\.txt is empty"),
-        (b" \n\n", r"must hold text, but .*train\.txt is empty"),
-        (b"abc\xff\xfe", r"must be UTF-8, but .*train\.txt is not at byte 3\. If it is WINDOWS-1252, convert it"),
-        (b"abc\0def", r"must be text, but .*train\.txt holds NUL bytes"),
+        (b"", r"data file .*train\.txt is empty"),
+        (b" \n\n", r"data file .*train\.txt is empty"),
+        (b"abc\xff\xfe", r"text file .*train\.txt is not UTF-8 at byte 3\. If it is WINDOWS-1252, convert it"),
+        (b"abc\0def", r"text file .*train\.txt holds NUL bytes"),
     ],
 )
 def test_files_that_are_no_text(tmp_path: Path, content: bytes, message: str) -> None:
@@ -118,34 +118,34 @@ def test_files_that_are_no_text(tmp_path: Path, content: bytes, message: str) ->
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"an existing file, folder or hub id, but /nowhere/train\.txt is not"):
+    with pytest.raises(DataError, match=r"an existing file, folder or hub id; /nowhere/train\.txt is not"):
         read_rows("/nowhere/train.txt", split="train")
-    with pytest.raises(DataError, match=r"an existing file, folder or hub id, but /nowhere/train\.jsonl is not"):
+    with pytest.raises(DataError, match=r"an existing file, folder or hub id; /nowhere/train\.jsonl is not"):
         read_rows("/nowhere/train.jsonl", split="train")
-    with pytest.raises(DataError, match=r"an existing file, folder or hub id, but /nowhere is not there"):
+    with pytest.raises(DataError, match=r"an existing file, folder or hub id; /nowhere is not there"):
         read_rows("/nowhere", split="train")
-    with pytest.raises(DataError, match=r"must hold SPLIT\.txt, .*, SPLIT\.parquet, .* but .* holds none"):
+    with pytest.raises(DataError, match=r"must hold SPLIT\.txt, .*, SPLIT\.parquet, .*; .* holds none"):
         read_rows(tmp_path, split="train")
     (tmp_path / "train.jsonl").write_text("not json\n")
-    with pytest.raises(DataError, match=r"a \.jsonl file must be readable as such, but .*train\.jsonl is not"):
+    with pytest.raises(DataError, match=r"\.jsonl file .*train\.jsonl cannot be read"):
         read_rows(tmp_path, split="train")
     (tmp_path / "test.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"a \.parquet file must be readable as such, but .*test\.parquet is not"):
+    with pytest.raises(DataError, match=r"\.parquet file .*test\.parquet cannot be read"):
         read_rows(tmp_path, split="test")
     (tmp_path / "validation.jsonl").touch()
-    with pytest.raises(DataError, match=r"a data file must hold text, but .*validation\.jsonl is empty"):
+    with pytest.raises(DataError, match=r"data file .*validation\.jsonl is empty"):
         read_rows(tmp_path, split="validation")
     other = tmp_path / "a.txt"
     other.write_text("a")
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"must be of one kind of \.txt.*but are a\.txt, b\.parquet"):
+    with pytest.raises(DataError, match=r"must be of one kind of \.txt.*got a\.txt, b\.parquet"):
         read_rows(files={"train": [other, tmp_path / "b.parquet"]}, split="train")
     with pytest.raises(DataError, match=r"must name its text: `path`"):
         read_rows(split="train")
 
 
 def test_dataset_that_is_not_there() -> None:
-    with pytest.raises(DataError, match=r"nobody/nothing \(small\) failed: .*give local files"):
+    with pytest.raises(DataError, match=r"nobody/nothing \(small\) did not load: .*give local files"):
         read_rows("nobody/nothing", name="small", split="train")
     with pytest.raises(DataError, match=r"unknown built-in text 'builtin:txt'\. Did you mean 'builtin:text'"):
         read_rows("builtin:txt", split="train")
@@ -187,7 +187,7 @@ def test_other_rows_tokenisers_and_sizes_have_other_places(
 
 
 def test_too_short_training_text(characters: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"takes 64 tokens, but it has 5\. Use more data, or a smaller block size"):
+    with pytest.raises(DataError, match=r"takes 64 tokens; it has 5\. Use more data, or a smaller block size"):
         pack_training_blocks(["short"], characters, 64, folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -227,9 +227,9 @@ def test_a_long_text_is_not_tokenised_whole(
 
 
 def test_calibration_that_cannot_be(characters: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DataError, match=r"takes 20 tokens, but it has 10"):
+    with pytest.raises(DataError, match=r"takes 20 tokens; it has 10"):
         calibration_windows(["a" * 10], characters, windows=1, length=20)
-    with pytest.raises(DataError, match=r"2 calibration windows of 8 tokens, which takes 16 tokens, but it has 10"):
+    with pytest.raises(DataError, match=r"2 calibration windows of 8 tokens, which takes 16 tokens; it has 10"):
         calibration_windows(["a" * 10], characters, windows=2, length=8, mode="first")
     with pytest.raises(UnknownPartError, match=r"unknown calibration mode 'last'\. Valid: .*first, joined, random"):
         calibration_windows(["a" * 10], characters, windows=1, length=8, mode="last")

@@ -133,10 +133,10 @@ def test_a_document_must_be_longer_than_the_window(llama: Any) -> None:
     short, longer = "a" * (LENGTH - 1), "b" * LENGTH
     found = calibration_windows([short, longer], llama, windows=9, length=LENGTH, mode="document")
     assert found.tolist() == [[BOS, *[ord("b")] * (LENGTH - 1)]] * 9
-    with pytest.raises(DataError, match=r"at least 13 tokens, but of 2 documents none has that many.*mode: random"):
+    with pytest.raises(DataError, match=r"at least 13 tokens; of 2 documents none has that many.*mode: random"):
         calibration_windows([short, short], llama, windows=1, length=LENGTH, mode="document")
     assert len(calibration_windows([short, longer], llama, windows=2, length=LENGTH, mode="distinct")) == 2
-    with pytest.raises(DataError, match=r"at least 12 tokens, but of 2 documents too few have that many"):
+    with pytest.raises(DataError, match=r"at least 12 tokens; of 2 documents too few have that many"):
         calibration_windows([short, longer], llama, windows=3, length=LENGTH, mode="distinct")
 
 

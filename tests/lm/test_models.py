@@ -148,9 +148,7 @@ def test_weight_of_another_shape_is_an_error(folder: Path) -> None:
 def test_truncated_safetensors_names_the_file(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(
-        ModelError, match=r"whole safetensors files, but .*model\.safetensors cannot be read: .*download it again"
-    ):
+    with pytest.raises(ModelError, match=r"safetensors file .*model\.safetensors cannot be read: .*download it again"):
         load_model(folder, **CPU)
 
 
@@ -180,21 +178,19 @@ def test_an_adapter_is_refused(folder: Path) -> None:
 def test_pickled_weights_are_refused_unread(folder: Path, tiny_gpt2: Any) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(tiny_gpt2.state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(
-        ModelError, match=r"must be stored as safetensors, but .*\(pytorch_model\.bin\).*save_pretrained"
-    ):
+    with pytest.raises(ModelError, match=r"must be stored as safetensors; .*\(pytorch_model\.bin\).*save_pretrained"):
         load_model(folder, **CPU)
 
 
 def test_folder_without_weights_or_config(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"must be in model\.safetensors, or in files that .* lists, but .* has none"):
+    with pytest.raises(ModelError, match=r"must be in model\.safetensors, or in files that .* lists; .* has none"):
         load_model(folder, **CPU)
     (folder / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"must hold config\.json, but .* holds generation_config\.json"):
+    with pytest.raises(ModelError, match=r"must hold config\.json; .* holds generation_config\.json"):
         load_model(folder, **CPU)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"must hold config\.json, but .*empty holds nothing"):
+    with pytest.raises(ModelError, match=r"must hold config\.json; .*empty holds nothing"):
         load_model(tmp_path / "empty", **CPU)
     (tmp_path / "empty" / "small.gguf").touch()
     with pytest.raises(ModelError, match=r"Give the file .*small\.gguf itself"):
@@ -204,11 +200,11 @@ def test_folder_without_weights_or_config(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("/nowhere/model", r"an existing folder or a \.gguf file, but /nowhere/model is not there"),
-        ("runs/some/model", r"an existing folder or a \.gguf file, but runs/some/model is not there"),
-        ("nowhere.gguf", r"a GGUF model must be an existing file, but nowhere\.gguf is not there"),
-        (__file__, r"a hub id, a folder or a \.gguf file, but .* is another kind of file"),
-        ("builtin:tiny-gpt2", r"has no stored weights, but 'builtin:tiny-gpt2' was to be loaded"),
+        ("/nowhere/model", r"an existing folder or a \.gguf file; /nowhere/model is not there"),
+        ("runs/some/model", r"an existing folder or a \.gguf file; runs/some/model is not there"),
+        ("nowhere.gguf", r"GGUF model nowhere\.gguf does not exist"),
+        (__file__, r"a hub id, a folder or a \.gguf file; .* is another kind of file"),
+        ("builtin:tiny-gpt2", r"has no stored weights; 'builtin:tiny-gpt2' was to be loaded"),
         ("openai-community/gpt2-nowhere", r"gpt2-nowhere is not in the local hub cache and HF_HUB_OFFLINE is set"),
     ],
 )
@@ -221,13 +217,13 @@ def test_sources_that_are_not_there(source: str, message: str, monkeypatch: pyte
 def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
     config = T5Config(vocab_size=128, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=0)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"must be decoder-only, but .* is an encoder-decoder \(T5Config\)"):
+    with pytest.raises(ModelError, match=r"must be decoder-only; .* is an encoder-decoder \(T5Config\)"):
         load_model(tmp_path, **CPU)
 
 
 def test_model_that_is_no_language_model_is_refused(folder: Path) -> None:
     ViTConfig().save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"must be a causal language model, but .* has a ViTConfig"):
+    with pytest.raises(ModelError, match=r"must be a causal language model; .* has a ViTConfig"):
         load_model(folder, **CPU)
 
 
@@ -235,7 +231,7 @@ def test_bidirectional_model_is_refused_and_a_decoder_that_says_it_is_none_is_no
     shape = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     bert = BertLMHeadModel(BertConfig(**shape, intermediate_size=64))
     bert.save_pretrained(tmp_path / "bert")
-    with pytest.raises(ModelError, match=r"must not see the tokens it is to predict, but .*bert \(BertLMHeadModel\)"):
+    with pytest.raises(ModelError, match=r"must not see the tokens it is to predict; .*bert \(BertLMHeadModel\)"):
         load_model(tmp_path / "bert", **CPU)
     neox = GPTNeoXForCausalLM(GPTNeoXConfig(**shape, intermediate_size=64))
     neox.save_pretrained(tmp_path / "neox")
@@ -258,7 +254,7 @@ def test_tokeniser_without_files_is_refused(folder: Path, tmp_path: Path) -> Non
 
 def test_tokeniser_is_not_made_up(tmp_path: Path) -> None:
     GPTNeoXConfig(vocab_size=128).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"must have a vocabulary, but .* has no tokenizer\.json"):
+    with pytest.raises(ModelError, match=r"must have a vocabulary; .* has no tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 

@@ -255,16 +255,14 @@ def test_out_of_memory_halves_an_automatic_batch_only(tiny_gpt2: Any, characters
 
 
 def test_window_that_does_not_fit_the_model(tiny_gpt2: Any, characters: Any, rows: list[str]) -> None:
-    with pytest.raises(
-        ModelError, match=r"must fit the model's 64 positions, but it has 65 tokens\. Set block_size to 64"
-    ):
+    with pytest.raises(ModelError, match=r"must fit the model's 64 positions; it has 65 tokens\. Set block_size to 64"):
         evaluate(tiny_gpt2, blocks(rows, characters, 65))
 
 
 def test_token_outside_the_vocabulary(tiny_gpt2: Any) -> None:
     one = np.ones(1, dtype=np.int64)
     windows = Windows(np.array([5, 6, 128]), 0 * one, 3 * one, one, one, one, "by hand")
-    with pytest.raises(ModelError, match=r"in the model's vocabulary of 128, but the dataset has token 128"):
+    with pytest.raises(ModelError, match=r"in the model's vocabulary of 128; the dataset has token 128"):
         evaluate(tiny_gpt2, windows)
 
 

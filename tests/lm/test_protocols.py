@@ -184,21 +184,21 @@ def test_white_space_that_a_tokeniser_drops_counts_as_text(rows: list[str]) -> N
 
 
 def test_too_short_text_says_how_short(characters: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DataError, match=r"a block of 64 tokens .* takes 64 tokens, but it has 10"):
+    with pytest.raises(DataError, match=r"a block of 64 tokens .* takes 64 tokens; it has 10"):
         blocks(["a" * 10], characters, 64)
-    with pytest.raises(DataError, match=r"a window of 64 tokens, which takes 64 tokens, but it has 63"):
+    with pytest.raises(DataError, match=r"a window of 64 tokens, which takes 64 tokens; it has 63"):
         stream(["a" * 63], characters, 64)
-    with pytest.raises(DataError, match=r"which takes 2 tokens, but it has 1"):
+    with pytest.raises(DataError, match=r"which takes 2 tokens; it has 1"):
         sliding(["a"], characters, 64)
-    with pytest.raises(DataError, match=r"must have at least one row"):
+    with pytest.raises(DataError, match=r"the dataset has no row"):
         blocks([], characters, 64)
 
 
 def test_windows_and_strides_out_of_range(characters: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DataError, match=r"at least 2 tokens, but block_size is 1"):
+    with pytest.raises(DataError, match=r"at least 2 tokens; block_size is 1"):
         blocks(["abc"], characters, 1)
     for stride in (0, 9):
-        with pytest.raises(DataError, match=rf"stride must be from 1 to the window's 8 tokens, but is {stride}"):
+        with pytest.raises(DataError, match=rf"stride must be from 1 to the window's 8 tokens, got {stride}"):
             sliding(["abcdefghijkl"], characters, 8, stride)
 
 

@@ -49,7 +49,7 @@ def folder(model_folder: Path, tmp_path: Path) -> Path:
 
 def refused(folder: Path, text: dict[str, str], tmp_path: Path, method: str) -> None:
     """By all that take a model, in a line, before anything is computed."""
-    line = rf"^weights must be floating point to be pruned, but .* is quantised \({method}\)\. Use the model it was"
+    line = rf"^weights must be floating point to be pruned; .* is quantised \({method}\)\. Use the model it was"
     with pytest.raises(ModelError, match=line):
         load_model(folder, device="cpu")
     spec = {

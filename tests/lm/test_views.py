@@ -60,7 +60,7 @@ def test_layers_may_be_kept_in_several_lists(family: str, lists: list[str]) -> N
 
 
 def test_model_without_blocks_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"must keep its blocks in an nn\.ModuleList, but Linear has none"):
+    with pytest.raises(ModelError, match=r"must keep its blocks in an nn\.ModuleList; Linear has none"):
         decoder_blocks(nn.Linear(2, 2))
 
 
@@ -166,12 +166,12 @@ def test_untied_head_is_a_tensor_of_its_own(tiny_llama: Any) -> None:
     [
         ({"targets": ["transformer.h.0.attn.c_atn"]}, r"'transformer\.h\.0\.attn\.c_atn' matches none\. Nearest: "
          r"transformer\.h\.0\.attn\.c_attn\.weight"),
-        ({"targets": ["*attn*", "*gate*"]}, r"every pattern must match a tensor, but '\*gate\*' matches none"),
+        ({"targets": ["*attn*", "*gate*"]}, r"every pattern must match a tensor; '\*gate\*' matches none"),
         ({"targets": ["re:c_attn"]}, r"'re:c_attn' matches none"),
-        ({"targets": ["re:(("]}, r"must be a regular expression, but 're:\(\(' is not"),
-        ({"exclude": ["*gate*"]}, r"every pattern must match a tensor, but '\*gate\*' matches none"),
-        ({"layers": [0, 2]}, r"layers must be indices of decoder layers \(0 to 1\), but got 2\."),
-        ({"layers": [-1]}, r"\(0 to 1\), but got -1"),
+        ({"targets": ["re:(("]}, r"must be a regular expression; 're:\(\(' is not"),
+        ({"exclude": ["*gate*"]}, r"every pattern must match a tensor; '\*gate\*' matches none"),
+        ({"layers": [0, 2]}, r"layers must be indices of decoder layers \(0 to 1\), got 2\."),
+        ({"layers": [-1]}, r"\(0 to 1\), got -1"),
         ({"exclude": ["*"]}, r"together leave none\. Widen targets or shorten exclude"),
         ({"targets": ["lm_head"], "layers": [0]}, r"targets \['lm_head'\], layers \[0\] .* together leave none"),
     ],

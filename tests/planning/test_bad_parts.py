@@ -68,16 +68,16 @@ trials:
 TOLD = {
     "unknown-option": ("stages.1.prune.options.dampning", "Did you mean 'damping'", 1),
     "row-solver": ("stages.1.prune.allocation", "cannot compare by row", 1),
-    "block-solver": ("stages.1.prune.pattern", r"unstructured and N:M patterns, but got \[4, 4\]", 1),
+    "block-solver": ("stages.1.prune.pattern", r"unstructured and N:M patterns, got \[4, 4\]", 1),
     "indivisible": ("stages.1.prune.pattern", "needs an input axis divisible by 7", 1),
-    "owl-option": ("stages.1.prune.options.limit", "must be a number, but got 'wide'", 1),
+    "owl-option": ("stages.1.prune.options.limit", "must be a number, got 'wide'", 1),
     "cache-hidden": ("stages.1.distill.cache", "a cache holds the teacher's logits alone", 1),
-    "layer-map": ("stages.1.distill.layer_map", "blocks are numbered 0 to 3, but layer_map has 0 -> 99", 1),
+    "layer-map": ("stages.1.distill.layer_map", "blocks are numbered 0 to 3; layer_map has 0 -> 99", 1),
     "loss-option": ("stages.1.distill.options.k", "unknown option of the loss forward_kl 'k'", 1),
-    "js-weight": ("stages.1.distill.options.weight", "must be less than 1, but got 1.5", 1),
-    "topk-k": ("stages.1.distill.cache.k", "k must be 1 to 1023, below the vocabulary, but got 5000", 1),
+    "js-weight": ("stages.1.distill.options.weight", "must be less than 1, got 1.5", 1),
+    "topk-k": ("stages.1.distill.cache.k", "k must be 1 to 1023, below the vocabulary, got 5000", 1),
     "gradual-solver-row": ("stages.0.finetune.prune.allocation", "cannot compare by row", 1),
-    "sparseml-steps": ("stages.0.finetune.prune", "counts in epochs, but unit is steps", 1),
+    "sparseml-steps": ("stages.0.finetune.prune", "counts in epochs; unit is steps", 1),
     "sparseml-no-end": ("stages.0.finetune.prune", "there is no end", 1),
     "best": ("stages.0.finetune.train.load_best_model_at_end", "has another sparsity", 1),
     "movement-start0": ("stages.0.finetune.prune.start", "must see at least one optimizer step", 1),
@@ -186,7 +186,7 @@ def test_a_plug_in_that_does_not_load_is_named_at_its_trial(plug_in: PlugIn) -> 
     plug_in("criterion", "gone", None)
     del GIVEN["gone"]
     found = only(problems_of({"name": "a", "stages": [{"prune": {"method": "gone", "sparsity": 0.5}}]}))
-    assert "a criterion must import, but the plug-in 'gone'" in found.message
+    assert "the criterion plug-in 'gone'" in found.message
     GIVEN["gone"] = None  # for the fixture to take back
 
 

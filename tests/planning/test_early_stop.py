@@ -52,5 +52,5 @@ def test_how_often_a_training_is_evaluated(train: dict[str, Any], expected: int)
 def test_a_spec_that_forbids_it_is_refused() -> None:
     never = {"name": "t", "stages": [{"finetune": {"train": {"max_steps": 40, "eval_strategy": "no"}}}]}
     (problem,) = problems_of(never, early_stop="median")
-    assert "early stopping compares perplexity while trials train, but eval_strategy is no" in problem.message
+    assert "early stopping compares perplexity while trials train; eval_strategy is no" in problem.message
     assert not problems_of(never, early_stop={"method": "median", "metric": "learning_rate"})

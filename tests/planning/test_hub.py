@@ -100,7 +100,7 @@ def test_what_the_hub_denies_is_an_error_and_not_silence(
 
 def test_a_dataset_that_the_hub_denies_is_a_data_error(online: Callable[[str | Exception], Hub]) -> None:
     online(answer(RepositoryNotFoundError))
-    with pytest.raises(DataError, match="a dataset must be on the hub or on this machine, but a/b is not"):
+    with pytest.raises(DataError, match="a dataset must be on the hub or on this machine; a/b is not"):
         hub.commit("a/b", None, "dataset")
 
 
@@ -110,7 +110,7 @@ def test_what_is_denied_is_a_problem_of_the_spec_even_where_it_is_only_checked(
     online(answer(RepositoryNotFoundError))
     base = {"model": "gpt22", "data": {"path": "builtin:text", "block_size": 64}}
     assert (
-        "a model must be on the hub or on this machine, but gpt22 is not"
+        "a model must be on the hub or on this machine; gpt22 is not"
         in only(problems_of({"name": "a"}, base=base)).message
     )
 
@@ -159,9 +159,9 @@ CODE: dict[str, tuple[str | Exception, str, str]] = {  # what the hub says, the 
     "no such repository": (
         answer(RepositoryNotFoundError),
         "a/b--own.Own",
-        "as its auto_map says: a model must be on the hub or on this machine, but a/b is not: the hub does not show",
+        "as its auto_map says: a model must be on the hub or on this machine; a/b is not: the hub does not show",
     ),
-    "no name of the hub": (COMMIT, "a b--own.Own", "but a b is not: that is no hub name"),
+    "no name of the hub": (COMMIT, "a b--own.Own", "a b is not: that is no hub name"),
     "no such file": (COMMIT, "own.Own", "names own.Own and holds no own.py. Copy the code there"),
     "a list": (COMMIT, "./code--own.Own", "names the folder ./code"),
 }

@@ -54,7 +54,7 @@ def broken(folder: Path, recipe: str | None, trial: str = TRIAL) -> tuple[str, i
 
 
 BROKEN = {
-    "missing": (None, "a recipe must be an existing file, but r.yaml is not there. Check its path."),
+    "missing": (None, "recipe r.yaml does not exist. Check its path."),
     "a bad field": ("prune: {sparsity: 90}", "recipe r.yaml: line 1: prune.sparsity: sparsity must be at least 0"),
     "an end after training": ("prune: {sparsity: 0.5, end: 9}", "pruning must end before training does"),
     "a distillation": ("distill: {hardness: 0.5}", "recipe r.yaml distils, so its stage must be a distill stage"),
@@ -112,7 +112,7 @@ def test_measured_curves_are_in_the_stage_and_its_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sweep": "layers"}, "needs finished trials that prune one block each, but sweep 'layers' has none"),
+        ({"sweep": "layers"}, "needs finished trials that prune one block each; sweep 'layers' has none"),
         ({}, "options.sweep does not name the sweep that measured them"),
     ],
 )

@@ -43,7 +43,7 @@ def test_an_optimizer_is_accepted_where_the_trainer_can_create_it(optimizer: str
     found = check({"optim": optimizer, **_TARGETS})
     assert bool(found) is not created(optimizer, tmp_path)
     if found:
-        assert f"optim must be one that training can begin with here, but '{optimizer}' is refused: " in found
+        assert f"optim must be one that training can begin with here; '{optimizer}' is refused: " in found
 
 
 BAD: list[tuple[Mapping[str, Any], str]] = [
@@ -57,7 +57,7 @@ BAD: list[tuple[Mapping[str, Any], str]] = [
     ({"optim_args": "momentum"}, "not enough values to unpack"),
     ({"logging_steps": 0}, "requires non-zero --logging_steps"),
     ({"eval_strategy": "steps", "eval_steps": 1.5}, "must be an integer if bigger than 1"),
-    ({"log_level": "loud"}, "log_level must be one that training can begin with here, but 'loud' is refused"),
+    ({"log_level": "loud"}, "log_level must be one that training can begin with here; 'loud' is refused"),
 ]
 assert BAD
 

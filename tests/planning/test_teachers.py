@@ -183,7 +183,7 @@ def test_a_circle_over_two_sweeps_is_told(beside: Beside) -> None:
     beside.write("big", "  - {name: finetuned, stages: [{distill: {teacher: small/student}}]}\n")
     (found,) = beside.problems("small")
     assert "trials.0.stages.0.distill.teacher: the teacher big/finetuned cannot run, " in found
-    assert "a circle, but small/student → big/finetuned → small/student." in found
+    assert "a circle: small/student → big/finetuned → small/student." in found
 
 
 def test_an_override_with_a_name_reaches_the_other_sweep(beside: Beside) -> None:
@@ -208,7 +208,7 @@ def test_an_override_for_a_sweep_that_nobody_asks_is_a_problem(beside: Beside) -
 
 
 FOREIGN = {
-    "no file": (None, "needs the spec of that sweep beside this one, but there is no big.yaml"),
+    "no file": (None, "needs the spec of that sweep beside this one; there is no big.yaml"),
     "no such trial": ("  - {name: finetund}\n", "sweep big has no trial 'finetuned'. Trials: finetund."),
     "a broken trial": (
         "  - {name: finetuned, stages: [{prune: {}}]}\n",
@@ -218,7 +218,7 @@ FOREIGN = {
         "  - {name: finetuned, stages: [{prune: {sparsity: 0.5, layers: 9}}]}\n",
         "line 6: trials.0.stages.0.prune: layers must be indices",
     ),
-    "a broken base": ("  - {name: finetuned}\nbase: {}\n", "keys must differ, but 'base' is there twice"),
+    "a broken base": ("  - {name: finetuned}\nbase: {}\n", "keys must differ; 'base' is there twice"),
     "no YAML": ("  - {name: finetuned", "a spec must be valid YAML"),
 }
 assert FOREIGN

@@ -318,14 +318,14 @@ def test_gradients_are_averaged_over_a_window_and_movement_over_the_run(make_toy
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "wanda"}, "wanda needs input_norm from calibration data, but got none"),
-        ({"method": "sparsegpt", "scope": "global", "statistics": dict}, "its own, but the scope is 'global'"),
+        ({"method": "wanda"}, "wanda needs input_norm from calibration data, got none"),
+        ({"method": "sparsegpt", "scope": "global", "statistics": dict}, "its own; the scope is 'global'"),
         ({"method": "sparsegpt", "statistics": dict, "options": {"dampng": 1}}, "Did you mean 'damping'"),
         ({"method": "magnitude", "options": {"damping": 1}}, "unknown option of magnitude 'damping'"),
-        ({"method": "magnitude", "sparsities": {"first.weight": 0.5}}, r"but second\.weight has none"),
-        ({"method": "magnitude", "final": None}, "needs a sparsity between 0 and 1, but got none"),
-        ({"method": "magnitude", "final": 90}, r"between 0 and 1, but got 90\. Did you mean 0\.9"),
-        ({"method": "magnitude", "pattern": "2:4", "final": 0.9}, r"at most, but 0\.9 was asked for"),
+        ({"method": "magnitude", "sparsities": {"first.weight": 0.5}}, r"second\.weight has none"),
+        ({"method": "magnitude", "final": None}, "needs a sparsity between 0 and 1, got none"),
+        ({"method": "magnitude", "final": 90}, r"between 0 and 1, got 90\. Did you mean 0\.9"),
+        ({"method": "magnitude", "pattern": "2:4", "final": 0.9}, r"at most; 0\.9 was asked for"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(make_toy: MakeToy, options: dict[str, Any], message: str) -> None:
@@ -338,10 +338,10 @@ def test_statistics_that_are_missing_are_named(make_toy: MakeToy) -> None:
     run = Run(toy, "taylor", clock=Clock.regular(0, 0), final=0.5)
     with pytest.raises(PruningError, match="squared_gradient must be gathered over at least one optimizer step"):
         run.pruner.before_step(0)
-    with pytest.raises(PruningError, match=r"one of every pruned weight, but first\.weight has none"):
+    with pytest.raises(PruningError, match=r"one of every pruned weight; first\.weight has none"):
         run.pruner.accumulate()
     run = Run(toy, "wanda", clock=Clock.regular(0, 0), final=0.5, statistics=lambda _: [])
-    with pytest.raises(PruningError, match=r"must reach every pruned weight, but not first\.weight"):
+    with pytest.raises(PruningError, match=r"must reach every pruned weight; it did not reach first\.weight"):
         run.pruner.before_step(0)
 
 

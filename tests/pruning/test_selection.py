@@ -65,5 +65,5 @@ def test_masks_may_be_missing_and_are_kept_where_they_are_not(scope: str) -> Non
 
 
 def test_nothing_to_select_from_is_an_error() -> None:
-    with pytest.raises(PruningError, match="needs at least one weight, but got none"):
+    with pytest.raises(PruningError, match="needs at least one weight, got none"):
         select_masks({}, {}, pattern=Unstructured(), scope="global")

@@ -183,11 +183,11 @@ def test_numbers_that_are_not_finite_are_refused(solver: Solver, made: Layer) ->
 def test_what_it_cannot_do_is_refused(solver: Solver, made: Layer) -> None:
     with pytest.raises(PruningError, match=rf"{solver.name} prunes to unstructured and N:M patterns"):
         solve(solver, made, pattern=Block(2, 2))
-    with pytest.raises(PruningError, match=r"sparsity must be between 0 and 1, but got 50. Did you mean 0.5"):
+    with pytest.raises(PruningError, match=r"sparsity must be between 0 and 1, got 50. Did you mean 0.5"):
         solve(solver, made, sparsity=50)
     with pytest.raises(PruningError, match=r"input axis divisible by 5"):
         solve(solver, made, pattern=NOfM(2, 5), sparsity=None)
-    with pytest.raises(PruningError, match=r"damping is a share of the mean diagonal between 0 and 1, but got -1"):
+    with pytest.raises(PruningError, match=r"damping is a share of the mean diagonal between 0 and 1, got -1"):
         solve(solver, made, damping=-1.0)
 
 

@@ -128,14 +128,14 @@ def test_scores_that_are_not_finite_are_refused(bad: float, sign: float) -> None
         lambda: keep_largest_rows(scores, 2),
         lambda: global_masks({"a": torch.ones(3, 3), "b": scores}, 0.5),
     ):
-        with pytest.raises(PruningError, match="importance scores must be finite, but some are NaN or infinite"):
+        with pytest.raises(PruningError, match="importance scores must be finite; some are NaN or infinite"):
             select()
 
 
 def test_sparsity_out_of_range_states_the_rule_and_the_likely_meaning() -> None:
-    with pytest.raises(PruningError, match=r"between 0 and 1, but got 90\. Did you mean 0\.9\?"):
+    with pytest.raises(PruningError, match=r"between 0 and 1, got 90\. Did you mean 0\.9\?"):
         zeros_for(10, 90)
-    with pytest.raises(PruningError, match=r"between 0 and 1, but got -0\.1\.$"):
+    with pytest.raises(PruningError, match=r"between 0 and 1, got -0\.1\.$"):
         zeros_for(10, -0.1)
-    with pytest.raises(PruningError, match="between 0 and 1, but got nan"):
+    with pytest.raises(PruningError, match="between 0 and 1, got nan"):
         zeros_for(10, float("nan"))

@@ -45,14 +45,14 @@ def test_the_chain_of_an_alternating_recipe() -> None:
 
 def test_a_stage_that_distils_needs_a_teacher() -> None:
     meaning = read_meaning(FIXTURES / "session-train.yaml")
-    with pytest.raises(RecipeError, match="must have a teacher, but none was given"):
+    with pytest.raises(RecipeError, match="must have a teacher; none was given"):
         to_stages(meaning)
     assert to_stages(meaning, teacher="dense")[0]["distill"]["teacher"] == "dense"
 
 
 @pytest.mark.parametrize(("name", "found"), [("alternating.yaml", "first_sparsity"), ("obcq.yaml", "oneshot")])
 def test_only_one_training_stage_is_a_recipe(name: str, found: str) -> None:
-    with pytest.raises(RecipeError, match=f"must be one stage that trains, but this one has: {found}"):
+    with pytest.raises(RecipeError, match=f"must be one stage that trains; this one has: {found}"):
         load_recipe(FIXTURES / name)
 
 
@@ -122,10 +122,10 @@ def test_all_problems_of_our_own_format_come_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prun: {}", "must hold train, prune, distill, learning_rate, or the modifiers of SparseML, but holds prun"),
-        ("[1, 2]", "must be a mapping or a list of modifiers, but is neither"),
-        ("{}", "but holds nothing"),
-        ("word", "but is neither"),
+        ("prun: {}", "must hold train, prune, distill, learning_rate, or the modifiers of SparseML; it holds prun"),
+        ("[1, 2]", "must be a mapping or a list of modifiers; it is neither"),
+        ("{}", "it holds nothing"),
+        ("word", "it is neither"),
     ],
 )
 def test_what_is_no_recipe(text: str, message: str) -> None:
@@ -158,7 +158,7 @@ def test_overrides_of_a_command_line() -> None:
         "layer": "re:h\\.3=x",
         "n": True,
     }
-    with pytest.raises(RecipeError, match=r"must be NAME=VALUE, such as sparsity=0\.8, but got 'a'"):
+    with pytest.raises(RecipeError, match=r"must be NAME=VALUE, such as sparsity=0\.8, got 'a'"):
         parse_overrides(["a", "b=["])
 
 

@@ -57,27 +57,27 @@ def test_it_computes_what_python_computes(expression: str) -> None:
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("__import__('os').system('ls')", "but it holds __import__"),
+        ("__import__('os').system('ls')", "it holds __import__"),
         ("a.real", "it holds a.real"),
         ("(1).__class__", "it holds 1 .__class__"),
-        ("open('x')", "but it holds open"),
-        ("eval('1')", "but it holds eval"),
+        ("open('x')", "it holds open"),
+        ("eval('1')", "it holds eval"),
         ("[x for x in (1, 2)]", r"it holds \[x for x"),
         ("(lambda: 1)()", r"it holds \(lambda"),
         ("a[0]", r"it holds a\[0\]"),
-        ("'9' * 9", "a constant must be a number, but is '9'"),
-        ("True + 1", "a constant must be a number, but is True"),
-        ("2j", "a constant must be a number, but is 2j"),
+        ("'9' * 9", "a constant must be a number, got '9'"),
+        ("True + 1", "a constant must be a number, got True"),
+        ("2j", "a constant must be a number, got 2j"),
         ("1 if a else 2", "it holds 1 if a else 2"),
         ("a < b", "it holds a < b"),
         ("a and b", "it holds a and b"),
         ("(n := 1)", r"it holds \(n := 1\)"),
         ("a << 3", "it holds a << 3"),
         ("~a", "it holds ~a"),
-        ("max(*(1, 2))", "takes 2 to 64 arguments, but got 1"),
+        ("max(*(1, 2))", "takes 2 to 64 arguments, got 1"),
         ("max((1, 2), 3)", r"it holds \(1, 2\)"),
         ("round(number=1)", r"it holds round\(number=1\)"),
-        ("min(1)", "min takes 2 to 64 arguments, but got 1"),
+        ("min(1)", "min takes 2 to 64 arguments, got 1"),
         ("9 ** 9 ** 9", "a power may have 4096 bits"),
         ("(2 ** 4000) * (2 ** 4000)", "a whole number may have 4096 bits"),
         ("round(5, -10 ** 9)", "round takes a whole number of digits up to 300"),
@@ -90,7 +90,7 @@ def test_it_computes_what_python_computes(expression: str) -> None:
         ("10.0 ** 400", "too large or undefined"),
         ("float(2 ** 2000)", "too large or undefined"),
         ("ab", "unknown variable 'ab'"),
-        ("text + 1", "must be a number, but text is 'x'"),
+        ("text + 1", "must be a number; text is 'x'"),
         ("1 +", "must be arithmetic"),
         ("import os", "must be arithmetic"),
         ("a = 1", "must be arithmetic"),
@@ -133,9 +133,9 @@ def test_variables_are_resolved_in_any_order() -> None:
 
 
 def test_a_circle_of_variables_is_named() -> None:
-    with pytest.raises(ExpressionError, match="in a circle, but a -> b -> c -> a"):
+    with pytest.raises(ExpressionError, match="in a circle: a -> b -> c -> a"):
         resolve_variables({"a": "eval(b)", "b": "eval(c + 1)", "c": "eval(a)"})
-    with pytest.raises(ExpressionError, match="in a circle, but a -> a"):
+    with pytest.raises(ExpressionError, match="in a circle: a -> a"):
         resolve_variables({"a": "eval(a)"})
 
 

@@ -203,7 +203,7 @@ def test_no_epochs_no_scheduler() -> None:
 
 def test_a_curve_needs_steps() -> None:
     curve = LearningRateCurve(segments=(Segment(shape="constant", first=0.1),))
-    with pytest.raises(CurveError, match="1 or more optimizer steps, but got 0"):
+    with pytest.raises(CurveError, match="1 or more optimizer steps, got 0"):
         curve.learning_rate_at(0, steps_per_epoch=0)
 
 
@@ -213,7 +213,7 @@ def test_a_curve_needs_steps() -> None:
         (function("linear", 3, 3, 0.1, 0), "end_epoch must come after start_epoch"),
         (function("linear", 3, -1, 0.1, 0), "end_epoch is required"),
         (function("exp", 0, 3, 0.1, 0), "unknown lr_func 'exp'. Valid: cosine, cyclic_linear, linear"),
-        (function("linear", 0, 3, 3, 0), "init_lr must be from 0 to 1, but got 3"),
+        (function("linear", 0, 3, 3, 0), "init_lr must be from 0 to 1, got 3"),
         (function("cyclic_linear", 0, 3, 0.1, 0, ", cycle_epochs: 0"), "cycle_epochs must be above 0"),
         ("SetLearningRateModifier {}", "learning_rate is required"),
         ("LearningRateModifier {lr_class: StepLR, init_lr: 0.1}", "lr_kwargs must be a mapping"),

@@ -84,7 +84,7 @@ def test_a_version_is_found_by_its_number(text: str, version: str) -> None:
 
 @pytest.mark.parametrize("text", ["0.5", "2.0", "new"])
 def test_what_is_no_version_is_refused(text: str) -> None:
-    with pytest.raises(MatchingError, match=rf"must be one of 0\.6-0\.9.*but got '{text}'"):
+    with pytest.raises(MatchingError, match=rf"must be one of 0\.6-0\.9.*got '{text}'"):
         version_of(text)
 
 

@@ -385,24 +385,24 @@ def test_a_last_update_inside_the_training_is_no_defect() -> None:
     [
         ("GMPrunningModifier {}", "unknown modifier 'GMPrunningModifier'. Did you mean 'GMPruningModifier'"),
         (gmp("inter_funk: cubic"), "unknown field of GMPruningModifier 'inter_funk'. Did you mean 'inter_func'"),
-        (gmp(sparsity="final_sparsity: 90"), "final_sparsity must be from 0 to 1, but got 90. Did you mean 0.9?"),
-        (gmp(sparsity="final_sparsity: much"), "final_sparsity must be a number, but got 'much'"),
-        (gmp(sparsity="final_sparsity: 1.0"), "sparsity must be at least 0 and below 1, but got 1"),
+        (gmp(sparsity="final_sparsity: 90"), "final_sparsity must be from 0 to 1, got 90. Did you mean 0.9?"),
+        (gmp(sparsity="final_sparsity: much"), "final_sparsity must be a number, got 'much'"),
+        (gmp(sparsity="final_sparsity: 1.0"), "sparsity must be at least 0 and below 1, got 1"),
         (gmp().replace("final_sparsity: 0.8, ", ""), "final_sparsity is required"),
         (gmp(sparsity="final_sparsity: {0.5: [b]}"), r"params must be \[\] where final_sparsity names the parameters"),
         (gmp(sparsity="final_sparsity: {x: [b]}"), r"final_sparsity must be a number or {sparsity: \[params\]}"),
         (gmp().replace("params: [a.weight]", "params: []"), "params is required"),
         (gmp().replace("[a.weight]", "[1]"), "params must be a name or a list of names"),
-        (gmp().replace("[a.weight]", "['re:(']"), "re: must be followed by a regular expression, but got 're:\\('"),
+        (gmp().replace("[a.weight]", "['re:(']"), "re: must be followed by a regular expression, got 're:\\('"),
         (gmp().replace("end_epoch: 5", "end_epoch: 0"), "end_epoch must not come before start_epoch"),
         (gmp().replace("end_epoch: 5", "end_epoch: -1"), "end_epoch is required for pruning"),
         (gmp().replace("update_frequency: 0.01", "update_frequency: 0"), "update_frequency must be above 0"),
         (gmp("inter_func: exp"), "unknown inter_func 'exp'. Valid: cubic, inverse_cubic, linear"),
-        (gmp("mask_type: '2:4'"), "2:4 fixes the sparsity at 0.5, but final_sparsity is 0.8"),
+        (gmp("mask_type: '2:4'"), "2:4 fixes the sparsity at 0.5; final_sparsity is 0.8"),
         (gmp("mask_type: round"), "mask_type must be unstructured, block4"),
-        (gmp("leave_enabled: perhaps"), "leave_enabled must be true or false, but got 'perhaps'"),
+        (gmp("leave_enabled: perhaps"), "leave_enabled must be true or false, got 'perhaps'"),
         (gmp("score_type: luck"), "score_type must be magnitude or movement"),
-        ("DistillationModifier {hardness: 2}", "hardness must be from 0 to 1, but got 2"),
+        ("DistillationModifier {hardness: 2}", "hardness must be from 0 to 1, got 2"),
         ("DistillationModifier {temperature: 0}", "temperature must be above 0"),
         ("ACDCPruningModifier {params: [a], compression_sparsity: 0.5, end_epoch: 3}", "update_frequency is required"),
         (
@@ -482,9 +482,9 @@ def test_strict_versions_prune_what_they_matched() -> None:
     assert prune(old)["targets"] == ["lm_head.weight"]
     new = meaning_of_text(text, version="1.9", model=model)
     assert prune(new)["targets"] == list(classes)
-    with pytest.raises(MatchingError, match=r"must be one of 0\.6-0\.9.*but got '2\.0'"):
+    with pytest.raises(MatchingError, match=r"must be one of 0\.6-0\.9.*got '2\.0'"):
         meaning_of_text(text, version="2.0", model=model)
-    with pytest.raises(MatchingError, match=r"goes with a model, but 1\.9 has none"):
+    with pytest.raises(MatchingError, match=r"goes with a model; 1\.9 has none"):
         meaning_of_text(text, version="1.9")
 
 

@@ -71,11 +71,11 @@ def test_stage_variables_hide_those_of_the_recipe() -> None:
     ("text", "message"),
     [
         ("things: [!A {}]", "!A is in things. Rename the list, such as things_modifiers"),
-        ("modifiers: [{a: 1}, !B {}]", "must have a tag, such as `- !GMPruningModifier`, but has none"),
-        ("modifiers: [!A 3]", "!A must be followed by fields, but is followed by '3'"),
+        ("modifiers: [{a: 1}, !B {}]", "must have a tag, such as `- !GMPruningModifier`; it has none"),
+        ("modifiers: [!A 3]", "!A must be followed by fields; it is followed by '3'"),
         ("modifiers: !A {}\n", "modifiers must be a list of modifiers"),
         ("modifiers: [!A {x: eval(y)}]", "line 1: A.x: y: unknown variable 'y'"),
-        ("a: eval(b)\nb: eval(a)\nmodifiers: [!A {}]", "in a circle, but a -> b -> a"),
+        ("a: eval(b)\nb: eval(a)\nmodifiers: [!A {}]", "in a circle: a -> b -> a"),
         ("s: {m_modifiers: [!A {x: eval(1/0)}]}", "it divides by zero"),
     ],
 )
@@ -120,15 +120,15 @@ def test_session_without_stages() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "modifiers must hold `ModifierName: {fields}`, but holds"),
+        ("[1]", "modifiers must hold `ModifierName: {fields}`; it holds"),
         ("a_stage: 3", "a stage must be a mapping with \\*_modifiers"),
-        ("a_stage: {run_type: both}", "run_type must be train or oneshot, but got 'both'"),
-        ("a_stage: {m_modifiers: [3]}", "m_modifiers must hold `ModifierName: {fields}`, but holds '3'"),
+        ("a_stage: {run_type: both}", "run_type must be train or oneshot, got 'both'"),
+        ("a_stage: {m_modifiers: [3]}", "m_modifiers must hold `ModifierName: {fields}`; it holds '3'"),
         ("a_stage: {m_modifiers: {A: 3}}", "A must be followed by a mapping of fields"),
         ("m_modifiers: {A: {x: eval(y)}}", "unknown variable 'y'"),
         ("a: eval(b)\nb: eval(a)\nm_modifiers: {}", "in a circle"),
         ("thing: {a: 1}\nm_modifiers: {}", "thing is neither"),
-        ("a_stage: {m_modifiers: {A: {}, A: {}}}", "keys must differ, but 'A' is there twice"),
+        ("a_stage: {m_modifiers: {A: {}, A: {}}}", "keys must differ; 'A' is there twice"),
     ],
 )
 def test_session_problems(text: str, message: str) -> None:

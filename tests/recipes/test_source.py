@@ -47,9 +47,9 @@ def test_json_is_yaml() -> None:
         ("a: !!python/name:os.system", "a tag must name a modifier"),
         ("a: !!binary aGk=", "a tag must name a modifier"),
         ("a: !<tag:x> 1", "a tag must name a modifier"),
-        ("a: 1\nb: 2\na: 3", "line 3: keys must differ, but 'a' is there twice. Remove one."),
+        ("a: 1\nb: 2\na: 3", "line 3: keys must differ; 'a' is there twice. Remove one."),
         ("? [1]\n: 2", "a key must be a plain value"),
-        ("a: !!int x", "a value must be valid YAML of its kind, but 'x' is not"),
+        ("a: !!int x", "a value must be valid YAML of its kind; 'x' is not"),
         ("a: 99999999999999999999", "a whole number may have 63 bits"),
         ('a: "\\ud800"', "half a surrogate pair"),
         ('"\\ud800": 1', "half a surrogate pair"),
@@ -115,8 +115,8 @@ def test_front_matter_between_pluses() -> None:
     ("name", "content", "message"),
     [
         ("missing.yaml", None, "must be a readable file"),
-        ("latin.yaml", "a: é".encode("latin-1"), "must be UTF-8, but byte 3 is not"),
-        ("large.yaml", b"#" * 1_200_000, "may have 1000000 bytes, but has 1200000"),
+        ("latin.yaml", "a: é".encode("latin-1"), "must be UTF-8; byte 3 is not"),
+        ("large.yaml", b"#" * 1_200_000, "may have 1000000 bytes; it has 1200000"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:

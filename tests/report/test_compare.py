@@ -47,7 +47,7 @@ def test_other_protocols_are_not_compared() -> None:
     kept = Kept()
     found = compare(kept.trial("a", draw_windows(3.0)), kept.trial("b", draw_windows(3.1), protocol="stride"), kept)
     assert found.test is None
-    assert "can be compared where they were measured alike, but the protocol is" in found.verdict
+    assert "can be compared where they were measured alike; the protocol is" in found.verdict
     metrics = {metric.header: metric for metric in found.metrics}
     assert metrics["Perplexity"].difference is None
     assert metrics["Perplexity"].first is not None

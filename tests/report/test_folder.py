@@ -166,6 +166,6 @@ def test_a_failure_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Mon
 def test_table_names_must_differ(tmp_path: Path) -> None:
     results, kept = study()
     twice = [*tables(results, kept), tables(results, kept)[0]]
-    with pytest.raises(ReportError, match="different names, but main is used twice"):
+    with pytest.raises(ReportError, match="different names; main is used twice"):
         write_folder(tmp_path / "report", twice, title="T")
     assert not (tmp_path / "report").exists()

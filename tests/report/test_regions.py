@@ -86,7 +86,7 @@ def test_a_missing_marker_says_how_to_add_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<!-- prunegpt:table x -->\n", "must be closed, but 'x' in the file line 1 is not"),
+        ("<!-- prunegpt:table x -->\n", "must be closed; 'x' in the file line 1 is not"),
         ("<!-- /prunegpt:table -->\n", "line 1 closes none"),
         ("<!-- prunegpt:table x -->\n<!-- prunegpt:table y -->\n", "line 2 opens 'y' inside 'x'"),
     ],
@@ -102,10 +102,10 @@ def test_a_table_cannot_smuggle_a_marker_in() -> None:
 
 
 def test_the_file_must_be_there_and_text(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="must exist"):
+    with pytest.raises(ReportError, match="does not exist"):
         update_file(tmp_path / "README.md", "x", "")
     (tmp_path / "bad.md").write_bytes(b"\xff\xfe")
-    with pytest.raises(ReportError, match="must be UTF-8"):
+    with pytest.raises(ReportError, match="is not UTF-8 text"):
         update_file(tmp_path / "bad.md", "x", "")
 
 

@@ -185,7 +185,7 @@ def test_default_block_is_the_cube_root(count: int, block: int) -> None:
 
 
 def test_refuses_unequal_windows() -> None:
-    with pytest.raises(ReportError, match="same windows, but one has 60 and the other 59"):
+    with pytest.raises(ReportError, match="same windows; one has 60 and the other 59"):
         compare_windows(draw_windows(3.0), draw_windows(3.0, count=59))
     other = draw_windows(3.0)
     other[7, 1] = 100
@@ -198,7 +198,7 @@ def test_refuses_unequal_windows() -> None:
     [
         (np.ones((3, 3)), r"shape \[windows, 2\].*got \[3, 3\]"),
         (np.ones(4), r"got \[4\]"),
-        (np.ones((1, 2)), "at least 2 windows, but got 1"),
+        (np.ones((1, 2)), "at least 2 windows, got 1"),
         (np.array([[1.0, 2.0], [np.nan, 2.0]]), "the model has diverged"),
         (np.array([[1.0, 2.0], [np.inf, 2.0]]), "the model has diverged"),
         (np.array([[1.0, 2.0], [1.0, 0.0]]), "tokens positive"),
@@ -211,7 +211,7 @@ def test_refuses_what_has_no_interval(windows: np.ndarray, message: str) -> None
 
 
 def test_refuses_blocks_longer_than_the_text() -> None:
-    with pytest.raises(ReportError, match="a block must hold 1 to 5 windows, but got 6"):
+    with pytest.raises(ReportError, match="a block must hold 1 to 5 windows, got 6"):
         resampled_sums(np.ones((5, 1)), block=6)
 
 

@@ -175,7 +175,7 @@ def test_seeds_of_one_row_must_share_a_protocol() -> None:
         kept.trial("a@1", draw_windows(3.0), group="a", seed=1),
         kept.trial("a@2", draw_windows(3.0), group="a", seed=2, protocol="other"),
     ]
-    with pytest.raises(ReportError, match="must be measured alike, but between a@1 and a@2 the protocol is"):
+    with pytest.raises(ReportError, match="must be measured alike; between a@1 and a@2 the protocol is"):
         table(results, kept)
 
 
@@ -259,7 +259,7 @@ def test_few_windows_are_told() -> None:
     made = table([kept.trial("a", draw_windows(3.0, count=5))], kept)
     assert "5 windows are too few" in footnote(made, cell(made, "a", "perplexity").footnotes[0])
     single = table([kept.trial("a", draw_windows(3.0, count=1))], kept)
-    assert "at least 2 windows, but got 1" in footnote(single, cell(single, "a", "perplexity").footnotes[0])
+    assert "at least 2 windows, got 1" in footnote(single, cell(single, "a", "perplexity").footnotes[0])
 
 
 def test_columns_of_the_config() -> None:
@@ -271,7 +271,7 @@ def test_columns_of_the_config() -> None:
 
 
 def test_headings_must_differ() -> None:
-    with pytest.raises(ReportError, match="different headings, but perplexity is used more than once"):
+    with pytest.raises(ReportError, match="different headings; perplexity is used more than once"):
         table([], lambda _: None, columns=["perplexity", {"value": "trial", "header": "PERPLEXITY"}])
 
 

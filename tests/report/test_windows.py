@@ -39,5 +39,5 @@ def test_a_trial_that_was_not_measured_has_none(tmp_path: Path) -> None:
 def test_windows_of_another_evaluation_are_refused() -> None:
     windows = draw_windows(3.0)
     check_belongs(windows, evaluation(windows))
-    with pytest.raises(ReportError, match="must give its recorded loss, but they give 3"):
+    with pytest.raises(ReportError, match="must give its recorded loss; they give 3"):
         check_belongs(windows + 0.01, evaluation(windows))

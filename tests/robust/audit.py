@@ -58,8 +58,8 @@ def unasked(why: str, errors: str) -> Verdict:
     """Nothing was learnt."""
     last = (errors.strip().splitlines() or ["it said nothing"])[-1]
     return Verdict(
-        f"the audit needs the network, but {why}: {last}\n"
-        f"Nothing is known about holes now. Run `make audit` where the package index can be reached.",
+        f"the audit needs the network; {why}: {last}\nNothing is known about holes now. Run `make audit` where the "
+        "package index can be reached.",
         NOT_ASKED,
     )
 

@@ -87,7 +87,7 @@ class Outcome:
         for one in self.processes:
             memory, handles = one.growth()
             if len(one.trials) < FEWEST:
-                found.append(f"{one.name} must be looked at {FEWEST} times, but was {len(one.trials)} times")
+                found.append(f"{one.name} must be looked at {FEWEST} times; was {len(one.trials)} times")
             if memory > KILOBYTES_A_TRIAL:
                 found.append(f"{one.name} grows by {memory:.0f} KiB a trial, over {KILOBYTES_A_TRIAL:g}")
             if handles > HANDLES_A_TRIAL:
@@ -153,7 +153,7 @@ def _run(
             if server:
                 for page in ("/", f"/api/v1/sweeps/{plan.name}", "/api/v1/sweeps"):
                     if not _look(server[1] + page):
-                        raise RuntimeError(f"the dashboard must answer throughout, but {page} did not")
+                        raise RuntimeError(f"the dashboard must answer throughout; {page} did not")
             for process in processes:
                 process.sample(done[0])
         if time.monotonic() - begun > seconds:

@@ -322,7 +322,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (BOMB, "after its aliases are expanded, but holds more"),
+        (BOMB, "after its aliases are expanded; it holds more"),
         ("a: &a [*a]\n", "nested 50 levels deep"),
         ("name: &a [*a]\n", "must be text|nested"),
         ("a: " + "[" * 10_000, "nested 50 levels deep|valid YAML"),
@@ -333,7 +333,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "[a, " * 200_000, "nested 50 levels deep"),
         ("a:\n  " + "- " * 400_000, "nested 50 levels deep"),
         ("? " * 400_000, "nested 50 levels deep"),
-        ("x" * 1_100_000, "may have 1000000 bytes, but has 1100000"),
+        ("x" * 1_100_000, "may have 1000000 bytes; it has 1100000"),
         ("a: !!python/object/apply:os.system ['touch it-ran']", "unknown key|valid YAML|required"),
         ("!!python/object/new:os.system ['touch it-ran']", "must be a mapping|valid YAML"),
     ],

@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Change, str]] = {  # when it is planned, and when it is
     "a shard is missing": (lambda folder: shard(folder)[1].unlink(), r"lacks model-00002-of-\d+\.safetensors"),
     "shards without their index": (
         lambda folder: (shard(folder), (folder / INDEX).unlink()),
-        r"must be in model\.safetensors, or in files that .*index\.json lists, but .* has model-00001",
+        r"must be in model\.safetensors, or in files that .*index\.json lists; .* has model-00001",
     ),
     "another name": (
         lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors"),
@@ -102,7 +102,7 @@ REFUSED: dict[str, tuple[Change, str]] = {  # when it is planned, and when it is
     ),
     "a folder below": (
         moved,
-        r"must hold config\.json, but .* holds checkpoint-10\. Give the folder .*checkpoint-10 itself",
+        r"must hold config\.json; .* holds checkpoint-10\. Give the folder .*checkpoint-10 itself",
     ),
     "an adapter alone": (adapter_alone, r"holds a PEFT adapter .*merge_and_unload"),
     "an adapter and a whole model": (adapter, r"holds a PEFT adapter .*merge_and_unload"),
@@ -120,11 +120,11 @@ REFUSED: dict[str, tuple[Change, str]] = {  # when it is planned, and when it is
     ),
     "no tokeniser": (
         lambda folder: [(folder / name).unlink() for name in TOKENIZER],
-        r"must have a vocabulary, but .* has no tokenizer\.json",
+        r"must have a vocabulary; .* has no tokenizer\.json",
     ),
     "settings of a tokeniser alone": (
         lambda folder: (folder / "tokenizer.json").unlink(),
-        r"must have a vocabulary, but .* has no tokenizer\.json",
+        r"must have a vocabulary; .* has no tokenizer\.json",
     ),
 }
 LOADED: dict[str, tuple[Change, str]] = {  # refused when it is loaded
@@ -143,7 +143,7 @@ LOADED: dict[str, tuple[Change, str]] = {  # refused when it is loaded
     ),
     "a format whose package is missing": (
         sentencepiece,
-        r"must be stored as tokenizer\.json, or in a format whose package is installed, .* writes tokenizer\.json",
+        r"must be stored as tokenizer\.json, or in a format whose package is installed; .* writes tokenizer\.json",
     ),
 }
 
@@ -254,5 +254,5 @@ def test_an_adapter_on_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(hub, "commit", lambda *_: "commit")
     monkeypatch.setattr(hub, "cached_file", lambda name, revision, file, *_: held.get(file))
     for command in (lambda: model_facts(ModelSpec(source="a/b"), Files(None)), lambda: load_model("a/b", device="cpu")):
-        with pytest.raises(PruneGPTError, match=r"but a/b holds a PEFT adapter .*merge_and_unload"):
+        with pytest.raises(PruneGPTError, match=r"a/b holds a PEFT adapter .*merge_and_unload"):
             command()

@@ -52,7 +52,7 @@ def spec_of(folder: Path, text: dict[str, str]) -> dict[str, Any]:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_no_numbers_are_refused(folder: Path, value: float) -> None:
     name = set_weight(folder, value)
-    with pytest.raises(ModelError, match=rf"weights must be finite numbers, but .* NaN or infinity in {name}\. "):
+    with pytest.raises(ModelError, match=rf"weights must be finite numbers; .* NaN or infinity in {name}\. "):
         load_model(folder, **CPU)
 
 
@@ -110,7 +110,7 @@ def test_damaged_safetensors_are_refused_when_planned_and_when_loaded(
     folder: Path, text_files: dict[str, str], content: bytes
 ) -> None:
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError, match=r"whole safetensors files|failed|hold exactly its weights"):
+    with pytest.raises(ModelError, match=r"cannot be read|did not load|failed|hold exactly its weights"):
         load_model(folder, **CPU)
     with pytest.raises(PruneGPTError, match=r"safetensors|lacks|tensor"):
         plan_data(spec_of(folder, text_files))

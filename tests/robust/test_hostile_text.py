@@ -18,14 +18,14 @@ READERS = [read_rows, read_documents]
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "must hold text, but .* is empty"),
-        (b" \n\t\r\n", "must hold text, but .* is empty"),
+        (b"", "data file .* is empty"),
+        (b" \n\t\r\n", "data file .* is empty"),
         (b"\x7fELF\x02\x01\x01\0\0\0\0", "NUL bytes"),
-        (b"\x89PNG\r\n\x1a\n", "must be UTF-8, but .* is not at byte 0"),
-        (b"good text\n\xff\xfe bad", "must be UTF-8, but .* is not at byte 10"),
-        ("Grüße".encode("utf-16"), "must be UTF-8"),
-        ("Grüße".encode("latin-1"), "must be UTF-8, but .* is not at byte 2"),
-        (b"\xed\xa0\x80", "must be UTF-8"),
+        (b"\x89PNG\r\n\x1a\n", "text file .* is not UTF-8 at byte 0"),
+        (b"good text\n\xff\xfe bad", "text file .* is not UTF-8 at byte 10"),
+        ("Grüße".encode("utf-16"), "is not UTF-8 at byte"),
+        ("Grüße".encode("latin-1"), "text file .* is not UTF-8 at byte 2"),
+        (b"\xed\xa0\x80", "is not UTF-8 at byte"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, read: object, content: bytes, message: str) -> None:

@@ -26,7 +26,7 @@ def doctor(root: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 def a_file(place: Path) -> str:
     place.write_text("mine")
-    return "it must be a folder, but is a file"
+    return "it must be a folder, got a file"
 
 
 def a_link_to_nothing(place: Path) -> str:

@@ -58,7 +58,7 @@ SKIPPED = {"name": "c", "skip_reason": "Dependency not found on the index"}
         ([SOUND], 0, "no known hole in 1 packages"),
         ([SOUND, SKIPPED], 0, "no known hole in 1 packages\nc: not looked at, Dependency not found"),
         ([SOUND, HOLE], 1, "known vulnerabilities: 1\nb 2: PYSEC-1, fixed in 3"),
-        ([SKIPPED], NOT_ASKED, "needs the network, but no package could be looked up"),
+        ([SKIPPED], NOT_ASKED, "needs the network; no package could be looked up"),
     ],
 )
 def test_an_answer_is_told(packages: list[object], status: int, message: str) -> None:

@@ -128,9 +128,7 @@ def test_a_log_that_is_not_merged_is_told(broken: Callable[[], Root], tmp_path: 
         for name in ("prunegpt.db", "prunegpt.db-wal"):
             shutil.copy(root.path / name, copy)
     freeze(copy)
-    with pytest.raises(
-        StoreError, match=r"write-ahead log is merged, but .*prunegpt\.db-wal is not: .* Copy the folder"
-    ):
+    with pytest.raises(StoreError, match=r"write-ahead log is merged; .*prunegpt\.db-wal is not: .* Copy the folder"):
         Store.open(Root(copy), create=False)
     (tmp_path / "again").mkdir()
     for name in ("prunegpt.db", "prunegpt.db-wal"):
@@ -145,9 +143,7 @@ def test_an_old_schema_is_told(tmp_path: Path, freeze: Freeze) -> None:
     with closing(sqlite3.connect(root.database)) as database:
         database.executescript(SCHEMA_1.read_text(encoding="utf-8"))
     freeze(root.path)
-    with pytest.raises(
-        StoreError, match=r"must have the schema \d+ to be read, but .* has 0001, and is read-only here"
-    ):
+    with pytest.raises(StoreError, match=r"must have the schema \d+ to be read; .* has 0001, and is read-only here"):
         Store.open(root, create=False)
 
 

@@ -321,7 +321,7 @@ def test_a_sweep_is_not_removed_while_agents_run_it(tmp_path: Path) -> None:
     assert [finding for finding in examine(root) if finding.kind == "trial"] == []  # and none of it is left over
     arguments = ["sweep", "rm", "words", "--stages", "--yes", "--root", str(root.path)]
     refused = CliRunner().invoke(app, arguments)
-    assert "but agents run 1 of words: a/attempt-1. End them" in str(refused.exception)
+    assert "agents run 1 of words: a/attempt-1. End them" in str(refused.exception)
     assert attempt.folder.is_dir()
     os.utime(attempt.folder / OUTSIDE, (1.0, 1.0))
     assert CliRunner().invoke(app, arguments).exit_code == 0

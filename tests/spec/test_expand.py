@@ -180,7 +180,7 @@ BAD = {
     "a key that does not vary": (
         {"name": "t-{sparsity}"},
         "trials.0.name",
-        r"a name may hold \{KEY\} of a varied key \(none here\), but got 't-\{sparsity\}'",
+        r"a name may hold \{KEY\} of a varied key \(none here\), got 't-\{sparsity\}'",
     ),
     "a key with an attribute": (
         {"name": "t-{device.x}", "vary": {"device": ["cpu"]}},
@@ -215,12 +215,12 @@ BAD = {
     "a value that cannot be": (
         {"name": "t", "stages": [STAGE], "vary": {"stages.0.prune.sparsity": [0.5, 90]}},
         "trials.0.vary.stages.0.prune.sparsity",
-        r"but got 90\. Did you mean 0\.9\?",
+        r"got 90\. Did you mean 0\.9\?",
     ),
     "a combination that cannot be": (
         {"name": "t", "stages": [STAGE], "vary": {"stages.0.prune.pattern": ["1:4"]}},
         "trials.0.vary.stages.0.prune.pattern",
-        "pattern 1:4 fixes the sparsity at 0.75, but sparsity is 0.5",
+        "pattern 1:4 fixes the sparsity at 0.75; sparsity is 0.5",
     ),
     "too many": (
         {"name": "t", "vary": {"seeds": [[i] for i in range(102)], "device": ["cpu"] * 100}},
@@ -262,7 +262,7 @@ trials:
 def test_duplicate_names_are_told_with_the_trial_they_repeat() -> None:
     found = problem({"name": "a"}, {"name": "b"}, {"name": "a"})
     assert found.where == "trials.2"
-    assert found.message == "trial names must differ, but 'a' is also trials.0. Rename one."
+    assert found.message == "trial names must differ; 'a' is also trials.0. Rename one."
 
 
 def test_names_that_differ_in_case_alone_would_share_a_folder_where_case_is_ignored() -> None:

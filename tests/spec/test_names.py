@@ -39,7 +39,7 @@ def test_block_index(name: str, index: int | None) -> None:
 
 
 def test_what_is_no_regular_expression_is_an_error() -> None:
-    with pytest.raises(PruningError, match=r"re: must be a regular expression, but 're:\(' is not"):
+    with pytest.raises(PruningError, match=r"re: must be a regular expression; 're:\(' is not"):
         matches("a", "re:(")
 
 
@@ -68,9 +68,9 @@ def test_chosen_names(request_: dict[str, list[str]], expected: list[str]) -> No
 
 
 WRONG = {
-    "a target": ({"targets": ["*qq*"]}, [r"every pattern must match a tensor, but '\*qq\*' matches none\. Nearest: "]),
+    "a target": ({"targets": ["*qq*"]}, [r"every pattern must match a tensor; '\*qq\*' matches none\. Nearest: "]),
     "an exclusion": ({"exclude": ["attn"]}, ["'attn' matches none. Nearest: "]),
-    "a layer": ({"layers": [2]}, [r"layers must be indices of decoder layers \(0 to 10\), but got 2"]),
+    "a layer": ({"layers": [2]}, [r"layers must be indices of decoder layers \(0 to 10\), got 2"]),
     "an expression": ({"targets": ["re:["]}, ["re: must be a regular expression"]),
     "nothing left": ({"targets": ["wte"], "layers": [0]}, ["together leave none"]),
     "all excluded": ({"exclude": ["*"]}, ["must leave a tensor to prune"]),

@@ -43,17 +43,17 @@ BROKEN = {
     "two values on a line": ("a: 1\nb: c: d", 2, "mapping values are not allowed here"),
     "unclosed quote": ("a: 'x\n", None, "a spec must be valid YAML"),
     "undefined alias": ("a: 1\nb: *x", 2, "found undefined alias 'x'"),
-    "duplicate key": ("a: 1\nb:\n  c: 1\n  c: 2", 4, "keys must differ, but 'c' is there twice"),
+    "duplicate key": ("a: 1\nb:\n  c: 1\n  c: 2", 4, "keys must differ; 'c' is there twice"),
     "two documents": ("a: 1\n---\nb: 2", 2, "found another document"),
     "NUL": ("a: \x00", None, "unacceptable character"),
     "a number of thousands of digits": ("a: " + "9" * 5000, 1, "must be valid YAML of its kind"),
     "a number beyond 63 bits": ("a: 1\nb:\n  - 1\n  - 99999999999999999999", 4, f"must be at most {MAX_INTEGER}"),
-    "one key in two types": ("1: a\n'1': b", 2, "keys must differ, but '1' is there twice"),
-    "a list": ("- a\n- b", None, "must be a mapping with name, base and trials, but the file holds a list"),
-    "text": ("hello", None, "but the file holds plain text"),
-    "a number alone": ("7", None, "but the file holds a number"),
-    "empty": ("", None, "but the file holds nothing"),
-    "only a comment": ("# nothing yet\n", None, "but the file holds nothing"),
+    "one key in two types": ("1: a\n'1': b", 2, "keys must differ; '1' is there twice"),
+    "a list": ("- a\n- b", None, "must be a mapping with name, base and trials; the file holds a list"),
+    "text": ("hello", None, "the file holds plain text"),
+    "a number alone": ("7", None, "the file holds a number"),
+    "empty": ("", None, "the file holds nothing"),
+    "only a comment": ("# nothing yet\n", None, "the file holds nothing"),
     "deep lists": ("a: " + "[" * 60 + "]" * 60, 1, f"may be nested {MAX_DEPTH} levels deep"),
     "very deep lists": ("a: " + "[" * 1000, None, f"may be nested {MAX_DEPTH} levels deep"),
     "very deep mappings": ("a: " + "{x: " * 1000, None, f"may be nested {MAX_DEPTH} levels deep"),
@@ -72,9 +72,9 @@ def test_what_is_no_spec_is_told_with_its_line(text: str, line: int | None, mess
 
 
 FILES = {
-    "missing": (None, r"a spec must be a readable file, but .*No such file"),
-    "not UTF-8": ("name: \xe4\n".encode("latin-1"), r"a spec must be UTF-8, but byte 6 is not\. Save it as UTF-8"),
-    "too large": (b"# " + b"x" * MAX_BYTES, rf"a spec may have {MAX_BYTES} bytes, but has {MAX_BYTES + 2}\."),
+    "missing": (None, r"a spec must be a readable file; .*No such file"),
+    "not UTF-8": ("name: \xe4\n".encode("latin-1"), r"a spec must be UTF-8; byte 6 is not\. Save it as UTF-8"),
+    "too large": (b"# " + b"x" * MAX_BYTES, rf"a spec may have {MAX_BYTES} bytes; it has {MAX_BYTES + 2}\."),
 }
 assert FILES
 
@@ -89,7 +89,7 @@ def test_files_that_cannot_be_read(content: bytes | None, message: str, tmp_path
 
 
 def test_a_folder_is_no_spec(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"a spec must be a readable file, but .*[Dd]irectory"):
+    with pytest.raises(SpecError, match=r"a spec must be a readable file; .*[Dd]irectory"):
         read_document(tmp_path)
 
 
@@ -170,10 +170,10 @@ BAD_SET = {
     "no value": ("a.b", "an override must be PATH=VALUE"),
     "no path": ("=1", "an override must be PATH=VALUE"),
     "below a plain value": ("a.b.c=1", r"a\.b is a plain value and has no 'c' in it"),
-    "beyond the list": ("trials.7.name=z", "the list has 2 elements, counted from 0, but 7 was asked for"),
+    "beyond the list": ("trials.7.name=z", "the list has 2 elements, counted from 0; 7 was asked for"),
     "no such name": ("trials.z.name=q", r"the list has no element named 'z'\. There are: x, y"),
     "a figure that is no number": ("trials.².name=q", "the list has no element named '²'"),
-    "not YAML": ("a.b=[1", r"the value must be YAML, but '\[1' is not"),
+    "not YAML": ("a.b=[1", r"the value must be YAML; '\[1' is not"),
     "too deep": ("a.b=" + "[" * 1000, f"the value may be nested {MAX_DEPTH} levels deep"),
     "an object of Python": ("a.b=!!python/name:os.system x", "the value must be YAML"),
     "a huge number": ("a.b=99999999999999999999", f"must be at most {MAX_INTEGER}"),

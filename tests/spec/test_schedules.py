@@ -102,7 +102,7 @@ def test_times_become_steps_once() -> None:
 
 
 BAD_TIMES = {
-    "sparseml in steps": ({"grid": "sparseml", "unit": "steps", "end": 5.0}, "counts in epochs, but unit is steps"),
+    "sparseml in steps": ({"grid": "sparseml", "unit": "steps", "end": 5.0}, "counts in epochs; unit is steps"),
     "sparseml without an end": ({"grid": "sparseml", "end": None}, "needs the epoch of its last update"),
     "an end after the training": ({"end": 10.0}, "must end before training does"),
     "a start after half-way": ({"start": 6.0, "end": None}, "must start before it ends"),
@@ -148,14 +148,14 @@ def test_every_clock_lies_within_its_training(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Clock.regular(5, 4), "start at 0 or later and end no earlier than it starts, but got steps 5 to 4"),
-        (lambda: Clock.regular(-1, 4), "but got steps -1 to 4"),
-        (lambda: Clock.regular(0, 4, 0), "every 1 or more optimizer steps, but got 0"),
-        (lambda: Clock((3, 2)), "in ascending order, but got .3, 2."),
+        (lambda: Clock.regular(5, 4), "start at 0 or later and end no earlier than it starts, got steps 5 to 4"),
+        (lambda: Clock.regular(-1, 4), "got steps -1 to 4"),
+        (lambda: Clock.regular(0, 4, 0), "every 1 or more optimizer steps, got 0"),
+        (lambda: Clock((3, 2)), "in ascending order, got .3, 2."),
         (lambda: Clock(()), "before one or more optimizer steps"),
-        (lambda: Clock.regular(0, 10**8), "2,000,000 times, but this clock has more"),
-        (lambda: Clock.sparseml(0, 1000, -1, 100_000), "2,000,000 times, but this clock has more"),
-        (lambda: Clock.sparseml(0, 1, 1, 0), "1 or more optimizer steps, but got 0"),
+        (lambda: Clock.regular(0, 10**8), "2,000,000 times; this clock has more"),
+        (lambda: Clock.sparseml(0, 1000, -1, 100_000), "2,000,000 times; this clock has more"),
+        (lambda: Clock.sparseml(0, 1, 1, 0), "1 or more optimizer steps, got 0"),
         (lambda: Clock.regular(0, 10, 10).share("acdc", 0), "needs a dense and a compressed phase, .* got 1 phase"),
         (lambda: Clock.regular(0, 10).share("cubik", 0), "unknown schedule 'cubik'. Did you mean 'cubic'"),
     ],

@@ -18,14 +18,14 @@ def space_of(**space: Any) -> Mapping[str, Dimension]:
 
 
 WRONG = {
-    "both": ({"values": [1], "low": 0}, "either values or low and high, but has both"),
+    "both": ({"values": [1], "low": 0}, "either values or low and high; it has both"),
     "nothing": ({}, "needs low and high, or values"),
     "empty": ({"values": []}, "must name at least one"),
-    "upside down": ({"low": 2, "high": 1}, "low must be at most high, but low is 2 and high 1"),
+    "upside down": ({"low": 2, "high": 1}, "low must be at most high; low is 2 and high 1"),
     "a step of nothing": ({"low": 1, "high": 2, "step": 0}, "step must be above 0"),
     "a logarithm of nothing": ({"low": 0, "high": 1, "log": True}, "must begin above 0"),
     "log and step": ({"low": 0.1, "high": 1, "log": True, "step": 0.1}, "either log or step"),
-    "the same twice": ({"values": [[1], [1]]}, r"values must differ, but \[1\] is there twice"),
+    "the same twice": ({"values": [[1], [1]]}, r"values must differ; \[1\] is there twice"),
     "too few names": ({"values": [1, 2], "names": ["a"]}, "1 for 2 values"),
     "quantum and step": ({"low": 0, "high": 1, "step": 1, "quantum": 1}, "either step or quantum"),
     "a quantum of values": ({"values": [1], "quantum": 1}, "either values or low and high"),
@@ -44,8 +44,8 @@ SEARCHES = {
     "no end": ({}, "a search must end: give n_trials"),
     "an unknown sampler": ({"n_trials": 1, "sampler": "tpee"}, "unknown sampler 'tpee'. Did you mean 'tpe'"),
     "an unknown metric": ({"n_trials": 1, "objectives": "perplexitty"}, "Did you mean 'perplexity'"),
-    "a metric twice": ({"n_trials": 1, "objectives": ["loss", "loss"]}, "objectives must differ, but loss"),
-    "no constraint": ({"n_trials": 1, "constraints": ["sparsity > 0.5"]}, 'such as "sparsity >= 0.89", but got'),
+    "a metric twice": ({"n_trials": 1, "objectives": ["loss", "loss"]}, "objectives must differ; loss"),
+    "no constraint": ({"n_trials": 1, "constraints": ["sparsity > 0.5"]}, 'such as "sparsity >= 0.89", got'),
     "a constraint on nothing": ({"n_trials": 1, "constraints": ["sparsty >= 1"]}, "Did you mean 'sparsity'"),
 }
 assert SEARCHES
@@ -58,15 +58,15 @@ def test_a_search_that_means_nothing(fields: dict[str, Any], message: str) -> No
 
 
 CONDITIONS = {
-    "not searched": ({"a": {"values": [1], "when": {"b": 1}}}, "must be on another searched field, but 'b' is none"),
+    "not searched": ({"a": {"values": [1], "when": {"b": 1}}}, "must be on another searched field; 'b' is none"),
     "itself": ({"a": {"values": [1], "when": {"a": 1}}}, "must not form a circle"),
     "a circle": (
         {"a": {"values": [1], "when": {"b": 1}}, "b": {"values": [1], "when": {"a": 1}}},
-        "must not form a circle, but 'b' is searched only where 'a' is",
+        "must not form a circle; 'b' is searched only where 'a' is",
     ),
     "a value that is not tried": (
         {"a": {"values": [1], "when": {"b": ["x", "z"]}}, "b": ["x", "y"]},
-        "must name values that are searched, but 'z' is none of 'b': x, y",
+        "must name values that are searched; 'z' is none of 'b': x, y",
     ),
     "outside of the range": (
         {"a": {"values": [1], "when": {"b": 5}}, "b": {"low": 1, "high": 4}},
@@ -139,7 +139,7 @@ def test_values_become_choices() -> None:
     assert chosen_of(space, {"stages": [2], "rate": 0.5}) == {"stages": "q", "rate": 0.5}
     with pytest.raises(ValueError, match=r"rat is not searched\. Searched: rate, stages"):
         chosen_of(space, {"rat": 0.5})
-    with pytest.raises(ValueError, match="rate must be one of what is searched, but got 3"):
+    with pytest.raises(ValueError, match="rate must be one of what is searched, got 3"):
         chosen_of(space, {"rate": 3})
 
 

@@ -200,7 +200,7 @@ def test_program_names_the_spec_and_trial_chooses_among_its_trials(tmp_path: Pat
         ("metod: 3\n", "metod", "unknown key of a W&B sweep 'metod'. Did you mean 'method'"),
         ("run_cap: 0\n", "run_cap", "run_cap must be a whole number"),
         ("metric: perplexity\n", "metric", "metric must be a mapping with a name"),
-        ("metric: {name: loss, target: low}\n", "metric.target", "target must be a number, but got 'low'"),
+        ("metric: {name: loss, target: low}\n", "metric.target", "target must be a number, got 'low'"),
         ("early_terminate: {type: median}\n", "early_terminate", "must be {type: hyperband"),
         ("early_terminate: {type: hyperband, min_iter: 2}\n", "metric", "early_terminate needs a metric"),
         ("program: train.py\n", "program", "program must be a spec"),
@@ -361,8 +361,8 @@ def test_a_search_of_ours_is_valid_there_and_comes_back() -> None:
     [
         ({"objectives": ["perplexity", "sparsity"]}, "by one metric without constraints"),
         ({"constraints": ["sparsity >= 0.5"]}, "by one metric without constraints"),
-        ({"early_stop": "median"}, "by hyperband only, but early_stop is median"),
-        ({"target": {"metric": "loss", "value": 2}}, "minimize perplexity, but target is to minimize loss"),
+        ({"early_stop": "median"}, "by hyperband only; early_stop is median"),
+        ({"target": {"metric": "loss", "value": 2}}, "minimize perplexity; target is to minimize loss"),
     ],
 )
 def test_what_wandb_cannot_search_is_refused(more: dict[str, Any], message: str) -> None:

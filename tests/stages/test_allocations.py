@@ -62,7 +62,7 @@ def test_an_allocation_of_a_plug_in_must_give_every_tensor_a_sparsity(
         return {}
 
     plug_in("allocation", "none", none)
-    with pytest.raises(PruningError, match="must give the sparsity of every pruned tensor, but none gives none to"):
+    with pytest.raises(PruningError, match="must give the sparsity of every pruned tensor; none gives none to"):
         applied(tiny_gpt2, spec_of(sparsity=0.3, allocation="none"), root=Root(root))
 
 

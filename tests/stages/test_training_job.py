@@ -98,7 +98,7 @@ def test_a_training_that_ends_early_is_no_finished_stage(
     monkeypatch.setattr(JobTrainer, "on_step_end", early)
     record = run_trials({"name": "t", "stages": ["finetune"]})["t"]
     assert record.state == "failed"
-    assert "the optimizer steps that it was planned with, 6, but took 3" in record.error
+    assert "the optimizer steps that it was planned with, 6; it took 3" in record.error
 
 
 @st.composite
@@ -276,7 +276,7 @@ def test_arguments_that_do_not_decide_the_result_are_those_of_the_attempt_that_r
     [
         (lambda job: {**job, "key": "another"}, "a stage must resume the job that it began"),
         (lambda job: {**job, "held": "0" * 64}, "or of a model with other masks"),
-        (lambda job: {**job, "stepz": 3}, "must say what a stage is training, but .* cannot be read"),
+        (lambda job: {**job, "stepz": 3}, "must say what a stage is training; .* cannot be read"),
     ],
 )
 def test_a_job_of_something_else_is_refused(

@@ -73,7 +73,7 @@ def test_an_old_database_is_brought_up_to_date_with_what_it_holds(where: Root | 
         assert connection.execute(text("SELECT name, colour FROM sweep")).one() == ("words", None)
         assert current(connection) == "next"
     engine.dispose()
-    with pytest.raises(StoreError, match=rf"knows schemas up to {REVISIONS[-1]}, but .* has next. Install the newer"):
+    with pytest.raises(StoreError, match=rf"knows schemas up to {REVISIONS[-1]}; .* has next. Install the newer"):
         Store.open(where)
 
 
@@ -134,9 +134,9 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense", "must look like postgresql://USER@HOST/DATABASE or sqlite:///FILE, but got 'nonsense'"),
-        ("mysql://a@b/c", "must be SQLite or PostgreSQL, but the URL names 'mysql'"),
-        ("sqlite://", "must be a file, but the URL names none"),
+        ("nonsense", "must look like postgresql://USER@HOST/DATABASE or sqlite:///FILE, got 'nonsense'"),
+        ("mysql://a@b/c", "must be SQLite or PostgreSQL; the URL names 'mysql'"),
+        ("sqlite://", "must be a file; the URL names none"),
     ],
 )
 def test_a_wrong_url_is_told(url: str, message: str) -> None:

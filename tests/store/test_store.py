@@ -82,7 +82,7 @@ def test_an_unknown_sweep_or_trial_is_told_with_the_nearest(store: Store) -> Non
         store.results("wikitxt2")
     with pytest.raises(StoreError, match=r"unknown trial of wikitext2 'pruned9'. Did you mean 'pruned90'"):
         store.result("wikitext2/pruned9")
-    with pytest.raises(StoreError, match="named SWEEP/TRIAL, but got 'pruned90'"):
+    with pytest.raises(StoreError, match="named SWEEP/TRIAL, got 'pruned90'"):
         store.result("pruned90")
     with pytest.raises(StoreError, match="no trial 99"):
         store.result(99)

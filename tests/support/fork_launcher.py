@@ -40,7 +40,7 @@ class ForkLauncher:
         if handle in self._ended:
             return self._ended[handle]
         if handle not in self._running:
-            raise LaunchError(f"a handle must come from this launcher's submit, but got {handle!r}.")
+            raise LaunchError(f"a handle must come from this launcher's submit, got {handle!r}.")
         pid, status = os.waitpid(self._running[handle], os.WNOHANG)
         if pid == 0:
             return None

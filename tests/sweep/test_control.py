@@ -92,7 +92,7 @@ def test_a_diverged_trial_is_retried_with_those_that_shared_its_stage(bench: Any
 
 def test_wishes_for_nobody_are_refused(bench: Any) -> None:
     bench.run(make_trial("a"))
-    with pytest.raises(LaunchError, match="`stop` needs a running sweep, but nothing runs under"):
+    with pytest.raises(LaunchError, match="`stop` needs a running sweep; nothing runs under"):
         request(bench.root, Action("stop", "words"))
     with coordinating(bench.root, "books"):
         with pytest.raises(LaunchError, match=r"the sweep that runs under .* is 'books', not 'words'"):
@@ -134,7 +134,9 @@ def test_the_command_stops_some_trials(bench: Any, command: Callable[..., str]) 
     plan = make_plan(make_trial("a1", "load a", **LONG), make_trial("a2", "load b"), make_trial("c", "load c"))
     process = start(bench.root, plan)
     line_with(process, "StagePublished")
-    assert "matches none. There are: a1, a2, c" in command("sweep", "stop", "words", "b*", fails=True)
+    assert "no trial of words that runs or waits matches 'b*'. There are: a1, a2, c" in command(
+        "sweep", "stop", "words", "b*", fails=True
+    )
     command("sweep", "stop", "words", "a*")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -144,7 +146,7 @@ def test_the_command_stops_some_trials(bench: Any, command: Callable[..., str]) 
 def test_retry_lets_trials_wait_again(bench: Any, command: Callable[..., str]) -> None:
     trials = [make_trial("a1", "load a", fail="a"), make_trial("a2", "load d", diverge="d"), make_trial("c", "load c")]
     bench.run(*trials)
-    assert "that failed, diverged or was stopped, but matches none. There are: a1, a2" in command(
+    assert "that failed, diverged or was stopped matches 'c'. There are: a1, a2" in command(
         "sweep", "retry", "words", "c", fails=True
     )
     assert json.loads(command("sweep", "retry", "words", "*1", "--json")) == {"trials": ["a1"], "running": False}

@@ -193,7 +193,7 @@ def test_a_worker_that_cannot_start_fails_the_trial_until_the_next_run(bench: An
     assert outcome.failed == ("words/a",)
     (attempt,) = bench.store.attempts("words/a")
     assert (attempt.state, attempt.reason) == ("failed", "refused")
-    assert "a worker must start, but '/nowhere/python' does not" in attempt.error
+    assert "worker '/nowhere/python' did not start" in attempt.error
     assert bench.run(make_trial("a")).ok
 
 
@@ -304,7 +304,7 @@ def test_only_runs_the_matching_trials_and_their_teachers(bench: Any) -> None:
 
 
 def test_only_that_matches_nothing_names_the_nearest(bench: Any) -> None:
-    with pytest.raises(SpecError, match=r"--only must match a trial, but 'studnet' matches none. Trials: student"):
+    with pytest.raises(SpecError, match=r"--only must match a trial; 'studnet' matches none. Trials: student"):
         bench.run(make_trial("other"), make_trial("student"), only="studnet")
     assert bench.store.sweeps() == []
 

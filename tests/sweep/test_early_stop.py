@@ -332,7 +332,7 @@ def test_a_sweep_without_the_rule_gives_nothing_up(store: Store) -> None:
 
 
 def test_an_option_that_a_rule_does_not_take_is_named() -> None:
-    with pytest.raises(PruneGPTError, match=r"early stop median must be given options that it takes.*n_startup_trials"):
+    with pytest.raises(PruneGPTError, match=r"early stop median does not take the options .*n_startup_trials"):
         stopper_of("median", options={"startup": 3})
 
 

@@ -46,7 +46,7 @@ PASSING = {
     "again": OSError(errno.EAGAIN, "Resource temporarily unavailable"),
     "files": OSError(errno.EMFILE, "Too many open files"),
     "disk": OSError(errno.ENOSPC, "No space left on device"),
-    "wrapped": _from(LaunchError("a worker must start, but 'python' does not"), OSError(errno.EAGAIN, "busy")),
+    "wrapped": _from(LaunchError("worker 'python' did not start"), OSError(errno.EAGAIN, "busy")),
     "timeout": TimeoutError(),
     "process-timeout": subprocess.TimeoutExpired("sbatch", 20),
     "refused-connection": ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),

@@ -96,7 +96,7 @@ def test_what_slurm_will_never_take_fails_by_itself(bench: Any, slurm: Any, tmp_
     assert (outcome.failed, outcome.finished) == (("words/a",), ("words/b", "words/c"))
     (attempt,) = bench.store.attempts("words/a")
     assert (attempt.state, attempt.reason) == ("failed", "refused")
-    assert "Slurm must take the job" in attempt.error
+    assert "Slurm refused the job" in attempt.error
     assert "Invalid partition name specified" in attempt.error
     (tmp_path / "bin" / "refuse-a").unlink()
     assert bench.run(*trials, launcher=SlurmLauncher(bench.root, 2, settle=1.0)).finished == ("words/a",)

@@ -74,7 +74,7 @@ def test_trials_by_name() -> None:
     given = points(made.plan)
     assert given == [{"trial": "dense"}, {"trial": "pruned"}]
     assert [trial_of(made, one, Root(Path("nowhere"))).name for one in given] == ["dense", "pruned"]
-    with pytest.raises(SpecError, match="must name one of the spec's, but is 'prunde'"):
+    with pytest.raises(SpecError, match="must name one of the spec's, got 'prunde'"):
         trial_of(made, {"trial": "prunde"}, Root(Path("nowhere")))
 
 

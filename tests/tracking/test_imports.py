@@ -210,7 +210,7 @@ def test_a_project_and_a_sweep_of_the_api_become_trials_and_grow(tmp_path: Path)
 
 
 def test_a_path_that_is_none_and_an_api_that_fails_are_told(tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match="must be ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, but got 'study'"):
+    with pytest.raises(TrackingError, match="must be ENTITY/PROJECT or ENTITY/PROJECT/SWEEP, got 'study'"):
         list(import_project(Root(tmp_path), "study", Api()))
 
     class Down:

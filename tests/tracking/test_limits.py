@@ -274,7 +274,7 @@ def test_one_file_has_a_bound_and_none_is_held_in_memory(tmp_path: Path) -> None
     try:
         answer = server.put(f"{FILES}/a.bin", content=b"x" * 60_000_001)
         assert answer.status_code == 413
-        assert "may have 60000000 bytes here, but has more" in answer.json()["error"]
+        assert "may have 60000000 bytes here; it has more" in answer.json()["error"]
         assert server.put(f"{FILES}/b.bin", content=b"x" * 40_000_000).status_code == 200
         kept = Root(tmp_path / "runs").trial("wandb-mine", "abc123") / "attempt-1" / "files" / "b.bin"
         assert kept.stat().st_size == 40_000_000

@@ -435,7 +435,7 @@ def test_the_key_is_looked_for_where_the_client_keeps_it(tmp_path: Path, monkeyp
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(TrackingError, match=r"needs an API key, but there is none\. Set WANDB_API_KEY"):
+    with pytest.raises(TrackingError, match=r"needs an API key; there is none\. Set WANDB_API_KEY"):
         Server.find()
     (tmp_path / ".netrc").write_text("machine wandb.example login user password kept\n")
     (tmp_path / ".netrc").chmod(0o600)

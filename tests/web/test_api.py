@@ -143,7 +143,7 @@ BAD = {
     "limit=0": "limit: Input should be greater",
     "limit=x": "limit: Input should be a valid integer",
     "colour=red": "colour: Extra inputs are not permitted",
-    "limit=1&limit=2": "limit may be given once, but is given 2 times",
+    "limit=1&limit=2": "limit may be given once; it is given 2 times",
 }
 assert BAD
 
@@ -161,7 +161,7 @@ def test_what_is_not_there_is_told_with_the_nearest(client: TestClient) -> None:
         (f"{API}/trials/study/goin", "unknown trial of study 'goin'. Did you mean 'going'"),
         (f"{SWEEP}/figures/pie", "figure must be one of sparsity, pareto"),
         (f"{SWEEP}/tables/none.md", "study has no table 'none'"),
-        (f"{API}/trials/study/later/log?attempt=3", "but 3 is none. Attempts: none"),
+        (f"{API}/trials/study/later/log?attempt=3", "3 is none. Attempts: none"),
         (f"{API}/nowhere", "Not Found"),
     ):
         answer = client.get(path)
@@ -365,8 +365,8 @@ def test_actions_say_what_they_did_or_why_not(own: TestClient, made: Root) -> No
     for path, action, status, message in (
         ("/sweeps/study/actions", "stop", 409, "nothing runs under"),
         ("/trials/study/going/actions", "stop", 409, "nothing runs under"),
-        ("/trials/study/later/actions", "stop", 409, "only a running trial can be stopped, but later is waiting"),
-        ("/trials/study/going/actions", "retry", 409, "can be retried, but going is running"),
+        ("/trials/study/later/actions", "stop", 409, "only a running trial can be stopped; later is waiting"),
+        ("/trials/study/going/actions", "retry", 409, "can be retried; going is running"),
         ("/sweeps/study/actions", "explode", 400, "action"),
         ("/trials/study/too-big/actions", "retry", 200, "too-big is requeued"),
     ):

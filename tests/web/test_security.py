@@ -240,7 +240,7 @@ def test_which_addresses_are_loopback(host: str, expected: bool) -> None:
 
 
 def test_a_token_that_can_be_guessed_is_not_taken(kept: Root) -> None:
-    with pytest.raises(LaunchError, match=r"16 characters at least, but has 6. Leave --token out"):
+    with pytest.raises(LaunchError, match=r"16 characters at least; it has 6. Leave --token out"):
         run(kept, host="127.0.0.1", port=0, token="secret")
 
 

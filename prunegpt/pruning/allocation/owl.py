@@ -59,8 +59,8 @@ def owl(
             weights[block] = weights.get(block, 0) + size
     if missing := sorted(set(weights) - set(outlier_ratios)):
         raise PruningError(
-            f"owl needs an outlier ratio of every block, but those of blocks {missing} are missing. "
-            f"Measure them with calibration data on the dense model."
+            f"owl needs an outlier ratio of every block; those of blocks {missing} are missing. Measure them with "
+            "calibration data on the dense model."
         )
     share = _shares({block: outlier_ratios[block] for block in weights}, weights, sparsity, limit)
     return {name: sparsity if (block := blocks[name]) is None else share[block] for name in sizes}

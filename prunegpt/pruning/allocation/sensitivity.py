@@ -60,7 +60,7 @@ def sensitivity(
         reach = sum(spent.values()) / sum(sizes.values())
         raise PruningError(
             f"sensitivity prunes no layer beyond the last point of its curve, which reaches a sparsity of {reach:g} "
-            f"over all, but {sparsity:g} was asked for. Measure the curves at higher sparsities."
+            f"over all; {sparsity:g} was asked for. Measure the curves at higher sparsities."
         )
     return {layer: spent[layer] / size if size else 0.0 for layer, size in sizes.items()}
 
@@ -68,16 +68,14 @@ def sensitivity(
 def _hull(layer: str, curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The lower convex hull of (0, 0) and the points of a curve, by sparsity (Andrew's monotone chain)."""
     if not curve:
-        raise PruningError(
-            f"sensitivity needs a curve for every layer, but {layer} has none. Measure it, or leave it out."
-        )
+        raise PruningError(f"sensitivity needs a curve for every layer; {layer} has none. Measure it, or leave it out.")
     points: dict[float, float] = {0.0: 0.0}
     for level, increase in sorted(curve):
         zeros_for(0, level)
         if not abs(increase) < float("inf"):
             raise PruningError(
-                f"an increase of the loss must be finite, but the curve of {layer} has {increase} at {level:g}. "
-                f"Leave that point out."
+                f"an increase of the loss must be finite; the curve of {layer} has {increase} at {level:g}. Leave that "
+                "point out."
             )
         if level > 0.0:
             points[level] = min(points.get(level, float("inf")), max(increase, 0.0))

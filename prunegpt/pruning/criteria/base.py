@@ -31,7 +31,7 @@ class Criterion:
 
     def __post_init__(self) -> None:
         if unknown := self.needs - NEEDS:
-            raise ValueError(f"a criterion may need {sorted(NEEDS)}, but {self.name!r} asks for {sorted(unknown)}")
+            raise ValueError(f"a criterion may need {sorted(NEEDS)}; {self.name!r} asks for {sorted(unknown)}")
 
 
 def builtin(name: str, score: Callable[..., Tensor]) -> Criterion:

@@ -56,8 +56,8 @@ def check_request(
     shape = parse_pattern(pattern) if isinstance(pattern, str) else pattern
     if isinstance(allocation, str) and allocation not in ("uniform", "row", "global"):
         raise PruningError(
-            f"an allocation is uniform, row, global, or the sparsity of each layer by name, but got {allocation!r}. "
-            f"Compute owl and sensitivity first (prunegpt.pruning.allocation) and give what they return."
+            f"an allocation is uniform, row, global, or the sparsity of each layer by name, got {allocation!r}. "
+            "Compute owl and sensitivity first (prunegpt.pruning.allocation) and give what they return."
         )
     targets = _targets(views, shape, sparsity, allocation)
     written, chosen = read_pattern(shape.name), named(views)
@@ -79,15 +79,15 @@ def _targets(
 ) -> dict[str, float]:
     """The sparsity of each view."""
     if not views:
-        raise PruningError("one-shot pruning needs at least one layer, but got none. Widen the targets.")
+        raise PruningError("one-shot pruning needs at least one layer, got none. Widen the targets.")
     if not isinstance(allocation, Mapping):
         return dict.fromkeys(views, pattern.target(sparsity))
     missing = [name for name in views if name not in allocation]
     strange = [name for name in allocation if name not in views]
     if missing or strange:
         raise PruningError(
-            f"an allocation must give a sparsity to each layer that is pruned and to no other, but {len(missing)} are "
-            f"missing and {len(strange)} are not pruned; the first is {(missing + strange)[0]}. "
-            f"Names are those of parameters (prunegpt.pruning.allocation.explicit takes patterns)."
+            f"an allocation must give a sparsity to each layer that is pruned and to no other; {len(missing)} are "
+            f"missing and {len(strange)} are not pruned; the first is {(missing + strange)[0]}. Names are those of "
+            "parameters (prunegpt.pruning.allocation.explicit takes patterns)."
         )
     return {name: pattern.target(allocation[name]) for name in views}

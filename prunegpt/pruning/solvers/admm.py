@@ -66,8 +66,8 @@ def spectrum(gram: Tensor, *, damping: float = 0.01) -> Spectrum:
             notes = (*notes, *escalation_notes(damping, added, dtype))
             return Spectrum(damped.float(), scale.float(), values.float(), vectors.float(), dead, added, notes)
     raise PruningError(
-        f"the Gram matrix must be positive definite, but is not at any damping from {damping:g} to {LIMIT:g}, in "
-        f"float64 either. Calibrate on more tokens."
+        f"the Gram matrix must be positive definite; it is not at any damping from {damping:g} to {LIMIT:g}, in "
+        "float64 either. Calibrate on more tokens."
     )
 
 

@@ -55,7 +55,7 @@ class Solver:
 
     def __post_init__(self) -> None:
         if strange := self.needs - NEEDS:
-            raise ValueError(f"a solver may need {sorted(NEEDS)}, but {self.name!r} asks for {sorted(strange)}")
+            raise ValueError(f"a solver may need {sorted(NEEDS)}; {self.name!r} asks for {sorted(strange)}")
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -83,8 +83,8 @@ def target_zeros(solver: str, weight: Tensor, sparsity: float | None, pattern: P
     """
     if not isinstance(pattern, (Unstructured, NOfM)):
         raise PruningError(
-            f"{solver} prunes to unstructured and N:M patterns, but got {pattern.name}. "
-            f"Use a criterion such as magnitude or wanda for blocks."
+            f"{solver} prunes to unstructured and N:M patterns, got {pattern.name}. Use a criterion such as magnitude "
+            "or wanda for blocks."
         )
     target = pattern.target(sparsity)
     if isinstance(pattern, NOfM):
@@ -92,8 +92,8 @@ def target_zeros(solver: str, weight: Tensor, sparsity: float | None, pattern: P
         pattern.check(nothing_kept)  # refuses an input axis that M does not divide
         if pattern.sparsity - target > 1e-6:
             raise PruningError(
-                f"{solver} prunes {pattern.name} to its full sparsity of {pattern.sparsity:g}, but {target:g} was "
-                f"asked for. Leave the sparsity out, or choose a criterion for a sparsity in between."
+                f"{solver} prunes {pattern.name} to its full sparsity of {pattern.sparsity:g}; {target:g} was asked "
+                "for. Leave the sparsity out, or choose a criterion for a sparsity in between."
             )
     return target, zeros_for(weight.numel(), target)
 

@@ -44,8 +44,8 @@ def normalise(gram: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     diagonal = gram.diagonal().float()  # [in]
     if not bool(torch.isfinite(gram).all()) or bool((diagonal < 0).any()):
         raise PruningError(
-            "a Gram matrix must be finite with a diagonal of at least 0, but this one is not. "
-            "Check the calibration data, and run the model in float32 or bfloat16 if its activations overflow float16."
+            "a Gram matrix must be finite with a diagonal of at least 0; this one is not. Check the calibration data, "
+            "and run the model in float32 or bfloat16 if its activations overflow float16."
         )
     dead = diagonal == 0  # [in]
     count = int(torch.count_nonzero(dead))
@@ -64,7 +64,7 @@ def damping_schedule(damping: float) -> Iterator[tuple[torch.dtype, float]]:
     """
     if not 0.0 <= damping <= LIMIT:
         raise PruningError(
-            f"damping is a share of the mean diagonal between 0 and {LIMIT:g}, but got {damping:g}. 0.01 is usual."
+            f"damping is a share of the mean diagonal between 0 and {LIMIT:g}, got {damping:g}. 0.01 is usual."
         )
     steps = [damping]
     while (following := steps[-1] * 10 or _FIRST_STEP) <= LIMIT * (1 + 1e-9):
@@ -100,8 +100,8 @@ def inverse_factor(gram: Tensor, *, damping: float = 0.01) -> InverseFactor:
         if bool(torch.isfinite(upper).all()):
             return InverseFactor(upper, dead, added, (*notes, *escalation_notes(damping, added, dtype)))
     raise PruningError(
-        f"the Gram matrix must have a Cholesky factor, but has none at any damping from {damping:g} to {LIMIT:g}, in "
-        f"float64 either. Calibrate on more tokens."
+        f"the Gram matrix must have a Cholesky factor; it has none at any damping from {damping:g} to {LIMIT:g}, in "
+        "float64 either. Calibrate on more tokens."
     )
 
 

@@ -65,8 +65,8 @@ def obert(
             break
     else:
         raise PruningError(
-            f"the Fisher blocks must be positive definite, but are not at any damping from {damping:g} to {LIMIT:g}. "
-            f"Calibrate on more windows."
+            f"the Fisher blocks must be positive definite; they are not at any damping from {damping:g} to {LIMIT:g}. "
+            "Calibrate on more windows."
         )
     padded = _blocks(start_weight, fisher_block)  # [out, blocks, fisher block]
     inverse_diagonal = torch.cat([part for part in diagonals if part is not None]).view(padded.shape)
@@ -94,8 +94,8 @@ def _mean_fisher_diagonal(gradients: Tensor) -> float:
     mean = total / gradients.numel()
     if not mean < float("inf"):
         raise PruningError(
-            f"gradients must be finite, but their mean square is {mean:g}. "
-            f"Check the calibration data and the loss of the model."
+            f"gradients must be finite; their mean square is {mean:g}. Check the calibration data and the loss of the "
+            "model."
         )
     return mean
 

@@ -96,10 +96,10 @@ def check_windows(windows: Tensor | None, method: str) -> Tensor:
         PruningError: they are missing or something else.
     """
     if windows is None:
-        raise PruningError(f"{method} needs activations or gradients, but no calibration windows were given.")
+        raise PruningError(f"{method} needs activations or gradients; no calibration windows were given.")
     if windows.dim() != 2 or windows.dtype != torch.int64 or windows.numel() == 0:
         raise PruningError(
-            f"calibration must be int64 token ids [windows, length] with at least one window, but got {windows.dtype} "
+            f"calibration must be int64 token ids [windows, length] with at least one window, got {windows.dtype} "
             f"{list(windows.shape)}."
         )
     return windows
@@ -109,7 +109,7 @@ def micro_batch_of(windows: Tensor, device: torch.device, given: int | None) -> 
     """How many windows to run at a time; the result does not depend on it but for rounding."""
     if given is not None:
         if given < 1:
-            raise PruningError(f"micro_batch must be at least 1 window, but got {given}.")
+            raise PruningError(f"micro_batch must be at least 1 window, got {given}.")
         return given
     tokens = _TOKENS if device.type == "cpu" else _TOKENS_ACCELERATOR
     return max(1, tokens // windows.shape[1])
@@ -195,12 +195,12 @@ def _verified(inner: nn.Module, blocks: nn.ModuleList, window: Tensor) -> list[A
         far = float((states - wanted).abs().max()) > close * float(wanted.abs().max())
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise WalkError(
-            f"decoder layers must take and return hidden states, but those of {what} hand on something else: {error}"
+            f"decoder layers must take and return hidden states; those of {what} hand on something else: {error}"
         ) from error
     if finite and far:
         raise WalkError(
-            f"decoder layers that are run one after the other must give what the model gives, but those of {what} "
-            f"do not: they hand on more than hidden states."
+            f"decoder layers that are run one after the other must give what the model gives; those of {what} do not: "
+            "they hand on more than hidden states."
         )
     return found
 
@@ -217,7 +217,7 @@ def _seen(inner: nn.Module, blocks: nn.ModuleList, outputs: list[Any], tokens: T
 
 def _called(inner: nn.Module, calls: int, blocks: nn.ModuleList) -> WalkError:
     return WalkError(
-        f"a forward pass must call each decoder layer once, but {type(inner).__name__} makes {calls} calls of "
+        f"a forward pass must call each decoder layer once; {type(inner).__name__} makes {calls} calls of "
         f"{len(blocks)} layers."
     )
 

@@ -84,7 +84,7 @@ def gradient_statistics(
                 loss = torch.nn.functional.cross_entropy(logits.float(), window[1:])
                 if not bool(torch.isfinite(loss)):
                     raise PruningError(
-                        f"the loss of every calibration window must be finite, but that of window {number} is "
+                        f"the loss of every calibration window must be finite; that of window {number} is "
                         f"{loss.item()}. Run the model in float32 or bfloat16."
                     )
                 gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)

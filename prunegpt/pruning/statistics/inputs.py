@@ -174,8 +174,8 @@ class InputCollector:
                 continue
             if not keys:
                 raise PruningError(
-                    f"calibration must reach every layer that is pruned, but no token came to {name}. "
-                    f"Exclude it, or calibrate on more data."
+                    f"calibration must reach every layer that is pruned; no token came to {name}. Exclude it, or "
+                    "calibrate on more data."
                 )
             if keys not in parts:
                 parts[keys] = _total([self._sums[key].statistics() for key in keys for _ in range(key.count(name))])

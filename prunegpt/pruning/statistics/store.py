@@ -35,13 +35,13 @@ class StatisticsStore:
             index = read_json(folder / _INDEX)
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise PruningError(
-                f"a folder of calibration statistics must hold a readable {_INDEX}, but {folder} does not: {error}. "
-                f"Remove the folder; it is made again."
+                f"a folder of calibration statistics must hold a readable {_INDEX}; {folder} does not: {error}. Remove "
+                "the folder; it is made again."
             ) from error
         if index.get("format") != _FORMAT:
             raise PruningError(
-                f"calibration statistics must be of format {_FORMAT}, but those in {folder} are of "
-                f"{index.get('format')}. Remove the folder; it is made again."
+                f"calibration statistics must be of format {_FORMAT}; those in {folder} are of {index.get('format')}. "
+                "Remove the folder; it is made again."
             )
         self.key: str = index["key"]
         self.windows: int = index["windows"]
@@ -62,8 +62,8 @@ class StatisticsStore:
         """
         if name not in self._layers:
             raise PruningError(
-                f"the statistics in {self.folder} are of {len(self._layers)} layers inside the decoder layers, but "
-                f"{name} is not among them. Prune it with propagate, or leave it out."
+                f"the statistics in {self.folder} are of {len(self._layers)} layers inside the decoder layers; {name} "
+                "is not among them. Prune it with propagate, or leave it out."
             )
         place = self._layers[name]
         found = self._last.get(place)

@@ -22,14 +22,14 @@ def broken_layout(root: Root) -> Iterator[Finding]:
 
 def _broken(place: Path) -> Finding | None:
     if place.is_symlink() and not place.exists():
-        text = f"it must be a folder, but is a link to {os.readlink(place)}, which is not there. Bring that back (is a"
+        text = f"it must be a folder, got a link to {os.readlink(place)}, which is not there. Bring that back (is a"
         return Finding("folder", place, f"{text} disk mounted?), or remove the link.")
     if not place.exists():
         return None
     if not place.is_dir():
         aside = partial(set_aside, place)
-        return Finding("folder", place, "it must be a folder, but is a file.", "set the file aside", apply=aside)
+        return Finding("folder", place, "it must be a folder, got a file.", "set the file aside", apply=aside)
     if not os.access(place, os.R_OK | os.X_OK):
-        text = f"it must be readable, but this account may not read it. Run: chmod u+rx {place}"
+        text = f"it must be readable; this account may not read it. Run: chmod u+rx {place}"
         return Finding("folder", place, text)
     return None

@@ -64,7 +64,7 @@ def write_studies(path: Path, store: Store, sweep: str) -> dict[str, int]:
     spec = next(row.spec for row in store.sweeps() if row.name == sweep)
     searches = searches_of(spec)
     if not searches:
-        raise StoreError(f"a study is made of a search, but {sweep} has none. Its spec needs a trial with `search`.")
+        raise StoreError(f"a study is made of a search; {sweep} has none. Its spec needs a trial with `search`.")
     _check_is_optunas(path)
     written: dict[str, int] = {}
     try:
@@ -80,7 +80,7 @@ def write_studies(path: Path, store: Store, sweep: str) -> dict[str, int]:
                 storage.engine.dispose()
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error.__cause__ or error).split("\n")[0]
-        raise StoreError(f"a study needs a file that can be written, but {path} cannot: {reason}.") from error
+        raise StoreError(f"a study needs a file that can be written; {path} cannot: {reason}.") from error
     return written
 
 
@@ -124,5 +124,5 @@ def _check_is_optunas(path: Path) -> None:
         tables = set()
     if not {"studies", "trials", "version_info"} <= tables:
         raise StoreError(
-            f"a study is written to a new file or an Optuna storage, but {path} is neither. Choose another --out."
+            f"a study is written to a new file or an Optuna storage; {path} is neither. Choose another --out."
         )

@@ -68,5 +68,5 @@ def run_at(project: RunPath, name: Any) -> RunPath:
     """
     for part in (project.entity, project.project, name):
         if not isinstance(part, str) or len(part) > 256 or "\0" in part:
-            raise Rejected(f"a name must be a text of 256 characters at most, without NUL, but is {part!r:.80}.")
+            raise Rejected(f"a name must be a text of 256 characters at most, without NUL, got {part!r:.80}.")
     return RunPath(project.entity, project.project, name)

@@ -278,7 +278,7 @@ class ArtifactNodes:
         asked = _asked(input)
         names = asked.get("artifactCollectionName") or (asked.get("artifactCollectionNames") or [""])[0]
         if not names or "/" in str(names) or ":" in str(names):
-            raise Rejected(f"an artifact needs a name without / and :, but got {names!r:.80}.", 200)
+            raise Rejected(f"an artifact needs a name without / and :, got {names!r:.80}.", 200)
         version = self._artifacts.create(
             deduplicate=asked.get("enableDigestDeduplication", True) is not False,
             entity=_text(asked, "entityName"),
@@ -366,8 +366,8 @@ class ArtifactNodes:
         version = self._version(asked, "artifactID")
         if version.aliases and not asked.get("deleteAliases"):
             raise Rejected(
-                f"an artifact with aliases is deleted with delete_aliases=True only, but {version.collection}:"
-                f"v{version.number} has {', '.join(version.aliases)}.",
+                "an artifact with aliases is deleted with delete_aliases=True only; "
+                f"{version.collection}:v{version.number} has {', '.join(version.aliases)}.",
                 200,
             )
         self._artifacts.delete(version)
@@ -432,5 +432,5 @@ def _asked(given: Any) -> Mapping[str, Any]:
 def _text(asked: Any, name: str) -> str:
     value = asked.get(name) if isinstance(asked, Mapping) else None
     if value is not None and (not isinstance(value, str) or len(value) > 1000):
-        raise Rejected(f"{name} must be a text, but is {value!r:.80}.", 200)
+        raise Rejected(f"{name} must be a text, got {value!r:.80}.", 200)
     return value or ""

@@ -100,7 +100,7 @@ class Artifacts:
             new = ArtifactVersion(id=run_id() + run_id(), created=time.time(), updated=time.time(), **said)
             there = self.versions(new.entity, new.project, new.collection)
             if there and there[-1].type != new.type:
-                raise Rejected(f"{new.collection} holds artifacts of type {there[-1].type}, but got {new.type}.", 200)
+                raise Rejected(f"{new.collection} holds artifacts of type {there[-1].type}, got {new.type}.", 200)
             if deduplicate and there and (same := [one for one in there if one.digest == new.digest]):
                 self._alias(same[-1], [*new.aliases, LATEST])
                 return same[-1]
@@ -167,7 +167,7 @@ class Artifacts:
             Rejected: it is no MD5 in hexadecimal digits.
         """
         if not _DIGEST.fullmatch(digest):
-            raise Rejected(f"a file is named by its MD5 in hexadecimal digits, but got {digest!r:.80}.", 404)
+            raise Rejected(f"a file is named by its MD5 in hexadecimal digits, got {digest!r:.80}.", 404)
         return self._folder / "files" / digest[:2] / digest
 
     def entries(self, version: ArtifactVersion) -> Iterator[tuple[str, str, int]]:
@@ -193,7 +193,7 @@ class Artifacts:
             while chunk := file.read(_CHUNK):
                 found.update(chunk)
         if found.hexdigest() != digest:
-            raise Rejected(f"a file must have the MD5 that was announced, {digest}, but has {found.hexdigest()}.")
+            raise Rejected(f"a file must have the MD5 that was announced, {digest}; it has {found.hexdigest()}.")
         target = self.file(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(content, target)

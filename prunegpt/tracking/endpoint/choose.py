@@ -129,5 +129,5 @@ def config_problems(config: Mapping[str, Any]) -> list[str]:
         try:
             next_point(Hosted(name="", entity="", project="", config=dict(config)))
         except (ValueError, OverflowError, TypeError) as error:
-            told.append(f"a first run must be drawn from the parameters, but: {error}.")
+            told.append(f"a first run must be drawn from the parameters: {error}.")
     return told

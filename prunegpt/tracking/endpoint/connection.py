@@ -56,7 +56,7 @@ def number(given: Any, name: str, otherwise: int) -> int:
     try:
         found = int(given)
     except (TypeError, ValueError) as error:
-        raise Rejected(f"{name} must be a whole number, but is {given!r:.40}.", 200) from error
+        raise Rejected(f"{name} must be a whole number, got {given!r:.40}.", 200) from error
     return max(found, 0)
 
 

@@ -41,7 +41,7 @@ def matches(fields: RunFields, query: Any) -> bool:
         Rejected: the filter has an operator that is none here.
     """
     if not isinstance(query, Mapping):
-        raise Rejected(f"a filter must be a mapping, but is {query!r:.80}.", 200)
+        raise Rejected(f"a filter must be a mapping, got {query!r:.80}.", 200)
     return all(_holds(fields, name, wanted) for name, wanted in query.items())
 
 
@@ -64,7 +64,7 @@ def _holds(fields: RunFields, name: str, wanted: Any) -> bool:
     if name == "$not":
         return not matches(fields, wanted)
     if name.startswith("$"):
-        raise Rejected(f"filters here know {', '.join(_COMPARED)}, $and, $or and $not, but got {name}.", 200)
+        raise Rejected(f"filters here know {', '.join(_COMPARED)}, $and, $or and $not, got {name}.", 200)
     found = _value(fields, name)
     if not (isinstance(wanted, Mapping) and any(key.startswith("$") for key in wanted)):
         return bool(found == wanted or (isinstance(found, (list, tuple)) and wanted in found))
@@ -77,7 +77,7 @@ def _compares(found: Any, how: str, wanted: Any) -> bool:
     if how == "$not":
         return not all(_compares(found, one, value) for one, value in wanted.items())
     if how not in _COMPARED:
-        raise Rejected(f"filters here know {', '.join(_COMPARED)}, $exists and $not, but got {how}.", 200)
+        raise Rejected(f"filters here know {', '.join(_COMPARED)}, $exists and $not, got {how}.", 200)
     if how == "$regex" and len(str(wanted)) > _LONGEST:
         raise Rejected(f"a $regex may have {_LONGEST} characters.", 200)
     if isinstance(found, (list, tuple)) and how in ("$eq", "$in", "$nin"):

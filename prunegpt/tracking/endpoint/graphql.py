@@ -89,7 +89,7 @@ class Operations:
         try:
             parsed = graphql.parse(asked.query, max_tokens=_LARGEST_QUERY)
         except (graphql.GraphQLError, RecursionError) as error:
-            raise Rejected(f"a query must be GraphQL, but: {error}") from error
+            raise Rejected(f"a query must be GraphQL: {error}") from error
         document = graphql.visit(parsed, _AnyVariables())
         name = asked.operation_name or None  # "" is what some clients send
         if problems := graphql.validate(schema(), document, _RULES):

@@ -101,9 +101,9 @@ async def received(request: Request, largest: int, hold: Callable[[int], None] =
             hold(len(part))
             data += part
             if len(data) > largest:
-                raise Rejected(f"a request may have {largest} bytes, but has more.", 413)
+                raise Rejected(f"a request may have {largest} bytes; it has more.", 413)
     except ClientDisconnect as error:
-        raise Rejected("a request must be sent whole, but the client of this one has gone.") from error
+        raise Rejected("a request must be sent whole; the client of this one has gone.") from error
     return bytes(data)
 
 
@@ -122,12 +122,12 @@ async def saved(request: Request, file: Path, largest: int) -> None:
                 size += len(part)
                 if size > largest:
                     raise Rejected(
-                        f"a file may have {largest} bytes here, but has more. `prunegpt serve --upload-limit` sets it.",
+                        f"a file may have {largest} bytes here; it has more. `prunegpt serve --upload-limit` sets it.",
                         413,
                     )
                 await to_thread.run_sync(target.write, part)
         except ClientDisconnect as error:
-            raise Rejected("a request must be sent whole, but the client of this one has gone.") from error
+            raise Rejected("a request must be sent whole; the client of this one has gone.") from error
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:
@@ -139,16 +139,16 @@ def unpacked(body: bytes, encoding: str) -> bytes:
     if encoding in ("", "identity"):
         return body
     if encoding != "gzip":
-        raise Rejected(f"a request may be packed by gzip, but is by {encoding[:20]!r}.", 415)
+        raise Rejected(f"a request may be packed by gzip; it is by {encoding[:20]!r}.", 415)
     reader = zlib.decompressobj(wbits=31)  # with gzip's header
     try:
         found = reader.decompress(body, LARGEST + 1)
     except zlib.error as error:
-        raise Rejected(f"a request must be whole gzip, but: {error}.") from error
+        raise Rejected(f"a request must be whole gzip: {error}.") from error
     if len(found) > LARGEST:
-        raise Rejected(f"a request may have {LARGEST} bytes when it is unpacked, but has more.", 413)
+        raise Rejected(f"a request may have {LARGEST} bytes when it is unpacked; it has more.", 413)
     if not reader.eof or reader.unused_data:
-        raise Rejected("a request must be whole gzip, but it ends too early or too late.")
+        raise Rejected("a request must be whole gzip; it ends too early or too late.")
     return found
 
 
@@ -160,7 +160,7 @@ def parsed(text: str | bytes, what: str) -> Any:
     """
     brackets: Iterable[Any] = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
     if sum(map(text.count, brackets)) > MOST_VALUES:  # before they are made: they take more memory than their text
-        raise Rejected(f"{what} may hold {MOST_VALUES} values, but holds more.", 413)
+        raise Rejected(f"{what} may hold {MOST_VALUES} values; it holds more.", 413)
     try:
         return plain(json.loads(text))
     except (ValueError, RecursionError) as error:
@@ -175,5 +175,5 @@ def parsed_object(text: str | bytes, what: str) -> dict[str, Any]:
     """
     found = parsed(text, what)
     if not isinstance(found, dict):
-        raise Rejected(f"{what} must be a JSON object, but is {type(found).__name__}.")
+        raise Rejected(f"{what} must be a JSON object, got {type(found).__name__}.")
     return found

@@ -129,7 +129,7 @@ class Runs:
                 size = content.stat().st_size
                 if taken + _room(size) > self._uploads:
                     raise Rejected(
-                        f"the files of a run may take {self._uploads} bytes here, but with {path[:80]!r} would take "
+                        f"the files of a run may take {self._uploads} bytes here; with {path[:80]!r} would take "
                         f"{taken + _room(size)}. `prunegpt serve --upload-limit` sets it.",
                         413,
                     )

@@ -99,8 +99,8 @@ class SweepNodes:
         fixed = ("method", "parameters")
         if hosted.runs and any(hosted.config.get(name) != config.get(name) for name in fixed):
             raise Rejected(
-                f"{' and '.join(fixed)} of a sweep that has runs stay as they are, but would change. "
-                f"Create another sweep.",
+                f"{' and '.join(fixed)} of a sweep that has runs stay as they are; it would change. Create another "
+                "sweep.",
                 200,
             )
         return config
@@ -221,10 +221,10 @@ def _config(asked: FieldArguments) -> NodeFields:
     """
     try:
         if len(asked.config) > _LARGEST_CONFIG:
-            raise ValueError(f"it may have {_LARGEST_CONFIG} characters, but has more.")
+            raise ValueError(f"it may have {_LARGEST_CONFIG} characters; it has more.")
         config = plain(bounded_value(asked.config))
     except ValueError as error:
-        raise Rejected(f"a sweep config must be YAML, but: {error}", 200) from error
+        raise Rejected(f"a sweep config must be YAML: {error}", 200) from error
     problems = config_problems(config) if isinstance(config, dict) else ["a sweep config must be a mapping."]
     if problems:
         raise Rejected("; ".join(problems[:20]), 200)

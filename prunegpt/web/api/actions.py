@@ -73,15 +73,15 @@ def on_trial(dashboard: Dashboard, sweep: str, trial: str, posted: TrialAction) 
     """Stop or retry a trial."""
     found = dashboard.source.trial(sweep, trial)
     if found.plan.foreign:
-        raise RequestError(409, f"only a trial of a spec can be stopped or retried, but {found.name} is a W&B run.")
+        raise RequestError(409, f"only a trial of a spec can be stopped or retried; {found.name} is a W&B run.")
     if posted.action == "stop":
         if found.state != "running":
-            raise RequestError(409, f"only a running trial can be stopped, but {found.name} is {found.state}.")
+            raise RequestError(409, f"only a running trial can be stopped; {found.name} is {found.state}.")
         request(dashboard.root, Action("stop-trial", found.sweep, found.name))
         return Accepted(message=f"{found.name} is stopping; it writes a checkpoint first.")
     if found.state not in ("failed", "diverged", "stopped"):
         raise RequestError(
-            409, f"only a trial that failed, diverged or was stopped can be retried, but {found.name} is {found.state}."
+            409, f"only a trial that failed, diverged or was stopped can be retried; {found.name} is {found.state}."
         )
     if coordinator(dashboard.root) is not None:
         request(dashboard.root, Action("retry", found.sweep, found.name))

@@ -71,7 +71,7 @@ def compared(dashboard: Dashboard, asked: CompareQuery) -> ComparisonAnswer:
     """Trials side by side: settings, paired tests, curves."""
     names = list(dict.fromkeys(asked.trial))
     if not _FEWEST <= len(names) <= _MOST:
-        raise RequestError(400, f"{_FEWEST} to {_MOST} different trials can be compared, but got {len(names)}.")
+        raise RequestError(400, f"{_FEWEST} to {_MOST} different trials can be compared, got {len(names)}.")
     with dashboard.source.following():
         mark = dashboard.source.mark
         trials = [dashboard.source.trial(*name.partition("/")[::2]) for name in names]

@@ -33,7 +33,7 @@ def _parallel(material: Material) -> Plot:
     found = _varied(material.trials)
     paths = _differing(found)
     if not paths:
-        raise ReportError("a figure needs trials whose searched values differ, but there are none yet.")
+        raise ReportError("a figure needs trials whose searched values differ; there are none yet.")
     values = {_short(path, paths): [trial.swept.get(path) for trial in found] for path in paths}
     return parallel(values, [_perplexity(trial) for trial in found], [trial.name for trial in found])
 
@@ -57,15 +57,15 @@ def _important(trials: Sequence[TrialResult]) -> tuple[list[TrialResult], list[s
     paths = _differing(whole)
     if len(whole) < _FEWEST_IMPORTANT or not paths:
         raise ReportError(
-            f"importance needs {_FEWEST_IMPORTANT} measured trials whose searched values differ, "
-            f"but there are {len(whole) if paths else 0} yet."
+            f"importance needs {_FEWEST_IMPORTANT} measured trials whose searched values differ; there are "
+            f"{len(whole) if paths else 0} yet."
         )
     if len(paths) == 1:
-        raise ReportError(f"importance needs two searched values to compare, but {paths[0]} is the only one.")
+        raise ReportError(f"importance needs two searched values to compare; {paths[0]} is the only one.")
     distinct = {_perplexity(trial) for trial in whole}
     if len(distinct) == 1:
         raise ReportError(
-            f"importance needs trials whose perplexity differs, but that of all {len(whole)} is {distinct.pop():.4g}."
+            f"importance needs trials whose perplexity differs; that of all {len(whole)} is {distinct.pop():.4g}."
         )
     return whole, paths
 

@@ -79,7 +79,7 @@ def file(dashboard: Dashboard, sweep: str, trial: str, asked: FileQuery) -> Resp
     found = _run(dashboard, sweep, trial)
     path = inside(dashboard.root.path / found.folder / _FILES, asked.name)
     if not path.is_file():
-        raise StoreError(f"a file must be one of the run's, but {asked.name[:80]!r} is none.")
+        raise StoreError(f"a file must be one of the run's; {asked.name[:80]!r} is none.")
     media = _media(path.name)
     if media in _SHOWN:
         return FileResponse(path, media_type=media)
@@ -102,5 +102,5 @@ def _media(name: str) -> str:
 def _run(dashboard: Dashboard, sweep: str, trial: str) -> TrialResult:
     found = dashboard.source.trial(sweep, trial)
     if not found.plan.foreign:
-        raise StoreError(f"only a run that a W&B client has logged has this, but {found.address} is a trial of a spec.")
+        raise StoreError(f"only a run that a W&B client has logged has this; {found.address} is a trial of a spec.")
     return found

@@ -205,7 +205,7 @@ def log(dashboard: Dashboard, sweep: str, trial: str, asked: LogQuery) -> Log:
     wanted = [row for row in ran if asked.attempt in (None, row.number)]
     if not wanted:
         numbers = ", ".join(str(row.number) for row in ran) or "none"
-        raise StoreError(f"a log belongs to an attempt that ran, but {asked.attempt} is none. Attempts: {numbers}.")
+        raise StoreError(f"a log belongs to an attempt that ran; {asked.attempt} is none. Attempts: {numbers}.")
     path = inside(dashboard.root.path, wanted[-1].folder, _LOG)
     text, size, truncated = tail(path, asked.tail) if path.is_file() else ("", 0, False)
     return Log(text=text, size=size, path=f"{wanted[-1].folder}/{_LOG}", attempt=wanted[-1].number, truncated=truncated)

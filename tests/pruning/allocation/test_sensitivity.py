@@ -81,10 +81,10 @@ def test_the_total_is_exact(sparsity: float, first: int, second: int) -> None:
 @pytest.mark.parametrize(
     ("curves", "message"),
     [
-        ({"a": [(0.5, 1.0)]}, "needs a curve for every layer, but b has none"),
-        ({"a": [(0.5, 1.0)], "b": [(0.5, 1.0)]}, r"reaches a sparsity of 0\.5 over all, but 0\.9 was asked for"),
-        ({"a": [(0.5, 1.0)], "b": [(0.5, float("nan"))]}, r"must be finite, but the curve of b has nan at 0\.5"),
-        ({"a": [(0.5, 1.0)], "b": [(50, 1.0)]}, r"between 0 and 1, but got 50\. Did you mean 0\.5"),
+        ({"a": [(0.5, 1.0)]}, "needs a curve for every layer; b has none"),
+        ({"a": [(0.5, 1.0)], "b": [(0.5, 1.0)]}, r"reaches a sparsity of 0\.5 over all; 0\.9 was asked for"),
+        ({"a": [(0.5, 1.0)], "b": [(0.5, float("nan"))]}, r"must be finite; the curve of b has nan at 0\.5"),
+        ({"a": [(0.5, 1.0)], "b": [(50, 1.0)]}, r"between 0 and 1, got 50\. Did you mean 0\.5"),
     ],
 )
 def test_curves_that_do_not_do_are_named(curves: dict[str, Curve], message: str) -> None:

@@ -50,11 +50,11 @@ def test_zeros_are_those_of_the_pattern_or_the_sparsity() -> None:
     weight = torch.ones(4, 8)
     assert target_zeros("x", weight, 0.75, Unstructured()) == (0.75, 24)
     assert target_zeros("x", weight, None, NOfM(1, 4)) == (0.75, 24)
-    with pytest.raises(PruningError, match=r"needs a sparsity between 0 and 1, but got none"):
+    with pytest.raises(PruningError, match=r"needs a sparsity between 0 and 1, got none"):
         target_zeros("x", weight, None, Unstructured())
-    with pytest.raises(PruningError, match=r"sparsegpt prunes to unstructured and N:M patterns, but got \[4, 4\]"):
+    with pytest.raises(PruningError, match=r"sparsegpt prunes to unstructured and N:M patterns, got \[4, 4\]"):
         target_zeros("sparsegpt", weight, 0.5, Block(4, 4))
-    with pytest.raises(PruningError, match=r"full sparsity of 0.5, but 0.25 was asked for"):
+    with pytest.raises(PruningError, match=r"full sparsity of 0.5; 0.25 was asked for"):
         target_zeros("x", weight, 0.25, NOfM(2, 4))
     with pytest.raises(PruningError, match=r"input axis divisible by 3"):
         target_zeros("x", weight, None, NOfM(1, 3))

@@ -78,7 +78,7 @@ def test_what_no_damping_can_mend_is_an_error(function: object) -> None:
     broken[1, 1] = torch.nan
     with pytest.raises(PruningError, match=r"must be finite with a diagonal of at least 0"):
         function(broken)
-    with pytest.raises(PruningError, match=r"between 0 and 1, but got 7"):
+    with pytest.raises(PruningError, match=r"between 0 and 1, got 7"):
         function(torch.eye(4), damping=7.0)
 
 

@@ -116,7 +116,7 @@ def test_damping_that_had_to_rise_is_reported() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_gradients_that_are_not_finite_are_refused(value: float) -> None:
     made = layer(OUT, IN)
-    with pytest.raises(PruningError, match=r"gradients must be finite, but their mean square is"):
+    with pytest.raises(PruningError, match=r"gradients must be finite; their mean square is"):
         obert(made.weight, gradients=made.gradients * value, pattern=Unstructured(), sparsity=0.5)
 
 

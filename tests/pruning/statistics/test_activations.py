@@ -134,7 +134,7 @@ def test_hidden_states_can_wait_on_the_cpu(make_model: Make, windows: Tensor) ->
 
 
 def test_calibration_must_be_windows_of_tokens() -> None:
-    with pytest.raises(PruningError, match=r"wanda needs activations or gradients, but no calibration"):
+    with pytest.raises(PruningError, match=r"wanda needs activations or gradients; no calibration"):
         check_windows(None, "wanda")
     for wrong in (torch.zeros(3, dtype=torch.int64), torch.zeros(2, 3), torch.zeros(0, 3, dtype=torch.int64)):
         with pytest.raises(PruningError, match=r"int64 token ids \[windows, length\]"):
@@ -143,5 +143,5 @@ def test_calibration_must_be_windows_of_tokens() -> None:
 
 def test_a_micro_batch_has_a_window(make_model: Make, windows: Tensor) -> None:
     model = make_model("gpt2")
-    with pytest.raises(PruningError, match=r"micro_batch must be at least 1 window, but got 0"):
+    with pytest.raises(PruningError, match=r"micro_batch must be at least 1 window, got 0"):
         capture(model, decoder_blocks(model)[1], windows, micro_batch=0)

@@ -88,17 +88,17 @@ def test_a_failure_leaves_nothing_behind(make_model: Make, windows: Tensor, tmp_
 
 
 def test_what_is_no_store_is_said_to_be_none(make_model: Make, windows: Tensor, tmp_path: Path) -> None:
-    with pytest.raises(PruningError, match=r"must hold a readable statistics.json, but .* Remove the folder"):
+    with pytest.raises(PruningError, match=r"must hold a readable statistics.json; .* Remove the folder"):
         StatisticsStore(tmp_path / "nothing")
     store = collect_statistics(make_model("gpt2"), windows, tmp_path)
-    with pytest.raises(PruningError, match=r"are of 8 layers inside the decoder layers, but lm_head.weight is not"):
+    with pytest.raises(PruningError, match=r"are of 8 layers inside the decoder layers; lm_head.weight is not"):
         store.layer("lm_head.weight")
-    with pytest.raises(PruningError, match=r"but lm_head.weight is not among them"):
+    with pytest.raises(PruningError, match=r"lm_head.weight is not among them"):
         list(store.blocks(["lm_head.weight"]))
     index = json.loads((store.folder / "statistics.json").read_text())
     (store.folder / "statistics.json").write_text(json.dumps(index | {"format": 99}))
-    with pytest.raises(PruningError, match=r"must be of format 2, but those in .* are of 99"):
+    with pytest.raises(PruningError, match=r"must be of format 2; those in .* are of 99"):
         StatisticsStore(store.folder)
     (store.folder / "statistics.json").write_text("[" * 200_000)
-    with pytest.raises(PruningError, match=r"must hold a readable statistics.json, but .* nested too deep"):
+    with pytest.raises(PruningError, match=r"must hold a readable statistics.json; .* nested too deep"):
         StatisticsStore(store.folder)

@@ -100,7 +100,7 @@ def test_another_file_is_not_written_into(store: Store, tmp_path: Path, other: b
         path = tmp_path / "other"
         path.write_bytes(other)
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"an Optuna storage, but .* is neither"):
+    with pytest.raises(StoreError, match=r"an Optuna storage; .* is neither"):
         write_studies(path, store, "study")
     assert path.read_bytes() == before
 
