@@ -202,13 +202,13 @@ def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str |
     """
     from prunegpt.api import start, stored, tables_of
     from prunegpt.cli.progress import follow
-    from prunegpt.registry import RENDERERS
+    from prunegpt.cli.tables import print_tables
 
     with follow(planner.plan) as on_event:
         outcome = start(planner, root, slots=slots, launcher=launcher, only=only, on_event=on_event)
     plan = planner.plan
     if tables := tables_of(stored(plan.name, root)):
-        print(RENDERERS.load("md")(tables))
+        print_tables(tables)
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
     say(f"Show again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
     if outcome.failed:
