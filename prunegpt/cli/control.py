@@ -200,9 +200,10 @@ def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str |
         LaunchError: another coordinator has the root, or nothing can be started.
         typer.Exit: with 1, where trials failed or the run was interrupted.
     """
-    from prunegpt.api import start, stored, tables_of
+    from prunegpt.api import start, stored
     from prunegpt.cli.progress import follow
     from prunegpt.cli.tables import print_tables
+    from prunegpt.report.declared import tables_of
 
     with follow(planner.plan) as on_event:
         outcome = start(planner, root, slots=slots, launcher=launcher, only=only, on_event=on_event)

@@ -35,6 +35,16 @@ def checked(format: str | None) -> str | None:
 def table(
     sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="Sweep name, spec file, or archive.")],
     format: FormatOption = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--table", "-t", metavar="NAME", help="Only the table of that name. Repeatable.")
+    ] = None,
+    decimals: Annotated[
+        int | None, typer.Option(min=0, max=9, help="Decimals of perplexities and bits (default: 2 and 3).")
+    ] = None,
+    caption: Annotated[str | None, typer.Option(help="Caption in LaTeX (default: the title).")] = None,
+    provenance: Annotated[
+        bool | None, typer.Option("--provenance/--no-provenance", help="The line of versions, protocol and date.")
+    ] = None,
     update: Annotated[Path | None, typer.Option(help="Update the marked region of this file.")] = None,
     archive: Annotated[Path | None, typer.Option(help="Save the underlying records to this folder.")] = None,
     root: Root = ROOT,
@@ -46,16 +56,18 @@ def table(
 
     In a file they are written between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
     """
-    from prunegpt.api import stored, tables_of
+    from prunegpt.api import stored
     from prunegpt.cli.tables import print_tables
     from prunegpt.report.archive import read_archive, write_archive
+    from prunegpt.report.declared import tables_of
     from prunegpt.report.render import markdown
 
     form = checked(format)
     folder = Path(sweep)
     archived = (folder / "results.json").is_file()
     found = read_archive(folder) if archived else stored(sweep, root, overrides or [])
-    tables = tables_of(found)
+    style = {"decimals": decimals, "caption": caption, "provenance": provenance}
+    tables = tables_of(found, only or (), **{name: value for name, value in style.items() if value is not None})
     if archive:
         write_archive(archive, found)
         say(f"{archive}: {len(found.results)} trials kept")
@@ -78,7 +90,8 @@ def report(
 
     Tables, figures, configurations and provenance.
     """
-    from prunegpt.api import stored, tables_of
+    from prunegpt.api import stored
+    from prunegpt.report.declared import tables_of
     from prunegpt.report.folder import write_folder
     from prunegpt.report.gallery import figures_of
     from prunegpt.report.plots import curves, in_figures

@@ -154,3 +154,17 @@ def test_a_group_stands_for_its_seeds(invoke: Invoke, tmp_path: Path) -> None:
     assert "(3 seeds)" in invoke("compare", "study/wanda-0.9", "study/magnitude-0.9-seed1", "-f", "text")
     message = "unknown trial or group of study 'wanda-0.8'. Did you mean 'wanda-0."
     assert message in invoke("trial", "show", "study/wanda-0.8", fails=True)
+
+
+def test_one_table_is_printed_for_a_paper(invoke: Invoke, tmp_path: Path) -> None:
+    make_root(tmp_path / "runs")
+    paper = ("table", "study", "--format", "latex", "--table", "one-layer-at-80", "--decimals", "1")
+    text = invoke(*paper, "--caption", "Layers.", "--no-provenance")
+    assert text.count(r"\begin{table}") == 1
+    assert r"\caption{Layers.}" in text
+    assert "60.5 [54.8, 66.7]" in text
+    assert "torch" not in text
+    assert "torch" in invoke(*paper)
+    message = "unknown table of study 'layers'. Valid: one-layer-at-80, pruning-and-distillation"
+    assert message in invoke("table", "study", "-t", "layers", fails=True)
+    assert "a caption is of one table; study has " in invoke("table", "study", "--caption", "x", fails=True)
