@@ -26,6 +26,9 @@ def serve(
     upload_limit: Annotated[
         int, typer.Option(min=1, metavar="MEGABYTES", help="What the uploaded files of one W&B run may take.")
     ] = 1000,
+    artifact_limit: Annotated[
+        int, typer.Option(min=1, metavar="MEGABYTES", help="What the artifacts of all W&B runs may take.")
+    ] = 100_000,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Additional allowed Host name, such as a proxy's."),
@@ -47,6 +50,7 @@ def serve(
         token=token,
         hosts=allow_host or (),
         uploads=upload_limit * 1_000_000,
+        artifacts=artifact_limit * 1_000_000,
         open_browser=open_,
         say=say,
     )

@@ -21,6 +21,7 @@ from prunegpt.access import SHORTEST, own_token
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root
 from prunegpt.tracking.endpoint.app import WandbServer
+from prunegpt.tracking.endpoint.artifacts import ARTIFACTS, Artifacts
 from prunegpt.tracking.endpoint.runs import UPLOADS
 from prunegpt.web import api  # noqa: F401  # enters what ENDPOINTS holds
 from prunegpt.web.connections import BACKLOG, BoundedConnection, room
@@ -42,11 +43,13 @@ def create_app(
     port: int,
     hosts: Sequence[str] = (),
     uploads: int = UPLOADS,
+    artifacts: int = ARTIFACTS,
 ) -> Starlette:
     """The dashboard of a root, which may be empty, or not be there yet; see `Guard` and `WandbServer`."""
-    dashboard = Dashboard.open(root)
+    kept = Artifacts(root, artifacts)
+    dashboard = Dashboard.open(root, kept)
     pages = Pages(dashboard)
-    wandb = WandbServer(root, uploads)
+    wandb = WandbServer(root, uploads, kept)
 
     async def missing(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
@@ -81,6 +84,7 @@ def run(
     token: str | None = None,
     hosts: Sequence[str] = (),
     uploads: int = UPLOADS,
+    artifacts: int = ARTIFACTS,
     open_browser: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -91,6 +95,7 @@ def run(
         token: what visitors must know; default the root's own, without which loopback clients have read access.
         hosts: further names that visitors may use.
         uploads: bytes that the uploaded files of one W&B run may take.
+        artifacts: bytes that the artifacts of all W&B runs may take.
 
     Raises:
         LaunchError: a token that can be guessed, or an address that cannot be listened on.
@@ -106,7 +111,9 @@ def run(
     port = listening.getsockname()[1]
     address = f"http://{_shown(host)}:{port}/"
     reading = not given and is_loopback(host)
-    app = create_app(root, token=token, open_to_read=reading, host=host, port=port, hosts=hosts, uploads=uploads)
+    app = create_app(
+        root, token=token, open_to_read=reading, host=host, port=port, hosts=hosts, uploads=uploads, artifacts=artifacts
+    )
     config = uvicorn.Config(
         app,
         http=partial(BoundedConnection, most=room()),  # type: ignore[arg-type]  # it is only called

@@ -12,6 +12,7 @@ from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.measure import WindowsOf, measure, stored_windows
 from prunegpt.root import Root
+from prunegpt.tracking.endpoint.artifacts import Artifacts
 from prunegpt.web.source import RootSource
 
 T = TypeVar("T")
@@ -109,12 +110,14 @@ class Dashboard:
     source: RootSource
     intervals: Intervals
     kept: Cache
+    artifacts: Artifacts
     budgets: dict[str, int | None] = field(default_factory=dict)  # stage key -> tokens it trains on, once counted
 
     @classmethod
-    def open(cls, root: Root) -> "Dashboard":
+    def open(cls, root: Root, artifacts: Artifacts | None = None) -> "Dashboard":
         source = RootSource(root)
-        return cls(root, source, Intervals(stored_windows(root), source.touch), Cache())
+        intervals = Intervals(stored_windows(root), source.touch)
+        return cls(root, source, intervals, Cache(), artifacts or Artifacts(root))
 
     def close(self) -> None:
         self.intervals.close()

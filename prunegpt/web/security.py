@@ -101,7 +101,8 @@ class Guard:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answered = MutableHeaders(scope=message)
-                answered.update(HEADERS)
+                for name, value in HEADERS.items():
+                    answered.setdefault(name, value)
                 if not path.startswith("/static/"):
                     answered["Cache-Control"] = "no-store"
             await send(message)

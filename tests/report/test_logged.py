@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.api import stored, table
+from prunegpt.api import stored, table, tables_of
 from prunegpt.errors import PruneGPTError
-from prunegpt.report.declared import tables_of
 from prunegpt.root import Root
 from prunegpt.spec.schema import ColumnSpec, RowSpec, TableSpec
 from prunegpt.store import Store

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from prunegpt.root import Root
 from prunegpt.tracking.endpoint.app import WandbServer
+from prunegpt.tracking.endpoint.artifacts import ARTIFACTS, Artifacts
 
 GRID = {"method": "grid", "program": "train.py", "parameters": {"lr": {"values": [0.1, 0.01]}}}
 
@@ -79,11 +80,15 @@ DOCUMENTS = {  # as the client sends them, each with its variables
 
 
 class Client:
-    """Asks as wandb-core does."""
+    """Asks as wandb-core does.
 
-    def __init__(self, root: Root) -> None:
+    Args:
+        artifacts: bytes that all artifacts may take.
+    """
+
+    def __init__(self, root: Root, artifacts: int = ARTIFACTS) -> None:
         self.root = root
-        self.endpoints = [WandbServer(root)]
+        self.endpoints = [WandbServer(root, artifacts=Artifacts(root, artifacts))]
         self.http = TestClient(Starlette(routes=self.endpoints[0].routes()))
 
     def after_restart(self) -> "Client":

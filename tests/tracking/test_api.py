@@ -3,11 +3,14 @@
 import hashlib
 import json
 from base64 import b64encode
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import graphql
 import pytest
 
+from prunegpt.root import Root
 from prunegpt.tracking.endpoint.filters import matches, ordered
 from prunegpt.tracking.endpoint.graphql import schema
 from prunegpt.tracking.endpoint.intake import Rejected
@@ -151,8 +154,12 @@ ARTIFACT = (
 )
 
 
-def logged(client: Client, content: bytes, *aliases: str) -> Any:
-    """Logs an artifact of one file as a client does; what its commit answers."""
+def logged(client: Client, content: bytes, *aliases: str, more: Mapping[str, Any] | None = None) -> Any:
+    """Logs an artifact of one file as a client does; what its commit answers.
+
+    Args:
+        more: further entries of its manifest.
+    """
     digest = b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
     about = {"entityName": "local", "projectName": "mine", "runName": "run0", "artifactTypeName": "dataset"}
     given = {
@@ -164,7 +171,7 @@ def logged(client: Client, content: bytes, *aliases: str) -> Any:
     made = asked(client, CREATE, input={**given, "tags": [{"tagName": "given"}]})["createArtifact"]["artifact"]
     if made["state"] == "COMMITTED":
         return made
-    manifest = {"version": 1, "contents": {"a.txt": {"digest": digest, "size": len(content)}}}
+    manifest = {"version": 1, "contents": {"a.txt": {"digest": digest, "size": len(content)}, **(more or {})}}
     sent = asked(client, MANIFEST, input={"artifactID": made["id"], "name": "m", "digest": "x"})[
         "createArtifactManifest"
     ]
@@ -236,6 +243,41 @@ def test_an_artifact_without_its_manifest_is_not_committed(client: Client) -> No
     answer = client.http.post("/graphql", json={"query": COMMIT, "variables": {"input": {"artifactID": made["id"]}}})
     assert answer.status_code == 400
     assert "its manifest was not sent" in answer.json()["errors"][0]["message"]
+
+
+def test_references_are_files_of_an_artifact(client: Client) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    elsewhere = {"big.bin": {"digest": "etag", "ref": "https://example.org/big.bin", "size": 7}}
+    assert logged(client, b"one", more=elsewhere)["state"] == "COMMITTED"
+    (_, edge) = asked(client, ARTIFACT, name="data")["project"]["artifact"]["files"]["edges"]
+    assert edge["node"] == {"name": "big.bin", "directUrl": "https://example.org/big.bin"}
+
+
+def test_an_artifact_of_which_a_file_was_not_sent_is_not_committed(client: Client) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    absent = {name: {"digest": b64encode(bytes(16)).decode(), "size": 3} for name in ("b.txt", "c.txt")}
+    with pytest.raises(AssertionError, match=r"'b.txt' was not sent, nor were 1 others. Log it again."):
+        logged(client, b"one", more=absent)
+
+
+def test_artifacts_have_a_bound_in_all_and_what_is_deleted_makes_room(tmp_path: Path) -> None:
+    root = Root(tmp_path / "runs")
+    client = Client(root, artifacts=100)
+    try:
+        client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+        first = logged(client, b"x" * 60, "kept")
+        assert logged(client, b"x" * 60)["state"] == first["state"], "the same content takes no more room"
+        with pytest.raises(AssertionError):
+            logged(client, b"y" * 60)
+        refused = root.attempt("wandb-mine", "run0", 1) / "log.txt"
+        assert "data was not kept: the artifacts of a root may take 100 bytes here, but" in refused.read_text()
+        assert "--artifact-limit" in refused.read_text()
+        found = asked(client, '{ project(name: "mine") { artifact(name: "data:v0") { id } } }')["project"]["artifact"]
+        assert asked(client, DELETE, input={"artifactID": found["id"], "deleteAliases": True})["deleteArtifact"]
+        assert logged(client, b"y" * 60)["state"] == "COMMITTED"
+        assert len(list((root.path / "wandb" / "artifacts" / "files").rglob("*/*"))) == 1
+    finally:
+        client.endpoints[0].close()
 
 
 def test_a_sweep_is_updated_and_prior_runs_are_refused(client: Client) -> None:

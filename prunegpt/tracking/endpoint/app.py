@@ -29,16 +29,17 @@ class WandbServer:
     A client sends its WANDB_API_KEY as the password of basic authentication; where the server has a token, that is it.
 
     Args:
-        uploads: bytes that the uploaded files of one run may take.
+        uploads: bytes that the uploaded files of one run, or one file of an artifact, may take.
+        artifacts: of the root; default with the usual limit.
     """
 
-    def __init__(self, root: Root, uploads: int = UPLOADS) -> None:
+    def __init__(self, root: Root, uploads: int = UPLOADS, artifacts: Artifacts | None = None) -> None:
         self._incoming = root.path / "wandb" / "incoming"
         self._uploads = uploads
         self._reaper = StaleRunReaper(root)
         self._reaper.wake(soon=False)  # an earlier server may have left some
         self._runs = Runs(root, uploads, self._reaper.wake)
-        self._artifacts = Artifacts(root)
+        self._artifacts = artifacts or Artifacts(root)
         self._operations = Operations(root, self._runs, self._artifacts, self._reaper.wake)
         self._intake = Intake()
 
@@ -53,7 +54,7 @@ class WandbServer:
             Route(f"{at}/{{path:path}}", _guarded(self._fetch)),
             Route("/artifact-manifests/{name}", _guarded(self._upload_manifest), methods=["PUT", "POST"]),
             Route("/artifact-manifests/{name}", _guarded(self._fetch_manifest)),
-            Route("/artifact-files/{digest}", _guarded(self._upload_artifact), methods=["PUT", "POST"]),
+            Route("/artifact-files/{artifact}/{digest}", _guarded(self._upload_artifact), methods=["PUT", "POST"]),
             Route("/artifacts/{entity}/{digest}", _guarded(self._fetch_artifact)),
             Route("/artifacts/{entity}/{digest}/{name:path}", _guarded(self._fetch_artifact)),
             Route("/artifactsV2/{region}/{entity}/{version}/{digest}", _guarded(self._fetch_artifact)),
@@ -85,24 +86,38 @@ class WandbServer:
 
     async def _upload(self, request: Request) -> Response:
         at, path = _run(request), request.path_params["path"]
-        return await self._kept(request, path, partial(self._runs.keep_file, at, path))
+        return await self._kept(request, path, partial(self._runs.keep_file, at, path), at)
 
     async def _upload_manifest(self, request: Request) -> Response:
         name = request.path_params["name"]
         return await self._kept(request, name, partial(self._artifacts.take_manifest, name))
 
     async def _upload_artifact(self, request: Request) -> Response:
-        digest = request.path_params["digest"]
-        return await self._kept(request, digest, partial(self._artifacts.take_file, digest))
+        digest, version = request.path_params["digest"], self._artifacts.get(request.path_params["artifact"])
+        if version is None:
+            raise Rejected("there is no such artifact.", 404)
+        at = RunPath(version.entity, version.project, version.run)
+        return await self._kept(request, version.collection, partial(self._artifacts.take_file, digest), at)
 
-    async def _kept(self, request: Request, name: str, keep: Callable[[Path], None]) -> Response:
-        """Takes the body of a request as a file, which is moved to its place once it is there whole."""
+    async def _kept(
+        self, request: Request, name: str, keep: Callable[[Path], None], at: RunPath | None = None
+    ) -> Response:
+        """Takes the body of a request as a file, which is moved to its place once it is there whole.
+
+        Args:
+            at: the run in whose log a refusal is noted: clients continue as if nothing had happened.
+        """
         content = self._incoming / uuid4().hex
         try:
-            await saved(request, content, self._uploads)
-            await self._intake.run(keep, content)
-        except (OSError, ValueError) as error:
-            raise not_kept(name, error) from error
+            try:
+                await saved(request, content, self._uploads)
+                await self._intake.run(keep, content)
+            except (OSError, ValueError) as error:
+                raise not_kept(name, error) from error
+        except Rejected as error:
+            if at is not None:
+                await self._intake.run(self._runs.note, at, f"{name[:80]} was not kept: {error}")
+            raise
         finally:
             content.unlink(missing_ok=True)
         return Response(status_code=200)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from prunegpt.tracking.endpoint.artifacts import Artifacts, ArtifactVersion, hexadecimal
+from prunegpt.tracking.endpoint.artifacts import ArtifactEntry, Artifacts, ArtifactVersion, hexadecimal
 from prunegpt.tracking.endpoint.connection import NodeFields, connection, identifier, parts_of, stamp
 from prunegpt.tracking.endpoint.filters import selected
 from prunegpt.tracking.endpoint.hosted import run_id
@@ -70,10 +70,7 @@ class ArtifactNodes:
 
     def of_run(self, at: RunPath, used: bool) -> list[NodeFields]:
         """What a run has used, or has logged."""
-        found = [one for one in self._artifacts.all() if one.state == "COMMITTED"]
-        if used:
-            return [self._node(one) for one in found if "/".join(at) in one.used_by]
-        return [self._node(one) for one in found if (one.entity, one.project, one.run) == tuple(at)]
+        return [self._node(one) for one in self._artifacts.of_run(at, used)]
 
     def of_project(self, at: RunPath) -> NodeFields:
         """The fields of a project that are about artifacts."""
@@ -223,7 +220,7 @@ class ArtifactNodes:
             "description": version.description,
             "metadata": version.metadata if isinstance(version.metadata, str) else json.dumps(version.metadata or {}),
             "versionIndex": version.number if version.state == "COMMITTED" else None,
-            "size": lambda _: sum(size for _, _, size in self._artifacts.entries(version)),
+            "size": lambda _: sum(entry.size for entry in self._artifacts.entries(version)),
             "fileCount": lambda _: sum(1 for _ in self._artifacts.entries(version)),
             "commitHash": version.id[:8],
             "createdAt": stamp(version.created),
@@ -246,11 +243,12 @@ class ArtifactNodes:
         }
 
     def _files(self, version: ArtifactVersion, names: Any = None, first: Any = None, after: Any = None) -> NodeFields:
-        found = [entry for entry in self._artifacts.entries(version) if not names or entry[0] in names]
+        found = [entry for entry in self._artifacts.entries(version) if not names or entry.name in names]
 
-        def node(entry: tuple[str, str, int]) -> NodeFields:
-            name, digest, size = entry
-            url = f"{self._address()}/artifactsV2/local/{quote(version.entity)}/{version.id}/{digest}"
+        def node(entry: ArtifactEntry) -> NodeFields:
+            name, digest, size, reference = entry
+            kept = f"{self._address()}/artifactsV2/local/{quote(version.entity)}/{version.id}/{digest}"
+            url = reference or kept
             return {
                 "id": identifier("ArtifactFile", version.id, name),
                 "name": name,
@@ -258,7 +256,7 @@ class ArtifactNodes:
                 "url": url,
                 "directUrl": url,
                 "sizeBytes": size,
-                "storagePath": f"wandb_artifacts/{digest}",
+                "storagePath": None if reference else f"wandb_artifacts/{digest}",
                 "mimetype": mimetypes.guess_type(name)[0],
                 "updatedAt": stamp(version.updated),
                 "digest": digest,
@@ -324,7 +322,7 @@ class ArtifactNodes:
         nodes = []
         for spec in _asked(input).get("artifactFiles") or []:
             digest = hexadecimal(_text(spec, "md5"))
-            there = self._artifacts.file(digest).is_file()
+            there = self._artifacts.has(digest)
             version = self._version(spec, "artifactID")
             nodes.append(
                 {
@@ -332,7 +330,7 @@ class ArtifactNodes:
                     "name": spec.get("name"),
                     "displayName": spec.get("name"),
                     "storagePath": f"wandb_artifacts/{digest}",
-                    "uploadUrl": None if there else f"{address}/artifact-files/{digest}",
+                    "uploadUrl": None if there else f"{address}/artifact-files/{version.id}/{digest}",
                     "uploadHeaders": headers,
                     "uploadMultipartUrls": None,
                     "artifact": {"id": version.id},

@@ -8,17 +8,28 @@ from collections.abc import Iterator, Sequence
 from hashlib import md5
 from pathlib import Path
 from threading import RLock
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
 from prunegpt.root import Root, read_json, write_text
 from prunegpt.tracking.endpoint.hosted import run_id
 from prunegpt.tracking.endpoint.intake import Rejected
+from prunegpt.tracking.run_path import RunPath
 
 LATEST = "latest"
+ARTIFACTS = 100_000_000_000  # bytes of the files of all artifacts of a root
 _CHUNK = 1 << 20
 _MANIFEST, _DIGEST = re.compile(r"[a-z0-9]{1,32}-[a-z0-9]{1,32}\.json"), re.compile(r"[0-9a-f]{32}")
+
+
+class ArtifactEntry(NamedTuple):
+    """One file of a version."""
+
+    name: str
+    digest: str  # MD5 in hexadecimal digits; of a reference what its client has put there
+    size: int  # bytes
+    reference: str  # the address of a file that is elsewhere; empty for one that is kept here
 
 
 class ArtifactVersion(BaseModel):
@@ -51,10 +62,16 @@ class ArtifactVersion(BaseModel):
 
 
 class Artifacts:
-    """The artifacts of a root. Used by one process, the server's."""
+    """The artifacts of a root. Used by one process, the server's.
 
-    def __init__(self, root: Root) -> None:
+    Args:
+        most: bytes that the files of all of them may take together.
+    """
+
+    def __init__(self, root: Root, most: int = ARTIFACTS) -> None:
         self._folder = root.path / "wandb" / "artifacts"
+        self._most = most
+        self._taken: int | None = None  # bytes of all files, once they are counted
         self._lock = RLock()
         self._known: dict[str, ArtifactVersion] | None = None
 
@@ -79,6 +96,16 @@ class Artifacts:
             and (one.entity, one.project) == (entity, project)
             and collection in ("", one.collection)
             and type in ("", one.type)
+        ]
+
+    def of_run(self, at: RunPath, used: bool) -> list[ArtifactVersion]:
+        """The committed versions that a run has used, or has logged."""
+        own = tuple(at)
+        return [
+            one
+            for one in self.all()
+            if one.state == "COMMITTED"
+            and ("/".join(own) in one.used_by if used else (one.entity, one.project, one.run) == own)
         ]
 
     def named(self, entity: str, project: str, name: str) -> ArtifactVersion | None:
@@ -111,11 +138,17 @@ class Artifacts:
         """A version is there whole: it gets its number and aliases.
 
         Raises:
-            Rejected: it has no manifest.
+            Rejected: its manifest, or a file that this names, was not sent.
         """
         with self._lock:
             if not version.manifest or not self.manifest(version.manifest).is_file():
                 raise Rejected(f"the artifact {version.collection} cannot be committed: its manifest was not sent.")
+            absent = [one.name for one in self.entries(version) if not one.reference and not self.has(one.digest)]
+            if absent:
+                raise Rejected(
+                    f"the artifact {version.collection} cannot be committed: {absent[0]!r:.80} was not sent"
+                    f"{f', nor were {len(absent) - 1} others' if absent[1:] else ''}. Log it again."
+                )
             if version.state == "PENDING":
                 taken = [one.number for one in self.all() if one.place == version.place and one.state != "PENDING"]
                 version.number = max(taken, default=-1) + 1
@@ -143,10 +176,15 @@ class Artifacts:
             self.keep(version)
 
     def delete(self, version: ArtifactVersion) -> None:
-        """Marks a version as deleted; its files stay, which others may share."""
+        """Marks a version as deleted, and removes the files that no other one has."""
         with self._lock:
             version.state, version.aliases = "DELETED", []
             self.keep(version)
+            shared = {entry.digest for one in self.all() if one.state != "DELETED" for entry in self.entries(one)}
+            for digest in {one.digest for one in self.entries(version) if not one.reference} - shared:
+                if self.has(digest):
+                    self._taken = self._bytes() - self.file(digest).stat().st_size
+                    self.file(digest).unlink()
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -170,8 +208,12 @@ class Artifacts:
             raise Rejected(f"a file is named by its MD5 in hexadecimal digits, got {digest!r:.80}.", 404)
         return self._folder / "files" / digest[:2] / digest
 
-    def entries(self, version: ArtifactVersion) -> Iterator[tuple[str, str, int]]:
-        """The files of a version: name, MD5 in hexadecimal digits, bytes; references to elsewhere are left out."""
+    def has(self, digest: str) -> bool:
+        """Whether there is a file of that MD5."""
+        return bool(_DIGEST.fullmatch(digest)) and self.file(digest).is_file()
+
+    def entries(self, version: ArtifactVersion) -> Iterator[ArtifactEntry]:
+        """The files of a version, as its manifest names them."""
         if not version.manifest:
             return
         try:
@@ -179,14 +221,16 @@ class Artifacts:
         except (OSError, ValueError, KeyError, TypeError):
             return
         for name, entry in contents.items():
-            if "ref" not in entry:
-                yield name, hexadecimal(entry.get("digest", "")), int(entry.get("size") or 0)
+            reference, digest = str(entry.get("ref") or ""), str(entry.get("digest") or "")
+            yield ArtifactEntry(
+                name, digest if reference else hexadecimal(digest), int(entry.get("size") or 0), reference
+            )
 
     def take_file(self, digest: str, content: Path) -> None:
         """Keeps an uploaded file.
 
         Raises:
-            Rejected: it is not what its digest says.
+            Rejected: it is not what its digest says, or there is no room for it among the artifacts.
         """
         found = md5(usedforsecurity=False)
         with content.open("rb") as file:
@@ -195,14 +239,29 @@ class Artifacts:
         if found.hexdigest() != digest:
             raise Rejected(f"a file must have the MD5 that was announced, {digest}; it has {found.hexdigest()}.")
         target = self.file(digest)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(content, target)
+        with self._lock:
+            taken = self._bytes() + (0 if target.is_file() else content.stat().st_size)
+            if taken > self._most:
+                raise Rejected(
+                    f"the artifacts of a root may take {self._most} bytes here, but with this file would take {taken}. "
+                    f"Delete versions that nobody needs; `prunegpt serve --artifact-limit` sets the limit.",
+                    413,
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(content, target)
+            self._taken = taken
 
     def take_manifest(self, name: str, content: Path) -> None:
         """Keeps an uploaded manifest."""
         target = self.manifest(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(content, target)
+
+    def _bytes(self) -> int:
+        """Bytes of all files."""
+        if self._taken is None:
+            self._taken = sum(file.stat().st_size for file in (self._folder / "files").glob("*/*"))
+        return self._taken
 
     def _alias(self, version: ArtifactVersion, aliases: Sequence[str]) -> None:
         for other in self.all():

@@ -192,6 +192,11 @@ class Runs:
             if not self._is_own(at):
                 self._opened(at).note(f"alert ({level.lower()}): {title}: {text}")
 
+    def note(self, at: RunPath, line: str) -> None:
+        """Adds a line to the log of a run, where there is one."""
+        if keeper := self.about(at):
+            keeper.note(line)
+
     def status(self, at: RunPath, metric: str) -> RunStatus:
         """The status of a run: what its claim says where it is one of our trials, else what it has streamed."""
         claimed = self._statuses.claimed(at.id, metric)
