@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegpt.lm.data import calibration_windows, read_documents
+from prunegpt.lm.calibration import calibration_windows
+from prunegpt.lm.data import read_documents
 from prunegpt.lm.models import load_model
 from prunegpt.lm.perplexity import evaluate
 from prunegpt.lm.protocols import evaluation_windows
