@@ -44,7 +44,8 @@ def lost_zeros(trials: Sequence[TrialPlan]) -> list[str]:
     trained: dict[str, None] = {}
     for trial in trials:
         training = [stage.training for stage in trial.stages if stage.training]
-        if Path(trial.model.source).is_dir() and training and not any(stage.keep_zeros for stage in training):
+        stored = trial.model.weights == "stored" and Path(trial.model.source).is_dir()
+        if stored and training and not any(stage.keep_zeros for stage in training):
             trained[trial.model.source] = None
     shares = {source: stored_zeros(Path(source)) for source in trained if not (Path(source) / MASKS).exists()}
     return [

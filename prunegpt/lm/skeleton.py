@@ -6,13 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from prunegpt.builtin import BUILTIN_MODELS, is_builtin
 from prunegpt.errors import ModelError, unknown
 from prunegpt.lm.checks import check_config
 from prunegpt.lm.located import explained, locate
-from prunegpt.lm.multimodal import empty_model
+from prunegpt.lm.multimodal import auto_class, empty_model, read_text
 
 
 def build_empty(source: str) -> PreTrainedModel:
@@ -33,6 +34,36 @@ def build_empty(source: str) -> PreTrainedModel:
     check_config(source, config, trust_remote_code=False)
     with explained(source):
         return empty_model(config)
+
+
+def build_random(
+    source: str,
+    seed: int,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    code_revision: str | None = None,
+) -> PreTrainedModel:
+    """A model as its config describes it, its weights drawn as its family draws them before training.
+
+    In float32 on the CPU, in evaluation mode; equal seeds give equal weights, and torch's random state stays.
+
+    Raises:
+        ModelError: the source is missing, or not a causal decoder.
+    """
+    name, options = locate(source, revision, trust_remote_code, weights=False)
+    if trust_remote_code and code_revision:
+        options["code_revision"] = code_revision
+    with explained(source):
+        config = AutoConfig.from_pretrained(name, **options)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # of weights that are not read
+    check_config(source, config, trust_remote_code)
+    code = {key: value for key, value in options.items() if key in ("trust_remote_code", "code_revision")}
+    with explained(source), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch.float32, **code)
+    return read_text(model.eval())
 
 
 def skeleton(config: Mapping[str, Any]) -> PreTrainedModel:

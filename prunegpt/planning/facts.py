@@ -174,7 +174,7 @@ def _folder(model: ModelSpec, path: Path, files: Files) -> ModelFacts:
         model.source,
         digest([names, files.hash_all(content), *([code] if code else [])]),
         config=config,
-        tensors=tensor_shapes(path, weight_files(path)),
+        tensors=tensor_shapes(path, weight_files(path)) if model.weights == "stored" else None,
         tokenizer_file=path / TOKENIZER if path / TOKENIZER in content else None,
         files=tuple(content),
         unchecked=unchecked,

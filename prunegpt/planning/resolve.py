@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prunegpt.builtin import PREFIX
 from prunegpt.errors import Problem, PruneGPTError, SpecError
 from prunegpt.planning import checks
 from prunegpt.planning.budget import evaluates
@@ -299,7 +298,7 @@ class Planner:
         if facts is None or text is None or None in teachers.values():
             return None
         data, evaluate, evaluation_key = text
-        stages = [source_stage(facts, spec.precision)]
+        stages = [source_stage(facts, spec.precision, item.seed)]
         for index, stage in enumerate(spec.stages):
             place = StagePlace(
                 stages[-1], item.seed, spec.precision, spec.train, data, evaluation_key, self.texts, self._watched
@@ -379,7 +378,7 @@ class Planner:
         return TrialPlan(
             sweep=self.name,
             seed=item.seed,
-            label=facts.model.label or Path(facts.source).name.removeprefix(PREFIX),
+            label=facts.model.model_copy(update={"source": facts.source}).name,
             model=facts.model,
             data=data,
             evaluate=evaluate,

@@ -92,15 +92,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: it has none, lacks some, has no config.json, or is an adapter to another model.
     """
-    if (folder / _ADAPTER).is_file():
-        raise _adapter(folder)
-    if not (folder / "config.json").is_file():
-        others = ", ".join(sorted(item.name for item in folder.iterdir())[:_LISTED]) or "nothing"
-        gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
-        below = next(iter(sorted(folder.glob(f"*/{_CONFIG}"))), None)
-        inner = f"the file {gguf}" if gguf else f"the folder {below.parent}" if below else None
-        hint = f"Give {inner} itself." if inner else "Give a folder that save_pretrained wrote."
-        raise ModelError(f"a model folder must hold config.json; {folder} holds {others}. {hint}")
+    _check_whole(folder)
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / _INDEX).is_file():
@@ -116,6 +108,19 @@ def weight_files(folder: Path) -> list[Path]:
         f"{f'{others} without it' if others else 'none'}. Check that the copy or download is "
         f"complete{', or rename the file' if others else ''}."
     )
+
+
+def _check_whole(folder: Path) -> None:
+    """Raises ModelError where a folder is no model's: an adapter, or without config.json."""
+    if (folder / _ADAPTER).is_file():
+        raise _adapter(folder)
+    if not (folder / _CONFIG).is_file():
+        others = ", ".join(sorted(item.name for item in folder.iterdir())[:_LISTED]) or "nothing"
+        gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+        below = next(iter(sorted(folder.glob(f"*/{_CONFIG}"))), None)
+        inner = f"the file {gguf}" if gguf else f"the folder {below.parent}" if below else None
+        hint = f"Give {inner} itself." if inner else "Give a folder that save_pretrained wrote."
+        raise ModelError(f"a model folder must hold config.json; {folder} holds {others}. {hint}")
 
 
 def refuse_adapter(name: str, revision: str | None) -> None:
@@ -217,7 +222,8 @@ def model_files(model: ModelSpec, base: Path | None = None) -> list[Path]:
     """All local files that decide what a model and its tokeniser are; none of a hub id or a built-in name.
 
     That is everything in its folder that transformers may open, and beside a .gguf file what a tokeniser is read from.
-    Where the model runs its own code it is everything in and below the folder: the code may read any of it.
+    Weights are not among them where random ones are drawn. Where the model runs its own code it is everything in and
+    below the folder: the code may read any of it.
 
     Raises:
         ModelError: as `model_place` and `weight_files`.
@@ -227,8 +233,12 @@ def model_files(model: ModelSpec, base: Path | None = None) -> list[Path]:
     if place is not None and place.is_file():
         found = [place, *sorted({file for name in _BESIDE for file in place.parent.glob(name) if _counts(file, place)})]
     elif place is not None:
-        weights = weight_files(place)  # refuses a folder without
-        found = sorted({*weights, *_read_in(place, code=model.trust_remote_code)})
+        if model.weights == "random":
+            _check_whole(place)
+            found = tokenizer_files(place, code=model.trust_remote_code)
+        else:
+            weights = weight_files(place)  # refuses a folder without
+            found = sorted({*weights, *_read_in(place, code=model.trust_remote_code)})
     if model.tokenizer and not is_builtin(model.tokenizer) and (own := find_local(model.tokenizer, base)):
         found += tokenizer_files(own, code=model.trust_remote_code)
     return list(dict.fromkeys(found))

@@ -39,14 +39,16 @@ WATCHED_EVERY = 0.1  # of a training's steps, between the evaluations that early
 _WHEN_EVALUATED = frozenset({"eval_strategy", "eval_steps"})
 
 
-def source_stage(facts: ModelFacts, precision: str) -> StagePlan:
-    """Where a chain starts: a stored model as it is, or the built-in one, which is trained first.
+def source_stage(facts: ModelFacts, precision: str, seed: int) -> StagePlan:
+    """Where a chain starts: a stored model as it is, the built-in one, which is trained first, or random weights.
 
     Libraries are in the key of a stored model too: it is measured with them.
     """
     model = facts.model
     payload: dict[str, Any] = {"format": FORMAT, "model": facts.fingerprint, "remote_code": model.trust_remote_code}
     payload["versions"] = versions()
+    if model.weights == "random":
+        return StagePlan(key=digest({**payload, "kind": "init", "seed": seed}), kind="init", model=model, seed=seed)
     if not facts.builtin:
         return StagePlan(key=digest({**payload, "kind": "load"}), kind="load", model=model)
     key = digest({**payload, "kind": "pretrain", "precision": precision})

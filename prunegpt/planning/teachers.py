@@ -63,7 +63,7 @@ def _model_teacher(planner: "Planner", item: Configuration, model: ModelSpec, wh
     text = planner.text(item, item.spec.data, item.spec.evaluate)
     if facts is None or text is None:
         return None
-    stage = source_stage(facts, item.spec.precision)
+    stage = source_stage(facts, item.spec.precision, item.seed)
     for other in planner.opened.configurations:
         if not other.spec.stages:
             chain = planner.chain(other)

@@ -13,13 +13,14 @@ from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
 
 FOREIGN = "wandb:"  # what the model of such a trial begins with
-StageKind = Literal["load", "pretrain", "finetune", "prune", "distill", "logged"]
+StageKind = Literal["load", "pretrain", "init", "finetune", "prune", "distill", "logged"]
 
 
 class StagePlan(Part):
     """One stage with all that decides its result.
 
-    `load` takes a model as it is; `pretrain` trains a built-in one from random weights; `logged` is what a W&B client
+    `load` takes a model as it is; `pretrain` trains a built-in one from random weights; `init` draws weights in the
+    shape of a model; `logged` is what a W&B client
     has logged of a run that happened elsewhere. Exactly one of the configs of the other kinds is set, with the trial's
     settings merged in.
     """
@@ -28,7 +29,7 @@ class StagePlan(Part):
     kind: StageKind
     parent: str | None = None  # key of the stage whose model this one takes
     teacher: str | None = None  # key of the stage whose model teaches
-    model: ModelSpec  # where the chain started: its tokeniser, and for `load` and `pretrain` the model
+    model: ModelSpec  # where the chain started: its tokeniser, and for its first stage the model
     finetune: FinetuneSpec | None = None
     prune: PruneSpec | None = None
     distill: DistillSpec | None = None
@@ -54,7 +55,7 @@ class StagePlan(Part):
     @property
     def starts(self) -> bool:
         """Whether chains start with it; a spec does not write it."""
-        return self.kind in ("load", "pretrain")
+        return self.kind in ("load", "pretrain", "init")
 
     def allocation(self, *, by_row: bool) -> str:
         """How the budget of its pruning is spread; empty where it prunes nothing.
@@ -108,7 +109,7 @@ class TrialPlan(Part):
     precision: str = "auto"
     micro_batch_divisor: int = Field(1, validation_alias=AliasChoices("micro_batch_divisor", "divide"))
     # ^ of every training stage, with as many times the accumulation: equal results; `divide` in older roots
-    stages: tuple[StagePlan, ...]  # the first is `load` or `pretrain`
+    stages: tuple[StagePlan, ...]  # the first `starts` the chain
     needs: tuple[str, ...] = ()  # teachers: stage keys that other trials publish
     swept: Mapping[str, Any] = {}  # path -> value of what `vary` varied, or a search has chosen
     config: Mapping[str, Any] = {}  # the merged spec of the trial, for people to read

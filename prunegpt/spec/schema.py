@@ -7,18 +7,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
-from prunegpt.errors import unknown
 from prunegpt.registry import (
     ALLOCATIONS,
-    CALIBRATION_MODES,
     CRITERIA,
     DISTILLATION_LOSSES,
     PROTOCOLS,
     SCHEDULES,
     SOLVERS,
-    Registry,
 )
 from prunegpt.spec.columns import check_column
+from prunegpt.spec.data import CalibrationSpec as CalibrationSpec
+from prunegpt.spec.data import DataSpec as DataSpec
+from prunegpt.spec.data import ModelSpec as ModelSpec
+from prunegpt.spec.data import Names, Seed, known, many, some
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar, short
 from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
@@ -29,17 +30,6 @@ from prunegpt.spec.tracking import TrackingSpec
 from prunegpt.spec.training_arguments import check_argument
 
 
-def _known(*registries: Registry) -> AfterValidator:
-    def check(name: str) -> str:
-        if any(name in registry for registry in registries):
-            return name
-        names = [valid for registry in registries for valid in registry.names()]
-        kind = " or ".join(registry.kind for registry in registries)
-        raise ValueError(unknown(kind, name, names))
-
-    return AfterValidator(check)
-
-
 def _fraction(value: float) -> float:
     if not 0 <= value < 1:
         hint = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
@@ -47,79 +37,17 @@ def _fraction(value: float) -> float:
     return value
 
 
-def _many(value: Any) -> Any:
-    """A single value where a list is expected means a list of one."""
-    return (value,) if isinstance(value, (str, int)) else value
-
-
-def _some(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not value:
-        raise ValueError("a list must name at least one value here; it is empty. Fill it or remove the key.")
-    return value
-
-
 Sparsity = Annotated[float, AfterValidator(_fraction)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_many)]
-Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_many)]
-Method = Annotated[str, _known(CRITERIA, SOLVERS)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
+Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(many)]
+Method = Annotated[str, known(CRITERIA, SOLVERS)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-class ModelSpec(Part):
-    """The model a trial starts from. A plain string means `{source: STRING}`."""
-
-    source: str = Field(description="hub id, local transformers folder, .gguf file, or builtin:NAME", min_length=1)
-    revision: str | None = Field(None, description="hub branch, tag or commit")
-    tokenizer: str | None = Field(
-        None, description="hub id or folder of the tokeniser, where it is not the model's own"
-    )
-    tokenizer_revision: str | None = Field(None, description="hub branch, tag or commit of that tokeniser")
-    trust_remote_code: bool = Field(False, description="let the model's repository run its own code")
-    code_revision: str | None = Field(
-        None, description="hub branch, tag or commit of that code, where it is in another repository than the model"
-    )
-    label: str | None = Field(None, description="name shown in tables (default: the source)")
-
-
-class DataSpec(Part):
-    """The text."""
-
-    path: str | None = Field(
-        None,
-        description="hub id, builtin:NAME, a folder with SPLIT.txt/.jsonl/.csv/.parquet, maybe compressed, one that "
-        "`datasets` saved, or one such file",
-    )
-    name: str | None = Field(None, description="configuration of a hub dataset, such as wikitext-2-raw-v1")
-    revision: str | None = Field(None, description="hub branch, tag or commit")
-    files: Mapping[str, Annotated[Names, AfterValidator(_some)]] | None = Field(
-        None, description="split -> files of one of these kinds, instead of path", min_length=1
-    )
-    text_column: str | None = Field(
-        None, description="column of the text, a.b inside a mapping; default: text, or the only column of strings"
-    )
-    train_split: str = Field("train", description="the split that is trained on")
-    block_size: int = Field(
-        1024,
-        ge=2,
-        description="sequence length in tokens, for training and evaluation windows (default: 1024, or the model's "
-        "positions where it has fewer; for a stage's own text the trial's",
-    )
-    max_train_blocks: int | None = Field(None, ge=1, description="train on the first N sequences only")
-    tokens: int | None = Field(None, ge=1, description="tokens of the training split, for estimates without the text")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "DataSpec":
-        if self.path is not None and self.files is not None:
-            raise ValueError("data must name either path or files; it has both. Remove one.")
-        return self
 
 
 class EvaluateSpec(Part):
     """How perplexity is measured after each stage."""
 
     split: str = Field("validation", description="the split that is measured on")
-    protocol: Annotated[str, _known(PROTOCOLS)] = Field("blocks", description="how text becomes windows")
+    protocol: Annotated[str, known(PROTOCOLS)] = Field("blocks", description="how text becomes windows")
     block_size: int | None = Field(
         None, ge=2, description="tokens per window (default: data.block_size; 128 for protocol llm-pruner)"
     )
@@ -132,18 +60,6 @@ class EvaluateSpec(Part):
     precision: Precision | None = Field(None, description="precision of the evaluation (default: the trial's)")
     bos: bool = Field(False, description="begin each window with the tokeniser's bos token")
     skip: bool = Field(False, description="measure nothing")
-
-
-class CalibrationSpec(Part):
-    """Calibration data of activation-aware methods."""
-
-    windows: int = Field(128, ge=1, description="number of windows")
-    length: int | None = Field(None, ge=2, description="tokens per window (default: data.block_size)")
-    seed: Seed = Field(0, description="draws the windows")
-    mode: Annotated[str, _known(CALIBRATION_MODES)] = Field("random", description="how windows are drawn")
-    bos: bool = Field(False, description="begin each window with the tokeniser's bos token")
-    split: str | None = Field(None, description="dataset split (default: data.train_split)")
-    data: DataSpec | None = Field(None, description="calibration dataset (default: the trial's data)")
 
 
 class PruneSpec(Part):
@@ -201,7 +117,7 @@ class PruneSpec(Part):
 class GradualSpec(PruneSpec):
     """Pruning while training: sparsity grows from `initial` to `sparsity` between `start` and `end`."""
 
-    schedule: Annotated[str, _known(SCHEDULES)] = Field("cubic", description="how sparsity grows")
+    schedule: Annotated[str, known(SCHEDULES)] = Field("cubic", description="how sparsity grows")
     initial: Sparsity = Field(0.0, description="sparsity at start")
     start: float = Field(0.0, ge=0, description="when pruning starts, in `unit`")
     end: float | None = Field(
@@ -292,7 +208,7 @@ class DistillSpec(FinetuneSpec):
     """Training against a teacher: (1 - hardness) · CE + hardness · KD (+ gains · hidden terms)."""
 
     teacher: str | TeacherModel = Field(description="a trial, SWEEP/TRIAL, or {model: SOURCE}")
-    loss: Annotated[str, _known(DISTILLATION_LOSSES)] = Field("forward_kl", description="divergence of the outputs")
+    loss: Annotated[str, known(DISTILLATION_LOSSES)] = Field("forward_kl", description="divergence of the outputs")
     hardness: float = Field(0.5, ge=0, le=1, description="weight of the distillation term, 0 to 1")
     temperature: float = Field(2.0, gt=0, description="both distributions are softened by it")
     options: Mapping[str, Scalar] = Field({}, description="further arguments of the loss, such as k of top_k")
@@ -355,7 +271,7 @@ class Settings(Part):
     data: DataSpec | None = Field(None, description="the text")
     evaluate: EvaluateSpec = Field(EvaluateSpec(), description="how perplexity is measured")
     train: Arguments = Field({}, description="names of transformers.TrainingArguments for every training stage")
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_many), AfterValidator(_some)] = Field(
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(many), AfterValidator(some)] = Field(
         (42,), description="one trial each; `seeds: 3` is one trial with the seed 3, and `seeds: [1, 2, 3]` are three"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
@@ -369,7 +285,7 @@ class TrialSpec(Settings):
     """One named trial, or a grid of them."""
 
     name: str = Field(pattern=TEMPLATE, description="letters, digits and ._=+,@- ; {key} of a varied key")
-    vary: Mapping[str, Annotated[tuple[Any, ...], AfterValidator(_some)]] = Field(
+    vary: Mapping[str, Annotated[tuple[Any, ...], AfterValidator(some)]] = Field(
         {}, description="path -> values; the product is run"
     )
     search: SearchSpec | None = Field(None, description="trials that are suggested one by one, instead of vary")
@@ -421,10 +337,10 @@ class TableSpec(Part):
     name: Annotated[str, AfterValidator(short)] | None = Field(
         None, pattern=NAME, description="name in file names and README markers (default: derived from the title)"
     )
-    rows: Annotated[tuple[Annotated[RowSpec, BeforeValidator(_row)], ...], AfterValidator(_some)] = Field(
+    rows: Annotated[tuple[Annotated[RowSpec, BeforeValidator(_row)], ...], AfterValidator(some)] = Field(
         description="trials by name or glob, in this order"
     )
-    columns: Annotated[tuple[Annotated[ColumnSpec, BeforeValidator(_column)], ...], AfterValidator(_some)] = Field(
+    columns: Annotated[tuple[Annotated[ColumnSpec, BeforeValidator(_column)], ...], AfterValidator(some)] = Field(
         description="names of columns, from the list below"
     )
     reported: Mapping[str, Annotated[Reported, BeforeValidator(_figure)]] = Field(
@@ -440,7 +356,7 @@ class Spec(Part):
     )
     title: str | None = Field(None, description="heading (default: the name)")
     base: Settings = Field(Settings(), description="settings of all trials")
-    trials: Annotated[tuple[TrialSpec, ...], AfterValidator(_some)] = Field(description="what is tried")
+    trials: Annotated[tuple[TrialSpec, ...], AfterValidator(some)] = Field(description="what is tried")
     tables: tuple[TableSpec, ...] = Field((), description="tables of the results")
     early_stop: EarlyStopSpec | None = Field(None, description="early stopping of trials")
     target: TargetSpec | None = Field(None, description="what is good enough: nothing more is started after it")

@@ -23,12 +23,13 @@ from prunegpt.stages.base import ModelState, Pruned, Result, StageContext, Stage
 from prunegpt.stages.measure import Ruler, allocation_of, check_ledger, count_zeros
 from prunegpt.stages.process import unmarked
 from prunegpt.stages.prune import prune
-from prunegpt.stages.source import load, pretrain
+from prunegpt.stages.source import init, load, pretrain
 from prunegpt.stages.train import distill, finetune
 
 STAGES: Mapping[str, StageFunction] = {
     "load": load,
     "pretrain": pretrain,
+    "init": init,
     "finetune": finetune,
     "prune": prune,
     "distill": distill,

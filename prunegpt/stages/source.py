@@ -1,10 +1,13 @@
-"""Where a chain starts: a model as it is, or the built-in one trained from random weights."""
+"""Where a chain starts: a model as it is, the built-in one trained from random weights, or random weights."""
 
-from prunegpt.builtin import BUILTIN_MODELS
+from prunegpt.builtin import BUILTIN_MODELS, is_builtin
 from prunegpt.builtin.model import build
 from prunegpt.lm import ranks
 from prunegpt.lm.blocks import Blocks
+from prunegpt.lm.multimodal import processor_files
+from prunegpt.lm.skeleton import build_random
 from prunegpt.planning.budget import count_steps, divided_note
+from prunegpt.planning.sources import model_files
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.masks import masks_hash
 from prunegpt.spec.plan import StagePlan
@@ -19,6 +22,28 @@ def load(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
     state.model, state.tokenizer, state.pruned = found.model, found.tokenizer, found.pruned
     state.processor = found.processor
     return Result(notes=found.notes)
+
+
+def init(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
+    """A model in the shape of the one the plan names, with weights drawn by the stage's seed: equal bits anywhere."""
+    model = plan.model
+    state.tokenizer = cache.tokenizer(setting.root, model, setting.inputs)
+    with setting.inputs.reading(model_files(model)):
+        if is_builtin(model.source):
+            state.model = build(plan.seed, model.source)
+        else:
+            state.model = build_random(
+                model.source,
+                plan.seed,
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
+                code_revision=model.code_revision,
+            )
+            state.processor = processor_files(model.source, model.revision)
+    state.model.to(setting.device)
+    return Result(
+        notes=(f"random weights, drawn by seed {plan.seed}: of {model.source} only its config and tokeniser are used",)
+    )
 
 
 def pretrain(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
