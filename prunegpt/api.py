@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from prunegpt.planning.resolve import Planner
     from prunegpt.report.archive import Archive
-    from prunegpt.report.cells import Table
     from prunegpt.report.gallery import Material, NamedFigure
     from prunegpt.report.plots import Curve
 
@@ -263,6 +262,8 @@ def table(sweep: str, *, format: str = "md", root: str | Path | None = None) -> 
     Raises:
         StoreError: there is no such sweep.
     """
+    from prunegpt.report.declared import tables_of
+
     text: str = RENDERERS.load(format)(tables_of(stored(sweep, Root.find(Path(root) if root is not None else None))))
     return text
 
@@ -320,19 +321,6 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
         return Archive(name, spec_commit(path), plan.tables, with_planned((), plan), lambda _: None)
     commit = spec_commit(Path(source)) if source else None
     return Archive(name, commit, tables, with_planned(results, plan) if plan else results, stored_windows(root))
-
-
-def tables_of(found: "Archive") -> "list[Table]":
-    """The tables that stored results make; one of all trials where none is declared."""
-    from prunegpt.report.logged import is_logged, logged_table
-    from prunegpt.report.tables import build_table, usual_table
-
-    if not found.tables and is_logged(found.results):
-        return [logged_table(found.sweep, found.results)]
-    return [
-        build_table(table, found.results, found.windows, sweep=found.sweep, commit=found.commit)
-        for table in found.tables or (usual_table(found.sweep, found.results),)
-    ]
 
 
 def start(

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from prunegpt.api import tables_of
 from prunegpt.cli import app
 from prunegpt.registry import RENDERERS
 from prunegpt.report.archive import read_archive
+from prunegpt.report.declared import tables_of
 from prunegpt.report.regions import replace_region
 
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -200,15 +200,16 @@ def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str |
         LaunchError: another coordinator has the root, or nothing can be started.
         typer.Exit: with 1, where trials failed or the run was interrupted.
     """
-    from prunegpt.api import start, stored, tables_of
+    from prunegpt.api import start, stored
     from prunegpt.cli.progress import follow
-    from prunegpt.registry import RENDERERS
+    from prunegpt.cli.tables import print_tables
+    from prunegpt.report.declared import tables_of
 
     with follow(planner.plan) as on_event:
         outcome = start(planner, root, slots=slots, launcher=launcher, only=only, on_event=on_event)
     plan = planner.plan
     if tables := tables_of(stored(plan.name, root)):
-        print(RENDERERS.load("md")(tables))
+        print_tables(tables)
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
     say(f"Show again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
     if outcome.failed:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.options import ROOT, JsonOption, app, print_json, print_table
+from prunegpt.cli.options import ROOT, JsonOption, app, print_json
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -169,6 +169,8 @@ def _problems(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _print(report: dict[str, Any]) -> None:
+    from prunegpt.cli.tables import print_table
+
     print(f"PruneGPT {report['prunegpt']}, Python {report['python']}")
     print_table(["package", "version"], ([name, found or "missing"] for name, found in report["packages"].items()))
     for device in report["devices"]:

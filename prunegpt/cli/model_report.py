@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunegpt.cli.options import number, print_table
+from prunegpt.cli.options import number
+from prunegpt.cli.tables import print_table
 from prunegpt.errors import PruneGPTError
 from prunegpt.lm.estimates import memory
 from prunegpt.lm.skeleton import build_empty

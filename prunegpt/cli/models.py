@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json, print_sparsities
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json
 from prunegpt.registry import CALIBRATION_MODES, PROTOCOLS
 from prunegpt.root import Root
 
@@ -162,6 +162,7 @@ def prune(
     """
     from prunegpt.cli.measure import check_prune, measure, open_model, text_of
     from prunegpt.cli.progress import bar
+    from prunegpt.cli.tables import print_sparsities
     from prunegpt.lm.models import round_to
     from prunegpt.planning.inputs import Inputs
     from prunegpt.stages.measure import check_ledger, count_zeros
@@ -301,6 +302,7 @@ def check(
 
     Mask hash, zeros under every mask, N:M or block pattern. Exits with 1 on a mismatch.
     """
+    from prunegpt.cli.tables import print_sparsities
     from prunegpt.lm.models import load_model
     from prunegpt.lm.views import select
     from prunegpt.pruning import masks

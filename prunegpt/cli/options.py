@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,33 +59,6 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], title: str | None = None) -> None:
-    """A table for people on standard output; numbers to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    body = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]
-    given = Table(title=title, title_justify="left", header_style="bold")
-    for index, column in enumerate(columns):
-        numeric = bool(body) and all(_is_number(row[index]) for row in body)
-        given.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in body:
-        given.add_row(*row)
-    Console().print(given)
-
-
-def print_sparsities(by_tensor: Mapping[str, float], title: str | None = None) -> None:
-    """A table of sparsities, 0 to 1, by tensor; the experts of one parameter, maybe hundreds, are one row."""
-    from prunegpt.spec.names import of_parameters
-
-    rows = []
-    for name, found in of_parameters(by_tensor).items():
-        low, high = min(found), max(found)
-        called = name if name in by_tensor else f"{name} ({len(found)} expert{'s' if len(found) > 1 else ''})"
-        rows.append([called, low if low == high else f"{number(low)} to {number(high)}"])
-    print_table(["tensor", "sparsity"], rows, title=title)
-
-
 def number(value: Any) -> str:
     """A figure as tables show it: four significant digits, counts with separators, nothing for None."""
     if value is None:
@@ -109,7 +81,3 @@ def numbers(*values: float | None) -> list[str]:
     if not any("e" in text for text in texts):
         return texts
     return [number(value) if value is None else f"{value:.3e}" for value in values]
-
-
-def _is_number(text: str) -> bool:
-    return text in ("–", "") or text.replace(",", "").replace(".", "", 1).replace("-", "", 1).isdigit()

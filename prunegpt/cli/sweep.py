@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli.control import LauncherOption, OnlyOption, SlotsOption, execute
-from prunegpt.cli.options import ROOT, JsonOption, SetOption, number, print_json, print_table, say, sweep_app
+from prunegpt.cli.options import ROOT, JsonOption, SetOption, number, print_json, say, sweep_app
 from prunegpt.cli.trial import print_failures
 from prunegpt.root import Root
 
@@ -43,6 +43,7 @@ def check(
     Works offline; checks that need the hub are listed as "not checked".
     """
     from prunegpt.cli.costs import Counting, lost_zeros, text_columns
+    from prunegpt.cli.tables import print_table
     from prunegpt.errors import SpecError, StoreError
     from prunegpt.planning.outlines import coverage_of, unbuilt
     from prunegpt.planning.resolve import Planner
@@ -119,6 +120,7 @@ def check(
                 for trial in trials
             ),
             title=f"{plan.title}: {len(trials)} trials",
+            spare=("model", "covers"),
         )
         print(f"{report.stages} stages, {report.shared} shared by several trials, {report.cached} already cached (✓).")
         print(f"Tokens to train: {number(report.train_tokens_remaining)} of {number(report.train_tokens)}; ", end="")
@@ -266,6 +268,7 @@ def status(
 
 
 def _print_results(results: "list[TrialResult]", name: str | None) -> None:
+    from prunegpt.cli.tables import print_table
     from prunegpt.records import comparable
 
     print_table(
@@ -281,6 +284,7 @@ def _print_results(results: "list[TrialResult]", name: str | None) -> None:
             ]
             for result in results
         ),
+        spare=("id", "stages"),
     )
     alike = {result.id for result in (comparable(results) if name else results)}
     if odd := [result.name for result in results if result.measured and result.id not in alike]:

@@ -8,13 +8,43 @@ import typer
 from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, print_json, say
 from prunegpt.root import Root
 
-FORMATS = ("md", "latex", "csv", "html", "json")
+FORMATS = ("text", "md", "latex", "csv", "html", "json")
+_ALSO = {"markdown": "md", "tex": "latex"}
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        "-f",
+        help=f"One of {', '.join(FORMATS)} (default: text on a terminal, else md).",
+        show_default=False,
+    ),
+]
+
+
+def checked(format: str | None) -> str | None:
+    """The format by its name in the registry, or `text`; an unknown one is an error."""
+    from prunegpt.registry import RENDERERS
+
+    name = _ALSO.get(format, format) if format else None
+    if name and name != FORMATS[0]:
+        RENDERERS.check(name)
+    return name
 
 
 @app.command(epilog="Example: prunegpt table quickstart --format latex")
 def table(
     sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="Sweep name, spec file, or archive.")],
-    format: Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(FORMATS)}.")] = "md",
+    format: FormatOption = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--table", "-t", metavar="NAME", help="Only the table of that name. Repeatable.")
+    ] = None,
+    decimals: Annotated[
+        int | None, typer.Option(min=0, max=9, help="Decimals of perplexities and bits (default: 2 and 3).")
+    ] = None,
+    caption: Annotated[str | None, typer.Option(help="Caption in LaTeX (default: the title).")] = None,
+    provenance: Annotated[
+        bool | None, typer.Option("--provenance/--no-provenance", help="The line of versions, protocol and date.")
+    ] = None,
     update: Annotated[Path | None, typer.Option(help="Update the marked region of this file.")] = None,
     archive: Annotated[Path | None, typer.Option(help="Save the underlying records to this folder.")] = None,
     root: Root = ROOT,
@@ -26,25 +56,28 @@ def table(
 
     In a file they are written between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
     """
-    from prunegpt.api import stored, tables_of
-    from prunegpt.registry import RENDERERS
+    from prunegpt.api import stored
+    from prunegpt.cli.tables import print_tables
     from prunegpt.report.archive import read_archive, write_archive
+    from prunegpt.report.declared import tables_of
+    from prunegpt.report.render import markdown
 
-    RENDERERS.check(format)
+    form = checked(format)
     folder = Path(sweep)
     archived = (folder / "results.json").is_file()
     found = read_archive(folder) if archived else stored(sweep, root, overrides or [])
-    tables = tables_of(found)
+    style = {"decimals": decimals, "caption": caption, "provenance": provenance}
+    tables = tables_of(found, only or (), **{name: value for name, value in style.items() if value is not None})
     if archive:
         write_archive(archive, found)
         say(f"{archive}: {len(found.results)} trials kept")
     if update:
         from prunegpt.report.regions import update_file
 
-        changed = update_file(update, found.sweep, RENDERERS.load("md")(tables))
+        changed = update_file(update, found.sweep, markdown.render(tables))
         say(f"{update}: {'updated' if changed else 'already up to date'}")
     if not update and not archive:
-        print(RENDERERS.load(format)(tables).rstrip("\n"))
+        print_tables(tables, form)
 
 
 @app.command(epilog="Example: prunegpt report quickstart --out report")
@@ -57,7 +90,8 @@ def report(
 
     Tables, figures, configurations and provenance.
     """
-    from prunegpt.api import stored, tables_of
+    from prunegpt.api import stored
+    from prunegpt.report.declared import tables_of
     from prunegpt.report.folder import write_folder
     from prunegpt.report.gallery import figures_of
     from prunegpt.report.plots import curves, in_figures
@@ -74,27 +108,27 @@ def report(
 
 @app.command(epilog="Example: prunegpt compare quickstart/finetuned quickstart/pruned90")
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="Trial id, or SWEEP/TRIAL.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Trial to compare with.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="Trial id, SWEEP/TRIAL, or SWEEP/GROUP: all its seeds.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What to compare with.")],
+    format: FormatOption = None,
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two trials.
+    """Compare two trials, or two configurations over their seeds.
 
     Configuration differences, metrics and a paired test.
     """
-    from prunegpt.registry import RENDERERS
+    from prunegpt.cli.tables import print_comparison
+    from prunegpt.cli.trial import members
     from prunegpt.report.compare import compare as compared
-    from prunegpt.report.compare import comparison_tables
     from prunegpt.report.measure import stored_windows
     from prunegpt.store import Store
 
     with Store.open(root, create=False) as store:
-        one, two = (store.result(int(name) if name.isdigit() else name) for name in (first, second))
+        one, two = (members(store, name) for name in (first, second))
     found = compared(one, two, stored_windows(root))
     if not as_json:
-        print(RENDERERS.load("md")(comparison_tables(found)))
-        print(found.verdict)
+        print_comparison(found, checked(format))
         return
     test = found.test
     print_json(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, print_json, print_sparsities, print_table
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, numbers, print_json
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def run(
 
 @app.command(epilog="Example: prunegpt trial show quickstart/pruned90")
 def show(
-    trial: Annotated[str, typer.Argument(metavar="ID", help="Trial id from `sweep status`, or SWEEP/TRIAL.")],
+    trial: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="Trial id from `sweep status`, SWEEP/TRIAL, or SWEEP/GROUP: all its seeds."),
+    ],
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,19 +66,70 @@ def show(
     from prunegpt.store import Store
 
     with Store.open(root, create=False) as store:
-        result = store.result(int(trial) if trial.isdigit() else trial)
-        attempts = store.attempts(result.id)
-    if as_json:
-        print_json({**result.described(), "history": [as_data(attempt) for attempt in attempts]})
+        results = members(store, trial)
+        attempts = store.attempts(results[0].id)
+    if len(results) > 1:
+        _show_seeds(results, root, as_json)
         return
-    _print(result)
+    if as_json:
+        print_json({**results[0].described(), "history": [as_data(attempt) for attempt in attempts]})
+        return
+    _print(results[0])
     print_attempts(attempts, root)
+
+
+def members(store: "Store", reference: str) -> "list[TrialResult]":
+    """The trial of an id or a name SWEEP/TRIAL, or all seeds of SWEEP/GROUP, in spec order.
+
+    Raises:
+        StoreError: there is none; the nearest names are listed.
+    """
+    from prunegpt.errors import StoreError, unknown
+
+    try:
+        return [store.result(int(reference) if reference.isdigit() else reference)]
+    except StoreError:
+        sweep, slash, name = reference.partition("/")
+        trials = store.results(sweep) if slash else []
+        found = [one for one in trials if one.group == name]
+        if not trials:
+            raise
+    if not found:
+        names = dict.fromkeys(name for one in trials for name in (one.name, one.group))
+        raise StoreError(unknown(f"trial or group of {sweep}", name, names))
+    return found
+
+
+def _show_seeds(results: "Sequence[TrialResult]", root: Root, as_json: bool) -> None:
+    """The seeds of one configuration, and their mean perplexity with its interval."""
+    from prunegpt.cli.tables import print_table
+    from prunegpt.report.measure import measure, stored_windows
+
+    found = measure(results, stored_windows(root))
+    low, high = (found.interval.low, found.interval.high) if found and found.interval else (None, None)
+    if as_json:
+        mean = {"mean": found.perplexity, "low": low, "high": high, "seeds": found.count} if found else None
+        print_json({"group": results[0].group, "perplexity": mean, "trials": [one.described() for one in results]})
+        return
+    names = ("perplexity", "bits_per_byte", "sparsity", "tokens", "seconds")
+    print_table(
+        ["id", "trial", "seed", "state", *(name.replace("_", " ") for name in names)],
+        ([str(one.id), one.name, str(one.seed), one.state, *map(one.metrics.get, names)] for one in results),
+        title=f"{results[0].sweep}/{results[0].group}: {len(results)} seeds",
+        spare=("id", "bits per byte", "seconds"),
+    )
+    if found:
+        shown, *ends = numbers(found.perplexity, low, high)
+        kind = "Student's t over seeds" if found.count > 1 else "bootstrap over windows"
+        print(f"mean perplexity {shown} (95% interval {ends[0]} to {ends[1]}, {kind}, n = {found.count})")
+    print(f"One of them: prunegpt trial show {results[0].address}")
 
 
 _METRICS = ("perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens", "seconds")
 
 
 def _print(result: "TrialResult") -> None:
+    from prunegpt.cli.tables import print_sparsities, print_table
     from prunegpt.records import chain_metrics
 
     print(f"{result.address} (id {result.id}): {result.state}" + (f", {result.reason}" if result.reason else ""))
@@ -93,6 +147,7 @@ def _print(result: "TrialResult") -> None:
         ["stage", "key", "cached", "perplexity", "bits/byte", "sparsity", "of all", "tokens trained", "seconds"],
         ([stage.kind, stage.key, stage.cached, *map(chain_metrics([stage]).get, _METRICS)] for stage in result.stages),
         title="Chain",
+        spare=("key", "of all", "bits/byte", "cached"),
     )
     if result.evaluation:
         print(f"Protocol: {result.evaluation.protocol}; {result.evaluation.tokens:,} tokens scored.")
@@ -157,6 +212,8 @@ def print_failures(results: "Sequence[TrialResult]", store: "Store", root: Root)
 
 def print_attempts(attempts: "Sequence[AttemptRow]", root: Root) -> None:
     """All attempts of a trial, and the end of the last log where that one did not finish."""
+    from prunegpt.cli.tables import print_table
+
     if not attempts:
         print("No attempt yet.")
         return
@@ -175,6 +232,7 @@ def print_attempts(attempts: "Sequence[AttemptRow]", root: Root) -> None:
             for one in attempts
         ),
         title="Attempts",
+        spare=("log", "then"),
     )
     ran = [one for one in attempts if one.folder]
     if ran and ran[-1].log:

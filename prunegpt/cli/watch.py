@@ -45,39 +45,37 @@ def watch(
         console = Console()
         frame = look(root, store, name)
         if once:
-            console.print(picture(frame, name))
+            console.print(picture(frame, name, console.width))
             return
         try:
-            with Live(picture(frame, name), console=console, auto_refresh=False) as live:
+            with Live(picture(frame, name, console.width), console=console, auto_refresh=False) as live:
                 while frame.slots or frame.coordinator is not None:
                     time.sleep(_REFRESH)
                     frame = look(root, store, name)
-                    live.update(picture(frame, name), refresh=True)
+                    live.update(picture(frame, name, console.width), refresh=True)
         except KeyboardInterrupt:
             return
 
 
-def picture(frame: "Frame", name: str | None) -> "RenderableType":
-    """One frame as text for a terminal."""
+def picture(frame: "Frame", name: str | None, width: int) -> "RenderableType":
+    """One frame as text for a terminal of that many columns."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
+
+    from prunegpt.cli.tables import build
 
     counts = [f"{count} {state}" for state in _ORDER if (count := frame.states.get(state, 0))]  # type: ignore[call-overload]
     head = Text(f"{name or 'all sweeps'}: ", style="bold") + Text(" · ".join(counts) or "no trials", style="not bold")
     who = frame.coordinator
     head.append("\n")
     head.append(f"run by process {who.pid} on {who.host}" if who else "nothing runs", style="dim")
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for column in ("trial", "stage", "progress", "tokens", "left", "perplexity", "loss"):
-        table.add_column(column, justify="right" if column in ("left", "perplexity", "loss") else "left", no_wrap=True)
-    for slot in frame.slots:
-        table.add_row(*_row(slot, name))
+    columns = ("trial", "stage", "progress", "tokens", "left", "perplexity", "loss")
+    table = build(columns, [_row(slot, name) for slot in frame.slots], width, spare=("tokens", "loss", "progress"))
     ends = [_line(end, name) for end in frame.ends]
     return Group(head, *([table] if frame.slots else []), *ends)
 
 
-def _row(slot: "Slot", name: str | None) -> list["RenderableType"]:
+def _row(slot: "Slot", name: str | None) -> list["str | RenderableType"]:
     from rich.progress_bar import ProgressBar
 
     total = slot.tokens_total

@@ -97,6 +97,7 @@ class Table:
     rows: tuple[TableRow, ...]
     footnotes: tuple[Footnote, ...] = ()
     provenance: str = ""
+    caption: str = ""  # in LaTeX; default: the title
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -1,18 +1,19 @@
-"""Two trials side by side: configuration differences, results, and significance."""
+"""Two trials, or two configurations over their seeds, side by side: settings that differ, results, significance."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.cells import Cell, Detail, Footnote, Heading, Table, TableRow
 from prunegpt.report.columns import COLUMNS
-from prunegpt.report.config import differing, resolved
+from prunegpt.report.config import differing, flatten, resolved
 from prunegpt.report.format import EMPTY, Value, ValueKind, plain, probability, text_of, together
 from prunegpt.report.measure import WindowsOf, compare_measured, measure
 from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row
-from prunegpt.report.statistics import PairedComparison
+from prunegpt.report.statistics import PairedComparison, spread
 
 _METRICS = ("perplexity", "word_perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens", "seconds")
 _EVALUATED = ("perplexity", "word_perplexity", "bits_per_byte")
@@ -20,7 +21,7 @@ _EVALUATED = ("perplexity", "word_perplexity", "bits_per_byte")
 
 @dataclass(frozen=True)
 class Metric:
-    """A measured value of both; None where a trial has none."""
+    """A measured value of both, of several seeds their mean; None where a trial has none."""
 
     name: str  # of its column
     header: str
@@ -28,14 +29,15 @@ class Metric:
     first: float | None
     second: float | None
     difference: float | None  # first less second; None where it would mean nothing
+    spreads: tuple[float | None, float | None] = (None, None)  # sample standard deviations over seeds
 
 
 @dataclass(frozen=True)
 class TrialComparison:
-    """All that sets two trials apart."""
+    """All that sets two configurations apart."""
 
-    first: TrialResult
-    second: TrialResult
+    first: Row
+    second: Row
     settings: Mapping[str, tuple[Value, Value]]  # path where they differ -> both values; None where one has none
     metrics: tuple[Metric, ...]
     test: PairedComparison | None
@@ -46,7 +48,7 @@ class TrialComparison:
         """The test in a sentence."""
         if self.test is None:
             return f"Not tested: {self.reason}"
-        found, names = self.test, (self.first.address, self.second.address)
+        found, names = self.test, (self.first.name, self.second.name)
         differ = "differ" if found.p_value < 1 - found.ratio.level else "do not differ significantly"
         return (
             f"{names[0]} and {names[1]} {differ}: perplexity {found.difference.value:+.3f} "
@@ -56,15 +58,24 @@ class TrialComparison:
         )
 
 
-def compare(first: TrialResult, second: TrialResult, windows: WindowsOf) -> TrialComparison:
-    """Compares two trials. A missing test is no error: `reason` explains why there is none."""
+def compare(
+    first: TrialResult | Sequence[TrialResult], second: TrialResult | Sequence[TrialResult], windows: WindowsOf
+) -> TrialComparison:
+    """Compares two trials, or the seeds of two configurations: means, and the paired test over seeds and windows.
+
+    A missing test is no error: `reason` explains why there is none.
+
+    Raises:
+        ReportError: the seeds of one side were not measured alike.
+    """
+    sides = left, right = _side(first), _side(second)
+    one, two = (measure(side.trials, windows) for side in sides)
     test, reason = None, ""
-    one, two = measure([first], windows), measure([second], windows)
     try:
         if one is None or two is None:
-            trial = first if one is None else second
+            side = left if one is None else right
             raise ReportError(
-                f"a comparison needs two measured perplexities; {trial.address} has none: it is {trial.state}."
+                f"a comparison needs two measured perplexities; {side.name} has none: it is {side.trials[0].state}."
             )
         test = compare_measured(one, two)
     except ReportError as error:
@@ -72,27 +83,41 @@ def compare(first: TrialResult, second: TrialResult, windows: WindowsOf) -> Tria
     alike = one is not None and two is not None and one.key == two.key
     metrics = []
     for name in _METRICS:
-        column, a, b = COLUMNS[name], _value(name, first), _value(name, second)
+        column, (a, of_a), (b, of_b) = COLUMNS[name], *(_value(name, side) for side in sides)
         tested = test.difference.value if test and name == "perplexity" else None
         plainly = a - b if a is not None and b is not None and (alike or name not in _EVALUATED) else None
         if a is not None or b is not None:
             difference = plainly if tested is None else tested
-            metrics.append(Metric(name, column.header, column.kind, a, b, difference))
-    apart = differing(resolved(first), resolved(second))
+            metrics.append(Metric(name, column.header, column.kind, a, b, difference, (of_a, of_b)))
+    apart = differing(*(_settings(side.trials) for side in sides))
     settings = {path: (plain(one), plain(two)) for path, (one, two) in apart.items()}
-    return TrialComparison(first, second, settings, tuple(metrics), test, reason)
+    return TrialComparison(left, right, settings, tuple(metrics), test, reason)
 
 
-def _value(name: str, trial: TrialResult) -> float | None:
-    if not trial.measured:
-        return None
-    value = next(iter(COLUMNS[name].extract(Row(name=trial.name, label=trial.label, trials=(trial,)))), None)
-    return float(value) if isinstance(value, (int, float)) else None
+def _side(given: TrialResult | Sequence[TrialResult]) -> Row:
+    trials = (given,) if isinstance(given, TrialResult) else tuple(given)
+    one = trials[0]
+    name = one.address if len(trials) == 1 else f"{one.sweep}/{one.group} ({len(trials)} seeds)"
+    return Row(name=name, label=one.label, trials=trials)
+
+
+def _settings(trials: Sequence[TrialResult]) -> Mapping[str, Any]:
+    """What a configuration says, by path; where its seeds differ, all they say."""
+    apart = differing(*(resolved(trial) for trial in trials))
+    shared = dict(flatten(resolved(trials[0])))
+    return shared | {path: ", ".join(map(str, values)) for path, values in apart.items()}
+
+
+def _value(name: str, side: Row) -> tuple[float | None, float | None]:
+    """Mean over the seeds that were measured, and their standard deviation."""
+    found = COLUMNS[name].extract(side) if side.finished else ()
+    numbers = [float(value) for value in found if isinstance(value, (int, float))]
+    return spread(numbers) if numbers else (None, None)
 
 
 def comparison_tables(found: TrialComparison) -> tuple[Table, Table]:
     """The comparison as two tables, for every format that tables have: measured values, then settings."""
-    names = (found.first.address, found.second.address)
+    names = (found.first.name, found.second.name)
     if names[0] == names[1]:
         names = (f"{names[0]} (first)", f"{names[1]} (second)")
     measured = Table(
@@ -101,7 +126,7 @@ def comparison_tables(found: TrialComparison) -> tuple[Table, Table]:
         columns=(Heading("Metric", "text"), *(Heading(name, "number") for name in (*names, "Difference"))),
         rows=tuple(_metric_row(metric, found) for metric in found.metrics),
         footnotes=(Footnote("", found.verdict.removesuffix(".")),),
-        provenance=gather([found.first, found.second]).line,
+        provenance=gather([*found.first.trials, *found.second.trials]).line,
     )
     settings = Table(
         title="Settings that differ",
@@ -127,8 +152,15 @@ def _metric_row(metric: Metric, found: TrialComparison) -> TableRow:
         text = ("+" if metric.difference > 0 else "") + text
     cells = (
         Cell(metric.header, metric.header),
-        Cell(metric.first, text_of(metric.first, metric.kind)),
-        Cell(metric.second, text_of(metric.second, metric.kind)),
+        _over_seeds(metric.first, metric.spreads[0], metric.kind),
+        _over_seeds(metric.second, metric.spreads[1], metric.kind),
         Cell(metric.difference, text, details=details),
     )
     return TableRow(metric.header, "finished", cells)
+
+
+def _over_seeds(mean: float | None, deviation: float | None, kind: ValueKind) -> Cell:
+    if mean is None or deviation is None:
+        return Cell(mean, text_of(mean, kind))
+    text, after = together(kind, mean, deviation)
+    return Cell(mean, f"{text} ± {after}", details={"sd": deviation})

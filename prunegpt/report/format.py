@@ -15,8 +15,12 @@ _LARGE = 1e5  # a perplexity from which powers of ten are written
 _NOT_SHOWN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
-def text_of(value: Value, kind: ValueKind = "number") -> str:
-    """A value in the notation of its kind; never "nan" or "inf"."""
+def text_of(value: Value, kind: ValueKind = "number", decimals: int | None = None) -> str:
+    """A value in the notation of its kind; never "nan" or "inf".
+
+    Args:
+        decimals: of perplexities and bits; default 2 and 3.
+    """
     if value is None:
         return EMPTY
     if isinstance(value, bool):
@@ -26,9 +30,9 @@ def text_of(value: Value, kind: ValueKind = "number") -> str:
     if not math.isfinite(value):
         return EMPTY
     if kind == "loss":
-        return together("loss", value)[0]
+        return together("loss", value, decimals=decimals)[0]
     if kind == "bits":
-        return f"{value:.3f}"
+        return f"{value:.{3 if decimals is None else decimals}f}"
     if kind == "percent":
         return percent(value)
     if kind == "count":
@@ -51,12 +55,12 @@ def percent(value: float) -> str:
     return str(round(said)) if said.is_integer() else text
 
 
-def together(kind: ValueKind, *values: float) -> list[str]:
+def together(kind: ValueKind, *values: float, decimals: int | None = None) -> list[str]:
     """The values of one cell, all in one notation; perplexities with two decimals, and a power of ten where large."""
     if kind != "loss":
-        return [text_of(value, kind) for value in values]
-    large = any(abs(value) >= _LARGE for value in values)
-    return [f"{value:.2e}" if large else f"{value:.2f}" for value in values]
+        return [text_of(value, kind, decimals) for value in values]
+    notation = "e" if any(abs(value) >= _LARGE for value in values) else "f"
+    return [f"{value:.{2 if decimals is None else decimals}{notation}}" for value in values]
 
 
 def probability(value: float) -> str:

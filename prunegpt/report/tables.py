@@ -38,8 +38,6 @@ from prunegpt.spec.columns import CONFIG
 from prunegpt.spec.naming import MAX_NAME
 from prunegpt.spec.schema import ColumnSpec, RowSpec, TableSpec
 
-__all__ = ["Cell", "Heading", "Table", "TableRow", "build_table"]
-
 _TIED = (
     f"not significantly different from the best of its protocol (two-sided, level {1 - LEVEL:.2g}, adjusted for the "
     f"number of rows by Holm's method)"
@@ -99,7 +97,7 @@ def build_table(
         TableRow(
             trial=row.name,
             state=row.state,
-            cells=tuple(_cell(wanted.value, shown, row, notes, apart) for wanted, shown in columns),
+            cells=tuple(_cell(wanted.value, shown, row, notes, apart, spec.decimals) for wanted, shown in columns),
             trials=tuple(trial.name for trial in row.trials),
         )
         for row in rows
@@ -107,12 +105,18 @@ def build_table(
     _whole_table(notes, found, unplaced, [wanted.value for wanted, _ in columns])
     return Table(
         title=spec.title,
-        name=spec.name or slug(spec.title)[:MAX_NAME],
+        name=table_name(spec),
         columns=headings,
         rows=made,
         footnotes=notes.all(),
-        provenance=gather(trials, commit=commit).line,
+        provenance=gather(trials, commit=commit).line if spec.provenance else "",
+        caption=spec.caption or "",
     )
+
+
+def table_name(spec: TableSpec) -> str:
+    """What a table is called in file names, markers and `prunegpt table --table`."""
+    return spec.name or slug(spec.title)[:MAX_NAME]
 
 
 def _with_reported(spec: TableSpec) -> list[ColumnSpec]:
@@ -136,7 +140,12 @@ def _check_headings(headings: Sequence[Heading]) -> None:
 
 
 def _cell(
-    name: str, shown: Column, row: Row, notes: Footnotes, apart: Mapping[ComparisonKey, Mapping[str, str]]
+    name: str,
+    shown: Column,
+    row: Row,
+    notes: Footnotes,
+    apart: Mapping[ComparisonKey, Mapping[str, str]],
+    decimals: int | None,
 ) -> Cell:
     if name == "reported":
         return _reported(row, notes)
@@ -147,12 +156,12 @@ def _cell(
         return Cell(None, _without_number(name, row), footnotes=remarks)
     if not values:
         return Cell(None, EMPTY)
-    value, text = _folded(values, shown, details)
+    value, text = _folded(values, shown, details, decimals)
     cell = Cell(value, text, details=details)
     if name == "perplexity":
-        cell = _perplexity(cell, row, notes)
+        cell = _perplexity(cell, row, notes, decimals)
     if name == "difference":
-        cell = _difference(cell, row, notes)
+        cell = _difference(cell, row, notes, decimals)
     if name == "beside_median":
         cell = _beside_median(cell, row, notes)
     if name == "sparsity":
@@ -173,24 +182,26 @@ def _without_number(name: str, row: Row) -> str:
     return f"{EMPTY} (asked {text_of(round(100 * asked.pop(), 10), 'percent')})"
 
 
-def _folded(values: Sequence[Value], shown: Column, details: dict[str, Detail]) -> tuple[Value, str]:
+def _folded(
+    values: Sequence[Value], shown: Column, details: dict[str, Detail], decimals: int | None
+) -> tuple[Value, str]:
     """One value from those of several seeds: the mean of numbers, distinct strings joined."""
     numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(numbers) < len(values) or not shown.measured:
         distinct = list(dict.fromkeys(values))
         if len(distinct) == 1:
-            return distinct[0], text_of(distinct[0], shown.kind)
+            return distinct[0], text_of(distinct[0], shown.kind, decimals)
         text = ", ".join(text_of(value, shown.kind) for value in distinct)
         return text, text
     if len(numbers) == 1:
-        return numbers[0], text_of(numbers[0], shown.kind)
+        return numbers[0], text_of(numbers[0], shown.kind, decimals)
     mean, deviation = spread([float(number) for number in numbers])
     details |= {"sd": deviation, "n": len(numbers)}
-    text, after = together(shown.kind, mean, deviation or 0.0)
+    text, after = together(shown.kind, mean, deviation or 0.0, decimals=decimals)
     return mean, f"{text} ± {after} ({len(numbers)})" if shown.kind in ("loss", "bits") else text
 
 
-def _perplexity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
+def _perplexity(cell: Cell, row: Row, notes: Footnotes, decimals: int | None) -> Cell:
     measured, standing = row.measured, row.standing
     if measured is None:
         return cell
@@ -198,7 +209,7 @@ def _perplexity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
     if measured.interval:
         details["interval"] = (measured.interval.low, measured.interval.high)
         if measured.count == 1:
-            text = _with_ends(measured.interval)
+            text = _with_ends(measured.interval, decimals)
     footnotes = [notes.number(note) for note in (*row.remarks, *measured.notes)]
     marks: tuple[Mark, ...] = ()
     if standing and standing.best:
@@ -211,11 +222,11 @@ def _perplexity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
     return replace(cell, text=text, marks=marks, footnotes=tuple(footnotes), details=details)
 
 
-def _with_ends(found: Interval) -> str:
-    return "{} [{}, {}]".format(*together("loss", found.value, found.low, found.high))
+def _with_ends(found: Interval, decimals: int | None) -> str:
+    return "{} [{}, {}]".format(*together("loss", found.value, found.low, found.high, decimals=decimals))
 
 
-def _difference(cell: Cell, row: Row, notes: Footnotes) -> Cell:
+def _difference(cell: Cell, row: Row, notes: Footnotes, decimals: int | None) -> Cell:
     standing = row.standing
     if standing is None or standing.best:
         return replace(cell, text="best" if standing else EMPTY)
@@ -223,7 +234,7 @@ def _difference(cell: Cell, row: Row, notes: Footnotes) -> Cell:
     found = standing.comparison
     if found is None:
         return replace(cell, text=f"{sign}{cell.text}")
-    text = _with_ends(found.difference)
+    text = _with_ends(found.difference, decimals)
     footnotes = (notes.number(f"over the {found.count} seeds that both have"),) if found.partial else ()
     details: dict[str, Detail] = {"interval": (found.difference.low, found.difference.high), "p": standing.p_value}
     return replace(cell, text=f"{sign}{text}", footnotes=footnotes, details=details)

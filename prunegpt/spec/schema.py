@@ -346,6 +346,9 @@ class TableSpec(Part):
     reported: Mapping[str, Annotated[Reported, BeforeValidator(_figure)]] = Field(
         {}, description="trial name -> published figure"
     )
+    decimals: int | None = Field(None, ge=0, le=9, description="decimals of perplexities (default: 2) and bits (3)")
+    caption: str | None = Field(None, description="caption in LaTeX (default: the title)")
+    provenance: bool = Field(True, description="the line below the table: versions, protocol, date")
 
 
 class Spec(Part):

@@ -2,7 +2,7 @@ import pytest
 
 from prunegpt.report.compare import compare, comparison_tables
 from prunegpt.report.render import csv, html, json, latex, markdown
-from prunegpt.report.statistics import compare_windows
+from prunegpt.report.statistics import compare_seeds, compare_windows
 from tests.support.results import Kept, draw_windows, evaluation, make_trial
 
 HARD = {"kind": "distill", "distill": {"hardness": 0.9, "temperature": 2.0}}
@@ -77,3 +77,25 @@ def test_it_renders_in_every_format() -> None:
         text = render(tables)
         assert "hardness" in text
         assert "Perplexity" in text
+
+
+def test_the_seeds_of_two_configurations_are_compared_by_their_means_and_one_test() -> None:
+    kept = Kept()
+    sides = [
+        [
+            kept.trial(f"{name}-{seed}", draw_windows(loss + seed / 100, seed=1), group=name, seed=seed, stages=[stage])
+            for seed in (1, 2, 3)
+        ]
+        for name, loss, stage in (("a", 3.0, HARD), ("b", 3.2, SOFT))
+    ]
+    found = compare(*sides, kept)
+    windows = [{trial.seed: kept.of[trial.name] for trial in side} for side in sides]
+    assert found.test == compare_seeds(*windows)
+    assert "wikitext2/a (3 seeds) and wikitext2/b (3 seeds) differ" in found.verdict
+    assert "paired t over seeds and windows, n = 3" in found.verdict
+    assert found.settings == {"stages.0.distill.hardness": (0.9, 0.5)}
+    perplexity = found.metrics[0]
+    values = [trial.metrics["perplexity"] for trial in sides[0]]
+    assert perplexity.first == pytest.approx(sum(values) / 3)
+    measured, _ = comparison_tables(found)
+    assert " ± " in measured.rows[0].cells[1].text

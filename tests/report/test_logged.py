@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.api import stored, table, tables_of
+from prunegpt.api import stored, table
 from prunegpt.errors import PruneGPTError
+from prunegpt.report.declared import tables_of
 from prunegpt.root import Root
 from prunegpt.spec.schema import ColumnSpec, RowSpec, TableSpec
 from prunegpt.store import Store

@@ -1,6 +1,7 @@
 """Tables by their properties: what may stand in a cell, what is marked, and what is said below."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from prunegpt.errors import ReportError, UnknownPartError
 from prunegpt.report.cells import Cell, Table, slug
+from prunegpt.report.render import latex, markdown
 from prunegpt.report.statistics import perplexity_interval
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
@@ -301,3 +303,28 @@ def test_the_name_can_be_given() -> None:
     assert table([], lambda _: None, name="main").name == "main"
     assert slug("Individual Layer Pruning (WikiText-2)!") == "individual-layer-pruning-wikitext-2"
     assert slug("§") == "table"
+
+
+@pytest.mark.parametrize("digits", [0, 1, 4])
+def test_decimals_are_those_that_were_asked_for(digits: int) -> None:
+    kept = Kept()
+    results = [kept.trial(f"a-{seed}", draw_windows(3.0 + seed / 50), group="a", seed=seed, order=0) for seed in (1, 2)]
+    results.append(kept.trial("b", draw_windows(3.4), order=1))
+    columns = ["perplexity", "word_perplexity", "difference", "bits_per_byte"]
+    made = table(results, kept, columns=columns, decimals=digits)
+    for row in made.rows:
+        for one in row.cells:
+            numbers = re.findall(r"\d+(?:\.(\d+))?", re.sub(r"\(\d\)", "", one.text))
+            assert one.text == "best" or numbers
+            assert all(len(decimals) == digits for decimals in numbers), one.text
+    assert made.rows[0].cells[0].value == table(results, kept, columns=columns).rows[0].cells[0].value
+
+
+def test_a_table_without_provenance_and_with_a_caption() -> None:
+    kept = Kept()
+    results = [kept.trial("a", draw_windows(3.0))]
+    made = table(results, kept, provenance=False, caption="Over & out.")
+    assert made.provenance == ""
+    assert r"\caption{Over \& out.}" in latex.render([made])
+    assert "WikiText-2" in markdown.render([made])
+    assert table(results, kept).provenance

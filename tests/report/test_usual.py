@@ -3,7 +3,8 @@
 from typing import Any
 
 from prunegpt.records import TrialResult
-from prunegpt.report.tables import Table, build_table, usual_table
+from prunegpt.report.cells import Table
+from prunegpt.report.tables import build_table, usual_table
 from tests.support.results import evaluation, make_trial
 
 
@@ -47,7 +48,8 @@ def test_of_many_the_best_are_shown() -> None:
 
 
 def test_a_stored_sweep_without_tables_has_one(tmp_path: Any) -> None:
-    from prunegpt.api import stored, tables_of
+    from prunegpt.api import stored
+    from prunegpt.report.declared import tables_of
     from prunegpt.root import Root
     from tests.support.many_trials import make_many
 

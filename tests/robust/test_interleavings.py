@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from prunegpt.api import stored, tables_of
+from prunegpt.api import stored
 from prunegpt.errors import PruneGPTError
 from prunegpt.planning.resolve import plan_data
 from prunegpt.report.archive import read_archive, write_archive
+from prunegpt.report.declared import tables_of
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.stages import cache as stage_cache

@@ -50,6 +50,8 @@ class Wanted:
     swept: Mapping[str, Any] | None = None
     reason: str = ""
     error: str = ""
+    group: str = ""  # default: the name
+    seed: int = 42
 
 
 def load() -> StagePlan:
@@ -115,6 +117,22 @@ def study() -> list[Wanted]:
     return found
 
 
+def seeds(count: int = 3) -> list[Wanted]:
+    """Two methods at two sparsities, each over as many seeds: `magnitude-0.5-seed1`, …"""
+    base = load()
+    tuned = finetune(base)
+    found = []
+    for place, method in enumerate(("magnitude", "wanda")):
+        for share in (0.5, 0.9):
+            for seed in range(1, count + 1):
+                stage = prune(tuned, f"5eed{place}{round(10 * share)}{seed}", method=method, sparsity=share)
+                swept = {"stages.1.prune.method": method, "stages.1.prune.sparsity": share}
+                group, worse = f"{method}-{share:g}", math.exp((3 - place) * share**6 + seed / 100)
+                name, chain = f"{group}-seed{seed}", (base, tuned, stage)
+                found.append(Wanted(name, chain, DENSE * worse, share, swept=swept, group=group, seed=seed))
+    return found
+
+
 def many(count: int) -> list[Wanted]:
     """Finished trials of a search over two values."""
     draw = np.random.default_rng(0)
@@ -164,8 +182,8 @@ def _plan(sweep: str, order: int, one: Wanted) -> TrialPlan:
     return TrialPlan(
         sweep=sweep,
         name=one.name,
-        group=one.name,
-        seed=42,
+        group=one.group or one.name,
+        seed=one.seed,
         label="tiny-gpt2",
         order=order,
         model=_MODEL,

@@ -272,8 +272,9 @@ def test_every_trial_can_be_taken_away(client: TestClient) -> None:
 
 
 def test_tables_are_those_of_the_command_line(client: TestClient, kept: Root) -> None:
-    from prunegpt.api import stored, tables_of
+    from prunegpt.api import stored
     from prunegpt.registry import RENDERERS
+    from prunegpt.report.declared import tables_of
 
     made = tables_of(stored("study", kept))
     shown = get(client, f"{SWEEP}/tables")["tables"]

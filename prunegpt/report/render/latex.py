@@ -49,7 +49,7 @@ def _table(table: Table) -> str:
     lines = [
         r"\begin{table}",
         r"  \centering",
-        f"  \\caption{{{escape(table.title)}}}",
+        f"  \\caption{{{escape(table.caption or table.title)}}}",
         f"  \\label{{tab:{re.sub(r'[^A-Za-z0-9.-]+', '-', table.name)}}}",
         f"  \\begin{{tabular}}{{{alignment}}}",
         r"    \toprule",
