@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, print_json, say, sweep_app
 from prunegpt.root import Root
 
@@ -19,7 +20,12 @@ OnlyOption = Annotated[
 ]
 LauncherOption = Annotated[
     str | None,
-    typer.Option("--launcher", metavar="KIND", help="Launcher: local, slurm or ray (overrides the spec)."),
+    typer.Option(
+        "--launcher",
+        metavar="KIND",
+        help="Launcher: local, slurm or ray (overrides the spec).",
+        autocompletion=complete.launchers,
+    ),
 ]
 SlotsOption = Annotated[
     int | None,
@@ -30,7 +36,7 @@ SlotsOption = Annotated[
         show_default=False,
     ),
 ]
-NameArgument = Annotated[str, typer.Argument(help="A sweep.", show_default=False)]
+NameArgument = Annotated[str, typer.Argument(help="A sweep.", show_default=False, autocompletion=complete.sweeps)]
 _ENDED = ("failed", "diverged", "stopped")
 _LISTED = 8
 
@@ -40,7 +46,12 @@ def stop(
     name: NameArgument,
     trial: Annotated[
         str | None,
-        typer.Argument(metavar="[GLOB]", help="Only trials whose name matches this glob.", show_default=False),
+        typer.Argument(
+            metavar="[GLOB]",
+            help="Only trials whose name matches this glob.",
+            show_default=False,
+            autocompletion=complete.trials_of_sweep,
+        ),
     ] = None,
     kill: Annotated[bool, typer.Option("--kill", help="Stop immediately, without a checkpoint.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the sweep has stopped.")] = True,
@@ -93,7 +104,13 @@ def resume(
 def retry(
     name: NameArgument,
     trial: Annotated[
-        str, typer.Argument(metavar="[GLOB]", help="Only trials whose name matches this glob.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="[GLOB]",
+            help="Only trials whose name matches this glob.",
+            show_default=False,
+            autocompletion=complete.trials_of_sweep,
+        ),
     ] = "*",
     root: Root = ROOT,
     as_json: JsonOption = False,
@@ -170,7 +187,7 @@ def _matching(results: "list[TrialResult]", glob: str, what: str) -> "list[Trial
 
 @sweep_app.command(epilog="Example: prunegpt sweep study recover90 --out study.db")
 def study(
-    name: Annotated[str, typer.Argument(help="A sweep.", show_default=False)],
+    name: NameArgument,
     out: Annotated[
         Path,
         typer.Option(metavar="FILE", help="SQLite file: a new one, or an existing Optuna storage.", show_default=False),

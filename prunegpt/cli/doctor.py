@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, app, print_json
 from prunegpt.root import Root
 
@@ -26,7 +27,8 @@ def doctor(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Describe this model instead: what would be pruned, memory, what would not work. Loads no weights."
+            help="Describe this model instead: what would be pruned, memory, what would not work. Loads no weights.",
+            autocompletion=complete.models,
         ),
     ] = None,
     windows: Annotated[int, typer.Option(min=1, help="With --model: calibration windows.")] = 128,

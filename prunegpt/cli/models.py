@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json
 from prunegpt.registry import CALIBRATION_MODES, PROTOCOLS
 from prunegpt.root import Root
@@ -20,13 +21,19 @@ masks_app = typer.Typer(help="Verify pruning masks.", no_args_is_help=True)
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Hub id, folder, .gguf file, builtin:NAME, or SWEEP/TRIAL.", show_default=False
+        metavar="MODEL",
+        help="Hub id, folder, .gguf file, builtin:NAME, or SWEEP/TRIAL.",
+        show_default=False,
+        autocompletion=complete.models,
     ),
 ]
 DataOption = Annotated[
     str | None,
     typer.Option(
-        "--data", metavar="FILE|HUB", help="Dataset: text, jsonl or parquet file, folder, hub id, or builtin:text."
+        "--data",
+        metavar="FILE|HUB",
+        help="Dataset: text, jsonl or parquet file, folder, hub id, or builtin:text.",
+        autocompletion=complete.datasets,
     ),
 ]
 NameOption = Annotated[str | None, typer.Option("--data-name", help="Configuration of a hub dataset.")]
@@ -38,7 +45,11 @@ ColumnOption = Annotated[
 ]
 ProtocolOption = Annotated[
     str | None,
-    typer.Option("--protocol", help=f"{', '.join(PROTOCOLS.builtin_names())}; see the README (default: blocks)."),
+    typer.Option(
+        "--protocol",
+        help=f"{', '.join(PROTOCOLS.builtin_names())}; see the README (default: blocks).",
+        autocompletion=complete.protocols,
+    ),
 ]
 BlockOption = Annotated[
     int | None,
@@ -49,8 +60,20 @@ BosOption = Annotated[
     bool, typer.Option("--bos", help="Begin each window with the tokenizer's bos token, as Gemma needs it.")
 ]
 WindowsOption = Annotated[int | None, typer.Option("--max-windows", min=1, help="Evaluate only the first N windows.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device", help="auto, cpu, cuda or mps.", autocompletion=complete.choice("auto", "cpu", "cuda", "mps")
+    ),
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="auto, float32, bfloat16 or float16.",
+        autocompletion=complete.choice("auto", "float32", "bfloat16", "float16"),
+    ),
+]
 
 
 @app.command("eval", epilog="Example: prunegpt eval gpt2 --data test.txt --protocol stream --block-size 1024")
@@ -113,12 +136,27 @@ _OURS = re.compile(
 def prune(
     model: ModelArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder for the pruned model.", show_default=False)],
-    method: Annotated[str, typer.Option("--method", "-m", help="Criterion or solver, such as magnitude or sparsegpt.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            "-m",
+            help="Criterion or solver, such as magnitude or sparsegpt.",
+            autocompletion=complete.methods,
+        ),
+    ],
     sparsity: Annotated[
         float | None, typer.Option("--sparsity", "-s", help="Fraction of weights to prune, 0 to 1.")
     ] = None,
-    pattern: Annotated[str, typer.Option(help="unstructured, N:M (N kept) or [a, b].")] = "unstructured",
-    allocation: Annotated[str | None, typer.Option(help="uniform, row, global or owl.")] = None,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="unstructured, N:M (N kept) or [a, b].", autocompletion=complete.choice("unstructured", "2:4", "4:8")
+        ),
+    ] = "unstructured",
+    allocation: Annotated[
+        str | None, typer.Option(help="uniform, row, global or owl.", autocompletion=complete.allocations)
+    ] = None,
     targets: Annotated[
         list[str] | None, typer.Option("--target", help="Tensors to prune: name, glob or re: pattern. Repeatable.")
     ] = None,
@@ -128,11 +166,16 @@ def prune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT where it is an empty folder or a model that prune wrote.")
     ] = False,
-    calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Calibration dataset.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Calibration dataset.", autocompletion=complete.datasets)
+    ] = None,
     calibration_windows: Annotated[int, typer.Option(min=1, help="Number of calibration windows.")] = 128,
     calibration_mode: Annotated[
         str | None,
-        typer.Option(help=f"Calibration windows: {', '.join(CALIBRATION_MODES.builtin_names())} (default: random)."),
+        typer.Option(
+            help=f"Calibration windows: {', '.join(CALIBRATION_MODES.builtin_names())} (default: random).",
+            autocompletion=complete.calibration_modes,
+        ),
     ] = None,
     propagate: Annotated[
         bool, typer.Option(help="Calibrate each layer on the outputs of the pruned layers before it.")
@@ -229,7 +272,12 @@ def prune(
 
 @app.command(epilog="Example: prunegpt export quickstart/pruned90 ./pruned90")
 def export(
-    trial: Annotated[str, typer.Argument(metavar="SWEEP/TRIAL", help="A trial, by its address.", show_default=False)],
+    trial: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP/TRIAL", help="A trial, by its address.", show_default=False, autocompletion=complete.trials
+        ),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder for the model.", show_default=False)],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT where it is an empty folder or a model that we wrote.")

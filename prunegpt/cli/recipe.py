@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.options import JsonOption, print_json, say
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ def show(
         int | None, typer.Option(min=1, help="Optimizer steps per epoch, to simulate the schedule.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model whose tensors are matched: a transformers folder or builtin:NAME.")
+        str | None,
+        typer.Option(
+            help="Model whose tensors are matched: a transformers folder or builtin:NAME.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     arguments: ArgsOption = None,
     version: VersionOption = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.control import LauncherOption, OnlyOption, SlotsOption, execute
 from prunegpt.cli.options import ROOT, JsonOption, SetOption, number, print_json, say, sweep_app
 from prunegpt.cli.trial import print_failures
@@ -233,7 +234,10 @@ def fields(
 
 @sweep_app.command(epilog="Example: prunegpt sweep status quickstart")
 def status(
-    name: Annotated[str | None, typer.Argument(help="Sweep name (default: all sweeps).", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Sweep name (default: all sweeps).", show_default=False, autocompletion=complete.sweeps),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help=f"Show all trials, even if there are more than {_LISTED} finished ones.")
     ] = False,

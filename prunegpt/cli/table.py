@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, print_json, say
 from prunegpt.root import Root
 
@@ -17,6 +18,7 @@ FormatOption = Annotated[
         "-f",
         help=f"One of {', '.join(FORMATS)} (default: text on a terminal, else md).",
         show_default=False,
+        autocompletion=complete.choice(*FORMATS),
     ),
 ]
 
@@ -33,10 +35,22 @@ def checked(format: str | None) -> str | None:
 
 @app.command(epilog="Example: prunegpt table quickstart --format latex")
 def table(
-    sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="Sweep name, spec file, or archive.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|SPEC", help="Sweep name, spec file, or archive.", autocompletion=complete.sweep_or_spec
+        ),
+    ],
     format: FormatOption = None,
     only: Annotated[
-        list[str] | None, typer.Option("--table", "-t", metavar="NAME", help="Only the table of that name. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--table",
+            "-t",
+            metavar="NAME",
+            help="Only the table of that name. Repeatable.",
+            autocompletion=complete.tables,
+        ),
     ] = None,
     decimals: Annotated[
         int | None, typer.Option(min=0, max=9, help="Decimals of perplexities and bits (default: 2 and 3).")
@@ -82,7 +96,12 @@ def table(
 
 @app.command(epilog="Example: prunegpt report quickstart --out report")
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="NAME|SPEC", help="Sweep name, or its spec file.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|SPEC", help="Sweep name, or its spec file.", autocompletion=complete.sweep_or_spec
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder; an existing report is replaced.")],
     root: Root = ROOT,
 ) -> None:
@@ -108,8 +127,13 @@ def report(
 
 @app.command(epilog="Example: prunegpt compare quickstart/finetuned quickstart/pruned90")
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="Trial id, SWEEP/TRIAL, or SWEEP/GROUP: all its seeds.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="What to compare with.")],
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="Trial id, SWEEP/TRIAL, or SWEEP/GROUP: all its seeds.", autocompletion=complete.trials
+        ),
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="What to compare with.", autocompletion=complete.trials)],
     format: FormatOption = None,
     root: Root = ROOT,
     as_json: JsonOption = False,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, numbers, print_json
 from prunegpt.root import Root
 
@@ -54,7 +55,11 @@ def run(
 def show(
     trial: Annotated[
         str,
-        typer.Argument(metavar="ID", help="Trial id from `sweep status`, SWEEP/TRIAL, or SWEEP/GROUP: all its seeds."),
+        typer.Argument(
+            metavar="ID",
+            help="Trial id from `sweep status`, SWEEP/TRIAL, or SWEEP/GROUP: all its seeds.",
+            autocompletion=complete.trials,
+        ),
     ],
     root: Root = ROOT,
     as_json: JsonOption = False,

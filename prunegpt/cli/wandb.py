@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, SetOption, number, say
 from prunegpt.root import Root
 
@@ -91,7 +92,10 @@ def agent(
 @app.command(epilog="Example: prunegpt wandb sync --dry-run")
 def sync(
     sweep: Annotated[
-        str | None, typer.Argument(help="Sweep whose trials are uploaded (default: all pending trials).")
+        str | None,
+        typer.Argument(
+            help="Sweep whose trials are uploaded (default: all pending trials).", autocompletion=complete.sweeps
+        ),
     ] = None,
     root: Root = ROOT,
     project: Annotated[str | None, typer.Option(help="Upload to this project instead of the recorded one.")] = None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, number, print_json, sweep_app
 from prunegpt.root import Root
 
@@ -21,7 +22,10 @@ _COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "diverged":
 
 @sweep_app.command(epilog="Example: prunegpt sweep watch quickstart")
 def watch(
-    name: Annotated[str | None, typer.Argument(help="Sweep name (default: all sweeps).", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Sweep name (default: all sweeps).", show_default=False, autocompletion=complete.sweeps),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Print the current state once and exit.")] = False,
     root: Root = ROOT,
     as_json: JsonOption = False,

@@ -51,6 +51,7 @@ _COMPARED = ("perplexity", "difference", "beside_median", "word_perplexity", "bi
 
 _BEFORE = ("trial", "state", "stages")  # columns of a table that no spec declares
 _AFTER = ("sparsity", "sparsity_all", "perplexity", "tokens", "seconds")
+USUAL = "trials"  # name of that table
 _PLAIN = (bool, int, float, str, type(None))
 _MOST_SWEPT = 6
 _MANY = 200  # trials above which nobody reads all
@@ -316,7 +317,7 @@ def usual_table(sweep: str, trials: Sequence[TrialResult]) -> TableSpec:
     after = [name for name in _AFTER if name != "sparsity_all" or partly]
     return TableSpec(
         title=f"The best {_BEST} of {len(trials):,} trials of {sweep}" if many else f"All trials of {sweep}",
-        name="trials",
+        name=USUAL,
         rows=(RowSpec(trial="*", best=_BEST if many else None),),
         columns=(
             *(ColumnSpec(value=name) for name in _BEFORE),

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from prunegpt.records import Point
 from prunegpt.root import Root
-from prunegpt.store import read, watch, write
+from prunegpt.store import names, read, watch, write
 from prunegpt.store.engine import open_engine, told, understood, writer
 from prunegpt.store.migrate import prepare
 from prunegpt.store.watch import Watch
@@ -142,6 +142,7 @@ class Store:
     suggested = _reading(read.suggested)
     held = _reading(read.held)
     note = _reading(read.note)
+    names = _reading(names.names)
     sweeps = _reading(read.sweeps)
     sweep = _reading(read.sweep_row)
     tables = _reading(read.tables)
