@@ -79,8 +79,9 @@ def _tables(ctx: typer.Context, _incomplete: str) -> list[str]:
     from prunegpt.report.tables import USUAL, table_name
     from prunegpt.store import Store
 
+    sweep = ctx.params["sweep"] or ctx.args[0]  # behind an option without its value no argument is parsed
     with Store.open(_root(ctx), create=False) as store:
-        return [table_name(table) for table in store.tables(ctx.params["sweep"])] or [USUAL]
+        return [table_name(table) for table in store.tables(sweep)] or [USUAL]
 
 
 def _sweep_or_spec(ctx: typer.Context, incomplete: str) -> Iterator[str]:
