@@ -74,6 +74,10 @@ class DivergedError(PruneGPTError):
     """A training loss that is not finite or exploded."""
 
 
+class Interrupted(PruneGPTError):
+    """A stage was asked to stop; what resumes it was written first."""
+
+
 class StoreError(PruneGPTError):
     """The database of a root cannot be opened, or does not hold what was asked for."""
 

@@ -16,7 +16,9 @@ from prunegpt.root import read_sealed, write_text
 from prunegpt.spec.plan import StagePlan, TrialPlan
 
 TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "stopped"]
-TOTAL_STEPS = "total_steps"  # the point with the number of optimizer steps of a stage
+TOTAL_STEPS = "total_steps"  # the point with the number of steps of a stage: optimizer steps, or layers to prune
+CALIBRATED = "calibrated"  # the curve of a calibration pass, 0 to 1, over what it passes through
+LAYERS_PRUNED = "layers_pruned"  # the curve of one-shot pruning: weight matrices that are done
 EARLY_STOP = "early-stop"  # the reason of a trial that was stopped because others did better
 
 

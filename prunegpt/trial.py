@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
-from prunegpt.errors import DivergedError, PruneGPTError, untrusted
+from prunegpt.errors import DivergedError, Interrupted, PruneGPTError, untrusted
 from prunegpt.planning.fingerprint import versions
 from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, beating, finite, record_path
 from prunegpt.redact import redact
@@ -133,8 +133,6 @@ def read_plan(folder: Path) -> TrialPlan:
 
 def cause_of(error: BaseException) -> tuple[str, str]:
     """State and reason of an attempt that ended with an exception."""
-    from prunegpt.training import Interrupted
-
     if isinstance(error, DivergedError):
         return "diverged", "diverged"
     if isinstance(error, (Interrupted, KeyboardInterrupt)):

@@ -229,7 +229,13 @@ def prune(
     before = measure(loaded, tokenizer, text, precision) if text else None
     with bar(f"pruning with {method}") as progress:
         result = apply(
-            spec, state, Inputs(None), seed=seed, root=root, progress=lambda done, total, _: progress(done, total)
+            spec,
+            state,
+            Inputs(None),
+            seed=seed,
+            root=root,
+            progress=lambda done, total, _: progress(done, total),
+            calibrated=lambda done, total: progress(done, total, "calibrating"),
         )
     if keep_dtype:  # what is measured is what is saved
         round_to(loaded, state.stored)

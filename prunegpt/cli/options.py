@@ -81,3 +81,12 @@ def numbers(*values: float | None) -> list[str]:
     if not any("e" in text for text in texts):
         return texts
     return [number(value) if value is None else f"{value:.3e}" for value in values]
+
+
+def duration(seconds: float | None) -> str:
+    """1:02:03, or a dash where it is not known."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -6,9 +6,18 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from prunegpt.cli.options import number
+from prunegpt.cli.options import duration, number
 from prunegpt.report.format import percent
 from prunegpt.sweep import events
 
@@ -36,13 +45,23 @@ def follow(plan: "SweepPlan") -> Iterator[Callable[[events.Event], None]]:
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for one long task; nothing if standard error is not a terminal."""
+def bar(what: str) -> Iterator[Callable[..., None]]:
+    """A progress bar for one long task; nothing if standard error is not a terminal.
+
+    Yields:
+        takes what is done, the whole, and what is being done, if it is not what the bar is for.
+    """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        yield lambda done, total, now=what: bars.update(task, completed=done, total=total, description=now)
 
 
 class _ProgressTable:
@@ -121,10 +140,12 @@ class _ProgressTable:
         task = self.running.get(event.trial)
         if task is None:
             return
-        parts = [event.kind, f"{number(event.tokens)} tokens"]
+        parts = [event.kind, *([f"{number(event.tokens)} tokens"] if event.tokens else [])]
+        parts += [f"calibrating, {event.calibrated:.0%}"] if event.calibrated is not None else []
         parts += [f"loss {number(event.loss)}"] if event.loss is not None else []
         parts += [f"perplexity {number(event.perplexity)}"] if event.perplexity is not None else []
-        self.bars.update(task, completed=event.step, total=event.total, note=" · ".join(parts))
+        parts += [f"{duration(event.eta)} left"] if event.eta is not None else []
+        self.bars.update(task, completed=max(0, event.step), total=event.total, note=" · ".join(parts))
 
     def _end(self, trial: str, text: str, *, done: bool = True) -> None:
         self.line(f"  {trial}: {text}")

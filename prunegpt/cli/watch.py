@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, number, print_json, sweep_app
+from prunegpt.cli.options import ROOT, JsonOption, duration, number, print_json, sweep_app
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def picture(frame: "Frame", name: str | None, width: int) -> "RenderableType":
     who = frame.coordinator
     head.append("\n")
     head.append(f"run by process {who.pid} on {who.host}" if who else "nothing runs", style="dim")
-    columns = ("trial", "stage", "progress", "tokens", "left", "perplexity", "loss")
-    table = build(columns, [_row(slot, name) for slot in frame.slots], width, spare=("tokens", "loss", "progress"))
+    columns = ("trial", "stage", "progress", "done", "left", "perplexity", "loss")
+    table = build(columns, [_row(slot, name) for slot in frame.slots], width, spare=("done", "loss", "progress"))
     ends = [_line(end, name) for end in frame.ends]
     return Group(head, *([table] if frame.slots else []), *ends)
 
@@ -82,16 +82,20 @@ def picture(frame: "Frame", name: str | None, width: int) -> "RenderableType":
 def _row(slot: "Slot", name: str | None) -> list["str | RenderableType"]:
     from rich.progress_bar import ProgressBar
 
-    total = slot.tokens_total
-    share = f"{_short(slot.tokens)}" + (f" of {_short(total)}" if total else "")
-    bar = ProgressBar(total=total, completed=min(slot.tokens, total), width=20) if total else ""
+    tokens, total, done = slot.tokens_total, slot.total or 0, max(0, slot.step)
+    share = f"{_short(slot.tokens)}" + (f" of {_short(tokens)}" if tokens else "") if slot.tokens else ""
+    if slot.calibrated is not None:
+        total, done, share = 100, round(100 * slot.calibrated), f"calibrating, {slot.calibrated:.0%}"
+    elif total and not slot.tokens:
+        share = f"{done} of {total}"
+    bar = ProgressBar(total=total, completed=min(done, total), width=20) if total else ""
     again = f" (attempt {slot.attempt})" if slot.attempt > 1 else ""
     return [
         slot.trial.removeprefix(f"{name}/") + again,
         f"{slot.stage + 1}/{slot.stages} {slot.kind}",
         bar,
-        share if slot.tokens else "",
-        _duration(slot.eta),
+        share,
+        duration(slot.eta),
         number(slot.perplexity),
         number(slot.loss),
     ]
@@ -114,12 +118,3 @@ def _short(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return str(count)
-
-
-def _duration(seconds: float | None) -> str:
-    """1:02:03, or nothing where it is not known."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,6 +1,6 @@
 """What a method uses besides the weights: activations block by block, gradients of the model as it comes."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,19 +82,24 @@ def evidence(
     statistics: Path | None = None,
     micro_batch: int | None = None,
     offload: bool | None = None,
+    solved: Container[str] = (),
+    calibrated: Callable[[int, int], None] = lambda *_: None,
 ) -> Generator[dict[str, Evidence], None, None]:
     """What a method needs, of the layers of one block after the other; of all at once where blocks do not matter.
 
     The caller may prune the layers of an item before it asks for the next one. Arguments are those of
-    :func:`~prunegpt.pruning.oneshot.pipeline.prune_oneshot`.
+    :func:`~prunegpt.pruning.oneshot.pipeline.prune_oneshot`, and `solved` is that of
+    :func:`~prunegpt.pruning.statistics.collect.block_statistics`.
     """
     generator = torch.Generator().manual_seed(seed)
-    with _gradients(model, views, windows, needs) as gradients:
+    with _gradients(model, views, windows, needs, calibrated) as gradients:
         groups: Iterator[Mapping[str, LayerStatistics | None]] = iter([dict.fromkeys(views)])
         if needs & ACTIVATIONS:
             assert windows is not None
             if statistics is not None and not propagate:
-                store = collect_statistics(model, windows, statistics, micro_batch=micro_batch, offload=offload)
+                store = collect_statistics(
+                    model, windows, statistics, micro_batch=micro_batch, offload=offload, calibrated=calibrated
+                )
                 groups = store.blocks(views, next(model.parameters()).device)
             else:
                 groups = block_statistics(
@@ -105,6 +110,7 @@ def evidence(
                     propagate=propagate,
                     micro_batch=micro_batch,
                     offload=offload,
+                    solved=solved,
                 )
         for group in groups:
             yield {name: Evidence(views[name], needs, generator, found, gradients) for name, found in group.items()}
@@ -112,7 +118,11 @@ def evidence(
 
 @contextmanager
 def _gradients(
-    model: nn.Module, views: Mapping[str, WeightView], windows: Tensor | None, needs: frozenset[str]
+    model: nn.Module,
+    views: Mapping[str, WeightView],
+    windows: Tensor | None,
+    needs: frozenset[str],
+    calibrated: Callable[[int, int], None],
 ) -> Iterator[GradientStatistics | None]:
     """The gradients, where they are needed. Single ones are in a temporary folder while the context is open."""
     if not needs & GRADIENTS:
@@ -120,4 +130,5 @@ def _gradients(
         return
     assert windows is not None
     with TemporaryDirectory(prefix="prunegpt-gradients-") as folder:
-        yield gradient_statistics(model, views, windows, samples=Path(folder) if "gradients" in needs else None)
+        samples = Path(folder) if "gradients" in needs else None
+        yield gradient_statistics(model, views, windows, samples=samples, calibrated=calibrated)

@@ -78,7 +78,7 @@ def _outlier_ratios(
             scores: dict[int, list[Tensor]] = {}
             for name, found in group.items():
                 block = views[name].block
-                if block is not None:
+                if block is not None and found is not None:
                     scores.setdefault(block, []).append(wanda(views[name].matrix, input_norm=found.input_norm))
             ratios |= {block: outlier_ratio(tensors, multiple=multiple) for block, tensors in scores.items()}
     return ratios

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from prunegpt.errors import PruningError
+from prunegpt.errors import Interrupted, PruningError
 from prunegpt.lm.views import matrices, select
 from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, fingerprints
-from prunegpt.pruning.oneshot import OnLayer, prune_oneshot
+from prunegpt.pruning.oneshot import OnLayer, SolvedLayers, prune_oneshot
 from prunegpt.pruning.patterns import Block, parse_pattern
+from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse
@@ -20,21 +21,55 @@ from prunegpt.stages import text
 from prunegpt.stages.base import ModelState, Pruned, Result, StageContext
 from prunegpt.stages.budget import coverage_notes, method_options, sparsities_of
 
+_POINTS = 200  # of the curve of one stage: a mixture of experts may have thousands of layers
+
 
 def prune(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
-    """Prunes once; what earlier stages pruned stays pruned and counts."""
+    """Prunes once, from what an earlier attempt has solved; what earlier stages pruned stays pruned and counts."""
     assert plan.prune is not None
+    layers = [0, 0]  # pruned, and in all
 
-    def say(done: int, total: int, name: str) -> None:
+    def progress(done: int, total: int, name: str) -> None:
+        layers[:] = [done, total]
+        if not name:
+            print(f"  resuming after {done} of {total}" if done else f"  pruning {total} matrices", flush=True)
+            setting.emit(done, 0.0, TOTAL_STEPS, total, 0)
+            return
         print(f"  pruned {done} of {total}: {name}", flush=True)
+        if done % -(-total // _POINTS) == 0 or done == total:
+            setting.emit(done, 0.0, LAYERS_PRUNED, done, 0)
 
-    return apply(plan.prune, state, setting.inputs, seed=plan.seed, root=setting.root, progress=say)
+    def calibrated(done: int, total: int) -> None:
+        setting.emit(done - total, 0.0, CALIBRATED, done / total, 0)  # steps before the first
+        if done == total:  # the pace of pruning is counted from here
+            print(f"  calibrated after {done} of {total}", flush=True)
+            setting.emit(layers[0], 0.0, TOTAL_STEPS, layers[1], 0)
+        elif setting.stop():
+            raise Interrupted(f"stopped in the calibration, after {done} of {total}")
+
+    return apply(
+        plan.prune,
+        state,
+        setting.inputs,
+        seed=plan.seed,
+        root=setting.root,
+        progress=progress,
+        calibrated=calibrated,
+        solved=SolvedLayers(setting.root.work(plan.key)),
+        stop=setting.stop,
+    )
 
 
-def apply(spec: PruneSpec, state: ModelState, inputs: Inputs, *, seed: int, root: Root, progress: OnLayer) -> Result:
+def apply(
+    spec: PruneSpec, state: ModelState, inputs: Inputs, *, seed: int, root: Root, progress: OnLayer, **given: Any
+) -> Result:
     """Prunes the model in place and puts the masks into the state.
 
+    Args:
+        given: `calibrated`, `solved` and `stop` of :func:`prune_oneshot`.
+
     Raises:
+        Interrupted: `stop` said so.
         PruningError: the request does not fit the model.
     """
     started = time.monotonic()
@@ -60,6 +95,7 @@ def apply(spec: PruneSpec, state: ModelState, inputs: Inputs, *, seed: int, root
         seed=seed,
         options=method_options(spec),
         progress=progress,
+        **given,
     )
     masks = {name: Mask(kept) for name, kept in found.masks.items()}
     state.pruned = merged(state.pruned, masks, spec)

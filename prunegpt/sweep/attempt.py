@@ -10,12 +10,22 @@ from pydantic import ValidationError
 
 from prunegpt.launch.base import Exited
 from prunegpt.launch.log import LOG, last_lines
-from prunegpt.records import TOTAL_STEPS, AttemptRecord, Evaluation, Point, StageRecord, read_points
+from prunegpt.records import (
+    CALIBRATED,
+    LAYERS_PRUNED,
+    TOTAL_STEPS,
+    AttemptRecord,
+    Evaluation,
+    Point,
+    StageRecord,
+    read_points,
+)
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.events import AttemptProgress
 from prunegpt.sweep.failures import Ending, unrecorded
+from prunegpt.sweep.live import eta_of
 from prunegpt.sweep.scheduler import name_of
 
 _LOG_LINES = 20  # that the store keeps of an attempt which did not finish
@@ -44,7 +54,7 @@ class Attempt:
     ending: Ending | None = None
     deadline: float = math.inf
     clock: Callable[[], float] = time.monotonic  # seconds that only grow
-    _latest: dict[str, float | None] = field(default_factory=dict)
+    _latest: dict[str, Point] = field(default_factory=dict)  # of this stage, by the name of the curve
     _stage: int = -1
     _heard: float | None = None  # its last heartbeat, or its first poll
     _longest: float = 0.0  # seconds that it has been silent for between two points
@@ -81,11 +91,16 @@ class Attempt:
         for point in known:
             if point.stage != self._stage:
                 self._stage, self._latest = point.stage, {}
-            self._latest[point.name] = point.value
+            self._latest[point.name] = point
         last = known[-1]
+        begun = self._latest.get(TOTAL_STEPS)
         stage = self.trial.stages[last.stage]
         planned = stage.training.train.get("max_steps") if stage.training else None
-        total = self._latest.get(TOTAL_STEPS) or planned
+        total = begun.value if begun and begun.value else planned
+
+        def value(name: str) -> float | None:
+            return self._latest[name].value if name in self._latest else None
+
         return AttemptProgress(
             trial=name_of(self.trial),
             index=last.stage,
@@ -94,8 +109,10 @@ class Attempt:
             total=int(total) if isinstance(total, (int, float)) and total > 0 else None,
             epoch=last.epoch,
             tokens=last.tokens,
-            loss=self._latest.get("loss"),
-            perplexity=self._latest.get("perplexity"),
+            loss=value("loss"),
+            perplexity=value("perplexity"),
+            eta=eta_of(begun, last),
+            calibrated=share if (share := value(CALIBRATED)) != 1 and LAYERS_PRUNED not in self._latest else None,
         )
 
     def record(self, exited: Exited | None) -> AttemptRecord:

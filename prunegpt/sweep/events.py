@@ -59,11 +59,13 @@ class AttemptProgress:
     index: int  # position of the stage in the chain
     kind: str
     step: int
-    total: int | None  # optimizer steps of the stage, if the attempt reports it
+    total: int | None  # steps of the stage, if the attempt reports it
     epoch: float
     tokens: int  # trained on so far in this stage
     loss: float | None
     perplexity: float | None  # the latest of this stage
+    eta: float | None = None  # seconds until it has taken its steps, at its pace so far
+    calibrated: float | None = None  # share of a calibration pass that is done, while it lasts
 
 
 @dataclass(frozen=True)

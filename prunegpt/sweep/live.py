@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from prunegpt.planning.budget import train_tokens
-from prunegpt.records import TOTAL_STEPS, TrialResult, TrialState
+from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS, Point, TrialResult, TrialState
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 from prunegpt.store import Store
@@ -27,7 +27,8 @@ class Slot:
     total: int | None  # steps of this stage
     tokens: int  # trained on so far in this stage
     tokens_total: int | None
-    eta: float | None  # seconds until the stage is trained, at its pace so far
+    calibrated: float | None  # share of a calibration pass that is done, while it lasts
+    eta: float | None  # seconds until the stage is trained or pruned, at its pace so far
     loss: float | None
     perplexity: float | None
     sparsity: float | None
@@ -112,7 +113,8 @@ def slot(trial: TrialResult, points: Collection[LastPoint], attempt: int) -> Slo
         total=None if steps is None else round(steps),
         tokens=newest.tokens if newest else 0,
         tokens_total=tokens,
-        eta=_eta(values, newest, tokens),
+        calibrated=share if (share := value(CALIBRATED)) != 1 and LAYERS_PRUNED not in values else None,
+        eta=eta_of(values.get(TOTAL_STEPS), newest),
         loss=value("loss"),
         perplexity=value("perplexity"),
         sparsity=value("sparsity"),
@@ -130,9 +132,14 @@ def _total(plan: StagePlan, values: Mapping[str, LastPoint]) -> int | None:
     return round(steps.value * loss.tokens / loss.step)
 
 
-def _eta(values: Mapping[str, LastPoint], newest: LastPoint | None, total: int | None) -> float | None:
-    begun = values.get(TOTAL_STEPS)  # reported once, when training begins or resumes
-    if begun is None or newest is None or total is None or newest.tokens <= begun.tokens:
+def eta_of(begun: Point | LastPoint | None, newest: Point | LastPoint | None) -> float | None:
+    """Seconds until a stage has taken its steps, at its pace so far; None where that is not known.
+
+    Args:
+        begun: the point with their number, reported when the first one begins, or the first after a resumption.
+        newest: of the points of this stage.
+    """
+    if begun is None or begun.value is None or newest is None or newest.step <= begun.step:
         return None
-    pace = (newest.time - begun.time) / (newest.tokens - begun.tokens)
-    return max(0.0, total - newest.tokens) * pace if pace > 0 else None  # a clock was set back meanwhile
+    pace = (newest.time - begun.time) / (newest.step - begun.step)
+    return max(0.0, begun.value - newest.step) * pace if pace > 0 else None  # a clock was set back meanwhile

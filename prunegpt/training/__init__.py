@@ -1,6 +1,6 @@
 """Training: `job` says what a stage will do before it starts, `trainer` does it, `run` compares the two at the end."""
 
 from prunegpt.training.job import TrainingJob
-from prunegpt.training.run import Interrupted, TrainingOutcome, train
+from prunegpt.training.run import TrainingOutcome, train
 
-__all__ = ["Interrupted", "TrainingJob", "TrainingOutcome", "train"]
+__all__ = ["TrainingJob", "TrainingOutcome", "train"]

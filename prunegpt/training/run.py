@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from prunegpt.distill.objective import DistillationObjective
-from prunegpt.errors import DivergedError, MaskDriftError, PruneGPTError
+from prunegpt.errors import DivergedError, Interrupted, MaskDriftError, PruneGPTError
 from prunegpt.lm import ranks
 from prunegpt.lm.blocks import Blocks, collate
 from prunegpt.planning.budget import micro_batch
@@ -22,10 +22,6 @@ from prunegpt.training.trainer import JobTrainer, last_checkpoint, step_of
 
 CHECKPOINT_SECONDS = 600.0
 _NONE: Mapping[str, Any] = {}
-
-
-class Interrupted(PruneGPTError):
-    """Training was asked to stop; a checkpoint was written first."""
 
 
 @dataclass(frozen=True)

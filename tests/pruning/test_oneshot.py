@@ -333,7 +333,7 @@ def test_progress_counts_layers(gpt2: Any, windows: Tensor) -> None:
     for method in ("magnitude", "wanda", "sparsegpt"):
         seen.clear()
         _, result = pruned(gpt2, windows, method, progress=progress)
-        assert seen == [(index + 1, 8, row.name) for index, row in enumerate(result.rows)]
+        assert seen == [(0, 8, "")] + [(index + 1, 8, row.name) for index, row in enumerate(result.rows)]
 
 
 def test_a_half_precision_model_stays_one(gpt2: Any, windows: Tensor) -> None:

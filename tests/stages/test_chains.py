@@ -11,9 +11,12 @@ import torch
 
 from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.masks import load_masks
+from prunegpt.pruning.oneshot import prune_oneshot
+from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS, Point
 from prunegpt.root import Root
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
+from prunegpt.sweep.live import eta_of
 from tests.support.running import RunTrials
 
 GRADUAL = {"sparsity": 0.75, "unit": "steps", "start": 1, "end": 4, "every": 1}
@@ -234,3 +237,41 @@ def test_another_method_on_the_same_statistics_does_not_run_the_model(
     monkeypatch.setattr("prunegpt.pruning.statistics.store.block_statistics", refused)
     records = run_trials(pruning("sparsegpt", pattern="2:4"), pruning("admm", sparsity=0.7))
     assert {record.state for record in records.values()} == {"finished"}
+
+
+def test_one_shot_pruning_that_was_stopped_resumes_and_reports_its_progress(
+    run_trials: RunTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = {"name": "t", "stages": [{"prune": {"method": "sparsegpt", "sparsity": 0.5, "calibration": CALIBRATION}}]}
+    asked: list[bool] = []
+
+    def stopping(*given: Any, **more: Any) -> Any:
+        return prune_oneshot(*given, **{**more, "stop": lambda: asked.append(True) or len(asked) == 3})
+
+    with monkeypatch.context() as patched:
+        patched.setattr("prunegpt.stages.prune.prune_oneshot", stopping)
+        record = run_trials(trial)["t"]
+    assert (record.state, record.error) == ("stopped", "stopped after 3 of 8 layers; those are kept")
+    record = run_trials(trial, attempt=2)["t"]
+    assert record.state == "finished", record.trace
+    assert len(record.stages[-1].layers) == 8
+    assert not (tmp_path / "runs" / "work" / record.stages[-1].key).exists()
+    lines = (tmp_path / "runs" / "trials" / "small" / "t" / "attempt-2" / "points.jsonl").read_text().splitlines()
+    curve = [Point.model_validate_json(line) for line in lines]
+    assert [(one.step, one.value) for one in curve if one.name == TOTAL_STEPS] == [(3, 8)]
+    assert [one.value for one in curve if one.name == LAYERS_PRUNED] == [4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("prune", [{"method": "wanda", "propagate": False}, {"method": "taylor"}])
+def test_a_calibration_that_comes_first_reports_its_progress(run_trials: RunTrials, tmp_path: Path, prune: Any) -> None:
+    run_trials({"name": "t", "stages": [{"prune": {**prune, "sparsity": 0.5, "calibration": CALIBRATION}}]})
+    curve = [Point.model_validate(point) for point in points(tmp_path, "t")]
+    shares = [(one.step, one.value) for one in curve if one.name == CALIBRATED]
+    assert shares[-1] == (0, 1.0)
+    assert len(shares) > 1
+    begun = [one for one in curve if one.name == TOTAL_STEPS]
+    assert [(one.step, one.value) for one in begun] == [(0, 8), (0, 8)]
+    pruned = [one for one in curve if one.name == LAYERS_PRUNED]
+    assert shares == sorted(shares)
+    assert eta_of(begun[-1], pruned[-1]) == 0
+    assert eta_of(begun[-1], pruned[3]) == pytest.approx(pruned[3].time - begun[-1].time)

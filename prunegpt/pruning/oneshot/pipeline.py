@@ -1,7 +1,7 @@
 """The loop over layers: look, choose, repair, write back."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunegpt.errors import Interrupted
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.choose import choose
 from prunegpt.pruning.evidence import evidence
+from prunegpt.pruning.oneshot.checkpoint import SolvedLayers
 from prunegpt.pruning.oneshot.request import check_request
 from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, OnLayer
 from prunegpt.pruning.patterns import Pattern
@@ -39,7 +41,10 @@ def prune_oneshot(
     options: Mapping[str, Any] | None = None,
     micro_batch: int | None = None,
     offload: bool | None = None,
-    progress: OnLayer | None = None,
+    progress: OnLayer = lambda *_: None,
+    calibrated: Callable[[int, int], None] = lambda *_: None,
+    solved: SolvedLayers | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> OneShotResult:
     """Prunes a model in place.
 
@@ -68,9 +73,15 @@ def prune_oneshot(
         options: further arguments of the method, such as `damping`.
         micro_batch: calibration windows at a time; None = by the number of tokens. Changes results by rounding only.
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
-        progress: called with layers done, layers in all, and the name of the last one.
+        progress: called with layers done, layers in all, and the name of the last one; first with those that an
+            earlier attempt has solved, and no name.
+        calibrated: called with what is done of a calibration that comes before the first layer, and with the whole.
+        solved: what an earlier attempt at the same pruning has solved: it is taken over, and added to. An allocation
+            `global` solves all layers at once, and has nothing to take over.
+        stop: asked after every layer.
 
     Raises:
+        Interrupted: `stop` said so; what is solved is saved.
         PruningError: the request does not fit the model or itself, or the numbers do not allow it. In the latter case
             layers may be pruned already.
     """
@@ -85,6 +96,7 @@ def prune_oneshot(
         propagate=propagate,
     )
     needs = request.part.needs
+    before = SolvedLayers(None) if solved is None or request.scope == "global" else solved
     windows = check_windows(calibration, method) if needs & (ACTIVATIONS | GRADIENTS) else None
     groups = evidence(
         model,
@@ -96,29 +108,38 @@ def prune_oneshot(
         seed=seed,
         micro_batch=micro_batch,
         offload=offload,
+        solved=before,
+        calibrated=calibrated,
     )
     held = {name: mask.to(views[name].parameter.device) for name, mask in (masks or {}).items() if name in views}
+    chosen: dict[str, Tensor] = {}
+    rows: list[LayerRow] = []
+
+    def done(row: LayerRow, mask: Tensor) -> None:
+        chosen[row.name] = mask.cpu()
+        rows.append(row)
+
     choices = choose(
         request.part,
-        groups,
+        before.unsolved(groups, done),
         targets=request.targets,
         pattern=request.pattern,
         scope=request.scope,
         masks=held,
         options=request.options,
     )
-    chosen: dict[str, Tensor] = {}
-    rows: list[LayerRow] = []
+    progress(len(before), len(views), "")
     with evaluating(model), closing(groups):
         for choice in choices:
             mask, name = choice.mask, choice.name
-            chosen[name] = mask.cpu()
             sparsity = 1 - int(torch.count_nonzero(mask)) / mask.numel()
-            rows.append(
-                LayerRow(name, mask.numel(), sparsity, choice.error, choice.damping, choice.seconds, choice.notes)
-            )
-            if progress is not None:
-                progress(len(rows), len(views), name)
+            row = LayerRow(name, mask.numel(), sparsity, choice.error, choice.damping, choice.seconds, choice.notes)
+            done(row, mask)
+            progress(len(rows), len(views), name)
+            stopped = stop()
+            before.add(row, views[name].matrix, mask, now=stopped)
+            if stopped:
+                raise Interrupted(f"stopped after {len(rows)} of {len(views)} layers; those are kept")
     return OneShotResult(
         masks={name: chosen[name] for name in views},
         rows=tuple(rows),

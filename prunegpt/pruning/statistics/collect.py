@@ -1,6 +1,6 @@
 """One calibration pass: the statistics of every layer, block by block."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -39,7 +39,8 @@ def block_statistics(
     propagate: bool,
     micro_batch: int | None = None,
     offload: bool | None = None,
-) -> Iterator[dict[str, LayerStatistics]]:
+    solved: Container[str] = (),
+) -> Iterator[Mapping[str, LayerStatistics | None]]:
     """The statistics of the layers, one decoder layer after the other, as a generator.
 
     The caller may prune the layers of an item before it asks for the next one. With `propagate` the following blocks
@@ -58,9 +59,11 @@ def block_statistics(
         propagate: whether each layer is calibrated on the outputs of the (pruned) layers before it.
         micro_batch: windows at a time; None = by the number of tokens. Changes results by rounding only.
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
+        solved: layers that an earlier attempt has pruned, whose weights the caller writes into the model when their
+            block is handed out. A block of which all are solved costs no statistics.
 
     Yields:
-        layer name -> statistics, of one block.
+        layer name -> statistics, of one block; None for all layers of one that is solved.
 
     Raises:
         PruningError: a layer is never reached, or its inputs are not activations.
@@ -79,22 +82,34 @@ def block_statistics(
     if states is None:
         groups = [*(by_block[index] for index in sorted(by_block)), outside] if propagate else [views]
         for layers in filter(None, groups):
-            yield _whole_model(model, layers, windows, gram=gram, micro_batch=micro_batch)
+            if all(name in solved for name in layers):
+                yield dict.fromkeys(layers)
+            else:
+                yield _whole_model(model, layers, windows, gram=gram, micro_batch=micro_batch)
         return
 
     dense = {}
-    if outside and not propagate:  # before any block is pruned; handed out last, as blocks are still to be run dense
+    over = all(name in solved for name in outside)
+    if (
+        outside and not propagate and not over
+    ):  # before any block is pruned; handed out last, as blocks are still to be run dense
         dense = _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
     for index in range(last + 1):
         layers = by_block.get(index, {})
-        if layers:
+        if layers and all(name in solved for name in layers):
+            if not propagate and index < last:
+                states.run(index, keep=True)
+            yield dict.fromkeys(layers)
+        elif layers:
             collector = InputCollector(layers, gram=gram, stop_early=propagate or index == last)
             with collector.attached():
                 states.run(index, keep=not propagate and index < last, after_batch=collector.end_batch)
             yield collector.results()
         if index < last and (propagate or not layers):
             states.run(index, keep=True)
-    if outside:
+    if outside and over:
+        yield dict.fromkeys(outside)
+    elif outside:
         yield dense or _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
 
 

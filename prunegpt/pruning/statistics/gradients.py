@@ -1,6 +1,6 @@
 """What the loss thinks of the weights: mean, mean square and single gradients over calibration windows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def gradient_statistics(
     *,
     samples: Path | None = None,
     sample_dtype: torch.dtype = torch.bfloat16,
+    calibrated: Callable[[int, int], None] = lambda *_: None,
 ) -> GradientStatistics:
     """Runs the model forward and backward on each window. Its weights, gradients and mode are left as they were.
 
@@ -65,6 +66,7 @@ def gradient_statistics(
         windows: token ids, int64 [windows, length], length at least 2.
         samples: an empty folder for the gradient of each window, one file per window; None = they are not kept.
         sample_dtype: their type there.
+        calibrated: called with the windows that are done, and their number.
 
     Raises:
         PruningError: a loss is not finite.
@@ -90,6 +92,7 @@ def gradient_statistics(
                 gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
                 by_parameter = dict(zip(parameters, gradients, strict=True))
                 _add(views, by_parameter, total, squares, samples and samples / _file(number), sample_dtype)
+                calibrated(number + 1, windows.shape[0])
         finally:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(wanted[name])

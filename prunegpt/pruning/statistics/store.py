@@ -1,7 +1,7 @@
 """Calibration statistics on disk: one folder a model and calibration, read a layer at a time."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -107,6 +107,7 @@ def collect_statistics(
     *,
     micro_batch: int | None = None,
     offload: bool | None = None,
+    calibrated: Callable[[int, int], None] = lambda *_: None,
 ) -> StatisticsStore:
     """The statistics of all decoder weight matrices of a model: read from a folder, or made there if it has none.
 
@@ -116,6 +117,7 @@ def collect_statistics(
         folder: holds one folder for each model and calibration, named by :func:`statistics_key`.
         micro_batch: windows at a time; None = by the number of tokens.
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
+        calibrated: called with the layers whose statistics are known, and their number.
     """
     key = statistics_key(model, windows)
     if not whole(folder / key, deep=True):
@@ -127,13 +129,14 @@ def collect_statistics(
             )
             for number, part in enumerate(parts):
                 layers |= _write_block(part, temporary, f"block-{number:04d}.safetensors")
+                calibrated(len(layers), len(views))
             index = {"format": _FORMAT, "key": key, "windows": windows.shape[0], "length": windows.shape[1]}
             write_json(temporary / _INDEX, index | {"layers": [[name, *layers[name]] for name in views]})
             seal(temporary)
     return StatisticsStore(folder / key)
 
 
-def _write_block(part: dict[str, LayerStatistics], folder: Path, file: str) -> dict[str, tuple[str, str]]:
+def _write_block(part: Mapping[str, LayerStatistics | None], folder: Path, file: str) -> dict[str, tuple[str, str]]:
     """Writes the statistics of one block, each shared input once; returns the file and group of each layer."""
     groups: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
@@ -141,6 +144,7 @@ def _write_block(part: dict[str, LayerStatistics], folder: Path, file: str) -> d
     for name, statistics in part.items():
         if id(statistics) not in groups:
             group = groups[id(statistics)] = str(len(groups))
+            assert statistics
             assert statistics.gram is not None
             tensors[f"{group}.gram"] = statistics.gram.cpu()
             tensors[f"{group}.input_norm"] = statistics.input_norm.cpu()

@@ -16,10 +16,11 @@ const GROUPS = [
   { key: "busy", title: "Processor and GPU in use", y: "percent", test: (name) => /^system\/.*_percent$/.test(name) },
   { key: "memory", title: "Memory in use", y: "MiB", test: (name) => /^system\/.*_mib$/.test(name) },
   { key: "system", title: "System use", y: "", test: (name) => SYSTEM.test(name) },
+  { key: "layers", title: "Layers pruned", y: "layers", test: (name) => name === "layers_pruned" },
   { key: "other", title: "Other", y: "", test: (name) => !name.includes("/") },
 ];
 const LOGGED_SYSTEM = /^system\./; // what a W&B client measures of its machine
-const UNSHOWN = new Set(["total_steps"]);
+const UNSHOWN = new Set(["total_steps", "calibrated"]);
 
 /** The figures that these curve names make: [{key, title, names, ...}], in a fixed order. */
 export function groups(names) {

@@ -114,9 +114,11 @@ function showSlots(slots) {
 
 function slot(one) {
   const trial = one.trial.replace(`${name}/`, "");
-  const share = one.total ? one.step / one.total : 0;
+  const calibrating = one.calibrated !== null && one.calibrated !== undefined;
+  const share = calibrating ? one.calibrated : one.total ? Math.max(0, one.step) / one.total : 0;
+  const unit = one.kind === "prune" ? "layer" : "step";
   const facts = [
-    one.total ? `step ${one.step.toLocaleString("en")} of ${one.total.toLocaleString("en")}` : one.step ? `step ${one.step.toLocaleString("en")}` : null,
+    calibrating ? `calibrating, ${Math.round(100 * share)}%` : one.total ? `${unit} ${one.step.toLocaleString("en")} of ${one.total.toLocaleString("en")}` : one.step ? `step ${one.step.toLocaleString("en")}` : null,
     one.tokens ? `${format.count(one.tokens)} tokens` : null,
   ].filter(Boolean);
   return h(
@@ -124,7 +126,7 @@ function slot(one) {
     {},
     h("div.line", {}, h("a", { href: trialPage(name, trial) }, trial), h("span.muted", {}, one.kind ?? "")),
     shareBar(share, `${trial}: share of the steps of this stage`),
-    h("div.line.small.muted", {}, h("span", {}, facts.join(", ") || "starting"), h("span.nowrap", {}, format.duration(Date.now() / 1000 - one.started))),
+    h("div.line.small.muted", {}, h("span", {}, facts.join(", ") || "starting"), h("span.nowrap", {}, format.duration(Date.now() / 1000 - one.started), one.eta !== null && one.eta !== undefined ? `, ${format.duration(one.eta)} left` : "")),
     h("div.line.small", {}, h("span", {}, one.perplexity ? `perplexity ${format.perplexity(one.perplexity)}` : ""), h("span.nowrap", {}, one.loss ? `loss ${format.number(one.loss)}` : "")),
   );
 }
