@@ -20,7 +20,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunegpt.errors import LaunchError, PruneGPTError, StoreError, unknown
+from prunegpt.errors import LaunchError, PruneGPTError, ReportError, StoreError, unknown
 from prunegpt.records import Point, TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from prunegpt.report.archive import Archive
     from prunegpt.report.gallery import Material, NamedFigure
     from prunegpt.report.plots import Curve
+    from prunegpt.spec.figures import FigureSpec
+    from prunegpt.store.series import Series
 
 _MANY = 200  # trials up to which intervals are computed by default
 
@@ -173,14 +175,21 @@ class Sweep:
         """
         from prunegpt.report.gallery import figure_of
 
-        return figure_of(name, self._material)
+        for spec, found in declared(self.name, self.root):
+            if spec.name == name:
+                if isinstance(found, PruneGPTError):
+                    raise found
+                return found
+        return figure_of(name, self._material, self.figures)
 
     @property
     def figures(self) -> list[str]:
-        """The names of the figures that `figure` knows."""
+        """The names of the figures: those that the spec declares, then those of every sweep."""
         from prunegpt.report.gallery import figure_names
 
-        return figure_names(self._material)
+        return list(
+            dict.fromkeys([*(spec.name for spec, _ in declared(self.name, self.root)), *figure_names(self._material)])
+        )
 
     @property
     def _material(self) -> "Material":
@@ -217,8 +226,8 @@ class Sweep:
 
     def _described(self) -> str:
         """Its name and what has come of it, in words."""
-        states = Counter(result.state for result in self.results())
-        counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        states = Counter(result.state for result in self.results()).most_common()
+        counts = ", ".join(f"{count} {state}" for state, count in states)
         return f"{self.name} in {self.root.path}: {counts or 'nothing has run yet'}"
 
     def _repr_html_(self) -> str:
@@ -321,6 +330,20 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
         return Archive(name, spec_commit(path), plan.tables, with_planned((), plan), lambda _: None)
     commit = spec_commit(Path(source)) if source else None
     return Archive(name, commit, tables, with_planned(results, plan) if plan else results, stored_windows(root))
+
+
+def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure | ReportError]]":
+    """The figures that a stored sweep declares, each as far as there is something to draw it from."""
+    from prunegpt.report.declared import declared_figures, figures_in
+    from prunegpt.report.measure import stored_windows
+
+    with Store.open(root, create=False) as store:
+
+        def series_of(trial: TrialResult, name: str) -> "Sequence[Series]":
+            return store.series(trial.id, lambda _, other: other == name)
+
+        if specs := figures_in(store.sweep(sweep).spec):
+            yield from declared_figures(specs, store.results(sweep), stored_windows(root), series_of)
 
 
 def start(

@@ -21,7 +21,19 @@ ROOT_VARIABLE = "PRUNEGPT_ROOT"
 SEAL = "files.json"  # in a sealed folder: what was in it when it was published
 
 # The folders directly under a root, each made when it is needed; the README describes them.
-FOLDERS = ("stages", "data", "statistics", "teachers", "tokenizers", "work", "trials", "control", "launch", "wandb")
+FOLDERS = (
+    "stages",
+    "data",
+    "statistics",
+    "teachers",
+    "tokenizers",
+    "work",
+    "trials",
+    "control",
+    "launch",
+    "wandb",
+    "figures",
+)
 
 _CHUNK = 1 << 22  # bytes
 _SMALL = 1 << 18  # bytes: what is not larger is read in less time than it takes to open a model

@@ -84,6 +84,17 @@ def _tables(ctx: typer.Context, _incomplete: str) -> list[str]:
         return [table_name(table) for table in store.tables(sweep)] or [USUAL]
 
 
+def _figures(ctx: typer.Context, _incomplete: str) -> list[str]:
+    """The figures that a stored sweep declares, and those of every sweep."""
+    from prunegpt.report.declared import figures_in
+    from prunegpt.report.gallery import DRAWINGS
+    from prunegpt.store import Store
+
+    with Store.open(_root(ctx), create=False) as store:
+        own = [figure.name for figure in figures_in(store.sweep(ctx.params["sweep"]).spec)]
+    return [*own, *DRAWINGS]
+
+
 def _sweep_or_spec(ctx: typer.Context, incomplete: str) -> Iterator[str]:
     with suppress(Exception):
         yield from _stored(ctx)
@@ -100,6 +111,7 @@ sweeps = _completing(lambda ctx, _incomplete: _stored(ctx))
 sweep_or_spec = _completing(_sweep_or_spec)
 trials = _completing(_addresses)
 tables = _completing(_tables)
+figures = _completing(_figures)
 trials_of_sweep = _completing(lambda ctx, _incomplete: _stored(ctx, ctx.params["name"]))
 models = _completing(_model)
 datasets = _completing(lambda _ctx, typed: [*BUILTIN_TEXTS, *_paths(typed, (".txt", ".jsonl", ".csv", ".parquet"))])

@@ -210,6 +210,21 @@ def study(
     say("(a package of its own: pip install optuna-dashboard)")
 
 
+def write_figures(name: str, root: Root) -> None:
+    """Writes the figures that a sweep declares below its root, each in its formats."""
+    from prunegpt.api import declared
+    from prunegpt.errors import PruneGPTError
+
+    for spec, found in declared(name, root):
+        if isinstance(found, PruneGPTError):
+            say(f"figure {spec.name}: {found}")
+            continue
+        files = [root.path / "figures" / name / f"{spec.name}.{form}" for form in spec.formats]
+        for file in files:
+            found.save(file)
+        say(f"Figure: {files[0]}" + "".join(f", {file.suffix}" for file in files[1:]))
+
+
 def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str | None, slots: int | None) -> None:
     """Runs what is not finished of a plan, and prints its tables.
 
@@ -227,6 +242,7 @@ def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str |
     plan = planner.plan
     if tables := tables_of(stored(plan.name, root)):
         print_tables(tables)
+    write_figures(plan.name, root)
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
     say(f"Show again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
     if outcome.failed:

@@ -109,7 +109,8 @@ def report(
 
     Tables, figures, configurations and provenance.
     """
-    from prunegpt.api import stored
+    from prunegpt.api import declared, stored
+    from prunegpt.errors import PruneGPTError
     from prunegpt.report.declared import tables_of
     from prunegpt.report.folder import write_folder
     from prunegpt.report.gallery import figures_of
@@ -121,8 +122,52 @@ def report(
     with Store.open(root, create=False) as store:
         title = store.sweep(found.sweep).title
         drawn = figures_of(own, found.windows, lambda trial: curves(trial, store.series(trial.id, in_figures)))
-    files = write_folder(out, tables_of(found), title=title, results=found.results, figures=drawn, commit=found.commit)
+    made = []
+    for spec, figure in declared(found.sweep, root):
+        if isinstance(figure, PruneGPTError):
+            say(f"figure {spec.name}: {figure}")
+        else:
+            made.append(figure)
+    named = {figure.name for figure in made}
+    figures = [*made, *(figure for figure in drawn if figure.name not in named)]
+    files = write_folder(
+        out, tables_of(found), title=title, results=found.results, figures=figures, commit=found.commit
+    )
     say(f"{out}: {len(files)} files; open {out / 'index.html'}")
+
+
+@app.command(epilog="Example: prunegpt figure quickstart pareto --out pareto.pdf")
+def figure(
+    sweep: Annotated[
+        str, typer.Argument(metavar="NAME", help="Sweep name.", show_default=False, autocompletion=complete.sweeps)
+    ],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FIGURE]",
+            help="Its figure; default: list them.",
+            show_default=False,
+            autocompletion=complete.figures,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write: .pdf, .svg or .png (default: FIGURE.pdf).")
+    ] = None,
+    root: Root = ROOT,
+) -> None:
+    """Write one figure of a sweep.
+
+    Those that its spec declares, and those of every sweep, such as pareto.
+    """
+    from prunegpt.api import Sweep
+
+    known = Sweep(sweep, root=root.path)
+    if name is None:
+        print("\n".join(known.figures))
+        return
+    out = out or Path(f"{name}.pdf")
+    known.figure(name).save(out)
+    say(f"{out}: written")
 
 
 @app.command(epilog="Example: prunegpt compare quickstart/finetuned quickstart/pruned90")

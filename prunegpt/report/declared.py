@@ -1,13 +1,19 @@
-"""What a spec declares of its results: the tables, made from what is stored."""
+"""What a spec declares of its results: tables and figures, made from what is stored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from prunegpt.errors import ReportError, unknown
+from prunegpt.records import TrialResult
 from prunegpt.report.archive import Archive
 from prunegpt.report.cells import Table
+from prunegpt.report.gallery import Material, NamedFigure, figure_of
 from prunegpt.report.logged import is_logged, logged_table
+from prunegpt.report.measure import WindowsOf
+from prunegpt.report.panels import SeriesOf, lines, over_training
 from prunegpt.report.tables import build_table, table_name, usual_table
+from prunegpt.spec.figures import LINES, TRAINING, FigureSpec
 
 
 def tables_of(found: Archive, names: Sequence[str] = (), **style: Any) -> list[Table]:
@@ -33,3 +39,51 @@ def tables_of(found: Archive, names: Sequence[str] = (), **style: Any) -> list[T
         build_table(spec.model_copy(update=style), found.results, found.windows, sweep=found.sweep, commit=found.commit)
         for spec in wanted
     ]
+
+
+def figures_in(spec: Mapping[str, Any]) -> list[FigureSpec]:
+    """The figures that a spec declares, as it was read or is stored."""
+    return [FigureSpec.model_validate(one) for one in spec.get("figures") or ()]
+
+
+def declared_figure(
+    spec: FigureSpec, results: Sequence[TrialResult], windows: WindowsOf, series_of: SeriesOf
+) -> NamedFigure:
+    """A figure as a spec declares it.
+
+    Args:
+        results: the trials of the sweep.
+        windows: gives the per-window losses of a trial.
+        series_of: gives a trial's curve of a name, by stage.
+
+    Raises:
+        ReportError: its rows match no trial, or there is nothing yet to draw it from.
+    """
+    from prunegpt.report.figures import draw, restyled
+
+    chosen = [one for one in results if any(fnmatchcase(one.name, row) or one.group == row for row in spec.rows)]
+    if results and not chosen:
+        names = [name for one in results for name in (one.name, one.group)]
+        raise ReportError(f"figure {spec.name}: {unknown('trial', spec.rows[0], dict.fromkeys(names))}")
+    band = spec.band is not None
+    title, band = spec.title, spec.band is not None
+    if spec.kind == LINES:
+        plot = lines(chosen, x=spec.x, y=spec.y, by=spec.by, band=band, title=title, log=spec.log)
+    elif spec.kind == TRAINING:
+        plot = over_training(chosen, series_of, y=spec.y, band=band, title=title)
+    else:
+        made = figure_of(spec.kind, Material(chosen, windows, lambda trial: {}))
+        return NamedFigure(spec.name, made.caption, restyled(made.figure, spec.size, title))
+    caption = f"{title or plot.layout['title']['text']}. {plot.caption}".strip().removesuffix(".")
+    return NamedFigure(spec.name, caption, restyled(draw(plot), spec.size, None))
+
+
+def declared_figures(
+    specs: Sequence[FigureSpec], results: Sequence[TrialResult], windows: WindowsOf, series_of: SeriesOf
+) -> Iterator[tuple[FigureSpec, NamedFigure | ReportError]]:
+    """Each declared figure, or why there is none yet."""
+    for spec in specs:
+        try:
+            yield spec, declared_figure(spec, results, windows, series_of)
+        except ReportError as error:
+            yield spec, error

@@ -77,7 +77,23 @@ def draw(plot: Plot) -> Figure:
     return figure
 
 
+def restyled(figure: Figure, size: tuple[float, float] | None, title: str | None) -> Figure:
+    """The figure with another title, and another width and height in inches; None leaves either as it is."""
+    with rc_context(_STYLE):
+        if title is not None:
+            figure.axes[0].set_title(title, loc="left", fontweight="bold")
+        if size is not None:
+            figure.set_size_inches(*size)
+            figure.set_layout_engine("constrained")
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+    return figure
+
+
 def _line(axes: Axes, trace: Mapping[str, Any], dashes: dict[str, str]) -> None:
+    if "fill" in trace:  # a band
+        axes.fill(trace["x"], trace["y"], color=trace["line"]["color"], alpha=trace["opacity"], linewidth=0)
+        return
     look, mark = trace.get("line", {}), trace.get("marker", {})
     colour = look.get("color", mark.get("color"))
     name, group = unescape(trace["name"]), trace.get("legendgroup", "")

@@ -166,8 +166,11 @@ def figure_names(material: Material) -> list[str]:
     return [*DRAWINGS, *(f"{_HEAT_MAP}{trial.name}" for trial in material.heat_maps)]
 
 
-def figure_of(name: str, material: Material) -> NamedFigure:
+def figure_of(name: str, material: Material, names: Sequence[str] = ()) -> NamedFigure:
     """The figure of that name.
+
+    Args:
+        names: that a message lists where there is none; default those of `figure_names`.
 
     Raises:
         ReportError: there is none (the nearest names are listed), or nothing yet to draw it from.
@@ -179,7 +182,7 @@ def figure_of(name: str, material: Material) -> NamedFigure:
         return NamedFigure(drawing.file, drawing.caption, draw(drawing.plot(material)))
     trial = next((one for one in material.heat_maps if f"{_HEAT_MAP}{one.name}" == name), None)
     if trial is None or trial.sparsity is None:
-        raise ReportError(unknown("figure", name, figure_names(material)))
+        raise ReportError(unknown("figure", name, names or figure_names(material)))
     drawn = sparsity_heat_map(heat_map(trial.sparsity.by_tensor), f"{trial.name}: sparsity by layer, %")
     return NamedFigure(name, f"Share of zeros of every pruned tensor of {trial.name}, percent", drawn)
 

@@ -21,6 +21,7 @@ from prunegpt.registry import (
     SOLVERS,
 )
 from prunegpt.spec.columns import COLUMNS, CONFIG, LOGGED
+from prunegpt.spec.figures import KINDS
 from prunegpt.spec.part import Part
 from prunegpt.spec.schema import Settings, Spec
 
@@ -46,6 +47,7 @@ def reference() -> str:
         *(_chapter(part) for part in parts),
         _names(),
         _columns(),
+        _figures(),
     ]
     return "\n".join(chapters)
 
@@ -137,3 +139,8 @@ def _columns() -> str:
     rows.append(f"| `{LOGGED}METRIC` | the last value that a W&B run has logged, such as `{LOGGED}eval/loss` |")
     rows.append(f"| `{CONFIG}PATH` | any value of the resolved configuration, such as `{CONFIG}train.learning_rate` |")
     return "\n".join(["## Columns of a table", "", "| name | meaning |", "|---|---|", *rows, ""])
+
+
+def _figures() -> str:
+    rows = [f"| `{name}` | {_cell(about)} |" for name, about in KINDS.items()]
+    return "\n".join(["## Kinds of figures", "", "| name | meaning |", "|---|---|", *rows, ""])

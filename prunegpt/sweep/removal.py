@@ -52,6 +52,7 @@ class Removal:
             _remove(root.work(key))
             root.work(key).with_suffix(".lock").unlink(missing_ok=True)
         _remove(root.path / "trials" / self.name)
+        _remove(root.path / "figures" / self.name)
 
 
 def _refuse_while_agents_run(name: str, root: Root, store: Store) -> None:

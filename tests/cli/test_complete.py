@@ -18,6 +18,7 @@ from tests.support.study import make_root, seeds
 COMPLETED: Mapping[str, tuple[str, str]] = {
     "name": ("st", "study"),
     "sweep": ("st", "study"),
+    "figure name": ("pa", "pareto"),
     "first": ("study/w", "study/wanda-0.9-seed1"),
     "second": ("study/w", "study/wanda-0.9"),  # a group
     "trial": ("study/", "study/magnitude-0.5"),

@@ -156,6 +156,7 @@ def make_root(
     windows: bool = True,
     cached: bool = False,
     searches: Sequence[Mapping[str, Any]] = (),
+    figures: Sequence[Mapping[str, Any]] = (),
 ) -> Root:
     """A root with one sweep of these trials, or those of `study`; `cached`: all its stages were there before."""
     wanted = list(trials or study())
@@ -166,7 +167,12 @@ def make_root(
         source="sweeps/study.yaml",
         trials=tuple(_plan(name, order, one) for order, one in enumerate(wanted)),
         tables=_tables() if not trials else (),
-        spec={"name": name, "base": {"model": _MODEL.source, "seeds": [42]}, "trials": list(searches)},
+        spec={
+            "name": name,
+            "base": {"model": _MODEL.source, "seeds": [42]},
+            "trials": list(searches),
+            "figures": list(figures),
+        },
     )
     with Store.open(root) as store:
         done = {stage.key for one in wanted for stage in one.chain if cached}
