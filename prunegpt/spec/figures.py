@@ -17,7 +17,7 @@ KINDS: Mapping[str, str] = {
     "pareto": "sparsity against perplexity, and the front",
     "layers": "perplexity when one decoder layer is pruned",
 }
-Column = Annotated[str, AfterValidator(check_column)]
+ColumnName = Annotated[str, AfterValidator(check_column)]
 
 
 def _kind(name: str) -> str:
@@ -39,9 +39,9 @@ class FigureSpec(Part):
     rows: Annotated[tuple[str, ...], BeforeValidator(_many)] = Field(
         ("*",), description="trials by name or glob, or the name that seeds share"
     )
-    x: Column = Field("sparsity", description="column across, of `lines`")
+    x: ColumnName = Field("sparsity", description="column across, of `lines`")
     y: str = Field("perplexity", description="column upwards, of `lines`; the name of a curve, of `training`")
-    by: Column | None = Field("method", description="column of which each value is a line, of `lines`")
+    by: ColumnName | None = Field("method", description="column of which each value is a line, of `lines`")
     band: Literal["seeds"] | None = Field(
         None, description="seeds: the mean over seeds, and a band of one sample standard deviation on each side"
     )
@@ -72,4 +72,4 @@ def _distinct(figures: tuple[FigureSpec, ...]) -> tuple[FigureSpec, ...]:
     return figures
 
 
-Figures = Annotated[tuple[FigureSpec, ...], AfterValidator(_distinct)]
+DeclaredFigures = Annotated[tuple[FigureSpec, ...], AfterValidator(_distinct)]

@@ -21,7 +21,7 @@ from prunegpt.spec.data import DataSpec as DataSpec
 from prunegpt.spec.data import ModelSpec as ModelSpec
 from prunegpt.spec.data import Names, Seed, known, many, some
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
-from prunegpt.spec.figures import Figures
+from prunegpt.spec.figures import DeclaredFigures
 from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar, short
 from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
 from prunegpt.spec.schedules import Clock, clock_of
@@ -362,7 +362,7 @@ class Spec(Part):
     base: Settings = Field(Settings(), description="settings of all trials")
     trials: Annotated[tuple[TrialSpec, ...], AfterValidator(some)] = Field(description="what is tried")
     tables: tuple[TableSpec, ...] = Field((), description="tables of the results")
-    figures: Figures = Field((), description="figures of the results")
+    figures: DeclaredFigures = Field((), description="figures of the results")
     early_stop: EarlyStopSpec | None = Field(None, description="early stopping of trials")
     target: TargetSpec | None = Field(None, description="what is good enough: nothing more is started after it")
     failures: FailureSpec = Field(FailureSpec(), description="retries, time limit, heartbeat")
