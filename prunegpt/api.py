@@ -311,6 +311,7 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
     from prunegpt.report.measure import stored_windows
     from prunegpt.report.provenance import spec_commit
     from prunegpt.report.rows import other_sweeps, with_planned
+    from prunegpt.report.scores import stored_documents
 
     path, plan = spec_file(sweep, root), None
     if path is not None:
@@ -329,7 +330,8 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
             raise
         return Archive(name, spec_commit(path), plan.tables, with_planned((), plan), lambda _: None)
     commit = spec_commit(Path(source)) if source else None
-    return Archive(name, commit, tables, with_planned(results, plan) if plan else results, stored_windows(root))
+    results = with_planned(results, plan) if plan else results
+    return Archive(name, commit, tables, results, stored_windows(root), stored_documents(root))
 
 
 def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure | ReportError]]":

@@ -4,7 +4,7 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from prunegpt.redact import redact
-from prunegpt.root import read_sealed, write_text
+from prunegpt.root import Root, read_sealed, write_text
+from prunegpt.spec.metrics import MEASURED
 from prunegpt.spec.plan import StagePlan, TrialPlan
 
 TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "stopped"]
@@ -59,8 +60,27 @@ class ComparisonKey(NamedTuple):
         return ", and ".join(found)
 
 
+class TaskScore(Record):
+    """One score of a task or group of tasks, as lm-evaluation-harness gives it."""
+
+    task: str
+    metric: str  # acc, acc_norm, exact_match, ...
+    filter: str = "none"  # what an answer went through before it was scored
+    value: float | None  # None where it is not finite
+    stderr: float | None  # standard error; None where the harness gives none
+    documents: int  # that were scored
+    shots: int | None = None  # examples before each question; None of a group
+    version: str = ""  # of the task
+    higher_is_better: bool = True
+    asked: bool = True  # False: a member of a group that was asked for
+
+
 class Evaluation(Record):
-    """One measured perplexity. The losses of its windows are next to it, float64 [windows, 2]: nats, scored tokens."""
+    """One evaluation of a model: a perplexity, or the scores of tasks.
+
+    Beside a perplexity are the losses of its windows, float64 [windows, 2]: nats, scored tokens; beside scores those of
+    each document, an array [documents] by TASK/METRIC/FILTER.
+    """
 
     key: str = ""  # evaluation key: of all that a plan says of the measurement; its path in a stage's folder
     stage: str = ""  # key of the stage that was measured; records of earlier versions do not say
@@ -75,6 +95,7 @@ class Evaluation(Record):
     windows: int
     finite: bool = True
     seconds: float = 0.0
+    scores: tuple[TaskScore, ...] = ()
 
     @property
     def comparison_key(self) -> ComparisonKey:
@@ -105,7 +126,8 @@ class StageRecord(Record):
     seconds: float = 0.0  # wall time of computing it
     train_tokens: int = 0  # tokens trained on in this stage
     steps: int = 0  # optimizer steps
-    evaluation: Evaluation | None = None
+    evaluation: Evaluation | None = None  # the first perplexity
+    also: Mapping[str, Evaluation] = Field(default_factory=dict)  # further evaluations, by name
     sparsity: SparsityRecord | None = None
     allocation: str = ""  # how a pruning's budget was spread; records of earlier versions do not say
     notes: tuple[str, ...] = ()
@@ -122,14 +144,20 @@ def chain_metrics(stages: Sequence[StageRecord]) -> dict[str, float | None]:
     """What a chain came to, by the names that searches and trackers use; None where it was not measured or not finite.
 
     Perplexity, loss (nats), bits_per_byte, sparsity, sparsity_all and coverage (0 to 1) and size (weights that are not
-    zero) are those after the last stage, tokens and seconds those of all.
+    zero) are those after the last stage, tokens and seconds those of all. Those of a further evaluation have its name
+    behind a colon; of tasks there are `task_scores`.
     """
     last = stages[-1] if stages else None
-    evaluation, sparsity = (last.evaluation, last.sparsity) if last else (None, None)
+    sparsity = last.sparsity if last else None
+    evaluations = {"": last.evaluation, **last.also} if last else {"": None}
     return {
-        "perplexity": evaluation.perplexity if evaluation else None,
-        "loss": evaluation.loss if evaluation else None,
-        "bits_per_byte": evaluation.bits_per_byte if evaluation else None,
+        **{
+            f"{metric}:{name}" if name else metric: getattr(found, metric) if found else None
+            for name, found in evaluations.items()
+            if found is None or not found.scores
+            for metric in ("perplexity", "loss", "bits_per_byte")
+        },
+        **task_scores([score for found in evaluations.values() if found for score in found.scores]),
         "sparsity": sparsity.pruned if sparsity else None,
         "sparsity_all": sparsity.overall if sparsity else None,
         "coverage": sparsity.coverage if sparsity else None,
@@ -137,6 +165,44 @@ def chain_metrics(stages: Sequence[StageRecord]) -> dict[str, float | None]:
         "tokens": sum(stage.train_tokens for stage in stages),
         "seconds": sum(stage.seconds for stage in stages),
     }
+
+
+def published_record(root: Root, trial: TrialPlan, index: int, *, cached: bool) -> StageRecord:
+    """What a published stage of a trial came to, with those of its evaluations that are there.
+
+    Raises:
+        ValueError, OSError: stage.json or evaluation.json is not what it should be.
+    """
+    key = trial.stages[index].key
+    record = StageRecord.read(root.stage(key) / "stage.json")
+    found = {
+        one.name: Evaluation.read(root.evaluation(key, one.key) / "evaluation.json")
+        for one in trial.evaluations_after(key)
+        if (root.evaluation(key, one.key) / "evaluation.json").exists()
+    }
+    first = None if trial.evaluate.skip else found.pop(trial.evaluate.called, None)
+    return record.model_copy(update={"index": index, "cached": cached, "evaluation": first, "also": found})
+
+
+def task_scores(scores: Sequence[TaskScore]) -> dict[str, float | None]:
+    """Scores of tasks by the names of columns: task:NAME/METRIC, task:NAME and tasks:mean; see `main_scores`."""
+    main = main_scores(scores)
+    found = {f"task:{one.task}/{one.metric}": one.value for one in reversed(scores)}
+    found |= {f"task:{name}": one.value for name, one in main.items()}
+    values = [one.value for one in main.values() if one.asked]
+    if values:
+        known = [value for value in values if value is not None]
+        found["tasks:mean"] = sum(known) / len(known) if len(known) == len(values) else None
+    return found
+
+
+def main_scores(scores: Iterable[TaskScore]) -> dict[str, TaskScore]:
+    """The one score of each task that a table shows and means are of: accuracy, else the first that the task has."""
+    found: dict[str, TaskScore] = {}
+    for one in scores:
+        if one.task not in found or (one.metric == "acc" and found[one.task].metric != "acc"):
+            found[one.task] = one
+    return found
 
 
 class AttemptRecord(Record):
@@ -352,6 +418,8 @@ class TrialResult(Record):
     def metrics(self) -> Mapping[str, float | None]:
         """What it came to, see `chain_metrics`; before its end, what it has cost so far is all that is known."""
         found = chain_metrics(self.stages)
+        if name := self.plan.evaluate.name:  # its figures go by both names
+            found |= {f"{metric}:{name}": found[metric] for metric in sorted(MEASURED)}
         return found if self.final else {**dict.fromkeys(found), "tokens": found["tokens"], "seconds": found["seconds"]}
 
     @property
@@ -372,6 +440,24 @@ class TrialResult(Record):
         """Its evaluation, where it has finished with a perplexity that is a number."""
         found = self.evaluation
         return found if self.state == "finished" and found and found.finite and found.perplexity is not None else None
+
+    def under(self, name: str) -> "TrialResult":
+        """The same trial with another of its evaluations in the place of the first; an unknown name means none."""
+        if name in ("", self.plan.evaluate.name):
+            return self
+        stages = tuple(one.model_copy(update={"evaluation": one.also.get(name)}) for one in self.stages)
+        return self.model_copy(update={"plan": self.plan.under(name), "stages": stages})
+
+    @property
+    def scores(self) -> tuple[TaskScore, ...]:
+        """The scores of all its tasks, once it has finished."""
+        last = self.final if self.state == "finished" and not self.plan.foreign else None
+        return tuple(score for found in last.also.values() for score in found.scores) if last else ()
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether it has finished with what tables show: a finite perplexity, or scores where none is asked for."""
+        return bool(self.measured or (self.plan.evaluate.skip and self.scores))
 
     @property
     def sparsity(self) -> SparsityRecord | None:

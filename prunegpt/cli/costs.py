@@ -14,7 +14,7 @@ from prunegpt.planning.corpus import column_in
 from prunegpt.planning.inputs import Inputs, text_files
 from prunegpt.planning.sources import MASKS
 from prunegpt.root import Root
-from prunegpt.spec.plan import StagePlan, TrialPlan
+from prunegpt.spec.plan import PlannedEvaluation, StagePlan, TrialPlan
 from prunegpt.spec.schema import DataSpec, FinetuneSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def text_columns(trials: Sequence[TrialPlan]) -> list[str]:
     """Columns that are taken for the text of local files though they are not called so, for there is no other."""
     unnamed: dict[tuple[Path, ...], None] = {}  # datasets, which trials share
     for trial in trials:
-        texts = [] if trial.evaluate.skip else [(trial.evaluate.data, trial.evaluate.split)]
+        texts = [(one.evaluate.data, one.evaluate.split) for one in trial.evaluations]
         texts += [(stage.data, stage.data.train_split) for stage in trial.stages if stage.training and stage.data]
         for data, split in texts:
             if data and data.text_column is None and data.files and (files := text_files(data, split)):
@@ -189,12 +189,19 @@ class Counting:
 
     def _evaluations(self, trials: Sequence[TrialPlan]) -> Iterator[int | None]:
         """Tokens that will be scored of each stage: after it, and while it trains; once where trials share it."""
-        distinct = {(stage.key, trial.evaluation_key): (stage, trial) for trial in trials for stage in trial.stages}
-        for (key, evaluation_key), (stage, trial) in distinct.items():
-            if not trial.evaluate.skip and not self.root.is_measured(key, evaluation_key):
+        distinct = {
+            (stage.key, one.key): (stage, one, trial.model)
+            for trial in trials
+            for stage in trial.stages
+            for one in trial.evaluations
+            if one.evaluate.tasks is None
+        }
+        for (key, evaluation_key), (stage, one, model) in distinct.items():
+            after = one.evaluate.after_each or any(trial.key == key for trial in trials)
+            if not self.root.is_measured(key, evaluation_key):
                 times = 0 if self.root.is_published(key) else self.evaluations(stage)
-                tokens = self.evaluation(trial)
-                yield None if times is None or tokens is None else tokens * (1 + times)
+                tokens = self.evaluation(one, model)
+                yield None if times is None or tokens is None else tokens * (after + times)
 
     def watched(self, trials: Sequence[TrialPlan]) -> int:
         """How often a stage of these trials is evaluated while it trains, at most."""
@@ -204,16 +211,16 @@ class Counting:
         """How often a stage is evaluated while it trains."""
         return evaluations(stage, self.blocks(stage)) if stage.training and stage.data else 0
 
-    def evaluation(self, trial: TrialPlan) -> int | None:
-        """Tokens that one evaluation scores."""
+    def evaluation(self, plan: PlannedEvaluation, model: ModelSpec) -> int | None:
+        """Tokens that one measurement of a perplexity scores."""
         from prunegpt.stages import text
 
         def tokens() -> int:
-            windows = text.evaluation_windows(trial.evaluate, self._tokenizer(trial.model), Inputs(None))
+            windows = text.evaluation_windows(plan.evaluate, self._tokenizer(model), Inputs(None))
             return int(windows.scored_tokens.sum())
 
-        identity = trial.evaluation_key + trial.model.source
-        return self._once(identity, "tokens to evaluate", trial.model, trial.evaluate.data, tokens)
+        identity = plan.key + model.source
+        return self._once(identity, "tokens to evaluate", model, plan.evaluate.data, tokens)
 
     def _once(
         self, identity: str, what: str, model: ModelSpec, data: DataSpec | None, count: Callable[[], int]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,7 +19,7 @@ from prunegpt.planning.texts import window_of
 from prunegpt.records import Evaluation
 from prunegpt.report.statistics import Interval, perplexity_interval
 from prunegpt.root import Root
-from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.plan import PlannedEvaluation, TrialPlan
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec, ModelSpec, PruneSpec
 from prunegpt.stages import cache
 from prunegpt.stages.base import ModelState
@@ -154,14 +155,14 @@ def measure(
     """The perplexity of an open model, with its 95% bootstrap interval."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_WINDOW
     ruler = Ruler(
-        text(min(DEFAULT_WINDOW, positions)),
-        "command-line",
+        PlannedEvaluation(evaluate=text(min(DEFAULT_WINDOW, positions)), key="command-line"),
         model.device,
         pick_dtype(precision, model.device),
         Inputs(None),
     )
     with bar("measuring") as progress:
         found, windows = ruler.measure(model, tokenizer, progress)
+    assert isinstance(windows, np.ndarray)  # no tasks are asked for
     return found, perplexity_interval(windows) if found.finite and found.windows > 1 else None
 
 

@@ -1,13 +1,13 @@
 """What can be wrong with a trial although every field of it is well formed. Messages only; no torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from prunegpt.errors import nearest
+from prunegpt.errors import nearest, unknown
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.outlines import is_words, outline_of, stored_matrices, unbuilt
@@ -16,9 +16,10 @@ from prunegpt.planning.sources import has_tokenizer, no_tokenizer, quantised_by,
 from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.execution import LauncherSpec
+from prunegpt.spec.metrics import evaluation_of, is_measured, is_task
 from prunegpt.spec.part import Message
 from prunegpt.spec.pruning import prune_problems, reads_text
-from prunegpt.spec.schema import PruneSpec, StageConfig, TableSpec, TrialSpec
+from prunegpt.spec.schema import EvaluateSpec, PruneSpec, StageConfig, TableSpec, TrialSpec
 from prunegpt.spec.training_arguments import training_problems
 
 _LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt"})  # more tokens than these are out of reach
@@ -201,3 +202,18 @@ def table_problems(table: TableSpec, groups: list[str]) -> Iterator[tuple[tuple[
 
 def _trials(name: str, groups: list[str]) -> str:
     return f" Trials: {', '.join(nearest(name, groups)[:_SHOWN])}."
+
+
+def unmeasured(metrics: Iterable[str], evaluations: Sequence[EvaluateSpec]) -> Iterator[str]:
+    """What is wrong with metrics that no evaluation of a trial gives; of a group of tasks its members are not known."""
+    texts = [one for one in evaluations if one.tasks is None and not one.skip]
+    tasks = [task for one in evaluations for task in one.tasks or ()]
+    for metric in metrics:
+        if is_task(metric):
+            if not tasks:
+                yield f"{metric} is a score of tasks, and evaluate names none. Add evaluate.tasks, or remove it."
+        elif is_measured(metric) and not texts:
+            why = "evaluate has tasks alone" if tasks else "evaluate.skip is true"
+            yield f"{metric} must be measured; {why}. Remove one."
+        elif (name := evaluation_of(metric)) and name not in (known := [one.called for one in texts]):
+            yield f"{unknown('evaluation', name, known)} It is asked for by {metric}."

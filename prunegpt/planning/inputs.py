@@ -9,8 +9,8 @@ from prunegpt.errors import InputError
 from prunegpt.planning.fingerprint import Files, stamp
 from prunegpt.planning.sources import find_local
 from prunegpt.root import Root
-from prunegpt.spec.plan import StagePlan, TrialPlan
-from prunegpt.spec.schema import DataSpec, EvaluateSpec
+from prunegpt.spec.plan import PlannedEvaluation, StagePlan, TrialPlan
+from prunegpt.spec.schema import DataSpec
 
 
 def text_files(data: DataSpec | None, split: str | None) -> list[Path]:
@@ -26,7 +26,7 @@ def text_files(data: DataSpec | None, split: str | None) -> list[Path]:
 
 
 def planned_inputs(
-    models: Iterable[Path], stages: Iterable[StagePlan], evaluate: EvaluateSpec, files: Files
+    models: Iterable[Path], stages: Iterable[StagePlan], evaluations: Iterable[PlannedEvaluation], files: Files
 ) -> dict[str, str]:
     """Absolute path -> SHA-256 of every local file that a trial reads, teachers included.
 
@@ -35,7 +35,9 @@ def planned_inputs(
         files: hashes them, and remembers those that went into keys.
     """
     paths = list(models)
-    paths += [] if evaluate.skip else text_files(evaluate.data, evaluate.split)
+    for one in evaluations:
+        paths += [] if one.evaluate.skip else text_files(one.evaluate.data, one.evaluate.split)
+        paths += map(Path, one.files)
     for stage in stages:
         if stage.training and stage.data:
             paths += text_files(stage.data, stage.data.train_split)

@@ -25,10 +25,10 @@ from prunegpt.planning.texts import Texts, window_of, with_block_size
 from prunegpt.root import Root
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.expand import Configuration
-from prunegpt.spec.plan import SearchPlan, StagePlan, SweepPlan, TrialPlan
+from prunegpt.spec.metrics import is_measured
+from prunegpt.spec.plan import PlannedEvaluation, SearchPlan, StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.read import plain_document, read_document
 from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, PruneSpec
-from prunegpt.spec.search import MEASURED
 from prunegpt.spec.training_arguments import precision_problem
 
 _NUMBERS = 999  # of a search's trials that table rows may name where it ends by time or tokens
@@ -156,7 +156,7 @@ class Planner:
         chains = [self.chain(item) for item in opened.configurations]
         searches = tuple(plan_search(self, template) for template in opened.searches)
         problems = [*opened.problems, *self._table_problems(), *self._stray_overrides()]
-        problems += self._early_stop_problems(chains)
+        problems += [*self._early_stop_problems(chains), *self._metric_problems(chains)]
         if self._strict:
             problems += [Problem("", f"{text}. Download it, or give a local folder.") for text in self.unchecked]
         if problems or opened.malformed or spec is None:
@@ -242,11 +242,26 @@ class Planner:
             return [self.opened.document.problem(("early_stop",), message)]
         return []
 
+    def _metric_problems(self, chains: Sequence[ResolvedTrial | None]) -> list[Problem]:
+        """Where the whole sweep compares a measurement that none of its trials makes."""
+        spec = self.opened.spec
+        if spec is None:
+            return []
+        known = [chain for found in (chains, *self.searched.values()) for chain in found if chain]
+        evaluations = [one.evaluate for chain in known for one in chain.trial.evaluations]
+        asked = {"target": spec.target, "early_stop": spec.early_stop}
+        return [
+            self.opened.document.problem((field, "metric"), message)
+            for field, one in asked.items()
+            if one is not None and known and one.metric != "loss"  # which may be the curve of a training
+            for message in checks.unmeasured([one.metric], evaluations)
+        ]
+
     @property
     def _watched(self) -> bool:
         """Whether early stopping compares perplexities, which must then be measured while trials train."""
         spec = self.opened.spec
-        return bool(spec and spec.early_stop and spec.early_stop.metric in MEASURED)
+        return bool(spec and spec.early_stop and is_measured(spec.early_stop.metric))
 
     def _stray_overrides(self) -> list[Problem]:
         asked = {path.stem for path in self._planners if path != self.path}
@@ -288,7 +303,7 @@ class Planner:
             filled = with_block_size(item.spec.data, facts.positions)
             item = replace(item, spec=item.spec.model_copy(update={"data": filled}))
         spec = item.spec
-        text = self.text(item, spec.data, spec.evaluate)
+        text = self.text(item, spec.data, spec.evaluations)
         self._check(item, facts)
         teachers = {
             index: teacher_of(self, item, index, stage.config, facts)
@@ -297,11 +312,11 @@ class Planner:
         }
         if facts is None or text is None or None in teachers.values():
             return None
-        data, evaluate, evaluation_key = text
+        data, evaluations = text
         stages = [source_stage(facts, spec.precision, item.seed)]
         for index, stage in enumerate(spec.stages):
             place = StagePlace(
-                stages[-1], item.seed, spec.precision, spec.train, data, evaluation_key, self.texts, self._watched
+                stages[-1], item.seed, spec.precision, spec.train, data, evaluations[0].key, self.texts, self._watched
             )
             teacher = teachers.get(index)
             try:
@@ -315,8 +330,7 @@ class Planner:
             item,
             facts,
             data,
-            evaluate,
-            evaluation_key,
+            evaluations,
             tuple(stages),
             teaching,
             name=item.name,
@@ -338,8 +352,10 @@ class Planner:
                 self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))
         spec = item.spec
         precision = resolved(spec.precision, spec.device, self._launcher)
-        measured = resolved(spec.evaluate.precision or precision, spec.device, self._launcher)
-        evaluate = spec.evaluate.model_copy(update={"precision": measured})
+        evaluate = tuple(
+            one.model_copy(update={"precision": resolved(one.precision or precision, spec.device, self._launcher)})
+            for one in spec.evaluations
+        )
         update = {"stages": tuple(stages), "precision": precision, "evaluate": evaluate}
         return replace(item, spec=spec.model_copy(update=update))
 
@@ -351,9 +367,11 @@ class Planner:
     def _check(self, item: Configuration, facts: ModelFacts | None) -> None:
         """Notes what does not fit between the model and the trial's windows and stages."""
         spec = item.spec
-        window = window_of(spec.evaluate, spec.data.block_size if spec.data else 0)
-        if facts and not spec.evaluate.skip and (message := checks.window_problem(facts, window)):
-            self.opened.note(item, "evaluate.block_size" if spec.evaluate.block_size else "data", message)
+        block_size = spec.data.block_size if spec.data else 0
+        for one in spec.evaluations:
+            window = window_of(one, block_size)
+            if facts and not one.skip and one.tasks is None and (message := checks.window_problem(facts, window)):
+                self.opened.note(item, f"{_place(item, one)}.block_size" if one.block_size else "data", message)
         trains = (facts and facts.builtin) or any(not isinstance(stage.config, PruneSpec) for stage in spec.stages)
         if trains and (message := precision_problem(spec.device, spec.precision)):
             self.opened.note(item, "precision", message)
@@ -366,8 +384,7 @@ class Planner:
         item: Configuration,
         facts: ModelFacts,
         data: DataSpec,
-        evaluate: EvaluateSpec,
-        evaluation_key: str,
+        evaluations: Sequence[PlannedEvaluation],
         stages: tuple[StagePlan, ...],
         teaching: Sequence[ResolvedTrial],
         **fields: Any,
@@ -381,15 +398,16 @@ class Planner:
             label=facts.model.model_copy(update={"source": facts.source}).name,
             model=facts.model,
             data=data,
-            evaluate=evaluate,
-            evaluation_key=evaluation_key,
+            evaluate=evaluations[0].evaluate,
+            evaluation_key=evaluations[0].key,
+            also=tuple(evaluations[1:]),
             device=item.spec.device,
             precision=item.spec.precision,
             stages=stages,
             needs=tuple(teachers),
             teachers={key: teacher_label(teacher) for key, teacher in teachers.items()},
             teacher_models={key: teacher.model for key, teacher in teachers.items()},
-            inputs=planned_inputs(models, stages, evaluate, self.home.files),
+            inputs=planned_inputs(models, stages, evaluations, self.home.files),
             **fields,
         )
 
@@ -419,9 +437,9 @@ class Planner:
             return None, str(error)
 
     def text(
-        self, item: Configuration, data: DataSpec | None, evaluate: EvaluateSpec
-    ) -> tuple[DataSpec, EvaluateSpec, str] | None:
-        """Text, measurement and the key of the latter; None where there are problems, which are noted."""
+        self, item: Configuration, data: DataSpec | None, evaluations: Sequence[EvaluateSpec]
+    ) -> tuple[DataSpec, list[PlannedEvaluation]] | None:
+        """Text and measurements, with their keys; None where there are problems, which are noted."""
         if data is None:
             self.opened.note(item, "data", "a trial needs text: set `data` in base or in the trial.")
             return None
@@ -430,8 +448,17 @@ class Planner:
         except (PruneGPTError, OSError) as error:
             self.opened.note(item, "data", str(error))
             return None
-        try:
-            return located, *self.texts.evaluation(located, evaluate)
-        except (PruneGPTError, OSError) as error:
-            self.opened.note(item, "evaluate", str(error))
-            return None
+        found = []
+        for one in evaluations:
+            try:
+                found.append(self.texts.evaluation(located, one))
+            except (PruneGPTError, OSError) as error:
+                self.opened.note(item, _place(item, one), str(error))
+        return (located, found) if len(found) == len(evaluations) else None
+
+
+def _place(item: Configuration, evaluate: EvaluateSpec) -> str:
+    """The path of an evaluation in a trial."""
+    written = item.merged.get("evaluate")
+    names = [EvaluateSpec.model_validate(one).called for one in written] if isinstance(written, list) else []
+    return f"evaluate.{names.index(evaluate.called)}" if evaluate.called in names else "evaluate"

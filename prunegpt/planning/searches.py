@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from prunegpt.errors import Problem, PruneGPTError, SpecError
+from prunegpt.planning.checks import unmeasured
 from prunegpt.planning.samplers import sampler_of
 from prunegpt.planning.teachers import ResolvedTrial
 from prunegpt.spec.expand import SearchTemplate, suggested
 from prunegpt.spec.plan import SearchPlan, TrialPlan
-from prunegpt.spec.search import MEASURED, constraint_of
+from prunegpt.spec.schema import Settings
 from prunegpt.spec.space import chosen_of, probes
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ def plan_search(planner: "Planner", template: SearchTemplate) -> SearchPlan:
     planner.searched[template.index] = []
     _note(planner, template, [_probe(planner, template, path, one) for path in space for one in space[path].corners])
     tried = planner.searched[template.index]
-    if template.spec.is_measured and len({chain.trial.evaluation_key for chain in tried}) > 1:
+    if template.spec.measured and len({chain.trial.measured_by for chain in tried}) > 1:
         told = (
             "a search compares figures of its trials, so they must be measured alike; what it searches changes the "
             "text, windows or precision of the measurement. Set evaluate in the trial (data, split, block_size, "
@@ -115,15 +118,13 @@ def _check_sampler(planner: "Planner", template: SearchTemplate) -> None:
 
 
 def _check_metrics(planner: "Planner", template: SearchTemplate) -> None:
-    """Adds what asks for a measurement where nothing is measured."""
-    if not (template.merged.get("evaluate") or {}).get("skip"):
-        return
-    spec = template.spec
-    asked = [(("objectives", index), item.metric) for index, item in enumerate(spec.objectives)]
-    asked += [(("constraints", index), constraint_of(text).metric) for index, text in enumerate(spec.constraints)]
-    for place, metric in asked:
-        if metric in MEASURED:
-            told = f"{metric} must be measured; evaluate.skip is true. Remove one."
+    """Adds what asks for a measurement that is not made."""
+    try:
+        evaluations = Settings.model_validate({"evaluate": template.merged.get("evaluate") or {}}).evaluations
+    except ValidationError:
+        return  # reported at the field
+    for metric, place in template.spec.metrics.items():
+        for told in unmeasured([metric], evaluations):
             _problem(planner, template, told, *place)
 
 

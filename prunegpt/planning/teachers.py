@@ -60,7 +60,7 @@ def teacher_label(trial: TrialPlan) -> str:
 def _model_teacher(planner: "Planner", item: Configuration, model: ModelSpec, where: str) -> ResolvedTrial | None:
     """A model as a teacher: a trial of its own, evaluated as it is, unless one of the spec's trials is that."""
     facts = planner.model(item, model, where)
-    text = planner.text(item, item.spec.data, item.spec.evaluate)
+    text = planner.text(item, item.spec.data, item.spec.evaluations[:1])
     if facts is None or text is None:
         return None
     stage = source_stage(facts, item.spec.precision, item.seed)

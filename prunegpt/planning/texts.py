@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from prunegpt.errors import DataError
+from prunegpt.planning import harness
 from prunegpt.planning.facts import data_fingerprint, dataset_commit, split_files
 from prunegpt.planning.fingerprint import FORMAT, Files, decisive, digest
 from prunegpt.registry import PROTOCOLS
+from prunegpt.spec.plan import PlannedEvaluation
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec
+
+_BESIDE = ("data", "batch_size", "skip", "name", "after", "tasks", "num_fewshot", "limit", "include_path")
+# ^ fields of an evaluation that do not decide a perplexity
 
 
 def block_size_of(data: DataSpec | None, usual: int) -> int:
@@ -75,7 +80,7 @@ class Texts:
             self.unchecked[unchecked] = None
         return key
 
-    def evaluation(self, data: DataSpec, evaluate: EvaluateSpec) -> tuple[EvaluateSpec, str]:
+    def evaluation(self, data: DataSpec, evaluate: EvaluateSpec) -> PlannedEvaluation:
         """How a trial is measured, text and window filled in; and the key of that.
 
         Args:
@@ -85,6 +90,8 @@ class Texts:
         Raises:
             DataError: the text or its split is missing, or the stride is wider than the window.
         """
+        if evaluate.tasks is not None:
+            return self._tasks(evaluate)
         block_size = window_of(evaluate, data.block_size)
         if evaluate.stride and evaluate.stride > block_size:
             raise DataError(f"stride must be at most the window's {block_size} tokens, got {evaluate.stride}.")
@@ -96,9 +103,15 @@ class Texts:
         key = {
             "format": FORMAT,
             "text": None if evaluate.skip else self.fingerprint(measured, split),
-            **decisive(filled, ("bos",), without=("data", "batch_size", "skip")),
+            **decisive(filled, ("bos",), without=_BESIDE),
         }
-        return filled, digest(key)
+        return PlannedEvaluation(evaluate=filled, key=digest(key))
+
+    def _tasks(self, evaluate: EvaluateSpec) -> PlannedEvaluation:
+        filled, key, files, unchecked = harness.planned(evaluate, self.base)
+        self.unchecked.update(dict.fromkeys(unchecked))
+        key = {"format": FORMAT, **key, "files": {path.name: self.files.hash(path) for path in files}}
+        return PlannedEvaluation(evaluate=filled, key=digest(key), files=tuple(map(str, files)))
 
     def calibration(self, data: DataSpec, calibration: CalibrationSpec) -> tuple[CalibrationSpec, dict[str, Any]]:
         """The calibration windows of a pruning, with dataset and length filled in; and what decides the result.

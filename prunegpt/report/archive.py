@@ -16,6 +16,7 @@ import numpy as np
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.measure import WindowsOf
+from prunegpt.report.scores import DocumentsOf, no_documents
 from prunegpt.report.statistics import WindowLosses
 from prunegpt.root import publishing, read_json, write_json
 from prunegpt.spec.part import Part, in_short
@@ -23,6 +24,7 @@ from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.schema import TableSpec
 
 _RESULTS, _WINDOWS = "results.json", "windows.npz"
+_DOCUMENTS = "documents"  # in names of arrays: of tasks
 _LARGEST = 1 << 29  # bytes of either, unpacked: the windows of 10,000 trials take a tenth
 
 
@@ -34,7 +36,8 @@ class Archive:
     commit: str | None  # of the spec
     tables: tuple[TableSpec, ...]
     results: tuple[TrialResult, ...]
-    windows: WindowsOf  # of a trial's last evaluation; read when a table asks for them
+    windows: WindowsOf  # of a trial's evaluation; read when a table asks for them
+    documents: DocumentsOf = no_documents  # of its tasks
 
 
 def write_archive(folder: Path, archive: Archive) -> None:
@@ -42,7 +45,12 @@ def write_archive(folder: Path, archive: Archive) -> None:
 
     No path of this machine travels with it, nor the message of a failure, which may name one.
     """
-    losses = {str(trial.id): found for trial in archive.results if (found := archive.windows(trial)) is not None}
+    losses: dict[str, Any] = {}
+    for trial in archive.results:
+        views = [trial, *(trial.under(one.name) for one in trial.plan.also)]
+        arrays = {_place(view, trial): archive.windows(view) for view in views}
+        arrays |= {f"{trial.id}/{_DOCUMENTS}/{name}": values for name, values in archive.documents(trial).items()}
+        losses |= {name: found for name, found in arrays.items() if found is not None}
     folder.mkdir(parents=True, exist_ok=True)
     with publishing(folder / ".new", replace=True) as temporary:
         np.savez_compressed(temporary / _WINDOWS, allow_pickle=False, **losses)
@@ -53,6 +61,11 @@ def write_archive(folder: Path, archive: Archive) -> None:
     for name in (_WINDOWS, _RESULTS):
         (folder / ".new" / name).replace(folder / name)
     (folder / ".new").rmdir()
+
+
+def _place(view: TrialResult, trial: TrialResult) -> str:
+    """What the windows of one of a trial's evaluations are called in the archive."""
+    return str(trial.id) if view.evaluation_key == trial.evaluation_key else f"{trial.id}/{view.evaluation_key}"
 
 
 def _public(value: Any) -> Any:
@@ -80,12 +93,20 @@ def read_archive(folder: Path) -> Archive:
             f"an archive of results must hold {_RESULTS} and {_WINDOWS}; {folder} does not: {reason}. Write it with "
             "`prunegpt table NAME --archive FOLDER`."
         ) from error
+    results = tuple(_result(trial, folder) for trial in written.results)
+    known = {trial.id: trial for trial in results}
+
+    def documents(trial: TrialResult) -> Mapping[str, WindowLosses]:
+        start = f"{trial.id}/{_DOCUMENTS}/"
+        return {name.removeprefix(start): found for name, found in losses.items() if name.startswith(start)}
+
     return Archive(
         sweep=written.sweep,
         commit=written.commit,
         tables=written.tables,
-        results=tuple(_result(trial, folder) for trial in written.results),
-        windows=lambda trial: losses.get(trial.id),
+        results=results,
+        windows=lambda trial: losses.get(_place(trial, known.get(trial.id, trial))),
+        documents=documents,
     )
 
 
@@ -105,14 +126,14 @@ def _bounded(file: Path) -> Path:
     return file
 
 
-def _losses(file: Path) -> dict[int, WindowLosses]:
-    """Trial id -> window losses, float64 [windows, 2]; the unpacked size is checked first."""
+def _losses(file: Path) -> dict[str, WindowLosses]:
+    """Name -> array: losses of windows [windows, 2], scores [documents], float64; the unpacked size comes first."""
     with zipfile.ZipFile(file) as packed:
         size = sum(item.file_size for item in packed.infolist())
     if size > _LARGEST:
         raise ValueError(f"{file.name} must unpack to at most {_LARGEST:,} bytes; it unpacks to {size:,}")
     with np.load(file, allow_pickle=False) as stored:
-        return {int(name): np.asarray(stored[name], dtype=np.float64) for name in stored.files}
+        return {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
 
 
 def _result(written: Mapping[str, Any], folder: Path) -> TrialResult:

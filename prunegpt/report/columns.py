@@ -1,16 +1,17 @@
 """The columns a table may have, by name. Labels are measured: what can be counted is read from the record."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prunegpt.errors import UnknownPartError, unknown
-from prunegpt.records import Evaluation, SparsityRecord, TrialResult
+from prunegpt.records import Evaluation, SparsityRecord, TrialResult, task_scores
 from prunegpt.report.config import MISSING, allocations, paths, resolved, value_at
 from prunegpt.report.format import Value, ValueKind, plain
 from prunegpt.report.logged import metrics_of
 from prunegpt.report.rows import Row
 from prunegpt.spec.columns import COLUMNS as ABOUT
-from prunegpt.spec.columns import CONFIG, LOGGED
+from prunegpt.spec.columns import CONFIG, LOGGED, column_parts
+from prunegpt.spec.metrics import MEAN, NAMED, is_task
 from prunegpt.spec.outline import COVERED
 from prunegpt.spec.schema import GradualSpec, PruneSpec
 
@@ -184,10 +185,18 @@ def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
     if name.startswith(LOGGED):
         metric = name.removeprefix(LOGGED)
         return _each(metric, lambda trial: dict(metrics_of(trial)).get(metric), "number")
+    if is_task(name):
+        return _task(name, trials)
     if not name.startswith(CONFIG):
-        if name not in COLUMNS:
-            raise UnknownPartError(unknown("column", name, [*COLUMNS, f"{CONFIG}PATH", f"{LOGGED}METRIC"]))
-        return COLUMNS[name]
+        base, evaluation = column_parts(name)
+        if base not in COLUMNS:
+            raise UnknownPartError(unknown("column", name, [*COLUMNS, *NAMED, f"{CONFIG}PATH", f"{LOGGED}METRIC"]))
+        if not evaluation:
+            return COLUMNS[base]
+        known = dict.fromkeys(one.name for trial in trials for one in trial.plan.evaluations if one.name)
+        if trials and evaluation not in known:
+            raise UnknownPartError(unknown("evaluation", evaluation, known))
+        return replace(COLUMNS[base], header=f"{COLUMNS[base].header} ({evaluation})")
     path = name.removeprefix(CONFIG)
     if trials and all(value_at(trial, path) is MISSING for trial in trials):
         valid = dict.fromkeys(valid for trial in trials[:_MOST_ASKED] for valid in paths(resolved(trial)))
@@ -198,3 +207,17 @@ def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
         return None if found is MISSING else plain(found)
 
     return _each(path, value, "number")
+
+
+def _task(name: str, trials: Sequence[TrialResult]) -> Column:
+    """The column of a score of tasks, in percent."""
+    known = dict.fromkeys(key for trial in trials for key in task_scores(trial.scores))
+    if known and name not in known:
+        raise UnknownPartError(unknown("score", name, known))
+    header = "Mean" if name == MEAN else name.partition(":")[2].replace("/", " ")
+
+    def value(trial: TrialResult) -> Value:
+        found = task_scores(trial.scores).get(name)
+        return None if found is None else _percent(found)
+
+    return _measured(header, value, "percent")

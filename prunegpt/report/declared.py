@@ -36,7 +36,14 @@ def tables_of(found: Archive, names: Sequence[str] = (), **style: Any) -> list[T
     if style.get("caption") and len(wanted) > 1:
         raise ReportError(f"a caption is of one table; {found.sweep} has {', '.join(known)}. Choose one with --table.")
     return [
-        build_table(spec.model_copy(update=style), found.results, found.windows, sweep=found.sweep, commit=found.commit)
+        build_table(
+            spec.model_copy(update=style),
+            found.results,
+            found.windows,
+            documents=found.documents,
+            sweep=found.sweep,
+            commit=found.commit,
+        )
         for spec in wanted
     ]
 

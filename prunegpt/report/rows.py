@@ -44,8 +44,12 @@ class Row:
 
     @property
     def finished(self) -> tuple[TrialResult, ...]:
-        """The runs whose perplexity is a number; a measured column uses these only."""
-        return tuple(trial for trial in self.trials if trial.measured)
+        """The runs whose perplexity is a number, or that have scores alone; a measured column uses these only."""
+        return tuple(trial for trial in self.trials if trial.is_evaluated)
+
+    def under(self, evaluation: str) -> "Row":
+        """The same row with another of the evaluations of its trials in the place of the first."""
+        return replace(self, trials=tuple(trial.under(evaluation) for trial in self.trials))
 
     @property
     def broken(self) -> tuple[str, ...]:
@@ -84,9 +88,9 @@ class Row:
 def _state(trial: TrialResult) -> RowState:
     if trial.state != "finished":
         return trial.state
-    if trial.evaluation is None:
+    if trial.evaluation is None and not trial.is_evaluated:
         return "not measured"
-    return "finished" if trial.measured else "not finite"
+    return "finished" if trial.is_evaluated else "not finite"
 
 
 def with_planned(results: Sequence[TrialResult], plan: SweepPlan) -> tuple[TrialResult, ...]:

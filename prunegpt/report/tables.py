@@ -33,12 +33,14 @@ from prunegpt.report.format import EMPTY, Value, plain, printed, text_of, togeth
 from prunegpt.report.measure import Measured, WindowsOf, beside_median, measure, standings, told_apart
 from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row, select_rows
+from prunegpt.report.scores import DocumentsOf, ScoreStanding, no_documents, score_notes, standings_of
 from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval, spread
-from prunegpt.spec.columns import CONFIG
+from prunegpt.spec.columns import CONFIG, column_parts
+from prunegpt.spec.metrics import MEAN, is_task
 from prunegpt.spec.naming import MAX_NAME
 from prunegpt.spec.schema import ColumnSpec, RowSpec, TableSpec
 
-_TIED = (
+TIED_WITH_BEST = (
     f"not significantly different from the best of its protocol (two-sided, level {1 - LEVEL:.2g}, adjusted for the "
     f"number of rows by Holm's method)"
 )
@@ -63,6 +65,7 @@ def build_table(
     results: Sequence[TrialResult],
     windows: WindowsOf,
     *,
+    documents: DocumentsOf = no_documents,
     sweep: str | None = None,
     commit: str | None = None,
 ) -> Table:
@@ -71,6 +74,7 @@ def build_table(
     Args:
         results: the trials that rows may match, in any order.
         windows: gives the per-window losses of a trial's last evaluation, or None; see `stored_windows`.
+        documents: gives what each document counts in a trial's scores of tasks; see `stored_documents`.
         sweep: rows without a sweep mean trials of this one; default all.
         commit: of the spec, for the provenance line; see `spec_commit`.
 
@@ -79,31 +83,38 @@ def build_table(
         ReportError: two columns with one heading, or one row whose seeds were not measured alike.
     """
     rows, unplaced = select_rows(spec, results, sweep)
-    found = [measure(row.trials, windows) for row in rows]
-    compared = [None if row.broken else measured for row, measured in zip(rows, found, strict=True)]
-    rows = [
-        replace(row, measured=measured, standing=standing)
-        for row, measured, standing in zip(rows, found, standings(compared), strict=True)
-    ]
-    if any(wanted.value == "beside_median" for wanted in spec.columns):  # a bootstrap for each row
-        placed = beside_median(found, [row.is_pruned for row in rows])
-        rows = [replace(row, typical=typical) for row, typical in zip(rows, placed, strict=True)]
     trials = [trial for row in rows for trial in row.trials]
     columns = [(wanted, column(wanted.value, trials)) for wanted in _with_reported(spec)]
     headings = tuple(Heading(wanted.header or shown.header, shown.kind) for wanted, shown in columns)
     _check_headings(headings)
+    parts = [column_parts(wanted.value) for wanted, _ in columns]
+    seen = {
+        evaluation: _measured(
+            [row.under(evaluation) for row in rows], windows, median=("beside_median", evaluation) in parts
+        )
+        for evaluation in dict.fromkeys(["", *(evaluation for _, evaluation in parts)])
+    }
+    apart = {name: told_apart(row.measured.key for row in found if row.measured) for name, found in seen.items()}
     notes = Footnotes()
-    apart = told_apart(measured.key for measured in found if measured)
+    ranked = {name: standings_of(name, rows, documents) for name, _ in parts if is_task(name)}
     made = tuple(
         TableRow(
             trial=row.name,
             state=row.state,
-            cells=tuple(_cell(wanted.value, shown, row, notes, apart, spec.decimals) for wanted, shown in columns),
+            cells=tuple(
+                _scored(shown, row, ranked[name][place], notes, spec.decimals)
+                if name in ranked
+                else _cell(name, shown, seen[evaluation][place], notes, apart[evaluation], spec.decimals)
+                for (name, evaluation), (_, shown) in zip(parts, columns, strict=True)
+            ),
             trials=tuple(trial.name for trial in row.trials),
         )
-        for row in rows
+        for place, row in enumerate(rows)
     )
-    _whole_table(notes, found, unplaced, [wanted.value for wanted, _ in columns])
+    measured = [row.measured for name in seen for row in seen[name] if ("perplexity", name) in parts and row.measured]
+    _whole_table(notes, measured, unplaced)
+    for text in score_notes(trials, [name for name, _ in parts]):
+        notes.legend("", text)
     return Table(
         title=spec.title,
         name=table_name(spec),
@@ -113,6 +124,20 @@ def build_table(
         provenance=gather(trials, commit=commit).line if spec.provenance else "",
         caption=spec.caption or "",
     )
+
+
+def _measured(rows: Sequence[Row], windows: WindowsOf, *, median: bool) -> list[Row]:
+    """The rows with what they came to, and their standing beside one another."""
+    found = [measure(row.trials, windows) for row in rows]
+    compared = [None if row.broken else measured for row, measured in zip(rows, found, strict=True)]
+    made = [
+        replace(row, measured=measured, standing=standing)
+        for row, measured, standing in zip(rows, found, standings(compared), strict=True)
+    ]
+    if not median:  # a bootstrap for each row
+        return made
+    placed = beside_median(found, [row.is_pruned for row in rows])
+    return [replace(row, typical=typical) for row, typical in zip(made, placed, strict=True)]
 
 
 def table_name(spec: TableSpec) -> str:
@@ -217,7 +242,7 @@ def _perplexity(cell: Cell, row: Row, notes: Footnotes, decimals: int | None) ->
         marks = ("best",)
     elif standing and standing.tied:
         marks = ("tied",)
-        footnotes.insert(0, notes.legend(TIED, _TIED))
+        footnotes.insert(0, notes.legend(TIED, TIED_WITH_BEST))
     if standing and standing.note:
         footnotes.append(notes.number(standing.note.removesuffix(".")))
     return replace(cell, text=text, marks=marks, footnotes=tuple(footnotes), details=details)
@@ -272,6 +297,24 @@ def _sparsity(cell: Cell, row: Row, notes: Footnotes) -> Cell:
     return replace(cell, text=text, marks=("off-target",), footnotes=footnotes, details=details)
 
 
+def _scored(shown: Column, row: Row, standing: ScoreStanding | None, notes: Footnotes, decimals: int | None) -> Cell:
+    """A score of tasks: the best in bold, and what is not significantly different from it marked."""
+    values = [value for value in shown.extract(row) if value is not None]
+    if not values:
+        return Cell(None, EMPTY if row.finished else row.state_text)
+    details: dict[str, Detail] = {}
+    value, text = _folded(values, shown, details, decimals)
+    if standing is None:
+        return Cell(value, text, details=details)
+    if standing.stderr is not None:
+        details["stderr"] = round(100 * standing.stderr, 10)
+    if standing.p_value is not None:
+        details["p"] = standing.p_value
+    footnotes = (notes.legend(TIED, TIED_WITH_BEST),) if standing.tied else ()
+    marks: tuple[Mark, ...] = ("best",) if standing.best else ("tied",) if standing.tied else ()
+    return Cell(value, text, marks=marks, footnotes=footnotes, details=details)
+
+
 def _reported(row: Row, notes: Footnotes) -> Cell:
     """The published figure as it was printed; empty where it was left empty."""
     figure = row.reported
@@ -285,13 +328,10 @@ def _reported(row: Row, notes: Footnotes) -> Cell:
     return Cell(value, text, footnotes=footnotes, details=details)
 
 
-def _whole_table(
-    notes: Footnotes, found: Sequence[Measured | None], unplaced: Sequence[str], names: Sequence[str]
-) -> None:
-    measured = [row for row in found if row]
-    if "perplexity" in names and any(row.interval and row.count == 1 for row in measured):
+def _whole_table(notes: Footnotes, measured: Sequence[Measured], unplaced: Sequence[str]) -> None:
+    if any(row.interval and row.count == 1 for row in measured):
         notes.legend("", f"In brackets: {LEVEL:.0%} interval, block bootstrap over windows, {RESAMPLES:,} resamples")
-    if "perplexity" in names and any(row.count > 1 for row in measured):
+    if any(row.count > 1 for row in measured):
         notes.legend("", "After ±: sample standard deviation over seeds, and in parentheses their number")
     if unplaced:
         notes.legend("", f"Published figures that no row shows: {', '.join(unplaced)}")
@@ -315,6 +355,8 @@ def usual_table(sweep: str, trials: Sequence[TrialResult]) -> TableSpec:
     many = len(trials) > _MANY
     partly = any(partly_covered(trial) is not None for trial in trials)
     after = [name for name in _AFTER if name != "sparsity_all" or partly]
+    beside = after.index("perplexity") + 1
+    after[beside:beside] = _further(trials)
     return TableSpec(
         title=f"The best {_BEST} of {len(trials):,} trials of {sweep}" if many else f"All trials of {sweep}",
         name=USUAL,
@@ -325,6 +367,14 @@ def usual_table(sweep: str, trials: Sequence[TrialResult]) -> TableSpec:
             *(ColumnSpec(value=name) for name in after),
         ),
     )
+
+
+def _further(trials: Sequence[TrialResult]) -> list[str]:
+    """Columns of what is measured beside the first perplexity."""
+    also = dict.fromkeys(one.name for trial in trials for one in trial.plan.also if one.evaluate.tasks is None)
+    tasks = dict.fromkeys(task for trial in trials for one in trial.plan.also for task in one.evaluate.tasks or ())
+    mean = [MEAN] if len(tasks) > 1 else []
+    return [*(f"perplexity:{name}" for name in also), *(f"task:{task}" for task in tasks), *mean]
 
 
 def _header(path: str, others: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from prunegpt.errors import unknown
+from prunegpt.spec.metrics import NAMED, is_task
 
 CONFIG = "config:"  # and a path of the resolved configuration
 LOGGED = "logged:"  # and the name of a metric that a W&B run has logged
@@ -35,12 +36,27 @@ COLUMNS: Mapping[str, str] = {
 }
 
 
+# Columns of one evaluation. Of one that is not the first, its name is behind a colon: perplexity:c4.
+EVALUATED = ("perplexity", "difference", "beside_median", "protocol", "bits_per_byte", "word_perplexity")
+
+
+def column_parts(name: str) -> tuple[str, str]:
+    """A column without the evaluation that it names, and that; empty where it names none."""
+    base, _, evaluation = name.partition(":")
+    return (base, evaluation) if base in EVALUATED else (name, "")
+
+
 def check_column(name: str) -> str:
     """The name, where there is such a column.
 
     Raises:
         ValueError: there is none; the nearest names are listed.
     """
-    if name in COLUMNS or any(name.startswith(kind) and len(name) > len(kind) for kind in (CONFIG, LOGGED)):
+    if column_parts(name)[0] in COLUMNS or is_task(name) or any(is_below(name, kind) for kind in (CONFIG, LOGGED)):
         return name
-    raise ValueError(unknown("column", name, [*COLUMNS, f"{CONFIG}PATH", f"{LOGGED}METRIC"]))
+    raise ValueError(unknown("column", name, [*COLUMNS, *NAMED, f"{CONFIG}PATH", f"{LOGGED}METRIC"]))
+
+
+def is_below(name: str, kind: str) -> bool:
+    """Whether a column is of a kind, such as `config:`, and has a name behind it."""
+    return name.startswith(kind) and len(name) > len(kind)

@@ -69,6 +69,18 @@ class StagePlan(Part):
         return ("row" if by_row else "uniform") if said is None else said if isinstance(said, str) else "explicit"
 
 
+class PlannedEvaluation(Part):
+    """One evaluation of a trial, with all that decides its result but the model."""
+
+    evaluate: EvaluateSpec  # of a perplexity with block_size and data filled in
+    key: str  # hash of it and of what it reads
+    files: tuple[str, ...] = ()  # local ones that its tasks read
+
+    @property
+    def name(self) -> str:
+        return self.evaluate.called
+
+
 class LoggedRun(Part):
     """A run that a W&B client has logged, as it describes itself. It cannot be run here."""
 
@@ -105,6 +117,7 @@ class TrialPlan(Part):
     data: DataSpec
     evaluate: EvaluateSpec  # block_size and data filled in
     evaluation_key: str  # hash of all that decides a measured perplexity but the model
+    also: tuple[PlannedEvaluation, ...] = ()  # further evaluations
     device: str = "auto"
     precision: str = "auto"
     micro_batch_divisor: int = Field(1, validation_alias=AliasChoices("micro_batch_divisor", "divide"))
@@ -122,6 +135,26 @@ class TrialPlan(Part):
     def key(self) -> str:
         """The key of the last stage: equal keys are equal configurations."""
         return self.stages[-1].key
+
+    @property
+    def evaluations(self) -> tuple[PlannedEvaluation, ...]:
+        """All that is measured, the first perplexity first."""
+        first = () if self.evaluate.skip else (PlannedEvaluation(evaluate=self.evaluate, key=self.evaluation_key),)
+        return (*first, *self.also)
+
+    def evaluations_after(self, stage: str) -> tuple[PlannedEvaluation, ...]:
+        """What is measured of the model of a stage, by its key."""
+        return tuple(one for one in self.evaluations if one.evaluate.after_each or stage == self.key)
+
+    def under(self, name: str) -> "TrialPlan":
+        """The same trial with another of its evaluations in the place of the first, where it has one of that name."""
+        found = next((one for one in self.also if one.name == name), None)
+        return self.model_copy(update={"evaluate": found.evaluate, "evaluation_key": found.key}) if found else self
+
+    @property
+    def measured_by(self) -> str:
+        """The keys of all its evaluations with their names: what a result must have been measured by to count."""
+        return " ".join([self.evaluation_key, *(f"{one.name}={one.key}" for one in self.also)])
 
     @property
     def trusts(self) -> tuple[str, ...]:

@@ -62,14 +62,14 @@ def messages_of(error: ValidationError, model: type[BaseModel], data: Any) -> li
     found = [_located(item, model, data) for item in error.errors(include_url=False)]
     unions: dict[Path, list[_Item]] = {}
     for item in found:
-        if item.branch is not None:
-            unions.setdefault(item.union, []).append(item)
+        for union in item.unions:
+            unions.setdefault(union, []).append(item)
     told: list[tuple[Path, str]] = []
     for item in found:
-        siblings = unions.get(item.union, []) if item.branch is not None else []
+        siblings = unions[item.unions[-1]] if item.unions else []
         if not item.mismatch or not siblings:
             told.append((item.path, item.message))
-        elif all(other.mismatch for other in siblings) and item is siblings[0]:
+        elif all(other.mismatch and other.path == item.path for other in siblings) and item is siblings[0]:
             told.append((item.path, _joined(siblings)))
     return told
 
@@ -79,8 +79,7 @@ class _Item:
     """One error of pydantic's, seen against the data."""
 
     path: Path
-    union: Path  # the field whose type is a union, where the error is of one branch of it
-    branch: str | None
+    unions: tuple[Path, ...]  # fields whose types are unions, outermost first, where the error is of one branch of each
     wants: str
     got: str  # empty where the message says it
     mismatch: bool  # the value is not of this branch at all
@@ -99,19 +98,18 @@ def _located(item: Any, model: type[BaseModel], data: Any) -> _Item:
     """Leaves out of the path what pydantic adds for the branches of unions."""
     annotation, node = model, data
     path: list[str | int] = []
-    union: Path = ()
-    branch: str | None = None
+    unions: list[Path] = []
     for step in item["loc"]:
         below = _step(annotation, step, node)
         inside = isinstance(node, Mapping) and step in node
         if below is None and not inside:
-            union, branch = (tuple(path), str(step)) if branch is None else (union, branch)
+            unions.append(tuple(path))
             continue
         path.append(step)
         annotation, node = below, _child(node, step)
     wants, got = _words(item, model, data)
-    mismatch = branch is not None and tuple(path) == union and item["type"].endswith(_MISMATCHES)
-    return _Item(tuple(path), union, branch, wants, got, mismatch)
+    mismatch = unions[-1:] == [tuple(path)] and item["type"].endswith(_MISMATCHES)
+    return _Item(tuple(path), tuple(dict.fromkeys(unions)), wants, got, mismatch)
 
 
 def _words(item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:

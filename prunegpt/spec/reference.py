@@ -20,8 +20,9 @@ from prunegpt.registry import (
     SCHEDULES,
     SOLVERS,
 )
-from prunegpt.spec.columns import COLUMNS, CONFIG, LOGGED
+from prunegpt.spec.columns import COLUMNS, CONFIG, EVALUATED, LOGGED
 from prunegpt.spec.figures import KINDS
+from prunegpt.spec.metrics import MEAN, TASK
 from prunegpt.spec.part import Part
 from prunegpt.spec.schema import Settings, Spec
 
@@ -113,7 +114,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "must be given"
     value = field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
-    if value is None or value == () or value == {}:
+    if value is None or value in ((), {}, ""):
         return ""
     if isinstance(value, Part):
         return "its defaults"
@@ -136,6 +137,12 @@ def _names() -> str:
 
 def _columns() -> str:
     rows = [f"| `{name}` | {_cell(about)} |" for name, about in COLUMNS.items()]
+    named = ", ".join(f"`{name}:EVALUATION`" for name in EVALUATED)
+    rows.append(f"| {named} | the same of an evaluation by its name, where there are several |")
+    rows.append(
+        f"| `{TASK}:NAME`, `{TASK}:NAME/METRIC` | score of a task or group, percent: accuracy, else its first |"
+    )
+    rows.append(f"| `{MEAN}` | mean of the tasks and groups that were asked for, each of them once |")
     rows.append(f"| `{LOGGED}METRIC` | the last value that a W&B run has logged, such as `{LOGGED}eval/loss` |")
     rows.append(f"| `{CONFIG}PATH` | any value of the resolved configuration, such as `{CONFIG}train.learning_rate` |")
     return "\n".join(["## Columns of a table", "", "| name | meaning |", "|---|---|", *rows, ""])

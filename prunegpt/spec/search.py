@@ -4,28 +4,17 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
-from prunegpt.errors import nearest, unknown
+from prunegpt.errors import nearest
 from prunegpt.registry import EARLY_STOPS, SAMPLERS
+from prunegpt.spec.metrics import METRICS, NAMED, Direction, check_metric, direction_of, is_measured
 from prunegpt.spec.part import Part, Scalar
 
-METRICS: Mapping[str, tuple[Literal["minimize", "maximize"], str]] = {
-    "perplexity": ("minimize", "measured after the last stage"),
-    "loss": ("minimize", "its logarithm, nats per token"),
-    "bits_per_byte": ("minimize", "loss in bits by bytes of text"),
-    "sparsity": ("maximize", "zeros counted in the tensors selected for pruning, 0 to 1"),
-    "sparsity_all": ("maximize", "zeros counted in all parameters, 0 to 1"),
-    "size": ("minimize", "parameters that are not zero"),
-    "tokens": ("minimize", "trained on in all stages"),
-    "seconds": ("minimize", "wall time of computing all stages, in whichever trial"),
-}  # of a finished trial -> direction and meaning
-MEASURED = frozenset({"perplexity", "loss", "bits_per_byte"})  # metrics that an evaluation gives
-
-_CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+_CONSTRAINT = re.compile(r"\s*([^\s<>]+)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
 class Dimension(Part):
@@ -189,22 +178,15 @@ def _repeated(texts: tuple[str, ...]) -> str | None:
 class DirectedMetric(Part):
     """A metric, and whether less or more of it is better."""
 
-    metric: str = Field(description=", ".join(METRICS))
-    direction: Literal["minimize", "maximize"] | None = Field(
-        None, description="default: maximize for sparsity and sparsity_all, minimize for the others"
+    metric: Annotated[str, AfterValidator(check_metric)] = Field(description=", ".join([*METRICS, *NAMED]))
+    direction: Direction | None = Field(
+        None, description="default: maximize for sparsity, sparsity_all and tasks, minimize for the others"
     )
 
-    @field_validator("metric")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in METRICS:
-            raise ValueError(unknown("metric", value, METRICS))
-        return value
-
     @property
-    def wanted(self) -> Literal["minimize", "maximize"]:
+    def wanted(self) -> Direction:
         """The direction; default: the metric's own."""
-        return self.direction or METRICS[self.metric][0]
+        return self.direction or direction_of(self.metric)
 
 
 class ObjectiveSpec(DirectedMetric):
@@ -230,9 +212,7 @@ def constraint_of(text: str) -> Constraint:
         raise ValueError(
             f'a constraint must be METRIC, <= or >=, and a number, such as "sparsity >= 0.89", got {text!r}.'
         )
-    if found[1] not in METRICS:
-        raise ValueError(unknown("metric", found[1], METRICS))
-    return Constraint(found[1], found[2], float(found[3]))
+    return Constraint(check_metric(found[1]), found[2], float(found[3]))
 
 
 def violations(constraints: Iterable[str], metrics: Mapping[str, float | None]) -> dict[str, float]:
@@ -341,10 +321,17 @@ class SearchSpec(Part):
         return self
 
     @property
-    def is_measured(self) -> bool:
-        """Whether it uses a result of the evaluation, so that its trials must be evaluated alike."""
-        constrained = {constraint_of(text).metric for text in self.constraints}
-        return bool(MEASURED & ({objective.metric for objective in self.objectives} | constrained))
+    def metrics(self) -> dict[str, tuple[str, int]]:
+        """Every metric that it uses, with the field that names it."""
+        found = {one.metric: ("objectives", place) for place, one in enumerate(self.objectives)}
+        for place, text in enumerate(self.constraints):
+            found.setdefault(constraint_of(text).metric, ("constraints", place))
+        return found
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The metrics that evaluations give: its trials must be evaluated alike."""
+        return tuple(metric for metric in self.metrics if is_measured(metric))
 
 
 class EarlyStopSpec(Part):

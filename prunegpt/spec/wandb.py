@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunegpt.errors import unknown
+from prunegpt.spec.metrics import MEASURED
 from prunegpt.spec.naming import slug, trial_name
 from prunegpt.spec.paths import set_path
-from prunegpt.spec.search import MEASURED
 from prunegpt.spec.wandb_parameters import Parameter, ParameterError, canonical, parameters
 
 FieldPath = tuple[str | int, ...]

@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from prunegpt.errors import Problem, SpecError, nearest
+from prunegpt.spec.metrics import MEASURED
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
-from prunegpt.spec.search import MEASURED, Dimension, EarlyStopSpec
+from prunegpt.spec.search import Dimension, EarlyStopSpec
 from prunegpt.spec.wandb import STOP, TRIAL
 from prunegpt.spec.wandb_parameters import canonical, parameters
 

@@ -3,7 +3,7 @@
 import gc
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,20 +47,6 @@ def computing(root: Root, key: str) -> Iterator[None]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def record(root: Root, key: str) -> StageRecord:
-    """What a published stage came to; `cached` is set, the evaluation is not."""
-    found: StageRecord = StageRecord.read(root.stage(key) / "stage.json")
-    return found.model_copy(update={"cached": True})
-
-
-def evaluation(root: Root, key: str, evaluation_key: str) -> Evaluation | None:
-    """A stage's measured perplexity, where it was measured that way."""
-    if not root.is_measured(key, evaluation_key):
-        return None
-    found: Evaluation = Evaluation.read(root.evaluation(key, evaluation_key) / "evaluation.json")
-    return found
-
-
 def publish(root: Root, plan: StagePlan, state: ModelState, stage: StageRecord) -> None:
     """Writes a stage whole. A `load` stage keeps no copy of the weights: its source is named in plan.json."""
     with publishing(root.stage(plan.key)) as folder:
@@ -82,7 +68,7 @@ def publish(root: Root, plan: StagePlan, state: ModelState, stage: StageRecord) 
                 shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=_link)
         write_text(folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
         (folder / "evaluations").mkdir()
-        stage.model_copy(update={"evaluation": None, "cached": False}).write(folder / "stage.json")
+        stage.model_copy(update={"evaluation": None, "also": {}, "cached": False}).write(folder / "stage.json")
         seal(folder)
 
 
@@ -97,10 +83,19 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def publish_evaluation(root: Root, key: str, measured: Evaluation, windows: np.ndarray[Any, Any]) -> None:
-    """Writes one evaluation of a stage: evaluation.json, and windows.npy: float64 [windows, 2], nats and tokens."""
+def publish_evaluation(
+    root: Root, key: str, measured: Evaluation, arrays: np.ndarray[Any, Any] | Mapping[str, Any]
+) -> None:
+    """Writes one evaluation of a stage: evaluation.json, and beside it what it was computed from.
+
+    Of a perplexity windows.npy: float64 [windows, 2], nats and tokens; of tasks documents.npz: TASK/METRIC/FILTER ->
+    float64 [documents].
+    """
     with publishing(root.evaluation(key, measured.key)) as folder:
-        np.save(folder / "windows.npy", windows, allow_pickle=False)
+        if isinstance(arrays, Mapping):
+            np.savez_compressed(folder / "documents.npz", **arrays)
+        else:
+            np.save(folder / "windows.npy", arrays, allow_pickle=False)
         measured.model_copy(update={"stage": key}).write(folder / "evaluation.json")
         seal(folder)
 

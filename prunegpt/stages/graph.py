@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +14,9 @@ from prunegpt.lm import ranks
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.fingerprint import extra_versions, versions
 from prunegpt.planning.inputs import Inputs
-from prunegpt.records import StageRecord
+from prunegpt.records import Evaluation, StageRecord, chain_metrics, main_scores, published_record
 from prunegpt.root import Root
-from prunegpt.spec.plan import StagePlan, TrialPlan
+from prunegpt.spec.plan import PlannedEvaluation, StagePlan, TrialPlan
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 from prunegpt.stages.base import ModelState, Pruned, Result, StageContext, StageFunction
@@ -34,6 +34,7 @@ STAGES: Mapping[str, StageFunction] = {
     "prune": prune,
     "distill": distill,
 }
+_CURVES = ("perplexity", "task:", "tasks:")  # begin the names of what is measured after a stage, beside its sparsity
 _TRAINED = ("pretrain", "finetune", "distill")  # all processes work on these; the first one does the others alone
 
 EmitStage = Callable[[int, int, float, str, float, int], None]  # stage, step, epoch, name, value, tokens
@@ -73,8 +74,8 @@ class Chain:
     def _run(self, done: Callable[[StageRecord], None]) -> None:
         device = pick_device(self.trial.device)
         dtype = pick_dtype(self.trial.precision, device)
-        measured = pick_dtype(self.trial.evaluate.precision or self.trial.precision, device)
-        ruler = Ruler(self.trial.evaluate, self.trial.evaluation_key, device, measured, self.inputs)
+        first = PlannedEvaluation(evaluate=self.trial.evaluate, key=self.trial.evaluation_key)
+        rulers = [Ruler.of(one, self.trial, device, self.inputs) for one in (first, *self.trial.also)]
         state: ModelState | None = None
         for index, plan in enumerate(self.trial.stages):
             if ranks.decide(self._is_complete(plan)):
@@ -90,18 +91,20 @@ class Chain:
                     if cached:
                         state = self._load(plan.key, plan.model, device)
                     else:
-                        state = self._compute(index, plan, state, device, dtype, ruler)
+                        state = self._compute(index, plan, state, device, dtype, rulers)
             if ranks.leads():
-                self._measure(index, plan, state, ruler)
+                self._measure(index, plan, state, rulers)
             ranks.wait()
             done(self._finished(index, plan, cached=cached))
 
     def _is_complete(self, plan: StagePlan) -> bool:
         """Published and measured."""
-        return self.root.is_published(plan.key) and self._is_measured(plan)
+        return self.root.is_published(plan.key) and not self._unmeasured(plan)
 
-    def _is_measured(self, plan: StagePlan) -> bool:
-        return self.trial.evaluate.skip or bool(cache.evaluation(self.root, plan.key, self.trial.evaluation_key))
+    def _unmeasured(self, plan: StagePlan) -> list[str]:
+        """The keys of the evaluations of a stage that are not there."""
+        keys = [one.key for one in self.trial.evaluations_after(plan.key)]
+        return [key for key in keys if not self.root.is_measured(plan.key, key)]
 
     def _compute(
         self,
@@ -110,7 +113,7 @@ class Chain:
         state: ModelState | None,
         device: torch.device,
         dtype: torch.dtype,
-        ruler: Ruler,
+        rulers: Sequence[Ruler],
     ) -> ModelState:
         if plan.kind not in _TRAINED and not ranks.leads():
             ranks.wait()
@@ -122,8 +125,14 @@ class Chain:
             self.emit(index, step, epoch, name, value, tokens)
 
         def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, float]:
-            found, _ = ruler.measure(model, tokenizer)
-            return {"loss": _number(found.loss), "perplexity": _number(found.perplexity)}
+            measured: dict[str, float] = {}
+            for ruler in rulers:
+                asked = ruler.plan.evaluate
+                if not measured or (asked.tasks is None and asked.after_each):
+                    found, _ = ruler.measure(model, tokenizer)
+                    end = f":{ruler.plan.name}" if measured else ""
+                    measured |= {f"loss{end}": _number(found.loss), f"perplexity{end}": _number(found.perplexity)}
+            return measured
 
         setting = StageContext(
             root=self.root,
@@ -192,22 +201,30 @@ class Chain:
             threads=torch.get_num_threads(),
         )
 
-    def _measure(self, index: int, plan: StagePlan, state: ModelState, ruler: Ruler) -> None:
-        if self._is_measured(plan):
-            return
-        check_ledger(state)
-        found, windows = ruler.measure(state.model, state.tokenizer)
-        cache.publish_evaluation(self.root, plan.key, found, windows)
-        self.say(f"stage {index} {plan.kind} {plan.key}: perplexity {found.perplexity} ({found.protocol})")
+    def _measure(self, index: int, plan: StagePlan, state: ModelState, rulers: Sequence[Ruler]) -> None:
+        missing = self._unmeasured(plan)
+        if missing:
+            check_ledger(state)
+        for ruler in rulers:
+            if ruler.plan.key in missing:
+                found, arrays = ruler.measure(state.model, state.tokenizer)
+                cache.publish_evaluation(self.root, plan.key, found, arrays)
+                self.say(f"stage {index} {plan.kind} {plan.key}: {in_words(found)}")
 
     def _finished(self, index: int, plan: StagePlan, *, cached: bool) -> StageRecord:
-        record = cache.record(self.root, plan.key)
-        evaluation = cache.evaluation(self.root, plan.key, self.trial.evaluation_key)
-        if evaluation and evaluation.perplexity is not None:
-            self.emit(index, record.steps, 0.0, "perplexity", evaluation.perplexity, record.train_tokens)
-        if record.sparsity:
-            self.emit(index, record.steps, 0.0, "sparsity", record.sparsity.pruned, record.train_tokens)
-        return record.model_copy(update={"index": index, "cached": cached, "evaluation": evaluation})
+        record = published_record(self.root, self.trial, index, cached=cached)
+        for name, value in chain_metrics([record]).items():
+            if value is not None and (name == "sparsity" or name.startswith(_CURVES)):
+                self.emit(index, record.steps, 0.0, name, value, record.train_tokens)
+        return record
+
+
+def in_words(found: Evaluation) -> str:
+    """A measurement as a line of a log."""
+    if not found.scores:
+        return f"perplexity {found.perplexity} ({found.protocol})"
+    scores = main_scores(found.scores).values()
+    return f"{', '.join(f'{one.task} {one.metric} {one.value}' for one in scores)} ({found.protocol})"
 
 
 def _number(value: float | None) -> float:

@@ -1,54 +1,70 @@
 """What is measured of a model after every stage: perplexity, zeros, and that its masks hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunegpt.lm.device import pick_dtype
 from prunegpt.lm.perplexity import evaluate
+from prunegpt.lm.tasks import score
 from prunegpt.lm.views import WeightView, block_matrices, outline, select
 from prunegpt.lm.windows import Windows
 from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.masks import check, measure_sparsity
 from prunegpt.pruning.patterns import parse_pattern
 from prunegpt.records import Evaluation, SparsityRecord
-from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.plan import PlannedEvaluation, StagePlan, TrialPlan
 from prunegpt.spec.pruning import method_entry, scope_of
-from prunegpt.spec.schema import EvaluateSpec
 from prunegpt.stages import text
 from prunegpt.stages.base import ModelState
+
+Arrays = NDArray[np.float64] | Mapping[str, NDArray[np.float64]]
 
 
 @dataclass
 class Ruler:
-    """Measures models the one way a trial asks for; the text is tokenised once."""
+    """Measures models the one way an evaluation asks for; its text is tokenised once."""
 
-    spec: EvaluateSpec
-    key: str
+    plan: PlannedEvaluation
     device: torch.device
     dtype: torch.dtype
     inputs: Inputs
     _windows: Windows | None = None
+
+    @classmethod
+    def of(cls, plan: PlannedEvaluation, trial: TrialPlan, device: torch.device, inputs: Inputs) -> "Ruler":
+        """The ruler of one of a trial's evaluations."""
+        return cls(plan, device, pick_dtype(plan.evaluate.precision or trial.precision, device), inputs)
 
     def measure(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[Evaluation, NDArray[np.float64]]:
-        """Measures a model, see `lm.perplexity.evaluate`; `progress` gets the windows done, and their total."""
-        if self._windows is None:
-            self._windows = text.evaluation_windows(self.spec, tokenizer, self.inputs)
+    ) -> tuple[Evaluation, Arrays]:
+        """Measures a model, see `lm.perplexity.evaluate` and `lm.tasks.score`.
+
+        Args:
+            progress: gets the windows or requests done, and their total.
+        """
+        spec = self.plan.evaluate
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            if spec.tasks is not None:
+                with self.inputs.reading(map(Path, self.plan.files)):
+                    return score(model, tokenizer, spec, key=self.plan.key, device=self.device, progress=progress)
+            if self._windows is None:
+                self._windows = text.evaluation_windows(spec, tokenizer, self.inputs)
             return evaluate(
                 model,
                 self._windows,
-                key=self.key,
-                split=self.spec.split,
-                batch_size=self.spec.batch_size,
+                key=self.plan.key,
+                split=spec.split,
+                batch_size=spec.batch_size,
                 device=self.device,
                 progress=progress,
             )

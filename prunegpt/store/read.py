@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
 
 from prunegpt.errors import StoreError, unknown
 from prunegpt.records import Point, StageRecord, TrialResult, TrialState
@@ -22,8 +22,7 @@ from prunegpt.store.schema import note as notes
 _Kind = TypeVar("_Kind", dict[str, Any], list[Any])
 
 IDS_AT_ONCE = 10_000  # SQLite takes 32,766 parameters
-MEASURED = "perplexity"  # this curve, and those of the prefix below, depend on the evaluation key
-MEASURED_PREFIX = "eval_"
+_PERPLEXITY, _EVALUATED, _TASKS = "perplexity", "eval_", ("task:", "tasks:")  # begin names of measured curves
 
 
 def sweeps(connection: Connection) -> list[SweepRow]:
@@ -123,7 +122,7 @@ def states(connection: Connection, name: str) -> list[tuple[int, TrialState]]:
 
 def outdated(connection: Connection, plan: SweepPlan) -> list[str]:
     """Finished trials of a sweep whose keys a plan gives otherwise: something that decides them has changed since."""
-    keys = {one.name: (one.key, one.evaluation_key) for one in plan.trials if one.sweep == plan.name}
+    keys = {one.name: (one.key, one.measured_by) for one in plan.trials if one.sweep == plan.name}
     query = (
         select(trial.c.name, trial.c.key, trial.c.evaluation_key)
         .join(sweep, sweep.c.id == trial.c.sweep_id)
@@ -328,12 +327,10 @@ def _trial_id(connection: Connection, reference: int | str) -> int:
 def _curves(
     connection: Connection, trial_id: int, name: str | None, stage: int | None, *columns: Any
 ) -> Select[*tuple[Any, ...]]:
-    chain, evaluation_key = chain_of(connection, trial_id)
-    measured = or_(curve.c.name == MEASURED, curve.c.name.startswith(MEASURED_PREFIX, autoescape=True))
     query = (
         select(curve.c.stage, curve.c.name, *columns)
         .join(attempt, attempt.c.id == curve.c.attempt_id)
-        .where(curve.c.stage_key.in_(chain), or_(~measured, attempt.c.evaluation_key == evaluation_key))
+        .where(curves_of(stored_plan(connection, trial_id)))
     )
     if name is not None:
         query = query.where(curve.c.name == name)
@@ -342,15 +339,31 @@ def _curves(
     return query
 
 
-def chain_of(connection: Connection, trial_id: int) -> tuple[list[str], str]:
-    """The stage keys and the evaluation key of a trial.
+def curves_of(plan: TrialPlan) -> ColumnElement[bool]:
+    """Which curves are those of a trial: of its stages, in whichever trial, and where measured as it measures."""
+    name, measured_by = curve.c.name, attempt.c.evaluation_key
+    evaluated = name.startswith(_EVALUATED, autoescape=True)
+    first = or_(name == _PERPLEXITY, and_(evaluated, ~name.contains(":")))
+    alike = or_(measured_by == plan.evaluation_key, measured_by.startswith(f"{plan.evaluation_key} "))
+    conditions = [or_(~first, alike)]
+    for one in plan.also:
+        if one.evaluate.tasks is None:
+            kinds = or_(evaluated, name.startswith(_PERPLEXITY))
+            of_it = and_(kinds, name.endswith(f":{one.name}", autoescape=True))
+        else:
+            of_it = or_(*map(name.startswith, _TASKS))
+        conditions.append(or_(~of_it, measured_by.contains(f" {one.name}={one.key}", autoescape=True)))
+    return and_(curve.c.stage_key.in_([stage.key for stage in plan.stages]), *conditions)
+
+
+def stored_plan(connection: Connection, trial_id: int) -> TrialPlan:
+    """The plan of a trial.
 
     Raises:
         StoreError: there is no such trial.
     """
     row = _of_one(connection, trial_id)
-    plan = plan_of(row.plan, row.sweep, row.name)
-    return [stage.key for stage in plan.stages], plan.evaluation_key
+    return plan_of(row.plan, row.sweep, row.name)
 
 
 def _of_one(connection: Connection, trial_id: int) -> Row[str, str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, select
 
-from prunegpt.store.read import MEASURED, MEASURED_PREFIX, chain_of
+from prunegpt.store.read import curves_of, stored_plan
 from prunegpt.store.schema import attempt, curve, point
 
 
@@ -37,17 +37,15 @@ def series(connection: Connection, trial_id: int, wanted: Callable[[int, str], b
     Raises:
         StoreError: there is no such trial.
     """
-    chain, evaluation_key = chain_of(connection, trial_id)
     query = (
-        select(curve.c.id, curve.c.stage, curve.c.name, attempt.c.evaluation_key)
+        select(curve.c.id, curve.c.stage, curve.c.name)
         .join(attempt, attempt.c.id == curve.c.attempt_id)
-        .where(curve.c.stage_key.in_(chain))
+        .where(curves_of(stored_plan(connection, trial_id)))
         .order_by(curve.c.attempt_id)
     )
     parts: dict[tuple[int, str], list[int]] = {}
     for one in connection.execute(query):
-        measured = one.name == MEASURED or one.name.startswith(MEASURED_PREFIX)
-        if wanted(one.stage, one.name) and (one.evaluation_key == evaluation_key or not measured):
+        if wanted(one.stage, one.name):
             parts.setdefault((one.stage, one.name), []).append(one.id)
     found = [_read(connection, stage, name, ids) for (stage, name), ids in sorted(parts.items())]
     return [one for one in found if len(one.steps)]

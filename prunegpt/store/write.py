@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Executable, Table, case, delete, func, or_, s
 from prunegpt.errors import StoreError
 from prunegpt.records import AttemptRecord, Point, StageRecord, TrialState
 from prunegpt.spec.naming import joined
-from prunegpt.store.read import IDS_AT_ONCE, chain_of, find_sweep, plan_of
+from prunegpt.store.read import IDS_AT_ONCE, find_sweep, plan_of, stored_plan
 from prunegpt.store.rows import SavedTrial, StartedAttempt
 from prunegpt.store.schema import attempt, attempt_stage, curve, note, point, stage, sweep, trial
 
@@ -106,7 +106,7 @@ def _row(one: "TrialPlan", sweep_id: int) -> dict[str, Any]:
         "shown": True,
         "state": "waiting",
         "key": one.key,
-        "evaluation_key": one.evaluation_key,
+        "evaluation_key": one.measured_by,
         "plan": one.model_dump_json(),
         "search": one.search,
     }
@@ -122,7 +122,7 @@ def _placed(connection: Connection, one: "TrialPlan", own: str) -> "TrialPlan":
         .where(sweep.c.name == one.sweep, trial.c.name == one.name, trial.c.shown, sweep.c.spec != _NO_SPEC)
     )
     there = connection.execute(query).one_or_none()
-    if there is None or tuple(there) == (one.key, one.evaluation_key):
+    if there is None or tuple(there) == (one.key, one.measured_by):
         return one
     return one.model_copy(update={"name": joined(one.name, own), "implicit": True})
 
@@ -349,15 +349,15 @@ def reopen_attempt(connection: Connection, attempt_id: int) -> None:
 
 
 def _insert_attempt(connection: Connection, trial_id: int, number: int, folder: str, state: str, started: float) -> int:
-    chain, evaluation_key = chain_of(connection, trial_id)
+    plan = stored_plan(connection, trial_id)
     statement = attempt.insert().returning(attempt.c.id)
     values = {
         "trial_id": trial_id,
         "number": number,
         "folder": folder,
-        "chain": _json(chain),
-        "key": chain[-1],
-        "evaluation_key": evaluation_key,
+        "chain": _json([one.key for one in plan.stages]),
+        "key": plan.key,
+        "evaluation_key": plan.measured_by,
         "state": state,
         "reason": "",
         "error": "",

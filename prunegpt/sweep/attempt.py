@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,17 +10,7 @@ from pydantic import ValidationError
 
 from prunegpt.launch.base import Exited
 from prunegpt.launch.log import LOG, last_lines
-from prunegpt.records import (
-    CALIBRATED,
-    LAYERS_PRUNED,
-    TOTAL_STEPS,
-    AttemptRecord,
-    Evaluation,
-    Point,
-    StageRecord,
-    read_points,
-)
-from prunegpt.root import Root
+from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS, AttemptRecord, Point, read_points
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.events import AttemptProgress
@@ -150,21 +140,6 @@ class Attempt:
     def last_words(self, lines: int = _LOG_LINES) -> str:
         """The end of its log."""
         return last_lines(self.folder / LOG, lines)
-
-
-def published_record(root: Root, trial: TrialPlan, index: int, *, cached: bool) -> StageRecord:
-    """What a published stage of a trial came to, with its evaluation where there is one.
-
-    Raises:
-        ValueError, OSError: stage.json or evaluation.json is not what it should be.
-    """
-    key = trial.stages[index].key
-    record: StageRecord = StageRecord.read(root.stage(key) / "stage.json")
-    update: Mapping[str, object] = {"index": index, "cached": cached}
-    measured = root.evaluation(key, trial.evaluation_key) / "evaluation.json"
-    if not trial.evaluate.skip and measured.exists():
-        update = {**update, "evaluation": Evaluation.read(measured)}
-    return record.model_copy(update=update)
 
 
 def readable(error: Exception) -> str:

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from prunegpt.records import StageRecord, TrialState
+from prunegpt.records import StageRecord, TrialState, published_record
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
-from prunegpt.sweep.attempt import Attempt, last_number, published_record, readable
+from prunegpt.sweep.attempt import Attempt, last_number, readable
 from prunegpt.sweep.events import TrialStarted
 from prunegpt.sweep.failures import divided
 from prunegpt.sweep.patience import PatientLauncher

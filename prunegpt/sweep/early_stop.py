@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from prunegpt.planning.budget import train_tokens
 from prunegpt.planning.samplers import early_stop_of, quiet
 from prunegpt.records import EARLY_STOP, TOTAL_STEPS, Point, TrialResult
+from prunegpt.spec.metrics import evaluation_of
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.search import EarlyStopSpec
 from prunegpt.store import Store
-from prunegpt.store.read import MEASURED, MEASURED_PREFIX
 from prunegpt.sweep.scheduler import name_of
 from prunegpt.sweep.tokens import TokenClock
 
@@ -152,8 +152,9 @@ class CurveStopper:
         """Where a trial is compared: with those whose metric is measured as its own is."""
         import optuna
 
-        evaluated = self.spec.metric == MEASURED or self.spec.metric.startswith(MEASURED_PREFIX)
-        key = trial.comparison_key if evaluated else ()
+        metric = self.spec.metric.removeprefix("eval_")
+        evaluated = metric != self.spec.metric or metric.startswith("perplexity")
+        key = trial.under(evaluation_of(metric)).comparison_key if evaluated else ()
         if key not in self._studies:
             with quiet():
                 sampler = optuna.samplers.RandomSampler(seed=0)

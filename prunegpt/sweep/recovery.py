@@ -5,12 +5,12 @@ import socket
 from pathlib import Path
 
 from prunegpt.launch.slurm_left import end_left
-from prunegpt.records import AttemptRecord
+from prunegpt.records import AttemptRecord, published_record
 from prunegpt.root import Root, read_json, write_json
 from prunegpt.spec.part import in_short
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import AttemptRow, Store
-from prunegpt.sweep.attempt import Attempt, published_record
+from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.failures import left_open
 from prunegpt.sweep.lock import lives
 

@@ -66,7 +66,7 @@ def _changed(planner: Planner, before: list[TrialResult]) -> str:
     planned = {trial.name: trial for trial in plan.trials if trial.sweep == plan.name}
     for result in before:
         now = planned.get(result.name)
-        if now and (now.key, now.evaluation_key) != (result.plan.key, result.plan.evaluation_key):
+        if now and (now.key, now.measured_by) != (result.plan.key, result.plan.measured_by):
             return result.name
     for search in plan.searches:
         files = {digest for chain in planner.searched.get(search.index, ()) for digest in chain.trial.inputs.values()}

@@ -31,8 +31,7 @@ def units_of(trial: TrialPlan) -> tuple[WorkUnit, ...]:
     units: list[WorkUnit] = []
     for stage in trial.stages:
         units.append(WorkUnit(stage.key))
-        if not trial.evaluate.skip:
-            units.append(WorkUnit(stage.key, trial.evaluation_key))
+        units += [WorkUnit(stage.key, one.key) for one in trial.evaluations_after(stage.key)]
     return tuple(units)
 
 

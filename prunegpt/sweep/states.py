@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from prunegpt.launch.log import LOG
 from prunegpt.records import EARLY_STOP, ComparisonKey, StageRecord, TrialResult, TrialState
 from prunegpt.root import Root
+from prunegpt.spec.metrics import evaluation_of, is_measured
 from prunegpt.spec.plan import TrialPlan
-from prunegpt.spec.search import MEASURED, broken
+from prunegpt.spec.search import broken
 from prunegpt.spec.target import TargetSpec
 from prunegpt.store import SavedTrial, Store
 from prunegpt.sweep.attempt import Attempt
@@ -153,9 +154,10 @@ class TrialStates:
         """Notes the first trial of the sweep that reaches the target, of those that are measured alike."""
         if self.target is None or self.reached or result.implicit or result.state != "finished":
             return
-        if self.target.metric in MEASURED and result.measured:
-            self._measured = self._measured or result.measured.comparison_key
-            if result.measured.comparison_key != self._measured:
+        measured = result.under(evaluation_of(self.target.metric)).measured
+        if is_measured(self.target.metric) and measured:
+            self._measured = self._measured or measured.comparison_key
+            if measured.comparison_key != self._measured:
                 return
         metrics = result.metrics
         constraints = result.plan.constraints if result.plan.search else self.constraints

@@ -154,7 +154,7 @@ def quiet() -> None:
 
 def run_id(result: TrialResult) -> str:
     """The run of a trial: the same for each of its attempts, another for another configuration."""
-    return digest([result.sweep, result.name, result.key, result.evaluation_key])[:16]
+    return digest([result.sweep, result.name, result.key, result.plan.measured_by])[:16]
 
 
 def rows_of(trial: TrialPlan, points: Iterable[Point]) -> list[LogRow]:
@@ -229,12 +229,15 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
     from prunegpt.report.gallery import figures_of
     from prunegpt.report.measure import stored_windows
     from prunegpt.report.plots import curves, in_figures
+    from prunegpt.report.scores import stored_documents
     from prunegpt.report.tables import build_table
 
     with Store.open(root, create=False) as store:
         results, declared = store.results(sweep), store.tables(sweep)
         windows = stored_windows(root)
-        tables = [build_table(table, results, windows, sweep=sweep, commit=None) for table in declared]
+        tables = [
+            build_table(table, results, windows, documents=stored_documents(root), sweep=sweep) for table in declared
+        ]
         figures = figures_of(results, windows, lambda one: curves(one, store.series(one.id, in_figures)))
         figures = figures[:_MOST_FIGURES]
     if not tables and not figures:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prunegpt.lm.skeleton import skeleton
+from prunegpt.lm.tasks import leaves
 from prunegpt.lm.views import outline
 from prunegpt.training.rehearsal import refusals
 
@@ -16,7 +17,9 @@ _IDLE = 300.0  # seconds without a question, after which nobody is believed to a
 
 
 def answer(question: dict[str, Any]) -> Any:
-    """The outline of a model with that config, or the training arguments that are refused."""
+    """The outline of a model with that config, what tasks read, or the training arguments that are refused."""
+    if "tasks" in question:
+        return _tasks(**question)
     if "config" not in question:
         return refusals(**question)
     try:
@@ -24,6 +27,13 @@ def answer(question: dict[str, Any]) -> Any:
     except Exception as error:  # of a family that cannot be built so, or has no decoder layers
         return {"error": " ".join(str(error).split()) or type(error).__name__}
     return {"matrices": found.matrices, "weights": found.weights}
+
+
+def _tasks(tasks: list[str], include_path: str | None) -> Any:
+    try:
+        return leaves(tasks, include_path)
+    except Exception as error:  # files of tasks hold code of their own
+        return {"error": " ".join(str(error).split()) or type(error).__name__}
 
 
 def main() -> None:

@@ -192,7 +192,7 @@ class JobTrainer(Trainer, TrainerCallback):
         found = self.measure(self.model)
         found = dict(zip(found, ranks.agree(list(found.values())), strict=True))
         for name, value in found.items():
-            self._emit(name if name == "perplexity" else f"eval_{name}", value)
+            self._emit(name if name.startswith("perplexity") else f"eval_{name}", value)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -23,13 +23,14 @@ OTHERWISE: dict[str, Any] = {
     "precision": "bfloat16",
     "bos": True,
 }
-ALIKE: dict[str, Any] = {"batch_size": 1, "precision": "float32"}  # what auto is on a processor
+ALIKE: dict[str, Any] = {"batch_size": 1, "precision": "float32", "name": "n", "after": "each"}  # auto is float32 here
+OF_TASKS = ("tasks", "num_fewshot", "limit", "include_path")
 
 
 def test_every_field_that_changes_what_is_measured_makes_figures_incomparable(
     run_trials: RunTrials, text_files: dict[str, str], tmp_path: Path
 ) -> None:
-    assert {*OTHERWISE, *ALIKE, "data", "skip"} == {*EvaluateSpec.model_fields}
+    assert {*OTHERWISE, *ALIKE, *OF_TASKS, "data", "skip"} == {*EvaluateSpec.model_fields}
     sliding = {"protocol": "sliding"}  # has a stride
     other = tmp_path / "other.txt"
     other.write_text(Path(text_files["train"]).read_text()[1000:])
@@ -46,7 +47,7 @@ def test_every_field_that_changes_what_is_measured_makes_figures_incomparable(
     found = {name: record.stages[-1].evaluation for name, record in records.items()}
     keys = {name: one.comparison_key for name, one in found.items() if one is not None}
     assert len(keys) == len(trials)
-    assert keys["alike-batch-size"] == keys["alike-precision"] == keys["as-most"]
+    assert {keys[f"alike-{name.replace('_', '-')}"] for name in ALIKE} == {keys["as-most"]}
     different = [key for name, key in keys.items() if not name.startswith("alike-")]
     assert len(set(different)) == len(different)
     assert keys["data"][1:] == keys["as-most"][1:]  # all but the text itself

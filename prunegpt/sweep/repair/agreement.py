@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-from prunegpt.records import Evaluation, StageRecord, TrialResult
+from prunegpt.records import StageRecord, TrialResult, published_record
 from prunegpt.root import Root, sealed
 from prunegpt.store import Store
 from prunegpt.sweep.lock import coordinator
@@ -33,10 +33,10 @@ def disagreements(root: Root) -> Iterator[Finding]:
 
 
 def _gone(root: Root, result: TrialResult) -> Iterator[Finding]:
-    key, skipped = result.key, result.plan.evaluate.skip
+    key, asked = result.key, result.plan.evaluations_after(result.key)
     if result.plan.foreign:
         return  # a W&B run, which never had a model here and cannot be run
-    if root.is_published(key) and (skipped or root.is_measured(key, result.evaluation_key)):
+    if root.is_published(key) and all(root.is_measured(key, one.key) for one in asked):
         return
     what = "model was" if not root.is_published(key) else "measurement was"
     text = f"{result.sweep}/{result.name} is finished, but its {what} deleted or damaged; its figures are still known."
@@ -65,15 +65,17 @@ def _other_figures(root: Root, result: TrialResult) -> Iterator[Finding]:
 
 def _published(root: Root, result: TrialResult, stage: StageRecord) -> StageRecord | None:
     """What a sealed stage says, as the database should have it; None where there is nothing to be sure of."""
-    folder = root.stage(stage.key)
-    measured = root.evaluation(stage.key, result.evaluation_key)
-    if not root.is_published(stage.key) or not sealed(folder):
+    if not root.is_published(stage.key) or not sealed(root.stage(stage.key)):
         return None
-    record = StageRecord.read(folder / "stage.json")
-    evaluation = stage.evaluation
-    if evaluation and root.is_measured(stage.key, result.evaluation_key) and sealed(measured):
-        evaluation = Evaluation.read(measured / "evaluation.json")
-    return record.model_copy(update={"index": stage.index, "cached": stage.cached, "evaluation": evaluation})
+    record = published_record(root, result.plan, stage.index, cached=stage.cached)
+    sure = {
+        one.name
+        for one in result.plan.evaluations_after(stage.key)
+        if root.is_measured(stage.key, one.key) and sealed(root.evaluation(stage.key, one.key))
+    }
+    first = record.evaluation if stage.evaluation and result.plan.evaluate.called in sure else stage.evaluation
+    also = {name: record.also[name] if name in sure else known for name, known in stage.also.items()}
+    return record.model_copy(update={"evaluation": first, "also": also})
 
 
 def _figure(stage: StageRecord) -> str:

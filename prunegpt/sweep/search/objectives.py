@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prunegpt.records import EARLY_STOP, TrialResult
+from prunegpt.spec.metrics import evaluation_of
 from prunegpt.spec.search import SearchSpec, violations
 
 
@@ -41,7 +42,8 @@ def outcome_of(
         return FAILED
     metrics = result.metrics if result.state == "finished" else {}
     values = [metrics.get(objective.metric) for objective in spec.objectives]
-    diverged = result.state == "diverged" or (result.evaluation is not None and not result.evaluation.finite)
+    measured = [result.under(evaluation_of(metric)).evaluation for metric in spec.measured]
+    diverged = result.state == "diverged" or any(found is not None and not found.finite for found in measured)
     if diverged and len(values) == 1 and values[0] is None:
         worst = math.inf if spec.objectives[0].wanted == "minimize" else -math.inf
         return TrialReport("complete", (worst,), dict.fromkeys(spec.constraints, math.inf))

@@ -15,6 +15,7 @@ from typing import Any
 
 from prunegpt.errors import SpecError
 from prunegpt.records import ComparisonKey, TrialResult
+from prunegpt.spec.metrics import evaluation_of
 from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.space import fits
 from prunegpt.sweep.search.objectives import FAILED, TrialReport, outcome_of
@@ -73,7 +74,7 @@ class Search:
         self._since: list[int] = []  # reported since the last suggestion
         self._vain = False  # the last suggestion gave nothing, and nothing was reported since
         self._last = max((result.plan.number for result in results), default=0)
-        self._measured: ComparisonKey | None = None  # of the first reported trial
+        self._measured: dict[str, ComparisonKey] = {}  # of the first reported trial, by evaluation
         self._restore(results)
 
     @property
@@ -121,10 +122,12 @@ class Search:
 
     def _outcome(self, result: TrialResult) -> TrialReport:
         """What is reported about a trial: a failure where it was not measured as the first reported one."""
-        measured = result.measured
-        if measured and self.plan.spec.is_measured:
-            self._measured = self._measured or measured.comparison_key
-            if apart := self._measured.differs(measured.comparison_key):
+        for name in dict.fromkeys(map(evaluation_of, self.plan.spec.measured)):
+            measured = result.under(name).measured
+            if measured is None:
+                continue
+            first = self._measured.setdefault(name, measured.comparison_key)
+            if apart := first.differs(measured.comparison_key):
                 _logger.warning(
                     "search %s cannot compare %s with the trials before it: %s. Keep what changes that out of the "
                     "space, or set evaluate so that all are measured alike.",
@@ -206,7 +209,7 @@ class Search:
     def _begin(self) -> None:
         self.study = SearchStudy(self.plan.spec, self._index)
         self._trials, self._keys, self._since = {}, {}, []
-        self._measured = None
+        self._measured = {}
 
     def _fits(self, result: TrialResult) -> bool:
         """Whether a trial is one that the search as it is now could have suggested."""
@@ -273,7 +276,7 @@ class Search:
 
 def identity(plan: TrialPlan) -> tuple[str, str]:
     """Equal for equal configurations."""
-    return plan.key, plan.evaluation_key
+    return plan.key, plan.measured_by
 
 
 def _is_same(plan: TrialPlan, result: TrialResult) -> bool:

@@ -12,6 +12,7 @@ from prunegpt.report.measure import stored_windows
 from prunegpt.report.render.csv import lines
 from prunegpt.report.render.html import fragment
 from prunegpt.report.rows import other_sweeps
+from prunegpt.report.scores import stored_documents
 from prunegpt.report.tables import build_table
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, RequestError, attachment, endpoint
@@ -65,7 +66,10 @@ def tables(dashboard: Dashboard, name: str) -> list[Table]:
     return dashboard.kept.get(
         ("tables", name),
         (state, sweep.updated),
-        lambda: [build_table(table, results, windows, sweep=name) for table in declared],
+        lambda: [
+            build_table(table, results, windows, documents=stored_documents(dashboard.root), sweep=name)
+            for table in declared
+        ],
     )
 
 
