@@ -134,15 +134,21 @@ class Sweep:
             known = any(sweep.name == self.name for sweep in store.sweeps())
             return store.results(self.name) if known else []
 
-    def frame(self, *, intervals: bool | None = None) -> "DataFrame":
+    def frame(self, *, where: str = "", intervals: bool | None = None) -> "DataFrame":
         """One row per trial: state, group (of its seeds), what was swept, perplexity with its interval, method, ...
 
         Sparsities are 0 to 1; `perplexity_low` and `perplexity_high` are the ends of the 95% interval.
 
         Args:
+            where: a filter, such as 'perplexity < 40 and method == "wanda"'; see docs/filters.md.
             intervals: whether to compute them, some milliseconds each; default: of up to 200 trials.
+
+        Raises:
+            QueryError: the filter is not understood.
         """
-        results = self.results()
+        from prunegpt.report.query import selected
+
+        results = selected(self.results(), where)
         if intervals is None:
             intervals = len(results) <= _MANY
         return _pandas().DataFrame(_rows(results, self.root, intervals))

@@ -1,7 +1,6 @@
-"""prunegpt sweep: check, run, status; the rest is in `control` and `watch`."""
+"""prunegpt sweep: check and run; the rest is in `status`, `control` and `watch`."""
 
 import fnmatch
-from collections import Counter
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -9,22 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli import complete
 from prunegpt.cli.control import LauncherOption, OnlyOption, SlotsOption, execute
 from prunegpt.cli.options import ROOT, JsonOption, SetOption, number, print_json, say, sweep_app
-from prunegpt.cli.trial import print_failures
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from prunegpt.errors import Problem
-    from prunegpt.records import TrialResult
     from prunegpt.spec.outline import Coverage
     from prunegpt.spec.plan import SweepPlan, TrialPlan
     from prunegpt.spec.search import SearchSpec
-
-_LISTED = 200  # finished trials that `status` shows without being asked for all
 
 SpecArgument = Annotated[Path, typer.Argument(help="A sweep spec (YAML).", show_default=False)]
 
@@ -230,83 +224,3 @@ def fields(
         return
     write_text(update, reference())
     say(f"{update}: written")
-
-
-@sweep_app.command(epilog="Example: prunegpt sweep status quickstart")
-def status(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="Sweep name (default: all sweeps).", show_default=False, autocompletion=complete.sweeps),
-    ] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help=f"Show all trials, even if there are more than {_LISTED} finished ones.")
-    ] = False,
-    root: Root = ROOT,
-    as_json: JsonOption = False,
-) -> None:
-    """Show the trials of a sweep, or of all.
-
-    With results and failure reasons.
-    """
-    from prunegpt.store import Store
-    from prunegpt.sweep.lock import coordinator
-
-    with Store.open(root, create=False) as store:
-        sweeps = [store.sweep(name)] if name else store.sweeps()
-        states = {trial: state for sweep in sweeps for trial, state in store.states(sweep.name)}
-        finished = [trial for trial, state in states.items() if state == "finished"]
-        left_out = set() if everything or as_json else set(finished[:-_LISTED])
-        results = store.results_of([trial for trial in states if trial not in left_out])
-        if as_json:
-            print_json({"trials": [_result_json(result) for result in results]})
-            return
-        _print_results(results, name)
-        if left_out:
-            print(f"and {number(len(left_out))} more finished trials; list them with --all")
-        print_failures(results, store, root)
-    counts = Counter(states.values())
-    print(", ".join(f"{number(count)} {state}" for state, count in counts.most_common()) or "no trials")
-    running = coordinator(root)
-    if running is not None:
-        print(f"run by process {running.pid} on {running.host}; watch it with `prunegpt sweep watch`")
-
-
-def _print_results(results: "list[TrialResult]", name: str | None) -> None:
-    from prunegpt.cli.tables import print_table
-    from prunegpt.records import comparable
-
-    print_table(
-        ["id", "trial", "state", "perplexity", "sparsity", "stages", "note"],
-        (
-            [
-                str(result.id),
-                result.address if name is None else result.name,
-                result.state,
-                *map(result.metrics.get, ("perplexity", "sparsity")),
-                f"{len(result.stages)}/{len(result.plan.stages)}",
-                result.reason or result.so_far,
-            ]
-            for result in results
-        ),
-        spare=("id", "stages"),
-    )
-    alike = {result.id for result in (comparable(results) if name else results)}
-    if odd := [result.name for result in results if result.measured and result.id not in alike]:
-        print(f"note: evaluated differently from the other trials, so not comparable: {', '.join(odd)}")
-
-
-def _result_json(result: "TrialResult") -> dict[str, Any]:
-    return {
-        "id": result.id,
-        "sweep": result.sweep,
-        "name": result.name,
-        "state": result.state,
-        "perplexity": result.metrics["perplexity"],
-        "sparsity": result.metrics["sparsity"],
-        "so_far": result.so_far,
-        "stages": [stage.model_dump(include={"key", "kind", "cached", "seconds"}) for stage in result.stages],
-        "attempts": result.attempts,
-        "reason": result.reason,
-        "error": result.error,
-        "log": result.folder + "/log.txt" if result.folder else None,
-    }

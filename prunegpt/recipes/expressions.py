@@ -2,31 +2,15 @@
 
 import ast
 import math
-import operator
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prunegpt.errors import PruneGPTError, unknown
+from prunegpt.errors import unknown
+from prunegpt.spec.arithmetic import MAX_LENGTH, OPERATORS, ExpressionError, Number, applied, finite_number, short
 
-Number = int | float
-
-MAX_LENGTH = 1_000  # characters of an expression
-MAX_BITS = 4_096  # of an integer result
-_MAX_DIGITS = 300  # second argument of round
 _MAX_PASSES = 100  # replacements in one text
 
-_OPERATORS: Mapping[type[ast.operator | ast.unaryop], Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
 _FUNCTIONS: Mapping[str, tuple[Callable[..., Any], range]] = {  # name -> function, numbers of arguments
     "abs": (abs, range(1, 2)),
     "float": (float, range(1, 2)),
@@ -36,10 +20,6 @@ _FUNCTIONS: Mapping[str, tuple[Callable[..., Any], range]] = {  # name -> functi
     "round": (round, range(1, 3)),
 }
 _GRAMMAR = "numbers, names of variables, + - * / // ** %, parentheses and " + ", ".join(_FUNCTIONS)
-
-
-class ExpressionError(PruneGPTError, ValueError):
-    """An expression of a recipe that is no arithmetic, or has no finite value."""
 
 
 def evaluate(expression: str, names: Mapping[str, Any] | None = None) -> Number:
@@ -58,59 +38,30 @@ def evaluate(expression: str, names: Mapping[str, Any] | None = None) -> Number:
     try:
         return _value(ast.parse(text, mode="eval").body, names or {})
     except ExpressionError as error:
-        raise ExpressionError(f"{_short(text)}: {error}") from error.__cause__
+        raise ExpressionError(f"{short(text)}: {error}") from error.__cause__
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise ExpressionError(f"an expression must be arithmetic ({_GRAMMAR}), got {_short(text)!r}.") from error
+        raise ExpressionError(f"an expression must be arithmetic ({_GRAMMAR}), got {short(text)!r}.") from error
 
 
 def _value(node: ast.expr, names: Mapping[str, Any]) -> Number:
     match node:
         case ast.Constant(value=value):
-            return _number(value, f"a constant must be a number, got {_short(repr(value))}.")
+            return finite_number(value, f"a constant must be a number, got {short(repr(value))}.")
         case ast.Name(id=name) if name in names:
-            return _number(names[name], f"a variable in arithmetic must be a number; {name} is {names[name]!r}.")
+            return finite_number(names[name], f"a variable in arithmetic must be a number; {name} is {names[name]!r}.")
         case ast.Name(id=name):
             raise ExpressionError(unknown("variable", name, names))
-        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
-            return _applied(_OPERATORS[type(op)], _value(operand, names))
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _applied(_OPERATORS[type(op)], _value(left, names), _value(right, names))
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in OPERATORS:
+            return applied(OPERATORS[type(op)], _value(operand, names))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            return applied(OPERATORS[type(op)], _value(left, names), _value(right, names))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
             function, counts = _FUNCTIONS[name]
             if len(args) not in counts:
                 count = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
                 raise ExpressionError(f"{name} takes {count} arguments, got {len(args)}.")
-            return _applied(function, *[_value(argument, names) for argument in args])
-    raise ExpressionError(f"only {_GRAMMAR} are allowed; it holds {_short(ast.unparse(node))}.")
-
-
-def _applied(function: Callable[..., Any], *values: Number) -> Number:
-    first, *others = values
-    if function is round and others and (type(others[0]) is not int or abs(others[0]) > _MAX_DIGITS):
-        raise ExpressionError(f"round takes a whole number of digits up to {_MAX_DIGITS}, got {others[0]}.")
-    whole = function is operator.pow and all(type(value) is int for value in values)
-    if whole and abs(first) > 1 and math.log2(abs(first)) * others[0] > MAX_BITS:
-        raise ExpressionError(f"a power may have {MAX_BITS} bits; {_short(f'{first} ** {others[0]}')} has more.")
-    try:
-        result = function(*values)
-    except ZeroDivisionError as error:
-        raise ExpressionError("it divides by zero.") from error
-    except (OverflowError, ValueError) as error:
-        raise ExpressionError(f"its value is too large or undefined ({error}).") from error
-    return _number(result, "its value must be a real number: a negative number has no fractional power.")
-
-
-def _number(value: Any, otherwise: str) -> Number:
-    """A finite number of bounded size."""
-    if type(value) is int:
-        if value.bit_length() <= MAX_BITS:
-            return value
-        raise ExpressionError(f"a whole number may have {MAX_BITS} bits; it has {value.bit_length()}.")
-    if type(value) is not float:
-        raise ExpressionError(otherwise)
-    if not math.isfinite(value):
-        raise ExpressionError(f"its value must be finite, got {value}.")
-    return value
+            return applied(function, *[_value(argument, names) for argument in args])
+    raise ExpressionError(f"only {_GRAMMAR} are allowed; it holds {short(ast.unparse(node))}.")
 
 
 def computed(value: Any, variables: Mapping[str, Any], compute: Callable[[str, Mapping[str, Any]], Any]) -> Any:
@@ -232,7 +183,7 @@ def substitute(text: str, variables: Mapping[str, Any]) -> str | float:
         raise ExpressionError(f"its value must be finite, got {text}.")
     raise ExpressionError(
         f"a text may hold {_MAX_PASSES} expressions and no variables that depend on each other in a circle, got "
-        f"{_short(text)!r}."
+        f"{short(text)!r}."
     )
 
 
@@ -242,8 +193,4 @@ def _closing(text: str, opening: int) -> int:
         depth += {"(": 1, ")": -1}.get(text[position], 0)
         if depth == 0:
             return position
-    raise ExpressionError(f"every eval( must be closed; {_short(text)!r} is not.")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
+    raise ExpressionError(f"every eval( must be closed; {short(text)!r} is not.")

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prunegpt.errors import Problem, nearest
-from prunegpt.recipes.expressions import ExpressionError, computed, resolve_variables, substitute, whole_value
+from prunegpt.recipes.expressions import computed, resolve_variables, substitute, whole_value
 from prunegpt.recipes.source import Map, RecipeError, line_of, tag_of, tags
+from prunegpt.spec.arithmetic import ExpressionError
 
 Dialect = Literal["legacy", "session", "own"]
 RunMode = Literal["train", "oneshot"]

@@ -4,7 +4,9 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 ValueKind = Literal["text", "loss", "bits", "percent", "count", "seconds", "number"]
@@ -93,3 +95,68 @@ def printed(value: float) -> str:
 def one_line(text: str) -> str:
     """Line breaks, control characters and lone surrogates become single spaces; none at the ends."""
     return _NOT_SHOWN.sub(" ", text).strip()
+
+
+@dataclass(frozen=True)
+class NumberStyle:
+    """How all numbers of one column are written.
+
+    Attributes:
+        style: `fixed` as 0.50, `exponent` as 3.5e-4, `clock` as 3:20 or 1:05:09.
+        decimals: digits behind the point.
+    """
+
+    style: Literal["fixed", "exponent", "clock"] = "fixed"
+    decimals: int = 0
+
+
+_FINEST = 4  # significant digits of a number in a column
+_PLAIN_FROM, _PLAIN_TO = 1e-3, 1e6  # sizes between which numbers are written without an exponent
+
+
+def number_style(kind: str, values: Iterable[Any]) -> NumberStyle:
+    """How a column of these values is written, the same for each of them.
+
+    Args:
+        kind: of a field (`report/fields.py`); `percent` are shares between 0 and 1.
+        values: those of the column; what is no number does not matter.
+    """
+    numbers = {float(value) for value in values if is_number(value)}
+    sizes = [abs(value) for value in numbers if value]
+    if kind == "seconds":
+        return NumberStyle("clock") if any(value >= 60 for value in numbers) else NumberStyle(decimals=1)
+    if kind in ("count", "loss"):
+        return NumberStyle(decimals=2 if kind == "loss" else 0)
+    if kind == "percent":
+        texts = [percent(100 * value) for value in numbers]
+        return NumberStyle(decimals=min(_FINEST, max([1, *(len(text.partition(".")[2]) for text in texts)])))
+    if all(value.is_integer() for value in numbers) and max(sizes, default=0) < _PLAIN_TO:
+        return NumberStyle()
+    if min(sizes) < _PLAIN_FROM or max(sizes) >= _PLAIN_TO:
+        digits = [len(f"{value:.{_FINEST - 1}e}".partition("e")[0].rstrip("0").rstrip(".")) - 2 for value in sizes]
+        return NumberStyle("exponent", max(0, *digits))
+    digits = [len(f"{float(f'{value:.{_FINEST}g}'):f}".rstrip("0").partition(".")[2]) for value in sizes]
+    return NumberStyle(decimals=max(digits))
+
+
+def written(value: Any, kind: str, how: NumberStyle) -> str:
+    """A value of a column for people: numbers in the column's notation, and a sign where there is none."""
+    if value is None or value in ("", [], ()):
+        return EMPTY
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if not is_number(value) or kind == "text":
+        return str(value)
+    if kind == "percent":
+        return f"{100 * value:.{how.decimals}f}%"
+    if kind == "time":
+        return datetime.fromtimestamp(value).strftime("%Y-%m-%d %H:%M")
+    if how.style == "clock":
+        minutes, seconds = divmod(round(value), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    if how.style == "exponent" or (kind == "loss" and abs(value) >= _PLAIN_TO):
+        return f"{value:.{how.decimals}e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+    return f"{value:{',' if kind in ('count', 'loss') else ''}.{how.decimals}f}{' s' if kind == 'seconds' else ''}"

@@ -293,6 +293,11 @@ def note(connection: Connection, trial_id: int) -> str:
     return str(connection.execute(select(notes.c.text).where(notes.c.trial_id == trial_id)).scalar() or "")
 
 
+def every_note(connection: Connection) -> dict[int, str]:
+    """All notes, by the trial's id."""
+    return {row.trial_id: row.text for row in connection.execute(select(notes.c.trial_id, notes.c.text))}
+
+
 def points(
     connection: Connection, reference: int | str, name: str | None = None, *, stage: int | None = None
 ) -> list[Point]:

@@ -143,6 +143,7 @@ class Store:
     held = _reading(read.held)
     note = _reading(read.note)
     names = _reading(names.names)
+    notes = _reading(read.every_note)
     sweeps = _reading(read.sweeps)
     sweep = _reading(read.sweep_row)
     tables = _reading(read.tables)

@@ -16,6 +16,7 @@ from prunegpt.cli.tables import print_sparsities
 from prunegpt.sweep.events import SweepStarted
 from tests.support.small import Invoke
 from tests.support.specs import plan_of
+from tests.support.study import make_root
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 RECIPES = CHECKOUT / "sweeps" / "recipes"
@@ -122,3 +123,21 @@ def test_the_bar_of_a_search_ends_where_the_search_ends(
         show(SweepStarted(plan.name, 1, 0))
     shown = capsys.readouterr().err
     assert ("t-{number} suggests trials: 7" in shown) is (expected is not None)
+
+
+def test_status_filters_sorts_and_groups(invoke: Invoke, tmp_path: Path) -> None:
+    make_root(tmp_path / "runs", windows=False)
+
+    def found(*more: str) -> Any:
+        return json.loads(invoke("sweep", "status", "study", "--json", *more))
+
+    trials = found("--where", "sparsity > 0.8 and method == 'wanda'", "--columns", "method,own_seconds")["trials"]
+    assert [(one["name"], one["method"], one["own_seconds"]) for one in trials] == [("wanda-0.9", "wanda", 60.5)]
+    sizes = [one["perplexity"] for one in found("--sort=-perplexity", "--where", "perplexity is not None")["trials"]]
+    assert sizes == sorted(sizes, reverse=True)
+    groups = {one["by"]["method"]: one for one in found("--group-by", "method")["groups"]}
+    wanda = groups["wanda"]["figures"]["sparsity"]
+    assert (wanda["count"], round(wanda["mean"], 9), wanda["low"], wanda["high"]) == (5, 0.7, 0.5, 0.9)
+    assert [one["name"] for one in found("--where", groups["wanda"]["where"])["trials"]] == groups["wanda"]["trials"]
+    text = invoke("sweep", "status", "study", "--group-by", "method")
+    assert "70.0% ± 15.8%" in text

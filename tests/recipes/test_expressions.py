@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunegpt.recipes.expressions import ExpressionError, evaluate, resolve_variables, substitute, whole_value
+from prunegpt.recipes.expressions import evaluate, resolve_variables, substitute, whole_value
+from prunegpt.spec.arithmetic import ExpressionError
 
 NAMES = {"a": 3, "b": -2, "c": 0.5, "zero": 0}
 numbers = st.one_of(

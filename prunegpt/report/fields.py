@@ -1,0 +1,380 @@
+"""The fields of trials: what columns, filters, groups and downloads of every list of trials are made of.
+
+One catalogue for the dashboard, `prunegpt sweep status`, data frames, CSV and JSON: a field is called, measured and
+printed alike wherever it is shown.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, Literal
+
+from prunegpt.errors import PruneGPTError, unknown
+from prunegpt.records import EARLY_STOP, TrialResult
+from prunegpt.report import columns
+from prunegpt.report.config import resolved
+from prunegpt.report.format import is_number, plain
+from prunegpt.report.logged import flat, is_logged, metrics_of
+
+FieldKind = Literal["text", "list", "flag", "number", "loss", "percent", "count", "seconds", "time"]
+Origin = Literal["trial", "swept", "logged", "config"]
+
+
+NUMERIC = ("number", "loss", "percent", "count", "seconds", "time")
+SWEPT, LOGGED, CONFIG = "swept.", "logged.", "config."  # what keys of other origins begin with
+_NOT_FINITE = ("nan", "inf", "-inf")  # how a value that a W&B client has logged is kept where it is no number
+_ALSO = {"trial": "name", "low": "perplexity_low", "high": "perplexity_high"}  # what else fields are called
+_MOST_NAMED = 3  # fields that a message lists where a name could mean several
+
+
+class FieldError(PruneGPTError, ValueError):
+    """A name that no field has, or that several have."""
+
+
+@dataclass(frozen=True)
+class TrialField:
+    """One thing that is known of trials.
+
+    Attributes:
+        key: what it is asked for by; unique.
+        label: the head of its column.
+        kind: of its values. `percent` are shares between 0 and 1, `seconds` wall time, `time` since the epoch.
+        about: what it is, in words.
+        of: its value of a trial; None where the trial has none.
+        measured: whether it comes from the evaluation, so that only values with equal comparison keys have a mean.
+    """
+
+    key: str
+    label: str
+    kind: FieldKind
+    about: str
+    of: Callable[[TrialResult], Any]
+    origin: Origin = "trial"
+    measured: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name in filters: the key without its origin."""
+        return self.key if self.origin == "trial" else self.key.partition(".")[2]
+
+    @property
+    def numeric(self) -> bool:
+        return self.kind in NUMERIC
+
+
+def _evaluated(name: str) -> Callable[[TrialResult], Any]:
+    return lambda trial: getattr(trial.measured, name) if trial.measured else None
+
+
+def _counted(name: str) -> Callable[[TrialResult], Any]:
+    return lambda trial: getattr(trial.sparsity, name) if trial.state == "finished" and trial.sparsity else None
+
+
+def _trained(trial: TrialResult) -> int | None:
+    return None if trial.plan.foreign else sum(stage.train_tokens for stage in trial.stages)
+
+
+def _spent(trial: TrialResult) -> float | None:
+    return sum(stage.seconds for stage in trial.stages) if trial.stages and not trial.plan.foreign else None
+
+
+def _about(name: str) -> Callable[[TrialResult], Any]:
+    return lambda trial: getattr(trial.plan.run, name) or None if trial.plan.run else None
+
+
+def _said(of: Callable[[TrialResult], Any]) -> Callable[[TrialResult], Any]:
+    """What a column of tables says, where it applies."""
+
+    def value(trial: TrialResult) -> Any:
+        found = of(trial)
+        return None if found == columns.NOT_APPLICABLE else found
+
+    return value
+
+
+def _own(name: str) -> Callable[[TrialResult], Any]:
+    """Of a trial of a spec alone: a run of somebody else's script has no seed that we know of."""
+    read = attrgetter(name)
+    return lambda trial: None if trial.plan.foreign or read(trial) == "" else read(trial)
+
+
+def display_name(trial: TrialResult) -> str:
+    """What people call it: its name, or that which a W&B client has given its run."""
+    return trial.label if trial.plan.foreign and trial.label else trial.name
+
+
+_ALWAYS = (
+    TrialField("name", "Trial", "text", "name in the sweep; of a W&B run its id", attrgetter("name")),
+    TrialField("label", "Model", "text", "label of the model; of a W&B run its display name", attrgetter("label")),
+    TrialField("state", "State", "text", "waiting, running, finished, failed, …", attrgetter("state")),
+)
+_OURS = (  # of trials of a spec
+    TrialField("perplexity", "Perplexity", "loss", "after the last stage", _evaluated("perplexity"), measured=True),
+    TrialField("loss", "Loss", "number", "nats per token", _evaluated("loss"), measured=True),
+    TrialField("bits_per_byte", "Bits per byte", "number", "of text", _evaluated("bits_per_byte"), measured=True),
+    TrialField("word_perplexity", "Word perplexity", "loss", "by words", _evaluated("word_perplexity"), measured=True),
+    TrialField("sparsity", "Sparsity", "percent", "zeros in the pruned tensors, 0 to 1", _counted("pruned")),
+    TrialField("sparsity_all", "Sparsity, all weights", "percent", "zeros in all weights, 0 to 1", _counted("overall")),
+    TrialField("coverage", "Coverage", "percent", "weights selected for pruning, 0 to 1", _counted("coverage")),
+    TrialField("target", "Target", "percent", "sparsity that was asked for, 0 to 1", columns.asked_sparsity),
+    TrialField("size", "Weights", "count", "weights that are not zero", lambda trial: trial.metrics["size"]),
+    TrialField("tokens", "Tokens", "count", "trained on", _trained),
+    TrialField("method", "Method", "text", "criterion or solver, with its schedule", _said(columns.method)),
+    TrialField("pattern", "Pattern", "text", "unstructured, N:M or block", _said(columns.pattern)),
+    TrialField("allocation", "Allocation", "text", "how the budget was spread over tensors", _said(columns.allocation)),
+    TrialField("layer", "Layer", "number", "decoder layer, where exactly one was pruned", _said(columns.layer)),
+    TrialField("distilled", "Distilled", "text", "Yes where the chain has a distillation", columns.distilled),
+    TrialField("teacher", "Teacher", "text", "what taught it", _said(columns.teacher)),
+    TrialField("seed", "Seed", "number", "of its random numbers", _own("seed")),
+    TrialField("search", "Search", "text", "that suggested it", _own("plan.search")),
+    TrialField("split", "Measured on", "text", "split of the dataset", _evaluated("split")),
+    TrialField("protocol", "Protocol", "text", "how it was measured", _evaluated("protocol")),
+)
+_FOREIGN = (  # of runs that W&B clients have logged
+    TrialField("job_type", "Job type", "text", "as the run says", _about("job_type")),
+    TrialField("host", "Host", "text", "where it ran", _about("host")),
+    TrialField("program", "Program", "text", "what ran", _about("program")),
+)
+_LAST = (
+    TrialField("started", "Started", "time", "of the last attempt, seconds since the epoch", attrgetter("started")),
+    TrialField("ended", "Ended", "time", "of the last attempt, seconds since the epoch", attrgetter("ended")),
+    TrialField("attempts", "Attempts", "count", "executions", attrgetter("attempts")),
+    TrialField("early_stopped", "Stopped early", "flag", "others did better", lambda trial: trial.reason == EARLY_STOP),
+    TrialField("reason", "Reason", "text", "why it failed", lambda trial: trial.reason or None),
+    TrialField("error", "Error", "text", "its message", lambda trial: trial.error or None),
+    TrialField("implicit", "Only a teacher", "flag", "no trial of the spec", attrgetter("implicit")),
+)
+
+
+def _tags(trial: TrialResult) -> list[str]:
+    return list(trial.plan.run.tags) if trial.plan.run else []
+
+
+def _group(trial: TrialResult) -> Any:
+    if trial.plan.foreign:
+        return trial.plan.run.group or None if trial.plan.run else None
+    return trial.group
+
+
+class TrialFields:
+    """The fields of some trials.
+
+    Args:
+        trials: those that have what is asked for; configuration paths, metrics and shared stages are theirs.
+        notes: what people have written, by a trial's id.
+        interval: the ends of a trial's interval, where they are known.
+        configs: keeps resolved configurations from one catalogue to the next, by a trial's id.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[TrialResult],
+        *,
+        notes: Mapping[int, str] | None = None,
+        interval: Callable[[TrialResult], tuple[float, float] | None] | None = None,
+        configs: dict[int, tuple[TrialResult, Mapping[str, Any]]] | None = None,
+    ) -> None:
+        self.trials = trials
+        self._notes = notes or {}
+        self._interval = interval
+        self._configs = configs if configs is not None else {}
+
+    def __iter__(self) -> Iterator[TrialField]:
+        """All of them, in the order of columns: the name, what was swept, what was measured, the rest."""
+        name, *always = self.fixed.values()
+        return iter((name, *self.swept.values(), *self.logged.values(), *always, *self.config.values()))
+
+    @cached_property
+    def fixed(self) -> Mapping[str, TrialField]:
+        """Those that do not depend on configurations and metrics, by key."""
+        foreign = is_logged(self.trials)
+        found = [*_ALWAYS, *(() if foreign else _OURS), *self._timed(foreign), *_LAST]
+        if foreign:
+            found[1] = TrialField("label", "Name", "text", _ALWAYS[1].about, _ALWAYS[1].of)
+        found.append(TrialField("group", "Group", "text", "the name without the seed; of a W&B run its group", _group))
+        if any(trial.plan.foreign for trial in self.trials):
+            found += _FOREIGN
+        found.append(TrialField("tags", "Tags", "list", "of a W&B run", _tags))
+        found.append(TrialField("note", "Note", "text", "what people have written on it", self._note))
+        return {one.key: one for one in found}
+
+    def _timed(self, foreign: bool) -> Iterator[TrialField]:
+        if self._interval is not None and not foreign:
+            for end, key in enumerate(("perplexity_low", "perplexity_high")):
+                label = f"95% interval, {key.rpartition('_')[2]}"
+                yield TrialField(key, label, "loss", "of the perplexity", self._end(end), measured=True)
+        if foreign:
+            yield TrialField("seconds", "Time", "seconds", "from start to end", _lasted)
+            return
+        own = "wall time of the stages that no other trial has been charged with, in seconds"
+        yield TrialField("own_seconds", "Time", "seconds", own, lambda trial: self.charged.get(trial.id))
+        every = "wall time of all its stages, in seconds"
+        yield TrialField("seconds", "Time with shared", "seconds", every, _spent)
+
+    def _end(self, end: int) -> Callable[[TrialResult], float | None]:
+        def of(trial: TrialResult) -> float | None:
+            found = self._interval(trial) if self._interval and trial.measured else None
+            return found[end] if found else None
+
+        return of
+
+    @cached_property
+    def charged(self) -> Mapping[int, float]:
+        """Seconds of a trial's own stages, by id: each stage is charged once, to the trial that computed it.
+
+        Where no record shows that, as after a retry, the first trial that was tried more than once and has it.
+        """
+        owners: dict[str, int] = {}
+        begun = sorted((one for one in self.trials if one.stages), key=lambda one: (one.started or 0.0, one.id))
+        for computed in (True, False):
+            for trial in begun:
+                for stage in trial.stages:
+                    if not stage.cached if computed else trial.attempts > 1:
+                        owners.setdefault(stage.key, trial.id)
+        return {
+            trial.id: sum(stage.seconds for stage in trial.stages if owners.get(stage.key) == trial.id)
+            for trial in begun
+        }
+
+    def _note(self, trial: TrialResult) -> str | None:
+        texts = (_about("notes")(trial), self._notes.get(trial.id))
+        return "\n".join(text for text in texts if text) or None
+
+    @cached_property
+    def swept(self) -> Mapping[str, TrialField]:
+        """What was varied, by path."""
+        paths = dict.fromkeys(path for trial in self.trials for path in trial.swept)
+        return {path: self._of(SWEPT, path, attrgetter("swept")) for path in paths}
+
+    @cached_property
+    def logged(self) -> Mapping[str, TrialField]:
+        """The last value of every metric that a W&B client has logged, by its own name."""
+        known = {trial.id: dict(metrics_of(trial)) for trial in self.trials if trial.plan.foreign}
+        names = dict.fromkeys(name for values in known.values() for name in values)
+        return {name: self._of(LOGGED, name, lambda trial: known.get(trial.id, {})) for name in names}
+
+    @cached_property
+    def config(self) -> Mapping[str, TrialField]:
+        """Every value of the configurations that was not swept, by path."""
+        paths = dict.fromkeys(path for trial in self.trials for path in self._config(trial))
+        return {path: self._of(CONFIG, path, self._config) for path in paths if path not in self.swept}
+
+    def _config(self, trial: TrialResult) -> Mapping[str, Any]:
+        known = self._configs.get(trial.id)
+        if known is None or known[0] is not trial:
+            values = dict(flat(trial.config)) if trial.plan.foreign else dict(_leaves(resolved(trial)))
+            known = self._configs[trial.id] = (trial, values)
+        return known[1]
+
+    def _of(self, origin: str, path: str, values: Callable[[TrialResult], Mapping[str, Any]]) -> TrialField:
+        given = [value for trial in self.trials if (value := values(trial).get(path)) is not None]
+        kind = _kind(given)
+
+        def of(trial: TrialResult) -> Any:
+            value = values(trial).get(path)
+            return value if isinstance(value, list | tuple) else plain(value)
+
+        about = {SWEPT: "swept", LOGGED: "logged to W&B", CONFIG: "configuration"}[origin]
+        key = f"{origin}{path}"
+        return TrialField(key, short(path), kind, f"{about}: {path}", of, origin=origin[:-1])  # type: ignore[arg-type]
+
+    def differs(self, field: TrialField) -> bool:
+        """Whether the trials have several values of it."""
+        first, *others = [field.of(trial) for trial in self.trials] or [None]
+        return any(value != first for value in others)
+
+    def find(self, name: str) -> TrialField:
+        """The field of that name: a key, a path, or the end of one path.
+
+        Raises:
+            FieldError: there is none, or several paths end so.
+        """
+        if (
+            found := self.fixed.get(_ALSO.get(name, name))
+            or self._exact(name, SWEPT, LOGGED)
+            or self._ending(name, SWEPT, LOGGED)
+        ):
+            return found
+        if found := self._exact(name, CONFIG) or self._ending(name, CONFIG):  # costly to list
+            return found
+        raise FieldError(unknown("field", name, self.names))
+
+    def _listed(self, origin: str) -> Mapping[str, TrialField]:
+        return {SWEPT: lambda: self.swept, LOGGED: lambda: self.logged, CONFIG: lambda: self.config}[origin]()
+
+    def _exact(self, name: str, *origins: str) -> TrialField | None:
+        asked = [(self._listed(origin), path) for origin in origins for path in (name, name.removeprefix(origin))]
+        return next((fields[path] for fields, path in asked if path in fields), None)
+
+    def _ending(self, name: str, *origins: str) -> TrialField | None:
+        for origin in origins:
+            ends = [field for path, field in self._listed(origin).items() if path.endswith(f".{name}")]
+            if len(ends) > 1:
+                listed = ", ".join(field.name for field in ends[:_MOST_NAMED])
+                raise FieldError(f"{name!r} could be one of {len(ends)} fields: {listed}. Write more of its path.")
+            if ends:
+                return ends[0]
+        return None
+
+    def chosen(self, names: Sequence[str]) -> list[TrialField]:
+        """The fields of these names, each once; commas separate several in one text.
+
+        Raises:
+            FieldError: see `find`.
+        """
+        asked = [name.strip() for text in names for name in text.split(",")]
+        return list({(found := self.find(name)).key: found for name in asked if name}.values())
+
+    @property
+    def names(self) -> list[str]:
+        """What fields are called in filters."""
+        return list(dict.fromkeys([*self.fixed, *self.swept, *self.logged, *self.config]))
+
+
+def ordered(trials: Sequence[TrialResult], field: TrialField, descending: bool) -> list[TrialResult]:
+    """By a field: numbers first by size, then text; what has no value comes last, whichever the direction."""
+    missing: list[TrialResult] = []
+    present: list[tuple[tuple[bool, float, str], TrialResult]] = []
+    for trial in trials:
+        value = field.of(trial)
+        if value is None or value in ("", []) or value != value:  # NaN is not itself
+            missing.append(trial)
+        elif isinstance(value, int | float):
+            present.append(((False, value, ""), trial))
+        else:
+            present.append(((True, 0, str(value).casefold()), trial))
+    present.sort(key=lambda pair: pair[0], reverse=descending)
+    return [trial for _, trial in present] + missing
+
+
+def short(path: str) -> str:
+    """The end of a path, enough to know it by: stages.1.prune.sparsity becomes prune.sparsity."""
+    return ".".join([part for part in path.split(".") if not part.isdigit()][-2:]) or path
+
+
+def _lasted(trial: TrialResult) -> float | None:
+    runtime: Any = trial.logged.get("_runtime")
+    return float(runtime) if is_number(runtime) else None
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration by path; a list is one value, unless it holds mappings, such as stages."""
+    for key, value in node.items():
+        items = {str(place): one for place, one in enumerate(value)} if isinstance(value, list | tuple) else value
+        if isinstance(items, Mapping) and items and (items is value or isinstance(value[0], Mapping)):
+            yield from _leaves(items, f"{prefix}{key}.")
+        elif not isinstance(value, Mapping):
+            yield f"{prefix}{key}", value
+
+
+def _kind(values: Sequence[Any]) -> FieldKind:
+    """What values are, None left out."""
+    if values and all(isinstance(value, bool) for value in values):
+        return "flag"
+    if any(isinstance(value, list | tuple) for value in values):
+        return "list"
+    numbers = [value for value in values if is_number(value)]
+    others = [value for value in values if value in _NOT_FINITE or (isinstance(value, float) and math.isinf(value))]
+    return "number" if numbers and len(numbers) + len(others) == len(values) else "text"
