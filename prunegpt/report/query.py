@@ -11,6 +11,7 @@ The dashboard, `prunegpt sweep status --where` and `Sweep.frame(where=...)` shar
 import ast
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -79,12 +80,13 @@ def where(text: str, fields: TrialFields) -> Predicate:
         return lambda trial: True
     assigned = _ASSIGNED.match(text)
     if assigned and _is_field(assigned[1], fields):
-        raise QueryError(f"a value is compared with ==, but got {short(text)}. Did you mean {assigned[1]} == ...?")
+        raise QueryError(f"a value is compared with ==, got {short(text)}. Did you mean {assigned[1]} == ...?")
     if not _SIGNS.search(text) and not _JOINED.search(text):
         return _flag(text, fields) or _searched(text, fields)
     reader = _Reader(text, fields)
     try:
-        tree = ast.parse(reader.prepared, mode="eval").body
+        with warnings.catch_warnings(action="ignore"):  # of escapes that text has
+            tree = ast.parse(reader.prepared, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         if not _SIGNS.search(text):
             return _searched(text, fields)  # words, such as "not yet"

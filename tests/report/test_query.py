@@ -128,7 +128,7 @@ REFUSED = {
     "seed == 1 and methd == 'x'": "position 15 of the filter (methd == 'x'): unknown field 'methd'. Did you mean",
     "method == wanda": "position 11 of the filter (wanda): unknown field 'wanda'",
     "method == sparse": 'Text is put in quotes: "sparse".',
-    "perplexity = 40": "compared with ==, but got perplexity = 40. Did you mean perplexity == ...?",
+    "perplexity = 40": "compared with ==, got perplexity = 40. Did you mean perplexity == ...?",
     "sparsity > 90": "position 12 of the filter (90): sparsity is between 0 and 1, but is compared with 90. Did",
     "perplexity < '40'": "perplexity is a number, but is compared with the text '40'",
     "perplexity <": "position 12 of the filter (<): this is not understood; a filter holds fields",
