@@ -24,6 +24,7 @@ from prunegpt.errors import LaunchError, PruneGPTError, ReportError, StoreError,
 from prunegpt.records import Point, TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
+from prunegpt.spec.code import with_functions
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
 from prunegpt.sweep.curves import curves_in
@@ -65,7 +66,7 @@ class Sweep:
         if source is not None:
             from prunegpt.planning.resolve import Planner  # here and below: stored tables need no planning
 
-            self._planner = Planner(source, overrides, self.root, curves_in(self.root), strict=True)
+            self._planner = Planner(with_functions(source), overrides, self.root, curves_in(self.root), strict=True)
         elif overrides:
             raise StoreError(f"overrides change a spec; {spec} is a stored sweep. Open its spec file instead.")
 
@@ -110,7 +111,8 @@ class Sweep:
             progress: a line for each event and bars, as on the command line; default: where no `on_event` is given, in
                 a notebook or a terminal.
         """
-        show = on_event is None and _watched() if progress is None else progress
+        seen = "ipykernel" in sys.modules or sys.stderr.isatty()
+        show = on_event is None and seen if progress is None else progress
         with self._planning() as planner:
             if not show:
                 handler = on_event or (lambda _: None)
@@ -232,8 +234,8 @@ class Sweep:
 
     def _described(self) -> str:
         """Its name and what has come of it, in words."""
-        states = Counter(result.state for result in self.results()).most_common()
-        counts = ", ".join(f"{count} {state}" for state, count in states)
+        states = Counter(result.state for result in self.results())
+        counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
         return f"{self.name} in {self.root.path}: {counts or 'nothing has run yet'}"
 
     def _repr_html_(self) -> str:
@@ -443,11 +445,6 @@ def _rows(results: Sequence[TrialResult], root: Root, intervals: bool) -> list[d
             }
         )
     return rows
-
-
-def _watched() -> bool:
-    """Whether this is a notebook or a terminal."""
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
 
 
 def _pandas() -> Any:

@@ -9,6 +9,7 @@ from prunegpt.errors import InputError
 from prunegpt.planning.fingerprint import Files, stamp
 from prunegpt.planning.sources import find_local
 from prunegpt.root import Root
+from prunegpt.spec.code import CodePart
 from prunegpt.spec.plan import PlannedEvaluation, StagePlan, TrialPlan
 from prunegpt.spec.schema import DataSpec
 
@@ -41,6 +42,8 @@ def planned_inputs(
     for stage in stages:
         if stage.training and stage.data:
             paths += text_files(stage.data, stage.data.train_split)
+        if stage.pruning and (code := CodePart.of(stage.pruning.method)):
+            paths.append(Path(code.path))
         if stage.pruning:
             paths += text_files(stage.pruning.calibration.data, stage.pruning.calibration.split)
     return {str(path): files.hash(path) for path in dict.fromkeys(paths)}

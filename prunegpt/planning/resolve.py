@@ -10,6 +10,7 @@ from typing import Any
 from prunegpt.errors import Problem, PruneGPTError, SpecError
 from prunegpt.planning import checks
 from prunegpt.planning.budget import evaluates
+from prunegpt.planning.code import with_code
 from prunegpt.planning.curves import SensitivityCurvesOf, with_curves
 from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files, digest
@@ -346,7 +347,10 @@ class Planner:
         stages = list(item.spec.stages)
         for index, stage in enumerate(stages):
             try:
-                config = with_curves(with_recipe(stage.config, self.texts.base), self.home.curves)
+                config = with_curves(
+                    with_code(with_recipe(stage.config, self.texts.base), self.texts.base, self.home.files),
+                    self.home.curves,
+                )
                 stages[index] = stage.filled(config)
             except (PruneGPTError, OSError) as error:
                 self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))

@@ -12,6 +12,7 @@ from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.fingerprint import FORMAT, digest, extra_versions, versions
 from prunegpt.planning.rehearsed import OWN_OPTIMIZERS
 from prunegpt.planning.texts import Texts
+from prunegpt.spec.code import CodePart
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import method_entry, reads_text
 from prunegpt.spec.schema import DataSpec, DistillSpec, FinetuneSpec, PruneSpec, StageConfig
@@ -135,6 +136,8 @@ def _common(kind: str, place: StagePlace) -> dict[str, Any]:
 def _filled(prune: PruneSpec, data: DataSpec, texts: Texts) -> tuple[PruneSpec, dict[str, Any]]:
     """The pruning with its calibration data filled in, and the part that goes into the key."""
     text = prune.model_dump(exclude={"calibration", "propagate"})
+    if code := CodePart.of(prune.method):
+        text["method"] = code.decisive
     if isinstance(prune.allocation, Mapping):
         text["allocation"] = list(prune.allocation.items())  # in order: the first pattern that matches decides
     if not reads_text(prune):

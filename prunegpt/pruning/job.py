@@ -16,6 +16,7 @@ from prunegpt.pruning.selection import Scope
 from prunegpt.pruning.solvers.base import Solver
 from prunegpt.pruning.threshold import zeros_for
 from prunegpt.registry import CRITERIA, SOLVERS
+from prunegpt.spec.code import CodePart
 from prunegpt.spec.options import option_problems
 from prunegpt.spec.part import Part, Scalar
 from prunegpt.spec.pruning import method_entry, refuse
@@ -165,7 +166,9 @@ def load_method(name: str) -> Criterion | Solver:
     Raises:
         PruningError: there is none.
     """
-    method_entry(name)  # refuses what is none
+    entry = method_entry(name)  # refuses what is none
+    if code := CodePart.of(name):
+        return Criterion(name, entry.needs, code.function())
     part: Criterion | Solver = (SOLVERS if name in SOLVERS else CRITERIA).load(name)
     return part
 

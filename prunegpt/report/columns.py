@@ -9,6 +9,7 @@ from prunegpt.report.config import MISSING, allocations, paths, resolved, value_
 from prunegpt.report.format import Value, ValueKind, plain
 from prunegpt.report.logged import metrics_of
 from prunegpt.report.rows import Row
+from prunegpt.spec.code import method_label
 from prunegpt.spec.columns import COLUMNS as ABOUT
 from prunegpt.spec.columns import CONFIG, LOGGED, column_parts
 from prunegpt.spec.metrics import MEAN, NAMED, is_task
@@ -89,7 +90,7 @@ def layer(trial: TrialResult) -> Value:
 def method(trial: TrialResult) -> str:
     """Criterion or solver of each pruning, with the schedule where it is gradual."""
     names = [
-        f"{pruning.method} ({pruning.schedule})" if isinstance(pruning, GradualSpec) else pruning.method
+        method_label(pruning.method) + (f" ({pruning.schedule})" if isinstance(pruning, GradualSpec) else "")
         for pruning in _prunings(trial)
     ]
     return " + ".join(names) or NOT_APPLICABLE

@@ -5,6 +5,7 @@ from typing import Any
 
 from prunegpt.records import TrialResult
 from prunegpt.registry import CRITERIA, SOLVERS, Entry
+from prunegpt.spec.code import method_label
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import scope_of
 
@@ -27,7 +28,7 @@ def planned_allocation(stage: StagePlan) -> str:
         return stage.allocation(by_row=False)
     method = builtin_method(stage.pruning.method)
     if method is None:
-        return f"that of {stage.pruning.method}"
+        return f"that of {method_label(stage.pruning.method)}"
     return stage.allocation(by_row=scope_of(method, None) == "row")
 
 

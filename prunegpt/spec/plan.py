@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, Field
 
+from prunegpt.spec.code import CodePart
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.part import Part
 from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, FinetuneSpec, ModelSpec, PruneSpec, TableSpec
@@ -158,9 +159,14 @@ class TrialPlan(Part):
 
     @property
     def trusts(self) -> tuple[str, ...]:
-        """The models whose own code it runs, in order."""
+        """The models whose own code it runs, and criteria in files, in order."""
         models = (self.model, *(stage.model for stage in self.stages), *self.teacher_models.values())
-        return tuple(dict.fromkeys(model.source for model in models if model.trust_remote_code))
+        methods = (CodePart.of(stage.pruning.method) for stage in self.stages if stage.pruning)
+        named = (
+            *(model.source for model in models if model.trust_remote_code),
+            *(code.path for code in methods if code),
+        )
+        return tuple(dict.fromkeys(named))
 
     @property
     def foreign(self) -> bool:

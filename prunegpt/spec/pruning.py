@@ -10,6 +10,7 @@ from typing import Any
 
 from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, unknown
 from prunegpt.registry import ACTIVATIONS, ALLOCATIONS, CRITERIA, GATHERED, SCHEDULES, SOLVERS, Entry, Scope
+from prunegpt.spec.code import CodePart, method_label
 from prunegpt.spec.names import Matrix, first_matches, select_names
 from prunegpt.spec.options import option_problems
 from prunegpt.spec.part import Message
@@ -31,6 +32,8 @@ def method_entry(name: str) -> Entry:
         PruningError: there is none of that name.
         UnknownPartError: it is a plug-in that cannot be loaded.
     """
+    if part := CodePart.of(name):
+        return part.entry()
     if name not in CRITERIA and name not in SOLVERS:
         raise PruningError(unknown("pruning method", name, [*CRITERIA.names(), *SOLVERS.names()]))
     return (SOLVERS if name in SOLVERS else CRITERIA).entry(name)
@@ -103,7 +106,7 @@ def prune_problems(
         return
     pattern = read_pattern(prune.pattern)
     yield from request_problems(
-        prune.method,
+        method_label(prune.method),
         method,
         prune.allocation,
         pattern,
@@ -310,7 +313,7 @@ def _gradual_problems(
         yield "", problem
         return
     if prune.start == 0 and interpolate(shares[0], highest, prune.initial) > 0:
-        yield from _unseen(prune.method, method, prune.schedule, prune.initial)
+        yield from _unseen(method_label(prune.method), method, prune.schedule, prune.initial)
     end = prune.end if prune.end is not None else None if limit is None else limit / 2
     if prune.schedule == "acdc" and end is not None and prune.every >= (end - prune.start) * (1 - _TOLERANCE):
         yield (
@@ -329,7 +332,7 @@ def update_problems(prune: GradualSpec, clock: Clock) -> Iterator[Message]:
         return
     highest = max(_finals(prune, read_pattern(prune.pattern), None))
     if clock.start == 0 and interpolate(first, highest, prune.initial) > 0:
-        yield from _unseen(prune.method, method_entry(prune.method), prune.schedule, prune.initial)
+        yield from _unseen(method_label(prune.method), method_entry(prune.method), prune.schedule, prune.initial)
 
 
 def _unseen(name: str, method: Entry, schedule: str, initial: float) -> Iterator[Message]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
+from prunegpt.errors import unknown
 from prunegpt.registry import (
     ALLOCATIONS,
     CRITERIA,
@@ -15,6 +16,7 @@ from prunegpt.registry import (
     SCHEDULES,
     SOLVERS,
 )
+from prunegpt.spec.code import CodePart
 from prunegpt.spec.columns import check_column
 from prunegpt.spec.data import CalibrationSpec as CalibrationSpec
 from prunegpt.spec.data import DataSpec as DataSpec
@@ -40,7 +42,15 @@ def _fraction(value: float) -> float:
 
 Sparsity = Annotated[float, AfterValidator(_fraction)]
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(many)]
-Method = Annotated[str, known(CRITERIA, SOLVERS)]
+
+
+def _method(name: str) -> str:
+    if CodePart.of(name) is None and name not in CRITERIA and name not in SOLVERS:
+        raise ValueError(unknown("criterion or solver", name, [*CRITERIA.names(), *SOLVERS.names()]))
+    return name
+
+
+Method = Annotated[str, AfterValidator(_method)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -116,7 +126,7 @@ def _apart(evaluations: tuple[EvaluateSpec, ...]) -> tuple[EvaluateSpec, ...]:
 class PruneSpec(Part):
     """One-shot pruning: which weights go, at once. `criterion` is accepted as another name of `method`."""
 
-    method: Method = Field("magnitude", description="criterion or solver")
+    method: Method = Field("magnitude", description="criterion or solver; FILE.py:FUNCTION is a criterion of your own")
     sparsity: Sparsity | None = Field(None, description="share of the selected weights that becomes zero, 0 to 1")
     pattern: Annotated[str, BeforeValidator(canonical_pattern)] = Field(
         "unstructured", description="unstructured, N:M (N of M kept along the input), or [a, b] blocks"

@@ -14,6 +14,7 @@ from prunegpt.pruning.oneshot import OnLayer, SolvedLayers, prune_oneshot
 from prunegpt.pruning.patterns import Block, parse_pattern
 from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS
 from prunegpt.root import Root
+from prunegpt.spec.code import method_label
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse
 from prunegpt.spec.schema import PruneSpec
@@ -117,7 +118,7 @@ def merged(before: Pruned, masks: Mapping[str, Mask], spec: PruneSpec) -> Pruned
     same = before.pattern == spec.pattern or (not kept and _holds(spec.pattern, masks, before))
     return Pruned(
         masks={**kept, **masks},
-        method=spec.method,
+        method=method_label(spec.method),
         pattern=spec.pattern if same else "unstructured",  # no one pattern holds for all tensors
         target=_target(kept, masks, before, spec),
     )

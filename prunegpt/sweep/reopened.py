@@ -8,6 +8,7 @@ from prunegpt.errors import SpecError, StoreError, untrusted
 from prunegpt.planning.resolve import Planner
 from prunegpt.records import TrialResult
 from prunegpt.root import Root
+from prunegpt.spec.code import CodePart
 from prunegpt.store import Store
 from prunegpt.store.rows import SweepRow
 from prunegpt.sweep.curves import curves_in
@@ -77,7 +78,9 @@ def _changed(planner: Planner, before: list[TrialResult]) -> str:
 
 
 def trusting(node: object, key: str = "") -> bool:
-    """Whether a spec says trust_remote_code anywhere, in searches and what is varied too, and does not say false."""
+    """Whether a spec says trust_remote_code or names a file of code, in searches and what is varied too."""
+    if CodePart.of(node):
+        return True
     if key.rpartition(".")[2] == "trust_remote_code":
         return node is not False
     if isinstance(node, dict):

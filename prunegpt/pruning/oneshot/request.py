@@ -7,9 +7,11 @@ from typing import Any
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import WeightView, named
 from prunegpt.pruning.criteria.base import Criterion
+from prunegpt.pruning.job import load_method
 from prunegpt.pruning.patterns import Pattern, parse_pattern
 from prunegpt.pruning.solvers.base import Solver
-from prunegpt.registry import ACTIVATIONS, CRITERIA, SOLVERS, Scope
+from prunegpt.registry import ACTIVATIONS, Scope
+from prunegpt.spec.code import method_label
 from prunegpt.spec.patterns import read_pattern
 from prunegpt.spec.pruning import method_entry, refuse, request_problems, scope_of
 
@@ -61,13 +63,15 @@ def check_request(
         )
     targets = _targets(views, shape, sparsity, allocation)
     written, chosen = read_pattern(shape.name), named(views)
-    refuse(request_problems(method, entry, allocation, written, sparsity, options, chosen, training=False))
+    refuse(
+        request_problems(method_label(method), entry, allocation, written, sparsity, options, chosen, training=False)
+    )
     scope = scope_of(entry, allocation)
     notes: tuple[str, ...] = ()
     if scope == "global" and propagate and entry.needs & ACTIVATIONS:
         propagate = False
         notes = ("global compares the scores of all layers, so all were scored on the dense model",)
-    part = (SOLVERS if method in SOLVERS else CRITERIA).load(method)
+    part = load_method(method)
     return Request(part, shape, targets, scope, dict(options), propagate, notes)
 
 

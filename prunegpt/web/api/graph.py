@@ -6,6 +6,7 @@ from pydantic import Field
 
 from prunegpt.records import StageRecord, TrialResult
 from prunegpt.report.format import percent
+from prunegpt.spec.code import method_label
 from prunegpt.spec.plan import StagePlan
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, endpoint
@@ -109,4 +110,4 @@ def _label(stage: StagePlan) -> str:
     if pruning is None:
         return stage.kind
     share = f" {percent(round(100 * pruning.sparsity, 10))}%" if pruning.sparsity is not None else ""
-    return f"{stage.kind} {pruning.method}{share}"
+    return f"{stage.kind} {method_label(pruning.method)}{share}"
