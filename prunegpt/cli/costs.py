@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunegpt.builtin import is_builtin
-from prunegpt.errors import PruneGPTError
+from prunegpt.errors import DataError, InputError, PruneGPTError
 from prunegpt.planning import hub
 from prunegpt.planning.budget import evaluations, job_problems, train_tokens
 from prunegpt.planning.corpus import column_in
@@ -20,6 +20,7 @@ from prunegpt.spec.schema import DataSpec, FinetuneSpec, ModelSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_ANYWHERE = ("random", "first")  # modes that draw from any text with enough tokens
 _NOTABLE = 0.01  # of a model's weights: more zeros than training leaves by chance
 
 
@@ -91,6 +92,12 @@ def _reach(model: ModelSpec, data: DataSpec | None) -> None:
         hub.commit(data.path, data.revision, "dataset")
 
 
+def _identity(stage: StagePlan) -> str:
+    """What stands for the blocks that a stage trains on."""
+    assert stage.data is not None
+    return f"{stage.data.model_dump_json()}{stage.model.source}{stage.training.loss_on if stage.training else ''}"
+
+
 class Counting:
     """Counts sequences and windows, each dataset once: datasets are tokenised and cached in the root.
 
@@ -101,6 +108,8 @@ class Counting:
         self.root = root
         self.unchecked: dict[str, None] = {}
         self._blocks: dict[str, int | None] = {}
+        self._counted: dict[str, float] = {}  # dataset -> share of its tokens that the loss counts, where not all
+        self._failed: dict[str, str] = {}  # dataset -> why it cannot be read as the spec asks
 
     def costs(self, trials: Sequence[TrialPlan]) -> Costs:
         """Stages and tokens of these trials."""
@@ -130,7 +139,51 @@ class Counting:
             for index, stage in enumerate(trial.stages)
             if stage.training
         }
-        return [problem for problems in found.values() for problem in problems]
+        return [*(problem for problems in found.values() for problem in problems), *self._dataset_problems(trials)]
+
+    def _dataset_problems(self, trials: Sequence[TrialPlan]) -> Iterator[tuple[TrialPlan, str, str]]:
+        """Datasets that cannot be used as asked: no chat template, no bos, no document that is long enough."""
+        seen: set[str] = set()
+        for trial in trials:
+            checked = [("evaluate", self._measured_on(one, trial.model)) for one in trial.evaluations]
+            for index, stage in enumerate(trial.stages[1:]):
+                path = f"stages.{index}.{stage.kind}"
+                checked.append((f"{path}.data", self._trained_on(stage)))
+                if stage.pruning:
+                    place = path if stage.prune else f"{path}.prune"
+                    checked.append((f"{place}.calibration", self._calibrated_on(stage)))
+            for path, identity in checked:
+                if identity in self._failed and identity not in seen:
+                    seen.add(identity)
+                    yield trial, path, self._failed[identity]
+
+    def _measured_on(self, plan: PlannedEvaluation, model: ModelSpec) -> str:
+        if plan.evaluate.tasks is not None:
+            return ""
+        self.evaluation(plan, model)
+        return plan.key + model.source
+
+    def _trained_on(self, stage: StagePlan) -> str:
+        if stage.training is None or stage.data is None:
+            return ""
+        self.blocks(stage)
+        return _identity(stage)
+
+    def _calibrated_on(self, stage: StagePlan) -> str:
+        """Draws the windows of a calibration where that may fail though the dataset is long enough."""
+        from prunegpt.stages import text
+
+        assert stage.pruning is not None
+        spec = stage.pruning.calibration
+        if spec.data is None or (spec.mode in _ANYWHERE and not spec.bos and spec.data.messages is None):
+            return ""
+        identity = f"{spec.model_dump_json()}{stage.model.source}"
+
+        def draw() -> int:
+            return len(text.calibration(spec, self._tokenizer(stage.model), Inputs(None)))
+
+        self._once(identity, "calibration windows", stage.model, spec.data, draw)
+        return identity
 
     def search_problems(self, examples: Sequence[TrialPlan]) -> list[tuple[TrialPlan, str, str]]:
         """As `problems`, of a search: those of its first example where every example has some."""
@@ -151,7 +204,7 @@ class Counting:
             return self._pretraining(stage)
         if stage.training is None or stage.data is None:
             return 0
-        return train_tokens(stage, self.blocks(stage))
+        return train_tokens(stage, self.blocks(stage), self._counted.get(_identity(stage)))
 
     def blocks(self, stage: StagePlan) -> int | None:
         """Of the text that a stage trains on: counted, or as the spec declares them where its files are elsewhere."""
@@ -173,14 +226,16 @@ class Counting:
     def _count(self, stage: StagePlan) -> int | None:
         from prunegpt.stages import text
 
-        data = stage.data
+        data, loss_on = stage.data, stage.training.loss_on if stage.training else "all"
         assert data is not None
 
         def blocks() -> int:
-            return len(text.training_blocks(data, self._tokenizer(stage.model), self.root, Inputs(None)))
+            packed = text.training_blocks(data, self._tokenizer(stage.model), self.root, Inputs(None), loss_on)
+            if packed.counted is not None:
+                self._counted[_identity(stage)] = float(packed.counted[: data.max_train_blocks].mean())
+            return len(packed.tokens)
 
-        identity = data.model_dump_json() + stage.model.source
-        return self._once(identity, f"tokens of {data.path or 'the files'}", stage.model, data, blocks)
+        return self._once(_identity(stage), f"tokens of {data.path or 'the files'}", stage.model, data, blocks)
 
     def _tokenizer(self, model: ModelSpec) -> "PreTrainedTokenizerBase":
         from prunegpt.stages import cache
@@ -233,6 +288,10 @@ class Counting:
                 self._blocks[identity] = count()
             except hub.Unreachable:
                 pass  # the plan has said so
+            except InputError as error:
+                self.unchecked[f"{what}: {error}"] = None
+            except DataError as error:
+                self._failed[identity] = str(error)
             except PruneGPTError as error:
                 self.unchecked[f"{what}: {error}"] = None
         return self._blocks[identity]

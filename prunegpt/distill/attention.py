@@ -39,5 +39,6 @@ def attention_loss(
         if ours.dtype != torch.float64:
             ours, other = ours.float(), other.float()
         by_query = (ours - other).square().sum(-1).mean(1)  # [batch, length]
-        terms.append(by_query.mean() if mask is None else by_query[mask.bool()].mean())
+        kept = by_query if mask is None else by_query[mask.bool()]  # [positions]
+        terms.append(kept.mean() if kept.numel() else kept.sum())
     return torch.stack(terms).mean()

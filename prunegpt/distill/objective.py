@@ -25,7 +25,7 @@ from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import DistillationError
 from prunegpt.spec.distilling import match_layers
 
-NOT_FOR_THE_MODEL = ("labels", "block")
+NOT_FOR_THE_MODEL = ("labels", "block", "responses")
 
 
 class DistillationObjective:
@@ -99,7 +99,8 @@ class DistillationObjective:
         Args:
             model: the student, as the trainer wraps it.
             inputs: input_ids and labels [batch, length], attention_mask [batch, length] where there is padding, and
-                `block` [batch], the blocks' numbers, for a cache.
+                `block` [batch], the blocks' numbers, for a cache. With `responses` the inner terms too compare only the
+                positions that predict a label.
             num_items_in_batch: how many labels the optimizer step has over all its micro-batches; losses and terms then
                 add up over them. None: this micro-batch alone.
 
@@ -142,7 +143,10 @@ class DistillationObjective:
         if theirs is not None and (self.hidden_gain or self.attention_gain):
             here = (labels != IGNORE).sum()
             share = here / num_items_in_batch if num_items_in_batch is not None else torch.ones_like(blend.ce)
-            for name, gain, value in self._inner_terms(ours, theirs, given.get("attention_mask")):
+            mask = (labels != IGNORE).view_as(inputs["labels"]) if "responses" in inputs else None  # [batch, length]
+            for name, gain, value in self._inner_terms(
+                ours, theirs, given.get("attention_mask") if mask is None else mask
+            ):
                 total = total + gain * share * value
                 terms[name] = (share * value).detach()
         return total, terms
@@ -219,7 +223,7 @@ def _plain(
     model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The model's own loss, called as transformers.Trainer calls it."""
-    given = {name: value for name, value in inputs.items() if name != "block"}
+    given = {name: value for name, value in inputs.items() if name not in ("block", "responses")}
     if num_items_in_batch is not None:
         given["num_items_in_batch"] = num_items_in_batch
     loss: Tensor = model(**given).loss

@@ -29,34 +29,61 @@ class Shared(NamedTuple):
 
 
 class Blocks(Dataset[Tensor]):
-    """Token blocks [blocks, block_size], memory-mapped or not, as a dataset of rows."""
+    """Token blocks [blocks, block_size], memory-mapped or not, as a dataset of rows.
 
-    def __init__(self, tokens: np.ndarray[Any, Any], limit: int | None = None) -> None:
+    Args:
+        counted: which tokens the loss counts, [blocks, block_size]; None: all.
+        limit: only the first N blocks.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray[Any, Any], counted: np.ndarray[Any, Any] | None = None, limit: int | None = None
+    ) -> None:
         self.tokens = tokens[:limit]
+        self.counted = None if counted is None else counted[:limit]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the record of a training on them should say."""
+        if self.counted is None:
+            return ()
+        share, size = float(self.counted.mean()), self.counted.size
+        return (
+            f"loss on responses: {share:.1%} of the {size:,} tokens of {len(self):,} sequences; others are context",
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: Any) -> Any:
-        return index, self.tokens[index.block if isinstance(index, Shared) else index]
+        place = index.block if isinstance(index, Shared) else index
+        return index, self.tokens[place], None if self.counted is None else self.counted[place]
 
 
-def collate(rows: list[tuple[Any, np.ndarray[Any, Any]]]) -> dict[str, Tensor]:
-    """Rows become a batch; the labels are the tokens, which the model shifts.
+def collate(rows: list[tuple[Any, np.ndarray[Any, Any], np.ndarray[Any, Any] | None]]) -> dict[str, Tensor]:
+    """Rows become a batch; the labels are the tokens, which the model shifts, or those of them that the loss counts.
+
+    `responses` in it says that the loss does not count all tokens.
 
     Of rows that are shared with other processes those that only fill up the batch are left out; where there are no
     others, one stays that is not trained on.
     """
     used = [row for row in rows if not isinstance(row[0], Shared) or row[0].real] or rows[:1]
-    tokens = torch.from_numpy(np.stack([row for _, row in used]).astype(np.int64))  # [batch, block_size]
+    tokens = torch.from_numpy(np.stack([row for _, row, _ in used]).astype(np.int64))  # [batch, block_size]
+    labels, more = tokens, {}
+    counted = [row for *_, row in used if row is not None]
+    if counted:
+        labels = tokens.where(torch.from_numpy(np.stack(counted)), _NOT_TRAINED)  # [batch, block_size]
+        more["responses"] = torch.tensor(True)
     first = used[0][0]
     if not isinstance(first, Shared):
-        return {"input_ids": tokens, "labels": tokens, "block": torch.tensor([index for index, _ in used])}
+        return {"input_ids": tokens, "labels": labels, "block": torch.tensor([index for index, *_ in used]), **more}
     return {
         "input_ids": tokens,
-        "labels": tokens if first.real else torch.full_like(tokens, _NOT_TRAINED),
-        "block": torch.tensor([row.block for row, _ in used]),
+        "labels": labels if first.real else torch.full_like(tokens, _NOT_TRAINED),
+        "block": torch.tensor([row.block for row, *_ in used]),
         "rows": torch.tensor(first.rows),
+        **more,
     }
 
 

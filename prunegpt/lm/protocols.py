@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prunegpt.errors import DataError
-from prunegpt.lm.data import BLANK_LINE, ROWS_A_BATCH, read_split, require_tokens
+from prunegpt.lm.data import BLANK_LINE, ROWS_A_BATCH, Split, read_split, require_tokens
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
 from prunegpt.lm.windows import Prepared, Tokens, Windows, cut, encode_rows, one_string
 from prunegpt.registry import PROTOCOLS
@@ -104,7 +104,7 @@ def evaluation_windows(
         DataError: the text cannot be read or is too short.
     """
     chosen: Protocol = PROTOCOLS.load(protocol)
-    rows, column = read_split(
+    read = read_split(
         path,
         name=name,
         split=split,
@@ -113,9 +113,24 @@ def evaluation_windows(
         revision=revision,
         whole=not chosen.by_row,
     )
-    windows = chosen(rows, tokenizer, block_size, stride, bos=bos)
-    if column:  # nobody named it: what it was is part of the figure
-        windows = replace(windows, protocol=f"{windows.protocol}/column-{column}")
+    return windows_of(read, protocol, tokenizer, block_size=block_size, stride=stride, max_windows=max_windows, bos=bos)
+
+
+def windows_of(
+    read: Split,
+    protocol: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    block_size: int,
+    stride: int | None = None,
+    max_windows: int | None = None,
+    bos: bool = False,
+) -> Windows:
+    """The windows of a split that was read; arguments are those of :func:`evaluation_windows`."""
+    chosen: Protocol = PROTOCOLS.load(protocol)
+    windows = chosen(read.rows, tokenizer, block_size, stride, bos=bos)
+    if read.column:  # nobody named it, or it holds messages: what it was is part of the figure
+        windows = replace(windows, protocol=f"{windows.protocol}/column-{read.column}")
     return windows.first(max_windows)
 
 

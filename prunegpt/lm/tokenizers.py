@@ -126,5 +126,5 @@ def _shared(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         return tokenizer
     content = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     settings = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _PLACES}
-    alike = type(tokenizer).__name__, content, repr(sorted(settings.items()))
+    alike = type(tokenizer).__name__, content, repr([*sorted(settings.items()), tokenizer.chat_template])
     return _TOKENIZERS.setdefault(alike, tokenizer)

@@ -69,7 +69,7 @@ def job_problems(stage: StagePlan, blocks: int | None) -> Iterator[tuple[str, st
     yield from ((f"prune.{path}", message) for path, message in update_problems(prune, clock))
 
 
-def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:
+def train_tokens(stage: StagePlan, blocks: int | None, counted: float | None = None) -> int | None:
     """Tokens a `finetune` or `distill` stage trains on; 0 for other kinds; None where it cannot be known.
 
     A pass over the text ends with a smaller step where the blocks do not fill it; one that training does not finish
@@ -77,20 +77,26 @@ def train_tokens(stage: StagePlan, blocks: int | None) -> int | None:
 
     Args:
         blocks: of the training data, as packed; None where they have not been counted.
+        counted: share of its tokens that the loss counts, where that is not all.
     """
     if stage.training is None or stage.data is None:
         return 0
     train = stage.training.train
+    if counted is None and stage.training.loss_on != "all":
+        return None
     blocks = _limited(stage, blocks)
     count, per_epoch = steps(train, blocks), steps_per_epoch(train, blocks)
     if count is None:
         return None
     a_step = _batch(train) * _accumulation(train)
     if blocks is None or per_epoch is None:
-        return count * a_step * stage.data.block_size  # the text may be too short to fill them all
-    an_epoch = _blocks_an_epoch(train, blocks)
-    passes, rest = divmod(count, per_epoch)
-    return (passes * an_epoch + min(rest * a_step, an_epoch)) * stage.data.block_size
+        sequences = count * a_step  # the text may be too short to fill them all
+    else:
+        an_epoch = _blocks_an_epoch(train, blocks)
+        passes, rest = divmod(count, per_epoch)
+        sequences = passes * an_epoch + min(rest * a_step, an_epoch)
+    tokens = sequences * stage.data.block_size
+    return tokens if counted is None else round(tokens * counted)
 
 
 def evaluates(train: Mapping[str, Any]) -> bool:

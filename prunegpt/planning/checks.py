@@ -12,7 +12,7 @@ from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.outlines import is_words, outline_of, stored_matrices, unbuilt
 from prunegpt.planning.rehearsed import refused
-from prunegpt.planning.sources import has_tokenizer, no_tokenizer, quantised_by, quantised_problem
+from prunegpt.planning.sources import has_chat_template, has_tokenizer, no_tokenizer, quantised_by, quantised_problem
 from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.execution import LauncherSpec
@@ -56,6 +56,36 @@ def stage_problems(
                 f"learning_rate.{index}",
                 f"a segment of a curve must be one of a recipe; {field}: {found['msg']}.",
             )
+
+
+def chat_problems(spec: TrialSpec, facts: ModelFacts | None) -> Iterator[Message]:
+    """What chat messages and losses on responses lack: a chat template, or messages."""
+    known = [("data", spec.data), *(("evaluate", one.data) for one in spec.evaluations)]
+    for index, stage in enumerate(spec.stages):
+        path, config = f"stages.{index}.{stage.kind}", stage.config
+        prune = config if isinstance(config, PruneSpec) else config.prune
+        if prune is not None:
+            place = path if prune is config else f"{path}.prune"
+            known.append((f"{place}.calibration.data", prune.calibration.data))
+        if isinstance(config, PruneSpec):
+            continue
+        known.append((f"{path}.data", config.data))
+        data = config.data or spec.data
+        if config.loss_on == "responses" and data is not None and data.messages is None:
+            yield (
+                f"{path}.loss_on",
+                "loss_on: responses needs chat messages; the dataset is plain text. Name their column as "
+                "data.messages, or use loss_on: all.",
+            )
+    if facts and has_chat_template(facts.model.tokenizer or facts.model.source) is False:
+        source = facts.model.tokenizer or facts.source
+        for path, data in known:
+            if data is not None and data.messages is not None:
+                yield (
+                    f"{path}.messages",
+                    f"chat messages need a tokeniser with a chat template; that of {source} has none. Name that of a "
+                    f"chat model of the family as model.tokenizer, or put a chat_template.jinja beside it.",
+                )
 
 
 def _pruning_problems(

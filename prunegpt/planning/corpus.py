@@ -265,13 +265,36 @@ def text_column(columns: Mapping[str, str], asked: str | None, source: str) -> s
     )
 
 
-def column_in(files: Sequence[Path], asked: str | None) -> str | None:
+def messages_column(columns: Mapping[str, str], column: str, source: str) -> None:
+    """Checks that a dataset has a column of chat messages.
+
+    Args:
+        columns: as :func:`text_column` takes them.
+
+    Raises:
+        DataError: it has no such column, or one of something else.
+    """
+    if column not in columns:
+        raise DataError(f"{source}: {unknown('column of messages', column, columns)}")
+    if columns[column] != "structure":
+        raise DataError(
+            f"a column of messages holds lists of {{role, content}}; {column} of {source} holds {columns[column]}s. "
+            f"Name another column, or use text_column for plain text."
+        )
+
+
+def column_in(files: Sequence[Path], asked: str | None, messages: str | None = None) -> str | None:
     """The text column of files of one kind, as far as their beginning shows; None where they have none or it does not.
+
+    Args:
+        messages: column of chat messages, which is looked for instead.
 
     Raises:
         DataError: it is not clear, or not there.
     """
     kind, source = suffix_of(files[0]), ", ".join(map(str, files[:_LISTED]))
+    if messages is not None and kind == ".txt":
+        raise DataError(f"chat messages are read from .jsonl, .json or .parquet files; {source} is plain text.")
     try:
         if kind in (".jsonl", ".ndjson", ".json"):
             columns = _of_rows(_first_rows(files[0]))
@@ -280,6 +303,10 @@ def column_in(files: Sequence[Path], asked: str | None) -> str | None:
         else:
             return None
     except (ValueError, *DAMAGED):  # said when it is read
+        return None
+    if messages is not None:
+        if columns:
+            messages_column(columns, messages, source)
         return None
     return text_column(columns, asked, source) if columns else None
 

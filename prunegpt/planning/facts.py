@@ -357,17 +357,18 @@ def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None
             raise DataError(f"data has no split {split!r}. Valid: {', '.join(local)}. Name it under data.files.")
         found = local[split]
         reading = _READING[kind_of(found)]
-        column_in(found, data.text_column)  # refuses what is not clear before anything is hashed or runs
+        column_in(found, data.text_column, data.messages)  # refuses what is not clear before anything is hashed or runs
         if any(files.says(file, begins_with_mark) for file in found):
             reading += ", without a mark"
-        return digest([data.text_column, reading, files.hash_all(found)]), None
+        chat = [] if data.messages is None else [{"messages": data.messages}]
+        return digest([data.text_column, reading, files.hash_all(found), *chat]), None
     path = str(data.path)
     if is_builtin(path):
         text = BUILTIN_TEXTS[path]
         if split not in text.splits:
             raise DataError(f"{path} has no split {split!r}. Valid: {', '.join(text.splits)}.")
         return digest([path, text.version, split]), None
-    identity = [path, data.name, data.text_column, split]
+    identity = [path, data.name, data.text_column, split, *([{"messages": data.messages}] if data.messages else [])]
     try:
         return digest([*identity, hub.commit(path, data.revision, "dataset")]), None
     except hub.Unreachable as error:

@@ -379,6 +379,8 @@ class Planner:
         trains = (facts and facts.builtin) or any(not isinstance(stage.config, PruneSpec) for stage in spec.stages)
         if trains and (message := precision_problem(spec.device, spec.precision)):
             self.opened.note(item, "precision", message)
+        for path, message in checks.chat_problems(spec, facts):
+            self.opened.note(item, path, message)
         for index, stage in enumerate(spec.stages):
             for path, message in checks.stage_problems(stage.config, facts, spec, self._launcher):
                 self.opened.note(item, f"stages.{index}.{stage.kind}.{path}".rstrip("."), message)

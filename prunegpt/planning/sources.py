@@ -197,6 +197,19 @@ def has_tokenizer(files: Iterable[Path]) -> bool:
     return False
 
 
+def has_chat_template(tokenizer: str) -> bool | None:
+    """Whether a tokeniser, located, has a template for chat messages; None where its files are not at hand."""
+    place = Path(tokenizer)
+    if is_builtin(tokenizer) or not place.is_dir():
+        return False if is_builtin(tokenizer) else None
+    if any(
+        (place / name).exists() for name in ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    ):
+        return True
+    settings = place / TOKENIZER_CONFIG
+    return settings.is_file() and bool(read_json(settings).get("chat_template"))
+
+
 def no_tokenizer(source: str | Path) -> str:
     """What is wrong with a model that has no tokeniser."""
     return (

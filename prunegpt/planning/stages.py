@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunegpt.planning.facts import ModelFacts
-from prunegpt.planning.fingerprint import FORMAT, digest, extra_versions, versions
+from prunegpt.planning.fingerprint import FORMAT, decisive, digest, extra_versions, versions
 from prunegpt.planning.rehearsed import OWN_OPTIMIZERS
 from prunegpt.planning.texts import Texts
 from prunegpt.spec.code import CodePart
@@ -93,7 +93,7 @@ def _train(config: FinetuneSpec, place: StagePlace, teacher: str | None) -> Stag
     if place.watched and not train.keys() & _WHEN_EVALUATED:
         train |= {"eval_strategy": "steps", "eval_steps": WATCHED_EVERY}
     update: dict[str, Any] = {"train": train, "data": data}
-    text = config.model_dump(exclude=_NOT_IN_KEY if config.keep_zeros else _NOT_IN_KEY | {"keep_zeros"})
+    text = decisive(config, ("keep_zeros", "loss_on"), without=_NOT_IN_KEY)
     if config.prune:
         update["prune"], text["prune"] = _filled(config.prune, data, place.texts)
     neutral = neutral_in(train)

@@ -84,6 +84,11 @@ class DataSpec(Part):
     text_column: str | None = Field(
         None, description="column of the text, a.b inside a mapping; default: text, or the only column of strings"
     )
+    messages: str | None = Field(
+        None,
+        description="column of chat messages, each row a list of {role, content}, in place of text_column; rows become "
+        "text by the tokeniser's chat template",
+    )
     train_split: str = Field("train", description="the split that is trained on")
     block_size: int = Field(
         1024,
@@ -98,6 +103,8 @@ class DataSpec(Part):
     def _one_source(self) -> "DataSpec":
         if self.path is not None and self.files is not None:
             raise ValueError("data must name either path or files; it has both. Remove one.")
+        if self.messages is not None and self.text_column is not None:
+            raise ValueError("data must name either text_column or messages; it has both. Remove one.")
         return self
 
 

@@ -234,6 +234,9 @@ class FinetuneSpec(Part):
     train: Arguments = Field({}, description="names of transformers.TrainingArguments, over those of the trial")
     data: DataSpec | None = Field(None, description="dataset for training (default: the trial's data)")
     prune: GradualSpec | None = Field(None, description="prune while training")
+    loss_on: Literal["all", "responses"] = Field(
+        "all", description="responses: of chat messages, only what the assistant says is trained on"
+    )
     keep_masks: bool = Field(True, description="weights pruned by earlier stages stay zero")
     keep_zeros: bool = Field(False, description="every zero in the matrices of the decoder layers stays zero")
     keep_checkpoints: bool = Field(False, description="publish the stage's checkpoints beside its model")

@@ -55,7 +55,7 @@ def pretrain(plan: StagePlan, state: ModelState, setting: StageContext) -> Resul
     state.model.to(setting.device)
     data = plan.data.model_copy(update={"train_split": recipe.split, "block_size": recipe.block_size})
     with ranks.first_alone():
-        blocks = Blocks(text.training_blocks(data, state.tokenizer, setting.root, setting.inputs))
+        blocks = Blocks(*text.training_blocks(data, state.tokenizer, setting.root, setting.inputs))
     steps, per_epoch = count_steps(recipe.arguments, len(blocks))
     job = TrainingJob(
         key=plan.key,

@@ -47,8 +47,8 @@ def distill(plan: StagePlan, state: ModelState, setting: StageContext) -> Result
 def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: StageContext) -> Result:
     assert plan.data is not None
     with ranks.first_alone():
-        tokens = text.training_blocks(plan.data, state.tokenizer, setting.root, setting.inputs)
-        blocks = Blocks(tokens, plan.data.max_train_blocks)
+        packed = text.training_blocks(plan.data, state.tokenizer, setting.root, setting.inputs, config.loss_on)
+        blocks = Blocks(*packed, limit=plan.data.max_train_blocks)
     before = held_at_start(config, state)
     windows = calibration_of(config.prune, state, setting.inputs)
     work = setting.root.work(plan.key)
@@ -79,7 +79,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
         micro_batch_divisor=setting.micro_batch_divisor,
     )
     state.pruned = before
-    notes = (*outcome.notes, *divided_note(config.train, setting.micro_batch_divisor))
+    notes = (*outcome.notes, *blocks.notes, *divided_note(config.train, setting.micro_batch_divisor))
     if config.prune:
         pruned = {name: enforcer.views[name] for name in moving}
         notes = (*notes, *coverage_notes(config.prune, state, pruned))

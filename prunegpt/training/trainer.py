@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from prunegpt.distill.guard import DivergenceGuard
 from prunegpt.distill.objective import DistillationObjective
+from prunegpt.distill.targets import IGNORE
 from prunegpt.errors import MaskDriftError, PruneGPTError
 from prunegpt.lm import ranks
 from prunegpt.lm.blocks import SharedSampler
@@ -158,13 +159,17 @@ class JobTrainer(Trainer, TrainerCallback):
         num_items_in_batch: Any = None,
     ) -> Any:
         block, rows = inputs.pop("block"), inputs.pop("rows", None)
+        responses = {"responses": inputs.pop("responses")} if "responses" in inputs else {}
         own, length = inputs["input_ids"].shape
-        self.tokens += (own if rows is None else int(rows)) * length
+        if responses:
+            self.tokens += int(ranks.total([float((inputs["labels"] != IGNORE).sum())])[0])
+        else:
+            self.tokens += (own if rows is None else int(rows)) * length
         if self.objective is None:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             self._note({"ce": (loss[0] if return_outputs else loss) / ranks.count()})
             return loss
-        loss, terms = self.objective(model, {**inputs, "block": block}, num_items_in_batch)
+        loss, terms = self.objective(model, {**inputs, **responses, "block": block}, num_items_in_batch)
         self._note(terms)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, tokens were summed

@@ -153,7 +153,7 @@ def test_dataset_that_is_not_there() -> None:
 
 def test_training_blocks_are_those_of_the_protocol(characters: PreTrainedTokenizerFast, rows: list[str]) -> None:
     many = rows * 95
-    packed = pack_training_blocks(many, characters, 32)
+    packed = pack_training_blocks(many, characters, 32).tokens
     assert packed.dtype == np.int64
     assert np.array_equal(packed.ravel(), blocks(many, characters, 32).tokens)
 
@@ -161,16 +161,16 @@ def test_training_blocks_are_those_of_the_protocol(characters: PreTrainedTokeniz
 def test_packed_blocks_are_kept_and_read_from_disk(
     characters: PreTrainedTokenizerFast, rows: list[str], tmp_path: Path
 ) -> None:
-    first = pack_training_blocks(rows, characters, 16, folder=tmp_path)
+    first = pack_training_blocks(rows, characters, 16, folder=tmp_path).tokens
     (place,) = tmp_path.iterdir()
     assert sorted(file.name for file in place.iterdir()) == ["blocks.json", "blocks.npy", "files.json"]
     stamp = (place / "blocks.npy").stat().st_mtime_ns
-    again = pack_training_blocks(list(rows), characters, 16, folder=tmp_path)
+    again = pack_training_blocks(list(rows), characters, 16, folder=tmp_path).tokens
     assert (place / "blocks.npy").stat().st_mtime_ns == stamp
     assert isinstance(again, np.memmap)
     assert not again.flags.writeable
     assert np.array_equal(first, again)
-    assert np.array_equal(again, pack_training_blocks(rows, characters, 16))
+    assert np.array_equal(again, pack_training_blocks(rows, characters, 16).tokens)
 
 
 def test_other_rows_tokenisers_and_sizes_have_other_places(
