@@ -210,7 +210,11 @@ class Sweep:
             with Store.open(self.root, create=False) as store:
                 return curves(trial, store.series(trial.id, in_figures))
 
-        return Material(self.results(), stored_windows(self.root), curves_of)
+        spec: Mapping[str, Any] = {}
+        if results := self.results():
+            with Store.open(self.root, create=False) as store:
+                spec = store.sweep(self.name).spec
+        return Material(results, stored_windows(self.root), curves_of, spec)
 
     def model(
         self, trial: str, *, device: str = "auto", trust_remote_code: bool = False

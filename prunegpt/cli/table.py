@@ -120,8 +120,8 @@ def report(
     found = stored(sweep, root)
     own = [trial for trial in found.results if trial.sweep == found.sweep]
     with Store.open(root, create=False) as store:
-        title = store.sweep(found.sweep).title
-        drawn = figures_of(own, found.windows, lambda trial: curves(trial, store.series(trial.id, in_figures)))
+        row = store.sweep(found.sweep)
+        drawn = figures_of(own, found.windows, lambda one: curves(one, store.series(one.id, in_figures)), row.spec)
     made = []
     for spec, figure in declared(found.sweep, root):
         if isinstance(figure, PruneGPTError):
@@ -131,7 +131,7 @@ def report(
     named = {figure.name for figure in made}
     figures = [*made, *(figure for figure in drawn if figure.name not in named)]
     files = write_folder(
-        out, tables_of(found), title=title, results=found.results, figures=figures, commit=found.commit
+        out, tables_of(found), title=row.title, results=found.results, figures=figures, commit=found.commit
     )
     say(f"{out}: {len(files)} files; open {out / 'index.html'}")
 

@@ -9,9 +9,7 @@ import numpy as np
 
 from prunegpt.records import TrialResult, comparable
 from prunegpt.report.columns import NOT_APPLICABLE, Column, column
-from prunegpt.report.plots import _LOG_FROM as LOG_FROM
-from prunegpt.report.plots import DENSE, Plot, layout_of, need, trace_of
-from prunegpt.report.plots import _looks as looks
+from prunegpt.report.plot import DENSE, LOG_FROM, Plot, layout_of, looks, need, trace_of
 from prunegpt.report.rows import Row
 from prunegpt.report.statistics import spread
 

@@ -1,39 +1,46 @@
-"""Figures as Plotly takes them, and what they are made from: drawn in pages as they are, on paper by `report.figures`.
+"""Figures of measured trials, and what they are made from; see `report.plot`."""
 
-Colours are those of Okabe & Ito 2008 ("Color universal design"), which stay apart under every common form of colour
-blindness; each line has its own marker and dash as well. Only traces that Plotly draws without `eval` are used, which
-the content policy of pages forbids.
-"""
-
-import math
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
-from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.columns import NOT_APPLICABLE, distilled, layer, method
 from prunegpt.report.format import percent
 from prunegpt.report.measure import WindowsOf, measure
+from prunegpt.report.plot import (
+    DENSE,
+    GREY,
+    LOG_FROM,
+    OKABE_ITO,
+    Plot,
+    escaped,
+    hover,
+    layout_of,
+    leading,
+    looks,
+    need,
+    trace_of,
+)
 from prunegpt.spec.names import by_parameter
 
 if TYPE_CHECKING:
     from prunegpt.store.series import Series
 
-DENSE = "not pruned"
+
 CURVES = {"perplexity": 1.0, "sparsity": 100.0}  # that figures show of a training -> scale of their values
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+
 _POINTS = 500  # of a curve
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.(.+)$")
-_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
-_DASHES = ("solid", "dash", "dashdot", "dot")
-GREY = "#666666"
-_LOG_FROM = 4.0  # the largest value over the smallest from which an axis is logarithmic
+
+
+_NUMBERS_UP_TO = 200  # cells of a heat map that have their number in them
+_MOST_NUMBERS_ACROSS = 24
 _SPARSITY: Mapping[str, Any] = {"title": {"text": "sparsity of the pruned tensors, %"}}
 
 
@@ -47,6 +54,9 @@ class SparsityPoint:
     perplexity: float
     low: float | None = None
     high: float | None = None
+    series: str = ""  # all but how sparse: a line joins what is equal in it
+    trials: tuple[str, ...] = ()  # addresses, one per seed
+    swept: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,8 @@ class LayerBar:
     perplexity: float
     low: float | None = None
     high: float | None = None
+    trials: tuple[str, ...] = ()
+    swept: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,8 @@ class Curve:
     label: str
     steps: tuple[float, ...]
     values: tuple[float, ...]
+    trials: tuple[str, ...] = ()
+    swept: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,8 +101,33 @@ def sparsity_points(results: Sequence[TrialResult], windows: WindowsOf) -> tuple
         name = method(group[0])
         line = DENSE if name == NOT_APPLICABLE else name
         line += ", distilled" if distilled(group[0]) == "Yes" else ""
-        found.append(SparsityPoint(group[0].group, line, 100 * sum(counted) / len(counted), *height))
+        sparsity = 100 * sum(counted) / len(counted)
+        found.append(
+            SparsityPoint(group[0].group, line, sparsity, *height, apart_from_sparsity(group[0]), *_leads(group))
+        )
     return tuple(found)
+
+
+def apart_from_sparsity(trial: TrialResult) -> str:
+    """All settings of a trial's stages but how sparse they prune: trials that are equal in it differ in sparsity alone.
+
+    Seeds do not count.
+    """
+    settings = []
+    for stage in trial.plan.stages:
+        found = stage.model_dump(mode="json", exclude={"key", "parent", "seed", "neutral"}, exclude_defaults=True)
+        training = found.get(stage.kind, {})
+        for pruning in (training, training.get("prune")):
+            if isinstance(pruning, dict):
+                pruning.pop("sparsity", None)
+        settings.append(found)
+    swept = {path: value for path, value in trial.swept.items() if not path.endswith(".sparsity")}
+    return json.dumps([settings, swept], sort_keys=True, default=str)
+
+
+def _leads(group: Sequence[TrialResult]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """Where a point of these trials leads, and their swept values."""
+    return tuple(trial.address for trial in group), group[0].swept
 
 
 def dense_perplexity(points: Sequence[SparsityPoint]) -> float | None:
@@ -113,8 +152,8 @@ def whole_models(points: Sequence[SparsityPoint], results: Sequence[TrialResult]
 
 def layer_bars(results: Sequence[TrialResult], windows: WindowsOf) -> tuple[LayerBar, ...]:
     """A bar for every configuration that pruned exactly one decoder layer, by block."""
-    measured = [(layer(group[0]), height) for group, height in _measured(results, windows)]
-    bars = [LayerBar(index, *height) for index, height in measured if isinstance(index, int)]
+    measured = [(layer(group[0]), height, _leads(group)) for group, height in _measured(results, windows)]
+    bars = [LayerBar(index, *height, *leads) for index, height, leads in measured if isinstance(index, int)]
     return tuple(sorted(bars, key=lambda bar: (bar.layer, bar.perplexity)))
 
 
@@ -153,7 +192,7 @@ def curves(trial: TrialResult, found: "Sequence[Series]") -> dict[str, Curve]:
         finite = np.isfinite(values)
         steps, values = steps[finite].astype(np.float64), values[finite]
         kept = extremes(values, _POINTS)
-        made[name] = Curve(trial.name, tuple(steps[kept].tolist()), tuple(values[kept].tolist()))
+        made[name] = Curve(trial.name, tuple(steps[kept].tolist()), tuple(values[kept].tolist()), *_leads([trial]))
     return made
 
 
@@ -207,40 +246,35 @@ def heat_map(by_tensor: Mapping[str, float]) -> HeatMap:
     )
 
 
-class Plot(BaseModel):
-    """What `Plotly.react` takes, and what is to be said below it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
-    caption: str = ""
-
-
 def over_sparsity(points: Sequence[SparsityPoint], title: str = "Perplexity over sparsity") -> Plot:
-    """One line per method, through its lowest perplexity at each sparsity, with the interval of every point."""
+    """Lines through trials that differ in sparsity alone, in the colour of their method; other trials are points."""
     need(points, "measured trials")
     data: list[dict[str, Any]] = []
-    for name, (colour, symbol, dash) in _looks(point.method for point in points).items():
+    joined = False
+    for name, (colour, symbol, dash) in looks(point.method for point in points).items():
         mine = sorted((point for point in points if point.method == name), key=lambda point: point.sparsity)
-        lowest: dict[float, float] = {}
-        for point in mine:
-            at = round(point.sparsity, 1)
-            lowest[at] = min(point.perplexity, lowest.get(at, math.inf))
         line = {"color": colour, "dash": dash, "width": 2}
-        if name != DENSE:
-            data.append(
-                trace_of(list(lowest), list(lowest.values()), name, mode="lines", line=line)
-                | {"showlegend": False, "hoverinfo": "skip", "legendgroup": name}
-            )
+        for through in _joined(mine) if name != DENSE else ():
+            trace = trace_of([one.sparsity for one in through], [one.perplexity for one in through], name, mode="lines")
+            data.append(trace | {"line": line, "showlegend": False, "hoverinfo": "skip", "legendgroup": name})
+            joined = True
         marked = _points(mine, name, colour, symbol)
         data.append(marked | {"error_y": _intervals(mine, colour, 4)})
+    need(data if joined else (), "trials that differ in sparsity alone")
     layout = layout_of(title, _SPARSITY, _perplexity(point.perplexity for point in points))
     dense = [point.perplexity for point in points if point.method == DENSE]
     if dense:
         across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": min(dense), "y1": min(dense)}
         layout["shapes"] = [across | {"line": {"color": GREY, "dash": "dot", "width": 1}}]
     return Plot(data=data, layout=layout)
+
+
+def _joined(points: Sequence[SparsityPoint]) -> list[list[SparsityPoint]]:
+    """The points of each line, by sparsity; of several at one sparsity the lowest."""
+    lines: dict[str, dict[float, SparsityPoint]] = {}
+    for point in sorted(points, key=lambda point: (point.sparsity, -point.perplexity)):
+        lines.setdefault(point.series, {})[round(point.sparsity, 1)] = point
+    return [list(line.values()) for line in lines.values() if len(line) > 1]
 
 
 def front(points: Sequence[SparsityPoint], title: str = "Sparsity against perplexity") -> Plot:
@@ -257,7 +291,7 @@ def front(points: Sequence[SparsityPoint], title: str = "Sparsity against perple
         )
         | {"hoverinfo": "skip", "text": [escaped(point.label) for point in best]}
     ]
-    for name, (colour, symbol, _) in _looks(point.method for point in points).items():
+    for name, (colour, symbol, _) in looks(point.method for point in points).items():
         data.append(_points([point for point in points if point.method == name], name, colour, symbol))
     return Plot(data=data, layout=layout_of(title, _SPARSITY, _perplexity(point.perplexity for point in points)))
 
@@ -269,6 +303,9 @@ def by_layer(
     need(bars, "trials that pruned a single layer")
     base = dense if dense is not None else min(bar.perplexity for bar in bars)
     layers = [bar.layer for bar in bars]
+    texts = [
+        hover(f"layer {bar.layer}", f"perplexity {bar.perplexity:.4g}", *bar.trials, swept=bar.swept) for bar in bars
+    ]
     data: list[dict[str, Any]] = [
         {
             "type": "bar",
@@ -277,14 +314,14 @@ def by_layer(
             "y": [bar.perplexity - base for bar in bars],
             "base": base,
             "marker": {"color": OKABE_ITO[0]},
-            "customdata": [bar.perplexity for bar in bars],
-            "hovertemplate": "layer %{x}: %{customdata:.4g}<extra></extra>",
+            **leading([bar.trials for bar in bars], texts),
             "error_y": _intervals(bars, GREY, 3),
         }
     ]
     if dense is not None:
         line = {"color": OKABE_ITO[1], "dash": "dash", "width": 2}
-        data.append(trace_of([min(layers) - 0.5, max(layers) + 0.5], [dense, dense], "dense", mode="lines", line=line))
+        ends = [min(layers) - 0.5, max(layers) + 0.5]
+        data.append(trace_of(ends, [dense, dense], "dense", mode="lines", line=line) | {"hoverinfo": "skip"})
     across = {"title": {"text": "decoder layer"}, "dtick": 1 if len(set(layers)) <= 40 else None, "showgrid": False}
     return Plot(data=data, layout=layout_of(title, across, _perplexity([base, *(bar.perplexity for bar in bars)])))
 
@@ -294,19 +331,13 @@ def training(
 ) -> Plot:
     """Perplexity over optimizer steps, and below it on the same steps the sparsity in percent."""
     need([curve for curve in (*perplexity, *sparsity) if curve.steps], "curve points")
-    looks = _looks(curve.label for curve in (*perplexity, *sparsity))
+    styles = looks(curve.label for curve in (*perplexity, *sparsity))
     data = []
     named: set[str] = set()
     for axis, curves in (("y", perplexity), ("y2", sparsity)):
         for curve in curves:
-            colour, symbol, dash = looks[curve.label]
-            trace = trace_of(
-                list(curve.steps),
-                list(curve.values),
-                curve.label,
-                mode="lines+markers" if len(curve.steps) <= 30 else "lines",
-                line={"color": colour, "dash": dash, "width": 2},
-            )
+            colour, symbol, dash = styles[curve.label]
+            trace = curve_trace(curve, {"color": colour, "dash": dash, "width": 2})
             trace |= {"yaxis": axis, "legendgroup": curve.label, "showlegend": curve.label not in named}
             data.append(trace | {"marker": {"symbol": symbol, "color": colour, "size": 6}})
             named.add(curve.label)
@@ -319,9 +350,54 @@ def training(
     return Plot(data=data, layout=layout)
 
 
-def need(found: Sequence[Any] | Mapping[Any, Any], what: str) -> None:
-    if not found:
-        raise ReportError(f"a figure needs {what}; there are none yet. Run more of the sweep first.")
+def curve_trace(curve: Curve, line: Mapping[str, Any]) -> dict[str, Any]:
+    """One curve as a line that leads to its trial."""
+    mode = "lines+markers" if len(curve.steps) <= 30 else "lines"
+    told = hover(curve.label, swept=curve.swept).replace("%{", "%\u200b{")  # a name must stay a name
+    return trace_of(list(curve.steps), list(curve.values), curve.label, mode=mode, line=dict(line)) | {
+        "meta": {"trials": list(curve.trials)},
+        "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{told}</extra>",
+    }
+
+
+def by_block(data: HeatMap, title: str = "Sparsity by layer, %") -> Plot:
+    """Shares of zeros by tensor (down) and decoder layer (across), on the scale of 0 to 100 percent."""
+    need(data.rows, "tensors selected for pruning")
+    shares = [list(column) for column in zip(*data.values, strict=True)]  # [tensors, layers]
+    return heat_plot(
+        shares, data.rows, data.columns, title, {"title": {"text": "decoder layer"}, "type": "category"}, "layer"
+    )
+
+
+def heat_plot(
+    shares: Sequence[Sequence[float | None]],
+    across: Sequence[Any],
+    down: Sequence[str],
+    title: str,
+    axis: Mapping[str, Any],
+    what: str,
+) -> Plot:
+    """Percentages, None where there is none, from 0 to 100 however far apart they are; few enough have their number.
+
+    Args:
+        shares: [down, across].
+        axis: layout of the axis that goes across.
+        what: one place on it is called.
+    """
+    said = len(across) * len(down) <= _NUMBERS_UP_TO and len(across) <= _MOST_NUMBERS_ACROSS
+    trace = {
+        "type": "heatmap", "x": list(across), "y": [escaped(name) for name in down], "z": [list(row) for row in shares],
+        "zmin": 0, "zmax": 100, "colorscale": "Cividis", "xgap": 1, "ygap": 1, "hoverongaps": False, "meta": "summary",
+        "hovertemplate": f"{what} %{{x}}, %{{y}}<br>%{{z:.2f}}%<extra></extra>",
+        "colorbar": {"title": {"text": "%", "side": "top"}, "thickness": 12, "outlinewidth": 0, "len": 0.95},
+        **({"texttemplate": "%{z:.1f}"} if said else {}),
+    }  # fmt: skip
+    return Plot(
+        data=[trace],
+        layout=layout_of(
+            title, axis, {"title": {"text": ""}, "autorange": "reversed", "type": "category", "nticks": 40}
+        ),
+    )
 
 
 def _intervals(points: Sequence[SparsityPoint] | Sequence[LayerBar], colour: str, width: int) -> dict[str, Any]:
@@ -337,10 +413,6 @@ def _intervals(points: Sequence[SparsityPoint] | Sequence[LayerBar], colour: str
     }
 
 
-def trace_of(x: Sequence[Any], y: Sequence[Any], name: str, **more: Any) -> dict[str, Any]:
-    return {"type": "scatter", "x": list(x), "y": list(y), "name": escaped(name), **more}
-
-
 def _points(points: Sequence[SparsityPoint], name: str, colour: str, symbol: str) -> dict[str, Any]:
     marker = {"color": colour, "symbol": symbol, "size": 9}
     found = trace_of(
@@ -350,43 +422,21 @@ def _points(points: Sequence[SparsityPoint], name: str, colour: str, symbol: str
         mode="markers",
         marker=marker,
     )
-    template = "%{hovertext}% sparse, perplexity %{y:.4g}<extra></extra>"
+    shown = [f"{percent(point.sparsity)}% sparse, perplexity {point.perplexity:.4g}" for point in points]
     return found | {
         "text": [escaped(point.label) for point in points],
-        "hovertext": [f"{escaped(point.label)}<br>{percent(point.sparsity)}" for point in points],
-        "customdata": [point.label for point in points],
-        "hovertemplate": template,
         "legendgroup": name,
+        **leading(
+            [point.trials for point in points],
+            [
+                hover(point.label, line, *(point.trials if len(point.trials) > 1 else ()), swept=point.swept)
+                for point, line in zip(points, shown, strict=True)
+            ],
+        ),
     }
-
-
-def _looks(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """Colour, symbol and dash of each line; colours come round again with another dash."""
-    distinct = dict.fromkeys(names)
-    looks = {DENSE: (GREY, "star", "dot")} if DENSE in distinct else {}
-    for index, name in enumerate(name for name in distinct if name != DENSE):
-        turn, position = divmod(index, len(OKABE_ITO) - 1)  # not black: pages may be dark
-        symbol = _SYMBOLS[(position + turn) % len(_SYMBOLS)]
-        looks[name] = OKABE_ITO[position], symbol, _DASHES[turn % len(_DASHES)]
-    return looks
 
 
 def _perplexity(values: Iterable[float]) -> dict[str, Any]:
     positive = [value for value in values if value > 0]
-    wide = bool(positive) and max(positive) / min(positive) >= _LOG_FROM
+    wide = bool(positive) and max(positive) / min(positive) >= LOG_FROM
     return {"title": {"text": "perplexity"}, **({"type": "log", "dtick": "D2"} if wide else {})}
-
-
-def layout_of(title: str, across: Mapping[str, Any], upwards: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "title": {"text": escaped(title)},
-        "xaxis": {**across, "automargin": True},
-        "yaxis": {**upwards, "automargin": True},
-        "hovermode": "closest",
-        "legend": {"orientation": "h", "y": -0.25},
-    }
-
-
-def escaped(text: str) -> str:
-    """Escapes text, because Plotly interprets a few HTML elements."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -334,6 +334,18 @@ class SearchSpec(Part):
         return tuple(metric for metric in self.metrics if is_measured(metric))
 
 
+def searches_of(spec: Mapping[str, Any]) -> dict[str, SearchSpec]:
+    """The searches that a sweep's stored spec writes, by name; one that this version cannot read is left out."""
+    found = {}
+    for written in spec.get("trials") or ():
+        if isinstance(written, dict) and written.get("search"):
+            try:
+                found[str(written.get("name", ""))] = SearchSpec.model_validate(written["search"])
+            except ValidationError:
+                continue
+    return found
+
+
 class EarlyStopSpec(Part):
     """Early stopping of trials. A plain string means `{method: STRING}`."""
 

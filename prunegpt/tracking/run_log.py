@@ -238,7 +238,8 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
         tables = [
             build_table(table, results, windows, documents=stored_documents(root), sweep=sweep) for table in declared
         ]
-        figures = figures_of(results, windows, lambda one: curves(one, store.series(one.id, in_figures)))
+        written = store.sweep(sweep).spec
+        figures = figures_of(results, windows, lambda one: curves(one, store.series(one.id, in_figures)), written)
         figures = figures[:_MOST_FIGURES]
     if not tables and not figures:
         return

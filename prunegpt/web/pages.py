@@ -37,6 +37,7 @@ class Pages:
             Route("/", self._plain("sweeps.html", "Sweeps", "sweeps")),
             Route("/sweeps/{sweep}", self._of("sweep.html", "sweep")),
             Route("/sweeps/{sweep}/tables", self._of("tables.html", "tables")),
+            Route("/sweeps/{sweep}/search", self._of("search.html", "search")),
             Route("/trials/{sweep}/{trial}", self._of("trial.html", "trial")),
             Route("/compare", self.compare),
             Route("/api", self._plain("openapi.html", "API", "api")),

@@ -13,21 +13,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from prunegpt.errors import ReportError
-from prunegpt.report.figures import (
-    FORMATS,
-    draw,
-    png,
-    save,
-    sparsity_heat_map,
-    svg,
-)
+from prunegpt.report.figures import FORMATS, draw, png, save, svg
+from prunegpt.report.plot import DENSE, OKABE_ITO, Plot
 from prunegpt.report.plots import (
-    DENSE,
-    OKABE_ITO,
     Curve,
     LayerBar,
-    Plot,
     SparsityPoint,
+    apart_from_sparsity,
+    by_block,
     by_layer,
     curves,
     front,
@@ -63,7 +56,7 @@ def drawn() -> dict[str, Figure]:
         "pareto": drawing(front)(POINTS),
         "layers": drawing(by_layer)(BARS, dense=21.76),
         "training": drawing(training)(CURVES, (Curve("a", (0.0, 20.0), (0.0, 90.0)),)),
-        "heat": sparsity_heat_map(HEAT),
+        "heat": draw(by_block(HEAT)),
     }
 
 
@@ -111,9 +104,27 @@ def test_perplexity_over_sparsity_draws_every_point_and_interval() -> None:
     assert "perplexity" in visible_text(figure)
 
 
-def test_a_line_goes_through_the_lowest_at_each_sparsity() -> None:
-    points = [SparsityPoint(str(i), "m", s, p) for i, (s, p) in enumerate([(90, 70.0), (50, 60.0), (90, 66.0)])]
-    assert ([50.0, 90.0], [60.0, 66.0]) in lines(drawing(over_sparsity)(points))
+def test_a_line_joins_what_differs_in_sparsity_alone() -> None:
+    """Two learning rates are two lines; what has a third one is a point, and no line goes through it."""
+    measured = [(90, 70.0, "slow"), (50, 60.0, "slow"), (90, 66.0, "fast"), (50, 61.0, "fast"), (70, 99.0, "alone")]
+    points = [SparsityPoint(str(i), "m", s, p, series=series) for i, (s, p, series) in enumerate(measured)]
+    found = lines(drawing(over_sparsity)(points))
+    assert ([50.0, 90.0], [60.0, 70.0]) in found
+    assert ([50.0, 90.0], [61.0, 66.0]) in found
+    assert not [y for x, y in found if len(set(x)) > 1 and 99.0 in y and 70.0 in x and len(y) != len(points)]
+    with pytest.raises(ReportError, match="trials that differ in sparsity alone"):
+        over_sparsity(points[:1])
+
+
+def test_seeds_and_sparsity_are_all_that_a_line_passes_over() -> None:
+    def trial(seed: int = 1, **prune: object) -> str:
+        chain = [{"kind": "prune", "prune": {"method": "wanda", **prune}, "seed": seed}]
+        return apart_from_sparsity(make_trial(f"t{seed}{prune}", stages=chain, seed=seed))
+
+    same = trial(sparsity=0.5)
+    assert trial(sparsity=0.9) == trial(2, sparsity=0.5) == same
+    others = [trial(sparsity=0.5, **more) for more in ({"method": "magnitude"}, {"layers": [1]}, {"allocation": "owl"})]
+    assert len({same, *others}) == 4
 
 
 def test_wide_ranges_are_logarithmic_and_narrow_ones_are_not() -> None:
@@ -161,10 +172,11 @@ def test_training_curves_share_their_steps() -> None:
 
 
 def test_the_heat_map_shows_the_shares() -> None:
-    figure = sparsity_heat_map(HEAT)
+    figure = draw(by_block(HEAT))
     shown = figure.axes[0].images[0].get_array()
     assert shown is not None
-    assert np.allclose(shown, np.array(HEAT.values, dtype=float))
+    assert np.allclose(shown, np.array(HEAT.values, dtype=float).T)  # layers go across
+    assert figure.axes[0].images[0].get_clim() == (0, 100)
     assert HEAT.rows == tuple(map(str, range(12)))
     assert HEAT.columns == ("attn.c_attn", "mlp.c_fc")
 
@@ -195,7 +207,7 @@ def test_many_lines_have_looks_of_their_own() -> None:
         (lambda: drawing(front)([]), "needs measured trials"),
         (lambda: drawing(by_layer)([]), "pruned a single layer"),
         (lambda: drawing(training)([Curve("a", (), ())]), "needs curve points"),
-        (lambda: sparsity_heat_map(heat_map({})), "needs tensors"),
+        (lambda: by_block(heat_map({})), "needs tensors"),
     ],
 )
 def test_nothing_to_draw_is_an_error(draw, message: str) -> None:  # type: ignore[no-untyped-def]

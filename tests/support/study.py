@@ -4,13 +4,13 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prunegpt.records import AttemptRecord, Evaluation, Point, SparsityRecord, StageRecord
+from prunegpt.records import EARLY_STOP, AttemptRecord, Evaluation, Point, SparsityRecord, StageRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.schema import (
@@ -52,6 +52,23 @@ class Wanted:
     error: str = ""
     group: str = ""  # default: the name
     seed: int = 42
+    search: str = ""
+    number: int = 0
+
+
+SEARCH: Mapping[str, Any] = {
+    "name": "found-{learning_rate}",
+    "stages": ["finetune", "prune"],
+    "search": {
+        "space": {
+            "stages.1.prune.sparsity": {"low": 0.5, "high": 0.9},
+            "train.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True},
+            "stages.1.prune.method": ["magnitude", "wanda"],
+        },
+        "objectives": ["perplexity", "sparsity"],
+        "n_trials": 16,
+    },
+}
 
 
 def load() -> StagePlan:
@@ -148,6 +165,28 @@ def many(count: int) -> list[Wanted]:
     return found
 
 
+def searching(count: int = 14) -> list[Wanted]:
+    """What `SEARCH` has tried so far: finished trials, and every seventh stopped early."""
+    draw = np.random.default_rng(1)
+    base = load()
+    found = []
+    for index in range(count):
+        share, rate = round(float(draw.uniform(0.5, 0.9)), 3), float(f"{10 ** draw.uniform(-5, -3):.3g}")
+        method = ("magnitude", "wanda")[index % 2]
+        tuned = finetune(base, f"5ea{index:03x}")
+        chain = (base, tuned, prune(tuned, f"5eb{index:03x}", method=method, sparsity=share))
+        swept = {
+            "stages.1.prune.sparsity": share,
+            "train.learning_rate": rate,
+            "stages.1.prune.method": method,
+        }
+        early = {"state": "stopped", "reason": EARLY_STOP} if index % 7 == 6 else {}
+        worse = DENSE * math.exp(2 * share**4) * (1 + abs(math.log10(rate) + 4) / 10)
+        one = Wanted(f"found-{index + 1}", chain, worse, share, swept=swept, search=str(SEARCH["name"]))
+        found.append(replace(one, number=index + 1, **early))
+    return found
+
+
 def make_root(
     path: Path,
     trials: Sequence[Wanted] = (),
@@ -199,6 +238,8 @@ def _plan(sweep: str, order: int, one: Wanted) -> TrialPlan:
         stages=one.chain,
         needs=tuple(teachers),
         swept=dict(one.swept or {}),
+        search=one.search,
+        number=one.number,
         config={
             "name": one.name,
             "model": {"source": _MODEL.source},
@@ -245,6 +286,8 @@ def _run(root: Root, store: Store, trial: int, sweep: str, one: Wanted, done: se
     if one.state == "running":
         store.add_points(attempt.id, curve(1, 80.0, 0.0, began, until=60))
         return
+    if one.reason == EARLY_STOP:
+        store.add_points(attempt.id, curve(1, 1.5 * one.perplexity, 0.0, began, until=60))
     if one.state == "diverged":
         store.add_points(attempt.id, _rising(began))
     store.finish_attempt(

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from prunegpt.root import Root
 from tests.support.served import HEADERS, ORIGIN, open_app
-from tests.support.study import make_root
+from tests.support.study import SEARCH, make_root, searching
 
 
 @pytest.fixture(scope="session")
@@ -35,4 +35,12 @@ def own(made: Root) -> Iterator[TestClient]:
     """Of a root of one's own, with what an action needs."""
     app = open_app(made)
     with TestClient(app, base_url=ORIGIN, headers=HEADERS) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """Of a root whose sweep "study" is a search with two objectives, some of whose trials were stopped early."""
+    root = make_root(tmp_path_factory.mktemp("searched") / "runs", searching(), windows=False, searches=[SEARCH])
+    with TestClient(open_app(root), base_url=ORIGIN) as client:
         yield client

@@ -3,7 +3,6 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from prunegpt.errors import ReportError
-from prunegpt.report.gallery import DRAWINGS, Material
+from prunegpt.report.figures import FORMATS
+from prunegpt.report.gallery import DRAWINGS, Material, plots_of
 from prunegpt.report.measure import stored_windows
+from prunegpt.report.plot import DENSE, Plot
 from prunegpt.report.plots import (
-    DENSE,
-    OKABE_ITO,
     Curve,
     LayerBar,
-    Plot,
     SparsityPoint,
     by_layer,
     curves,
@@ -28,12 +26,13 @@ from prunegpt.report.plots import (
     over_sparsity,
     training,
 )
+from prunegpt.report.search_plots import parallel
+from prunegpt.report.searched import Searched, ped_anova
 from prunegpt.root import Root
 from prunegpt.store import Store
-from prunegpt.web import plots
-from prunegpt.web.plots import importances
+from tests.support.results import Kept, draw_windows, make_trial
 from tests.support.served import ORIGIN, open_app
-from tests.support.study import Wanted, finetune, load, make_root, many, prune, study
+from tests.support.study import SEARCH, Wanted, finetune, load, make_root, many, prune, study
 
 POINTS = [
     SparsityPoint("dense", DENSE, 0.0, 60.0, 59.0, 61.0),
@@ -90,59 +89,12 @@ def test_training_shows_perplexity_above_sparsity() -> None:
     assert [above["showlegend"], below["showlegend"]] == [True, False]
 
 
-def test_parallel_lines_pass_through_every_value() -> None:
-    rates = [1e-5, 1e-4, 1e-3]
-    plot = plots.parallel({"rate": rates, "method": ["a", "<b>", None]}, [10.0, 20.0, 40.0], ["x", "y", "z"])
-    data = drawn(plot)
-    lines: dict[str, list[tuple[float, float | None]]] = {}
-    for trace in data:
-        for x, y, text in zip(trace["x"], trace["y"], trace["text"], strict=True):
-            if x is not None:
-                lines.setdefault(text.partition("<br>")[0], []).append((x, y))
-    assert {name: [x for x, _ in line] for name, line in lines.items()} == {"x": [0, 1, 2], "y": [0, 1, 2], "z": [0, 2]}
-    heights = [lines[name][0][1] for name in "xyz"]
-    assert heights == pytest.approx([0.0, 0.5, 1.0])  # logarithmic
-    assert [lines[name][-1][1] for name in "xyz"] == pytest.approx([0.0, 0.5, 1.0])
-    assert "&lt;b&gt;" in [note["text"] for note in plot.layout["annotations"]]
-
-
-def test_of_many_parallel_lines_the_best_and_a_sample_are_drawn() -> None:
-    perplexity = [10.0 + (index * 37) % 2000 for index in range(2000)]  # each of 10 to 2009 once
-    plot = plots.parallel({"x": perplexity}, perplexity, [f"{value:g}" for value in perplexity])
-    names = [text.partition("<br>")[0] for trace in drawn(plot) for text in trace["text"][::3]]
-    shown = sorted(float(name) for name in names)
-    assert len(shown) == len(set(shown)) == 500
-    assert shown[:300] == sorted(perplexity)[:300]
-    assert (shown[300], shown[-1]) == (310.0, 2009.0)
-    assert max(after - before for before, after in pairwise(shown)) <= 9
-    assert plot.caption == "The 300 best of 2,000 trials, and 200 of the others, the worst included."
-    bounds = [tuple(map(float, trace["name"].split(" to "))) for trace in drawn(plot)]
-    assert all(low <= high for low, high in bounds)
-    assert plots.parallel({"x": perplexity[:500]}, perplexity[:500], names).caption == ""
-
-
-@pytest.mark.parametrize("odd", [math.inf, math.nan, 10**400])
-def test_a_value_that_no_axis_holds_is_a_choice(odd: float) -> None:
-    plot = plots.parallel({"x": [odd, 1.0]}, [1.0, 2.0], ["a", "b"])
-    heights = [y for trace in drawn(plot) for x, y in zip(trace["x"], trace["y"], strict=True) if x == 0]
-    assert sorted(heights) == pytest.approx([0.25, 0.75])
-
-
-def test_hover_texts_of_parallel_lines_are_escaped() -> None:
-    plot = plots.parallel({"method": ["<img src=x>", "b"]}, [1.0, 2.0], ["<script>", "y"])
-    text = json.dumps([trace["text"] for trace in drawn(plot)])
-    assert "<img" not in text
-    assert "<script" not in text
-
-
 def test_nothing_to_draw_is_said() -> None:
     for make in (
         lambda: over_sparsity([]),
         lambda: front([]),
         lambda: by_layer([]),
         lambda: training([]),
-        lambda: plots.parallel({}, [], []),
-        lambda: plots.importance({}),
     ):
         with pytest.raises(ReportError, match=r"a figure needs .*; there are none yet"):
             make()
@@ -158,7 +110,7 @@ def test_what_matters_is_told_from_what_does_not() -> None:
         }
         for _ in range(200)
     ]
-    shares = importances(settings, [(math.log10(one["rate"]) + 3.5) ** 2 for one in settings])
+    shares = ped_anova(settings, [(math.log10(one["rate"]) + 3.5) ** 2 for one in settings])
     assert sum(shares.values()) == pytest.approx(1)
     assert next(iter(shares)) == "rate"
     assert shares["rate"] > 0.8
@@ -169,14 +121,14 @@ def test_what_matters_is_told_from_what_does_not() -> None:
     [[1, 2, 1, 2], [True, False, True, True], ["a", None, [1], {"b": 1}], [1e-9, 1e9, 0.0, 1], [-5, 5, 0, 0.5]],
 )
 def test_importance_takes_values_of_any_kind(values: list[Any]) -> None:
-    shares = importances([{"x": value} for value in values], [1.0, 2.0, 3.0, 4.0])
+    shares = ped_anova([{"x": value} for value in values], [1.0, 2.0, 3.0, 4.0])
     assert shares == {"x": pytest.approx(1.0)}
 
 
 @pytest.mark.parametrize("odd", [math.inf, math.nan, 10**30, 10**400])
 def test_importance_of_a_value_that_no_range_holds(odd: float) -> None:
     settings = [{"x": odd if index % 2 else 1.0} for index in range(20)]
-    assert importances(settings, [float(index % 2) for index in range(20)]) == {"x": pytest.approx(1.0)}
+    assert ped_anova(settings, [float(index % 2) for index in range(20)]) == {"x": pytest.approx(1.0)}
 
 
 @pytest.mark.parametrize("raised", [ValueError("not these"), TypeError("not these"), MemoryError("not these")])
@@ -188,7 +140,7 @@ def test_whatever_optuna_raises_is_a_figure_that_is_missing(
 
     monkeypatch.setattr("optuna.importance.get_param_importances", fail)
     with pytest.raises(ReportError, match=r"importance cannot be computed from these trials: not these"):
-        importances([{"x": 1.0}, {"x": 2.0}], [1.0, 2.0])
+        ped_anova([{"x": 1.0}, {"x": 2.0}], [1.0, 2.0])
     with TestClient(open_app(kept), base_url=ORIGIN) as fresh:
         answer = fresh.get("/api/v1/sweeps/study/figures/importance")
     assert (answer.status_code, answer.json()["error"]) == (
@@ -256,41 +208,108 @@ def test_importance_is_asked_for_by_many_at_once(tmp_path: Path) -> None:
 def test_pages_and_reports_draw_one_list_of_figures(client: TestClient, kept: Root) -> None:
     """Every figure of a report is, by name and by data, the one that the page of the sweep has."""
     with Store.open(kept, create=False) as store:
-        results = [one for one in store.results("study") if not one.implicit]
+        results = store.results("study")
         material = Material(results, stored_windows(kept), lambda one: curves(one, store.series(one.id, in_figures)))
-        made = {name: json.loads(drawing.plot(material).model_dump_json()) for name, drawing in DRAWINGS.items()}
-    assert len(made) == 4
-    for name, plot in made.items():
-        assert client.get(f"/api/v1/sweeps/study/figures/{name}").json() == plot
+        made = {file: plot for file, _, plot in plots_of(material)}
+        figures = client.get("/api/v1/sweeps/study/figures").json()["figures"]
+    assert [figure["name"] for figure in figures] == list(DRAWINGS)
+    there = [figure["name"] for figure in figures if figure["missing"] is None]
+    assert [DRAWINGS[name].file for name in there] == list(made)
+    for name in there:
+        served = client.get(f"/api/v1/sweeps/study/figures/{name}").json()
+        assert served == json.loads(made[DRAWINGS[name].file].model_dump_json())
 
 
-@pytest.mark.parametrize("figure", ["sparsity", "pareto", "layers", "training", "parallel", "importance"])
-def test_every_figure_is_served_with_what_the_policy_allows(client: TestClient, figure: str) -> None:
-    answer = client.get(f"/api/v1/sweeps/study/figures/{figure}")
+@pytest.fixture(params=DRAWINGS)
+def figure(request: pytest.FixtureRequest, client: TestClient, searched: TestClient) -> tuple[str, TestClient]:
+    """The address of each figure that there is, and a client of a root that has data for it."""
+    name = request.param
+    return f"/api/v1/sweeps/study/figures/{name}", searched if DRAWINGS[name].takes else client
+
+
+def test_every_figure_is_served_with_what_the_policy_allows(figure: tuple[str, TestClient]) -> None:
+    path, client = figure
+    answer = client.get(path)
     assert answer.status_code == 200, answer.text
     kinds = {trace["type"] for trace in answer.json()["data"]}
-    assert kinds <= {"scatter", "bar", "heatmap"}  # others need eval or WebGL
-    colours = json.dumps(answer.json()["data"])
-    if figure in ("sparsity", "pareto", "training"):
-        assert OKABE_ITO[0] in colours
-    assert client.get(f"/api/v1/sweeps/study/figures/{figure}.json").json() == answer.json()
+    assert kinds <= {"scatter", "bar", "heatmap", "contour", "parcoords"}  # others need eval or WebGL
+    assert client.get(f"{path}.json").json() == answer.json()
 
 
-@pytest.mark.parametrize("figure", ["sparsity", "pareto", "layers", "training"])
-def test_figures_are_drawn_as_png_and_svg(client: TestClient, figure: str) -> None:
-    png = client.get(f"/api/v1/sweeps/study/figures/{figure}.png")
-    assert png.content.startswith(b"\x89PNG")
-    svg = client.get(f"/api/v1/sweeps/study/figures/{figure}.svg")
-    assert svg.headers["content-type"].startswith("image/svg+xml")
-    assert svg.text.startswith("<svg")
+def test_every_point_of_every_figure_leads_to_its_trials_and_names_them(figure: tuple[str, TestClient]) -> None:
+    """A point has the addresses of its trials, and a text with the name and the swept values of the first."""
+    path, client = figure
+    known = {f"study/{row['name']}": row for row in client.get("/api/v1/sweeps/study/trials").json()["trials"]}
+    leading = 0
+    for trace in client.get(path).json()["data"]:
+        if trace.get("hoverinfo") == "skip" or trace.get("meta") == "summary":
+            continue
+        points = len(trace["dimensions"][0]["values"]) if "dimensions" in trace else len(trace["x"])
+        texts = trace.get("hovertext", [trace["hovertemplate"]] * points)
+        addresses = trace.get("customdata") or [trace["meta"]["trials"]] * points
+        assert len(addresses) == len(texts) == points
+        for some, text in zip(addresses, texts, strict=True):
+            assert set(some) <= set(known)
+            row = known[some[0]]
+            assert row["name"] in text
+            assert all(path.split(".")[-1] in text for path in row["swept"])
+            leading += 1
+    assert leading or path.endswith("importance")  # which shows what they have in common
 
 
-def test_the_list_of_figures_says_what_is_missing_and_why(client: TestClient) -> None:
-    figures = client.get("/api/v1/sweeps/study/figures").json()["figures"]
-    assert [(figure["name"], figure["missing"], figure["files"]) for figure in figures] == [
-        (name, None, name not in ("parallel", "importance"))
-        for name in ("sparsity", "pareto", "layers", "training", "parallel", "importance")
-    ]
+@pytest.mark.parametrize(("format", "begins"), [("png", b"\x89PNG"), ("svg", b"<svg"), ("pdf", b"%PDF")])
+def test_every_figure_is_drawn_on_paper(figure: tuple[str, TestClient], format: str, begins: bytes) -> None:
+    path, client = figure
+    answer = client.get(f"{path}.{format}")
+    assert answer.content.startswith(begins)
+    assert answer.headers["content-type"].startswith(FORMATS[format][0])
+
+
+def test_a_search_is_drawn_by_what_is_chosen(searched: TestClient) -> None:
+    figures = {one["name"]: one["choices"] for one in searched.get("/api/v1/sweeps/study/figures").json()["figures"]}
+    assert figures["history"] == {"search": [SEARCH["name"]], "objective": ["perplexity", "sparsity"]}
+    assert figures["contour"]["x"] == list(SEARCH["search"]["space"])
+    assert figures["objectives"]["x"] == ["perplexity", "sparsity"]
+    path = "/api/v1/sweeps/study/figures"
+    rising = searched.get(f"{path}/history", params={"objective": "sparsity"}).json()["data"][0]["y"]
+    falling = searched.get(f"{path}/history", params={"objective": "perplexity"}).json()["data"][0]["y"]
+    assert rising == sorted(rising)
+    assert falling == sorted(falling, reverse=True)
+    bars = searched.get(f"{path}/importance").json()["data"]
+    assert [bar["name"] for bar in bars] == ["perplexity", "sparsity"]
+    (lines,) = searched.get(f"{path}/parallel").json()["data"]
+    assert [axis["log"] for axis in lines["dimensions"]] == [False, True, False, False]  # as the space declares it
+    chosen = {"x": "train.learning_rate", "y": "stages.1.prune.method"}
+    layout = searched.get(f"{path}/contour", params=chosen).json()["layout"]
+    assert (layout["xaxis"]["type"], layout["yaxis"]["ticktext"]) == ("log", ["magnitude", "wanda"])
+    refused = searched.get(f"{path}/slice", params={"objective": "perplexty"})
+    assert (refused.status_code, "perplexity" in refused.json()["error"]) == (404, True)
+    early = searched.get(f"{path}/intermediate").json()
+    assert {trace["name"] for trace in early["data"]} == {"finished", "stopped early"}
+    assert early["caption"] == "2 of 14 trials were stopped early."
+
+
+def test_the_front_of_two_objectives_is_what_brute_force_finds(searched: TestClient) -> None:
+    front, points = searched.get("/api/v1/sweeps/study/figures/objectives").json()["data"]
+    all_of_them = list(zip(points["x"], points["y"], strict=True))  # perplexity to be low, sparsity to be high
+    best = [(x, y) for x, y in all_of_them if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in all_of_them)]
+    assert list(zip(front["x"], front["y"], strict=True)) == sorted(best)
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan, 10**400, "<img src=x>"])
+def test_a_value_that_no_axis_holds_is_a_choice(odd: Any) -> None:
+    trials = [make_trial(name, plan={"swept": {"x": value}}) for name, value in (("a", odd), ("b", 1.0))]
+    axis = Searched("", {"perplexity": "minimize"}, {}, trials).axis("x")
+    assert sorted(axis.height(value) for value in (odd, 1.0)) == [0.0, 1.0]
+    assert "<img" not in json.dumps(axis.dimension)
+
+
+def test_a_trial_without_a_value_has_no_place_on_its_axis() -> None:
+    made, swept = Kept(), ({"x": 1.0, "y": 2.0}, {"x": 3.0, "y": 4.0}, {"x": 5.0})
+    trials = [made.trial(f"t{i}", draw_windows(3.0 + i), plan={"swept": one}) for i, one in enumerate(swept)]
+    lines = parallel(Searched("", {"perplexity": "minimize"}, {}, trials), "perplexity").data[0]
+    axes = {axis["label"]: axis["values"] for axis in lines["dimensions"]}
+    assert (axes["x"], axes["y"]) == ([1.0, 3.0, 5.0], [2.0, 4.0, None])
 
 
 def test_a_sweep_without_results_misses_every_figure(tmp_path: Path) -> None:

@@ -4,21 +4,20 @@ Written when it is asked for, from what the store knows, by Optuna's public func
 """
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from pydantic import ValidationError
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunegpt.errors import StoreError
 from prunegpt.planning.samplers import quiet
 from prunegpt.records import TrialResult
-from prunegpt.spec.search import SearchSpec
+from prunegpt.spec.search import SearchSpec, searches_of
 from prunegpt.spec.space import fits
 from prunegpt.store import Store
 from prunegpt.sweep.search.curves import objective_curve
@@ -30,18 +29,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _OPEN = ("running", "waiting")
-
-
-def searches_of(spec: Mapping[str, Any]) -> dict[str, SearchSpec]:
-    """The searches that a sweep's stored spec writes, by name; one that this version cannot read is left out."""
-    found = {}
-    for written in spec.get("trials") or ():
-        if isinstance(written, dict) and written.get("search"):
-            try:
-                found[str(written.get("name", ""))] = SearchSpec.model_validate(written["search"])
-            except ValidationError:
-                continue
-    return found
 
 
 def write_studies(path: Path, store: Store, sweep: str) -> dict[str, int]:

@@ -14,7 +14,8 @@ from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from prunegpt.records import TrialResult
-from prunegpt.report.plots import extremes
+from prunegpt.report.plot import Plot
+from prunegpt.report.plots import by_block, extremes, heat_map, heat_plot
 from prunegpt.report.render.csv import lines
 from prunegpt.spec.names import by_parameter
 from prunegpt.store.series import Series
@@ -163,6 +164,20 @@ def layers(dashboard: Dashboard, sweep: str, trial: str) -> Layers:
         row = tensors.index(one.name.removeprefix(_PER_TENSOR))
         table[row, [position[before[one.stage] + step] for step in one.steps.tolist()]] = one.values
     return Layers(tensors=tensors, steps=at, values=[_nullable(row) for row in table], measured=False)
+
+
+@endpoint("/trials/{sweep}/{trial}/figures/layers")
+def heat_map_of(dashboard: Dashboard, sweep: str, trial: str) -> Plot:
+    """Sparsity by tensor, as a heat map for Plotly: over time where it was recorded, else by decoder layer."""
+    found = layers(dashboard, sweep, trial)
+    title = f"Sparsity by layer of {trial}, %"
+    if len(found.steps) < 2:
+        return by_block(
+            heat_map({name: row[0] or 0.0 for name, row in zip(found.tensors, found.values, strict=True)}), title
+        )
+    shares = [[None if value is None else 100 * value for value in row] for row in found.values]
+    across = {"title": {"text": "optimizer step"}}
+    return heat_plot(shares, found.steps, found.tensors, title, across, "step")
 
 
 @endpoint("/trials/{sweep}/{trial}/points.csv", "text/csv")

@@ -11,10 +11,10 @@ from prunegpt.planning.budget import train_tokens
 from prunegpt.records import TrialResult, comparable
 from prunegpt.report.logged import is_logged
 from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.search import searches_of
 from prunegpt.store import SweepRow
 from prunegpt.sweep.live import Slot, slot
 from prunegpt.sweep.lock import Holder, coordinator
-from prunegpt.sweep.search.export import searches_of
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, ApiRequest, endpoint
 from prunegpt.web.rows import TrialColumn, TrialRow, columns, rows, value

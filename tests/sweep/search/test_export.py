@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 import prunegpt
 from prunegpt.cli import app
 from prunegpt.errors import StoreError
+from prunegpt.spec.search import searches_of
 from prunegpt.store import Store
-from prunegpt.sweep.search.export import searches_of, write_studies
+from prunegpt.sweep.search.export import write_studies
 from tests.support.study import make_root, study
 
 SEARCH = {

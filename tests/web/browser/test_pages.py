@@ -27,6 +27,7 @@ PAGES = {
     _COMPARE: _DRAWN,
     "/compare": ".empty",
     "/sweeps/study/tables": ".stills img",
+    "/sweeps/study/search": ".coordinates canvas",
     "/api": "article.endpoint",
 }
 slow = pytest.mark.slow
@@ -161,6 +162,56 @@ def test_a_sweep_draws_figures_and_stages(page: "Page", address: str) -> None:
     page.locator("#stages g.node.published").nth(1).focus()
     page.keyboard.press("Enter")
     assert "used by 19 trials" in page.inner_text(".graph-detail")
+
+
+def _axes(page: "Page") -> list[str]:
+    return page.locator(".coordinates .head").all_inner_texts()
+
+
+def test_coordinates_are_brushed_and_reordered_by_keyboard_and_pointer(page: "Page", address: str) -> None:
+    _open(page, address, "/sweeps/study/search")
+    assert _axes(page) == ["method", "sparsity", "layers", "perplexity"]
+    page.get_by_role("button", name="sparsity, axis 2 of 4").press("ArrowLeft")
+    assert _axes(page) == ["sparsity", "method", "layers", "perplexity"]
+    assert page.evaluate("document.activeElement.textContent") == "sparsity"
+    assert page.inner_text(".coordinates [role=status]") == "16 of 16 trials"
+    lowest = page.get_by_role("slider", name="Lowest sparsity shown")
+    for _ in range(9):
+        lowest.press("PageUp")
+    assert page.inner_text(".coordinates [role=status]") == "2 of 16 trials"
+    assert page.get_by_role("slider", name="Lowest sparsity shown").get_attribute("aria-valuetext") == "0.86"
+    assert page.locator(".coordinates .shown a").all_inner_texts() == ["magnitude-0.9", "wanda-0.9"]
+    page.click("button:has-text('Clear the brushes')")
+    axis = page.locator(".coordinates .line").last.bounding_box()
+    assert axis is not None
+    page.mouse.move(axis["x"] + 8, axis["y"] + axis["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(axis["x"] + 8, axis["y"] - 5, steps=3)
+    page.mouse.up()
+    assert page.locator(".coordinates .shown a").all_inner_texts() == ["magnitude-0.9", "wanda-0.9"]
+    head = page.get_by_role("button", name="perplexity, axis 4 of 4").bounding_box()
+    assert head is not None
+    page.mouse.move(head["x"] + 10, head["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(20, head["y"] + 5, steps=5)
+    page.mouse.up()
+    assert _axes(page)[0] == "perplexity"
+    page.locator(".coordinates .shown a").first.click()
+    page.wait_for_url("**/trials/study/magnitude-0.9")
+
+
+def test_a_point_leads_to_its_trial(page: "Page", address: str) -> None:
+    _open(page, address, "/sweeps/study")
+    page.locator("#figures").scroll_into_view_if_needed()
+    page.wait_for_selector("#figures .js-plotly-plot .scatterlayer .point")
+    point = page.locator("#figures .js-plotly-plot >> nth=1 >> .scatterlayer .point").last
+    box = point.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("#figures .hoverlayer:has-text('recovered')")
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_url("**/trials/study/recovered")
 
 
 @slow

@@ -1,43 +1,73 @@
-// The figures of a sweep, as its own page and the page of tables show them.
+// The figures of a sweep, as its own page and those of its search and its tables show them.
 
 import { address, get, path } from "./api.js";
+import { coordinates } from "./coordinates.js";
 import { h } from "./dom.js";
-import { figurePanel, plot, saveButtons } from "./plot.js";
+import { figurePanel, plot, whenNear } from "./plot.js";
+import { draw } from "./shell.js";
 
-const WIDE = new Set(["parallel"]);
+const WIDE = new Set(["parallel", "slice"]);
+const FILES = ["png", "svg", "pdf"];
+const CHOICES = { search: "Search", objective: "Objective", x: "Across", y: "Up" };
 
-/**
- * The figures of a sweep, in the order they are shown; `missing` explains why there is nothing to draw, or is null, and `files`
- * whether the server draws it as PNG and SVG too: the others are saved from the page.
- */
-export async function listFigures(sweep) {
-  const { figures } = await get(path("sweeps", sweep, "figures"));
-  return figures.map((figure) => ({ ...figure, wide: WIDE.has(figure.name) }));
-}
+/** The figures of a sweep, in the order they are shown; `missing` explains why there is nothing to draw, or is null. */
+export const listFigures = async (sweep) => (await get(path("sweeps", sweep, "figures"))).figures;
 
-/** What is drawn of a figure, as Plotly takes it. */
-export const fetchFigure = (sweep, figure) => get(path("sweeps", sweep, "figures", figure.name));
+export const fileOf = (sweep, figure, suffix, chosen = {}) => address(path("sweeps", sweep, "figures", `${figure.name}.${suffix}`), chosen);
 
-export const fileOf = (sweep, figure, suffix) => address(path("sweeps", sweep, "figures", `${figure.name}.${suffix}`));
-
-/** Links to the files of a figure, or buttons that save what is drawn at `place()`. */
-export function downloads(sweep, figure, place) {
-  const name = `${sweep}-${figure.name}`;
-  if (!figure.files) return saveButtons(place, name);
-  return ["png", "svg", "pdf"].map((suffix) =>
-    h("a.button.quiet.small", { href: fileOf(sweep, figure, suffix), download: `${name}.${suffix}`, "aria-label": `${figure.title} as ${suffix.toUpperCase()}` }, suffix.toUpperCase()),
+/** Links to the files of a figure. */
+export function downloads(sweep, figure, chosen = {}) {
+  return FILES.map((suffix) =>
+    h("a.button.quiet.small", { href: fileOf(sweep, figure, suffix, chosen), download: `${sweep}-${figure.name}.${suffix}`, "aria-label": `${figure.title} as ${suffix.toUpperCase()}` }, suffix.toUpperCase()),
   );
 }
 
-/** A panel that shows a figure: {panel, plot, show(made)}. */
+/** The panel of a figure, with what may be chosen of it: {panel, plot, show()}, where `show` fetches and draws it. */
 export function livePanel(sweep, figure) {
-  const made = figurePanel(figure.title, { links: downloads(sweep, figure, () => made.plot), classes: figure.wide ? "wide" : "" });
+  const chosen = {};
+  const made = figurePanel(figure.title, { links: downloads(sweep, figure), classes: WIDE.has(figure.name) ? "wide" : "" });
   const caption = h("p.small.muted.caption", { hidden: true });
+  const links = made.panel.querySelector(".links");
+  const choose = Object.entries(figure.choices).filter(([, values]) => values.length > 1).map(([field, values]) => {
+    const select = h("select", { on: { change: () => choice(field, select.value) } }, values.map((value) => h("option", { value }, value)));
+    return h("label.small", {}, CHOICES[field], " ", select);
+  });
+  if (choose.length) made.plot.before(h("div.row.choices", {}, choose));
   made.panel.append(caption);
-  const show = (drawn) => {
-    caption.textContent = drawn.caption ?? "";
+
+  function choice(field, value) {
+    chosen[field] = value;
+    links.replaceChildren(...downloads(sweep, figure, chosen));
+    void draw(made.plot, show);
+  }
+
+  async function show() {
+    const drawn = await get(path("sweeps", sweep, "figures", figure.name), chosen);
+    caption.textContent = drawn.caption;
     caption.hidden = !drawn.caption;
-    return plot(made.plot, drawn, figure.title);
-  };
+    if (drawn.layout.grid) made.plot.style.setProperty("height", `${Math.max(22, 15 * drawn.layout.grid.rows)}rem`);
+    return drawn.data[0].type === "parcoords" ? coordinates(made.plot, drawn, figure.title) : plot(made.plot, drawn, figure.title);
+  }
+
   return { ...made, show };
+}
+
+/** Shows panels as they come near, and again when it is called once more; those that are gone are left out. */
+export class Gallery {
+  constructor(sweep) {
+    this.sweep = sweep;
+    this.panels = new Map(); // name -> its panel, once there is something to draw
+  }
+
+  /** The panels of these figures, each drawn when it is near. */
+  show(figures) {
+    for (const figure of figures) if (!this.panels.has(figure.name)) this.panels.set(figure.name, { ...livePanel(this.sweep, figure), near: false });
+    for (const name of this.panels.keys()) if (!figures.some((figure) => figure.name === name)) this.panels.delete(name);
+    for (const shown of this.panels.values()) {
+      const now = () => ((shown.near = true), void draw(shown.plot, shown.show));
+      if (shown.near) now();
+      else whenNear(shown.panel, now);
+    }
+    return figures.map((figure) => this.panels.get(figure.name).panel);
+  }
 }

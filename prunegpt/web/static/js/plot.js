@@ -1,5 +1,6 @@
 // Figures: Plotly, loaded when the first one is wanted, in the colours of the page.
 
+import { comparePage, trialPage } from "./api.js";
 import { h, replace } from "./dom.js";
 import { loading } from "./shell.js";
 
@@ -10,8 +11,6 @@ const DASHES = ["solid", "dash", "dot", "dashdot"];
 const MARKS = ["circle", "square", "diamond", "triangle-down", "triangle-up", "cross", "x", "star"];
 const ON_DARK = {
   "#0072b2": "#56B4E9", "#000000": "#E3E7EB", "#d55e00": "#E8803A", "#009e73": "#1FBF94", "#cc79a7": "#DD9CC2", "#666666": "#9BA6B1", "#dddddd": "#2D343B",
-  // shades from best to worst: high contrast on white would be lost here
-  "#00224e": "#FEE838", "#35456c": "#D8C75C", "#666970": "#B0A77A", "#948e77": "#8C8C8C", "#c8b866": "#6F7C9B", "#fee838": "#5A6C9E",
 };
 
 const CONFIG = {
@@ -85,7 +84,7 @@ function logTicks(data) {
 
 function pageLayout(given, data) {
   const [text, muted, line, strong, surface] = ["--text", "--muted", "--line", "--line-strong", "--surface"].map(colour);
-  const axis = { gridcolor: line, linecolor: strong, zerolinecolor: line, tickcolor: strong, tickfont: { color: muted }, title: { font: { color: text, size: 13 }, standoff: 8 }, automargin: true };
+  const axis = { gridcolor: line, linecolor: strong, zerolinecolor: line, tickcolor: strong, tickfont: { color: muted }, title: { font: { color: text, size: 13 }, standoff: 8 }, automargin: true, exponentformat: "e" };
   const narrow = matchMedia("(max-width: 640px)").matches;
   const layout = merge(given, {
     template: null,
@@ -105,7 +104,7 @@ function pageLayout(given, data) {
   for (const name of ["xaxis", "yaxis", ...Object.keys(given).filter((key) => /^[xy]axis\d+$/.test(key))]) {
     const title = given[name]?.title;
     layout[name] = merge(merge(axis, given[name]), axis);
-    if (name === "yaxis" && given.yaxis?.type === "log") Object.assign(layout.yaxis, logTicks(data));
+    if (name.startsWith("y") && given[name]?.type === "log") Object.assign(layout[name], logTicks(data));
     if (typeof title === "string") layout[name].title = { ...axis.title, text: title };
   }
   return layout;
@@ -140,7 +139,9 @@ export async function plot(element, figure, label) {
   if (!element.classList.contains("js-plotly-plot")) replace(element);
   element.setAttribute("role", "group");
   element.setAttribute("aria-label", label);
+  const first = !element.classList.contains("js-plotly-plot");
   await Plotly.react(element, data, layout, CONFIG);
+  if (first) element.on("plotly_click", ({ points, event }) => followLead(leadOf(points[0]), event));
   for (const picture of element.querySelectorAll("svg.main-svg")) picture.setAttribute("aria-hidden", "true");
   for (const button of element.querySelectorAll(".modebar-btn")) {
     button.setAttribute("aria-label", button.dataset.title ?? "");
@@ -150,6 +151,23 @@ export async function plot(element, figure, label) {
   drawn.add(element);
   sizes.observe(element);
 }
+
+/** The addresses of the trials that a point of a figure shows; none where it shows none. */
+const leadOf = ({ customdata, data }) => (Array.isArray(customdata) ? customdata : (data.meta?.trials ?? []));
+
+const MOST_COMPARED = 8;
+
+/** Opens the trial of an address SWEEP/TRIAL, or compares several; in a tab of its own with Ctrl or a middle click. */
+export function followLead(trials, event = {}) {
+  if (!trials?.length) return;
+  const [sweep, ...rest] = trials[0].split("/");
+  const page = trials.length > 1 ? comparePage(trials.slice(0, MOST_COMPARED)) : trialPage(sweep, rest.join("/"));
+  if (event.ctrlKey || event.metaKey || event.button === 1) window.open(page, "_blank", "noopener");
+  else location.assign(page);
+}
+
+/** A text of a figure without Plotly's escapes. */
+export const plainText = (text) => text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
 
 /** Clears a figure. */
 export function unplot(element, ...instead) {

@@ -2,13 +2,13 @@
 
 import { get, path, post, sweepPage, trialPage } from "../api.js";
 import { byId, h, insertServerHtml, replace, throttled } from "../dom.js";
-import { fetchFigure, listFigures, livePanel } from "../figures.js";
+import { Gallery, listFigures } from "../figures.js";
 import * as format from "../format.js";
 import { drawGraph } from "../graph.js";
 import { follow } from "../live.js";
 import { preloadPlotly, whenNear } from "../plot.js";
 import { progressBar, shareBar } from "../progress.js";
-import { confirm, copyButton, draw, empty, loading, onKey, say, stateBadge } from "../shell.js";
+import { confirm, draw, empty, loading, onKey, say, stateBadge } from "../shell.js";
 import { TrialTable } from "../trial_table.js";
 
 const name = document.body.dataset.sweep;
@@ -18,7 +18,8 @@ const SECTIONS = [["running", "Running"], ["results", "Results"], ["figures", "F
 const STATES = ["finished", "running", "waiting", "failed", "diverged", "stopped"];
 
 let sweep = null;
-const figures = new Map(); // name -> its panel, once there is something to draw
+const gallery = new Gallery(name);
+const OF_SEARCHES = ["parallel", "importance"]; // figures of the page of searches that this page has too
 
 // Head
 
@@ -51,7 +52,7 @@ function showHead() {
         "div.actions",
         {},
         h("a.button", { href: sweepPage(name) + "/tables" }, "Tables"),
-        sweep.optuna && copyButton("Command for Optuna's dashboard", sweep.optuna, { title: sweep.optuna, "data-what": "Command" }),
+        (sweep.swept.length > 0 || sweep.logged) && h("a.button", { href: sweepPage(name) + "/search" }, "Search"),
         ours
           ? [actionButton("stop", "Stop"), actionButton("kill", "Kill", true)]
           : !sweep.logged && sweep.state !== "finished" && sweep.state !== "empty" && actionButton("resume", "Resume"),
@@ -162,23 +163,12 @@ function buildFigures() {
 async function loadFigures() {
   preloadPlotly();
   const listed = await listFigures(name);
-  const there = listed.filter((figure) => figure.missing === null);
-  for (const figure of there) if (!figures.has(figure.name)) figures.set(figure.name, { ...livePanel(name, figure), figure, near: false });
-  for (const figure of listed) if (figure.missing !== null) figures.delete(figure.name);
-  const panels = there.map((figure) => figures.get(figure.name).panel);
+  const own = listed.filter((figure) => !figure.takes_search || OF_SEARCHES.includes(figure.name));
+  const panels = gallery.show(own.filter((figure) => figure.missing === null));
   if (!panels.length) replace(grid, h("div.panel", {}, empty("Nothing to draw yet", "Figures appear here as soon as trials have been measured.")));
   else if (panels.length !== grid.children.length || panels.some((panel, place) => panel !== grid.children[place])) replace(grid, panels);
-  const missing = listed.filter((figure) => figure.missing !== null);
+  const missing = own.filter((figure) => figure.missing !== null);
   replace(none, missing.length && panels.length ? h("details", {}, h("summary", {}, `${format.plural(missing.length, "figure")} without data`), h("ul", {}, missing.map((figure) => h("li", {}, `${figure.title}: ${figure.missing}`)))) : null);
-  for (const shown of figures.values()) {
-    if (shown.near) void draw(shown.plot, () => showFigure(shown));
-    else whenNear(shown.panel, () => void draw(shown.plot, () => showFigure(shown)));
-  }
-}
-
-async function showFigure(shown) {
-  shown.near = true;
-  await shown.show(await fetchFigure(name, shown.figure));
 }
 
 // Stages

@@ -2,7 +2,7 @@
 
 import { address, get, getText, path, sweepPage } from "../api.js";
 import { byId, h, insertServerHtml, replace, throttled } from "../dom.js";
-import { downloads, fetchFigure, fileOf, listFigures, livePanel } from "../figures.js";
+import { downloads, fileOf, listFigures } from "../figures.js";
 import { follow } from "../live.js";
 import { copyButton, draw, empty, loading, onKey } from "../shell.js";
 
@@ -40,19 +40,17 @@ function panel(table) {
 
 async function loadFigures() {
   const shown = (await listFigures(name)).filter((figure) => figure.missing === null);
-  const panels = shown.map((figure) => (figure.files ? still(figure) : livePanel(name, figure)));
   replace(
     figuresPlace,
     h("h2", {}, "Figures"),
-    shown.length ? h("div.stills", {}, panels.map(({ panel }) => panel)) : h("div.panel", {}, empty("No figures yet", "They appear once trials have been measured.")),
+    shown.length ? h("div.stills", {}, shown.map(still)) : h("div.panel", {}, empty("No figures yet", "They appear once trials have been measured.")),
   );
-  await Promise.all(shown.map(async (figure, place) => panels[place].show?.(await fetchFigure(name, figure))));
 }
 
 /** A figure as the server draws it for papers. */
 function still(figure) {
   const picture = h("img", { src: `${fileOf(name, figure, "svg")}#${Date.now()}`, alt: figure.title, loading: "lazy" });
-  return { panel: h("figure.panel", {}, h("header", {}, h("h3", {}, figure.title), h("span.row", {}, downloads(name, figure))), picture) };
+  return h("figure.panel", {}, h("header", {}, h("h3", {}, figure.title), h("span.row", {}, downloads(name, figure))), picture);
 }
 
 onKey("u", "Up to the sweep", () => location.assign(sweepPage(name)));

@@ -5,7 +5,6 @@ import { kept, keep } from "../address.js";
 import { AXES, curveFigure, fetchCurves, groups, hasLength, loggedGroups } from "../curves.js";
 import { byId, h, insertServerHtml, replace, throttled } from "../dom.js";
 import * as format from "../format.js";
-import { heatMap } from "../heat_map.js";
 import { follow } from "../live.js";
 import { showLogged } from "../logged.js";
 import { figurePanel, plot, preloadPlotly, saveButtons, whenNear } from "../plot.js";
@@ -218,15 +217,16 @@ function toggleLog(key, button) {
 let layersPanel = null;
 
 async function loadLayers() {
-  const found = await get(here("layers"));
-  const figure = heatMap(found);
-  parts.layers.hidden = figure === null;
-  if (figure === null) return;
+  const figure = await get(here("figures", "layers")).catch((error) => {
+    if (error.status !== 404) throw error; // nothing was pruned
+  });
+  parts.layers.hidden = !figure;
+  if (!figure) return;
   if (!layersPanel) {
-    layersPanel = figurePanel(found.steps.length > 1 ? "Sparsity by layer over time" : "Sparsity by layer", { classes: "tall", links: saveButtons(() => layersPanel.plot, `${name}-layers`) });
+    layersPanel = figurePanel(figure.layout.xaxis.type === "category" ? "Sparsity by layer" : "Sparsity by layer over time", { classes: "tall", links: saveButtons(() => layersPanel.plot, `${name}-layers`) });
     replace(parts.layers, layersPanel.panel);
   }
-  layersPanel.plot.style.setProperty("height", `${Math.min(60, Math.max(14, 6 + 1.1 * figure.rows))}rem`);
+  layersPanel.plot.style.setProperty("height", `${Math.min(60, Math.max(14, 6 + 1.1 * figure.data[0].y.length))}rem`);
   await plot(layersPanel.plot, figure, `Heat map of sparsity by layer of ${name}`);
 }
 
