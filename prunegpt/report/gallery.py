@@ -42,7 +42,7 @@ _TRAIN = ("finetune", "distill", "pretrain")  # kinds of stages whose curves hav
 
 
 @dataclass(frozen=True)
-class Choice:
+class FigureChoice:
     """Which figure is drawn of those that a drawing makes; what is empty is the first one that there is."""
 
     search: str = ""
@@ -105,13 +105,13 @@ class Material:
     def searches(self) -> Sequence[Searched]:
         return searches(self.trials, self._spec)
 
-    def searched(self, choice: Choice) -> Searched:
+    def searched(self, choice: FigureChoice) -> Searched:
         """The search that is chosen. Raises ReportError where there is none."""
         need(self.searches, "trials with searched values")
         return next(one for one in self.searches if one.label == _chosen("search", choice.search, _labels(self)))
 
-    def values(self, drawing: "Drawing", choice: Choice) -> dict[str, list[str]]:
-        """What may be chosen of a drawing: field of `Choice` -> its values, the first the default."""
+    def values(self, drawing: "Drawing", choice: FigureChoice) -> dict[str, list[str]]:
+        """What may be chosen of a drawing: field of `FigureChoice` -> its values, the first the default."""
         if not drawing.takes or not self.searches:
             return {}
         searched = self.searched(choice)
@@ -148,7 +148,7 @@ def _chosen(what: str, name: str, valid: Sequence[str]) -> str:
     return name or valid[0]
 
 
-def _training(material: Material, _: Choice) -> Plot:
+def _training(material: Material, _: FigureChoice) -> Plot:
     shown = material.curves
     sparsity = [one["sparsity"] for one in shown if "sparsity" in one and len(one["sparsity"].steps) > 1]
     return training([one["perplexity"] for one in shown], sparsity)
@@ -162,7 +162,7 @@ class Drawing:
         file: its name in a report.
         plot: makes it of what is chosen; raises ReportError where there is nothing to draw.
         is_worth: whether it has a place in a report.
-        takes: the fields of `Choice` that it heeds; a report has it for every search and every objective.
+        takes: the fields of `FigureChoice` that it heeds; a report has it for every search and every objective.
         of_objectives: x and y are objectives; else they are searched values.
         check: of a drawing that is costly to make: raises what `plot` would.
     """
@@ -170,7 +170,7 @@ class Drawing:
     title: str
     file: str
     caption: str
-    plot: Callable[[Material, Choice], Plot]
+    plot: Callable[[Material, FigureChoice], Plot]
     is_worth: Callable[[Material], bool] = lambda material: True
     takes: tuple[str, ...] = ()
     of_objectives: bool = False
@@ -184,7 +184,7 @@ class Drawing:
             return str(error)
         return None
 
-    def made(self, material: Material, choice: Choice = Choice()) -> Plot:  # frozen
+    def made(self, material: Material, choice: FigureChoice = FigureChoice()) -> Plot:  # frozen
         """The figure, with its defaults in place of what is not chosen.
 
         Raises:
@@ -197,25 +197,25 @@ class Drawing:
             choice = replace(choice, **{field: _chosen(field, getattr(choice, field), valid)})
         return self.plot(material, choice)
 
-    def choices(self, material: Material) -> Iterator[Choice]:
+    def choices(self, material: Material) -> Iterator[FigureChoice]:
         """Those that a report has: every objective of every search."""
         for search in _labels(material) if "search" in self.takes else ("",):
-            objectives = material.values(self, Choice(search)).get("objective", ("",))
-            yield from (Choice(search, objective) for objective in objectives)
+            objectives = material.values(self, FigureChoice(search)).get("objective", ("",))
+            yield from (FigureChoice(search, objective) for objective in objectives)
 
 
-def _searching(plot: Callable[..., Plot], *fields: str) -> Callable[[Material, Choice], Plot]:
+def _searching(plot: Callable[..., Plot], *fields: str) -> Callable[[Material, FigureChoice], Plot]:
     """Draws the chosen search with these fields of the choice."""
     return lambda material, choice: plot(material.searched(choice), *(getattr(choice, field) for field in fields))
 
 
-def _intermediate(material: Material, choice: Choice) -> Plot:
+def _intermediate(material: Material, choice: FigureChoice) -> Plot:
     searched = material.searched(choice)
     return search_plots.intermediate(searched, material.intermediate(searched))
 
 
 def _check_importance(material: Material) -> None:
-    searched = material.searched(Choice())
+    searched = material.searched(FigureChoice())
     reasons = []
     for objective in searched.objectives:
         try:

@@ -1,4 +1,4 @@
-"""What a figure is, and what all figures share: looks, texts, and where their points lead.
+"""What a figure is, and what all figures share: looks, labels, and where their points lead.
 
 Whatever shows a trial leads to it: a point has in `customdata` the addresses of its trials, a whole trace has them in
 `meta`; what shows none, such as a line through points, is skipped when hovered, or has the meta "summary".
@@ -44,7 +44,7 @@ def trace_of(x: Sequence[Any], y: Sequence[Any], name: str, **more: Any) -> dict
 
 
 def leading(trials: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, Any]:
-    """What makes the points of a trace lead to their trials, and show these texts when hovered."""
+    """What makes the points of a trace lead to their trials, and show these lines when hovered."""
     return {
         "customdata": [list(some) for some in trials],
         "hovertext": list(texts),

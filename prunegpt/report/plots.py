@@ -388,7 +388,7 @@ def heat_plot(
     trace = {
         "type": "heatmap", "x": list(across), "y": [escaped(name) for name in down], "z": [list(row) for row in shares],
         "zmin": 0, "zmax": 100, "colorscale": "Cividis", "xgap": 1, "ygap": 1, "hoverongaps": False, "meta": "summary",
-        "hovertemplate": f"{what} %{{x}}, %{{y}}<br>%{{z:.2f}}%<extra></extra>",
+        "hovertemplate": f"{what}: %{{x}}, %{{y}}<br>%{{z:.2f}}%<extra></extra>",
         "colorbar": {"title": {"text": "%", "side": "top"}, "thickness": 12, "outlinewidth": 0, "len": 0.95},
         **({"texttemplate": "%{z:.1f}"} if said else {}),
     }  # fmt: skip

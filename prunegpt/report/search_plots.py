@@ -284,7 +284,7 @@ def _axis(name: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def _ticks(values: Any, wide: bool) -> dict[str, Any]:
-    """Where a scale of the logarithm of these values has ticks, and their texts; nothing where it is no logarithm."""
+    """Where a scale of the logarithm of these values has ticks, and their labels; nothing where it is no logarithm."""
     if not wide:
         return {}
     first, last = (math.floor(math.log10(end)) for end in (values.min(), values.max()))

@@ -6,16 +6,16 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.format import is_number
 from prunegpt.report.logged import flat, metrics_of
 from prunegpt.report.plot import escaped, said, short
+from prunegpt.spec.metrics import Direction
 from prunegpt.spec.search import Dimension, searches_of
 
-Direction = Literal["minimize", "maximize"]
 VARIED = "varied"  # what trials are called together that no search has suggested
 _FEWEST_IMPORTANT = 4  # trials from which importance says something
 _WIDE = 30.0  # the largest value over the smallest from which an axis that no space declares is logarithmic
@@ -31,7 +31,7 @@ class ValueAxis:
     log: bool
     low: float
     high: float
-    choices: tuple[str, ...] = ()  # texts, where it is no axis of numbers
+    choices: tuple[str, ...] = ()  # labels, where it is no axis of numbers
 
     def height(self, value: Any) -> float | None:
         """Where a value is on it: its logarithm on a logarithmic axis, its place among the choices."""

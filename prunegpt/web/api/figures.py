@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from starlette.responses import Response
 
-from prunegpt.report.gallery import DRAWINGS, Choice, Material
+from prunegpt.report.gallery import DRAWINGS, FigureChoice, Material
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.plot import Plot
 from prunegpt.report.plots import curves, in_figures
@@ -34,8 +34,8 @@ class FigureQuery(ApiRequest):
     y: str = Field("", description="what goes up")
 
     @property
-    def choice(self) -> Choice:
-        return Choice(self.search, self.objective, self.x, self.y)
+    def choice(self) -> FigureChoice:
+        return FigureChoice(self.search, self.objective, self.x, self.y)
 
 
 FigureName = Annotated[str, tuple(DRAWINGS)]
@@ -59,7 +59,7 @@ def material(dashboard: Dashboard, sweep: str, figure: str = "") -> tuple[Materi
     return dashboard.kept.get(("material", sweep, bool(points)), state, made), state
 
 
-def drawn(dashboard: Dashboard, sweep: str, figure: str, choice: Choice) -> Plot:
+def drawn(dashboard: Dashboard, sweep: str, figure: str, choice: FigureChoice) -> Plot:
     """One figure of a sweep, made once for one state of the store."""
     found, state = material(dashboard, sweep, figure)
     return dashboard.kept.get(("figure", sweep, figure, choice), state, lambda: DRAWINGS[figure].made(found, choice))
@@ -74,7 +74,7 @@ def listed(dashboard: Dashboard, name: str) -> Figures:
 def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
     found, state = material(dashboard, sweep, name)
     missing = dashboard.kept.get(("missing", sweep, name), state, lambda: DRAWINGS[name].missing(found))
-    choices = found.values(DRAWINGS[name], Choice())
+    choices = found.values(DRAWINGS[name], FigureChoice())
     drawing = DRAWINGS[name]
     searching = "search" in drawing.takes
     return FigureShort(name=name, title=drawing.title, missing=missing, takes_search=searching, choices=choices)
