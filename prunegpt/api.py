@@ -2,7 +2,7 @@
 
 from prunegpt import Sweep, run, table
 
-sweep = run("sweeps/quickstart.yaml", slots=2)
+sweep = run("study.yaml", slots=2)
 sweep = Sweep("quickstart")         # the same later, by its name in the root
 sweep.frame()                       # pandas: one row per trial
 sweep.curves("pruned90", "loss")    # one row per point
