@@ -137,7 +137,7 @@ class Sweep:
             return store.results(self.name) if known else []
 
     def frame(self, *, where: str = "", intervals: bool | None = None) -> "DataFrame":
-        """One row per trial: state, group (of its seeds), what was swept, perplexity with its interval, method, ...
+        """One row per trial, with the fields of docs/filters.md and what was swept: group, method, perplexity, ...
 
         Sparsities are 0 to 1; `perplexity_low` and `perplexity_high` are the ends of the 95% interval.
 
@@ -419,36 +419,17 @@ def start(
 
 
 def _rows(results: Sequence[TrialResult], root: Root, intervals: bool) -> list[dict[str, Any]]:
-    """A row of a frame for each trial."""
-    from prunegpt.report import columns
+    """A row of a frame for each trial: its fields, but for the configuration that was not swept."""
+    from prunegpt.report.fields import TrialFields
     from prunegpt.report.measure import measure, stored_windows
 
-    windows = stored_windows(root) if intervals else lambda _: None
-    rows = []
-    for result in results:
-        metrics, measured = result.metrics, measure([result], windows)
-        evaluation, interval = result.evaluation, measured.interval if measured else None
-        described = {name: getattr(columns, name)(result) for name in ("method", "pattern", "allocation", "teacher")}
-        rows.append(
-            {
-                "trial": result.name,
-                "group": result.group,
-                "seed": result.seed,
-                "state": result.state,
-                **{name: None if text == columns.NOT_APPLICABLE else text for name, text in described.items()},
-                **result.swept,
-                "perplexity": metrics["perplexity"],
-                "perplexity_low": interval.low if interval else None,
-                "perplexity_high": interval.high if interval else None,
-                "loss": metrics["loss"],
-                "protocol": evaluation.protocol if evaluation else None,
-                "split": evaluation.split if evaluation else None,
-                **{name: metrics[name] for name in ("sparsity", "sparsity_all", "coverage", "tokens", "seconds")},
-                "reason": result.reason,
-                "key": result.key,
-            }
-        )
-    return rows
+    def interval(trial: TrialResult) -> tuple[float, float] | None:
+        measured = measure([trial], stored_windows(root)) if intervals else None
+        return (measured.interval.low, measured.interval.high) if measured and measured.interval else None
+
+    fields = [field for field in TrialFields(results, interval=interval) if field.origin != "config"]
+    names = {field.key: "trial" if field.key == "name" else field.name for field in fields}
+    return [{names[field.key]: field.of(trial) for field in fields} | {"key": trial.key} for trial in results]
 
 
 def _pandas() -> Any:
