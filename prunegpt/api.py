@@ -348,7 +348,7 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
 
 def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure | ReportError]]":
     """The figures that a stored sweep declares, each as far as there is something to draw it from."""
-    from prunegpt.report.declared import declared_figures, figures_in
+    from prunegpt.report.declared import declared_figures
     from prunegpt.report.measure import stored_windows
 
     with Store.open(root, create=False) as store:
@@ -356,8 +356,8 @@ def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure 
         def series_of(trial: TrialResult, name: str) -> "Sequence[Series]":
             return store.series(trial.id, lambda _, other: other == name)
 
-        if specs := figures_in(store.sweep(sweep).spec):
-            yield from declared_figures(specs, store.results(sweep), stored_windows(root), series_of)
+        if (spec := store.sweep(sweep).spec).get("figures"):
+            yield from declared_figures(spec, store.results(sweep), stored_windows(root), series_of)
 
 
 def start(
@@ -423,11 +423,10 @@ def _rows(results: Sequence[TrialResult], root: Root, intervals: bool) -> list[d
     from prunegpt.report.fields import TrialFields
     from prunegpt.report.measure import measure, stored_windows
 
-    def interval(trial: TrialResult) -> tuple[float, float] | None:
-        measured = measure([trial], stored_windows(root)) if intervals else None
-        return (measured.interval.low, measured.interval.high) if measured and measured.interval else None
-
-    fields = [field for field in TrialFields(results, interval=interval) if field.origin != "config"]
+    found = {trial.id: measure([trial], stored_windows(root)) for trial in results if intervals}
+    ends = {key: (one.interval.low, one.interval.high) for key, one in found.items() if one and one.interval}
+    catalogue = TrialFields(results, interval=lambda trial: ends.get(trial.id))
+    fields = [field for field in catalogue if field.origin != "config"]
     names = {field.key: "trial" if field.key == "name" else field.name for field in fields}
     return [{names[field.key]: field.of(trial) for field in fields} | {"key": trial.key} for trial in results]
 
