@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
+unexport PYTHONDONTWRITEBYTECODE # the tests are compiled once, and not by every worker that collects them
+
 .PHONY: help setup quickstart test test-fast test-all check format bench soak lock audit screenshots tables clean
 
 help: ## list the targets
