@@ -53,7 +53,10 @@ def place_of(root: Root, at: RunPath, *, claim: bool = False) -> Place:
     for name in dict.fromkeys((own, trial)):  # earlier versions marked neither
         if _is_of(root.trial(sweep, name), at):
             return Place(sweep, name)
-    return Place(sweep if ours else _marked(sweep, f"{at.entity}/{at.project}"), own)
+    other = sweep if ours else _marked(sweep, f"{at.entity}/{at.project}")
+    if claim and not ours:
+        _owner(root, other, at, claim)  # so that the project is listed
+    return Place(other, own)
 
 
 def projects_of(root: Root) -> list[tuple[str, str]]:

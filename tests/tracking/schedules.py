@@ -54,10 +54,11 @@ class Schedule:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        self.address = f"http://127.0.0.1:{self._port}"
         self._environment = own | {
             "HOME": str(folder),
             "PYTHONPATH": str(CHECKOUT),
-            "WANDB_BASE_URL": f"http://127.0.0.1:{self._port}",
+            "WANDB_BASE_URL": self.address,
             "WANDB_API_KEY": TOKEN,
             "WANDB_SILENT": "true",
             "WANDB_ERROR_REPORTING": "false",

@@ -154,14 +154,16 @@ ARTIFACT = (
 )
 
 
-def logged(client: Client, content: bytes, *aliases: str, more: Mapping[str, Any] | None = None) -> Any:
+def logged(
+    client: Client, content: bytes, *aliases: str, run: str = "run0", more: Mapping[str, Any] | None = None
+) -> Any:
     """Logs an artifact of one file as a client does; what its commit answers.
 
     Args:
         more: further entries of its manifest.
     """
     digest = b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
-    about = {"entityName": "local", "projectName": "mine", "runName": "run0", "artifactTypeName": "dataset"}
+    about = {"entityName": "local", "projectName": "mine", "runName": run, "artifactTypeName": "dataset"}
     given = {
         **about,
         "artifactCollectionName": "data",
@@ -258,6 +260,70 @@ def test_an_artifact_of_which_a_file_was_not_sent_is_not_committed(client: Clien
     absent = {name: {"digest": b64encode(bytes(16)).decode(), "size": 3} for name in ("b.txt", "c.txt")}
     with pytest.raises(AssertionError, match=r"'b.txt' was not sent, nor were 1 others. Log it again."):
         logged(client, b"one", more=absent)
+
+
+def parts(client: Client, kind: str, *names: str, **more: Any) -> Any:
+    """Logs a version of which each file comes with a manifest of its own; its names of files."""
+    about = {"entityName": "local", "projectName": "mine", "artifactTypeName": "dataset", **more}
+    for name in names:
+        digest = hashlib.md5(name.encode(), usedforsecurity=False)
+        given = {**about, "artifactCollectionName": "data", "digest": digest.hexdigest()}
+        made = asked(client, CREATE, input=given)["createArtifact"]["artifact"]
+        base = asked(client, '{ project(name: "mine") { artifact(name: "data") { id } } }')["project"]["artifact"]
+        given = {"artifactID": made["id"], "type": kind, "baseArtifactID": base and base["id"]}
+        manifest = asked(client, MANIFEST, input=given)["createArtifactManifest"]["artifactManifest"]
+        specs = [{"artifactID": made["id"], "name": name, "md5": b64encode(digest.digest()).decode()}]
+        (edge,) = asked(client, FILES, input={"artifactFiles": specs})["createArtifactFiles"]["files"]["edges"]
+        assert client.http.put(edge["node"]["uploadUrl"], content=name.encode()).status_code == 200
+        update = (
+            "mutation ($input: J) { updateArtifactManifest(input: $input) { artifactManifest { file { uploadUrl } } } }"
+        )
+        answer = asked(client, update, input={"artifactManifestID": manifest["id"]})["updateArtifactManifest"]
+        content = {name: {"digest": specs[0]["md5"], "size": len(name)}}
+        client.http.put(answer["artifactManifest"]["file"]["uploadUrl"], content=json.dumps({"contents": content}))
+    assert asked(client, COMMIT, input={"artifactID": made["id"]})["commitArtifact"]["artifact"]["state"] == "COMMITTED"
+    found = asked(client, ARTIFACT, name="data")["project"]["artifact"]
+    return [edge["node"]["name"] for edge in found["files"]["edges"]]
+
+
+def test_what_is_added_to_a_version_comes_to_what_it_has(client: Client) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    logged(client, b"one")
+    assert parts(client, "INCREMENTAL", "b.txt") == ["a.txt", "b.txt"]
+    assert parts(client, "INCREMENTAL", "c.txt") == ["a.txt", "b.txt", "c.txt"]
+
+
+def test_a_version_that_several_make_together_has_what_each_has_sent(client: Client) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    logged(client, b"one")
+    assert parts(client, "PATCH", "b.txt", "c.txt", distributedID="group") == ["b.txt", "c.txt"]
+
+
+def test_a_file_is_fetched_by_every_address_that_clients_make(client: Client) -> None:
+    client.ask("UpsertBucket", name="run0", project="mine", config="{}")
+    logged(client, b"one")
+    found = asked(client, '{ project(name: "mine") { artifact(name: "data") { id } } }')["project"]["artifact"]
+    digest = hashlib.md5(b"one", usedforsecurity=False).hexdigest()
+    for path in (found["id"], f"mine/data/{found['id']}"):
+        for name in ("", "/a.txt", "/a/b.txt"):
+            assert client.http.get(f"/artifactsV2/default/local/{path}/{digest}{name}").content == b"one"
+    assert client.http.get(f"/artifactsV2/default/local/other/{digest}").status_code == 404
+
+
+def test_a_run_that_logs_what_is_there_has_logged_it_too(client: Client) -> None:
+    for name in ("run0", "run1"):
+        client.ask("UpsertBucket", name=name, project="mine", config="{}")
+        logged(client, b"one", run=name)
+    query = '{{ project(name: "mine") {{ run(name: "{}") {{ outputArtifacts {{ totalCount }} }} }} }}'
+    for name in ("run0", "run1"):
+        assert asked(client, query.format(name))["project"]["run"]["outputArtifacts"]["totalCount"] == 1
+
+
+def test_every_project_is_listed(client: Client) -> None:
+    for project in ("col 2", "col_2"):
+        client.ask("UpsertBucket", name="run0", project=project, config="{}")
+    edges = asked(client, "{ projects { edges { node { name } } } }")["projects"]["edges"]
+    assert sorted(edge["node"]["name"] for edge in edges) == ["col 2", "col_2"]
 
 
 def test_artifacts_have_a_bound_in_all_and_what_is_deleted_makes_room(tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
-"""Versions of the client against `prunegpt serve`: what each logs is there once, under its name, and comes back."""
+"""Versions of the client, and libraries, against `prunegpt serve`: all that is logged is there once, and seen."""
 
+import json
+import os
+import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from prunegpt.store import Store
-from tests.tracking.schedules import LONGEST, Schedule
-from tests.tracking.wandb_versions import environment
+from tests.support import serving
+from tests.tracking.schedules import CHECKOUT, LONGEST, TOKEN, Schedule
+from tests.tracking.wandb_versions import environment, lightning
 
 pytestmark = pytest.mark.slow
 
@@ -93,3 +98,103 @@ def test_a_client_logs_resumes_syncs_and_reads_back(version: str, tmp_path: Path
         assert run is not None
         assert (run.notes, run.job_type, run.tags) == ("why", "train", ("a", "b", "c"))
         assert "Title: said" in (world.root.path / runs["col 2"].folder / "log.txt").read_text()
+
+
+TRAINER = """
+import json, torch
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+rows = [{"input_ids": torch.arange(8) + row, "labels": torch.arange(8) + row} for row in range(8)]
+trainer = Trainer(
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=32, n_positions=16)),
+    TrainingArguments(
+        "out", report_to="wandb", run_name="tiny", logging_steps=1, max_steps=6, eval_strategy="steps", eval_steps=3,
+        learning_rate=0.25, per_device_train_batch_size=2, save_strategy="no", disable_tqdm=True,
+    ),
+    train_dataset=rows, eval_dataset=rows,
+)
+trainer.train()
+def logged(name):
+    return "train/global_step" if name == "step" else f"eval/{name[5:]}" if name[:5] == "eval_" else f"train/{name}"
+in_summary = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
+rows = [
+    {logged(name): value for name, value in row.items() if name not in in_summary} for row in trainer.state.log_history
+]
+json.dump(rows, open("logged.json", "w"))
+"""
+LIGHTNING = """
+import json, torch, pytorch_lightning as pl
+from pytorch_lightning.loggers import WandbLogger
+class Logger(WandbLogger):
+    rows = []
+    def log_metrics(self, metrics, step=None):
+        self.rows.append({**metrics, "trainer/global_step": step})
+        super().log_metrics(metrics, step)
+class Model(pl.LightningModule):
+    def __init__(self, learning_rate):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = torch.nn.Linear(4, 1)
+    def loss(self, batch, name):
+        loss = self.layer(batch[0]).square().mean()
+        self.log(name, loss)
+        return loss
+    def training_step(self, batch, index):
+        return self.loss(batch, "train/loss")
+    def validation_step(self, batch, index):
+        return self.loss(batch, "val/loss")
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.hparams.learning_rate)
+data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(12, 4)), batch_size=4)
+logger = Logger(name="tiny", project="foreign")
+trainer = pl.Trainer(max_epochs=2, logger=logger, log_every_n_steps=1, enable_checkpointing=False, accelerator="cpu",
+                     enable_progress_bar=False, enable_model_summary=False)
+trainer.fit(Model(0.25), data, data)
+json.dump(logger.rows, open("logged.json", "w"))
+"""
+
+
+@pytest.mark.parametrize("name", ["Trainer", "Lightning"])
+def test_what_libraries_log_is_there_once_under_its_name_and_seen(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="needs the W&B client")
+    pytest.importorskip("psutil", reason="ends what clients have started")
+    before = [lightning()] if name == "Lightning" else []
+    (tmp_path / "whole.py").write_text(LIGHTNING if name == "Lightning" else TRAINER)
+    paths = os.pathsep.join(map(str, [*before, CHECKOUT]))
+    world = Schedule(tmp_path, 0, PYTHONPATH=paths, WANDB_PROJECT="foreign", HF_HUB_OFFLINE="1")
+    try:
+        assert world.start(Path(sys.executable), "whole.py").wait(2 * LONGEST) == 0, world.output()
+        with Store.open(world.root) as store:
+            (trial,) = store.results("wandb-foreign")
+            assert (trial.state, trial.label) == ("finished", "tiny")
+            rows = json.loads((tmp_path / "logged.json").read_text())
+            logged = defaultdict(list)
+            for row in rows:
+                for metric, value in row.items():
+                    logged[metric].append(value)
+            assert len(logged["train/loss"]) == 6
+            for metric, values in logged.items():
+                found = [point.value for point in store.points(trial.id, metric)]
+                assert found == pytest.approx(values), metric
+        _see(world.address, trial.address, list(logged))
+    finally:
+        world.close()
+
+
+def _see(address: str, trial: str, metrics: list[str]) -> None:
+    """The page of a run draws these metrics, and has the learning rate among its configuration, and a summary."""
+    if serving.chromium() is None:
+        return
+    with serving.browser() as chromium:
+        context = chromium.new_context(extra_http_headers={"Authorization": f"Bearer {TOKEN}"})
+        page = context.new_page()
+        page.goto(f"{address}/trials/{trial}")
+        page.wait_for_selector("main .js-plotly-plot .main-svg")
+        for metric in metrics:
+            panel = page.locator("div.panel.figure", has=page.get_by_role("heading", name=metric, exact=True))
+            panel.scroll_into_view_if_needed()
+            panel.locator(".js-plotly-plot .main-svg").first.wait_for()
+        for title, row in (("Summary", "train/loss"), ("Configuration", "learning_rate")):
+            section = page.locator("section", has=page.get_by_role("heading", name=title))
+            if title == "Configuration":
+                section.get_by_role("button", name="Everything").click()
+            section.get_by_text(row, exact=title == "Summary").first.wait_for()

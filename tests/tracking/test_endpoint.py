@@ -48,6 +48,7 @@ def test_a_query_is_answered_by_its_fields_whatever_it_is_called(client: Client)
 
 def test_a_sweep_is_kept_over_a_restart(client: Client) -> None:
     name = client.sweep()
+    assert client.ask("SweepWithRuns", sweep=name)["project"]["sweep"]["state"] == "PENDING"
     agent = client.ask("CreateAgent", sweep=name, host="h")["createAgent"]["agent"]["id"]
     ((first),) = client.heartbeat(agent)
     assert first["args"] == {"lr": {"value": 0.1}}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from prunegpt.root import Root
 from prunegpt.store import Store
-from tests.web.browser.serving import browser, served
+from tests.support.serving import browser, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -57,8 +57,7 @@ class WandbServer:
             Route("/artifact-files/{artifact}/{digest}", _guarded(self._upload_artifact), methods=["PUT", "POST"]),
             Route("/artifacts/{entity}/{digest}", _guarded(self._fetch_artifact)),
             Route("/artifacts/{entity}/{digest}/{name:path}", _guarded(self._fetch_artifact)),
-            Route("/artifactsV2/{region}/{entity}/{version}/{digest}", _guarded(self._fetch_artifact)),
-            Route("/artifactsV2/{region}/{entity}/{version}/{digest}/{name:path}", _guarded(self._fetch_artifact)),
+            Route("/artifactsV2/{region}/{entity}/{path:path}", _guarded(self._fetch_version)),
             Route("/{entity}/{project}", _guarded(self._show_project)),
         ]
 
@@ -133,6 +132,12 @@ class WandbServer:
 
     async def _fetch_artifact(self, request: Request) -> Response:
         return _file(self._artifacts.file(request.path_params["digest"]))
+
+    async def _fetch_version(self, request: Request) -> Response:
+        """By VERSION/DIGEST/NAME, before which there may be PROJECT/COLLECTION."""
+        parts = request.path_params["path"].split("/")
+        found = [parts[at + 1] for at in (0, 2) if at + 1 < len(parts) and self._artifacts.get(parts[at])]
+        return _file(self._artifacts.file(found[0]) if found else None)
 
     async def _show_run(self, request: Request) -> Response:
         return RedirectResponse(await self._intake.run(self._operations.page_of_run, _run(request)), 303)

@@ -35,10 +35,13 @@ class FieldArguments(ClientMessage):
     summary_metrics: str = ""
     run_state: str = ""
     prior_runs_filters: str = ""
+    controller: str = ""
+    scheduler: str = ""
     files: Annotated[list[FieldText], Field(max_length=10_000)] | None = None
     job_type: FieldText = ""
     job_program: str = Field("", max_length=4096)
     notes: str = Field("", max_length=100_000)
+    description: str = Field("", max_length=100_000)
     tags: Annotated[tuple[FieldText, ...], Field(max_length=1000)] | None = None
     title: str = Field("", max_length=10_000)
     text: str = Field("", max_length=100_000)

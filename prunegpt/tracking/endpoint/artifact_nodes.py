@@ -274,9 +274,13 @@ class ArtifactNodes:
 
     def _create(self, _: Any, input: Any = None) -> NodeFields:
         asked = _asked(input)
-        names = asked.get("artifactCollectionName") or (asked.get("artifactCollectionNames") or [""])[0]
+        several = asked.get("artifactCollectionNames") or [""]
+        names = asked.get("artifactCollectionName") or several[0]
+        if len(several) > 1:
+            raise Rejected("an artifact is in one collection here. Log it to each.", 200)
         if not names or "/" in str(names) or ":" in str(names):
             raise Rejected(f"an artifact needs a name without / and :, got {names!r:.80}.", 200)
+        _refuse_unsupported(asked)
         version = self._artifacts.create(
             deduplicate=asked.get("enableDigestDeduplication", True) is not False,
             entity=_text(asked, "entityName"),
@@ -285,6 +289,7 @@ class ArtifactNodes:
             collection=str(names),
             digest=_text(asked, "digest"),
             client_id=_text(asked, "clientID"),
+            distributed=_text(asked, "distributedID"),
             description=asked.get("description"),
             metadata=asked.get("metadata"),
             aliases=_aliases(asked),
@@ -300,13 +305,18 @@ class ArtifactNodes:
         name = f"{version.id}-{run_id()}.json"
         if asked.get("type") in (None, "FULL"):
             version.manifest = name
-            self._artifacts.keep(version)
+        else:
+            version.parts.append(name)
+            version.base = _text(asked, "baseArtifactID") if asked["type"] == "INCREMENTAL" else ""
+        self._artifacts.keep(version)
         return {"artifactManifest": self._manifest(name)}
 
     def _update_manifest(self, _: Any, input: Any = None) -> NodeFields:
         name = _text(_asked(input), "artifactManifestID")
         version = self._artifacts.get(name.partition("-")[0])
-        if version is not None:
+        if version is None:
+            raise Rejected(f"there is no manifest {name!r:.80}.", 200)
+        if name not in version.parts:
             version.manifest = name
             self._artifacts.keep(version)
         return {"artifactManifest": self._manifest(name)}
@@ -345,6 +355,7 @@ class ArtifactNodes:
 
     def _update(self, _: Any, input: Any = None) -> NodeFields:
         asked = _asked(input)
+        _refuse_unsupported(asked)
         version = self._version(asked, "artifactID")
         for name in ("description", "metadata"):
             if asked.get(name) is not None:
@@ -419,6 +430,22 @@ def _aliases(asked: Mapping[str, Any]) -> list[str]:
 def _tags(given: Any) -> list[str]:
     """The names of tags."""
     return [_text(one, "tagName") for one in given or []]
+
+
+def _refuse_unsupported(asked: Mapping[str, Any]) -> None:
+    """Refuses what would be dropped.
+
+    Raises:
+        Rejected: a time to live, a region, or labels.
+    """
+    if asked.get("labels") not in (None, "", "{}"):
+        raise Rejected("artifacts have tags and metadata here, and no labels.", 200)
+    if isinstance(seconds := asked.get("ttlDurationSeconds"), int) and seconds > 0:
+        raise Rejected("artifacts have no time to live here. Delete the version when it is not needed.", 200)
+    if asked.get("storageRegion") not in (None, "", "default"):
+        raise Rejected(
+            f"this server has one place for artifacts, got {asked['storageRegion']!r:.80}. Leave the region out.", 200
+        )
 
 
 def _asked(given: Any) -> Mapping[str, Any]:

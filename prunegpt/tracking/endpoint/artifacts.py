@@ -1,5 +1,6 @@
 """Artifacts that runs log: a record per version below ROOT/wandb/artifacts, files by the MD5 that manifests name."""
 
+import json
 import os
 import re
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from prunegpt.root import Root, read_json, write_text
 from prunegpt.tracking.endpoint.hosted import run_id
@@ -54,6 +55,10 @@ class ArtifactVersion(BaseModel):
     run: str = ""  # id of the run that logged it
     used_by: list[str] = []  # ENTITY/PROJECT/ID of runs
     manifest: str = ""  # name of its manifest's file
+    logged_by: list[str] = []  # ENTITY/PROJECT/ID of further runs that logged the same content
+    distributed: str = ""  # what its clients call it, where several make it together
+    base: str = ""  # id of the version that its parts are added to
+    parts: list[str] = []  # names of manifests that make up its own, in their order
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -105,7 +110,11 @@ class Artifacts:
             one
             for one in self.all()
             if one.state == "COMMITTED"
-            and ("/".join(own) in one.used_by if used else (one.entity, one.project, one.run) == own)
+            and (
+                "/".join(own) in one.used_by
+                if used
+                else (one.entity, one.project, one.run) == own or "/".join(own) in one.logged_by
+            )
         ]
 
     def named(self, entity: str, project: str, name: str) -> ArtifactVersion | None:
@@ -118,17 +127,30 @@ class Artifacts:
         return None
 
     def create(self, *, deduplicate: bool, **said: Any) -> ArtifactVersion:
-        """A new version, or the last one of its collection where that has the same content.
+        """A new version, the one that others are making with it, or the last one that has the same content.
 
         Raises:
-            Rejected: the collection holds artifacts of another type.
+            Rejected: the collection holds artifacts of another type, or something said of it is none.
         """
         with self._lock:
-            new = ArtifactVersion(id=run_id() + run_id(), created=time.time(), updated=time.time(), **said)
+            try:
+                new = ArtifactVersion(id=run_id() + run_id(), created=time.time(), updated=time.time(), **said)
+            except ValidationError as error:
+                raise Rejected(f"an artifact is malformed: {error.errors()[0]['msg']}.", 200) from error
             there = self.versions(new.entity, new.project, new.collection)
             if there and there[-1].type != new.type:
                 raise Rejected(f"{new.collection} holds artifacts of type {there[-1].type}, got {new.type}.", 200)
-            if deduplicate and there and (same := [one for one in there if one.digest == new.digest]):
+            together = [
+                one
+                for one in self.all()
+                if one.place == new.place and one.state == "PENDING" and new.distributed == one.distributed != ""
+            ]
+            if together:
+                return together[-1]
+            if deduplicate and (same := [one for one in there if one.digest == new.digest]):
+                run = f"{new.entity}/{new.project}/{new.run}"
+                if new.run not in ("", same[-1].run) and run not in same[-1].logged_by:
+                    same[-1].logged_by.append(run)
                 self._alias(same[-1], [*new.aliases, LATEST])
                 return same[-1]
             self.keep(new)
@@ -141,6 +163,7 @@ class Artifacts:
             Rejected: its manifest, or a file that this names, was not sent.
         """
         with self._lock:
+            self._join(version)
             if not version.manifest or not self.manifest(version.manifest).is_file():
                 raise Rejected(f"the artifact {version.collection} cannot be committed: its manifest was not sent.")
             absent = [one.name for one in self.entries(version) if not one.reference and not self.has(one.digest)]
@@ -154,6 +177,27 @@ class Artifacts:
                 version.number = max(taken, default=-1) + 1
                 version.state = "COMMITTED"
                 self._alias(version, [*version.aliases, LATEST])
+
+    def _join(self, version: ArtifactVersion) -> None:
+        """Makes the manifest of a version of its parts, and of that of the version that they are added to.
+
+        Raises:
+            Rejected: a part was not sent, or is no manifest.
+        """
+        if not version.parts or version.state != "PENDING":
+            return
+        base = self.get(version.base)
+        whole: dict[str, Any] = {}
+        for name in (*([base.manifest] if base and base.manifest else ()), *version.parts):
+            try:
+                found = read_json(self.manifest(name))
+                whole = {**found, "contents": {**whole.get("contents", {}), **found["contents"]}}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise Rejected(
+                    f"the artifact {version.collection} cannot be committed: {name} was not sent."
+                ) from error
+        version.manifest = f"{version.id}-{run_id()}.json"
+        write_text(self.manifest(version.manifest), json.dumps(whole))
 
     def keep(self, version: ArtifactVersion) -> None:
         """Writes a version as it is now."""

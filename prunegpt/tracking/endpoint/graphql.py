@@ -27,6 +27,7 @@ from prunegpt.tracking.uploader import posted
 _LARGEST_QUERY = 5000  # tokens; those of the client have some hundred
 _RULES = (graphql.FieldsOnCorrectTypeRule, graphql.KnownArgumentNamesRule, graphql.KnownTypeNamesRule)
 
+_PROJECT_FIELDS = ("id", "name", "entityName", "clientMutationId")
 _NEWEST = "0.31.0"  # client that is tested here: older ones ask for it before they use a field that is in the schema
 _SERVER: NodeFields = {"cliVersionInfo": {"max_cli_version": _NEWEST}, "latestLocalVersionInfo": None, "features": []}
 
@@ -188,6 +189,9 @@ class Operations:
 
     def _upsert_model(self, _: Any, input: Any = None) -> NodeFields:
         asked = FieldArguments.read(input)
+        settings = sorted(name for name in input if name not in _PROJECT_FIELDS and input[name] is not None)
+        if settings:
+            raise Rejected(f"a project has no settings here, got {', '.join(settings)[:200]}. Leave them out.", 200)
         at = run_at(RunPath(asked.entity_name or ENTITY, asked.name or PROJECT, ""), "")
         inserted = (at.entity, at.project) not in projects_of(self._root)
         place_of(self._root, at, claim=True)
@@ -218,7 +222,7 @@ class Operations:
             summary=parsed_object(asked.summary_metrics, "summaryMetrics") if asked.summary_metrics else None,
             group=asked.group_name or None,
             job_type=asked.job_type or None,
-            notes=asked.notes or None,
+            notes=asked.notes or asked.description or None,
             tags=asked.tags,
             host=asked.host or None,
             program=asked.job_program or None,

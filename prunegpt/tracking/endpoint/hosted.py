@@ -49,6 +49,7 @@ class Agent(BaseModel):
     id: str
     host: str
     seen: float
+    created: float = 0.0
     answered: float = 0.0
 
 
@@ -122,7 +123,7 @@ class AgentHandler:
         idle = [one for one in self.hosted.agents.values() if one.id not in busy]
         if len(idle) >= _MOST_AGENTS:
             del self.hosted.agents[min(idle, key=lambda one: one.seen).id]
-        agent = Agent(id=secrets.token_hex(8), host=host, seen=now)
+        agent = Agent(id=secrets.token_hex(8), host=host, seen=now, created=now)
         self.hosted.agents[agent.id] = agent
         return agent
 

@@ -18,6 +18,7 @@ from prunegpt.tracking.run_path import RunPath
 from prunegpt.tracking.values import plain
 
 _STATES = {"leased": "pending", "stopped": "killed"}
+_NONE = ("", "{}", "null")  # controllers and schedulers of clients that have none
 _LARGEST_CONFIG = 256 << 10  # characters of a sweep config
 
 
@@ -77,6 +78,9 @@ class SweepNodes:
         asked = FieldArguments.read(input)
         if asked.prior_runs_filters and json.loads(asked.prior_runs_filters) not in ({}, None):
             raise Rejected("this server takes no earlier runs into a sweep. Leave --prior_run out.", 200)
+        for name in ("controller", "scheduler"):
+            if getattr(asked, name) not in _NONE:
+                raise Rejected(f"this server is the scheduler of its sweeps, got a {name}. Leave it out.", 200)
         if not asked.id:
             hosted = _new(asked)
         else:
@@ -140,14 +144,14 @@ class SweepNodes:
             return page
 
         def agent(found: Agent) -> NodeFields:
-            mine = [run for run in hosted.runs if run.agent == found.id]
+            mine = [run for run in hosted.runs if run.agent == found.id and run.state != "leased"]
             return {
                 "id": found.id,
                 "name": found.id,
                 "host": found.host,
                 "state": "RUNNING",
                 "totalRuns": len(mine),
-                "createdAt": None,
+                "createdAt": stamp(found.created or found.seen),
                 "heartbeatAt": stamp(found.seen),
                 "runs": runs(mine),
             }
@@ -158,7 +162,7 @@ class SweepNodes:
             "name": hosted.name,
             "displayName": hosted.display,
             "method": hosted.config.get("method"),
-            "state": hosted.state,
+            "state": "PENDING" if hosted.state == "RUNNING" and not hosted.runs else hosted.state,
             "description": hosted.config.get("description"),
             "config": json.dumps(hosted.config),
             "createdAt": stamp(hosted.created),
@@ -228,6 +232,8 @@ def _config(asked: FieldArguments) -> NodeFields:
     problems = config_problems(config) if isinstance(config, dict) else ["a sweep config must be a mapping."]
     if problems:
         raise Rejected("; ".join(problems[:20]), 200)
+    if asked.description:
+        config.setdefault("description", asked.description)
     assert isinstance(config, dict)
     return config
 

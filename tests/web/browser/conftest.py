@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from prunegpt.root import Root
+from tests.support import serving
 from tests.support.study import make_root
-from tests.web.browser import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page

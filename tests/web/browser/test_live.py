@@ -9,8 +9,8 @@ import pytest
 from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.support.served import TOKEN
+from tests.support.serving import served, until
 from tests.support.study import grow, make_root, many
-from tests.web.browser.serving import served, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -14,7 +14,7 @@ from prunegpt.store import Store
 from prunegpt.tracking.endpoint.artifacts import Artifacts
 from prunegpt.tracking.foreign import Keeper
 from prunegpt.tracking.run_path import RunPath
-from tests.web.browser.serving import served, settled
+from tests.support.serving import served, settled
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from tests.support.serving import settled
 from tests.web.browser import axe
-from tests.web.browser.serving import settled
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

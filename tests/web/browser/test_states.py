@@ -8,8 +8,8 @@ from prunegpt.records import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.support.served import TOKEN
+from tests.support.serving import served
 from tests.support.study import TOKENS, Wanted, load, make_root, prune
-from tests.web.browser.serving import served
 
 if TYPE_CHECKING:
     from collections.abc import Callable

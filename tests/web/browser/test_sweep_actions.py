@@ -16,8 +16,8 @@ from prunegpt.sweep.control import Action, request
 from prunegpt.sweep.lock import coordinator
 from tests.support import waiting
 from tests.support.served import TOKEN
+from tests.support.serving import served
 from tests.support.small import make_model
-from tests.web.browser.serving import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
