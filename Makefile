@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
+unexport PYTHONDONTWRITEBYTECODE # the tests are compiled once, and not by every worker that collects them
+
 .PHONY: help setup quickstart test test-fast test-all check format bench soak lock audit screenshots tables clean
 
 help: ## list the targets
@@ -27,13 +29,13 @@ $(STAMP): $(PACKAGE)
 	touch $(STAMP)
 
 quickstart: $(PACKAGE) ## install PruneGPT alone and run the study in small: minutes on two cores, no download but packages
-	$(BIN)/prunegpt sweep run sweeps/quickstart.yaml --slots 2
+	$(BIN)/prunegpt quickstart --slots 2
 	@echo
 	@echo "Next:"
 	@echo "  source $(BIN)/activate       # then 'prunegpt' is a command of this shell"
 	@echo "  prunegpt serve               # the dashboard, at http://127.0.0.1:8000"
 	@echo "  prunegpt report quickstart --out report"
-	@echo "  cp sweeps/quickstart.yaml mine.yaml   # a spec of your own; sweeps/README.md lists every field"
+	@echo "  prunegpt init oneshot        # a spec of your own; sweeps/README.md lists every field"
 
 test: $(STAMP) ## the tests, without the slow ones
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

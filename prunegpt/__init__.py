@@ -11,6 +11,7 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
     signals       those that ask a process to end in good order
     usage         what a process takes of its machine, as points
     builtin/      the model and the text that need no download
+    templates/    specs to begin with
     spec/         the YAML: read with lines, checked field by field, expanded; what a plan is
     recipes/      recipe files of two dialects: what they mean, and conversion
     planning/     from a spec to a plan: facts about models and datasets, stage keys, teachers, costs; no torch
@@ -57,4 +58,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__") and name not in __all__)])

@@ -2,7 +2,7 @@
 
 from prunegpt import Sweep, run, table
 
-sweep = run("sweeps/quickstart.yaml", slots=2)
+sweep = run("study.yaml", slots=2)
 sweep = Sweep("quickstart")         # the same later, by its name in the root
 sweep.frame()                       # pandas: one row per trial
 sweep.curves("pruned90", "loss")    # one row per point
@@ -137,7 +137,7 @@ class Sweep:
             return store.results(self.name) if known else []
 
     def frame(self, *, where: str = "", intervals: bool | None = None) -> "DataFrame":
-        """One row per trial: state, group (of its seeds), what was swept, perplexity with its interval, method, ...
+        """One row per trial, with the fields of docs/filters.md and what was swept: group, method, perplexity, ...
 
         Sparsities are 0 to 1; `perplexity_low` and `perplexity_high` are the ends of the 95% interval.
 
@@ -348,7 +348,7 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
 
 def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure | ReportError]]":
     """The figures that a stored sweep declares, each as far as there is something to draw it from."""
-    from prunegpt.report.declared import declared_figures, figures_in
+    from prunegpt.report.declared import declared_figures
     from prunegpt.report.measure import stored_windows
 
     with Store.open(root, create=False) as store:
@@ -356,8 +356,8 @@ def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure 
         def series_of(trial: TrialResult, name: str) -> "Sequence[Series]":
             return store.series(trial.id, lambda _, other: other == name)
 
-        if specs := figures_in(store.sweep(sweep).spec):
-            yield from declared_figures(specs, store.results(sweep), stored_windows(root), series_of)
+        if (spec := store.sweep(sweep).spec).get("figures"):
+            yield from declared_figures(spec, store.results(sweep), stored_windows(root), series_of)
 
 
 def start(
@@ -419,36 +419,16 @@ def start(
 
 
 def _rows(results: Sequence[TrialResult], root: Root, intervals: bool) -> list[dict[str, Any]]:
-    """A row of a frame for each trial."""
-    from prunegpt.report import columns
+    """A row of a frame for each trial: its fields, but for the configuration that was not swept."""
+    from prunegpt.report.fields import TrialFields
     from prunegpt.report.measure import measure, stored_windows
 
-    windows = stored_windows(root) if intervals else lambda _: None
-    rows = []
-    for result in results:
-        metrics, measured = result.metrics, measure([result], windows)
-        evaluation, interval = result.evaluation, measured.interval if measured else None
-        described = {name: getattr(columns, name)(result) for name in ("method", "pattern", "allocation", "teacher")}
-        rows.append(
-            {
-                "trial": result.name,
-                "group": result.group,
-                "seed": result.seed,
-                "state": result.state,
-                **{name: None if text == columns.NOT_APPLICABLE else text for name, text in described.items()},
-                **result.swept,
-                "perplexity": metrics["perplexity"],
-                "perplexity_low": interval.low if interval else None,
-                "perplexity_high": interval.high if interval else None,
-                "loss": metrics["loss"],
-                "protocol": evaluation.protocol if evaluation else None,
-                "split": evaluation.split if evaluation else None,
-                **{name: metrics[name] for name in ("sparsity", "sparsity_all", "coverage", "tokens", "seconds")},
-                "reason": result.reason,
-                "key": result.key,
-            }
-        )
-    return rows
+    found = {trial.id: measure([trial], stored_windows(root)) for trial in results if intervals}
+    ends = {key: (one.interval.low, one.interval.high) for key, one in found.items() if one and one.interval}
+    catalogue = TrialFields(results, interval=lambda trial: ends.get(trial.id))
+    fields = [field for field in catalogue if field.origin != "config"]
+    names = {field.key: "trial" if field.key == "name" else field.name for field in fields}
+    return [{names[field.key]: field.of(trial) for field in fields} | {"key": trial.key} for trial in results]
 
 
 def _pandas() -> Any:

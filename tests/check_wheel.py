@@ -1,7 +1,12 @@
-"""Builds the wheel, looks that it holds the package alone, installs it into an empty environment and runs it."""
+"""Builds the wheel, looks that it holds the package alone, installs it into an empty environment and runs it.
 
+`quickstart` and `init` are run from it too, with the dependencies of this environment.
+"""
+
+import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import venv
 import zipfile
@@ -33,6 +38,17 @@ def main() -> None:
         # Without its dependencies: what needs none must import alone.
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
         subprocess.run([python, "-c", "import prunegpt; print('wheel of', prunegpt.__version__)"], check=True, cwd=out)
+        installed = next(environment.glob("lib/*/site-packages"))
+        (installed / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+        for words in (["init", "oneshot"], ["sweep", "check", "oneshot.yaml"], ["quickstart", "--help"]):
+            command = [python, "-m", "prunegpt", *words]
+            subprocess.run(command, check=True, cwd=out, env=variables, stdout=subprocess.DEVNULL)
+        where = [python, "-c", "import prunegpt.cli; print(prunegpt.__file__)"]
+        found = subprocess.run(where, check=True, cwd=out, env=variables, capture_output=True, text=True).stdout
+        if not Path(found).is_relative_to(installed):
+            sys.exit(f"the commands of the wheel must be run, not those of {found.strip()}")
+        print("ran init, sweep check and quickstart --help")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "usage": frozenset(),
     "access": frozenset({"root"}),
     "builtin": frozenset({"errors", "registry", "root"}),
+    "templates": frozenset(),
     "spec": _GROUND - {"spec"},
     "records": _GROUND,
     "recipes": _GROUND,

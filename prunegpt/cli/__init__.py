@@ -7,7 +7,7 @@ import sys
 import typer
 
 from prunegpt import __version__
-from prunegpt.cli import control, doctor, models, recipe, serve, status, sweep, table, train, trial, wandb, watch  # noqa: F401
+from prunegpt.cli import begin, control, doctor, models, recipe, serve, status, sweep, table, train, trial, wandb, watch  # noqa: F401
 from prunegpt.cli.options import app, say, sweep_app
 from prunegpt.errors import PruneGPTError
 from prunegpt.planning.fingerprint import undecided

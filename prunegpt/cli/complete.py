@@ -95,6 +95,14 @@ def _figures(ctx: typer.Context, _incomplete: str) -> list[str]:
     return [*own, *DRAWINGS]
 
 
+def _fields(_ctx: typer.Context, incomplete: str) -> Iterator[str]:
+    """The fields of every trial, behind those that are named already."""
+    from prunegpt.report.fields import TrialFields
+
+    before, comma, _ = incomplete.rpartition(",")
+    yield from (f"{before}{comma}{name}" for name in TrialFields(()).fixed)
+
+
 def _sweep_or_spec(ctx: typer.Context, incomplete: str) -> Iterator[str]:
     with suppress(Exception):
         yield from _stored(ctx)
@@ -112,6 +120,7 @@ sweep_or_spec = _completing(_sweep_or_spec)
 trials = _completing(_addresses)
 tables = _completing(_tables)
 figures = _completing(_figures)
+fields = _completing(_fields)
 trials_of_sweep = _completing(lambda ctx, _incomplete: _stored(ctx, ctx.params["name"]))
 models = _completing(_model)
 datasets = _completing(lambda _ctx, typed: [*BUILTIN_TEXTS, *_paths(typed, (".txt", ".jsonl", ".csv", ".parquet"))])

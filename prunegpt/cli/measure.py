@@ -114,7 +114,7 @@ def _stored(source: str, root: Root) -> tuple[TrialPlan | None, str]:
     """The plan of a trial in the store and the key of its last stage, where the name is one.
 
     Raises:
-        PruneGPTError: its last stage is not done.
+        PruneGPTError: its last stage is not done, or a sweep of the store has no such trial.
     """
     if source.count("/") != 1 or Path(source).exists() or not root.database.exists():
         return None, ""
@@ -125,7 +125,9 @@ def _stored(source: str, root: Root) -> tuple[TrialPlan | None, str]:
         try:
             found = store.result(source)
         except StoreError:
-            return None, ""
+            if source.partition("/")[0] in [sweep.name for sweep in store.sweeps()]:
+                raise
+            return None, ""  # a model of the hub has such a name too
     if found.final is None or found.plan.foreign:
         what = "is a W&B run, which has no model here" if found.plan.foreign else f"is {found.state}"
         raise PruneGPTError(f"a trial must have finished before its model is there; {source} {what}.")

@@ -12,7 +12,7 @@ from prunegpt.root import ROOT_VARIABLE, Root
 app = typer.Typer(
     name="prunegpt",
     help="Prune GPT-style language models, recover the loss by distillation, and get tables of the measured results.",
-    epilog="Start with: prunegpt sweep run sweeps/quickstart.yaml",
+    epilog="Start with: prunegpt quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # brackets in help are brackets, and a flag takes no <bool>

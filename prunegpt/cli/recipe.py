@@ -23,7 +23,7 @@ VersionOption = Annotated[
 ]
 
 
-@app.command(epilog="Example: prunegpt recipe show sweeps/recipes/90sparse.yaml --steps-per-epoch 2318")
+@app.command(epilog="Example: prunegpt recipe show recipe.yaml --steps-per-epoch 2318")
 def show(
     file: FileArgument,
     steps_per_epoch: Annotated[

@@ -31,14 +31,22 @@ def status(
         str,
         typer.Option(help="Filter, such as 'perplexity < 40 and method == \"wanda\"'; see docs/filters.md."),
     ] = "",
-    sort: Annotated[str, typer.Option(help="TrialField to sort by; `-perplexity` sorts the greatest first.")] = "",
+    sort: Annotated[
+        str,
+        typer.Option(help="Field to sort by; `-perplexity` sorts the greatest first.", autocompletion=complete.fields),
+    ] = "",
     columns: Annotated[
-        list[str] | None, typer.Option(metavar="FIELD,...", help="TrialFields to show in place of the usual ones.")
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD,...", help="Fields to show in place of the usual ones.", autocompletion=complete.fields
+        ),
     ] = None,
     group_by: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FIELD,...", help="One row per group, with mean and standard deviation; --json has the range."
+            metavar="FIELD,...",
+            help="One row per group, with mean and standard deviation; --json has the range.",
+            autocompletion=complete.fields,
         ),
     ] = None,
     root: Root = ROOT,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SpecArgument = Annotated[Path, typer.Argument(help="A sweep spec (YAML).", show_default=False)]
 
 
-@sweep_app.command(epilog="Example: prunegpt sweep check sweeps/quickstart.yaml")
+@sweep_app.command(epilog="Example: prunegpt sweep check study.yaml")
 def check(
     spec: SpecArgument,
     root: Root = ROOT,
@@ -186,7 +186,7 @@ def _trial_json(trial: "TrialPlan", root: Root, coverage: "Coverage | None") -> 
     }
 
 
-@sweep_app.command(epilog="Example: prunegpt sweep run sweeps/quickstart.yaml --only 'pruned*'")
+@sweep_app.command(epilog="Example: prunegpt sweep run study.yaml --only 'pruned*'")
 def run(
     spec: SpecArgument,
     root: Root = ROOT,

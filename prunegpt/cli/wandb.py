@@ -24,7 +24,7 @@ OnlyOrSearchOption = Annotated[
 EntityOption = Annotated[str | None, typer.Option("--entity", help="W&B team or user (default: the client's).")]
 
 
-@app.command(epilog="Example: prunegpt wandb create sweeps/quickstart.yaml")
+@app.command(epilog="Example: prunegpt wandb create search.yaml")
 def create(
     spec: Annotated[Path, typer.Argument(help="A spec, or a W&B sweep config (YAML).", show_default=False)],
     root: Root = ROOT,

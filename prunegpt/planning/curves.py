@@ -35,6 +35,6 @@ def _measured(prune: _Pruning, curves_of: SensitivityCurvesOf | None) -> _Prunin
     if not curves:
         raise PruneGPTError(
             f"allocation sensitivity needs finished trials that prune one block each; sweep {sweep!r} has none. Run it "
-            "first, such as sweeps/layer-sensitivity.yaml."
+            "first: one trial per layer, pruned with `layers: [N]`."
         )
     return prune.model_copy(update={"curves": curves})

@@ -54,11 +54,16 @@ def figures_in(spec: Mapping[str, Any]) -> list[FigureSpec]:
 
 
 def declared_figure(
-    spec: FigureSpec, results: Sequence[TrialResult], windows: WindowsOf, series_of: SeriesOf
+    spec: FigureSpec,
+    results: Sequence[TrialResult],
+    windows: WindowsOf,
+    series_of: SeriesOf,
+    sweep: Mapping[str, Any],
 ) -> NamedFigure:
     """A figure as a spec declares it.
 
     Args:
+        sweep: the spec of the sweep, which declares its searches.
         results: the trials of the sweep.
         windows: gives the per-window losses of a trial.
         series_of: gives a trial's curve of a name, by stage.
@@ -79,18 +84,18 @@ def declared_figure(
     elif spec.kind == TRAINING:
         plot = over_training(chosen, series_of, y=spec.y, band=band, title=title)
     else:
-        made = figure_of(spec.kind, Material(chosen, windows, lambda trial: {}))
+        made = figure_of(spec.kind, Material(chosen, windows, lambda trial: {}, sweep))
         return NamedFigure(spec.name, made.caption, restyled(made.figure, spec.size, title))
     caption = f"{title or plot.layout['title']['text']}. {plot.caption}".strip().removesuffix(".")
     return NamedFigure(spec.name, caption, restyled(draw(plot), spec.size, None))
 
 
 def declared_figures(
-    specs: Sequence[FigureSpec], results: Sequence[TrialResult], windows: WindowsOf, series_of: SeriesOf
+    sweep: Mapping[str, Any], results: Sequence[TrialResult], windows: WindowsOf, series_of: SeriesOf
 ) -> Iterator[tuple[FigureSpec, NamedFigure | ReportError]]:
-    """Each declared figure, or why there is none yet."""
-    for spec in specs:
+    """Each figure that a spec declares, or why there is none yet; see `declared_figure`."""
+    for spec in figures_in(sweep):
         try:
-            yield spec, declared_figure(spec, results, windows, series_of)
+            yield spec, declared_figure(spec, results, windows, series_of, sweep)
         except ReportError as error:
             yield spec, error

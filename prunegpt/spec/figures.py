@@ -16,6 +16,12 @@ KINDS: Mapping[str, str] = {
     "sparsity": "perplexity over sparsity, with intervals, as in every report",
     "pareto": "sparsity against perplexity, and the front",
     "layers": "perplexity when one decoder layer is pruned",
+    "history": "what a search has come to, trial by trial",
+    "objectives": "two objectives of a search, and the front",
+    "importance": "which searched values decide",
+    "parallel": "parallel coordinates of a search",
+    "slice": "an objective over each searched value",
+    "contour": "an objective over two searched values",
 }
 ColumnName = Annotated[str, AfterValidator(check_column)]
 

@@ -27,6 +27,9 @@ COMPLETED: Mapping[str, tuple[str, str]] = {
     "model": ("buil", "builtin:tiny-gpt2"),
     "data": ("", "builtin:text"),
     "calibration": ("", "builtin:text"),
+    "sort": ("perp", "perplexity"),
+    "columns": ("state,perp", "state,perplexity"),
+    "group_by": ("me", "method"),
     "method": ("sp", "sparsegpt"),
     "pattern": ("2", "2:4"),
     "allocation": ("o", "owl"),
@@ -43,7 +46,7 @@ FREE = {
     *("data_name", "text_column", "split", "batch_size", "host", "token", "allow_host", "caption", "overrides"),
     *("targets", "project", "entity", "interpreter", "arguments", "version", "digest", "source", "teacher"),
     *("sweep run only", "sweep check only", "sweep resume only", "wandb create only", "wandb trial only"),
-    *("wandb agent sweep", "wandb upload sweep", "where", "columns", "sort", "group"),
+    *("wandb agent sweep", "wandb upload sweep", "where"),
 }  # fmt: skip
 TEXTS = (str, list[str])
 

@@ -230,6 +230,11 @@ def test_the_model_of_a_trial_is_exported_as_it_was_measured(
     assert float((model.transformer.h[0].mlp.c_fc.weight == 0).float().mean()) == 0.5
     assert "exists already" in invoke("export", "made/half", tmp_path / "out", fails=True)
     assert "SWEEP/TRIAL" in invoke("export", str(model_folder), tmp_path / "other", fails=True)
+    for command in (
+        ("eval", "made/hafl", "--data", "builtin:text"),
+        ("export", "made/hafl", tmp_path / "other"),
+    ):  # the hub is not asked
+        assert "unknown trial of made 'hafl'. Did you mean 'half'?" in invoke(*command, fails=True)
 
 
 def test_a_trial_that_has_not_finished_has_no_model(

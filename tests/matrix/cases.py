@@ -4,7 +4,7 @@ An axis is a kind of part; its values are the registered names, so that a new pa
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -149,40 +149,75 @@ def fits(case: Case) -> bool:
     )
 
 
-def covering(strength: int = 2, axes: Mapping[str, tuple[str, ...]] = AXES, seed: int = 0) -> list[Case]:
-    """Cases that fit, in which every combination of so many values that can fit occurs (greedy, so not the fewest)."""
+def covering(axes: Mapping[str, tuple[str, ...]] = AXES, seed: int = 0, tries: int = 5) -> list[Case]:
+    """Cases that fit, in which every two values that can fit occur together: about as many as the two longest axes ask.
+
+    The pairs of the longest axes come first, as each needs a case of its own; a case is then filled axis by axis with
+    the value that brings most of the pairs that are missing.
+    """
     names, draw = list(axes), random.Random(seed)
-
-    def drawn(fixed: Case, tries: int) -> Iterator[Case]:
-        for _ in range(tries):
-            case = {axis: fixed.get(axis) or draw.choice(axes[axis]) for axis in names}
-            if fits(case):
-                yield case
-
+    place = {axis: index for index, axis in enumerate(names)}
     missing = {
         tuple(zip(chosen, values, strict=True))
-        for chosen in combinations(names, strength)
+        for chosen in combinations(names, 2)
         for values in product(*(axes[axis] for axis in chosen))
     }
+
+    def brings(case: Case, axis: str, value: str) -> int:
+        ends = ((axis, value), *case.items())
+        return sum(tuple(sorted((ends[0], other), key=lambda end: place[end[0]])) in missing for other in ends[1:])
+
+    def filled(fixed: Case) -> Case:
+        case = dict(fixed)
+        for axis in draw.sample(names, len(names)):
+            if axis not in case:
+                case[axis] = max(axes[axis], key=lambda value: (brings(case, axis, value), draw.random()))
+        return {axis: case[axis] for axis in names}
+
+    def candidates(fixed: Case) -> list[Case]:
+        """Filled well; at random, where none of those fits."""
+        found = [case for case in (filled(fixed) for _ in range(tries)) if fits(case)]
+        drawn = ({axis: fixed.get(axis) or draw.choice(axes[axis]) for axis in names} for _ in range(200))
+        return found or [case for case in drawn if fits(case)]
+
+    def length(pair: tuple[tuple[str, str], ...]) -> tuple[int, tuple[tuple[str, str], ...]]:
+        return -len(axes[pair[0][0]]) * len(axes[pair[1][0]]), pair
+
     cases: list[Case] = []
-    while missing:
-        wanted = min(missing)
-        best = max(drawn(dict(wanted), 40), key=lambda case: len(missing & _parts(case, strength)), default=None)
-        if best is None:  # these values do not go together
-            missing.remove(wanted)
-            continue
-        cases.append(best)
-        missing -= _parts(best, strength)
+    for wanted in sorted(missing, key=length):
+        if wanted in missing:
+            best = max(candidates(dict(wanted)), key=lambda case: len(missing & pairs(case)), default=None)
+            if best is not None:  # else these values do not go together
+                cases.append(best)
+                missing -= pairs(best)
     return cases
 
 
-def _parts(case: Case, strength: int) -> set[tuple[tuple[str, str], ...]]:
-    return set(combinations(case.items(), strength))
+def pairs(case: Case) -> set[tuple[tuple[str, str], ...]]:
+    """What of a case goes together, in the order of the axes."""
+    return set(combinations(case.items(), 2))
+
+
+def scheduled(cases: Iterable[Case]) -> list[Case]:
+    """The cases, with each learning-rate scheduler of the installed transformers in one of them.
+
+    What a scheduler cannot do without is what its case has of that axis, so that no pair of values is lost.
+    """
+    left = dict(SCHEDULERS)
+    found = []
+    for case in cases:
+        agrees = (name for name, needs in left.items() if "eval_strategy" not in needs or "way" in case["evaluation"])
+        name = next(agrees, None)
+        if name is not None:
+            del left[name]
+        found.append(case if name is None else {**case, "scheduler": name})
+    assert not left
+    return found
 
 
 def schedulers() -> list[Case]:
-    """A case for each learning-rate scheduler of the installed transformers."""
-    return [{**case, "scheduler": name} for case, name in zip(GATE, SCHEDULERS, strict=False)]
+    """A case for each of them."""
+    return [case for case in GATE if "scheduler" in case]
 
 
 def whole(seed: int = 0) -> list[Case]:
@@ -208,4 +243,4 @@ def plans_of(case: Case, model: Path, texts: dict[str, str], root: Root) -> list
     return sorted(plan.trials, key=lambda trial: len(trial.needs))
 
 
-GATE = covering()
+GATE = scheduled(covering())

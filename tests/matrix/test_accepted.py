@@ -32,8 +32,8 @@ ROUNDING = 0.035  # a row of 16 weights, or a tile of 4 Ã— 4 of a matrix of 16 Ã
 
 
 @pytest.fixture(scope="session")
-def four_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random GPT-2 of four layers of width 16."""
+def four_layers(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 of four layers of width 16; all that a trial imports is imported, see `prepared`."""
     return make_model(tmp_path_factory.mktemp("accepted") / "model", layers=4, width=16, positions=32)
 
 

@@ -1,8 +1,9 @@
 """Every way to prune while training, run undisturbed, and stopped or killed and resumed.
 
 Bits are equal, every tensor has the sparsity that the job says, the ledger is whole, and the evaluation key is that of
-the plan. A covering subset runs in the gate, in which every value occurs with every other and is stopped and killed;
-every combination of method, schedule, allocation and pattern, both stopped and killed, is slow.
+the plan. A covering subset runs in the gate, in which every value occurs with every other and is stopped and killed,
+and every learning-rate scheduler once; every combination of method, schedule, allocation and pattern, both stopped and
+killed, is slow.
 """
 
 import random
@@ -17,7 +18,19 @@ from prunegpt.pruning.masks import load_masks
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
-from tests.matrix.cases import AXES, BATCH, BLOCKS, CHOSEN_MASKS, GATE, STEPS, Case, plans_of, schedulers, whole
+from tests.matrix.cases import (
+    AXES,
+    BATCH,
+    BLOCKS,
+    CHOSEN_MASKS,
+    GATE,
+    SCHEDULERS,
+    STEPS,
+    Case,
+    plans_of,
+    schedulers,
+    whole,
+)
 from tests.matrix.runs import Result, Way, job_of, run
 
 torch.set_num_threads(1)
@@ -88,7 +101,8 @@ def test_pairs(case: Case, small_model: Path, text_files: dict[str, str], prepar
     undisturbed_and([case["way"]], case, small_model, text_files, prepared, tmp_path)
 
 
-@pytest.mark.parametrize("way", ["stopped", pytest.param("killed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["stopped", "killed"])
 @pytest.mark.parametrize("case", schedulers(), ids=lambda case: case["scheduler"])
 def test_learning_rate_schedulers(
     case: Case, way: Way, small_model: Path, text_files: dict[str, str], prepared: Path, tmp_path: Path
@@ -107,6 +121,8 @@ def test_every_registered_part_is_in_a_case(cases: list[Case]) -> None:
     """A part that is registered and in no case would be a promise that nothing keeps."""
     for axis, names in AXES.items():
         assert {case[axis] for case in cases} == set(names), axis
+    if cases is GATE:
+        assert {case.get("scheduler") for case in cases} == {None, *SCHEDULERS}
     assert set(AXES["method"]) == {*CRITERIA.names(), *SOLVERS.names()}
     assert set(AXES["schedule"]) == set(SCHEDULES.names())
     assert set(AXES["allocation"]) == set(ALLOCATIONS.names())

@@ -15,7 +15,7 @@ from prunegpt.report.panels import lines, over_training
 from prunegpt.spec.figures import KINDS, FigureSpec
 from prunegpt.spec.schema import Spec
 from prunegpt.store import Store
-from tests.support.study import make_root, seeds, study
+from tests.support.study import SEARCH, make_root, searching, seeds, study
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,12 @@ def test_curves_of_seeds_are_averaged_at_the_steps_that_all_have(tmp_path: Path)
 def test_every_kind_is_drawn_and_saved_in_its_size(tmp_path: Path) -> None:
     own = {"lines": {"x": "tokens", "y": "bits_per_byte", "log": ["y"], "by": "distilled"}, "training": {"y": "loss"}}
     figures = [{"name": kind, "kind": kind, "size": [5, 3], "title": "T", **own.get(kind, {})} for kind in KINDS]
-    root = make_root(tmp_path / "runs", study(), figures=[*figures, {"name": "none", "rows": "wnada-*"}])
+    root = make_root(
+        tmp_path / "runs",
+        [*study(), *searching()],
+        searches=[SEARCH],
+        figures=[*figures, {"name": "none", "rows": "wnada-*"}],
+    )
     found = {spec.name: one for spec, one in declared("study", root)}
     assert str(found.pop("none")).startswith("figure none: unknown trial 'wnada-*'. Did you mean 'wanda-")
     for name, one in found.items():

@@ -32,7 +32,7 @@ function listed() {
 function show() {
   search.parentElement.hidden = sweeps.length < 2;
   if (!sweeps.length) {
-    return void replace(byId("content"), h("div.panel", {}, empty("No sweeps yet", "A sweep is a YAML file of trials. Run one against this root and it appears here by itself:", "prunegpt sweep run sweeps/quickstart.yaml")));
+    return void replace(byId("content"), h("div.panel", {}, empty("No sweeps yet", "A sweep is a YAML file of trials. Run one against this root and it appears here by itself; prunegpt init writes one to start from:", "prunegpt quickstart")));
   }
   const found = listed();
   const focused = document.activeElement?.dataset?.sweep;
