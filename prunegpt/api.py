@@ -20,7 +20,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunegpt.errors import LaunchError, PruneGPTError, ReportError, StoreError, unknown
+from prunegpt.errors import LaunchError, PruneGPTError, StoreError, unknown
 from prunegpt.records import Point, TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
@@ -346,7 +346,7 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
     return Archive(name, commit, tables, results, stored_windows(root), stored_documents(root))
 
 
-def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure | ReportError]]":
+def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure | PruneGPTError]]":
     """The figures that a stored sweep declares, each as far as there is something to draw it from."""
     from prunegpt.report.declared import declared_figures
     from prunegpt.report.measure import stored_windows

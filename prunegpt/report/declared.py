@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from prunegpt.errors import ReportError, unknown
+from pydantic import ValidationError
+
+from prunegpt.errors import PruneGPTError, ReportError, unknown
 from prunegpt.records import TrialResult
 from prunegpt.report.archive import Archive
 from prunegpt.report.cells import Table
@@ -14,6 +16,7 @@ from prunegpt.report.measure import WindowsOf
 from prunegpt.report.panels import SeriesOf, lines, over_training
 from prunegpt.report.tables import build_table, table_name, usual_table
 from prunegpt.spec.figures import LINES, TRAINING, FigureSpec
+from prunegpt.spec.part import in_short
 
 
 def tables_of(found: Archive, names: Sequence[str] = (), **style: Any) -> list[Table]:
@@ -49,8 +52,18 @@ def tables_of(found: Archive, names: Sequence[str] = (), **style: Any) -> list[T
 
 
 def figures_in(spec: Mapping[str, Any]) -> list[FigureSpec]:
-    """The figures that a spec declares, as it was read or is stored."""
-    return [FigureSpec.model_validate(one) for one in spec.get("figures") or ()]
+    """The figures that a spec declares, as it was read or is stored.
+
+    Raises:
+        ReportError: another version has stored what this one does not know.
+    """
+    try:
+        return [FigureSpec.model_validate(one) for one in spec.get("figures") or ()]
+    except ValidationError as error:
+        raise ReportError(
+            f"the figures that {spec.get('name')} declares cannot be read by this version: {in_short(error)}. Run its "
+            "spec again."
+        ) from error
 
 
 def declared_figure(
@@ -92,10 +105,10 @@ def declared_figure(
 
 def declared_figures(
     sweep: Mapping[str, Any], results: Sequence[TrialResult], windows: WindowsOf, series_of: SeriesOf
-) -> Iterator[tuple[FigureSpec, NamedFigure | ReportError]]:
+) -> Iterator[tuple[FigureSpec, NamedFigure | PruneGPTError]]:
     """Each figure that a spec declares, or why there is none yet; see `declared_figure`."""
     for spec in figures_in(sweep):
         try:
             yield spec, declared_figure(spec, results, windows, series_of, sweep)
-        except ReportError as error:
+        except PruneGPTError as error:
             yield spec, error

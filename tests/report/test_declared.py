@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from prunegpt import Sweep
 from prunegpt.api import declared
-from prunegpt.errors import ReportError
+from prunegpt.errors import PruneGPTError, ReportError
 from prunegpt.report.figures import draw, png
 from prunegpt.report.panels import lines, over_training
 from prunegpt.spec.figures import KINDS, FigureSpec
@@ -69,12 +69,13 @@ def test_every_kind_is_drawn_and_saved_in_its_size(tmp_path: Path) -> None:
         tmp_path / "runs",
         [*study(), *searching()],
         searches=[SEARCH],
-        figures=[*figures, {"name": "none", "rows": "wnada-*"}],
+        figures=[*figures, {"name": "none", "rows": "wnada-*"}, {"name": "odd", "x": "config:train.lr"}],
     )
     found = {spec.name: one for spec, one in declared("study", root)}
     assert str(found.pop("none")).startswith("figure none: unknown trial 'wnada-*'. Did you mean 'wanda-")
+    assert "unknown config path 'train.lr'" in str(found.pop("odd"))
     for name, one in found.items():
-        assert not isinstance(one, ReportError), f"{name}: {one}"
+        assert not isinstance(one, PruneGPTError), f"{name}: {one}"
         assert tuple(one.figure.get_size_inches()) == (5, 3)
         assert one.figure.axes[0].get_title(loc="left") == "T"
         one.save(tmp_path / f"{name}.pdf")
@@ -109,3 +110,9 @@ def test_what_makes_no_figure_is_refused(fields: dict[str, Any], message: str) -
 def test_two_figures_of_one_name_are_refused() -> None:
     with pytest.raises(ValidationError, match="figures have different names, got pareto twice"):
         Spec.model_validate({"name": "s", "trials": [{"name": "a"}], "figures": [{"name": "pareto"}] * 2})
+
+
+def test_what_another_version_has_stored_is_refused_with_the_reason(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "runs", figures=[{"name": "f", "colour": "red"}])
+    with pytest.raises(ReportError, match="the figures that study declares cannot be read by this version"):
+        list(declared("study", root))
