@@ -185,6 +185,7 @@ def test_eval_measures_on_a_split_that_is_there(invoke: Invoke, model_folder: Pa
     assert "Set text_column to one of body, title" in refused
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_command_line_has_the_defaults_of_a_spec(
     invoke: Invoke, model_folder: Path, text_files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_the_command_line_has_the_defaults_of_a_spec(
     assert json.loads(pruned)["perplexity_after"] == found["half"]["perplexity"]
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_model_of_a_trial_is_exported_as_it_was_measured(
     invoke: Invoke, model_folder: Path, text_files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -237,6 +239,7 @@ def test_the_model_of_a_trial_is_exported_as_it_was_measured(
         assert "unknown trial of made 'hafl'. Did you mean 'half'?" in invoke(*command, fails=True)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_trial_that_has_not_finished_has_no_model(
     invoke: Invoke, model_folder: Path, text_files: dict[str, str], tmp_path: Path
 ) -> None:

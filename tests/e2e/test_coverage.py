@@ -22,6 +22,7 @@ def mamba(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     return folder, outline(model).coverage(block_matrices(model)).share
 
 
+@pytest.mark.usefixtures("forked")
 def test_coverage_is_said_wherever_sparsity_is(
     invoke: Invoke, mamba: tuple[Path, float], text_files: dict[str, str], tmp_path: Path
 ) -> None:

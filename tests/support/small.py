@@ -143,12 +143,8 @@ def _command_line(*arguments: str) -> NoReturn:
     """The command line, with attempts in forks, to its end."""
     import prunegpt.cli
     from prunegpt.launch import local
-    from prunegpt.trial import run_trial
 
-    def launcher(root: Root, slots: int = 1, **_: Any) -> ForkLauncher:
-        return ForkLauncher(lambda folder: run_trial(folder).state, slots)
-
-    local.LocalLauncher = launcher  # type: ignore[assignment,misc]
+    local.LocalLauncher = _forks  # type: ignore[assignment,misc]
     sys.argv = ["prunegpt", *arguments]
     code: object = 0
     try:
@@ -161,6 +157,19 @@ def _command_line(*arguments: str) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _forks(root: Root, slots: int = 1, **_: Any) -> ForkLauncher:
+    """What takes the place of `LocalLauncher`."""
+    from prunegpt.trial import run_trial
+
+    return ForkLauncher(lambda folder: run_trial(folder).state, slots)
+
+
+@pytest.fixture
+def forked(imported: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts of sweeps that this process runs are forks of it: nothing is imported."""
+    monkeypatch.setattr("prunegpt.launch.local.LocalLauncher", _forks)
 
 
 @pytest.fixture
