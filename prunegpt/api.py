@@ -168,9 +168,9 @@ class Sweep:
             points = store.points(reference, name)
         return _pandas().DataFrame([point.model_dump() for point in points], columns=list(Point.model_fields))
 
-    def table(self, format: str = "md") -> str:
-        """The declared tables: md, latex, csv, html or json."""
-        return table(self.name, format=format, root=self.root.path)
+    def table(self, format: str = "md", **style: Any) -> str:
+        """The declared tables; see `prunegpt.table`."""
+        return table(self.name, format=format, root=self.root.path, **style)
 
     def figure(self, name: str) -> "NamedFigure":
         """A figure, which a notebook shows and `save` writes as .pdf, .svg or .png.
@@ -277,15 +277,23 @@ def run(
     return sweep
 
 
-def table(sweep: str, *, format: str = "md", root: str | Path | None = None) -> str:
+def table(
+    sweep: str, *, format: str = "md", root: str | Path | None = None, only: Sequence[str] = (), **style: Any
+) -> str:
     """The tables of a stored sweep, or of a spec file: md, latex, csv, html or json.
+
+    Args:
+        only: the names of the tables that are wanted; default all.
+        style: decimals, caption, provenance, in place of what the spec says.
 
     Raises:
         StoreError: there is no such sweep.
+        ReportError: there is no such table.
     """
     from prunegpt.report.declared import tables_of
 
-    text: str = RENDERERS.load(format)(tables_of(stored(sweep, Root.find(Path(root) if root is not None else None))))
+    found = stored(sweep, Root.find(Path(root) if root is not None else None))
+    text: str = RENDERERS.load(format)(tables_of(found, only, **style))
     return text
 
 

@@ -112,6 +112,14 @@ def test_names_that_are_not_there_raise_with_the_nearest(made: Path) -> None:
         sweep.figure("paretto")
 
 
+def test_one_table_is_styled_as_on_the_command_line(made: Path) -> None:
+    shown = Sweep("study", root=made).table("latex", only=["one-layer-at-80"], decimals=1, provenance=False)
+    assert shown.count(r"\begin{table}") == 1
+    assert "60.5 [54.8, 66.7]" in shown
+    with pytest.raises(ReportError, match="unknown table of study 'layers'"):
+        table("study", root=made, only=["layers"])
+
+
 def test_a_notebook_shows_sweeps_and_figures_without_pandas(
     made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

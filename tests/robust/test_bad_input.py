@@ -165,6 +165,7 @@ COMMANDS = [
     "recipe fields",
     "table",
     "report",
+    "figure",
     "compare",
     "recipe show",
     "recipe convert",
