@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.control import LauncherOption, SlotsOption, execute
 from prunegpt.cli.options import ROOT, app, say
 from prunegpt.root import Root
@@ -32,7 +33,13 @@ def quickstart(root: Root = ROOT, launcher: LauncherOption = None, slots: SlotsO
 @app.command(epilog="Example: prunegpt init oneshot --model gpt2 --data train.txt --validation test.txt")
 def init(
     kind: Annotated[
-        str, typer.Argument(metavar="[study|oneshot|search|seeds|shrink]", help="Template.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="[study|oneshot|search|seeds|shrink]",
+            help="Template.",
+            show_default=False,
+            autocompletion=complete.templates,
+        ),
     ] = "study",
     out: Annotated[
         Path | None, typer.Argument(metavar="[OUT]", help="Spec to write (default: KIND.yaml).", show_default=False)
@@ -43,6 +50,7 @@ def init(
             "--model",
             metavar="MODEL",
             help="Hub id, folder, or .gguf file (default: the built-in model).",
+            autocompletion=complete.models,
             show_default=False,
         ),
     ] = None,
@@ -52,6 +60,7 @@ def init(
             "--data",
             metavar="FILE|HUB",
             help="Dataset: file, folder or hub id (default: the built-in text).",
+            autocompletion=complete.datasets,
             show_default=False,
         ),
     ] = None,
@@ -61,6 +70,7 @@ def init(
             "--validation",
             metavar="FILE",
             help="File to evaluate on, where --data is a single file.",
+            autocompletion=complete.datasets,
             show_default=False,
         ),
     ] = None,

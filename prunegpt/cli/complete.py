@@ -103,6 +103,12 @@ def _fields(_ctx: typer.Context, incomplete: str) -> Iterator[str]:
     yield from (f"{before}{comma}{name}" for name in TrialFields(()).fixed)
 
 
+def _templates(_ctx: typer.Context, _incomplete: str) -> Iterable[str]:
+    from prunegpt.templates import names
+
+    return names()
+
+
 def _sweep_or_spec(ctx: typer.Context, incomplete: str) -> Iterator[str]:
     with suppress(Exception):
         yield from _stored(ctx)
@@ -121,6 +127,7 @@ trials = _completing(_addresses)
 tables = _completing(_tables)
 figures = _completing(_figures)
 fields = _completing(_fields)
+templates = _completing(_templates)
 trials_of_sweep = _completing(lambda ctx, _incomplete: _stored(ctx, ctx.params["name"]))
 models = _completing(_model)
 datasets = _completing(lambda _ctx, typed: [*BUILTIN_TEXTS, *_paths(typed, (".txt", ".jsonl", ".csv", ".parquet"))])

@@ -27,6 +27,8 @@ COMPLETED: Mapping[str, tuple[str, str]] = {
     "model": ("buil", "builtin:tiny-gpt2"),
     "data": ("", "builtin:text"),
     "calibration": ("", "builtin:text"),
+    "validation": ("", "builtin:text"),
+    "kind": ("one", "oneshot"),
     "sort": ("perp", "perplexity"),
     "columns": ("state,perp", "state,perplexity"),
     "group_by": ("me", "method"),
