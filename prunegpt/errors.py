@@ -93,8 +93,8 @@ class MissingPackageError(PruneGPTError):
 def untrusted(what: str, sources: Iterable[str]) -> PruneGPTError:
     """The error where something that may come from elsewhere, such as a root or a folder, asks for code to be run."""
     return PruneGPTError(
-        f"code that a model brings is run only with your permission; {what} trusts that of {', '.join(sources)}. "
-        f"Pass --trust-remote-code where you have read and trust it."
+        f"code that a model or a spec brings is run only with your permission; {what} trusts that of "
+        f"{', '.join(sources)}. Pass --trust-remote-code where you have read and trust it."
     )
 
 

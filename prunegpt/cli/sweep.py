@@ -79,6 +79,11 @@ def check(
     per_trial = {name: counting.per_trial(examples[name]) for name in searches}
     if plan.early_stop and (watched := counting.watched([*trials, *chain.from_iterable(examples.values())])):
         notes.append(f"early_stop: stages that train are evaluated up to {watched} times while they train")
+        if plan.early_stop.method != "threshold" and any(len(search.objectives) > 1 for search in searches.values()):
+            notes.append(
+                f"early_stop: {plan.early_stop.method} compares {plan.early_stop.metric} alone, so trials that are "
+                "better in the other objectives are stopped too; `threshold` stops only what is beyond its bound"
+            )
     if as_json:
         print_json(
             {

@@ -120,6 +120,18 @@ def test_a_search_that_ends_by_tokens(tmp_path: Path, counted: Path) -> None:
     assert "trials until its time or tokens are used" in check(path, counted).output
 
 
+def test_early_stopping_of_several_objectives_says_what_it_compares(tmp_path: Path, counted: Path) -> None:
+    path = tmp_path / "words.yaml"
+    both = SEARCH.replace("n_trials: 7", "n_trials: 7\n      objectives: [perplexity, sparsity]")
+    for stop, expected in (("median", True), ("{method: threshold, options: {upper: 500}}", False)):
+        path.write_text(f"early_stop: {stop}\n{HEADER}{both}")
+        shown = check(path, counted).output
+        assert ("compares perplexity alone, so trials that are better in the other objectives" in shown) is expected
+        assert "evaluated up to" in shown
+    path.write_text(f"early_stop: median\n{HEADER}{SEARCH}")
+    assert "alone, so trials" not in check(path, counted).output
+
+
 def refusal(path: Path, root: Path) -> str:
     done = check(path, root)
     assert isinstance(done.exception, SpecError), done.output
