@@ -87,7 +87,8 @@ def draw(plot: Plot) -> Figure:
                 if not below or y == "y2":
                     _axis(panel.xaxis, layout["xaxis" + x[1:]])
                 panel.grid(axis="x", visible=layout["xaxis" + x[1:]].get("showgrid", True))
-        _legend(figure, made[0])
+        if layout.get("showlegend", True):
+            _legend(figure, made[0])
     return figure
 
 
@@ -109,6 +110,12 @@ def _line(axes: Axes, trace: Mapping[str, Any], dashes: dict[str, str]) -> None:
         axes.fill(trace["x"], trace["y"], color=trace["line"]["color"], alpha=trace["opacity"], linewidth=0)
         return
     look, mark = trace.get("line", {}), trace.get("marker", {})
+    if isinstance(mark.get("color"), list):
+        points = axes.scatter(trace["x"], trace["y"], c=mark["color"], cmap="cividis", s=14)
+        figure = axes.get_figure()
+        assert figure is not None
+        figure.colorbar(points, ax=axes, label=unescape(mark["colorbar"]["title"]["text"]))
+        return
     colour = look.get("color", mark.get("color"))
     name, group = unescape(trace["name"]), trace.get("legendgroup", "")
     with_line, with_points = "lines" in trace["mode"], "markers" in trace["mode"]
@@ -123,6 +130,7 @@ def _line(axes: Axes, trace: Mapping[str, Any], dashes: dict[str, str]) -> None:
         markeredgecolor=mark.get("line", {}).get("color", colour),
         linestyle=dash,
         linewidth=look.get("width", 2) * 0.7,
+        alpha=trace.get("opacity", 1),
         marker=marker,
         markersize=9 if marker == "*" else 5,
         drawstyle=_STEPS.get(look.get("shape", ""), "default"),

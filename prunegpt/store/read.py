@@ -325,6 +325,17 @@ def curves(connection: Connection, reference: int | str) -> list[CurveRow]:
     return [CurveRow(*row) for row in connection.execute(query.order_by(curve.c.stage, curve.c.name))]
 
 
+def metrics(connection: Connection, name: str) -> list[str]:
+    """The names of all curves that attempts of a sweep's trials have, in order."""
+    query = (
+        select(curve.c.name)
+        .join(attempt, attempt.c.id == curve.c.attempt_id)
+        .join(trial, trial.c.id == attempt.c.trial_id)
+        .where(trial.c.sweep_id == find_sweep(connection, name))
+    )
+    return sorted(connection.execute(query.distinct()).scalars())
+
+
 def _trial_id(connection: Connection, reference: int | str) -> int:
     return reference if isinstance(reference, int) else result(connection, reference).id
 

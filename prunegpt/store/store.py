@@ -160,6 +160,7 @@ class Store:
     stages = _reading(read.stages)
     points = _reading(read.points)
     curves = _reading(read.curves)
+    metrics = _reading(read.metrics)
     last_points = _reading(watch.last_points)
 
     def series(self, trial_id: int, wanted: Callable[[int, str], bool]) -> "list[Series]":

@@ -9,7 +9,7 @@ from prunegpt.records import TrialResult
 from prunegpt.report.compare import compare
 from prunegpt.report.config import differing, resolved
 from prunegpt.report.measure import stored_windows
-from prunegpt.web.api.curves import Axis, CurveAnswer, CurvesQuery, drawn
+from prunegpt.web.api.curves import CurveAnswer, CurvesQuery, drawn
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, ApiRequest, RequestError, endpoint
 from prunegpt.web.rows import TrialRow, rows
@@ -20,7 +20,7 @@ _FEWEST, _MOST = 2, 8
 class CompareQuery(ApiRequest):
     trial: list[str] = Field([], description="SWEEP/TRIAL, two to eight times")
     name: list[str] = Field([], description="names or globs of curves; default: perplexity, loss, sparsity")
-    axis: Axis = Field("step", description="what x is, as for curves")
+    axis: str = Field("step", max_length=500, description="what x is, as for curves")
     points: int = Field(1000, ge=5, le=20_000, description="points of a curve at most")
 
 
@@ -62,7 +62,7 @@ class ComparisonAnswer(Answer):
     trials: list[Compared]
     differences: list[ComparedSetting]
     tests: list[Test]
-    axis: Axis
+    axis: str
     curves: list[TrialCurves]
 
 

@@ -3,10 +3,9 @@
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from prunegpt.records import TrialResult
+from prunegpt.report.metric_plots import smoothed
 from prunegpt.report.plot import Plot
 from prunegpt.report.plots import by_block, extremes, heat_map, heat_plot
 from prunegpt.report.render.csv import lines
@@ -22,7 +22,7 @@ from prunegpt.store.series import Series
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, ApiRequest, attachment, endpoint
 
-Axis = Literal["step", "tokens", "time"]
+OWN_AXES = ("step", "tokens", "time")
 
 _DEFAULT = ("perplexity", "loss", "ce", "kd", "hidden", "sparsity", "sparsity_target", "learning_rate", "eval_*")
 _MOST_CURVES = 400
@@ -41,19 +41,23 @@ class CurveAnswer(Answer):
     x: list[float]
     y: list[float | None]
     total: int = Field(description="points before some were left out")
+    smooth: list[float | None] | None = Field(description="y smoothed over all of its points, where that was asked for")
     offset: float = Field(description="what the chain's earlier stages add to x, to draw stages one after another")
 
 
 class Curves(Answer):
-    axis: Axis
+    axis: str
     curves: list[CurveAnswer]
 
 
 class CurvesQuery(ApiRequest):
     name: list[str] = Field([], description="names or globs, such as sparsity/*; default: the usual ones")
-    axis: Axis = Field(
-        "step", description="what x is: optimizer steps, tokens trained on, or seconds since the stage began"
+    axis: str = Field(
+        "step",
+        max_length=500,
+        description="what x is: step, tokens (trained on), time (seconds since the stage began), or another metric",
     )
+    smoothing: float = Field(0, ge=0, le=1, description="of the time-weighted moving average of W&B; 0: none")
     points: int = Field(1000, ge=5, le=20_000, description="points of a curve at most; extremes stay")
     stage: int | None = Field(None, ge=0, le=1000, description="only of this stage, by its position in the chain")
 
@@ -80,31 +84,52 @@ def curves(dashboard: Dashboard, sweep: str, trial: str, asked: CurvesQuery) -> 
 def drawn(dashboard: Dashboard, trial: TrialResult, asked: CurvesQuery) -> list[CurveAnswer]:
     """The curves of a trial as they are drawn."""
     patterns = asked.name or list(_DEFAULT)
+    kinds = dict(enumerate(stage.kind for stage in trial.plan.stages))
 
     def wanted(stage: int, name: str) -> bool:
         return asked.stage in (None, stage) and any(fnmatchcase(name, pattern) for pattern in patterns)
 
     found = dashboard.source.store.series(trial.id, wanted)[:_MOST_CURVES]
+    if asked.axis not in OWN_AXES:
+        return [_answer(asked, one, x, 0.0, kinds) for one, x in _over_metric(dashboard, trial, found, asked.axis)]
     if trial.plan.foreign and asked.axis == "step":
         found = _by_their_own_step(dashboard, trial, found)
     across = _across(found, asked.axis)
     before = _before(trial, asked.axis, found, across)
-    kinds = dict(enumerate(stage.kind for stage in trial.plan.stages))
-    made = []
-    for one, x in zip(found, across, strict=True):
-        kept = extremes(one.values, asked.points)
-        made.append(
-            CurveAnswer(
-                stage=one.stage,
-                kind=kinds.get(one.stage, ""),
-                name=one.name,
-                x=x[kept].tolist(),
-                y=_nullable(one.values[kept]),
-                total=len(one.values),
-                offset=before[one.stage],
-            )
-        )
-    return made
+    return [_answer(asked, one, x, before[one.stage], kinds) for one, x in zip(found, across, strict=True)]
+
+
+def _answer(
+    asked: CurvesQuery, one: Series, x: NDArray[np.float64], offset: float, kinds: Mapping[int, str]
+) -> CurveAnswer:
+    kept = extremes(one.values, asked.points)
+    smooth = smoothed(x, one.values, asked.smoothing) if asked.smoothing else None
+    return CurveAnswer(
+        stage=one.stage,
+        kind=kinds.get(one.stage, ""),
+        name=one.name,
+        x=x[kept].tolist(),
+        y=_nullable(one.values[kept]),
+        smooth=None if smooth is None else _nullable(smooth[kept]),
+        total=len(one.values),
+        offset=offset,
+    )
+
+
+def _over_metric(
+    dashboard: Dashboard, trial: TrialResult, found: list[Series], metric: str
+) -> Iterator[tuple[Series, NDArray[np.float64]]]:
+    """Curves at those of their steps where another metric of the same stage has a value, and these values."""
+    others = {one.stage: one for one in dashboard.source.store.series(trial.id, lambda _, name: name == metric)}
+    for one in found:
+        other = others.get(one.stage)
+        if other is None:
+            continue
+        places = np.minimum(np.searchsorted(other.steps, one.steps), len(other.steps) - 1)
+        both = (other.steps[places] == one.steps) & np.isfinite(other.values[places])
+        if both.any():
+            columns = {name: getattr(one, name)[both] for name in ("steps", "values", "times", "tokens", "epochs")}
+            yield replace(one, **columns), other.values[places][both]
 
 
 def _by_their_own_step(dashboard: Dashboard, trial: TrialResult, found: list[Series]) -> list[Series]:
@@ -123,7 +148,7 @@ def _by_their_own_step(dashboard: Dashboard, trial: TrialResult, found: list[Ser
     return made
 
 
-def _across(found: list[Series], axis: Axis) -> list[NDArray[np.float64]]:
+def _across(found: list[Series], axis: str) -> list[NDArray[np.float64]]:
     """What is on the x axis, by curve; times are counted from the first point of their stage."""
     if axis != "time":
         return [(one.steps if axis == "step" else one.tokens).astype(np.float64) for one in found]
@@ -131,7 +156,7 @@ def _across(found: list[Series], axis: Axis) -> list[NDArray[np.float64]]:
     return [one.times - starts[one.stage] for one in found]
 
 
-def _before(trial: TrialResult, axis: Axis, found: list[Series], across: list[NDArray[np.float64]]) -> dict[int, float]:
+def _before(trial: TrialResult, axis: str, found: list[Series], across: list[NDArray[np.float64]]) -> dict[int, float]:
     """What the stages before each add to x: as recorded, or as far as their curves go."""
     lengths: dict[int, float] = defaultdict(float)
     for one, x in zip(found, across, strict=True):

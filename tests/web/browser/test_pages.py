@@ -200,6 +200,33 @@ def test_coordinates_are_brushed_and_reordered_by_keyboard_and_pointer(page: "Pa
     page.wait_for_url("**/trials/study/magnitude-0.9")
 
 
+def test_a_panel_is_made_and_kept_in_the_address(page: "Page", address: str) -> None:
+    _open(page, address, "/sweeps/study")
+    page.locator("#panels").scroll_into_view_if_needed()
+    page.click("#panels button:has-text('Add a panel')")
+    page.wait_for_selector("#panels h3:has-text('loss over step')")
+    page.get_by_label("Metric", exact=True).fill("kd")
+    page.get_by_label("Metric", exact=True).press("Tab")
+    page.wait_for_selector("#panels h3:has-text('kd over step')")
+    page.wait_for_selector("#panels .ytitle:has-text('kd')")
+    page.get_by_label("Smoothing of").fill("0.9")
+    page.click("#panels button[aria-label^='Logarithmic axis upwards']")
+    page.wait_for_selector("#panels .js-plotly-plot")
+    page.reload()
+    page.locator("#panels").scroll_into_view_if_needed()
+    page.wait_for_selector("#panels h3:has-text('kd over step')")
+    page.locator("#panels .figure").scroll_into_view_if_needed()
+    page.wait_for_selector("#panels .ytitle:has-text('kd')")
+    assert page.get_by_label("Smoothing of kd").input_value() == "0.9"
+    assert page.get_attribute("#panels button[aria-label^='Logarithmic axis upwards']", "aria-pressed") == "true"
+    page.click("#panels button:has-text('Points')")
+    page.wait_for_selector("#panels h3:has-text('perplexity over sparsity')")
+    page.wait_for_selector("#panels .xtitle:has-text('Sparsity')")
+    page.click("#panels button:has-text('Remove')")
+    page.wait_for_selector("#panels .empty")
+    assert "panel=" not in page.url
+
+
 def test_a_point_leads_to_its_trial(page: "Page", address: str) -> None:
     _open(page, address, "/sweeps/study")
     page.locator("#figures").scroll_into_view_if_needed()

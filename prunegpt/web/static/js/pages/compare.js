@@ -2,17 +2,20 @@
 
 import { comparePage, get, path, sweepPage, trialPage } from "../api.js";
 import { keep, kept, keptAll } from "../address.js";
-import { AXES, curveFigure, fetchCurves, groups, hasLength } from "../curves.js";
+import { addressOf, curveControls, stateOf, toggle } from "../controls.js";
+import { curveFigure, fetchCurves, groups, hasLength } from "../curves.js";
 import { byId, h, replace, throttled } from "../dom.js";
 import * as format from "../format.js";
 import { follow } from "../live.js";
 import { figurePanel, lineStyle, plot, preloadPlotly, saveButtons, whenNear } from "../plot.js";
-import { draw, empty, onKey, segmented, stateBadge } from "../shell.js";
+import { draw, empty, onKey, stateBadge } from "../shell.js";
 
 const MOST = 8;
 const chosen = [...new Set(keptAll("trial"))].slice(0, MOST);
-let axis = kept("axis", "step");
+const view = stateOf(kept);
+const logs = new Set(); // figures with a logarithmic axis
 let compared = null;
+let metrics = []; // names of all curves
 
 const split = (reference) => [reference.slice(0, reference.indexOf("/")), reference.slice(reference.indexOf("/") + 1)];
 const sweeps = [...new Set(chosen.map((one) => split(one)[0]))];
@@ -125,13 +128,13 @@ const panels = new Map();
 const grid = h("div.grid");
 
 async function loadCurves() {
-  const all = await Promise.all(chosen.map((one) => fetchCurves(...split(one), ["perplexity", "loss", "ce", "kd", "sparsity", "sparsity_target", "learning_rate", "eval_*"], axis)));
+  const all = await Promise.all(chosen.map((one) => fetchCurves(...split(one), metrics, view)));
   const names = [...new Set(all.flat().map((curve) => curve.name))].filter((name) => hasLength(all.flat().filter((curve) => curve.name === name)));
   if (!names.length) return void replace(grid, h("div.panel", {}, empty("No curves", "None of these trials has recorded any yet.")));
   // One figure per curve name: a figure of several names and several trials could not be distinguished.
   const shown = groups(names).flatMap((group) => group.names.filter((name) => !name.includes("target")).map((name) => ({ ...group, key: name, title: group.names.length > 1 ? `${group.title}: ${name}` : group.title, names: [name] })));
   for (const group of shown) {
-    if (!panels.has(group.key)) panels.set(group.key, figurePanel(group.title, { links: saveButtons(() => panels.get(group.key).plot, `compare-${group.key}`) }));
+    if (!panels.has(group.key)) panels.set(group.key, figurePanel(group.title, { links: [toggle("log", false, () => (logs.delete(group.key) || logs.add(group.key), void draw(grid, loadCurves)), `log axis: ${group.title}`), ...saveButtons(() => panels.get(group.key).plot, `compare-${group.key}`)] }));
   }
   const wanted = shown.map((group) => panels.get(group.key).panel);
   if (wanted.some((panel, index) => panel !== grid.children[index]) || wanted.length !== grid.children.length) replace(grid, wanted);
@@ -140,7 +143,12 @@ async function loadCurves() {
       const mine = all[index].filter((curve) => curve.name === group.names[0]);
       return (mine.length ? mine : [{ stage: 0, name: group.names[0], x: [], y: [], offset: 0 }]).map((curve) => ({ label: shortName(one), curve }));
     });
-    await plot(panels.get(group.key).plot, () => curveFigure(group, lines, axis), `${group.title} of ${chosen.map(shortName).join(", ")}`);
+    const figure = () => {
+      const made = curveFigure(group, lines, view);
+      if (logs.has(group.key)) Object.assign(made.layout.yaxis, { type: "log", rangemode: "normal" });
+      return made;
+    };
+    await plot(panels.get(group.key).plot, figure, `${group.title} of ${chosen.map(shortName).join(", ")}`);
   }
 }
 
@@ -148,9 +156,9 @@ async function loadCurves() {
 
 async function load() {
   compared = await get("/compare", { trial: chosen, name: ["perplexity"], points: 5 });
-  const choose = segmented("What curves run over", AXES, axis, (picked) => {
-    axis = picked;
-    keep({ axis: axis === "step" ? "" : axis });
+  metrics = [...new Set((await Promise.all(chosen.map((one) => get(path("trials", ...split(one)))))).flatMap((trial) => trial.curves.map((curve) => curve.name)))].filter((name) => !name.startsWith("sparsity/"));
+  const choose = curveControls(view, metrics, () => {
+    keep(addressOf(view));
     void draw(grid, loadCurves);
   });
   replace(

@@ -6,6 +6,7 @@ import { Gallery, listFigures } from "../figures.js";
 import * as format from "../format.js";
 import { drawGraph } from "../graph.js";
 import { follow } from "../live.js";
+import { Panels } from "../panels.js";
 import { preloadPlotly, whenNear } from "../plot.js";
 import { progressBar, shareBar } from "../progress.js";
 import { confirm, draw, empty, loading, onKey, say, stateBadge } from "../shell.js";
@@ -13,7 +14,7 @@ import { TrialTable } from "../trial_table.js";
 
 const name = document.body.dataset.sweep;
 const here = (...more) => path("sweeps", name, ...more);
-const SECTIONS = [["running", "Running"], ["results", "Results"], ["figures", "Figures"], ["trials", "Trials"], ["stages", "Stages"]];
+const SECTIONS = [["running", "Running"], ["results", "Results"], ["figures", "Figures"], ["panels", "Panels"], ["trials", "Trials"], ["stages", "Stages"]];
 
 const STATES = ["finished", "running", "waiting", "failed", "diverged", "stopped"];
 
@@ -171,6 +172,16 @@ async function loadFigures() {
   replace(none, missing.length && panels.length ? h("details", {}, h("summary", {}, `${format.plural(missing.length, "figure")} without data`), h("ul", {}, missing.map((figure) => h("li", {}, `${figure.title}: ${figure.missing}`)))) : null);
 }
 
+// Panels
+
+const panels = new Panels(byId("panels"), name);
+
+function buildPanels() {
+  byId("panels").hidden = false;
+  showSections();
+  whenNear(byId("panels"), () => void draw(byId("panels"), () => panels.load()));
+}
+
 // Stages
 
 let graphWanted = false;
@@ -236,6 +247,7 @@ await draw(byId("head"), async () => {
   await Promise.all([loadHead(), table.load()]);
   await draw(byId("results"), loadResults);
   buildFigures();
+  buildPanels();
   const reloadStages = buildStages();
   const reloadFigures = throttled(5000, () => figuresWanted && void loadFigures().catch((error) => say(error.message)));
   const everything = () => {

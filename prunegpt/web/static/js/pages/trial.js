@@ -2,7 +2,8 @@
 
 import { address, get, path, post, sweepPage, trialPage } from "../api.js";
 import { kept, keep } from "../address.js";
-import { AXES, curveFigure, fetchCurves, groups, hasLength, loggedGroups } from "../curves.js";
+import { addressOf, curveControls, stateOf, toggle } from "../controls.js";
+import { curveFigure, fetchCurves, groups, hasLength, loggedGroups } from "../curves.js";
 import { byId, h, insertServerHtml, replace, throttled } from "../dom.js";
 import * as format from "../format.js";
 import { follow } from "../live.js";
@@ -16,7 +17,7 @@ const reference = `${sweep}/${name}`;
 const here = (...more) => path("trials", sweep, name, ...more);
 
 let trial = null;
-let axis = kept("axis", "step");
+const view = stateOf(kept); // what curves run over, how they are smoothed
 const panels = new Map(); // group of curves -> its figure
 let curves = [];
 
@@ -101,7 +102,7 @@ const fact = (label, value, more = null) => h("div", {}, h("dt", {}, label), h("
 async function go(by) {
   const next = await neighbour(sweep, name, by);
   if (next === null) say(by > 0 ? "This is the last trial." : "This is the first trial.");
-  else location.assign(trialPage(sweep, next) + (axis === "step" ? "" : `?axis=${axis}`));
+  else location.assign(trialPage(sweep, next) + location.search);
 }
 
 function pick() {
@@ -154,16 +155,16 @@ function showChain() {
 const grouped = () => (trial.logged ? loggedGroups : groups)(trial.curves.map((curve) => curve.name));
 const logs = new Set();
 const grid = h("div.grid");
+const single = h("div"); // metrics with one value, which make no line
 
 async function loadCurves() {
   if (!parts.curves.firstChild) {
-    const choose = segmented("What curves run over", AXES, axis, (chosen) => {
-      axis = chosen;
-      keep({ axis: axis === "step" ? "" : axis });
+    const choose = curveControls(view, [...new Set(trial.curves.map((curve) => curve.name))], () => {
+      keep(addressOf(view));
       void draw(grid, drawCurves);
     });
     const links = h("span.row", {}, ["csv", "json"].map((suffix) => h("a.button.small.quiet", { href: address(here(`points.${suffix}`)), download: "" }, `All points as ${suffix.toUpperCase()}`)));
-    replace(parts.curves, h("div.section-head", {}, h("h2", {}, "Curves"), choose, links), grid);
+    replace(parts.curves, h("div.section-head", {}, h("h2", {}, "Curves"), choose, links), grid, single);
   }
   await drawCurves();
 }
@@ -171,11 +172,11 @@ async function loadCurves() {
 async function drawCurves() {
   const known = grouped();
   const names = known.flatMap((group) => group.names);
-  curves = names.length ? await fetchCurves(sweep, name, names, axis) : [];
+  curves = names.length ? await fetchCurves(sweep, name, names, view) : [];
   const shown = known.filter((group) => trial.logged || hasLength(curves.filter((curve) => group.names.includes(curve.name))));
   for (const group of shown) {
     if (panels.has(group.key)) continue;
-    const log = h("button.quiet.small", { type: "button", "aria-pressed": "false", "aria-label": `log axis: ${group.title}`, on: { click: () => toggleLog(group.key, log) } }, "log");
+    const log = toggle("log", false, () => toggleLog(group.key), `log axis: ${group.title}`);
     panels.set(group.key, figurePanel(group.title, { links: [log, ...saveButtons(() => panels.get(group.key).plot, `${name}-${group.key}`)] }));
   }
   const wanted = shown.map((group) => panels.get(group.key).panel);
@@ -184,31 +185,33 @@ async function drawCurves() {
     replace(grid, h("div.panel", {}, empty("No curves", ended ? "Nothing was trained in this chain, so there is nothing to draw over time." : "They appear here while the trial runs.")));
   } else if (wanted.length !== grid.children.length || wanted.some((panel, index) => panel !== grid.children[index])) replace(grid, wanted);
   for (const group of shown) await drawGroup(group);
+  const alone = known.filter((group) => !shown.includes(group)).flatMap((group) => group.names);
+  const values = alone.map((one) => [one, curves.filter((curve) => curve.name === one).at(-1)?.y.at(-1)]).filter(([, value]) => value !== undefined);
+  replace(single, values.length > 0 && h("details.small", {}, h("summary", {}, `${format.plural(values.length, "metric")} measured once`), h("dl.links-list", {}, values.map(([one, value]) => [h("dt.mono", {}, one), h("dd", {}, format.number(value))]))));
 }
 
 function drawGroup(group) {
   const mine = curves.filter((curve) => group.names.includes(curve.name));
   const lines = mine.map((curve) => ({ label: curve.name, curve }));
   const figure = () => {
-    const made = curveFigure(group, lines, axis);
-    if (trial.logged && axis === "step") made.layout.xaxis.title.text = "step";
+    const made = curveFigure(group, lines, view);
+    if (trial.logged && view.axis === "step") made.layout.xaxis.title.text = "step";
     if (logs.has(group.key)) Object.assign(made.layout.yaxis, { type: "log", rangemode: "normal" });
     made.layout.shapes = borders(mine);
     return made;
   };
-  return plot(panels.get(group.key).plot, figure, `${group.title} of ${name}, over ${axis !== "step" ? axis : trial.logged ? "steps" : "optimizer steps"}`);
+  return plot(panels.get(group.key).plot, figure, `${group.title} of ${name}, over ${view.axis !== "step" ? view.axis : trial.logged ? "steps" : "optimizer steps"}`);
 }
 
 /** A thin line where one stage of the chain ends and the next begins. */
 function borders(mine) {
-  const scale = axis === "time" ? 1 / 60 : 1;
+  const scale = view.axis === "time" ? 1 / 60 : 1;
   const starts = [...new Set(mine.map((curve) => curve.offset ?? 0))].filter((at) => at > 0);
   return starts.map((at) => ({ type: "line", x0: at * scale, x1: at * scale, yref: "paper", y0: 0, y1: 1, layer: "below", line: { color: "#888888", width: 1, dash: "dot" } }));
 }
 
-function toggleLog(key, button) {
+function toggleLog(key) {
   if (!logs.delete(key)) logs.add(key);
-  button.setAttribute("aria-pressed", String(logs.has(key)));
   void drawGroup(grouped().find((group) => group.key === key));
 }
 
