@@ -326,3 +326,13 @@ def test_tags_notes_and_system_metrics_are_kept(client: Client) -> None:
         assert run is not None
         assert (run.tags, run.notes, run.job_type) == (("a", "b"), "why", "train")
         assert [(point.value, point.time) for point in store.points("wandb-mine/abc123", "system.cpu")] == [(12.5, 5.0)]
+
+
+def test_the_last_run_of_an_agent_that_has_ended_is_finished(client: Client) -> None:
+    name = client.sweep()
+    agent = client.ask("CreateAgent", sweep=name, host="h")["createAgent"]["agent"]["id"]
+    ((first),) = client.heartbeat(agent)
+    client.ask("UpsertBucket", name=first["run_id"], project="mine", config="{}", sweep=name)
+    client.stream(first["run_id"], [{"_step": 0, "loss": 3.0}], complete=True, exitcode=0)
+    (edge, *_) = client.ask("SweepWithRuns", sweep=name)["project"]["sweep"]["runs"]["edges"]
+    assert edge["node"]["state"] == "finished", "no heartbeat has told of it"

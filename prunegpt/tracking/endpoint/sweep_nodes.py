@@ -11,7 +11,7 @@ from prunegpt.tracking.claims import RunStatus
 from prunegpt.tracking.endpoint.arguments import ENTITY, PROJECT, FieldArguments
 from prunegpt.tracking.endpoint.choose import config_problems, next_point
 from prunegpt.tracking.endpoint.connection import NodeFields, connection, identifier, stamp
-from prunegpt.tracking.endpoint.hosted import Agent, AgentHandler, Hosted, HostedRun, SweepFiles, run_id
+from prunegpt.tracking.endpoint.hosted import OPEN, Agent, AgentHandler, Hosted, HostedRun, SweepFiles, run_id
 from prunegpt.tracking.endpoint.intake import Rejected, parsed_object
 from prunegpt.tracking.endpoint.runs import Runs
 from prunegpt.tracking.run_path import RunPath
@@ -144,7 +144,8 @@ class SweepNodes:
             return page
 
         def agent(found: Agent) -> NodeFields:
-            mine = [run for run in hosted.runs if run.agent == found.id and run.state != "leased"]
+            own = [run for run in hosted.runs if run.agent == found.id]
+            mine = [run for run in own if self._state(hosted, run) != "leased"]
             return {
                 "id": found.id,
                 "name": found.id,
@@ -179,6 +180,14 @@ class SweepNodes:
             ),
         }
 
+    def _state(self, hosted: Hosted, run: HostedRun) -> str:
+        """The state of a run now: its agent, which reports the others, may have ended with it."""
+        if run.state not in OPEN:
+            return run.state
+        found = self._runs.status(RunPath(hosted.entity, hosted.project, run.id), hosted.metric)
+        ended = "failed" if found.ended == "diverged" else found.ended
+        return ended or ("running" if found.started else run.state)
+
     def _node_of_run(self, hosted: Hosted, run: HostedRun) -> NodeFields:
         at = RunPath(hosted.entity, hosted.project, run.id)
         known = self._run(at) or {
@@ -194,15 +203,16 @@ class SweepNodes:
             summary = json.loads(_called(known["summaryMetrics"]))
             summary.setdefault(hosted.metric, run.metric)
             known["summaryMetrics"] = json.dumps(summary)
+        state = self._state(hosted, run)
         own = {
             "name": run.id,
             "sweepName": hosted.name,
-            "state": _STATES.get(run.state, run.state),
-            "exitcode": 0 if run.state == "finished" else None,
+            "state": _STATES.get(state, state),
+            "exitcode": 0 if state == "finished" else None,
             "shouldStop": bool(run.stop),
-            "failed": run.state in ("failed", "crashed"),
-            "stopped": run.state == "stopped",
-            "running": run.state == "running",
+            "failed": state in ("failed", "crashed"),
+            "stopped": state == "stopped",
+            "running": state == "running",
         }
         return known | own
 
