@@ -14,6 +14,7 @@ from prunegpt.report.gallery import Material, NamedFigure, figure_of
 from prunegpt.report.logged import is_logged, logged_table
 from prunegpt.report.measure import WindowsOf
 from prunegpt.report.panels import SeriesOf, lines, over_training
+from prunegpt.report.query import selected
 from prunegpt.report.tables import build_table, table_name, usual_table
 from prunegpt.spec.figures import LINES, TRAINING, FigureSpec
 from prunegpt.spec.part import in_short
@@ -89,8 +90,9 @@ def declared_figure(
     chosen = [one for one in results if any(fnmatchcase(one.name, row) or one.group == row for row in spec.rows)]
     if results and not chosen:
         names = [name for one in results for name in (one.name, one.group)]
-        raise ReportError(f"figure {spec.name}: {unknown('trial', spec.rows[0], dict.fromkeys(names))}")
+        raise ReportError(unknown("trial", spec.rows[0], dict.fromkeys(names)))
     band = spec.band is not None
+    chosen = selected(chosen, spec.where)
     title, band = spec.title, spec.band is not None
     if spec.kind == LINES:
         plot = lines(chosen, x=spec.x, y=spec.y, by=spec.by, band=band, title=title, log=spec.log)

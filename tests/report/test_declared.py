@@ -72,7 +72,7 @@ def test_every_kind_is_drawn_and_saved_in_its_size(tmp_path: Path) -> None:
         figures=[*figures, {"name": "none", "rows": "wnada-*"}, {"name": "odd", "x": "config:train.lr"}],
     )
     found = {spec.name: one for spec, one in declared("study", root)}
-    assert str(found.pop("none")).startswith("figure none: unknown trial 'wnada-*'. Did you mean 'wanda-")
+    assert str(found.pop("none")).startswith("unknown trial 'wnada-*'. Did you mean 'wanda-")
     assert "unknown config path 'train.lr'" in str(found.pop("odd"))
     for name, one in found.items():
         assert not isinstance(one, PruneGPTError), f"{name}: {one}"
@@ -83,7 +83,7 @@ def test_every_kind_is_drawn_and_saved_in_its_size(tmp_path: Path) -> None:
     sweep = Sweep("study", root=root.path)
     assert sweep.figures[: len(KINDS)] == list(KINDS)
     assert sweep.figure("lines").name == "lines"
-    with pytest.raises(ReportError, match="figure none: unknown trial"):
+    with pytest.raises(ReportError, match="unknown trial"):
         sweep.figure("none")
     with pytest.raises(ReportError, match=r"unknown figure 'line'. Did you mean 'lines'"):
         sweep.figure("line")
@@ -116,3 +116,12 @@ def test_what_another_version_has_stored_is_refused_with_the_reason(tmp_path: Pa
     root = make_root(tmp_path / "runs", figures=[{"name": "f", "colour": "red"}])
     with pytest.raises(ReportError, match="the figures that study declares cannot be read by this version"):
         list(declared("study", root))
+
+
+def test_a_filter_chooses_the_trials(tmp_path: Path) -> None:
+    own = [{"name": "wanda", "where": "method == 'wanda'"}, {"name": "odd", "where": "method ="}]
+    found = {spec.name: one for spec, one in declared("study", make_root(tmp_path / "runs", seeds(), figures=own))}
+    assert not isinstance(found["wanda"], PruneGPTError)
+    (axes,) = found["wanda"].figure.axes
+    assert axes.get_legend_handles_labels()[1] == ["wanda"]
+    assert isinstance(found["odd"], PruneGPTError)
