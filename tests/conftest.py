@@ -5,12 +5,16 @@ Those of `tests/support` are seen everywhere too.
 
 import gc
 import os
+import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from tests.support.plug_in import PlugIn, declaring, forget
 
@@ -52,7 +56,30 @@ def no_disk_is_waited_for() -> Iterator[None]:
     """A disk is waited for so that a power failure loses nothing, which no test sees; bad descriptors are refused."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+        for moment in _MOMENTS:
+            event.listen(Pool, moment, _unsynced)
         yield
+        for moment in _MOMENTS:
+            event.remove(Pool, moment, _unsynced)
+
+
+_MOMENTS = ("connect", "checkout")  # before and after the store has configured a connection
+
+
+def _unsynced(connection: Any, *_: Any) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        with suppress(sqlite3.OperationalError):  # a database that cannot be opened: the store says so
+            connection.execute("PRAGMA synchronous=OFF")
+
+
+@pytest.fixture
+def synced() -> Iterator[None]:
+    """SQLite syncs as the store asks."""
+    for moment in _MOMENTS:
+        event.remove(Pool, moment, _unsynced)
+    yield
+    for moment in _MOMENTS:
+        event.listen(Pool, moment, _unsynced)
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ BANNED = {
     r"\bheard of\b": "heartbeat",
     r"\bon its way\b": "in progress",
     r"\bmust\b[^.;]*, but\b|\bbut got\b|; got\b": "RULE, got VALUE. HINT, or RULE; VALUE-SENTENCE. HINT",
-    r"[\d}] %(?![\w(])": "80%, without a space",
+    r"[\d}] %(?![\w({])": "80%, without a space",
     r"What (lies where|grows with what|visitors must know)|\bkept by\b": "Directory layout, Scaling, Access token",
 }
 ANY = re.compile("|".join(BANNED))

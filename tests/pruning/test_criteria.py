@@ -72,5 +72,5 @@ def test_random_is_uniform_and_follows_its_seed() -> None:
 
 
 def test_a_criterion_may_not_need_what_nobody_gives() -> None:
-    with pytest.raises(ValueError, match=r"may need .* but 'odd' asks for \['hessian'\]"):
+    with pytest.raises(ValueError, match=r"may need .*; 'odd' asks for \['hessian'\]"):
         Criterion(name="odd", needs=frozenset({"hessian"}), score=magnitude)

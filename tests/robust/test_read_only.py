@@ -83,9 +83,7 @@ def test_what_is_stored_can_be_looked_at(undisturbed: Undisturbed, tmp_path: Pat
 def test_what_would_write_is_refused(broken: Callable[[], Root], freeze: Freeze) -> None:
     root = broken()
     freeze(root.path)
-    with pytest.raises(
-        StoreError, match=rf"a root must be writable .*but {re.escape(str(root.path))} is read-only here"
-    ):
+    with pytest.raises(StoreError, match=rf"a root must be writable .*; {re.escape(str(root.path))} is read-only here"):
         run(root, *MORE)
     with (
         Store.open(root, create=False) as store,

@@ -113,6 +113,7 @@ def test_looking_does_not_make_a_database(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.usefixtures("synced")
 def test_the_journal_is_written_ahead_and_foreign_keys_hold(tmp_path: Path) -> None:
     root = Root(tmp_path / "runs")
     Store.open(root).close()

@@ -1,4 +1,4 @@
-"""Panels that people make: any metric over any other, saved with the sweep for whoever opens its page."""
+"""Panels that people make: any metric over any other, saved with the sweep for anyone who opens its page."""
 
 from pathlib import Path
 from typing import Annotated, Literal
