@@ -29,6 +29,7 @@ CALLS: Mapping[str, tuple[str, ...] | str] = {
     "sweep check": (str(SPEC),),
     "sweep status": ("study",),
     "sweep watch": ("study", "--once"),
+    "quickstart": "as table",
     "sweep run": "as table",
     "sweep resume": "as table",
     "prune": "sparsities, as trial show",
