@@ -109,7 +109,8 @@ def scatter(
     elif color is not None:
         groups = {}
         for one in found:
-            groups.setdefault(str(color.of(one[0])), []).append(one)
+            value = color.of(one[0])
+            groups.setdefault(f"no {color.name}" if value is None else said(value), []).append(one)
     data = []
     for name, (colour, symbol, _) in looks(groups).items():
         mine = groups[name]

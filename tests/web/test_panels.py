@@ -113,6 +113,10 @@ def test_panels_are_saved_for_others_and_go_with_their_sweep(own: TestClient, ma
     (file,) = made.path.glob("trials/study/panels.json")
     file.write_text("{")
     assert own.get(PANELS).json()["panels"] == []  # of another version, or damaged
+    file.unlink()
+    file.mkdir()
+    refused = own.post(f"{PANELS}/save", json={"panels": []})
+    assert (refused.status_code, "cannot be written" in refused.json()["error"]) == (409, True)
 
 
 @pytest.mark.parametrize(

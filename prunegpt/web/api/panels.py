@@ -15,7 +15,7 @@ from prunegpt.report.query import selected
 from prunegpt.root import write_text
 from prunegpt.web.api.curves import CurveAnswer, CurvesQuery, drawn
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, ApiRequest, attachment, endpoint
+from prunegpt.web.endpoint import Answer, ApiRequest, RequestError, attachment, endpoint
 
 _MOST_PANELS = 24
 _MOST_CURVES = 50  # trials whose curves one panel draws
@@ -80,8 +80,12 @@ def save(dashboard: Dashboard, name: str, posted: SavedPanels) -> SavedPanels:
     """Replace the panels that are saved with a sweep."""
     dashboard.source.sweep(name)
     path = _file(dashboard, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, posted.model_dump_json(indent=1) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, posted.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RequestError(409, f"panels are saved in the root; {path} cannot be written: {reason}.") from error
     return posted
 
 

@@ -60,11 +60,11 @@ def test_every_page_stands_and_is_no_wider_than_the_window(
 
 
 @slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1024, "dark"), (390, "light")])
 @pytest.mark.parametrize("path", PAGES)
-def test_axe_finds_nothing_serious(chromium: "Browser", address: str, path: str, scheme: str) -> None:
+def test_axe_finds_nothing_serious(chromium: "Browser", address: str, path: str, width: int, scheme: str) -> None:
     file = axe.script()
-    context = chromium.new_context(color_scheme=scheme, viewport={"width": 1440, "height": 1000})  # type: ignore[arg-type]
+    context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 1000})  # type: ignore[arg-type]
     page = context.new_page()
     _open(page, address, path)
     settled(page)

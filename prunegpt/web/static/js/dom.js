@@ -22,6 +22,7 @@ export function svg(tag, properties = {}, ...children) {
 
 function fill(element, classes, properties, children) {
   element.classList.add(...classes);
+  if (classes.includes("scroll")) element.tabIndex = 0; // who has no pointer scrolls it with the arrow keys
   for (const [key, value] of Object.entries(properties ?? {})) {
     if (value === null || value === undefined || value === false) continue;
     if (key === "on") for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);

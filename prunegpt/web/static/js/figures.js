@@ -45,6 +45,7 @@ export function livePanel(sweep, figure) {
     const drawn = await get(path("sweeps", sweep, "figures", figure.name), chosen);
     caption.textContent = drawn.caption;
     caption.hidden = !drawn.caption;
+    if (drawn.layout.grid && matchMedia("(max-width: 640px)").matches) drawn.layout.grid = { ...drawn.layout.grid, rows: drawn.data.length, columns: 1 };
     if (drawn.layout.grid) made.plot.style.setProperty("height", `${Math.max(22, 15 * drawn.layout.grid.rows)}rem`);
     return drawn.data[0].type === "parcoords" ? coordinates(made.plot, drawn, figure.title) : plot(made.plot, drawn, figure.title);
   }

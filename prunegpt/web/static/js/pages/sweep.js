@@ -250,10 +250,12 @@ await draw(byId("head"), async () => {
   buildPanels();
   const reloadStages = buildStages();
   const reloadFigures = throttled(5000, () => figuresWanted && void loadFigures().catch((error) => say(error.message)));
+  const reloadPanels = throttled(5000, () => panels.refresh());
   const everything = () => {
     reloadHead();
     reloadResults();
     reloadFigures();
+    reloadPanels();
     reloadStages();
     void table.refresh();
   };
@@ -266,12 +268,14 @@ await draw(byId("head"), async () => {
       if (event.changed.some((row) => row.state !== "waiting" && row.state !== "running")) {
         reloadResults();
         reloadFigures();
+        reloadPanels();
       }
     },
     progress: (event) => {
       const slots = event.slots ?? event;
       if (event.progress) sweep.progress = event.progress;
       if (Array.isArray(slots)) showSlots((sweep.slots = slots));
+      reloadPanels();
     },
     reload: everything,
   }, { since: sweep.revision });
