@@ -175,14 +175,15 @@ class Counting:
 
         assert stage.pruning is not None
         spec = stage.pruning.calibration
-        if spec.data is None or (spec.mode in _ANYWHERE and not spec.bos and spec.data.messages is None):
+        plain = all(part.mode in _ANYWHERE and part.data.messages is None for part in spec.parts)
+        if (plain and not spec.bos and not spec.sources) or any(part.data.generate for part in spec.parts):
             return ""
         identity = f"{spec.model_dump_json()}{stage.model.source}"
 
         def draw() -> int:
-            return len(text.calibration(spec, self._tokenizer(stage.model), Inputs(None)))
+            return len(text.calibration(spec, self._tokenizer(stage.model), Inputs(None), self.root))
 
-        self._once(identity, "calibration windows", stage.model, spec.data, draw)
+        self._once(identity, "calibration windows", stage.model, spec.parts[0].data if spec.parts else None, draw)
         return identity
 
     def search_problems(self, examples: Sequence[TrialPlan]) -> list[tuple[TrialPlan, str, str]]:
@@ -210,6 +211,8 @@ class Counting:
         """Of the text that a stage trains on: counted, or as the spec declares them where its files are elsewhere."""
         data = stage.data
         assert data is not None
+        if data.generate is not None:
+            return stage.declared_blocks  # how much is written is known once it is there
         here = data.files is not None or (data.path is not None and Path(data.path).exists())
         counted = self._count(stage) if here or not data.tokens else None
         return counted if counted is not None else stage.declared_blocks

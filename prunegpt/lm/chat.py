@@ -36,6 +36,22 @@ def rendered(conversations: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -
     return Prepared(texts, between="")
 
 
+def prompts_of(conversations: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Each conversation up to its last response, with the generation prompt behind it.
+
+    Raises:
+        DataError: as :func:`rendered`.
+    """
+    rendered(conversations[:1], tokenizer)
+    found = []
+    for number, messages in enumerate(conversations, 1):
+        asked = list(messages)
+        while asked and asked[-1].get("role") == RESPONSE:
+            asked.pop()
+        found.append(_rendered(asked, tokenizer, f"conversation {number}", add_generation_prompt=True))
+    return found
+
+
 def responses(conversations: Sequence[Any], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Spans]:
     """The parts of each rendered conversation that are responses, in characters.
 

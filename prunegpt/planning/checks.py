@@ -67,6 +67,8 @@ def chat_problems(spec: TrialSpec, facts: ModelFacts | None) -> Iterator[Message
         if prune is not None:
             place = path if prune is config else f"{path}.prune"
             known.append((f"{place}.calibration.data", prune.calibration.data))
+            sources = enumerate(prune.calibration.sources)
+            known += [(f"{place}.calibration.sources.{number}.data", one.data) for number, one in sources]
         if isinstance(config, PruneSpec):
             continue
         known.append((f"{path}.data", config.data))
@@ -79,7 +81,8 @@ def chat_problems(spec: TrialSpec, facts: ModelFacts | None) -> Iterator[Message
             )
     if facts and has_chat_template(facts.model.tokenizer or facts.model.source) is False:
         source = facts.model.tokenizer or facts.source
-        for path, data in known:
+        prompts = [(path, data.generate) for path, data in known if data and data.generate]
+        for path, data in [*known, *((f"{path}.generate.prompts", one.prompts) for path, one in prompts)]:
             if data is not None and data.messages is not None:
                 yield (
                     f"{path}.messages",

@@ -21,6 +21,8 @@ def text_files(data: DataSpec | None, split: str | None) -> list[Path]:
     """
     if data is None:
         return []
+    if data.generate is not None:
+        return text_files(data.generate.prompts, data.generate.split)
     if data.files is None and data.path and not is_builtin(data.path) and (there := find_local(data.path)):
         return [there]
     return [Path(name) for name in (data.files or {}).get(split or "", ())]
@@ -45,7 +47,8 @@ def planned_inputs(
         if stage.pruning and (code := CodePart.of(stage.pruning.method)):
             paths.append(Path(code.path))
         if stage.pruning:
-            paths += text_files(stage.pruning.calibration.data, stage.pruning.calibration.split)
+            for part in stage.pruning.calibration.parts:
+                paths += text_files(part.data, part.split)
     return {str(path): files.hash(path) for path in dict.fromkeys(paths)}
 
 

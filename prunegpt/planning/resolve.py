@@ -314,10 +314,12 @@ class Planner:
         if facts is None or text is None or None in teachers.values():
             return None
         data, evaluations = text
-        stages = [source_stage(facts, spec.precision, item.seed)]
+        source = source_stage(facts, spec.precision, item.seed)
+        texts = replace(self.texts, writer=f"{source.key} {spec.precision}")
+        stages = [source]
         for index, stage in enumerate(spec.stages):
             place = StagePlace(
-                stages[-1], item.seed, spec.precision, spec.train, data, evaluations[0].key, self.texts, self._watched
+                stages[-1], item.seed, spec.precision, spec.train, data, evaluations[0].key, texts, self._watched
             )
             teacher = teachers.get(index)
             try:

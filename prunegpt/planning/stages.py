@@ -15,7 +15,7 @@ from prunegpt.planning.texts import Texts
 from prunegpt.spec.code import CodePart
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import method_entry, reads_text
-from prunegpt.spec.schema import DataSpec, DistillSpec, FinetuneSpec, PruneSpec, StageConfig
+from prunegpt.spec.schema import CalibrationSpec, DataSpec, DistillSpec, FinetuneSpec, PruneSpec, StageConfig
 from prunegpt.spec.training_arguments import chooses, neutral_in
 
 # Left out of the config in a key: there in another form, or without influence.
@@ -141,7 +141,7 @@ def _filled(prune: PruneSpec, data: DataSpec, texts: Texts) -> tuple[PruneSpec, 
     if isinstance(prune.allocation, Mapping):
         text["allocation"] = list(prune.allocation.items())  # in order: the first pattern that matches decides
     if not reads_text(prune):
-        return prune, text
+        return prune.model_copy(update={"calibration": CalibrationSpec()}), text
     calibration, decisive = texts.calibration(data, prune.calibration)
     filled = prune.model_copy(update={"calibration": calibration})
     return filled, {**text, "calibration": decisive, "propagate": prune.propagate}

@@ -7,8 +7,9 @@ from typing import Any
 from prunegpt.errors import DataError
 from prunegpt.planning import harness
 from prunegpt.planning.facts import data_fingerprint, dataset_commit, split_files
-from prunegpt.planning.fingerprint import FORMAT, Files, decisive, digest
+from prunegpt.planning.fingerprint import FORMAT, Files, decisive, digest, versions
 from prunegpt.registry import PROTOCOLS
+from prunegpt.spec.data import GenerateSpec
 from prunegpt.spec.plan import PlannedEvaluation
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec
 
@@ -46,6 +47,7 @@ class Texts:
     files: Files
     base: Path | None
     unchecked: dict[str, None] = field(default_factory=dict)
+    writer: str = ""  # the model that writes generated text, as keys have it; empty where none may be read
 
     def located(self, data: DataSpec) -> DataSpec:
         """The same text with local files named absolutely, and a hub dataset at the commit it has now.
@@ -53,11 +55,26 @@ class Texts:
         Raises:
             DataError: a file is missing, or the text names no source.
         """
+        if data.generate is not None:
+            return data.model_copy(update={"generate": self._generated(data.generate)})
         local = split_files(data, self.base)
         if local is None:
             return data.model_copy(update={"revision": dataset_commit(data)})
         names = {split: tuple(str(file) for file in found) for split, found in local.items()}
         return data.model_copy(update={"path": None, "files": names})
+
+    def _generated(self, generate: GenerateSpec) -> GenerateSpec:
+        """What is to be written, with its prompts located and its key."""
+        if not self.writer:
+            raise DataError(
+                "generated text is for training stages and calibration: as data of a stage, or of its calibration. "
+                "Name a dataset that is there as data of the trial and of its evaluations."
+            )
+        prompts = None if generate.prompts is None else self.located(generate.prompts)
+        text = None if prompts is None else self.fingerprint(prompts, generate.split)
+        content = {"format": FORMAT, "kind": "generate", "model": self.writer, "versions": versions(), "prompts": text}
+        key = digest({**content, **decisive(generate, (), without=("prompts", "split", "key"))})
+        return generate.model_copy(update={"prompts": prompts, "key": key})
 
     def of_stage(self, data: DataSpec | None, usual: DataSpec) -> DataSpec:
         """A stage's own text, located, or the trial's.
@@ -75,6 +92,8 @@ class Texts:
         Raises:
             DataError: there is no such split.
         """
+        if data.generate is not None:
+            return self._generated(data.generate).key
         key, unchecked = data_fingerprint(data, split, self.files, self.base)
         if unchecked:
             self.unchecked[unchecked] = None
@@ -119,9 +138,17 @@ class Texts:
         Raises:
             DataError: the text or its split is missing.
         """
-        located = self.of_stage(calibration.data, data)
-        split = calibration.split or located.train_split
-        length = calibration.length or located.block_size
-        filled = calibration.model_copy(update={"data": located, "split": split, "length": length})
-        text = self.fingerprint(located, split)
-        return filled, {**decisive(filled, ("bos",), without=("data", "split")), "text": text}
+        if calibration.sources:
+            sources = [one.model_copy(update={"data": self.located(one.data)}) for one in calibration.sources]
+            update: dict[str, Any] = {"sources": tuple(sources), "length": calibration.length or data.block_size}
+        else:
+            located = self.of_stage(calibration.data, data)
+            update = {"data": located, "split": calibration.split or located.train_split}
+            update["length"] = calibration.length or located.block_size
+        filled = calibration.model_copy(update=update)
+        texts = [self.fingerprint(part.data, part.split) for part in filled.parts]
+        key = decisive(filled, ("bos",), without=("data", "split", "sources"))
+        if not filled.sources:
+            return filled, {**key, "text": texts[0]}
+        mix = [(part.mode, part.windows, text) for part, text in zip(filled.parts, texts, strict=True)]
+        return filled, {**key, "mode": None, "sources": mix}

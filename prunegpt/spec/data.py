@@ -1,8 +1,9 @@
 """What a spec says of models and datasets. Every field carries its unit and meaning."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -10,6 +11,8 @@ from prunegpt.builtin import PREFIX
 from prunegpt.errors import unknown
 from prunegpt.registry import CALIBRATION_MODES, Registry
 from prunegpt.spec.part import Part
+
+_TOLERANCE = 1e-6  # of the sum of weights
 
 
 def known(*registries: Registry) -> AfterValidator:
@@ -89,6 +92,9 @@ class DataSpec(Part):
         description="column of chat messages, each row a list of {role, content}, in place of text_column; rows become "
         "text by the tokeniser's chat template",
     )
+    generate: "GenerateSpec | None" = Field(
+        None, description="text that the trial's model writes, in place of path: for training stages and calibration"
+    )
     train_split: str = Field("train", description="the split that is trained on")
     block_size: int = Field(
         1024,
@@ -103,9 +109,54 @@ class DataSpec(Part):
     def _one_source(self) -> "DataSpec":
         if self.path is not None and self.files is not None:
             raise ValueError("data must name either path or files; it has both. Remove one.")
+        own = {"path": self.path, "files": self.files, "text_column": self.text_column, "messages": self.messages}
+        beside = [name for name, value in own.items() if value is not None]
+        if self.generate is not None and beside:
+            raise ValueError(f"data is either generated or read; it has generate and {', '.join(beside)}. Remove one.")
         if self.messages is not None and self.text_column is not None:
             raise ValueError("data must name either text_column or messages; it has both. Remove one.")
         return self
+
+
+class GenerateSpec(Part):
+    """Text that the model a trial starts from writes, as it is before any stage; sampled once and kept in the root."""
+
+    documents: int = Field(128, ge=1, description="number of documents")
+    tokens: int = Field(512, ge=1, description="tokens written per document at most; an end-of-text token ends it")
+    prompts: DataSpec | None = Field(
+        None,
+        description="dataset whose rows begin the documents, in order and again from the first; chat messages up to "
+        "the last response (default: the bos token alone)",
+    )
+    split: str = Field("train", description="split of the prompts")
+    prompt_tokens: int = Field(32, ge=1, description="tokens of a row of plain text that begin a document, at most")
+    temperature: float = Field(1.0, gt=0, description="divides the logits")
+    top_k: int = Field(0, ge=0, description="sample from the k most probable tokens only; 0: from all")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the most probable tokens of this mass only")
+    seed: Seed = Field(0, description="draws the tokens")
+    key: str = Field("", description="of what is written; filled in by the plan")
+
+
+class SourceSpec(Part):
+    """One of several sources of calibration windows."""
+
+    data: DataSpec = Field(description="dataset")
+    split: str | None = Field(None, description="dataset split (default: data.train_split)")
+    mode: Annotated[str, known(CALIBRATION_MODES)] | None = Field(
+        None, description="how windows are drawn (default: calibration.mode)"
+    )
+    weight: float | None = Field(
+        None, gt=0, le=1, description="share of the windows; all of a mix sum to 1 (default: equal shares)"
+    )
+
+
+class CalibrationPart(NamedTuple):
+    """The windows that one source gives."""
+
+    data: DataSpec
+    split: str
+    mode: str
+    windows: int
 
 
 class CalibrationSpec(Part):
@@ -118,3 +169,46 @@ class CalibrationSpec(Part):
     bos: bool = Field(False, description="begin each window with the tokeniser's bos token")
     split: str | None = Field(None, description="dataset split (default: data.train_split)")
     data: DataSpec | None = Field(None, description="calibration dataset (default: the trial's data)")
+    sources: tuple[SourceSpec, ...] = Field(
+        (), description="several datasets, mixed by their weights, in place of data"
+    )
+
+    @property
+    def parts(self) -> tuple[CalibrationPart, ...]:
+        """Its sources, each with its number of windows; none before the plan has filled in a dataset.
+
+        The numbers are the weights' shares, rounded so that they sum to `windows` (largest remainder).
+        """
+        if not self.sources:
+            split = self.split or (self.data.train_split if self.data else "")
+            return (CalibrationPart(self.data, split, self.mode, self.windows),) if self.data else ()
+        shares = [self.windows * (source.weight or 1 / len(self.sources)) for source in self.sources]
+        counts = [math.floor(share + _TOLERANCE) for share in shares]
+        by_rest = sorted(range(len(shares)), key=lambda place: (counts[place] - shares[place], place))
+        for place in by_rest[: self.windows - sum(counts)]:
+            counts[place] += 1
+        return tuple(
+            CalibrationPart(source.data, source.split or source.data.train_split, source.mode or self.mode, count)
+            for source, count in zip(self.sources, counts, strict=True)
+        )
+
+    @model_validator(mode="after")
+    def _whole_mix(self) -> "CalibrationSpec":
+        if not self.sources:
+            return self
+        if self.data is not None or self.split is not None:
+            raise ValueError("calibration reads either data or sources; it has both. Put data and split into sources.")
+        weights = [source.weight for source in self.sources if source.weight is not None]
+        if weights and len(weights) < len(self.sources):
+            raise ValueError("weights belong to all sources or to none; some have none. Give each its share.")
+        if weights and abs(math.fsum(weights) - 1) > _TOLERANCE:
+            raise ValueError(f"the weights of sources must sum to 1, got {math.fsum(weights):g}.")
+        if not all(part.windows for part in self.parts):
+            raise ValueError(
+                f"every source must give at least one of the {self.windows} windows. Use more windows, or leave the "
+                f"source out."
+            )
+        return self
+
+
+DataSpec.model_rebuild()

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunegpt.errors import Interrupted
 from prunegpt.lm import ranks
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning.fingerprint import extra_versions, versions
@@ -20,6 +21,7 @@ from prunegpt.spec.plan import PlannedEvaluation, StagePlan, TrialPlan
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 from prunegpt.stages.base import ModelState, Pruned, Result, StageContext, StageFunction
+from prunegpt.stages.generate import ensure, generated_in
 from prunegpt.stages.measure import Ruler, allocation_of, check_ledger, count_zeros
 from prunegpt.stages.process import unmarked
 from prunegpt.stages.prune import prune
@@ -145,6 +147,7 @@ class Chain:
             teacher=lambda key: self._load(key, self.trial.teacher_models[key], device),
             micro_batch_divisor=self.trial.micro_batch_divisor,
         )
+        self._generate(plan, device, dtype)
         self.say(f"stage {index} {plan.kind} {plan.key}: started on {device}")
         started = time.monotonic()
         with unmarked():
@@ -163,6 +166,19 @@ class Chain:
         state.model, state.pruned = None, Pruned()
         cache.release(weights)
         return self._load(plan.key, plan.model, device)
+
+    def _generate(self, plan: StagePlan, device: torch.device, dtype: torch.dtype) -> None:
+        """Writes the text that a stage reads of the model its chain starts from, where it is not there yet."""
+
+        def load() -> ModelState:
+            return self._load(self.trial.stages[0].key, self.trial.model, device)
+
+        for one in generated_in(plan):
+            done = not ranks.leads() or ensure(
+                one, self.root, self.inputs, load, dtype=dtype, say=self.say, stop=self.stop
+            )
+            if not ranks.decide(done):
+                raise Interrupted("stopped while text was generated; what is written is kept")
 
     def _load(self, key: str, model: ModelSpec, device: torch.device) -> ModelState:
         return cache.load(self.root, key, model, self.inputs, device=device)

@@ -76,7 +76,7 @@ def apply(
     started = time.monotonic()
     refuse(prune_problems(spec, matrices(state.model)))
     views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
-    windows = text.calibration(spec.calibration, state.tokenizer, inputs) if spec.calibration.data else None
+    windows = text.calibration(spec.calibration, state.tokenizer, inputs, root) if spec.calibration.parts else None
     sparsities = sparsities_of(spec, state, views, windows)
     before = {name: mask.kept for name, mask in state.pruned.masks.items() if name in views}
     parameters = dict(state.model.named_parameters())
@@ -103,7 +103,11 @@ def apply(
     check(views, masks, untouched=untouched, parameters=parameters)
     return Result(
         seconds=time.monotonic() - started,
-        notes=(*found.notes, *coverage_notes(spec, state, views)),
+        notes=(
+            *text.mix_notes(spec.calibration),
+            *found.notes,
+            *coverage_notes(spec, state, views),
+        ),
         layers=tuple(_row(asdict(row)) for row in found.rows),
     )
 

@@ -1,8 +1,10 @@
 """From a spec's dataset to training sequences, evaluation windows and calibration windows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -14,11 +16,22 @@ from prunegpt.lm.data import Packed, Split, pack_training_blocks, read_conversat
 from prunegpt.lm.windows import Prepared, Windows
 from prunegpt.planning.inputs import Inputs, text_files
 from prunegpt.root import Root
+from prunegpt.spec.data import CalibrationPart
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec
+from prunegpt.stages.generate import DOCUMENTS, folder_of
 
 
 def _source(data: DataSpec, *names: str) -> dict[str, Any]:
     return data.model_dump(include={"path", "name", "files", "revision", *names})
+
+
+def _rows(read: Callable[..., Sequence[str]], data: DataSpec, split: str, root: Root) -> Sequence[str]:
+    """The rows or documents of plain or generated text."""
+    if data.generate is None:
+        return read(split=split, **_source(data, "text_column"))
+    rows = read(files={split: [folder_of(root, data.generate) / DOCUMENTS]}, split=split, text_column="text")
+    prompts = data.generate.prompts
+    return rows if prompts is None or prompts.messages is None else Prepared(rows, between="")
 
 
 def _conversations(data: DataSpec, split: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[Any], Prepared]:
@@ -40,7 +53,7 @@ def training_blocks(
         spans = None
         rows: Sequence[str]
         if data.messages is None:
-            rows = read_rows(split=data.train_split, **_source(data, "text_column"))
+            rows = _rows(read_rows, data, data.train_split, root)
         else:
             conversations, rows = _conversations(data, data.train_split, tokenizer)
             if loss_on == "responses":
@@ -61,20 +74,40 @@ def evaluation_windows(evaluate: EvaluateSpec, tokenizer: PreTrainedTokenizerBas
         return protocols.evaluation_windows(evaluate.protocol, tokenizer, split=evaluate.split, **cut, **source)
 
 
-def calibration(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase, inputs: Inputs) -> Tensor:
-    """Calibration windows, int64 [windows, length]; all fields are filled in by the plan."""
-    assert spec.data is not None
-    assert spec.split is not None
+def calibration(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase, inputs: Inputs, root: Root) -> Tensor:
+    """Calibration windows of one source after another, int64 [windows, length]; the plan has filled in all fields."""
     assert spec.length is not None
-    with inputs.reading(text_files(spec.data, spec.split)):
+    found = []
+    for part in spec.parts:
         documents: Sequence[str]
-        if spec.data.messages is None:
-            documents = read_documents(split=spec.split, **_source(spec.data, "text_column"))
-        else:
-            _, documents = _conversations(spec.data, spec.split, tokenizer)
-        if spec.bos:
-            documents = protocols.with_bos(documents, tokenizer)
-        windows = calibration_windows(
-            documents, tokenizer, windows=spec.windows, length=spec.length, seed=spec.seed, mode=spec.mode
-        )
-    return torch.from_numpy(windows)  # [windows, length]
+        with inputs.reading(text_files(part.data, part.split)):
+            if part.data.messages is None:
+                documents = _rows(read_documents, part.data, part.split, root)
+            else:
+                _, documents = _conversations(part.data, part.split, tokenizer)
+            if spec.bos:
+                documents = protocols.with_bos(documents, tokenizer)
+            found.append(
+                calibration_windows(
+                    documents,
+                    tokenizer,
+                    windows=part.windows,
+                    length=spec.length,
+                    seed=spec.seed,
+                    mode=part.mode,
+                )
+            )
+    return torch.from_numpy(np.concatenate(found))  # [windows, length]
+
+
+def mix_notes(spec: CalibrationSpec) -> tuple[str, ...]:
+    """What a record should say of a mix of calibration data."""
+    if not spec.sources:
+        return ()
+    return ("calibrated on " + ", ".join(f"{part.windows} windows of {_called(part)}" for part in spec.parts),)
+
+
+def _called(part: CalibrationPart) -> str:
+    data = part.data
+    files = ", ".join(Path(name).name for name in (data.files or {}).get(part.split, ()))
+    return "its own text" if data.generate else files or f"{data.path} {data.name or ''}".strip()

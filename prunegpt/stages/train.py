@@ -19,6 +19,7 @@ from prunegpt.pruning.job import GradualJob, load_method, resolve_gradual
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import masks_from_zeros, masks_hash
 from prunegpt.pruning.statistics import evaluating
+from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse, update_problems
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
@@ -50,7 +51,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
         packed = text.training_blocks(plan.data, state.tokenizer, setting.root, setting.inputs, config.loss_on)
         blocks = Blocks(*packed, limit=plan.data.max_train_blocks)
     before = held_at_start(config, state)
-    windows = calibration_of(config.prune, state, setting.inputs)
+    windows = calibration_of(config.prune, state, setting.inputs, setting.root)
     work = setting.root.work(plan.key)
     with ranks.first_alone():
         job = TrainingJob.read(work, key=plan.key, held=before.masks)
@@ -82,7 +83,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
     notes = (*outcome.notes, *blocks.notes, *divided_note(config.train, setting.micro_batch_divisor))
     if config.prune:
         pruned = {name: enforcer.views[name] for name in moving}
-        notes = (*notes, *coverage_notes(config.prune, state, pruned))
+        notes = (*notes, *text.mix_notes(config.prune.calibration), *coverage_notes(config.prune, state, pruned))
         state.pruned = merged(before, {name: enforcer.mask(name) for name in moving}, config.prune)
     return Result(
         train_tokens=outcome.tokens,
@@ -160,10 +161,10 @@ def _gradual(
     )
 
 
-def calibration_of(spec: GradualSpec | None, state: ModelState, inputs: Inputs) -> Tensor | None:
-    if spec is None or spec.calibration.data is None:
+def calibration_of(spec: GradualSpec | None, state: ModelState, inputs: Inputs, root: Root) -> Tensor | None:
+    if spec is None or not spec.calibration.parts:
         return None
-    return text.calibration(spec.calibration, state.tokenizer, inputs)
+    return text.calibration(spec.calibration, state.tokenizer, inputs, root)
 
 
 def pruner_of(job: GradualJob, enforcer: Enforcer, state: ModelState, windows: Tensor | None) -> GradualPruner:

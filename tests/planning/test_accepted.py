@@ -78,7 +78,7 @@ def prunes(stage: StagePlan, state: ModelState) -> None:
     config = stage.training
     assert config is not None
     before = state.pruned if config.keep_masks else Pruned()
-    windows = training.calibration_of(config.prune, state, Inputs(None))
+    windows = training.calibration_of(config.prune, state, Inputs(None), Root(Path()))
     job = training.resolve(stage, config, state, BLOCKS, before.masks, windows)
     if job.prune is None or config.prune is None:
         return

@@ -279,7 +279,7 @@ def test_a_folder_that_has_the_name_of_a_hub_dataset_is_not_read_in_its_place(
             EvaluateSpec(data=data, split="train", block_size=8), tokenizer, inputs
         ),
         "calibration": lambda: text.calibration(
-            CalibrationSpec(data=data, split="train", length=8, windows=1), tokenizer, inputs
+            CalibrationSpec(data=data, split="train", length=8, windows=1), tokenizer, inputs, Root(place / "runs")
         ),
     }
     with pytest.raises(InputError, match="was not there then"):
