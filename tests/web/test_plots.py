@@ -312,6 +312,12 @@ def test_a_trial_without_a_value_has_no_place_on_its_axis() -> None:
     assert (axes["x"], axes["y"]) == ([1.0, 3.0, 5.0], [2.0, 4.0, None])
 
 
+def test_a_trial_that_prunes_nothing_has_an_empty_heat_map(client: TestClient) -> None:
+    (shares,) = client.get("/api/v1/trials/study/magnitude-0.5/figures/layers").json()["data"]
+    assert (shares["zmin"], shares["zmax"], len(shares["x"])) == (0, 100, 6)
+    assert client.get("/api/v1/trials/study/going/figures/layers").json()["data"] == []
+
+
 def test_a_sweep_without_results_misses_every_figure(tmp_path: Path) -> None:
     root = make_root(tmp_path / "runs", [one for one in study() if one.name == "later"])
     with TestClient(open_app(root), base_url=ORIGIN) as client:

@@ -195,6 +195,8 @@ def layers(dashboard: Dashboard, sweep: str, trial: str) -> Layers:
 def heat_map_of(dashboard: Dashboard, sweep: str, trial: str) -> Plot:
     """Sparsity by tensor, as a heat map for Plotly: over time where it was recorded, else by decoder layer."""
     found = layers(dashboard, sweep, trial)
+    if not found.tensors:
+        return Plot(data=[], layout={}, caption="Nothing was pruned.")
     title = f"Sparsity by layer of {trial}, %"
     if len(found.steps) < 2:
         return by_block(

@@ -220,11 +220,9 @@ function toggleLog(key) {
 let layersPanel = null;
 
 async function loadLayers() {
-  const figure = await get(here("figures", "layers")).catch((error) => {
-    if (error.status !== 404) throw error; // nothing was pruned
-  });
-  parts.layers.hidden = !figure;
-  if (!figure) return;
+  const figure = await get(here("figures", "layers"));
+  parts.layers.hidden = figure.data.length === 0; // nothing was pruned
+  if (parts.layers.hidden) return;
   if (!layersPanel) {
     layersPanel = figurePanel(figure.layout.xaxis.type === "category" ? "Sparsity by layer" : "Sparsity by layer over time", { classes: "tall", links: saveButtons(() => layersPanel.plot, `${name}-layers`) });
     replace(parts.layers, layersPanel.panel);
