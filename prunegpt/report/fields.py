@@ -68,6 +68,10 @@ def _evaluated(name: str) -> Callable[[TrialResult], Any]:
     return lambda trial: getattr(trial.measured, name) if trial.measured else None
 
 
+def _text(trial: TrialResult) -> str | None:
+    return trial.measured.comparison_key.text if trial.measured else None
+
+
 def _counted(name: str) -> Callable[[TrialResult], Any]:
     return lambda trial: getattr(trial.sparsity, name) if trial.state == "finished" and trial.sparsity else None
 
@@ -130,6 +134,7 @@ _OURS = (  # of trials of a spec
     TrialField("seed", "Seed", "number", "of its random numbers", _own("seed")),
     TrialField("search", "Search", "text", "that suggested it", _own("plan.search")),
     TrialField("split", "Measured on", "text", "split of the dataset", _evaluated("split")),
+    TrialField("text", "Text", "text", "fingerprint of the text it was measured on", _text),
     TrialField("protocol", "Protocol", "text", "how it was measured", _evaluated("protocol")),
 )
 _FOREIGN = (  # of runs that W&B clients have logged

@@ -3,15 +3,18 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
+from prunegpt.report.fields import TrialFields
 from prunegpt.report.measure import WindowsOf, measure, stored_windows
 from prunegpt.root import Root
+from prunegpt.sweep.control import Action, request
+from prunegpt.sweep.lock import coordinator
 from prunegpt.tracking.endpoint.artifacts import Artifacts
 from prunegpt.web.source import RootSource
 
@@ -80,6 +83,10 @@ class Intervals:
                 self._later.submit(self._compute_later, key, trial)
         return found
 
+    def known(self, trial: TrialResult) -> Bounds | None:
+        """The interval of a trial, where it has been computed."""
+        return self._known.get((trial.stages[-1].key, trial.measured.key)) if trial.measured else None
+
     def close(self) -> None:
         self._later.shutdown(cancel_futures=True)
 
@@ -103,6 +110,15 @@ class Intervals:
 
 
 @dataclass(frozen=True)
+class PendingRequest:
+    """An action that was requested: of the coordinator that began then, while a trial was in that state."""
+
+    action: str
+    since: float
+    state: str
+
+
+@dataclass(frozen=True)
 class Dashboard:
     """One root, its store as it is followed, and what was made of it."""
 
@@ -112,6 +128,52 @@ class Dashboard:
     kept: Cache
     artifacts: Artifacts
     budgets: dict[str, int | None] = field(default_factory=dict)  # stage key -> tokens it trains on, once counted
+
+    requests: dict[tuple[str, str], PendingRequest] = field(
+        default_factory=dict
+    )  # (sweep, trial or "") -> what was asked of it
+    configs: dict[int, tuple[TrialResult, Mapping[str, Any]]] = field(default_factory=dict)  # see `TrialFields`
+
+    def asked(self, sweep: str, trial: str = "") -> str:
+        """The action that was requested of a sweep or trial here, until it happened; empty where none is pending."""
+        found = self.requests.get((sweep, trial))
+        if found is None:
+            return ""
+        holder = coordinator(self.root)
+        if (
+            holder is None
+            or holder.since != found.since
+            or (trial and self.source.trial(sweep, trial).state != found.state)
+        ):
+            self.requests.pop((sweep, trial), None)
+            return ""
+        return found.action
+
+    def ask(self, action: Action) -> None:
+        """Requests something of the coordinator, and shows everybody that it is pending.
+
+        Raises:
+            LaunchError: nobody coordinates the root.
+        """
+        holder = coordinator(self.root)
+        request(self.root, action)
+        found = self.source.trial(action.sweep, action.trial) if action.trial else None
+        if holder is not None:
+            pending = PendingRequest(action.kind.partition("-")[0], holder.since, found.state if found else "")
+            self.requests[action.sweep, action.trial or ""] = pending
+        self.source.touch(found.id if found else None, action.sweep)
+
+    def fields(self, sweep: str) -> TrialFields:
+        """What is known of the trials of a sweep, made once for each state of the store."""
+        with self.source.following():
+            trials, revision = self.source.trials(sweep), self.source.sweep_revision(sweep)
+        return self.kept.get(
+            ("fields", sweep),
+            revision,
+            lambda: TrialFields(
+                trials, notes=self.source.store.notes(), interval=self.intervals.known, configs=self.configs
+            ),
+        )
 
     @classmethod
     def open(cls, root: Root, artifacts: Artifacts | None = None) -> "Dashboard":

@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from prunegpt import __version__
 from prunegpt.errors import StoreError
 from prunegpt.records import TrialResult
+from prunegpt.report.fields import display_name
 from prunegpt.store import SweepRow
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.security import local_path
@@ -49,7 +50,7 @@ class Pages:
 
     def render(self, template: str, code: int = 200, **context: Any) -> HTMLResponse:
         """A page; `title` and `page` must be given."""
-        given: Mapping[str, Any] = {"version": __version__, **context}
+        given: Mapping[str, Any] = {"version": __version__, "root": str(self._dashboard.root.path), **context}
         return HTMLResponse(self._environment.get_template(template).render(given), code)
 
     def error(self, status: int, message: str) -> HTMLResponse:
@@ -73,7 +74,7 @@ class Pages:
                 found = await run_in_threadpool(find, *parts.values())
             except StoreError as error:
                 return self.error(404, str(error))
-            title = f"{found.name} · {found.sweep}" if isinstance(found, TrialResult) else found.title
+            title = f"{display_name(found)} · {found.sweep}" if isinstance(found, TrialResult) else found.title
             return self.render(template, title=title, page=page, name=found.name, **parts)
 
         return answer

@@ -1,21 +1,21 @@
-"""A trial as one row of a list, and the columns of such a list."""
+"""A trial as one row of a list, and the columns of such a list; what they hold is in `report/fields.py`."""
 
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
-from prunegpt.records import EARLY_STOP, TrialResult
-from prunegpt.report.columns import asked_sparsity
-from prunegpt.report.format import is_number
-from prunegpt.report.logged import flat, is_logged, metrics_of
+from prunegpt.records import TrialResult
+from prunegpt.report.fields import FieldKind, Origin, TrialField, TrialFields, display_name
+from prunegpt.report.format import number_style
+from prunegpt.report.logged import is_logged
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer
 
-StageState = Literal["published", "running", "waiting", "failed", "diverged", "stopped"]
+_SAMPLE = 500  # trials whose values decide how the numbers of a column are written
+_NOT_SHOWN = ("perplexity_low", "perplexity_high", "error", "text")  # columns of a list unless they are asked for
 
-Plain = bool | int | float | str | None
+StageState = Literal["published", "running", "waiting", "failed", "diverged", "stopped"]
 
 
 class StageShort(Answer):
@@ -32,13 +32,14 @@ class TrialRow(Answer):
 
     id: int
     name: str
-    group: str
+    title: str = Field(description="what people call it: the name, or the display name of a W&B run")
+    group: str | None
     label: str
     state: str
-    seed: int
-    search: str
-    reason: str
-    error: str
+    seed: int | None
+    search: str | None
+    reason: str | None
+    error: str | None
     perplexity: float | None
     low: float | None
     high: float | None
@@ -50,127 +51,110 @@ class TrialRow(Answer):
     sparsity_all: float | None
     coverage: float | None
     target: float | None
-    tokens: int
-    seconds: float
+    tokens: int | None
+    own_seconds: float | None = Field(description="of stages that no other trial is charged with")
+    seconds: float | None = Field(description="of all its stages")
     attempts: int
     started: float | None
     ended: float | None
     stages: list[StageShort]
     swept: dict[str, Any]
-    logged: dict[str, Any] = Field(description="of a W&B run: settings and last values, by the keys of their columns")
+    values: dict[str, Any] = Field(description="of the columns that were asked for and are not among the above, by key")
     early_stopped: bool
+    asked: str = Field(description="what was requested of it and has not happened yet: stop, retry, or empty")
     implicit: bool
 
 
 class TrialColumn(Answer):
-    """A column that a list of trials may show."""
+    """A field of trials, as a column of a list shows it."""
 
     key: str
+    name: str = Field(description="in filters")
     label: str
+    about: str
+    origin: Origin
     swept: bool
     numeric: bool
-    kind: Literal["text", "number", "loss", "percent", "count", "seconds", "time"]
+    kind: FieldKind
+    style: Literal["fixed", "exponent", "clock"] = Field(description="how all numbers of the column are written")
+    decimals: int
 
 
-_CONFIG, _METRIC = "config.", "logged."  # what keys of columns of W&B runs begin with
-_COLUMNS = (
-    ("name", "Trial", "text"),
-    ("state", "State", "text"),
-    ("perplexity", "Perplexity", "loss"),
-    ("sparsity", "Sparsity", "percent"),
-    ("sparsity_all", "Sparsity of all", "percent"),
-    ("coverage", "Coverage", "percent"),
-    ("target", "Target sparsity", "percent"),
-    ("loss", "Loss", "loss"),
-    ("tokens", "Tokens trained", "count"),
-    ("seconds", "Seconds", "seconds"),
-    ("label", "Model", "text"),
-    ("group", "Group", "text"),
-    ("seed", "Seed", "number"),
-    ("attempts", "Attempts", "count"),
-    ("started", "Started", "time"),
-    ("ended", "Ended", "time"),
-    ("reason", "Reason", "text"),
-    ("search", "Search", "text"),
-    ("split", "Measured on", "text"),
-)
+def column(field: TrialField, trials: Sequence[TrialResult]) -> TrialColumn:
+    """A field as a column of these trials."""
+    how = number_style(field.kind, (field.of(trial) for trial in trials[:_SAMPLE]) if field.numeric else ())
+    return TrialColumn(
+        key=field.key,
+        name=field.name,
+        label=field.label,
+        about=field.about,
+        origin=field.origin,
+        swept=field.origin == "swept",
+        numeric=field.numeric,
+        kind=field.kind,
+        style=how.style,
+        decimals=how.decimals,
+    )
 
 
-def columns(trials: Sequence[TrialResult]) -> list[TrialColumn]:
-    """The columns of a list of these trials: the name, what was swept, then what was measured.
+def columns(dashboard: Dashboard, sweep: str, more: Sequence[TrialField] = ()) -> list[TrialColumn]:
+    """The columns that a list of trials has unless others are asked for, and those that are.
 
-    Of W&B runs: the settings that differ and every metric.
+    The name, what was swept, what was measured; of W&B runs the settings that differ and every metric.
     """
-    fixed = [
-        TrialColumn(key=key, label=label, swept=False, numeric=kind != "text", kind=kind)
-        for key, label, kind in _COLUMNS
-    ]
-    paths = dict.fromkeys(path for trial in trials for path in trial.swept)
-    swept = [_swept(path, [trial.swept[path] for trial in trials if path in trial.swept]) for path in paths]
-    return [fixed[0], *swept, *(_logged_columns(trials) if is_logged(trials) else ()), *fixed[1:]]
+    fields = dashboard.fields(sweep)
+    with dashboard.source.following():
+        state = dashboard.source.sweep_revision(sweep)
+    usual = dashboard.kept.get(("columns", sweep), state, lambda: _usual(fields))
+    known = {one.key for one in usual}
+    return [*usual, *(column(field, fields.trials) for field in more if field.key not in known)]
 
 
-def _logged_columns(trials: Sequence[TrialResult]) -> list[TrialColumn]:
-    values: dict[str, list[Any]] = {}
-    for trial in trials:
-        for key, value in _logged(trial).items():
-            values.setdefault(key, []).append(value)
-    keys = [key for key, found in values.items() if not key.startswith(_CONFIG) or _differ(found, len(trials))]
-    return [
-        TrialColumn(
-            key=key,
-            label=key.partition(".")[2],
-            swept=False,
-            numeric=all(is_number(value) for value in values[key]),
-            kind="number" if all(is_number(value) for value in values[key]) else "text",
-        )
-        for key in keys
-    ]
+def _usual(fields: TrialFields) -> list[TrialColumn]:
+    name, *others = fields.fixed.values()
+    settings = [field for field in fields.config.values() if fields.differs(field)] if is_logged(fields.trials) else ()
+    rest = [field for field in others if field.key not in _NOT_SHOWN]
+    found = (name, *fields.swept.values(), *settings, *fields.logged.values(), *rest)
+    return [column(field, fields.trials) for field in found]
 
 
-def _differ(values: Sequence[Any], count: int) -> bool:
-    return len(values) < count or any(value != values[0] for value in values)
+def rows(dashboard: Dashboard, trials: Sequence[TrialResult], more: Sequence[TrialField] = ()) -> list[TrialRow]:
+    """The trials as rows, with those intervals that are known or quickly computed.
 
-
-def _logged(trial: TrialResult) -> dict[str, Any]:
-    """What a W&B run says of itself, by the keys of columns; nothing of another trial."""
-    if not trial.plan.foreign:
-        return {}
-    return {f"{_CONFIG}{name}": value for name, value in flat(trial.config)} | {
-        f"{_METRIC}{name}": value for name, value in metrics_of(trial)
-    }
-
-
-def _swept(path: str, values: Sequence[Any]) -> TrialColumn:
-    numeric = all(is_number(value) for value in values if value is not None)
-    kind: Literal["number", "text"] = "number" if numeric else "text"
-    return TrialColumn(key=f"swept.{path}", label=_short(path), swept=True, numeric=numeric, kind=kind)
-
-
-def _short(path: str) -> str:
-    """The end of a path, enough to know it by: stages.1.prune.sparsity becomes prune.sparsity."""
-    return ".".join([part for part in path.split(".") if not part.isdigit()][-2:]) or path
-
-
-def rows(dashboard: Dashboard, trials: Sequence[TrialResult]) -> list[TrialRow]:
-    """The trials as rows, with those intervals that are known or quickly computed."""
+    Args:
+        more: fields beside those of every row.
+    """
     intervals = dashboard.intervals.find(trials)
-    return [row(trial, intervals[trial.id]) for trial in trials]
+    catalogues = {sweep: dashboard.fields(sweep) for sweep in {trial.sweep for trial in trials}}
+    asked = {trial.id: dashboard.asked(trial.sweep, trial.name) for trial in trials}
+    return [_row(trial, catalogues[trial.sweep], intervals[trial.id], asked[trial.id], more) for trial in trials]
 
 
-def row(trial: TrialResult, interval: tuple[float, float] | None = None) -> TrialRow:
-    """One trial as a row; a perplexity is there only if the trial has finished with one."""
-    values: dict[str, Any] = {key: of(trial) for key, of in _VALUES.items()}
+def _row(
+    trial: TrialResult,
+    fields: TrialFields,
+    interval: tuple[float, float] | None,
+    asked: str,
+    more: Sequence[TrialField],
+) -> TrialRow:
+    said = {key: fields.fixed[key].of(trial) if key in fields.fixed else None for key in _OF_FIELDS}
+    low, high = interval or (None, None)
+    logged = {field.key: field.of(trial) for field in fields.logged.values()} if trial.plan.foreign else {}
     return TrialRow(
-        **values,
-        low=interval[0] if interval else None,
-        high=interval[1] if interval else None,
+        **said,
+        id=trial.id,
+        title=display_name(trial),
+        asked=asked,
+        low=low,
+        high=high,
         stages=stages(trial),
         swept=dict(trial.swept),
-        logged=_logged(trial),
-        early_stopped=trial.reason == EARLY_STOP,
-        implicit=trial.implicit,
+        values=logged | {field.key: field.of(trial) for field in more},
     )
+
+
+_NOT_FIELDS = {"id", "title", "asked", "low", "high", "stages", "swept", "values"}
+_OF_FIELDS = tuple(name for name in TrialRow.model_fields if name not in _NOT_FIELDS)
 
 
 def stages(trial: TrialResult) -> list[StageShort]:
@@ -186,31 +170,3 @@ def stages(trial: TrialResult) -> list[StageShort]:
         cached = index in done and done[index].cached
         found.append(StageShort(key=planned.key, kind=planned.kind, cached=cached, state=state))
     return found
-
-
-_OWN = ("id", "name", "state", "label", "group", "seed", "attempts", "started", "ended", "reason", "error")
-_VALUES: Mapping[str, Callable[[TrialResult], Plain]] = {
-    **{name: attrgetter(name) for name in _OWN},
-    "perplexity": lambda trial: trial.measured.perplexity if trial.measured else None,
-    "loss": lambda trial: trial.measured.loss if trial.measured else None,
-    "protocol": lambda trial: trial.measured.protocol if trial.measured else None,
-    "split": lambda trial: trial.measured.split if trial.measured else None,
-    "text": lambda trial: trial.measured.comparison_key.text if trial.measured else None,
-    "sparsity": lambda trial: trial.sparsity.pruned if trial.state == "finished" and trial.sparsity else None,
-    "sparsity_all": lambda trial: trial.sparsity.overall if trial.state == "finished" and trial.sparsity else None,
-    "coverage": lambda trial: trial.sparsity.coverage if trial.state == "finished" and trial.sparsity else None,
-    "target": asked_sparsity,
-    "tokens": lambda trial: sum(stage.train_tokens for stage in trial.stages),
-    "seconds": lambda trial: sum(stage.seconds for stage in trial.stages),
-    "search": attrgetter("plan.search"),
-}
-
-
-def value(trial: TrialResult, key: str) -> Plain:
-    """The value of a trial in a column, for sorting and CSV; None where there is no such column."""
-    if key.startswith((_CONFIG, _METRIC)):
-        return _logged(trial).get(key)
-    if not key.startswith("swept."):
-        return _VALUES[key](trial) if key in _VALUES else None
-    found = trial.swept.get(key.removeprefix("swept."))
-    return found if isinstance(found, bool | int | float | str) or found is None else str(found)

@@ -156,12 +156,14 @@ class RootSource:
     def has(self, sweep: str) -> bool:
         return sweep in self._sweeps
 
-    def touch(self, trial: int) -> None:
-        """Counts a trial as changed, because a shown value of it is now known."""
+    def touch(self, trial: int | None, sweep: str = "") -> None:
+        """Counts a trial or a sweep as changed, because something that is shown of it is now known."""
         with self._lock:
             self.revision += 1
             if trial in self._trials:
                 self._changed[trial] = self.revision
+            if sweep in self._sweeps:
+                self._sweep_changed[sweep] = self.revision
 
     def running(self, sweep: str | None = None) -> list[Running]:
         """Attempts that run now, and those that have just ended with what they wrote last."""

@@ -138,11 +138,76 @@ def test_trials_are_filtered_and_paged(client: TestClient) -> None:
     assert get(client, TRIALS, limit=1)["total"] == len(everything)
 
 
+def test_trials_are_filtered_by_one_language(client: TestClient) -> None:
+    strong = [one.name for one in study() if one.sparsity > 0.85 and one.state == "finished"]
+    assert names(client, where="sparsity > 0.85") == strong
+    assert names(client, q="sparsity > 0.85") == strong, "the search box and `where` take the same"
+    assert names(client, where="sparsity > 0.85", q="wanda") == ["wanda-0.9"]
+    low = names(client, where="prune.method == 'wanda' and perplexity < 80", state="finished,failed")
+    assert low == [
+        "wanda-0.5",
+        "wanda-0.6",
+    ]
+    rows = list(csv.DictReader(io.StringIO(client.get(f"{SWEEP}/trials.csv", params={"where": "wanda"}).text)))
+    assert [row["name"] for row in rows] == [f"wanda-{share:g}" for share in (0.5, 0.6, 0.7, 0.8, 0.9)]
+    assert {"own_seconds", "data.block_size", "stages.1.prune.method"} <= set(rows[0]), "every field"
+    few = client.get(f"{SWEEP}/trials.csv", params={"columns": "name,perplexity"}).text
+    assert few.splitlines()[0] == "name,perplexity"
+    records = get(client, f"{SWEEP}/trials.json", where="name == 'going'")["trials"]
+    assert [record["name"] for record in records] == ["going"]
+
+
+def test_every_field_can_be_a_column_and_sorts(client: TestClient) -> None:
+    fields = get(client, f"{SWEEP}/fields")["fields"]
+    assert {"swept", "trial", "config"} == {field["origin"] for field in fields}
+    everything = sorted(names(client))
+    for field in fields:
+        found = get(client, TRIALS, columns=field["key"], sort=field["key"])
+        assert sorted(row["name"] for row in found["trials"]) == everything
+        assert field["key"] in {column["key"] for column in found["columns"]}
+        assert all(field["key"] in row["values"] for row in found["trials"])
+    size = next(field for field in fields if field["name"] == "data.block_size")
+    assert (size["kind"], size["differs"], size["about"]) == ("number", False, "configuration: data.block_size")
+
+
+def test_groups_have_mean_and_spread_and_open_to_their_trials(client: TestClient) -> None:
+    asked = {"columns": "perplexity,sparsity", "sort": "sparsity", "where": "sparsity > 0"}
+    found = get(client, f"{SWEEP}/groups", by="method", **asked)
+    assert [group["values"] for group in found["groups"]] == [["wanda"], ["magnitude"]]
+    wanda = found["groups"][0]
+    measured = [one.perplexity for one in study() if one.name.startswith("wanda")]
+    figure = wanda["figures"]["perplexity"]
+    assert figure["mean"] == pytest.approx(sum(measured) / 5)
+    assert (figure["low"], figure["high"]) == (pytest.approx(min(measured)), pytest.approx(max(measured)))
+    assert (wanda["count"], wanda["states"]) == (5, {"finished": 5})
+    assert names(client, where=wanda["where"]) == [f"wanda-{share:g}" for share in (0.5, 0.6, 0.7, 0.8, 0.9)]
+    by_count = get(client, f"{SWEEP}/groups", by="state", sort="count", descending=True)["groups"]
+    counts = [group["count"] for group in by_count]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_what_was_asked_of_a_sweep_is_shown_until_it_happened(own: TestClient, made: Root) -> None:
+    assert get(own, SWEEP)["asked"] == ""
+    with coordinating(made, "study"):
+        own.post(f"{SWEEP}/actions", json={"action": "stop"}, headers=HEADERS).raise_for_status()
+        own.post(f"{API}/trials/study/going/actions", json={"action": "stop"}, headers=HEADERS).raise_for_status()
+        assert {action.kind for action in take(made)} == {"stop", "stop-trial"}, "taken, and not done yet"
+        assert get(own, SWEEP)["asked"] == "stop"
+        assert get(own, f"{API}/trials/study/going")["asked"] == "stop"
+        assert [row["asked"] for row in get(own, TRIALS, where="name == 'going'")["trials"]] == ["stop"]
+    assert get(own, SWEEP)["asked"] == "", "nobody coordinates: it has happened"
+    assert get(own, f"{API}/trials/study/going")["asked"] == ""
+
+
 BAD = {
     "offset=-1": "offset: Input should be greater than or equal to 0",
     "limit=0": "limit: Input should be greater",
     "limit=x": "limit: Input should be a valid integer",
     "colour=red": "colour: Extra inputs are not permitted",
+    "where=perplexty<3": "unknown field 'perplexty'. Did you mean 'perplexity'?",
+    "where=sparsity>90": "sparsity is between 0 and 1",
+    "sort=nothing": "unknown field 'nothing'",
+    "columns=seed,nothing": "unknown field 'nothing'",
     "limit=1&limit=2": "limit may be given once; it is given 2 times",
 }
 assert BAD

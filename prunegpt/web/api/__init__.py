@@ -2,7 +2,19 @@
 
 from starlette.responses import JSONResponse
 
-from prunegpt.web.api import actions, compare, curves, figures, graph, logged, panels, sweeps, tables, trials  # noqa: F401
+from prunegpt.web.api import (  # noqa: F401
+    actions,
+    compare,
+    curves,
+    figures,
+    graph,
+    lists,
+    logged,
+    panels,
+    sweeps,
+    tables,
+    trials,
+)
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import document, endpoint
 

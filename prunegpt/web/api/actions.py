@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from prunegpt.root import Root
-from prunegpt.sweep.control import Action, request
+from prunegpt.sweep.control import Action
 from prunegpt.sweep.lock import coordinator, refusal
 from prunegpt.web.api.trials import TrialNote, noted
 from prunegpt.web.dashboard import Dashboard
@@ -40,7 +40,7 @@ def on_sweep(dashboard: Dashboard, name: str, posted: SweepAction) -> Accepted:
     sweep = dashboard.source.sweep(name)
     if posted.action == "resume":
         return Accepted(message=_resume(dashboard.root, sweep.name))
-    request(dashboard.root, Action(posted.action, sweep.name))
+    dashboard.ask(Action(posted.action, sweep.name))
     told = "running stages write a checkpoint, then it stops" if posted.action == "stop" else "it stops at once"
     return Accepted(message=f"{sweep.name}: {told}.")
 
@@ -77,14 +77,14 @@ def on_trial(dashboard: Dashboard, sweep: str, trial: str, posted: TrialAction) 
     if posted.action == "stop":
         if found.state != "running":
             raise RequestError(409, f"only a running trial can be stopped; {found.name} is {found.state}.")
-        request(dashboard.root, Action("stop-trial", found.sweep, found.name))
+        dashboard.ask(Action("stop-trial", found.sweep, found.name))
         return Accepted(message=f"{found.name} is stopping; it writes a checkpoint first.")
     if found.state not in ("failed", "diverged", "stopped"):
         raise RequestError(
             409, f"only a trial that failed, diverged or was stopped can be retried; {found.name} is {found.state}."
         )
     if coordinator(dashboard.root) is not None:
-        request(dashboard.root, Action("retry", found.sweep, found.name))
+        dashboard.ask(Action("retry", found.sweep, found.name))
         return Accepted(message=f"{found.name} is requeued.")
     dashboard.source.store.retry(found.sweep, [found.name])
     return Accepted(message=f"{found.name} is requeued; resume the sweep to run it.")

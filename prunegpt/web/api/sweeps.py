@@ -1,4 +1,4 @@
-"""Sweeps and the lists of their trials."""
+"""Sweeps, and how far they are."""
 
 import shlex
 from collections.abc import Sequence
@@ -16,10 +16,8 @@ from prunegpt.store import SweepRow
 from prunegpt.sweep.live import Slot, slot
 from prunegpt.sweep.lock import Holder, coordinator
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, ApiRequest, endpoint
-from prunegpt.web.rows import TrialColumn, TrialRow, columns, rows, value
+from prunegpt.web.endpoint import Answer, endpoint
 
-_MOST = 10_000  # trials in one answer
 _ENDED = ("finished", "failed", "diverged", "stopped")
 
 
@@ -88,6 +86,7 @@ class SweepDetail(Answer):
     created: float
     updated: float
     coordinator: Holder | None = Field(description="the process that runs trials of this root; its sweep may be empty")
+    asked: str = Field(description="what was requested of it and has not happened yet: stop, kill, or empty")
     counts: Counts
     best: Best | None
     progress: SweepProgress
@@ -98,22 +97,6 @@ class SweepDetail(Answer):
     slots: list[Slot]
     unchecked: list[str]
     logged: bool = Field(description="its trials are runs that W&B clients have logged: none can be run here")
-
-
-class TrialList(Answer):
-    revision: str = Field(description="what /events takes as `since`, to get all that changes from here on")
-    total: int = Field(description="trials that match, on all pages")
-    columns: list[TrialColumn]
-    trials: list[TrialRow]
-
-
-class TrialQuery(ApiRequest):
-    offset: int = Field(0, ge=0, le=10**9, description="the first trial of the page")
-    limit: int = Field(200, ge=1, le=_MOST, description="trials of the page")
-    sort: str = Field("", description="key of a column; spec order where empty")
-    descending: bool = Field(False, description="greatest first")
-    state: str = Field("", description="only of these states, with commas between them")
-    q: str = Field("", description="only with this text in name, label or a swept value")
 
 
 class Health(Answer):
@@ -192,6 +175,7 @@ def one(dashboard: Dashboard, name: str) -> SweepDetail:
         created=sweep.created,
         updated=sweep.updated,
         coordinator=holder,
+        asked=dashboard.asked(name),
         counts=counts(sweep),
         best=best(dashboard, name),
         progress=progress(sweep, trials, running, dashboard.budgets),
@@ -227,44 +211,6 @@ def _state(sweep: SweepRow) -> Literal["running", "finished", "failed", "waiting
     if sweep.states.get("waiting"):
         return "waiting"
     return "finished" if sweep.states.get("finished", 0) + sweep.states.get("diverged", 0) == sweep.trials else "failed"
-
-
-@endpoint("/sweeps/{name}/trials")
-def trials(dashboard: Dashboard, name: str, asked: TrialQuery) -> TrialList:
-    """Trials of a sweep, filtered and sorted, a page at a time."""
-    with dashboard.source.following():
-        mark = dashboard.source.mark
-        found = dashboard.source.trials(name)
-    shown = columns(found)
-    if asked.state:
-        wanted = set(asked.state.split(","))
-        found = [trial for trial in found if trial.state in wanted]
-    if asked.q:
-        text = asked.q.casefold()
-        parts = [(trial, (trial.name, trial.label, trial.state, *trial.swept.values())) for trial in found]
-        found = [trial for trial, said in parts if any(text in str(part).casefold() for part in said)]
-    if asked.sort:
-        found = _sorted(found, asked.sort, asked.descending)
-    elif asked.descending:
-        found = found[::-1]
-    page = found[asked.offset : asked.offset + asked.limit]
-    return TrialList(revision=mark, total=len(found), columns=shown, trials=rows(dashboard, page))
-
-
-def _sorted(found: list[TrialResult], key: str, descending: bool) -> list[TrialResult]:
-    """By a column: numbers first by size, then text; what has no value comes last, whichever the direction."""
-    missing: list[TrialResult] = []
-    present: list[tuple[tuple[bool, float, str], TrialResult]] = []
-    for trial in found:
-        given = value(trial, key)
-        if given is None or given == "" or given != given:  # NaN is not itself
-            missing.append(trial)
-        elif isinstance(given, str):
-            present.append(((True, 0, given.casefold()), trial))
-        else:
-            present.append(((False, given, ""), trial))
-    present.sort(key=lambda pair: pair[0], reverse=descending)
-    return [trial for _, trial in present] + missing
 
 
 def slots(dashboard: Dashboard, sweep: str | None = None) -> list[Slot]:

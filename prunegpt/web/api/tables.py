@@ -3,10 +3,12 @@
 import json
 from typing import Annotated, Any
 
+from pydantic import Field
 from starlette.responses import Response
 
 from prunegpt.registry import RENDERERS
 from prunegpt.report.cells import Footnote, Table
+from prunegpt.report.format import plain
 from prunegpt.report.logged import is_logged, logged_table
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.render.csv import lines
@@ -14,9 +16,9 @@ from prunegpt.report.render.html import fragment
 from prunegpt.report.rows import other_sweeps
 from prunegpt.report.scores import stored_documents
 from prunegpt.report.tables import build_table
+from prunegpt.web.api.lists import TrialFilter, chosen, filtered
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, RequestError, attachment, endpoint
-from prunegpt.web.rows import columns, value
 
 FORMATS = {
     "md": ("md", "text/markdown"),
@@ -25,9 +27,6 @@ FORMATS = {
     "json": ("json", "application/json"),
     "html": ("html", "text/html"),
 }
-
-
-_ALSO = ("protocol", "text", "error")  # columns of the list beside those of the page
 
 
 class TableColumn(Answer):
@@ -109,19 +108,28 @@ def download(dashboard: Dashboard, name: str, table: str, format: Annotated[str,
     return Response(text, media_type=media, headers=attachment(f"{name}-{table}.{format}"))
 
 
+class TrialDownload(TrialFilter):
+    columns: list[str] = Field([], description="names or keys of fields, with commas between them; all if empty")
+
+
 @endpoint("/sweeps/{name}/trials.csv", "text/csv")
-def trials_csv(dashboard: Dashboard, name: str) -> Response:
-    """Every trial as CSV."""
-    trials = dashboard.source.trials(name)
-    keys = [column.key for column in columns(trials)]
-    header = [*(key.removeprefix("swept.") for key in keys), *_ALSO]
-    text = lines([header, *([value(trial, key) for key in (*keys, *_ALSO)] for trial in trials)])
+def trials_csv(dashboard: Dashboard, name: str, asked: TrialDownload) -> Response:
+    """Trials as CSV, with every field."""
+    _, trials, fields = filtered(dashboard, name, asked)
+    shown = chosen(fields, asked.columns) or list(fields)
+    names = [field.name for field in shown]
+    header = [field.key if names.count(field.name) > 1 else field.name for field in shown]
+    text = lines([header, *([_cell(field.of(trial)) for field in shown] for trial in trials)])
     return Response(text, media_type="text/csv", headers=attachment(f"{name}-trials.csv"))
 
 
+def _cell(value: Any) -> Any:
+    return plain(list(value) if isinstance(value, tuple) else value)
+
+
 @endpoint("/sweeps/{name}/trials.json")
-def trials_json(dashboard: Dashboard, name: str) -> Response:
-    """Every trial's record as JSON."""
-    trials = dashboard.source.trials(name)
+def trials_json(dashboard: Dashboard, name: str, asked: TrialFilter) -> Response:
+    """Trials' records as JSON."""
+    _, trials, _ = filtered(dashboard, name, asked)
     text = json.dumps({"trials": [trial.described() for trial in trials]}, ensure_ascii=False)
     return Response(text, media_type="application/json", headers=attachment(f"{name}-trials.json"))

@@ -99,6 +99,7 @@ class Trial(Answer):
     reason: str
     error: str
     folder: str
+    asked: str = Field(description="what was requested of it and has not happened yet: stop, retry, or empty")
     started: float | None
     ended: float | None
     chain: list[StageShort]
@@ -149,6 +150,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
     return Trial(
         **result,
         revision=mark,
+        asked=dashboard.asked(found.sweep, found.name),
         chain=stages(found),
         interval=IntervalAnswer(low=bounds[0], high=bounds[1]) if bounds else None,
         attempts=attempts,

@@ -96,6 +96,22 @@ export function value(any) {
   return String(any);
 }
 
+/** A value of a column of trials, all its numbers in one notation: that of the server's `report/format.py`. */
+export function written({ kind, style, decimals }, given) {
+  if (missing(given) || given === "" || (Array.isArray(given) && !given.length)) return NONE;
+  if (typeof given !== "number" || kind === "text" || kind === "list") return value(given);
+  if (kind === "time") return time(given);
+  if (kind === "percent") return `${(100 * given).toFixed(decimals)}%`;
+  if (style === "clock") {
+    const whole = Math.round(given);
+    const [hours, minutes, seconds] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60].map((part) => String(part));
+    return Number(hours) ? `${hours}:${minutes.padStart(2, "0")}:${seconds.padStart(2, "0")}` : `${minutes}:${seconds.padStart(2, "0")}`;
+  }
+  if (style === "exponent" || (kind === "loss" && Math.abs(given) >= 1e6)) return given.toExponential(decimals).replace("e+", "e");
+  const text = kind === "count" || kind === "loss" ? given.toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }) : given.toFixed(decimals);
+  return kind === "seconds" ? `${text} s` : text;
+}
+
 /** "3 trials", "1 trial". */
 export const plural = (many, one, more = one + "s") => `${many.toLocaleString("en")} ${many === 1 ? one : more}`;
 

@@ -1,9 +1,10 @@
 // The table of trials: only the rows in view are in the page, the rest is fetched as it is scrolled to.
 
-import { comparePage, get, path, trialPage } from "./api.js";
+import { address, comparePage, get, path, trialPage } from "./api.js";
 import { keep, kept } from "./address.js";
 import { byId, h, replace, throttled } from "./dom.js";
 import * as format from "./format.js";
+import { GroupTable } from "./group_table.js";
 import { draw, empty, loading, onKey, say, stateBadge } from "./shell.js";
 
 const PAGE = 100; // rows a request
@@ -11,41 +12,11 @@ const AROUND = 8; // rows drawn above and below the view
 const MOST_COMPARED = 8;
 const STATES = ["finished", "running", "waiting", "failed", "diverged", "stopped"];
 const FIRST = ["name", "state"];
-const AFTER_SWEPT = ["perplexity", "sparsity", "tokens", "seconds"]; // shown unless others are chosen
+const AFTER_SWEPT = ["perplexity", "interval", "sparsity", "tokens", "own_seconds"]; // shown unless others are chosen
 const MOST_SWEPT = 8;
 const MOST_LOGGED = 24;
-const isLogged = (key) => /^(config|logged)\./.test(key);
-const HIDDEN = new Set(["low", "high", "id"]); // shown inside others
-const COLUMNS = {
-  name: ["Trial", false],
-  state: ["State", false],
-  label: ["Model", false],
-  group: ["Group", false],
-  seed: ["Seed", true],
-  perplexity: ["Perplexity", true],
-  loss: ["Loss", true],
-  sparsity: ["Sparsity", true],
-  sparsity_all: ["Sparsity, all weights", true],
-  coverage: ["Coverage", true],
-  target: ["Target", true],
-  tokens: ["Tokens", true],
-  seconds: ["Time", true],
-  started: ["Started", true],
-  ended: ["Ended", true],
-  reason: ["Reason", false],
-};
-const SHOW = {
-  perplexity: (row) => (row.perplexity === null && row.state === "diverged" ? "not finite" : format.perplexity(row.perplexity)),
-  loss: (row) => format.number(row.loss),
-  sparsity: (row) => format.percent(row.sparsity),
-  sparsity_all: (row) => format.percent(row.sparsity_all),
-  coverage: (row) => format.percent(row.coverage),
-  target: (row) => format.percent(row.target),
-  tokens: (row) => format.count(row.tokens || null),
-  seconds: (row) => format.duration(row.seconds || null),
-  started: (row) => format.time(row.started),
-  ended: (row) => format.time(row.ended),
-};
+const INTERVAL = { key: "interval", label: "95% interval", about: "of the perplexity", numeric: true, sort: "perplexity_low" };
+const ORIGINS = [["swept", "Swept"], ["trial", "Measured and recorded"], ["logged", "Logged"], ["config", "Configuration"]];
 
 export class TrialTable {
   /**
@@ -63,7 +34,8 @@ export class TrialTable {
     this.widths = new Map();
     this.current = -1;
     this.selected = new Set(JSON.parse(sessionStorage.getItem(this.storage("selected")) ?? "[]"));
-    this.query = { q: kept("q"), state: kept("state"), sort: kept("sort"), descending: kept("descending") === "true" };
+    this.query = { where: kept("where") || kept("q"), state: kept("state"), sort: kept("sort"), descending: kept("descending") === "true" };
+    this.by = kept("by") ? kept("by").split(",") : [];
     this.chosen = kept("columns") ? kept("columns").split(",") : null;
     this.generation = 0;
     this.later = throttled(2000, () => void this.refresh());
@@ -76,13 +48,15 @@ export class TrialTable {
 
   build() {
     this.search = h("input", {
-      type: "search", id: "search", placeholder: "Search trials  ( / )", "aria-label": "Search trials", value: this.query.q, autocomplete: "off", spellcheck: "false", "aria-keyshortcuts": "/",
+      type: "search", id: "search", placeholder: "Search or filter  ( / )", "aria-label": "Search or filter trials", value: this.query.where, autocomplete: "off", spellcheck: "false", "aria-keyshortcuts": "/", "aria-describedby": "search-hint",
     });
-    const search = throttled(150, () => this.ask({ q: this.search.value.trim() }));
+    const search = throttled(150, () => this.ask({ where: this.search.value.trim() }));
     this.search.addEventListener("input", search);
     this.search.addEventListener("keydown", (event) => {
       if (event.key === "Enter") this.scroller.focus();
     });
+    this.hint = h("p.search-hint.small", { id: "search-hint", role: "status", hidden: true });
+    const filterHelp = h("details.menu", {}, h("summary.button.small.quiet", { "aria-label": "How to filter" }, "?"), h("div.filter-help", {}, help()));
     this.states = h(
       "div.chips",
       { role: "group", "aria-label": "Show trials by state" },
@@ -92,16 +66,27 @@ export class TrialTable {
     );
     this.count = h("span.count", { role: "status" });
     this.menu = h("div.columns-menu");
+    this.grouping = h("div.columns-menu");
+    const opening = (menu, show) => menu.addEventListener("toggle", () => menu.open && void this.loadFields().then(show, (error) => say(error.message)));
     const chooser = h("details.menu", {}, h("summary.button.small", {}, "Columns"), this.menu);
-    this.downloads = h("span.row", {}, ["csv", "json"].map((suffix) => h("a.button.small.quiet", { href: "/api/v1" + path("sweeps", this.sweep, `trials.${suffix}`), download: "" }, suffix.toUpperCase())));
+    const grouper = h("details.menu", {}, h("summary.button.small", {}, "Group"), this.grouping);
+    opening(chooser, () => this.showMenu());
+    opening(grouper, () => this.showGrouping());
+    this.downloads = h("span.row");
     this.table = h("table", { "aria-label": `Trials of ${this.sweep}` });
     this.scroller = h("div.trials", { tabindex: "0", role: "region", "aria-label": "Trials, scrollable" }, loading());
     this.scroller.addEventListener("scroll", () => this.schedule(), { passive: true });
     new ResizeObserver(() => this.schedule()).observe(this.scroller);
     this.bar = h("div.compare-bar", { hidden: true });
-    replace(this.element, h("div.toolbar", {}, this.search, this.states, chooser, this.downloads, this.count), this.scroller, this.bar);
+    replace(this.element, h("div.toolbar", {}, h("span.row.searching", {}, this.search, filterHelp), this.states, grouper, chooser, this.downloads, this.count, this.hint), this.scroller, this.bar);
     this.showStates();
+    this.showDownloads();
     this.showBar();
+  }
+
+  showDownloads() {
+    const { where, state } = this.query;
+    replace(this.downloads, ["csv", "json"].map((suffix) => h("a.button.small.quiet", { href: address(path("sweeps", this.sweep, `trials.${suffix}`), { where, state }), download: "" }, suffix.toUpperCase())));
   }
 
   bindKeys() {
@@ -123,18 +108,32 @@ export class TrialTable {
 
   /** The first rows. */
   async load() {
-    await draw(this.scroller, async () => {
-      await this.fetch(0, this.generation);
-      this.draw();
-    });
+    await draw(this.scroller, () => this.loadRows());
   }
 
-  /** Filters or sorts. */
+  async loadRows() {
+    try {
+      if (this.by.length) return await this.drawGroups();
+      await this.fetch(0, this.generation);
+    } catch (error) {
+      if (error.status !== 400) throw error;
+      this.chosen = null; // columns of an address that are none here
+      this.by = [];
+      this.showHint(error.message);
+      this.asked.clear();
+      this.query = { ...this.query, where: "", sort: "" };
+      await this.fetch(0, this.generation);
+    }
+    this.draw();
+  }
+
+  /** Filters, sorts or groups. */
   ask(changes) {
     Object.assign(this.query, changes);
-    const { q, state, sort, descending } = this.query;
-    keep({ q, state, sort, descending: descending && sort ? "true" : "" });
+    const { where, state, sort, descending } = this.query;
+    keep({ where, q: "", state, sort, by: this.by.join(","), descending: descending && sort ? "true" : "" });
     this.showStates();
+    this.showDownloads();
     this.current = -1;
     this.scroller.scrollTop = 0;
     void this.refresh({ reload: true });
@@ -148,29 +147,57 @@ export class TrialTable {
     const pages = new Set([Math.floor(from / PAGE), Math.floor(Math.max(from, to - 1) / PAGE)]);
     const before = this.rows;
     try {
-      this.rows = new Map();
-      for (const page of pages) await this.fetch(page, generation);
-      if (generation === this.generation) this.draw();
+      if (this.by.length) {
+        await this.drawGroups(generation);
+      } else {
+        this.rows = new Map();
+        for (const page of pages) await this.fetch(page, generation);
+        if (generation === this.generation) this.draw();
+      }
+      if (generation === this.generation) this.showHint("");
     } catch (error) {
       if (generation !== this.generation) return;
       this.rows = before;
-      say(error.message);
+      if (error.status === 400) this.showHint(error.message);
+      else say(error.message);
     }
+  }
+
+  /** What is wrong with the filter, under it; the rows of the last one that was understood stay. */
+  showHint(text) {
+    this.hint.hidden = !text;
+    this.hint.textContent = text;
+    text ? this.search.setAttribute("aria-invalid", "true") : this.search.removeAttribute("aria-invalid");
+  }
+
+  /** Chosen columns that rows do not have anyway. */
+  more() {
+    const usual = new Set(this.columns.filter((column) => !column.asked).map((column) => column.key));
+    return (this.chosen ?? []).filter((key) => key !== "interval" && (usual.size ? !usual.has(key) : /^config\./.test(key) || !/\./.test(key))).join(",");
   }
 
   async fetch(page, generation) {
     if (this.asked.has(page)) return;
     this.asked.add(page);
-    const { q, state, sort, descending } = this.query;
+    const { where, state, sort, descending } = this.query;
     const found = await get(path("sweeps", this.sweep, "trials"), {
-      offset: page * PAGE, limit: PAGE, q, state, sort, ...(sort && descending ? { descending: "true" } : {}),
+      offset: page * PAGE, limit: PAGE, where, state, sort, columns: this.more(), ...(sort && descending ? { descending: "true" } : {}),
     });
     if (generation !== this.generation) return;
     this.total = found.total;
-    if (!q && !state) this.known = found.total;
+    if (!where && !state) this.known = found.total;
     this.setColumns(found.columns);
     found.trials.forEach((row, index) => this.rows.set(page * PAGE + index, row));
     this.measure(found.trials);
+  }
+
+  async drawGroups(generation = this.generation) {
+    this.groups ??= new GroupTable(this);
+    await this.groups.load(generation);
+  }
+
+  async loadFields() {
+    this.fields ??= (await get(path("sweeps", this.sweep, "fields"))).fields;
   }
 
   /** Puts changed rows in place; asks again where the order may be another. */
@@ -179,33 +206,28 @@ export class TrialTable {
     let unknown = false;
     for (const row of changed) {
       if (!places.has(row.id)) unknown = true;
-      else this.rows.set(places.get(row.id), { ...row, fresh: true });
+      else this.rows.set(places.get(row.id), { ...row, values: { ...this.rows.get(places.get(row.id)).values, ...row.values }, fresh: true });
     }
-    if (changed.length) this.draw();
-    if (unknown || this.query.sort || this.query.state || this.query.q) this.later();
+    if (changed.length && !this.by.length) this.draw();
+    if (unknown || this.by.length || this.query.sort || this.query.state || this.query.where) this.later();
   }
 
   // Columns
 
   setColumns(given) {
-    const keys_given = given.map((column) => column.key).join();
+    const keys_given = given.map((column) => column.key + column.style + column.decimals).join();
     if (keys_given === this.given) return;
     this.given = keys_given;
-    const known = new Map(given.map((column) => [column.key, column]));
-    const swept = given.filter((column) => column.swept);
-    const logged = given.filter((column) => isLogged(column.key)).map((column) => column.key); // of W&B runs
-    const fixed = Object.entries(COLUMNS).map(([key, [label, numeric]]) => ({ swept: false, numeric, ...known.get(key), label, key, sortable: known.has(key) }));
-    const rest = given.filter((column) => !column.swept && !(column.key in COLUMNS) && !HIDDEN.has(column.key)).map((column) => ({ ...column, sortable: true }));
-    const interval = { key: "interval", label: "95% interval", swept: false, numeric: true, sortable: false };
-    const by = new Map([...fixed, ...rest, interval].map((column) => [column.key, column]));
-    const keys = [...FIRST, ...swept.map((column) => column.key), ...logged, "perplexity", "interval"];
-    for (const column of swept) by.set(column.key, { ...column, sortable: true, path: column.key.replace(/^swept\./, "") });
-    for (const key of by.keys()) if (!keys.includes(key)) keys.push(key);
-    this.columns = keys.map((key) => by.get(key));
-    this.usual = [...FIRST, ...swept.slice(0, MOST_SWEPT).map((column) => column.key), ...AFTER_SWEPT];
-    this.usual.splice(this.usual.indexOf("perplexity") + 1, 0, "interval");
-    if (logged.length) this.usual = [...FIRST, ...swept.slice(0, MOST_SWEPT).map((column) => column.key), ...logged.slice(0, MOST_LOGGED)];
-    this.showMenu();
+    const asked = new Set(this.more().split(","));
+    const by = new Map(given.map((column) => [column.key, { ...column, asked: asked.has(column.key), sort: column.key }]));
+    if (by.has("perplexity")) by.set("interval", INTERVAL);
+    const swept = given.filter((column) => column.swept).map((column) => column.key).slice(0, MOST_SWEPT);
+    const logged = given.filter((column) => ["logged", "config"].includes(column.origin) && !asked.has(column.key)).map((column) => column.key); // of W&B runs
+    this.usual = [...FIRST, ...swept, ...(logged.length ? ["tags", "note", ...logged.slice(0, MOST_LOGGED)] : AFTER_SWEPT)].filter((key) => by.has(key));
+    const keys = [...this.usual, ...by.keys()];
+    this.columns = [...new Set(keys)].map((key) => by.get(key));
+    this.widths.clear();
+    this.measure([...this.rows.values()]);
   }
 
   shown() {
@@ -215,34 +237,54 @@ export class TrialTable {
 
   showMenu() {
     const shown = new Set(this.shown().map((column) => column.key));
-    const box = (column) =>
-      h("label.check", {}, h("input", { type: "checkbox", checked: shown.has(column.key), disabled: column.key === "name", on: { change: (event) => this.choose(column.key, event.target.checked) } }), column.label);
-    const swept = this.columns.filter((column) => column.swept);
-    replace(
-      this.menu,
-      swept.length > 0 && [h("h3", {}, "Swept"), swept.map(box)],
-      h("h3", {}, swept.length ? "Measured and recorded" : "Columns"),
-      this.columns.filter((column) => !column.swept).map(box),
-      h("button.small.quiet", { type: "button", on: { click: () => this.choose(null) } }, "As usual"),
-    );
+    const box = (field) => h("label.check", { title: field.about }, h("input", { type: "checkbox", checked: shown.has(field.key), disabled: field.key === "name", on: { change: (event) => this.choose(field.key, event.target.checked) } }), field.label, field.origin === "config" && h("small.muted", {}, field.name));
+    const find = h("input", { type: "search", placeholder: "Find a column", "aria-label": "Find a column" });
+    const list = h("div.columns-menu");
+    const draw = () => {
+      const words = find.value.trim().toLowerCase();
+      const fields = [...this.fields.filter((field) => !/^perplexity_(low|high)$/.test(field.key)), ...(this.fields.some((field) => field.key === "perplexity") ? [{ ...INTERVAL, origin: "trial", name: "interval" }] : [])].filter((field) => !words || `${field.label} ${field.name}`.toLowerCase().includes(words));
+      const differing = (one) => -Number(one.differs ?? false);
+      replace(list, ORIGINS.map(([origin, title]) => {
+        const some = fields.filter((field) => field.origin === origin);
+        if (origin === "config") some.sort((one, other) => differing(one) - differing(other));
+        return some.length > 0 && [h("h3", {}, title), some.map(box)];
+      }));
+    };
+    find.addEventListener("input", draw);
+    draw();
+    replace(this.menu, h("div.row", {}, find, h("button.small.quiet", { type: "button", on: { click: () => (this.choose(null), this.showMenu()) } }, "As usual")), list);
+  }
+
+  showGrouping() {
+    const box = (field) => h("label.check", { title: field.about }, h("input", { type: "checkbox", checked: this.by.includes(field.key), on: { change: (event) => this.groupBy(field.key, event.target.checked) } }), field.label, field.origin === "config" && h("small.muted", {}, field.name));
+    const fields = this.fields.filter((field) => field.differs && (!field.numeric || ["swept", "config"].includes(field.origin) || field.key === "seed" || field.key === "layer") && !["name", "error", "note"].includes(field.key));
+    replace(this.grouping, h("div.row", {}, h("span.muted", {}, "One row per group"), h("button.small.quiet", { type: "button", on: { click: () => (this.groupBy(null), this.showGrouping()) } }, "None")), ORIGINS.map(([origin, title]) => {
+      const some = fields.filter((field) => field.origin === origin);
+      return some.length > 0 && [h("h3", {}, title), some.map(box)];
+    }));
+  }
+
+  groupBy(key, on) {
+    this.by = key === null ? [] : on ? [...this.by, key] : this.by.filter((one) => one !== key);
+    this.ask({ sort: "", descending: false });
   }
 
   choose(key, on) {
     if (key === null) this.chosen = null;
     else {
-      const keys = this.shown().map((column) => column.key);
+      const keys = this.chosen ?? this.usual;
       this.chosen = on ? [...keys, key] : keys.filter((one) => one !== key);
     }
     keep({ columns: this.chosen?.join(",") ?? "" });
-    this.showMenu();
-    this.draw();
+    if (this.by.length || (on && !this.columns.some((column) => column.key === key))) void this.refresh();
+    else this.draw();
   }
 
   text(row, column) {
-    if (column.swept) return format.value(row.swept?.[column.path]);
-    if (isLogged(column.key)) return format.value(row.logged?.[column.key]);
     if (column.key === "interval") return format.interval(row.low, row.high);
-    return SHOW[column.key]?.(row) ?? format.value(row[column.key] === "" ? null : row[column.key]);
+    const value = column.swept ? row.swept?.[column.name] : (row.values?.[column.key] ?? row[column.key]);
+    if (column.key === "perplexity" && value === null && row.state === "diverged") return "not finite";
+    return format.written(column, value);
   }
 
   /** Column widths from the longest text so far, so that they stay still while scrolling. */
@@ -278,18 +320,16 @@ export class TrialTable {
   draw() {
     this.showCount();
     if (!this.total) {
-      const filtered = this.query.q || this.query.state;
+      const filtered = this.query.where || this.query.state;
       const text = filtered ? "Search for something else, or show all states." : "They appear here as soon as the sweep has some.";
       return void replace(this.scroller, empty(filtered ? "No trial is like that" : "No trials yet", text));
     }
     const columns = this.shown();
     const { sort, descending } = this.query;
     const head = columns.map((column) => {
-      const order = sort === column.key ? (descending ? "descending" : "ascending") : column.sortable ? "none" : null;
-      const name = h("span.label", { title: column.path ?? null }, column.label);
-      const button = column.sortable
-        ? h("button", { type: "button", on: { click: () => this.sort(column) } }, name)
-        : h("button", { type: "button", disabled: true }, name);
+      const order = sort === column.sort ? (descending ? "descending" : "ascending") : "none";
+      const name = h("span.label", { title: column.about }, column.label);
+      const button = h("button", { type: "button", on: { click: () => this.sort(column) } }, name);
       return h("th", { scope: "col", "aria-sort": order, class: this.classes(column) }, button);
     });
     this.body = h("tbody");
@@ -359,16 +399,17 @@ export class TrialTable {
 
   nameCell(row, place) {
     const box = h("input", { type: "checkbox", checked: this.selected.has(this.reference(row)), "aria-label": `Select ${row.name}`, on: { change: () => this.toggle(row) } });
-    const link = h("a", { href: trialPage(this.sweep, row.name), title: row.name, on: { click: () => this.remember(place) } }, row.name);
+    const link = h("a", { href: trialPage(this.sweep, row.name), title: row.title === row.name ? row.name : `${row.title}: ${row.name}`, on: { click: () => this.remember(place) } }, row.title);
     return h("th.first", { scope: "row" }, h("label", {}, box), link);
   }
 
   stateCell(row) {
+    if (row.asked) return [stateBadge("stopping", row.asked === "retry" ? "requeueing …" : "stopping …")];
     return [stateBadge(row.state, row.early_stopped ? "stopped early" : row.state)];
   }
 
   showCount() {
-    const filtered = this.query.q || this.query.state;
+    const filtered = this.query.where || this.query.state;
     this.count.textContent = filtered && this.known ? `${this.total.toLocaleString("en")} of ${format.plural(this.known, "trial")}` : format.plural(this.total, "trial");
   }
 
@@ -380,7 +421,7 @@ export class TrialTable {
 
   sort(column) {
     const { sort, descending } = this.query;
-    if (sort !== column.key) this.ask({ sort: column.key, descending: false });
+    if (sort !== column.sort) this.ask({ sort: column.sort, descending: false });
     else if (!descending) this.ask({ descending: true });
     else this.ask({ sort: "", descending: false });
   }
@@ -443,6 +484,12 @@ export class TrialTable {
   }
 }
 
+/** How filters are written, beside the search box. */
+function help() {
+  const examples = [["wanda", "in names, labels, tags, notes"], ['perplexity < 40 and method == "wanda"', "compared"], ["0.5 <= sparsity < 0.9", "between"], ['"baseline" in tags', "in a list or text"], ["seed in [1, 2] or not early_stopped", "either"], ["perplexity is None", "not measured"]];
+  return [h("h3", {}, "Filters"), h("dl", {}, examples.map(([code, text]) => [h("dt", {}, h("code", {}, code)), h("dd.muted", {}, text)])), h("p.small", {}, "Fields are those under Columns, by path or the end of it; the same filters work in prunegpt sweep status --where.")];
+}
+
 /** The trial next to one, in the order the table had when it was left; null at the ends. */
 export async function neighbour(sweep, trial, by) {
   const storage = `prunegpt-place-${sweep}`;
@@ -455,8 +502,8 @@ export async function neighbour(sweep, trial, by) {
   }
   const place = at.place + by;
   if (place < 0) return null;
-  const { q, state, sort, descending } = at;
-  const found = await get(path("sweeps", sweep, "trials"), { offset: place, limit: 1, q, state, sort, ...(sort && descending ? { descending: "true" } : {}) });
+  const { where, state, sort, descending } = at;
+  const found = await get(path("sweeps", sweep, "trials"), { offset: place, limit: 1, where, state, sort, ...(sort && descending ? { descending: "true" } : {}) });
   const row = found.trials[0];
   if (!row) return null;
   sessionStorage.setItem(storage, JSON.stringify({ ...at, place, name: row.name }));

@@ -19,7 +19,8 @@ let metrics = []; // names of all curves
 
 const split = (reference) => [reference.slice(0, reference.indexOf("/")), reference.slice(reference.indexOf("/") + 1)];
 const sweeps = [...new Set(chosen.map((one) => split(one)[0]))];
-const shortName = (reference) => (sweeps.length === 1 ? split(reference)[1] : reference);
+const titles = new Map(); // of W&B runs: their display names
+const shortName = (reference) => titles.get(reference) ?? (sweeps.length === 1 ? split(reference)[1] : reference);
 const go = (trials) => location.assign(comparePage(trials));
 
 // Choosing
@@ -156,6 +157,7 @@ async function loadCurves() {
 
 async function load() {
   compared = await get("/compare", { trial: chosen, name: ["perplexity"], points: 5 });
+  for (const { trial, name, title } of compared.trials) if (title !== name) titles.set(trial, title);
   metrics = [...new Set((await Promise.all(chosen.map((one) => get(path("trials", ...split(one)))))).flatMap((trial) => trial.curves.map((curve) => curve.name)))].filter((name) => !name.startsWith("sparsity/"));
   const choose = curveControls(view, metrics, () => {
     keep(addressOf(view));

@@ -1,6 +1,7 @@
 // One sweep: progress, what runs, results, figures, trials, stages.
 
 import { get, path, post, sweepPage, trialPage } from "../api.js";
+import { holdAnchor } from "../anchor.js";
 import { byId, h, insertServerHtml, replace, throttled } from "../dom.js";
 import { Gallery, listFigures } from "../figures.js";
 import * as format from "../format.js";
@@ -47,7 +48,7 @@ function showHead() {
         "div.titles",
         {},
         h("h1", {}, sweep.title || name),
-        h("div.meta", {}, stateBadge(...words), h("span.mono", {}, name), sweep.source && h("span.mono", { title: sweep.source }, sweep.source.split("/").slice(-2).join("/")), from && h("span", {}, from)),
+        h("div.meta", {}, sweep.asked ? stateBadge("stopping", PENDING[sweep.asked]) : stateBadge(...words), h("span.mono", {}, name), sweep.source && h("span.mono", { title: sweep.source }, sweep.source.split("/").slice(-2).join("/")), from && h("span", {}, from)),
       ),
       h(
         "div.actions",
@@ -91,16 +92,23 @@ const QUESTIONS = {
   resume: ["Resume this sweep?", "A coordinator starts on this machine and runs the trials that are not finished.", "Resume the sweep"],
 };
 
+const PENDING = { stop: "Stopping …", kill: "Killing …", resume: "Starting …" };
+
 function actionButton(action, label, danger = false) {
-  return h("button", { type: "button", class: danger ? "danger" : "", on: { click: () => void act(action, danger) } }, label);
+  const pending = sweep.asked === action || sweep.asked === "kill";
+  return h("button", { type: "button", class: danger ? "danger" : "", disabled: pending, on: { click: () => void act(action, danger) } }, sweep.asked === action ? PENDING[action] : label);
 }
 
 async function act(action, danger) {
   const [title, text, words] = QUESTIONS[action];
   if (!(await confirm({ title, text, action: words, danger: danger || action === "stop" }))) return;
+  sweep.asked = action;
+  showHead(); // at once: it may take a while to happen
   try {
     say((await post(here("actions"), { action })).message);
   } catch (error) {
+    sweep.asked = "";
+    showHead();
     say(error.message);
   }
   reloadHead();
@@ -248,6 +256,7 @@ await draw(byId("head"), async () => {
   await draw(byId("results"), loadResults);
   buildFigures();
   buildPanels();
+  holdAnchor();
   const reloadStages = buildStages();
   const reloadFigures = throttled(5000, () => figuresWanted && void loadFigures().catch((error) => say(error.message)));
   const reloadPanels = throttled(5000, () => panels.refresh());

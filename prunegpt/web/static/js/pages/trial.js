@@ -60,8 +60,8 @@ function showHead() {
         "div.titles",
         {},
         h("nav.crumbs", { "aria-label": "Where this is" }, h("a", { href: sweepPage(sweep) }, sweep)),
-        h("h1", {}, name),
-        h("div.meta", {}, stateBadge(trial.state, trial.reason === "early-stop" ? "stopped early" : trial.state), trial.label && h("span", {}, trial.label), !trial.logged && h("span", {}, `seed ${trial.seed}`), trial.group !== name && h("span", {}, `group ${trial.group}`), !trial.shown && h("span.tag", {}, "no longer in the spec"), trial.implicit && h("span.tag", {}, "taken along as a teacher")),
+        h("h1", {}, (trial.logged && trial.label) || name),
+        h("div.meta", {}, stateBadge(trial.state, trial.reason === "early-stop" ? "stopped early" : trial.state), trial.logged ? h("span.mono", {}, name) : trial.label && h("span", {}, trial.label), trial.asked && stateBadge("stopping", PENDING[trial.asked]), !trial.logged && h("span", {}, `seed ${trial.seed}`), trial.group !== name && h("span", {}, `group ${trial.group}`), !trial.shown && h("span.tag", {}, "no longer in the spec"), trial.implicit && h("span.tag", {}, "taken along as a teacher")),
       ),
       h(
         "div.actions",
@@ -69,8 +69,8 @@ function showHead() {
         h("button", { type: "button", on: { click: () => void go(-1) }, title: "Trial before (k)", "aria-label": "Trial before" }, "←"),
         h("button", { type: "button", on: { click: () => void go(1) }, title: "Next trial (j)", "aria-label": "Next trial" }, "→"),
         h("button", { type: "button", on: { click: pick } }, "Compare …"),
-        !trial.logged && trial.state === "running" && h("button", { type: "button", on: { click: () => void act("stop") } }, "Stop"),
-        !trial.logged && ["failed", "stopped", "diverged"].includes(trial.state) && h("button", { type: "button", on: { click: () => void act("retry") } }, "Retry"),
+        !trial.logged && trial.state === "running" && h("button", { type: "button", disabled: trial.asked === "stop", on: { click: () => void act("stop") } }, trial.asked === "stop" ? PENDING.stop : "Stop"),
+        !trial.logged && ["failed", "stopped", "diverged"].includes(trial.state) && h("button", { type: "button", disabled: trial.asked === "retry", on: { click: () => void act("retry") } }, trial.asked === "retry" ? PENDING.retry : "Retry"),
       ),
     ),
     trial.error && h("div.problem", {}, h("p", {}, h("strong", {}, trial.reason ? `${trial.reason}: ` : ""), trial.error.length > 600 ? trial.error.slice(0, 600) + " …" : trial.error)),
@@ -118,12 +118,18 @@ const QUESTIONS = {
   retry: ["Retry this trial?", `${reference} is requeued and runs in a new attempt. Published stages are not computed again.`, "Retry the trial"],
 };
 
+const PENDING = { stop: "Stopping …", retry: "Requeueing …" };
+
 async function act(action) {
   const [title, text, words] = QUESTIONS[action];
   if (!(await confirm({ title, text, action: words, danger: action === "stop" }))) return;
+  trial.asked = action;
+  showHead(); // at once: it may take a while to happen
   try {
     say((await post(here("actions"), { action })).message);
   } catch (error) {
+    trial.asked = "";
+    showHead();
     say(error.message);
   }
   reload();
