@@ -20,6 +20,7 @@ TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "st
 TOTAL_STEPS = "total_steps"  # the point with the number of steps of a stage: optimizer steps, or layers to prune
 CALIBRATED = "calibrated"  # the curve of a calibration pass, 0 to 1, over what it passes through
 LAYERS_PRUNED = "layers_pruned"  # the curve of one-shot pruning: weight matrices that are done
+DISK_FULL = "disk-full"  # the reason of a trial that failed because there was no room for what it writes
 EARLY_STOP = "early-stop"  # the reason of a trial that was stopped because others did better
 
 

@@ -19,6 +19,7 @@ from uuid import uuid4
 DEFAULT_ROOT = "runs"
 ROOT_VARIABLE = "PRUNEGPT_ROOT"
 SEAL = "files.json"  # in a sealed folder: what was in it when it was published
+REMOVED = "removed.json"  # in a stage whose model was removed to save space: size and SHA-256 of its files
 
 # The folders directly under a root, each made when it is needed; the README describes them.
 FOLDERS = (
@@ -83,8 +84,24 @@ class Root:
         return self.stage(stage_key) / "evaluations" / evaluation_key
 
     def is_published(self, key: str) -> bool:
-        """Whether a stage is there whole. One that lacks files, or whose files are cut, counts as not there."""
-        return whole(self.stage(key), "stage.json")
+        """Whether a stage is there whole. One that lacks files, or whose files are cut, counts as not there.
+
+        What a stage came to stays when its model is removed; it counts as not there once its model is wanted again.
+        """
+        return whole(self.stage(key), "stage.json") and not (self.lacks_model(key) and self._wanted(key).exists())
+
+    def lacks_model(self, key: str) -> bool:
+        """Whether the model of a stage was removed to save space."""
+        return (self.stage(key) / REMOVED).exists()
+
+    def want_model(self, key: str) -> None:
+        """Has the model of a stage computed again by the next trial that comes through it, where it was removed."""
+        if self.lacks_model(key):
+            self._wanted(key).parent.mkdir(parents=True, exist_ok=True)
+            self._wanted(key).touch()
+
+    def _wanted(self, key: str) -> Path:
+        return self.work(key) / "wanted"
 
     def is_measured(self, stage_key: str, evaluation_key: str) -> bool:
         """Whether an evaluation of a stage is there whole."""

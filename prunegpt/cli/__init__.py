@@ -7,7 +7,22 @@ import sys
 import typer
 
 from prunegpt import __version__
-from prunegpt.cli import begin, control, doctor, models, recipe, serve, status, sweep, table, train, trial, wandb, watch  # noqa: F401
+from prunegpt.cli import (  # noqa: F401
+    begin,
+    control,
+    doctor,
+    gc,
+    models,
+    recipe,
+    serve,
+    status,
+    sweep,
+    table,
+    train,
+    trial,
+    wandb,
+    watch,
+)
 from prunegpt.cli.options import app, say, sweep_app
 from prunegpt.errors import PruneGPTError
 from prunegpt.planning.fingerprint import undecided

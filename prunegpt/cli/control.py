@@ -117,21 +117,31 @@ def retry(
 ) -> None:
     """Requeue failed, diverged or stopped trials.
 
+    With GLOB also finished ones whose model was removed, to have it computed again.
+
     A running sweep picks them up immediately; otherwise `sweep resume` runs them from their last checkpoint.
     """
     from prunegpt.store import Store
     from prunegpt.sweep.control import Action, request
     from prunegpt.sweep.lock import coordinator
 
-    ended = [one for one in _results(name, root) if one.state in _ENDED and not one.plan.foreign]
-    names = [one.name for one in _matching(ended, trial, f"trial of {name} that failed, diverged or was stopped")]
     running = coordinator(root) is not None
+    known = [result for result in _results(name, root) if not result.plan.foreign]
+    bare = [] if running or trial == "*" else [result for result in known if root.lacks_model(result.plan.key)]
+    ended = [result for result in known if result.state in _ENDED or result in bare]
+    names = [
+        result.name
+        for result in _matching(ended, trial, f"trial of {name} that failed, diverged, was stopped or lacks its model")
+    ]
     if running:
         for one in names:
             request(root, Action("retry", name, one))
     else:
         with Store.open(root, create=False) as store:
-            names = store.retry(name, names)
+            for result in bare:
+                if result.name in names:
+                    root.want_model(result.plan.key)
+            names = store.retry(name, names, finished=bool(bare))
     if as_json:
         print_json({"trials": names, "running": running})
         return
@@ -253,5 +263,10 @@ def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str |
         say(f"interrupted. Resume with: prunegpt sweep resume {plan.name}")
     if outcome.reached and outcome.waiting:
         say(f"{len(outcome.waiting)} trials were not started: {outcome.reached} had reached the target.")
-    if outcome.failed or outcome.interrupted:
+    if outcome.no_room:
+        say(
+            f"{len(outcome.waiting)} trials wait: {outcome.no_room}. Free some, such as with `prunegpt gc`; then: "
+            f"prunegpt sweep resume {plan.name}"
+        )
+    if outcome.failed or outcome.interrupted or outcome.no_room:
         raise typer.Exit(1)

@@ -1,5 +1,7 @@
 """What a plan costs before it runs: stages shared and cached, tokens to train and to evaluate."""
 
+import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunegpt.builtin import is_builtin
+from prunegpt.cli.options import number
 from prunegpt.errors import DataError, InputError, PruneGPTError
 from prunegpt.planning import hub
 from prunegpt.planning.budget import evaluations, job_problems, train_tokens
 from prunegpt.planning.corpus import column_in
+from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.inputs import Inputs, text_files
 from prunegpt.planning.sources import MASKS
 from prunegpt.root import Root
@@ -36,6 +40,42 @@ class Costs:
     train_tokens_without_sharing: int | None
     evaluation_tokens: int | None
     unchecked: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DiskNeeds:
+    """Bytes that a plan writes to the disk of its root. None where a model's size is not known."""
+
+    models: int | None  # published models that are not there yet
+    training: int | None  # checkpoints, while one trial trains: weights and two moments, twice
+    free: int
+    keep: str
+
+    def __str__(self) -> str:
+        models, training, free = (
+            None if size is None else size / 1e9 for size in (self.models, self.training, self.free)
+        )
+        rest = "" if self.keep == "all" else f" (keep: {self.keep} removes models of finished trials)"
+        checkpoints = f", and {number(training)} GB of checkpoints for each trial that trains" if training else ""
+        short = models is not None and (models + (training or 0) > (free or 0)) and self.keep == "all"
+        hint = " That is more than there is: set `keep`, or use another --root." if short else ""
+        return f"about {number(models)} GB of models{rest}{checkpoints}; {number(free)} GB are free.{hint}"
+
+
+def disk_needs(trials: Sequence[tuple[TrialPlan, ModelFacts]], root: Root, keep: str) -> DiskNeeds:
+    """What these trials write: each stage that is not there yet publishes its model in float32, once."""
+    sizes: dict[str, int | None] = {}
+    training: list[int | None] = [0]
+    for trial, facts in trials:
+        known = facts.tensors
+        size = None if known is None else 4 * sum(math.prod(shape) for shape in known.values())
+        for stage in trial.stages:
+            if stage.kind != "load" and not root.is_published(stage.key):
+                sizes[stage.key] = size
+                training.append(None if size is None else 6 * size if stage.training else 0)
+    there = next(folder for folder in (root.path, *root.path.parents) if folder.exists())
+    highest = None if None in training else max(count or 0 for count in training)
+    return DiskNeeds(_sum(sizes.values()), highest, shutil.disk_usage(there).free, keep)
 
 
 def lost_zeros(trials: Sequence[TrialPlan]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import fnmatch
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +38,7 @@ def check(
 
     Works offline; checks that need the hub are listed as "not checked".
     """
-    from prunegpt.cli.costs import Counting, lost_zeros, text_columns
+    from prunegpt.cli.costs import Counting, disk_needs, lost_zeros, text_columns
     from prunegpt.cli.tables import print_table
     from prunegpt.errors import SpecError, StoreError
     from prunegpt.planning.outlines import coverage_of, unbuilt
@@ -70,6 +71,7 @@ def check(
     known = [(found.trial, found.facts) for found in planner.chains.values() if found]
     coverages = {trial.name: covered for trial, facts in known if (covered := coverage_of(trial, facts))}
     unchecked += dict.fromkeys(text for _, facts in known if (text := unbuilt(facts)))
+    disk = disk_needs(known, root, plan.keep)
     searched = [chain.trial for found in planner.searched.values() for chain in found]
     notes = [*lost_zeros(trials), *text_columns([*trials, *searched]), *_uncovered(trials, coverages)]
     replaced = None
@@ -100,6 +102,7 @@ def check(
                     }
                     for name, search in searches.items()
                 ],
+                "disk": asdict(disk),
                 "unchecked": unchecked,
                 "notes": notes,
                 "not_in_the_spec": list(replaced.trials) if replaced else [],
@@ -126,6 +129,7 @@ def check(
         print(f"Tokens to train: {number(report.train_tokens_remaining)} of {number(report.train_tokens)}; ", end="")
         print(f"without sharing it would be {number(report.train_tokens_without_sharing)}.")
         print(f"Tokens to evaluate: about {number(report.evaluation_tokens)}.")
+        print(f"Disk: {disk}")
     for name, search in searches.items():
         _print_search(name, search, per_trial[name])
     for text in unchecked:

@@ -175,6 +175,7 @@ class Planner:
             searches=searches,
             early_stop=spec.early_stop,
             target=spec.target,
+            keep=spec.keep,
             failures=spec.failures,
             launcher=spec.launcher,
             tracking=spec.tracking,

@@ -8,7 +8,16 @@ from pydantic import AliasChoices, Field
 from prunegpt.spec.code import CodePart
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.part import Part
-from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, FinetuneSpec, ModelSpec, PruneSpec, TableSpec
+from prunegpt.spec.schema import (
+    DataSpec,
+    DistillSpec,
+    EvaluateSpec,
+    FinetuneSpec,
+    Keep,
+    ModelSpec,
+    PruneSpec,
+    TableSpec,
+)
 from prunegpt.spec.search import EarlyStopSpec, SearchSpec
 from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
@@ -203,6 +212,7 @@ class SweepPlan(Part):
     searches: tuple[SearchPlan, ...] = ()
     early_stop: EarlyStopSpec | None = None
     target: TargetSpec | None = None
+    keep: Keep = "all"  # models of finished trials that stay
     failures: FailureSpec = FailureSpec()
     launcher: LauncherSpec = LauncherSpec()
     tracking: TrackingSpec = TrackingSpec()

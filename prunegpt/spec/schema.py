@@ -51,6 +51,7 @@ def _method(name: str) -> str:
 
 
 Method = Annotated[str, AfterValidator(_method)]
+Keep = Literal["none", "best", "all"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -438,6 +439,11 @@ class Spec(Part):
     figures: DeclaredFigures = Field((), description="figures of the results")
     early_stop: EarlyStopSpec | None = Field(None, description="early stopping of trials")
     target: TargetSpec | None = Field(None, description="what is good enough: nothing more is started after it")
+    keep: Keep = Field(
+        "all",
+        description="models of finished trials that stay on the disk: none, best (of the seeds of a configuration, and "
+        "of a search), or all; results stay, and what an unfinished trial needs",
+    )
     failures: FailureSpec = Field(FailureSpec(), description="retries, time limit, heartbeat")
     launcher: LauncherSpec = Field(LauncherSpec(), description="where trials run")
     tracking: TrackingSpec = Field(TrackingSpec(), description="experiment tracking")

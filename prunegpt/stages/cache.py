@@ -22,7 +22,7 @@ from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.sources import MASKS, model_files, origin
 from prunegpt.pruning.masks import load_masks, save_masks
 from prunegpt.records import Evaluation, StageRecord
-from prunegpt.root import Root, damage, publishing, seal, write_text
+from prunegpt.root import REMOVED, Root, damage, publishing, read_json, seal, sealed, write_text
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages.base import ModelState, Pruned
@@ -49,7 +49,8 @@ def computing(root: Root, key: str) -> Iterator[None]:
 
 def publish(root: Root, plan: StagePlan, state: ModelState, stage: StageRecord) -> None:
     """Writes a stage whole. A `load` stage keeps no copy of the weights: its source is named in plan.json."""
-    with publishing(root.stage(plan.key)) as folder:
+    again = root.lacks_model(plan.key)
+    with publishing(root.stage(plan.key), replace=again) as folder:
         if plan.kind != "load":
             save_model(state.model, state.tokenizer, folder / "model", processor=state.processor)
         if state.pruned.masks:
@@ -70,6 +71,14 @@ def publish(root: Root, plan: StagePlan, state: ModelState, stage: StageRecord) 
         (folder / "evaluations").mkdir()
         stage.model_copy(update={"evaluation": None, "also": {}, "cached": False}).write(folder / "stage.json")
         seal(folder)
+        if again and _same_model(root.stage(plan.key), folder):
+            shutil.copytree(root.stage(plan.key) / "evaluations", folder / "evaluations", dirs_exist_ok=True)
+
+
+def _same_model(before: Path, now: Path) -> bool:
+    """Whether a model that was removed and computed again has the same bits; its evaluations are of it then."""
+    removed, files = read_json(before / REMOVED), sealed(now) or {}
+    return all(list(files.get(name, ())) == content for name, content in removed.items() if name.startswith("model/"))
 
 
 def _link(source: str, target: str) -> None:
@@ -122,6 +131,11 @@ def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torc
         raise ModelError(
             f"a stage must be as it was published; {changed[0].file} of {folder} is {changed[0].what}. `prunegpt "
             "doctor --repair` sets it aside, and the next run computes it again."
+        )
+    if root.lacks_model(key):
+        raise ModelError(
+            f"the model of stage {key} was removed to save space; its results are kept. "
+            f"`prunegpt sweep retry SWEEP TRIAL`, then `prunegpt sweep resume SWEEP` compute it again."
         )
     stored = folder / "model"
     if not stored.is_dir():

@@ -78,6 +78,8 @@ class Chain:
         dtype = pick_dtype(self.trial.precision, device)
         first = PlannedEvaluation(evaluate=self.trial.evaluate, key=self.trial.evaluation_key)
         rulers = [Ruler.of(one, self.trial, device, self.inputs) for one in (first, *self.trial.also)]
+        if ranks.leads():
+            self._want_models()
         state: ModelState | None = None
         for index, plan in enumerate(self.trial.stages):
             if ranks.decide(self._is_complete(plan)):
@@ -98,6 +100,15 @@ class Chain:
                 self._measure(index, plan, state, rulers)
             ranks.wait()
             done(self._finished(index, plan, cached=cached))
+
+    def _want_models(self) -> None:
+        """Models that were removed, and are still to be measured or built on, count as not computed from here on."""
+        following = None
+        for plan in reversed(self.trial.stages):
+            built_on = following is not None and not self.root.is_published(following.key)
+            if built_on or self._unmeasured(plan):
+                self.root.want_model(plan.key)
+            following = plan
 
     def _is_complete(self, plan: StagePlan) -> bool:
         """Published and measured."""

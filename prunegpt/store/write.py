@@ -127,12 +127,12 @@ def _placed(connection: Connection, one: "TrialPlan", own: str) -> "TrialPlan":
     return one.model_copy(update={"name": joined(one.name, own), "implicit": True})
 
 
-def retry(connection: Connection, name: str, trials: Sequence[str]) -> list[str]:
-    """Requeues trials of a sweep that failed, diverged or were stopped; returns their names.
+def retry(connection: Connection, name: str, trials: Sequence[str], *, finished: bool = False) -> list[str]:
+    """Requeues trials of a sweep that failed, diverged or were stopped, or finished; returns their names.
 
     W&B runs are left alone: nobody here can run them.
     """
-    ended = ("failed", "diverged", "stopped")
+    ended = ("failed", "diverged", "stopped", *(("finished",) if finished else ()))
     sweep_id = select(sweep.c.id).where(sweep.c.name == name).scalar_subquery()
     query = select(trial.c.id, trial.c.name, trial.c.plan).where(trial.c.sweep_id == sweep_id, trial.c.state.in_(ended))
     wanted = set(trials)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from prunegpt.errors import LaunchError, Problem, SpecError, nearest
 from prunegpt.launch.base import Exited, Launcher, queues
-from prunegpt.records import EARLY_STOP
+from prunegpt.records import DISK_FULL, EARLY_STOP
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import SavedTrial, Store
@@ -25,6 +25,7 @@ from prunegpt.sweep.dispatch import Dispatcher
 from prunegpt.sweep.events import Event, StagePublished, Stopping, SweepOutcome, SweepStarted
 from prunegpt.sweep.failures import Ending, judge
 from prunegpt.sweep.interrupt import Interrupt
+from prunegpt.sweep.keep import Keeper
 from prunegpt.sweep.lock import coordinating
 from prunegpt.sweep.patience import PatientLauncher
 from prunegpt.sweep.recovery import recover
@@ -96,11 +97,14 @@ def run_sweep(
                 searches.begin()  # before its earlier suggestions are asked for: it puts some aside
                 earlier = store.suggested(plan)
                 saved, wanted = [*saved, *earlier], [*wanted, *earlier]
+            _want_teachers(root, plan, wanted, searching=searches is not None)
             constraints = tuple(dict.fromkeys(text for search in plan.searches for text in search.spec.constraints))
             states = TrialStates(
                 root, store, saved, wanted, on_event, searches, early_stopper, plan.target, constraints
             )
             run = _Run(plan, root, store, patient, queues(launcher), states, saved, wanted, stop, grace)
+            if searches is not None:
+                run.needed.update(need for search in plan.searches for need in search.needs)
             return run.run(SweepStarted(plan.name, 0, 0, tuple(lost), tuple(outdated), because, str(replaced or "")))
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -136,6 +140,15 @@ def _searches(plan: SweepPlan, only: str | None) -> bool:
     return only is None or any(fnmatchcase(search.name, only) for search in plan.searches)
 
 
+def _want_teachers(root: Root, plan: SweepPlan, wanted: Sequence[SavedTrial], *, searching: bool) -> None:
+    """Teachers whose models were removed, and that are still to teach, are computed again."""
+    open_ = [trial.plan for trial in wanted if trial.state not in SETTLED]
+    taught = [trial for trial in open_ if not all(root.is_published(stage.key) for stage in trial.stages)]
+    needs = {need for trial in taught for need in trial.needs}
+    for need in needs | {need for search in plan.searches if searching for need in search.needs}:
+        root.want_model(need)
+
+
 class _Run:
     """One run of a sweep, from the first trial that starts to the last one that ends."""
 
@@ -168,6 +181,8 @@ class _Run:
         self.scheduler = StageScheduler(trials, published, [trial for trial in plans if name_of(trial) not in names])
         self.dispatch = Dispatcher(root, store, launcher, self.scheduler, published, states, self._halted)
         self.attempts = self.dispatch.attempts
+        self.keeper = Keeper(root, store, plan.name, plan.keep)
+        self.needed: set[str] = set()  # stage keys that suggestions to come may need
         self.watchdog = Watchdog(plan.failures, queues=queues)
         self.stopping = 0  # how much of the interrupt was passed on
         self.deadline = math.inf
@@ -187,14 +202,24 @@ class _Run:
                 self._watch()
                 looked = time.monotonic()
             if any(changed):
+                self.keeper.look(self._needed())
                 self.dispatch.fill()
             elif self.attempts:
                 time.sleep(POLL)
-        return self.states.outcome(self.sweep, self.scheduler.waiting, interrupted=self.interrupt.count > 0)
+        self.keeper.look((), now=True)
+        return self.states.outcome(
+            self.sweep, self.scheduler.waiting, interrupted=self.interrupt.count > 0, no_room=self.dispatch.no_room
+        )
+
+    def _needed(self) -> set[str]:
+        """Stage keys that trials may need which a search suggests later: its teachers, and stages that trials share."""
+        if not self.needed:
+            return self.needed
+        return self.needed | {stage.key for trial in self.states.plans.values() for stage in trial.stages[:-1]}
 
     def _halted(self) -> bool:
         """Whether nothing more is to be started."""
-        return self.interrupt.count > 0 or bool(self.states.reached)
+        return self.interrupt.count > 0 or bool(self.states.reached or self.dispatch.no_room)
 
     # -- what runs ---------------------------------------------------------------------------------------------
 
@@ -245,6 +270,8 @@ class _Run:
             self.scheduler.requeue(trial)
         else:
             self.scheduler.end(trial, diverged=verdict.state == "diverged")
+        if verdict.record.reason == DISK_FULL and verdict.state != "waiting":  # the others would fail of it in turn
+            self.dispatch.no_room = f"the disk of {self.root.path} is full"
         self.states.settle(attempt, verdict)
         return True
 

@@ -11,6 +11,7 @@ from prunegpt.sweep.attempt import Attempt, last_number, readable
 from prunegpt.sweep.events import TrialStarted
 from prunegpt.sweep.failures import divided
 from prunegpt.sweep.patience import PatientLauncher
+from prunegpt.sweep.room import lack_of_room
 from prunegpt.sweep.scheduler import Blocked, Published, StageScheduler, WorkUnit, name_of
 from prunegpt.sweep.states import TrialStates
 
@@ -32,6 +33,7 @@ class Dispatcher:
     states: TrialStates
     halted: Callable[[], bool]
     attempts: dict[str, Attempt] = field(default_factory=dict)
+    no_room: str = ""  # why nothing more is started, where that is the disk
 
     def fill(self) -> None:
         """Starts and ends what there is to start and end now."""
@@ -42,6 +44,10 @@ class Dispatcher:
                 continue  # what they would have published may be what others wait for
             free = len(self.attempts) < self.launcher.slots
             trial = self.scheduler.next() if free else None
+            if trial is not None and (lack := lack_of_room(self.root, trial)):
+                if not self.attempts:
+                    self.no_room = lack
+                return  # asked again when a running one has ended
             if trial is not None:
                 self._start(trial)
             elif free and self._suggest():

@@ -150,6 +150,7 @@ class SweepOutcome:
     waiting: tuple[str, ...]  # not run, because the run was stopped, or the target was reached
     interrupted: bool
     reached: str = ""  # the trial that reached the spec's target
+    no_room: str = ""  # why the disk had no room for more
 
     @property
     def ok(self) -> bool:

@@ -167,7 +167,7 @@ class TrialStates:
             assert value is not None
             self.on_event(TargetReached(self.reached, self.target.metric, value, self.target.value))
 
-    def outcome(self, sweep: str, waiting: Iterable[str], *, interrupted: bool) -> SweepOutcome:
+    def outcome(self, sweep: str, waiting: Iterable[str], *, interrupted: bool, no_room: str) -> SweepOutcome:
         """What the run came to."""
 
         def ordered(names: set[str]) -> tuple[str, ...]:
@@ -183,6 +183,7 @@ class TrialStates:
             waiting=tuple(waiting),
             interrupted=interrupted,
             reached=self.reached,
+            no_room=no_room,
         )
 
 

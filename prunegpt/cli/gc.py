@@ -1,0 +1,97 @@
+"""prunegpt gc: what may go from the disk of a root, and what computing it again would take."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunegpt.cli import complete
+from prunegpt.cli.options import ROOT, JsonOption, app, duration, number, print_json
+from prunegpt.root import Root
+
+if TYPE_CHECKING:
+    from prunegpt.sweep.keep import Removable
+
+_TRIALS = 3  # named in a row
+
+
+@app.command(epilog="Example: prunegpt gc quickstart --keep best")
+def gc(
+    sweeps: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SWEEP]...",
+            help="Only these sweeps (default: all).",
+            show_default=False,
+            autocompletion=complete.sweeps,
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            "--keep", metavar="none|best|all", help="Models that stay (default: as each spec says).", show_default=False
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove; without it, only list.")] = False,
+    root: Root = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """List models that may be removed, and remove them with --yes.
+
+    Results, evaluations and mask hashes always stay, and so does every model that an unfinished trial needs. A model
+    that is needed again is computed again: by the trials that build on it, or by `sweep retry` and `sweep resume`.
+    Beside a running sweep, the models of that sweep are left alone.
+    """
+    from prunegpt.cli.tables import print_table
+    from prunegpt.errors import PruneGPTError, unknown
+    from prunegpt.store import Store
+    from prunegpt.sweep.keep import KEEP, removable, remove_model
+    from prunegpt.sweep.lock import coordinating, coordinator
+
+    if keep is not None and keep not in KEEP:
+        raise PruneGPTError(unknown("choice of models to keep", keep, KEEP))
+    running = coordinator(root)
+    with Store.open(root, create=False) as store, coordinating(root) if yes and not running else nullcontext():
+        names = [store.sweep(name).name for name in sweeps or ()]
+        policies = dict.fromkeys(names or [sweep.name for sweep in store.sweeps()], keep) if keep else {}
+        found = removable(root, store, policies, spared=[running.sweep] if running else [], only=names or None)
+        left = [] if names or running else _leftovers(root)
+        for one in found if yes else ():
+            remove_model(root, one.key)
+    for _, remove in left if yes else ():
+        remove()
+    freed, seconds = sum(one.bytes for one in found), sum(one.seconds for one in found)
+    if as_json:
+        removed = {"removed": yes, "bytes": freed, "seconds_to_compute_again": seconds}
+        print_json({**removed, "models": [asdict(one) for one in found], "leftovers": [str(path) for path, _ in left]})
+        return
+    if found:
+        print_table(["stage", "kind", "trials", "MB", "to compute again"], map(_row, found))
+    for path, _ in left:
+        print(f"leftover: {path}")
+    print(f"{len(found)} models {'removed' if yes else 'may be removed'}: {number(freed / 1e9)} GB.")
+    if found:
+        print(f"Computing all of them again would take {duration(seconds)}.")
+    if running:
+        print(f"{running.sweep or 'a sweep'} is running: its models were left alone.")
+    if (found or left) and not yes:
+        again = " ".join([*names, *(["--keep", keep] if keep else [])])
+        print(f"Remove them: prunegpt gc {again + ' ' if again else ''}--yes")
+    elif not found and not keep:
+        print("Specs keep all models unless they say `keep`: prunegpt gc --keep best lists what would go.")
+
+
+def _row(one: "Removable") -> list[str]:
+    more = f" and {len(one.trials) - _TRIALS} more" if len(one.trials) > _TRIALS else ""
+    used = ", ".join(one.trials[:_TRIALS]) + more or "an earlier configuration"
+    return [one.key, one.kind, used, number(one.bytes / 1e6), duration(one.seconds)]
+
+
+def _leftovers(root: Root) -> "list[tuple[Path, Callable[[], object]]]":
+    """What crashes left and nobody reads, and how to remove it."""
+    from prunegpt.sweep.repair.leftovers import leftovers
+
+    return [(found.path, found.apply) for found in leftovers(root) if found.deletes]

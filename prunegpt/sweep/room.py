@@ -1,0 +1,35 @@
+"""Whether the disk has room for what a trial will write next, asked before it starts."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from prunegpt.root import Root
+from prunegpt.spec.plan import TrialPlan
+
+_LEAST = 64 * 2**20  # bytes that are left free for the database, logs and curves
+_TRAINED = 4  # models that a training writes before it ends: weights and two moments of a checkpoint, and the result
+
+
+def lack_of_room(root: Root, trial: TrialPlan) -> str:
+    """Why a trial would fill the disk; empty where it has room, or nothing is known of its size.
+
+    Its models are as large as the one it begins with, or as those of its stages that are published.
+    """
+    todo = [stage for stage in trial.stages if stage.kind != "load" and not root.is_published(stage.key)]
+    size = max(_sizes(root, trial), default=0)
+    need = _LEAST + size * (_TRAINED if any(stage.training for stage in todo) else 1) if todo else 0
+    free = shutil.disk_usage(root.path).free
+    if free >= need:
+        return ""
+    return (
+        f"the disk of {root.path} has {free / 1e9:.2f} GB free, and {trial.sweep}/{trial.name} needs about "
+        f"{need / 1e9:.2f} GB"
+    )
+
+
+def _sizes(root: Root, trial: TrialPlan) -> Iterator[int]:
+    source = Path(trial.model.source)
+    for folder in (source, *(root.stage(stage.key) / "model" for stage in trial.stages)):
+        if folder.is_dir():
+            yield sum(path.stat().st_size for path in folder.glob("*.safetensors"))
