@@ -104,7 +104,8 @@ def text_columns(trials: Sequence[TrialPlan]) -> list[str]:
         texts = [(one.evaluate.data, one.evaluate.split) for one in trial.evaluations]
         texts += [(stage.data, stage.data.train_split) for stage in trial.stages if stage.training and stage.data]
         for data, split in texts:
-            if data and data.text_column is None and data.files and (files := text_files(data, split)):
+            plain = data is not None and data.text_column is None and data.messages is None
+            if data and plain and data.files and (files := text_files(data, split)):
                 unnamed[tuple(files)] = None
     taken = {files[0]: column_in(files, None) for files in unnamed}
     return [

@@ -262,6 +262,7 @@ def text_column(columns: Mapping[str, str], asked: str | None, source: str) -> s
     raise DataError(
         f"the text column must be clear; {source} has {len(strings)} columns of strings ({listed}){beside}, and none "
         f"is called text. {hint}{', or write the text into one' if strings and structures else ''}."
+        f"{' For chat messages set messages to their column.' if structures else ''}"
     )
 
 

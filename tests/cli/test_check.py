@@ -204,5 +204,7 @@ def test_the_column_that_is_taken_for_the_text_is_named_or_refused(tmp_path: Pat
     text.write_text("".join(json.dumps({"body": "all the words of one row " * 9}) + "\n" for _ in range(200)))
     found = json.loads(check(spec, tmp_path / "root", "--json").stdout)
     assert found["notes"] == [f"the text of {text} is its column body. Set text_column to it, or to another."]
+    text.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    assert "For chat messages set messages to their column" in refusal(spec, tmp_path / "root")
     text.write_text('{"id": "doc-0", "tokens": ["a", "b"]}\n')
     assert "has 1 columns of strings (id), beside the lists or mappings tokens" in refusal(spec, tmp_path / "root")

@@ -1,11 +1,14 @@
 """Chat data in a chain: trained on, distilled on, calibrated with, measured on; and what is refused before it runs."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from prunegpt.cli import app
 from prunegpt.planning.resolve import plan_data
 from prunegpt.spec.plan import TrialPlan
 from tests.support.chats import TEMPLATE, chat_file
@@ -62,6 +65,22 @@ def test_what_is_trained_on_decides(chat_model: str, chats: dict[str, Any]) -> N
     usual, responses = plan(chat_model, chats), plan(chat_model, chats, loss_on="responses")
     assert usual.stages[0].key == responses.stages[0].key
     assert usual.key == plan(chat_model, chats, loss_on="all").key != responses.key
+
+
+def test_the_check_counts_what_is_trained_on(chat_model: str, chats: dict[str, Any], tmp_path: Path) -> None:
+    train = {"max_steps": 3, "per_device_train_batch_size": 2}
+    base = {"model": chat_model, "data": chats, "train": train}
+    trials = [
+        {"name": name, "stages": [{"finetune": {"loss_on": loss_on}}]}
+        for name, loss_on in (("a", "all"), ("b", "responses"))
+    ]
+    spec = tmp_path / "chats.yaml"
+    spec.write_text(json.dumps({"name": "chats", "base": base, "trials": trials}))
+    done = CliRunner().invoke(app, ["sweep", "check", str(spec), "--root", str(tmp_path / "runs"), "--json"])
+    assert done.exit_code == 0, done.exception
+    tokens = json.loads(done.stdout)["train_tokens"]
+    everything = 3 * 2 * 32
+    assert everything < tokens < 1.5 * everything
 
 
 def test_what_chat_data_lacks_is_found_when_it_is_planned(
