@@ -14,6 +14,7 @@ from prunegpt.cli import (  # noqa: F401
     gc,
     models,
     recipe,
+    reproduce,
     serve,
     status,
     sweep,

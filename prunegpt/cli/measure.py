@@ -12,6 +12,7 @@ from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
 from prunegpt.cli.progress import bar
 from prunegpt.errors import PruneGPTError, untrusted
 from prunegpt.lm.device import pick_device, pick_dtype
+from prunegpt.planning import harness
 from prunegpt.planning.facts import split_files
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
@@ -42,7 +43,9 @@ def text_of(
         PruneGPTError: a value is out of its range, or the dataset is missing; raised before a model is loaded.
     """
     if data is None:
-        raise PruneGPTError("eval needs a dataset: pass --data with a file, folder, hub id or builtin:text.")
+        raise PruneGPTError(
+            "eval needs a dataset or tasks: pass --data with a file, folder, hub id or builtin:text, or --tasks."
+        )
     source = DataSpec(path=data, name=name, text_column=column)
     split = split or _usual_split(source)
     given |= {"data": located(source, split), "split": split}
@@ -54,6 +57,34 @@ def text_of(
 
     of(DEFAULT_WINDOW)
     return of
+
+
+def tasks_of(tasks: list[str] | None, **given: Any) -> PlannedEvaluation | None:
+    """The tasks to score, as the command line says it; None where it names none.
+
+    Raises:
+        PruneGPTError: an option is of tasks and there are none, or the harness does not have such a task.
+    """
+    names = [name.strip() for text in tasks or () for name in text.split(",") if name.strip()]
+    fields = {name: value for name, value in given.items() if value is not None}
+    if not names:
+        if alone := [name for name in fields if name != "batch_size"]:
+            option = alone[0].replace("_", "-")
+            raise PruneGPTError(f"--{option} is of tasks, and none is named. Name them with --tasks.")
+        return None
+    spec = checked(EvaluateSpec, {**fields, "tasks": names})
+    filled, _, files, _ = harness.planned(spec, None)
+    return PlannedEvaluation(evaluate=filled, key="command-line", files=tuple(map(str, files)))
+
+
+def score_of(state: ModelState, plan: PlannedEvaluation, precision: str) -> Evaluation:
+    """The scores of an open model."""
+    device = state.model.device
+    with bar("scoring") as progress:
+        found, _ = Ruler(plan, device, pick_dtype(precision, device), Inputs(None)).measure(
+            state.model, state.tokenizer, progress
+        )
+    return found
 
 
 def _usual_split(data: DataSpec) -> str:

@@ -88,34 +88,74 @@ def evaluate(
     stride: StrideOption = None,
     bos: BosOption = False,
     max_windows: WindowsOption = None,
-    batch_size: Annotated[str, typer.Option(help="Windows per batch, or auto; does not affect the result.")] = "auto",
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", help="Tasks of lm-evaluation-harness, by name; repeatable, or with commas between."),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question of --tasks (default: the task's own).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N documents of each task.")] = None,
+    include_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="Further task files (YAML).")] = None,
+    batch_size: Annotated[str, typer.Option(help="Windows or requests per batch, or auto.")] = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     trust_remote_code: TrustOption = False,
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate the perplexity of a model.
+    """Evaluate the perplexity of a model, or its scores of tasks.
 
-    With its confidence interval, bits per byte and protocol.
+    A perplexity comes with its confidence interval, bits per byte and protocol; scores with their standard errors.
+    Tasks need lm-evaluation-harness: pip install 'prunegpt[tasks]'.
+
+    Tasks: prunegpt eval gpt2 --tasks arc_easy,hellaswag
     """
-    from prunegpt.cli.measure import measure, open_model, text_of
+    from prunegpt.cli.measure import measure, open_model, score_of, tasks_of, text_of
 
     batch = int(batch_size) if batch_size.isdigit() else batch_size
     asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows, "batch_size": batch}
-    text = text_of(data, data_name, text_column, block_size, split, **asked)
+    scored = tasks_of(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, batch_size=batch)
+    text = None if scored and data is None else text_of(data, data_name, text_column, block_size, split, **asked)
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
-    found, interval = measure(state.model, state.tokenizer, text, precision)
+    scores = score_of(state, scored, precision) if scored else None
+    found, interval = measure(state.model, state.tokenizer, text, precision) if text else (None, None)
     if as_json:
-        print_json({**as_dict(found, interval), "notes": list(state.notes)})
+        measured = as_dict(found, interval) if found else {}
+        tasks_found = {"scores": [one.model_dump() for one in scores.scores]} if scores else {}
+        print_json({**measured, **tasks_found, "notes": list(state.notes)})
         return
+    if scores:
+        print_scores(scores)
+    if found:
+        print_perplexity(found, interval)
+    for note in state.notes:
+        print(f"note: {note}")
+
+
+def print_scores(found: "Evaluation") -> None:
+    """The scores of tasks as a table."""
+    from prunegpt.cli.tables import print_table
+
+    rows = [
+        [one.task, one.metric, one.filter, _share(one.value), _share(one.stderr), one.shots, one.documents]
+        for one in found.scores
+    ]
+    print_table(["task", "metric", "filter", "value", "stderr", "shots", "documents"], rows)
+    print(found.protocol)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def print_perplexity(found: "Evaluation", interval: "Interval | None") -> None:
+    """A perplexity with its interval, in lines."""
     low, high = (interval.low, interval.high) if interval else (None, None)
     print("perplexity {} (95% interval {} to {})".format(*numbers(found.perplexity, low, high)))
     print(f"bits per byte {number(found.bits_per_byte)}, word perplexity {number(found.word_perplexity)}")
     print(f"{found.tokens:,} tokens in {found.windows:,} windows, {found.seconds:.1f} s")
     print(f"protocol {found.protocol}")
-    for note in state.notes:
-        print(f"note: {note}")
 
 
 def as_dict(found: "Evaluation", interval: "Interval | None") -> dict[str, Any]:

@@ -156,6 +156,13 @@ def _print(result: "TrialResult") -> None:
     )
     if result.evaluation:
         print(f"Protocol: {result.evaluation.protocol}; {result.evaluation.tokens:,} tokens scored.")
+    for name, also in (result.final.also if result.final else {}).items():
+        if also.perplexity is not None:
+            print(f"{name}: perplexity {number(also.perplexity)}; {also.protocol}; {also.tokens:,} tokens scored.")
+        for score in also.scores:
+            spread = "" if score.stderr is None else f" ± {score.stderr:.4f}"
+            value = "not finite" if score.value is None else f"{score.value:.4f}"
+            print(f"{score.task}: {score.metric} {value}{spread}; {score.documents:,} documents, {also.protocol}.")
     if result.sparsity and result.sparsity.pruned:
         if result.sparsity.coverage is not None:
             print(

@@ -141,6 +141,7 @@ class _LongDocuments:
         self._once = once
         self._special = not isinstance(rows, Prepared)
         self._passed: set[int] = set()  # too short, or drawn before
+        self._kept: dict[int, NDArray[np.int64]] = {}  # tokens of those drawn, which may be drawn again
 
     def draw(self, generator: random.Random) -> NDArray[np.int64]:
         """The tokens of the next one, [tokens].
@@ -152,13 +153,18 @@ class _LongDocuments:
             place = generator.randint(0, len(self._rows) - 1)
             if place in self._passed:
                 continue
+            if place in self._kept:
+                return self._kept[place]
             ids = self._tokenizer(self._rows[place], add_special_tokens=self._special, verbose=False)["input_ids"]
             if len(ids) < self._least:
                 self._passed.add(place)
                 continue
+            tokens = np.asarray(ids, dtype=np.int64)  # [tokens]
             if self._once:
                 self._passed.add(place)
-            return np.asarray(ids, dtype=np.int64)
+            else:
+                self._kept[place] = tokens
+            return tokens
         raise DataError(
             f"calibration windows of this mode must each be inside one document of at least {self._least} tokens; of "
             f"{len(self._rows)} documents {'too few have' if self._once else 'none has'} that many. Use a smaller "

@@ -4,6 +4,7 @@ memory: prompts, scoring and standard errors are the harness's own.
 
 import contextlib
 import copy
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,7 @@ def score(
     from lm_eval import simple_evaluate
 
     size: int | str = spec.batch_size if spec.batch_size != "auto" or device.type == "cuda" else _CPU_BATCH
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # what it says of a model that was passed is not for users
     with evaluation_mode(model), _kept_generators(device):
         try:
             found = simple_evaluate(

@@ -231,6 +231,11 @@ def table_problems(table: TableSpec, groups: list[str]) -> Iterator[tuple[tuple[
         if not any(fnmatchcase(group, name) for group in groups):
             message = f"a published figure must name a trial; {name!r} is none.{_trials(name, groups)}"
             yield ("reported", name), message
+        shown = [column.value for column in table.columns]
+        for column in table.reported[name]:
+            if column not in shown and column != "perplexity":
+                message = f"a published figure is of a column of its table; {unknown('column', column, shown)}"
+                yield ("reported", name, column), message
 
 
 def _trials(name: str, groups: list[str]) -> str:

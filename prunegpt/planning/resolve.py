@@ -9,7 +9,6 @@ from typing import Any
 
 from prunegpt.errors import Problem, PruneGPTError, SpecError
 from prunegpt.planning import checks
-from prunegpt.planning.budget import evaluates
 from prunegpt.planning.code import with_code
 from prunegpt.planning.curves import SensitivityCurvesOf, with_curves
 from prunegpt.planning.facts import ModelFacts, model_facts
@@ -18,11 +17,11 @@ from prunegpt.planning.inputs import planned_inputs
 from prunegpt.planning.opened import OpenedSpec
 from prunegpt.planning.precision import resolved
 from prunegpt.planning.recipes import with_recipe
-from prunegpt.planning.samplers import early_stop_of
 from prunegpt.planning.searches import plan_search, resolve_suggestion
 from prunegpt.planning.stages import StagePlace, next_stage, source_stage
 from prunegpt.planning.teachers import ResolvedTrial, borrowed, teacher_label, teacher_of
 from prunegpt.planning.texts import Texts, window_of, with_block_size
+from prunegpt.planning.whole import sweep_problems
 from prunegpt.root import Root
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.expand import Configuration
@@ -31,8 +30,6 @@ from prunegpt.spec.plan import PlannedEvaluation, SearchPlan, StagePlan, SweepPl
 from prunegpt.spec.read import plain_document, read_document
 from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, PruneSpec
 from prunegpt.spec.training_arguments import precision_problem
-
-_NUMBERS = 999  # of a search's trials that table rows may name where it ends by time or tokens
 
 
 def plan_file(
@@ -156,8 +153,7 @@ class Planner:
         opened, spec = self.opened, self.opened.spec
         chains = [self.chain(item) for item in opened.configurations]
         searches = tuple(plan_search(self, template) for template in opened.searches)
-        problems = [*opened.problems, *self._table_problems(), *self._stray_overrides()]
-        problems += [*self._early_stop_problems(chains), *self._metric_problems(chains)]
+        problems = [*opened.problems, *self._stray_overrides(), *sweep_problems(self, chains)]
         if self._strict:
             problems += [Problem("", f"{text}. Download it, or give a local folder.") for text in self.unchecked]
         if problems or opened.malformed or spec is None:
@@ -204,63 +200,8 @@ class Planner:
         item = owner.opened.named(trial.name, trial.seed)
         return owner.opened.located(item, path, message) if item else Problem(trial.name, message)
 
-    def _table_problems(self) -> list[Problem]:
-        if self.opened.spec is None or not self.opened.complete:
-            return []  # a row may be for a trial that has problems of its own
-        searched = [
-            template.name_of(number)  # that trials may come to have
-            for template in self.opened.searches
-            for number in range(1, (template.spec.n_trials or _NUMBERS) + 1)
-        ]
-        return [
-            self.opened.document.problem(("tables", index, *place), message)
-            for index, table in enumerate(self.opened.spec.tables)
-            for place, message in checks.table_problems(table, [*self.opened.groups, *searched])
-        ]
-
-    def _early_stop_problems(self, chains: Sequence[ResolvedTrial | None]) -> list[Problem]:
-        spec = self.opened.spec
-        if spec is None or spec.early_stop is None:
-            return []
-        try:
-            early_stop_of(spec.early_stop)
-        except PruneGPTError as error:
-            place = ("early_stop", "options") if spec.early_stop.options else ("early_stop",)
-            return [self.opened.document.problem(place, str(error))]
-        known = [chain for found in (chains, *self.searched.values()) for chain in found if chain]
-        blended = any(stage.distill for chain in known for stage in chain.trial.stages)
-        if spec.early_stop.metric == "loss" and blended:
-            message = (
-                "early stopping must compare a measure of the model; the loss of a distillation is blended with the "
-                "divergence from its teacher. Use metric: perplexity, with train.eval_strategy: steps."
-            )
-            return [self.opened.document.problem(("early_stop", "metric"), message)]
-        trained = [stage.training for chain in known for stage in chain.trial.stages if stage.training]
-        if self._watched and trained and not any(evaluates(training.train) for training in trained):
-            message = (
-                f"early stopping compares {spec.early_stop.metric} while trials train; eval_strategy is no in all of "
-                "them. Remove it: they are then evaluated after each tenth of their steps."
-            )
-            return [self.opened.document.problem(("early_stop",), message)]
-        return []
-
-    def _metric_problems(self, chains: Sequence[ResolvedTrial | None]) -> list[Problem]:
-        """Where the whole sweep compares a measurement that none of its trials makes."""
-        spec = self.opened.spec
-        if spec is None:
-            return []
-        known = [chain for found in (chains, *self.searched.values()) for chain in found if chain]
-        evaluations = [one.evaluate for chain in known for one in chain.trial.evaluations]
-        asked = {"target": spec.target, "early_stop": spec.early_stop}
-        return [
-            self.opened.document.problem((field, "metric"), message)
-            for field, one in asked.items()
-            if one is not None and known and one.metric != "loss"  # which may be the curve of a training
-            for message in checks.unmeasured([one.metric], evaluations)
-        ]
-
     @property
-    def _watched(self) -> bool:
+    def watched(self) -> bool:
         """Whether early stopping compares perplexities, which must then be measured while trials train."""
         spec = self.opened.spec
         return bool(spec and spec.early_stop and is_measured(spec.early_stop.metric))
@@ -320,7 +261,7 @@ class Planner:
         stages = [source]
         for index, stage in enumerate(spec.stages):
             place = StagePlace(
-                stages[-1], item.seed, spec.precision, spec.train, data, evaluations[0].key, texts, self._watched
+                stages[-1], item.seed, spec.precision, spec.train, data, evaluations[0].key, texts, self.watched
             )
             teacher = teachers.get(index)
             try:

@@ -35,6 +35,7 @@ class Heading:
 
     text: str
     kind: ValueKind
+    beside: int | None = None  # of published figures: the place of the column that they are of
 
     @property
     def key(self) -> str:

@@ -11,7 +11,7 @@ from prunegpt.report.logged import metrics_of
 from prunegpt.report.rows import Row
 from prunegpt.spec.code import method_label
 from prunegpt.spec.columns import COLUMNS as ABOUT
-from prunegpt.spec.columns import CONFIG, LOGGED, column_parts
+from prunegpt.spec.columns import CONFIG, LOGGED, REPORTED, column_parts, is_below
 from prunegpt.spec.metrics import MEAN, NAMED, is_task
 from prunegpt.spec.outline import COVERED
 from prunegpt.spec.schema import GradualSpec, PruneSpec
@@ -188,6 +188,9 @@ def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
         return _each(metric, lambda trial: dict(metrics_of(trial)).get(metric), "number")
     if is_task(name):
         return _task(name, trials)
+    if is_below(name, f"{REPORTED}:"):
+        beside = column(name.removeprefix(f"{REPORTED}:"), trials)
+        return replace(COLUMNS[REPORTED], header=f"{beside.header}, reported", kind=beside.kind)
     if not name.startswith(CONFIG):
         base, evaluation = column_parts(name)
         if base not in COLUMNS:

@@ -6,17 +6,18 @@ printed alike wherever it is shown.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, Literal
 
 from prunegpt.errors import PruneGPTError, unknown
-from prunegpt.records import EARLY_STOP, TrialResult
+from prunegpt.records import EARLY_STOP, TrialResult, task_scores
 from prunegpt.report import columns
 from prunegpt.report.config import resolved
 from prunegpt.report.format import is_number, plain
 from prunegpt.report.logged import flat, is_logged, metrics_of
+from prunegpt.spec.metrics import MEAN
 
 FieldKind = Literal["text", "list", "flag", "number", "loss", "percent", "count", "seconds", "time"]
 Origin = Literal["trial", "swept", "logged", "config"]
@@ -43,7 +44,8 @@ class TrialField:
         kind: of its values. `percent` are shares between 0 and 1, `seconds` wall time, `time` since the epoch.
         about: what it is, in words.
         of: its value of a trial; None where the trial has none.
-        measured: whether it comes from the evaluation, so that only values with equal comparison keys have a mean.
+        measured: whether it comes from an evaluation, so that only values with equal comparison keys have a mean.
+        evaluation: the name of that evaluation; empty where it is the first.
     """
 
     key: str
@@ -53,6 +55,7 @@ class TrialField:
     of: Callable[[TrialResult], Any]
     origin: Origin = "trial"
     measured: bool = False
+    evaluation: str = ""
 
     @property
     def name(self) -> str:
@@ -70,6 +73,14 @@ def _evaluated(name: str) -> Callable[[TrialResult], Any]:
 
 def _text(trial: TrialResult) -> str | None:
     return trial.measured.comparison_key.text if trial.measured else None
+
+
+def _under(evaluation: str, of: Callable[[TrialResult], Any]) -> Callable[[TrialResult], Any]:
+    return lambda trial: of(trial.under(evaluation))
+
+
+def _score(key: str) -> Callable[[TrialResult], Any]:
+    return lambda trial: task_scores(trial.scores).get(key)
 
 
 def _counted(name: str) -> Callable[[TrialResult], Any]:
@@ -195,7 +206,7 @@ class TrialFields:
     def fixed(self) -> Mapping[str, TrialField]:
         """Those that do not depend on configurations and metrics, by key."""
         foreign = is_logged(self.trials)
-        found = [*_ALWAYS, *(() if foreign else _OURS), *self._timed(foreign), *_LAST]
+        found = [*_ALWAYS, *(() if foreign else _OURS), *self._further(), *self._timed(foreign), *_LAST]
         if foreign:
             found[1] = TrialField("label", "Name", "text", _ALWAYS[1].about, _ALWAYS[1].of)
         found.append(TrialField("group", "Group", "text", "the name without the seed; of a W&B run its group", _group))
@@ -204,6 +215,20 @@ class TrialFields:
         found.append(TrialField("tags", "Tags", "list", "of a W&B run", _tags))
         found.append(TrialField("note", "Note", "text", "what people have written on it", self._note))
         return {one.key: one for one in found}
+
+    def _further(self) -> Iterator[TrialField]:
+        """What is measured beside the first perplexity."""
+        also = {one.name: one.evaluate for trial in self.trials for one in trial.plan.also}
+        for name in (name for name, evaluate in also.items() if evaluate.tasks is None):
+            for one in _OURS:
+                if one.measured:
+                    label, of = f"{one.label} ({name})", _under(name, one.of)
+                    kept = {"key": f"{one.key}:{name}", "label": label, "of": of, "evaluation": name}
+                    yield replace(one, **kept)  # type: ignore[arg-type]
+        scores = dict.fromkeys(key for trial in self.trials for key in task_scores(trial.scores))
+        for key in scores:
+            label = "Tasks, mean" if key == MEAN else key.partition(":")[2].replace("/", " ")
+            yield TrialField(key, label, "percent", "score of a task, 0 to 1", _score(key))
 
     def _timed(self, foreign: bool) -> Iterator[TrialField]:
         if self._interval is not None and not foreign:

@@ -54,7 +54,8 @@ class Group:
         if not having:
             return Spread(0)
         if field.measured:
-            keys = [trial.measured.comparison_key for trial, _ in having if trial.measured]
+            seen = [trial.under(field.evaluation).measured for trial, _ in having]
+            keys = [measured.comparison_key for measured in seen if measured]
             other = next((key for key in keys if key != keys[0]), None)
             if other is not None:
                 return Spread(len(having), why=f"not comparable: {keys[0].differs(other)}")

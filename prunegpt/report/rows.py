@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from prunegpt.records import TrialResult, comparable
@@ -32,7 +32,7 @@ class Row:
     name: str
     label: str
     trials: tuple[TrialResult, ...]
-    reported: Reported | None = None
+    reported: Mapping[str, Reported] = field(default_factory=dict)  # by column
     measured: Measured | None = None
     standing: Standing | None = None
     typical: Typical | None = None

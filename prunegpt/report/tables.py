@@ -35,10 +35,10 @@ from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row, select_rows
 from prunegpt.report.scores import DocumentsOf, ScoreStanding, no_documents, score_notes, standings_of
 from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval, spread
-from prunegpt.spec.columns import CONFIG, column_parts
+from prunegpt.spec.columns import CONFIG, REPORTED, column_parts
 from prunegpt.spec.metrics import MEAN, is_task
 from prunegpt.spec.naming import MAX_NAME
-from prunegpt.spec.schema import ColumnSpec, RowSpec, TableSpec
+from prunegpt.spec.schema import ColumnSpec, Reported, RowSpec, TableSpec
 
 TIED_WITH_BEST = (
     f"not significantly different from the best of its protocol (two-sided, level {1 - LEVEL:.2g}, adjusted for the "
@@ -85,7 +85,11 @@ def build_table(
     rows, unplaced = select_rows(spec, results, sweep)
     trials = [trial for row in rows for trial in row.trials]
     columns = [(wanted, column(wanted.value, trials)) for wanted in _with_reported(spec)]
-    headings = tuple(Heading(wanted.header or shown.header, shown.kind) for wanted, shown in columns)
+    places = {wanted.value: place for place, (wanted, _) in enumerate(columns)}
+    headings = tuple(
+        Heading(wanted.header or shown.header, shown.kind, places.get(published_of(wanted.value)))
+        for wanted, shown in columns
+    )
     _check_headings(headings)
     parts = [column_parts(wanted.value) for wanted, _ in columns]
     seen = {
@@ -104,7 +108,7 @@ def build_table(
             cells=tuple(
                 _scored(shown, row, ranked[name][place], notes, spec.decimals)
                 if name in ranked
-                else _cell(name, shown, seen[evaluation][place], notes, apart[evaluation], spec.decimals)
+                else _cell(name, shown, seen[evaluation][place], notes, apart[evaluation], spec)
                 for (name, evaluation), (_, shown) in zip(parts, columns, strict=True)
             ),
             trials=tuple(trial.name for trial in row.trials),
@@ -113,6 +117,8 @@ def build_table(
     )
     measured = [row.measured for name in seen for row in seen[name] if ("perplexity", name) in parts and row.measured]
     _whole_table(notes, measured, unplaced)
+    if spec.reported and spec.source:
+        notes.legend("", f"Reported: {spec.source}")
     for text in score_notes(trials, [name for name, _ in parts]):
         notes.legend("", text)
     return Table(
@@ -148,11 +154,18 @@ def table_name(spec: TableSpec) -> str:
 def _with_reported(spec: TableSpec) -> list[ColumnSpec]:
     """The columns asked for; where there are published figures, they are next to the measured ones."""
     columns = list(spec.columns)
-    names = [wanted.value for wanted in columns]
-    if spec.reported and "reported" not in names:
-        after = names.index("perplexity") + 1 if "perplexity" in names else len(columns)
-        columns.insert(after, ColumnSpec(value="reported"))
+    given = {column for figures in spec.reported.values() for column in figures}
+    for name in sorted(given - {published_of(wanted.value) for wanted in columns}):
+        names = [wanted.value for wanted in columns]
+        after = names.index(name) + 1 if name in names else len(columns)
+        columns.insert(after, ColumnSpec(value=REPORTED if name == "perplexity" else f"{REPORTED}:{name}"))
     return columns
+
+
+def published_of(name: str) -> str:
+    """The column that a column of published figures is of; empty of any other."""
+    kind, _, column = name.partition(":")
+    return "" if kind != REPORTED else column or "perplexity"
 
 
 def _check_headings(headings: Sequence[Heading]) -> None:
@@ -171,10 +184,11 @@ def _cell(
     row: Row,
     notes: Footnotes,
     apart: Mapping[ComparisonKey, Mapping[str, str]],
-    decimals: int | None,
+    spec: TableSpec,
 ) -> Cell:
-    if name == "reported":
-        return _reported(row, notes)
+    if of := published_of(name):
+        return _reported(row.reported.get(of), notes, spec)
+    decimals = spec.decimals
     values = [value for value in shown.extract(row) if value is not None]
     details: dict[str, Detail] = {}
     if shown.measured and not row.finished:
@@ -315,17 +329,19 @@ def _scored(shown: Column, row: Row, standing: ScoreStanding | None, notes: Foot
     return Cell(value, text, marks=marks, footnotes=footnotes, details=details)
 
 
-def _reported(row: Row, notes: Footnotes) -> Cell:
+def _reported(figure: Reported | None, notes: Footnotes, spec: TableSpec) -> Cell:
     """The published figure as it was printed; empty where it was left empty."""
-    figure = row.reported
-    if figure is None or (figure.value is None and figure.text is None):
-        footnotes = (notes.number(figure.note),) if figure and figure.note else ()
-        return Cell(None, "" if figure else EMPTY, footnotes=footnotes)
+    if figure is None:
+        return Cell(None, EMPTY)
+    remarks = [figure.note, figure.source and f"from {figure.source}"]
+    footnotes = tuple(notes.number(remark) for remark in remarks if remark)
+    if figure.value is None and figure.text is None:
+        return Cell(None, "", footnotes=footnotes)
     value: Value = plain(figure.value) if figure.value is not None else figure.text
     text = figure.text if figure.text is not None else value if isinstance(value, str) else printed(float(value or 0))
-    footnotes = (notes.number(figure.note),) if figure.note else ()
-    details: dict[str, Detail] = {"note": figure.note} if figure.note else {}
-    return Cell(value, text, footnotes=footnotes, details=details)
+    tolerance = spec.tolerance if figure.tolerance is None else figure.tolerance
+    said = {"note": figure.note, "source": figure.source or spec.source, "tolerance": tolerance}
+    return Cell(value, text, footnotes=footnotes, details={name: one for name, one in said.items() if one is not None})
 
 
 def _whole_table(notes: Footnotes, measured: Sequence[Measured], unplaced: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from prunegpt.errors import unknown
 from prunegpt.spec.metrics import NAMED, is_task
 
 CONFIG = "config:"  # and a path of the resolved configuration
+REPORTED = "reported"  # the published perplexity; of another column it is behind a colon
 LOGGED = "logged:"  # and the name of a metric that a W&B run has logged
 COLUMNS: Mapping[str, str] = {
     "trial": "name of the trial, or the name its seeds share",
@@ -52,6 +53,9 @@ def check_column(name: str) -> str:
     Raises:
         ValueError: there is none; the nearest names are listed.
     """
+    if is_below(name, f"{REPORTED}:"):
+        check_column(name.removeprefix(f"{REPORTED}:"))
+        return name
     if column_parts(name)[0] in COLUMNS or is_task(name) or any(is_below(name, kind) for kind in (CONFIG, LOGGED)):
         return name
     raise ValueError(unknown("column", name, [*COLUMNS, *NAMED, f"{CONFIG}PATH", f"{LOGGED}METRIC"]))

@@ -6,17 +6,25 @@ from typing import Any
 from prunegpt.errors import nearest
 from prunegpt.spec.yaml import MAX_DEPTH
 
+EVERY = "*"
+
 
 def set_path(data: Any, path: Sequence[str], value: Any) -> None:
     """Sets a dotted path in nested dicts and lists, making missing dicts on the way.
 
     A stage that is written as a plain word, `finetune`, is passed through as the mapping it means, `{finetune: {}}`.
+    `*` means every element of a list, or every key of a mapping: `trials.*.model`.
 
     Raises:
         ValueError: a list on the way has no such element, there is a plain value on the path, or it is too long.
     """
     if len(path) > MAX_DEPTH:
         raise ValueError(f"a path may have {MAX_DEPTH} steps; it has {len(path)}. Check it.")
+    if EVERY in path[:-1]:
+        place = path.index(EVERY)
+        for step in _steps(_reached(data, path[:place]), path[:place]):
+            set_path(data, [*path[:place], step, *path[place + 1 :]], value)
+        return
     node = data
     for position, step in enumerate(path):
         last = position == len(path) - 1
@@ -32,6 +40,24 @@ def set_path(data: Any, path: Sequence[str], value: Any) -> None:
             if below is None or below == path[position + 1]:
                 node[key] = {} if below is None else {below: {}}
             node = node[key]
+
+
+def _reached(data: Any, path: Sequence[str]) -> Any:
+    node = data
+    for step in path:
+        node = (
+            node.get(step) if isinstance(node, dict) else node[_element(node, step)] if isinstance(node, list) else None
+        )
+    return node
+
+
+def _steps(node: Any, path: Sequence[str]) -> list[str]:
+    """The steps that `*` means below a node."""
+    if isinstance(node, list) and node:
+        return [str(index) for index in range(len(node))]
+    if isinstance(node, dict) and node:
+        return list(node)
+    raise ValueError(f"{EVERY} means every element of a list or mapping; {'.'.join(path) or 'the spec'} has none.")
 
 
 def _element(node: list[Any], step: str) -> int:

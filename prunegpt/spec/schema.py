@@ -379,6 +379,10 @@ class Reported(Part):
     value: float | None = Field(None, description="the figure; none where it was left empty")
     text: str | None = Field(None, description="as it was printed, where it is not a plain number")
     note: str | None = Field(None, description="footnote, such as why the figure is no perplexity")
+    source: str | None = Field(None, description="where it was published (default: the table's)")
+    tolerance: float | None = Field(
+        None, ge=0, lt=1, description="what `reproduce` lets a measured figure differ by, as a share of it"
+    )
 
 
 class RowSpec(Part):
@@ -405,6 +409,13 @@ def _figure(value: Any) -> Any:
     return {"text": str(value)} if printed else {"value": value}
 
 
+def _figures(value: Any) -> Any:
+    """The figures of one row, by column; one alone is its perplexity."""
+    if isinstance(value, Mapping) and not set(value) <= set(Reported.model_fields):
+        return {name: _figure(one) for name, one in value.items()}
+    return {"perplexity": _figure(value)}
+
+
 class TableSpec(Part):
     """A table that comes out of the sweep."""
 
@@ -418,8 +429,12 @@ class TableSpec(Part):
     columns: Annotated[tuple[Annotated[ColumnSpec, BeforeValidator(_column)], ...], AfterValidator(some)] = Field(
         description="names of columns, from the list below"
     )
-    reported: Mapping[str, Annotated[Reported, BeforeValidator(_figure)]] = Field(
-        {}, description="trial name -> published figure"
+    reported: Mapping[str, Annotated[Mapping[str, Reported], BeforeValidator(_figures)]] = Field(
+        {}, description="trial name -> published perplexity, or column -> published figure"
+    )
+    source: str | None = Field(None, description="where the published figures are from")
+    tolerance: float = Field(
+        0.02, ge=0, lt=1, description="what `reproduce` lets measured figures differ by, as a share of the published"
     )
     decimals: int | None = Field(None, ge=0, le=9, description="decimals of perplexities (default: 2) and bits (3)")
     caption: str | None = Field(None, description="caption in LaTeX (default: the title)")

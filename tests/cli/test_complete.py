@@ -48,7 +48,7 @@ FREE = {
     *("data_name", "text_column", "split", "batch_size", "host", "token", "allow_host", "caption", "overrides"),
     *("targets", "project", "entity", "interpreter", "arguments", "version", "digest", "source", "teacher"),
     *("sweep run only", "sweep check only", "sweep resume only", "wandb create only", "wandb trial only"),
-    *("wandb agent sweep", "wandb upload sweep", "where"),
+    *("wandb agent sweep", "wandb upload sweep", "where", "eval tasks", "include_path"),
 }  # fmt: skip
 TEXTS = (str, list[str])
 

@@ -3,15 +3,19 @@
 import json
 import math
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from prunegpt import Sweep
+from prunegpt.cli import app
 from prunegpt.cli.measure import text_of
+from tests.support.choices import NAME, write_task
 from tests.support.small import Invoke
 
 EVALUATE = ("--protocol", "stream", "--block-size", "32", "--max-windows", "6")
@@ -149,7 +153,7 @@ def test_prune_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "eval needs a dataset"),
+        ((), "eval needs a dataset or tasks"),
         (("--data", "missing.txt"), "missing.txt is not there"),
         (("--protocol", "strem"), "Did you mean 'stream'?"),
         (("--block-size", "128"), "64 positions"),
@@ -256,3 +260,17 @@ def test_a_trial_that_has_not_finished_has_no_model(
     message = "a trial must have finished before its model is there; broken/off is "
     assert message in invoke("eval", "broken/off", "--data", text_files["validation"], fails=True)
     assert message in invoke("export", "broken/off", tmp_path / "out", fails=True)
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
+def test_eval_scores_tasks(model_folder: Path, tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "tasks", "one two three four five six seven eight nine ten " * 8, documents=4)
+    given = ["eval", str(model_folder), "--include-path", str(folder), "--json", "--limit", "2"]
+    done = CliRunner().invoke(app, [*given, "--tasks", NAME])
+    assert done.exit_code == 0, done.output
+    scores = json.loads(done.stdout)["scores"]
+    assert {(one["task"], one["metric"], one["documents"]) for one in scores} == {
+        (NAME, "acc", 2),
+        (NAME, "acc_norm", 2),
+    }
+    assert "--include-path is of tasks" in CliRunner().invoke(app, given).output

@@ -30,6 +30,8 @@ CALLS: Mapping[str, tuple[str, ...] | str] = {
     "sweep status": ("study",),
     "sweep watch": ("study", "--once"),
     "quickstart": "as table",
+    "reproduce": "see test_reproduce.py",
+    "eval": "scores of tasks, see test_models.py",
     "sweep run": "as table",
     "sweep resume": "as table",
     "prune": "sparsities, as trial show",

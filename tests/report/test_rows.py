@@ -41,14 +41,17 @@ def test_a_pattern_that_matches_nothing_is_a_missing_row() -> None:
 def test_published_figures_stand_for_trials_that_are_not_there() -> None:
     table = spec("layer-*", reported={"layer-0": 23.62, "layer-1": 22.94, "other": 1.0})
     rows, unplaced = select_rows(table, [])
-    assert [(row.name, row.reported.value) for row in rows if row.reported] == [("layer-0", 23.62), ("layer-1", 22.94)]
+    assert [(row.name, row.reported["perplexity"].value) for row in rows if row.reported] == [
+        ("layer-0", 23.62),
+        ("layer-1", 22.94),
+    ]
     assert unplaced == ["other"]
 
 
 def test_figures_go_to_names_before_globs() -> None:
     table = spec("*", reported={"p*": {"text": "inf"}, "pruned": 156.08})
     rows, unplaced = select_rows(table, [done("pruned"), done("pruned-b")])
-    assert [row.reported.value for row in rows if row.reported] == [156.08, None]
+    assert [row.reported["perplexity"].value for row in rows if row.reported] == [156.08, None]
     assert unplaced == []
 
 

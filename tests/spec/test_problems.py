@@ -341,6 +341,8 @@ FIGURES = {
     ".inf": (None, "inf"),
     "n/a": (None, "n/a"),
     "{value: 2, note: x}": (2.0, None),
+    "{perplexity: 3}": (3.0, None),
+    '{"perplexity:c4": {value: 4, source: x, tolerance: 0.1}}': (4.0, None),
 }
 assert FIGURES
 
@@ -351,5 +353,5 @@ def test_published_figures_are_numbers_or_what_was_printed(
 ) -> None:
     table = f"tables: [{{title: t, rows: [a], columns: [model], reported: {{a: {text}}}}}]"
     spec = Spec.model_validate(parse_document(f"{HEADER}  - {{name: a}}\n{table}", "x").data)
-    figure = spec.tables[0].reported["a"]
+    (figure,) = spec.tables[0].reported["a"].values()
     assert (figure.value, figure.text) == expected

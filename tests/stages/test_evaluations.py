@@ -14,7 +14,10 @@ from prunegpt.errors import SpecError
 from prunegpt.planning.resolve import plan_data
 from prunegpt.records import TrialResult
 from prunegpt.report.columns import COLUMNS
+from prunegpt.report.fields import TrialFields
+from prunegpt.report.groups import grouped
 from prunegpt.report.measure import stored_windows
+from prunegpt.report.query import selected
 from prunegpt.report.scores import paired, stored_documents
 from prunegpt.report.tables import build_table
 from prunegpt.root import Root
@@ -105,6 +108,19 @@ def test_an_evaluation_that_is_added_measures_and_trains_nothing(base: dict[str,
     record = run_attempt(root, after, number=2)
     assert all(stage.cached for stage in record.stages)
     assert all(set(stage.also) == {"train"} for stage in record.stages)
+
+
+def test_fields_filters_and_groups_know_them(finished: tuple[Root, list[TrialResult]]) -> None:
+    _, results = finished
+    fields = TrialFields(results)
+    field = fields.find("perplexity:train")
+    values = [trial.final.also["train"].perplexity for trial in results if trial.final]
+    assert [field.of(trial) for trial in results] == values
+    bound = sorted(value for value in values if value)[1]
+    found = selected(results, f"perplexity:train <= {bound!r}", fields)
+    assert len(found) == 2
+    (group,) = grouped(results, [fields.find("state")])
+    assert group.spread(field).mean == pytest.approx(np.mean([value for value in values if value]))
 
 
 WRONG = {
@@ -203,3 +219,10 @@ def test_without_the_harness_the_command_is_named(base: dict[str, Any], monkeypa
     monkeypatch.setattr("prunegpt.planning.harness.HARNESS", "a_package_that_is_not_there")
     with pytest.raises(SpecError, match=r"pip install 'prunegpt\[tasks\]'"):
         plan_data({"name": "s", "base": {**base, "evaluate": [{}, {"tasks": ["x"]}]}, "trials": [HALF]})
+
+
+def test_a_column_of_an_evaluation_that_no_trial_has_is_refused_when_planned(base: dict[str, Any]) -> None:
+    table = {"title": "t", "rows": ["*"], "columns": ["trial", "perplexity:c4"]}
+    base |= {"evaluate": [{}, {"name": "train", "split": "train"}]}
+    with pytest.raises(SpecError, match=r"tables\.0\.columns\.1: unknown evaluation 'c4'.*train"):
+        plan_data({"name": "s", "base": base, "trials": [HALF], "tables": [table]})
