@@ -32,7 +32,11 @@ def gc(
     keep: Annotated[
         str | None,
         typer.Option(
-            "--keep", metavar="none|best|all", help="Models that stay (default: as each spec says).", show_default=False
+            "--keep",
+            metavar="none|best|all",
+            help="Models that stay (default: as each spec says).",
+            show_default=False,
+            autocompletion=complete.choice("none", "best", "all"),
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove; without it, only list.")] = False,

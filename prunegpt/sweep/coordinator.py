@@ -25,7 +25,7 @@ from prunegpt.sweep.dispatch import Dispatcher
 from prunegpt.sweep.events import Event, StagePublished, Stopping, SweepOutcome, SweepStarted
 from prunegpt.sweep.failures import Ending, judge
 from prunegpt.sweep.interrupt import Interrupt
-from prunegpt.sweep.keep import Keeper
+from prunegpt.sweep.keep import Retention
 from prunegpt.sweep.lock import coordinating
 from prunegpt.sweep.patience import PatientLauncher
 from prunegpt.sweep.recovery import recover
@@ -181,7 +181,7 @@ class _Run:
         self.scheduler = StageScheduler(trials, published, [trial for trial in plans if name_of(trial) not in names])
         self.dispatch = Dispatcher(root, store, launcher, self.scheduler, published, states, self._halted)
         self.attempts = self.dispatch.attempts
-        self.keeper = Keeper(root, store, plan.name, plan.keep)
+        self.keeper = Retention(root, store, plan.name, plan.keep)
         self.needed: set[str] = set()  # stage keys that suggestions to come may need
         self.watchdog = Watchdog(plan.failures, queues=queues)
         self.stopping = 0  # how much of the interrupt was passed on

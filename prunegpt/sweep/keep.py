@@ -146,7 +146,7 @@ def _front(tried: list[TrialResult], objectives: tuple[ObjectiveSpec, ...]) -> l
     return [one for one in tried if one.id in costs and not beaten(costs[one.id])]
 
 
-class Keeper:
+class Retention:
     """Removes models while a sweep runs, as its spec says."""
 
     def __init__(

@@ -18,6 +18,8 @@ from tests.support.study import make_root, seeds
 COMPLETED: Mapping[str, tuple[str, str]] = {
     "name": ("st", "study"),
     "sweep": ("st", "study"),
+    "sweeps": ("st", "study"),
+    "keep": ("b", "best"),
     "figure name": ("pa", "pareto"),
     "first": ("study/w", "study/wanda-0.9-seed1"),
     "second": ("study/w", "study/wanda-0.9"),  # a group
