@@ -36,6 +36,8 @@ class Heading:
     text: str
     kind: ValueKind
     beside: int | None = None  # of published figures: the place of the column that they are of
+    family: str = ""  # what it has in common with its neighbours, in a head of two rows
+    short: str = ""  # its own part of such a head
 
     @property
     def key(self) -> str:

@@ -55,6 +55,10 @@ def _counted(header: str, of: Callable[[SparsityRecord], Value]) -> Column:
     return _measured(header, lambda trial: of(trial.sparsity) if trial.sparsity else None, "percent")
 
 
+def _weights(header: str, of: Callable[[SparsityRecord], Value]) -> Column:
+    return _measured(header, lambda trial: of(trial.sparsity) if trial.sparsity else None, "count")
+
+
 def _percent(share: float) -> float:
     return round(100 * share, 10)  # without the noise of multiplying
 
@@ -139,6 +143,7 @@ _COLUMNS = {
     "state": _row("State", lambda row: row.state_text),
     "sparsity": _counted("Sparsity", lambda found: _percent(found.pruned)),
     "sparsity_all": _counted("Sparsity of all", lambda found: _percent(found.overall)),
+    "parameters": _weights("Parameters", lambda found: found.parameters),
     "coverage": _counted("Coverage", lambda found: None if found.coverage is None else _percent(found.coverage)),
     "perplexity": _evaluated("Perplexity", lambda found: found.perplexity, "loss"),
     "difference": Column(

@@ -20,6 +20,7 @@ from prunegpt.report.cells import (
     slug,
 )
 from prunegpt.report.columns import (
+    COLUMNS,
     TOLERATED,
     Column,
     asked_sparsity,
@@ -35,7 +36,7 @@ from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row, select_rows
 from prunegpt.report.scores import DocumentsOf, ScoreStanding, no_documents, score_notes, standings_of
 from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval, spread
-from prunegpt.spec.columns import CONFIG, REPORTED, column_parts
+from prunegpt.spec.columns import CONFIG, EVALUATED, REPORTED, column_parts
 from prunegpt.spec.metrics import MEAN, is_task
 from prunegpt.spec.naming import MAX_NAME
 from prunegpt.spec.schema import ColumnSpec, Reported, RowSpec, TableSpec
@@ -87,7 +88,12 @@ def build_table(
     columns = [(wanted, column(wanted.value, trials)) for wanted in _with_reported(spec)]
     places = {wanted.value: place for place, (wanted, _) in enumerate(columns)}
     headings = tuple(
-        Heading(wanted.header or shown.header, shown.kind, places.get(published_of(wanted.value)))
+        Heading(
+            wanted.header or shown.header,
+            shown.kind,
+            places.get(published_of(wanted.value)),
+            *("", "") if wanted.header else _family(wanted.value, shown, trials),
+        )
         for wanted, shown in columns
     )
     _check_headings(headings)
@@ -160,6 +166,17 @@ def _with_reported(spec: TableSpec) -> list[ColumnSpec]:
         after = names.index(name) + 1 if name in names else len(columns)
         columns.insert(after, ColumnSpec(value=REPORTED if name == "perplexity" else f"{REPORTED}:{name}"))
     return columns
+
+
+def _family(name: str, shown: Column, trials: Sequence[TrialResult]) -> tuple[str, str]:
+    """What columns of evaluations share in a head of two rows, and the name of each; empty of other columns."""
+    if is_task(name):
+        return "Tasks", shown.header
+    base, evaluation = column_parts(name)
+    if base not in EVALUATED:
+        return "", ""
+    first = next((trial.plan.evaluate for trial in trials), None)
+    return COLUMNS[base].header, evaluation or (first.name or first.split if first else "")
 
 
 def published_of(name: str) -> str:

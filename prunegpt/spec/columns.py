@@ -14,6 +14,7 @@ COLUMNS: Mapping[str, str] = {
     "state": "how far the row is: finished, running, failed, ...",
     "sparsity": "zeros counted in the tensors selected for pruning, percent",
     "sparsity_all": "zeros counted in all parameters, percent",
+    "parameters": "weights of the model, zeros included",
     "coverage": "weights outside the embeddings that are in the tensors selected for pruning, percent",
     "perplexity": "measured after the last stage, with its interval",
     "difference": "perplexity less that of the best row of the same protocol, with its interval",

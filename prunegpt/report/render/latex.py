@@ -1,9 +1,10 @@
 """LaTeX with booktabs; needs \\usepackage{booktabs} and a UTF-8 document."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
-from prunegpt.report.cells import Table
+from prunegpt.report.cells import Heading, Table
 from prunegpt.report.format import one_line
 
 _SPECIAL = {
@@ -53,7 +54,7 @@ def _table(table: Table) -> str:
         f"  \\label{{tab:{re.sub(r'[^A-Za-z0-9.-]+', '-', table.name)}}}",
         f"  \\begin{{tabular}}{{{alignment}}}",
         r"    \toprule",
-        f"    {_row(escape(heading.text) for heading in table.columns)}",
+        *_head(table.columns),
         r"    \midrule",
         *(f"    {_row(cell.marked(escape, _STRONG, _RAISED) for cell in row.cells)}" for row in table.rows),
         r"    \bottomrule",
@@ -62,6 +63,27 @@ def _table(table: Table) -> str:
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _head(columns: Sequence[Heading]) -> Iterator[str]:
+    """The head, of two rows where neighbours belong to one family."""
+    families = [(family, list(group)) for family, group in groupby(columns, key=lambda heading: heading.family)]
+    shared = {family for family, group in families if family and len(group) > 1}
+    if shared:
+        cells, rules, place = [], [], 1
+        for family, group in families:
+            end = place + len(group) - 1
+            if family in shared and len(group) > 1:
+                cells.append(f"\\multicolumn{{{len(group)}}}{{c}}{{{escape(family)}}}")
+                rules.append(f"\\cmidrule(lr){{{place}-{end}}}")
+            else:
+                cells += [""] * len(group)
+            place = end + 1
+        yield f"    {_row(cells)}"
+        yield f"    {' '.join(rules)}"
+    grouped = [len(group) > 1 and bool(family) for family, group in families for _ in group]
+    texts = [heading.short if within else heading.text for heading, within in zip(columns, grouped, strict=True)]
+    yield f"    {_row(map(escape, texts))}"
 
 
 def escape(text: str) -> str:

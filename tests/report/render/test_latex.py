@@ -1,6 +1,9 @@
 """LaTeX read back by a small reader that knows which characters are active."""
 
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -87,3 +90,40 @@ def test_a_row_has_a_cell_for_every_column(texts: list[str]) -> None:
 def test_a_cell_that_starts_with_a_bracket_is_no_argument() -> None:
     text = render([table(Cell("[1pt]", "[1pt]"))])
     assert "{}[1pt]" in text
+
+
+def families() -> Table:
+    columns = (
+        Heading("Trial", "text"),
+        Heading("Perplexity", "loss", family="Perplexity", short="test"),
+        Heading("Perplexity (c4)", "loss", family="Perplexity", short="c4"),
+        Heading("arc_easy", "percent", family="Tasks", short="arc_easy"),
+    )
+    cells = (Cell("a", "a"), Cell(1.0, "1.00", ("best",)), Cell(2.0, "2.00"), Cell(3.0, "3.0"))
+    return Table("T", "t", columns, (TableRow("a", "finished", cells),))
+
+
+def test_neighbours_of_one_family_share_a_head() -> None:
+    lines = [line.strip() for line in render([families()]).splitlines()]
+    at = lines.index(r"\toprule")
+    assert lines[at + 1 : at + 4] == [
+        r"{} & \multicolumn{2}{c}{Perplexity} &  \\",
+        r"\cmidrule(lr){2-3}",
+        r"{}Trial & test & c4 & arc\_easy \\",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_it_compiles(tmp_path: Path) -> None:
+    packages = r"\usepackage{booktabs}\usepackage[T1]{fontenc}\usepackage{textcomp}"
+    body = render([families(), table(Cell(1.0, "1.0 ± 2 → †"))])
+    document = rf"\documentclass{{article}}{packages}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "t.tex").write_text(document, encoding="utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
