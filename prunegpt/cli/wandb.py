@@ -140,7 +140,7 @@ def import_(
     from prunegpt.tracking.imports import import_folder, import_project
 
     folder = Path(source)
-    found = import_folder(root, folder) if folder.is_dir() else import_project(root, source)
+    found = import_folder(root, folder, say) if folder.is_dir() else import_project(root, source)
     for trial in found:
         print(trial)
 

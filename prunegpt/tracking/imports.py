@@ -7,7 +7,7 @@ format (https://github.com/google/leveldb/blob/main/doc/log_format.md) behind a 
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
@@ -50,27 +50,33 @@ class FoundRun:
     problem: str = "it never ended: its file stops before."
 
 
-def import_folder(root: Root, folder: Path) -> Iterator[str]:
+def import_folder(root: Root, folder: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[str]:
     """Takes in every run of a folder of the W&B client; gives SWEEP/TRIAL of each.
 
     A run in several files, one per resumption, is one trial; a file that was imported before adds nothing.
 
+    Args:
+        say: called with a line about every file in which no run has begun.
+
     Raises:
-        TrackingError: there is no run.
+        TrackingError: there is no run; or, after all others, some file cannot be imported.
     """
     files = run_files(folder)
     if not files:
         raise TrackingError(
             f"{folder} must hold runs of the W&B client, folders such as offline-run-DATE-ID; it holds none."
         )
-    empty = 0
+    empty, refused = 0, []
     for file in files:
         try:
-            found = read_run(file)
+            yield _keep(root, read_run(file))
         except NoRun:
             empty += 1
-            continue
-        yield _keep(root, found)
+            say(f"{file} holds no run: its client ended before it wrote anything.")
+        except TrackingError as error:
+            refused.append(str(error))
+    if refused:
+        raise TrackingError(f"{len(refused)} of {len(files)} files cannot be imported: {' '.join(refused)}")
     if empty == len(files):
         raise NoRun(f"{folder} must hold runs of the W&B client; none of its {empty} files holds one.")
 
@@ -226,7 +232,7 @@ def _items(items: Any) -> dict[str, Any]:
 def _records(path: Path) -> Iterator[bytes]:
     """The records of a log, until the first that is cut off or damaged."""
     data = path.read_bytes()
-    if not data:
+    if _IDENTITY.startswith(data):
         raise NoRun(f"{path} is empty.")
     if not data.startswith(_IDENTITY):
         raise TrackingError(f"{path} must be a file of the W&B client; it does not begin like one.")

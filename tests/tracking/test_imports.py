@@ -146,16 +146,31 @@ def test_system_metrics_and_what_a_run_says_of_itself_are_read(tmp_path: Path) -
     assert (found.about["notes"], found.about["job_type"], found.about["tags"]) == ("why", "train", ("a", "b"))
 
 
-def test_an_empty_file_of_a_run_does_not_end_the_import(offline: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", range(8))
+def test_a_file_without_a_run_does_not_end_the_import_and_is_named(offline: Path, tmp_path: Path, cut: int) -> None:
     folder = tmp_path / "client"
     shutil.copytree(offline, folder)
     (one,) = run_files(folder)
-    for name, content in (("run-aa", one.read_bytes()[:7]), ("run-zz", b"")):
-        (one.parent / f"{name}.wandb").write_bytes(content)
-    assert len(list(import_folder(Root(tmp_path / "runs"), folder))) == 1
+    (one.parent / "run-aa.wandb").write_bytes(one.read_bytes()[:cut])
+    told: list[str] = []
+    assert len(list(import_folder(Root(tmp_path / "runs"), folder, told.append))) == 1
+    assert [f"{one.parent / 'run-aa.wandb'} holds no run" in line for line in told] == [True]
     one.unlink()
-    with pytest.raises(TrackingError, match="none of its 2 files holds one"):
+    with pytest.raises(TrackingError, match="none of its 1 files holds one"):
         list(import_folder(Root(tmp_path / "runs"), folder))
+
+
+def test_a_file_that_is_none_of_the_clients_is_told_after_all_others_are_imported(
+    offline: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "client"
+    shutil.copytree(offline, folder)
+    (one,) = run_files(folder)
+    (one.parent / "run-aa.wandb").write_bytes(b"something else")
+    with pytest.raises(TrackingError, match=r"1 of 2 files cannot be imported: .*run-aa\.wandb must be a file of the"):
+        list(import_folder(Root(tmp_path / "runs"), folder))
+    with Store.open(Root(tmp_path / "runs")) as store:
+        assert len(store.results("wandb-elsewhere")) == 1
 
 
 def test_what_is_no_folder_of_the_client_is_told(tmp_path: Path) -> None:

@@ -119,9 +119,15 @@ class ArtifactNodes:
     def _collections(self, at: RunPath, kind: str = "") -> Callable[..., NodeFields]:
         """The field that gives the collections of a project, or those of one type of it."""
 
-        def field(_: Any, first: Any = None, after: Any = None, **more: Any) -> NodeFields:
-            names = dict.fromkeys(one.collection for one in self._artifacts.versions(at.entity, at.project, type=kind))
-            return connection(list(names), lambda name: self._collection(at, name), first, after)
+        def field(_: Any, first: Any = None, after: Any = None, filters: Any = None, order: Any = None) -> NodeFields:
+            first_of: dict[str, ArtifactVersion] = {}
+            for one in self._artifacts.versions(at.entity, at.project, type=kind):
+                first_of.setdefault(one.collection, one)
+            fields = (
+                {"name": name, "type": one.type, "created_at": stamp(one.created)} for name, one in first_of.items()
+            )
+            found = selected(fields, filters, order)
+            return connection(found, lambda one: self._collection(at, one["name"]), first, after)
 
         return field
 

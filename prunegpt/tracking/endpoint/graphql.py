@@ -105,20 +105,30 @@ class Operations:
         return {"data": result.data}
 
     def page_of_run(self, at: RunPath) -> str:
-        """The page of a run, which clients of W&B print the address of."""
+        """The page of a run, which clients of W&B print the address of.
+
+        Raises:
+            Rejected: there is none.
+        """
         claim, own = read_claim(self._root, at.id), posted(self._root, at.id)
         if claim is not None and claim.trial:
             return f"/trials/{quote(claim.trial)}"
         if own is not None:
             return f"/trials/{quote(own.sweep)}/{quote(own.trial)}"
+        if not self._runs.is_kept(at):
+            raise Rejected(f"there is no run {'/'.join(at)!r:.200}.", 404)
         return f"/trials/{'/'.join(map(quote, self._runs.place(at)))}"
 
     def page_of_sweep(self, name: str) -> str:
-        """The page of a hosted sweep: that of ours which its runs belong to."""
+        """The page of a hosted sweep: that of ours which its runs belong to.
+
+        Raises:
+            Rejected: there is none.
+        """
         with self._lock:
             hosted = self._sweeps.get(name)
         if hosted is None:
-            return "/"
+            raise Rejected(f"there is no sweep {name!r:.80}.", 404)
         ours = "prunegpt" in (hosted.config.get("command") or ())
         return f"/sweeps/{quote(hosted.display)}" if ours else self.page_of_project(hosted.entity, hosted.project)
 
@@ -135,9 +145,16 @@ class Operations:
 
     # -- projects -------------------------------------------------------------------------------------------------
 
-    def _project_asked(self, _: Any, **named: Any) -> NodeFields:
+    def _project_asked(self, _: Any, **named: Any) -> NodeFields | None:
         asked = FieldArguments.read(named)
-        return self._project(run_at(RunPath(asked.entity_name or ENTITY, asked.name or PROJECT, ""), ""))
+        at = run_at(RunPath(asked.entity_name or ENTITY, asked.name or PROJECT, ""), "")
+        return self._project(at) if not asked.name or self._is_known(at) else None  # that of who names none is there
+
+    def _is_known(self, at: RunPath) -> bool:
+        """Whether a project was made: by hand, or by its first run or sweep."""
+        if (at.entity, at.project) in projects_of(self._root):
+            return True  # earlier versions wrote no such list
+        return began(self._root, at) > 0 or bool(self._sweeps.of_project(at)["totalSweeps"](None))
 
     def _project(self, at: RunPath) -> NodeFields:
         def bucket(_: Any, **named: Any) -> NodeFields | None:
@@ -203,6 +220,10 @@ class Operations:
         return self._nodes.one(at)
 
     def _upsert_bucket(self, _: Any, input: Any = None) -> NodeFields:
+        if isinstance(input, Mapping) and str(state := input.get("state") or "running").lower() != "running":
+            raise Rejected(
+                f"a run is running here as soon as it is made, got the state {state!r:.40}. Leave it out.", 200
+            )
         asked = FieldArguments.read(input)
         known = [] if asked.name else parts_of(asked.id, "Run")
         place, name = (RunPath(*known), known[2]) if known else (asked.project, asked.name or asked.id or run_id())

@@ -19,7 +19,7 @@ from prunegpt.tracking.endpoint.arguments import ENTITY
 from prunegpt.tracking.endpoint.connection import NodeFields, connection, identifier, number, stamp
 from prunegpt.tracking.endpoint.filters import selected
 from prunegpt.tracking.endpoint.intake import parsed_object
-from prunegpt.tracking.endpoint.runs import Runs
+from prunegpt.tracking.endpoint.runs import Runs, of_client
 from prunegpt.tracking.foreign import Keeper
 from prunegpt.tracking.run_path import RunPath
 
@@ -96,10 +96,6 @@ class RunNodes:
             given = {name: {"value": value} for name, value in plan.config.items()}
             return json.dumps(given | {"_wandb": {"value": dict(keeper().kept.client)}})
 
-        def client(_: Any, keys: Any = None) -> str:
-            kept = dict(keeper().kept.client)
-            return json.dumps({name: value for name, value in kept.items() if keys is None or name in keys})
-
         def log_lines(_: Any, **asked: Any) -> NodeFields:
             return _log_lines(keeper().folder / LOG, asked.get("first"), asked.get("last"), asked.get("after"))
 
@@ -122,12 +118,13 @@ class RunNodes:
             "groupName": (run.group if run else "") or None,
             "jobType": (run.job_type if run else "") or None,
             "host": (run.host if run else "") or None,
+            "commit": lambda _: ((_info(keeper()) or {}).get("git") or {}).get("commit"),
             "readOnly": False,
             "createdAt": stamp(trial.started),
             "updatedAt": stamp(trial.ended or trial.started),
             "heartbeatAt": lambda _: stamp(keeper().active),
             "config": config,
-            "wandbConfig": client,
+            "wandbConfig": lambda _, keys=None: of_client(keeper().kept.client)(_, keys),
             "summaryMetrics": summary,
             "systemMetrics": lambda _: json.dumps(next(iter(reversed(list(keeper().events))), {})),
             "historyKeys": lambda _: _history_keys(keeper()),
@@ -272,7 +269,7 @@ def _log_lines(log: Path, first: Any, last: Any, after: Any) -> NodeFields:
     except OSError:
         lines = []
     if last is not None:
-        lines = lines[-number(last, "last", 0) :]
+        lines = lines[max(len(lines) - number(last, "last", 0), 0) :]
     return connection(lines, lambda one: {"number": one[0], "line": one[1], "level": "info"}, first, after)
 
 

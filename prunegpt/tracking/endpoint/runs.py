@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -71,6 +71,7 @@ class Runs:
         """
         with self._lock:
             if self._is_own(at):
+                place_of(self._root, at, claim=True)  # its project is known from then on
                 return False
             new = not self.is_kept(at)
             self._opened(at).update(**said)
@@ -120,7 +121,9 @@ class Runs:
             Rejected: its name is none, or there is no room for it on the disk or among the files of the run.
         """
         with self._lock:
-            if self._is_own(at) or not is_below(path):
+            if not is_below(path):
+                raise Rejected(f"a file must be below the run's folder, got {path!r:.80}.")
+            if self._is_own(at):
                 return
             folder = self._opened(at).folder / "files"
             file = folder / path
@@ -175,7 +178,7 @@ class Runs:
             "config": json.dumps(config | {"_wandb": {"value": client}}),
             "tags": list(run.tags) if run else [],
             "notes": run.notes if run else None,
-            "wandbConfig": json.dumps(client),
+            "wandbConfig": of_client(client),
         }
 
     def ask_to_stop(self, at: RunPath) -> bool:
@@ -238,6 +241,11 @@ class Runs:
 
     def _opened(self, at: RunPath) -> Keeper:
         return Keeper(self._root, self.store, at)
+
+
+def of_client(kept: Mapping[str, Any]) -> Callable[..., str]:
+    """The field that gives what a client keeps of itself, or some keys of it."""
+    return lambda _, keys=None: json.dumps({name: kept[name] for name in kept if keys is None or name in keys})
 
 
 def is_below(path: str) -> bool:

@@ -11,10 +11,11 @@ from prunegpt.tracking.claims import RunStatus
 from prunegpt.tracking.endpoint.arguments import ENTITY, PROJECT, FieldArguments
 from prunegpt.tracking.endpoint.choose import config_problems, next_point
 from prunegpt.tracking.endpoint.connection import NodeFields, connection, identifier, stamp
+from prunegpt.tracking.endpoint.filters import selected
 from prunegpt.tracking.endpoint.hosted import OPEN, Agent, AgentHandler, Hosted, HostedRun, SweepFiles, run_id
 from prunegpt.tracking.endpoint.intake import Rejected, parsed_object
 from prunegpt.tracking.endpoint.runs import Runs
-from prunegpt.tracking.run_path import RunPath
+from prunegpt.tracking.run_path import RunPath, place_of
 from prunegpt.tracking.values import plain
 
 _STATES = {"leased": "pending", "stopped": "killed"}
@@ -39,6 +40,7 @@ class SweepNodes:
         run: Callable[[RunPath], NodeFields | None],
         project: Callable[[RunPath], NodeFields],
     ) -> None:
+        self._root = root
         self._sweeps = SweepFiles(root)
         self._runs = runs
         self._agents = agents
@@ -66,7 +68,8 @@ class SweepNodes:
             return [one for one in self._sweeps.all() if (one.entity, one.project) == (at.entity, at.project)]
 
         def sweeps(_: Any, first: Any = None, after: Any = None, filters: Any = None) -> NodeFields:
-            return connection(all_of(), self._node, first, after)
+            found = selected(map(_fields, all_of()), filters)
+            return connection(found, lambda one: self._node(one["sweep"]), first, after)
 
         return {
             "sweep": lambda _, **named: self.one(FieldArguments.read(named).sweep_name),
@@ -83,6 +86,7 @@ class SweepNodes:
                 raise Rejected(f"this server is the scheduler of its sweeps, got a {name}. Leave it out.", 200)
         if not asked.id:
             hosted = _new(asked)
+            place_of(self._root, RunPath(hosted.entity, hosted.project, ""), claim=True)
         else:
             found = [one for one in self._sweeps.all() if asked.id in (_sweep_id(one), one.name)]
             hosted = (found or missing("sweep"))[0]
@@ -138,8 +142,14 @@ class SweepNodes:
         at = RunPath(hosted.entity, hosted.project, "")
 
         def runs(found: list[HostedRun]) -> Callable[..., NodeFields]:
-            def page(_: Any, first: Any = None, after: Any = None, **more: Any) -> NodeFields:
-                return connection(found, lambda run: self._node_of_run(hosted, run), first, after)
+            def page(
+                _: Any, first: Any = None, after: Any = None, order: Any = None, last: Any = None, before: Any = None
+            ) -> NodeFields:
+                if last is not None or before is not None:
+                    raise Rejected("pages of a sweep's runs are read forwards here: first and after, not last, before.")
+                fields = [self._fields_of_run(hosted, run, place) for place, run in enumerate(found)]
+                ordered = selected(fields, None, order)
+                return connection(ordered, lambda one: self._node_of_run(hosted, one["run"]), first, after)
 
             return page
 
@@ -168,6 +178,7 @@ class SweepNodes:
             "config": json.dumps(hosted.config),
             "createdAt": stamp(hosted.created),
             "updatedAt": stamp(hosted.created),
+            "heartbeatAt": stamp(max((agent.seen for agent in hosted.agents.values()), default=None)),
             "bestLoss": min(best, key=lambda value: hosted.sign * value, default=None),
             "earlyStopJobRunning": False,
             "runCount": len(hosted.runs),
@@ -187,6 +198,17 @@ class SweepNodes:
         found = self._runs.status(RunPath(hosted.entity, hosted.project, run.id), hosted.metric)
         ended = "failed" if found.ended == "diverged" else found.ended
         return ended or ("running" if found.started else run.state)
+
+    def _fields_of_run(self, hosted: Hosted, run: HostedRun, place: int) -> NodeFields:
+        """A run as orders know it."""
+        return {
+            "run": run,
+            "created_at": place,
+            "name": run.id,
+            "state": self._state(hosted, run),
+            "config": run.args,
+            "summary_metrics": {hosted.metric: run.metric},
+        }
 
     def _node_of_run(self, hosted: Hosted, run: HostedRun) -> NodeFields:
         at = RunPath(hosted.entity, hosted.project, run.id)
@@ -215,6 +237,19 @@ class SweepNodes:
             "running": state == "running",
         }
         return known | own
+
+
+def _fields(hosted: Hosted) -> NodeFields:
+    """A sweep as filters know it."""
+    return {
+        "sweep": hosted,
+        "name": hosted.name,
+        "display_name": hosted.display,
+        "method": hosted.config.get("method"),
+        "state": hosted.state,
+        "created_at": stamp(hosted.created),
+        "config": hosted.config,
+    }
 
 
 def missing(kind: str, status: int = 200) -> NoReturn:
