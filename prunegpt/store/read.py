@@ -9,12 +9,13 @@ from operator import itemgetter
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import Connection, Row, Select, and_, func, select
 
 from prunegpt.errors import StoreError, unknown
 from prunegpt.records import Point, StageRecord, TrialResult, TrialState
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.schema import TableSpec
+from prunegpt.store.curves import curves_of
 from prunegpt.store.rows import AttemptRow, CurveRow, Held, Replaced, SavedTrial, StageRow, SweepRow
 from prunegpt.store.schema import attempt, attempt_stage, curve, point, stage, sweep, trial
 from prunegpt.store.schema import note as notes
@@ -22,7 +23,6 @@ from prunegpt.store.schema import note as notes
 _Kind = TypeVar("_Kind", dict[str, Any], list[Any])
 
 IDS_AT_ONCE = 10_000  # SQLite takes 32,766 parameters
-_PERPLEXITY, _EVALUATED, _TASKS = "perplexity", "eval_", ("task:", "tasks:")  # begin names of measured curves
 
 
 def sweeps(connection: Connection) -> list[SweepRow]:
@@ -353,23 +353,6 @@ def _curves(
     if stage is not None:
         query = query.where(curve.c.stage == stage)
     return query
-
-
-def curves_of(plan: TrialPlan) -> ColumnElement[bool]:
-    """Which curves are those of a trial: of its stages, in whichever trial, and where measured as it measures."""
-    name, measured_by = curve.c.name, attempt.c.evaluation_key
-    evaluated = name.startswith(_EVALUATED, autoescape=True)
-    first = or_(name == _PERPLEXITY, and_(evaluated, ~name.contains(":")))
-    alike = or_(measured_by == plan.evaluation_key, measured_by.startswith(f"{plan.evaluation_key} "))
-    conditions = [or_(~first, alike)]
-    for one in plan.also:
-        if one.evaluate.tasks is None:
-            kinds = or_(evaluated, name.startswith(_PERPLEXITY))
-            of_it = and_(kinds, name.endswith(f":{one.name}", autoescape=True))
-        else:
-            of_it = or_(*map(name.startswith, _TASKS))
-        conditions.append(or_(~of_it, measured_by.contains(f" {one.name}={one.key}", autoescape=True)))
-    return and_(curve.c.stage_key.in_([stage.key for stage in plan.stages]), *conditions)
 
 
 def stored_plan(connection: Connection, trial_id: int) -> TrialPlan:

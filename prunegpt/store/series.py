@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, select
 
-from prunegpt.store.read import curves_of, stored_plan
+from prunegpt.store.curves import curves_of
+from prunegpt.store.read import stored_plan
 from prunegpt.store.schema import attempt, curve, point
 
 
