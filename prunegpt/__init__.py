@@ -8,6 +8,7 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
     root          the directory layout, and atomic publishing
     access        the token of a root, which its server asks of who wants to change something
     records       what crosses from a worker to the coordinator
+    points        curves and heartbeats, while a worker runs
     signals       those that ask a process to end in good order
     usage         what a process takes of its machine, as points
     builtin/      the model and the text that need no download

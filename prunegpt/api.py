@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunegpt.errors import LaunchError, PruneGPTError, StoreError, unknown
-from prunegpt.records import Point, TrialResult
+from prunegpt.points import Point
+from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
 from prunegpt.spec.code import with_functions

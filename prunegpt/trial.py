@@ -12,7 +12,8 @@ from pathlib import Path
 
 from prunegpt.errors import DivergedError, Interrupted, PruneGPTError, untrusted
 from prunegpt.planning.fingerprint import versions
-from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord, beating, finite, record_path
+from prunegpt.points import Point, PointWriter, beating
+from prunegpt.records import AttemptRecord, StageRecord, finite, record_path
 from prunegpt.redact import redact
 from prunegpt.root import Root
 from prunegpt.signals import on_stop_signals

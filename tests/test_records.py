@@ -9,18 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from prunegpt.points import Point, PointWriter, read_points
 from prunegpt.records import (
     AttemptRecord,
     Evaluation,
-    Point,
-    PointWriter,
     Record,
     SparsityRecord,
     StageRecord,
     TrialResult,
     TrialState,
     finite,
-    read_points,
 )
 from tests.support.specs import trial_of
 from tests.support.sweep_plans import make_trial

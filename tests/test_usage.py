@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from prunegpt import usage
-from prunegpt.records import HEARTBEAT, beating
+from prunegpt.points import HEARTBEAT, beating
 from prunegpt.usage import EVERY, Usage
 from tests.support.waiting import until
 

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.planning.inputs import Inputs
+from prunegpt.points import Emit
 from prunegpt.pruning.mask import Masks
-from prunegpt.records import Emit
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, Select, and_, func, select
 
 from prunegpt.errors import StoreError, unknown
-from prunegpt.records import Point, StageRecord, TrialResult, TrialState
+from prunegpt.points import Point
+from prunegpt.records import StageRecord, TrialResult, TrialState
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.schema import TableSpec
 from prunegpt.store.curves import curves_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, text
 
-from prunegpt.records import Point
+from prunegpt.points import Point
 from prunegpt.root import Root
 from prunegpt.store import names, read, watch, write
 from prunegpt.store.engine import open_engine, told, understood, writer

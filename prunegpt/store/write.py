@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import Connection, Executable, Table, case, delete, func, or_, select, update
 
 from prunegpt.errors import StoreError
-from prunegpt.records import AttemptRecord, Point, StageRecord, TrialState
+from prunegpt.points import Point
+from prunegpt.records import AttemptRecord, StageRecord, TrialState
 from prunegpt.spec.naming import joined
 from prunegpt.store.read import IDS_AT_ONCE, find_sweep, plan_of, stored_plan
 from prunegpt.store.rows import SavedTrial, StartedAttempt

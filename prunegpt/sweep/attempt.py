@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from prunegpt.launch.base import Exited
 from prunegpt.launch.log import LOG, last_lines
-from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS, AttemptRecord, Point, read_points
+from prunegpt.points import Point, read_points
+from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS, AttemptRecord
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.events import AttemptProgress

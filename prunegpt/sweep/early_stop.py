@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from prunegpt.planning.budget import train_tokens
 from prunegpt.planning.samplers import early_stop_of, quiet
-from prunegpt.records import EARLY_STOP, TOTAL_STEPS, Point, TrialResult
+from prunegpt.points import Point
+from prunegpt.records import EARLY_STOP, TOTAL_STEPS, TrialResult
 from prunegpt.spec.metrics import evaluation_of
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.search import EarlyStopSpec

@@ -4,7 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from prunegpt.planning.budget import train_tokens
-from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS, Point, TrialResult, TrialState
+from prunegpt.points import Point
+from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS, TrialResult, TrialState
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan
 from prunegpt.store import Store

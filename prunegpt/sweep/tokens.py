@@ -1,6 +1,6 @@
 """The clock that trials are compared on: training tokens over all stages of a chain, cached ones included."""
 
-from prunegpt.records import Point
+from prunegpt.points import Point
 from prunegpt.spec.plan import TrialPlan
 
 

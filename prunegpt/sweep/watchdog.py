@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunegpt.records import HEARTBEAT
+from prunegpt.points import HEARTBEAT
 from prunegpt.spec.execution import FailureSpec
 from prunegpt.sweep.failures import Ending
 

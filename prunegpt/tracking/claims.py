@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from prunegpt.records import HEARTBEAT, Record, read_points
+from prunegpt.points import HEARTBEAT, read_points
+from prunegpt.records import Record
 from prunegpt.root import Root
 from prunegpt.spec.naming import slug
 

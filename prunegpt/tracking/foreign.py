@@ -15,7 +15,8 @@ from pydantic import ConfigDict
 from prunegpt.errors import StoreError
 from prunegpt.launch.log import LOG, append
 from prunegpt.planning.fingerprint import digest
-from prunegpt.records import AttemptRecord, PointWriter, Record, StageRecord, read_points
+from prunegpt.points import PointWriter, read_points
+from prunegpt.records import AttemptRecord, Record, StageRecord
 from prunegpt.root import Root, write_text
 from prunegpt.spec.naming import MAX_NAME, slug
 from prunegpt.spec.plan import LoggedRun, StagePlan, SweepPlan, TrialPlan

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from prunegpt.planning.fingerprint import digest
-from prunegpt.records import AttemptRecord, Point, StageRecord, TrialResult, chain_metrics
+from prunegpt.points import Point
+from prunegpt.records import AttemptRecord, StageRecord, TrialResult, chain_metrics
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
 from prunegpt.spec.names import by_parameter

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunegpt.errors import PruneGPTError, StoreError
-from prunegpt.records import AttemptRecord, Record, TrialResult, read_points
+from prunegpt.points import read_points
+from prunegpt.records import AttemptRecord, Record, TrialResult
 from prunegpt.root import Root
 from prunegpt.spec.naming import slug
 from prunegpt.spec.plan import TrialPlan

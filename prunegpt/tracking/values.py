@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from prunegpt.records import Point, leaves
+from prunegpt.points import Point
+from prunegpt.records import leaves
 from prunegpt.spec.read import MAX_DEPTH, MAX_INTEGER
 
 _TOKENS = ("tokens", "num_input_tokens_seen", "train/num_input_tokens_seen")

@@ -14,9 +14,9 @@ from prunegpt.errors import DivergedError, Interrupted, MaskDriftError, PruneGPT
 from prunegpt.lm import ranks
 from prunegpt.lm.blocks import Blocks, collate
 from prunegpt.planning.budget import micro_batch
+from prunegpt.points import Emit
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
-from prunegpt.records import Emit
 from prunegpt.training.job import TrainingJob
 from prunegpt.training.trainer import JobTrainer, last_checkpoint, step_of
 

@@ -25,11 +25,12 @@ from prunegpt.lm import ranks
 from prunegpt.lm.blocks import SharedSampler
 from prunegpt.planning.budget import micro_batch
 from prunegpt.planning.sources import MASKS
+from prunegpt.points import Emit
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
 from prunegpt.recipes.learning_rate import LearningRateCurve
-from prunegpt.records import TOTAL_STEPS, Emit
+from prunegpt.records import TOTAL_STEPS
 from prunegpt.root import read_json, write_json
 from prunegpt.spec.names import by_parameter
 from prunegpt.training.job import TrainingJob

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from starlette.testclient import TestClient
 
-from prunegpt.records import Point
+from prunegpt.points import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.bench.harness import CLOCKS, Settings

@@ -96,7 +96,8 @@ def our_training(
     **parts: Any,
 ) -> Callable[[Callable[[], None]], object]:
     """Our fine-tuning with the same arguments, its points written as a trial writes them."""
-    from prunegpt.records import Point, PointWriter, finite
+    from prunegpt.points import Point, PointWriter
+    from prunegpt.records import finite
 
     work = settings.work / name
     work.mkdir(parents=True, exist_ok=True)

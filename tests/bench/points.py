@@ -9,7 +9,7 @@ from time import perf_counter
 
 import optuna
 
-from prunegpt.records import Point
+from prunegpt.points import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.bench.harness import Ratio, Settings

@@ -14,8 +14,9 @@ from prunegpt.errors import LaunchError
 from prunegpt.launch.distributed import environment, run_together
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
+from prunegpt.points import read_points
 from prunegpt.pruning.masks import load_masks, masks_hash
-from prunegpt.records import AttemptRecord, read_points
+from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from prunegpt.records import Evaluation, Point, PointWriter, SparsityRecord, StageRecord, read_points
+from prunegpt.points import Point, PointWriter, read_points
+from prunegpt.records import Evaluation, SparsityRecord, StageRecord
 from prunegpt.registry import RENDERERS
 from prunegpt.report.tables import build_table
 from prunegpt.spec.columns import COLUMNS

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from prunegpt.planning.inputs import Inputs
+from prunegpt.points import Point
 from prunegpt.pruning.masks import load_masks
 from prunegpt.pruning.oneshot import prune_oneshot
-from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS, Point
+from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS
 from prunegpt.root import Root
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prunegpt.records import beating, read_points
+from prunegpt.points import beating, read_points
 from prunegpt.usage import Usage
 from tests.support.running import RunTrials
 

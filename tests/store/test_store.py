@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sqlalchemy import select, update
 
 from prunegpt.errors import StoreError
-from prunegpt.records import AttemptRecord, Evaluation, Point, SparsityRecord, StageRecord
+from prunegpt.points import Point
+from prunegpt.records import AttemptRecord, Evaluation, SparsityRecord, StageRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.schema import TableSpec

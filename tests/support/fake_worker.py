@@ -17,7 +17,8 @@ from typing import Any
 
 from prunegpt.launch.worker import serve_attempts
 from prunegpt.planning.budget import divided_note, micro_batch
-from prunegpt.records import AttemptRecord, Evaluation, Point, PointWriter, SparsityRecord, StageRecord, beating
+from prunegpt.points import Point, PointWriter, beating
+from prunegpt.records import AttemptRecord, Evaluation, SparsityRecord, StageRecord
 from prunegpt.root import Root, publishing
 from prunegpt.spec.plan import StagePlan, TrialPlan
 

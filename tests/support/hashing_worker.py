@@ -6,7 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from prunegpt.records import AttemptRecord, Evaluation, Point, PointWriter, SparsityRecord, StageRecord
+from prunegpt.points import Point, PointWriter
+from prunegpt.records import AttemptRecord, Evaluation, SparsityRecord, StageRecord
 from prunegpt.root import Root, damage, publishing, seal, write_text
 from prunegpt.spec.plan import StagePlan, TrialPlan
 

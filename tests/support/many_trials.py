@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 
-from prunegpt.records import Evaluation, Point, SparsityRecord, StageRecord
+from prunegpt.points import Point
+from prunegpt.records import Evaluation, SparsityRecord, StageRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.schema import DataSpec, EvaluateSpec, FinetuneSpec, ModelSpec, PruneSpec

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunegpt.planning.resolve import Planner
-from prunegpt.records import Point, TrialResult
+from prunegpt.points import Point
+from prunegpt.records import TrialResult
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.spec.search import SearchSpec
 from tests.support.sweep_plans import make_plan, make_trial

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from prunegpt.records import EARLY_STOP, AttemptRecord, Evaluation, Point, SparsityRecord, StageRecord
+from prunegpt.points import Point
+from prunegpt.records import EARLY_STOP, AttemptRecord, Evaluation, SparsityRecord, StageRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.schema import (

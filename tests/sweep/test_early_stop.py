@@ -10,7 +10,8 @@ import optuna
 import pytest
 
 from prunegpt.errors import PruneGPTError
-from prunegpt.records import AttemptRecord, Point
+from prunegpt.points import Point
+from prunegpt.records import AttemptRecord
 from prunegpt.registry import EARLY_STOPS
 from prunegpt.root import Root
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan

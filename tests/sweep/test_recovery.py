@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from prunegpt.records import AttemptRecord, Point
+from prunegpt.points import Point
+from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.sweep import recovery
 from prunegpt.sweep.lock import lives

@@ -17,7 +17,8 @@ import pytest
 from filelock import FileLock
 
 from prunegpt.errors import LaunchError
-from prunegpt.records import AttemptRecord, Point
+from prunegpt.points import Point
+from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.attempt import Attempt

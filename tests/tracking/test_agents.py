@@ -16,7 +16,8 @@ from sqlalchemy.exc import OperationalError
 
 from prunegpt.errors import SpecError
 from prunegpt.planning.resolve import Planner
-from prunegpt.records import AttemptRecord, Point, PointWriter, StageRecord
+from prunegpt.points import Point, PointWriter
+from prunegpt.records import AttemptRecord, StageRecord
 from prunegpt.root import Root, write_json
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.spec.wandb_config import config_of

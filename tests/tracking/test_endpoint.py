@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prunegpt.records import Point
+from prunegpt.points import Point
 from prunegpt.store import Store
 from prunegpt.sweep.recovery import OUTSIDE, is_outside, recover
 from prunegpt.tracking.claims import Claim, claim_path

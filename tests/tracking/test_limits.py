@@ -16,7 +16,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from prunegpt.records import Point, read_points
+from prunegpt.points import Point, read_points
 from prunegpt.root import Root
 from prunegpt.spec.read import bounded_value
 from prunegpt.store import Store

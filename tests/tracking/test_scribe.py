@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from prunegpt.planning.resolve import plan_data
-from prunegpt.records import AttemptRecord, Evaluation, Point, SparsityRecord, StageRecord, TrialResult
+from prunegpt.points import Point
+from prunegpt.records import AttemptRecord, Evaluation, SparsityRecord, StageRecord, TrialResult
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.spec.tracking import WandbSpec

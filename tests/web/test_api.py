@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from prunegpt.records import Point
+from prunegpt.points import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.control import Action, take

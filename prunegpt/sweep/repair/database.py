@@ -6,7 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 from prunegpt.errors import StoreError
-from prunegpt.records import AttemptRecord, read_points
+from prunegpt.points import read_points
+from prunegpt.records import AttemptRecord
 from prunegpt.root import Root, set_aside
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store

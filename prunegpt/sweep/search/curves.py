@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from prunegpt.records import Point, TrialResult
+from prunegpt.points import Point
+from prunegpt.records import TrialResult
 from prunegpt.spec.search import SearchSpec
 from prunegpt.store import Store
 from prunegpt.sweep.tokens import TokenClock

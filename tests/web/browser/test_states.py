@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prunegpt.records import Point
+from prunegpt.points import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.support.served import TOKEN
