@@ -243,6 +243,14 @@ def test_a_run_that_is_made_in_another_state_is_refused(stored: Client, state: o
     assert "a run is running here as soon as it is made, got the state" in error["message"]
 
 
+def test_the_features_that_the_server_declares_are_the_clients(stored: Client) -> None:
+    kinds = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="needs the W&B client")
+    answer = stored.http.post("/graphql", json={"query": "{ serverInfo { features { name isEnabled } } }"}).json()
+    features = answer["data"]["serverInfo"]["features"]
+    assert features
+    assert {one["name"] for one in features} <= set(kinds.ServerFeature.keys())
+
+
 def test_a_file_outside_the_folder_of_its_run_is_refused(stored: Client) -> None:
     answer = stored.http.put("/files/local/mine/run0/upload/a/..%2F..%2F..%2Fx", content=CONTENT)
     assert answer.status_code in (400, 404)

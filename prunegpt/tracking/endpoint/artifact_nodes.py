@@ -6,6 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from prunegpt.tracking.endpoint.artifact_input import (
+    aliases_of,
+    input_of,
+    refuse_unsupported,
+    tags_of,
+    text_of,
+)
 from prunegpt.tracking.endpoint.artifacts import ArtifactEntry, Artifacts, ArtifactVersion, hexadecimal
 from prunegpt.tracking.endpoint.connection import NodeFields, connection, identifier, parts_of, stamp
 from prunegpt.tracking.endpoint.filters import selected
@@ -274,51 +281,51 @@ class ArtifactNodes:
     # -- mutations ------------------------------------------------------------------------------------------------
 
     def _create_type(self, _: Any, input: Any = None) -> NodeFields:
-        asked = _asked(input)
-        at = RunPath(_text(asked, "entityName"), _text(asked, "projectName"), "")
-        return {"artifactType": self._type(at, _text(asked, "name"))}
+        asked = input_of(input)
+        at = RunPath(text_of(asked, "entityName"), text_of(asked, "projectName"), "")
+        return {"artifactType": self._type(at, text_of(asked, "name"))}
 
     def _create(self, _: Any, input: Any = None) -> NodeFields:
-        asked = _asked(input)
+        asked = input_of(input)
         several = asked.get("artifactCollectionNames") or [""]
         names = asked.get("artifactCollectionName") or several[0]
         if len(several) > 1:
             raise Rejected("an artifact is in one collection here. Log it to each.", 200)
         if not names or "/" in str(names) or ":" in str(names):
             raise Rejected(f"an artifact needs a name without / and :, got {names!r:.80}.", 200)
-        _refuse_unsupported(asked)
+        refuse_unsupported(asked)
         version = self._artifacts.create(
             deduplicate=asked.get("enableDigestDeduplication", True) is not False,
-            entity=_text(asked, "entityName"),
-            project=_text(asked, "projectName"),
-            type=_text(asked, "artifactTypeName"),
+            entity=text_of(asked, "entityName"),
+            project=text_of(asked, "projectName"),
+            type=text_of(asked, "artifactTypeName"),
             collection=str(names),
-            digest=_text(asked, "digest"),
-            client_id=_text(asked, "clientID"),
-            distributed=_text(asked, "distributedID"),
+            digest=text_of(asked, "digest"),
+            client_id=text_of(asked, "clientID"),
+            distributed=text_of(asked, "distributedID"),
             description=asked.get("description"),
             metadata=asked.get("metadata"),
-            aliases=_aliases(asked),
-            tags=_tags(asked.get("tags")),
+            aliases=aliases_of(asked),
+            tags=tags_of(asked.get("tags")),
             history_step=asked.get("historyStep"),
-            run=_text(asked, "runName"),
+            run=text_of(asked, "runName"),
         )
         return {"artifact": self._node(version)}
 
     def _create_manifest(self, _: Any, input: Any = None) -> NodeFields:
-        asked = _asked(input)
+        asked = input_of(input)
         version = self._version(asked, "artifactID")
         name = f"{version.id}-{run_id()}.json"
         if asked.get("type") in (None, "FULL"):
             version.manifest = name
         else:
             version.parts.append(name)
-            version.base = _text(asked, "baseArtifactID") if asked["type"] == "INCREMENTAL" else ""
+            version.base = text_of(asked, "baseArtifactID") if asked["type"] == "INCREMENTAL" else ""
         self._artifacts.keep(version)
         return {"artifactManifest": self._manifest(name)}
 
     def _update_manifest(self, _: Any, input: Any = None) -> NodeFields:
-        name = _text(_asked(input), "artifactManifestID")
+        name = text_of(input_of(input), "artifactManifestID")
         version = self._artifacts.get(name.partition("-")[0])
         if version is None:
             raise Rejected(f"there is no manifest {name!r:.80}.", 200)
@@ -336,13 +343,13 @@ class ArtifactNodes:
     def _create_files(self, _: Any, input: Any = None) -> NodeFields:
         address, headers = self._upload()
         nodes = []
-        for spec in _asked(input).get("artifactFiles") or []:
-            digest = hexadecimal(_text(spec, "md5"))
+        for spec in input_of(input).get("artifactFiles") or []:
+            digest = hexadecimal(text_of(spec, "md5"))
             there = self._artifacts.has(digest)
             version = self._version(spec, "artifactID")
             nodes.append(
                 {
-                    "id": identifier("ArtifactFile", version.id, _text(spec, "name")),
+                    "id": identifier("ArtifactFile", version.id, text_of(spec, "name")),
                     "name": spec.get("name"),
                     "displayName": spec.get("name"),
                     "storagePath": f"wandb_artifacts/{digest}",
@@ -355,29 +362,29 @@ class ArtifactNodes:
         return {"files": {"edges": [{"node": node} for node in nodes]}}
 
     def _commit(self, _: Any, input: Any = None) -> NodeFields:
-        version = self._version(_asked(input), "artifactID")
+        version = self._version(input_of(input), "artifactID")
         self._artifacts.commit(version)
         return {"artifact": self._node(version)}
 
     def _update(self, _: Any, input: Any = None) -> NodeFields:
-        asked = _asked(input)
-        _refuse_unsupported(asked)
+        asked = input_of(input)
+        refuse_unsupported(asked)
         version = self._version(asked, "artifactID")
         for name in ("description", "metadata"):
             if asked.get(name) is not None:
                 setattr(version, name, asked[name])
-        less = _tags(asked.get("tagsToDelete"))
-        more = [*version.tags, *_tags(asked.get("tagsToAdd"))]
+        less = tags_of(asked.get("tagsToDelete"))
+        more = [*version.tags, *tags_of(asked.get("tagsToAdd"))]
         version.tags = [tag for tag in dict.fromkeys(more) if tag not in less]
         self._artifacts.keep(version)
         if asked.get("aliases") is not None:
-            aliases = _aliases(asked)
+            aliases = aliases_of(asked)
             self._artifacts.unalias(version, [one for one in version.aliases if one not in aliases])
             self._artifacts.alias(version, aliases)
         return {"artifact": self._node(version)}
 
     def _delete(self, _: Any, input: Any = None) -> NodeFields:
-        asked = _asked(input)
+        asked = input_of(input)
         version = self._version(asked, "artifactID")
         if version.aliases and not asked.get("deleteAliases"):
             raise Rejected(
@@ -389,28 +396,28 @@ class ArtifactNodes:
         return {"artifact": self._node(version), "success": True}
 
     def _use(self, _: Any, input: Any = None) -> NodeFields:
-        asked = _asked(input)
+        asked = input_of(input)
         version = self._version(asked, "artifactID")
-        path = "/".join(_text(asked, name) for name in ("entityName", "projectName", "runName"))
+        path = "/".join(text_of(asked, name) for name in ("entityName", "projectName", "runName"))
         if path not in version.used_by:
             version.used_by.append(path)
             self._artifacts.keep(version)
         return {"artifact": self._node(version)}
 
     def _add_aliases(self, _: Any, input: Any = None) -> NodeFields:
-        asked = _asked(input)
-        self._artifacts.alias(self._version(asked, "artifactID"), _aliases(asked))
+        asked = input_of(input)
+        self._artifacts.alias(self._version(asked, "artifactID"), aliases_of(asked))
         return {"success": True}
 
     def _delete_aliases(self, _: Any, input: Any = None) -> NodeFields:
-        asked = _asked(input)
-        self._artifacts.unalias(self._version(asked, "artifactID"), _aliases(asked))
+        asked = input_of(input)
+        self._artifacts.unalias(self._version(asked, "artifactID"), aliases_of(asked))
         return {"success": True}
 
     def _version(self, asked: Mapping[str, Any], name: str) -> ArtifactVersion:
-        found = self._artifacts.get(_text(asked, name))
+        found = self._artifacts.get(text_of(asked, name))
         if found is None:
-            raise Rejected(f"there is no artifact {_text(asked, name)!r:.80}.", 200)
+            raise Rejected(f"there is no artifact {text_of(asked, name)!r:.80}.", 200)
         return found
 
 
@@ -426,42 +433,3 @@ def _fields(version: ArtifactVersion) -> NodeFields:
         "alias": version.aliases,
         "metadata": version.metadata,
     }
-
-
-def _aliases(asked: Mapping[str, Any]) -> list[str]:
-    """The aliases of an input, each given as a text or as an input that names it."""
-    return [str(one.get("alias") if isinstance(one, Mapping) else one) for one in asked.get("aliases") or []]
-
-
-def _tags(given: Any) -> list[str]:
-    """The names of tags."""
-    return [_text(one, "tagName") for one in given or []]
-
-
-def _refuse_unsupported(asked: Mapping[str, Any]) -> None:
-    """Refuses what would be dropped.
-
-    Raises:
-        Rejected: a time to live, a region, or labels.
-    """
-    if asked.get("labels") not in (None, "", "{}"):
-        raise Rejected("artifacts have tags and metadata here, and no labels.", 200)
-    if isinstance(seconds := asked.get("ttlDurationSeconds"), int) and seconds > 0:
-        raise Rejected("artifacts have no time to live here. Delete the version when it is not needed.", 200)
-    if asked.get("storageRegion") not in (None, "", "default"):
-        raise Rejected(
-            f"this server has one place for artifacts, got {asked['storageRegion']!r:.80}. Leave the region out.", 200
-        )
-
-
-def _asked(given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise Rejected("an input must be a mapping.", 200)
-    return given
-
-
-def _text(asked: Any, name: str) -> str:
-    value = asked.get(name) if isinstance(asked, Mapping) else None
-    if value is not None and (not isinstance(value, str) or len(value) > 1000):
-        raise Rejected(f"{name} must be a text, got {value!r:.80}.", 200)
-    return value or ""

@@ -29,7 +29,12 @@ _RULES = (graphql.FieldsOnCorrectTypeRule, graphql.KnownArgumentNamesRule, graph
 
 _PROJECT_FIELDS = ("id", "name", "entityName", "clientMutationId")
 _NEWEST = "0.31.0"  # client that is tested here: older ones ask for it before they use a field that is in the schema
-_SERVER: NodeFields = {"cliVersionInfo": {"max_cli_version": _NEWEST}, "latestLocalVersionInfo": None, "features": []}
+_FEATURES = ("ARTIFACT_COLLECTIONS_FILTERING_SORTING",)  # which clients ask for before they use them
+_SERVER: NodeFields = {
+    "cliVersionInfo": {"max_cli_version": _NEWEST},
+    "latestLocalVersionInfo": None,
+    "features": [{"name": name, "isEnabled": True} for name in _FEATURES],
+}
 
 
 class GraphqlRequest(ClientMessage):
