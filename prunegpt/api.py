@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from prunegpt.planning.resolve import Planner
     from prunegpt.report.archive import Archive
-    from prunegpt.report.gallery import Material, NamedFigure
+    from prunegpt.report.gallery import NamedFigure
+    from prunegpt.report.material import Material
     from prunegpt.report.plots import Curve
     from prunegpt.spec.figures import FigureSpec
     from prunegpt.store.series import Series
@@ -203,18 +204,18 @@ class Sweep:
     @property
     def _material(self) -> "Material":
         """What figures are drawn from."""
-        from prunegpt.report.gallery import Material
+        from prunegpt.report.material import LEADING, Material, stored_curves
         from prunegpt.report.measure import stored_windows
-        from prunegpt.report.plots import curves, in_figures
 
         def curves_of(trial: TrialResult) -> "Mapping[str, Curve]":
             with Store.open(self.root, create=False) as store:
-                return curves(trial, store.series(trial.id, in_figures))
+                return stored_curves(store, stages)(trial)
 
         spec: Mapping[str, Any] = {}
+        stages: set[str] = set()
         if results := self.results():
             with Store.open(self.root, create=False) as store:
-                spec = store.sweep(self.name).spec
+                spec, stages = store.sweep(self.name).spec, store.stages_with(LEADING)
         return Material(results, stored_windows(self.root), curves_of, spec)
 
     def model(

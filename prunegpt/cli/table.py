@@ -114,14 +114,14 @@ def report(
     from prunegpt.report.declared import tables_of
     from prunegpt.report.folder import write_folder
     from prunegpt.report.gallery import figures_of
-    from prunegpt.report.plots import curves, in_figures
+    from prunegpt.report.material import stored_curves
     from prunegpt.store import Store
 
     found = stored(sweep, root)
     own = [trial for trial in found.results if trial.sweep == found.sweep]
     with Store.open(root, create=False) as store:
         row = store.sweep(found.sweep)
-        drawn = figures_of(own, found.windows, lambda one: curves(one, store.series(one.id, in_figures)), row.spec)
+        drawn = figures_of(own, found.windows, stored_curves(store), row.spec)
     made = []
     for spec, figure in declared(found.sweep, root):
         if isinstance(figure, PruneGPTError):

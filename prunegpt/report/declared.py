@@ -10,8 +10,9 @@ from prunegpt.errors import PruneGPTError, ReportError, unknown
 from prunegpt.records import TrialResult
 from prunegpt.report.archive import Archive
 from prunegpt.report.cells import Table
-from prunegpt.report.gallery import Material, NamedFigure, figure_of
+from prunegpt.report.gallery import NamedFigure, figure_of
 from prunegpt.report.logged import is_logged, logged_table
+from prunegpt.report.material import Material
 from prunegpt.report.measure import WindowsOf
 from prunegpt.report.panels import SeriesOf, lines, over_training
 from prunegpt.report.query import selected

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ NUMERIC = ("number", "loss", "percent", "count", "seconds", "time")
 SWEPT, LOGGED, CONFIG = "swept.", "logged.", "config."  # what keys of other origins begin with
 _NOT_FINITE = ("nan", "inf", "-inf")  # how a value that a W&B client has logged is kept where it is no number
 _ALSO = {"trial": "name", "low": "perplexity_low", "high": "perplexity_high"}  # what else fields are called
+_SCALARS = (str, int, float, type(None))
 _MOST_NAMED = 3  # fields that a message lists where a name could mean several
 
 
@@ -196,6 +198,7 @@ class TrialFields:
         self._notes = notes or {}
         self._interval = interval
         self._configs = configs if configs is not None else {}
+        self._constant: set[str] = set()  # keys of what has one value in all trials, but for fixed ones
 
     def __iter__(self) -> Iterator[TrialField]:
         """All of them, in the order of columns: the name, what was swept, what was measured, the rest."""
@@ -275,21 +278,18 @@ class TrialFields:
     @cached_property
     def swept(self) -> Mapping[str, TrialField]:
         """What was varied, by path."""
-        paths = dict.fromkeys(path for trial in self.trials for path in trial.swept)
-        return {path: self._of(SWEPT, path, attrgetter("swept")) for path in paths}
+        return self._by_path(SWEPT, attrgetter("swept"))
 
     @cached_property
     def logged(self) -> Mapping[str, TrialField]:
         """The last value of every metric that a W&B client has logged, by its own name."""
         known = {trial.id: dict(metrics_of(trial)) for trial in self.trials if trial.plan.foreign}
-        names = dict.fromkeys(name for values in known.values() for name in values)
-        return {name: self._of(LOGGED, name, lambda trial: known.get(trial.id, {})) for name in names}
+        return self._by_path(LOGGED, lambda trial: known.get(trial.id, {}))
 
     @cached_property
     def config(self) -> Mapping[str, TrialField]:
         """Every value of the configurations that was not swept, by path."""
-        paths = dict.fromkeys(path for trial in self.trials for path in self._config(trial))
-        return {path: self._of(CONFIG, path, self._config) for path in paths if path not in self.swept}
+        return {path: field for path, field in self._by_path(CONFIG, self._config).items() if path not in self.swept}
 
     def _config(self, trial: TrialResult) -> Mapping[str, Any]:
         known = self._configs.get(trial.id)
@@ -298,9 +298,16 @@ class TrialFields:
             known = self._configs[trial.id] = (trial, values)
         return known[1]
 
-    def _of(self, origin: str, path: str, values: Callable[[TrialResult], Mapping[str, Any]]) -> TrialField:
-        given = [value for trial in self.trials if (value := values(trial).get(path)) is not None]
-        kind = _kind(given)
+    def _by_path(self, origin: str, values: Callable[[TrialResult], Mapping[str, Any]]) -> Mapping[str, TrialField]:
+        """A field for every path that a trial has a value at; each trial is asked once for its values."""
+        rows = [values(trial) for trial in self.trials]
+        paths = dict.fromkeys(chain.from_iterable(rows))
+        return {path: self._of(origin, path, values, [row.get(path) for row in rows]) for path in paths}
+
+    def _of(
+        self, origin: str, path: str, values: Callable[[TrialResult], Mapping[str, Any]], present: Sequence[Any]
+    ) -> TrialField:
+        kind = _kind([value for value in present if value is not None])
 
         def of(trial: TrialResult) -> Any:
             value = values(trial).get(path)
@@ -308,12 +315,17 @@ class TrialFields:
 
         about = {SWEPT: "swept", LOGGED: "logged to W&B", CONFIG: "configuration"}[origin]
         key = f"{origin}{path}"
+        if present.count(present[0]) == len(present):
+            self._constant.add(key)
         return TrialField(key, short(path), kind, f"{about}: {path}", of, origin=origin[:-1])  # type: ignore[arg-type]
 
     def differs(self, field: TrialField) -> bool:
         """Whether the trials have several values of it."""
-        first, *others = [field.of(trial) for trial in self.trials] or [None]
-        return any(value != first for value in others)
+        if field.origin != "trial":
+            return field.key not in self._constant
+        values = map(field.of, self.trials)
+        first = next(values, None)
+        return any(value != first for value in values)
 
     def find(self, name: str) -> TrialField:
         """The field of that name: a key, a path, or the end of one path.
@@ -392,6 +404,9 @@ def _lasted(trial: TrialResult) -> float | None:
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a configuration by path; a list is one value, unless it holds mappings, such as stages."""
     for key, value in node.items():
+        if isinstance(value, _SCALARS):
+            yield f"{prefix}{key}", value
+            continue
         items = {str(place): one for place, one in enumerate(value)} if isinstance(value, list | tuple) else value
         if isinstance(items, Mapping) and items and (items is value or isinstance(value[0], Mapping)):
             yield from _leaves(items, f"{prefix}{key}.")
@@ -401,6 +416,11 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _kind(values: Sequence[Any]) -> FieldKind:
     """What values are, None left out."""
+    types = set(map(type, values))
+    if types == {str}:
+        return "text"
+    if types <= {int, float}:
+        values = list(set(values))  # most are alike
     if values and all(isinstance(value, bool) for value in values):
         return "flag"
     if any(isinstance(value, list | tuple) for value in values):

@@ -3,149 +3,34 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from prunegpt.errors import ReportError, UnknownPartError, unknown
-from prunegpt.records import EARLY_STOP, TrialResult, comparable
+from prunegpt.errors import ReportError, unknown
+from prunegpt.records import TrialResult
 from prunegpt.report import search_plots
+from prunegpt.report.material import CurvesOf, FigureChoice, Material, chosen
 from prunegpt.report.measure import WindowsOf
 from prunegpt.report.plot import Plot, need
 from prunegpt.report.plots import (
-    Curve,
-    LayerBar,
-    SparsityPoint,
     by_block,
     by_layer,
-    dense_perplexity,
     front,
+    have_lines,
     heat_map,
-    layer_bars,
     over_sparsity,
-    sparsity_points,
     training,
-    whole_models,
 )
-from prunegpt.report.searched import Searched, important, searches
+from prunegpt.report.searched import important
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # takes a quarter of a second, which pages do without
 
-CurvesOf = Callable[[TrialResult], Mapping[str, Curve]]  # `plots.curves` of what a store has
 
+T = TypeVar("T")
+_FIRST = FigureChoice()  # of everything
 _FEW = 2  # sparsities, or layers, that make a figure worth a place in a report
-_MOST_CURVES = 16
-_MOST_INTERMEDIATE = 100  # trials whose curves are asked for
-_MOST_INTERVALS = 200  # configurations up to which intervals are drawn: more would take minutes, and hide all
-_TRAIN = ("finetune", "distill", "pretrain")  # kinds of stages whose curves have a length
-
-
-@dataclass(frozen=True)
-class FigureChoice:
-    """Which figure is drawn of those that a drawing makes; what is empty is the first one that there is."""
-
-    search: str = ""
-    objective: str = ""
-    x: str = ""
-    y: str = ""
-
-
-class Material:
-    """What the figures of some trials are drawn from: those measured as most of them are.
-
-    Args:
-        results: the trials.
-        windows: gives the per-window losses of one.
-        curves: gives the curves of one.
-        spec: of the sweep as it is stored, which declares its searches.
-    """
-
-    def __init__(
-        self,
-        results: Sequence[TrialResult],
-        windows: WindowsOf,
-        curves: CurvesOf,
-        spec: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.trials = comparable([trial for trial in results if not trial.implicit])
-        self._spec = spec or {}
-        many = len({trial.group for trial in self.trials}) > _MOST_INTERVALS
-        self._windows: WindowsOf = (lambda trial: None) if many else windows
-        self._curves_of = curves
-
-    @cached_property
-    def whole(self) -> Sequence[SparsityPoint]:
-        return whole_models(sparsity_points(self.trials, self._windows), self.trials)
-
-    @cached_property
-    def bars(self) -> Sequence[LayerBar]:
-        return layer_bars(self.trials, self._windows)
-
-    @property
-    def dense(self) -> float | None:
-        return dense_perplexity(sparsity_points(self.trials, lambda trial: None))
-
-    @cached_property
-    def curves(self) -> Sequence[Mapping[str, Curve]]:
-        """Of trials that trained, those of a shared chain once; what runs now comes first."""
-        found: list[Mapping[str, Curve]] = []
-        seen: set[tuple[str, ...]] = set()
-        for trial in sorted(self.trials, key=lambda trial: (trial.state != "running", not trial.stages)):
-            trained = tuple(stage.key for stage in trial.plan.stages if stage.kind in _TRAIN)
-            if trial.state == "waiting" or trained in seen or len(found) == _MOST_CURVES:
-                continue
-            made = self._curves_of(trial)
-            if "perplexity" in made and len(made["perplexity"].steps) > 1:
-                seen.add(trained)
-                found.append(made)
-        return found
-
-    @cached_property
-    def searches(self) -> Sequence[Searched]:
-        return searches(self.trials, self._spec)
-
-    def searched(self, choice: FigureChoice) -> Searched:
-        """The search that is chosen. Raises ReportError where there is none."""
-        need(self.searches, "trials with searched values")
-        return next(one for one in self.searches if one.label == _chosen("search", choice.search, _labels(self)))
-
-    def values(self, drawing: "Drawing", choice: FigureChoice) -> dict[str, list[str]]:
-        """What may be chosen of a drawing: field of `FigureChoice` -> its values, the first the default."""
-        if not drawing.takes or not self.searches:
-            return {}
-        searched = self.searched(choice)
-        axes = searched.paths
-        if drawing.of_objectives:
-            axes = list(searched.objectives) if len(searched.objectives) > 1 else []
-        every = {"search": _labels(self), "objective": list(searched.objectives), "x": axes, "y": axes[1:] + axes[:1]}
-        return {name: every[name] for name in drawing.takes}
-
-    def intermediate(self, searched: Searched) -> list[tuple[TrialResult, Curve]]:
-        """The trials of a search that were measured while they trained, with their perplexity."""
-        found = []
-        for trial in sorted(searched.trials, key=lambda trial: trial.reason != EARLY_STOP)[:_MOST_INTERMEDIATE]:
-            curve = self._curves_of(trial).get("perplexity") if trial.state != "waiting" else None
-            if curve is not None and len(curve.steps) > 1:
-                found.append((trial, curve))
-        return found
-
-    @property
-    def heat_maps(self) -> list[TrialResult]:
-        """Trials whose tensors have different shares of zeros."""
-        counted = [trial for trial in self.trials if trial.measured and trial.sparsity is not None]
-        return [trial for trial in counted if trial.sparsity and len(set(trial.sparsity.by_tensor.values())) > 1]
-
-
-def _labels(material: Material) -> list[str]:
-    return [one.label for one in material.searches]
-
-
-def _chosen(what: str, name: str, valid: Sequence[str]) -> str:
-    """What is named, or the first. Raises UnknownPartError where there is no such."""
-    if name and name not in valid:
-        raise UnknownPartError(unknown(what, name, valid))
-    return name or valid[0]
 
 
 def _training(material: Material, _: FigureChoice) -> Plot:
@@ -164,58 +49,87 @@ class Drawing:
         is_worth: whether it has a place in a report.
         takes: the fields of `FigureChoice` that it heeds; a report has it for every search and every objective.
         of_objectives: x and y are objectives; else they are searched values.
-        check: of a drawing that is costly to make: raises what `plot` would.
+        check: raises what `plot` would where there is nothing to draw, without drawing.
     """
 
     title: str
     file: str
     caption: str
     plot: Callable[[Material, FigureChoice], Plot]
+    check: Callable[[Material, FigureChoice], Any]
     is_worth: Callable[[Material], bool] = lambda material: True
     takes: tuple[str, ...] = ()
     of_objectives: bool = False
-    check: Callable[[Material], None] | None = None
+
+    def values(self, material: Material, choice: FigureChoice = _FIRST) -> dict[str, list[str]]:
+        """What may be chosen of it: field of `FigureChoice` -> its values, the first the default."""
+        if not self.takes or not material.searches:
+            return {}
+        searched = material.searched(choice)
+        axes = searched.paths
+        if self.of_objectives:
+            axes = list(searched.objectives) if len(searched.objectives) > 1 else []
+        names, objectives = material.search_names, list(searched.objectives)
+        every = {"search": names, "objective": objectives, "x": axes, "y": axes[1:] + axes[:1]}
+        return {name: every[name] for name in self.takes}
 
     def missing(self, material: Material) -> str | None:
         """Why there is nothing to draw; None where there is."""
         try:
-            _ = self.check(material) if self.check else self.made(material)
+            self.check(material, self._settled(material, _FIRST))
         except ReportError as error:
             return str(error)
         return None
 
-    def made(self, material: Material, choice: FigureChoice = FigureChoice()) -> Plot:  # frozen
+    def made(self, material: Material, choice: FigureChoice = _FIRST) -> Plot:
         """The figure, with its defaults in place of what is not chosen.
 
         Raises:
             ReportError: there is nothing to draw.
             UnknownPartError: no such search, objective or searched value.
         """
-        values = material.values(self, choice)
+        return self.plot(material, self._settled(material, choice))
+
+    def _settled(self, material: Material, choice: FigureChoice) -> FigureChoice:
+        values = self.values(material, choice)
         for field, valid in values.items():
             need(valid, "a search with two objectives" if self.of_objectives else "trials whose searched values differ")
-            choice = replace(choice, **{field: _chosen(field, getattr(choice, field), valid)})
-        return self.plot(material, choice)
+            choice = replace(choice, **{field: chosen(field, getattr(choice, field), valid)})
+        return choice
 
     def choices(self, material: Material) -> Iterator[FigureChoice]:
         """Those that a report has: every objective of every search."""
-        for search in _labels(material) if "search" in self.takes else ("",):
-            objectives = material.values(self, FigureChoice(search)).get("objective", ("",))
+        for search in material.search_names if "search" in self.takes else ("",):
+            objectives = self.values(material, FigureChoice(search)).get("objective", ("",))
             yield from (FigureChoice(search, objective) for objective in objectives)
 
 
-def _searching(plot: Callable[..., Plot], *fields: str) -> Callable[[Material, FigureChoice], Plot]:
-    """Draws the chosen search with these fields of the choice."""
+def _searching(plot: Callable[..., T], *fields: str) -> Callable[[Material, FigureChoice], T]:
+    """Asks the function about the chosen search, with these fields of the choice."""
     return lambda material, choice: plot(material.searched(choice), *(getattr(choice, field) for field in fields))
 
 
 def _intermediate(material: Material, choice: FigureChoice) -> Plot:
     searched = material.searched(choice)
-    return search_plots.intermediate(searched, material.intermediate(searched))
+    return search_plots.intermediate(searched, list(material.intermediate(searched)))
 
 
-def _check_importance(material: Material) -> None:
-    searched = material.searched(FigureChoice())
+def _check_intermediate(material: Material, choice: FigureChoice) -> None:
+    first = next(material.intermediate(material.searched(choice)), ())
+    need(first, "trials that were measured while they trained")
+
+
+def _check_front(material: Material, _: FigureChoice) -> None:
+    need([*islice(material.each_whole(), 1)], "measured trials")
+
+
+def _check_lines(material: Material, choice: FigureChoice) -> None:
+    _check_front(material, choice)
+    need([True] * have_lines(material.each_whole()), "trials that differ in sparsity alone")
+
+
+def _check_importance(material: Material, choice: FigureChoice) -> None:
+    searched = material.searched(choice)
     reasons = []
     for objective in searched.objectives:
         try:
@@ -236,6 +150,7 @@ DRAWINGS: Mapping[str, Drawing] = {
         "perplexity-over-sparsity",
         "Perplexity over the sparsity that was measured, with intervals; a line joins what differs in sparsity alone",
         lambda material, _: over_sparsity(material.whole),
+        _check_lines,
         _several,
     ),
     "pareto": Drawing(
@@ -243,6 +158,7 @@ DRAWINGS: Mapping[str, Drawing] = {
         "pareto",
         "Sparsity against perplexity, and the front that no configuration beats in both",
         lambda material, _: front(material.whole),
+        _check_front,
         _several,
     ),
     "layers": Drawing(
@@ -250,6 +166,7 @@ DRAWINGS: Mapping[str, Drawing] = {
         "layers",
         "Perplexity when one decoder layer is pruned",
         lambda material, _: by_layer(material.bars, dense=material.dense),
+        lambda material, _: need(material.bars, "trials that pruned a single layer"),
         lambda material: len({bar.layer for bar in material.bars}) >= _FEW,
     ),
     "training": Drawing(
@@ -257,12 +174,14 @@ DRAWINGS: Mapping[str, Drawing] = {
         "training",
         "Perplexity and sparsity over optimizer steps",
         _training,
+        lambda material, _: need(material.curves, "curve points"),
     ),
     "history": Drawing(
         "History of the search",
         "history",
         "The objective of every trial in the order of the search, and the best so far",
         _searching(search_plots.history, "objective"),
+        _searching(search_plots.check_history, "objective"),
         takes=("search", "objective"),
     ),
     "objectives": Drawing(
@@ -270,6 +189,7 @@ DRAWINGS: Mapping[str, Drawing] = {
         "objectives",
         "Two objectives against each other, and the front that no trial beats in both",
         _searching(search_plots.objectives, "x", "y"),
+        _searching(search_plots.both_measured, "x", "y"),
         takes=("search", "x", "y"),
         of_objectives=True,
     ),
@@ -278,6 +198,7 @@ DRAWINGS: Mapping[str, Drawing] = {
         "parallel",
         "One line per trial over its searched values to its objective, the better the darker",
         _searching(search_plots.parallel, "objective"),
+        _searching(search_plots.varied, "objective"),
         takes=("search", "objective"),
     ),
     "importance": Drawing(
@@ -285,14 +206,15 @@ DRAWINGS: Mapping[str, Drawing] = {
         "importance",
         "The share of each searched value in what makes the best trials (PED-ANOVA)",
         _searching(search_plots.importance),
+        _check_importance,
         takes=("search",),
-        check=_check_importance,
     ),
     "slice": Drawing(
         "Objective over each searched value",
         "slice",
         "The objective over each searched value",
         _searching(search_plots.slices, "objective"),
+        _searching(search_plots.varied, "objective"),
         takes=("search", "objective"),
     ),
     "contour": Drawing(
@@ -300,6 +222,7 @@ DRAWINGS: Mapping[str, Drawing] = {
         "contour",
         "The objective over two searched values, interpolated between the trials",
         _searching(search_plots.contour, "objective", "x", "y"),
+        _searching(search_plots.spanning, "objective", "x", "y"),
         takes=("search", "objective", "x", "y"),
     ),
     "intermediate": Drawing(
@@ -307,6 +230,7 @@ DRAWINGS: Mapping[str, Drawing] = {
         "intermediate",
         "Perplexity while trials trained; those that were stopped early are dashed",
         _intermediate,
+        _check_intermediate,
         takes=("search",),
     ),
 }

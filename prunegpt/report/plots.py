@@ -91,9 +91,8 @@ class HeatMap:
     values: tuple[tuple[float | None, ...], ...]
 
 
-def sparsity_points(results: Sequence[TrialResult], windows: WindowsOf) -> tuple[SparsityPoint, ...]:
+def sparsity_points(results: Sequence[TrialResult], windows: WindowsOf) -> Iterator[SparsityPoint]:
     """A point for every configuration with a perplexity and counted zeros; seeds are averaged."""
-    found = []
     for group, height in _measured(results, windows):
         counted = [trial.sparsity.pruned for trial in group if trial.sparsity is not None]
         if not counted:
@@ -102,10 +101,7 @@ def sparsity_points(results: Sequence[TrialResult], windows: WindowsOf) -> tuple
         line = DENSE if name == NOT_APPLICABLE else name
         line += ", distilled" if distilled(group[0]) == "Yes" else ""
         sparsity = 100 * sum(counted) / len(counted)
-        found.append(
-            SparsityPoint(group[0].group, line, sparsity, *height, apart_from_sparsity(group[0]), *_leads(group))
-        )
-    return tuple(found)
+        yield SparsityPoint(group[0].group, line, sparsity, *height, apart_from_sparsity(group[0]), *_leads(group))
 
 
 def apart_from_sparsity(trial: TrialResult) -> str:
@@ -144,16 +140,18 @@ def pareto(points: Sequence[SparsityPoint]) -> list[SparsityPoint]:
     return front[::-1]
 
 
-def whole_models(points: Sequence[SparsityPoint], results: Sequence[TrialResult]) -> tuple[SparsityPoint, ...]:
+def whole_models(points: Iterable[SparsityPoint], results: Sequence[TrialResult]) -> Iterator[SparsityPoint]:
     """The points of configurations that pruned more than a single decoder layer, or nothing."""
     single = {trial.group for trial in results if trial.sparsity is not None and len(trial.sparsity.layers) == 1}
-    return tuple(point for point in points if point.label not in single)
+    return (point for point in points if point.label not in single)
 
 
 def layer_bars(results: Sequence[TrialResult], windows: WindowsOf) -> tuple[LayerBar, ...]:
     """A bar for every configuration that pruned exactly one decoder layer, by block."""
-    measured = [(layer(group[0]), height, _leads(group)) for group, height in _measured(results, windows)]
-    bars = [LayerBar(index, *height, *leads) for index, height, leads in measured if isinstance(index, int)]
+    single = {trial.group for trial in results if isinstance(layer(trial), int)}
+    measured = _measured([trial for trial in results if trial.group in single], windows)
+    places = [(layer(group[0]), height, _leads(group)) for group, height in measured]
+    bars = [LayerBar(index, *height, *leads) for index, height, leads in places if isinstance(index, int)]
     return tuple(sorted(bars, key=lambda bar: (bar.layer, bar.perplexity)))
 
 
@@ -267,6 +265,17 @@ def over_sparsity(points: Sequence[SparsityPoint], title: str = "Perplexity over
         across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": min(dense), "y1": min(dense)}
         layout["shapes"] = [across | {"line": {"color": GREY, "dash": "dot", "width": 1}}]
     return Plot(data=data, layout=layout)
+
+
+def have_lines(points: Iterable[SparsityPoint]) -> bool:
+    """Whether `over_sparsity` joins any of them; no more are taken than show it."""
+    found: dict[tuple[str, str], set[float]] = {}
+    for point in points:
+        places = found.setdefault((point.method, point.series), set())
+        places.add(round(point.sparsity, 1))
+        if len(places) > 1 and point.method != DENSE:
+            return True
+    return False
 
 
 def _joined(points: Sequence[SparsityPoint]) -> list[list[SparsityPoint]]:

@@ -7,10 +7,10 @@ as well as numbers.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunegpt.errors import ReportError
 from prunegpt.records import EARLY_STOP, TrialResult
@@ -29,20 +29,71 @@ from prunegpt.report.plot import (
     trace_of,
 )
 from prunegpt.report.plots import Curve, curve_trace
-from prunegpt.report.searched import Searched, importances
+from prunegpt.report.searched import Searched, ValueAxis, importances
 
 _CELLS = 40  # of a contour, each way
 _COLUMNS = 3  # of small figures next to each other
 _MOST_CURVES = 60
+_ON_A_LINE = "a contour needs trials that span both searched values; all are on one line."
 _LATE, _BEST = OKABE_ITO[1], OKABE_ITO[0]
 _MARKER: Mapping[str, Any] = {"color": OKABE_ITO[0], "symbol": "circle", "size": 7, "opacity": 0.75}
 
 
+Measured = Sequence[tuple[TrialResult, float]]  # trials with their objective
+
+
+def check_history(searched: Searched, objective: str) -> Measured:
+    """What `history` draws. Raises ReportError where that is nothing, as all do that a figure asks first."""
+    need(searched.name, "a search")
+    found = searched.measured(objective)
+    need(found, f"trials with a {objective}")
+    return found
+
+
+def both_measured(searched: Searched, x: str, y: str) -> list[tuple[TrialResult, float, float]]:
+    """The trials that have two objectives, with both."""
+    second = {trial.id: value for trial, value in searched.measured(y)}
+    both = [(trial, value, second[trial.id]) for trial, value in searched.measured(x) if trial.id in second]
+    need(both, f"trials with both {x} and {y}")
+    return both
+
+
+def varied(searched: Searched, objective: str) -> tuple[Measured, list[str]]:
+    """The trials that have an objective, and the searched values that differ between them."""
+    found = searched.measured(objective)
+    paths = searched.differing([trial for trial, _ in found])
+    need(paths, f"trials with a {objective} whose searched values differ")
+    return found, paths
+
+
+def spanning(
+    searched: Searched, objective: str, x: str, y: str
+) -> tuple[Measured, tuple[ValueAxis, ValueAxis], NDArray[np.float64]]:
+    """The trials that a contour goes through, with their objective; its axes; where they are on them, [trials, 2]."""
+    if x == y:
+        raise ReportError(f"a contour needs two different searched values; both are {x!r}.")
+    axes = searched.axis(x), searched.axis(y)
+    found, places = [], []
+    for trial, value in searched.measured(objective):
+        own = searched.settings(trial)
+        place = [axis.height(own[axis.path]) if axis.path in own else None for axis in axes]
+        if None not in place:
+            found.append((trial, value))
+            places.append(place)
+    need(found, f"trials with {x}, {y} and a {objective}")
+    if len(found) < 4:
+        raise ReportError(f"a contour needs four measured trials; there are {len(found)}. Run more of the search.")
+    at = np.array(places, dtype=np.float64)
+    if not np.ptp(at, axis=0).all():
+        raise ReportError("a contour needs trials that differ in both searched values. Choose other ones.")
+    if np.linalg.matrix_rank((at - at[0]) / np.ptp(at, axis=0)) < 2:
+        raise ReportError(_ON_A_LINE)
+    return found, axes, at
+
+
 def history(searched: Searched, objective: str) -> Plot:
     """The objective of every trial in the order of the search, and the best so far."""
-    found = searched.measured(objective)
-    need(searched.name, "a search")
-    need(found, f"trials with a {objective}")
+    found = check_history(searched, objective)
     order = {trial.id: place for place, trial in enumerate(searched.trials, start=1)}
     places = [order[trial.id] for trial, _ in found]
     better = min if searched.objectives[objective] == "minimize" else max
@@ -63,11 +114,7 @@ def history(searched: Searched, objective: str) -> Plot:
 
 def objectives(searched: Searched, x: str, y: str) -> Plot:
     """Two objectives against each other, and the front that no trial beats in both."""
-    both: list[tuple[TrialResult, float, float]] = []
-    for trial, first in searched.measured(x):
-        second = searched.value(trial, y)
-        both += [(trial, first, second)] if second is not None else []
-    need(both, f"trials with both {x} and {y}")
+    both = both_measured(searched, x, y)
     sign = {name: 1 if searched.objectives.get(name) == "maximize" else -1 for name in (x, y)}
     best: list[tuple[float, float]] = []
     for _, a, b in sorted(both, key=lambda one: (-sign[x] * one[1], -sign[y] * one[2])):
@@ -94,9 +141,7 @@ def objectives(searched: Searched, x: str, y: str) -> Plot:
 
 def slices(searched: Searched, objective: str) -> Plot:
     """The objective over each searched value, a small figure each."""
-    found = searched.measured(objective)
-    paths = searched.differing([trial for trial, _ in found])
-    need(paths, f"trials with a {objective} whose searched values differ")
+    found, paths = varied(searched, objective)
     columns = min(_COLUMNS, len(paths))
     heights = _axis(objective, [value for _, value in found])
     layout = layout_of(f"{objective} over each searched value", {}, {})
@@ -117,16 +162,8 @@ def slices(searched: Searched, objective: str) -> Plot:
 
 def contour(searched: Searched, objective: str, x: str, y: str) -> Plot:
     """The objective over two searched values, interpolated linearly between the trials, which are drawn on it."""
-    if x == y:
-        raise ReportError(f"a contour needs two different searched values; both are {x!r}.")
-    found = [(trial, value) for trial, value in searched.measured(objective) if {x, y} <= set(searched.settings(trial))]
-    axes = searched.axis(x), searched.axis(y)
+    found, axes, at = spanning(searched, objective, x, y)
     settings = [searched.settings(trial) for trial, _ in found]
-    places = [[axis.height(one[axis.path]) for axis in axes] for one in settings]
-    known = [None not in place for place in places]
-    found, settings = list(compress(found, known)), list(compress(settings, known))
-    at = np.array(list(compress(places, known)), dtype=np.float64).reshape(-1, 2)  # [trials, 2]
-    need(found, f"trials with {x}, {y} and a {objective}")
     values = np.array([value for _, value in found])
     wide = bool((values > 0).all() and values.max() / values.min() >= LOG_FROM)
     grid = [np.linspace(*ends, _CELLS) for ends in zip(at.min(0), at.max(0), strict=True)]
@@ -160,25 +197,19 @@ def _interpolated(at: Any, values: Any, grid: Sequence[Any]) -> Any:
     from scipy.interpolate import griddata
     from scipy.spatial import QhullError
 
-    if len(values) < 4:
-        raise ReportError(f"a contour needs four measured trials; there are {len(values)}. Run more of the search.")
     low, width = at.min(0), np.ptp(at, axis=0)
-    if not width.all():
-        raise ReportError("a contour needs trials that differ in both searched values. Choose other ones.")
     x, y = np.meshgrid((grid[0] - low[0]) / width[0], (grid[1] - low[1]) / width[1])
     places, where = np.unique((at - low) / width, axis=0, return_inverse=True)
     means = np.bincount(where.ravel(), values) / np.bincount(where.ravel())
     try:
         return griddata(places, means, (x, y), method="linear")
     except QhullError as error:
-        raise ReportError("a contour needs trials that span both searched values; all are on one line.") from error
+        raise ReportError(_ON_A_LINE) from error
 
 
 def parallel(searched: Searched, objective: str) -> Plot:
     """One line per trial over its searched values to its objective, the better the darker."""
-    found = searched.measured(objective)
-    paths = searched.differing([trial for trial, _ in found])
-    need(paths, f"trials with a {objective} whose searched values differ")
+    found, paths = varied(searched, objective)
     values = [value for _, value in found]
     dimensions = []
     for path in paths:

@@ -102,8 +102,14 @@ class Searched:
 
     def measured(self, metric: str) -> list[tuple[TrialResult, float]]:
         """The trials that have the objective, with it."""
-        values = [(trial, self.value(trial, metric)) for trial in self.trials]
-        return [(trial, value) for trial, value in values if value is not None]
+        if metric not in self._measured:
+            values = [(trial, self.value(trial, metric)) for trial in self.trials]
+            self._measured[metric] = [(trial, value) for trial, value in values if value is not None]
+        return self._measured[metric]
+
+    @cached_property
+    def _measured(self) -> dict[str, list[tuple[TrialResult, float]]]:
+        return {}  # by metric, as several figures ask for the same
 
     def settings(self, trial: TrialResult) -> Mapping[str, Any]:
         """What was searched, by path."""

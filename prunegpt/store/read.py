@@ -337,6 +337,12 @@ def metrics(connection: Connection, name: str) -> list[str]:
     return sorted(connection.execute(query.distinct()).scalars())
 
 
+def stages_with(connection: Connection, name: str) -> set[str]:
+    """Keys of the stages that have a curve of that name with several points."""
+    query = select(curve.c.stage_key).join(point, point.c.curve_id == curve.c.id).where(curve.c.name == name)
+    return set(connection.execute(query.group_by(curve.c.id).having(func.count() > 1)).scalars())
+
+
 def _trial_id(connection: Connection, reference: int | str) -> int:
     return reference if isinstance(reference, int) else result(connection, reference).id
 

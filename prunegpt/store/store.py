@@ -161,6 +161,7 @@ class Store:
     points = _reading(read.points)
     curves = _reading(read.curves)
     metrics = _reading(read.metrics)
+    stages_with = _reading(read.stages_with)
     last_points = _reading(watch.last_points)
 
     def series(self, trial_id: int, wanted: Callable[[int, str], bool]) -> "list[Series]":

@@ -228,8 +228,8 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
 
     from prunegpt.report.figures import png  # here: a coordinator, and an agent's run, need no matplotlib
     from prunegpt.report.gallery import figures_of
+    from prunegpt.report.material import stored_curves
     from prunegpt.report.measure import stored_windows
-    from prunegpt.report.plots import curves, in_figures
     from prunegpt.report.scores import stored_documents
     from prunegpt.report.tables import build_table
 
@@ -240,7 +240,7 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
             build_table(table, results, windows, documents=stored_documents(root), sweep=sweep) for table in declared
         ]
         written = store.sweep(sweep).spec
-        figures = figures_of(results, windows, lambda one: curves(one, store.series(one.id, in_figures)), written)
+        figures = figures_of(results, windows, stored_curves(store), written)
         figures = figures[:_MOST_FIGURES]
     if not tables and not figures:
         return

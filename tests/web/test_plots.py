@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 
 from prunegpt.errors import ReportError
 from prunegpt.report.figures import FORMATS
-from prunegpt.report.gallery import DRAWINGS, Material, plots_of
+from prunegpt.report.gallery import DRAWINGS, Drawing, plots_of
+from prunegpt.report.material import Material
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.plot import DENSE, Plot
 from prunegpt.report.plots import (
@@ -30,6 +31,7 @@ from prunegpt.report.search_plots import parallel
 from prunegpt.report.searched import Searched, ped_anova
 from prunegpt.root import Root
 from prunegpt.store import Store
+from tests.support.many_trials import make_many
 from tests.support.results import Kept, draw_windows, make_trial
 from tests.support.served import ORIGIN, open_app
 from tests.support.study import SEARCH, Wanted, finetune, load, make_root, many, prune, study
@@ -193,6 +195,14 @@ def test_importance_of_odd_searches_is_drawn_or_missed_for_a_reason(
             assert answer.status_code == 404
             assert answer.json()["error"].startswith("importance ")
             assert missing in answer.json()["error"]
+        _missing_is_as_drawn(client)
+
+
+def _missing_is_as_drawn(client: TestClient) -> None:
+    """What the list of figures says is missing, and why, is what drawing each of them comes to."""
+    for figure in client.get("/api/v1/sweeps/study/figures").json()["figures"]:
+        drawn = client.get(f"/api/v1/sweeps/study/figures/{figure['name']}")
+        assert drawn.json().get("error") == figure["missing"], figure["name"]
 
 
 def test_importance_is_asked_for_by_many_at_once(tmp_path: Path) -> None:
@@ -323,6 +333,33 @@ def test_a_sweep_without_results_misses_every_figure(tmp_path: Path) -> None:
     with TestClient(open_app(root), base_url=ORIGIN) as client:
         figures = client.get("/api/v1/sweeps/study/figures").json()["figures"]
         assert all("there are" in figure["missing"] for figure in figures)
-        for figure in figures:
-            answer = client.get(f"/api/v1/sweeps/study/figures/{figure['name']}")
-            assert (answer.status_code, answer.json()["error"]) == (404, figure["missing"])
+        _missing_is_as_drawn(client)
+
+
+@pytest.mark.parametrize("which", ["client", "searched", "unpruned"])
+def test_what_is_missing_is_what_cannot_be_drawn(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if which != "unpruned":
+        return _missing_is_as_drawn(request.getfixturevalue(which))
+    root = make_root(tmp_path / "runs", [Wanted("zero-shot", (load(),), 63.4)], windows=False)
+    with TestClient(open_app(root), base_url=ORIGIN) as client:
+        return _missing_is_as_drawn(client)
+
+
+def test_figures_are_listed_without_drawing_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And trials without a curve are not asked for theirs, which would be a query for each of thousands."""
+    make_many(root := Root(tmp_path / "runs"), 20)
+    asked: list[int] = []
+    series = Store.series
+
+    def counted(self: Store, trial_id: int, wanted: Any) -> Any:
+        asked.append(trial_id)
+        return series(self, trial_id, wanted)
+
+    monkeypatch.setattr(Store, "series", counted)
+    monkeypatch.setattr(Drawing, "made", lambda *_: pytest.fail("a figure was drawn"))
+    with TestClient(open_app(root), base_url=ORIGIN) as client:
+        figures = client.get("/api/v1/sweeps/many/figures").json()["figures"]
+    assert {figure["name"] for figure in figures if figure["missing"] is None} == {
+        "pareto", "parallel", "importance", "slice", "contour"
+    }  # fmt: skip
+    assert not asked

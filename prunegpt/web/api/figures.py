@@ -5,10 +5,10 @@ from typing import Annotated
 from pydantic import Field
 from starlette.responses import Response
 
-from prunegpt.report.gallery import DRAWINGS, FigureChoice, Material
+from prunegpt.report.gallery import DRAWINGS
+from prunegpt.report.material import FigureChoice, Material, stored_curves
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.plot import Plot
-from prunegpt.report.plots import curves, in_figures
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, ApiRequest, attachment, endpoint
 
@@ -54,7 +54,7 @@ def material(dashboard: Dashboard, sweep: str, figure: str = "") -> tuple[Materi
     def made() -> Material:
         store = dashboard.source.store
         windows = stored_windows(dashboard.root)
-        return Material(trials, windows, lambda trial: curves(trial, store.series(trial.id, in_figures)), spec)
+        return Material(trials, windows, stored_curves(store), spec)
 
     return dashboard.kept.get(("material", sweep, bool(points)), state, made), state
 
@@ -74,7 +74,7 @@ def listed(dashboard: Dashboard, name: str) -> Figures:
 def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
     found, state = material(dashboard, sweep, name)
     missing = dashboard.kept.get(("missing", sweep, name), state, lambda: DRAWINGS[name].missing(found))
-    choices = found.values(DRAWINGS[name], FigureChoice())
+    choices = DRAWINGS[name].values(found)
     drawing = DRAWINGS[name]
     searching = "search" in drawing.takes
     return FigureShort(name=name, title=drawing.title, missing=missing, takes_search=searching, choices=choices)

@@ -8,7 +8,6 @@ from starlette.responses import Response
 
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
-from prunegpt.report.fields import TrialFields
 from prunegpt.report.metric_plots import MetricCurve, metric_curves, scatter
 from prunegpt.report.plot import Plot
 from prunegpt.report.query import selected
@@ -61,13 +60,11 @@ class Panels(Answer):
 def saved(dashboard: Dashboard, name: str) -> Panels:
     """The panels that are saved with a sweep, and what panels may show."""
     with dashboard.source.following():
-        trials = dashboard.source.trials(name)
         state = dashboard.source.revision if dashboard.source.running(name) else dashboard.source.sweep_revision(name)
     metrics = dashboard.kept.get(("metrics", name), state, lambda: dashboard.source.store.metrics(name))
-    fields = TrialFields(trials)
+    fields = dashboard.fields(name)
     listed = [*fields.fixed.values(), *fields.swept.values(), *fields.logged.values()]
-    if len(trials) <= 500 or any(trial.plan.foreign for trial in trials):
-        listed += [field for field in fields.config.values() if fields.differs(field)]
+    listed += [field for field in fields.config.values() if fields.differs(field)]
     return Panels(
         panels=list(_read(_file(dashboard, name))),
         metrics=metrics,
@@ -130,7 +127,7 @@ def draw(dashboard: Dashboard, sweep: str, panel: PanelSpec) -> Plot:
     trials = dashboard.source.trials(sweep)
     if not panel.y:
         raise ReportError("a panel needs a metric; none is chosen. Choose what goes up.")
-    fields = TrialFields(trials)
+    fields = dashboard.fields(sweep)
     chosen = selected(trials, panel.where, fields) if panel.where else trials
     if panel.kind == "scatter":
         x, y = fields.find(panel.x), fields.find(panel.y)

@@ -122,7 +122,7 @@ def test_a_root_where_nothing_has_run_says_what_to_do(page: "Page", tmp_path: Pa
     with served(Root(tmp_path / "none")) as address:
         page.goto(address)
         page.wait_for_selector(".empty:has-text('No sweeps yet')")
-        assert "prunegpt sweep run" in page.inner_text("main")
+        assert "prunegpt quickstart" in page.inner_text("main")
         page.goto("about:blank")
 
 

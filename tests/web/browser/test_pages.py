@@ -35,6 +35,9 @@ slow = pytest.mark.slow
 
 def _open(page: "Page", address: str, path: str) -> None:
     page.goto(address + path)
+    if PAGES[path] == _DRAWN:  # near the view alone, and on a phone what is above fills it
+        page.wait_for_selector("main h2")
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
     page.wait_for_selector(f"main {PAGES[path]}")
 
 
