@@ -39,10 +39,10 @@ _LATE, _BEST = OKABE_ITO[1], OKABE_ITO[0]
 _MARKER: Mapping[str, Any] = {"color": OKABE_ITO[0], "symbol": "circle", "size": 7, "opacity": 0.75}
 
 
-Measured = Sequence[tuple[TrialResult, float]]  # trials with their objective
+_Measured = Sequence[tuple[TrialResult, float]]  # trials with their objective
 
 
-def check_history(searched: Searched, objective: str) -> Measured:
+def check_history(searched: Searched, objective: str) -> _Measured:
     """What `history` draws. Raises ReportError where that is nothing, as all do that a figure asks first."""
     need(searched.name, "a search")
     found = searched.measured(objective)
@@ -58,7 +58,7 @@ def both_measured(searched: Searched, x: str, y: str) -> list[tuple[TrialResult,
     return both
 
 
-def varied(searched: Searched, objective: str) -> tuple[Measured, list[str]]:
+def varied(searched: Searched, objective: str) -> tuple[_Measured, list[str]]:
     """The trials that have an objective, and the searched values that differ between them."""
     found = searched.measured(objective)
     paths = searched.differing([trial for trial, _ in found])
@@ -68,7 +68,7 @@ def varied(searched: Searched, objective: str) -> tuple[Measured, list[str]]:
 
 def spanning(
     searched: Searched, objective: str, x: str, y: str
-) -> tuple[Measured, tuple[ValueAxis, ValueAxis], NDArray[np.float64]]:
+) -> tuple[_Measured, tuple[ValueAxis, ValueAxis], NDArray[np.float64]]:
     """The trials that a contour goes through, with their objective; its axes; where they are on them, [trials, 2]."""
     if x == y:
         raise ReportError(f"a contour needs two different searched values; both are {x!r}.")

@@ -36,8 +36,7 @@ slow = pytest.mark.slow
 def _open(page: "Page", address: str, path: str) -> None:
     page.goto(address + path)
     if PAGES[path] == _DRAWN:  # near the view alone, and on a phone what is above fills it
-        page.wait_for_selector("main h2")
-        page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+        page.locator("main h2:text-is('Curves')").scroll_into_view_if_needed()
     page.wait_for_selector(f"main {PAGES[path]}")
 
 
