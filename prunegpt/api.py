@@ -103,32 +103,41 @@ class Sweep:
         slots: int | None = None,
         launcher: str | None = None,
         only: str | None = None,
+        priority: int = 0,
+        wait: bool = True,
         on_event: Callable[[Event], None] | None = None,
         progress: bool | None = None,
     ) -> SweepOutcome:
         """Runs what is not finished yet, and waits for it; see `prunegpt sweep run`.
 
         Args:
+            priority, wait: in the queue while another sweep of the root runs; without `wait` that is an error.
             on_event: is called with each event of `prunegpt.sweep.events`.
-            progress: a line for each event and bars, as on the command line; default: where no `on_event` is given, in
-                a notebook or a terminal.
+            progress: lines and bars as on the command line; default: without `on_event`, in a notebook or a terminal.
         """
-        seen = "ipykernel" in sys.modules or sys.stderr.isatty()
-        show = on_event is None and seen if progress is None else progress
-        with self._planning() as planner:
-            if not show:
-                handler = on_event or (lambda _: None)
-                return start(planner, self.root, slots=slots, launcher=launcher, only=only, on_event=handler)
-            from prunegpt.cli.progress import follow
+        if progress is None:
+            progress = on_event is None and ("ipykernel" in sys.modules or sys.stderr.isatty())
+        with ExitStack() as stack:
+            planner, hear = stack.enter_context(self._planning()), [on_event] if on_event else []
+            if progress:
+                from prunegpt.cli.progress import follow
 
-            with follow(planner.plan) as shown:
+                hear.insert(0, stack.enter_context(follow(planner.plan)))
 
-                def both(event: Event) -> None:
-                    shown(event)
-                    if on_event:
-                        on_event(event)
+            def tell(event: Event) -> None:
+                for one in hear:
+                    one(event)
 
-                return start(planner, self.root, slots=slots, launcher=launcher, only=only, on_event=both)
+            return start(
+                planner,
+                self.root,
+                slots=slots,
+                launcher=launcher,
+                only=only,
+                priority=priority,
+                wait=wait,
+                on_event=tell,
+            )
 
     def results(self) -> list[TrialResult]:
         """The trials as stored, in spec order; none where nothing has run."""
@@ -150,12 +159,12 @@ class Sweep:
         Raises:
             QueryError: the filter is not understood.
         """
+        from prunegpt.report.frame import frame, rows
         from prunegpt.report.query import selected
 
         results = selected(self.results(), where)
-        if intervals is None:
-            intervals = len(results) <= _MANY
-        return _pandas().DataFrame(_rows(results, self.root, intervals))
+        measured = len(results) <= _MANY if intervals is None else intervals
+        return frame(rows(results, self.root if measured else None))
 
     def curves(self, trial: str, name: str | None = None) -> "DataFrame":
         """The points of a trial, or of its curve of that name: stage, step, epoch, name, value, time, tokens.
@@ -163,12 +172,14 @@ class Sweep:
         Raises:
             StoreError: there is no such trial, or it has no such curve; the nearest names are listed.
         """
+        from prunegpt.report.frame import frame
+
         with Store.open(self.root, create=False) as store:
             reference = store.result(f"{self.name}/{trial}").id
             if name is not None and name not in (known := {curve.name: None for curve in store.curves(reference)}):
                 raise StoreError(unknown(f"curve of {trial}", name, known))
             points = store.points(reference, name)
-        return _pandas().DataFrame([point.model_dump() for point in points], columns=list(Point.model_fields))
+        return frame([point.model_dump() for point in points], list(Point.model_fields))
 
     def table(self, format: str = "md", **style: Any) -> str:
         """The declared tables; see `prunegpt.table`."""
@@ -265,6 +276,8 @@ def run(
     slots: int | None = None,
     launcher: str | None = None,
     only: str | None = None,
+    priority: int = 0,
+    wait: bool = True,
     on_event: Callable[[Event], None] | None = None,
     progress: bool | None = None,
 ) -> Sweep:
@@ -272,10 +285,12 @@ def run(
 
     Raises:
         SpecError: with every problem of the spec, before anything runs.
-        LaunchError: another coordinator has the root, or no worker can be started.
+        LaunchError: another sweep runs in the root and `wait` is off, or no worker can be started.
     """
     sweep = Sweep(spec, root=root, overrides=overrides)
-    sweep.run(slots=slots, launcher=launcher, only=only, on_event=on_event, progress=progress)
+    sweep.run(
+        slots=slots, launcher=launcher, only=only, priority=priority, wait=wait, on_event=on_event, progress=progress
+    )
     return sweep
 
 
@@ -377,23 +392,26 @@ def start(
     slots: int | None,
     launcher: str | None,
     only: str | None,
+    priority: int = 0,
+    wait: bool = True,
     on_event: Callable[[Event], None],
 ) -> SweepOutcome:
-    """Opens all that a run of a sweep needs, runs it, and closes it again.
+    """Waits for the root, opens all that a run of a sweep needs, runs it, and closes it again.
 
     Args:
-        slots: number of concurrent trials; overrides the spec.
-        launcher: kind of launcher; overrides the spec.
+        slots, launcher: the number of concurrent trials and the kind of launcher, in place of the spec's.
         only: a glob of the trials that are wanted.
+        priority, wait: see `queue.turn`.
 
     Raises:
-        LaunchError: another coordinator has the root, or nothing can be started.
+        LaunchError: another coordinator has the root and `wait` is off, or nothing can be started.
     """
     from prunegpt.launch.choose import open_launcher
     from prunegpt.planning.precision import resolved
     from prunegpt.sweep.coordinator import run_sweep
     from prunegpt.sweep.early_stop import open_early_stop
-    from prunegpt.sweep.lock import coordinator, refusal
+    from prunegpt.sweep.interrupt import Interrupt
+    from prunegpt.sweep.queue import turn
     from prunegpt.sweep.search.open import open_search
 
     plan = planner.plan
@@ -406,9 +424,11 @@ def start(
                 f"for launcher {plan.launcher.kind}, but {where.kind} would compute it in {there}. "
                 f"Say in the spec which of the two is meant, or name the launcher there."
             )
-    if coordinator(root) is not None:  # before a launcher has started anything
-        raise LaunchError(refusal(root))
+    stop = Interrupt()
     with ExitStack() as stack:
+        if not stack.enter_context(turn(root, plan.name, priority, wait=wait, interrupt=stop, on_wait=on_event)):
+            names = tuple(f"{trial.sweep}/{trial.name}" for trial in plan.trials)
+            return SweepOutcome(plan.name, (), (), (), (), (), names, interrupted=True, left_queue=True)
         store = stack.enter_context(Store.open(root))
         suggester = open_search(plan, store, planner) if plan.searches else None
         early_stopper = open_early_stop(plan, store) if plan.early_stop else None
@@ -423,27 +443,8 @@ def start(
             open_launcher(where, root, slots=slots),  # last: run_sweep closes it
             only=only,
             on_event=on_event,
+            interrupt=stop,
             suggester=suggester,
             early_stopper=early_stopper,
+            held=True,
         )
-
-
-def _rows(results: Sequence[TrialResult], root: Root, intervals: bool) -> list[dict[str, Any]]:
-    """A row of a frame for each trial: its fields, but for the configuration that was not swept."""
-    from prunegpt.report.fields import TrialFields
-    from prunegpt.report.measure import measure, stored_windows
-
-    found = {trial.id: measure([trial], stored_windows(root)) for trial in results if intervals}
-    ends = {key: (one.interval.low, one.interval.high) for key, one in found.items() if one and one.interval}
-    catalogue = TrialFields(results, interval=lambda trial: ends.get(trial.id))
-    fields = [field for field in catalogue if field.origin != "config"]
-    names = {field.key: "trial" if field.key == "name" else field.name for field in fields}
-    return [{names[field.key]: field.of(trial) for field in fields} | {"key": trial.key} for trial in results]
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError as error:
-        raise PruneGPTError("results as data frames need pandas. Install it: pip install 'prunegpt[pandas]'") from error
-    return pandas

@@ -36,6 +36,13 @@ SlotsOption = Annotated[
         show_default=False,
     ),
 ]
+PriorityOption = Annotated[
+    int, typer.Option("--priority", metavar="N", help="Place in the queue of the root: higher goes first.")
+]
+WaitOption = Annotated[
+    bool,
+    typer.Option("--wait/--no-wait", help="Queue while another sweep of this root runs; --no-wait fails instead."),
+]
 NameArgument = Annotated[str, typer.Argument(help="A sweep.", show_default=False, autocompletion=complete.sweeps)]
 _ENDED = ("failed", "diverged", "stopped")
 _LISTED = 8
@@ -59,7 +66,8 @@ def stop(
 ) -> None:
     """Stop a running sweep.
 
-    Running stages write a checkpoint, from which `sweep resume` continues.
+    Running stages write a checkpoint, from which `sweep resume` continues. A sweep that waits for its turn leaves the
+    queue.
 
     With GLOB, only matching trials are stopped, until `sweep retry`; the sweep continues without them.
     """
@@ -72,6 +80,9 @@ def stop(
             say(f"{name}/{one.name}: stop requested")
         return
     wish = request(root, Action("kill" if kill else "stop", name))
+    if wish is None:
+        say(f"{name}: left the queue")
+        return
     say(f"{name}: stop requested" + ("" if kill else "; running stages write a checkpoint (--kill does not wait)"))
     if not wait:
         return
@@ -86,6 +97,8 @@ def resume(
     only: OnlyOption = None,
     launcher: LauncherOption = None,
     slots: SlotsOption = None,
+    priority: PriorityOption = 0,
+    wait: WaitOption = True,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Resume a sweep from its saved spec.
@@ -97,7 +110,7 @@ def resume(
     from prunegpt.sweep.reopened import reopened
 
     with reopened(name, root, trust_remote_code=trust_remote_code) as planner:
-        execute(planner, root, only=only, launcher=launcher, slots=slots)
+        execute(planner, root, only=only, launcher=launcher, slots=slots, priority=priority, wait=wait)
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep retry quickstart 'distilled*'")
@@ -235,11 +248,20 @@ def write_figures(name: str, root: Root) -> None:
         say(f"Figure: {files[0]}" + "".join(f", {file.suffix}" for file in files[1:]))
 
 
-def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str | None, slots: int | None) -> None:
-    """Runs what is not finished of a plan, and prints its tables.
+def execute(
+    planner: "Planner",
+    root: Root,
+    *,
+    only: str | None,
+    launcher: str | None,
+    slots: int | None,
+    priority: int = 0,
+    wait: bool = True,
+) -> None:
+    """Runs what is not finished of a plan, when it is its turn, and prints its tables.
 
     Raises:
-        LaunchError: another coordinator has the root, or nothing can be started.
+        LaunchError: another coordinator has the root and `wait` is off, or nothing can be started.
         typer.Exit: with 1, where trials failed or the run was interrupted.
     """
     from prunegpt.api import start, stored
@@ -248,8 +270,13 @@ def execute(planner: "Planner", root: Root, *, only: str | None, launcher: str |
     from prunegpt.report.declared import tables_of
 
     with follow(planner.plan) as on_event:
-        outcome = start(planner, root, slots=slots, launcher=launcher, only=only, on_event=on_event)
+        outcome = start(
+            planner, root, slots=slots, launcher=launcher, only=only, priority=priority, wait=wait, on_event=on_event
+        )
     plan = planner.plan
+    if outcome.left_queue:
+        say(f"interrupted: {plan.name} left the queue before its turn. Run the same command again.")
+        raise typer.Exit(1)
     if tables := tables_of(stored(plan.name, root)):
         print_tables(tables)
     write_figures(plan.name, root)

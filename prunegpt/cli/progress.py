@@ -71,6 +71,7 @@ class _ProgressTable:
         self.bars = bars
         self.whole = bars.add_task(plan.name, total=plan.expected, note="")
         self.running: dict[str, TaskID] = {}
+        self.queued: tuple[events.Queued, TaskID] | None = None
 
     @property
     def _searched(self) -> str:
@@ -85,7 +86,12 @@ class _ProgressTable:
 
     def show(self, event: events.Event) -> None:
         match event:
+            case events.Queued():
+                self._wait(event)
             case events.SweepStarted():
+                if self.queued:
+                    self.bars.remove_task(self.queued[1])
+                    self.line(f"{event.sweep}: its turn has come")
                 known = event.trials + event.finished
                 total = None if self.plan.expected is None else max(self.plan.expected, known)
                 self.bars.update(self.whole, total=total, completed=event.finished)
@@ -135,6 +141,21 @@ class _ProgressTable:
                     else "stopping: running stages write a checkpoint (Ctrl-C again kills)"
                 )
                 self.line(how)
+
+    def _wait(self, event: events.Queued) -> None:
+        """A line where the order changes, and a bar for how far the sweep is that runs."""
+        before, task = self.queued or (None, self.bars.add_task("", note=""))
+        runs = event.runs or "another sweep"
+        now = f"{runs} runs ({event.by})" if event.by else "nothing runs for a moment"
+        order = f"place {event.place} of {event.waiting} in the queue"
+        done = f", {event.done} of {event.trials} trials done" if event.trials else ""
+        ahead = f", behind {', '.join(event.ahead)}" if event.ahead else ""
+        if before is None or (before.ahead, before.by) != (event.ahead, event.by):
+            self.line(f"{event.sweep}: waiting, {order}{ahead}; {now}{done}")
+        if before is None:
+            self.line("  Ctrl-C leaves the queue; nothing is lost. `prunegpt sweep status` shows it.")
+        self.queued = event, task
+        self.bars.update(task, description=f"waiting for {runs}", completed=event.done, total=event.trials, note=order)
 
     def _progress(self, event: events.AttemptProgress) -> None:
         task = self.running.get(event.trial)

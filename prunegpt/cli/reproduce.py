@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from prunegpt.cli.control import LauncherOption, SlotsOption, execute
+from prunegpt.cli.control import LauncherOption, PriorityOption, SlotsOption, WaitOption, execute
 from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, number, print_json, say
 from prunegpt.cli.sweep import SpecArgument
 from prunegpt.root import Root
@@ -23,6 +23,8 @@ def reproduce(
     ] = True,
     launcher: LauncherOption = None,
     slots: SlotsOption = None,
+    priority: PriorityOption = 0,
+    wait: WaitOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Run a sweep whose tables have published figures, and compare.
@@ -46,7 +48,7 @@ def reproduce(
     ended = 0
     if run:
         try:
-            execute(planner, root, only=None, launcher=launcher, slots=slots)
+            execute(planner, root, only=None, launcher=launcher, slots=slots, priority=priority, wait=wait)
         except typer.Exit as end:  # what did finish is compared
             ended = end.exit_code
     found = list(reproductions(tables_of(stored(str(spec), root, overrides or []))))

@@ -1,6 +1,7 @@
 """prunegpt sweep status: trials, filtered, sorted and grouped."""
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -8,6 +9,7 @@ import typer
 from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, number, print_json, sweep_app
 from prunegpt.cli.trial import print_failures
+from prunegpt.cli.watch import queue_lines
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -54,16 +56,17 @@ def status(
 ) -> None:
     """Show the trials of a sweep, or of all.
 
-    With results and failure reasons.
+    With results and failure reasons; and which sweep of the root runs, and which wait for their turn.
     """
     from prunegpt.report.fields import TrialFields, ordered
     from prunegpt.report.query import where as filtered
     from prunegpt.store import Store
     from prunegpt.sweep.lock import coordinator
+    from prunegpt.sweep.queue import stored_sweeps, waiting
 
     chosen = bool(where or sort or columns or group_by)
     with Store.open(root, create=False) as store:
-        sweeps = [store.sweep(name)] if name else store.sweeps()
+        sweeps = stored_sweeps(root, store, name)
         states = {trial: state for sweep in sweeps for trial, state in store.states(sweep.name)}
         finished = [trial for trial, state in states.items() if state == "finished"]
         left_out = set() if everything or as_json or chosen else set(finished[:-_LISTED])
@@ -81,7 +84,9 @@ def status(
         if as_json:
             values = [{field.name: field.of(result) for field in shown} for result in results]
             pairs = zip(results, values, strict=True)
-            print_json({"trials": [{**_result_json(result), **more} for result, more in pairs]})
+            holder, queue = coordinator(root), [asdict(waiter) for waiter in waiting(root)]
+            trials = [{**_result_json(result), **more} for result, more in pairs]
+            print_json({"trials": trials, "coordinator": holder and asdict(holder), "queue": queue})
             return
         if shown:
             _print_fields(results, shown)
@@ -98,7 +103,10 @@ def status(
     print(", ".join(f"{number(count)} {state}" for state, count in counts.most_common()) or "no trials")
     running = coordinator(root)
     if running is not None:
-        print(f"run by process {running.pid} on {running.host}; watch it with `prunegpt sweep watch`")
+        other = f"{running.sweep} is " if running.sweep and running.sweep != name else ""
+        print(f"{other}run by process {running.pid} on {running.host}; watch it with `prunegpt sweep watch`")
+    for line in queue_lines(waiting(root)):
+        print(line)
 
 
 def _usual(fields: "TrialFields") -> "list[TrialField]":

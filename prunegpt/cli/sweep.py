@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.control import LauncherOption, OnlyOption, SlotsOption, execute
+from prunegpt.cli.control import LauncherOption, OnlyOption, PriorityOption, SlotsOption, WaitOption, execute
 from prunegpt.cli.options import ROOT, JsonOption, SetOption, number, print_json, say, sweep_app
 from prunegpt.root import Root
 
@@ -203,10 +203,12 @@ def run(
     only: OnlyOption = None,
     launcher: LauncherOption = None,
     slots: SlotsOption = None,
+    priority: PriorityOption = 0,
+    wait: WaitOption = True,
 ) -> None:
     """Run a sweep: every trial that is not finished yet.
 
-    Then prints its tables.
+    Then prints its tables. While another sweep of the root runs it waits in a queue, which `sweep status` shows.
 
     Ctrl-C, SIGTERM and SIGHUP let running stages write a checkpoint; a second Ctrl-C, a second or more after the
     first, stops at once. Run it again to resume.
@@ -217,7 +219,7 @@ def run(
 
     planner = Planner(spec, overrides or [], root, curves_in(root), strict=True)
     matching(planner.plan, only)  # a glob that matches nothing is an error before anything runs
-    execute(planner, root, only=only, launcher=launcher, slots=slots)
+    execute(planner, root, only=only, launcher=launcher, slots=slots, priority=priority, wait=wait)
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep fields --update sweeps/README.md")

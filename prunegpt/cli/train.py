@@ -87,6 +87,8 @@ def train(
     from prunegpt.spec.expand import slug
     from prunegpt.store import Store
     from prunegpt.sweep.coordinator import run_sweep
+    from prunegpt.sweep.interrupt import Interrupt
+    from prunegpt.sweep.queue import turn
 
     more = example_flags(context.args, [name for name in context.params if name != "overrides"])
     if not (do_train or do_eval):
@@ -129,9 +131,15 @@ def train(
     }
     more.into(spec["base"])
     plan = plan_data(spec, source="the command line", overrides=overrides or [], root=root, strict=True)
-    with Store.open(root) as store, follow(plan) as on_event:
-        outcome = run_sweep(plan, root, store, LocalLauncher(root), on_event=on_event)
-        result = store.result(f"{name}/train")
+    interrupt = Interrupt()
+    with follow(plan) as on_event, turn(root, name, interrupt=interrupt, on_wait=on_event) as came:
+        if not came:
+            say(f"{name}: left the queue before its turn. Run the same command again.")
+            raise typer.Exit(1)
+        with Store.open(root) as store:
+            launcher = LocalLauncher(root)
+            outcome = run_sweep(plan, root, store, launcher, on_event=on_event, interrupt=interrupt, held=True)
+            result = store.result(f"{name}/train")
     if outcome.failed or outcome.interrupted:
         say(f"{name}/train: {result.state}. {result.error}")
         say(f"Log: {result.folder}/log.txt. Run the same command again to resume from the last checkpoint.")

@@ -11,9 +11,12 @@ from prunegpt.cli.options import ROOT, JsonOption, duration, number, print_json,
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
     from prunegpt.sweep.live import End, Frame, Slot
+    from prunegpt.sweep.queue import Waiter
 
 _REFRESH = 1.0  # seconds
 _ORDER = ("finished", "running", "waiting", "failed", "diverged", "stopped")
@@ -53,7 +56,7 @@ def watch(
             return
         try:
             with Live(picture(frame, name, console.width), console=console, auto_refresh=False) as live:
-                while frame.slots or frame.coordinator is not None:
+                while frame.slots or frame.coordinator is not None or frame.queue:
                     time.sleep(_REFRESH)
                     frame = look(root, store, name)
                     live.update(picture(frame, name, console.width), refresh=True)
@@ -72,11 +75,22 @@ def picture(frame: "Frame", name: str | None, width: int) -> "RenderableType":
     head = Text(f"{name or 'all sweeps'}: ", style="bold") + Text(" · ".join(counts) or "no trials", style="not bold")
     who = frame.coordinator
     head.append("\n")
-    head.append(f"run by process {who.pid} on {who.host}" if who else "nothing runs", style="dim")
+    other = f"{who.sweep} is " if who and who.sweep and who.sweep != name else ""
+    head.append(f"{other}run by process {who.pid} on {who.host}" if who else "nothing runs", style="dim")
+    for line in queue_lines(frame.queue):
+        head.append(f"\n{line}", style="dim")
     columns = ("trial", "stage", "progress", "done", "left", "perplexity", "loss")
     table = build(columns, [_row(slot, name) for slot in frame.slots], width, spare=("done", "loss", "progress"))
     ends = [_line(end, name) for end in frame.ends]
     return Group(head, *([table] if frame.slots else []), *ends)
+
+
+def queue_lines(queue: "Sequence[Waiter]") -> list[str]:
+    """Who waits to run, in order."""
+    return [
+        f"waits, place {place}: {one.sweep} (priority {one.priority}, process {one.pid} on {one.host})"
+        for place, one in enumerate(queue, 1)
+    ]
 
 
 def _row(slot: "Slot", name: str | None) -> list["str | RenderableType"]:

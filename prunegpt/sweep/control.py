@@ -11,6 +11,7 @@ from uuid import uuid4
 from prunegpt.errors import LaunchError
 from prunegpt.root import Root, read_json, write_json
 from prunegpt.sweep.lock import coordinator
+from prunegpt.sweep.queue import take_out
 
 _UNHEARD = 30.0  # seconds after which a request that nobody has taken counts as unanswered
 _LOOK = 0.1  # seconds between checks of who coordinates
@@ -34,13 +35,18 @@ class Action:
     trial: str | None = None
 
 
-def request(root: Root, action: Action) -> Path:
+def request(root: Root, action: Action) -> Path | None:
     """Leaves a request for the coordinator of a root; gives its file, which is gone once the coordinator has taken it.
+
+    A sweep that is to stop leaves the queue, too; None where that is all there was to do.
 
     Raises:
         LaunchError: nobody coordinates the root, or another sweep than the one that is meant runs.
     """
+    left = action.kind in ("stop", "kill") and take_out(root, action.sweep)
     running = coordinator(root)
+    if left and (running is None or running.sweep != action.sweep):
+        return None
     if running is None:
         raise LaunchError(
             f"`{action.kind}` needs a running sweep; nothing runs under {root.path}. `prunegpt sweep status` says what "

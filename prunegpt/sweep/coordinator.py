@@ -8,6 +8,7 @@ import errno
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ def run_sweep(
     grace: float = _GRACE,
     suggester: "Searches | None" = None,
     early_stopper: "CurveStopper | None" = None,
+    held: bool = False,
 ) -> SweepOutcome:
     """Runs every trial of a plan that is not finished yet, until one has reached the plan's target.
 
@@ -70,6 +72,7 @@ def run_sweep(
             gets more, see `Attempt.patience`.
         suggester: adds trials while there are slots for them, unless `only` names none of the plan's searches.
         early_stopper: sees the points of what runs, and gives trials up.
+        held: this process coordinates the root already, see `queue.turn`.
 
     Raises:
         LaunchError: another coordinator has this root or database, or the disk is full.
@@ -79,7 +82,8 @@ def run_sweep(
     stop = interrupt or Interrupt()
     searches = suggester if _searches(plan, only) else None
     patient = PatientLauncher(launcher, on_event)
-    with coordinating(root, plan.name), store.sole_writer() as sole, stop.on_signals():
+    mine = nullcontext() if held else coordinating(root, plan.name)
+    with mine, store.sole_writer() as sole, stop.on_signals():
         if not sole:
             raise LaunchError(
                 "a database takes one coordinator at a time; this one has another already. Wait for it, stop it with "

@@ -7,6 +7,20 @@ from prunegpt.records import TrialState
 
 
 @dataclass(frozen=True)
+class Queued:
+    """The root runs another sweep, or one waits that goes first. Told at first and on every change."""
+
+    sweep: str
+    place: int  # in the queue; 1 is next
+    waiting: int  # sweeps in the queue
+    ahead: tuple[str, ...]  # sweeps in the queue that go first
+    runs: str  # the sweep that runs; empty where that is not known
+    by: str  # its process; empty where none runs
+    done: int  # trials of the sweep that runs which have ended
+    trials: int  # that it has so far
+
+
+@dataclass(frozen=True)
 class SweepStarted:
     """Told once, before anything runs."""
 
@@ -124,7 +138,8 @@ class LauncherTrouble:
 
 
 Event = (
-    SweepStarted
+    Queued
+    | SweepStarted
     | CacheHit
     | TrialStarted
     | StagePublished
@@ -151,6 +166,7 @@ class SweepOutcome:
     interrupted: bool
     reached: str = ""  # the trial that reached the spec's target
     no_room: str = ""  # why the disk had no room for more
+    left_queue: bool = False  # it was interrupted before its turn
 
     @property
     def ok(self) -> bool:

@@ -11,6 +11,7 @@ from prunegpt.spec.plan import StagePlan
 from prunegpt.store import Store
 from prunegpt.store.watch import LastPoint
 from prunegpt.sweep.lock import Holder, coordinator
+from prunegpt.sweep.queue import Waiter, stored_sweeps, waiting
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Frame:
     slots: tuple[Slot, ...]
     ends: tuple[End, ...]  # newest last
     coordinator: Holder | None
+    queue: tuple[Waiter, ...]  # who waits to coordinate the root, in order
 
 
 def look(root: Root, store: Store, name: str | None = None, *, ends: int = 6) -> Frame:
@@ -65,9 +67,9 @@ def look(root: Root, store: Store, name: str | None = None, *, ends: int = 6) ->
         ends: how many ended attempts are listed.
 
     Raises:
-        StoreError: there is no such sweep.
+        StoreError: there is no such sweep, and none waits.
     """
-    sweeps = [store.sweep(name)] if name else store.sweeps()
+    sweeps = stored_sweeps(root, store, name)
     states: dict[TrialState, int] = {}
     for sweep in sweeps:
         for state, count in sweep.states.items():
@@ -87,7 +89,7 @@ def look(root: Root, store: Store, name: str | None = None, *, ends: int = 6) ->
         End(f"{one.sweep}/{one.trial}", one.number, one.ended or 0.0, one.outcome or one.state, one.reason, one.error)
         for one in store.last_attempts(name, ends)
     ]
-    return Frame(states, tuple(slots), tuple(ended), coordinator(root))
+    return Frame(states, tuple(slots), tuple(ended), coordinator(root), tuple(waiting(root)))
 
 
 def slot(trial: TrialResult, points: Collection[LastPoint], attempt: int) -> Slot:

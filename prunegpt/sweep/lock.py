@@ -60,15 +60,30 @@ def coordinator(root: Root) -> Holder | None:
     now does not matter.
     """
     try:
-        descriptor = os.open(_lock(root), os.O_RDONLY | os.O_NONBLOCK)
+        if not is_locked(_lock(root)):
+            return None
+    except OSError:  # on a file system without locks, the note is all there is
+        return _read(root)
+    return _read(root) or Holder(0, "a host that it has not named", 0.0)
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds a lock on a file; not where the file is not there or cannot be read.
+
+    Raises:
+        OSError: its file system has no locks.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
-        return None
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
+        return False
     except OSError as error:
-        found = _read(root)  # on a file system without locks, the note is all there is
-        return found or (Holder(0, "a host that it has not named", 0.0) if error.errno in _TAKEN else None)
+        if error.errno not in _TAKEN:
+            raise
+        return True
     finally:
         os.close(descriptor)
 

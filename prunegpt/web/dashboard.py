@@ -149,19 +149,22 @@ class Dashboard:
             return ""
         return found.action
 
-    def ask(self, action: Action) -> None:
-        """Requests something of the coordinator, and shows everybody that it is pending.
+    def ask(self, action: Action) -> bool:
+        """Requests something of the coordinator, and shows everybody that it is pending; whether anything is.
+
+        Nothing is where a sweep only had to leave the queue.
 
         Raises:
             LaunchError: nobody coordinates the root.
         """
         holder = coordinator(self.root)
-        request(self.root, action)
+        wish = request(self.root, action)
         found = self.source.trial(action.sweep, action.trial) if action.trial else None
-        if holder is not None:
+        if holder is not None and wish is not None:
             pending = PendingRequest(action.kind.partition("-")[0], holder.since, found.state if found else "")
             self.requests[action.sweep, action.trial or ""] = pending
         self.source.touch(found.id if found else None, action.sweep)
+        return wish is not None
 
     def fields(self, sweep: str) -> TrialFields:
         """What is known of the trials of a sweep, made once for each state of the store."""

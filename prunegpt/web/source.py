@@ -15,6 +15,7 @@ from prunegpt.root import Root
 from prunegpt.store import Store, SweepRow
 from prunegpt.store.watch import LastPoint, Marks, Watch
 from prunegpt.sweep.lock import Holder, coordinator
+from prunegpt.sweep.queue import Waiter, waiting
 
 _AT_MOST_EVERY = 0.2  # seconds between two polls of the database
 _MANY = 500  # new trials at once
@@ -54,6 +55,7 @@ class RootSource:
         self._sweeps: dict[str, SweepRow] = {}
         self._sweep_changed: dict[str, int] = {}
         self._holder: Holder | None = None
+        self._queue: list[Waiter] = []
         self._running: dict[int, Running] = {}
         self._ended: dict[int, Running] = {}
 
@@ -195,16 +197,17 @@ class RootSource:
         if marks is not None:
             with _collector_spared(len(marks.trials) - len(self._trials)):
                 self._take(marks, self._store)
-        self._take_holder(coordinator(self.root))
+        self._take_holder(coordinator(self.root), waiting(self.root))
 
-    def _take_holder(self, holder: Holder | None) -> None:
-        """A coordinator that came or went is a change of its sweep, which the store does not show."""
-        if holder == self._holder:
+    def _take_holder(self, holder: Holder | None, queue: list[Waiter]) -> None:
+        """What the store does not show: a coordinator that came or went is a change of its sweep, the queue of all."""
+        if (holder, queue) == (self._holder, self._queue):
             return
         told = [one.sweep for one in (self._holder, holder) if one is not None]
-        self._holder = holder
+        every = "" in told or queue != self._queue
+        self._holder, self._queue = holder, queue
         self.revision += 1
-        self._sweep_changed |= dict.fromkeys(self._sweeps if "" in told else told, self.revision)
+        self._sweep_changed |= dict.fromkeys(self._sweeps if every else told, self.revision)
 
     def _take(self, marks: Marks, store: Store) -> None:
         new = {one.id: one.mark for one in marks.trials}

@@ -146,7 +146,7 @@ def test_the_command_stops_some_trials(bench: Any, command: Callable[..., str]) 
 def test_retry_lets_trials_wait_again(bench: Any, command: Callable[..., str]) -> None:
     trials = [make_trial("a1", "load a", fail="a"), make_trial("a2", "load d", diverge="d"), make_trial("c", "load c")]
     bench.run(*trials)
-    assert "that failed, diverged or was stopped matches 'c'. There are: a1, a2" in command(
+    assert "that failed, diverged, was stopped or lacks its model matches 'c'. There are: a1, a2" in command(
         "sweep", "retry", "words", "c", fails=True
     )
     assert json.loads(command("sweep", "retry", "words", "*1", "--json")) == {"trials": ["a1"], "running": False}

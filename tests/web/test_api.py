@@ -15,6 +15,7 @@ from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.control import Action, take
 from prunegpt.sweep.lock import coordinating
+from prunegpt.sweep.queue import Ticket
 from tests.support.served import HEADERS, ORIGIN, open_app
 from tests.support.study import Wanted, grow, make_root, study
 from tests.support.waiting import until
@@ -50,7 +51,7 @@ def test_the_list_of_sweeps_counts_and_names_the_best(client: TestClient) -> Non
 def test_a_root_where_nothing_has_run_is_empty_and_fills_later(tmp_path: Path) -> None:
     root = Root(tmp_path / "runs")
     with TestClient(open_app(root), base_url=ORIGIN) as client:
-        assert get(client, f"{API}/sweeps") == {"sweeps": []}
+        assert get(client, f"{API}/sweeps") == {"sweeps": [], "coordinator": None, "queue": []}
         assert client.get("/").status_code == 200
         assert client.get(SWEEP).status_code == 404
         assert not root.path.exists()
@@ -465,6 +466,23 @@ def test_a_running_coordinator_is_told(own: TestClient, made: Root) -> None:
         answer = own.post(f"{API}/sweeps/study/actions", json={"action": "resume"})
         assert answer.status_code == 409
         assert "has one already" in answer.json()["error"]
+
+
+def test_the_queue_is_told_and_left(own: TestClient, made: Root) -> None:
+    late, ticket = Ticket(made, "late"), Ticket(made, "study", 2)
+    with coordinating(made, "other"):
+        answer = get(own, f"{API}/sweeps")
+        assert [(one["sweep"], one["priority"]) for one in answer["queue"]] == [("study", 2), ("late", 0)]
+        assert answer["coordinator"]["sweep"] == "other"
+        assert get(own, SWEEP)["place"] == 1
+        refused = own.post(f"{API}/sweeps/study/actions", json={"action": "resume"})
+        assert refused.status_code == 409
+        assert "study is in the queue already" in refused.json()["error"]
+        told = own.post(f"{API}/sweeps/study/actions", json={"action": "stop"}).json()
+        assert told["message"] == "study has left the queue."
+    assert not ticket.give_back()
+    assert get(own, SWEEP)["place"] is None
+    assert late.give_back()
 
 
 def test_a_sweep_that_cannot_be_resumed_says_why(own: TestClient, made: Root) -> None:

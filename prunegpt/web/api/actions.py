@@ -9,6 +9,7 @@ from pydantic import Field
 from prunegpt.root import Root
 from prunegpt.sweep.control import Action
 from prunegpt.sweep.lock import coordinator, refusal
+from prunegpt.sweep.queue import waiting
 from prunegpt.web.api.trials import TrialNote, noted
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, ApiRequest, RequestError, endpoint
@@ -40,15 +41,21 @@ def on_sweep(dashboard: Dashboard, name: str, posted: SweepAction) -> Accepted:
     sweep = dashboard.source.sweep(name)
     if posted.action == "resume":
         return Accepted(message=_resume(dashboard.root, sweep.name))
-    dashboard.ask(Action(posted.action, sweep.name))
+    if not dashboard.ask(Action(posted.action, sweep.name)):
+        return Accepted(message=f"{sweep.name} has left the queue.")
     told = "running stages write a checkpoint, then it stops" if posted.action == "stop" else "it stops at once"
     return Accepted(message=f"{sweep.name}: {told}.")
 
 
 def _resume(root: Root, name: str) -> str:
-    """Starts a coordinator that outlives this server; its output goes to ROOT/control/NAME.log."""
-    if coordinator(root) is not None:
+    """Starts a coordinator that outlives this server, or queues where another runs; it writes ROOT/control/NAME.log."""
+    holder = coordinator(root)
+    if holder is not None and holder.sweep in ("", name):
         raise RequestError(409, refusal(root))
+    if any(waiter.sweep == name for waiter in waiting(root)):
+        raise RequestError(
+            409, f"a sweep is resumed once; {name} is in the queue already and starts when it is its turn."
+        )
     log = root.path / "control" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "prunegpt", "sweep", "resume", name, "--root", str(root.path)]
@@ -59,7 +66,8 @@ def _resume(root: Root, name: str) -> str:
     try:
         code = process.wait(_DIED_WITHIN)
     except subprocess.TimeoutExpired:
-        return f"{name} resumes in process {process.pid}; it writes to {log}."
+        starts = f"resumes when {holder.sweep} has ended," if holder else "resumes"
+        return f"{name} {starts} in process {process.pid}; it writes to {log}."
     if code:
         said = log.read_bytes()[-4096:].decode("utf-8", "replace").strip().splitlines() or [
             "the process printed nothing."

@@ -15,6 +15,7 @@ from prunegpt.spec.search import searches_of
 from prunegpt.store import SweepRow
 from prunegpt.sweep.live import Slot, slot
 from prunegpt.sweep.lock import Holder, coordinator
+from prunegpt.sweep.queue import Waiter, waiting
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, endpoint
 
@@ -53,6 +54,10 @@ class SweepShort(Counts):
 
 class Sweeps(Answer):
     sweeps: list[SweepShort]
+    coordinator: Holder | None = Field(description="the process that runs trials of this root; its sweep may be empty")
+    queue: list[Waiter] = Field(
+        description="who waits to run a sweep of this root, in order; higher priority goes first"
+    )
 
 
 class SearchShort(Answer):
@@ -86,6 +91,9 @@ class SweepDetail(Answer):
     created: float
     updated: float
     coordinator: Holder | None = Field(description="the process that runs trials of this root; its sweep may be empty")
+    place: int | None = Field(
+        description="in the queue of the root, 1 is next; null where it does not wait for its turn"
+    )
     asked: str = Field(description="what was requested of it and has not happened yet: stop, kill, or empty")
     counts: Counts
     best: Best | None
@@ -115,7 +123,8 @@ def listed(dashboard: Dashboard) -> Sweeps:
     """All sweeps with their progress and best trial."""
     holder = coordinator(dashboard.root)
     with dashboard.source.following():
-        return Sweeps(sweeps=[short(dashboard, sweep, holder) for sweep in dashboard.source.sweeps()])
+        found = [short(dashboard, sweep, holder) for sweep in dashboard.source.sweeps()]
+    return Sweeps(sweeps=found, coordinator=holder, queue=waiting(dashboard.root))
 
 
 def short(dashboard: Dashboard, sweep: SweepRow, holder: Holder | None) -> SweepShort:
@@ -175,6 +184,7 @@ def one(dashboard: Dashboard, name: str) -> SweepDetail:
         created=sweep.created,
         updated=sweep.updated,
         coordinator=holder,
+        place=next((place for place, one in enumerate(waiting(dashboard.root), 1) if one.sweep == name), None),
         asked=dashboard.asked(name),
         counts=counts(sweep),
         best=best(dashboard, name),

@@ -36,7 +36,7 @@ function showHead() {
   const { counts } = sweep;
   const ours = sweep.coordinator !== null && ["", name].includes(sweep.coordinator.sweep);
   const running = sweep.state === "running" && ours;
-  const words = sweep.state === "running" && !running && !sweep.logged ? ["stopped", "interrupted: no coordinator runs"] : sweep.state === "empty" ? ["waiting", "no trials"] : [sweep.state, sweep.state];
+  const words = sweep.place ? ["waiting", `place ${sweep.place} in the queue`] : sweep.state === "running" && !running && !sweep.logged ? ["stopped", "interrupted: no coordinator runs"] : sweep.state === "empty" ? ["waiting", "no trials"] : [sweep.state, sweep.state];
   const eta = progress.eta_seconds !== null && progress.eta_seconds !== undefined && running ? format.duration(progress.eta_seconds) : null;
   const from = ours && `coordinator ${sweep.coordinator.pid} on ${sweep.coordinator.host}, since ${format.time(sweep.coordinator.since)}`;
   replace(
@@ -57,6 +57,8 @@ function showHead() {
         (sweep.swept.length > 0 || sweep.logged) && h("a.button", { href: sweepPage(name) + "/search" }, "Search"),
         ours
           ? [actionButton("stop", "Stop"), actionButton("kill", "Kill", true)]
+          : sweep.place
+          ? actionButton("stop", "Leave the queue")
           : !sweep.logged && sweep.state !== "finished" && sweep.state !== "empty" && actionButton("resume", "Resume"),
       ),
     ),
@@ -87,9 +89,10 @@ const objective = (one) => (typeof one === "string" ? one : (one.name ?? one.met
 const fact = (label, value, more = null) => h("div", {}, h("dt", {}, label), h("dd", {}, value, more && h("small", {}, more)));
 
 const QUESTIONS = {
+  leave: ["Take this sweep out of the queue?", "It does not run when its turn would come; nothing is lost. Resume puts it back.", "Leave the queue"],
   stop: ["Stop this sweep?", "Running trials end at their next safe point and what they have is kept. Resume resumes from there.", "Stop the sweep"],
   kill: ["Kill this sweep?", "Running trials are ended at once. Stages that were not published yet are lost and computed again on resume.", "Kill the sweep"],
-  resume: ["Resume this sweep?", "A coordinator starts on this machine and runs the trials that are not finished.", "Resume the sweep"],
+  resume: ["Resume this sweep?", "A coordinator starts on this machine and runs the trials that are not finished. While another sweep of the root runs, it waits for its turn.", "Resume the sweep"],
 };
 
 const PENDING = { stop: "Stopping …", kill: "Killing …", resume: "Starting …" };
@@ -100,7 +103,7 @@ function actionButton(action, label, danger = false) {
 }
 
 async function act(action, danger) {
-  const [title, text, words] = QUESTIONS[action];
+  const [title, text, words] = QUESTIONS[action === "stop" && sweep.place ? "leave" : action];
   if (!(await confirm({ title, text, action: words, danger: danger || action === "stop" }))) return;
   sweep.asked = action;
   showHead(); // at once: it may take a while to happen

@@ -8,6 +8,7 @@ import { progressBar } from "../progress.js";
 import { draw, empty, onKey, stateBadge } from "../shell.js";
 
 let sweeps = [];
+let root = { coordinator: null, queue: [] };
 let current = -1;
 let words = "";
 
@@ -20,7 +21,8 @@ search.addEventListener("input", () => {
 document.querySelector(".page-head").append(h("div.actions", {}, search));
 
 async function load() {
-  sweeps = (await get("/sweeps")).sweeps;
+  root = await get("/sweeps");
+  sweeps = root.sweeps;
   sweeps.sort((one, other) => Number(other.running_now) - Number(one.running_now) || other.updated - one.updated);
   show();
 }
@@ -31,19 +33,26 @@ function listed() {
 
 function show() {
   search.parentElement.hidden = sweeps.length < 2;
-  if (!sweeps.length) {
+  if (!sweeps.length && !root.queue.length) {
     return void replace(byId("content"), h("div.panel", {}, empty("No sweeps yet", "A sweep is a YAML file of trials. Run one against this root and it appears here by itself; prunegpt init writes one to start from:", "prunegpt quickstart")));
   }
   const found = listed();
   const focused = document.activeElement?.dataset?.sweep;
   const cards = found.map((sweep, place) => card(sweep, place === current));
-  replace(byId("content"), h("div.panel", {}, found.length ? cards : empty("No sweep is called like that", "Search for another name or title.")));
+  replace(byId("content"), h("div.stack", {}, root.queue.length > 0 && queue(), h("div.panel", {}, found.length ? cards : empty("No sweep is called like that", "Search for another name or title."))));
   if (focused) byId("content").querySelector(`[data-sweep="${CSS.escape(focused)}"]`)?.focus();
 }
 
+function queue() {
+  const runs = root.coordinator && (root.coordinator.sweep || `process ${root.coordinator.pid}`);
+  const places = root.queue.map((one) => h("li", {}, h("span.mono", {}, one.sweep), ` priority ${one.priority}, process ${one.pid} on ${one.host}, since ${format.time(one.since)}`));
+  return h("section.panel", { "aria-labelledby": "queue-title" }, h("div.body", {}, h("h2", { id: "queue-title" }, "Queue"), h("p.muted", {}, runs ? `${runs} runs; these wait for their turn:` : "These wait for their turn:"), h("ol", {}, places)));
+}
+
 function card(sweep, isCurrent) {
-  const state = sweep.running_now ? "running" : sweep.waiting ? "waiting" : sweep.failed || sweep.diverged ? "failed" : "finished";
-  const words = sweep.running_now ? "running" : sweep.waiting ? "not finished" : sweep.failed || sweep.diverged ? "finished with failures" : "finished";
+  const place = root.queue.findIndex((one) => one.sweep === sweep.name) + 1;
+  const state = sweep.running_now ? "running" : place || sweep.waiting ? "waiting" : sweep.failed || sweep.diverged ? "failed" : "finished";
+  const words = sweep.running_now ? "running" : place ? `place ${place} in the queue` : sweep.waiting ? "not finished" : sweep.failed || sweep.diverged ? "finished with failures" : "finished";
   return h(
     "article.sweep-card",
     { "aria-current": isCurrent ? "true" : null },
