@@ -59,7 +59,7 @@ class TrialRow(Answer):
     ended: float | None
     stages: list[StageShort]
     swept: dict[str, Any]
-    values: dict[str, Any] = Field(description="of the columns that were asked for and are not among the above, by key")
+    values: dict[str, Any] = Field(description="of the columns that are not among the above, by key")
     early_stopped: bool
     asked: str = Field(description="what was requested of it and has not happened yet: stop, retry, or empty")
     implicit: bool
@@ -105,21 +105,28 @@ def columns(dashboard: Dashboard, sweep: str, more: Sequence[TrialField] = ()) -
     fields = dashboard.fields(sweep)
     with dashboard.source.following():
         state = dashboard.source.sweep_revision(sweep)
-    usual = dashboard.kept.get(("columns", sweep), state, lambda: _usual(fields))
+    usual = dashboard.kept.get(
+        ("columns", sweep), state, lambda: [column(field, fields.trials) for field in _usual(dashboard, sweep)]
+    )
     known = {one.key for one in usual}
     return [*usual, *(column(field, fields.trials) for field in more if field.key not in known)]
 
 
-def _usual(fields: TrialFields) -> list[TrialColumn]:
+def _usual(dashboard: Dashboard, sweep: str) -> list[TrialField]:
+    """The fields of the columns that a list has unless others are asked for."""
+    fields = dashboard.fields(sweep)
+    return dashboard.kept.get(("usual", sweep), id(fields), lambda: _chosen_of(fields))
+
+
+def _chosen_of(fields: TrialFields) -> list[TrialField]:
     name, *others = fields.fixed.values()
     settings = [field for field in fields.config.values() if fields.differs(field)] if is_logged(fields.trials) else ()
     rest = [field for field in others if field.key not in _NOT_SHOWN]
-    found = (name, *fields.swept.values(), *settings, *fields.logged.values(), *rest)
-    return [column(field, fields.trials) for field in found]
+    return [name, *fields.swept.values(), *settings, *fields.logged.values(), *rest]
 
 
 def rows(dashboard: Dashboard, trials: Sequence[TrialResult], more: Sequence[TrialField] = ()) -> list[TrialRow]:
-    """The trials as rows, with those intervals that are known or quickly computed.
+    """The trials as rows, with a value of every column of `columns`, and those intervals that are quickly computed.
 
     Args:
         more: fields beside those of every row.
@@ -127,7 +134,14 @@ def rows(dashboard: Dashboard, trials: Sequence[TrialResult], more: Sequence[Tri
     intervals = dashboard.intervals.find(trials)
     catalogues = {sweep: dashboard.fields(sweep) for sweep in {trial.sweep for trial in trials}}
     asked = {trial.id: dashboard.asked(trial.sweep, trial.name) for trial in trials}
-    return [_row(trial, catalogues[trial.sweep], intervals[trial.id], asked[trial.id], more) for trial in trials]
+    valued = {}
+    for sweep in catalogues:
+        usual = [one for one in _usual(dashboard, sweep) if one.origin != "swept" and one.key not in _OF_ROWS]
+        valued[sweep] = list({field.key: field for field in (*usual, *more)}.values())
+    return [
+        _row(trial, catalogues[trial.sweep], intervals[trial.id], asked[trial.id], valued[trial.sweep])
+        for trial in trials
+    ]
 
 
 def _row(
@@ -135,11 +149,10 @@ def _row(
     fields: TrialFields,
     interval: tuple[float, float] | None,
     asked: str,
-    more: Sequence[TrialField],
+    valued: Sequence[TrialField],
 ) -> TrialRow:
     said = {key: fields.fixed[key].of(trial) if key in fields.fixed else None for key in _OF_FIELDS}
     low, high = interval or (None, None)
-    logged = {field.key: field.of(trial) for field in fields.logged.values()} if trial.plan.foreign else {}
     return TrialRow(
         **said,
         id=trial.id,
@@ -149,11 +162,12 @@ def _row(
         high=high,
         stages=stages(trial),
         swept=dict(trial.swept),
-        values=logged | {field.key: field.of(trial) for field in more},
+        values={field.key: field.of(trial) for field in valued},
     )
 
 
 _NOT_FIELDS = {"id", "title", "asked", "low", "high", "stages", "swept", "values"}
+_OF_ROWS = frozenset(TrialRow.model_fields)
 _OF_FIELDS = tuple(name for name in TrialRow.model_fields if name not in _NOT_FIELDS)
 
 

@@ -55,6 +55,7 @@ class Wanted:
     seed: int = 42
     search: str = ""
     number: int = 0
+    also: Mapping[str, Evaluation] | None = None  # what else its last stage was evaluated on
 
 
 SEARCH: Mapping[str, Any] = {
@@ -276,6 +277,7 @@ def _run(root: Root, store: Store, trial: int, sweep: str, one: Wanted, done: se
         last = index == len(one.chain) - 1
         perplexity = one.perplexity if last else DENSE
         record = _stage(stage, index, stage.key in done, perplexity, one.sparsity if last else 0.0, one.layers)
+        record = record.model_copy(update={"also": one.also or {}}) if last else record
         if stage.key not in done and stage.training:
             store.add_points(attempt.id, curve(index, perplexity, one.sparsity if last else 0.0, began))
         if windows and record.evaluation and stage.key not in done:

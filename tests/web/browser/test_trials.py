@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prunegpt.records import Evaluation, TaskScore
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep.lock import coordinating
@@ -12,7 +13,7 @@ from prunegpt.tracking.foreign import Keeper
 from prunegpt.tracking.run_path import RunPath
 from tests.support.served import TOKEN
 from tests.support.serving import served, settled, until
-from tests.support.study import make_root
+from tests.support.study import Wanted, load, make_root, prune
 from tests.web.browser import axe
 
 if TYPE_CHECKING:
@@ -144,8 +145,48 @@ def test_runs_of_a_client_go_by_their_names_with_every_metric_as_a_column(page: 
         page.wait_for_selector("tr[data-place] a:has-text('run 1')")
         heads = [head.strip() for head in page.locator(".trials thead th").all_inner_texts()]
         assert {"Tags", "Note", "val/acc", "lr"} <= set(heads)
+        cells = dict(
+            zip(heads, page.locator("tr[data-place] >> nth=1").locator("th, td").all_inner_texts(), strict=True)
+        )
+        assert [cells[head] for head in ("Tags", "Note", "lr", "val/acc")] == ["baseline", "the first", "0.2", "0.6"]
         page.fill("#search", "val/acc > 0.55 and 'baseline' in tags")
         until(page, f"{_NAMES} === 'run 1'")
         page.click("tr[data-place] a")
         page.wait_for_selector("h1:has-text('run 1')")
+        page.goto("about:blank")
+
+
+def further_evaluations() -> dict[str, Evaluation]:
+    """A perplexity on another text, one that is not finite, and scores of tasks with and without a standard error."""
+    measured = {"word_perplexity": None, "loss": 3.5, "bits_per_byte": 1.0, "tokens": 2560, "windows": 20}
+    unmeasured = {"loss": None, "perplexity": None, "bits_per_byte": None, "word_perplexity": None}
+    scores = (
+        TaskScore(task="arc_easy", metric="acc", value=0.4321, stderr=0.0123, documents=100, shots=0),
+        TaskScore(task="arc_easy", metric="acc_norm", value=0.4, stderr=None, documents=100, shots=0),
+    )
+    return {
+        "c4": Evaluation(protocol="stream/validation/128", split="validation", perplexity=33.115, **measured),
+        "odd": Evaluation(protocol="stream/test/128", finite=False, tokens=2560, windows=20, **unmeasured),
+        "tasks": Evaluation(protocol="lm-eval 0.4", tokens=0, windows=0, scores=scores, **unmeasured),
+    }
+
+
+def test_a_trial_shows_its_further_evaluations(page: "Page", tmp_path: Path) -> None:
+    base = load()
+    chain = (base, prune(base, "0dd", sparsity=0.5))
+    wanted = [Wanted("several", chain, 70.0, 0.5, also=further_evaluations()), Wanted("one", (base,), 60.5)]
+    with served(make_root(tmp_path / "runs", wanted)) as address:
+        page.goto(f"{address}/trials/study/several")
+        table = page.locator("section:has(> h2:text-is('Evaluations')) tbody")
+        table.wait_for()
+        assert [row.split("\t")[:2] for row in table.inner_text().splitlines()] == [
+            ["Perplexity, validation", "70.00"],
+            ["Perplexity, c4", "33.12"],
+            ["Perplexity, odd", "not finite"],
+            ["arc_easy (acc)", "0.4321 ± 0.0123"],
+            ["arc_easy (acc_norm)", "0.4000"],
+        ]
+        page.goto(f"{address}/trials/study/one")
+        page.wait_for_selector("h2:text-is('Chain')")
+        assert page.locator("h2:text-is('Evaluations')").count() == 0
         page.goto("about:blank")

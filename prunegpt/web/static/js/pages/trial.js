@@ -21,16 +21,17 @@ const view = stateOf(kept); // what curves run over, how they are smoothed
 const panels = new Map(); // group of curves -> its figure
 let curves = [];
 
-const parts = Object.fromEntries(["chain", "logged", "curves", "layers", "lineage", "config", "attempts", "command", "notes"].map((part) => [part, h("section")]));
+const parts = Object.fromEntries(["chain", "evaluations", "logged", "curves", "layers", "lineage", "config", "attempts", "command", "notes"].map((part) => [part, h("section")]));
 
 async function load() {
   const last = trial;
   trial = await get(here());
-  const shown = trial.logged ? ["curves", "logged", "notes", "attempts", "config"] : ["chain", "curves", "layers", "notes", "attempts", "lineage", "config", "command"];
+  const shown = trial.logged ? ["curves", "logged", "notes", "attempts", "config"] : ["chain", "evaluations", "curves", "layers", "notes", "attempts", "lineage", "config", "command"];
   if (!last) replace(byId("content"), ...shown.map((part) => parts[part]));
   showHead();
   if (trial.logged) void draw(parts.logged, () => showLogged(parts.logged, sweep, name));
   else showChain();
+  showEvaluations();
   showAttempts(last);
   showLineage();
   if (!last) {
@@ -155,6 +156,22 @@ function showChain() {
   });
   replace(parts.chain, h("h2", {}, "Chain"), h("ol.chain", {}, boxes));
 }
+
+// What else the last stage was evaluated on
+
+function showEvaluations() {
+  const last = trial.stages.at(-1);
+  const further = Object.entries(last?.also ?? {});
+  parts.evaluations.hidden = further.length === 0;
+  if (parts.evaluations.hidden) return;
+  const all = last.evaluation ? [[last.evaluation.split, last.evaluation], ...further] : further;
+  const rows = all.flatMap(([called, one]) => (one.scores.length ? one.scores.map((score) => [`${score.task} (${score.metric})`, scored(score), `${score.documents.toLocaleString("en")} documents`, one.protocol]) : [[`Perplexity, ${called}`, one.finite ? format.perplexity(one.perplexity) : "not finite", `${one.tokens.toLocaleString("en")} tokens`, one.protocol]]));
+  const head = ["Evaluation", "Result", "Measured on", "Protocol"].map((text, index) => h("th", { scope: "col", class: index === 1 || index === 2 ? "number" : "" }, text));
+  const body = rows.map(([called, value, on, protocol]) => h("tr", {}, h("th", { scope: "row" }, called), h("td.number", {}, value), h("td.number", {}, on), h("td", {}, protocol)));
+  replace(parts.evaluations, h("h2", {}, trial.state === "finished" ? "Evaluations" : `Evaluations after ${last.kind}`), h("div.panel", {}, h("div.scroll", { tabindex: 0, role: "region", "aria-label": "Evaluations" }, h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)))));
+}
+
+const scored = ({ value, stderr }) => (value === null ? "not finite" : `${value.toFixed(4)}${stderr === null ? "" : ` ± ${stderr.toFixed(4)}`}`);
 
 // Curves
 
