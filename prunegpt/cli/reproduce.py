@@ -13,7 +13,7 @@ from prunegpt.root import Root
 NOT_MEASURED = 3  # exit status where nothing is off, and some figures were not measured
 
 
-@app.command(epilog="Example: prunegpt reproduce sweeps/published/ast-gpt2.yaml --no-run")
+@app.command(epilog="Example: prunegpt reproduce published.yaml --no-run")
 def reproduce(
     spec: SpecArgument,
     root: Root = ROOT,
