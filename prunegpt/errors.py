@@ -4,6 +4,7 @@ Every message states the rule, then the value that broke it, then a hint. The co
 :class:`PruneGPTError` and exits with 1; anything else is a defect of ours and keeps its trace.
 """
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -88,6 +89,15 @@ class LaunchError(PruneGPTError):
 
 class MissingPackageError(PruneGPTError):
     """An optional package that this request needs is not installed."""
+
+
+def removed(sweep: str, trial: str) -> str:
+    """What to say of a finished trial whose model was removed to save space."""
+    again = shlex.join(["prunegpt", "sweep", "retry", sweep, trial])
+    return (
+        f"the model of {sweep}/{trial} was removed to save space; its results are kept. To compute it again: "
+        f"{again} && {shlex.join(['prunegpt', 'sweep', 'resume', sweep])}"
+    )
 
 
 def untrusted(what: str, sources: Iterable[str]) -> PruneGPTError:

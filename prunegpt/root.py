@@ -100,6 +100,10 @@ class Root:
             self._wanted(key).parent.mkdir(parents=True, exist_ok=True)
             self._wanted(key).touch()
 
+    def kept(self, key: str) -> Path:
+        """Marks a model that was asked for after it had been removed: no run removes it again, `gc` may."""
+        return self.path / "kept" / key
+
     def _wanted(self, key: str) -> Path:
         return self.work(key) / "wanted"
 

@@ -130,7 +130,7 @@ def retry(
 ) -> None:
     """Requeue failed, diverged or stopped trials.
 
-    With GLOB also finished ones whose model was removed, to have it computed again.
+    With GLOB also finished ones whose model was removed, to have it computed again and kept.
 
     A running sweep picks them up immediately; otherwise `sweep resume` runs them from their last checkpoint.
     """
@@ -154,6 +154,8 @@ def retry(
             for result in bare:
                 if result.name in names:
                     root.want_model(result.plan.key)
+                    root.kept(result.plan.key).parent.mkdir(exist_ok=True)
+                    root.kept(result.plan.key).touch()
             names = store.retry(name, names, finished=bool(bare))
     if as_json:
         print_json({"trials": names, "running": running})

@@ -1,6 +1,7 @@
 """Opening a model and measuring it from the shell: what `eval` and `prune` share."""
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
 from prunegpt.cli.progress import bar
-from prunegpt.errors import PruneGPTError, untrusted
+from prunegpt.errors import ModelError, PruneGPTError, removed, untrusted
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning import harness
 from prunegpt.planning.facts import split_files
@@ -156,12 +157,19 @@ def _stored(source: str, root: Root) -> tuple[TrialPlan | None, str]:
         try:
             found = store.result(source)
         except StoreError:
-            if source.partition("/")[0] in [sweep.name for sweep in store.sweeps()]:
+            name, _, trial = source.partition("/")
+            sweeps = [sweep.name for sweep in store.sweeps()]
+            if name in sweeps:
                 raise
+            for near in get_close_matches(name, sweeps):
+                if trial in (result.name for result in store.results(near)):
+                    raise StoreError(f"unknown sweep {name!r}. Did you mean {near + '/' + trial!r}?") from None
             return None, ""  # a model of the hub has such a name too
     if found.final is None or found.plan.foreign:
         what = "is a W&B run, which has no model here" if found.plan.foreign else f"is {found.state}"
         raise PruneGPTError(f"a trial must have finished before its model is there; {source} {what}.")
+    if root.lacks_model(found.final.key):
+        raise ModelError(removed(found.plan.sweep, found.name))
     return found.plan, found.final.key
 
 

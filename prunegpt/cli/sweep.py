@@ -147,7 +147,8 @@ def _print_search(name: str, search: "SearchSpec", tokens: tuple[int, int] | Non
     print(f"search {name}: {many} by {search.sampler}, to {wanted}" + "".join(f", {one}" for one in search.constraints))
     for path, dimension in search.space.items():
         print(f"  {path}: {dimension.described}")
-    print(f"  each of {number(low)} to {number(high)} tokens to train where nothing is shared", end="")
+    each = number(low) if low == high else f"{number(low)} to {number(high)}"
+    print(f"  each of {each} tokens to train where nothing is shared", end="")
     print("." if count is None or high is None else f"; at most about {number(count * high)} in all.")
 
 

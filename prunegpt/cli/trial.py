@@ -79,7 +79,7 @@ def show(
     if as_json:
         print_json({**results[0].described(), "history": [as_data(attempt) for attempt in attempts]})
         return
-    _print(results[0])
+    _print(results[0], root)
     print_attempts(attempts, root)
 
 
@@ -133,8 +133,9 @@ def _show_seeds(results: "Sequence[TrialResult]", root: Root, as_json: bool) -> 
 _METRICS = ("perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens", "seconds")
 
 
-def _print(result: "TrialResult") -> None:
+def _print(result: "TrialResult", root: Root) -> None:
     from prunegpt.cli.tables import print_sparsities, print_table
+    from prunegpt.errors import removed
     from prunegpt.records import chain_metrics
 
     print(f"{result.address} (id {result.id}): {result.state}" + (f", {result.reason}" if result.reason else ""))
@@ -172,7 +173,9 @@ def _print(result: "TrialResult") -> None:
     for note in (note for stage in result.stages for note in stage.notes):
         print(f"note: {note}")
     print_table(["field", "value"], _flat(result.config), title="Configuration")
-    if result.final is not None:
+    if result.final is not None and root.lacks_model(result.final.key):
+        print(f"Model: {removed(result.plan.sweep, result.name)}")
+    elif result.final is not None:
         print(f"Model: `prunegpt export {result.address} OUT` writes it to a folder that transformers loads.")
 
 

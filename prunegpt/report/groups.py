@@ -15,6 +15,7 @@ from prunegpt.records import TrialResult
 from prunegpt.report.fields import TrialField
 from prunegpt.report.format import is_number
 from prunegpt.report.query import equals
+from prunegpt.report.statistics import deviation
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Group:
         low, high = float(values.min()), float(values.max())
         scale = max(abs(low), abs(high)) or 1.0  # of numbers near the largest a sum is infinite
         mean = float((values / scale).mean() * scale)
-        deviation = float((values / scale).std(ddof=1) * scale) if len(values) > 1 else None
-        if deviation is not None and not math.isfinite(deviation):
-            deviation = None
-        return Spread(len(having), min(max(mean, low), high), deviation, low, high)
+        spread = deviation(values / scale)
+        if spread is not None:
+            spread = spread * scale if math.isfinite(spread * scale) else None
+        return Spread(len(having), min(max(mean, low), high), spread, low, high)
 
 
 def grouped(trials: Sequence[TrialResult], by: Sequence[TrialField]) -> list[Group]:

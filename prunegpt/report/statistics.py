@@ -297,7 +297,14 @@ def spread(values: list[float]) -> tuple[float, float | None]:
     """
     if not values or not all(math.isfinite(value) for value in values):
         raise ReportError(f"a mean over seeds needs finite values, got {values}. Leave out the runs that diverged.")
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return float(np.mean(values)), deviation(np.array(values))
+
+
+def deviation(values: np.ndarray) -> float | None:
+    """Sample standard deviation, of n - 1: zero where all values are equal, None for one value."""
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1)) if np.ptp(values) else 0.0
 
 
 def spread_interval(values: list[float]) -> Interval:

@@ -381,7 +381,7 @@ def usual_table(sweep: str, trials: Sequence[TrialResult]) -> TableSpec:
     values: dict[str, list[Any]] = {}
     for trial in trials:
         for path, value in trial.swept.items():
-            if path not in values and value_at(trial, path) is not MISSING:
+            if path not in (*values, *_BEFORE) and value_at(trial, path) is not MISSING:
                 swept.append(path)
             values.setdefault(path, []).append(value)
     swept = [path for path in swept if all(isinstance(value, _PLAIN) for value in values[path])][:_MOST_SWEPT]

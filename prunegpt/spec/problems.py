@@ -59,7 +59,15 @@ def messages_of(error: ValidationError, model: type[BaseModel], data: Any) -> li
     A value that fits no branch of a union is one error, and where it fits one of them but for something inside, the
     others are not spoken of.
     """
-    found = [_located(item, model, data) for item in error.errors(include_url=False)]
+    errors = error.errors(include_url=False)
+    places = [tuple(item["loc"]) for item in errors]
+
+    def emptied(place: Path) -> bool:
+        """Whether a list is too short only because what is in it was refused."""
+        return any(other[: len(place)] == place != other for other in places)
+
+    items = [item for item in errors if item["type"] != "too_short" or not emptied(tuple(item["loc"]))]
+    found = [_located(item, model, data) for item in items]
     unions: dict[Path, list[_Item]] = {}
     for item in found:
         for union in item.unions:

@@ -135,7 +135,7 @@ def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torc
     if root.lacks_model(key):
         raise ModelError(
             f"the model of stage {key} was removed to save space; its results are kept. "
-            f"`prunegpt sweep retry SWEEP TRIAL`, then `prunegpt sweep resume SWEEP` compute it again."
+            "Have a trial that ends with it computed again with `prunegpt sweep retry SWEEP TRIAL`."
         )
     stored = folder / "model"
     if not stored.is_dir():

@@ -107,6 +107,7 @@ def remove_model(root: Root, key: str) -> None:
     for name in ("model", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "masks.safetensors").unlink(missing_ok=True)
+    root.kept(key).unlink(missing_ok=True)
 
 
 def best_of(results: Iterable[TrialResult], spec: Mapping[str, Any]) -> list[str]:
@@ -166,6 +167,6 @@ class Retention:
         if self._policy == "all" or not (now or begun >= self._next):
             return
         for one in removable(self._root, self._store, {self._sweep: self._policy}, only=[self._sweep]):
-            if one.key not in kept:
+            if one.key not in kept and not self._root.kept(one.key).exists():
                 remove_model(self._root, one.key)
         self._next = self._clock() + max(_PAUSE, 20 * (self._clock() - begun))

@@ -1,13 +1,18 @@
 """Whether the disk has room for what a trial will write next, asked before it starts."""
 
+import math
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from prunegpt.errors import ModelError
+from prunegpt.planning.sources import tensor_shapes, weight_files
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 
 _LEAST = 64 * 2**20  # bytes that are left free for the database, logs and curves
+_BYTES = 4  # of a weight that a stage publishes, in whatever precision it was read
 _TRAINED = 4  # models that a training writes before it ends: weights and two moments of a checkpoint, and the result
 
 
@@ -23,13 +28,16 @@ def lack_of_room(root: Root, trial: TrialPlan) -> str:
     if free >= need:
         return ""
     return (
-        f"the disk of {root.path} has {free / 1e9:.2f} GB free, and {trial.sweep}/{trial.name} needs about "
-        f"{need / 1e9:.2f} GB"
+        f"the disk of {root.path} has {free / 1e6:,.0f} MB free, and {trial.sweep}/{trial.name} needs about "
+        f"{need / 1e6:,.0f} MB"
     )
 
 
 def _sizes(root: Root, trial: TrialPlan) -> Iterator[int]:
     source = Path(trial.model.source)
-    for folder in (source, *(root.stage(stage.key) / "model" for stage in trial.stages)):
+    if source.is_dir():
+        with suppress(ModelError):  # the trial will say what is wrong with it
+            yield _BYTES * sum(math.prod(shape) for shape in tensor_shapes(source, weight_files(source)).values())
+    for folder in (root.stage(stage.key) / "model" for stage in trial.stages):
         if folder.is_dir():
             yield sum(path.stat().st_size for path in folder.glob("*.safetensors"))

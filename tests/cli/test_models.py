@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from prunegpt import Sweep
 from prunegpt.cli import app
 from prunegpt.cli.measure import text_of
+from prunegpt.errors import ModelError
 from tests.support.choices import NAME, write_task
 from tests.support.small import Invoke
 
@@ -241,6 +242,17 @@ def test_the_model_of_a_trial_is_exported_as_it_was_measured(
         ("export", "made/hafl", tmp_path / "other"),
     ):  # the hub is not asked
         assert "unknown trial of made 'hafl'. Did you mean 'half'?" in invoke(*command, fails=True)
+    message = invoke("eval", "maed/half", "--data", "builtin:text", fails=True)
+    assert "unknown sweep 'maed'. Did you mean 'made/half'?" in message
+    invoke("gc", "--keep", "none", "--yes")
+    again = "To compute it again: prunegpt sweep retry made half && prunegpt sweep resume made"
+    for words in (("eval", "made/half", "--data", "builtin:text"), ("export", "made/half", tmp_path / "other")):
+        assert again in invoke(*words, fails=True)
+    shown = " ".join(invoke("trial", "show", "made/half").split())
+    assert again in shown
+    assert "prunegpt export" not in shown
+    with pytest.raises(ModelError, match="sweep retry made half"):
+        sweep.model("half")
 
 
 @pytest.mark.usefixtures("forked")

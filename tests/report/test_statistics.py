@@ -19,6 +19,7 @@ from prunegpt.report.statistics import (
     mean_loss,
     perplexity_interval,
     resampled_sums,
+    spread,
 )
 from tests.support.results import draw_windows
 
@@ -213,6 +214,13 @@ def test_refuses_what_has_no_interval(windows: np.ndarray, message: str) -> None
 def test_refuses_blocks_longer_than_the_text() -> None:
     with pytest.raises(ReportError, match="a block must hold 1 to 5 windows, got 6"):
         resampled_sums(np.ones((5, 1)), block=6)
+
+
+def test_equal_values_have_no_spread() -> None:
+    """Their mean may differ from them in the last bit."""
+    share = 25.490196078431374
+    assert spread([share] * 3) == (pytest.approx(share), 0.0)
+    assert np.std([share] * 3, ddof=1) > 0
 
 
 def test_holm_by_hand() -> None:

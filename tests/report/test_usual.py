@@ -41,6 +41,13 @@ def test_headings_stay_apart() -> None:
     assert len(set(found)) == len(found)
 
 
+def test_a_search_over_whole_chains_has_the_column_of_stages_alone() -> None:
+    trial = swept("a", stages="short")
+    plan = trial.plan.model_copy(update={"config": {**trial.plan.config, "stages": ["finetune"]}})
+    found = headings([trial.model_copy(update={"plan": plan})])
+    assert found == headings([make_trial("dense", measured=evaluation())])
+
+
 def test_of_many_the_best_are_shown() -> None:
     found = built([swept(f"t{index}", perplexity=20.0 + index) for index in range(201)])
     assert found.title == "The best 50 of 201 trials of wikitext2"

@@ -355,3 +355,13 @@ def test_published_figures_are_numbers_or_what_was_printed(
     spec = Spec.model_validate(parse_document(f"{HEADER}  - {{name: a}}\n{table}", "x").data)
     (figure,) = spec.tables[0].reported["a"].values()
     assert (figure.value, figure.text) == expected
+
+
+def test_a_list_whose_items_are_refused_is_not_also_too_short() -> None:
+    found = problems(f"figures: [{{name: a, formats: [gif]}}]\n{HEADER}  - {{name: a}}\n")
+    assert [(one.where, one.message) for one in found] == [
+        ("figures.0.formats.0", "must be 'pdf', 'svg' or 'png', got 'gif'.")
+    ]
+    assert [one.where for one in problems(f"figures: [{{name: a, formats: []}}]\n{HEADER}  - {{name: a}}\n")] == [
+        "figures.0.formats"
+    ]

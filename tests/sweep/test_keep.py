@@ -7,10 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from prunegpt.planning.resolve import plan_data
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep import keep
+from prunegpt.sweep.room import lack_of_room
 from tests.support.small import Invoke
 
 CALIBRATION = {"windows": 4, "length": 32}
@@ -106,6 +110,19 @@ def test_a_dry_run_removes_nothing_and_a_removed_model_comes_back(sweep: Sweep) 
     sweep.invoke("export", "s/p0.5", out)
 
 
+def test_what_is_asked_for_again_stays_where_nothing_is_kept(sweep: Sweep) -> None:
+    sweep.run(pruned(0.5), keep="none")
+    sweep.invoke("sweep", "retry", "s", "p0.5")
+    sweep.invoke("sweep", "resume", "s")
+    assert sweep.models() == {sweep.key("p0.5")}
+    sweep.run(pruned(0.5), keep="none")
+    sweep.invoke("export", "s/p0.5", sweep.folder / "out")
+    sweep.invoke("gc", "--yes")
+    assert not sweep.models()
+    sweep.run(pruned(0.5), keep="none")
+    assert not sweep.models()
+
+
 @pytest.mark.slow
 def test_a_teacher_that_was_removed_is_computed_again(sweep: Sweep) -> None:
     teacher = {"name": "t", "stages": ["finetune"]}
@@ -171,6 +188,21 @@ def test_a_disk_without_room_stops_before_anything_is_written(sweep: Sweep, monk
     assert not sweep.models()
     sweep.run(pruned(0.5))
     assert set(sweep.perplexities()) == {"p0.5"}
+
+
+def test_room_is_for_what_is_written_and_not_for_what_is_read(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, model_folder: Path
+) -> None:
+    """A model of 16 bits is published in 32."""
+    half = shutil.copytree(model_folder, sweep.folder / "half")
+    AutoModelForCausalLM.from_pretrained(half, dtype=torch.float16).save_pretrained(half)
+    spec = {"name": "s", "base": {**sweep.base, "model": str(half)}, "trials": [pruned(0.5)]}
+    (trial,) = plan_data(spec, root=sweep.root).trials
+    size = (half / "model.safetensors").stat().st_size
+    for free, enough in ((1.5 * size, False), (2.5 * size, True)):
+        disk = SimpleNamespace(disk_usage=lambda _, free=free: SimpleNamespace(free=64 * 2**20 + free))
+        monkeypatch.setattr("prunegpt.sweep.room.shutil", disk)
+        assert bool(lack_of_room(sweep.root, trial)) is not enough
 
 
 @pytest.mark.slow
