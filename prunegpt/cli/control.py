@@ -259,8 +259,12 @@ def execute(
     slots: int | None,
     priority: int = 0,
     wait: bool = True,
+    tables: bool = True,
 ) -> None:
     """Runs what is not finished of a plan, when it is its turn, and prints its tables.
+
+    Args:
+        tables: False where standard output is for something else.
 
     Raises:
         LaunchError: another coordinator has the root and `wait` is off, or nothing can be started.
@@ -279,8 +283,8 @@ def execute(
     if outcome.left_queue:
         say(f"interrupted: {plan.name} left the queue before its turn. Run the same command again.")
         raise typer.Exit(1)
-    if tables := tables_of(stored(plan.name, root)):
-        print_tables(tables)
+    if tables and (found := tables_of(stored(plan.name, root))):
+        print_tables(found)
     write_figures(plan.name, root)
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
     say(f"Show again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")

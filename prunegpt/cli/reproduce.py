@@ -48,7 +48,16 @@ def reproduce(
     ended = 0
     if run:
         try:
-            execute(planner, root, only=None, launcher=launcher, slots=slots, priority=priority, wait=wait)
+            execute(
+                planner,
+                root,
+                only=None,
+                launcher=launcher,
+                slots=slots,
+                priority=priority,
+                wait=wait,
+                tables=not as_json,
+            )
         except typer.Exit as end:  # what did finish is compared
             ended = end.exit_code
     found = list(reproductions(tables_of(stored(str(spec), root, overrides or []))))

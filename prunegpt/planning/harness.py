@@ -6,6 +6,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from prunegpt.errors import DataError, unknown
 from prunegpt.planning import hub
 from prunegpt.planning.asked import answer
@@ -49,7 +52,8 @@ def planned(
     if problem := found.get("error"):
         raise DataError(f"the tasks cannot be read: {problem}")
     for name, near in found.get("unknown", {}).items():
-        raise DataError(unknown("task", name, near) + " `lm_eval ls tasks` lists those there are.")
+        broken = "".join(f" The harness cannot read {error}" for error in _broken(folder))
+        raise DataError(unknown("task", name, near) + " `lm_eval ls tasks` lists those there are." + broken)
     files = [path for pattern in _TASK_FILES for path in sorted(folder.rglob(pattern))] if folder else []
     files += sorted(
         {Path(name).absolute() for one in found.get("data", ()) for name in one["files"] if "://" not in name}
@@ -58,6 +62,15 @@ def planned(
     filled = evaluate.model_copy(update={"include_path": question["include_path"]})
     key = {"harness": release, **filled.model_dump(include={"tasks", "num_fewshot", "limit", "precision"})}
     return filled, key, tuple(files), unchecked
+
+
+def _broken(folder: Path | None) -> Iterator[str]:
+    """Task files that are no YAML, with the place: the harness leaves them out without a word."""
+    for path in sorted(folder.rglob("*.y*ml")) if folder else []:
+        try:
+            YAML(typ="safe", pure=True).compose(path.read_text(encoding="utf-8"))
+        except (YAMLError, UnicodeDecodeError) as error:
+            yield f"{path}: {' '.join(str(error).split())}."
 
 
 def _absent(data: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import InputError
+from prunegpt.planning.budget import evaluates
 from prunegpt.planning.fingerprint import Files, stamp
 from prunegpt.planning.sources import find_local
 from prunegpt.root import Root
@@ -37,9 +38,10 @@ def planned_inputs(
         models: the files of its model and of those of its teachers.
         files: hashes them, and remembers those that went into keys.
     """
-    paths = list(models)
+    paths, stages = list(models), list(stages)
+    watched = any(stage.training and evaluates(stage.training.train) for stage in stages)
     for one in evaluations:
-        paths += [] if one.evaluate.skip else text_files(one.evaluate.data, one.evaluate.split)
+        paths += [] if one.evaluate.skip and not watched else text_files(one.evaluate.data, one.evaluate.split)
         paths += map(Path, one.files)
     for stage in stages:
         if stage.training and stage.data:

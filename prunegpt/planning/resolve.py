@@ -261,7 +261,7 @@ class Planner:
         stages = [source]
         for index, stage in enumerate(spec.stages):
             place = StagePlace(
-                stages[-1], item.seed, spec.precision, spec.train, data, evaluations[0].key, texts, self.watched
+                stages[-1], item.seed, spec.precision, spec.train, data, evaluations[0], texts, self.watched
             )
             teacher = teachers.get(index)
             try:

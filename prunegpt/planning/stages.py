@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prunegpt.planning.budget import evaluates
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.fingerprint import FORMAT, decisive, digest, extra_versions, versions
 from prunegpt.planning.rehearsed import OWN_OPTIMIZERS
 from prunegpt.planning.texts import Texts
 from prunegpt.spec.code import CodePart
-from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.plan import PlannedEvaluation, StagePlan
 from prunegpt.spec.pruning import method_entry, reads_text
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, DistillSpec, FinetuneSpec, PruneSpec, StageConfig
 from prunegpt.spec.training_arguments import chooses, neutral_in
@@ -31,7 +32,7 @@ class StagePlace:
     precision: str
     train: Mapping[str, Any]
     data: DataSpec  # located
-    evaluation_key: str
+    evaluation: PlannedEvaluation  # the first; trainings use it while they run, skipped or not
     texts: Texts
     watched: bool = False  # whether early stopping compares what is evaluated while it trains
 
@@ -97,6 +98,7 @@ def _train(config: FinetuneSpec, place: StagePlace, teacher: str | None) -> Stag
     if config.prune:
         update["prune"], text["prune"] = _filled(config.prune, data, place.texts)
     neutral = neutral_in(train)
+    watching = place.texts.watching(place.evaluation) if evaluates(train) else None
     payload = {
         **_common(kind, place),
         "seed": place.seed,
@@ -106,7 +108,7 @@ def _train(config: FinetuneSpec, place: StagePlace, teacher: str | None) -> Stag
         "train": {name: value for name, value in train.items() if name not in neutral},
         "config": text,
         "teacher": teacher,
-        "chosen_by": place.evaluation_key if chooses(train) else None,
+        "chosen_by": watching if chooses(train) else None,
     }
     if train.get("optim", "adamw_torch") not in OWN_OPTIMIZERS or train.get("use_liger_kernel"):
         payload["extras"] = extra_versions()

@@ -126,10 +126,21 @@ class Texts:
         }
         return PlannedEvaluation(evaluate=filled, key=digest(key))
 
+    def watching(self, planned: PlannedEvaluation) -> str:
+        """The key of what trainings are evaluated by while they run, also where models are not measured so.
+
+        Raises:
+            DataError: there is no such text.
+        """
+        asked = planned.evaluate
+        if not asked.skip or asked.data is None:
+            return planned.key
+        return digest([planned.key, self.fingerprint(asked.data, asked.split)])
+
     def _tasks(self, evaluate: EvaluateSpec) -> PlannedEvaluation:
         filled, key, files, unchecked = harness.planned(evaluate, self.base)
         self.unchecked.update(dict.fromkeys(unchecked))
-        key = {"format": FORMAT, **key, "files": {path.name: self.files.hash(path) for path in files}}
+        key = {"format": FORMAT, **key, "files": [(path.name, self.files.hash(path)) for path in files]}
         return PlannedEvaluation(evaluate=filled, key=digest(key), files=tuple(map(str, files)))
 
     def calibration(self, data: DataSpec, calibration: CalibrationSpec) -> tuple[CalibrationSpec, dict[str, Any]]:

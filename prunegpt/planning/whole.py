@@ -93,6 +93,7 @@ def _column_problems(planner: "Planner", chains: Sequence[ResolvedTrial | None])
     known |= {one.name for found in planner.searched.values() for chain in found for one in chain.trial.evaluations}
     if spec is None or not known:
         return []
+    known.discard("")  # of one without a name, which columns do not name
     return [
         planner.opened.document.problem(("tables", index, "columns", place), unknown("evaluation", name, sorted(known)))
         for index, table in enumerate(spec.tables)

@@ -64,12 +64,13 @@ def score_of(trial: TrialResult, column: str) -> TaskScore | None:
 def standings_of(column: str, rows: Sequence[Row], documents: DocumentsOf) -> list[ScoreStanding | None]:
     """For each row its standing in one column; None where it has no score or nothing beside it.
 
-    Scores are compared where task, version, shots, metric and number of documents are equal. The test is of the
-    differences of documents that both rows have: exact (McNemar) where each counts 0 or 1, else a paired t-test.
+    Scores are compared where task, version, shots, metric and number of documents are equal, and means where those of
+    all their tasks are. The test is of the differences of documents that both rows have: exact (McNemar) where each
+    counts 0 or 1, else a paired t-test.
     """
     values = [_mean([task_scores(trial.scores).get(column) for trial in row.finished]) for row in rows]
     single = [score_of(row.finished[0], column) if len(row.finished) == 1 else None for row in rows]
-    kinds = {_alike(score) for row in rows for trial in row.finished if (score := score_of(trial, column))}
+    kinds = {alike for row in rows for trial in row.finished if (alike := _measured_as(trial, column))}
     known = [place for place, value in enumerate(values) if value is not None]
     found: list[ScoreStanding | None] = [
         None if value is None else ScoreStanding(best=False, stderr=score.stderr if score else None)
@@ -100,8 +101,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _alike(score: TaskScore) -> tuple[object, ...]:
-    return score.task, score.version, score.shots, score.metric, score.filter, score.documents
+def _measured_as(trial: TrialResult, column: str) -> frozenset[tuple[object, ...]]:
+    """What the score of a column was measured by, and of a mean the scores that it is of; empty without any."""
+    if column == MEAN:
+        found = list(main_scores(score for score in trial.scores if score.asked).values())
+    else:
+        found = [score] if (score := score_of(trial, column)) else []
+    return frozenset((one.task, one.version, one.shots, one.metric, one.filter, one.documents) for one in found)
 
 
 def _compared(row: Row, best: Row, score: TaskScore | None, documents: DocumentsOf) -> float | None:

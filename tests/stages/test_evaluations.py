@@ -12,18 +12,20 @@ from scipy import stats
 
 from prunegpt.errors import SpecError
 from prunegpt.planning.resolve import plan_data
-from prunegpt.records import TrialResult
+from prunegpt.records import TaskScore, TrialResult
 from prunegpt.report.columns import COLUMNS
 from prunegpt.report.fields import TrialFields
 from prunegpt.report.groups import grouped
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.query import selected
-from prunegpt.report.scores import paired, stored_documents
+from prunegpt.report.rows import Row
+from prunegpt.report.scores import no_documents, paired, standings_of, stored_documents
 from prunegpt.report.tables import build_table
 from prunegpt.root import Root
 from prunegpt.spec.columns import EVALUATED
 from prunegpt.spec.schema import TableSpec
 from tests.support.choices import NAME, write_task
+from tests.support.results import evaluation, make_trial
 from tests.support.running import RunTrials, run_attempt
 
 needs_harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -123,6 +125,26 @@ def test_fields_filters_and_groups_know_them(finished: tuple[Root, list[TrialRes
     assert group.spread(field).mean == pytest.approx(np.mean([value for value in values if value]))
 
 
+def test_a_training_is_evaluated_where_its_models_are_not_measured(base: dict[str, Any], tmp_path: Path) -> None:
+    base |= {"evaluate": {"skip": True}}
+    record = run_attempt(Root(tmp_path), plan_data({"name": "s", "base": base, "trials": [TRAINED]}).trials[0])
+    assert record.state == "finished", record.error
+    with pytest.raises(SpecError, match="no split 'test'"):
+        plan_data({"name": "s", "base": {**base, "evaluate": {"skip": True, "split": "test"}}, "trials": [TRAINED]})
+
+
+@pytest.mark.parametrize(("other", "compared"), [("a", True), ("b", False)])
+def test_means_are_compared_where_they_are_of_the_same_tasks(other: str, compared: bool) -> None:
+    rows = []
+    for name, task, value in (("one", "a", 0.5), ("two", other, 0.4)):
+        score = TaskScore(task=task, metric="acc", value=value, stderr=None, documents=9)
+        trial = make_trial(name, measured=evaluation())
+        also = {"tasks": evaluation().model_copy(update={"scores": (score,)})}
+        last = trial.stages[-1].model_copy(update={"also": also})
+        rows.append(Row(name, name, (trial.model_copy(update={"stages": (last,)}),)))
+    assert [one.best for one in standings_of("tasks:mean", rows, no_documents) if one] == [compared, False]
+
+
 WRONG = {
     "equal names": ([{"name": "a"}, {"name": "a"}], "names of evaluations must differ; a is there more than once"),
     "two without a name": ([{}, {"split": "train"}], "one without a name"),
@@ -202,6 +224,27 @@ def test_tasks_are_scored_as_the_harness_scores_them(base: dict[str, Any], tmp_p
 
 
 @needs_harness
+def test_a_task_file_that_is_no_yaml_is_named(base: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("task: x\nmetric_list: [open\n", encoding="utf-8")
+    base |= {"evaluate": {"tasks": ["x"], "include_path": str(tmp_path)}}
+    with pytest.raises(SpecError, match=r"unknown task 'x'.*x\.yaml: .*line 2"):
+        plan_data({"name": "s", "base": base, "trials": [HALF]})
+
+
+@needs_harness
+def test_files_of_one_name_in_two_folders_of_tasks_both_count(base: dict[str, Any], tmp_path: Path) -> None:
+    folders = [write_task(tmp_path / place, "some words " * 40, documents=2, name=f"t{place}") for place in "ab"]
+    shared = [folder / "common.yaml" for folder in folders]
+    base |= {"evaluate": [{"max_windows": 2}, {"tasks": ["ta"], "include_path": str(tmp_path)}]}
+    keys = set()
+    for texts in (("x: 1", "x: 1"), ("x: 2", "x: 1"), ("x: 1", "x: 2")):
+        for path, text in zip(shared, texts, strict=True):
+            path.write_text(text)
+        keys.add(plan_data({"name": "s", "base": base, "trials": [HALF]}).trials[0].also[0].key)
+    assert len(keys) == 3
+
+
+@needs_harness
 @pytest.mark.parametrize(
     ("tasks", "message"), [(["continuatoin"], "Did you mean 'continuation'"), ([NAME], "no folder")]
 )
@@ -224,5 +267,5 @@ def test_without_the_harness_the_command_is_named(base: dict[str, Any], monkeypa
 def test_a_column_of_an_evaluation_that_no_trial_has_is_refused_when_planned(base: dict[str, Any]) -> None:
     table = {"title": "t", "rows": ["*"], "columns": ["trial", "perplexity:c4"]}
     base |= {"evaluate": [{}, {"name": "train", "split": "train"}]}
-    with pytest.raises(SpecError, match=r"tables\.0\.columns\.1: unknown evaluation 'c4'.*train"):
+    with pytest.raises(SpecError, match=r"tables\.0\.columns\.1: unknown evaluation 'c4'\. Valid: train\."):
         plan_data({"name": "s", "base": base, "trials": [HALF], "tables": [table]})
