@@ -21,7 +21,7 @@ from prunegpt.spec.plan import PlannedEvaluation, StagePlan, TrialPlan
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 from prunegpt.stages.base import ModelState, Pruned, Result, StageContext, StageFunction
-from prunegpt.stages.generate import ensure, generated_in
+from prunegpt.stages.generate import ensure, generated_in, is_there
 from prunegpt.stages.measure import Ruler, allocation_of, check_ledger, count_zeros
 from prunegpt.stages.process import unmarked
 from prunegpt.stages.prune import prune
@@ -108,6 +108,8 @@ class Chain:
             built_on = following is not None and not self.root.is_published(following.key)
             if built_on or self._unmeasured(plan):
                 self.root.want_model(plan.key)
+            if not self.root.is_published(plan.key) and not all(is_there(self.root, one) for one in generated_in(plan)):
+                self.root.want_model(self.trial.stages[0].key)  # it writes the text
             following = plan
 
     def _is_complete(self, plan: StagePlan) -> bool:

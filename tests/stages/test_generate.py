@@ -17,7 +17,8 @@ from prunegpt.root import Root
 from prunegpt.spec.data import CalibrationSpec, GenerateSpec, ModelSpec
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.stages import cache, generate, text
-from tests.support.running import RunTrials
+from prunegpt.sweep.keep import remove_model
+from tests.support.running import RunTrials, run_attempt
 from tests.support.specs import problems_of
 
 OWN = {"documents": 20, "tokens": 12, "temperature": 0.9, "top_k": 50}
@@ -48,6 +49,21 @@ def test_a_model_writes_once_for_whoever_asks(
     assert all(row["prompt"] and row["text"].startswith(row["prompt"]) for row in rows)
     assert len({row["text"] for row in rows}) > 15
     assert not list((tmp_path / "runs" / "work").glob("generated-*/*"))
+
+
+def test_a_model_that_was_removed_is_computed_again_to_write(
+    model_folder: Path, text_files: dict[str, str], tmp_path: Path
+) -> None:
+    root, first = Root(tmp_path), {"prune": {"method": "magnitude", "sparsity": 0.3}}
+    model = {"source": str(model_folder), "weights": "random"}
+    base = {"model": model, "data": {"files": text_files, "block_size": 32}}
+    chains = {"one": [first], "two": [first, wanda(data={"generate": OWN})]}
+    trials = [{"name": name, "stages": stages} for name, stages in chains.items()]
+    one, two = plan_data({"name": "s", "base": base, "trials": trials}).trials
+    assert run_attempt(root, one).state == "finished"
+    remove_model(root, one.stages[0].key)
+    record = run_attempt(root, two)
+    assert record.state == "finished", record.error
 
 
 def test_an_interrupted_text_comes_out_the_same(model_folder: Path, tmp_path: Path) -> None:
