@@ -31,6 +31,7 @@ FOLDERS = (
     "work",
     "trials",
     "control",
+    "kept",
     "launch",
     "wandb",
     "figures",

@@ -11,7 +11,7 @@ from prunegpt.planning.sources import tensor_shapes, weight_files
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 
-_LEAST = 64 * 2**20  # bytes that are left free for the database, logs and curves
+_LEAST = 64 * 2**20  # bytes that are left free for the database, logs and curves; of a small disk a hundredth
 _BYTES = 4  # of a weight that a stage publishes, in whatever precision it was read
 _TRAINED = 4  # models that a training writes before it ends: weights and two moments of a checkpoint, and the result
 
@@ -23,8 +23,9 @@ def lack_of_room(root: Root, trial: TrialPlan) -> str:
     """
     todo = [stage for stage in trial.stages if stage.kind != "load" and not root.is_published(stage.key)]
     size = max(_sizes(root, trial), default=0)
-    need = _LEAST + size * (_TRAINED if any(stage.training for stage in todo) else 1) if todo else 0
-    free = shutil.disk_usage(root.path).free
+    disk = shutil.disk_usage(root.path)
+    free, least = disk.free, min(_LEAST, disk.total // 100)
+    need = least + size * (_TRAINED if any(stage.training for stage in todo) else 1) if todo else 0
     if free >= need:
         return ""
     return (

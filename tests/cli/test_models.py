@@ -285,4 +285,4 @@ def test_eval_scores_tasks(model_folder: Path, tmp_path: Path) -> None:
         (NAME, "acc", 2),
         (NAME, "acc_norm", 2),
     }
-    assert "--include-path is of tasks" in CliRunner().invoke(app, given).output
+    assert "--limit is of tasks" in str(CliRunner().invoke(app, given).exception)

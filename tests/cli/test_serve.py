@@ -66,7 +66,7 @@ class Serving:
 
 def test_it_serves_a_root_that_is_not_there_yet(tmp_path: Path) -> None:
     serving = Serving(tmp_path / "runs")
-    assert json.loads(serving.get("/api/v1/sweeps")) == {"sweeps": []}
+    assert json.loads(serving.get("/api/v1/sweeps"))["sweeps"] == []
     assert b"<html" in serving.get("/")
     maps = Path(f"/proc/{serving.process.pid}/maps").read_text()
     assert "torch" not in maps
@@ -84,7 +84,7 @@ def test_another_address_needs_the_token_that_is_printed(tmp_path: Path) -> None
     (line,) = serving.lines
     token = line.partition("#")[2].split()[0]
     assert len(token) >= 40
-    assert json.loads(serving.get("/api/v1/sweeps", Authorization=f"Bearer {token}")) == {"sweeps": []}
+    assert json.loads(serving.get("/api/v1/sweeps", Authorization=f"Bearer {token}"))["sweeps"] == []
     assert serving.end() == 0
 
 

@@ -30,6 +30,7 @@ CALLS: Mapping[str, tuple[str, ...] | str] = {
     "sweep status": ("study",),
     "sweep watch": ("study", "--once"),
     "quickstart": "as table",
+    "gc": "see test_gc.py",
     "reproduce": "see test_reproduce.py",
     "eval": "scores of tasks, see test_models.py",
     "sweep run": "as table",

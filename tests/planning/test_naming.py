@@ -51,7 +51,7 @@ def test_every_field_that_is_a_name_is_tried() -> None:
 
 @pytest.mark.parametrize("which", SPECS)
 def test_a_name_that_is_too_long_is_refused_when_it_is_read(which: str) -> None:
-    with pytest.raises(SpecError, match=rf"name may have {MAX_NAME} characters, .* has \d+.* Choose a shorter"):
+    with pytest.raises(SpecError, match=rf"name may have {MAX_NAME} characters.*; .* has \d+.* Choose a shorter"):
         Planner(spec(**SPECS[which])).plan  # noqa: B018
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import struct
 from contextlib import suppress
@@ -161,7 +162,7 @@ def test_code_in_a_folder_runs_neither_for_model_nor_for_tokeniser(folder: Path,
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"model": {"type": "BPE", "vocab": 3}}', "\0" * 50])
 def test_a_damaged_tokeniser_is_told(folder: Path, text_files: dict[str, str], content: str) -> None:
     (folder / "tokenizer.json").write_text(content)
-    with pytest.raises(ModelError, match=r"a tokeniser must"):
+    with pytest.raises(ModelError, match=r"the tokeniser did not load"):
         load_tokenizer(folder)
 
 
@@ -177,7 +178,7 @@ def test_a_damaged_config_is_told_on_the_command_line(
             load_model(folder, **CPU)
     else:
         assert isinstance(done.exception, PruneGPTError)
-        assert "config.json must be" in str(done.exception)
+        assert re.search(r"config\.json (is not valid JSON|holds)", str(done.exception))
 
 
 def test_a_sound_model_is_what_all_of_these_were_made_from(folder: Path) -> None:

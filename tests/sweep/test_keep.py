@@ -181,7 +181,9 @@ def test_the_front_of_a_search() -> None:
 
 def test_a_disk_without_room_stops_before_anything_is_written(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("prunegpt.sweep.room.shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000)))
+        patched.setattr(
+            "prunegpt.sweep.room.shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000, total=10**12))
+        )
         sweep.run(pruned(0.5), fails=True)
     with Store.open(sweep.root) as store:
         assert [state for _, state in store.states("s")] == ["waiting"]
@@ -200,7 +202,7 @@ def test_room_is_for_what_is_written_and_not_for_what_is_read(
     (trial,) = plan_data(spec, root=sweep.root).trials
     size = (half / "model.safetensors").stat().st_size
     for free, enough in ((1.5 * size, False), (2.5 * size, True)):
-        disk = SimpleNamespace(disk_usage=lambda _, free=free: SimpleNamespace(free=64 * 2**20 + free))
+        disk = SimpleNamespace(disk_usage=lambda _, free=free: SimpleNamespace(free=64 * 2**20 + free, total=10**12))
         monkeypatch.setattr("prunegpt.sweep.room.shutil", disk)
         assert bool(lack_of_room(sweep.root, trial)) is not enough
 

@@ -513,6 +513,7 @@ def test_tables_and_figures_of_a_sweep_are_one_run(tmp_path: Path, monkeypatch: 
     with Store.open(root) as store:
         (saved,) = store.save_sweep(plan_data(made))
         store.start_attempt(saved.id)
+        store.add_points(store.attempts("small/pruned")[-1].id, [point(1, 2, "perplexity", 30.0)])  # one is no curve
     finish(root)
     begun: list[tuple[str, Run]] = []
 
