@@ -238,7 +238,8 @@ class Chain:
             if ruler.plan.key in missing:
                 found, arrays = ruler.measure(state.model, state.tokenizer)
                 cache.publish_evaluation(self.root, plan.key, found, arrays)
-                self.say(f"stage {index} {plan.kind} {plan.key}: {in_words(found)}")
+                named = f"{ruler.plan.name}: " if ruler.plan.name else ""
+                self.say(f"stage {index} {plan.kind} {plan.key}: {named}{in_words(found)}")
 
     def _finished(self, index: int, plan: StagePlan, *, cached: bool) -> StageRecord:
         record = published_record(self.root, self.trial, index, cached=cached)
