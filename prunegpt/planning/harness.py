@@ -6,13 +6,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from prunegpt.errors import DataError, unknown
 from prunegpt.planning import hub
 from prunegpt.planning.asked import answer
 from prunegpt.spec.schema import EvaluateSpec
+from prunegpt.spec.yaml import compose, text_of
 
 HARNESS = "lm_eval"
 _TASK_FILES = ("*.yaml", "*.yml", "*.py")
@@ -68,9 +66,10 @@ def _broken(folder: Path | None) -> Iterator[str]:
     """Task files that are no YAML, with the place: the harness leaves them out without a word."""
     for path in sorted(folder.rglob("*.y*ml")) if folder else []:
         try:
-            YAML(typ="safe", pure=True).compose(path.read_text(encoding="utf-8"))
-        except (YAMLError, UnicodeDecodeError) as error:
-            yield f"{path}: {' '.join(str(error).split())}."
+            compose(text_of(path, "a task file"), "a task file")
+        except ValueError as error:
+            place = f", line {line}" if (line := getattr(error, "line", None)) else ""
+            yield f"{path}: {str(error).rstrip('.')}{place}."
 
 
 def _absent(data: Any) -> Iterator[str]:

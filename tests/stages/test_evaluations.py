@@ -227,7 +227,7 @@ def test_tasks_are_scored_as_the_harness_scores_them(base: dict[str, Any], tmp_p
 def test_a_task_file_that_is_no_yaml_is_named(base: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("task: x\nmetric_list: [open\n", encoding="utf-8")
     base |= {"evaluate": {"tasks": ["x"], "include_path": str(tmp_path)}}
-    with pytest.raises(SpecError, match=r"unknown task 'x'.*x\.yaml: .*line 2"):
+    with pytest.raises(SpecError, match=r"unknown task 'x'.*x\.yaml: .*line 3"):
         plan_data({"name": "s", "base": base, "trials": [HALF]})
 
 
