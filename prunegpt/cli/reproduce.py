@@ -32,7 +32,7 @@ def reproduce(
     Each measured figure is within the tolerance of its published one, or off. Exit status: 0 where all are within, 1
     where one is off, 3 where none is off and some were not measured.
 
-    On a model at hand: --set base.model=./model
+    On a model at hand: --set 'trials.*.model=./model'
     """
     from prunegpt.api import stored
     from prunegpt.cli.tables import print_table

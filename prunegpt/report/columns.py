@@ -51,12 +51,8 @@ def _evaluated(header: str, of: Callable[[Evaluation], Value], kind: ValueKind) 
     return _measured(header, lambda trial: of(trial.evaluation) if trial.evaluation else None, kind)
 
 
-def _counted(header: str, of: Callable[[SparsityRecord], Value]) -> Column:
-    return _measured(header, lambda trial: of(trial.sparsity) if trial.sparsity else None, "percent")
-
-
-def _weights(header: str, of: Callable[[SparsityRecord], Value]) -> Column:
-    return _measured(header, lambda trial: of(trial.sparsity) if trial.sparsity else None, "count")
+def _counted(header: str, of: Callable[[SparsityRecord], Value], kind: ValueKind = "percent") -> Column:
+    return _measured(header, lambda trial: of(trial.sparsity) if trial.sparsity else None, kind)
 
 
 def _percent(share: float) -> float:
@@ -143,7 +139,7 @@ _COLUMNS = {
     "state": _row("State", lambda row: row.state_text),
     "sparsity": _counted("Sparsity", lambda found: _percent(found.pruned)),
     "sparsity_all": _counted("Sparsity of all", lambda found: _percent(found.overall)),
-    "parameters": _weights("Parameters", lambda found: found.parameters),
+    "parameters": _counted("Parameters", lambda found: found.parameters, "count"),
     "coverage": _counted("Coverage", lambda found: None if found.coverage is None else _percent(found.coverage)),
     "perplexity": _evaluated("Perplexity", lambda found: found.perplexity, "loss"),
     "difference": Column(

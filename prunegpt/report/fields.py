@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any, Literal
 
 from prunegpt.errors import PruneGPTError, unknown
@@ -77,12 +77,20 @@ def _text(trial: TrialResult) -> str | None:
     return trial.measured.comparison_key.text if trial.measured else None
 
 
-def _under(evaluation: str, of: Callable[[TrialResult], Any]) -> Callable[[TrialResult], Any]:
-    return lambda trial: of(trial.under(evaluation))
+def _once(of: Callable[[TrialResult], Any]) -> Callable[[TrialResult], Any]:
+    """What is worked out of a trial, kept for the fields that share it until the trial is another."""
+    kept: dict[int, tuple[TrialResult, Any]] = {}
+
+    def value(trial: TrialResult) -> Any:
+        if trial.id not in kept or kept[trial.id][0] is not trial:
+            kept[trial.id] = (trial, of(trial))
+        return kept[trial.id][1]
+
+    return value
 
 
-def _score(key: str) -> Callable[[TrialResult], Any]:
-    return lambda trial: task_scores(trial.scores).get(key)
+def _within(view: Callable[[TrialResult], Any], of: Callable[[Any], Any]) -> Callable[[TrialResult], Any]:
+    return lambda trial: of(view(trial))
 
 
 def _counted(name: str) -> Callable[[TrialResult], Any]:
@@ -223,15 +231,17 @@ class TrialFields:
         """What is measured beside the first perplexity."""
         also = {one.name: one.evaluate for trial in self.trials for one in trial.plan.also}
         for name in (name for name, evaluate in also.items() if evaluate.tasks is None):
+            view = _once(methodcaller("under", name))
             for one in _OURS:
                 if one.measured:
-                    label, of = f"{one.label} ({name})", _under(name, one.of)
+                    label, of = f"{one.label} ({name})", _within(view, one.of)
                     kept = {"key": f"{one.key}:{name}", "label": label, "of": of, "evaluation": name}
                     yield replace(one, **kept)  # type: ignore[arg-type]
-        scores = dict.fromkeys(key for trial in self.trials for key in task_scores(trial.scores))
-        for key in scores:
+        scores = _once(lambda trial: task_scores(trial.scores))
+        for key in dict.fromkeys(key for trial in self.trials for key in scores(trial)):
             label = "Tasks, mean" if key == MEAN else key.partition(":")[2].replace("/", " ")
-            yield TrialField(key, label, "percent", "score of a task, 0 to 1", _score(key))
+            of = _within(scores, methodcaller("get", key))
+            yield TrialField(key, label, "percent", "score of a task, 0 to 1", of)
 
     def _timed(self, foreign: bool) -> Iterator[TrialField]:
         if self._interval is not None and not foreign:
