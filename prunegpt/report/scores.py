@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -36,15 +37,16 @@ def no_documents(_: TrialResult) -> Documents:
 def stored_documents(root: Root) -> DocumentsOf:
     """A function from a trial to what each document counts in its scores; empty where that is not in the root."""
 
+    @cache  # a table asks for the best row beside every other one, in every column
+    def read(stage: str, evaluation: str) -> Documents:
+        folder = root.evaluation(stage, evaluation)
+        if damage(folder, deep=True):
+            return {}
+        with np.load(folder / "documents.npz", allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name], dtype=np.float64) for name in arrays.files}
+
     def find(trial: TrialResult) -> Documents:
-        found: dict[str, NDArray[np.float64]] = {}
-        for one in _scored(trial):
-            folder = root.evaluation(trial.stages[-1].key, one.key)
-            if damage(folder, deep=True):
-                continue
-            with np.load(folder / "documents.npz", allow_pickle=False) as arrays:
-                found |= {name: np.asarray(arrays[name], dtype=np.float64) for name in arrays.files}
-        return found
+        return {name: values for one in _scored(trial) for name, values in read(trial.stages[-1].key, one.key).items()}
 
     return find
 
