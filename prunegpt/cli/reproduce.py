@@ -36,14 +36,23 @@ def reproduce(
     """
     from prunegpt.api import stored
     from prunegpt.cli.tables import print_table
-    from prunegpt.errors import PruneGPTError
+    from prunegpt.errors import PruneGPTError, SpecError
     from prunegpt.planning.resolve import Planner
+    from prunegpt.report.archive import Archive
     from prunegpt.report.declared import tables_of
     from prunegpt.report.reproduce import reproductions
     from prunegpt.sweep.curves import curves_in
 
     planner = Planner(spec, overrides or [], root, curves_in(root), strict=run)
-    if not any(table.reported for table in planner.plan.tables):
+    written = planner.opened.spec
+    lacking = ""
+    try:
+        tables = planner.plan.tables
+    except SpecError as error:  # its files may be elsewhere: what is published is known without them
+        if run or written is None:
+            raise
+        tables, lacking = written.tables, str(error)
+    if not any(table.reported for table in tables):
         raise PruneGPTError(f"{spec} has no published figures. Write them under `tables: - reported:`.")
     ended = 0
     if run:
@@ -60,7 +69,12 @@ def reproduce(
             )
         except typer.Exit as end:  # what did finish is compared
             ended = end.exit_code
-    found = list(reproductions(tables_of(stored(str(spec), root, overrides or []))))
+    if lacking and written is not None:
+        say(lacking)
+        archive = Archive(written.name, None, tables, (), lambda _: None)
+    else:
+        archive = stored(str(spec), root, overrides or [])
+    found = list(reproductions(tables_of(archive)))
     counts = Counter(one.verdict for one in found)
     if as_json:
         print_json(
@@ -81,7 +95,7 @@ def reproduce(
             for one in found
         ]
         heads = ["trial", "column", "published", "measured", "95% interval", "difference", "tolerance", "verdict"]
-        print_table(heads, rows, title=planner.plan.title, spare=("95% interval", "tolerance"))
+        print_table(heads, rows, title=written.title if written else None, spare=("95% interval", "tolerance"))
         for source in dict.fromkeys(one.source for one in found if one.source):
             print(f"Source: {source}")
         print(

@@ -143,3 +143,11 @@ def test_a_spec_without_published_figures_is_refused(tmp_path: Path, invoke: Inv
     path = tmp_path / "s.yaml"
     path.write_text("name: s\nbase: {model: 'builtin:tiny-gpt2', data: {path: 'builtin:text'}}\ntrials: [{name: a}]\n")
     assert "no published figures" in invoke("reproduce", path, "--no-run", fails=True)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_without_the_models_and_data_it_says_what_to_run(path: Path, command: Command) -> None:
+    done = command(str(path), "--no-run")
+    assert done.exit_code == 3, done.output
+    assert "c4-train.00000-of-01024.json.gz does not exist" in done.output
+    assert f"Measure them: prunegpt reproduce {path}" in done.output
