@@ -20,6 +20,7 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
   the tensor side
     lm/           models and tokenisers, text as windows, canonical weight views, the one perplexity
     pruning/      criteria, solvers, patterns, schedules, allocation, statistics, masks and their enforcement
+    shrinking/    which layers, neurons, heads, channels and experts stay, and the smaller model
     distill/      losses, teachers, hidden states
     training/     a stage as a frozen job, and transformers' Trainer that is handed it
     stages/       one file per stage; the chain of a trial, what is cached and published

@@ -67,6 +67,10 @@ class MaskDriftError(PruningError):
     """A weight that should be zero is not, or a tensor that should be untouched has changed."""
 
 
+class ShrinkError(PruneGPTError):
+    """A smaller shape that the model's family cannot express, or that a request does not describe."""
+
+
 class DistillationError(PruneGPTError):
     """A teacher that does not fit its student, or a distillation that cannot be computed."""
 

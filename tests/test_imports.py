@@ -32,10 +32,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     # the tensor side
     "lm": _PLANS | {"records", "points"},
     "pruning": _PLANS | {"records", "points", "lm"},
+    "shrinking": _PLANS | {"records", "points", "lm", "pruning"},
     "distill": _PLANS | {"records", "points", "lm", "pruning"},
     "training": _PLANS | {"records", "points", "lm", "pruning", "distill"},
-    "stages": _PLANS | {"records", "points", "lm", "pruning", "distill", "training"},
-    "trial": _PLANS | {"records", "points", "signals", "usage", "lm", "pruning", "distill", "training", "stages"},
+    "stages": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill", "training"},
+    "trial": _PLANS
+    | {"records", "points", "signals", "usage", "lm", "pruning", "shrinking", "distill", "training", "stages"},
     # the book-keeping side
     "store": frozenset({"errors", "redact", "registry", "root", "spec", "records", "points"}),
     "launch": frozenset({"errors", "redact", "registry", "root", "signals", "spec", "records", "points"}),
@@ -45,7 +47,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "web": _PLANS | {"access", "records", "points", "store", "launch", "sweep", "report", "tracking"},
 }
 ON_TOP = frozenset({"cli", "api", "__main__"})  # may import everything
-TENSORS = frozenset({"lm", "pruning", "distill", "training", "stages"})
+TENSORS = frozenset({"lm", "pruning", "shrinking", "distill", "training", "stages"})
 BOOKS = frozenset({"store", "launch", "sweep", "report", "web"})
 TABLE = {**ALLOWED, **dict.fromkeys(ON_TOP, frozenset({*ALLOWED, *ON_TOP}))}
 

@@ -12,7 +12,6 @@ from prunegpt.planning import hub
 from prunegpt.planning.corpus import TEXT_SUFFIXES, begins_with_mark, column_in, kind_of, local_splits
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.sources import (
-    TEXT_PARTS,
     TOKENIZER,
     TOKENIZER_CONFIG,
     find_local,
@@ -27,6 +26,7 @@ from prunegpt.planning.sources import (
 from prunegpt.root import read_json
 from prunegpt.spec.distilling import Shape
 from prunegpt.spec.schema import DataSpec, ModelSpec
+from prunegpt.spec.shapes import text_part
 
 _READING = {suffix: suffix for suffix in TEXT_SUFFIXES} | {".txt": ".txt, lines with their ends"}  # part of keys
 
@@ -99,10 +99,7 @@ class ModelFacts:
     @cached_property
     def text_config(self) -> Mapping[str, Any]:
         """Of the part that reads text: a model that sees or hears too keeps it below."""
-        config: Mapping[str, Any] = self.config or {}
-        while part := next((config[name] for name in TEXT_PARTS if isinstance(config.get(name), Mapping)), None):
-            config = part
-        return config
+        return text_part(self.config or {})
 
     def _count(self, *names: str) -> int | None:
         found = self.text_config.get(next((name for name in names if name in self.text_config), ""))

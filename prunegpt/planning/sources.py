@@ -11,11 +11,11 @@ from prunegpt.errors import ModelError
 from prunegpt.planning import hub
 from prunegpt.root import read_json
 from prunegpt.spec.schema import ModelSpec
+from prunegpt.spec.shapes import TEXT_PARTS
 
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
 _CONFIG = "config.json"
-TEXT_PARTS = ("text_config", "thinker_config")  # of config.json, of a model that sees or hears too
 DEQUANTISED = ("mxfp4", "fp8")  # by transformers, on any device
 _QUANTISERS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 WEIGHTS = "model.safetensors"

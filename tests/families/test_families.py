@@ -8,7 +8,6 @@ import copy
 import json
 import math
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +38,9 @@ from prunegpt.pruning.oneshot import prune_oneshot
 from prunegpt.pruning.statistics import block_statistics, evaluating
 from prunegpt.spec.schedules import Clock
 from prunegpt.training import TrainingJob, train
-from tests.support.families import families, tiny
+from tests.support.families import ENCODERS, NEEDS, NOT_MADE, decoders, families, tiny
 
 STEPS = 5
-NOT_MADE = {  # what transformers itself says where a tiny model is made from the config class, run, saved and loaded
-    **dict.fromkeys(("emu3", "mllama"), "Unrecognized configuration class"),  # of the part that reads text, by itself
-    **dict.fromkeys(("musicgen", "musicgen_melody"), "has no attribute 'dropout'"),  # the config of the whole model
-    "gemma4_assistant": "hidden_size_per_layer_input must be 0",  # it refuses the defaults of its own parts
-    "gemma4_unified_assistant": "shared_kv_states cannot be None",  # it drafts for another model
-}
-NEEDS = {"gemma3n": "timm"}  # packages that transformers does not bring along
-ENCODERS = (
-    *("bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra", "ernie"),
-    *("megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl"),
-    *("xlnet", "xmod"),
-)
 REFUSED = dict.fromkeys(ENCODERS, "a causal model must not see the tokens it is to predict")  # by prunegpt
 OUTSIDE = {  # linear layers that are in no decoder layer, and stay dense by default
     "blt": "cross_attn_layers|embedding_projection|local_(en|de)coder|patcher",  # bytes to patches, and back
@@ -66,13 +53,8 @@ OWN_LOSS = {"git": "Expected input batch_size"}  # transformers counts image tok
 GATE = ("gpt2", "gpt_oss", "qwen2_moe", "jamba", "zamba", "bart", "gemma3n_text", "dory", "rwkv")
 
 
-def _decoders() -> list[str]:
-    absent = [family for family, package in NEEDS.items() if find_spec(package) is None]
-    return [family for family in families() if family not in {*NOT_MADE, *REFUSED, *absent}]
-
-
 def _parametrised() -> list[Any]:
-    return [pytest.param(name, marks=() if name in GATE else pytest.mark.slow) for name in _decoders()]
+    return [pytest.param(name, marks=() if name in GATE else pytest.mark.slow) for name in decoders()]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +110,7 @@ def test_what_is_refused_is_refused_with_the_reason(family: str, tmp_path: Path)
 def test_most_families_are_tried() -> None:
     known = set(families())
     assert known >= {*GATE, *NOT_MADE, *NEEDS, *REFUSED, *OUTSIDE, *OWN_LOSS}
-    assert len(_decoders()) >= 0.95 * len(known - set(ENCODERS))
+    assert len(decoders()) >= 0.95 * len(known - set(ENCODERS))
 
 
 # -- loading, coverage and measuring -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -136,10 +137,29 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "emu3": {"vocabulary_map": {"<image>": 4}},
 }
 
+NOT_MADE = {  # what transformers itself says where a tiny model is made from the config class, run, saved and loaded
+    **dict.fromkeys(("emu3", "mllama"), "Unrecognized configuration class"),  # of the part that reads text, by itself
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "has no attribute 'dropout'"),  # the config of the whole model
+    "gemma4_assistant": "hidden_size_per_layer_input must be 0",  # it refuses the defaults of its own parts
+    "gemma4_unified_assistant": "shared_kv_states cannot be None",  # it drafts for another model
+}
+NEEDS = {"gemma3n": "timm"}  # packages that transformers does not bring along
+ENCODERS = (
+    *("bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra", "ernie"),
+    *("megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+    *("xlnet", "xmod"),
+)
+
 
 def families() -> Iterator[str]:
     """Names of all model types that transformers makes a causal language model of."""
     yield from sorted({config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING})
+
+
+def decoders() -> list[str]:
+    """Those of them that a tiny model can be made of here, and that prunegpt takes."""
+    absent = [family for family, package in NEEDS.items() if find_spec(package) is None]
+    return [family for family in families() if family not in {*NOT_MADE, *ENCODERS, *absent}]
 
 
 def multimodal() -> Iterator[str]:

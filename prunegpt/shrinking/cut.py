@@ -1,0 +1,225 @@
+"""Applies a decision: the config of the smaller shape, an ordinary transformers model of it, and the slices kept."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from prunegpt.errors import ShrinkError
+from prunegpt.lm.multimodal import read_text
+from prunegpt.lm.views import decoder_lists
+from prunegpt.spec.shapes import shrunk_config
+
+Indices = tuple[int, ...]
+_NUMBERS = frozenset({"layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "block_index", "idx"})
+_PLAIN = (bool, int, float, str, type(None))
+_TOKENS = 12  # that a cut is tried on
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of a model, as it is numbered before the cut; None or an absent layer: all of it.
+
+    Attributes:
+        layers: decoder layers, ascending.
+        neurons, kv_groups, experts: layer -> feed-forward neurons, groups of query heads with their keys and values, or
+            experts. Of every layer that has them there are equally many.
+        channels: of the hidden state, which all layers share.
+    """
+
+    layers: Indices | None = None
+    neurons: Mapping[int, Indices] = field(default_factory=dict)
+    kv_groups: Mapping[int, Indices] = field(default_factory=dict)
+    experts: Mapping[int, Indices] = field(default_factory=dict)
+    channels: Indices | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a parameter of the smaller model comes from: equally for its weights, its mask and its moments.
+
+    Attributes:
+        source: the parameter's name in the larger model.
+        index: what stays along each dimension of it; None: all. Empty: all of the parameter.
+    """
+
+    source: str
+    index: tuple[Indices | None, ...] = ()
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The slice of a tensor that has the shape of the larger parameter."""
+        for dimension, kept in enumerate(self.index):
+            if kept is not None:
+                tensor = tensor.index_select(dimension, torch.tensor(kept, device=tensor.device))
+        return tensor
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A smaller model, and where each of its parameters comes from."""
+
+    model: PreTrainedModel
+    slices: Mapping[str, Slice]
+
+
+@torch.no_grad()
+def cut_depth(model: PreTrainedModel, layers: Indices) -> Cut:
+    """An ordinary model of some of the decoder layers, which computes what the whole one does without the others.
+
+    Args:
+        model: a causal language model.
+        layers: those that stay, ascending.
+
+    Raises:
+        ShrinkError: the family's config cannot express it; the layer is named.
+    """
+    smaller = build(model, shrunk_config(model.config.to_dict(), layers=layers))
+    _check_layers(model, smaller, layers)
+    lists = decoder_lists(model)
+
+    def source(name: str) -> str:
+        for place in lists:
+            if name.startswith(f"{place}."):
+                number, dot, rest = name.removeprefix(f"{place}.").partition(".")
+                return f"{place}.{layers[int(number)]}{dot}{rest}"
+        return name
+
+    found = filled(model, smaller, lambda name: Slice(source(name)))
+    _check_sameness(model, found.model, layers)
+    return found
+
+
+def build(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTrainedModel:
+    """A model of the same class with another config, on the same device in evaluation mode; its weights are not set.
+
+    Raises:
+        ShrinkError: transformers does not take the config.
+    """
+    try:
+        with no_init_weights(), torch.device("cpu"):
+            smaller: PreTrainedModel = type(model)(type(model.config).from_dict(dict(config)))
+    except Exception as error:  # rules of the family
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ShrinkError(
+            f"the smaller shape must be one that transformers builds; {type(model).__name__} refuses its config: "
+            f"{reason}. Choose other sizes."
+        ) from error
+    smaller.generation_config = model.generation_config
+    smaller.tie_weights()
+    return read_text(smaller.to(device=model.device, dtype=model.dtype).eval())
+
+
+def filled(model: PreTrainedModel, smaller: PreTrainedModel, slice_of: Callable[[str], Slice]) -> Cut:
+    """Copies into a smaller model what stays of the larger one: parameters and stored buffers.
+
+    Raises:
+        ShrinkError: a slice has not the shape of its parameter.
+    """
+    known = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    stored = smaller.state_dict().keys()
+    slices = {}
+    for name, target in (*smaller.named_parameters(), *smaller.named_buffers()):
+        if name not in stored:
+            continue  # made by the config
+        part = slice_of(name)
+        source = known.get(part.source)
+        if source is None or part.of(source).shape != target.shape:
+            have = "is not there" if source is None else f"keeps {list(part.of(source).shape)}"
+            raise ShrinkError(
+                f"what stays must fill the smaller model; {name} is {list(target.shape)} there, and {part.source} "
+                f"{have}. {type(model).__name__} cannot be cut so."
+            )
+        target.data.copy_(part.of(source.data))
+        slices[name] = part
+    return Cut(smaller, slices)
+
+
+def _check_layers(model: PreTrainedModel, smaller: PreTrainedModel, layers: Indices) -> None:
+    """Every layer of the smaller model is built as the one that it stands for."""
+    before, after = decoder_lists(model), decoder_lists(smaller)
+    for place, blocks in before.items():
+        if place not in after or len(after[place]) != len(layers):
+            raise ShrinkError(
+                f"the layers of the smaller model must be the ones that stay; {type(model).__name__} makes "
+                f"{len(after.get(place, ()))} in {place} where {len(layers)} stay. Its depth cannot be cut."
+            )
+        for index, layer in enumerate(layers):
+            mine, theirs = traits(blocks[layer]), traits(after[place][index])
+            names = sorted(mine.keys() | theirs.keys())
+            if name := next((name for name in names if not _same(mine.get(name), theirs.get(name))), None):
+                raise ShrinkError(
+                    f"the layers of the smaller model must be the ones that stay; its config makes layer {index} with "
+                    f"{name} {theirs.get(name, 'absent')}, and it stands for layer {layer} with "
+                    f"{mine.get(name, 'absent')}. {type(model).__name__} places such layers by their number: keep "
+                    "others, such that the kinds stay where they are."
+                )
+
+
+def _same(mine: Any, theirs: Any) -> bool:
+    if isinstance(mine, float) and isinstance(theirs, float):
+        return math.isclose(mine, theirs, rel_tol=1e-9)
+    return bool(mine == theirs)
+
+
+def traits(block: nn.Module) -> dict[str, Any]:
+    """What decides how a layer computes, but its weights: shapes, classes and plain attributes, by name."""
+    found: dict[str, Any] = {name: tuple(weight.shape) for name, weight in block.named_parameters()}
+    for place, module in block.named_modules():
+        found[f"{place}.class".lstrip(".")] = type(module).__name__
+        for name, value in vars(module).items():
+            if isinstance(value, _PLAIN) and not name.startswith("_") and name not in _NUMBERS:
+                found[f"{place}.{name}".lstrip(".")] = value
+    return found
+
+
+def _check_sameness(model: PreTrainedModel, smaller: PreTrainedModel, layers: Indices) -> None:
+    """Both give the same logits where the larger one passes over the layers that went."""
+    place, blocks = next(iter(decoder_lists(model).items()))
+    tokens = torch.arange(_TOKENS, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    try:
+        with bypassed(model, set(range(len(blocks))) - set(layers)):
+            expected = model(input_ids=tokens, use_cache=False).logits
+        found = smaller(input_ids=tokens, use_cache=False).logits
+    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
+        raise ShrinkError(
+            f"a model must run without the layers that go; {type(model).__name__} does not: {error}. Others need what "
+            "those make: keep them."
+        ) from error
+    apart = (expected - found).abs().max().item()
+    if not apart <= 1e-4 * max(1.0, expected.abs().max().item()):  # also where one of them is not a number
+        raise ShrinkError(
+            f"a model without some layers must compute what it did with them passed over; the logits of "
+            f"{type(model).__name__} are {apart:.2g} apart ({place}). Its layers depend on their number or on each "
+            "other: its depth cannot be cut."
+        )
+
+
+@contextmanager
+def bypassed(model: PreTrainedModel, layers: set[int]) -> Iterator[None]:
+    """The model passes over some of its decoder layers while the context lasts: each hands on what it is given."""
+
+    def skip(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        states = given[0] if given else named["hidden_states"]
+        if hasattr(output, "_fields"):  # reversible layers have two streams
+            raise ShrinkError(
+                f"a layer must hand on hidden states for its depth to be cut; one of {type(model).__name__} hands on "
+                f"{', '.join(output._fields)}. Cut another dimension."
+            )
+        return (states, *output[1:]) if isinstance(output, (tuple, list)) else states
+
+    hooks = [
+        blocks[layer].register_forward_hook(skip, with_kwargs=True)
+        for blocks in decoder_lists(model).values()
+        for layer in sorted(layers)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,96 @@
+"""The config of a model after a shrink: one function for the plan and for the model that is made. No torch.
+
+A config is what `config.json` holds. What transformers derives from it by position (such as every sixth layer having
+full attention) is cut where it is written down; where it is not, the model that is built shows it, and the shrink is
+refused there.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prunegpt.errors import ShrinkError
+
+TEXT_PARTS = ("text_config", "thinker_config")  # of config.json, of a model that sees or hears too
+DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers", "num_blocks")
+_BY_LAYER = re.compile("layer|block|pattern|types|intermediate_size")  # in the names of lists with an item per layer
+_INDICES = frozenset(  # lists of the numbers of layers
+    {
+        *("mlp_only_layers", "moe_layers", "cross_attention_layers", "full_attn_idxs", "hybrid_layer_ids"),
+        *("local_layer_ids", "attn_layer_indices", "ple_layer_ids"),
+    }
+)
+_BELOW = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")  # layers before it
+_LAST = ("num_kv_shared_layers",)  # so many layers at the end
+_EXTRA = re.compile("^num_(nextn_predict|mtp)_layers$")  # heads for several tokens, which transformers does not load
+_KINDS = "layers_block_type"  # whose length is the depth of a family that writes no number
+_BY_NUMBER = "per_layer_config"  # {"05": what differs there}
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that reads text: a model that sees or hears too keeps it below."""
+    while part := next((config[name] for name in TEXT_PARTS if isinstance(config.get(name), Mapping)), None):
+        config = part
+    return config
+
+
+def depth_of(config: Mapping[str, Any]) -> int | None:
+    """How many decoder layers a config says there are."""
+    text = text_part(config)
+    written = next((text[name] for name in DEPTH if isinstance(text.get(name), int)), None)
+    return len(text[_KINDS]) if written is None and text.get(_KINDS) else written
+
+
+def share_of(size: float, whole: int) -> int:
+    """How many of `whole` a size means: a share up to 1, or a number.
+
+    A share is rounded to the nearest number, and at least 1.
+    """
+    return size if isinstance(size, int) else max(1, math.floor(size * whole + 0.5))
+
+
+def shrunk_config(config: Mapping[str, Any], *, layers: Sequence[int] | None = None) -> dict[str, Any]:
+    """The config of the smaller shape.
+
+    Args:
+        config: what config.json holds.
+        layers: the decoder layers that stay, ascending.
+
+    Raises:
+        ShrinkError: the config does not say how many layers there are.
+    """
+    part = next((name for name in TEXT_PARTS if isinstance(config.get(name), Mapping)), None)
+    if part is not None:
+        return {**config, part: shrunk_config(config[part], layers=layers)}
+    return dict(config) if layers is None else _shallower(config, layers)
+
+
+def _shallower(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    depth = depth_of(config)
+    if depth is None:
+        raise ShrinkError(
+            f"a config must say how many layers there are, as one of {', '.join(DEPTH)}; this one has none of them."
+        )
+    place = {layer: index for index, layer in enumerate(layers)}
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in DEPTH and value == depth:
+            value = len(layers)
+        elif name in _INDICES and isinstance(value, list):
+            value = [place[layer] for layer in value if layer in place]
+        elif isinstance(value, list) and len(value) == depth and _BY_LAYER.search(name):
+            value = [value[layer] for layer in layers]
+        elif name in _BELOW and isinstance(value, int):
+            value = sum(layer < value for layer in layers) + max(0, value - depth)
+        elif name in _LAST and isinstance(value, int):
+            value = sum(layer >= depth - value for layer in layers)
+        elif _EXTRA.match(name) and value:
+            value = 0
+        elif name == "scale_depth" and isinstance(value, (int, float)):
+            value = value * math.sqrt(len(layers) / depth)  # MiniCPM divides it by the root of the depth
+        elif name == _BY_NUMBER and isinstance(value, Mapping):
+            own = {place[int(layer)]: changes for layer, changes in value.items() if int(layer) in place}
+            value = {f"{layer:02d}": changes for layer, changes in own.items()}
+        found[name] = value
+    return found
