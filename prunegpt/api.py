@@ -150,7 +150,8 @@ class Sweep:
     def frame(self, *, where: str = "", intervals: bool | None = None) -> "DataFrame":
         """One row per trial, with the fields of docs/filters.md and what was swept: group, method, perplexity, ...
 
-        Sparsities are 0 to 1; `perplexity_low` and `perplexity_high` are the ends of the 95% interval.
+        Sparsities are 0 to 1; `perplexity_low` and `perplexity_high` are the ends of the 95% interval; `last.loss`,
+        `min.eval_loss` and so on are what curves come to, but for those of single tensors and stages.
 
         Args:
             where: a filter, such as 'perplexity < 40 and method == "wanda"'; see docs/filters.md.
@@ -159,12 +160,19 @@ class Sweep:
         Raises:
             QueryError: the filter is not understood.
         """
+        from prunegpt.report.fields import TrialFields
         from prunegpt.report.frame import frame, rows
         from prunegpt.report.query import selected
+        from prunegpt.store.curves import Summaries
 
-        results = selected(self.results(), where)
-        measured = len(results) <= _MANY if intervals is None else intervals
-        return frame(rows(results, self.root if measured else None))
+        results = self.results()
+        if not results:
+            return frame(rows(selected([], where), None))
+        with Store.open(self.root, create=False) as store:
+            summaries = Summaries(store, self.name)
+            results = selected(results, where, TrialFields(results, curves=lambda: summaries))
+            measured = len(results) <= _MANY if intervals is None else intervals
+            return frame(rows(results, self.root if measured else None, summaries))
 
     def curves(self, trial: str, name: str | None = None) -> "DataFrame":
         """The points of a trial, or of its curve of that name: stage, step, epoch, name, value, time, tokens.

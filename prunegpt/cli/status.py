@@ -14,7 +14,8 @@ from prunegpt.root import Root
 
 if TYPE_CHECKING:
     from prunegpt.records import TrialResult
-    from prunegpt.report.fields import TrialField, TrialFields
+    from prunegpt.report.field import TrialField
+    from prunegpt.report.fields import TrialFields
 
 _LISTED = 200  # finished trials that are shown without being asked for all
 _MEASURED = ("perplexity", "sparsity", "own_seconds")  # what groups show unless columns are chosen
@@ -61,6 +62,7 @@ def status(
     from prunegpt.report.fields import TrialFields, ordered
     from prunegpt.report.query import where as filtered
     from prunegpt.store import Store
+    from prunegpt.store.curves import Summaries
     from prunegpt.sweep.lock import coordinator
     from prunegpt.sweep.queue import stored_sweeps, waiting
 
@@ -71,7 +73,8 @@ def status(
         finished = [trial for trial, state in states.items() if state == "finished"]
         left_out = set() if everything or as_json or chosen else set(finished[:-_LISTED])
         results = store.results_of([trial for trial in states if trial not in left_out])
-        fields = TrialFields(results, notes=store.notes())
+        curves = Summaries(store, name) if chosen else None
+        fields = TrialFields(results, notes=store.notes(), curves=lambda: curves)
         if where:
             matches = filtered(where, fields)
             results = [result for result in results if matches(result)]

@@ -6,25 +6,37 @@ printed alike wherever it is shown.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from operator import attrgetter, methodcaller
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from prunegpt.errors import PruneGPTError, unknown
-from prunegpt.records import EARLY_STOP, TrialResult, task_scores
-from prunegpt.report import columns
+from prunegpt.records import TrialResult, task_scores
 from prunegpt.report.config import resolved
+from prunegpt.report.curve_fields import CURVE, curve_fields
+from prunegpt.report.field import (
+    ALWAYS,
+    FOREIGN,
+    GROUP,
+    LAST,
+    LASTED,
+    NAME,
+    OURS,
+    SPENT,
+    TAGS,
+    FieldKind,
+    TrialField,
+    run_says,
+)
 from prunegpt.report.format import is_number, plain
 from prunegpt.report.logged import flat, is_logged, metrics_of
 from prunegpt.spec.metrics import MEAN
 
-FieldKind = Literal["text", "list", "flag", "number", "loss", "percent", "count", "seconds", "time"]
-Origin = Literal["trial", "swept", "logged", "config"]
+if TYPE_CHECKING:
+    from prunegpt.store.curves import Summaries
 
-
-NUMERIC = ("number", "loss", "percent", "count", "seconds", "time")
 SWEPT, LOGGED, CONFIG = "swept.", "logged.", "config."  # what keys of other origins begin with
 _NOT_FINITE = ("nan", "inf", "-inf")  # how a value that a W&B client has logged is kept where it is no number
 _ALSO = {"trial": "name", "low": "perplexity_low", "high": "perplexity_high"}  # what else fields are called
@@ -34,47 +46,6 @@ _MOST_NAMED = 3  # fields that a message lists where a name could mean several
 
 class FieldError(PruneGPTError, ValueError):
     """A name that no field has, or that several have."""
-
-
-@dataclass(frozen=True)
-class TrialField:
-    """One thing that is known of trials.
-
-    Attributes:
-        key: what it is asked for by; unique.
-        label: the head of its column.
-        kind: of its values. `percent` are shares between 0 and 1, `seconds` wall time, `time` since the epoch.
-        about: what it is, in words.
-        of: its value of a trial; None where the trial has none.
-        measured: whether it comes from an evaluation, so that only values with equal comparison keys have a mean.
-        evaluation: the name of that evaluation; empty where it is the first.
-    """
-
-    key: str
-    label: str
-    kind: FieldKind
-    about: str
-    of: Callable[[TrialResult], Any]
-    origin: Origin = "trial"
-    measured: bool = False
-    evaluation: str = ""
-
-    @property
-    def name(self) -> str:
-        """The name in filters: the key without its origin."""
-        return self.key if self.origin == "trial" else self.key.partition(".")[2]
-
-    @property
-    def numeric(self) -> bool:
-        return self.kind in NUMERIC
-
-
-def _evaluated(name: str) -> Callable[[TrialResult], Any]:
-    return lambda trial: getattr(trial.measured, name) if trial.measured else None
-
-
-def _text(trial: TrialResult) -> str | None:
-    return trial.measured.comparison_key.text if trial.measured else None
 
 
 def _once(of: Callable[[TrialResult], Any]) -> Callable[[TrialResult], Any]:
@@ -93,97 +64,6 @@ def _within(view: Callable[[TrialResult], Any], of: Callable[[Any], Any]) -> Cal
     return lambda trial: of(view(trial))
 
 
-def _counted(name: str) -> Callable[[TrialResult], Any]:
-    return lambda trial: getattr(trial.sparsity, name) if trial.state == "finished" and trial.sparsity else None
-
-
-def _trained(trial: TrialResult) -> int | None:
-    return None if trial.plan.foreign else sum(stage.train_tokens for stage in trial.stages)
-
-
-def _spent(trial: TrialResult) -> float | None:
-    return sum(stage.seconds for stage in trial.stages) if trial.stages and not trial.plan.foreign else None
-
-
-def _about(name: str) -> Callable[[TrialResult], Any]:
-    return lambda trial: getattr(trial.plan.run, name) or None if trial.plan.run else None
-
-
-def _said(of: Callable[[TrialResult], Any]) -> Callable[[TrialResult], Any]:
-    """What a column of tables says, where it applies."""
-
-    def value(trial: TrialResult) -> Any:
-        found = of(trial)
-        return None if found == columns.NOT_APPLICABLE else found
-
-    return value
-
-
-def _own(name: str) -> Callable[[TrialResult], Any]:
-    """Of a trial of a spec alone: a run of somebody else's script has no seed that we know of."""
-    read = attrgetter(name)
-    return lambda trial: None if trial.plan.foreign or read(trial) == "" else read(trial)
-
-
-def display_name(trial: TrialResult) -> str:
-    """What people call it: its name, or that which a W&B client has given its run."""
-    return trial.label if trial.plan.foreign and trial.label else trial.name
-
-
-_ALWAYS = (
-    TrialField("name", "Trial", "text", "name in the sweep; of a W&B run its id", attrgetter("name")),
-    TrialField("label", "Model", "text", "label of the model; of a W&B run its display name", attrgetter("label")),
-    TrialField("state", "State", "text", "waiting, running, finished, failed, …", attrgetter("state")),
-)
-_OURS = (  # of trials of a spec
-    TrialField("perplexity", "Perplexity", "loss", "after the last stage", _evaluated("perplexity"), measured=True),
-    TrialField("loss", "Loss", "number", "nats per token", _evaluated("loss"), measured=True),
-    TrialField("bits_per_byte", "Bits per byte", "number", "of text", _evaluated("bits_per_byte"), measured=True),
-    TrialField("word_perplexity", "Word perplexity", "loss", "by words", _evaluated("word_perplexity"), measured=True),
-    TrialField("sparsity", "Sparsity", "percent", "zeros in the pruned tensors, 0 to 1", _counted("pruned")),
-    TrialField("sparsity_all", "Sparsity, all weights", "percent", "zeros in all weights, 0 to 1", _counted("overall")),
-    TrialField("coverage", "Coverage", "percent", "weights selected for pruning, 0 to 1", _counted("coverage")),
-    TrialField("target", "Target", "percent", "sparsity that was asked for, 0 to 1", columns.asked_sparsity),
-    TrialField("size", "Weights", "count", "weights that are not zero", lambda trial: trial.metrics["size"]),
-    TrialField("tokens", "Tokens", "count", "trained on", _trained),
-    TrialField("method", "Method", "text", "criterion or solver, with its schedule", _said(columns.method)),
-    TrialField("pattern", "Pattern", "text", "unstructured, N:M or block", _said(columns.pattern)),
-    TrialField("allocation", "Allocation", "text", "how the budget was spread over tensors", _said(columns.allocation)),
-    TrialField("layer", "Layer", "number", "decoder layer, where exactly one was pruned", _said(columns.layer)),
-    TrialField("distilled", "Distilled", "text", "Yes where the chain has a distillation", columns.distilled),
-    TrialField("teacher", "Teacher", "text", "what taught it", _said(columns.teacher)),
-    TrialField("seed", "Seed", "number", "of its random numbers", _own("seed")),
-    TrialField("search", "Search", "text", "that suggested it", _own("plan.search")),
-    TrialField("split", "Measured on", "text", "split of the dataset", _evaluated("split")),
-    TrialField("text", "Text", "text", "fingerprint of the text it was measured on", _text),
-    TrialField("protocol", "Protocol", "text", "how it was measured", _evaluated("protocol")),
-)
-_FOREIGN = (  # of runs that W&B clients have logged
-    TrialField("job_type", "Job type", "text", "as the run says", _about("job_type")),
-    TrialField("host", "Host", "text", "where it ran", _about("host")),
-    TrialField("program", "Program", "text", "what ran", _about("program")),
-)
-_LAST = (
-    TrialField("started", "Started", "time", "of the last attempt, seconds since the epoch", attrgetter("started")),
-    TrialField("ended", "Ended", "time", "of the last attempt, seconds since the epoch", attrgetter("ended")),
-    TrialField("attempts", "Attempts", "count", "executions", attrgetter("attempts")),
-    TrialField("early_stopped", "Stopped early", "flag", "others did better", lambda trial: trial.reason == EARLY_STOP),
-    TrialField("reason", "Reason", "text", "why it failed", lambda trial: trial.reason or None),
-    TrialField("error", "Error", "text", "its message", lambda trial: trial.error or None),
-    TrialField("implicit", "Only a teacher", "flag", "no trial of the spec", attrgetter("implicit")),
-)
-
-
-def _tags(trial: TrialResult) -> list[str]:
-    return list(trial.plan.run.tags) if trial.plan.run else []
-
-
-def _group(trial: TrialResult) -> Any:
-    if trial.plan.foreign:
-        return trial.plan.run.group or None if trial.plan.run else None
-    return trial.group
-
-
 class TrialFields:
     """The fields of some trials.
 
@@ -191,6 +71,7 @@ class TrialFields:
         trials: those that have what is asked for; configuration paths, metrics and shared stages are theirs.
         notes: what people have written, by a trial's id.
         interval: the ends of a trial's interval, where they are known.
+        curves: gives what their curves come to, as it is now; what it gives another time may be another object.
         configs: keeps resolved configurations from one catalogue to the next, by a trial's id.
     """
 
@@ -200,30 +81,34 @@ class TrialFields:
         *,
         notes: Mapping[int, str] | None = None,
         interval: Callable[[TrialResult], tuple[float, float] | None] | None = None,
+        curves: Callable[[], "Summaries | None"] = lambda: None,
         configs: dict[int, tuple[TrialResult, Mapping[str, Any]]] | None = None,
     ) -> None:
         self.trials = trials
         self._notes = notes or {}
         self._interval = interval
+        self._summaries = curves
+        self._made: tuple[Summaries | None, Mapping[str, TrialField]] = (None, {})
         self._configs = configs if configs is not None else {}
         self._constant: set[str] = set()  # keys of what has one value in all trials, but for fixed ones
 
     def __iter__(self) -> Iterator[TrialField]:
         """All of them, in the order of columns: the name, what was swept, what was measured, the rest."""
         name, *always = self.fixed.values()
-        return iter((name, *self.swept.values(), *self.logged.values(), *always, *self.config.values()))
+        further = (self.curves, self.config)
+        return chain((name,), self.swept.values(), self.logged.values(), always, *(one.values() for one in further))
 
     @cached_property
     def fixed(self) -> Mapping[str, TrialField]:
         """Those that do not depend on configurations and metrics, by key."""
         foreign = is_logged(self.trials)
-        found = [*_ALWAYS, *(() if foreign else _OURS), *self._further(), *self._timed(foreign), *_LAST]
+        found = [*ALWAYS, *(() if foreign else OURS), *self._further(), *self._timed(foreign), *LAST]
         if foreign:
-            found[1] = TrialField("label", "Name", "text", _ALWAYS[1].about, _ALWAYS[1].of)
-        found.append(TrialField("group", "Group", "text", "the name without the seed; of a W&B run its group", _group))
+            found[1] = NAME
+        found.append(GROUP)
         if any(trial.plan.foreign for trial in self.trials):
-            found += _FOREIGN
-        found.append(TrialField("tags", "Tags", "list", "of a W&B run", _tags))
+            found += FOREIGN
+        found.append(TAGS)
         found.append(TrialField("note", "Note", "text", "what people have written on it", self._note))
         return {one.key: one for one in found}
 
@@ -232,7 +117,7 @@ class TrialFields:
         also = {one.name: one.evaluate for trial in self.trials for one in trial.plan.also}
         for name in (name for name, evaluate in also.items() if evaluate.tasks is None):
             view = _once(methodcaller("under", name))
-            for one in _OURS:
+            for one in OURS:
                 if one.measured:
                     label, of = f"{one.label} ({name})", _within(view, one.of)
                     kept = {"key": f"{one.key}:{name}", "label": label, "of": of, "evaluation": name}
@@ -249,12 +134,11 @@ class TrialFields:
                 label = f"95% interval, {key.rpartition('_')[2]}"
                 yield TrialField(key, label, "loss", "of the perplexity", self._end(end), measured=True)
         if foreign:
-            yield TrialField("seconds", "Time", "seconds", "from start to end", _lasted)
+            yield LASTED
             return
         own = "wall time of the stages that no other trial has been charged with, in seconds"
         yield TrialField("own_seconds", "Time", "seconds", own, lambda trial: self.charged.get(trial.id))
-        every = "wall time of all its stages, in seconds"
-        yield TrialField("seconds", "Time with shared", "seconds", every, _spent)
+        yield SPENT
 
     def _end(self, end: int) -> Callable[[TrialResult], float | None]:
         def of(trial: TrialResult) -> float | None:
@@ -282,7 +166,7 @@ class TrialFields:
         }
 
     def _note(self, trial: TrialResult) -> str | None:
-        texts = (_about("notes")(trial), self._notes.get(trial.id))
+        texts = (run_says("notes")(trial), self._notes.get(trial.id))
         return "\n".join(text for text in texts if text) or None
 
     @cached_property
@@ -295,6 +179,14 @@ class TrialFields:
         """The last value of every metric that a W&B client has logged, by its own name."""
         known = {trial.id: dict(metrics_of(trial)) for trial in self.trials if trial.plan.foreign}
         return self._by_path(LOGGED, lambda trial: known.get(trial.id, {}))
+
+    @property
+    def curves(self) -> Mapping[str, TrialField]:
+        """What the curves of the trials come to, as far as they are written now: last.loss, min.eval_loss, ..."""
+        found = self._summaries()
+        if found is not self._made[0]:
+            self._made = (found, curve_fields(found) if found else {})
+        return self._made[1]
 
     @cached_property
     def config(self) -> Mapping[str, TrialField]:
@@ -331,6 +223,8 @@ class TrialFields:
 
     def differs(self, field: TrialField) -> bool:
         """Whether the trials have several values of it."""
+        if field.origin == "curve":
+            return True  # nearly all do, and each is read when its values are asked for
         if field.origin != "trial":
             return field.key not in self._constant
         values = map(field.of, self.trials)
@@ -338,7 +232,7 @@ class TrialFields:
         return any(value != first for value in values)
 
     def find(self, name: str) -> TrialField:
-        """The field of that name: a key, a path, or the end of one path.
+        """The field of that name: a key, a path, the end of one path, or a curve, which means its last value.
 
         Raises:
             FieldError: there is none, or several paths end so.
@@ -347,14 +241,18 @@ class TrialFields:
             found := self.fixed.get(_ALSO.get(name, name))
             or self._exact(name, SWEPT, LOGGED)
             or self._ending(name, SWEPT, LOGGED)
+            or self._exact(name, CURVE)
         ):
             return found
         if found := self._exact(name, CONFIG) or self._ending(name, CONFIG):  # costly to list
             return found
+        if found := self.curves.get(f"last.{name}"):
+            return found
         raise FieldError(unknown("field", name, self.names))
 
     def _listed(self, origin: str) -> Mapping[str, TrialField]:
-        return {SWEPT: lambda: self.swept, LOGGED: lambda: self.logged, CONFIG: lambda: self.config}[origin]()
+        of = {SWEPT: lambda: self.swept, LOGGED: lambda: self.logged, CURVE: lambda: self.curves}
+        return of.get(origin, lambda: self.config)()
 
     def _exact(self, name: str, *origins: str) -> TrialField | None:
         asked = [(self._listed(origin), path) for origin in origins for path in (name, name.removeprefix(origin))]
@@ -382,7 +280,7 @@ class TrialFields:
     @property
     def names(self) -> list[str]:
         """What fields are called in filters."""
-        return list(dict.fromkeys([*self.fixed, *self.swept, *self.logged, *self.config]))
+        return list(dict.fromkeys([*self.fixed, *self.swept, *self.logged, *self.curves, *self.config]))
 
 
 def ordered(trials: Sequence[TrialResult], field: TrialField, descending: bool) -> list[TrialResult]:
@@ -404,11 +302,6 @@ def ordered(trials: Sequence[TrialResult], field: TrialField, descending: bool) 
 def short(path: str) -> str:
     """The end of a path, enough to know it by: stages.1.prune.sparsity becomes prune.sparsity."""
     return ".".join([part for part in path.split(".") if not part.isdigit()][-2:]) or path
-
-
-def _lasted(trial: TrialResult) -> float | None:
-    runtime: Any = trial.logged.get("_runtime")
-    return float(runtime) if is_number(runtime) else None
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

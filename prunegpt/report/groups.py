@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prunegpt.records import TrialResult
-from prunegpt.report.fields import TrialField
+from prunegpt.report.field import TrialField
 from prunegpt.report.format import is_number
 from prunegpt.report.query import equals
 from prunegpt.report.statistics import deviation

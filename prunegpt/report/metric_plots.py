@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunegpt.records import TrialResult
-from prunegpt.report.fields import TrialField
+from prunegpt.report.field import TrialField
 from prunegpt.report.format import is_number
 from prunegpt.report.plot import Plot, escaped, hover, layout_of, leading, looks, need, said, trace_of
 

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from prunegpt.errors import PruneGPTError
 from prunegpt.records import TrialResult
-from prunegpt.report.fields import FieldError, TrialField, TrialFields, display_name
+from prunegpt.report.field import TrialField, display_name
+from prunegpt.report.fields import FieldError, TrialFields
 from prunegpt.spec.arithmetic import MAX_LENGTH, OPERATORS, ExpressionError, applied, short
 
 Predicate = Callable[[TrialResult], bool]

@@ -307,34 +307,28 @@ def points(
     A stage has one set of curves, whichever trial computed it: those of cached stages are included.
     Where attempts overlap at a step, the later one counts.
     """
+    found = _curves(connection, _trial_id(connection, reference), name, stage)
     values = (point.c.step, point.c.epoch, point.c.value, point.c.time, point.c.tokens)
-    query = _curves(connection, _trial_id(connection, reference), name, stage, *values).join(
-        point, point.c.curve_id == curve.c.id
-    )
+    query = select(point.c.curve_id, *values).where(point.c.curve_id.in_(found))
     fields = ("stage", "name", "step", "epoch", "value", "time", "tokens")
     with _without_collector():
-        latest = {tuple(row[:3]): row for row in connection.execute(query.order_by(curve.c.attempt_id)).all()}
+        place = {curve_id: place for place, curve_id in enumerate(found)}
+        rows = sorted(connection.execute(query).all(), key=lambda row: place[row.curve_id])
+        latest = {(*found[row[0]], row[1]): (*found[row[0]], *row[1:]) for row in rows}
         told = [dict(zip(fields, row, strict=True)) for _, row in sorted(latest.items(), key=itemgetter(0))]
         return TypeAdapter(list[Point]).validate_python(told)
 
 
 def curves(connection: Connection, reference: int | str) -> list[CurveRow]:
     """Which curves `points` would give, by stage and name."""
-    trial_id = _trial_id(connection, reference)
-    query = _curves(connection, trial_id, None, None, func.count(point.c.step.distinct()), func.max(point.c.step))
-    query = query.join(point, point.c.curve_id == curve.c.id).group_by(curve.c.stage, curve.c.name)
-    return [CurveRow(*row) for row in connection.execute(query.order_by(curve.c.stage, curve.c.name))]
-
-
-def metrics(connection: Connection, name: str) -> list[str]:
-    """The names of all curves that attempts of a sweep's trials have, in order."""
+    found = _curves(connection, _trial_id(connection, reference))
     query = (
-        select(curve.c.name)
-        .join(attempt, attempt.c.id == curve.c.attempt_id)
-        .join(trial, trial.c.id == attempt.c.trial_id)
-        .where(trial.c.sweep_id == find_sweep(connection, name))
+        select(curve.c.stage, curve.c.name, func.count(point.c.step.distinct()), func.max(point.c.step))
+        .join(point, point.c.curve_id == curve.c.id)
+        .where(curve.c.id.in_(found))
+        .group_by(curve.c.stage, curve.c.name)
     )
-    return sorted(connection.execute(query.distinct()).scalars())
+    return [CurveRow(*row) for row in connection.execute(query.order_by(curve.c.stage, curve.c.name))]
 
 
 def stages_with(connection: Connection, name: str) -> set[str]:
@@ -348,18 +342,11 @@ def _trial_id(connection: Connection, reference: int | str) -> int:
 
 
 def _curves(
-    connection: Connection, trial_id: int, name: str | None, stage: int | None, *columns: Any
-) -> Select[*tuple[Any, ...]]:
-    query = (
-        select(curve.c.stage, curve.c.name, *columns)
-        .join(attempt, attempt.c.id == curve.c.attempt_id)
-        .where(curves_of(stored_plan(connection, trial_id)))
-    )
-    if name is not None:
-        query = query.where(curve.c.name == name)
-    if stage is not None:
-        query = query.where(curve.c.stage == stage)
-    return query
+    connection: Connection, trial_id: int, name: str | None = None, stage: int | None = None
+) -> dict[int, tuple[int, str]]:
+    """The curves of a trial by id, each with its stage and name; those of earlier attempts first."""
+    found = curves_of(connection, stored_plan(connection, trial_id), name)
+    return {row.id: (row.stage, row.name) for row in found if stage is None or row.stage == stage}
 
 
 def stored_plan(connection: Connection, trial_id: int) -> TrialPlan:

@@ -14,7 +14,13 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001", "0002", "0003", "0004")  # every schema there ever was, oldest first; the last is the one below
+REVISIONS = (
+    "0001",
+    "0002",
+    "0003",
+    "0004",
+    "0005",
+)  # every schema there ever was, oldest first; the last is the one below
 
 metadata = MetaData()
 
@@ -107,8 +113,13 @@ curve = Table(
     Column("stage", Integer, nullable=False),  # position in the chain
     Column("stage_key", Text, nullable=False),
     Column("name", Text, nullable=False),
+    Column("last_step", BigInteger),  # of its points so far, which these sum up: lists of trials show them
+    Column("last", Double),
+    Column("low", Double),
+    Column("high", Double),
     UniqueConstraint("attempt_id", "stage", "name"),
     Index("curve_stage_key", "stage_key"),
+    Index("curve_name", "name"),
 )
 
 point = Table(

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 
 from prunegpt.store.curves import curves_of
 from prunegpt.store.read import stored_plan
-from prunegpt.store.schema import attempt, curve, point
+from prunegpt.store.schema import point
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,8 @@ def series(connection: Connection, trial_id: int, wanted: Callable[[int, str], b
     Raises:
         StoreError: there is no such trial.
     """
-    query = (
-        select(curve.c.id, curve.c.stage, curve.c.name)
-        .join(attempt, attempt.c.id == curve.c.attempt_id)
-        .where(curves_of(stored_plan(connection, trial_id)))
-        .order_by(curve.c.attempt_id)
-    )
     parts: dict[tuple[int, str], list[int]] = {}
-    for one in connection.execute(query):
+    for one in curves_of(connection, stored_plan(connection, trial_id)):
         if wanted(one.stage, one.name):
             parts.setdefault((one.stage, one.name), []).append(one.id)
     found = [_read(connection, stage, name, ids) for (stage, name), ids in sorted(parts.items())]

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from prunegpt.points import Point
 from prunegpt.root import Root
+from prunegpt.store import curves as of_curves
 from prunegpt.store import names, read, watch, write
 from prunegpt.store.engine import open_engine, told, understood, writer
 from prunegpt.store.migrate import prepare
@@ -160,7 +161,8 @@ class Store:
     stages = _reading(read.stages)
     points = _reading(read.points)
     curves = _reading(read.curves)
-    metrics = _reading(read.metrics)
+    metrics = _reading(of_curves.metrics)
+    curve_ends = _reading(of_curves.curve_ends)
     stages_with = _reading(read.stages_with)
     last_points = _reading(watch.last_points)
 

@@ -13,6 +13,7 @@ from prunegpt.errors import StoreError
 from prunegpt.points import Point
 from prunegpt.records import AttemptRecord, StageRecord, TrialState
 from prunegpt.spec.naming import joined
+from prunegpt.store.curves import sum_up
 from prunegpt.store.read import IDS_AT_ONCE, find_sweep, plan_of, stored_plan
 from prunegpt.store.rows import SavedTrial, StartedAttempt
 from prunegpt.store.schema import attempt, attempt_stage, curve, note, point, stage, sweep, trial
@@ -250,6 +251,7 @@ def add_points(
     if rows:
         replaced = ["epoch", "value", "time", "tokens"]
         connection.execute(_upsert(connection, point, ["curve_id", "step"], replaced), list(rows.values()))
+        sum_up(connection, rows)
     if offset is not None:
         connection.execute(update(attempt).where(attempt.c.id == attempt_id).values(offset=offset))
 

@@ -13,6 +13,7 @@ from prunegpt.records import TrialResult
 from prunegpt.report.fields import TrialFields
 from prunegpt.report.measure import WindowsOf, measure, stored_windows
 from prunegpt.root import Root
+from prunegpt.store.curves import Summaries
 from prunegpt.sweep.control import Action, request
 from prunegpt.sweep.lock import coordinator
 from prunegpt.tracking.endpoint.artifacts import Artifacts
@@ -174,9 +175,20 @@ class Dashboard:
             ("fields", sweep),
             revision,
             lambda: TrialFields(
-                trials, notes=self.source.store.notes(), interval=self.intervals.known, configs=self.configs
+                trials,
+                notes=self.source.store.notes(),
+                interval=self.intervals.known,
+                curves=lambda: self.summaries(sweep),
+                configs=self.configs,
             ),
         )
+
+    def summaries(self, sweep: str) -> Summaries:
+        """What the curves of a sweep's trials come to, with what its running trials have written since."""
+        with self.source.following():
+            running = self.source.running(sweep)
+            revision = self.source.revision if running else self.source.sweep_revision(sweep)
+        return self.kept.get(("curves", sweep), revision, lambda: Summaries(self.source.store, sweep))
 
     @classmethod
     def open(cls, root: Root, artifacts: Artifacts | None = None) -> "Dashboard":

@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from prunegpt import __version__
 from prunegpt.errors import StoreError
 from prunegpt.records import TrialResult
-from prunegpt.report.fields import display_name
+from prunegpt.report.field import display_name
 from prunegpt.store import SweepRow
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.security import local_path

@@ -6,7 +6,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from prunegpt.records import TrialResult
-from prunegpt.report.fields import FieldKind, Origin, TrialField, TrialFields, display_name
+from prunegpt.report.field import FieldKind, Origin, TrialField, display_name
+from prunegpt.report.fields import TrialFields
 from prunegpt.report.format import number_style
 from prunegpt.report.logged import is_logged
 from prunegpt.web.dashboard import Dashboard

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from prunegpt.records import StageRecord, TrialResult
-from prunegpt.report.fields import NUMERIC, FieldError, TrialFields, display_name, ordered
+from prunegpt.report.field import NUMERIC, display_name
+from prunegpt.report.fields import FieldError, TrialFields, ordered
 from prunegpt.report.format import is_number, number_style, written
 from prunegpt.report.groups import grouped
 from prunegpt.report.query import selected

@@ -80,6 +80,8 @@ def test_what_it_holds_is_there(old: Old, undisturbed: Undisturbed) -> None:
         assert store.note(2) == ""
         store.set_note(2, "new")
         assert store.note(2) == "new"
+        for measured_by, ends in store.curve_ends("loss")["ft"]:
+            assert (measured_by, ends) == ("measured", (2, pytest.approx(1 / 3), pytest.approx(1 / 3), 1.0))
     assert figures(old.where) == {name: undisturbed.figures[name] for name in "ab"}
 
 

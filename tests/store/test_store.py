@@ -302,13 +302,29 @@ def test_later_attempts_override_earlier_ones(store: Store, attempts: list) -> N
     name = f"t{next(COUNTER)}"
     (saved,) = store.save_sweep(make_plan(make_trial(name, f"{name}-load {name}-ft")))
     expected = {}
+    written = []  # by attempt
     for told in attempts:
         started = store.start_attempt(saved.id)
         points = [point(step, value, curve, index) for index, step, curve, value in told]
         store.add_points(started.id, points[:5])
         store.add_points(started.id, points[5:])
-        expected |= {(one.stage, one.name, one.step): one for one in points}
+        written.append({(one.stage, one.name, one.step): one for one in points})
+        expected |= written[-1]
     assert store.points(saved.id) == [one for _, one in sorted(expected.items())]
+    for curve in {one.name for one in expected.values()}:
+        ends = store.curve_ends(curve)
+        for index, stage in enumerate(saved.plan.stages):
+            each = [
+                sorted(
+                    (step, one.value) for (place, name, step), one in told.items() if (place, name) == (index, curve)
+                )
+                for told in written
+            ]
+            known = [[value for _, value in values if value is not None] for values in each if values]
+            assert ends.get(stage.key, []) == [
+                ("measured", (*values[-1], min(finite, default=None), max(finite, default=None)))
+                for values, finite in zip(filter(None, each), known, strict=True)
+            ]
 
 
 def test_a_broken_batch_leaves_nothing(store: Store) -> None:

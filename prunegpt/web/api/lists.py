@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import Field
 
 from prunegpt.records import TrialResult
-from prunegpt.report.fields import FieldError, TrialField, TrialFields, ordered
+from prunegpt.report.field import TrialField
+from prunegpt.report.fields import FieldError, TrialFields, ordered
 from prunegpt.report.format import is_number
 from prunegpt.report.groups import Group, Spread, grouped
 from prunegpt.report.query import where
@@ -107,14 +108,14 @@ def listed(dashboard: Dashboard, name: str) -> FieldList:
     """Everything that is known of trials: what columns, filters and groups can be made of."""
     dashboard.source.sweep(name)
     fields = dashboard.fields(name)
-    with dashboard.source.following():
-        state = dashboard.source.sweep_revision(name)
+    curves = dashboard.summaries(name)
 
     def made() -> FieldList:
-        found = [(column(field, fields.trials), fields.differs(field)) for field in fields]
+        every = [(field, () if field.origin == "curve" else fields.trials) for field in fields]
+        found = [(column(field, sample), fields.differs(field)) for field, sample in every]
         return FieldList(fields=[FieldShort(**one.model_dump(), differs=differs) for one, differs in found])
 
-    return dashboard.kept.get(("field list", name), state, made)
+    return dashboard.kept.get(("field list", name), (fields, curves), made)
 
 
 @endpoint("/sweeps/{name}/groups")

@@ -59,15 +59,13 @@ class Panels(Answer):
 @endpoint("/sweeps/{name}/panels")
 def saved(dashboard: Dashboard, name: str) -> Panels:
     """The panels that are saved with a sweep, and what panels may show."""
-    with dashboard.source.following():
-        state = dashboard.source.revision if dashboard.source.running(name) else dashboard.source.sweep_revision(name)
-    metrics = dashboard.kept.get(("metrics", name), state, lambda: dashboard.source.store.metrics(name))
+    dashboard.source.sweep(name)
     fields = dashboard.fields(name)
-    listed = [*fields.fixed.values(), *fields.swept.values(), *fields.logged.values()]
+    listed = [*fields.fixed.values(), *fields.swept.values(), *fields.logged.values(), *fields.curves.values()]
     listed += [field for field in fields.config.values() if fields.differs(field)]
     return Panels(
         panels=list(_read(_file(dashboard, name))),
-        metrics=metrics,
+        metrics=list(dashboard.summaries(name).metrics),
         fields=[PanelField(key=one.key, label=one.name, numeric=one.numeric) for one in listed],
     )
 

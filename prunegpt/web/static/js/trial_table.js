@@ -16,7 +16,7 @@ const AFTER_SWEPT = ["perplexity", "interval", "sparsity", "tokens", "own_second
 const MOST_SWEPT = 8;
 const MOST_LOGGED = 24;
 const INTERVAL = { key: "interval", label: "95% interval", about: "of the perplexity", numeric: true, sort: "perplexity_low" };
-const ORIGINS = [["swept", "Swept"], ["trial", "Measured and recorded"], ["logged", "Logged"], ["config", "Configuration"]];
+const ORIGINS = [["swept", "Swept"], ["trial", "Measured and recorded"], ["logged", "Logged"], ["curve", "Curves"], ["config", "Configuration"]];
 
 export class TrialTable {
   /**
