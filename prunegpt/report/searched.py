@@ -237,17 +237,26 @@ def ped_anova(
 def _computed(settings: Sequence[Mapping[str, Any]], values: Sequence[float], direction: Direction) -> dict[str, float]:
     import optuna
 
+    class Finished(optuna.Study):
+        """The trials as a study that is over: one that keeps its trials copies each three times, half a second here."""
+
+        def get_trials(self, deepcopy: bool = True, states: Any = None) -> list[optuna.trial.FrozenTrial]:
+            return trials
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions = {path: _distribution([one[path] for one in settings]) for path in settings[0]}
-    study = optuna.create_study(direction=direction)
-    for one, value in zip(settings, values, strict=True):
-        parameters = {
-            path: float(one[path]) if isinstance(kind, optuna.distributions.FloatDistribution) else _text(one[path])
-            for path, kind in distributions.items()
-        }
-        study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, value=value))
+    kinds = {path: _distribution([one[path] for one in settings]) for path in settings[0]}
+    numbers = {path for path, kind in kinds.items() if isinstance(kind, optuna.distributions.FloatDistribution)}
+    asked = [{path: float(one[path]) if path in numbers else _text(one[path]) for path in kinds} for one in settings]
+    more: dict[str, Any] = {"datetime_start": None, "datetime_complete": None, "user_attrs": {}, "system_attrs": {}}
+    more |= {"state": optuna.trial.TrialState.COMPLETE, "distributions": kinds, "intermediate_values": {}}
+    trials = [
+        optuna.trial.FrozenTrial(number=number, trial_id=number, params=params, value=value, **more)
+        for number, (params, value) in enumerate(zip(asked, values, strict=True))
+    ]
+    storage = optuna.storages.InMemoryStorage()
+    finished = Finished(optuna.create_study(storage=storage, direction=direction).study_name, storage)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    return dict(optuna.importance.get_param_importances(finished, evaluator=evaluator))
 
 
 def _distribution(values: Sequence[Any]) -> Any:
