@@ -222,7 +222,8 @@ def check_prune(
     if not reads_text(spec):
         return spec
     if calibration is None:
-        raise PruneGPTError(f"method {spec.method} needs calibration data. Pass --calibration FILE.")
+        what = "repair" if spec.repair else f"method {spec.method}"
+        raise PruneGPTError(f"{what} needs calibration data. Pass --calibration FILE.")
     filled = {
         "windows": windows,
         **({"mode": mode} if mode else {}),

@@ -220,6 +220,13 @@ def prune(
     propagate: Annotated[
         bool, typer.Option(help="Calibrate each layer on the outputs of the pruned layers before it.")
     ] = True,
+    repair: Annotated[
+        str | None,
+        typer.Option(
+            help="Train the kept weights of each layer on the calibration windows: block, attention, mlp or sublayers.",
+            autocompletion=complete.choice("block", "attention", "mlp", "sublayers"),
+        ),
+    ] = None,
     keep_dtype: Annotated[
         bool, typer.Option("--keep-dtype", help="Save in the dtype that MODEL is stored in, such as bfloat16.")
     ] = False,
@@ -260,6 +267,7 @@ def prune(
         "targets": targets or (),
         "layers": layers or (),
         "propagate": propagate,
+        "repair": repair,
     }
     spec = check_prune(given, calibration, calibration_windows, calibration_mode, block_size)
     asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows}

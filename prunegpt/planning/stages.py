@@ -74,7 +74,7 @@ def next_stage(config: StageConfig, place: StagePlace, teacher: str | None = Non
 def _prune(config: PruneSpec, place: StagePlace) -> StagePlan:
     filled, text = _filled(config, place.data, place.texts)
     payload = {**_common("prune", place), "prune": text}
-    if method_entry(config.method).draws:
+    if method_entry(config.method).draws or config.repair:
         payload["seed"] = place.seed
     return StagePlan(
         key=digest(payload),
@@ -137,7 +137,7 @@ def _common(kind: str, place: StagePlace) -> dict[str, Any]:
 
 def _filled(prune: PruneSpec, data: DataSpec, texts: Texts) -> tuple[PruneSpec, dict[str, Any]]:
     """The pruning with its calibration data filled in, and the part that goes into the key."""
-    text = prune.model_dump(exclude={"calibration", "propagate"})
+    text = prune.model_dump(exclude={"calibration", "propagate"} | ({"repair"} if prune.repair is None else set()))
     if code := CodePart.of(prune.method):
         text["method"] = code.decisive
     if isinstance(prune.allocation, Mapping):

@@ -88,9 +88,11 @@ def layer(trial: TrialResult) -> Value:
 
 
 def method(trial: TrialResult) -> str:
-    """Criterion or solver of each pruning, with the schedule where it is gradual."""
+    """Criterion or solver of each pruning, with the schedule where it is gradual, and what repairs it afterwards."""
     names = [
-        method_label(pruning.method) + (f" ({pruning.schedule})" if isinstance(pruning, GradualSpec) else "")
+        method_label(pruning.method)
+        + (f" ({pruning.schedule})" if isinstance(pruning, GradualSpec) else "")
+        + (f" + repair ({pruning.repair.scope})" if pruning.repair else "")
         for pruning in _prunings(trial)
     ]
     return " + ".join(names) or NOT_APPLICABLE

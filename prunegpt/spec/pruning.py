@@ -60,7 +60,7 @@ def reads_text(prune: PruneSpec) -> bool:
     """Whether a pruning needs calibration data."""
     training = isinstance(prune, GradualSpec)
     spread = allocation_entry(prune.allocation).reads_text(training=False)
-    return spread or method_entry(prune.method).reads_text(training=training)
+    return bool(prune.repair) or spread or method_entry(prune.method).reads_text(training=training)
 
 
 def method_options(prune: PruneSpec) -> dict[str, Any]:
@@ -115,6 +115,18 @@ def prune_problems(
         chosen,
         training=isinstance(prune, GradualSpec),
     )
+    if prune.repair and scope_of(method, prune.allocation) == "global":
+        yield (
+            "repair",
+            "repair goes layer by layer, each repaired before the next is pruned; allocation global compares all "
+            "layers at once. Use uniform, row, owl or sensitivity.",
+        )
+    if prune.repair and chosen is not None and (apart := [one.name for one in chosen if one.block is None]):
+        yield (
+            "repair",
+            f"repair needs matrices of decoder layers, got {apart[0]}. Leave it out of targets, or prune it in a stage "
+            "of its own.",
+        )
     if chosen is not None:
         if isinstance(prune.allocation, Mapping):
             wrong = first_matches([matrix.name for matrix in chosen], list(prune.allocation))[1]

@@ -27,6 +27,7 @@ from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.figures import DeclaredFigures
 from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar, short
 from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
+from prunegpt.spec.repair import RepairSpec, from_scope
 from prunegpt.spec.schedules import Clock, clock_of
 from prunegpt.spec.search import EarlyStopSpec, SearchSpec
 from prunegpt.spec.target import TargetSpec
@@ -74,6 +75,9 @@ class PruneSpec(Part):
     exclude: Names = Field((), description="patterns of tensors to leave alone")
     calibration: CalibrationSpec = Field(CalibrationSpec(), description="calibration data for activation-aware methods")
     propagate: bool = Field(True, description="calibrate each layer on the outputs of the pruned layers before it")
+    repair: Annotated[RepairSpec, BeforeValidator(from_scope)] | None = Field(
+        None, description="train kept weights to give the dense layers' outputs: block, attention, mlp, sublayers"
+    )
     options: Mapping[str, Scalar] = Field({}, description="further arguments of the method or allocation")
     curves: Mapping[str, tuple[tuple[float, float], ...]] = Field(
         {}, description="block -> (sparsity, loss increase in nats) for allocation sensitivity; read from options.sweep"
@@ -139,6 +143,8 @@ class GradualSpec(PruneSpec):
 
     @model_validator(mode="after")
     def _ordered(self) -> "GradualSpec":
+        if self.repair is not None:
+            raise ValueError("repair belongs to a prune stage; training repairs what it prunes by itself. Remove it.")
         if self.end is not None and self.end < self.start:
             raise ValueError(f"end must not come before start; start is {self.start:g} and end {self.end:g}.")
         return self

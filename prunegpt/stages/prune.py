@@ -96,6 +96,7 @@ def apply(
         seed=seed,
         options=method_options(spec),
         progress=progress,
+        repair=spec.repair,
         **given,
     )
     masks = {name: Mask(kept) for name, kept in found.masks.items()}

@@ -38,6 +38,7 @@ COMPLETED: Mapping[str, tuple[str, str]] = {
     "pattern": ("2", "2:4"),
     "allocation": ("o", "owl"),
     "calibration_mode": ("", "random"),
+    "repair": ("b", "block"),
     "protocol": ("st", "stream"),
     "device": ("c", "cuda"),
     "precision": ("b", "bfloat16"),

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from prunegpt.lm.views import block_matrices, select
 from prunegpt.pruning.oneshot import OneShotResult, SolvedLayers, prune_oneshot
 from prunegpt.pruning.statistics import collect
 from prunegpt.registry import CRITERIA, SOLVERS
+from tests.support.stopped import same, stopping
 
 METHODS = [
     name
@@ -37,25 +37,6 @@ def pruned(model: Any, windows: Tensor, **given: Any) -> tuple[Any, OneShotResul
 
 def _noting(seen: list[tuple[int, int, str]]) -> Callable[[int, int, str], None]:
     return lambda *event: seen.append(event)
-
-
-def stopping(after: int) -> Callable[[], bool]:
-    """Says no so many times."""
-    left = [after]
-
-    def stop() -> bool:
-        left[0] -= 1
-        return left[0] <= 0
-
-    return stop
-
-
-def same(one: tuple[Any, OneShotResult], other: tuple[Any, OneShotResult]) -> bool:
-    (model, result), (twin, again) = one, other
-    weights = zip(model.state_dict().values(), twin.state_dict().values(), strict=True)
-    masks = all(torch.equal(mask, again.masks[name]) for name, mask in result.masks.items())
-    rows = [[replace(row, seconds=0.0) for row in found.rows] for found in (result, again)]
-    return masks and all(torch.equal(a, b) for a, b in weights) and rows[0] == rows[1] and result.notes == again.notes
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -54,15 +54,19 @@ class SolvedLayers:
     def __contains__(self, name: object) -> bool:
         return name in self._places
 
-    def add(self, row: LayerRow, matrix: Tensor, mask: Tensor, *, now: bool = False) -> None:
-        """Takes note of a layer that was solved, and writes what is new, if a checkpoint is due or wanted now.
+    def add(self, row: LayerRow, matrix: Tensor, mask: Tensor) -> None:
+        """Takes note of a layer that was solved.
 
         Args:
             matrix: its weights, [out, in], which nobody changes any more.
             mask: bool [out, in], True = kept.
         """
         self._new.append((row, matrix, mask))
-        if self._folder is None or self._generator is None or not (now or self._clock() - self._saved >= self._every):
+
+    def save(self, *, now: bool = False) -> None:
+        """Writes what is new, if a checkpoint is due or wanted now."""
+        due = now or self._clock() - self._saved >= self._every
+        if self._folder is None or self._generator is None or not self._new or not due:
             return
         tensors = {"generator": self._generator.get_state()}
         for place, (_, weight, kept) in enumerate(self._new):
@@ -103,4 +107,5 @@ def _restore(folder: Path, place: int, row: LayerRow, found: Evidence) -> tuple[
 
 
 def _row(found: Mapping[str, Any]) -> LayerRow:
-    return LayerRow(**{**found, "notes": tuple(found["notes"])})
+    lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}  # JSON has no tuples
+    return LayerRow(**{**found, **lists})

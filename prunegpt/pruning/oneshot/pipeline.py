@@ -1,9 +1,11 @@
 """The loop over layers: look, choose, repair, write back."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -12,14 +14,16 @@ from torch import Tensor, nn
 
 from prunegpt.errors import Interrupted
 from prunegpt.lm.views import WeightView
-from prunegpt.pruning.choose import choose
+from prunegpt.pruning.choose import Groups, choose
 from prunegpt.pruning.evidence import evidence
 from prunegpt.pruning.oneshot.checkpoint import SolvedLayers
 from prunegpt.pruning.oneshot.request import check_request
 from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, OnLayer
 from prunegpt.pruning.patterns import Pattern
+from prunegpt.pruning.repair import Repair
 from prunegpt.pruning.statistics import check_windows, evaluating
 from prunegpt.registry import ACTIVATIONS, GRADIENTS
+from prunegpt.spec.repair import RepairSpec
 
 _NUMBER = re.compile(r"[\d.e+-]*\d")
 
@@ -45,6 +49,7 @@ def prune_oneshot(
     calibrated: Callable[[int, int], None] = lambda *_: None,
     solved: SolvedLayers | None = None,
     stop: Callable[[], bool] = lambda: False,
+    repair: RepairSpec | None = None,
 ) -> OneShotResult:
     """Prunes a model in place.
 
@@ -79,6 +84,7 @@ def prune_oneshot(
         solved: what an earlier attempt at the same pruning has solved: it is taken over, and added to. An allocation
             `global` solves all layers at once, and has nothing to take over.
         stop: asked after every layer.
+        repair: how decoder layers are repaired once their matrices are pruned, on the calibration windows.
 
     Raises:
         Interrupted: `stop` said so; what is solved is saved.
@@ -97,7 +103,9 @@ def prune_oneshot(
     )
     needs = request.part.needs
     before = SolvedLayers(None) if solved is None or request.scope == "global" else solved
-    windows = check_windows(calibration, method) if needs & (ACTIVATIONS | GRADIENTS) else None
+    windows = None
+    if needs & (ACTIVATIONS | GRADIENTS) or repair:
+        windows = check_windows(calibration, method if needs & (ACTIVATIONS | GRADIENTS) else "repair")
     groups = evidence(
         model,
         views,
@@ -113,43 +121,75 @@ def prune_oneshot(
     )
     held = {name: mask.to(views[name].parameter.device) for name, mask in (masks or {}).items() if name in views}
     chosen: dict[str, Tensor] = {}
-    rows: list[LayerRow] = []
+    rows: dict[str, LayerRow] = {}
+    open_rows: list[LayerRow] = []  # of the decoder layer that is still to be repaired
 
     def done(row: LayerRow, mask: Tensor) -> None:
         chosen[row.name] = mask.cpu()
-        rows.append(row)
+        rows[row.name] = row
 
-    choices = choose(
-        request.part,
-        before.unsolved(groups, done),
-        targets=request.targets,
-        pattern=request.pattern,
-        scope=request.scope,
-        masks=held,
-        options=request.options,
-    )
-    progress(len(before), len(views), "")
+    def repaired(found: Mapping[str, tuple[float, float]]) -> None:
+        for row in open_rows:
+            rows[row.name] = replace(row, repaired=found.get(row.name))
+            before.add(rows[row.name], views[row.name].matrix, chosen[row.name])
+        open_rows.clear()
+        before.save()
+
     with evaluating(model), closing(groups):
-        for choice in choices:
-            mask, name = choice.mask, choice.name
-            sparsity = 1 - int(torch.count_nonzero(mask)) / mask.numel()
-            row = LayerRow(name, mask.numel(), sparsity, choice.error, choice.damping, choice.seconds, choice.notes)
-            done(row, mask)
-            progress(len(rows), len(views), name)
-            stopped = stop()
-            before.add(row, views[name].matrix, mask, now=stopped)
-            if stopped:
-                raise Interrupted(f"stopped after {len(rows)} of {len(views)} layers; those are kept")
+        around: Groups = groups
+        if repair is not None:
+            assert windows is not None
+            repairing = Repair(repair, model, views, windows, seed=seed, offload=offload, stop=stop)
+            around = repairing.around(groups, masks=chosen, solved=before, repaired=repaired)
+        choices = choose(
+            request.part,
+            before.unsolved(around, done),
+            targets=request.targets,
+            pattern=request.pattern,
+            scope=request.scope,
+            masks=held,
+            options=request.options,
+        )
+        progress(len(before), len(views), "")
+        try:
+            for choice in choices:
+                mask, name = choice.mask, choice.name
+                sparsity = 1 - int(torch.count_nonzero(mask)) / mask.numel()
+                row = LayerRow(name, mask.numel(), sparsity, choice.error, choice.damping, choice.seconds, choice.notes)
+                done(row, mask)
+                progress(len(rows), len(views), name)
+                if repair is None:
+                    before.add(row, views[name].matrix, mask)
+                    before.save()
+                else:
+                    open_rows.append(row)
+                if stop():
+                    raise Interrupted(f"stopped after {len(rows)} of {len(views)} layers")
+        except Interrupted as stopped:
+            before.save(now=True)
+            kept = "those" if len(before) == len(rows) else f"{len(before)} of them"
+            raise Interrupted(f"{stopped}; {kept} are kept") from None
     return OneShotResult(
         masks={name: chosen[name] for name in views},
-        rows=tuple(rows),
+        rows=tuple(rows.values()),
         tokens=0 if windows is None else windows.numel(),
         seconds=perf_counter() - started,
-        notes=(*request.notes, *_together(rows)),
+        notes=(*request.notes, *_together(rows.values()), *_repaired(repair, rows.values())),
     )
 
 
-def _together(rows: Sequence[LayerRow]) -> Iterator[str]:
+def _repaired(repair: RepairSpec | None, rows: Iterable[LayerRow]) -> Iterator[str]:
+    """What the reconstruction of decoder layers came to."""
+    found = [row.repaired for row in rows if row.repaired is not None]
+    if repair is not None and found:
+        before, after = (fmean(values) for values in zip(*found, strict=True))
+        yield (
+            f"repair {repair.scope}: squared distance of outputs from the dense model's, as a share of their square, "
+            f"{before:.4g} in the first pass and {after:.4g} in the last, mean over {len(found)} matrices"
+        )
+
+
+def _together(rows: Iterable[LayerRow]) -> Iterator[str]:
     """What layers have notes of, each kind of note once: the first as it is, and how many layers have such a one."""
     kinds: dict[str, list[tuple[str, str]]] = {}
     for row in rows:

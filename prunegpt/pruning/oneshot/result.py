@@ -23,6 +23,8 @@ class LayerRow:
         seconds: to choose the mask and to solve, without calibration. Scores that are compared over all layers are
             selected at once: there it is an even share of the whole.
         notes: what the user should know of.
+        repaired: where the decoder layer was repaired, the squared distance of its output from that of the dense one,
+            as a share of the square, in the first pass over the windows and in the last.
     """
 
     name: str
@@ -32,6 +34,7 @@ class LayerRow:
     damping: float | None
     seconds: float
     notes: tuple[str, ...] = ()
+    repaired: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)

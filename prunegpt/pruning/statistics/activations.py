@@ -66,6 +66,22 @@ class BlockInputs:
         """[windows, length, width], on the CPU."""
         return torch.cat([part.cpu() for part in self._hidden])
 
+    def __len__(self) -> int:
+        """The number of micro-batches."""
+        return len(self._hidden)
+
+    def copy(self) -> "BlockInputs":
+        """The same hidden states, which move on by themselves."""
+        return BlockInputs(self._blocks, list(self._hidden), self._calls, self._offload)
+
+    def states(self, batch: int) -> Tensor:
+        """The hidden states of a micro-batch, [windows, length, width], on the device of the blocks."""
+        return self._hidden[batch].to(next(self._blocks.parameters()).device)
+
+    def output(self, index: int, batch: int) -> Tensor:
+        """What block `index` makes of a micro-batch, [windows, length, width]."""
+        return self._calls[batch][index].run(self._blocks[index], self.states(batch))
+
     def run(self, index: int, *, keep: bool, after_batch: Callable[[], None] | None = None) -> None:
         """Runs block `index` over all windows.
 
@@ -74,11 +90,9 @@ class BlockInputs:
             keep: whether its outputs become the hidden states, in front of the next block.
             after_batch: called after each micro-batch.
         """
-        block = self._blocks[index]
-        device = next(block.parameters()).device
-        for batch, call in enumerate(self._calls):
+        for batch in range(len(self)):
             try:
-                output = call[index].run(block, self._hidden[batch].to(device))  # [windows, length, width]
+                output = self.output(index, batch)  # [windows, length, width]
             except StopForward:
                 if keep:
                     raise

@@ -1,0 +1,24 @@
+"""What a spec may say of the reconstruction of pruned decoder layers."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from prunegpt.spec.part import Part
+
+
+class RepairSpec(Part):
+    """Block reconstruction: kept weights are trained until a layer gives what the dense one gave."""
+
+    scope: Literal["block", "attention", "mlp", "sublayers"] = Field(
+        "block",
+        description="whose output is compared: the layer's (block), its attention's, its MLP's, or both (sublayers)",
+    )
+    epochs: int = Field(3, ge=1, description="passes over the calibration windows")
+    learning_rate: float = Field(3e-4, gt=0, description="of Adam; warmed up, then decays to 0 along a cosine")
+    batch_size: int = Field(2, ge=1, description="calibration windows of a step")
+
+
+def from_scope(value: Any) -> Any:
+    """`repair: block` is short for `repair: {scope: block}`."""
+    return {"scope": value} if isinstance(value, str) else value
