@@ -15,8 +15,8 @@ class RepairSpec(Part):
         description="whose output is compared: the layer's (block), its attention's, its MLP's, or both (sublayers)",
     )
     epochs: int = Field(3, ge=1, description="passes over the calibration windows")
-    learning_rate: float = Field(3e-4, gt=0, description="of Adam; warmed up, then decays to 0 along a cosine")
-    batch_size: int = Field(2, ge=1, description="calibration windows of a step")
+    learning_rate: float = Field(3e-3, gt=0, description="of Adam; warmed up, then decays to 0 along a cosine")
+    batch_size: int = Field(1, ge=1, description="calibration windows of a step")
 
 
 def from_scope(value: Any) -> Any:

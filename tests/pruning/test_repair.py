@@ -82,7 +82,6 @@ def plain_loop(dense: Any, windows: Tensor, spec: RepairSpec, *, seed: int) -> A
         optimizer = torch.optim.Adam(parameters, lr=spec.learning_rate, betas=(0.9, 0.95))
         batches = list(windows.split(spec.batch_size))
         targets = wanted[index].split(spec.batch_size)
-        scale = sum(float(part.square().mean()) for part in targets) / len(targets)
         steps, step = spec.epochs * len(batches), 0
         generator = torch.Generator().manual_seed(hash((seed, index)) % 2**63)
         for _ in range(spec.epochs):
@@ -93,7 +92,11 @@ def plain_loop(dense: Any, windows: Tensor, spec: RepairSpec, *, seed: int) -> A
                 )
                 model(input_ids=batches[batch], use_cache=False)
                 hook.remove()
-                loss = (found[0] - targets[batch]).square().mean() / scale
+                lengths = [float((state**2).sum()) for window in targets[batch] for state in window]
+                median = sorted(lengths)[(len(lengths) - 1) // 2]
+                pairs = zip(found[0].flatten(0, 1), targets[batch].flatten(0, 1), lengths, strict=True)
+                tokens = [((mine - dense) ** 2).sum() / max(length, median) for mine, dense, length in pairs]
+                loss = sum(tokens) / len(tokens)
                 model.zero_grad()
                 loss.backward()
                 for view in own:
