@@ -302,6 +302,14 @@ DISTILLATION_LOSSES = Registry(
     function="divergence",
     given=frozenset({"student_logits", "teacher_logits", "temperature"}),
 )
+LAYER_CHOICES = Registry(
+    "layer choice",
+    {
+        "influence": "prunegpt.shrinking.depth:influence",
+        "perplexity": "prunegpt.shrinking.depth:perplexity",
+        "taylor": "prunegpt.shrinking.depth:taylor",
+    },
+)
 PROTOCOLS = Registry(
     "protocol",
     {

@@ -190,8 +190,8 @@ class Counting:
             for index, stage in enumerate(trial.stages[1:]):
                 path = f"stages.{index}.{stage.kind}"
                 checked.append((f"{path}.data", self._trained_on(stage)))
-                if stage.pruning:
-                    place = path if stage.prune else f"{path}.prune"
+                if stage.calibration:
+                    place = path if stage.prune or stage.shrink else f"{path}.prune"
                     checked.append((f"{place}.calibration", self._calibrated_on(stage)))
             for path, identity in checked:
                 if identity in self._failed and identity not in seen:
@@ -214,8 +214,8 @@ class Counting:
         """Draws the windows of a calibration where that may fail though the dataset is long enough."""
         from prunegpt.stages import text
 
-        assert stage.pruning is not None
-        spec = stage.pruning.calibration
+        spec = stage.calibration
+        assert spec is not None
         plain = all(part.mode in _ANYWHERE and part.data.messages is None for part in spec.parts)
         if (plain and not spec.bos and not spec.sources) or any(part.data.generate for part in spec.parts):
             return ""

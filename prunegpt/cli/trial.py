@@ -170,6 +170,10 @@ def _print(result: "TrialResult", root: Root) -> None:
                 f"Coverage: {result.sparsity.coverage:.1%} of the decoder's weights outside the embeddings were pruned."
             )
         print_sparsities(result.sparsity.by_tensor, title="Sparsity, counted from the weights")
+    for stage in result.stages:
+        if stage.kind == "shrink" and stage.layers:
+            columns = list(dict.fromkeys(name for row in stage.layers for name in row))
+            print_table(columns, ([row.get(name) for name in columns] for row in stage.layers), title="What could go")
     for note in (note for stage in result.stages for note in stage.notes):
         print(f"note: {note}")
     print_table(["field", "value"], _flat(result.config), title="Configuration")

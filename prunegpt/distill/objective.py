@@ -39,6 +39,7 @@ class DistillationObjective:
         hidden_gain: the weight of the hidden-state term.
         attention_gain: the weight of the attention term.
         layer_map: student layer -> teacher layer, counted from 0; None: see `spec.distilling.match_layers`.
+        attention_map: the same of the attention term, where it is another.
         chunk_tokens: positions whose logits exist at a time; None: see `chunked.chunked_losses`.
 
     Raises:
@@ -55,6 +56,7 @@ class DistillationObjective:
         hidden_gain: float = 0.0,
         attention_gain: float = 0.0,
         layer_map: Mapping[int, int] | None = None,
+        attention_map: Mapping[int, int] | None = None,
         chunk_tokens: int | None = None,
     ) -> None:
         self.teacher = teacher
@@ -64,6 +66,7 @@ class DistillationObjective:
         self.hidden_gain = hidden_gain
         self.attention_gain = attention_gain
         self.layer_map = layer_map
+        self.attention_map = attention_map
         self.chunk_tokens = chunk_tokens
         self._known: PreTrainedModel | None = None  # the student whose fit was checked
         self._own_logits = False  # whether its output layer does not give its logits
@@ -156,7 +159,7 @@ class DistillationObjective:
         if self.hidden_gain:
             terms.append(("hidden", self.hidden_gain, hidden_loss(ours.hidden, theirs.hidden, self._layers, mask)))
         if self.attention_gain:
-            value = attention_loss(ours.attentions, theirs.attentions, self._layers, mask)
+            value = attention_loss(ours.attentions, theirs.attentions, self.attention_map or self._layers, mask)
             terms.append(("attention", self.attention_gain, value))
         return terms
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from prunegpt.errors import nearest, unknown
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
-from prunegpt.planning.outlines import is_words, outline_of, stored_matrices, unbuilt
+from prunegpt.planning.outlines import is_words, layer_sizes, outline_of, stored_matrices, unbuilt
 from prunegpt.planning.rehearsed import refused
 from prunegpt.planning.sources import has_chat_template, has_tokenizer, no_tokenizer, quantised_by, quantised_problem
 from prunegpt.planning.texts import block_size_of
@@ -19,7 +19,17 @@ from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.metrics import evaluation_of, is_measured, is_task
 from prunegpt.spec.part import Message
 from prunegpt.spec.pruning import prune_problems, reads_text
-from prunegpt.spec.schema import EvaluateSpec, PruneSpec, StageConfig, TableSpec, TrialSpec
+from prunegpt.spec.schema import (
+    CalibrationSpec,
+    EvaluateSpec,
+    FinetuneSpec,
+    PruneSpec,
+    StageConfig,
+    TableSpec,
+    TrialSpec,
+)
+from prunegpt.spec.shrink import ShrinkSpec
+from prunegpt.spec.shrinking import shrink_problems
 from prunegpt.spec.training_arguments import training_problems
 
 _LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt"})  # more tokens than these are out of reach
@@ -33,6 +43,11 @@ def stage_problems(
     block_size = spec.data.block_size if spec.data else 0
     if isinstance(config, PruneSpec):
         yield from _pruning_problems(config, facts, block_size, {})
+        return
+    if isinstance(config, ShrinkSpec):
+        yield from shrink_problems(config, facts.config, *(layer_sizes(facts) or ())) if facts else ()
+        if config.reads_text:
+            yield from _window_problems(config.calibration, facts, block_size)
         return
     block_size = block_size_of(config.data, block_size)
     if message := _positions_problem(facts, block_size, "a training sequence"):
@@ -63,13 +78,13 @@ def chat_problems(spec: TrialSpec, facts: ModelFacts | None) -> Iterator[Message
     known = [("data", spec.data), *(("evaluate", one.data) for one in spec.evaluations)]
     for index, stage in enumerate(spec.stages):
         path, config = f"stages.{index}.{stage.kind}", stage.config
-        prune = config if isinstance(config, PruneSpec) else config.prune
-        if prune is not None:
-            place = path if prune is config else f"{path}.prune"
-            known.append((f"{place}.calibration.data", prune.calibration.data))
-            sources = enumerate(prune.calibration.sources)
+        calibrated = config.prune if isinstance(config, FinetuneSpec) else config
+        if calibrated is not None:
+            place = path if calibrated is config else f"{path}.prune"
+            known.append((f"{place}.calibration.data", calibrated.calibration.data))
+            sources = enumerate(calibrated.calibration.sources)
             known += [(f"{place}.calibration.sources.{number}.data", one.data) for number, one in sources]
-        if isinstance(config, PruneSpec):
+        if not isinstance(config, FinetuneSpec):
             continue
         known.append((f"{path}.data", config.data))
         data = config.data or spec.data
@@ -98,9 +113,13 @@ def _pruning_problems(
     if facts and facts.files and known is None and (problem := unbuilt(facts)):
         yield "", f"transformers cannot build a model from the config: {problem}. Check config.json."
     yield from prune_problems(prune, known.matrices if known else None, length=length)
-    calibration = prune.calibration
+    if reads_text(prune):
+        yield from _window_problems(prune.calibration, facts, block_size)
+
+
+def _window_problems(calibration: CalibrationSpec, facts: ModelFacts | None, block_size: int) -> Iterator[Message]:
     size = calibration.length or block_size_of(calibration.data, block_size)
-    if (message := _positions_problem(facts, size, "a calibration window")) and reads_text(prune):
+    if message := _positions_problem(facts, size, "a calibration window"):
         yield "calibration", message
 
 

@@ -23,7 +23,7 @@ def with_code(config: StageConfig, base: Path | None, files: Files) -> StageConf
         return (
             config if config.prune is None else config.model_copy(update={"prune": _found(config.prune, base, files)})
         )
-    return _found(config, base, files)
+    return _found(config, base, files) if isinstance(config, PruneSpec) else config
 
 
 def _found(prune: PruneSpec, base: Path | None, files: Files) -> PruneSpec:

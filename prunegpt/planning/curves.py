@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from prunegpt.errors import PruneGPTError
-from prunegpt.spec.schema import PruneSpec, StageConfig
+from prunegpt.spec.schema import FinetuneSpec, PruneSpec, StageConfig
 
 SensitivityCurve = tuple[tuple[float, float], ...]  # (sparsity, loss increase in nats per token), ascending
 _Pruning = TypeVar("_Pruning", bound=PruneSpec)
@@ -19,7 +19,9 @@ def with_curves(config: StageConfig, curves_of: SensitivityCurvesOf | None) -> S
     """
     if isinstance(config, PruneSpec):
         return _measured(config, curves_of)
-    return config.model_copy(update={"prune": _measured(config.prune, curves_of)}) if config.prune else config
+    if not isinstance(config, FinetuneSpec) or config.prune is None:
+        return config
+    return config.model_copy(update={"prune": _measured(config.prune, curves_of)})
 
 
 def _measured(prune: _Pruning, curves_of: SensitivityCurvesOf | None) -> _Pruning:

@@ -48,8 +48,8 @@ def planned_inputs(
             paths += text_files(stage.data, stage.data.train_split)
         if stage.pruning and (code := CodePart.of(stage.pruning.method)):
             paths.append(Path(code.path))
-        if stage.pruning:
-            for part in stage.pruning.calibration.parts:
+        if stage.calibration:
+            for part in stage.calibration.parts:
                 paths += text_files(part.data, part.split)
     return {str(path): files.hash(path) for path in dict.fromkeys(paths)}
 

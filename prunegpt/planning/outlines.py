@@ -2,17 +2,25 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
+from prunegpt.errors import ShrinkError
 from prunegpt.planning.asked import answer
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.spec.names import Matrix, block_index, select_names
 from prunegpt.spec.outline import Coverage, Outline
 from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.shapes import depth_of
+from prunegpt.spec.shrink import ShrinkSpec
+from prunegpt.spec.shrinking import planned_config
 
 _MODELS = 64  # cached at a time: every trial of a grid asks for those of its model
-_BLOCK_MATRIX = re.compile(r"(^|\.)\d+\..*\.weight$")
+_IN_BLOCK = re.compile(r"(^|\.)\d+\.")
+_BLOCK_MATRIX = re.compile(_IN_BLOCK.pattern + r".*\.weight$")
 # Families whose tensors are called in memory as in the file, but for this prefix, which old files lack.
 _PREFIXES = {
     **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "gpt_bigcode", "bloom", "falcon", "codegen"), "transformer."),
@@ -79,10 +87,59 @@ def outline_of(facts: ModelFacts) -> Outline | None:
     return Outline(matrices, found["weights"])
 
 
+def before_each(facts: ModelFacts, shrinks: Sequence[ShrinkSpec | None]) -> list[ModelFacts]:
+    """What is known of a chain's model before each of its stages, and after the last; None: one that keeps the shape.
+
+    Its files are still those that the chain starts from. Where a shape is decided while the stage runs, or does not
+    fit, it is not known from there on.
+    """
+    found = [facts]
+    for spec in shrinks:
+        found.append(_shrunk(found[-1], spec.model_dump_json(exclude={"calibration"})) if spec else found[-1])
+    return found
+
+
+@lru_cache(_MODELS)
+def _shrunk(facts: ModelFacts, written: str) -> ModelFacts:
+    spec = ShrinkSpec.model_validate_json(written)
+    if facts.config is None:
+        return facts
+    try:
+        sizes = layer_sizes(facts)
+        config: Mapping[str, Any] | None = planned_config(spec, facts.config, *(sizes or ()))
+    except ShrinkError:  # which `shrink_problems` reports
+        return replace(facts, config=None, tensors=None)
+    if spec.budget and sizes is None:
+        config = None
+    layers = (depth_of(config) if config else None) or 0
+    tensors = {name: shape for name, shape in (facts.tensors or {}).items() if (_layer(name) or 0) < layers}
+    return replace(facts, config=config, tensors=tensors or None)
+
+
+def layer_sizes(facts: ModelFacts) -> tuple[list[int], int] | None:
+    """The weights of each decoder layer, and those outside; None where they are not known."""
+    if stored_matrices(facts) is None:
+        return None
+    found = dict.fromkeys(range(facts.blocks or 0), 0)
+    rest = 0
+    for name, shape in (facts.tensors or {}).items():
+        block = _layer(name)
+        if block in found:
+            found[block] += prod(shape)
+        else:
+            rest += prod(shape)
+    return [found[layer] for layer in sorted(found)], rest
+
+
+def _layer(name: str) -> int | None:
+    """The decoder layer of a stored tensor, vectors included."""
+    return block_index(name) if _IN_BLOCK.search(name) else None
+
+
 def coverage_of(trial: TrialPlan, facts: ModelFacts) -> Coverage | None:
     """How much of its model a trial prunes, all its stages together; None where nothing is, or it is not known."""
     prunings = [stage.pruning for stage in trial.stages if stage.pruning]
-    known = outline_of(facts) if prunings else None
+    known = outline_of(before_each(facts, [stage.shrink for stage in trial.stages])[-1]) if prunings else None
     if known is None:
         return None
     chosen: set[str] = set()

@@ -15,6 +15,7 @@ from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.inputs import planned_inputs
 from prunegpt.planning.opened import OpenedSpec
+from prunegpt.planning.outlines import before_each
 from prunegpt.planning.precision import resolved
 from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.searches import plan_search, resolve_suggestion
@@ -28,7 +29,7 @@ from prunegpt.spec.expand import Configuration
 from prunegpt.spec.metrics import is_measured
 from prunegpt.spec.plan import PlannedEvaluation, SearchPlan, StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.read import plain_document, read_document
-from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, ModelSpec, PruneSpec
+from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, FinetuneSpec, ModelSpec
 from prunegpt.spec.training_arguments import precision_problem
 
 
@@ -247,9 +248,12 @@ class Planner:
             item = replace(item, spec=item.spec.model_copy(update={"data": filled}))
         spec = item.spec
         text = self.text(item, spec.data, spec.evaluations)
-        self._check(item, facts)
+        known = (
+            before_each(facts, [stage.shrink for stage in spec.stages]) if facts else [None] * (len(spec.stages) + 1)
+        )
+        self._check(item, facts, known)
         teachers = {
-            index: teacher_of(self, item, index, stage.config, facts)
+            index: teacher_of(self, item, index, stage.config, known[index])
             for index, stage in enumerate(spec.stages)
             if isinstance(stage.config, DistillSpec)
         }
@@ -284,7 +288,7 @@ class Planner:
             swept=item.swept,
             config=item.merged,
         )
-        return ResolvedTrial(trial, facts, teaching)
+        return ResolvedTrial(trial, facts, known[-1] or facts, teaching)
 
     def _filled(self, item: Configuration) -> Configuration:
         """The configuration with recipes, measured curves and precision filled in; what is wrong is noted."""
@@ -312,21 +316,25 @@ class Planner:
         run = self.home.opened.spec  # teachers of other sweeps run where this one does
         return run.launcher if run else LauncherSpec()
 
-    def _check(self, item: Configuration, facts: ModelFacts | None) -> None:
-        """Notes what does not fit between the model and the trial's windows and stages."""
+    def _check(self, item: Configuration, facts: ModelFacts | None, known: Sequence[ModelFacts | None]) -> None:
+        """Notes what does not fit between the model and the trial's windows and stages.
+
+        Args:
+            known: what is known of the model before each stage.
+        """
         spec = item.spec
         block_size = spec.data.block_size if spec.data else 0
         for one in spec.evaluations:
             window = window_of(one, block_size)
             if facts and not one.skip and one.tasks is None and (message := checks.window_problem(facts, window)):
                 self.opened.note(item, f"{_place(item, one)}.block_size" if one.block_size else "data", message)
-        trains = (facts and facts.builtin) or any(not isinstance(stage.config, PruneSpec) for stage in spec.stages)
+        trains = (facts and facts.builtin) or any(isinstance(stage.config, FinetuneSpec) for stage in spec.stages)
         if trains and (message := precision_problem(spec.device, spec.precision)):
             self.opened.note(item, "precision", message)
         for path, message in checks.chat_problems(spec, facts):
             self.opened.note(item, path, message)
         for index, stage in enumerate(spec.stages):
-            for path, message in checks.stage_problems(stage.config, facts, spec, self._launcher):
+            for path, message in checks.stage_problems(stage.config, known[index], spec, self._launcher):
                 self.opened.note(item, f"stages.{index}.{stage.kind}.{path}".rstrip("."), message)
 
     def trial(

@@ -17,6 +17,7 @@ from prunegpt.spec.code import CodePart
 from prunegpt.spec.plan import PlannedEvaluation, StagePlan
 from prunegpt.spec.pruning import method_entry, reads_text
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, DistillSpec, FinetuneSpec, PruneSpec, StageConfig
+from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.spec.training_arguments import chooses, neutral_in
 
 # Left out of the config in a key: there in another form, or without influence.
@@ -68,6 +69,8 @@ def next_stage(config: StageConfig, place: StagePlace, teacher: str | None = Non
     """
     if isinstance(config, PruneSpec):
         return _prune(config, place)
+    if isinstance(config, ShrinkSpec):
+        return _shrink(config, place)
     return _train(config, place, teacher)
 
 
@@ -82,6 +85,22 @@ def _prune(config: PruneSpec, place: StagePlace) -> StagePlan:
         parent=place.before.key,
         model=place.before.model,
         prune=filled,
+        data=place.data,
+        seed=place.seed,
+    )
+
+
+def _shrink(config: ShrinkSpec, place: StagePlace) -> StagePlan:
+    text = {name: value for name, value in config.model_dump(exclude={"calibration"}).items() if config.decides(name)}
+    calibration = CalibrationSpec()
+    if config.reads_text:
+        calibration, text["calibration"] = place.texts.calibration(place.data, config.calibration)
+    return StagePlan(
+        key=digest({**_common("shrink", place), "shrink": text}),
+        kind="shrink",
+        parent=place.before.key,
+        model=place.before.model,
+        shrink=config.model_copy(update={"calibration": calibration}),
         data=place.data,
         seed=place.seed,
     )

@@ -29,7 +29,8 @@ class ResolvedTrial:
     """A resolved trial that is about to enter the plan."""
 
     trial: TrialPlan
-    facts: ModelFacts
+    facts: ModelFacts  # of the model that its chain starts from
+    final: ModelFacts  # of the one that it ends with
     teachers: tuple["ResolvedTrial", ...] = ()
 
 
@@ -45,8 +46,8 @@ def teacher_of(
     if chain is None or student is None:
         return chain
     block_size = block_size_of(config.data, item.spec.data.block_size if item.spec.data else 0)
-    problems = [("teacher", message)] if (message := teacher_problem(student, chain.facts, block_size)) else []
-    problems += distill_problems(config, student.shape, chain.facts.shape)
+    problems = [("teacher", message)] if (message := teacher_problem(student, chain.final, block_size)) else []
+    problems += distill_problems(config, student.shape, chain.final.shape)
     for path, message in problems:
         planner.opened.note(item, f"stages.{index}.distill.{path}", message)
     return None if problems else chain
@@ -73,7 +74,7 @@ def _model_teacher(planner: "Planner", item: Configuration, model: ModelSpec, wh
         name = _free_name(planner, _IMPLICIT + slug(Path(model.source).name.removeprefix(PREFIX)))
         order = planner.opened.places + len(planner.implicit)
         trial = planner.trial(item, facts, *text, (stage,), (), name=name, group=name, order=order, implicit=True)
-        planner.implicit[stage.key] = ResolvedTrial(trial, facts)
+        planner.implicit[stage.key] = ResolvedTrial(trial, facts, facts)
     return planner.implicit[stage.key]
 
 

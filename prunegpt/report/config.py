@@ -54,7 +54,7 @@ def resolved(trial: TrialResult) -> Mapping[str, Any]:
 
 def _body(stage: StagePlan, spread: str, planned: Mapping[str, Any]) -> Mapping[str, Any]:
     """A stage's config, with how its budget was spread where it does not say that."""
-    config = stage.prune or stage.training
+    config = getattr(stage, stage.kind, None)
     body = config.model_dump(mode="json") if config else {}
     pruning = body if stage.kind == "prune" else body.get("prune")
     if pruning and pruning["allocation"] is None:

@@ -28,7 +28,7 @@ from prunegpt.root import Root, damage
 
 WindowsOf = Callable[[TrialResult], WindowLosses | None]  # the per-window losses of a trial's last evaluation, or None
 
-_UNCHANGING = ("load", "pretrain", "prune")  # kinds of stages that no seed changes, but for methods that draw
+_UNCHANGING = ("load", "pretrain", "prune", "shrink")  # kinds of stages that no seed changes, but for methods that draw
 _TOLERANCE = 1e-6  # nats per token, between the record and its windows
 _TEXT_SHOWN = 12  # digits of a text's fingerprint
 ALPHA = 1 - LEVEL

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,28 +16,9 @@ from prunegpt.lm.multimodal import read_text
 from prunegpt.lm.views import decoder_lists
 from prunegpt.spec.shapes import shrunk_config
 
-Indices = tuple[int, ...]
 _NUMBERS = frozenset({"layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "block_index", "idx"})
 _PLAIN = (bool, int, float, str, type(None))
 _TOKENS = 12  # that a cut is tried on
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What stays of a model, as it is numbered before the cut; None or an absent layer: all of it.
-
-    Attributes:
-        layers: decoder layers, ascending.
-        neurons, kv_groups, experts: layer -> feed-forward neurons, groups of query heads with their keys and values, or
-            experts. Of every layer that has them there are equally many.
-        channels: of the hidden state, which all layers share.
-    """
-
-    layers: Indices | None = None
-    neurons: Mapping[int, Indices] = field(default_factory=dict)
-    kv_groups: Mapping[int, Indices] = field(default_factory=dict)
-    experts: Mapping[int, Indices] = field(default_factory=dict)
-    channels: Indices | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +31,7 @@ class Slice:
     """
 
     source: str
-    index: tuple[Indices | None, ...] = ()
+    index: tuple[tuple[int, ...] | None, ...] = ()
 
     def of(self, tensor: Tensor) -> Tensor:
         """The slice of a tensor that has the shape of the larger parameter."""
@@ -69,7 +50,7 @@ class Cut:
 
 
 @torch.no_grad()
-def cut_depth(model: PreTrainedModel, layers: Indices) -> Cut:
+def cut_depth(model: PreTrainedModel, layers: tuple[int, ...]) -> Cut:
     """An ordinary model of some of the decoder layers, which computes what the whole one does without the others.
 
     Args:
@@ -140,7 +121,7 @@ def filled(model: PreTrainedModel, smaller: PreTrainedModel, slice_of: Callable[
     return Cut(smaller, slices)
 
 
-def _check_layers(model: PreTrainedModel, smaller: PreTrainedModel, layers: Indices) -> None:
+def _check_layers(model: PreTrainedModel, smaller: PreTrainedModel, layers: tuple[int, ...]) -> None:
     """Every layer of the smaller model is built as the one that it stands for."""
     before, after = decoder_lists(model), decoder_lists(smaller)
     for place, blocks in before.items():
@@ -178,7 +159,7 @@ def traits(block: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _check_sameness(model: PreTrainedModel, smaller: PreTrainedModel, layers: Indices) -> None:
+def _check_sameness(model: PreTrainedModel, smaller: PreTrainedModel, layers: tuple[int, ...]) -> None:
     """Both give the same logits where the larger one passes over the layers that went."""
     place, blocks = next(iter(decoder_lists(model).items()))
     tokens = torch.arange(_TOKENS, device=model.device)[None] % model.get_input_embeddings().num_embeddings

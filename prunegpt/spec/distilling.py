@@ -3,7 +3,7 @@
 One function for each question, asked by the plan of a spec before anything runs, and by the stage that runs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,30 @@ def _inner_problems(config: DistillSpec, student: Shape, teacher: Shape) -> Iter
             f"attention maps are compared head by head; the student has {student.heads} heads and the teacher "
             f"{teacher.heads}. Set attention_gain to 0 for this teacher.",
         )
+
+
+def inherited_layers(student: Sequence[int], teacher: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
+    """Which layers are compared where both models are what a shrink has left of models of one depth.
+
+    The hidden state after a student's layer is what its next layer is given. It is compared with what that layer is
+    given in the teacher: the state after the last of the teacher's layers that come before it there. The last meets
+    the last. Attention maps are compared with those of the same layer.
+
+    Args:
+        student: its layers, as they were numbered before any went.
+        teacher: its layers.
+
+    Returns:
+        student layer -> teacher layer, of hidden states and of attention maps; layers that have no counterpart are
+        left out.
+    """
+    following = [*student[1:], None]
+    hidden = {
+        place: len(teacher) - 1 if after is None else sum(layer < after for layer in teacher) - 1
+        for place, after in enumerate(following)
+    }
+    same = {place: teacher.index(layer) for place, layer in enumerate(student) if layer in teacher}
+    return {place: layer for place, layer in hidden.items() if layer >= 0}, same
 
 
 def match_layers(student: int, teacher: int, given: Mapping[int, int] | None = None) -> dict[int, int]:

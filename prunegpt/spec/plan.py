@@ -9,6 +9,7 @@ from prunegpt.spec.code import CodePart
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.part import Part
 from prunegpt.spec.schema import (
+    CalibrationSpec,
     DataSpec,
     DistillSpec,
     EvaluateSpec,
@@ -19,11 +20,12 @@ from prunegpt.spec.schema import (
     TableSpec,
 )
 from prunegpt.spec.search import EarlyStopSpec, SearchSpec
+from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
 
 FOREIGN = "wandb:"  # what the model of such a trial begins with
-StageKind = Literal["load", "pretrain", "init", "finetune", "prune", "distill", "logged"]
+StageKind = Literal["load", "pretrain", "init", "finetune", "prune", "shrink", "distill", "logged"]
 
 
 class StagePlan(Part):
@@ -42,6 +44,7 @@ class StagePlan(Part):
     model: ModelSpec  # where the chain started: its tokeniser, and for its first stage the model
     finetune: FinetuneSpec | None = None
     prune: PruneSpec | None = None
+    shrink: ShrinkSpec | None = None
     distill: DistillSpec | None = None
     data: DataSpec | None = None  # what is trained on
     seed: int = 0
@@ -56,6 +59,12 @@ class StagePlan(Part):
     def pruning(self) -> PruneSpec | None:
         """The pruning config, one-shot or gradual."""
         return self.prune or (self.training.prune if self.training else None)
+
+    @property
+    def calibration(self) -> CalibrationSpec | None:
+        """The calibration data of its pruning or shrink."""
+        calibrated = self.shrink or self.pruning
+        return calibrated.calibration if calibrated else None
 
     @property
     def declared_blocks(self) -> int | None:

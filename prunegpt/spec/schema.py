@@ -30,6 +30,7 @@ from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
 from prunegpt.spec.repair import RepairSpec, from_scope
 from prunegpt.spec.schedules import Clock, clock_of
 from prunegpt.spec.search import EarlyStopSpec, SearchSpec
+from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
 from prunegpt.spec.training_arguments import check_argument
@@ -220,15 +221,16 @@ class DistillSpec(FinetuneSpec):
     cache: CacheSpec | None = Field(None, description="keep the teacher's top-k logits on disk")
 
 
-STAGES = {"finetune": FinetuneSpec, "prune": PruneSpec, "distill": DistillSpec}
-StageConfig = FinetuneSpec | PruneSpec | DistillSpec
+STAGES = {"finetune": FinetuneSpec, "prune": PruneSpec, "shrink": ShrinkSpec, "distill": DistillSpec}
+StageConfig = FinetuneSpec | PruneSpec | ShrinkSpec | DistillSpec
 
 
 class StageSpec(Part):
-    """One stage: exactly one of finetune, prune, distill."""
+    """One stage: exactly one of finetune, prune, shrink, distill."""
 
     finetune: FinetuneSpec | None = Field(None, description="fine-tuning on the dataset")
     prune: PruneSpec | None = Field(None, description="one-shot pruning")
+    shrink: ShrinkSpec | None = Field(None, description="a smaller shape")
     distill: DistillSpec | None = Field(None, description="distillation from a teacher")
 
     @model_validator(mode="before")

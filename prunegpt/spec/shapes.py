@@ -22,7 +22,7 @@ _INDICES = frozenset(  # lists of the numbers of layers
     }
 )
 _BELOW = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")  # layers before it
-_LAST = ("num_kv_shared_layers",)  # so many layers at the end
+_LAST = ("num_kv_shared_layers",)  # a number of layers at the end
 _EXTRA = re.compile("^num_(nextn_predict|mtp)_layers$")  # heads for several tokens, which transformers does not load
 _KINDS = "layers_block_type"  # whose length is the depth of a family that writes no number
 _BY_NUMBER = "per_layer_config"  # {"05": what differs there}
@@ -36,7 +36,7 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def depth_of(config: Mapping[str, Any]) -> int | None:
-    """How many decoder layers a config says there are."""
+    """How many decoder layers a model of this config has."""
     text = text_part(config)
     written = next((text[name] for name in DEPTH if isinstance(text.get(name), int)), None)
     return len(text[_KINDS]) if written is None and text.get(_KINDS) else written
@@ -58,7 +58,7 @@ def shrunk_config(config: Mapping[str, Any], *, layers: Sequence[int] | None = N
         layers: the decoder layers that stay, ascending.
 
     Raises:
-        ShrinkError: the config does not say how many layers there are.
+        ShrinkError: the config holds no number of layers.
     """
     part = next((name for name in TEXT_PARTS if isinstance(config.get(name), Mapping)), None)
     if part is not None:
@@ -70,7 +70,7 @@ def _shallower(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, An
     depth = depth_of(config)
     if depth is None:
         raise ShrinkError(
-            f"a config must say how many layers there are, as one of {', '.join(DEPTH)}; this one has none of them."
+            f"a config must hold the number of its layers, as one of {', '.join(DEPTH)}; this one has none of them."
         )
     place = {layer: index for index, layer in enumerate(layers)}
     found: dict[str, Any] = {}

@@ -24,6 +24,14 @@ class Pruned:
     target: float | None = None  # the sparsity asked for
 
 
+@dataclass(frozen=True)
+class RemainingLayers:
+    """Which decoder layers are left of the model that a chain starts from."""
+
+    kept: tuple[int, ...]  # as they are numbered there, ascending
+    of: int  # how many it has
+
+
 @dataclass
 class ModelState:
     """A model between two stages. The model is trained and pruned in place."""
@@ -34,6 +42,7 @@ class ModelState:
     stored: str = "float32"  # the dtype of the files that the model was loaded from
     notes: tuple[str, ...] = ()  # on how it was loaded
     processor: Mapping[str, bytes] = field(default_factory=dict)  # files of what prepares images and sounds, by name
+    layers: RemainingLayers | None = None  # None: all
 
 
 @dataclass(frozen=True)

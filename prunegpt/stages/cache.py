@@ -1,10 +1,12 @@
 """Published stages: a folder a key, whole or not there. Whoever needs a stage asks here first."""
 
 import gc
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,11 @@ from prunegpt.records import Evaluation, StageRecord
 from prunegpt.root import REMOVED, Root, damage, publishing, read_json, seal, sealed, write_text
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import ModelSpec
-from prunegpt.stages.base import ModelState, Pruned
+from prunegpt.stages.base import ModelState, Pruned, RemainingLayers
 from prunegpt.stages.measure import check_ledger
 from prunegpt.training.job import JOB
 
+LAYERS = "layers.json"
 TOKENIZER_CACHE = "tokenizers"
 _MANY = 50_000_000  # weights of a model that memory is looked through for: 200 MB
 
@@ -61,6 +64,8 @@ def publish(root: Root, plan: StagePlan, state: ModelState, stage: StageRecord) 
                 pattern=state.pruned.pattern,
                 target=state.pruned.target,
             )
+        if state.layers:
+            write_text(folder / LAYERS, json.dumps(asdict(state.layers)) + "\n")
         job = root.work(plan.key) / JOB
         if job.exists():
             shutil.copy2(job, folder / JOB)
@@ -143,9 +148,21 @@ def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torc
     if model.trust_remote_code:
         with inputs.reading(model_files(model)):
             loaded = load_model(stored, dtype=torch.float32, device=device, **_options(model), code=model.source)
-        return ModelState(loaded, tokenizer(root, model, inputs), _pruned(folder), processor=processor_files(stored))
-    loaded = load_model(stored, dtype=torch.float32, device=device)
-    return ModelState(loaded, load_tokenizer(stored), _pruned(folder), processor=processor_files(stored))
+        reader = tokenizer(root, model, inputs)
+    else:
+        loaded = load_model(stored, dtype=torch.float32, device=device)
+        reader = load_tokenizer(stored)
+    return ModelState(
+        loaded, reader, _pruned(folder), processor=processor_files(stored), layers=_layers(folder / LAYERS)
+    )
+
+
+def _layers(file: Path) -> RemainingLayers | None:
+    """Which layers are left; None where none went."""
+    if not file.exists():
+        return None
+    found = read_json(file)
+    return RemainingLayers(tuple(found["kept"]), found["of"])
 
 
 def _pruned(folder: Path) -> Pruned:

@@ -44,8 +44,8 @@ def is_there(root: Root, generate: GenerateSpec) -> bool:
 def generated_in(plan: StagePlan) -> Iterator[GenerateSpec]:
     """What a stage reads that its chain's model writes."""
     datasets: list[DataSpec | None] = [plan.data if plan.training else None]
-    if plan.pruning:
-        datasets += [part.data for part in plan.pruning.calibration.parts]
+    if plan.calibration:
+        datasets += [part.data for part in plan.calibration.parts]
     yield from {data.generate.key: data.generate for data in datasets if data and data.generate}.values()
 
 

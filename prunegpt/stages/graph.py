@@ -25,6 +25,7 @@ from prunegpt.stages.generate import ensure, generated_in, is_there
 from prunegpt.stages.measure import Ruler, allocation_of, check_ledger, count_zeros
 from prunegpt.stages.process import unmarked
 from prunegpt.stages.prune import prune
+from prunegpt.stages.shrink import shrink
 from prunegpt.stages.source import init, load, pretrain
 from prunegpt.stages.train import distill, finetune
 
@@ -34,6 +35,7 @@ STAGES: Mapping[str, StageFunction] = {
     "init": init,
     "finetune": finetune,
     "prune": prune,
+    "shrink": shrink,
     "distill": distill,
 }
 _CURVES = ("perplexity", "task:", "tasks:")  # begin the names of what is measured after a stage, beside its sparsity
@@ -176,7 +178,7 @@ class Chain:
         # What was published is what is measured and passed on: no attention kernel, wrapper or hook that a stage has
         # set in this process outlives it, and a chain that is run in pieces gives the same bits.
         weights = sum(parameter.numel() for parameter in state.model.parameters())
-        state.model, state.pruned = None, Pruned()
+        state.model, state.pruned, state.layers = None, Pruned(), None
         cache.release(weights)
         return self._load(plan.key, plan.model, device)
 

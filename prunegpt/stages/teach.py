@@ -1,7 +1,7 @@
 """What a distillation stage trains against: a teacher that runs, or its cached logits."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from prunegpt.distill.objective import DistillationObjective
 from prunegpt.distill.teachers import Teacher, check_tokenizers
 from prunegpt.lm.blocks import Blocks
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
+from prunegpt.lm.views import decoder_blocks
 from prunegpt.planning.fingerprint import digest, versions
 from prunegpt.registry import DISTILLATION_LOSSES
 from prunegpt.root import whole
-from prunegpt.spec.distilling import Shape, distill_problems, refuse
+from prunegpt.spec.distilling import Shape, distill_problems, inherited_layers, refuse
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import DistillSpec
-from prunegpt.stages.base import ModelState, StageContext
+from prunegpt.stages.base import ModelState, RemainingLayers, StageContext
 
 
 def objective_for(plan: StagePlan, state: ModelState, setting: StageContext, blocks: Blocks) -> DistillationObjective:
@@ -34,8 +35,12 @@ def objective_for(plan: StagePlan, state: ModelState, setting: StageContext, blo
     refuse(distill_problems(config, Shape(), Shape()))  # the teacher's layers and tokens are checked where it is run
     loss: DistillationLoss = DISTILLATION_LOSSES.load(config.loss)
 
+    maps: dict[str, Mapping[int, int] | None] = {"layer_map": config.layer_map}
+
     def load() -> Teacher:
         teacher = setting.teacher(key)
+        if config.layer_map is None:
+            maps.update(_inherited(state, teacher))
         if config.attention_gain > 0:  # only eager attention gives its maps
             teacher.model.set_attn_implementation("eager")
         shared = check_tokenizers(state.tokenizer, teacher.tokenizer)
@@ -51,8 +56,22 @@ def objective_for(plan: StagePlan, state: ModelState, setting: StageContext, blo
         temperature=config.temperature,
         hidden_gain=config.hidden_gain,
         attention_gain=config.attention_gain,
-        layer_map=config.layer_map,
+        layer_map=maps["layer_map"],
+        attention_map=maps.get("attention_map"),
     )
+
+
+def _inherited(state: ModelState, teacher: ModelState) -> dict[str, Mapping[int, int] | None]:
+    """Which layers are compared where a shrink has left some of a depth that both had; else nothing."""
+    ours, theirs = state.layers or _all(state), teacher.layers or _all(teacher)
+    if ours.of != theirs.of or len(ours.kept) == len(theirs.kept) == ours.of:
+        return {}
+    return dict(zip(("layer_map", "attention_map"), inherited_layers(ours.kept, theirs.kept), strict=True))
+
+
+def _all(state: ModelState) -> RemainingLayers:
+    depth = len(decoder_blocks(state.model)[1])
+    return RemainingLayers(tuple(range(depth)), depth)
 
 
 def _cached(

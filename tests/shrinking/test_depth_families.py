@@ -23,7 +23,7 @@ _CONFIG = "the smaller shape must be one that transformers builds"
 # Family -> layer -> why it cannot be dropped. What is not listed can be.
 KEPT: dict[str, dict[int, str]] = {
     "beam": {0: _PLACED},
-    "blt": dict.fromkeys((0, 1, 2), "a config must say how many layers there are"),
+    "blt": dict.fromkeys((0, 1, 2), "a config must hold the number of its layers"),
     "diffllama": {0: _PLACED},
     "dory": dict.fromkeys((0, 1), _CONFIG),
     "gemma3n_text": {0: _CONFIG, 1: _CONFIG, 2: _SIDE, 3: _SIDE},

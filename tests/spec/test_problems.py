@@ -37,7 +37,7 @@ TRIALS = {
     "two stages in one": (
         "stages: [{prune: {sparsity: 0.5}, finetune: {}}]",
         "stages.0",
-        "a stage must be exactly one of finetune, prune, distill; it has 2",
+        "a stage must be exactly one of finetune, prune, shrink, distill; it has 2",
     ),
     "no stage in one": ("stages: [{}]", "stages.0", "it has 0"),
     "a number for a list": ("stages: 5", "stages", r"must be a list, got 5\."),

@@ -129,7 +129,7 @@ function slot(one) {
   const trial = one.trial.replace(`${name}/`, "");
   const calibrating = one.calibrated !== null && one.calibrated !== undefined;
   const share = calibrating ? one.calibrated : one.total ? Math.max(0, one.step) / one.total : 0;
-  const unit = one.kind === "prune" ? "layer" : "step";
+  const unit = ["prune", "shrink"].includes(one.kind) ? "layer" : "step";
   const facts = [
     calibrating ? `calibrating, ${Math.round(100 * share)}%` : one.total ? `${unit} ${one.step.toLocaleString("en")} of ${one.total.toLocaleString("en")}` : one.step ? `step ${one.step.toLocaleString("en")}` : null,
     one.tokens ? `${format.count(one.tokens)} tokens` : null,

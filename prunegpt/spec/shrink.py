@@ -1,0 +1,114 @@
+"""What a stage `shrink` may say: how much of each part of a model stays, and how what stays is chosen."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from prunegpt.registry import LAYER_CHOICES
+from prunegpt.spec.data import CalibrationSpec, known, many
+from prunegpt.spec.part import Part
+
+
+def _size(value: int | float) -> int | float:
+    if isinstance(value, bool) or value <= 0:
+        raise ValueError(f"a size must be a share above 0 up to 1, or a number from 1 on, got {value}.")
+    if isinstance(value, float) and value > 1:
+        if not value.is_integer():
+            raise ValueError(
+                f"a size must be a share above 0 up to 1, or a whole number, got {value:g}. Write 0.75 for three "
+                "quarters."
+            )
+        return int(value)
+    return value
+
+
+Size = Annotated[int | float, AfterValidator(_size)]
+DEPTHS = ("layers", "attention", "mlp")  # fields that count layers
+LIMITS = ("parameters", "active_parameters", "memory")  # of a budget
+SIZES = ("layers", "attention", "mlp")  # fields that are a size
+
+
+class BudgetSpec(Part):
+    """What the smaller model may have at most; the largest shape within it is taken."""
+
+    parameters: Size | None = Field(
+        None, description="parameters, embeddings included: a share of those before, or a number"
+    )
+    active_parameters: Size | None = Field(
+        None, description="parameters that a token uses: of the experts those that it is routed to"
+    )
+    memory: Size | None = Field(None, description="bytes of the weights in bfloat16: a share, or a number")
+    by: Literal["layers"] = Field("layers", description="what is made smaller until the budget holds")
+
+    @property
+    def limit(self) -> tuple[str, int | float]:
+        """What is limited, and to how much."""
+        return next((name, value) for name in LIMITS if (value := getattr(self, name)) is not None)
+
+    @model_validator(mode="after")
+    def _one(self) -> "BudgetSpec":
+        given = [name for name in LIMITS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a budget must be exactly one of {', '.join(LIMITS)}; it has {', '.join(given) or 'none'}."
+            )
+        return self
+
+
+class ShrinkSpec(Part):
+    """A smaller shape: an ordinary model with fewer layers, neurons, heads, channels or experts.
+
+    A size is a share of what there is (0.75) or a number (24). What is left out stays whole.
+    """
+
+    layers: Size | None = Field(None, description="decoder layers that stay: a share or a number")
+    drop: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(many)] = Field(
+        (), description="decoder layers that go, by index from 0, instead of layers and choice"
+    )
+    attention: Size | None = Field(
+        None, description="attention layers that stay, in families whose layers are attention or MLP alone"
+    )
+    mlp: Size | None = Field(
+        None, description="MLP layers that stay, in families whose layers are attention or MLP alone"
+    )
+    budget: BudgetSpec | None = Field(None, description="a limit that decides a size, in place of layers or ffn")
+    choice: Annotated[str, known(LAYER_CHOICES)] = Field("influence", description="how the layers that stay are chosen")
+    calibration: CalibrationSpec = Field(CalibrationSpec(), description="calibration data that the choices are made on")
+
+    def decides(self, name: str) -> bool:
+        """Whether a field has a part in the result of this shrink."""
+        if name == "choice":
+            by = self.budget.by if self.budget else ""
+            return by == "layers" or any(getattr(self, one) is not None for one in DEPTHS)
+        return getattr(self, name) not in (None, ())
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether something is chosen by what calibration data show."""
+        return self.budget is not None or any(getattr(self, name) is not None for name in SIZES)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _layers(cls, value: Any) -> Any:
+        return value if not isinstance(value, (int, float)) or isinstance(value, bool) else {"layers": value}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ShrinkSpec":
+        if not self.drop and not self.reads_text:
+            raise ValueError(
+                f"a shrink must say what gets smaller; it names none of {', '.join(SIZES)}, drop and budget. Write "
+                "layers: 0.8 for four fifths of the layers."
+            )
+        depth = [name for name in DEPTHS if getattr(self, name) is not None]
+        if self.drop and depth:
+            raise ValueError(f"drop names the layers that go; {depth[0]} asks for a choice. Remove one.")
+        if self.layers is not None and len(depth) > 1:
+            raise ValueError(
+                f"layers counts all layers, attention and mlp those of one kind; {', '.join(depth)} are given. Remove "
+                "layers."
+            )
+        if self.budget and (
+            getattr(self, self.budget.by) is not None or (self.budget.by == "layers" and (depth or self.drop))
+        ):
+            raise ValueError(f"a budget decides {self.budget.by}; that is given too. Remove one, or set budget.by.")
+        return self

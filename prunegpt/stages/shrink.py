@@ -1,0 +1,152 @@
+"""A smaller shape of the model a stage is given."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from prunegpt.errors import Interrupted
+from prunegpt.lm.views import decoder_lists
+from prunegpt.planning.inputs import Inputs
+from prunegpt.pruning.mask import Mask
+from prunegpt.records import CALIBRATED, TOTAL_STEPS
+from prunegpt.registry import LAYER_CHOICES
+from prunegpt.root import Root
+from prunegpt.shrinking.cut import Cut, cut_depth
+from prunegpt.shrinking.depth import LayerScores, OnTry
+from prunegpt.spec.names import parameter_of
+from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.shrink import ShrinkSpec
+from prunegpt.spec.shrinking import Drops, drops_of
+from prunegpt.stages import text
+from prunegpt.stages.base import ModelState, RemainingLayers, Result, StageContext
+
+
+class Depth(NamedTuple):
+    """Which layers stay, and a row on each that was scored."""
+
+    stay: tuple[int, ...]
+    rows: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def shrink(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
+    """Makes the model smaller; the masks of earlier stages are cut with it."""
+    assert plan.shrink is not None
+    begun = [0]  # what an earlier attempt has tried
+
+    def tried(done: int, total: int) -> None:
+        if begun[0] != total:
+            begun[0] = total
+            print(f"  trying {total}, after {done}", flush=True)
+            setting.emit(done, 0.0, TOTAL_STEPS, total, 0)
+        print(f"  tried {done} of {total}", flush=True)
+        setting.emit(done, 0.0, CALIBRATED, done / total, 0)
+        if done < total and setting.stop():
+            raise Interrupted(f"stopped while layers were chosen, after {done} of {total}")
+
+    return apply(plan.shrink, state, setting.inputs, root=setting.root, tried=tried, folder=setting.root.work(plan.key))
+
+
+def apply(
+    spec: ShrinkSpec,
+    state: ModelState,
+    inputs: Inputs,
+    *,
+    root: Root,
+    tried: OnTry,
+    folder: Path | None = None,
+) -> Result:
+    """Puts the smaller model into the state.
+
+    Args:
+        tried: called with what is tried so far of a choice, and how much there is; it may raise to stop.
+        folder: where what has been tried is kept for the next attempt.
+
+    Raises:
+        Interrupted: `tried` said so.
+        ShrinkError: the request does not fit the model.
+    """
+    started = time.monotonic()
+    before = _shape(state)
+    windows = text.calibration(spec.calibration, state.tokenizer, inputs, root) if spec.calibration.parts else None
+    depth = choose_layers(spec, state, windows, tried=tried, folder=folder)
+    whole = len(next(iter(decoder_lists(state.model).values())))
+    notes = depth.notes
+    if len(depth.stay) < whole:
+        _take(state, cut_depth(state.model, depth.stay))
+        earlier = state.layers or RemainingLayers(tuple(range(whole)), whole)
+        state.layers = RemainingLayers(tuple(earlier.kept[layer] for layer in depth.stay), earlier.of)
+    return Result(
+        seconds=time.monotonic() - started,
+        notes=(*text.mix_notes(spec.calibration), *notes, *_changes(before, _shape(state))),
+        layers=depth.rows,
+    )
+
+
+def choose_layers(
+    spec: ShrinkSpec, state: ModelState, windows: Tensor | None, *, tried: OnTry, folder: Path | None
+) -> Depth:
+    """The decoder layers that stay.
+
+    Raises:
+        ShrinkError: the request does not fit the model.
+    """
+    blocks = next(iter(decoder_lists(state.model).values()))
+    drops = _drops(spec, state)
+    every, gone = range(len(blocks)), set(drops.named)
+    rows, notes = list[Mapping[str, Any]](), list[str]()
+    for among, number in drops.chosen:
+        assert windows is not None
+        choose: Callable[..., LayerScores] = LAYER_CHOICES.load(spec.choice)
+        scored = choose(state.model, windows, drop=number, among=among, tried=tried, folder=folder)
+        gone |= set(scored.dropped)
+        rows += [
+            {"layer": layer, "score": score, "dropped": layer in scored.dropped}
+            for layer, score in scored.scores.items()
+        ]
+        notes.append(f"layers chosen by {spec.choice}: {scored.meaning}, least first")
+    if gone:
+        origins = state.layers.kept if state.layers else tuple(every)
+        numbered = "" if origins == tuple(every) else ", as the model was numbered where its chain starts"
+        went = ", ".join(str(origins[layer]) for layer in sorted(gone))
+        notes.insert(0, f"{len(gone)} of {len(blocks)} layers went: {went}{numbered}")
+    return Depth(tuple(layer for layer in every if layer not in gone), tuple(rows), tuple(notes))
+
+
+def _drops(spec: ShrinkSpec, state: ModelState) -> Drops:
+    lists, model = decoder_lists(state.model), state.model
+    sizes = [
+        sum(weight.numel() for blocks in lists.values() for weight in blocks[layer].parameters())
+        for layer in range(len(next(iter(lists.values()))))
+    ]
+    rest = sum(weight.numel() for weight in model.parameters()) - sum(sizes)
+    return drops_of(spec, model.config.to_dict(), sizes, rest)
+
+
+def _take(state: ModelState, cut: Cut) -> None:
+    """Puts a smaller model into the state, with what stays of the masks."""
+    masks: dict[str, Mask] = {}
+    for name, part in cut.slices.items():
+        for place, mask in state.pruned.masks.items():
+            if parameter_of(place) == part.source:
+                masks[name + place.removeprefix(part.source)] = mask
+    state.model, state.pruned.masks = cut.model, masks
+
+
+def _shape(state: ModelState) -> dict[str, int]:
+    """What notes say of a model's size."""
+    found = {"layers": len(next(iter(decoder_lists(state.model).values())))}
+    return {**found, "parameters": sum(weight.numel() for weight in state.model.parameters())}
+
+
+def _changes(before: Mapping[str, int], after: Mapping[str, int]) -> Sequence[str]:
+    """What got smaller, in a line."""
+    changed = [
+        f"{name} {before[name]:,} → {after[name]:,} ({after[name] / before[name]:.1%})"
+        for name in before
+        if before[name] != after[name]
+    ]
+    return ("; ".join(changed),) if changed else ("nothing got smaller: the sizes asked for are those there were",)
