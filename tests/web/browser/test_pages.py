@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlencode
 
 import pytest
 
@@ -200,6 +201,45 @@ def test_coordinates_are_brushed_and_reordered_by_keyboard_and_pointer(page: "Pa
     assert _axes(page)[0] == "perplexity"
     page.locator(".coordinates .shown a").first.click()
     page.wait_for_url("**/trials/study/magnitude-0.9")
+
+
+def _kept(page: "Page", figure: str, text: str) -> None:
+    asked = "([key, text]) => new URLSearchParams(location.search).get(`figure.${key}`)?.includes(text)"
+    page.wait_for_function(asked, arg=[figure, text])
+
+
+def test_what_figures_show_is_in_the_address_for_links_and_the_back_button(page: "Page", address: str) -> None:
+    turned = urlencode({"x": "stages.1.prune.sparsity", "y": "stages.1.prune.method"})
+    page.goto(f"{address}/sweeps/study/search?{urlencode({'figure.contour': turned})}")
+    page.get_by_role("button", name="sparsity, axis 2 of 4").press("ArrowLeft")
+    lowest = page.get_by_role("slider", name="Lowest sparsity shown")
+    for _ in range(9):
+        lowest.press("PageUp")
+    contour = page.locator(".panel:has(h3:text-is('Objective over two searched values'))")
+    _kept(page, "parallel", "brush=sparsity%09")
+    _kept(page, "contour", turned)
+
+    def shows(axes: list[str]) -> None:
+        page.wait_for_selector(".coordinates .shown a")
+        assert _axes(page) == axes
+        assert page.locator(".coordinates .shown a").all_inner_texts() == ["magnitude-0.9", "wanda-0.9"]
+        assert contour.get_by_label("Across").input_value() == "stages.1.prune.sparsity"
+
+    moved = ["sparsity", "method", "layers", "perplexity"]
+    page.locator(".coordinates .shown a").first.click()
+    page.wait_for_url("**/trials/study/magnitude-0.9")
+    page.go_back()
+    shows(moved)
+    link = page.url
+    page.goto("about:blank")
+    page.goto(link)
+    shows(moved)
+    page.evaluate("location.hash = '#content'")  # an entry of the history within the page
+    page.get_by_role("button", name="layers, axis 3 of 4").press("ArrowRight")
+    _kept(page, "parallel", "order=perplexity&order=layers")
+    with page.expect_navigation(wait_until="load"):
+        page.go_back()
+    shows(moved)
 
 
 def test_a_panel_is_made_and_kept_in_the_address(page: "Page", address: str) -> None:

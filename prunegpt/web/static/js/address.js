@@ -1,4 +1,6 @@
-// What the address bar keeps of a page: filter, sort, columns.
+// What the address bar keeps of a page: filter, sort, columns, what figures show.
+
+let written = location.search;
 
 /** The value of a query parameter, or the fallback. */
 export const kept = (name, fallback = "") => new URLSearchParams(location.search).get(name) ?? fallback;
@@ -14,4 +16,8 @@ export function keep(changes) {
   }
   const text = parameters.toString();
   history.replaceState(history.state, "", location.pathname + (text ? "?" + text : "") + location.hash);
+  written = location.search;
 }
+
+// Back and forward between sections of a page may change what else the address says: the page is made from it.
+addEventListener("popstate", () => location.search !== written && location.reload());

@@ -10,24 +10,33 @@ const [TOP, BOTTOM, SIDE] = [44, 14, 44]; // pixels around the axes
 const STEP = { ArrowUp: 0.02, ArrowRight: 0.02, ArrowDown: -0.02, ArrowLeft: -0.02, PageUp: 0.1, PageDown: -0.1 };
 const NEAR = 8; // pixels from a line that count as on it
 const MOST_LINKS = 12;
+const WAIT = 200; // milliseconds without a change after which a view is told
 
-/** Draws a figure of `parcoords` into an element; what is brushed and how axes are ordered stays when it is drawn again. */
-export function coordinates(element, figure, label) {
-  if (!element.coordinates) element.coordinates = new Coordinates(element);
+/**
+ * Draws a figure of `parcoords` into an element; what is brushed and how axes are ordered stays when it is drawn again.
+ *
+ * @param {string} start what `changed` got the last time: the view to begin with.
+ * @param {Function} changed called with the view as text, whenever that is another; empty where nothing is brushed or moved.
+ */
+export function coordinates(element, figure, label, start, changed) {
+  if (!element.coordinates) element.coordinates = new Coordinates(element, start, changed);
   element.coordinates.show(figure.data[0], label);
 }
 
 class Coordinates {
-  constructor(element) {
+  constructor(element, start, changed) {
     this.element = element;
-    this.brushes = new Map(); // label of an axis -> [low, high] as shares of its height
-    this.order = []; // labels
+    this.changed = changed;
+    const view = new URLSearchParams(start);
+    this.order = view.getAll("order"); // labels
+    this.brushes = new Map(); // label of an axis -> [low, high] in its units; null at an end that is open
+    for (const [label, low, high] of view.getAll("brush").map((text) => text.split("\t"))) this.brushes.set(label, [endOf(low), endOf(high)]);
     this.canvas = h("canvas", { "aria-hidden": "true" });
     this.axes = h("div.axes");
     this.tip = h("div.tip", { hidden: true });
     this.count = h("span", { role: "status" });
     this.links = h("span.row");
-    this.clear = h("button.small.quiet", { type: "button", on: { click: () => (this.brushes.clear(), this.layOut()) } }, "Clear the brushes");
+    this.clear = h("button.small.quiet", { type: "button", on: { click: () => (this.brushes.clear(), this.change()) } }, "Clear the brushes");
     this.field = h("div.field", {}, this.canvas, this.axes, this.tip);
     this.field.addEventListener("pointermove", (event) => this.point(event));
     this.field.addEventListener("pointerleave", () => this.highlight(null));
@@ -48,6 +57,23 @@ class Coordinates {
     this.element.setAttribute("aria-label", label);
     replace(this.element, this.field, h("div.row.small.shown", {}, this.count, this.links, this.clear));
     this.layOut();
+  }
+
+  /** Draws it anew after a change of what is brushed or of the order, and tells. */
+  change() {
+    this.layOut();
+    const view = new URLSearchParams();
+    if (this.order.some((name, place) => name !== [...this.dimensions.keys()][place])) for (const name of this.order) view.append("order", name);
+    for (const [name, ends] of this.brushes) view.append("brush", [name, ...ends.map((end) => end ?? "")].join("\t"));
+    clearTimeout(this.telling);
+    this.telling = setTimeout(() => this.changed(view.toString()), WAIT); // browsers refuse an address that changes too often
+  }
+
+  /** What is brushed of an axis, as shares of its height; all of it where nothing is. */
+  brushed(name) {
+    const [low, high] = this.brushes.get(name) ?? [null, null];
+    const dimension = this.dimensions.get(name);
+    return [low === null ? 0 : shareOf(dimension, low), high === null ? 1 : shareOf(dimension, high)];
   }
 
   /** Where an axis is, in pixels. */
@@ -71,7 +97,7 @@ class Coordinates {
 
   axis(name, place) {
     const dimension = this.dimensions.get(name);
-    const [low, high] = this.brushes.get(name) ?? [0, 1];
+    const [low, high] = this.brushed(name);
     const head = h("button.head", { type: "button", data: { id: `head ${name}` }, title: `${name}: drag, or use the arrow keys, to move this axis`, "aria-label": `${name}, axis ${place + 1} of ${this.order.length}: move with the arrow keys`, on: { keydown: (event) => this.moveByKey(event, name), pointerdown: (event) => this.drag(event, name) } }, name);
     const ticks = ticksOf(dimension).map(([at, text]) => h("span.tick", { style: { top: `${this.y(at)}px` } }, text));
     const ends = [["least", low], ["most", high]].map(([end, at]) =>
@@ -88,7 +114,7 @@ class Coordinates {
     const to = Math.max(0, Math.min(this.order.length - 1, from + by));
     if (to === from) return;
     this.order.splice(to, 0, ...this.order.splice(from, 1));
-    this.layOut();
+    this.change();
   }
 
   moveByKey(event, name) {
@@ -111,22 +137,24 @@ class Coordinates {
 
   set(name, low, high) {
     const [from, to] = [Math.max(0, Math.min(low, high)), Math.min(1, Math.max(low, high))];
+    const [least, most] = this.dimensions.get(name).range;
+    const value = (at) => least + at * (most - least);
     if (from <= 0 && to >= 1) this.brushes.delete(name);
-    else this.brushes.set(name, [from, to]);
-    this.layOut();
+    else this.brushes.set(name, [from <= 0 ? null : value(from), to >= 1 ? null : value(to)]);
+    this.change();
   }
 
   brush(event, name, end) {
     const top = this.field.getBoundingClientRect().top;
     const at = (moved) => 1 - (moved.clientY - top - TOP) / (this.height - TOP - BOTTOM);
-    const [low, high] = this.brushes.get(name) ?? [0, 1];
+    const [low, high] = this.brushed(name);
     const other = end === "least" ? high : end === "most" ? low : at(event);
     this.track(event, (moved) => this.set(name, at(moved), other));
-    if (end === null) this.brushes.delete(name), this.layOut(); // a click on an axis clears it
+    if (end === null) this.brushes.delete(name), this.change(); // a click on an axis clears it
   }
 
   brushByKey(event, name, end) {
-    const [low, high] = this.brushes.get(name) ?? [0, 1];
+    const [low, high] = this.brushed(name);
     const moved = event.key in STEP ? STEP[event.key] : event.key === "Home" ? -2 : event.key === "End" ? 2 : null;
     if (moved === null) return;
     event.preventDefault();
@@ -145,11 +173,9 @@ class Coordinates {
 
   // Lines
 
-  isShown(line) {
-    return this.order.every((name, place) => {
-      const brush = this.brushes.get(name);
-      return !brush || (line[place] !== null && line[place] >= brush[0] - 1e-9 && line[place] <= brush[1] + 1e-9);
-    });
+  /** Whether a line goes through all that is brushed, given as [place of the axis, low, high]. */
+  isShown(line, brushes) {
+    return brushes.every(([place, low, high]) => line[place] !== null && line[place] >= low - 1e-6 && line[place] <= high + 1e-6);
   }
 
   draw() {
@@ -157,7 +183,8 @@ class Coordinates {
     Object.assign(this.canvas, { width: this.width * scale, height: this.height * scale });
     const context = this.canvas.getContext("2d");
     context.scale(scale, scale);
-    this.shown = this.lines.flatMap((line, trial) => (this.isShown(line) ? [trial] : []));
+    const brushes = [...this.brushes.keys()].map((name) => [this.order.indexOf(name), ...this.brushed(name)]);
+    this.shown = this.lines.flatMap((line, trial) => (this.isShown(line, brushes) ? [trial] : []));
     const few = new Set(this.shown);
     context.lineWidth = 1;
     if (this.brushes.size) {
@@ -240,9 +267,11 @@ class Coordinates {
 /** The place of a trial on an axis, from 0 to 1; null where it has no value. */
 function share(dimension, trial) {
   const value = dimension.values[trial];
-  const [low, high] = dimension.range;
-  return value === null ? null : high === low ? 0.5 : (value - low) / (high - low);
+  return value === null ? null : shareOf(dimension, value);
 }
+
+const shareOf = ({ range: [low, high] }, value) => (high === low ? 0.5 : (value - low) / (high - low));
+const endOf = (text) => (text && Number.isFinite(Number(text)) ? Number(text) : null);
 
 function ticksOf({ range: [low, high], tickvals, ticktext }) {
   const at = (value) => (high === low ? 0.5 : (value - low) / (high - low));

@@ -1,6 +1,7 @@
 // The figures of a sweep, as its own page and those of its search and its tables show them.
 
 import { address, get, path } from "./api.js";
+import { keep, kept } from "./address.js";
 import { coordinates } from "./coordinates.js";
 import { h } from "./dom.js";
 import { figurePanel, plot, whenNear } from "./plot.js";
@@ -22,23 +23,34 @@ export function downloads(sweep, figure, chosen = {}) {
   );
 }
 
-/** The panel of a figure, with what may be chosen of it: {panel, plot, show()}, where `show` fetches and draws it. */
+/** The panel of a figure, with what may be chosen of it, kept in the address: {panel, plot, show()}; `show` fetches and draws it. */
 export function livePanel(sweep, figure) {
+  const key = `figure.${figure.name}`;
+  let view = kept(key); // of coordinates: what they show
+  const given = new URLSearchParams(view);
   const chosen = {};
-  const made = figurePanel(figure.title, { links: downloads(sweep, figure), classes: WIDE.has(figure.name) ? "wide" : "" });
+  for (const [field, values] of Object.entries(figure.choices)) if (values.slice(1).includes(given.get(field))) chosen[field] = given.get(field);
+  const made = figurePanel(figure.title, { links: downloads(sweep, figure, chosen), classes: WIDE.has(figure.name) ? "wide" : "" });
   const caption = h("p.small.muted.caption", { hidden: true });
   const links = made.panel.querySelector(".links");
   const choose = Object.entries(figure.choices).filter(([, values]) => values.length > 1).map(([field, values]) => {
-    const select = h("select", { on: { change: () => choice(field, select.value) } }, values.map((value) => h("option", { value }, value)));
+    const select = h("select", { on: { change: () => choice(field, select.value) } }, values.map((value) => h("option", { value, selected: value === (chosen[field] ?? values[0]) }, value)));
     return h("label.small", {}, CHOICES[field], " ", select);
   });
   if (choose.length) made.plot.before(h("div.row.choices", {}, choose));
   made.panel.append(caption);
 
   function choice(field, value) {
-    chosen[field] = value;
+    if (value === figure.choices[field][0]) delete chosen[field];
+    else chosen[field] = value;
     links.replaceChildren(...downloads(sweep, figure, chosen));
+    note();
     void draw(made.plot, show);
+  }
+
+  function note() {
+    const further = [...new URLSearchParams(view)].filter(([field]) => !(field in CHOICES));
+    keep({ [key]: new URLSearchParams([...Object.entries(chosen), ...further]).toString() });
   }
 
   async function show() {
@@ -47,7 +59,7 @@ export function livePanel(sweep, figure) {
     caption.hidden = !drawn.caption;
     if (drawn.layout.grid && matchMedia("(max-width: 640px)").matches) drawn.layout.grid = { ...drawn.layout.grid, rows: drawn.data.length, columns: 1 };
     if (drawn.layout.grid) made.plot.style.setProperty("height", `${Math.max(22, 15 * drawn.layout.grid.rows)}rem`);
-    return drawn.data[0].type === "parcoords" ? coordinates(made.plot, drawn, figure.title) : plot(made.plot, drawn, figure.title);
+    return drawn.data[0].type === "parcoords" ? coordinates(made.plot, drawn, figure.title, view, (now) => ((view = now), note())) : plot(made.plot, drawn, figure.title);
   }
 
   return { ...made, show };
