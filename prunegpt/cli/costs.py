@@ -199,7 +199,7 @@ class Counting:
                     yield trial, path, self._failed[identity]
 
     def _measured_on(self, plan: PlannedEvaluation, model: ModelSpec) -> str:
-        if plan.evaluate.tasks is not None:
+        if plan.evaluate.kind != "text":
             return ""
         self.evaluation(plan, model)
         return plan.key + model.source
@@ -293,7 +293,7 @@ class Counting:
             for trial in trials
             for stage in trial.stages
             for one in trial.evaluations
-            if one.evaluate.tasks is None
+            if one.evaluate.kind == "text"
         }
         for (key, evaluation_key), (stage, one, model) in distinct.items():
             after = one.evaluate.after_each or any(trial.key == key for trial in trials)

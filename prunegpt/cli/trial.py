@@ -160,6 +160,8 @@ def _print(result: "TrialResult", root: Root) -> None:
     for name, also in (result.final.also if result.final else {}).items():
         if also.perplexity is not None:
             print(f"{name}: perplexity {number(also.perplexity)}; {also.protocol}; {also.tokens:,} tokens scored.")
+        if also.speed:
+            print(f"{name}: {also.speed.words}; {also.protocol}.")
         for score in also.scores:
             spread = "" if score.stderr is None else f" ± {score.stderr:.4f}"
             value = "not finite" if score.value is None else f"{score.value:.4f}"

@@ -16,7 +16,7 @@ from prunegpt.planning.sources import has_chat_template, has_tokenizer, no_token
 from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.execution import LauncherSpec
-from prunegpt.spec.metrics import evaluation_of, is_measured, is_task
+from prunegpt.spec.metrics import evaluation_of, is_measured, is_speed, is_task
 from prunegpt.spec.part import Message
 from prunegpt.spec.pruning import prune_problems, reads_text
 from prunegpt.spec.schema import (
@@ -263,14 +263,17 @@ def _trials(name: str, groups: list[str]) -> str:
 
 def unmeasured(metrics: Iterable[str], evaluations: Sequence[EvaluateSpec]) -> Iterator[str]:
     """What is wrong with metrics that no evaluation of a trial gives; of a group of tasks its members are not known."""
-    texts = [one for one in evaluations if one.tasks is None and not one.skip]
+    texts = [one.called for one in evaluations if one.kind == "text" and not one.skip]
+    speeds = [one.called for one in evaluations if one.speed and not one.skip]
     tasks = [task for one in evaluations for task in one.tasks or ()]
     for metric in metrics:
         if is_task(metric):
             if not tasks:
                 yield f"{metric} is a score of tasks, and evaluate names none. Add evaluate.tasks, or remove it."
-        elif is_measured(metric) and not texts:
-            why = "evaluate has tasks alone" if tasks else "evaluate.skip is true"
+        elif is_speed(metric) and not speeds:
+            yield f"{metric} is a speed, and evaluate measures none. Add evaluate.speed, or remove it."
+        elif is_measured(metric) and not (texts or is_speed(metric)):
+            why = "evaluate has no text" if tasks or speeds else "evaluate.skip is true"
             yield f"{metric} must be measured; {why}. Remove one."
-        elif (name := evaluation_of(metric)) and name not in (known := [one.called for one in texts]):
-            yield f"{unknown('evaluation', name, known)} It is asked for by {metric}."
+        elif (name := evaluation_of(metric)) and name not in (known := speeds if is_speed(metric) else texts):
+            yield f"{unknown('evaluation', name, filter(None, known))} It is asked for by {metric}."

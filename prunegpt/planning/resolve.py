@@ -20,10 +20,11 @@ from prunegpt.planning.precision import resolved
 from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.searches import plan_search, resolve_suggestion
 from prunegpt.planning.stages import StagePlace, next_stage, source_stage
-from prunegpt.planning.teachers import ResolvedTrial, borrowed, teacher_label, teacher_of
+from prunegpt.planning.teachers import ResolvedTrial, beside, borrowed, reference_of, teacher_label, teacher_of
 from prunegpt.planning.texts import Texts, window_of, with_block_size
 from prunegpt.planning.whole import sweep_problems
 from prunegpt.root import Root
+from prunegpt.spec.evaluate import length_problem
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.expand import Configuration
 from prunegpt.spec.metrics import is_measured
@@ -257,7 +258,10 @@ class Planner:
             for index, stage in enumerate(spec.stages)
             if isinstance(stage.config, DistillSpec)
         }
-        if facts is None or text is None or None in teachers.values():
+        own = (None, item.name, item.group)
+        named = [one for one in spec.evaluations if one.speed and one.speed.against not in own]
+        references = {one.called: reference_of(self, item, one, _place(item, one)) for one in named}
+        if facts is None or text is None or None in (*teachers.values(), *references.values()):
             return None
         data, evaluations = text
         source = source_stage(facts, spec.precision, item.seed)
@@ -274,12 +278,12 @@ class Planner:
                 self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))
         if len(self.opened.problems) > before:
             return None
-        teaching = tuple(teacher for teacher in teachers.values() if teacher)
+        teaching = tuple(found for found in (*teachers.values(), *references.values()) if found)
         trial = self.trial(
             item,
             facts,
             data,
-            evaluations,
+            [beside(self.name, one, item, facts, stages, references.get(one.name)) for one in evaluations],
             tuple(stages),
             teaching,
             name=item.name,
@@ -326,8 +330,11 @@ class Planner:
         block_size = spec.data.block_size if spec.data else 0
         for one in spec.evaluations:
             window = window_of(one, block_size)
-            if facts and not one.skip and one.tasks is None and (message := checks.window_problem(facts, window)):
-                self.opened.note(item, f"{_place(item, one)}.block_size" if one.block_size else "data", message)
+            if facts and one.speed and (message := length_problem(one.speed, facts.positions, facts.source)):
+                self.opened.note(item, f"{_place(item, one)}.speed", message)
+            wrong = facts and not one.skip and one.kind == "text" and checks.window_problem(facts, window)
+            if wrong:
+                self.opened.note(item, f"{_place(item, one)}.block_size" if one.block_size else "data", wrong)
         trains = (facts and facts.builtin) or any(isinstance(stage.config, FinetuneSpec) for stage in spec.stages)
         if trains and (message := precision_problem(spec.device, spec.precision)):
             self.opened.note(item, "precision", message)

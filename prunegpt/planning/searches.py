@@ -11,6 +11,7 @@ from prunegpt.planning.checks import unmeasured
 from prunegpt.planning.samplers import sampler_of
 from prunegpt.planning.teachers import ResolvedTrial
 from prunegpt.spec.expand import SearchTemplate, suggested
+from prunegpt.spec.metrics import evaluation_of
 from prunegpt.spec.plan import SearchPlan, TrialPlan
 from prunegpt.spec.schema import Settings
 from prunegpt.spec.space import chosen_of, probes
@@ -38,7 +39,10 @@ def plan_search(planner: "Planner", template: SearchTemplate) -> SearchPlan:
     planner.searched[template.index] = []
     _note(planner, template, [_probe(planner, template, path, one) for path in space for one in space[path].corners])
     tried = planner.searched[template.index]
-    if template.spec.measured and len({chain.trial.measured_by for chain in tried}) > 1:
+    named = set(map(evaluation_of, template.spec.measured))
+    kept = ([one for one in chain.trial.evaluations if not one.evaluate.speed or one.name in named] for chain in tried)
+    measured = {tuple(one.key for one in evaluations) for evaluations in kept}
+    if template.spec.measured and len(measured) > 1:
         told = (
             "a search compares figures of its trials, so they must be measured alike; what it searches changes the "
             "text, windows or precision of the measurement. Set evaluate in the trial (data, split, block_size, "

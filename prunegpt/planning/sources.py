@@ -187,6 +187,17 @@ def origin(model: ModelSpec) -> tuple[str, tuple[str, ...]]:
     return next((kind for kind in stored if kind in ("float16", "bfloat16")), _FLOAT32), ()
 
 
+def weights_on_disk(model: ModelSpec) -> tuple[int | None, str]:
+    """Bytes of the files that hold a model's stored weights, and their dtype; None where they are not at hand."""
+    place = model_place(model.source)
+    if place is None and (config := hub.cached_file(model.source, model.revision, _CONFIG)):
+        place = config.parent
+    if place is None or place.is_file():
+        return (place.stat().st_size if place else None), "gguf" if place else _FLOAT32
+    kind = quantised_by(read_json(place / _CONFIG), place) or origin(model)[0]
+    return sum(file.stat().st_size for file in weight_files(place)), kind
+
+
 def has_tokenizer(files: Iterable[Path]) -> bool:
     """Whether a vocabulary is among a model's files, or a tokeniser that needs none."""
     for file in files:

@@ -13,7 +13,7 @@ from prunegpt.spec.data import GenerateSpec
 from prunegpt.spec.plan import PlannedEvaluation
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec
 
-_BESIDE = ("data", "batch_size", "skip", "name", "after", "tasks", "num_fewshot", "limit", "include_path")
+_BESIDE = ("data", "batch_size", "skip", "name", "after", "tasks", "num_fewshot", "limit", "include_path", "speed")
 # ^ fields of an evaluation that do not decide a perplexity
 
 
@@ -111,6 +111,8 @@ class Texts:
         """
         if evaluate.tasks is not None:
             return self._tasks(evaluate)
+        if evaluate.speed is not None:  # its key is complete with its reference, see `planning.resolve`
+            return PlannedEvaluation(evaluate=evaluate, key=digest([FORMAT, evaluate.precision, "speed"]))
         block_size = window_of(evaluate, data.block_size)
         if evaluate.stride and evaluate.stride > block_size:
             raise DataError(f"stride must be at most the window's {block_size} tokens, got {evaluate.stride}.")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prunegpt.errors import Problem, PruneGPTError, unknown
+from prunegpt.errors import Problem, PruneGPTError
 from prunegpt.planning import checks
 from prunegpt.planning.budget import evaluates
 from prunegpt.planning.samplers import early_stop_of
@@ -89,15 +89,15 @@ def _metric_problems(planner: "Planner", chains: Sequence[ResolvedTrial | None])
 def _column_problems(planner: "Planner", chains: Sequence[ResolvedTrial | None]) -> list[Problem]:
     """Columns of tables that name an evaluation that no trial has; of other sweeps' trials nothing is known."""
     spec = planner.opened.spec
-    known = {one.name for chain in chains if chain for one in chain.trial.evaluations}
-    known |= {one.name for found in planner.searched.values() for chain in found for one in chain.trial.evaluations}
-    if spec is None or not known:
+    resolved = [chain for found in (chains, *planner.searched.values()) for chain in found if chain]
+    evaluations = [one.evaluate for chain in resolved for one in chain.trial.evaluations]
+    if spec is None or not evaluations:
         return []
-    known.discard("")  # of one without a name, which columns do not name
     return [
-        planner.opened.document.problem(("tables", index, "columns", place), unknown("evaluation", name, sorted(known)))
+        planner.opened.document.problem(("tables", index, "columns", place), message)
         for index, table in enumerate(spec.tables)
         if not any("/" in row.trial for row in table.rows)
         for place, column in enumerate(table.columns)
-        if (name := column_parts(column.value)[1]) and name not in known
+        if column_parts(column.value)[1]
+        for message in checks.unmeasured([column.value], evaluations)
     ]

@@ -26,6 +26,7 @@ Detail = Value | tuple[float, float]
 TIED = "†"
 OFF_TARGET = "‡"
 UNTYPICAL = "§"
+TOO_NOISY = "¶"
 ROW_KEYS = ("table", "state", "trial", "trials")  # of JSON and CSV, whatever a table's columns are called
 
 

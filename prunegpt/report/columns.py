@@ -12,7 +12,7 @@ from prunegpt.report.rows import Row
 from prunegpt.spec.code import method_label
 from prunegpt.spec.columns import COLUMNS as ABOUT
 from prunegpt.spec.columns import CONFIG, LOGGED, REPORTED, column_parts, is_below
-from prunegpt.spec.metrics import MEAN, NAMED, is_task
+from prunegpt.spec.metrics import MEAN, NAMED, is_speed, is_task
 from prunegpt.spec.outline import COVERED
 from prunegpt.spec.schema import GradualSpec, PruneSpec
 
@@ -49,6 +49,10 @@ def _measured(header: str, of: Callable[[TrialResult], Value], kind: ValueKind) 
 
 def _evaluated(header: str, of: Callable[[Evaluation], Value], kind: ValueKind) -> Column:
     return _measured(header, lambda trial: of(trial.evaluation) if trial.evaluation else None, kind)
+
+
+def _timed(header: str, metric: str, kind: ValueKind) -> Column:
+    return _evaluated(header, lambda found: found.speed.metrics[metric] if found.speed else None, kind)
 
 
 def _counted(header: str, of: Callable[[SparsityRecord], Value], kind: ValueKind = "percent") -> Column:
@@ -142,6 +146,8 @@ _COLUMNS = {
     "sparsity": _counted("Sparsity", lambda found: _percent(found.pruned)),
     "sparsity_all": _counted("Sparsity of all", lambda found: _percent(found.overall)),
     "parameters": _counted("Parameters", lambda found: found.parameters, "count"),
+    "nonzero": _counted("Non-zero", lambda found: found.nonzero, "count"),
+    "bytes": _measured("Bytes", lambda trial: trial.final.bytes if trial.final else None, "bytes"),
     "coverage": _counted("Coverage", lambda found: None if found.coverage is None else _percent(found.coverage)),
     "perplexity": _evaluated("Perplexity", lambda found: found.perplexity, "loss"),
     "difference": Column(
@@ -150,6 +156,12 @@ _COLUMNS = {
     "beside_median": Column(
         "Beside the median", lambda row: (row.typical.ratio.value if row.typical else None,), "number", measured=True
     ),
+    "speedup": _timed("Speed-up", "speedup", "ratio"),
+    "speedup:prefill": _timed("Prefill speed-up", "speedup:prefill", "ratio"),
+    "decode": _timed("Decode tokens/s", "decode", "rate"),
+    "prefill": _timed("Prefill tokens/s", "prefill", "rate"),
+    "first_token": _timed("First token (s)", "first_token", "rate"),
+    "memory": _timed("Memory", "memory", "bytes"),
     "distilled": _each("Distilled", distilled),
     "teacher": _each("Teacher", teacher),
     "layer": _each("Layer Pruned", layer),
@@ -198,12 +210,16 @@ def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
         base, evaluation = column_parts(name)
         if base not in COLUMNS:
             raise UnknownPartError(unknown("column", name, [*COLUMNS, *NAMED, f"{CONFIG}PATH", f"{LOGGED}METRIC"]))
+        found = COLUMNS[base]
         if not evaluation:
-            return COLUMNS[base]
-        known = dict.fromkeys(one.name for trial in trials for one in trial.plan.evaluations if one.name)
-        if trials and evaluation not in known:
+            return found
+        kind = "speed" if is_speed(name) else "text"
+        planned = (one for trial in trials for one in trial.plan.evaluations if one.evaluate.kind == kind)
+        known = dict.fromkeys(one.name for one in planned if one.name)
+        if trials and evaluation not in known and name != base:
             raise UnknownPartError(unknown("evaluation", evaluation, known))
-        return replace(COLUMNS[base], header=f"{COLUMNS[base].header} ({evaluation})")
+        header = found.header if name == base else f"{found.header} ({evaluation})"
+        return replace(found, header=header, extract=lambda row: found.extract(row.under(evaluation)))
     path = name.removeprefix(CONFIG)
     if trials and all(value_at(trial, path) is MISSING for trial in trials):
         valid = dict.fromkeys(valid for trial in trials[:_MOST_ASKED] for valid in paths(resolved(trial)))

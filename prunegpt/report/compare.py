@@ -7,16 +7,17 @@ from typing import Any
 from prunegpt.errors import ReportError
 from prunegpt.records import TrialResult
 from prunegpt.report.cells import Cell, Detail, Footnote, Heading, Table, TableRow
-from prunegpt.report.columns import COLUMNS
+from prunegpt.report.columns import Column, column
 from prunegpt.report.config import differing, flatten, resolved
 from prunegpt.report.format import EMPTY, Value, ValueKind, plain, probability, text_of, together
 from prunegpt.report.measure import WindowsOf, compare_measured, measure
 from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row
 from prunegpt.report.statistics import PairedComparison, spread
+from prunegpt.spec.metrics import SPEEDS, evaluation_of, speed_metric
 
-_METRICS = ("perplexity", "word_perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens", "seconds")
 _EVALUATED = ("perplexity", "word_perplexity", "bits_per_byte")
+_METRICS = (*_EVALUATED, "sparsity", "sparsity_all", "nonzero", "bytes", "tokens", "seconds")
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,20 @@ def compare(
         reason = str(error)
     alike = one is not None and two is not None and one.key == two.key
     metrics = []
-    for name in _METRICS:
-        column, (a, of_a), (b, of_b) = COLUMNS[name], *(_value(name, side) for side in sides)
+    timed = dict.fromkeys(
+        one.name for side in sides for trial in side.trials for one in trial.plan.also if one.reference
+    )
+    speeds = [speed_metric(metric, name) for name in timed for metric in SPEEDS]
+    for name in (*_METRICS, *speeds):
+        shown = column(name, [*left.trials, *right.trials])
+        (a, of_a), (b, of_b) = (_value(shown, side) for side in sides)
         tested = test.difference.value if test and name == "perplexity" else None
-        plainly = a - b if a is not None and b is not None and (alike or name not in _EVALUATED) else None
+        if name in speeds:
+            alike = left.under(evaluation_of(name)).key == right.under(evaluation_of(name)).key
+        plainly = a - b if a is not None and b is not None and (alike or name not in (*_EVALUATED, *speeds)) else None
         if a is not None or b is not None:
             difference = plainly if tested is None else tested
-            metrics.append(Metric(name, column.header, column.kind, a, b, difference, (of_a, of_b)))
+            metrics.append(Metric(name, shown.header, shown.kind, a, b, difference, (of_a, of_b)))
     apart = differing(*(_settings(side.trials) for side in sides))
     settings = {path: (plain(one), plain(two)) for path, (one, two) in apart.items()}
     return TrialComparison(left, right, settings, tuple(metrics), test, reason)
@@ -108,9 +116,9 @@ def _settings(trials: Sequence[TrialResult]) -> Mapping[str, Any]:
     return shared | {path: ", ".join(map(str, values)) for path, values in apart.items()}
 
 
-def _value(name: str, side: Row) -> tuple[float | None, float | None]:
+def _value(shown: Column, side: Row) -> tuple[float | None, float | None]:
     """Mean over the seeds that were measured, and their standard deviation."""
-    found = COLUMNS[name].extract(side) if side.finished else ()
+    found = shown.extract(side) if side.finished else ()
     numbers = [float(value) for value in found if isinstance(value, (int, float))]
     return spread(numbers) if numbers else (None, None)
 

@@ -60,6 +60,10 @@ def _counted(name: str) -> Callable[[TrialResult], Any]:
     return lambda trial: getattr(trial.sparsity, name) if trial.state == "finished" and trial.sparsity else None
 
 
+def _kept(trial: TrialResult) -> int | None:
+    return trial.final.bytes if trial.final else None
+
+
 def _trained(trial: TrialResult) -> int | None:
     return None if trial.plan.foreign else sum(stage.train_tokens for stage in trial.stages)
 
@@ -108,7 +112,9 @@ OURS = (  # of trials of a spec
     TrialField("sparsity_all", "Sparsity, all weights", "percent", "zeros in all weights, 0 to 1", _counted("overall")),
     TrialField("coverage", "Coverage", "percent", "weights selected for pruning, 0 to 1", _counted("coverage")),
     TrialField("target", "Target", "percent", "sparsity that was asked for, 0 to 1", columns.asked_sparsity),
+    TrialField("parameters", "Parameters", "count", "weights, zeros included", _counted("parameters")),
     TrialField("size", "Weights", "count", "weights that are not zero", lambda trial: trial.metrics["size"]),
+    TrialField("bytes", "Bytes", "count", "of the files of its weights", _kept),
     TrialField("tokens", "Tokens", "count", "trained on", _trained),
     TrialField("method", "Method", "text", "criterion or solver, with its schedule", _said(columns.method)),
     TrialField("pattern", "Pattern", "text", "unstructured, N:M or block", _said(columns.pattern)),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunegpt.errors import PruneGPTError, unknown
 from prunegpt.records import TrialResult, task_scores
+from prunegpt.report.columns import COLUMNS
 from prunegpt.report.config import resolved
 from prunegpt.report.curve_fields import CURVE, curve_fields
 from prunegpt.report.field import (
@@ -32,20 +33,24 @@ from prunegpt.report.field import (
 )
 from prunegpt.report.format import is_number, plain
 from prunegpt.report.logged import flat, is_logged, metrics_of
-from prunegpt.spec.metrics import MEAN
+from prunegpt.spec.metrics import MEAN, SPEED, SPEEDS, speed_metric
 
 if TYPE_CHECKING:
     from prunegpt.store.curves import Summaries
 
 SWEPT, LOGGED, CONFIG = "swept.", "logged.", "config."  # what keys of other origins begin with
 _NOT_FINITE = ("nan", "inf", "-inf")  # how a value that a W&B client has logged is kept where it is no number
-_ALSO = {"trial": "name", "low": "perplexity_low", "high": "perplexity_high"}  # what else fields are called
+_ALSO = {"trial": "name", "low": "perplexity_low", "high": "perplexity_high", "nonzero": "size"}  # further names
 _SCALARS = (str, int, float, type(None))
 _MOST_NAMED = 3  # fields that a message lists where a name could mean several
 
 
 class FieldError(PruneGPTError, ValueError):
     """A name that no field has, or that several have."""
+
+
+def _speeds(trial: TrialResult) -> Mapping[str, float]:
+    return trial.measured.speed.metrics if trial.measured and trial.measured.speed else {}
 
 
 def _once(of: Callable[[TrialResult], Any]) -> Callable[[TrialResult], Any]:
@@ -115,13 +120,21 @@ class TrialFields:
     def _further(self) -> Iterator[TrialField]:
         """What is measured beside the first perplexity."""
         also = {one.name: one.evaluate for trial in self.trials for one in trial.plan.also}
-        for name in (name for name, evaluate in also.items() if evaluate.tasks is None):
+        for name in (name for name, evaluate in also.items() if evaluate.kind == "text"):
             view = _once(methodcaller("under", name))
             for one in OURS:
                 if one.measured:
                     label, of = f"{one.label} ({name})", _within(view, one.of)
                     kept = {"key": f"{one.key}:{name}", "label": label, "of": of, "evaluation": name}
                     yield replace(one, **kept)  # type: ignore[arg-type]
+        for name in (name for name, evaluate in also.items() if evaluate.speed):
+            metrics = _once(_within(methodcaller("under", name), _speeds))
+            for metric, (_, about) in SPEEDS.items():
+                end = "" if name == SPEED else f" ({name})"
+                kind: FieldKind = "count" if metric == "memory" else "number"
+                of, key = _within(metrics, methodcaller("get", metric)), speed_metric(metric, name)
+                label = COLUMNS[metric].header + end
+                yield TrialField(key, label, kind, about, of, measured=True, evaluation=name)
         scores = _once(lambda trial: task_scores(trial.scores))
         for key in dict.fromkeys(key for trial in self.trials for key in scores(trial)):
             label = "Tasks, mean" if key == MEAN else key.partition(":")[2].replace("/", " ")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-ValueKind = Literal["text", "loss", "bits", "percent", "count", "seconds", "number"]
+ValueKind = Literal["text", "loss", "bits", "percent", "count", "seconds", "number", "bytes", "rate", "ratio"]
 Value = float | int | str | bool | None
 
 EMPTY = "–"
@@ -37,6 +37,12 @@ def text_of(value: Value, kind: ValueKind = "number", decimals: int | None = Non
         return f"{value:.{3 if decimals is None else decimals}f}"
     if kind == "percent":
         return percent(value)
+    if kind == "bytes":
+        return f"{value / 1e6:,.1f} MB"
+    if kind == "rate":
+        return f"{round(value):,}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+    if kind == "ratio":
+        return f"{value:.{3 if decimals is None else decimals}f}"
     if kind == "count":
         return f"{round(value):,}"
     if kind == "seconds":

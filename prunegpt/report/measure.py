@@ -107,16 +107,13 @@ def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | Non
     Raises:
         ReportError: the runs of one row were not measured alike, or a figure is not that of its windows.
     """
-    done = [(trial, evaluation) for trial in trials if (evaluation := trial.measured)]
+    done = [(trial, found) for trial in trials if (found := trial.measured) and found.perplexity is not None]
     if not done:
         return None
     key = done[0][1].comparison_key
     for trial, evaluation in done:
         if evaluation.comparison_key != key:
-            raise ReportError(
-                f"seeds of one row must be measured alike; between {done[0][0].name} and {trial.name} "
-                f"{key.differs(evaluation.comparison_key)}. Evaluate them again in one way."
-            )
+            raise ReportError(not_alike(done[0][0].name, trial.name, key.differs(evaluation.comparison_key)))
     values = [evaluation.perplexity for _, evaluation in done if evaluation.perplexity is not None]
     notes: list[str] = []
     kept = _windows(done, windows, notes)
@@ -138,6 +135,14 @@ def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | Non
         windows=kept,
         fixed=all(_is_fixed(trial) for trial, _ in done),
         notes=tuple(notes),
+    )
+
+
+def not_alike(first: str, second: str, difference: str) -> str:
+    """Why two runs of one row have no mean."""
+    return (
+        f"seeds of one row must be measured alike; between {first} and {second} {difference}. Evaluate them again in "
+        "one way."
     )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from prunegpt.records import TrialResult, comparable
+from prunegpt.errors import ReportError
+from prunegpt.records import ComparisonKey, TrialResult, comparable
 from prunegpt.report.cells import RowState
-from prunegpt.report.measure import Measured, Standing, Typical
+from prunegpt.report.measure import Measured, Standing, Typical, not_alike
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.spec.schema import Reported, TableSpec
 from prunegpt.spec.search import broken
@@ -36,6 +37,7 @@ class Row:
     measured: Measured | None = None
     standing: Standing | None = None
     typical: Typical | None = None
+    kept_broken: tuple[str, ...] | None = None  # of the row that this is a view of: constraints are of its own figures
 
     @property
     def is_pruned(self) -> bool:
@@ -49,11 +51,27 @@ class Row:
 
     def under(self, evaluation: str) -> "Row":
         """The same row with another of the evaluations of its trials in the place of the first."""
-        return replace(self, trials=tuple(trial.under(evaluation) for trial in self.trials))
+        trials = tuple(trial.under(evaluation) for trial in self.trials)
+        return replace(self, trials=trials, kept_broken=self.broken)
+
+    @property
+    def key(self) -> ComparisonKey | None:
+        """What its figures were measured on and how; None where it has none yet.
+
+        Raises:
+            ReportError: its runs were not measured alike, so they have no mean.
+        """
+        found = [(trial, trial.measured.comparison_key) for trial in self.trials if trial.measured]
+        for trial, key in found:
+            if key != found[0][1]:
+                raise ReportError(not_alike(found[0][0].name, trial.name, found[0][1].differs(key)))
+        return found[0][1] if found else None
 
     @property
     def broken(self) -> tuple[str, ...]:
         """The constraints of its search that a finished run does not fulfil."""
+        if self.kept_broken is not None:
+            return self.kept_broken
         found = [broken(trial.plan.constraints, trial.metrics) for trial in self.finished]
         return tuple(dict.fromkeys(text for texts in found for text in texts))
 

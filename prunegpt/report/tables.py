@@ -35,9 +35,10 @@ from prunegpt.report.measure import Measured, WindowsOf, beside_median, measure,
 from prunegpt.report.provenance import gather
 from prunegpt.report.rows import Row, select_rows
 from prunegpt.report.scores import DocumentsOf, ScoreStanding, no_documents, score_notes, standings_of
+from prunegpt.report.speeds import speed_cell, speed_notes
 from prunegpt.report.statistics import LEVEL, RESAMPLES, Interval, spread
 from prunegpt.spec.columns import CONFIG, EVALUATED, REPORTED, column_parts
-from prunegpt.spec.metrics import MEAN, is_task
+from prunegpt.spec.metrics import MEAN, SPEEDS, is_task, speed_metric
 from prunegpt.spec.naming import MAX_NAME
 from prunegpt.spec.schema import ColumnSpec, Reported, RowSpec, TableSpec
 
@@ -50,7 +51,8 @@ _UNTYPICAL = (
     f"for the number of rows by Holm's method)"
 )
 _OFF = f"more than {TOLERATED:g} point from the sparsity that was asked for"
-_COMPARED = ("perplexity", "difference", "beside_median", "word_perplexity", "bits_per_byte")  # depend on what is read
+_COMPARED = ("perplexity", "difference", "beside_median", "word_perplexity", "bits_per_byte", *SPEEDS)
+# ^ depend on what is read, and where
 
 _BEFORE = ("trial", "state", "stages")  # columns of a table that no spec declares
 _AFTER = ("sparsity", "sparsity_all", "perplexity", "tokens", "seconds")
@@ -104,7 +106,7 @@ def build_table(
         )
         for evaluation in dict.fromkeys(["", *(evaluation for _, evaluation in parts)])
     }
-    apart = {name: told_apart(row.measured.key for row in found if row.measured) for name, found in seen.items()}
+    apart = {name: told_apart(key for row in found if (key := row.key)) for name, found in seen.items()}
     notes = Footnotes()
     ranked = {name: standings_of(name, rows, documents) for name, _ in parts if is_task(name)}
     made = tuple(
@@ -123,6 +125,8 @@ def build_table(
     )
     measured = [row.measured for name in seen for row in seen[name] if ("perplexity", name) in parts and row.measured]
     _whole_table(notes, measured, unplaced)
+    for text in speed_notes(seen, [name for name, _ in parts]):
+        notes.legend("", text)
     if spec.reported and spec.source:
         notes.legend("", f"Reported: {spec.source}")
     for text in score_notes(trials, [name for name, _ in parts]):
@@ -223,7 +227,9 @@ def _cell(
         cell = _beside_median(cell, row, notes)
     if name == "sparsity":
         cell = _sparsity(cell, row, notes)
-    if name in _COMPARED and row.measured and (told := apart[row.measured.key]):
+    if name in SPEEDS:
+        cell = speed_cell(name, cell, row, notes, decimals)
+    if name in _COMPARED and (key := row.key) and (told := apart[key]):
         noted = notes.number(", ".join(f"{part} {value}" for part, value in told.items()))
         cell = replace(cell, footnotes=(*cell.footnotes, noted), details={**cell.details, **told})
     return cell
@@ -404,10 +410,12 @@ def usual_table(sweep: str, trials: Sequence[TrialResult]) -> TableSpec:
 
 def _further(trials: Sequence[TrialResult]) -> list[str]:
     """Columns of what is measured beside the first perplexity."""
-    also = dict.fromkeys(one.name for trial in trials for one in trial.plan.also if one.evaluate.tasks is None)
+    also = dict.fromkeys(one.name for trial in trials for one in trial.plan.also if one.evaluate.kind == "text")
+    timed = dict.fromkeys(one.name for trial in trials for one in trial.plan.also if one.evaluate.speed)
+    speeds = [speed_metric(metric, name) for name in timed for metric in ("speedup", "decode")]
     tasks = dict.fromkeys(task for trial in trials for one in trial.plan.also for task in one.evaluate.tasks or ())
     mean = [MEAN] if len(tasks) > 1 else []
-    return [*(f"perplexity:{name}" for name in also), *(f"task:{task}" for task in tasks), *mean]
+    return [*(f"perplexity:{name}" for name in also), *(f"task:{task}" for task in tasks), *mean, *speeds]
 
 
 def _header(path: str, others: Sequence[str]) -> str:

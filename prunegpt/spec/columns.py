@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from prunegpt.errors import unknown
-from prunegpt.spec.metrics import NAMED, is_task
+from prunegpt.spec.metrics import NAMED, SPEEDS, is_speed, is_task, metric_parts
 
 CONFIG = "config:"  # and a path of the resolved configuration
 REPORTED = "reported"  # the published perplexity; of another column it is behind a colon
@@ -15,10 +15,13 @@ COLUMNS: Mapping[str, str] = {
     "sparsity": "zeros counted in the tensors selected for pruning, percent",
     "sparsity_all": "zeros counted in all parameters, percent",
     "parameters": "weights of the model, zeros included",
+    "nonzero": "weights of the model that are not zero",
+    "bytes": "of the files that hold the weights, in the dtype that they are stored in",
     "coverage": "weights outside the embeddings that are in the tensors selected for pruning, percent",
     "perplexity": "measured after the last stage, with its interval",
     "difference": "perplexity less that of the best row of the same protocol, with its interval",
     "beside_median": "perplexity over that of the pruned row in the middle, with its interval; which rows differ",
+    **{name: about for name, (_, about) in SPEEDS.items()},
     "distilled": "Yes where the chain has a distillation",
     "teacher": "what taught it, such as gpt2(zero-shot)",
     "layer": "index of the decoder layer, where exactly one was pruned",
@@ -44,6 +47,8 @@ EVALUATED = ("perplexity", "difference", "beside_median", "protocol", "bits_per_
 
 def column_parts(name: str) -> tuple[str, str]:
     """A column without the evaluation that it names, and that; empty where it names none."""
+    if is_speed(name):
+        return metric_parts(name)
     base, _, evaluation = name.partition(":")
     return (base, evaluation) if base in EVALUATED else (name, "")
 

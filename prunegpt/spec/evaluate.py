@@ -1,4 +1,4 @@
-"""How the models of a trial are measured: a perplexity on a dataset, or scores of tasks."""
+"""How the models of a trial are measured: a perplexity on a dataset, scores of tasks, or the speed of generation."""
 
 from typing import Annotated, Literal
 
@@ -6,13 +6,40 @@ from pydantic import Field, model_validator
 
 from prunegpt.registry import PROTOCOLS
 from prunegpt.spec.data import DataSpec, Names, known
+from prunegpt.spec.metrics import SPEED
 from prunegpt.spec.part import NAME, Part
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+class SpeedSpec(Part):
+    """How fast a model generates, measured in turns with a reference: random tokens, greedy, with a KV cache."""
+
+    prompt: int = Field(512, ge=1, description="tokens of the prompt")
+    generate: int = Field(64, ge=2, description="tokens that are generated after it")
+    batch: int = Field(1, ge=1, description="sequences at a time")
+    repeats: int = Field(
+        12, ge=6, description="how often model and reference are measured in turns; fewer than 6 have no interval"
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads (default: those that the process has)")
+    against: str | None = Field(
+        None, description="the reference, a trial (default: the model that the chain starts from)"
+    )
+
+
+def length_problem(spec: SpeedSpec, positions: int | None, called: str) -> str | None:
+    """Why the tokens do not fit a model with so many positions."""
+    length = spec.prompt + spec.generate
+    if positions is None or length <= positions:
+        return None
+    return (
+        f"prompt and generated tokens must fit the {positions} positions of {called}; they are {length}. Set a shorter "
+        "prompt, or generate less."
+    )
+
+
 class EvaluateSpec(Part):
-    """One evaluation of the models of a chain: a perplexity, or with `tasks` the scores of lm-evaluation-harness."""
+    """One evaluation of the models of a chain: a perplexity; with `tasks` scores; with `speed` the time it takes."""
 
     name: str = Field(
         "",
@@ -20,8 +47,9 @@ class EvaluateSpec(Part):
         description="what columns call it, such as c4 in perplexity:c4; one of several may have none",
     )
     after: Literal["each", "last"] | None = Field(
-        None, description="measure after each stage, or the last one alone (default: each; of tasks the last)"
+        None, description="measure after each stage, or the last one alone (default: each; of tasks and speed the last)"
     )
+    speed: SpeedSpec | None = Field(None, description="tokens per second and memory of generation, {} for the defaults")
     tasks: Names | None = Field(
         None, description="tasks or groups by their names in lm-evaluation-harness; needs prunegpt[tasks]"
     )
@@ -44,29 +72,43 @@ class EvaluateSpec(Part):
     skip: bool = Field(False, description="measure nothing")
 
     @model_validator(mode="after")
-    def _either(self) -> "EvaluateSpec":
-        foreign = _OF_TEXT if self.tasks is not None else _OF_TASKS
+    def _of_one_kind(self) -> "EvaluateSpec":
+        if self.tasks is not None and self.speed is not None:
+            raise ValueError("an evaluation is of tasks or of speed, and this has both. Make two of it.")
         set_ = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
-        if wrong := sorted(set_ & foreign):
-            kind, other = ("tasks", "a perplexity") if self.tasks is not None else ("a perplexity", "tasks")
-            raise ValueError(f"{', '.join(wrong)}: belongs to {other}, and this evaluates {kind}. Remove it.")
+        others = {kind: fields - _FIELDS[self.kind] for kind, fields in _FIELDS.items()}
+        for kind, fields in others.items():
+            if wrong := sorted(set_ & fields):
+                told = f"belongs to {_IN_WORDS[kind]}, and this evaluates {_IN_WORDS[self.kind]}. Remove it."
+                raise ValueError(f"{', '.join(wrong)}: {told}")
         if self.tasks is not None and len(set(self.tasks)) < max(1, len(self.tasks)):
             raise ValueError("tasks: at least one is needed, and each once.")
+        if self.speed is not None and self.name == "prefill":
+            raise ValueError("name: must not be prefill, for speedup:prefill is a column already. Choose another.")
         return self
 
     @property
+    def kind(self) -> Literal["text", "tasks", "speed"]:
+        """What is measured: the perplexity of a text, tasks, or speed."""
+        return "tasks" if self.tasks is not None else "speed" if self.speed is not None else "text"
+
+    @property
     def called(self) -> str:
-        """Its name; that of tasks is `tasks` where they have no other."""
-        return self.name or ("tasks" if self.tasks else "")
+        """Its name; that of tasks is `tasks`, and that of speed `speed`, where they have no other."""
+        return self.name or {"text": "", "tasks": "tasks", "speed": SPEED}[self.kind]
 
     @property
     def after_each(self) -> bool:
         """Whether every stage of a chain is measured, and not the last one alone."""
-        return self.after == "each" or (self.after is None and self.tasks is None)
+        return self.after == "each" or (self.after is None and self.kind == "text")
 
 
-_OF_TEXT = frozenset({"split", "protocol", "block_size", "stride", "max_windows", "data", "bos"})
-_OF_TASKS = frozenset({"num_fewshot", "limit", "include_path"})
+_FIELDS = {
+    "text": frozenset({"split", "protocol", "block_size", "stride", "max_windows", "data", "bos", "batch_size"}),
+    "tasks": frozenset({"tasks", "num_fewshot", "limit", "include_path", "batch_size"}),
+    "speed": frozenset({"speed"}),
+}  # of one kind of evaluation alone, or of two
+_IN_WORDS = {"text": "a perplexity", "tasks": "tasks", "speed": "speed"}
 
 
 def apart(evaluations: tuple[EvaluateSpec, ...]) -> tuple[EvaluateSpec, ...]:

@@ -94,6 +94,8 @@ class PlannedEvaluation(Part):
     evaluate: EvaluateSpec  # of a perplexity with block_size and data filled in
     key: str  # hash of it and of what it reads
     files: tuple[str, ...] = ()  # local ones that its tasks read
+    reference: str = ""  # of speed: key of the stage whose model is measured beside it
+    called: str = ""  # what that is called
 
     @property
     def name(self) -> str:

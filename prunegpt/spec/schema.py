@@ -274,7 +274,8 @@ class Settings(Part):
     model: Annotated[ModelSpec, BeforeValidator(_model)] | None = Field(None, description="where the trial starts")
     data: DataSpec | None = Field(None, description="the text")
     evaluate: EvaluateSpec | Annotated[tuple[EvaluateSpec, ...], AfterValidator(some), AfterValidator(apart)] = Field(
-        EvaluateSpec(), description="how models are measured; a list for several datasets or tasks, each with a name"
+        EvaluateSpec(),
+        description="how models are measured; a list for several evaluations, each with a name",
     )
     train: Arguments = Field({}, description="names of transformers.TrainingArguments for every training stage")
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(many), AfterValidator(some)] = Field(
@@ -290,7 +291,7 @@ class Settings(Part):
     def evaluations(self) -> tuple[EvaluateSpec, ...]:
         """What is measured, the first perplexity first: columns, searches and trainings mean it if they name none."""
         found = self.evaluate if isinstance(self.evaluate, tuple) else (self.evaluate,)
-        perplexities = sorted((one for one in found if one.tasks is None), key=lambda one: one.skip)
+        perplexities = sorted((one for one in found if one.kind == "text"), key=lambda one: one.skip)
         first = perplexities[0] if perplexities else EvaluateSpec(skip=True)
         return (first, *(one for one in found if one is not first and not one.skip))
 

@@ -21,7 +21,7 @@ from prunegpt.lm.multimodal import processor_files
 from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.planning.checks import vocabulary_problem
 from prunegpt.planning.inputs import Inputs
-from prunegpt.planning.sources import MASKS, model_files, origin
+from prunegpt.planning.sources import MASKS, model_files, origin, weights_on_disk
 from prunegpt.pruning.masks import load_masks, save_masks
 from prunegpt.records import Evaluation, StageRecord
 from prunegpt.root import REMOVED, Root, damage, publishing, read_json, seal, sealed, write_text
@@ -74,7 +74,10 @@ def publish(root: Root, plan: StagePlan, state: ModelState, stage: StageRecord) 
                 shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=_link)
         write_text(folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
         (folder / "evaluations").mkdir()
-        stage.model_copy(update={"evaluation": None, "also": {}, "cached": False}).write(folder / "stage.json")
+        written = plan.model if plan.kind == "load" else ModelSpec(source=str(folder / "model"))
+        size, stored = weights_on_disk(written)
+        alone = stage.model_copy(update={"evaluation": None, "also": {}, "cached": False})
+        alone.model_copy(update={"bytes": size, "stored": stored}).write(folder / "stage.json")
         seal(folder)
         if again and _same_model(root.stage(plan.key), folder):
             shutil.copytree(root.stage(plan.key) / "evaluations", folder / "evaluations", dirs_exist_ok=True)
@@ -103,11 +106,11 @@ def publish_evaluation(
     """Writes one evaluation of a stage: evaluation.json, and beside it what it was computed from.
 
     Of a perplexity windows.npy: float64 [windows, 2], nats and tokens; of tasks documents.npz: TASK/METRIC/FILTER ->
-    float64 [documents].
+    float64 [documents]; of speed times.npz: `model` and `reference` -> float64 [repeats, 3], seconds.
     """
     with publishing(root.evaluation(key, measured.key)) as folder:
         if isinstance(arrays, Mapping):
-            np.savez_compressed(folder / "documents.npz", **arrays)
+            np.savez_compressed(folder / ("times.npz" if measured.speed else "documents.npz"), **arrays)
         else:
             np.save(folder / "windows.npy", arrays, allow_pickle=False)
         measured.model_copy(update={"stage": key}).write(folder / "evaluation.json")

@@ -79,7 +79,10 @@ class Chain:
         device = pick_device(self.trial.device)
         dtype = pick_dtype(self.trial.precision, device)
         first = PlannedEvaluation(evaluate=self.trial.evaluate, key=self.trial.evaluation_key)
-        rulers = [Ruler.of(one, self.trial, device, self.inputs) for one in (first, *self.trial.also)]
+        rulers = [
+            Ruler.of(one, self.trial, device, self.inputs, lambda key: self._reference(key, device), self.say)
+            for one in (first, *self.trial.also)
+        ]
         if ranks.leads():
             self._want_models()
         state: ModelState | None = None
@@ -106,9 +109,11 @@ class Chain:
     def _want_models(self) -> None:
         """Models that were removed, and are still to be measured or built on, count as not computed from here on."""
         following = None
+        unmeasured = [one for one in self.trial.evaluations if not self.root.is_measured(self.trial.key, one.key)]
+        wanted = {one.reference for one in unmeasured}
         for plan in reversed(self.trial.stages):
             built_on = following is not None and not self.root.is_published(following.key)
-            if built_on or self._unmeasured(plan):
+            if built_on or plan.key in wanted or self._unmeasured(plan):
                 self.root.want_model(plan.key)
             if not self.root.is_published(plan.key) and not all(is_there(self.root, one) for one in generated_in(plan)):
                 self.root.want_model(self.trial.stages[0].key)  # it writes the text
@@ -145,7 +150,7 @@ class Chain:
             measured: dict[str, float] = {}
             for ruler in rulers:
                 asked = ruler.plan.evaluate
-                if not measured or (asked.tasks is None and asked.after_each):
+                if not measured or (asked.kind == "text" and asked.after_each):
                     found, _ = ruler.measure(model, tokenizer)
                     end = f":{ruler.plan.name}" if measured else ""
                     measured |= {f"loss{end}": _number(found.loss), f"perplexity{end}": _number(found.perplexity)}
@@ -195,6 +200,10 @@ class Chain:
             if not ranks.decide(done):
                 raise Interrupted("stopped while text was generated; what is written is kept")
 
+    def _reference(self, key: str, device: torch.device) -> PreTrainedModel:
+        """The model that speed is measured beside."""
+        return self._load(key, self.trial.teacher_models.get(key, self.trial.model), device).model
+
     def _load(self, key: str, model: ModelSpec, device: torch.device) -> ModelState:
         return cache.load(self.root, key, model, self.inputs, device=device)
 
@@ -238,7 +247,7 @@ class Chain:
             check_ledger(state)
         for ruler in rulers:
             if ruler.plan.key in missing:
-                found, arrays = ruler.measure(state.model, state.tokenizer)
+                found, arrays = ruler.measure(state.model, state.tokenizer, stage=plan.key)
                 cache.publish_evaluation(self.root, plan.key, found, arrays)
                 named = f"{ruler.plan.name}: " if ruler.plan.name else ""
                 self.say(f"stage {index} {plan.kind} {plan.key}: {named}{in_words(found)}")
@@ -253,6 +262,8 @@ class Chain:
 
 def in_words(found: Evaluation) -> str:
     """A measurement as a line of a log."""
+    if found.speed:
+        return f"{found.speed.words} ({found.protocol})"
     if not found.scores:
         return f"perplexity {found.perplexity} ({found.protocol})"
     scores = main_scores(found.scores).values()

@@ -1,4 +1,4 @@
-"""What is measured of a model after every stage: perplexity, zeros, and that its masks hold."""
+"""What is measured of a model after every stage: perplexity, tasks, speed, zeros, and that its masks hold."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.lm.device import pick_dtype
 from prunegpt.lm.perplexity import evaluate
+from prunegpt.lm.speed import measure_speed
 from prunegpt.lm.tasks import score
 from prunegpt.lm.views import WeightView, block_matrices, outline, select
 from prunegpt.lm.windows import Windows
@@ -34,25 +35,51 @@ class Ruler:
     device: torch.device
     dtype: torch.dtype
     inputs: Inputs
+    reference: Callable[[str], PreTrainedModel] | None = None  # the model of a stage key, that speed is measured beside
+    say: Callable[[str], None] = lambda _: None
     _windows: Windows | None = None
 
     @classmethod
-    def of(cls, plan: PlannedEvaluation, trial: TrialPlan, device: torch.device, inputs: Inputs) -> "Ruler":
+    def of(
+        cls,
+        plan: PlannedEvaluation,
+        trial: TrialPlan,
+        device: torch.device,
+        inputs: Inputs,
+        reference: Callable[[str], PreTrainedModel],
+        say: Callable[[str], None],
+    ) -> "Ruler":
         """The ruler of one of a trial's evaluations."""
-        return cls(plan, device, pick_dtype(plan.evaluate.precision or trial.precision, device), inputs)
+        dtype = pick_dtype(plan.evaluate.precision or trial.precision, device)
+        return cls(plan, device, dtype, inputs, reference, say)
 
     def measure(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        stage: str = "",
     ) -> tuple[Evaluation, Arrays]:
-        """Measures a model, see `lm.perplexity.evaluate` and `lm.tasks.score`.
+        """Measures a model, see `lm.perplexity.evaluate`, `lm.tasks.score` and `lm.speed.measure_speed`.
 
         Args:
-            progress: gets the windows or requests done, and their total.
+            progress: gets the windows, requests or runs done, and their total.
+            stage: key of the stage whose model it is.
         """
         spec = self.plan.evaluate
+        if spec.speed is not None:
+            itself = self.reference is None or stage == self.plan.reference
+            return measure_speed(
+                model,
+                model if itself or self.reference is None else self.reference(self.plan.reference),
+                spec.speed,
+                key=self.plan.key,
+                called=self.plan.called,
+                dtype=self.dtype,
+                progress=progress,
+                say=self.say,
+            )
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             if spec.tasks is not None:
                 with self.inputs.reading(map(Path, self.plan.files)):

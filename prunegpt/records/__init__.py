@@ -1,16 +1,42 @@
 """What crosses from a worker to the coordinator: frozen, written whole, no torch."""
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from prunegpt.records.evaluation import (
+    ComparisonKey as ComparisonKey,
+)
+from prunegpt.records.evaluation import (
+    Evaluation as Evaluation,
+)
+from prunegpt.records.evaluation import (
+    Record as Record,
+)
+from prunegpt.records.evaluation import (
+    Speed as Speed,
+)
+from prunegpt.records.evaluation import (
+    TaskScore as TaskScore,
+)
+from prunegpt.records.evaluation import (
+    Timed as Timed,
+)
+from prunegpt.records.evaluation import (
+    finite as finite,
+)
+from prunegpt.records.evaluation import (
+    main_scores as main_scores,
+)
+from prunegpt.records.evaluation import (
+    task_scores as task_scores,
+)
 from prunegpt.redact import redact
-from prunegpt.root import Root, read_sealed, write_text
-from prunegpt.spec.metrics import MEASURED
+from prunegpt.root import Root
+from prunegpt.spec.metrics import MEASURED, speed_metric
 from prunegpt.spec.plan import StagePlan, TrialPlan
 
 TrialState = Literal["waiting", "running", "finished", "failed", "diverged", "stopped"]
@@ -19,86 +45,6 @@ CALIBRATED = "calibrated"  # the curve of a calibration pass, 0 to 1, over what 
 LAYERS_PRUNED = "layers_pruned"  # the curve of one-shot pruning: weight matrices that are done
 DISK_FULL = "disk-full"  # the reason of a trial that failed because there was no room for what it writes
 EARLY_STOP = "early-stop"  # the reason of a trial that was stopped because others did better
-
-
-class Record(BaseModel):
-    """Frozen; an unknown key is an error, and so is NaN or infinity: these travel as None beside a flag."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """The record in a file.
-
-        Raises:
-            OSError: there is none.
-            ValueError: it is none, or was changed since its folder was sealed.
-        """
-        return cls.model_validate_json(read_sealed(path))
-
-    def write(self, path: Path) -> None:
-        write_text(path, self.model_dump_json(indent=2) + "\n")
-
-
-class ComparisonKey(NamedTuple):
-    """On what and how a figure was measured. Figures are comparable where theirs are equal, and in no other case."""
-
-    text: str  # fingerprint of the tokens; the evaluation key, which stands for the text too, of older records
-    split: str
-    protocol: str  # windows, tokeniser, and the precision that the arithmetic had
-
-    def differs(self, other: "ComparisonKey") -> str:
-        """Where two keys differ, in words: the dataset is named where all else is equal. Empty where they are equal."""
-        named = {"split": (self.split, other.split), "protocol": (self.protocol, other.protocol)}
-        if self[1:] == other[1:]:
-            named["text"] = (self.text, other.text)
-        found = [
-            f"the {name} is {one} in one and {two} in the other" for name, (one, two) in named.items() if one != two
-        ]
-        return ", and ".join(found)
-
-
-class TaskScore(Record):
-    """One score of a task or group of tasks, as lm-evaluation-harness gives it."""
-
-    task: str
-    metric: str  # acc, acc_norm, exact_match, ...
-    filter: str = "none"  # what an answer went through before it was scored
-    value: float | None  # None where it is not finite
-    stderr: float | None  # standard error; None where the harness gives none
-    documents: int  # that were scored
-    shots: int | None = None  # examples before each question; None of a group
-    version: str = ""  # of the task
-    higher_is_better: bool = True
-    asked: bool = True  # False: a member of a group that was asked for
-
-
-class Evaluation(Record):
-    """One evaluation of a model: a perplexity, or the scores of tasks.
-
-    Beside a perplexity are the losses of its windows, float64 [windows, 2]: nats, scored tokens; beside scores those of
-    each document, an array [documents] by TASK/METRIC/FILTER.
-    """
-
-    key: str = ""  # evaluation key: of all that a plan says of the measurement; its path in a stage's folder
-    stage: str = ""  # key of the stage that was measured; records of earlier versions do not say
-    text: str = ""  # fingerprint of the tokens that were measured on; records of earlier versions have none
-    protocol: str  # how text became windows, with which tokeniser, and in which precision where it is not float32
-    split: str = ""
-    perplexity: float | None  # None where the loss is not finite
-    loss: float | None  # mean nats a scored token
-    bits_per_byte: float | None
-    word_perplexity: float | None
-    tokens: int  # scored
-    windows: int
-    finite: bool = True
-    seconds: float = 0.0
-    scores: tuple[TaskScore, ...] = ()
-
-    @property
-    def comparison_key(self) -> ComparisonKey:
-        """Whoever compares two figures, or puts them into one mean, asks whether these are equal."""
-        return ComparisonKey(self.text or self.key, self.split, self.protocol)
 
 
 class SparsityRecord(Record):
@@ -112,6 +58,11 @@ class SparsityRecord(Record):
     by_tensor: Mapping[str, float] = Field(default_factory=dict)  # selected tensor -> share of zeros
     layers: tuple[int, ...] = ()  # decoder layers that hold selected tensors
     coverage: float | None = None  # share of the decoder's weights outside the embeddings that are in them, 0 to 1
+
+    @property
+    def nonzero(self) -> int:
+        """Weights of the model that are not zero."""
+        return round(self.parameters * (1 - self.overall))
 
 
 class StageRecord(Record):
@@ -127,6 +78,8 @@ class StageRecord(Record):
     evaluation: Evaluation | None = None  # the first perplexity
     also: Mapping[str, Evaluation] = Field(default_factory=dict)  # further evaluations, by name
     sparsity: SparsityRecord | None = None
+    bytes: int | None = None  # of the files that hold its weights; records of earlier versions do not say
+    stored: str = ""  # the dtype of the weights in them
     allocation: str = ""  # how a pruning's budget was spread; records of earlier versions do not say
     notes: tuple[str, ...] = ()
     logged: Mapping[str, Any] = Field(default_factory=dict)  # the summary of a W&B run, by its own names
@@ -141,9 +94,9 @@ class StageRecord(Record):
 def chain_metrics(stages: Sequence[StageRecord]) -> dict[str, float | None]:
     """What a chain came to, by the names that searches and trackers use; None where it was not measured or not finite.
 
-    Perplexity, loss (nats), bits_per_byte, sparsity, sparsity_all and coverage (0 to 1) and size (weights that are not
-    zero) are those after the last stage, tokens and seconds those of all. Those of a further evaluation have its name
-    behind a colon; of tasks there are `task_scores`.
+    Perplexity, loss (nats), bits_per_byte, sparsity, sparsity_all and coverage (0 to 1), parameters, nonzero and bytes
+    are those after the last stage, tokens and seconds those of all. Those of a further evaluation have its name
+    behind a colon; of tasks there are `task_scores`, of a speed `Speed.metrics`.
     """
     last = stages[-1] if stages else None
     sparsity = last.sparsity if last else None
@@ -152,14 +105,22 @@ def chain_metrics(stages: Sequence[StageRecord]) -> dict[str, float | None]:
         **{
             f"{metric}:{name}" if name else metric: getattr(found, metric) if found else None
             for name, found in evaluations.items()
-            if found is None or not found.scores
+            if not name or found is None or not (found.scores or found.speed)
             for metric in ("perplexity", "loss", "bits_per_byte")
         },
         **task_scores([score for found in evaluations.values() if found for score in found.scores]),
+        **{
+            speed_metric(metric, name): value
+            for name, found in evaluations.items()
+            if name and found and found.speed
+            for metric, value in found.speed.metrics.items()
+        },
         "sparsity": sparsity.pruned if sparsity else None,
         "sparsity_all": sparsity.overall if sparsity else None,
         "coverage": sparsity.coverage if sparsity else None,
-        "size": round(sparsity.parameters * (1 - sparsity.overall)) if sparsity else None,
+        "parameters": sparsity.parameters if sparsity else None,
+        **dict.fromkeys(("nonzero", "size"), sparsity.nonzero if sparsity else None),
+        "bytes": last.bytes if last else None,
         "tokens": sum(stage.train_tokens for stage in stages),
         "seconds": sum(stage.seconds for stage in stages),
     }
@@ -180,27 +141,6 @@ def published_record(root: Root, trial: TrialPlan, index: int, *, cached: bool) 
     }
     first = None if trial.evaluate.skip else found.pop(trial.evaluate.called, None)
     return record.model_copy(update={"index": index, "cached": cached, "evaluation": first, "also": found})
-
-
-def task_scores(scores: Sequence[TaskScore]) -> dict[str, float | None]:
-    """Scores of tasks by the names of columns: task:NAME/METRIC, task:NAME and tasks:mean; see `main_scores`."""
-    main = main_scores(scores)
-    found = {f"task:{one.task}/{one.metric}": one.value for one in reversed(scores)}
-    found |= {f"task:{name}": one.value for name, one in main.items()}
-    values = [one.value for one in main.values() if one.asked]
-    if values:
-        known = [value for value in values if value is not None]
-        found["tasks:mean"] = sum(known) / len(known) if len(known) == len(values) else None
-    return found
-
-
-def main_scores(scores: Iterable[TaskScore]) -> dict[str, TaskScore]:
-    """The one score of each task that a table shows and means are of: accuracy, else the first that the task has."""
-    found: dict[str, TaskScore] = {}
-    for one in scores:
-        if one.task not in found or (one.metric == "acc" and found[one.task].metric != "acc"):
-            found[one.task] = one
-    return found
 
 
 class AttemptRecord(Record):
@@ -228,11 +168,6 @@ class AttemptRecord(Record):
 def record_path(folder: Path, rank: int = 0) -> Path:
     """The path of an attempt's record; of several processes that train it together each has its own."""
     return folder / (f"record-{rank}.json" if rank else "record.json")
-
-
-def finite(value: float | None) -> float | None:
-    """The value, or None where there is none or it is not a finite number."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 class TrialResult(Record):
@@ -333,9 +268,9 @@ class TrialResult(Record):
 
     @property
     def measured(self) -> Evaluation | None:
-        """Its evaluation, where it has finished with a perplexity that is a number."""
+        """Its evaluation, where it has finished with a number: a perplexity, or seen `under` it a speed."""
         found = self.evaluation
-        return found if self.state == "finished" and found and found.finite and found.perplexity is not None else None
+        return found if self.state == "finished" and found and found.is_number else None
 
     def under(self, name: str) -> "TrialResult":
         """The same trial with another of its evaluations in the place of the first; an unknown name means none."""
@@ -352,8 +287,9 @@ class TrialResult(Record):
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether it has finished with what tables show: a finite perplexity, or scores where none is asked for."""
-        return bool(self.measured or (self.plan.evaluate.skip and self.scores))
+        """Whether it has finished with what tables show: a number, or others where no perplexity is asked for."""
+        also = self.final.also.values() if self.state == "finished" and self.final else ()
+        return bool(self.measured or (self.plan.evaluate.skip and any(one.scores or one.speed for one in also)))
 
     @property
     def sparsity(self) -> SparsityRecord | None:
