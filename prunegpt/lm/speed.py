@@ -38,7 +38,7 @@ _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # what 
 _TIMES = 3  # of a run: seconds to the first token, of all later ones, and of the middle one of these
 
 
-class Clock(Protocol):
+class Stopwatch(Protocol):
     """Marks moments of the device's work."""
 
     def mark(self) -> Any:
@@ -48,7 +48,7 @@ class Clock(Protocol):
         """Seconds from one moment to another."""
 
 
-class HostClock:
+class HostStopwatch:
     """The clock of the host, for a device whose work is done when a call returns, or is waited for."""
 
     def __init__(self, wait: Callable[[], object] = lambda: None) -> None:
@@ -62,7 +62,7 @@ class HostClock:
         return second - first
 
 
-class CudaClock:
+class CudaStopwatch:
     """Events in the stream of a GPU: nothing waits while tokens are generated."""
 
     def mark(self) -> torch.cuda.Event:
@@ -75,11 +75,11 @@ class CudaClock:
         return float(first.elapsed_time(second)) / 1000
 
 
-def clock_of(device: torch.device) -> Clock:
+def clock_of(device: torch.device) -> Stopwatch:
     """How time is measured on a device."""
     if device.type == "cuda":
-        return CudaClock()
-    return HostClock(torch.mps.synchronize) if device.type == "mps" else HostClock()
+        return CudaStopwatch()
+    return HostStopwatch(torch.mps.synchronize) if device.type == "mps" else HostStopwatch()
 
 
 def measure_speed(
@@ -90,7 +90,7 @@ def measure_speed(
     key: str = "",
     called: str = "itself",
     dtype: torch.dtype = torch.float32,
-    clock: Clock | None = None,
+    clock: Stopwatch | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Evaluation, dict[str, NDArray[np.float64]]]:
@@ -156,7 +156,7 @@ def measure_speed(
 
 
 def generate(
-    model: PreTrainedModel, prompt: torch.Tensor, count: int, clock: Clock, tokens: list[torch.Tensor] | None = None
+    model: PreTrainedModel, prompt: torch.Tensor, count: int, clock: Stopwatch, tokens: list[torch.Tensor] | None = None
 ) -> tuple[float, float, float]:
     """Generates greedily, whatever the tokens are.
 
@@ -207,7 +207,7 @@ def _cache(model: PreTrainedModel, found: Any) -> dict[str, Any]:
 
 @contextmanager
 def _explained(model: PreTrainedModel) -> Iterator[None]:
-    """Turns what a model raises that cannot go on from its cache into a ModelError."""
+    """Turns what a model raises that cannot continue from its cache into a ModelError."""
     try:
         yield
     except (torch.OutOfMemoryError, ModelError):

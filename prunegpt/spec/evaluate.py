@@ -28,7 +28,7 @@ class SpeedSpec(Part):
 
 
 def length_problem(spec: SpeedSpec, positions: int | None, called: str) -> str | None:
-    """Why the tokens do not fit a model with so many positions."""
+    """Why the tokens do not fit the positions of a model."""
     length = spec.prompt + spec.generate
     if positions is None or length <= positions:
         return None

@@ -22,7 +22,7 @@ from prunegpt.registry import (
 )
 from prunegpt.spec.columns import COLUMNS, CONFIG, EVALUATED, LOGGED
 from prunegpt.spec.figures import KINDS
-from prunegpt.spec.metrics import MEAN, TASK
+from prunegpt.spec.metrics import MEAN, SPEEDS, TASK
 from prunegpt.spec.part import Part
 from prunegpt.spec.schema import Settings, Spec
 
@@ -137,7 +137,7 @@ def _names() -> str:
 
 def _columns() -> str:
     rows = [f"| `{name}` | {_cell(about)} |" for name, about in COLUMNS.items()]
-    named = ", ".join(f"`{name}:EVALUATION`" for name in EVALUATED)
+    named = ", ".join(f"`{name}:EVALUATION`" for name in (*EVALUATED, *SPEEDS))
     rows.append(f"| {named} | the same of an evaluation by its name, where there are several |")
     rows.append(
         f"| `{TASK}:NAME`, `{TASK}:NAME/METRIC` | score of a task or group, percent: accuracy, else its first |"

@@ -13,7 +13,6 @@ from prunegpt.report.columns import COLUMNS
 from prunegpt.report.compare import compare
 from prunegpt.report.fields import TrialFields
 from prunegpt.report.groups import grouped
-from prunegpt.report.measure import stored_windows
 from prunegpt.report.query import selected
 from prunegpt.report.tables import build_table, usual_table
 from prunegpt.root import Root
@@ -115,7 +114,7 @@ def test_references_in_a_circle_are_refused(base: dict[str, Any]) -> None:
     trials = [
         {**HALF, "name": name, "evaluate": {"speed": {**SHORT, "against": other}}} for name, other in ("ab", "ba")
     ]
-    with pytest.raises(SpecError, match="references must not form a circle: a → b → a. Measure one beside"):
+    with pytest.raises(SpecError, match=r"references must not form a circle: a → b → a\. Measure one beside"):
         plan_data({"name": "s", "base": base, "trials": trials})
 
 
