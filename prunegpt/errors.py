@@ -95,12 +95,13 @@ class MissingPackageError(PruneGPTError):
     """An optional package that this request needs is not installed."""
 
 
-def removed(sweep: str, trial: str) -> str:
-    """What to say of a finished trial whose model was removed to save space."""
-    again = shlex.join(["prunegpt", "sweep", "retry", sweep, trial])
+def removed(sweep: str, trial: str, root: str = "") -> str:
+    """What to say of a finished trial whose model was removed to save space; `root` where the commands must name it."""
+    where = ["--root", root] if root else []
+    again = (["retry", sweep, trial], ["resume", sweep])
     return (
         f"the model of {sweep}/{trial} was removed to save space; its results are kept. To compute it again: "
-        f"{again} && {shlex.join(['prunegpt', 'sweep', 'resume', sweep])}"
+        f"{' && '.join(shlex.join(['prunegpt', 'sweep', *one, *where]) for one in again)}"
     )
 
 

@@ -58,6 +58,9 @@ app.add_typer(wandb.app, name="wandb")
 def main() -> None:
     """Runs the command line; an error meant for the user is its message and exit status 1."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads are slow beside any other process
+    if not sys.stderr.isatty():  # a bar that redraws itself makes a log unreadable
+        for library in ("HF_HUB", "HF_DATASETS"):
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     if dropped := undecided(os.environ):
         say(f"note: {', '.join(dropped)} would change what is computed and is not used. Set `precision` and `train`.")
     try:

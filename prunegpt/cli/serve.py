@@ -18,7 +18,7 @@ def serve(
         typer.Option(
             "--token",
             envvar="PRUNEGPT_TOKEN",
-            help="Access token (default: the root's, in ROOT/serve.token).",
+            help="Access token; W&B clients take 40 characters or more (default: the root's, in ROOT/serve.token).",
             show_default=False,
         ),
     ] = None,

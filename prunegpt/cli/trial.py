@@ -135,8 +135,8 @@ _METRICS = ("perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens",
 
 def _print(result: "TrialResult", root: Root) -> None:
     from prunegpt.cli.tables import print_sparsities, print_table
-    from prunegpt.errors import removed
     from prunegpt.records import chain_metrics
+    from prunegpt.report.stored_model import stored_model
 
     print(f"{result.address} (id {result.id}): {result.state}" + (f", {result.reason}" if result.reason else ""))
     if result.error:
@@ -179,10 +179,10 @@ def _print(result: "TrialResult", root: Root) -> None:
     for note in (note for stage in result.stages for note in stage.notes):
         print(f"note: {note}")
     print_table(["field", "value"], _flat(result.config), title="Configuration")
-    if result.final is not None and root.lacks_model(result.final.key):
-        print(f"Model: {removed(result.plan.sweep, result.name)}")
-    elif result.final is not None:
-        print(f"Model: `prunegpt export {result.address} OUT` writes it to a folder that transformers loads.")
+    if model := stored_model(result, root):
+        print(f"Model: {model.removed or model.source}")
+        if not model.removed:
+            print(f"In a folder of your own: {model.export}")
 
 
 def _flat(config: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -1,11 +1,11 @@
 """What a table is, once it is built: frozen, and all a renderer needs."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from prunegpt.report.format import Value, ValueKind
+from prunegpt.report.format import Value, ValueKind, is_number, number_style, text_of, written
 from prunegpt.report.statistics import Interval
 
 RowState = Literal[
@@ -77,6 +77,22 @@ class TableRow:
     state: RowState
     cells: tuple[Cell, ...]
     trials: tuple[str, ...] = ()  # the single trials behind it
+
+
+def in_one_notation(columns: Sequence[Heading], rows: Sequence[TableRow]) -> tuple[TableRow, ...]:
+    """The rows, with all numbers of a column of settings or foreign metrics written alike, as lists of trials do.
+
+    A cell that says more than its number stays as it is.
+    """
+    made = [list(row.cells) for row in rows]
+    for place, heading in enumerate(columns):
+        if heading.kind != "number":
+            continue
+        bare = [row for row in made if is_number(row[place].value) and row[place].text == text_of(row[place].value)]
+        how = number_style("number", (row[place].value for row in bare))
+        for row in bare:
+            row[place] = replace(row[place], text=written(row[place].value, "number", how))
+    return tuple(replace(row, cells=tuple(cells)) for row, cells in zip(rows, made, strict=True))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prunegpt.records import TrialResult, leaves
-from prunegpt.report.cells import Cell, Heading, Table, TableRow
+from prunegpt.report.cells import Cell, Heading, Table, TableRow, in_one_notation
 from prunegpt.report.format import EMPTY, Value, plain, text_of
 from prunegpt.report.provenance import gather
 
@@ -25,28 +25,28 @@ def logged_table(sweep: str, trials: Sequence[TrialResult]) -> Table:
     headings = [_ABOUT[place] for place in shown]
     headings += [f"config {path}" if path in names or path in headings else path for path in paths]
     headings += [f"{name} (metric)" if name in headings else name for name in names]
+    columns = tuple(Heading(text, "number" if place >= len(shown) else "text") for place, text in enumerate(headings))
+    rows = [
+        TableRow(
+            trial=trial.name,
+            state=trial.state,
+            cells=tuple(
+                Cell(value, EMPTY if value in (None, "") else text_of(value))
+                for value in (
+                    *(row[place] for place in shown),
+                    *(settings[trial.id].get(path) for path in paths),
+                    *(metrics[trial.id].get(name) for name in names),
+                )
+            ),
+            trials=(trial.name,),
+        )
+        for trial, row in zip(trials, about, strict=True)
+    ]
     return Table(
         title=f"All runs of {sweep}",
         name="runs",
-        columns=tuple(
-            Heading(text, "number" if place >= len(shown) else "text") for place, text in enumerate(headings)
-        ),
-        rows=tuple(
-            TableRow(
-                trial=trial.name,
-                state="not measured" if trial.state == "finished" else trial.state,
-                cells=tuple(
-                    Cell(value, EMPTY if value in (None, "") else text_of(value))
-                    for value in (
-                        *(row[place] for place in shown),
-                        *(settings[trial.id].get(path) for path in paths),
-                        *(metrics[trial.id].get(name) for name in names),
-                    )
-                ),
-                trials=(trial.name,),
-            )
-            for trial, row in zip(trials, about, strict=True)
-        ),
+        columns=columns,
+        rows=in_one_notation(columns, rows),
         provenance=gather(trials).line,
     )
 

@@ -17,6 +17,7 @@ from prunegpt.report.cells import (
     Mark,
     Table,
     TableRow,
+    in_one_notation,
     slug,
 )
 from prunegpt.report.columns import (
@@ -109,7 +110,7 @@ def build_table(
     apart = {name: told_apart(key for row in found if (key := row.key)) for name, found in seen.items()}
     notes = Footnotes()
     ranked = {name: standings_of(name, rows, documents) for name, _ in parts if is_task(name)}
-    made = tuple(
+    made = [
         TableRow(
             trial=row.name,
             state=row.state,
@@ -122,7 +123,7 @@ def build_table(
             trials=tuple(trial.name for trial in row.trials),
         )
         for place, row in enumerate(rows)
-    )
+    ]
     measured = [row.measured for name in seen for row in seen[name] if ("perplexity", name) in parts and row.measured]
     _whole_table(notes, measured, unplaced)
     for text in speed_notes(seen, [name for name, _ in parts]):
@@ -135,7 +136,7 @@ def build_table(
         title=spec.title,
         name=table_name(spec),
         columns=headings,
-        rows=made,
+        rows=in_one_notation(headings, made),
         footnotes=notes.all(),
         provenance=gather(trials, commit=commit).line if spec.provenance else "",
         caption=spec.caption or "",

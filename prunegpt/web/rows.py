@@ -174,14 +174,15 @@ _OF_FIELDS = tuple(name for name in TrialRow.model_fields if name not in _NOT_FI
 
 def stages(trial: TrialResult) -> list[StageShort]:
     """The chain of a trial with how far each stage is; what a failure stopped at has failed, the rest waits."""
-    done = {stage.index: stage for stage in trial.stages}
+    planned, done = trial.plan.stages, {stage.index: stage for stage in trial.stages}
+    ahead = [place for place in range(len(planned)) if place not in done]
+    lacking = [place for place in ahead if trial.reason == "dependency" and planned[place].teacher]
+    reached = (lacking or ahead or [len(planned)])[0]
     found = []
-    reached = False
-    for index, planned in enumerate(trial.plan.stages):
-        state: StageState = "published"
-        if index not in done:
-            state = "waiting" if reached or trial.state == "finished" else trial.state
-            reached = True
-        cached = index in done and done[index].cached
-        found.append(StageShort(key=planned.key, kind=planned.kind, cached=cached, state=state))
+    for place, stage in enumerate(planned):
+        state: StageState = "published" if place in done else "waiting"
+        if place == reached and trial.state != "finished":
+            state = trial.state
+        cached = place in done and done[place].cached
+        found.append(StageShort(key=stage.key, kind=stage.kind, cached=cached, state=state))
     return found

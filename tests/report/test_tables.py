@@ -267,9 +267,17 @@ def test_few_windows_are_told() -> None:
 def test_columns_of_the_config() -> None:
     results = [make_trial("a", config={"train": {"lr": 1e-4}}), make_trial("b", config={})]
     made = table(results, lambda _: None, columns=["trial", {"value": "config:train.lr", "header": "LR"}])
-    assert [(row.cells[1].value, row.cells[1].text) for row in made.rows] == [(1e-4, "0.0001"), (None, "–")]
+    assert [(row.cells[1].value, row.cells[1].text) for row in made.rows] == [(1e-4, "1e-4"), (None, "–")]
     with pytest.raises(UnknownPartError, match=r"Did you mean 'train\.lr'"):
         table(results, lambda _: None, columns=["config:train.lrr"])
+
+
+def test_numbers_of_a_column_have_one_notation() -> None:
+    values = {"a": 3.40787e-4, "b": 4.18532e-5, "c": 1e-3, "d": "auto"}
+    results = [make_trial(name, config={"train": {"lr": value}}) for name, value in values.items()]
+    made = table(results, lambda _: None, columns=["trial", "config:train.lr"])
+    assert [row.cells[1].text for row in made.rows] == ["3.408e-4", "4.185e-5", "1.000e-3", "auto"]
+    assert [row.cells[1].value for row in made.rows] == list(values.values())
 
 
 def test_headings_must_differ() -> None:

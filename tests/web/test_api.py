@@ -264,6 +264,12 @@ def test_a_log_is_read_from_its_end(client: TestClient, kept: Root) -> None:
     assert whole["truncated"] is False
 
 
+def test_a_log_shows_what_a_terminal_would(own: TestClient, made: Root) -> None:
+    log = made.attempt("study", "going", 1) / "log.txt"
+    log.write_bytes(b"begun\r\nloading:  0%\rloading: 50%\rloading: 100%\ndone\n")
+    assert get(own, f"{API}/trials/study/going/log")["text"] == "begun\r\nloading: 100%\ndone\n"
+
+
 def test_a_huge_log_is_bounded(own: TestClient, made: Root) -> None:
     line = "x" * 99 + "\n"
     (made.attempt("study", "going", 1) / "log.txt").write_bytes(line.encode() * 200_000 + b"\xff\xfe end\n")

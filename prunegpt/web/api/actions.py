@@ -37,14 +37,16 @@ class Accepted(Answer):
 
 @endpoint("/sweeps/{name}/actions")
 def on_sweep(dashboard: Dashboard, name: str, posted: SweepAction) -> Accepted:
-    """Stop, kill or resume a sweep."""
-    sweep = dashboard.source.sweep(name)
+    """Stop, kill or resume a sweep, or take one out of the queue."""
+    queued = any(waiter.sweep == name for waiter in waiting(dashboard.root))
+    if posted.action == "resume" or not queued:
+        dashboard.source.sweep(name)  # one that waits for its first run is in no store yet
     if posted.action == "resume":
-        return Accepted(message=_resume(dashboard.root, sweep.name))
-    if not dashboard.ask(Action(posted.action, sweep.name)):
-        return Accepted(message=f"{sweep.name} has left the queue.")
+        return Accepted(message=_resume(dashboard.root, name))
+    if not dashboard.ask(Action(posted.action, name)):
+        return Accepted(message=f"{name} has left the queue.")
     told = "running stages write a checkpoint, then it stops" if posted.action == "stop" else "it stops at once"
-    return Accepted(message=f"{sweep.name}: {told}.")
+    return Accepted(message=f"{name}: {told}.")
 
 
 def _resume(root: Root, name: str) -> str:

@@ -16,10 +16,12 @@ from prunegpt.store import SweepRow
 from prunegpt.sweep.live import Slot, slot
 from prunegpt.sweep.lock import Holder, coordinator
 from prunegpt.sweep.queue import Waiter, waiting
+from prunegpt.sweep.recovery import is_outside
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, endpoint
 
 _ENDED = ("finished", "failed", "diverged", "stopped")
+Progression = Literal["running", "finished", "failed", "waiting", "empty"]
 
 
 class Best(Answer):
@@ -45,11 +47,14 @@ class SweepShort(Counts):
 
     name: str
     title: str
+    state: Progression
     created: float
     updated: float
     trials: int
+    total: int = Field(description="trials, with those that its searches are yet to suggest")
     best: Best | None
-    running_now: bool
+    running_now: bool = Field(description="whether a coordinator, or agents, run trials of it")
+    logged: bool = Field(description="its trials are runs that W&B clients have logged: none can be run here")
 
 
 class Sweeps(Answer):
@@ -87,7 +92,8 @@ class SweepDetail(Answer):
     name: str
     title: str
     source: str | None
-    state: Literal["running", "finished", "failed", "waiting", "empty"]
+    state: Progression
+    running_now: bool = Field(description="whether a coordinator, or agents, run trials of it")
     created: float
     updated: float
     coordinator: Holder | None = Field(description="the process that runs trials of this root; its sweep may be empty")
@@ -129,16 +135,31 @@ def listed(dashboard: Dashboard) -> Sweeps:
 
 def short(dashboard: Dashboard, sweep: SweepRow, holder: Holder | None) -> SweepShort:
     """A sweep for the list."""
-    counted = counts(sweep)
+    trials = dashboard.source.trials(sweep.name)
     return SweepShort(
-        **counted.model_dump(),
+        **counts(sweep).model_dump(),
         name=sweep.name,
         title=sweep.title,
+        state=_state(sweep),
         created=sweep.created,
         updated=sweep.updated,
         trials=sweep.trials,
+        total=sweep.trials + _ahead(sweep, trials),
         best=best(dashboard, sweep.name),
-        running_now=holder is not None and (holder.sweep == sweep.name or (not holder.sweep and counted.running > 0)),
+        running_now=_runs(dashboard, sweep, holder),
+        logged=is_logged(trials),
+    )
+
+
+def _runs(dashboard: Dashboard, sweep: SweepRow, holder: Holder | None) -> bool:
+    """Whether its coordinator is there, or that of the whole root while some of its trials run, or agents have some."""
+    if holder is not None and holder.sweep == sweep.name:
+        return True
+    if not sweep.states.get("running"):
+        return False
+    ran = {trial.id: trial.folder for trial in dashboard.source.trials(sweep.name)}
+    return bool(holder and not holder.sweep) or any(
+        is_outside(dashboard.root.path / ran[one.trial]) for one in dashboard.source.running(sweep.name)
     )
 
 
@@ -181,6 +202,7 @@ def one(dashboard: Dashboard, name: str) -> SweepDetail:
         title=sweep.title,
         source=sweep.source,
         state=_state(sweep),
+        running_now=_runs(dashboard, sweep, holder),
         created=sweep.created,
         updated=sweep.updated,
         coordinator=holder,
@@ -213,14 +235,19 @@ def _searches(sweep: SweepRow, trials: Sequence[TrialResult]) -> list[SearchShor
     ]
 
 
-def _state(sweep: SweepRow) -> Literal["running", "finished", "failed", "waiting", "empty"]:
+def _ahead(sweep: SweepRow, trials: Sequence[TrialResult]) -> int:
+    """How many trials its searches are yet to suggest."""
+    return sum(max(0, (search.n_trials or 0) - search.trials) for search in _searches(sweep, trials))
+
+
+def _state(sweep: SweepRow) -> Progression:
     if not sweep.trials:
         return "empty"
     if sweep.states.get("running"):
         return "running"
     if sweep.states.get("waiting"):
         return "waiting"
-    return "finished" if sweep.states.get("finished", 0) + sweep.states.get("diverged", 0) == sweep.trials else "failed"
+    return "failed" if sweep.states.get("failed") else "finished"
 
 
 def slots(dashboard: Dashboard, sweep: str | None = None) -> list[Slot]:
@@ -252,7 +279,7 @@ def progress(
                 planned[stage.key] = _tokens(stage, budgets)
     known = [tokens for tokens in planned.values() if tokens is not None]
     total = sum(known) if len(known) == len(planned) else None
-    ahead = sum(max(0, (search.n_trials or 0) - search.trials) for search in _searches(sweep, trials))
+    ahead = _ahead(sweep, trials)
     if total is not None and trials:
         total += ahead * total // len(trials)
     finished, spent = sum(came.values()), sum(seconds.values())

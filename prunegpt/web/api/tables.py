@@ -1,4 +1,4 @@
-"""The tables that a sweep's spec declares, and the list of all its trials to take away; from what is stored now."""
+"""The tables of a sweep, and the list of all its trials to take away; from what is stored now."""
 
 import json
 from typing import Annotated, Any
@@ -7,15 +7,15 @@ from pydantic import Field
 from starlette.responses import Response
 
 from prunegpt.registry import RENDERERS
+from prunegpt.report.archive import Archive
 from prunegpt.report.cells import Footnote, Table
+from prunegpt.report.declared import tables_of
 from prunegpt.report.format import plain
-from prunegpt.report.logged import is_logged, logged_table
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.render.csv import lines
 from prunegpt.report.render.html import fragment
 from prunegpt.report.rows import other_sweeps
 from prunegpt.report.scores import stored_documents
-from prunegpt.report.tables import build_table
 from prunegpt.web.api.lists import TrialFilter, chosen, filtered
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, RequestError, attachment, endpoint
@@ -52,29 +52,25 @@ class Tables(Answer):
 
 
 def tables(dashboard: Dashboard, name: str) -> list[Table]:
-    """The declared tables of a sweep, those of one state of the store made once."""
+    """The tables of a sweep, one of all trials where it declares none; those of one state of the store made once."""
     with dashboard.source.following():
         sweep = dashboard.source.sweep(name)
         declared = dashboard.source.store.tables(name)
         others = sorted(other_sweeps(declared, name) & {other.name for other in dashboard.source.sweeps()})
         state = tuple(dashboard.source.sweep_revision(each) for each in (name, *others))
         results = [trial for each in (name, *others) for trial in dashboard.source.trials(each)]
-    windows = stored_windows(dashboard.root)
-    if not declared and is_logged(results):
-        return dashboard.kept.get(("tables", name), (state, sweep.updated), lambda: [logged_table(name, results)])
-    return dashboard.kept.get(
-        ("tables", name),
-        (state, sweep.updated),
-        lambda: [
-            build_table(table, results, windows, documents=stored_documents(dashboard.root), sweep=name)
-            for table in declared
-        ],
-    )
+    root = dashboard.root
+
+    def made() -> list[Table]:
+        found = Archive(name, None, tuple(declared), tuple(results), stored_windows(root), stored_documents(root))
+        return tables_of(found)
+
+    return dashboard.kept.get(("tables", name), (state, sweep.updated), made)
 
 
 @endpoint("/sweeps/{name}/tables")
 def shown(dashboard: Dashboard, name: str) -> Tables:
-    """The declared tables."""
+    """The declared tables, or where there is none one of all trials."""
     return Tables(
         tables=[
             TableShown(

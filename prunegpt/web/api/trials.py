@@ -1,6 +1,7 @@
 """One trial: configuration, results, log."""
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pydantic import Field
 from prunegpt.errors import StoreError
 from prunegpt.records import TrialResult
 from prunegpt.report.config import differing
+from prunegpt.report.stored_model import stored_model
 from prunegpt.store import CurveRow
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import PREFIX, Answer, ApiRequest, RequestError, endpoint
@@ -21,6 +23,9 @@ from prunegpt.web.rows import StageShort, stages
 
 _LOG_AT_MOST = 1 << 20  # bytes of a log in one answer
 _LOG = "log.txt"
+_OVERWRITTEN = re.compile(
+    r"[^\n]*\r(?=[^\r\n])"
+)  # what a terminal would no longer show, such as earlier states of a bar
 _TAGS = {
     *("a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre"),
     *("s", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
@@ -71,6 +76,15 @@ class Difference(Answer):
     value: Any
 
 
+class ModelDetail(Answer):
+    """The model that a trial has come to, and how to take it along; where it was removed, how to have it again."""
+
+    source: str = Field(description="a folder that transformers loads; of a model that was only measured, its source")
+    export: str = Field(description="writes it to a folder")
+    python: str = Field(description="opens it with its tokenizer")
+    removed: str = Field(description="what to do where it was removed to save space; else empty")
+
+
 class TrialNote(Answer):
     text: str
     html: str
@@ -110,6 +124,7 @@ class Trial(Answer):
     logged: bool = Field(description="it is a run that a W&B client has logged, which cannot be run here")
     command: str | None = Field(description="runs it; null for what cannot be run")
     replay: str | None = Field(description="runs the last attempt's folder again by hand")
+    model: ModelDetail | None = Field(description="null until it has finished, and of what W&B clients have logged")
     notes: TrialNote
     curves: list[CurveRow]
 
@@ -145,6 +160,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         for row in store.attempts(found.id)
     ]
     again, runs = ("prunegpt", "sweep", "run", source.source or "SPEC"), found.folder and not found.plan.foreign
+    model = stored_model(found, dashboard.root)
     result = found.described()
     del result["attempts"]  # their number; here they are listed
     return Trial(
@@ -159,6 +175,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         logged=found.plan.foreign,
         command=None if found.plan.foreign else shlex.join([*again, "--only", found.name, "--root", root]),
         replay=shlex.join(["prunegpt", "trial", "run", f"{root}/{found.folder}"]) if runs else None,
+        model=ModelDetail.model_validate(asdict(model)) if model else None,
         notes=noted(note),
         curves=store.curves(found.id),
     )
@@ -232,6 +249,7 @@ def tail(path: Path, lines: int) -> tuple[str, int, bool]:
         start = max(0, size - _LOG_AT_MOST)
         file.seek(start)
         text = file.read(_LOG_AT_MOST).decode("utf-8", "replace")
+    text = _OVERWRITTEN.sub("", text)
     if start:
         text = text.partition("\n")[2] or text
     found = text.splitlines(keepends=True)

@@ -44,7 +44,7 @@ def _open(page: "Page", address: str, path: str) -> None:
 def test_the_start_page_shows_the_sweep(page: "Page", address: str) -> None:
     _open(page, address, "/")
     assert "Pruning study in small" in page.inner_text("article.sweep-card")
-    assert "19 of 23 trials" in page.inner_text("article.sweep-card")
+    assert "21 of 23 trials" in page.inner_text("article.sweep-card")
 
 
 @slow

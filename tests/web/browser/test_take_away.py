@@ -55,7 +55,7 @@ def test_the_configuration_and_the_command_are_copied(copying: "Page", address: 
     config = json.loads(_copied(copying, "button:has-text('Copy as JSON')", "Configuration copied"))
     assert config["name"] == "recovered"
     assert config["stages"][2]["distill"]["temperature"] == 2
-    command = _copied(copying, ".command >> nth=0 >> button", "Command copied")
+    command = _copied(copying, "button[aria-label='Copy: Command that runs this trial']", "Command copied")
     assert command.startswith("prunegpt sweep run sweeps/study.yaml --only recovered")
 
 

@@ -33,11 +33,11 @@ export function groups(names) {
   return [...found, ...[...left].sort().map(single)];
 }
 
-/** The figures of a run that a W&B client has logged: one per metric, by its own name, those of the machine last. */
+/** The figures of a run that a W&B client has logged: one per metric, by its own name; `machine` is true of those of the machine, the last. */
 export function loggedGroups(names) {
   const own = [...names].filter((name) => !LOGGED_SYSTEM.test(name)).sort();
   const system = [...names].filter((name) => LOGGED_SYSTEM.test(name)).sort();
-  return [...own, ...system].map(single);
+  return [...own.map(single), ...system.map((name) => ({ ...single(name), machine: true }))];
 }
 
 const single = (name) => ({ key: name, title: name, y: "", names: [name] });

@@ -23,6 +23,12 @@ export function downloads(sweep, figure, chosen = {}) {
   );
 }
 
+/** The last part of a setting's path, where no other is called so: what axes are called too. */
+function short(path, paths) {
+  const last = (one) => one.split(".").at(-1);
+  return paths.filter((one) => last(one) === last(path)).length > 1 ? path : last(path);
+}
+
 /** The panel of a figure, with what may be chosen of it, kept in the address: {panel, plot, show()}; `show` fetches and draws it. */
 export function livePanel(sweep, figure) {
   const key = `figure.${figure.name}`;
@@ -34,7 +40,7 @@ export function livePanel(sweep, figure) {
   const caption = h("p.small.muted.caption", { hidden: true });
   const links = made.panel.querySelector(".links");
   const choose = Object.entries(figure.choices).filter(([, values]) => values.length > 1).map(([field, values]) => {
-    const select = h("select", { on: { change: () => choice(field, select.value) } }, values.map((value) => h("option", { value, selected: value === (chosen[field] ?? values[0]) }, value)));
+    const select = h("select", { on: { change: () => choice(field, select.value) } }, values.map((value) => h("option", { value, title: value, selected: value === (chosen[field] ?? values[0]) }, short(value, values))));
     return h("label.small", {}, CHOICES[field], " ", select);
   });
   if (choose.length) made.plot.before(h("div.row.choices", {}, choose));

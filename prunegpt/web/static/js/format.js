@@ -50,6 +50,9 @@ export function count(value) {
   return String(value);
 }
 
+/** A size: 980 B, 12.4 kB, 1.29 MB. */
+export const bytes = (value) => (value < 1e3 ? `${value} B` : `${count(value)}B`);
+
 /** Seconds as 0.8 s, 42 s, 3 min 20 s, 2 h 05 min, 3 d 4 h. */
 export function duration(seconds) {
   if (missing(seconds)) return NONE;

@@ -30,13 +30,13 @@ export async function showLogged(element, sweep, trial) {
       const place = h("div.body", {}, h("button.small", { type: "button", on: { click: () => void showTable(place, address(file.name)) } }, "Show"));
       return section(`Table ${last(file.name)}`, place);
     }),
-    run.files.length > 0 && section("Files", table(["File", "Bytes"], run.files.map((file) => [h("a", { href: address(file.name), download: "" }, file.name), bytes(file)]))),
-    run.artifacts.length > 0 && section("Artifacts", table(["Artifact", "Type", "This run", "Aliases", "Bytes", "Files"], run.artifacts.map((one) => [one.name, one.type, one.used ? "used it" : "logged it", one.aliases.join(", "), bytes(one), contents(one)]))),
+    run.files.length > 0 && section("Files", table(["File", "Size"], run.files.map((file) => [h("a", { href: address(file.name), download: "" }, file.name), bytes(file)]))),
+    run.artifacts.length > 0 && section("Artifacts", table(["Artifact", "Type", "This run", "Aliases", "Size", "Files"], run.artifacts.map((one) => [one.name, one.type, one.used ? "used it" : "logged it", one.aliases.join(", "), bytes(one), contents(one)]))),
   );
 }
 
 const last = (name) => name.split("/").at(-1);
-const bytes = ({ size }) => size.toLocaleString("en");
+const bytes = ({ size }) => format.bytes(size);
 
 /** The files of an artifact: those that are here as links, others as their references. */
 function contents({ files }) {

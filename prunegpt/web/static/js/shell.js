@@ -110,6 +110,9 @@ export async function confirm({ title, text, action, danger = false }) {
   return (await show(content)) === "yes";
 }
 
+/** What is asked before a sweep leaves the queue. */
+export const LEAVE = { title: "Take this sweep out of the queue?", text: "It does not run when its turn would come; nothing is lost, and it can be run again.", action: "Leave the queue", danger: true };
+
 // Messages and states
 
 /** Says something for some seconds. */

@@ -291,15 +291,16 @@ export class TrialTable {
   measure(rows) {
     for (const column of this.columns) {
       let longest = Math.max(this.widths.get(column.key) ?? 0, column.label.length + 2);
-      for (const row of rows) longest = Math.max(longest, this.text(row, column).length + (column.key === "state" ? 3 : 0));
+      for (const row of rows) longest = Math.max(longest, (column.key === "name" ? row.title : this.text(row, column)).length + (column.key === "state" ? 3 : 0));
       this.widths.set(column.key, longest);
     }
   }
 
+  /** In ch. */
   width(column) {
-    const extra = column.key === "name" ? 5 : 3;
-    const most = column.key === "name" ? (matchMedia("(max-width: 640px)").matches ? 22 : 46) : 34;
-    return `${Math.min(most, Math.max(7, this.widths.get(column.key) ?? 8)) * 0.97 + extra}ch`;
+    const extra = column.key === "name" ? 7 : 3;
+    const most = column.key === "name" ? (matchMedia("(max-width: 640px)").matches ? 17 : 46) : 34;
+    return Math.min(most, Math.max(7, this.widths.get(column.key) ?? 8)) * 0.97 + extra;
   }
 
   // Drawing
@@ -335,10 +336,11 @@ export class TrialTable {
     this.body = h("tbody");
     replace(
       this.table,
-      h("colgroup", {}, columns.map((column) => h("col", { style: { width: this.width(column) } }))),
+      h("colgroup", {}, columns.map((column) => h("col", { style: { width: `${this.width(column)}ch` } }))),
       h("thead", {}, h("tr", {}, head)),
       this.body,
     );
+    this.table.style.setProperty("width", `${columns.reduce((sum, column) => sum + this.width(column), 0)}ch`); // without one, columns would be as wide as what they hold
     this.table.setAttribute("aria-rowcount", this.total + 1);
     const focused = document.activeElement;
     const sorted = focused?.closest?.(".trials thead") ? sort : null;
@@ -398,7 +400,7 @@ export class TrialTable {
   }
 
   nameCell(row, place) {
-    const box = h("input", { type: "checkbox", checked: this.selected.has(this.reference(row)), "aria-label": `Select ${row.name}`, on: { change: () => this.toggle(row) } });
+    const box = h("input", { type: "checkbox", checked: this.selected.has(this.reference(row)), "aria-label": `Select ${row.title}`, on: { change: () => this.toggle(row) } });
     const link = h("a", { href: trialPage(this.sweep, row.name), title: row.title === row.name ? row.name : `${row.title}: ${row.name}`, on: { click: () => this.remember(place) } }, row.title);
     return h("th.first", { scope: "row" }, h("label", {}, box), link);
   }

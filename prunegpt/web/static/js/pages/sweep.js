@@ -9,8 +9,8 @@ import { drawGraph } from "../graph.js";
 import { follow } from "../live.js";
 import { Panels } from "../panels.js";
 import { preloadPlotly, whenNear } from "../plot.js";
-import { progressBar, shareBar } from "../progress.js";
-import { confirm, draw, empty, loading, onKey, say, stateBadge } from "../shell.js";
+import { progressBar, shareBar, sweepBadge } from "../progress.js";
+import { LEAVE, confirm, draw, empty, loading, onKey, say, stateBadge } from "../shell.js";
 import { TrialTable } from "../trial_table.js";
 
 const name = document.body.dataset.sweep;
@@ -35,8 +35,7 @@ function showHead() {
   const { progress } = sweep;
   const { counts } = sweep;
   const ours = sweep.coordinator !== null && ["", name].includes(sweep.coordinator.sweep);
-  const running = sweep.state === "running" && ours;
-  const words = sweep.place ? ["waiting", `place ${sweep.place} in the queue`] : sweep.state === "running" && !running && !sweep.logged ? ["stopped", "interrupted: no coordinator runs"] : sweep.state === "empty" ? ["waiting", "no trials"] : [sweep.state, sweep.state];
+  const running = sweep.state === "running" && sweep.running_now;
   const eta = progress.eta_seconds !== null && progress.eta_seconds !== undefined && running ? format.duration(progress.eta_seconds) : null;
   const from = ours && `coordinator ${sweep.coordinator.pid} on ${sweep.coordinator.host}, since ${format.time(sweep.coordinator.since)}`;
   replace(
@@ -48,7 +47,7 @@ function showHead() {
         "div.titles",
         {},
         h("h1", {}, sweep.title || name),
-        h("div.meta", {}, sweep.asked ? stateBadge("stopping", PENDING[sweep.asked]) : stateBadge(...words), h("span.mono", {}, name), sweep.source && h("span.mono", { title: sweep.source }, sweep.source.split("/").slice(-2).join("/")), from && h("span", {}, from)),
+        h("div.meta", {}, sweep.asked ? stateBadge("stopping", PENDING[sweep.asked]) : sweepBadge(sweep, sweep.place), h("span.mono", {}, name), sweep.source && h("span.mono", { title: sweep.source }, sweep.source.split("/").slice(-2).join("/")), from && h("span", {}, from)),
       ),
       h(
         "div.actions",
@@ -89,22 +88,20 @@ const objective = (one) => (typeof one === "string" ? one : (one.name ?? one.met
 const fact = (label, value, more = null) => h("div", {}, h("dt", {}, label), h("dd", {}, value, more && h("small", {}, more)));
 
 const QUESTIONS = {
-  leave: ["Take this sweep out of the queue?", "It does not run when its turn would come; nothing is lost. Resume puts it back.", "Leave the queue"],
-  stop: ["Stop this sweep?", "Running trials end at their next safe point and what they have is kept. Resume resumes from there.", "Stop the sweep"],
-  kill: ["Kill this sweep?", "Running trials are ended at once. Stages that were not published yet are lost and computed again on resume.", "Kill the sweep"],
-  resume: ["Resume this sweep?", "A coordinator starts on this machine and runs the trials that are not finished. While another sweep of the root runs, it waits for its turn.", "Resume the sweep"],
+  stop: { title: "Stop this sweep?", text: "Running trials end at their next safe point and what they have is kept. Resume resumes from there.", action: "Stop the sweep", danger: true },
+  kill: { title: "Kill this sweep?", text: "Running trials are ended at once. Stages that were not published yet are lost and computed again on resume.", action: "Kill the sweep", danger: true },
+  resume: { title: "Resume this sweep?", text: "A coordinator starts on this machine and runs the trials that are not finished. While another sweep of the root runs, it waits for its turn.", action: "Resume the sweep" },
 };
 
 const PENDING = { stop: "Stopping …", kill: "Killing …", resume: "Starting …" };
 
 function actionButton(action, label, danger = false) {
   const pending = sweep.asked === action || sweep.asked === "kill";
-  return h("button", { type: "button", class: danger ? "danger" : "", disabled: pending, on: { click: () => void act(action, danger) } }, sweep.asked === action ? PENDING[action] : label);
+  return h("button", { type: "button", class: danger ? "danger" : "", disabled: pending, on: { click: () => void act(action) } }, sweep.asked === action ? PENDING[action] : label);
 }
 
-async function act(action, danger) {
-  const [title, text, words] = QUESTIONS[action === "stop" && sweep.place ? "leave" : action];
-  if (!(await confirm({ title, text, action: words, danger: danger || action === "stop" }))) return;
+async function act(action) {
+  if (!(await confirm(action === "stop" && sweep.place ? LEAVE : QUESTIONS[action]))) return;
   sweep.asked = action;
   showHead(); // at once: it may take a while to happen
   try {
@@ -147,7 +144,8 @@ function slot(one) {
 // Results
 
 async function loadResults() {
-  const { tables } = await get(here("tables"));
+  const declared = sweep.tables.length > 0 || sweep.logged; // without any the list of trials shows the same
+  const { tables } = declared ? await get(here("tables")) : { tables: [] };
   const section = byId("results");
   section.hidden = tables.length === 0;
   const head = h("div.section-head", {}, h("h2", { id: "results-title" }, "Results"), h("a", { href: sweepPage(name) + "/tables" }, "Copy or download"));
@@ -198,6 +196,7 @@ function buildPanels() {
 let graphWanted = false;
 
 function buildStages() {
+  if (sweep.logged) return () => {}; // nothing is shared by runs that others have made
   const section = byId("stages");
   section.hidden = false;
   const place = h("div.stages-graph.body", { tabindex: 0, role: "region", "aria-label": "Stage graph, scrollable" }, loading());

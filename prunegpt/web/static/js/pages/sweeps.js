@@ -1,11 +1,11 @@
 // All sweeps.
 
-import { get, sweepPage } from "../api.js";
+import { get, path, post, sweepPage } from "../api.js";
 import { byId, h, replace, throttled } from "../dom.js";
 import * as format from "../format.js";
 import { follow } from "../live.js";
-import { progressBar } from "../progress.js";
-import { draw, empty, onKey, stateBadge } from "../shell.js";
+import { progressBar, sweepBadge } from "../progress.js";
+import { LEAVE, confirm, draw, empty, onKey, say } from "../shell.js";
 
 let sweeps = [];
 let root = { coordinator: null, queue: [] };
@@ -39,20 +39,32 @@ function show() {
   const found = listed();
   const focused = document.activeElement?.dataset?.sweep;
   const cards = found.map((sweep, place) => card(sweep, place === current));
-  replace(byId("content"), h("div.stack", {}, root.queue.length > 0 && queue(), h("div.panel", {}, found.length ? cards : empty("No sweep is called like that", "Search for another name or title."))));
+  replace(byId("content"), h("div.stack", {}, root.queue.length > 0 && queue(), h("div.panel.sweep-cards", {}, found.length ? cards : empty("No sweep is called like that", "Search for another name or title."))));
   if (focused) byId("content").querySelector(`[data-sweep="${CSS.escape(focused)}"]`)?.focus();
 }
 
 function queue() {
   const runs = root.coordinator && (root.coordinator.sweep || `process ${root.coordinator.pid}`);
-  const places = root.queue.map((one) => h("li", {}, h("span.mono", {}, one.sweep), ` priority ${one.priority}, process ${one.pid} on ${one.host}, since ${format.time(one.since)}`));
-  return h("section.panel", { "aria-labelledby": "queue-title" }, h("div.body", {}, h("h2", { id: "queue-title" }, "Queue"), h("p.muted", {}, runs ? `${runs} runs; these wait for their turn:` : "These wait for their turn:"), h("ol", {}, places)));
+  const known = new Set(sweeps.map((sweep) => sweep.name));
+  const called = (name) => (known.has(name) ? h("a.mono", { href: sweepPage(name), data: { queued: name } }, name) : h("span.mono", {}, name));
+  const places = root.queue.map((one) =>
+    h("li", {}, h("div.row", {}, called(one.sweep), h("span.small.muted", {}, `priority ${one.priority}, process ${one.pid} on ${one.host}, since ${format.time(one.since)}`), h("button.small", { type: "button", "aria-label": `Take ${one.sweep} out of the queue`, on: { click: () => void leave(one.sweep) } }, "Leave the queue"))),
+  );
+  return h("section.panel", { "aria-labelledby": "queue-title" }, h("div.body.stack", {}, h("h2", { id: "queue-title" }, "Queue"), h("p.muted", {}, runs ? `${runs} runs; these wait for their turn:` : "These wait for their turn:"), h("ol.queue", {}, places)));
+}
+
+async function leave(sweep) {
+  if (!(await confirm(LEAVE))) return;
+  try {
+    say((await post(path("sweeps", sweep, "actions"), { action: "stop" })).message);
+  } catch (error) {
+    say(error.message);
+  }
+  reload();
 }
 
 function card(sweep, isCurrent) {
   const place = root.queue.findIndex((one) => one.sweep === sweep.name) + 1;
-  const state = sweep.running_now ? "running" : place || sweep.waiting ? "waiting" : sweep.failed || sweep.diverged ? "failed" : "finished";
-  const words = sweep.running_now ? "running" : place ? `place ${place} in the queue` : sweep.waiting ? "not finished" : sweep.failed || sweep.diverged ? "finished with failures" : "finished";
   return h(
     "article.sweep-card",
     { "aria-current": isCurrent ? "true" : null },
@@ -62,14 +74,15 @@ function card(sweep, isCurrent) {
       h("h2", {}, h("a", { href: sweepPage(sweep.name), data: { sweep: sweep.name } }, sweep.title || sweep.name)),
       h("div.row.small.muted", {}, h("span.mono", {}, sweep.name), h("span", { title: format.time(sweep.updated) }, format.ago(sweep.updated))),
     ),
-    h("div", {}, progressBar(sweep, sweep.trials), h("div.legend.small", {}, progressWords(sweep))),
-    h("div", {}, sweep.best && [h("div.best", {}, format.perplexity(sweep.best.perplexity)), h("div.small.muted", {}, `best: ${sweep.best.trial.replace(`${sweep.name}/`, "")}`)]),
-    h("div", {}, stateBadge(state, words)),
+    h("div", {}, progressBar(sweep, sweep.total), h("div.legend.small", {}, progressWords(sweep))),
+    h("div", {}, sweep.best && [h("div.best", {}, format.perplexity(sweep.best.perplexity)), h("div.small.muted", {}, `perplexity of ${sweep.best.trial.replace(`${sweep.name}/`, "")}`)]),
+    h("div", {}, sweepBadge(sweep, place)),
   );
 }
 
 function progressWords(sweep) {
-  const parts = [`${sweep.finished} of ${format.plural(sweep.trials, "trial")}`];
+  const ended = sweep.trials - sweep.running - sweep.waiting;
+  const parts = [`${ended} of ${format.plural(sweep.total, "trial")}`];
   for (const state of ["running", "failed", "diverged", "stopped"]) if (sweep[state]) parts.push(`${sweep[state]} ${state}`);
   return parts.map((part) => h("span", {}, part));
 }

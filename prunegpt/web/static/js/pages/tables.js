@@ -4,7 +4,7 @@ import { address, get, getText, path, sweepPage } from "../api.js";
 import { byId, h, insertServerHtml, replace, throttled } from "../dom.js";
 import { downloads, fileOf, listFigures } from "../figures.js";
 import { follow } from "../live.js";
-import { copyButton, draw, empty, loading, onKey } from "../shell.js";
+import { copyButton, draw, empty, loading, onKey, problem } from "../shell.js";
 
 const name = document.body.dataset.sweep;
 const here = (...more) => path("sweeps", name, ...more);
@@ -20,7 +20,7 @@ async function loadTables() {
   replace(
     tablesPlace,
     h("div.section-head", {}, h("h2", {}, "Tables"), all),
-    tables.length ? h("div.stack", {}, tables.map(panel)) : h("div.panel", {}, empty("No tables declared", "A spec names its tables under `tables:`. Download all trials as CSV or JSON from the sweep's page.")),
+    tables.length ? h("div.stack", {}, tables.map(panel)) : h("div.panel", {}, empty("No tables yet", "They appear here as soon as the sweep has trials.")),
   );
   for (const title of tablesPlace.querySelectorAll(".report h2")) title.remove();
 }
@@ -47,10 +47,14 @@ async function loadFigures() {
   );
 }
 
-/** A figure as the server draws it for papers. */
+/** A figure as the server draws it for papers, which takes it a moment. */
 function still(figure) {
+  const wait = loading("Drawing …");
   const picture = h("img", { src: `${fileOf(name, figure, "svg")}#${Date.now()}`, alt: figure.title, loading: "lazy" });
-  return h("figure.panel", {}, h("header", {}, h("h3", {}, figure.title), h("span.row", {}, downloads(name, figure))), picture);
+  picture.addEventListener("load", () => wait.remove());
+  picture.addEventListener("error", () => wait.replaceWith(problem(new Error("The figure could not be drawn."), () => figurePanel.replaceWith(still(figure)))));
+  const figurePanel = h("figure.panel", {}, h("header", {}, h("h3", {}, figure.title), h("span.row", {}, downloads(name, figure))), wait, picture);
+  return figurePanel;
 }
 
 onKey("u", "Up to the sweep", () => location.assign(sweepPage(name)));

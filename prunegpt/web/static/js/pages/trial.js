@@ -21,17 +21,18 @@ const view = stateOf(kept); // what curves run over, how they are smoothed
 const panels = new Map(); // group of curves -> its figure
 let curves = [];
 
-const parts = Object.fromEntries(["chain", "evaluations", "logged", "curves", "layers", "lineage", "config", "attempts", "command", "notes"].map((part) => [part, h("section")]));
+const parts = Object.fromEntries(["chain", "evaluations", "logged", "curves", "layers", "model", "lineage", "config", "attempts", "command", "notes"].map((part) => [part, h("section")]));
 
 async function load() {
   const last = trial;
   trial = await get(here());
-  const shown = trial.logged ? ["curves", "logged", "notes", "attempts", "config"] : ["chain", "evaluations", "curves", "layers", "notes", "attempts", "lineage", "config", "command"];
+  const shown = trial.logged ? ["curves", "logged", "notes", "attempts", "config"] : ["chain", "evaluations", "curves", "layers", "model", "notes", "attempts", "lineage", "config", "command"];
   if (!last) replace(byId("content"), ...shown.map((part) => parts[part]));
   showHead();
   if (trial.logged) void draw(parts.logged, () => showLogged(parts.logged, sweep, name));
   else showChain();
   showEvaluations();
+  showModel();
   showAttempts(last);
   showLineage();
   if (!last) {
@@ -167,8 +168,8 @@ function showEvaluations() {
   const all = last.evaluation ? [[last.evaluation.split, last.evaluation], ...further] : further;
   const rows = all.flatMap(([called, one]) => (one.scores.length ? one.scores.map((score) => [`${score.task} (${score.metric})`, scored(score), `${score.documents.toLocaleString("en")} documents`, one.protocol]) : [[`Perplexity, ${called}`, one.finite ? format.perplexity(one.perplexity) : "not finite", `${one.tokens.toLocaleString("en")} tokens`, one.protocol]]));
   const head = ["Evaluation", "Result", "Measured on", "Protocol"].map((text, index) => h("th", { scope: "col", class: index === 1 || index === 2 ? "number" : "" }, text));
-  const body = rows.map(([called, value, on, protocol]) => h("tr", {}, h("th", { scope: "row" }, called), h("td.number", {}, value), h("td.number", {}, on), h("td", {}, protocol)));
-  replace(parts.evaluations, h("h2", {}, trial.state === "finished" ? "Evaluations" : `Evaluations after ${last.kind}`), h("div.panel", {}, h("div.scroll", { tabindex: 0, role: "region", "aria-label": "Evaluations" }, h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)))));
+  const body = rows.map(([called, value, on, protocol]) => h("tr", {}, h("th", { scope: "row" }, called), h("td.number", {}, value), h("td.number", {}, on), h("td.nowrap", {}, protocol)));
+  replace(parts.evaluations, h("h2", {}, trial.state === "finished" ? "Evaluations" : `Evaluations after ${last.kind}`), h("div.panel", {}, h("div.scroll", { role: "region", "aria-label": "Evaluations" }, h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)))));
 }
 
 const scored = ({ value, stderr }) => (value === null ? "not finite" : `${value.toFixed(4)}${stderr === null ? "" : ` ± ${stderr.toFixed(4)}`}`);
@@ -179,6 +180,9 @@ const grouped = () => (trial.logged ? loggedGroups : groups)(trial.curves.map((c
 const logs = new Set();
 const grid = h("div.grid");
 const single = h("div"); // metrics with one value, which make no line
+const machineGrid = h("div.grid");
+const machineTitle = h("summary");
+const machine = h("details", { hidden: true, on: { toggle: () => machine.open && void draw(machineGrid, drawCurves) } }, machineTitle, machineGrid); // what a W&B client measures of it
 
 async function loadCurves() {
   if (!parts.curves.firstChild) {
@@ -187,7 +191,7 @@ async function loadCurves() {
       void draw(grid, drawCurves);
     });
     const links = h("span.row", {}, ["csv", "json"].map((suffix) => h("a.button.small.quiet", { href: address(here(`points.${suffix}`)), download: "" }, `All points as ${suffix.toUpperCase()}`)));
-    replace(parts.curves, h("div.section-head", {}, h("h2", {}, "Curves"), choose, links), grid, single);
+    replace(parts.curves, h("div.section-head", {}, h("h2", {}, "Curves"), choose, links), grid, single, machine);
   }
   await drawCurves();
 }
@@ -196,21 +200,29 @@ async function drawCurves() {
   const known = grouped();
   const names = known.flatMap((group) => group.names);
   curves = names.length ? await fetchCurves(sweep, name, names, view) : [];
-  const shown = known.filter((group) => trial.logged || hasLength(curves.filter((curve) => group.names.includes(curve.name))));
+  const shown = known.filter((group) => hasLength(curves.filter((curve) => group.names.includes(curve.name))));
   for (const group of shown) {
     if (panels.has(group.key)) continue;
     const log = toggle("log", false, () => toggleLog(group.key), `log axis: ${group.title}`);
     panels.set(group.key, figurePanel(group.title, { links: [log, ...saveButtons(() => panels.get(group.key).plot, `${name}-${group.key}`)] }));
   }
-  const wanted = shown.map((group) => panels.get(group.key).panel);
+  const [wanted, aside] = [false, true].map((of) => shown.filter((group) => Boolean(group.machine) === of).map((group) => panels.get(group.key).panel));
   if (!wanted.length) {
     const ended = trial.state !== "running" && trial.state !== "waiting";
-    replace(grid, h("div.panel", {}, empty("No curves", ended ? "Nothing was trained in this chain, so there is nothing to draw over time." : "They appear here while the trial runs.")));
-  } else if (wanted.length !== grid.children.length || wanted.some((panel, index) => panel !== grid.children[index])) replace(grid, wanted);
-  for (const group of shown) await drawGroup(group);
+    replace(grid, h("div.panel", {}, empty("No curves", ended ? trial.logged ? "Nothing was logged more than once, so there is nothing to draw over time." : "Nothing was trained in this chain, so there is nothing to draw over time." : "They appear here while the trial runs.")));
+  } else fill(grid, wanted);
+  machine.hidden = !aside.length;
+  machineTitle.textContent = format.plural(aside.length, "metric") + " of the machine";
+  fill(machineGrid, aside);
+  for (const group of shown) if (!group.machine || machine.open) await drawGroup(group);
   const alone = known.filter((group) => !shown.includes(group)).flatMap((group) => group.names);
   const values = alone.map((one) => [one, curves.filter((curve) => curve.name === one).at(-1)?.y.at(-1)]).filter(([, value]) => value !== undefined);
   replace(single, values.length > 0 && h("details.small", {}, h("summary", {}, `${format.plural(values.length, "metric")} measured once`), h("dl.links-list", {}, values.map(([one, value]) => [h("dt.mono", {}, one), h("dd", {}, format.number(value))]))));
+}
+
+/** Puts panels into a grid, where they are not there already; moving one would redraw it. */
+function fill(place, wanted) {
+  if (wanted.length !== place.children.length || wanted.some((panel, index) => panel !== place.children[index])) replace(place, wanted);
 }
 
 function drawGroup(group) {
@@ -294,9 +306,23 @@ function showConfig() {
   replace(parts.config, h("div.section-head", {}, h("h2", {}, "Configuration"), choose, copy), h("div.panel", {}, h("div.scroll", {}, h("table.config", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Setting"), h("th", { scope: "col" }, "Here"), h("th", { scope: "col" }, "In the base"))), body))));
 }
 
+/** Something to copy into a shell or a script. */
+const line = (text, label, what = "Command") => h("div.command", {}, h("pre", { "aria-label": label }, text), copyButton("Copy", text, { "data-what": what, "aria-label": `Copy: ${label}` }));
+const above = (text) => h("p.small.muted", {}, text);
+
+/** Where the model is and how to take it along; of one that was removed, how to have it again. */
+function showModel() {
+  const { model } = trial;
+  parts.model.hidden = !model;
+  if (!model) return;
+  const ways = model.removed
+    ? h("div.panel", {}, h("p.body", {}, model.removed))
+    : [above("A folder or name that transformers loads:"), line(model.source, "Where the model is", "Path"), above("Write it to a folder of your own:"), line(model.export, "Command that writes the model to a folder"), above("From Python:"), line(model.python, "Code that opens the model", "Code")];
+  replace(parts.model, h("h2", {}, "Model"), h("div.stack", {}, ways));
+}
+
 function showCommand() {
-  const line = (text, label) => h("div.command", {}, h("pre", { "aria-label": label }, text), copyButton("Copy", text, { "data-what": "Command" }));
-  replace(parts.command, h("h2", {}, "Reproduce"), h("div.stack", {}, line(trial.command, "Command that runs this trial"), trial.replay && [h("p.small.muted", {}, "Or rerun the last attempt's folder:"), line(trial.replay, "Command that replays the attempt")]));
+  replace(parts.command, h("h2", {}, "Reproduce"), h("div.stack", {}, line(trial.command, "Command that runs this trial"), trial.replay && [above("Or rerun the last attempt's folder:"), line(trial.replay, "Command that replays the attempt")]));
 }
 
 // Attempts and their logs
@@ -343,7 +369,7 @@ async function showLog() {
     const atEnd = !before || before.scrollTop + before.clientHeight >= before.scrollHeight - 8;
     const top = before?.scrollTop ?? 0;
     const text = h("pre.log", { tabindex: 0, "aria-label": `End of the log of attempt ${logOf}` }, log.text || "The log is empty.");
-    replace(logPlace, h("div.body.stack", { class: "log-box" }, h("div.row.small.muted", {}, h("span.mono", {}, log.path), h("span", {}, `${format.count(log.size)}B`), log.truncated && h("span", {}, "the last 200 lines")), text));
+    replace(logPlace, h("div.body.stack", { class: "log-box" }, h("div.row.small.muted", {}, h("span.mono", {}, log.path), h("span", {}, format.bytes(log.size)), log.truncated && h("span", {}, "the last 200 lines")), text));
     text.scrollTop = atEnd ? text.scrollHeight : top;
   });
 }
