@@ -146,6 +146,15 @@ def block_matrices(model: nn.Module) -> dict[str, WeightView]:
     return {name: view for name, view in views.items() if view.block is not None and view.default}
 
 
+def all_matrices(model: nn.Module) -> dict[str, WeightView]:
+    """Every weight matrix, embeddings, the head and routers included, by parameter name, in module order.
+
+    Raises:
+        ModelError: the model has no list of decoder layers.
+    """
+    return _all_views(model)[0]
+
+
 def select(
     model: nn.Module,
     targets: Sequence[str] = (),

@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from prunegpt.errors import ShrinkError
 from prunegpt.lm.multimodal import read_text
 from prunegpt.lm.views import decoder_lists
+from prunegpt.shrinking.pieces import Piece, pieces
 from prunegpt.spec.shapes import shrunk_config
 
 _NUMBERS = frozenset({"layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "block_index", "idx"})
@@ -23,18 +24,18 @@ _TOKENS = 12  # that a cut is tried on
 
 @dataclass(frozen=True)
 class Slice:
-    """Where a parameter of the smaller model comes from: equally for its weights, its mask and its moments.
+    """Where a piece of the smaller model comes from: equally its weights and its mask.
 
     Attributes:
-        source: the parameter's name in the larger model.
-        index: what stays along each dimension of it; None: all. Empty: all of the parameter.
+        source: the name of the piece in the larger model.
+        index: what stays along each dimension of it, [out, in] of a matrix; None: all. Empty: all of the piece.
     """
 
     source: str
     index: tuple[tuple[int, ...] | None, ...] = ()
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The slice of a tensor that has the shape of the larger parameter."""
+        """The slice of a tensor that has the shape of the larger piece."""
         for dimension, kept in enumerate(self.index):
             if kept is not None:
                 tensor = tensor.index_select(dimension, torch.tensor(kept, device=tensor.device))
@@ -43,7 +44,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Cut:
-    """A smaller model, and where each of its parameters comes from."""
+    """A smaller model, and where each of its pieces comes from, by name (see :mod:`prunegpt.shrinking.pieces`)."""
 
     model: PreTrainedModel
     slices: Mapping[str, Slice]
@@ -71,7 +72,7 @@ def cut_depth(model: PreTrainedModel, layers: tuple[int, ...]) -> Cut:
                 return f"{place}.{layers[int(number)]}{dot}{rest}"
         return name
 
-    found = filled(model, smaller, lambda name: Slice(source(name)))
+    found = filled(model, pieces(model), smaller, pieces(smaller), lambda name: Slice(source(name)))
     _check_sameness(model, found.model, layers)
     return found
 
@@ -96,27 +97,34 @@ def build(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTrainedModel:
     return read_text(smaller.to(device=model.device, dtype=model.dtype).eval())
 
 
-def filled(model: PreTrainedModel, smaller: PreTrainedModel, slice_of: Callable[[str], Slice]) -> Cut:
-    """Copies into a smaller model what stays of the larger one: parameters and stored buffers.
+def filled(
+    model: PreTrainedModel,
+    old: Mapping[str, Piece],
+    smaller: PreTrainedModel,
+    new: Mapping[str, Piece],
+    slice_of: Callable[[str], Slice],
+) -> Cut:
+    """Copies into a smaller model what stays of the larger one.
+
+    Args:
+        old, new: the pieces of both.
+        slice_of: where a piece of the smaller model comes from.
 
     Raises:
-        ShrinkError: a slice has not the shape of its parameter.
+        ShrinkError: a slice has not the shape of its piece.
     """
-    known = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-    stored = smaller.state_dict().keys()
     slices = {}
-    for name, target in (*smaller.named_parameters(), *smaller.named_buffers()):
-        if name not in stored:
-            continue  # made by the config
+    for name, target in new.items():
         part = slice_of(name)
-        source = known.get(part.source)
-        if source is None or part.of(source).shape != target.shape:
-            have = "is not there" if source is None else f"keeps {list(part.of(source).shape)}"
+        source = old.get(part.source)
+        kept = None if source is None else part.of(source.tensor)
+        if kept is None or kept.shape != target.tensor.shape:
+            have = "is not there" if kept is None else f"keeps {list(kept.shape)}"
             raise ShrinkError(
-                f"what stays must fill the smaller model; {name} is {list(target.shape)} there, and {part.source} "
-                f"{have}. {type(model).__name__} cannot be cut so."
+                f"what stays must fill the smaller model; {name} is {list(target.tensor.shape)} there, and "
+                f"{part.source} {have}. {type(model).__name__} cannot be cut so."
             )
-        target.data.copy_(part.of(source.data))
+        target.tensor.copy_(kept)
         slices[name] = part
     return Cut(smaller, slices)
 

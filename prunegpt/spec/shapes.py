@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunegpt.errors import ShrinkError
+from prunegpt.spec.widths import resized
+from prunegpt.spec.widths import share_of as share_of
 
 TEXT_PARTS = ("text_config", "thinker_config")  # of config.json, of a model that sees or hears too
 DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers", "num_blocks")
@@ -42,28 +44,32 @@ def depth_of(config: Mapping[str, Any]) -> int | None:
     return len(text[_KINDS]) if written is None and text.get(_KINDS) else written
 
 
-def share_of(size: float, whole: int) -> int:
-    """How many of `whole` a size means: a share up to 1, or a number.
-
-    A share is rounded to the nearest number, and at least 1.
-    """
-    return size if isinstance(size, int) else max(1, math.floor(size * whole + 0.5))
-
-
-def shrunk_config(config: Mapping[str, Any], *, layers: Sequence[int] | None = None) -> dict[str, Any]:
+def shrunk_config(
+    config: Mapping[str, Any],
+    *,
+    layers: Sequence[int] | None = None,
+    ffn: float | None = None,
+    heads: float | None = None,
+    hidden: float | None = None,
+    experts: float | None = None,
+    multiple_of: int = 1,
+) -> dict[str, Any]:
     """The config of the smaller shape.
 
     Args:
         config: what config.json holds.
         layers: the decoder layers that stay, ascending.
+        ffn, heads, hidden, experts, multiple_of: as :func:`prunegpt.spec.widths.resized` takes them.
 
     Raises:
-        ShrinkError: the config holds no number of layers.
+        ShrinkError: the config holds no number of layers, or the request does not fit it.
     """
+    sizes = {"ffn": ffn, "heads": heads, "hidden": hidden, "experts": experts}
     part = next((name for name in TEXT_PARTS if isinstance(config.get(name), Mapping)), None)
     if part is not None:
-        return {**config, part: shrunk_config(config[part], layers=layers)}
-    return dict(config) if layers is None else _shallower(config, layers)
+        return {**config, part: shrunk_config(config[part], layers=layers, multiple_of=multiple_of, **sizes)}
+    narrower = resized(config, multiple_of=multiple_of, **sizes)
+    return narrower if layers is None else _shallower(narrower, layers)
 
 
 def _shallower(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:

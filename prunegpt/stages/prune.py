@@ -120,7 +120,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 def merged(before: Pruned, masks: Mapping[str, Mask], spec: PruneSpec) -> Pruned:
     """The masks of earlier stages with new ones laid over them."""
     kept = {name: mask for name, mask in before.masks.items() if name not in masks}
-    same = before.pattern == spec.pattern or (not kept and _holds(spec.pattern, masks, before))
+    same = before.pattern == spec.pattern or (not kept and _compatible(spec.pattern, masks, before))
     return Pruned(
         masks={**kept, **masks},
         method=method_label(spec.method),
@@ -129,11 +129,16 @@ def merged(before: Pruned, masks: Mapping[str, Mask], spec: PruneSpec) -> Pruned
     )
 
 
-def _holds(pattern: str, masks: Mapping[str, Mask], before: Pruned) -> bool:
-    """Whether masks are of a pattern. Single weights that earlier stages pruned may occur next to blocks."""
-    shape = parse_pattern(pattern)
-    if not before.masks or not isinstance(shape, Block):
+def _compatible(pattern: str, masks: Mapping[str, Mask], before: Pruned) -> bool:
+    """Whether masks may be of a pattern. Single weights that earlier stages pruned may occur next to blocks."""
+    if not before.masks or not isinstance(parse_pattern(pattern), Block):
         return True  # the ledger looks, and a mask that is not of its pattern is an error
+    return holds(pattern, masks)
+
+
+def holds(pattern: str, masks: Mapping[str, Mask]) -> bool:
+    """Whether masks are of a pattern."""
+    shape = parse_pattern(pattern)
     try:
         for mask in masks.values():
             shape.check(mask.kept)

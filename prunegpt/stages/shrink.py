@@ -16,12 +16,12 @@ from prunegpt.registry import LAYER_CHOICES
 from prunegpt.root import Root
 from prunegpt.shrinking.cut import Cut, cut_depth
 from prunegpt.shrinking.depth import LayerScores, OnTry
-from prunegpt.spec.names import parameter_of
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.spec.shrinking import Drops, drops_of
 from prunegpt.stages import text
 from prunegpt.stages.base import ModelState, RemainingLayers, Result, StageContext
+from prunegpt.stages.prune import holds
 
 
 class Depth(NamedTuple):
@@ -128,12 +128,13 @@ def _drops(spec: ShrinkSpec, state: ModelState) -> Drops:
 
 def _take(state: ModelState, cut: Cut) -> None:
     """Puts a smaller model into the state, with what stays of the masks."""
-    masks: dict[str, Mask] = {}
-    for name, part in cut.slices.items():
-        for place, mask in state.pruned.masks.items():
-            if parameter_of(place) == part.source:
-                masks[name + place.removeprefix(part.source)] = mask
+    before = state.pruned.masks
+    masks = {
+        name: Mask(part.of(before[part.source].kept)) for name, part in cut.slices.items() if part.source in before
+    }
     state.model, state.pruned.masks = cut.model, masks
+    if not holds(state.pruned.pattern, masks):  # groups of N:M lose members with the inputs that go
+        state.pruned.pattern = "unstructured"
 
 
 def _shape(state: ModelState) -> dict[str, int]:
