@@ -271,6 +271,13 @@ ALLOCATIONS = Registry(
             options={"limit": Annotated[float, Field(ge=0, description="The paper uses 0.08.")]},
             needs=frozenset({"outlier_ratios", "blocks"}),
         ),
+        "arithmetic": Entry(
+            f"{_ALLOCATIONS}.arithmetic:arithmetic",
+            options={
+                "step": Annotated[float, Field(gt=-1, lt=1, description="It is added per layer; try 0.002 to 0.01.")]
+            },
+            needs=frozenset({"blocks"}),
+        ),
         "sensitivity": Entry(f"{_ALLOCATIONS}.sensitivity:sensitivity", needs=frozenset({"curves", "blocks"})),
     },
     given=frozenset({"sizes", "sparsity"}),

@@ -119,7 +119,7 @@ def prune_problems(
         yield (
             "repair",
             "repair goes layer by layer, each repaired before the next is pruned; allocation global compares all "
-            "layers at once. Use uniform, row, owl or sensitivity.",
+            "layers at once. Use uniform, row, owl, arithmetic or sensitivity.",
         )
     if prune.repair and chosen is not None and (apart := [one.name for one in chosen if one.block is None]):
         yield (
@@ -195,7 +195,7 @@ def _solver_problems(name: str, scope: Scope | None, allocation: Allocation, pat
         yield (
             "allocation",
             f"{name} is a solver: it chooses weights within a layer while it solves, so it cannot compare by "
-            f"{_name(allocation)}. Use uniform, owl or sensitivity, or a criterion such as wanda.",
+            f"{_name(allocation)}. Use uniform, owl, arithmetic or sensitivity, or a criterion such as wanda.",
         )
     if pattern.kind == "block":
         yield (

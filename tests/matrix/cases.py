@@ -145,7 +145,7 @@ def fits(case: Case) -> bool:
     return not (
         (solver and (case["allocation"] in ("row", "global") or case["pattern"] == "[2, 4]"))
         or (solver and fixed and case["schedule"] not in ("constant", "acdc"))  # solvers prune N:M at once
-        or (fixed and case["allocation"] in ("explicit", "owl", "sensitivity"))  # N:M says what each tensor gets
+        or (fixed and ALLOCATIONS.entry(case["allocation"]).scope is None)  # N:M says what each tensor gets
     )
 
 

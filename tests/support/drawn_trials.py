@@ -70,7 +70,8 @@ def prunings(draw: st.DrawFn, *, training: bool) -> dict[str, Any]:
     pattern = draw(st.sampled_from(PATTERNS if seldom(draw) else patterns))
     names = [name for name in ALLOCATIONS.names() if name != "sensitivity"]  # asks for a sweep that was run
     scoped = [name for name in names if ALLOCATIONS.entry(name).scope is not None]
-    usual = [*scoped, *(["owl", *range(len(MAPPINGS))] if ":" not in pattern else [])]
+    spreading = [name for name in names if name not in (*scoped, "explicit")]
+    usual = [*scoped, *([*spreading, *range(len(MAPPINGS))] if ":" not in pattern else [])]
     usual = [name for name in usual if not entry.solver or name not in ("row", "global")]
     allocation = draw(st.sampled_from([None, *([*names, *range(len(MAPPINGS))] if seldom(draw) else usual)]))
     found: dict[str, Any] = {"method": method, "pattern": pattern, **draw(st.sampled_from(TARGETS))}

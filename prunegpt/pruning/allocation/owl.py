@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
-from prunegpt.pruning.threshold import zeros_for
-
-_HALVINGS = 100  # more than the bits of a float64: the shift is found to the last one
+from prunegpt.pruning.allocation.balance import balanced, block_weights
 
 
 def outlier_ratio(scores: Sequence[Tensor], *, multiple: float = 5.0) -> float:
@@ -51,37 +49,14 @@ def owl(
     Raises:
         PruningError: a block has no ratio, or a number is out of its range.
     """
-    zeros_for(0, sparsity)
-    weights: dict[int, int] = {}  # block -> number of weights
-    for name, size in sizes.items():
-        block = blocks[name]
-        if block is not None:
-            weights[block] = weights.get(block, 0) + size
+    weights = block_weights(sizes, blocks)
     if missing := sorted(set(weights) - set(outlier_ratios)):
         raise PruningError(
             f"owl needs an outlier ratio of every block; those of blocks {missing} are missing. Measure them with "
             "calibration data on the dense model."
         )
-    share = _shares({block: outlier_ratios[block] for block in weights}, weights, sparsity, limit)
-    return {name: sparsity if (block := blocks[name]) is None else share[block] for name in sizes}
-
-
-def _shares(
-    ratios: Mapping[int, float], weights: Mapping[int, int], sparsity: float, limit: float
-) -> Mapping[int, float]:
+    ratios = {block: outlier_ratios[block] for block in weights}
     lowest, highest = min(ratios.values(), default=0.0), max(ratios.values(), default=0.0)
-    if highest == lowest:
-        return dict.fromkeys(ratios, sparsity)
-    floor, ceiling = max(0.0, sparsity - limit), min(1.0, sparsity + limit)
-    wish = {block: -2.0 * limit * (ratio - lowest) / (highest - lowest) for block, ratio in ratios.items()}
-    total = sum(weights.values())
-
-    def shifted(shift: float) -> dict[int, float]:
-        return {block: min(max(value + shift, floor), ceiling) for block, value in wish.items()}
-
-    low, high = floor, ceiling + 2.0 * limit  # all at the floor; all at the ceiling
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2.0
-        mean = sum(weights[block] * value for block, value in shifted(middle).items()) / total
-        low, high = (middle, high) if mean < sparsity else (low, middle)
-    return shifted(high)
+    wish = {block: -2.0 * limit * (ratio - lowest) / ((highest - lowest) or 1.0) for block, ratio in ratios.items()}
+    share = balanced(wish, weights, sparsity, limit)
+    return {name: sparsity if (block := blocks[name]) is None else share[block] for name in sizes}
