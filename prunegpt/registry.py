@@ -7,16 +7,18 @@ object, which is loaded for it.
 """
 
 import inspect
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from annotated_types import Ge, Gt, Le, Lt
 
 from prunegpt.errors import UnknownPartError, unknown
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Scope = Literal["tensor", "row", "global"]
 
@@ -30,7 +32,7 @@ SOLVER_NEEDS = frozenset({"gram", "gradients"})
 ALLOCATION_NEEDS: Mapping[str, Mapping[str, Any]] = {
     "sparsities": {},  # pattern -> sparsity, as the spec writes them
     "blocks": {},  # parameter name -> index of its decoder layer
-    "outlier_ratios": {"multiple": Annotated[float, Field(gt=0)]},  # block -> share of outliers on calibration data
+    "outlier_ratios": {"multiple": Annotated[float, Gt(0)]},  # block -> share of outliers on calibration data
     "curves": {"sweep": str},  # block -> measured losses, of the sweep of that name
 }
 _SCALARS = (bool, int, float, str)
@@ -42,7 +44,7 @@ class Entry:
 
     Attributes:
         loader: "module:attribute".
-        options: the arguments that are the user's to choose: name -> type with its range, as pydantic reads it.
+        options: the arguments that are the user's to choose: name -> type with its range and a hint.
         needs: what it is given beside its usual arguments. See :data:`CRITERION_NEEDS`, :data:`SOLVER_NEEDS` and
             :data:`ALLOCATION_NEEDS`.
         scope: what scores are compared over; None where it does not say.
@@ -108,7 +110,7 @@ class Registry:
         self._needs = needs
 
     @cached_property
-    def _plugins(self) -> dict[str, list[EntryPoint]]:
+    def _plugins(self) -> "dict[str, list[EntryPoint]]":
         """Entry points by name. None takes the name of a built-in part: a spec means the same everywhere."""
         found: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=f"prunegpt.{self.kind.replace(' ', '_')}"):
@@ -184,6 +186,13 @@ class Registry:
         )
 
 
+def entry_points(*, group: str) -> "Iterable[EntryPoint]":
+    """What installed packages declare."""
+    from importlib import metadata  # here: the command line starts without it
+
+    return metadata.entry_points(group=group)
+
+
 def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
     """The arguments of a function that have a name, each with its type: what YAML has one for, else any of those."""
     try:
@@ -199,8 +208,8 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: kind if set(get_args(kind) or (kind,)) <= set(_SCALARS) else scalar for name, kind in named.items()}
 
 
-_Damping = Annotated[float, Field(ge=0, le=1, description="It is a share of the mean diagonal; 0.01 is usual.")]
-_Count = Annotated[int, Field(ge=1)]
+_Damping = Annotated[float, Ge(0), Le(1), "It is a share of the mean diagonal; 0.01 is usual."]
+_Count = Annotated[int, Ge(1)]
 _CRITERIA = "prunegpt.pruning.criteria"
 _SOLVERS = "prunegpt.pruning.solvers"
 
@@ -229,10 +238,10 @@ SOLVERS = Registry(
             f"{_SOLVERS}.admm:ADMM",
             options={
                 "damping": _Damping,
-                "penalty": Annotated[float, Field(gt=0, description="0.1 is usual.")],
+                "penalty": Annotated[float, Gt(0), "0.1 is usual."],
                 "iterations": _Count,
-                "refine_iterations": Annotated[int, Field(ge=0)],
-                "refine_tolerance": Annotated[float, Field(ge=0)],
+                "refine_iterations": Annotated[int, Ge(0)],
+                "refine_tolerance": Annotated[float, Ge(0)],
             },
             needs=frozenset({"gram"}),
             solver=True,
@@ -268,14 +277,12 @@ ALLOCATIONS = Registry(
         "explicit": Entry(f"{_ALLOCATIONS}.explicit:explicit", needs=frozenset({"sparsities"})),
         "owl": Entry(
             f"{_ALLOCATIONS}.owl:owl",
-            options={"limit": Annotated[float, Field(ge=0, description="The paper uses 0.08.")]},
+            options={"limit": Annotated[float, Ge(0), "The paper uses 0.08."]},
             needs=frozenset({"outlier_ratios", "blocks"}),
         ),
         "arithmetic": Entry(
             f"{_ALLOCATIONS}.arithmetic:arithmetic",
-            options={
-                "step": Annotated[float, Field(gt=-1, lt=1, description="It is added per layer; try 0.002 to 0.01.")]
-            },
+            options={"step": Annotated[float, Gt(-1), Lt(1), "It is added per layer; try 0.002 to 0.01."]},
             needs=frozenset({"blocks"}),
         ),
         "sensitivity": Entry(f"{_ALLOCATIONS}.sensitivity:sensitivity", needs=frozenset({"curves", "blocks"})),
@@ -292,18 +299,13 @@ DISTILLATION_LOSSES = Registry(
             "prunegpt.distill.losses.jensen_shannon:JENSEN_SHANNON",
             options={
                 "weight": Annotated[
-                    float,
-                    Field(
-                        gt=0, lt=1, description="Towards 0 it is like forward_kl, towards 1 like reverse_kl: use those."
-                    ),
+                    float, Gt(0), Lt(1), "Towards 0 it is like forward_kl, towards 1 like reverse_kl: use those."
                 ]
             },
         ),
         "top_k": Entry(
             "prunegpt.distill.losses.top_k:TOP_K",
-            options={
-                "k": Annotated[int, Field(ge=1, description="It counts the teacher's tokens that are kept; try 64.")]
-            },
+            options={"k": Annotated[int, Ge(1), "It counts the teacher's tokens that are kept; try 64."]},
         ),
     },
     function="divergence",

@@ -241,6 +241,20 @@ print("LOADED []")
     assert run(code, folder=tmp_path).splitlines()[-1] == "LOADED []"
 
 
+def test_help_loads_what_it_prints() -> None:
+    """All commands with their options and the names of built-in parts: no more than typer and our own modules."""
+    code = """
+import sys
+from prunegpt.cli import main
+sys.argv = ["prunegpt", "--help"]
+try:
+    main()
+except SystemExit:
+    print([name for name in ("pydantic", "sqlalchemy", "numpy", "ruamel.yaml", "optuna") if name in sys.modules])
+"""
+    assert run(code).splitlines()[-1] == "[]"
+
+
 def test_planning_a_spec_loads_nothing_heavy(tmp_path: Path) -> None:
     spec = ROOT.parent / "sweeps" / "quickstart.yaml"
     code = f"""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Container, MutableMapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from prunegpt.root import Root, read_json, sha256, write_json
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 FORMAT = 2  # raise it when a stage of the same config would come out differently
 # Variables by which accelerate, torch, cuBLAS and oneDNN compute in another way or precision than a plan says.
@@ -41,7 +41,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def decisive(part: BaseModel, later: Container[str], *, without: Container[str] = ()) -> dict[str, Any]:
+def decisive(part: "BaseModel", later: Container[str], *, without: Container[str] = ()) -> dict[str, Any]:
     """The fields of a part of a spec as they go into a key.
 
     Args:
@@ -80,6 +80,8 @@ def extra_versions() -> dict[str, str]:
 
 @cache
 def version_of(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # here: the command line starts without it
+
     try:
         return version(package).partition("+")[0]
     except PackageNotFoundError:

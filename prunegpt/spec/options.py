@@ -27,11 +27,11 @@ def option_problems(part: str, given: Mapping[str, Any], valid: Mapping[str, Any
 
 
 def value_problem(value: Any, kind: Any) -> str | None:
-    """Why a value is not of a type and in its range, with the hint that the type's description is; None where it is."""
+    """Why a value is not of a type and in its range, with the hint that the type carries; None where it is."""
     try:
         TypeAdapter(kind, config=_STRICT).validate_python(value)
     except ValidationError as error:
         rules = dict.fromkeys(in_words(item["msg"]).removeprefix("must be ") for item in error.errors())
-        hints = [told for item in get_args(kind)[1:] if (told := getattr(item, "description", None))]
+        hints = [item for item in get_args(kind)[1:] if isinstance(item, str)]
         return " ".join([f"must be {' or '.join(rules)}, got {value!r}.", *hints])
     return None

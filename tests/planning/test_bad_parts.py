@@ -153,7 +153,7 @@ def test_an_option_that_a_part_does_not_have_is_refused(registry: Registry, name
 
 def wrong_values(kind: Any) -> list[Any]:
     """Values beside the type and the range of an option."""
-    plain, limits = (get_args(kind)[0], get_args(kind)[1].metadata) if get_args(kind) else (kind, [])
+    plain, *limits = get_args(kind) or (kind,)
     wrong: list[Any] = [1.5, True] if plain is str else ["wide", True, *([1.5] if plain is int else [])]
     for limit in limits:
         wrong += [limit.ge - 1] if isinstance(limit, Ge) else [limit.gt] if isinstance(limit, Gt) else []
