@@ -19,6 +19,7 @@ from prunegpt.spec.shapes import shrunk_config
 
 _NUMBERS = frozenset({"layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "block_index", "idx"})
 _PLAIN = (bool, int, float, str, type(None))
+_RAISED = (ValueError, RuntimeError, LookupError, AttributeError, TypeError)  # by code of models
 _TOKENS = 12  # that a cut is tried on
 
 
@@ -64,6 +65,7 @@ def cut_depth(model: PreTrainedModel, layers: tuple[int, ...]) -> Cut:
     smaller = build(model, shrunk_config(model.config.to_dict(), layers=layers))
     _check_layers(model, smaller, layers)
     lists = decoder_lists(model)
+    depth = len(next(iter(lists.values())))
 
     def source(name: str) -> str:
         for place in lists:
@@ -72,9 +74,28 @@ def cut_depth(model: PreTrainedModel, layers: tuple[int, ...]) -> Cut:
                 return f"{place}.{layers[int(number)]}{dot}{rest}"
         return name
 
-    found = filled(model, pieces(model), smaller, pieces(smaller), lambda name: Slice(source(name)))
+    old, new = pieces(model), pieces(smaller)
+
+    def part(name: str) -> Slice:
+        if (place := source(name)) == name and name in old:
+            return Slice(name, _beside(old[name].tensor.shape, new[name].tensor.shape, layers, depth))
+        return Slice(place)
+
+    found = filled(model, old, smaller, new, part)
     _check_sameness(model, found.model, layers)
     return found
+
+
+def _beside(
+    old: torch.Size, new: torch.Size, layers: tuple[int, ...], depth: int
+) -> tuple[tuple[int, ...] | None, ...]:
+    """What stays of a parameter that holds a part for each layer, side by side, as Gemma's per-layer embeddings do."""
+    index = []
+    for before, after in zip(old, new, strict=True):
+        each = before // depth
+        beside = before != after and before == depth * each and after == len(layers) * each
+        index.append(tuple(layer * each + at for layer in layers for at in range(each)) if beside else None)
+    return tuple(index)
 
 
 def build(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTrainedModel:
@@ -175,7 +196,7 @@ def _check_sameness(model: PreTrainedModel, smaller: PreTrainedModel, layers: tu
         with bypassed(model, set(range(len(blocks))) - set(layers)):
             expected = model(input_ids=tokens, use_cache=False).logits
         found = smaller(input_ids=tokens, use_cache=False).logits
-    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
+    except _RAISED as error:
         raise ShrinkError(
             f"a model must run without the layers that go; {type(model).__name__} does not: {error}. Others need what "
             "those make: keep them."
@@ -187,6 +208,34 @@ def _check_sameness(model: PreTrainedModel, smaller: PreTrainedModel, layers: tu
             f"{type(model).__name__} are {apart:.2g} apart ({place}). Its layers depend on their number or on each "
             "other: its depth cannot be cut."
         )
+    _check_cache(model, smaller, tokens, found)
+
+
+def _check_cache(model: PreTrainedModel, smaller: PreTrainedModel, tokens: Tensor, expected: Tensor) -> None:
+    """The smaller model gives the same logits with a cache of keys and values, if the larger one can use one."""
+    try:
+        whole = model(input_ids=tokens, use_cache=False).logits[:, -1]  # [batch, vocabulary]
+        if not torch.allclose(_with_cache(model, tokens), whole, rtol=1e-3, atol=1e-3):
+            return  # its cache goes by another name
+    except _RAISED:
+        return
+    try:
+        found = _with_cache(smaller, tokens)
+        reason = "" if torch.allclose(found, expected[:, -1], rtol=1e-3, atol=1e-3) else "its logits differ then"
+    except _RAISED as error:
+        reason = str(error)
+    if reason:
+        raise ShrinkError(
+            f"a smaller model must generate with a cache as the larger one does; {type(model).__name__} does not: "
+            f"{reason.rstrip('.')}. Keep a layer of each kind."
+        )
+
+
+def _with_cache(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """The logits of the last token, the others taken from a cache: [batch, vocabulary]."""
+    before = model(input_ids=tokens[:, :-1], use_cache=True)
+    found: Tensor = model(input_ids=tokens[:, -1:], past_key_values=before.past_key_values, use_cache=True).logits
+    return found[:, -1]
 
 
 @contextmanager
