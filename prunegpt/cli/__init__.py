@@ -16,6 +16,7 @@ from prunegpt.cli import (  # noqa: F401
     recipe,
     reproduce,
     serve,
+    speed,
     status,
     sweep,
     table,

@@ -1,6 +1,7 @@
 """Opening a model and measuring it from the shell: what `eval` and `prune` share."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from prunegpt.planning import harness
 from prunegpt.planning.facts import split_files
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
+from prunegpt.planning.sources import weights_on_disk
 from prunegpt.planning.texts import window_of
 from prunegpt.records import Evaluation
 from prunegpt.report.statistics import Interval, perplexity_interval
@@ -122,6 +124,40 @@ def located(data: DataSpec, split: str) -> DataSpec:
     return data.model_copy(
         update={"path": None, "files": {name: tuple(str(file) for file in files) for name, files in local.items()}}
     )
+
+
+@dataclass(frozen=True)
+class SizedModel:
+    """An open model, and what it takes on disk."""
+
+    name: str
+    model: PreTrainedModel
+    sizes: Mapping[str, int | None]  # parameters, nonzero, bytes
+
+
+def open_sized(source: str, root: Root, device: str, *, trust_remote_code: bool) -> SizedModel:
+    """A model as `open_model` opens it, with its weights counted and the size of their files.
+
+    Raises:
+        PruneGPTError: as `open_model`.
+    """
+    model = open_model(source, root, device, trust_remote_code=trust_remote_code).model
+    trial, key = _stored(source, root)
+    stored = root.stage(key) / "model" if trial else Path(source)
+    place = stored if stored.exists() else None if is_builtin(source) else trial.model.source if trial else source
+    weights = [one.detach() for one in model.parameters()]  # shared ones once
+    sizes = {
+        "parameters": sum(one.numel() for one in weights),
+        "nonzero": sum(int(one.count_nonzero()) for one in weights),
+        "bytes": weights_on_disk(ModelSpec(source=str(place)))[0] if place else None,
+    }
+    return SizedModel(source, model, sizes)
+
+
+def start_of(source: str, root: Root) -> str | None:
+    """The model that the chain of a trial starts from; None of what is no trial."""
+    trial, _ = _stored(source, root) if not is_builtin(source) else (None, "")
+    return trial.model.source if trial else None
 
 
 def open_model(source: str, root: Root, device: str, *, trust_remote_code: bool = False) -> ModelState:

@@ -30,7 +30,7 @@ from prunegpt.errors import ModelError
 from prunegpt.lm import timings
 from prunegpt.lm.modes import evaluation_mode
 from prunegpt.planning.fingerprint import versions
-from prunegpt.records import Evaluation, Speed
+from prunegpt.records import Evaluation, Speed, Timed
 from prunegpt.spec.evaluate import SpeedSpec, length_problem
 
 _SEED = 0  # of the tokens of the prompt
@@ -342,17 +342,28 @@ def processor() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
+def figures(times: NDArray[np.float64], spec: SpeedSpec) -> dict[str, Timed]:
+    """Tokens per second of the prompt (`prefill`) and after the first token (`decode`), and seconds to the first one.
+
+    Args:
+        times: seconds of runs, [repeats, 3], see `measure_speed`.
+    """
+    first, each = times[:, 0], times[:, 2]
+    return {
+        "prefill": timings.median(spec.batch * spec.prompt / first),
+        "decode": timings.median(spec.batch / each),
+        "first_token": timings.median(first),
+    }
+
+
 def _speed(
     model: NDArray[np.float64], reference: NDArray[np.float64], *, spec: SpeedSpec, memory: int, called: str
 ) -> Speed:
-    """The figures of runs, [repeats, 3] of each: see `measure_speed`."""
-    first, each = model[:, 0], model[:, 2]
+    """What runs come to, [repeats, 3] of each."""
     return Speed(
-        prefill=timings.median(spec.batch * spec.prompt / first),
-        decode=timings.median(spec.batch / each),
-        first_token=timings.median(first),
-        speedup=timings.ratio(each, reference[:, 2]),
-        speedup_prefill=timings.ratio(first, reference[:, 0]),
+        **figures(model, spec),
+        speedup=timings.ratio(model[:, 2], reference[:, 2]),
+        speedup_prefill=timings.ratio(model[:, 0], reference[:, 0]),
         memory=memory,
         noise=timings.noise(reference[:, 2]),
         noise_prefill=timings.noise(reference[:, 0]),
