@@ -123,6 +123,8 @@ def _line(axes: Axes, trace: Mapping[str, Any], dashes: dict[str, str]) -> None:
     marker = _MARKERS[mark["symbol"]] if with_points else ""
     for x, low, high in _intervals(trace):
         axes.plot([x, x], [low, high], color=colour, linewidth=1, marker="_", markersize=5)
+    for y, low, high in _intervals(trace, "x"):
+        axes.plot([low, high], [y, y], color=colour, linewidth=1, marker="|", markersize=5)
     axes.plot(
         trace["x"],
         trace["y"],
@@ -235,12 +237,13 @@ _TRACES: Mapping[str, Callable[[Axes, Mapping[str, Any], dict[str, str]], None]]
 }  # fmt: skip
 
 
-def _intervals(trace: Mapping[str, Any]) -> Iterator[tuple[float, float, float]]:
-    """Of every point that has an interval its place across, and both ends."""
-    ends = trace.get("error_y", {"array": [], "arrayminus": []})
-    for x, y, above, below in zip(trace["x"], trace["y"], ends["array"], ends["arrayminus"], strict=False):
+def _intervals(trace: Mapping[str, Any], which: str = "y") -> Iterator[tuple[float, float, float]]:
+    """Of every point that has an interval on one axis its place on the other, and both ends."""
+    other = "x" if which == "y" else "y"
+    ends = trace.get(f"error_{which}", {"array": [], "arrayminus": []})
+    for place, value, above, below in zip(trace[other], trace[which], ends["array"], ends["arrayminus"], strict=False):
         if above is not None and below is not None:
-            yield x, y - below, y + above
+            yield place, value - below, value + above
 
 
 def _axis(axis: Axis, layout: Mapping[str, Any]) -> None:

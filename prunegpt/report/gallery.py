@@ -16,11 +16,16 @@ from prunegpt.report.plot import Plot, need
 from prunegpt.report.plots import (
     by_block,
     by_layer,
+    heat_map,
+    training,
+)
+from prunegpt.report.quality import (
+    AXES,
+    SPARSITY,
+    QualityAxis,
     front,
     have_lines,
-    heat_map,
     over_sparsity,
-    training,
 )
 from prunegpt.report.searched import important
 
@@ -119,12 +124,35 @@ def _check_intermediate(material: Material, choice: FigureChoice) -> None:
     need(first, "trials that were measured while they trained")
 
 
-def _check_front(material: Material, _: FigureChoice) -> None:
-    need([*islice(material.each_whole(), 1)], "measured trials")
+def _measured(material: Material, axis: QualityAxis) -> None:
+    if axis.sized and len(material.sizes) < _FEW:  # else sparsity says the same
+        need((), "models of different numbers of parameters")
+    need([*islice(material.each_whole(axis), 1)], axis.needs)
+
+
+def _front(axis: QualityAxis, file: str, caption: str) -> "Drawing":
+    """Perplexity against what goes across an axis, with the front of both."""
+
+    def several(material: Material) -> bool:
+        differ = not axis.sized or len(material.sizes) > 1
+        return differ and len({f"{point.x:.3g}" for point in material.whole(axis)}) >= _FEW
+
+    def plot(material: Material, _: FigureChoice) -> Plot:
+        _measured(material, axis)
+        return front(material.whole(axis), axis)
+
+    return Drawing(
+        axis.title,
+        file,
+        f"{caption}, and the front that no configuration beats in both",
+        plot,
+        lambda material, _: _measured(material, axis),
+        several,
+    )
 
 
 def _check_lines(material: Material, choice: FigureChoice) -> None:
-    _check_front(material, choice)
+    _measured(material, SPARSITY)
     need([True] * have_lines(material.each_whole()), "trials that differ in sparsity alone")
 
 
@@ -141,7 +169,7 @@ def _check_importance(material: Material, choice: FigureChoice) -> None:
 
 
 def _several(material: Material) -> bool:
-    return len({round(point.sparsity, 1) for point in material.whole}) >= _FEW
+    return len({round(point.x, 1) for point in material.whole()}) >= _FEW
 
 
 DRAWINGS: Mapping[str, Drawing] = {
@@ -149,18 +177,14 @@ DRAWINGS: Mapping[str, Drawing] = {
         "Perplexity over sparsity",
         "perplexity-over-sparsity",
         "Perplexity over the sparsity that was measured, with intervals; a line joins what differs in sparsity alone",
-        lambda material, _: over_sparsity(material.whole),
+        lambda material, _: over_sparsity(material.whole()),
         _check_lines,
         _several,
     ),
-    "pareto": Drawing(
-        "Sparsity against perplexity",
-        "pareto",
-        "Sparsity against perplexity, and the front that no configuration beats in both",
-        lambda material, _: front(material.whole),
-        _check_front,
-        _several,
-    ),
+    "pareto": _front(SPARSITY, "pareto", "Sparsity against perplexity"),
+    "speed": _front(AXES["speed"], "perplexity-against-speed", "Perplexity against the speed-up that was measured"),
+    "size": _front(AXES["size"], "perplexity-against-size", "Perplexity against the parameters that are not zero"),
+    "bytes": _front(AXES["bytes"], "perplexity-against-bytes", "Perplexity against the size of the files"),
     "layers": Drawing(
         "One layer pruned at a time",
         "layers",

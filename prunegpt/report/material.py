@@ -12,12 +12,16 @@ from prunegpt.report.plot import need
 from prunegpt.report.plots import (
     Curve,
     LayerBar,
-    SparsityPoint,
     curves,
-    dense_perplexity,
     in_figures,
     layer_bars,
-    sparsity_points,
+)
+from prunegpt.report.quality import (
+    SPARSITY,
+    QualityAxis,
+    QualityPoint,
+    dense_perplexity,
+    quality_points,
     whole_models,
 )
 from prunegpt.report.searched import Searched, searches
@@ -83,26 +87,33 @@ class Material:
         many = len({trial.group for trial in self.trials}) > _MOST_INTERVALS
         self._windows: WindowsOf = (lambda trial: None) if many else windows
         self._curves_of = curves
+        self._made: dict[QualityAxis, Sequence[QualityPoint]] = {}
 
     @cached_property
-    def whole(self) -> Sequence[SparsityPoint]:
-        return tuple(whole_models(self._points, self.trials))
+    def sizes(self) -> set[int]:
+        """Different numbers of parameters."""
+        return {trial.sparsity.parameters for trial in self.trials if trial.measured and trial.sparsity}
 
-    @cached_property
-    def _points(self) -> Sequence[SparsityPoint]:
-        return tuple(sparsity_points(self.trials, self._windows))
+    def whole(self, axis: QualityAxis = SPARSITY) -> Sequence[QualityPoint]:
+        """A point for every configuration that pruned more than a single decoder layer, or nothing."""
+        return tuple(whole_models(self._points(axis), self.trials))
+
+    def _points(self, axis: QualityAxis) -> Sequence[QualityPoint]:
+        if axis not in self._made:
+            self._made[axis] = tuple(quality_points(self.trials, self._windows, axis))
+        return self._made[axis]
 
     @cached_property
     def bars(self) -> Sequence[LayerBar]:
         return layer_bars(self.trials, self._windows)
 
-    def each_whole(self) -> Iterator[SparsityPoint]:
+    def each_whole(self, axis: QualityAxis = SPARSITY) -> Iterator[QualityPoint]:
         """What `whole` has, one after the other and without intervals."""
-        return whole_models(sparsity_points(self.trials, lambda trial: None), self.trials)
+        return whole_models(quality_points(self.trials, lambda trial: None, axis), self.trials)
 
     @property
     def dense(self) -> float | None:
-        return dense_perplexity(self._points)
+        return dense_perplexity(self._points(SPARSITY))
 
     @cached_property
     def curves(self) -> Sequence[Mapping[str, Curve]]:

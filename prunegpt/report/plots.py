@@ -1,8 +1,7 @@
 """Figures of measured trials, and what they are made from; see `report.plot`."""
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunegpt.records import TrialResult
-from prunegpt.report.columns import NOT_APPLICABLE, distilled, layer, method
-from prunegpt.report.format import percent
-from prunegpt.report.measure import WindowsOf, measure
+from prunegpt.report.columns import layer
+from prunegpt.report.measure import WindowsOf
 from prunegpt.report.plot import (
-    DENSE,
     GREY,
-    LOG_FROM,
     OKABE_ITO,
     Plot,
     escaped,
@@ -27,6 +23,7 @@ from prunegpt.report.plot import (
     need,
     trace_of,
 )
+from prunegpt.report.quality import intervals, leads, measured_groups, perplexity_axis
 from prunegpt.spec.names import by_parameter
 
 if TYPE_CHECKING:
@@ -41,22 +38,6 @@ _BLOCK = re.compile(r"(?:^|\.)(\d+)\.(.+)$")
 
 _NUMBERS_UP_TO = 200  # cells of a heat map that have their number in them
 _MOST_NUMBERS_ACROSS = 24
-_SPARSITY: Mapping[str, Any] = {"title": {"text": "sparsity of the pruned tensors, %"}}
-
-
-@dataclass(frozen=True)
-class SparsityPoint:
-    """A configuration where sparsity and perplexity were measured."""
-
-    label: str
-    method: str  # one line of the figure each
-    sparsity: float  # percent of the pruned tensors
-    perplexity: float
-    low: float | None = None
-    high: float | None = None
-    series: str = ""  # all but how sparse: a line joins what is equal in it
-    trials: tuple[str, ...] = ()  # addresses, one per seed
-    swept: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,82 +72,13 @@ class HeatMap:
     values: tuple[tuple[float | None, ...], ...]
 
 
-def sparsity_points(results: Sequence[TrialResult], windows: WindowsOf) -> Iterator[SparsityPoint]:
-    """A point for every configuration with a perplexity and counted zeros; seeds are averaged."""
-    for group, height in _measured(results, windows):
-        counted = [trial.sparsity.pruned for trial in group if trial.sparsity is not None]
-        if not counted:
-            continue
-        name = method(group[0])
-        line = DENSE if name == NOT_APPLICABLE else name
-        line += ", distilled" if distilled(group[0]) == "Yes" else ""
-        sparsity = 100 * sum(counted) / len(counted)
-        yield SparsityPoint(group[0].group, line, sparsity, *height, apart_from_sparsity(group[0]), *_leads(group))
-
-
-def apart_from_sparsity(trial: TrialResult) -> str:
-    """All settings of a trial's stages but how sparse they prune: trials that are equal in it differ in sparsity alone.
-
-    Seeds do not count.
-    """
-    settings = []
-    for stage in trial.plan.stages:
-        found = stage.model_dump(mode="json", exclude={"key", "parent", "seed", "neutral"}, exclude_defaults=True)
-        training = found.get(stage.kind, {})
-        for pruning in (training, training.get("prune")):
-            if isinstance(pruning, dict):
-                pruning.pop("sparsity", None)
-        settings.append(found)
-    swept = {path: value for path, value in trial.swept.items() if not path.endswith(".sparsity")}
-    return json.dumps([settings, swept], sort_keys=True, default=str)
-
-
-def _leads(group: Sequence[TrialResult]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
-    """Where a point of these trials leads, and their swept values."""
-    return tuple(trial.address for trial in group), group[0].swept
-
-
-def dense_perplexity(points: Sequence[SparsityPoint]) -> float | None:
-    """The lowest of models that were not pruned; None where there is none."""
-    return min((point.perplexity for point in points if point.method == DENSE), default=None)
-
-
-def pareto(points: Sequence[SparsityPoint]) -> list[SparsityPoint]:
-    """The points that no other equals or beats in both, and beats in one; by sparsity."""
-    front: list[SparsityPoint] = []
-    for point in sorted(points, key=lambda point: (-point.sparsity, point.perplexity)):
-        if not front or point.perplexity < front[-1].perplexity:
-            front.append(point)
-    return front[::-1]
-
-
-def whole_models(points: Iterable[SparsityPoint], results: Sequence[TrialResult]) -> Iterator[SparsityPoint]:
-    """The points of configurations that pruned more than a single decoder layer, or nothing."""
-    single = {trial.group for trial in results if trial.sparsity is not None and len(trial.sparsity.layers) == 1}
-    return (point for point in points if point.label not in single)
-
-
 def layer_bars(results: Sequence[TrialResult], windows: WindowsOf) -> tuple[LayerBar, ...]:
     """A bar for every configuration that pruned exactly one decoder layer, by block."""
     single = {trial.group for trial in results if isinstance(layer(trial), int)}
-    measured = _measured([trial for trial in results if trial.group in single], windows)
-    places = [(layer(group[0]), height, _leads(group)) for group, height in measured]
+    measured = measured_groups([trial for trial in results if trial.group in single], windows)
+    places = [(layer(group[0]), height, leads(group)) for group, height in measured]
     bars = [LayerBar(index, *height, *leads) for index, height, leads in places if isinstance(index, int)]
     return tuple(sorted(bars, key=lambda bar: (bar.layer, bar.perplexity)))
-
-
-def _measured(
-    results: Sequence[TrialResult], windows: WindowsOf
-) -> Iterator[tuple[list[TrialResult], tuple[float, float | None, float | None]]]:
-    """Each configuration that has a perplexity: its seeds, the perplexity, and the ends of its interval."""
-    groups: dict[tuple[str, str], list[TrialResult]] = {}
-    for trial in sorted(results, key=lambda trial: (trial.sweep, trial.order, trial.seed, trial.name)):
-        if trial.measured and trial.shown and not trial.implicit:
-            groups.setdefault((trial.sweep, trial.group), []).append(trial)
-    for group in groups.values():
-        if found := measure(group, windows):
-            ends = (found.interval.low, found.interval.high) if found.interval else (None, None)
-            yield group, (found.perplexity, *ends)
 
 
 def in_figures(_stage: int, name: str) -> bool:
@@ -190,7 +102,7 @@ def curves(trial: TrialResult, found: "Sequence[Series]") -> dict[str, Curve]:
         finite = np.isfinite(values)
         steps, values = steps[finite].astype(np.float64), values[finite]
         kept = extremes(values, _POINTS)
-        made[name] = Curve(trial.name, tuple(steps[kept].tolist()), tuple(values[kept].tolist()), *_leads([trial]))
+        made[name] = Curve(trial.name, tuple(steps[kept].tolist()), tuple(values[kept].tolist()), *leads([trial]))
     return made
 
 
@@ -244,67 +156,6 @@ def heat_map(by_tensor: Mapping[str, float]) -> HeatMap:
     )
 
 
-def over_sparsity(points: Sequence[SparsityPoint], title: str = "Perplexity over sparsity") -> Plot:
-    """Lines through trials that differ in sparsity alone, in the colour of their method; other trials are points."""
-    need(points, "measured trials")
-    data: list[dict[str, Any]] = []
-    joined = False
-    for name, (colour, symbol, dash) in looks(point.method for point in points).items():
-        mine = sorted((point for point in points if point.method == name), key=lambda point: point.sparsity)
-        line = {"color": colour, "dash": dash, "width": 2}
-        for through in _joined(mine) if name != DENSE else ():
-            trace = trace_of([one.sparsity for one in through], [one.perplexity for one in through], name, mode="lines")
-            data.append(trace | {"line": line, "showlegend": False, "hoverinfo": "skip", "legendgroup": name})
-            joined = True
-        marked = _points(mine, name, colour, symbol)
-        data.append(marked | {"error_y": _intervals(mine, colour, 4)})
-    need(data if joined else (), "trials that differ in sparsity alone")
-    layout = layout_of(title, _SPARSITY, _perplexity(point.perplexity for point in points))
-    dense = [point.perplexity for point in points if point.method == DENSE]
-    if dense:
-        across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": min(dense), "y1": min(dense)}
-        layout["shapes"] = [across | {"line": {"color": GREY, "dash": "dot", "width": 1}}]
-    return Plot(data=data, layout=layout)
-
-
-def have_lines(points: Iterable[SparsityPoint]) -> bool:
-    """Whether `over_sparsity` joins any of them; no more are taken than show it."""
-    found: dict[tuple[str, str], set[float]] = {}
-    for point in points:
-        places = found.setdefault((point.method, point.series), set())
-        places.add(round(point.sparsity, 1))
-        if len(places) > 1 and point.method != DENSE:
-            return True
-    return False
-
-
-def _joined(points: Sequence[SparsityPoint]) -> list[list[SparsityPoint]]:
-    """The points of each line, by sparsity; of several at one sparsity the lowest."""
-    lines: dict[str, dict[float, SparsityPoint]] = {}
-    for point in sorted(points, key=lambda point: (point.sparsity, -point.perplexity)):
-        lines.setdefault(point.series, {})[round(point.sparsity, 1)] = point
-    return [list(line.values()) for line in lines.values() if len(line) > 1]
-
-
-def front(points: Sequence[SparsityPoint], title: str = "Sparsity against perplexity") -> Plot:
-    """All configurations, and the front of those that no other beats in both sparsity and perplexity."""
-    need(points, "measured trials")
-    best = pareto(points)
-    data = [
-        trace_of(
-            [point.sparsity for point in best],
-            [point.perplexity for point in best],
-            "front",
-            mode="lines",
-            line={"color": GREY, "width": 1.5, "shape": "vh"},  # up to a point's sparsity, its perplexity is attainable
-        )
-        | {"hoverinfo": "skip", "text": [escaped(point.label) for point in best]}
-    ]
-    for name, (colour, symbol, _) in looks(point.method for point in points).items():
-        data.append(_points([point for point in points if point.method == name], name, colour, symbol))
-    return Plot(data=data, layout=layout_of(title, _SPARSITY, _perplexity(point.perplexity for point in points)))
-
-
 def by_layer(
     bars: Sequence[LayerBar], title: str = "One layer pruned at a time", *, dense: float | None = None
 ) -> Plot:
@@ -324,7 +175,7 @@ def by_layer(
             "base": base,
             "marker": {"color": OKABE_ITO[0]},
             **leading([bar.trials for bar in bars], texts),
-            "error_y": _intervals(bars, GREY, 3),
+            "error_y": intervals(bars, GREY, 3),
         }
     ]
     if dense is not None:
@@ -332,7 +183,7 @@ def by_layer(
         ends = [min(layers) - 0.5, max(layers) + 0.5]
         data.append(trace_of(ends, [dense, dense], "dense", mode="lines", line=line) | {"hoverinfo": "skip"})
     across = {"title": {"text": "decoder layer"}, "dtick": 1 if len(set(layers)) <= 40 else None, "showgrid": False}
-    return Plot(data=data, layout=layout_of(title, across, _perplexity([base, *(bar.perplexity for bar in bars)])))
+    return Plot(data=data, layout=layout_of(title, across, perplexity_axis([base, *(bar.perplexity for bar in bars)])))
 
 
 def training(
@@ -350,7 +201,7 @@ def training(
             trace |= {"yaxis": axis, "legendgroup": curve.label, "showlegend": curve.label not in named}
             data.append(trace | {"marker": {"symbol": symbol, "color": colour, "size": 6}})
             named.add(curve.label)
-    above = _perplexity(value for curve in perplexity for value in curve.values)
+    above = perplexity_axis(value for curve in perplexity for value in curve.values)
     layout = layout_of(title, {"title": {"text": "optimizer steps"}}, above)
     if sparsity:
         layout["yaxis"]["domain"] = [0.38, 1.0]
@@ -407,45 +258,3 @@ def heat_plot(
             title, axis, {"title": {"text": ""}, "autorange": "reversed", "type": "category", "nticks": 40}
         ),
     )
-
-
-def _intervals(points: Sequence[SparsityPoint] | Sequence[LayerBar], colour: str, width: int) -> dict[str, Any]:
-    """The interval of each point as bars over and below it; none where it has none."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [None if point.high is None else point.high - point.perplexity for point in points],
-        "arrayminus": [None if point.low is None else point.perplexity - point.low for point in points],
-        "color": colour,
-        "thickness": 1.2,
-        "width": width,
-    }
-
-
-def _points(points: Sequence[SparsityPoint], name: str, colour: str, symbol: str) -> dict[str, Any]:
-    marker = {"color": colour, "symbol": symbol, "size": 9}
-    found = trace_of(
-        [point.sparsity for point in points],
-        [point.perplexity for point in points],
-        name,
-        mode="markers",
-        marker=marker,
-    )
-    shown = [f"{percent(point.sparsity)}% sparse, perplexity {point.perplexity:.4g}" for point in points]
-    return found | {
-        "text": [escaped(point.label) for point in points],
-        "legendgroup": name,
-        **leading(
-            [point.trials for point in points],
-            [
-                hover(point.label, line, *(point.trials if len(point.trials) > 1 else ()), swept=point.swept)
-                for point, line in zip(points, shown, strict=True)
-            ],
-        ),
-    }
-
-
-def _perplexity(values: Iterable[float]) -> dict[str, Any]:
-    positive = [value for value in values if value > 0]
-    wide = bool(positive) and max(positive) / min(positive) >= LOG_FROM
-    return {"title": {"text": "perplexity"}, **({"type": "log", "dtick": "D2"} if wide else {})}

@@ -27,6 +27,7 @@ COMPLETED: Mapping[str, tuple[str, str]] = {
     "sweep stop trial": ("mag", "magnitude-0.5-seed2"),
     "sweep retry trial": ("mag", "magnitude-0.5-seed2"),
     "model": ("buil", "builtin:tiny-gpt2"),
+    "reference": ("buil", "builtin:tiny-gpt2"),
     "data": ("", "builtin:text"),
     "calibration": ("", "builtin:text"),
     "validation": ("", "builtin:text"),

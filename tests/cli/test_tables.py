@@ -32,6 +32,7 @@ CALLS: Mapping[str, tuple[str, ...] | str] = {
     "quickstart": "as table",
     "gc": "see test_gc.py",
     "reproduce": "see test_reproduce.py",
+    "measure": "see test_speed.py",
     "eval": "scores of tasks, see test_models.py",
     "sweep run": "as table",
     "sweep resume": "as table",

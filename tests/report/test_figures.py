@@ -18,28 +18,30 @@ from prunegpt.report.plot import DENSE, OKABE_ITO, Plot
 from prunegpt.report.plots import (
     Curve,
     LayerBar,
-    SparsityPoint,
-    apart_from_sparsity,
     by_block,
     by_layer,
     curves,
-    front,
     heat_map,
     layer_bars,
+    training,
+)
+from prunegpt.report.quality import (
+    QualityPoint,
+    apart_from_sparsity,
+    front,
     over_sparsity,
     pareto,
-    sparsity_points,
-    training,
+    quality_points,
 )
 from prunegpt.store.series import Series
 from tests.support.results import Kept, draw_windows, make_trial
 
 POINTS = (
-    SparsityPoint("dense", DENSE, 0.0, 60.5, 59.0, 62.0),
-    SparsityPoint("p50", "magnitude", 50.0, 60.3, 59.0, 62.0),
-    SparsityPoint("p90", "magnitude", 90.0, 66.6, 65.0, 68.0),
-    SparsityPoint("d90", "magnitude, distilled", 90.0, 65.6),
-    SparsityPoint("$odd_{name}", "we <b> & $x", 80.0, 400.0),
+    QualityPoint("dense", DENSE, 0.0, 60.5, 59.0, 62.0),
+    QualityPoint("p50", "magnitude", 50.0, 60.3, 59.0, 62.0),
+    QualityPoint("p90", "magnitude", 90.0, 66.6, 65.0, 68.0),
+    QualityPoint("d90", "magnitude, distilled", 90.0, 65.6),
+    QualityPoint("$odd_{name}", "we <b> & $x", 80.0, 400.0),
 )
 BARS = tuple(LayerBar(i, 23 + i / 10, 22.9, 24.5) for i in range(12))
 CURVES = (Curve("a", (0.0, 10.0, 20.0), (500.0, 100.0, 60.0)), Curve("b", (0.0, 20.0), (400.0, 70.0)))
@@ -99,7 +101,7 @@ def test_perplexity_over_sparsity_draws_every_point_and_interval() -> None:
     found = lines(figure)
     assert ([50.0, 90.0], [60.3, 66.6]) in found
     for point in POINTS[:3]:
-        assert ([point.sparsity] * 2, [point.low, point.high]) in found
+        assert ([point.x] * 2, [point.low, point.high]) in found
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [DENSE, "magnitude", "magnitude, distilled"]
     assert "perplexity" in visible_text(figure)
 
@@ -107,7 +109,7 @@ def test_perplexity_over_sparsity_draws_every_point_and_interval() -> None:
 def test_a_line_joins_what_differs_in_sparsity_alone() -> None:
     """Two learning rates are two lines; what has a third one is a point, and no line goes through it."""
     measured = [(90, 70.0, "slow"), (50, 60.0, "slow"), (90, 66.0, "fast"), (50, 61.0, "fast"), (70, 99.0, "alone")]
-    points = [SparsityPoint(str(i), "m", s, p, series=series) for i, (s, p, series) in enumerate(measured)]
+    points = [QualityPoint(str(i), "m", s, p, series=series) for i, (s, p, series) in enumerate(measured)]
     found = lines(drawing(over_sparsity)(points))
     assert ([50.0, 90.0], [60.0, 70.0]) in found
     assert ([50.0, 90.0], [61.0, 66.0]) in found
@@ -140,19 +142,19 @@ def test_labels_are_text_and_not_mathematics() -> None:
 def test_the_front_is_what_brute_force_finds() -> None:
     generator = np.random.default_rng(0)
     points = [
-        SparsityPoint(str(i), "m", float(s), float(p)) for i, (s, p) in enumerate(generator.integers(0, 12, (60, 2)))
+        QualityPoint(str(i), "m", float(s), float(p)) for i, (s, p) in enumerate(generator.integers(0, 12, (60, 2)))
     ]
 
-    def beaten(point: SparsityPoint) -> bool:
+    def beaten(point: QualityPoint) -> bool:
         return any(
-            other.sparsity >= point.sparsity
+            other.x >= point.x
             and other.perplexity <= point.perplexity
-            and (other.sparsity, other.perplexity) != (point.sparsity, point.perplexity)
+            and (other.x, other.perplexity) != (point.x, point.perplexity)
             for other in points
         )
 
-    expected = sorted({(point.sparsity, point.perplexity) for point in points if not beaten(point)})
-    assert [(point.sparsity, point.perplexity) for point in pareto(points)] == expected
+    expected = sorted({(point.x, point.perplexity) for point in points if not beaten(point)})
+    assert [(point.x, point.perplexity) for point in pareto(points)] == expected
 
 
 def test_layer_bars_start_at_the_dense_model() -> None:
@@ -190,7 +192,7 @@ def test_colours_stay_apart_for_the_colour_blind() -> None:
 
 
 def test_many_lines_have_looks_of_their_own() -> None:
-    points = [SparsityPoint(str(i), f"m{i}", s, 60.0 + i) for i in range(20) for s in (50.0, 90.0)]
+    points = [QualityPoint(str(i), f"m{i}", s, 60.0 + i) for i in range(20) for s in (50.0, 90.0)]
     axes = drawing(over_sparsity)(points).axes[0]
     looks = {
         (line.get_color(), line.get_marker(), line.get_linestyle())
@@ -226,9 +228,9 @@ def test_points_come_from_what_was_measured() -> None:
         kept.trial("d", draw_windows(3.2), order=2, stages=[distil], pruned=0.9, layers=[4]),
         make_trial("failed", state="failed", stages=[gradual]),
     ]
-    dense, pruned, distilled = sparsity_points(results, kept)
-    assert (dense.method, dense.sparsity) == (DENSE, 0.0)
-    assert (pruned.method, pruned.sparsity) == ("magnitude (cubic)", pytest.approx(90.0))
+    dense, pruned, distilled = quality_points(results, kept)
+    assert (dense.method, dense.x) == (DENSE, 0.0)
+    assert (pruned.method, pruned.x) == ("magnitude (cubic)", pytest.approx(90.0))
     assert pruned.perplexity == pytest.approx((np.exp(3.1) + np.exp(3.2)) / 2, rel=0.1)
     assert distilled.method == "magnitude (cubic), distilled"
     assert distilled.low is not None

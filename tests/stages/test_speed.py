@@ -8,21 +8,24 @@ import pytest
 
 from prunegpt.errors import ReportError, SpecError
 from prunegpt.planning.resolve import plan_data
-from prunegpt.records import Speed, Timed, TrialResult
+from prunegpt.records import Speed, TrialResult
 from prunegpt.report.columns import COLUMNS
 from prunegpt.report.compare import compare
 from prunegpt.report.fields import TrialFields
 from prunegpt.report.groups import grouped
+from prunegpt.report.panels import lines
 from prunegpt.report.query import selected
 from prunegpt.report.tables import build_table, usual_table
 from prunegpt.root import Root
 from prunegpt.spec.metrics import METRICS, SPEEDS, direction_of, evaluation_of
-from prunegpt.spec.plan import TrialPlan
-from prunegpt.spec.schema import TableSpec
+from prunegpt.spec.plan import PlannedEvaluation, TrialPlan
+from prunegpt.spec.schema import EvaluateSpec, TableSpec
 from prunegpt.spec.target import TargetSpec
 from tests.support.results import evaluation, make_trial
 from tests.support.running import run_attempt
+from tests.support.timed import speed, timed_evaluation
 
+C4 = EvaluateSpec(name="c4")
 SHORT = {"prompt": 8, "generate": 3, "repeats": 6}
 HALF = {"name": "half", "stages": [{"prune": {"method": "magnitude", "sparsity": 0.5}}]}
 DENSE = {"name": "dense"}
@@ -145,25 +148,13 @@ def test_metrics_know_their_evaluation_and_direction() -> None:
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def speed(ratio: float = 1.2, *, noise: float = 0.01) -> Speed:
-    around = {name: Timed(value=ratio, low=ratio - 0.02, high=ratio + 0.02) for name in ("speedup", "speedup_prefill")}
-    times = {name: Timed(value=20 * ratio, low=19 * ratio, high=21 * ratio) for name in ("prefill", "decode")}
-    first = Timed(value=0.5, low=0.4, high=0.6)
-    return Speed(
-        **around, **times, first_token=first, memory=5_000_000, noise=noise, noise_prefill=noise, repeats=9,
-        reference="dense",
-    )  # fmt: skip
-
-
 def timed(name: str, found: Speed | None, *, protocol: str = "speed/here", **fields: Any) -> TrialResult:
-    also = {"evaluate": {"speed": {}}, "key": "k", "reference": "r"}
-    trial = make_trial(name, measured=evaluation(), plan={"also": [also]}, **fields)
+    planned = {"evaluate": {"speed": {}}, "key": "k", "reference": "r"}
+    trial = make_trial(name, measured=evaluation(), plan={"also": [planned]}, **fields)
     if found is None:
         return trial
-    measured = evaluation(protocol=protocol, finite=True).model_copy(
-        update={"speed": found, "perplexity": None, "loss": None, "split": "", "key": "k"}
-    )
-    last = trial.stages[-1].model_copy(update={"also": {"speed": measured}, "bytes": 77_000_000, "stored": "float32"})
+    also = {"speed": timed_evaluation(found, protocol)}
+    last = trial.stages[-1].model_copy(update={"also": also, "bytes": 77_000_000, "stored": "float32"})
     return trial.model_copy(update={"stages": (*trial.stages[:-1], last)})
 
 
@@ -222,6 +213,19 @@ def test_fields_filters_and_the_usual_table_know_them() -> None:
     assert [column.value for column in usual_table("s", trials).columns][-4:] == [
         "speedup", "decode", "tokens", "seconds"
     ]  # fmt: skip
+
+
+def test_figures_of_columns_show_the_evaluation_that_a_column_names() -> None:
+    trials = [timed("a", speed()), timed("b", speed(0.9))]
+    points = lines(trials, x="speedup", y="decode", by=None, band=False).data[0]
+    assert (points["x"], points["y"]) == ([0.9, 1.2], [18.0, 24.0])
+    named = []
+    for one, perplexity in zip(trials, (7.0, 8.0), strict=True):
+        last = one.stages[-1].model_copy(update={"also": {"c4": evaluation(perplexity=perplexity)}})
+        plan = one.plan.model_copy(update={"also": (PlannedEvaluation(evaluate=C4, key="c"),)})
+        named.append(one.model_copy(update={"stages": (*one.stages[:-1], last), "plan": plan}))
+    found = lines(named, x="perplexity", y="perplexity:c4", by=None, band=False).data[0]
+    assert found["y"] == pytest.approx([7.0, 8.0])
 
 
 def test_a_trial_that_measures_speed_alone_is_finished() -> None:

@@ -56,6 +56,7 @@ class Wanted:
     search: str = ""
     number: int = 0
     also: Mapping[str, Evaluation] | None = None  # what else its last stage was evaluated on
+    parameters: int = 940_000
 
 
 SEARCH: Mapping[str, Any] = {
@@ -277,7 +278,10 @@ def _run(root: Root, store: Store, trial: int, sweep: str, one: Wanted, done: se
         last = index == len(one.chain) - 1
         perplexity = one.perplexity if last else DENSE
         record = _stage(stage, index, stage.key in done, perplexity, one.sparsity if last else 0.0, one.layers)
-        record = record.model_copy(update={"also": one.also or {}}) if last else record
+        if last and record.sparsity:
+            sparsity = record.sparsity.model_copy(update={"parameters": one.parameters})
+            kept = {"sparsity": sparsity, "bytes": 4 * one.parameters, "stored": "float32"}
+            record = record.model_copy(update={"also": one.also or {}, **kept})
         if stage.key not in done and stage.training:
             store.add_points(attempt.id, curve(index, perplexity, one.sparsity if last else 0.0, began))
         if windows and record.evaluation and stage.key not in done:

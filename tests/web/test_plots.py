@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ from prunegpt.report.plot import DENSE, Plot
 from prunegpt.report.plots import (
     Curve,
     LayerBar,
-    SparsityPoint,
     by_layer,
     curves,
-    front,
     in_figures,
-    over_sparsity,
     training,
+)
+from prunegpt.report.quality import (
+    QualityPoint,
+    front,
+    over_sparsity,
 )
 from prunegpt.report.search_plots import parallel
 from prunegpt.report.searched import Searched, ped_anova
@@ -36,13 +40,14 @@ from tests.support.many_trials import make_many
 from tests.support.results import Kept, draw_windows, make_trial
 from tests.support.served import ORIGIN, open_app
 from tests.support.study import SEARCH, Wanted, finetune, load, make_root, many, prune, study
+from tests.support.timed import speed, timed_evaluation
 
 POINTS = [
-    SparsityPoint("dense", DENSE, 0.0, 60.0, 59.0, 61.0),
-    SparsityPoint("m50", "magnitude", 50.0, 62.0, 61.0, 63.0),
-    SparsityPoint("m90", "magnitude", 90.0, 300.0),
-    SparsityPoint("w90", "wanda", 90.0, 90.0, 85.0, 95.0),
-    SparsityPoint("<b>w50", "wanda", 50.0, 61.0, 60.0, 62.0),
+    QualityPoint("dense", DENSE, 0.0, 60.0, 59.0, 61.0),
+    QualityPoint("m50", "magnitude", 50.0, 62.0, 61.0, 63.0),
+    QualityPoint("m90", "magnitude", 90.0, 300.0),
+    QualityPoint("w90", "wanda", 90.0, 90.0, 85.0, 95.0),
+    QualityPoint("<b>w50", "wanda", 50.0, 61.0, 60.0, 62.0),
 ]
 
 
@@ -58,7 +63,7 @@ def test_every_point_is_drawn_with_its_interval() -> None:
         for trace in marked
         for x, y, below in zip(trace["x"], trace["y"], trace["error_y"]["arrayminus"], strict=True)
     }
-    assert seen == {(point.method, point.sparsity, point.perplexity, point.low) for point in POINTS}
+    assert seen == {(point.method, point.x, point.perplexity, point.low) for point in POINTS}
     assert over_sparsity(POINTS).layout["yaxis"]["type"] == "log"
     assert "<b>" not in over_sparsity(POINTS).model_dump_json().replace("<br>", "").split('"customdata"')[0]
 
@@ -66,11 +71,10 @@ def test_every_point_is_drawn_with_its_interval() -> None:
 def test_the_front_is_the_pareto_front() -> None:
     line, *_ = drawn(front(POINTS))
     best = [
-        (point.sparsity, point.perplexity)
+        (point.x, point.perplexity)
         for point in POINTS
         if not any(
-            other is not point and other.sparsity >= point.sparsity and other.perplexity <= point.perplexity
-            for other in POINTS
+            other is not point and other.x >= point.x and other.perplexity <= point.perplexity for other in POINTS
         )
     ]
     assert list(zip(line["x"], line["y"], strict=True)) == sorted(best)
@@ -254,11 +258,36 @@ def test_pages_and_reports_draw_one_list_of_figures(client: TestClient, kept: Ro
         assert served == json.loads(made[DRAWINGS[name].file].model_dump_json())
 
 
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client of a root whose trials differ in size, and have measured speeds."""
+    wanted = [
+        replace(one, also={"speed": timed_evaluation(speed(1 + number / 50))}, parameters=940_000 - 9_000 * number)
+        for number, one in enumerate(study())
+    ]
+    with TestClient(open_app(make_root(tmp_path_factory.mktemp("timed") / "runs", wanted)), base_url=ORIGIN) as client:
+        yield client
+
+
 @pytest.fixture(params=DRAWINGS)
-def figure(request: pytest.FixtureRequest, client: TestClient, searched: TestClient) -> tuple[str, TestClient]:
+def figure(
+    request: pytest.FixtureRequest, client: TestClient, searched: TestClient, timed: TestClient
+) -> tuple[str, TestClient]:
     """The address of each figure that there is, and a client of a root that has data for it."""
     name = request.param
-    return f"/api/v1/sweeps/study/figures/{name}", searched if DRAWINGS[name].takes else client
+    own = searched if DRAWINGS[name].takes else timed if name in ("speed", "size", "bytes") else client
+    return f"/api/v1/sweeps/study/figures/{name}", own
+
+
+def test_figures_of_speed_and_size_have_their_own_front_and_intervals(timed: TestClient) -> None:
+    for name, best in (("speed", max), ("size", min), ("bytes", min)):
+        front, *points = timed.get(f"/api/v1/sweeps/study/figures/{name}").json()["data"]
+        every = [(x, y) for trace in points for x, y in zip(trace["x"], trace["y"], strict=True)]
+        assert best(every)[0] in front["x"]
+        assert min(y for _, y in every) in front["y"]
+        assert front["line"]["shape"] == ("vh" if best is max else "hv")
+        across = [trace["error_x"]["array"] for trace in points if "error_x" in trace]
+        assert across == ([pytest.approx([0.02] * len(trace["x"])) for trace in points] if name == "speed" else [])
 
 
 def test_every_figure_is_served_with_what_the_policy_allows(figure: tuple[str, TestClient]) -> None:
