@@ -139,6 +139,13 @@ def off_target(trial: TrialResult) -> bool:
     return abs(_percent(asked) - _percent(trial.sparsity.pruned)) > TOLERATED + 1e-9
 
 
+def before_training(trial: TrialResult) -> float | None:
+    """The perplexity that the last training of the chain began with; None where nothing trains, or it is not known."""
+    trained = [place for place, stage in enumerate(trial.stages) if stage.train_tokens and not stage.kind == "pretrain"]
+    found = trial.stages[trained[-1] - 1].evaluation if trained and trained[-1] else None
+    return found.perplexity if found else None
+
+
 _COLUMNS = {
     "trial": _row("Trial", lambda row: row.name),
     "model": _row("Model", lambda row: row.label),
@@ -150,6 +157,7 @@ _COLUMNS = {
     "bytes": _measured("Bytes", lambda trial: trial.final.bytes if trial.final else None, "bytes"),
     "coverage": _counted("Coverage", lambda found: None if found.coverage is None else _percent(found.coverage)),
     "perplexity": _evaluated("Perplexity", lambda found: found.perplexity, "loss"),
+    "before": _measured("Before training", before_training, "loss"),
     "difference": Column(
         "Difference", lambda row: (row.standing.difference if row.standing else None,), "loss", measured=True
     ),

@@ -20,6 +20,7 @@ from prunegpt.spec.shapes import shrunk_config
 _NUMBERS = frozenset({"layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "block_index", "idx"})
 _PLAIN = (bool, int, float, str, type(None))
 _RAISED = (ValueError, RuntimeError, LookupError, AttributeError, TypeError)  # by code of models
+_CACHES = ("cache", "past_key_values")  # what transformers calls it, newest first
 _TOKENS = 12  # that a cut is tried on
 
 
@@ -216,8 +217,8 @@ def _check_cache(model: PreTrainedModel, smaller: PreTrainedModel, tokens: Tenso
     try:
         whole = model(input_ids=tokens, use_cache=False).logits[:, -1]  # [batch, vocabulary]
         if not torch.allclose(_with_cache(model, tokens), whole, rtol=1e-3, atol=1e-3):
-            return  # its cache goes by another name
-    except _RAISED:
+            return  # it does not use one that it is given
+    except (*_RAISED, StopIteration):
         return
     try:
         found = _with_cache(smaller, tokens)
@@ -234,7 +235,8 @@ def _check_cache(model: PreTrainedModel, smaller: PreTrainedModel, tokens: Tenso
 def _with_cache(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """The logits of the last token, the others taken from a cache: [batch, vocabulary]."""
     before = model(input_ids=tokens[:, :-1], use_cache=True)
-    found: Tensor = model(input_ids=tokens[:, -1:], past_key_values=before.past_key_values, use_cache=True).logits
+    name = next(name for name in _CACHES if name in before)
+    found: Tensor = model(input_ids=tokens[:, -1:], use_cache=True, **{name: before[name]}).logits
     return found[:, -1]
 
 

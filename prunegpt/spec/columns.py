@@ -19,6 +19,7 @@ COLUMNS: Mapping[str, str] = {
     "bytes": "of the files that hold the weights, in the dtype that they are stored in",
     "coverage": "weights outside the embeddings that are in the tensors selected for pruning, percent",
     "perplexity": "measured after the last stage, with its interval",
+    "before": "perplexity before the last stage that trains, such as of a pruned model before it is healed",
     "difference": "perplexity less that of the best row of the same protocol, with its interval",
     "beside_median": "perplexity over that of the pruned row in the middle, with its interval; which rows differ",
     **{name: about for name, (_, about) in SPEEDS.items()},

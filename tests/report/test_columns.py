@@ -77,6 +77,19 @@ def test_what_was_done() -> None:
     assert {value(name, untouched) for name in ("method", "pattern", "stages")} == {NOT_APPLICABLE}
 
 
+def test_before_is_what_the_last_training_began_with() -> None:
+    trial = finished(stages=[{"kind": "prune"}, {"kind": "distill"}, {"kind": "prune"}])
+    loaded, pruned, healed, last = trial.stages
+    stages = (
+        loaded,
+        pruned.model_copy(update={"evaluation": evaluation(perplexity=50.0), "train_tokens": 0}),
+        healed.model_copy(update={"evaluation": evaluation(perplexity=30.0), "train_tokens": 7}),
+        last.model_copy(update={"train_tokens": 0}),
+    )
+    assert value("before", trial.model_copy(update={"stages": stages})) == pytest.approx(50.0)
+    assert value("before", finished()) is None
+
+
 def test_measured_columns_look_at_finished_runs_only() -> None:
     running = finished(state="running")
     names = [name for name, shown in COLUMNS.items() if shown.measured and name not in ("difference", "beside_median")]
