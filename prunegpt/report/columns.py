@@ -141,7 +141,7 @@ def off_target(trial: TrialResult) -> bool:
 
 def before_training(trial: TrialResult) -> float | None:
     """The perplexity that the last training of the chain began with; None where nothing trains, or it is not known."""
-    trained = [place for place, stage in enumerate(trial.stages) if stage.train_tokens and not stage.kind == "pretrain"]
+    trained = [place for place, stage in enumerate(trial.stages) if stage.train_tokens and stage.kind != "pretrain"]
     found = trial.stages[trained[-1] - 1].evaluation if trained and trained[-1] else None
     return found.perplexity if found else None
 
