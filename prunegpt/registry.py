@@ -319,6 +319,17 @@ LAYER_CHOICES = Registry(
         "taylor": "prunegpt.shrinking.depth:taylor",
     },
 )
+IMPORTANCES = Registry(
+    "importance",
+    {
+        "activation": "prunegpt.shrinking.width:activation_importance",
+        "taylor": "prunegpt.shrinking.width:taylor_importance",
+    },
+)
+EXPERT_CHOICES = Registry(
+    "expert choice",
+    {"reap": "prunegpt.shrinking.experts:reap", "frequency": "prunegpt.shrinking.experts:frequency"},
+)
 PROTOCOLS = Registry(
     "protocol",
     {

@@ -34,7 +34,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "pruning": _PLANS | {"records", "points", "lm"},
     "shrinking": _PLANS | {"records", "points", "lm", "pruning"},
     "distill": _PLANS | {"records", "points", "lm", "pruning"},
-    "training": _PLANS | {"records", "points", "lm", "pruning", "distill"},
+    "training": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill"},
     "stages": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill", "training"},
     "trial": _PLANS
     | {"records", "points", "signals", "usage", "lm", "pruning", "shrinking", "distill", "training", "stages"},

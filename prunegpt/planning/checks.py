@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from prunegpt.errors import nearest, unknown
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
-from prunegpt.planning.outlines import is_words, layer_sizes, outline_of, stored_matrices, unbuilt
+from prunegpt.planning.outlines import is_words, layer_sizes, narrowed, outline_of, stored_matrices, unbuilt
 from prunegpt.planning.rehearsed import refused
 from prunegpt.planning.sources import has_chat_template, has_tokenizer, no_tokenizer, quantised_by, quantised_problem
 from prunegpt.planning.texts import block_size_of
@@ -45,7 +45,10 @@ def stage_problems(
         yield from _pruning_problems(config, facts, block_size, {})
         return
     if isinstance(config, ShrinkSpec):
-        yield from shrink_problems(config, facts.config, *(layer_sizes(facts) or ())) if facts else ()
+        wrong = list(shrink_problems(config, facts.config, *(layer_sizes(facts) or ()))) if facts else []
+        yield from wrong
+        if facts and not wrong and "refused" in (answered := narrowed(facts, config) or {}):
+            yield "", answered["refused"]
         if config.reads_text:
             yield from _window_problems(config.calibration, facts, block_size)
         return

@@ -111,9 +111,21 @@ def _shrunk(facts: ModelFacts, written: str) -> ModelFacts:
         return replace(facts, config=None, tensors=None)
     if spec.budget and sizes is None:
         config = None
+    if config is not None and spec.widths:
+        asked = narrowed(replace(facts, config=config), spec)
+        return replace(facts, config=(asked or {}).get("config"), tensors=None)
     layers = (depth_of(config) if config else None) or 0
     tensors = {name: shape for name, shape in (facts.tensors or {}).items() if (_layer(name) or 0) < layers}
     return replace(facts, config=config, tensors=tensors or None)
+
+
+def narrowed(facts: ModelFacts, spec: ShrinkSpec) -> dict[str, Any] | None:
+    """What comes of the sizes of a shrink: {"config": …}, {"refused": reason} or {"error": …}; None: unknown."""
+    if facts.config is None or facts.model.trust_remote_code or not spec.widths:
+        return None
+    asked = {"config": dict(facts.config), "sizes": spec.widths, "multiple_of": spec.multiple_of}
+    found: dict[str, Any] | None = answer(json.dumps(asked))
+    return found
 
 
 def layer_sizes(facts: ModelFacts) -> tuple[list[int], int] | None:

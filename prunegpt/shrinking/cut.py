@@ -106,7 +106,7 @@ def build(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTrainedModel:
         ShrinkError: transformers does not take the config.
     """
     try:
-        with no_init_weights(), torch.device("cpu"):
+        with no_init_weights(), torch.device("meta" if model.device.type == "meta" else "cpu"):
             smaller: PreTrainedModel = type(model)(type(model.config).from_dict(dict(config)))
     except Exception as error:  # rules of the family
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -37,9 +37,15 @@ class ExpertUse:
     reap: Tensor
     tokens: Tensor
 
-    def scores(self, choice: str) -> Tensor:
-        """float64 [experts], by `reap` or `frequency`."""
-        return self.reap if choice == "reap" else self.tokens.double()
+
+def reap(use: ExpertUse) -> Tensor:
+    """Experts by what they add to the tokens that are routed to them: float64 [experts]."""
+    return use.reap
+
+
+def frequency(use: ExpertUse) -> Tensor:
+    """Experts by how many tokens are routed to them: float64 [experts]."""
+    return use.tokens.double()
 
 
 @torch.no_grad()
@@ -48,7 +54,7 @@ def cut_experts(
     config: Mapping[str, Any],
     windows: Tensor,
     *,
-    choice: str = "reap",
+    choice: Callable[[ExpertUse], Tensor] = reap,
     calibrated: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[Cut, list[dict[str, Any]]]:
     """A model of the experts with the highest scores of each layer, in the order that they had.
@@ -61,7 +67,7 @@ def cut_experts(
         model: a mixture of experts.
         config: that of the smaller model, which differs in the number of experts.
         windows: token ids, int64 [windows, length].
-        choice: `reap` or `frequency`.
+        choice: the scores of a layer's experts, such as :func:`reap` or :func:`frequency`.
         calibrated: called with the windows that are done, and their number.
 
     Returns:
@@ -70,20 +76,13 @@ def cut_experts(
     Raises:
         ShrinkError: the family cannot express it.
     """
-    family = type(model).__name__
     smaller = build(model, config)
     old, new = pieces(model), pieces(smaller)
+    homes, layers = homes_between(model, old, smaller, new), list(decoder_lists(model))
     text, small = text_part(model.config.to_dict()), experts_of(text_part(config)) or 1
     whole = experts_of(text) or 1
-    gone = [old[name] for name in old.keys() - new.keys()]
-    layers = list(decoder_lists(model))
-    homes = {piece.place for piece in gone}
-    _check_pieces(old, new, homes, whole, small, family)
-    use = expert_use(model, sorted(homes), whole, windows, calibrated=calibrated)
-    kept = {
-        _layer(home, layers): _chosen(found.scores(choice), small, expert_groups_of(text))
-        for home, found in use.items()
-    }
+    use = expert_use(model, homes, whole, windows, calibrated=calibrated)
+    kept = {_layer(home, layers): _chosen(choice(found), small, expert_groups_of(text)) for home, found in use.items()}
     index = {layer: tuple(stays.tolist()) for layer, stays in kept.items()}
 
     def slice_of(name: str) -> Slice:
@@ -100,8 +99,9 @@ def cut_experts(
     distance, close = apart(model, smaller, disabled.mask())
     if disabled.seen and not close:
         raise ShrinkError(
-            f"a smaller mixture must compute what the larger one does without the same experts; the logits of {family} "
-            f"are {distance:.2g} apart. Its router works in a way that is not known: its experts cannot be cut."
+            "a smaller mixture must compute what the larger one does without the same experts; the logits of "
+            f"{type(model).__name__} are {distance:.2g} apart. Its router works in a way that is not known: its "
+            "experts cannot be cut."
         )
     rows = [_row(home, use[home], kept[_layer(home, layers)]) for home in use]
     return cut, rows
@@ -110,7 +110,7 @@ def cut_experts(
 def _row(home: str, use: ExpertUse, kept: Tensor) -> dict[str, Any]:
     reap, tokens = use.reap.sum().item(), use.tokens.sum().item()
     return {
-        "name": home,
+        "part": home,
         "kept": len(kept),
         "of": len(use.reap),
         "experts": kept.tolist(),
@@ -132,28 +132,35 @@ def _layer(place: str, lists: Sequence[str]) -> str:
     return f"{prefix}.{place.removeprefix(prefix + '.').partition('.')[0]}"
 
 
-def _check_pieces(
-    old: Mapping[str, Piece], new: Mapping[str, Piece], homes: set[str], whole: int, small: int, family: str
-) -> None:
-    """Only experts went, and what else became smaller has an entry for each.
+def homes_between(
+    model: PreTrainedModel, old: Mapping[str, Piece], smaller: PreTrainedModel, new: Mapping[str, Piece]
+) -> list[str]:
+    """The modules that hold the experts of a model, of which a smaller one has fewer.
+
+    Args:
+        old, new: the pieces of both; they may be on the meta device.
 
     Raises:
-        ShrinkError: something else did.
+        ShrinkError: something else than experts and the rows of routers changes.
     """
-    wrong = [name for name in old.keys() - new.keys() if old[name].expert is None] + [*(new.keys() - old.keys())]
+    whole, small = (experts_of(text_part(one.config.to_dict())) for one in (model, smaller))
+    gone = [old[name] for name in old.keys() - new.keys()]
+    wrong = [piece.name for piece in gone if piece.expert is None] + [*(new.keys() - old.keys())]
     for name in old.keys() & new.keys():
         sizes = set(zip(old[name].tensor.shape, new[name].tensor.shape, strict=True))
         if any(mine != theirs and (mine, theirs) != (whole, small) for mine, theirs in sizes):
             wrong.append(name)
+    homes = {piece.place for piece in gone}
     around = {home.rpartition(".")[0] for home in homes}
     near = [piece for piece in old.values() if any(piece.place.startswith(place) for place in around)]
     table = [piece.name for piece in near if piece.tensor.dim() and not piece.tensor.is_floating_point()]
     if wrong or table or not homes:
         reason = f"{min(wrong)} changes otherwise" if wrong else f"{min(table)} is a table" if table else "none goes"
         raise ShrinkError(
-            f"with fewer experts nothing but experts and the rows of routers must change; in {family} {reason}. Its "
-            "experts cannot be cut."
+            f"with fewer experts nothing but experts and the rows of routers must change; in {type(model).__name__} "
+            f"{reason}. Its experts cannot be cut."
         )
+    return sorted(homes)
 
 
 # -- scores ----------------------------------------------------------------------------------------------------------

@@ -44,26 +44,38 @@ def cut_width(
         score: gives the importance of the members of every group, such as :func:`activation_importance`.
 
     Returns:
-        The smaller model, and a row of each group: its name, how many stay of how many, and the share of the importance
-        that they have.
+        The smaller model, and a row of each layer: how many stay of how many, and the share of the importance that
+        they have.
 
     Raises:
         ShrinkError: the family cannot express it.
     """
-    name, family = WIDTHS[what], type(model).__name__
     smaller = build(model, config)
     old, new = pieces(model), pieces(smaller)
-    text = text_part(model.config.to_dict())
-    found = followers(old, new, family, name)
-    if what == "hidden":
-        axes = channel_axes(old, found, hidden_of(text) or 0, family)
-    else:
-        axes = grouped_axes(model, old, found, name, groups_of(text) if what == "heads" else None)
+    axes = axes_between(model, old, new, what)
     importance = score(model, axes)
     kept = {group: highest(importance[group], _members(new, of_group)) for group, of_group in by_group(axes).items()}
+    text = text_part(model.config.to_dict())
     queries = (queries_of(text) or 1) // (groups_of(text) or 1) if what == "heads" else 0
-    cut = _laid_out(model, smaller, old, new, axes, kept, queries, name)
-    return cut, [_row(group, importance[group], kept[group]) for group in kept]
+    cut = _laid_out(model, smaller, old, new, axes, kept, queries, WIDTHS[what])
+    return cut, _rows(importance, kept)
+
+
+def axes_between(model: PreTrainedModel, old: Mapping[str, Piece], new: Mapping[str, Piece], what: str) -> list[Axis]:
+    """Where the neurons, heads or channels of a model are that a smaller one has fewer of.
+
+    Args:
+        old, new: the pieces of both; they may be on the meta device.
+        what: of :data:`WIDTHS`.
+
+    Raises:
+        ShrinkError: the family cannot express it.
+    """
+    name, family, text = WIDTHS[what], type(model).__name__, text_part(model.config.to_dict())
+    found = followers(old, new, family, name)
+    if what == "hidden":
+        return channel_axes(old, found, hidden_of(text) or 0, family)
+    return grouped_axes(model, old, found, name, groups_of(text) if what == "heads" else None)
 
 
 def highest(scores: Tensor, count: int) -> Tensor:
@@ -77,10 +89,19 @@ def _members(new: Mapping[str, Piece], axes: Sequence[Axis]) -> int:
     return new[axis.piece].tensor.shape[axis.dimension] // sum(axis.sections)
 
 
-def _row(group: str, importance: Tensor, kept: Tensor) -> dict[str, Any]:
-    total = importance.sum().item()
-    share = importance[kept].sum().item() / total if total else 1.0
-    return {"name": group or "hidden states", "kept": len(kept), "of": len(importance), "importance_kept": share}
+def _rows(importance: Importance, kept: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """A row of each layer; experts of a layer are one."""
+    shares: dict[str, list[float]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for group, stays in kept.items():
+        place = group.partition("[")[0] or "hidden states"
+        total = importance[group].sum().item()
+        shares.setdefault(place, []).append(importance[group][stays].sum().item() / total if total else 1.0)
+        sizes[place] = len(stays), len(importance[group])
+    return [
+        {"part": place, "kept": count, "of": whole, "importance_kept": sum(shares[place]) / len(shares[place])}
+        for place, (count, whole) in sizes.items()
+    ]
 
 
 # -- importance ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from prunegpt.registry import LAYER_CHOICES
+from prunegpt.registry import EXPERT_CHOICES, IMPORTANCES, LAYER_CHOICES
 from prunegpt.spec.data import CalibrationSpec, known, many
 from prunegpt.spec.part import Part
 
@@ -25,7 +25,8 @@ def _size(value: int | float) -> int | float:
 Size = Annotated[int | float, AfterValidator(_size)]
 DEPTHS = ("layers", "attention", "mlp")  # fields that count layers
 LIMITS = ("parameters", "active_parameters", "memory")  # of a budget
-SIZES = ("layers", "attention", "mlp")  # fields that are a size
+WIDTHS = ("experts", "ffn", "heads", "hidden")  # fields that make layers narrower, in the order in which they do
+SIZES = (*DEPTHS, *WIDTHS)  # fields that are a size
 
 
 class BudgetSpec(Part):
@@ -71,8 +72,23 @@ class ShrinkSpec(Part):
     mlp: Size | None = Field(
         None, description="MLP layers that stay, in families whose layers are attention or MLP alone"
     )
+    ffn: Size | None = Field(
+        None, description="feed-forward neurons that stay in each layer, and in each expert: a share or a number"
+    )
+    heads: Size | None = Field(
+        None, description="groups of heads that stay, each with its keys and values: a share or a number"
+    )
+    hidden: Size | None = Field(None, description="channels of the hidden states that stay: a share or a number")
+    experts: Size | None = Field(None, description="experts that stay in each layer of a mixture: a share or a number")
     budget: BudgetSpec | None = Field(None, description="a limit that decides a size, in place of layers or ffn")
     choice: Annotated[str, known(LAYER_CHOICES)] = Field("influence", description="how the layers that stay are chosen")
+    importance: Annotated[str, known(IMPORTANCES)] = Field(
+        "activation", description="how the neurons, heads and channels that stay are chosen"
+    )
+    expert_choice: Annotated[str, known(EXPERT_CHOICES)] = Field(
+        "reap", description="how the experts that stay are chosen"
+    )
+    multiple_of: int = Field(32, ge=1, description="what shares of neurons and of channels are rounded to")
     calibration: CalibrationSpec = Field(CalibrationSpec(), description="calibration data that the choices are made on")
 
     def decides(self, name: str) -> bool:
@@ -80,7 +96,18 @@ class ShrinkSpec(Part):
         if name == "choice":
             by = self.budget.by if self.budget else ""
             return by == "layers" or any(getattr(self, one) is not None for one in DEPTHS)
+        if name == "importance":
+            return bool(self.widths.keys() - {"experts"})
+        if name == "multiple_of":
+            return isinstance(self.ffn, float) or isinstance(self.hidden, float)
+        if name == "expert_choice":
+            return self.experts is not None
         return getattr(self, name) not in (None, ())
+
+    @property
+    def widths(self) -> dict[str, int | float]:
+        """How much narrower layers become: field -> size, in the order in which it is done."""
+        return {name: size for name in WIDTHS if (size := getattr(self, name)) is not None}
 
     @property
     def reads_text(self) -> bool:

@@ -39,11 +39,11 @@ _TIMES = 4  # what a feed-forward size that is not written is of the hidden size
 def share_of(size: float, whole: int, multiple_of: int = 1) -> int:
     """How many of `whole` a size means: a share below or equal to 1.0, or a number, which is taken as it is.
 
-    A share is rounded to the nearest multiple, and is at least one of it, or all.
+    A share is rounded to the nearest multiple, and is at least one of it, or all; 1.0 is all.
     """
     if isinstance(size, int):
         return size
-    return min(whole, multiple_of * max(1, math.floor(size * whole / multiple_of + 0.5)))
+    return whole if size == 1.0 else min(whole, multiple_of * max(1, math.floor(size * whole / multiple_of + 0.5)))
 
 
 def groups_of(config: Mapping[str, Any]) -> int | None:

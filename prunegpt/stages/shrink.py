@@ -16,6 +16,7 @@ from prunegpt.registry import LAYER_CHOICES
 from prunegpt.root import Root
 from prunegpt.shrinking.cut import Cut, cut_depth
 from prunegpt.shrinking.depth import LayerScores, OnTry
+from prunegpt.shrinking.narrow import narrower
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.spec.shrinking import Drops, drops_of
@@ -45,7 +46,7 @@ def shrink(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
         print(f"  tried {done} of {total}", flush=True)
         setting.emit(done, 0.0, CALIBRATED, done / total, 0)
         if done < total and setting.stop():
-            raise Interrupted(f"stopped while layers were chosen, after {done} of {total}")
+            raise Interrupted(f"stopped while what stays was chosen, after {done} of {total}")
 
     return apply(plan.shrink, state, setting.inputs, root=setting.root, tried=tried, folder=setting.root.work(plan.key))
 
@@ -79,10 +80,21 @@ def apply(
         _take(state, cut_depth(state.model, depth.stay))
         earlier = state.layers or RemainingLayers(tuple(range(whole)), whole)
         state.layers = RemainingLayers(tuple(earlier.kept[layer] for layer in depth.stay), earlier.of)
+    rows = [*depth.rows]
+    for what, size in spec.widths.items():
+        assert windows is not None
+        chosen_by = spec.expert_choice if what == "experts" else spec.importance
+        found = narrower(
+            state.model, what, size, windows, chosen_by=chosen_by, multiple_of=spec.multiple_of, calibrated=tried
+        )
+        if found is not None:
+            _take(state, found.cut)
+            rows += found.rows
+            notes += (found.note,)
     return Result(
         seconds=time.monotonic() - started,
         notes=(*text.mix_notes(spec.calibration), *notes, *_changes(before, _shape(state))),
-        layers=depth.rows,
+        layers=tuple(rows),
     )
 
 

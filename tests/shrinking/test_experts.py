@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from prunegpt.errors import ShrinkError
 from prunegpt.lm.models import load_model, save_model
-from prunegpt.shrinking.experts import cut_experts, expert_use
+from prunegpt.shrinking.experts import cut_experts, expert_use, frequency, reap
 from prunegpt.spec.shapes import shrunk_config, text_part
 from prunegpt.spec.widths import experts_of
 from tests.support.families import decoders, tiny
@@ -36,7 +36,7 @@ def larger(family: str, **own: int) -> Any:
     return model
 
 
-def half(model: Any, choice: str = "reap") -> Any:
+def half(model: Any, choice: Any = reap) -> Any:
     return cut_experts(model, shrunk_config(model.config.to_dict(), experts=0.5), WINDOWS, choice=choice)
 
 
@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_formula(family: str) -> None:
     assert found.tokens.tolist() == tokens
     _, rows = half(model)
     assert rows[1]["experts"] == sorted(sorted(range(4), key=lambda expert: -reap[expert])[:2])
-    assert half(model, "frequency")[1][1]["experts"] == sorted(sorted(range(4), key=lambda one: -tokens[one])[:2])
+    assert half(model, frequency)[1][1]["experts"] == sorted(sorted(range(4), key=lambda one: -tokens[one])[:2])
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from prunegpt.errors import SpecError
+from prunegpt.lm.models import save_model
+from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.planning.inputs import Inputs
-from prunegpt.registry import LAYER_CHOICES
+from prunegpt.registry import IMPORTANCES, LAYER_CHOICES
 from prunegpt.root import Root
 from prunegpt.spec.distilling import inherited_layers
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.spec.shapes import shrunk_config
 from prunegpt.stages import cache
 from prunegpt.stages.base import ModelState
+from tests.support.families import tiny
 from tests.support.specs import plan_of
 
 RunTrials = Callable[..., Mapping[str, Any]]
@@ -161,6 +164,7 @@ DECISIVE = {
     "calibration": {"windows": 5},
     "drop": [0],
     "budget": {"parameters": 0.5},
+    "ffn": 0.5,
 }
 
 
@@ -175,3 +179,54 @@ def test_what_decides_the_result_is_in_the_key() -> None:
     assert len(found) == len(DECISIVE) + 1
     assert key_of({"layers": 2}) == key_of({"layers": 2, "calibration": {}, "choice": "influence"})
     assert key_of({"drop": [0]}) == key_of({"drop": 0, "choice": "perplexity", "calibration": {"windows": 7}})
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES.builtin_names())
+def test_layers_become_narrower_and_masks_with_them(run_trials: RunTrials, tmp_path: Path, importance: str) -> None:
+    shrink = {"layers": 1, "ffn": 0.5, "importance": importance, "calibration": CALIBRATION}
+    prune = {"prune": {"sparsity": 0.5, "pattern": "2:4"}}
+    record = run_trials({"name": "narrow", "stages": [prune, {"shrink": shrink}, {"prune": {"sparsity": 0.75}}]})[
+        "narrow"
+    ]
+    assert record.state == "finished", record.trace
+    first, pruned, shrunk, again = record.stages
+    assert shrunk.sparsity.parameters < pruned.sparsity.parameters == first.sparsity.parameters
+    assert 0.4 < shrunk.sparsity.pruned < 0.6
+    assert again.sparsity.pruned == pytest.approx(0.75, abs=0.01)
+    rows = [row for row in shrunk.layers if "part" in row]
+    assert [(row["kept"], row["of"]) for row in rows] == [(64, 128)]
+    assert any(f"feed-forward size 128 → 64 by {importance}" in note for note in shrunk.notes)
+    state = model_after(tmp_path, record)
+    name = "transformer.h.0.mlp.c_proj.weight"
+    assert state.model.get_parameter(name).shape == (64, 32)  # [in, out]
+    assert state.pruned.masks[name].shape == (32, 64)
+    assert state.pruned.pattern == "unstructured"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_half_the_experts_of_a_mixture(run_trials: RunTrials, tmp_path: Path, family: str) -> None:
+    save_model(tiny(family, vocab_size=1024), load_tokenizer("builtin:tiny-gpt2"), tmp_path / "mixture")
+    shrink = {"experts": 0.5, "heads": 1, "hidden": 24, "calibration": CALIBRATION}
+    stages = [{"prune": {"sparsity": 0.5}}, {"shrink": shrink}, {"prune": {"sparsity": 0.75}}]
+    record = run_trials({"name": "few", "stages": stages}, model=str(tmp_path / "mixture"))["few"]
+    assert record.state == "finished", record.trace
+    config = model_after(tmp_path, record).model.config
+    assert (config.num_local_experts, config.num_key_value_heads, config.hidden_size) == (2, 1, 24)
+    assert record.stages[-1].sparsity.pruned == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_width_that_a_family_cannot_express_is_refused_by_the_plan() -> None:
+    for shrink, told in (
+        ({"heads": 0.5}, "weights must follow the number of heads that the config says; none of GPT2"),
+        ({"experts": 2}, "only a mixture of experts has experts to cut"),
+    ):
+        with pytest.raises(SpecError, match=told):
+            plan_of({"name": "narrow", "stages": [{"shrink": shrink}]})
+
+
+def test_sizes_of_a_narrower_model_are_known_to_the_plan() -> None:
+    narrow, wide = ({"shrink": {"ffn": size, "layers": 2}} for size in (0.5, 1.0))
+    prune = {"prune": {"pattern": "4:512", "targets": ["*.mlp.c_proj.weight"]}}
+    plan_of({"name": "narrow", "stages": [wide, prune]})
+    with pytest.raises(SpecError, match="512"):
+        plan_of({"name": "narrow", "stages": [narrow, prune]})
