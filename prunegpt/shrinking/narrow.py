@@ -66,7 +66,7 @@ def narrower(
 
 
 def narrower_config(config: Mapping[str, Any], sizes: Mapping[str, float], multiple_of: int) -> dict[str, Any]:
-    """The config after several sizes have changed, as far as shapes tell whether they can.
+    """The config after several sizes have changed, as far as shapes show whether they can.
 
     Args:
         config: what config.json holds.
