@@ -10,11 +10,12 @@ from prunegpt.errors import PruneGPTError, ReportError, unknown
 from prunegpt.records import TrialResult
 from prunegpt.report.archive import Archive
 from prunegpt.report.cells import Table
-from prunegpt.report.gallery import NamedFigure, figure_of
+from prunegpt.report.gallery import DRAWINGS, NamedFigure
 from prunegpt.report.logged import is_logged, logged_table
 from prunegpt.report.material import Material
 from prunegpt.report.measure import WindowsOf
 from prunegpt.report.panels import SeriesOf, lines, over_training
+from prunegpt.report.plot import Plot
 from prunegpt.report.query import selected
 from prunegpt.report.tables import build_table, table_name, usual_table
 from prunegpt.spec.figures import LINES, TRAINING, FigureSpec
@@ -68,13 +69,13 @@ def figures_in(spec: Mapping[str, Any]) -> list[FigureSpec]:
         ) from error
 
 
-def declared_figure(
+def declared_plot(
     spec: FigureSpec,
     results: Sequence[TrialResult],
     windows: WindowsOf,
     series_of: SeriesOf,
     sweep: Mapping[str, Any],
-) -> NamedFigure:
+) -> Plot:
     """A figure as a spec declares it.
 
     Args:
@@ -86,23 +87,32 @@ def declared_figure(
     Raises:
         ReportError: its rows match no trial, or there is nothing yet to draw it from.
     """
-    from prunegpt.report.figures import draw, restyled
-
     chosen = [one for one in results if any(fnmatchcase(one.name, row) or one.group == row for row in spec.rows)]
     if results and not chosen:
         names = [name for one in results for name in (one.name, one.group)]
         raise ReportError(unknown("trial", spec.rows[0], dict.fromkeys(names)))
-    band = spec.band is not None
-    chosen = selected(chosen, spec.where)
-    title, band = spec.title, spec.band is not None
+    chosen, band = selected(chosen, spec.where), spec.band is not None
     if spec.kind == LINES:
-        plot = lines(chosen, x=spec.x, y=spec.y, by=spec.by, band=band, title=title, log=spec.log)
-    elif spec.kind == TRAINING:
-        plot = over_training(chosen, series_of, y=spec.y, band=band, title=title)
-    else:
-        made = figure_of(spec.kind, Material(chosen, windows, lambda trial: {}, sweep))
-        return NamedFigure(spec.name, made.caption, restyled(made.figure, spec.size, title))
-    caption = f"{title or plot.layout['title']['text']}. {plot.caption}".strip().removesuffix(".")
+        return lines(chosen, x=spec.x, y=spec.y, by=spec.by, band=band, title=spec.title, log=spec.log)
+    if spec.kind == TRAINING:
+        return over_training(chosen, series_of, y=spec.y, band=band, title=spec.title)
+    return DRAWINGS[spec.kind].made(Material(chosen, windows, lambda trial: {}, sweep))
+
+
+def declared_figure(
+    spec: FigureSpec,
+    results: Sequence[TrialResult],
+    windows: WindowsOf,
+    series_of: SeriesOf,
+    sweep: Mapping[str, Any],
+) -> NamedFigure:
+    """The same as `declared_plot`, drawn."""
+    from prunegpt.report.figures import draw, restyled
+
+    plot = declared_plot(spec, results, windows, series_of, sweep)
+    if spec.kind in DRAWINGS:
+        return NamedFigure(spec.name, DRAWINGS[spec.kind].caption, restyled(draw(plot), spec.size, spec.title))
+    caption = f"{spec.title or plot.layout['title']['text']}. {plot.caption}".strip().removesuffix(".")
     return NamedFigure(spec.name, caption, restyled(draw(plot), spec.size, None))
 
 

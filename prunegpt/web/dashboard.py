@@ -16,6 +16,7 @@ from prunegpt.root import Root
 from prunegpt.store.curves import Summaries
 from prunegpt.sweep.control import Action, request
 from prunegpt.sweep.lock import coordinator
+from prunegpt.sweep.recovery import is_outside
 from prunegpt.tracking.endpoint.artifacts import Artifacts
 from prunegpt.web.source import RootSource
 
@@ -149,6 +150,14 @@ class Dashboard:
             self.requests.pop((sweep, trial), None)
             return ""
         return found.action
+
+    def runs(self, trial: TrialResult) -> bool:
+        """Whether a running trial has somebody who runs it: the root's coordinator, an agent, or a foreign script."""
+        if trial.state != "running":
+            return False
+        holder = coordinator(self.root)
+        ours = holder is not None and holder.sweep in ("", trial.sweep)
+        return ours or trial.plan.foreign or is_outside(self.root.path / trial.folder)
 
     def ask(self, action: Action) -> bool:
         """Requests something of the coordinator, and shows everybody that it is pending; whether anything is.

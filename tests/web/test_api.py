@@ -160,7 +160,7 @@ def test_trials_are_filtered_by_one_language(client: TestClient) -> None:
 
 def test_every_field_can_be_a_column_and_sorts(client: TestClient) -> None:
     fields = get(client, f"{SWEEP}/fields")["fields"]
-    assert {"swept", "trial", "config"} == {field["origin"] for field in fields}
+    assert {"swept", "trial", "curve", "config"} == {field["origin"] for field in fields}
     everything = sorted(names(client))
     for field in fields:
         found = get(client, TRIALS, columns=field["key"], sort=field["key"])

@@ -31,7 +31,7 @@ FUZZED = settings(
 ENTRIES = list(ENDPOINTS)
 load_all_checks()
 _WANTED = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
-KNOWN = {"name": "study", "sweep": "study", "trial": "recovered", "table": "all"}
+KNOWN = {"name": "study", "sweep": "study", "trial": "recovered", "table": "all", "figure": "pareto"}
 
 
 LOGGED = {"sweep": "wandb-kd", "trial": "run1"}  # what entries of W&B runs know

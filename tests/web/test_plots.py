@@ -35,11 +35,12 @@ from prunegpt.report.quality import (
 from prunegpt.report.search_plots import parallel
 from prunegpt.report.searched import Searched, ped_anova
 from prunegpt.root import Root
+from prunegpt.spec.figures import KINDS
 from prunegpt.store import Store
 from tests.support.many_trials import make_many
 from tests.support.results import Kept, draw_windows, make_trial
 from tests.support.served import ORIGIN, open_app
-from tests.support.study import SEARCH, Wanted, finetune, load, make_root, many, prune, study
+from tests.support.study import SEARCH, Wanted, finetune, load, make_root, many, prune, searching, study
 from tests.support.timed import speed, timed_evaluation
 
 POINTS = [
@@ -256,6 +257,25 @@ def test_pages_and_reports_draw_one_list_of_figures(client: TestClient, kept: Ro
     for name in there:
         served = client.get(f"/api/v1/sweeps/study/figures/{name}").json()
         assert served == json.loads(made[DRAWINGS[name].file].model_dump_json())
+
+
+def test_figures_that_a_spec_declares_come_first(tmp_path: Path) -> None:
+    """Every kind that can be declared, and one that matches nothing; a usual one of that name gives way."""
+    given = [
+        {"name": kind if kind == "pareto" else f"my-{kind}", "kind": kind, "title": f"My {kind}"} for kind in KINDS
+    ]
+    wrong = {"name": "wrong", "rows": ["nobody"]}
+    root = make_root(tmp_path / "runs", searching(), windows=False, searches=[SEARCH], figures=[*given, wrong])
+    with TestClient(open_app(root), base_url=ORIGIN) as client:
+        figures = client.get("/api/v1/sweeps/study/figures").json()["figures"]
+        names = [one["name"] for one in given]
+        assert [one["name"] for one in figures] == [*names, "wrong", *(name for name in DRAWINGS if name != "pareto")]
+        assert [one["title"] for one in figures[: len(given)]] == [one["title"] for one in given]
+        assert "unknown trial 'nobody'" in figures[len(given)]["missing"]
+        assert sum(one["missing"] is None for one in figures[: len(given)]) >= 8
+        _missing_is_as_drawn(client)
+        answer = client.get("/api/v1/sweeps/study/figures/my-lines.svg")
+        assert answer.text.lstrip().startswith(("<svg", "<?xml"))
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,15 @@ from typing import Annotated
 from pydantic import Field
 from starlette.responses import Response
 
+from prunegpt.errors import PruneGPTError
+from prunegpt.report.declared import declared_plot, figures_in
 from prunegpt.report.gallery import DRAWINGS
 from prunegpt.report.material import FigureChoice, Material, stored_curves
 from prunegpt.report.measure import stored_windows
 from prunegpt.report.plot import Plot
+from prunegpt.spec.figures import FigureSpec
 from prunegpt.web.dashboard import Dashboard
-from prunegpt.web.endpoint import Answer, ApiRequest, attachment, endpoint
+from prunegpt.web.endpoint import Answer, ApiRequest, RequestError, attachment, endpoint
 
 _OF_CURVES = ("training", "intermediate")  # figures that grow while something runs
 
@@ -38,7 +41,6 @@ class FigureQuery(ApiRequest):
         return FigureChoice(self.search, self.objective, self.x, self.y)
 
 
-FigureName = Annotated[str, tuple(DRAWINGS)]
 _MEDIA = ("image/png", "image/svg+xml", "application/pdf", "application/json")
 Format = Annotated[str, ("png", "svg", "pdf", "json")]
 
@@ -59,16 +61,52 @@ def material(dashboard: Dashboard, sweep: str, figure: str = "") -> tuple[Materi
     return dashboard.kept.get(("material", sweep, bool(points)), state, made), state
 
 
+def _declared(dashboard: Dashboard, sweep: str) -> dict[str, FigureSpec]:
+    """The figures that a sweep declares, by name; one takes the place of a usual one that is called so."""
+    return {figure.name: figure for figure in figures_in(dashboard.source.sweep(sweep).spec)}
+
+
 def drawn(dashboard: Dashboard, sweep: str, figure: str, choice: FigureChoice) -> Plot:
-    """One figure of a sweep, made once for one state of the store."""
-    found, state = material(dashboard, sweep, figure)
-    return dashboard.kept.get(("figure", sweep, figure, choice), state, lambda: DRAWINGS[figure].made(found, choice))
+    """One figure of a sweep, made once for one state of the store.
+
+    Raises:
+        RequestError: there is no figure of that name.
+        PruneGPTError: there is nothing to draw it from.
+    """
+    declared = _declared(dashboard, sweep)
+    own = declared.get(figure)
+    if own is None and figure not in DRAWINGS:
+        raise RequestError(404, f"figure must be one of {', '.join([*declared, *DRAWINGS])}, got {figure!r}.")
+    found, state = material(dashboard, sweep, own.kind if own else figure)
+
+    def made() -> Plot:
+        if own is None:
+            return DRAWINGS[figure].made(found, choice)
+        store, spec = dashboard.source.store, dashboard.source.sweep(sweep).spec
+        trials, windows = dashboard.source.trials(sweep), stored_windows(dashboard.root)
+        curve = lambda trial, name: store.series(trial.id, lambda _, other: other == name)  # noqa: E731
+        return declared_plot(own, trials, windows, curve, spec)
+
+    return dashboard.kept.get(("figure", sweep, figure, choice), state, made)
 
 
 @endpoint("/sweeps/{name}/figures")
 def listed(dashboard: Dashboard, name: str) -> Figures:
-    """Which figures there are, what may be chosen of each, and why others are missing."""
-    return Figures(figures=[_listed(dashboard, name, figure) for figure in DRAWINGS])
+    """Which figures there are, those that the sweep declares first, what may be chosen, and why others are missing."""
+    declared = _declared(dashboard, name)
+    own = [_listed_own(dashboard, name, figure) for figure in declared.values()]
+    usual = [_listed(dashboard, name, figure) for figure in DRAWINGS if figure not in declared]
+    return Figures(figures=[*own, *usual])
+
+
+def _listed_own(dashboard: Dashboard, sweep: str, figure: FigureSpec) -> FigureShort:
+    try:
+        drawn(dashboard, sweep, figure.name, FigureChoice())
+        missing = None
+    except PruneGPTError as error:
+        missing = str(error)
+    title = figure.title or (DRAWINGS[figure.kind].title if figure.kind in DRAWINGS else figure.name)
+    return FigureShort(name=figure.name, title=title, missing=missing, takes_search=False, choices={})
 
 
 def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
@@ -81,7 +119,7 @@ def _listed(dashboard: Dashboard, sweep: str, name: str) -> FigureShort:
 
 
 @endpoint("/sweeps/{name}/figures/{figure}.{format}", *_MEDIA)
-def download(dashboard: Dashboard, name: str, figure: FigureName, format: Format, asked: FigureQuery) -> Response:
+def download(dashboard: Dashboard, name: str, figure: str, format: Format, asked: FigureQuery) -> Response:
     """A figure as png, svg, pdf or json."""
     found = drawn(dashboard, name, figure, asked.choice)
     if format == "json":
@@ -93,6 +131,6 @@ def download(dashboard: Dashboard, name: str, figure: FigureName, format: Format
 
 
 @endpoint("/sweeps/{name}/figures/{figure}")
-def shown(dashboard: Dashboard, name: str, figure: FigureName, asked: FigureQuery) -> Plot:
+def shown(dashboard: Dashboard, name: str, figure: str, asked: FigureQuery) -> Plot:
     """A figure for Plotly."""
     return drawn(dashboard, name, figure, asked.choice)

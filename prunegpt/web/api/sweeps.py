@@ -16,7 +16,6 @@ from prunegpt.store import SweepRow
 from prunegpt.sweep.live import Slot, slot
 from prunegpt.sweep.lock import Holder, coordinator
 from prunegpt.sweep.queue import Waiter, waiting
-from prunegpt.sweep.recovery import is_outside
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, endpoint
 
@@ -152,15 +151,10 @@ def short(dashboard: Dashboard, sweep: SweepRow, holder: Holder | None) -> Sweep
 
 
 def _runs(dashboard: Dashboard, sweep: SweepRow, holder: Holder | None) -> bool:
-    """Whether its coordinator is there, or that of the whole root while some of its trials run, or agents have some."""
+    """Whether its coordinator is there, or somebody else runs trials of it."""
     if holder is not None and holder.sweep == sweep.name:
         return True
-    if not sweep.states.get("running"):
-        return False
-    ran = {trial.id: trial.folder for trial in dashboard.source.trials(sweep.name)}
-    return bool(holder and not holder.sweep) or any(
-        is_outside(dashboard.root.path / ran[one.trial]) for one in dashboard.source.running(sweep.name)
-    )
+    return bool(sweep.states.get("running")) and any(map(dashboard.runs, dashboard.source.trials(sweep.name)))
 
 
 def counts(sweep: SweepRow) -> Counts:

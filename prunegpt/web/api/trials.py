@@ -104,6 +104,7 @@ class Trial(Answer):
     implicit: bool
     shown: bool
     state: str
+    running_now: bool = Field(description="whether somebody runs it: its coordinator may have died")
     key: str
     evaluation_key: str
     swept: dict[str, Any]
@@ -167,6 +168,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         **result,
         revision=mark,
         asked=dashboard.asked(found.sweep, found.name),
+        running_now=dashboard.runs(found),
         chain=stages(found),
         interval=IntervalAnswer(low=bounds[0], high=bounds[1]) if bounds else None,
         attempts=attempts,

@@ -8,9 +8,12 @@ import pytest
 
 from prunegpt.root import Root
 from prunegpt.store import Store
+from prunegpt.sweep.lock import coordinating
+from prunegpt.sweep.queue import Ticket
 from tests.support.served import TOKEN
-from tests.support.serving import served, until
+from tests.support.serving import served, settled, until
 from tests.support.study import grow, make_root, many
+from tests.web.browser import axe
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -84,19 +87,58 @@ def test_retry_asks_first_and_then_lets_the_trial_wait(page: "Page", live: str, 
         assert store.result("study/too-big").state == "waiting"
 
 
-def test_stop_asks_first_and_tells_that_nothing_runs(chromium: "Browser", live: str) -> None:
+def test_stop_asks_first_and_needs_the_token(chromium: "Browser", live: str, growing: Root) -> None:
     context = chromium.new_context()  # a refusal is logged by the browser as an error
     page = context.new_page()
-    for way, told in (
-        ("trials/study/going", "log in at /login"),
-        (f"login?next=/trials/study/going#{TOKEN}", "nothing runs"),
-    ):
-        page.goto(f"{live}/{way}")
-        page.click("#head button:has-text('Stop')")
-        page.click("dialog button:has-text('Stop the trial')")
-        page.wait_for_selector("#messages div")
-        assert told in page.inner_text("#messages")
+    with coordinating(growing, "study"):
+        for way, told in (
+            ("trials/study/going", "log in at /login"),
+            (f"login?next=/trials/study/going#{TOKEN}", "going is stopping"),
+        ):
+            page.goto(f"{live}/{way}")
+            page.click("#head button:has-text('Stop')")
+            page.click("dialog button:has-text('Stop the trial')")
+            page.wait_for_selector(f"#messages div:has-text('{told}')")
     context.close()
+
+
+def test_the_queue_is_shown_and_left(page: "Page", live: str, growing: Root) -> None:
+    """A sweep that has run before leads to its page, one that has not has none yet; both can be taken out."""
+    with coordinating(growing, "other"):
+        tickets = {name: Ticket(growing, name, priority) for name, priority in (("study", 3), ("new", 0))}
+        page.goto(f"{live}/login?next=/#{TOKEN}")
+        queue = page.locator("section:has(h2:text-is('Queue'))")
+        queue.locator("li").nth(1).wait_for()
+        assert "other runs" in queue.inner_text()
+        assert [row.split()[:3] for row in queue.locator("li").all_inner_texts()] == [
+            ["study", "priority", "3,"],
+            ["new", "priority", "0,"],
+        ]
+        assert queue.locator("a").all_inner_texts() == ["study"]
+        page.wait_for_selector("article.sweep-card .state:has-text('place 1 in the queue')")
+        assert axe.everywhere(page, axe.script(), lambda: settled(page)) == []
+        page.get_by_role("button", name="Take new out of the queue").click()
+        page.click("dialog button:has-text('Leave the queue')")
+        page.wait_for_selector("#messages:has-text('new has left the queue')")
+        queue.locator("li").nth(1).wait_for(state="detached")
+        queue.locator("a").click()
+        page.click("#head button:has-text('Leave the queue')")
+        page.click("dialog button:has-text('Leave the queue')")
+        page.wait_for_selector("#head .state:not(:has-text('queue'))")
+        assert not any(ticket.valid for ticket in tickets.values())
+        for ticket in tickets.values():
+            ticket.give_back()
+
+
+def test_a_trial_that_nobody_runs_is_shown_as_interrupted(page: "Page", live: str, growing: Root) -> None:
+    with coordinating(growing, "study"):
+        page.goto(f"{live}/trials/study/going")
+        page.wait_for_selector("#head .state.running")
+        page.wait_for_selector("#head button:has-text('Stop')")
+    page.wait_for_selector("#head .state:has-text('interrupted: nothing runs it')")
+    assert page.locator("#head button:has-text('Stop')").count() == 0
+    page.goto(f"{live}/sweeps/study")
+    page.wait_for_selector("#running h2:text-is('Interrupted')")
 
 
 def test_hundreds_of_trials_scroll_and_sort(page: "Page", tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 // How far a sweep is.
 
 import { h } from "./dom.js";
-import { stateBadge } from "./shell.js";
+import { INTERRUPTED, stateBadge } from "./shell.js";
 
 const ORDER = ["finished", "stopped", "diverged", "failed", "running", "waiting"];
 
@@ -26,7 +26,7 @@ export function sweepBadge(sweep, place) {
 }
 
 const STANDING = {
-  running: ["stopped", "interrupted: nothing runs it"],
+  running: INTERRUPTED,
   waiting: ["waiting", "not finished"],
   failed: ["failed", "finished with failures"],
   finished: ["finished"],

@@ -167,6 +167,9 @@ export function copyButton(label, text, properties = {}) {
 /** A state with its sign. */
 export const stateBadge = (state, text = state) => h("span.state", { class: state }, text);
 
+/** The badge of what counts as running, and nobody runs. */
+export const INTERRUPTED = ["stopped", "interrupted: nothing runs it"];
+
 /** A row of buttons of which one is pressed. */
 export function segmented(label, choices, chosen, change) {
   const group = h("div.segmented", { role: "group", "aria-label": label });

@@ -98,7 +98,7 @@ export class TrialTable {
     onKey("j", "Next trial", () => this.move(1));
     onKey("k", "Trial before", () => this.move(-1));
     onKey("Enter", "Open the trial", () => this.open(this.current));
-    onKey("x", "Select the trial for comparing", () => this.rows.has(this.current) && this.toggle(this.rows.get(this.current)));
+    onKey("x", "Select the trial for comparing", () => this.rows.has(this.current) && !this.by.length && this.toggle(this.rows.get(this.current)));
     onKey("c", "Compare the selected trials", () => this.compare());
     onKey("Escape", "Leave a field, close a menu, clear the selection", () => {
       this.selected.clear();
@@ -461,7 +461,7 @@ export class TrialTable {
   }
 
   move(by) {
-    if (!this.total) return;
+    if (!this.total || this.by.length) return; // groups are opened by their buttons
     this.current = Math.max(0, Math.min(this.total - 1, this.current + by));
     const height = this.rowHeight ?? 31;
     const head = this.table.tHead?.offsetHeight ?? 0;
@@ -475,7 +475,7 @@ export class TrialTable {
 
   open(place) {
     const row = this.rows.get(place);
-    if (!row) return;
+    if (!row || this.by.length) return;
     this.remember(place);
     location.assign(trialPage(this.sweep, row.name));
   }

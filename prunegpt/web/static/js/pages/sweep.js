@@ -118,7 +118,8 @@ async function act(action) {
 
 function showSlots(slots) {
   byId("running").hidden = slots.length === 0;
-  replace(byId("running"), h("div.section-head", {}, h("h2", { id: "running-title" }, "Running"), h("span.muted", {}, format.plural(slots.length, "trial"))), h("div.slots", {}, slots.map(slot)));
+  const [title, words] = sweep.running_now || sweep.logged ? ["Running", format.plural(slots.length, "trial")] : ["Interrupted", "Nothing runs these; Resume goes on from their last checkpoints."];
+  replace(byId("running"), h("div.section-head", {}, h("h2", { id: "running-title" }, title), h("span.muted", {}, words)), h("div.slots", {}, slots.map(slot)));
   showSections();
 }
 
@@ -136,7 +137,7 @@ function slot(one) {
     {},
     h("div.line", {}, h("a", { href: trialPage(name, trial) }, trial), h("span.muted", {}, one.kind ?? "")),
     shareBar(share, `${trial}: share of the steps of this stage`),
-    h("div.line.small.muted", {}, h("span", {}, facts.join(", ") || "starting"), h("span.nowrap", {}, format.duration(Date.now() / 1000 - one.started), one.eta !== null && one.eta !== undefined ? `, ${format.duration(one.eta)} left` : "")),
+    h("div.line.small.muted", {}, h("span", {}, facts.join(", ") || "starting"), (sweep.running_now || sweep.logged) && h("span.nowrap", {}, format.duration(Date.now() / 1000 - one.started), one.eta !== null && one.eta !== undefined ? `, ${format.duration(one.eta)} left` : "")),
     h("div.line.small", {}, h("span", {}, one.perplexity ? `perplexity ${format.perplexity(one.perplexity)}` : ""), h("span.nowrap", {}, one.loss ? `loss ${format.number(one.loss)}` : "")),
   );
 }

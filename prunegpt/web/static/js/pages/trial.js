@@ -9,7 +9,7 @@ import * as format from "../format.js";
 import { follow } from "../live.js";
 import { showLogged } from "../logged.js";
 import { figurePanel, plot, preloadPlotly, saveButtons, whenNear } from "../plot.js";
-import { confirm, copyButton, draw, empty, onKey, say, segmented, stateBadge } from "../shell.js";
+import { INTERRUPTED, confirm, copyButton, draw, empty, onKey, say, segmented, stateBadge } from "../shell.js";
 import { neighbour } from "../trial_table.js";
 
 const { sweep, trial: name } = document.body.dataset;
@@ -52,7 +52,8 @@ function showHead() {
   const seconds = trial.stages.reduce((sum, stage) => sum + stage.seconds, 0);
   const asked = sparsity?.target;
   const bounds = trial.interval ? `95% interval ${format.interval(trial.interval.low, trial.interval.high)}` : "";
-  const running = trial.state === "running" ? trial.started : null;
+  const running = trial.running_now ? trial.started : null;
+  const state = trial.state === "running" && !trial.running_now ? INTERRUPTED : [trial.state, trial.reason === "early-stop" ? "stopped early" : trial.state];
   replace(
     byId("head"),
     h(
@@ -63,7 +64,7 @@ function showHead() {
         {},
         h("nav.crumbs", { "aria-label": "Where this is" }, h("a", { href: sweepPage(sweep) }, sweep)),
         h("h1", {}, (trial.logged && trial.label) || name),
-        h("div.meta", {}, stateBadge(trial.state, trial.reason === "early-stop" ? "stopped early" : trial.state), trial.logged ? h("span.mono", {}, name) : trial.label && h("span", {}, trial.label), trial.asked && stateBadge("stopping", PENDING[trial.asked]), !trial.logged && h("span", {}, `seed ${trial.seed}`), trial.group !== name && h("span", {}, `group ${trial.group}`), !trial.shown && h("span.tag", {}, "no longer in the spec"), trial.implicit && h("span.tag", {}, "taken along as a teacher")),
+        h("div.meta", {}, stateBadge(...state), trial.logged ? h("span.mono", {}, name) : trial.label && h("span", {}, trial.label), trial.asked && stateBadge("stopping", PENDING[trial.asked]), !trial.logged && h("span", {}, `seed ${trial.seed}`), trial.group !== name && h("span", {}, `group ${trial.group}`), !trial.shown && h("span.tag", {}, "no longer in the spec"), trial.implicit && h("span.tag", {}, "taken along as a teacher")),
       ),
       h(
         "div.actions",
@@ -71,7 +72,7 @@ function showHead() {
         h("button", { type: "button", on: { click: () => void go(-1) }, title: "Trial before (k)", "aria-label": "Trial before" }, "←"),
         h("button", { type: "button", on: { click: () => void go(1) }, title: "Next trial (j)", "aria-label": "Next trial" }, "→"),
         h("button", { type: "button", on: { click: pick } }, "Compare …"),
-        !trial.logged && trial.state === "running" && h("button", { type: "button", disabled: trial.asked === "stop", on: { click: () => void act("stop") } }, trial.asked === "stop" ? PENDING.stop : "Stop"),
+        !trial.logged && trial.running_now && h("button", { type: "button", disabled: trial.asked === "stop", on: { click: () => void act("stop") } }, trial.asked === "stop" ? PENDING.stop : "Stop"),
         !trial.logged && ["failed", "stopped", "diverged"].includes(trial.state) && h("button", { type: "button", disabled: trial.asked === "retry", on: { click: () => void act("retry") } }, trial.asked === "retry" ? PENDING.retry : "Retry"),
       ),
     ),
@@ -91,7 +92,7 @@ function showHead() {
           trial.logged && fact("Started", format.time(trial.started)),
           !trial.logged && fact("Compute", format.duration(seconds), trial.stages.some((stage) => stage.cached) ? "shared stages included" : ""),
           running !== null && fact("Running for", format.duration(Date.now() / 1000 - running)),
-          !running && fact("Ended", format.time(trial.ended)),
+          running === null && fact("Ended", format.time(trial.ended)),
           measured && fact("Measured", `${format.count(measured.tokens)} tokens`, measured.protocol),
         ),
       ),
@@ -430,7 +431,10 @@ await draw(byId("head"), async () => {
     reloadLayers();
   };
   follow(sweep, {
-    sweep: (event) => (event.more || event.changed.some((row) => row.id === trial.id)) && everything(),
+    sweep: (event) => {
+      if (event.more || event.changed.some((row) => row.id === trial.id)) everything();
+      else if (!event.changed.length) reload(); // a coordinator came or went
+    },
     points: (event) => {
       if (event.id !== trial.id && event.trial !== reference) return;
       const known = new Set(trial.curves.map((curve) => curve.name));
