@@ -49,7 +49,7 @@ def everywhere(page: "Page", file: Path, ready: Callable[[], object]) -> list[st
     for width in SIZES:
         for scheme in ("light", "dark"):
             page.set_viewport_size({"width": width, "height": 1000})
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
             ready()
             only = "color-contrast" if scheme == "dark" else ""  # all else is as in the light
             found += [f"{width} {scheme}: {one}" for one in findings(page, file, only)]
