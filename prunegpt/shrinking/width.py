@@ -127,19 +127,19 @@ def activation_importance(
         calibrated: called with the layers that are done, and their number.
     """
     views = _views(model, [axis for axis in axes if axis.reads])
-    squares: dict[str, dict[int, Tensor]] = {axis.group: {} for axis in axes}  # group -> a sum for each input
+    importance = {axis.group: torch.zeros(axis.members, dtype=torch.float64) for axis in axes}
     place = {axis.piece: axis for axis in axes if axis.reads}
     done = 0
     with evaluating(model):
         for found in block_statistics(model, views, windows, gram=False, propagate=False):
-            for name, statistics in found.items():
-                axis = place[name]
-                assert statistics is not None
-                seen = statistics.input_norm.double().cpu().square() * bool(statistics.tokens)
-                squares[axis.group][id(statistics)] = axis.summed(seen)  # [members]
+            inputs = {(place[name].group, id(seen)): (place[name], seen) for name, seen in found.items()}  # each once
+            for axis, seen in inputs.values():
+                if seen is not None and seen.tokens:
+                    squares = seen.input_norm.double().cpu().square()  # [in]
+                    importance[axis.group] += axis.summed(squares).sqrt()
             done += len(found)
             calibrated(done, len(views))
-    return {group: torch.stack([part.sqrt() for part in parts.values()]).sum(dim=0) for group, parts in squares.items()}
+    return importance
 
 
 def taylor_importance(
