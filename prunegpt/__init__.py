@@ -24,6 +24,7 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
     distill/      losses, teachers, hidden states
     training/     a stage as a frozen job, and transformers' Trainer that is handed it
     stages/       one file per stage; the chain of a trial, what is cached and published
+    exporting/    a model as files that others run: one file per format, and its check
     trial         runs one trial from its folder; no database
 
   the book-keeping side

@@ -394,3 +394,10 @@ RENDERERS = Registry(
         "json": "prunegpt.report.render.json:render",
     },
 )
+EXPORT_FORMATS = Registry(
+    "export format",
+    {
+        "folder": "prunegpt.exporting.folder:FOLDER",
+        "gguf": "prunegpt.exporting.gguf:GGUF",
+    },
+)

@@ -36,6 +36,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "distill": _PLANS | {"records", "points", "lm", "pruning"},
     "training": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill"},
     "stages": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill", "training"},
+    "exporting": _PLANS | {"lm", "pruning", "stages"},
     "trial": _PLANS
     | {"records", "points", "signals", "usage", "lm", "pruning", "shrinking", "distill", "training", "stages"},
     # the book-keeping side
@@ -47,7 +48,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "web": _PLANS | {"access", "records", "points", "store", "launch", "sweep", "report", "tracking"},
 }
 ON_TOP = frozenset({"cli", "api", "__main__"})  # may import everything
-TENSORS = frozenset({"lm", "pruning", "shrinking", "distill", "training", "stages"})
+TENSORS = frozenset({"lm", "pruning", "shrinking", "distill", "training", "stages", "exporting"})
 BOOKS = frozenset({"store", "launch", "sweep", "report", "web"})
 TABLE = {**ALLOWED, **dict.fromkeys(ON_TOP, frozenset({*ALLOWED, *ON_TOP}))}
 

@@ -11,6 +11,7 @@ from prunegpt.cli import (  # noqa: F401
     begin,
     control,
     doctor,
+    export,
     gc,
     models,
     recipe,

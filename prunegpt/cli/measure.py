@@ -20,10 +20,10 @@ from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
 from prunegpt.planning.sources import weights_on_disk
 from prunegpt.planning.texts import window_of
-from prunegpt.records import Evaluation
+from prunegpt.records import Evaluation, TrialResult
 from prunegpt.report.statistics import Interval, perplexity_interval
 from prunegpt.root import Root
-from prunegpt.spec.plan import PlannedEvaluation, TrialPlan
+from prunegpt.spec.plan import PlannedEvaluation
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec, ModelSpec, PruneSpec
 from prunegpt.stages import cache
 from prunegpt.stages.base import ModelState
@@ -169,23 +169,24 @@ def open_model(source: str, root: Root, device: str, *, trust_remote_code: bool 
     where = pick_device(device)
     if is_builtin(source):
         return _builtin(source, root, where)
-    trial, key = _stored(source, root)
-    if trial is None:
+    result = stored_result(source, root)
+    if result is None or result.final is None:
         given = ModelSpec(source=source, trust_remote_code=trust_remote_code)
         return cache.source(root, given, Inputs(None), device=where)
-    if trial.model.trust_remote_code and not trust_remote_code:
-        raise untrusted(source, [trial.model.source])
-    return cache.load(root, key, trial.model, Inputs.of(trial, root), device=where)
+    plan = result.plan
+    if plan.model.trust_remote_code and not trust_remote_code:
+        raise untrusted(source, [plan.model.source])
+    return cache.load(root, result.final.key, plan.model, Inputs.of(plan, root), device=where)
 
 
-def _stored(source: str, root: Root) -> tuple[TrialPlan | None, str]:
-    """The plan of a trial in the store and the key of its last stage, where the name is one.
+def stored_result(source: str, root: Root) -> TrialResult | None:
+    """The trial of the store whose model is meant; None where the name is of another model.
 
     Raises:
         PruneGPTError: its last stage is not done, or a sweep of the store has no such trial.
     """
     if source.count("/") != 1 or Path(source).exists() or not root.database.exists():
-        return None, ""
+        return None
     from prunegpt.errors import StoreError
     from prunegpt.store import Store
 
@@ -200,13 +201,13 @@ def _stored(source: str, root: Root) -> tuple[TrialPlan | None, str]:
             for near in get_close_matches(name, sweeps):
                 if trial in (result.name for result in store.results(near)):
                     raise StoreError(f"unknown sweep {name!r}. Did you mean {near + '/' + trial!r}?") from None
-            return None, ""  # a model of the hub has such a name too
+            return None  # a model of the hub has such a name too
     if found.final is None or found.plan.foreign:
         what = "is a W&B run, which has no model here" if found.plan.foreign else f"is {found.state}"
         raise PruneGPTError(f"a trial must have finished before its model is there; {source} {what}.")
     if root.lacks_model(found.final.key):
         raise ModelError(removed(found.plan.sweep, found.name))
-    return found.plan, found.final.key
+    return found
 
 
 def _builtin(source: str, root: Root, device: Any) -> ModelState:

@@ -1,4 +1,4 @@
-"""prunegpt eval, prune, export and masks check: one model, from the shell."""
+"""prunegpt eval, prune and masks check: one model, from the shell."""
 
 import os
 import re
@@ -166,7 +166,7 @@ def as_dict(found: "Evaluation", interval: "Interval | None") -> dict[str, Any]:
 
 # What transformers and we write into a model's folder.
 _OURS = re.compile(
-    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|masks\.safetensors"
+    r"(generation_)?config\.json|export\.json|README\.md|unpack\.py|packed\.safetensors|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|masks\.safetensors"
     r"|tokenizer(_config)?\.json|(special_tokens_map|added_tokens|vocab)\.json|(vocab|merges)\.txt"
     r"|((video_)?pre)?processor_config\.json|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.(jinja|json)"
 )
@@ -258,7 +258,7 @@ def prune(
     from prunegpt.stages.measure import check_ledger, count_zeros
     from prunegpt.stages.prune import apply
 
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     given = {
         "method": method,
         "sparsity": sparsity,
@@ -324,72 +324,41 @@ def prune(
     print(f"saved {out}")
 
 
-@app.command(epilog="Example: prunegpt export quickstart/pruned90 ./pruned90")
-def export(
-    trial: Annotated[
-        str,
-        typer.Argument(
-            metavar="SWEEP/TRIAL", help="A trial, by its address.", show_default=False, autocompletion=complete.trials
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder for the model.", show_default=False)],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT where it is an empty folder or a model that we wrote.")
-    ] = False,
-    trust_remote_code: TrustOption = False,
-    root: Root = ROOT,
-) -> None:
-    """Write the model of a trial to a folder.
-
-    An ordinary transformers folder with its tokenizer and, where it was pruned, masks.safetensors.
-    """
-    from prunegpt.cli.measure import open_model
-    from prunegpt.errors import PruneGPTError
-
-    _check_out(out, overwrite)
-    if trial.count("/") != 1 or Path(trial).exists():
-        raise PruneGPTError(f"export takes a trial by its address SWEEP/TRIAL, got {trial}. `sweep status` lists them.")
-    state = open_model(trial, root, "cpu", trust_remote_code=trust_remote_code)
-    _save(state, out, overwrite)
-    print(f"saved {out}; transformers loads it with AutoModelForCausalLM.from_pretrained({str(out)!r})")
-
-
 def _save(state: "ModelState", out: Path, overwrite: bool, *, keep_dtype: bool = False) -> None:
     """A model with its tokenizer and masks as a folder, which appears whole."""
+    from prunegpt.exporting.folder import write_masks
     from prunegpt.lm.models import save_model
-    from prunegpt.planning.sources import MASKS
-    from prunegpt.pruning.masks import save_masks
     from prunegpt.root import publishing
 
-    _check_out(out, overwrite)  # once more: what came before may have taken hours
+    check_out(out, overwrite)  # once more: what came before may have taken hours
     with publishing(out.resolve(), replace=overwrite) as folder:
         dtype = state.stored if keep_dtype else None
         save_model(state.model, state.tokenizer, folder, processor=state.processor, dtype=dtype)
-        if state.pruned.masks:
-            pruned = state.pruned
-            save_masks(pruned.masks, folder / MASKS, method=pruned.method, pattern=pruned.pattern, target=pruned.target)
+        write_masks(state, folder)
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
     """Refuses an OUT that is there, but for a model of ours that may be replaced.
 
     Raises:
         PruneGPTError: it must stay.
     """
     from prunegpt.errors import PruneGPTError
-    from prunegpt.planning.sources import MASKS
+    from prunegpt.planning.sources import ABOUT, MASKS
 
     if not os.path.lexists(out):
         return
     if not overwrite:
         raise PruneGPTError(f"{out} exists already. Choose another folder or pass --overwrite.")
+    if out.suffix == ".gguf" and out.is_file() and not out.is_symlink():
+        return
     names = sorted(os.listdir(out)) if out.is_dir() else [out.name]
     others = [name for name in names if not _OURS.fullmatch(name) or (out / name).is_dir()]
-    if not out.is_dir() or others or (names and not {"config.json", MASKS} <= set(names)):
+    if not out.is_dir() or others or (names and not ("config.json" in names and {MASKS, ABOUT} & set(names))):
         held = f"holds {', '.join(others[:3])}" if others else "is none"
         raise PruneGPTError(
-            f"--overwrite replaces an empty folder or a model that `prune` wrote; {out} {held}. Choose another folder, "
-            "or remove that one yourself."
+            f"--overwrite replaces an empty folder or a model that `prune` or `export` wrote; {out} {held}. Choose "
+            "another folder, or remove that one yourself."
         )
     if Path.cwd().is_relative_to(out.resolve()):
         raise PruneGPTError(f"OUT must not be the current folder, got {out}. Name another, or go elsewhere.")

@@ -164,6 +164,7 @@ def save_model(
     *,
     processor: Mapping[str, bytes] | None = None,
     dtype: str | None = None,
+    max_shard_size: str = "50GB",
 ) -> None:
     """Writes an ordinary transformers folder: config, safetensors, the tokeniser and `processor_files` where given.
 
@@ -172,12 +173,13 @@ def save_model(
 
     Args:
         dtype: that the model is converted to, and is in from then on; see `round_to`.
+        max_shard_size: of one safetensors file, such as 5GB.
     """
     plain = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     plain.tie_weights()
     if dtype is not None:
         plain.to(getattr(torch, dtype))
-    plain.save_pretrained(folder)
+    plain.save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     for name, content in (processor or {}).items():

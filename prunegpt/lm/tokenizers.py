@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gguf import GGUFReader
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from prunegpt.builtin import is_builtin
@@ -18,6 +20,8 @@ from prunegpt.root import read_json
 
 _SPECIAL = 64  # tokens that a tokeniser may put around every text
 _GROWTH = 1024  # signs that its normaliser may make of one
+# Names of pre-tokenizers in GGUF that split digits before they split words (llama.cpp, llama-vocab.cpp).
+_SPLIT_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 _PLACES = frozenset({"name_or_path", "tokenizer_file", "vocab_file", "merges_file"})  # where a tokeniser came from
 _TOKENIZERS: dict[tuple[str, str, str], PreTrainedTokenizerBase] = {}  # class, content, settings
 
@@ -55,12 +59,23 @@ def load_tokenizer(
     if local and not trust_remote_code and not has_tokenizer(tokenizer_files(local, code=False)):
         raise ModelError(no_tokenizer(source))
     with explained(source, "tokeniser"), _its_package(source, local):
-        found = _shared(AutoTokenizer.from_pretrained(name, **options))
+        found = AutoTokenizer.from_pretrained(name, **options)
+        if "gguf_file" in options:
+            _split_digits(found, Path(name) / options["gguf_file"])
+        found = _shared(found)
         _check_growth(source, found)
         tokens = found("some text", add_special_tokens=False)["input_ids"]
     if not tokens:  # what transformers makes up without any file
         raise ModelError(no_tokenizer(source))
     return found
+
+
+def _split_digits(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Splits numbers where a GGUF file asks for it: transformers reads these names as GPT-2's pre-tokenizer."""
+    field = GGUFReader(file).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() in _SPLIT_DIGITS:
+        digits, words = Digits(individual_digits=True), ByteLevel(add_prefix_space=False)
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence([digits, words])
 
 
 @contextmanager

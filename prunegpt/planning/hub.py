@@ -1,11 +1,15 @@
 """What the model hub says without torch: the commit behind a name, and small files. Nothing here needs a network."""
 
+import re
 from functools import cache
 from pathlib import Path
 
+from prunegpt.builtin import is_builtin
 from prunegpt.errors import DataError, ModelError, PruneGPTError
 
 TIMEOUT = 5.0  # seconds
+_HEAD = re.compile(r"---\s*\n(.*?)\n---", re.DOTALL)  # of a model card
+_LICENSE = re.compile(r"^(license|license_name):[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 
 
 class Unreachable(PruneGPTError):
@@ -94,6 +98,17 @@ def cached_file(name: str, revision: str | None, file: str, kind: str = "model")
         if not isinstance(error, EntryNotFoundError):
             _silence.append(_line(error))
         return None
+
+
+def license_of(source: str, revision: str | None = None) -> str | None:
+    """The license that the model card of a hub repository or folder names; None where it names none."""
+    folder = Path(source)
+    card = folder / "README.md" if folder.is_dir() else cached_file(source, revision, "README.md")
+    if is_builtin(source) or card is None or not card.is_file():
+        return None
+    head = _HEAD.match(card.read_text(encoding="utf-8", errors="replace"))
+    found = {name: value.strip("\"' ") for name, value in _LICENSE.findall(head[1])} if head else {}
+    return found.get("license_name") or found.get("license") or None
 
 
 def _line(error: Exception) -> str:

@@ -24,6 +24,7 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
 MASKS = "masks.safetensors"  # of a pruned model, beside its weights
+ABOUT = "export.json"  # of a model that was exported: where it came from
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # Files in a model folder that no part of transformers reads: other formats, and documentation.

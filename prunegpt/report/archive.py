@@ -54,7 +54,7 @@ def write_archive(folder: Path, archive: Archive) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with publishing(folder / ".new", replace=True) as temporary:
         np.savez_compressed(temporary / _WINDOWS, allow_pickle=False, **losses)
-        results = [_public({**trial.model_dump(mode="json"), "error": ""}) for trial in archive.results]
+        results = [public({**trial.model_dump(mode="json"), "error": ""}) for trial in archive.results]
         tables = [table.model_dump(mode="json") for table in archive.tables]
         written = {"sweep": archive.sweep, "commit": archive.commit, "tables": tables, "results": results}
         write_json(temporary / _RESULTS, written)
@@ -68,12 +68,12 @@ def _place(view: TrialResult, trial: TrialResult) -> str:
     return str(trial.id) if view.evaluation_key == trial.evaluation_key else f"{trial.id}/{view.evaluation_key}"
 
 
-def _public(value: Any) -> Any:
+def public(value: Any) -> Any:
     """The same without local paths: of an absolute path its last part is kept."""
     if isinstance(value, dict):
-        return {key: _public(item) for key, item in value.items()}
+        return {key: public(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_public(item) for item in value]
+        return [public(item) for item in value]
     return Path(value).name if isinstance(value, str) and value.startswith("/") and "\n" not in value else value
 
 

@@ -46,13 +46,15 @@ COMPLETED: Mapping[str, tuple[str, str]] = {
     "launcher": ("s", "slurm"),
     "format": ("la", "latex"),
     "only": ("", "trials"),
+    "to": ("fo", "folder"),
+    "dtype": ("b", "bfloat16"),
 }
 # Text that nothing stored is a name of, files by any name, and values of other programs.
 FREE = {
     *("data_name", "text_column", "split", "batch_size", "host", "token", "allow_host", "caption", "overrides"),
     *("targets", "project", "entity", "interpreter", "arguments", "version", "digest", "source", "teacher"),
     *("sweep run only", "sweep check only", "sweep resume only", "wandb create only", "wandb trial only"),
-    *("wandb agent sweep", "wandb upload sweep", "where", "eval tasks", "include_path"),
+    *("wandb agent sweep", "wandb upload sweep", "where", "eval tasks", "include_path", "max_shard_size"),
 }  # fmt: skip
 TEXTS = (str, list[str])
 

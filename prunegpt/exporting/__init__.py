@@ -1,0 +1,1 @@
+"""A model as files that others run: one file per format, each with a check that loads what was written."""
