@@ -24,7 +24,7 @@ class ExportError(PruneGPTError):
 
 @dataclass
 class Export:
-    """One model on its way into a format. The model is in float32 on the CPU; writing may round it to `dtype`."""
+    """One model that is written in a format. The model is in float32 on the CPU; writing may round it to `dtype`."""
 
     state: ModelState
     dtype: str  # of what is written

@@ -186,7 +186,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _tokenizer(own: PreTrainedTokenizerBase, read: PreTrainedTokenizerBase) -> ExportCheck:
-    """The same tokens for texts of many kinds."""
+    """The same tokens for samples of many kinds of text."""
     for text in _SAMPLES:
         first, second = (one(text, add_special_tokens=False)["input_ids"] for one in (own, read))
         if first != second:

@@ -237,7 +237,7 @@ def test_the_model_of_a_trial_is_exported_as_it_was_measured(
     assert float((model.transformer.h[0].mlp.c_fc.weight == 0).float().mean()) == 0.5
     assert "exists already" in invoke("export", "made/half", tmp_path / "out", fails=True)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "## Results\n\n| Model |" in card
+    assert "| half | finished | prune | 50 |" in card
     assert all(f"key `{stage.key}`" in card for stage in sweep.plan.trials[0].stages)
     assert str(model_folder.parent) not in card + (tmp_path / "out" / "export.json").read_text(encoding="utf-8")
     for command in (

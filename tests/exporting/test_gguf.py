@@ -231,15 +231,25 @@ def test_every_way_to_split_text_comes_back(name: str, tmp_path: Path) -> None:
     assert len(fields["tokenizer.ggml.tokens"].contents()) == 1024  # a token for every row of the embedding
 
 
-@pytest.mark.parametrize("prefix", [True, False])
-def test_a_sentencepiece_tokenizer_comes_back(prefix: bool, tmp_path: Path) -> None:
-    tokenizer = sentencepiece(prefix)
+def test_a_sentencepiece_tokenizer_comes_back(tmp_path: Path) -> None:
+    tokenizer = sentencepiece(prefix=True)
     assert tokenizer_kind(tokenizer) == ("llama", "default")
     written(small("mistral"), tmp_path / "m.gguf", tokenizer=tokenizer)
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
-    assert fields["tokenizer.ggml.add_space_prefix"].contents() is prefix
-    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert fields["tokenizer.ggml.add_space_prefix"].contents() is True
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is False
     assert fields["tokenizer.ggml.token_type"].contents()[:4] == [2, 3, 3, 6]
+    scores = dict(
+        zip(fields["tokenizer.ggml.tokens"].contents(), fields["tokenizer.ggml.scores"].contents(), strict=True)
+    )
+    assert scores["▁t"] > scores["▁the"] > scores["▁cat"] > scores["<s>"]
+
+
+def test_tokens_that_do_not_come_back_are_found(tmp_path: Path) -> None:
+    """transformers reads any SentencePiece of a Llama as one that begins with a space."""
+    with pytest.raises(ExportError, match=r"must give the tokens of the model's; of 'The quick.* token 0 differs"):
+        written(small("llama"), tmp_path / "m.gguf", tokenizer=sentencepiece(prefix=False))
+    assert not list(tmp_path.iterdir())
 
 
 UNKNOWN = {
