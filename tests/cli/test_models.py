@@ -225,7 +225,7 @@ def test_the_model_of_a_trial_is_exported_as_it_was_measured(
     }
     (tmp_path / "spec.yaml").write_text(json.dumps(spec), encoding="utf-8")
     invoke("sweep", "run", tmp_path / "spec.yaml")
-    assert "prunegpt export made/half OUT" in invoke("trial", "show", "made/half")
+    assert "prunegpt export made/half ./half" in invoke("trial", "show", "made/half")
     (found,) = json.loads(invoke("sweep", "status", "made", "--json"))["trials"]
     invoke("export", "made/half", tmp_path / "out")
     assert json.loads(invoke("masks", "check", tmp_path / "out", "--json"))["ok"]
@@ -252,7 +252,7 @@ def test_the_model_of_a_trial_is_exported_as_it_was_measured(
     for words in (("eval", "made/half", "--data", "builtin:text"), ("export", "made/half", tmp_path / "other")):
         assert again in invoke(*words, fails=True)
     shown = " ".join(invoke("trial", "show", "made/half").split())
-    assert again in shown
+    assert "To compute it again: prunegpt sweep retry made half" in shown
     assert "prunegpt export" not in shown
     with pytest.raises(ModelError, match="sweep retry made half"):
         sweep.model("half")
