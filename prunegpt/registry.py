@@ -399,5 +399,6 @@ EXPORT_FORMATS = Registry(
     {
         "folder": "prunegpt.exporting.folder:FOLDER",
         "gguf": "prunegpt.exporting.gguf:GGUF",
+        "packed": "prunegpt.exporting.packed:PACKED_FOLDER",
     },
 )

@@ -22,8 +22,8 @@ _FORMATS = ", ".join(EXPORT_FORMATS.builtin_names())
 
 
 @app.command(
-    epilog="Examples: prunegpt export quickstart/pruned90 ./pruned90; prunegpt export ./pruned90 --to folder --dtype "
-    "bfloat16 ./pruned90-bf16"
+    epilog="Examples: prunegpt export quickstart/pruned90 ./pruned90; prunegpt export ./pruned90 --to gguf "
+    "./pruned90.gguf --dtype q8_0; prunegpt export ./pruned90 --to packed ./packed --dtype bfloat16"
 )
 def export(
     model: ModelArgument,
@@ -52,6 +52,8 @@ def export(
 
     gguf: one file for llama.cpp, Ollama and LM Studio, of the families that transformers reads back.
 
+    packed: a folder whose weights are stored without their zeros, and unpack.py, which reads it without PruneGPT.
+
     OUT appears when the check has passed, or not at all.
     """
     from prunegpt.cli.measure import open_model, stored_result
@@ -74,7 +76,7 @@ def export(
         about=about,
         card=model_card(about, table, state.notes),
         max_shard_size=max_shard_size,
-        trust_remote_code=trust_remote_code,
+        code=(result.plan.model.source if result else model) if trust_remote_code else None,
     )
     check_out(out, overwrite)  # once more: what came before may have taken minutes
     with bar(f"exporting to {to}") as progress:

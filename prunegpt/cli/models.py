@@ -350,8 +350,10 @@ def check_out(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise PruneGPTError(f"{out} exists already. Choose another folder or pass --overwrite.")
-    if out.suffix == ".gguf" and out.is_file() and not out.is_symlink():
-        return
+    if out.suffix == ".gguf" and out.is_file():
+        with out.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return
     names = sorted(os.listdir(out)) if out.is_dir() else [out.name]
     others = [name for name in names if not _OURS.fullmatch(name) or (out / name).is_dir()]
     if not out.is_dir() or others or (names and not ("config.json" in names and {MASKS, ABOUT} & set(names))):

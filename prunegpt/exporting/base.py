@@ -31,7 +31,7 @@ class Export:
     card: str = ""  # README.md
     about: Mapping[str, Any] = field(default_factory=dict)  # export.json
     max_shard_size: str = "50GB"
-    trust_remote_code: bool = False
+    code: str | None = None  # hub id or folder of the code that the model brings, where it is trusted
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
 
     @property

@@ -56,8 +56,9 @@ def check(export: Export, folder: Path) -> list[ExportCheck]:
     """Loads the folder as anybody does, and compares weights, logits, tokenizer, generation config and masks."""
     state = export.state
     try:
-        loaded = load_model(folder, dtype=export.dtype, device="cpu", trust_remote_code=export.trust_remote_code)
-        tokenizer = load_tokenizer(folder, trust_remote_code=export.trust_remote_code)
+        trusted = {"trust_remote_code": True, "code": export.code} if export.code else {}
+        loaded = load_model(folder, dtype=export.dtype, device="cpu", **trusted)
+        tokenizer = None if export.code else load_tokenizer(folder)
     except PruneGPTError as error:
         raise ExportError(f"an export must load again; {folder.name} does not: {error}") from error
     found = [compare_weights(dict(state.model.named_parameters()), dict(loaded.named_parameters()))]
@@ -67,7 +68,8 @@ def check(export: Export, folder: Path) -> list[ExportCheck]:
             f"an exported folder must give the logits of its model; they differ by {found[-1].difference:.3g}. This "
             "version of transformers may not save a field of its config: compare both config.json."
         )
-    found.append(_tokenizer(state, tokenizer_fingerprint(tokenizer)))
+    if tokenizer is not None:
+        found.append(_tokenizer(state, tokenizer_fingerprint(tokenizer)))
     if state.pruned.masks:
         stored = load_masks(folder / MASKS)
         if stored.sha256 != masks_hash(state.pruned.masks):

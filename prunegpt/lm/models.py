@@ -4,8 +4,10 @@ Only safetensors and GGUF are read: no pickle is ever loaded. A weight that the 
 random number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,11 +16,13 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from prunegpt.errors import ModelError
 from prunegpt.lm.checks import check_causal, check_config, check_finite, check_size, check_weights
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.lm.located import explained, locate
 from prunegpt.lm.multimodal import auto_class, read_text
-from prunegpt.planning.sources import weight_files
+from prunegpt.lm.unpack import PackedError, unpack
+from prunegpt.planning.sources import PACKED, WEIGHTS, weight_files
 
 _MATRIX = 2  # dimensions
 _SAMPLED = 64  # rows of a matrix that zeros are counted in
@@ -54,6 +58,17 @@ def load_model(
         ModelError: the source is missing, truncated, pickled, quantised, not a causal decoder, lacks weights, or
             holds some that are not finite.
     """
+    if (Path(source) / PACKED).is_file() and not (Path(source) / WEIGHTS).is_file():
+        with _unpacked(Path(source)) as whole:
+            return load_model(
+                whole,
+                dtype=dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                code=code,
+                code_revision=code_revision,
+                attn_implementation=attn_implementation,
+            )
     place = pick_device(device) if isinstance(device, str) else device
     kind = pick_dtype(dtype, place) if isinstance(dtype, str) else dtype
     name, options = locate(source, None if code else revision, trust_remote_code)
@@ -94,6 +109,17 @@ def load_model(
     model = read_text(_owned(model.to(place)).eval())
     check_causal(source, model)
     return model
+
+
+@contextmanager
+def _unpacked(folder: Path) -> Iterator[Path]:
+    """A packed export as an ordinary folder, for as long as the context lasts."""
+    with TemporaryDirectory(prefix="prunegpt-unpacked-") as place:
+        try:
+            unpack(folder, Path(place) / folder.name)
+        except PackedError as error:
+            raise ModelError(str(error)) from error
+        yield Path(place) / folder.name
 
 
 def stored_zeros(folder: Path) -> float:

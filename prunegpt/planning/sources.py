@@ -1,5 +1,6 @@
 """Resolves the names of models in a spec to local files. No torch."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
 MASKS = "masks.safetensors"  # of a pruned model, beside its weights
+PACKED = "packed.safetensors"  # the weights of an export without their zeros, in place of WEIGHTS
 ABOUT = "export.json"  # of a model that was exported: where it came from
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -94,8 +96,9 @@ def weight_files(folder: Path) -> list[Path]:
         ModelError: it has none, lacks some, has no config.json, or is an adapter to another model.
     """
     _check_whole(folder)
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
+    for name in (WEIGHTS, PACKED):
+        if (folder / name).is_file():
+            return [folder / name]
     if (folder / _INDEX).is_file():
         return _shards(folder)
     if pickles := sorted(item.name for pattern in _PICKLES for item in folder.glob(pattern)):
@@ -296,11 +299,15 @@ def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, .
     for file in files:
         try:
             with safe_open(file, framework="numpy") as stored:
+                if file.name == PACKED:
+                    listed = json.loads(stored.metadata()["prunegpt_packed"])["tensors"]
+                    shapes |= {name: tuple(entry["shape"]) for name, entry in listed.items()}
+                    continue
                 slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118
                 shapes |= {name: tuple(part.get_shape()) for name, part in slices.items()}
                 kinds = {name: part.get_dtype() for name, part in slices.items() if name.endswith(".weight")}
                 small |= {name: kind for name, kind in kinds.items() if kind not in _FLOATS}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"safetensors file {file} cannot be read: {error}. {_AGAIN}") from error
     if small and quantised_by(read_json(folder / _CONFIG), folder) is None:
         name, kind = next(iter(small.items()))
