@@ -142,9 +142,9 @@ def open_sized(source: str, root: Root, device: str, *, trust_remote_code: bool)
         PruneGPTError: as `open_model`.
     """
     model = open_model(source, root, device, trust_remote_code=trust_remote_code).model
-    trial, key = _stored(source, root)
-    stored = root.stage(key) / "model" if trial else Path(source)
-    place = stored if stored.exists() else None if is_builtin(source) else trial.model.source if trial else source
+    trial = None if is_builtin(source) else stored_result(source, root)
+    stored = root.stage(trial.plan.key) / "model" if trial else Path(source)
+    place = stored if stored.exists() else None if is_builtin(source) else trial.plan.model.source if trial else source
     weights = [one.detach() for one in model.parameters()]  # shared ones once
     sizes = {
         "parameters": sum(one.numel() for one in weights),
@@ -156,8 +156,8 @@ def open_sized(source: str, root: Root, device: str, *, trust_remote_code: bool)
 
 def start_of(source: str, root: Root) -> str | None:
     """The model that the chain of a trial starts from; None of what is no trial."""
-    trial, _ = _stored(source, root) if not is_builtin(source) else (None, "")
-    return trial.model.source if trial else None
+    trial = None if is_builtin(source) else stored_result(source, root)
+    return trial.plan.model.source if trial else None
 
 
 def open_model(source: str, root: Root, device: str, *, trust_remote_code: bool = False) -> ModelState:

@@ -56,8 +56,9 @@ def check(export: Export, folder: Path) -> list[ExportCheck]:
     """Loads the folder as anybody does, and compares weights, logits, tokenizer, generation config and masks."""
     state = export.state
     try:
-        trusted = {"trust_remote_code": True, "code": export.code} if export.code else {}
-        loaded = load_model(folder, dtype=export.dtype, device="cpu", **trusted)
+        loaded = load_model(
+            folder, dtype=export.dtype, device="cpu", trust_remote_code=export.code is not None, code=export.code
+        )
         tokenizer = None if export.code else load_tokenizer(folder)
     except PruneGPTError as error:
         raise ExportError(f"an export must load again; {folder.name} does not: {error}") from error

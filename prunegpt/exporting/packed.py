@@ -49,7 +49,7 @@ def pack(tensors: Mapping[str, Tensor], path: Path) -> None:
     digest = hashlib.sha256()
     for name in sorted(parts):
         digest.update(name.encode())
-        digest.update(parts[name])
+        digest.update(parts[name].data)
     about = {"version": unpack.VERSION, "tensors": listed, "sha256": digest.hexdigest()}
     save_file(parts, path, metadata={"prunegpt_packed": json.dumps(about)})
 
@@ -64,7 +64,7 @@ def _packed(tensor: Tensor) -> tuple[dict[str, Any], dict[str, NDArray[np.uint8]
     parts = {"bitmask": np.packbits(kept, bitorder="little")} if sparse else {}
     values = np.ascontiguousarray(bits[kept] if sparse else bits).view(np.uint8).reshape(-1, width)  # [count, width]
     engine = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
-    high = engine.compress(np.ascontiguousarray(values[:, -1])) + engine.flush()
+    high = engine.compress(values[:, -1].tobytes()) + engine.flush()
     deflated = len(high) < len(values)
     if deflated:
         parts |= {"high": np.frombuffer(high, np.uint8), "low": np.ascontiguousarray(values[:, :-1]).reshape(-1)}

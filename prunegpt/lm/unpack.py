@@ -46,7 +46,7 @@ def load(place: str | Path) -> dict[str, torch.Tensor]:
     digest = hashlib.sha256()
     for name in sorted(parts):
         digest.update(name.encode())
-        digest.update(parts[name])
+        digest.update(parts[name].data)
     if digest.hexdigest() != about["sha256"]:
         raise _wrong(path, "its bytes must have the SHA-256 they were written with; they were changed")
     return {name: _tensor(path, name, entry, parts) for name, entry in about["tensors"].items()}
@@ -124,7 +124,8 @@ def _parts(path: Path, name: str, entry: Any) -> list[str]:
 
 def _check(path: Path, name: str, entry: dict[str, Any], parts: Parts) -> None:
     """Whether the sizes of a tensor's parts are those of its shape and count."""
-    shape, count = entry.get("shape"), entry.get("count")
+    shape: Any = entry.get("shape")
+    count: Any = entry.get("count")
     if not isinstance(shape, list) or not all(_is_count(side) for side in shape):
         raise _wrong(path, f"the shape of {name} must be a list of counts, got {shape!r}")
     total, width = math.prod(shape), WIDTHS[entry["dtype"]]
