@@ -15,6 +15,7 @@ from prunegpt.stages.base import ModelState
 
 README = "README.md"
 _WINDOW = 48  # tokens of a row that logits are compared on, or the model's positions where it has fewer
+_PLACES = ("token_id", "token_index")  # how fields of a config end that name special tokens
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "q8_0": 34 / 32}
 
 
@@ -93,7 +94,14 @@ def sample_tokens(model: PreTrainedModel, longest: int | None = None) -> Tensor:
     config = model.config.get_text_config()
     window = min(_WINDOW, getattr(config, "max_position_embeddings", None) or _WINDOW, longest or _WINDOW)
     drawn = torch.Generator().manual_seed(0)
-    return torch.randint(int(config.vocab_size), (2, window), generator=drawn)
+    tokens = torch.randint(int(config.vocab_size), (2, window), generator=drawn)
+    fields = {
+        **config.to_dict(),
+        **model.config.to_dict(),
+    }  # of one that sees or hears, some tokens are places of images
+    special = [value for name, value in fields.items() if name.endswith(_PLACES) and isinstance(value, int)]
+    plain = next(token for token in range(1, int(config.vocab_size)) if token not in special)
+    return torch.where(torch.isin(tokens, torch.tensor(special, dtype=tokens.dtype)), plain, tokens)
 
 
 def compare_logits(model: PreTrainedModel, other: PreTrainedModel, longest: int | None = None) -> ExportCheck:

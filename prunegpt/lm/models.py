@@ -22,7 +22,7 @@ from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.lm.located import explained, locate
 from prunegpt.lm.multimodal import auto_class, read_text
 from prunegpt.lm.unpack import PackedError, unpack
-from prunegpt.planning.sources import PACKED, WEIGHTS, weight_files
+from prunegpt.planning.sources import PACKED, WEIGHTS, find_local, weight_files
 
 _MATRIX = 2  # dimensions
 _SAMPLED = 64  # rows of a matrix that zeros are counted in
@@ -58,8 +58,9 @@ def load_model(
         ModelError: the source is missing, truncated, pickled, quantised, not a causal decoder, lacks weights, or
             holds some that are not finite.
     """
-    if (Path(source) / PACKED).is_file() and not (Path(source) / WEIGHTS).is_file():
-        with _unpacked(Path(source)) as whole:
+    folder = find_local(str(source))
+    if folder and (folder / PACKED).is_file() and not (folder / WEIGHTS).is_file():
+        with _unpacked(folder) as whole:
             return load_model(
                 whole,
                 dtype=dtype,

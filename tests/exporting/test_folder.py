@@ -14,15 +14,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunegpt.exporting import run as runs
-from prunegpt.exporting.base import Export, ExportError, ExportFormat, narrowest
+from prunegpt.exporting.base import Export, ExportError, ExportFormat, narrowest, sample_tokens
 from prunegpt.exporting.card import model_card
 from prunegpt.exporting.run import format_of, run
 from prunegpt.lm.models import load_model, round_to
+from prunegpt.lm.multimodal import read_text
 from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.planning.hub import license_of
 from prunegpt.pruning.mask import Mask
 from prunegpt.registry import EXPORT_FORMATS
 from prunegpt.stages.base import ModelState, Pruned
+from tests.support.families import tiny_multimodal
 from tests.support.small import Invoke
 
 FORMATS = EXPORT_FORMATS.builtin_names()
@@ -171,3 +173,13 @@ def test_the_card_names_the_license_of_its_base(tmp_path: Path) -> None:
     assert "10 parameters, 5 of them not zero" in card
     about["base"] = {"source": "base", "hub": False, "license": None}
     assert "The license of base was not found" in model_card(about, "")
+
+
+def test_a_model_that_sees_is_exported_whole(tmp_path: Path) -> None:
+    """The tokens that logits are compared on are no places of images."""
+    model = tiny_multimodal("paligemma", vocab_size=1024)
+    model.config.image_token_id = 5
+    model.config.text_config.image_token_id = 5
+    assert not bool((sample_tokens(model) == 5).any())
+    state = ModelState(read_text(model), load_tokenizer("builtin:tiny-gpt2"), Pruned())
+    exported("folder", Export(state, "float32"), tmp_path / "out")
