@@ -35,7 +35,7 @@ class SpecError(PruneGPTError):
     def __init__(self, problems: Iterable[Problem], source: str = "the spec") -> None:
         self.problems = tuple(problems)
         self.source = source
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        count = counted(len(self.problems), "problem")
         super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in self.problems)]))
 
 
@@ -111,6 +111,19 @@ def untrusted(what: str, sources: Iterable[str]) -> PruneGPTError:
         f"code that a model or a spec brings is run only with your permission; {what} trusts that of "
         f"{', '.join(sources)}. Pass --trust-remote-code where you have read and trust it."
     )
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things in words: 1 trial, 2,000 trials."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def in_bytes(size: float) -> str:
+    """A size on disk as people read it: 37 MB, 1.2 GB; decimal units, as disks are sold."""
+    units = ("kB", "MB", "GB", "TB")
+    power = next((place for place in range(1, len(units)) if size < 999.5 * 1000**place), len(units))
+    size /= 1000**power
+    return f"{size:.{1 if size < 9.95 and power > 1 else 0}f} {units[power - 1]}"
 
 
 def nearest(name: str, valid: Iterable[str]) -> list[str]:

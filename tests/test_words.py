@@ -146,3 +146,17 @@ def test_a_name_of_a_class_is_that_of_one_thing() -> None:
                 places.setdefault(name, []).append(str(path.relative_to(ROOT)))
     assert len(places) > 300
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+COUNTED_THINGS = "trial|stage|model|file|column|sweep|attempt|seed|row|window|document|problem"
+BARE = re.compile(rf"(?<!of )(?<!most )\{{(?!counted)[^{{}}]+\}} (\w+ )?({COUNTED_THINGS})s\b")
+
+
+def test_numbers_of_things_are_worded_by_one_function() -> None:
+    """No "1 trials": what is printed writes `counted(n, "trial")`."""
+    rooms = ("cli", "store", "tracking")
+    paths = [path for room in rooms for path in sorted((ROOT / "prunegpt" / room).rglob("*.py"))]
+    lines = [(path.relative_to(ROOT), line) for path in paths for line in path.read_text("utf-8").splitlines()]
+    printed = [(path, line) for path, line in lines if re.search(r"""f["']""", line)]
+    assert len(printed) > 200
+    assert [f"{path}: {line.strip()}" for path, line in printed if BARE.search(line)] == []

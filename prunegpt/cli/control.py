@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, print_json, say, sweep_app
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, print_json, say, sweep_app
+from prunegpt.errors import counted, in_bytes
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -184,9 +185,9 @@ def rm(
 
     with Store.open(root, create=False) as store, coordinating(root):
         removal = Removal.of(name, root, store, stages=stages)
-        say(f"{name}: {removal.trials} trials, {removal.attempts} attempts with their logs and curves")
+        say(f"{name}: {counted(removal.trials, 'trial')}, {counted(removal.attempts, 'attempt')} with logs and curves")
         if stages:
-            say(f"{len(removal.stages)} stages, {number(removal.bytes / 1e9)} GB; what other sweeps use stays")
+            say(f"{counted(len(removal.stages), 'stage')}, {in_bytes(removal.bytes)}; what other sweeps use stays")
         if not yes:
             typer.confirm("Remove them? It cannot be undone.", abort=True, err=True)
         removal.remove(root, store)
@@ -230,7 +231,7 @@ def study(
 
     with Store.open(root, create=False) as store:
         for written, trials in write_studies(out, store, name).items():
-            say(f"{written}: {trials} trials")
+            say(f"{written}: {counted(trials, 'trial')}")
     print(shlex.join(["optuna-dashboard", f"sqlite:///{out}"]))
     say("(a package of its own: pip install optuna-dashboard)")
 
@@ -289,17 +290,17 @@ def execute(
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
     say(f"Show again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
     if outcome.failed:
-        say(f"{len(outcome.failed)} trials did not finish: {', '.join(outcome.failed)}. See `sweep status`.")
+        say(f"{counted(len(outcome.failed), 'trial')} did not finish: {', '.join(outcome.failed)}. See `sweep status`.")
     if outcome.given_up:
-        say(f"{len(outcome.given_up)} trials were stopped early: {', '.join(outcome.given_up)}.")
+        say(f"stopped early: {counted(len(outcome.given_up), 'trial')} ({', '.join(outcome.given_up)}).")
     if outcome.interrupted:
         say(f"interrupted. Resume with: prunegpt sweep resume {plan.name}")
     if outcome.reached and outcome.waiting:
-        say(f"{len(outcome.waiting)} trials were not started: {outcome.reached} had reached the target.")
+        say(f"not started: {counted(len(outcome.waiting), 'trial')}, as {outcome.reached} had reached the target.")
     if outcome.no_room:
         say(
-            f"{len(outcome.waiting)} trials wait: {outcome.no_room}. Free some, such as with `prunegpt gc`; then: "
-            f"prunegpt sweep resume {plan.name}"
+            f"waiting: {counted(len(outcome.waiting), 'trial')}; {outcome.no_room}. Free some, such as with "
+            f"`prunegpt gc`; then: prunegpt sweep resume {plan.name}"
         )
     if outcome.failed or outcome.interrupted or outcome.no_room:
         raise typer.Exit(1)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunegpt.builtin import is_builtin
-from prunegpt.cli.options import number
-from prunegpt.errors import DataError, InputError, PruneGPTError
+from prunegpt.errors import DataError, InputError, PruneGPTError, in_bytes
 from prunegpt.planning import hub
-from prunegpt.planning.budget import evaluations, job_problems, train_tokens
+from prunegpt.planning.budget import evaluations, job_problems, models_on_disk, train_tokens
 from prunegpt.planning.corpus import column_in
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.inputs import Inputs, text_files
@@ -47,19 +46,18 @@ class DiskNeeds:
     """Bytes that a plan writes to the disk of its root. None where a model's size is not known."""
 
     models: int | None  # published models that are not there yet
-    training: int | None  # checkpoints, while one trial trains: weights and two moments, twice
+    training: int | None  # checkpoints, while one trial trains
     free: int
     keep: str
 
     def __str__(self) -> str:
-        models, training, free = (
-            None if size is None else size / 1e9 for size in (self.models, self.training, self.free)
-        )
+        models, training = self.models, self.training
         rest = "" if self.keep == "all" else f" (keep: {self.keep} removes models of finished trials)"
-        checkpoints = f", and {number(training)} GB of checkpoints for each trial that trains" if training else ""
-        short = models is not None and (models + (training or 0) > (free or 0)) and self.keep == "all"
+        checkpoints = f", and {in_bytes(training)} of checkpoints for each trial that trains" if training else ""
+        said = "an unknown size" if models is None else in_bytes(models)
+        short = models is not None and (models + (training or 0) > self.free) and self.keep == "all"
         hint = " That is more than there is: set `keep`, or use another --root." if short else ""
-        return f"about {number(models)} GB of models{rest}{checkpoints}; {number(free)} GB are free.{hint}"
+        return f"about {said} of models{rest}{checkpoints}; {in_bytes(self.free)} are free.{hint}"
 
 
 def disk_needs(trials: Sequence[tuple[TrialPlan, ModelFacts]], root: Root, keep: str) -> DiskNeeds:
@@ -72,7 +70,7 @@ def disk_needs(trials: Sequence[tuple[TrialPlan, ModelFacts]], root: Root, keep:
         for stage in trial.stages:
             if stage.kind != "load" and not root.is_published(stage.key):
                 sizes[stage.key] = size
-                training.append(None if size is None else 6 * size if stage.training else 0)
+                training.append(None if size is None else models_on_disk(stage) * size if stage.training else 0)
     there = next(folder for folder in (root.path, *root.path.parents) if folder.exists())
     highest = None if None in training else max(count or 0 for count in training)
     return DiskNeeds(_sum(sizes.values()), highest, shutil.disk_usage(there).free, keep)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, app, duration, number, print_json
+from prunegpt.cli.options import ROOT, JsonOption, app, duration, print_json
+from prunegpt.errors import counted, in_bytes
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ def gc(
         print_json({**removed, "models": [asdict(one) for one in found], "leftovers": [str(path) for path, _ in left]})
         return
     if found:
-        print_table(["stage", "kind", "trials", "MB", "to compute again"], map(_row, found))
+        print_table(["stage", "kind", "trials", "size", "to compute again"], map(_row, found))
     for path, _ in left:
         print(f"leftover: {path}")
-    print(f"{len(found)} models {'removed' if yes else 'may be removed'}: {number(freed / 1e9)} GB.")
+    print(f"{counted(len(found), 'model')} {'removed' if yes else 'may be removed'}: {in_bytes(freed)}.")
     if found:
         print(f"Computing all of them again would take {duration(seconds)}.")
     if running:
@@ -91,7 +92,7 @@ def gc(
 def _row(one: "Removable") -> list[str]:
     more = f" and {len(one.trials) - _TRIALS} more" if len(one.trials) > _TRIALS else ""
     used = ", ".join(one.trials[:_TRIALS]) + more or "an earlier configuration"
-    return [one.key, one.kind, used, number(one.bytes / 1e6), duration(one.seconds)]
+    return [one.key, one.kind, used, in_bytes(one.bytes), duration(one.seconds)]
 
 
 def _leftovers(root: Root) -> "list[tuple[Path, Callable[[], object]]]":

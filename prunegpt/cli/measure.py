@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -183,14 +184,20 @@ def stored_result(source: str, root: Root) -> TrialResult | None:
     """The trial of the store whose model is meant; None where the name is of another model.
 
     Raises:
-        PruneGPTError: its last stage is not done, or a sweep of the store has no such trial.
+        PruneGPTError: its last stage is not done, a sweep of the store has no such trial, or it is the name of a sweep
+            alone, and of no model of the hub that is here.
     """
-    if source.count("/") != 1 or Path(source).exists() or not root.database.exists():
+    if source.count("/") > 1 or Path(source).exists() or not root.database.exists():
         return None
     from prunegpt.errors import StoreError
     from prunegpt.store import Store
 
     with Store.open(root, create=False) as store:
+        if "/" not in source:
+            if source in store.names() and not isinstance(try_to_load_from_cache(source, "config.json"), str):
+                listed = ", ".join(f"{source}/{name}" for name in store.names(source))
+                raise PruneGPTError(f"a model of a sweep is named SWEEP/TRIAL, got {source}. Its trials: {listed}.")
+            return None
         try:
             found = store.result(source)
         except StoreError:

@@ -9,6 +9,7 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json
+from prunegpt.errors import counted
 from prunegpt.registry import CALIBRATION_MODES, PROTOCOLS
 from prunegpt.root import Root
 
@@ -154,7 +155,7 @@ def print_perplexity(found: "Evaluation", interval: "Interval | None") -> None:
     low, high = (interval.low, interval.high) if interval else (None, None)
     print("perplexity {} (95% interval {} to {})".format(*numbers(found.perplexity, low, high)))
     print(f"bits per byte {number(found.bits_per_byte)}, word perplexity {number(found.word_perplexity)}")
-    print(f"{found.tokens:,} tokens in {found.windows:,} windows, {found.seconds:.1f} s")
+    print(f"{counted(found.tokens, 'token')} in {counted(found.windows, 'window')}, {found.seconds:.1f} s")
     print(f"protocol {found.protocol}")
 
 

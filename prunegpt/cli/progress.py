@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from prunegpt.cli.options import duration, number
+from prunegpt.errors import counted
 from prunegpt.report.format import percent
 from prunegpt.sweep import events
 
@@ -95,16 +96,15 @@ class _ProgressTable:
                 known = event.trials + event.finished
                 total = None if self.plan.expected is None else max(self.plan.expected, known)
                 self.bars.update(self.whole, total=total, completed=event.finished)
-                self.line(
-                    f"{event.sweep}: {event.trials} trials to run, {event.finished} finished before{self._searched}"
-                )
+                to_run = f"{counted(event.trials, 'trial')} to run"
+                self.line(f"{event.sweep}: {to_run}, {event.finished} finished before{self._searched}")
+                for trials, what in ((event.outdated, "compute again"), (event.remeasured, "measure again")):
+                    if trials:
+                        more = f" and {len(trials) - _LISTED} more" if len(trials) > _LISTED else ""
+                        which = f"{counted(len(trials), 'finished trial')} ({', '.join(trials[:_LISTED])}{more})"
+                        self.line(f"  {what}: {which}, as {'; '.join(event.because)}")
                 if event.outdated:
-                    more = f" and {len(event.outdated) - 4} more" if len(event.outdated) > 4 else ""
-                    some = ", ".join(event.outdated[:4]) + more
-                    self.line(
-                        f"  {len(event.outdated)} finished trials are computed again ({some}): "
-                        f"{'; '.join(event.because)}. Their earlier models stay in stages/."
-                    )
+                    self.line("  their earlier models stay in stages/")
                 if event.replaced:
                     self.line(f"  {event.replaced}")
                 for trial in event.lost:
@@ -113,7 +113,7 @@ class _ProgressTable:
                 self.line(f"  {event.trial}: from the cache, {_result(event.perplexity, event.sparsity)}")
                 self.bars.advance(self.whole)
             case events.TrialStarted():
-                self.line(f"  {event.trial}: started, {event.cached} of {event.stages} stages cached")
+                self.line(f"  {event.trial}: started, {event.cached} of {counted(event.stages, 'stage')} cached")
                 self.running[event.trial] = self.bars.add_task(f"  {event.trial}", total=None, note="")
             case events.StagePublished():
                 self.line(f"  {event.trial}: {event.kind} published after {event.seconds:.0f} s")
@@ -148,7 +148,7 @@ class _ProgressTable:
         runs = event.runs or "another sweep"
         now = f"{runs} runs ({event.by})" if event.by else "nothing runs for a moment"
         order = f"place {event.place} of {event.waiting} in the queue"
-        done = f", {event.done} of {event.trials} trials done" if event.trials else ""
+        done = f", {event.done} of {counted(event.trials, 'trial')} done" if event.trials else ""
         ahead = f", behind {', '.join(event.ahead)}" if event.ahead else ""
         if before is None or (before.ahead, before.by) != (event.ahead, event.by):
             self.line(f"{event.sweep}: waiting, {order}{ahead}; {now}{done}")
@@ -177,6 +177,7 @@ class _ProgressTable:
             self.bars.advance(self.whole)
 
 
+_LISTED = 4  # trials that a line names
 _TROUBLE = {
     "submit": "not accepted yet, and submitted again later",
     "poll": "the launcher does not report its state, and is polled again",

@@ -84,7 +84,7 @@ def reproduce(
         rows = [
             [
                 one.trial,
-                one.column,
+                one.heading,
                 number(one.published),
                 one.state if one.measured is None else number(one.measured),
                 "" if one.interval is None else "{} to {}".format(*map(number, one.interval)),

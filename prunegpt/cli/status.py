@@ -10,6 +10,7 @@ from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, number, print_json, sweep_app
 from prunegpt.cli.trial import print_failures
 from prunegpt.cli.watch import queue_lines
+from prunegpt.errors import counted
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -96,11 +97,11 @@ def status(
         else:
             _print_results(results, name)
         if left_out:
-            print(f"and {number(len(left_out))} more finished trials; list them with --all")
+            print(f"and {counted(len(left_out), 'more finished trial')}; list them with --all")
         if not shown:
             print_failures(results, store, root)
     if where:
-        print(f"{number(len(results))} of {number(len(states))} trials")
+        print(f"{number(len(results))} of {counted(len(states), 'trial')}")
         return
     counts = Counter(states.values())
     print(", ".join(f"{number(count)} {state}" for state, count in counts.most_common()) or "no trials")

@@ -11,6 +11,7 @@ import typer
 
 from prunegpt.cli.control import LauncherOption, OnlyOption, PriorityOption, SlotsOption, WaitOption, execute
 from prunegpt.cli.options import ROOT, JsonOption, SetOption, number, print_json, say, sweep_app
+from prunegpt.errors import counted
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -122,10 +123,11 @@ def check(
                 ]
                 for trial in trials
             ),
-            title=f"{plan.title}: {len(trials)} trials",
+            title=f"{plan.title}: {counted(len(trials), 'trial')}",
             spare=("model", "covers"),
         )
-        print(f"{report.stages} stages, {report.shared} shared by several trials, {report.cached} already cached (✓).")
+        print(f"{counted(report.stages, 'stage')}, {report.shared} shared by several trials, ", end="")
+        print(f"{report.cached} already cached (✓).")
         print(f"Tokens to train: {number(report.train_tokens_remaining)} of {number(report.train_tokens)}; ", end="")
         print(f"without sharing it would be {number(report.train_tokens_without_sharing)}.")
         print(f"Tokens to evaluate: about {number(report.evaluation_tokens)}.")
@@ -143,7 +145,7 @@ def check(
 def _print_search(name: str, search: "SearchSpec", tokens: tuple[int, int] | None) -> None:
     count, (low, high) = search.n_trials, tokens or (None, None)
     wanted = ", ".join(f"{objective.wanted} {objective.metric}" for objective in search.objectives)
-    many = "trials until its time or tokens are used" if count is None else f"{count} trials"
+    many = "trials until its time or tokens are used" if count is None else counted(count, "trial")
     print(f"search {name}: {many} by {search.sampler}, to {wanted}" + "".join(f", {one}" for one in search.constraints))
     for path, dimension in search.space.items():
         print(f"  {path}: {dimension.described}")

@@ -7,6 +7,7 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, print_json, say
+from prunegpt.errors import counted
 from prunegpt.root import Root
 
 FORMATS = ("text", "md", "latex", "csv", "html", "json")
@@ -84,7 +85,7 @@ def table(
     tables = tables_of(found, only or (), **{name: value for name, value in style.items() if value is not None})
     if archive:
         write_archive(archive, found)
-        say(f"{archive}: {len(found.results)} trials kept")
+        say(f"{archive}: {counted(len(found.results), 'trial')} kept")
     if update:
         from prunegpt.report.regions import update_file
 
@@ -133,7 +134,7 @@ def report(
     files = write_folder(
         out, tables_of(found), title=row.title, results=found.results, figures=figures, commit=found.commit
     )
-    say(f"{out}: {len(files)} files; open {out / 'index.html'}")
+    say(f"{out}: {counted(len(files), 'file')}; open {out / 'index.html'}")
 
 
 @app.command(epilog="Example: prunegpt figure quickstart pareto --out pareto.pdf")

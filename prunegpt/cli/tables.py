@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunegpt.cli.options import number
+from prunegpt.errors import counted
 
 if TYPE_CHECKING:
     from prunegpt.report import cells
@@ -149,7 +150,7 @@ def build(
         made.add_row(*(row[at] for at in kept))
     above = [Text(title, style="bold")] if title else []
     left_out = ", ".join(columns[at] for at in sorted(out))
-    below = [Text(f"not shown in {limit} columns: {left_out}", style="dim")] if out else []
+    below = [Text(f"not shown in {counted(limit, 'column')}: {left_out}", style="dim")] if out else []
     return Group(*above, made, *below)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, numbers, print_json
+from prunegpt.errors import counted
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _show_seeds(results: "Sequence[TrialResult]", root: Root, as_json: bool) -> 
     print_table(
         ["id", "trial", "seed", "state", *(name.replace("_", " ") for name in names)],
         ([str(one.id), one.name, str(one.seed), one.state, *map(one.metrics.get, names)] for one in results),
-        title=f"{results[0].sweep}/{results[0].group}: {len(results)} seeds",
+        title=f"{results[0].sweep}/{results[0].group}: {counted(len(results), 'seed')}",
         spare=("id", "bits per byte", "seconds"),
     )
     if found:
@@ -165,7 +166,8 @@ def _print(result: "TrialResult", root: Root) -> None:
         for score in also.scores:
             spread = "" if score.stderr is None else f" ± {score.stderr:.4f}"
             value = "not finite" if score.value is None else f"{score.value:.4f}"
-            print(f"{score.task}: {score.metric} {value}{spread}; {score.documents:,} documents, {also.protocol}.")
+            documents = counted(score.documents, "document")
+            print(f"{score.task}: {score.metric} {value}{spread}; {documents}, {also.protocol}.")
     if result.sparsity and result.sparsity.pruned:
         if result.sparsity.coverage is not None:
             print(

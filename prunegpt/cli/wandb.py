@@ -9,6 +9,7 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, SetOption, number, say
+from prunegpt.errors import counted
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def sync(
     if dry_run:
         for one in all_posted(root):
             if not one.sent and sweep in (None, one.sweep):
-                print(f"{one.sweep}/{one.trial}: {one.state}, {one.rows} rows: {one.problem or 'not sent'}")
+                print(f"{one.sweep}/{one.trial}: {one.state}, {counted(one.rows, 'row')}: {one.problem or 'not sent'}")
         return
     quiet()
     given = WandbSpec(mode="online", project=project or "prunegpt", entity=entity) if project or entity else None
@@ -120,7 +121,7 @@ def sync(
         kept += not done.sent
         print(f"{done.sweep}/{done.trial}: {'sent' if done.sent else done.problem}")
     if kept:
-        say(f"{kept} trials still wait. Run it again when W&B can be reached.")
+        say(f"still waiting: {counted(kept, 'trial')}. Run it again when W&B can be reached.")
         raise typer.Exit(1)
 
 

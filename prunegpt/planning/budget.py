@@ -124,6 +124,17 @@ def evaluations(stage: StagePlan, blocks: int | None) -> int | None:
     return first + count // (math.ceil(every * count) if every < 1 else int(every))
 
 
+def models_on_disk(stage: StagePlan) -> int:
+    """How many times its model a stage has on the disk at its peak, what it publishes included.
+
+    A checkpoint is the weights and, of Adam, two moments; the next one is written before the last one goes, and the
+    best one stays where the stage chooses it. What `keep_checkpoints` keeps, and other optimizers, are not counted.
+    """
+    if stage.training is None:
+        return 1
+    return 3 * (3 if stage.training.train.get("load_best_model_at_end") else 2)
+
+
 def micro_batch(train: Mapping[str, Any], divisor: int, processes: int = 1) -> tuple[int, int]:
     """Sequences a device takes at a time, and micro-batches an optimizer step, when micro-batches shall be smaller.
 

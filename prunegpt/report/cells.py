@@ -39,6 +39,7 @@ class Heading:
     beside: int | None = None  # of published figures: the place of the column that they are of
     family: str = ""  # what it has in common with its neighbours, in a head of two rows
     short: str = ""  # its own part of such a head
+    name: str = ""  # of its column in a spec, where it is one
 
     @property
     def key(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunegpt.errors import ReportError
+from prunegpt.errors import ReportError, counted
 from prunegpt.records import TrialResult
 from prunegpt.report.cells import Cell, Detail, Footnote, Heading, Table, TableRow
 from prunegpt.report.columns import Column, column
@@ -105,7 +105,7 @@ def compare(
 def _side(given: TrialResult | Sequence[TrialResult]) -> Row:
     trials = (given,) if isinstance(given, TrialResult) else tuple(given)
     one = trials[0]
-    name = one.address if len(trials) == 1 else f"{one.sweep}/{one.group} ({len(trials)} seeds)"
+    name = one.address if len(trials) == 1 else f"{one.sweep}/{one.group} ({counted(len(trials), 'seed')})"
     return Row(name=name, label=one.label, trials=trials)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunegpt.errors import ReportError
+from prunegpt.errors import ReportError, counted
 from prunegpt.records import ComparisonKey, Evaluation, TrialResult
 from prunegpt.report.config import builtin_method
 from prunegpt.report.statistics import (
@@ -126,7 +126,7 @@ def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | Non
         resampled = perplexity_interval(only)
         interval = Interval.around(mean, resampled.low, resampled.high)
         if len(only) < FEW:
-            notes.append(f"{len(only)} windows are too few to trust the interval and the tests")
+            notes.append(f"{counted(len(only), 'window')}: too few to trust the interval and the tests")
     return Measured(
         perplexity=mean,
         count=len(values),

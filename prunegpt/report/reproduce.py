@@ -15,7 +15,8 @@ class Reproduction:
 
     table: str
     trial: str
-    column: str
+    column: str  # as a spec names it
+    heading: str  # of it
     published: float
     measured: float | None
     interval: tuple[float, float] | None  # of the measured one
@@ -56,7 +57,8 @@ def _row(table: Table, row: TableRow) -> Iterator[Reproduction]:
         yield Reproduction(
             table=table.name,
             trial=row.trial,
-            column=table.columns[heading.beside].text,
+            column=table.columns[heading.beside].name,
+            heading=table.columns[heading.beside].text,
             published=float(cell.value),
             measured=float(beside.value) if isinstance(beside.value, int | float) else None,
             interval=interval if isinstance(interval, tuple) else None,

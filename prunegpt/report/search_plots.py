@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegpt.errors import ReportError
+from prunegpt.errors import ReportError, counted
 from prunegpt.records import EARLY_STOP, TrialResult
 from prunegpt.report.plot import (
     GREY,
@@ -135,7 +135,7 @@ def objectives(searched: Searched, x: str, y: str) -> Plot:
     title = f"{y} against {x}"
     across, upwards = _axis(x, [first for _, first, _ in both]), _axis(y, [second for _, _, second in both])
     better = ", ".join(f"{name}: {searched.objectives.get(name, 'minimize')}" for name in (x, y))
-    caption = f"{len(best)} trials on the front ({better})."
+    caption = f"{counted(len(best), 'trial')} on the front ({better})."
     return Plot(data=data, layout=layout_of(title, across, upwards), caption=caption)
 
 

@@ -96,6 +96,7 @@ def build_table(
             shown.kind,
             places.get(published_of(wanted.value)),
             *("", "") if wanted.header else _family(wanted.value, shown, trials),
+            name=wanted.value,
         )
         for wanted, shown in columns
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from prunegpt.errors import Problem, unknown
+from prunegpt.errors import Problem, counted, unknown
 from prunegpt.spec.read import Document
 from prunegpt.spec.training_arguments import DECISIVE, NEUTRAL
 
@@ -124,13 +124,19 @@ def _words(item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
     kind, last = item["type"], item["loc"][-1] if item["loc"] else ""
     if kind == "extra_forbidden":
         fields = _fields_at(item["loc"][:-1], model, data)
-        return unknown("key", str(last), fields) + _elsewhere(str(last), fields), ""
+        inside = _fields_at(("base",), model, data) if "base" in fields else []
+        hint = f" Write base.{last}." if last in inside else _elsewhere(str(last), fields)
+        return unknown("key", str(last), fields) + hint, ""
     if kind == "missing":
         return f"{last} is required.", ""
     if kind == "value_error":
         return str(item["ctx"]["error"]), ""
     if kind == "string_pattern_mismatch":
         return "a name holds letters, digits and ._=+,@-, a letter or digit first", _short(item["input"])
+    if kind in ("too_short", "too_long"):
+        end, many = ("min_length", "least") if kind == "too_short" else ("max_length", "most")
+        hint = " Fill it or remove the key." if not item["input"] else ""
+        return f"must have at {many} {counted(item['ctx'][end], 'value')}, got {_short(item['input'])}.{hint}", ""
     if kind in ("model_type", "dict_type", "mapping_type"):
         return "must be a mapping", _short(item["input"])
     return in_words(item["msg"]), _short(item["input"])

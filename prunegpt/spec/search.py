@@ -43,6 +43,7 @@ class Dimension(Part):
         if self.values is not None:
             return ", ".join(self.names or map(_text, self.values))
         kind = "" if self.step is None else f" in steps of {self.step:g}"
+        kind += "" if self.quantum is None else f" in multiples of {self.quantum:g}"
         return f"{self.low:g} to {self.high:g}{kind}{', logarithmic' if self.log else ''}"
 
     @model_validator(mode="before")

@@ -121,15 +121,19 @@ def states(connection: Connection, name: str) -> list[tuple[int, TrialState]]:
     return [(row.id, row.state) for row in connection.execute(query.order_by(trial.c.position, trial.c.id))]
 
 
-def outdated(connection: Connection, plan: SweepPlan) -> list[str]:
-    """Finished trials of a sweep whose keys a plan gives otherwise: something that decides them has changed since."""
+def outdated(connection: Connection, plan: SweepPlan) -> dict[str, bool]:
+    """Finished trials of a sweep whose keys a plan gives otherwise: something that decides them has changed since.
+
+    By name, each with whether its model is decided otherwise, and not its evaluation alone.
+    """
     keys = {one.name: (one.key, one.measured_by) for one in plan.trials if one.sweep == plan.name}
     query = (
         select(trial.c.name, trial.c.key, trial.c.evaluation_key)
         .join(sweep, sweep.c.id == trial.c.sweep_id)
         .where(sweep.c.name == plan.name, trial.c.state == "finished")
     )
-    return [row.name for row in connection.execute(query) if keys.get(row.name, row[1:]) != tuple(row[1:])]
+    now = {row.name: (tuple(row[1:]), keys.get(row.name, row[1:])) for row in connection.execute(query)}
+    return {name: before[0] != after[0] for name, (before, after) in now.items() if before != tuple(after)}
 
 
 def replaced(connection: Connection, plan: SweepPlan) -> Replaced | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prunegpt.errors import counted
 from prunegpt.records import TrialState
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class Replaced:
         listed = ", ".join(self.trials[:4]) + (f" and {len(self.trials) - 4} more" if len(self.trials) > 4 else "")
         other = f"; they came from another spec of its name, {self.before}" if self.before != self.now else ""
         return (
-            f"{len(self.trials)} trials of the sweep are not in the spec ({listed}){other}. Tables and lists leave "
-            f"them out from this run on; their results stay, and come back with a spec that has them. Give one of the "
-            f"specs another name to see both."
+            f"not in the spec: {counted(len(self.trials), 'trial')} of the sweep ({listed}){other}. Tables and lists "
+            "leave them out from this run on; their results stay, and come back with a spec that has them. Give one of "
+            "the specs another name to see both."
         )
 
 

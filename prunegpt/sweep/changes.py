@@ -1,6 +1,6 @@
-"""Why a finished trial is to be computed again: what has changed since, in words."""
+"""Why a finished trial is to be computed or measured again: what has changed since, in words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from prunegpt.planning.fingerprint import versions
 from prunegpt.records import TrialResult
@@ -10,7 +10,7 @@ from prunegpt.store import Store
 _LISTED = 4
 
 
-def reasons(store: Store, name: str, outdated: list[str], planned: Mapping[str, TrialPlan]) -> tuple[str, ...]:
+def reasons(store: Store, name: str, outdated: Iterable[str], planned: Mapping[str, TrialPlan]) -> tuple[str, ...]:
     """What has changed of any of these trials, each once.
 
     Args:
@@ -18,9 +18,7 @@ def reasons(store: Store, name: str, outdated: list[str], planned: Mapping[str, 
         outdated: its finished trials whose keys are planned otherwise now.
         planned: the trials as they are planned now, by name.
     """
-    if not outdated:
-        return ()
-    results = {result.name: result for result in store.results(name, shown=None)}
+    results = {result.name: result for result in store.results(name, shown=None)} if outdated else {}
     return tuple(dict.fromkeys(reason for trial in outdated for reason in changes(results[trial], planned[trial])))
 
 

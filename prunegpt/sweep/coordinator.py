@@ -95,6 +95,8 @@ def run_sweep(
             outdated, replaced = store.outdated(plan), store.replaced(plan)
             planned = {trial.name: trial for trial in plan.trials if trial.sweep == plan.name}
             because = reasons(store, plan.name, outdated, planned)
+            again = tuple(name for name, computed in outdated.items() if computed)
+            measured = tuple(name for name, computed in outdated.items() if not computed)
             saved = store.save_sweep(plan)
             wanted = [trial for trial, match in zip(saved, matched, strict=True) if match]
             if searches is not None:
@@ -109,7 +111,8 @@ def run_sweep(
             run = _Run(plan, root, store, patient, queues(launcher), states, saved, wanted, stop, grace)
             if searches is not None:
                 run.needed.update(need for search in plan.searches for need in search.needs)
-            return run.run(SweepStarted(plan.name, 0, 0, tuple(lost), tuple(outdated), because, str(replaced or "")))
+            changed = (again, measured, because, str(replaced or ""))
+            return run.run(SweepStarted(plan.name, 0, 0, tuple(lost), *changed))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

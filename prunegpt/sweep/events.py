@@ -29,6 +29,7 @@ class SweepStarted:
     finished: int  # that need nothing
     lost: tuple[str, ...] = ()  # trials whose attempt an earlier coordinator left behind
     outdated: tuple[str, ...] = ()  # trials that were finished under other keys, and wait to be computed again
+    remeasured: tuple[str, ...] = ()  # those whose models stay, and that wait to be measured otherwise
     because: tuple[str, ...] = ()  # what has changed of them, in words
     replaced: str = ""  # trials that the spec takes out of sight, in words
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from prunegpt.errors import ModelError
+from prunegpt.errors import ModelError, in_bytes
+from prunegpt.planning.budget import models_on_disk
 from prunegpt.planning.sources import tensor_shapes, weight_files
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 
 _LEAST = 64 * 2**20  # bytes that are left free for the database, logs and curves; of a small disk a hundredth
 _BYTES = 4  # of a weight that a stage publishes, in whatever precision it was read
-_TRAINED = 4  # models that a training writes before it ends: weights and two moments of a checkpoint, and the result
 
 
 def lack_of_room(root: Root, trial: TrialPlan) -> str:
@@ -25,13 +25,11 @@ def lack_of_room(root: Root, trial: TrialPlan) -> str:
     size = max(_sizes(root, trial), default=0)
     disk = shutil.disk_usage(root.path)
     free, least = disk.free, min(_LEAST, disk.total // 100)
-    need = least + size * (_TRAINED if any(stage.training for stage in todo) else 1) if todo else 0
+    need = least + size * max(map(models_on_disk, todo)) if todo else 0
     if free >= need:
         return ""
-    return (
-        f"the disk of {root.path} has {free / 1e6:,.0f} MB free, and {trial.sweep}/{trial.name} needs about "
-        f"{need / 1e6:,.0f} MB"
-    )
+    there, wanted = in_bytes(free), in_bytes(need)
+    return f"the disk of {root.path} has {there} free, and {trial.sweep}/{trial.name} needs about {wanted}"
 
 
 def _sizes(root: Root, trial: TrialPlan) -> Iterator[int]:

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from prunegpt.errors import counted
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.tracking.client import TrackingError
@@ -78,7 +79,7 @@ def import_folder(root: Root, folder: Path, say: Callable[[str], None] = lambda 
     if refused:
         raise TrackingError(f"{len(refused)} of {len(files)} files cannot be imported: {' '.join(refused)}")
     if empty == len(files):
-        raise NoRun(f"{folder} must hold runs of the W&B client; none of its {empty} files holds one.")
+        raise NoRun(f"{folder} must hold runs of the W&B client; it has {counted(empty, 'file')} without one.")
 
 
 def import_project(root: Root, path: str, api: Any = None) -> Iterator[str]:

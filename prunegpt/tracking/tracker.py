@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from prunegpt.errors import StoreError
+from prunegpt.errors import StoreError, counted
 from prunegpt.root import Root
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
@@ -101,9 +101,10 @@ class WandbTracker:
                 if result.state in ENDED:
                     found.setdefault(run_id(result), False)
         sent, kept = sum(found.values()), len(found) - sum(found.values())
+        told = f"W&B: {counted(sent, 'trial')} sent"
         if not kept:
-            return f"W&B: {sent} trials sent."
-        return f"W&B: {sent} trials sent, {kept} kept: `prunegpt wandb sync` sends them. {self._reason()}".rstrip()
+            return f"{told}."
+        return f"{told}, {kept} kept: `prunegpt wandb sync` sends them. {self._reason()}".rstrip()
 
     def _reason(self) -> str:
         """The last complaint in the uploader's log, or why it could not even write one."""

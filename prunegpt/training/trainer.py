@@ -5,6 +5,7 @@ are masked before clipping, weights after the optimizer.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -286,6 +287,11 @@ class JobTrainer(Trainer, TrainerCallback):
             },
         )
         self._saved = time.monotonic()
+        if self.args.save_total_limit:  # else all are kept
+            best = self.state.best_model_checkpoint
+            for earlier in folder.parent.glob("checkpoint-*"):
+                if earlier != folder and (best is None or earlier != Path(best)):
+                    shutil.rmtree(earlier, ignore_errors=True)  # a model three times
 
     def on_log(
         self,

@@ -191,7 +191,7 @@ def test_trials_that_another_spec_of_the_name_would_hide_are_named(tmp_path: Pat
         store.save_sweep(plan_file(path, root=root))
     assert "not in the spec" not in check(path, root.path).output
     told = check(other, root.path).output
-    assert f"1 trials of the sweep are not in the spec (one); they came from another spec of its name, {path}" in told
+    assert f"not in the spec: 1 trial of the sweep (one); they came from another spec of its name, {path}" in told
     assert json.loads(check(other, root.path, "--json").output)["not_in_the_spec"] == ["one"]
 
 

@@ -365,3 +365,18 @@ def test_a_list_whose_items_are_refused_is_not_also_too_short() -> None:
     assert [one.where for one in problems(f"figures: [{{name: a, formats: []}}]\n{HEADER}  - {{name: a}}\n")] == [
         "figures.0.formats"
     ]
+
+
+def test_what_is_of_trials_and_written_beside_them_is_written_in_base() -> None:
+    """As `--set evaluate.block_size=64` does."""
+    (problem,) = problems("name: words\nbase: {}\ntrials: [{name: a}]\nevaluate: {block_size: 64}\n")
+    assert problem.message.endswith(" Write base.evaluate.")
+    (other,) = problems("name: words\nbase: {}\ntrials: [{name: a}]\nzzz: 1\n")
+    assert "Write" not in other.message
+
+
+def test_a_list_that_is_too_short_is_reported_in_our_words() -> None:
+    (problem,) = problems(
+        "name: words\nbase: {}\ntrials: [{name: a}]\nfigures: [{name: f, kind: pareto, formats: []}]\n"
+    )
+    assert problem.message == "must have at least 1 value, got []. Fill it or remove the key."

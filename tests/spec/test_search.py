@@ -190,3 +190,12 @@ def test_directions_are_the_metrics_own() -> None:
         }
     )
     assert [objective.wanted for objective in spec.objectives] == ["maximize", "maximize", "minimize"]
+
+
+def test_a_range_is_described_with_all_that_decides_its_values() -> None:
+    described = {
+        field: Dimension.model_validate({"low": 1, "high": 9, **more}).described
+        for field, more in {"plain": {}, "step": {"step": 2}, "log": {"log": True}, "quantum": {"quantum": 0.5}}.items()
+    }
+    assert len(set(described.values())) == len(described)
+    assert described["quantum"] == "1 to 9 in multiples of 0.5"

@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from prunegpt.errors import MaskDriftError, PruneGPTError, PruningError
+from prunegpt.planning.budget import models_on_disk
 from prunegpt.pruning.gradients import GatheredGradients
 from prunegpt.pruning.job import GradualJob, resolve_gradual
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.patterns import Unstructured, parse_pattern
 from prunegpt.records import AttemptRecord
+from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schedules import Clock
-from prunegpt.training import TrainingJob
+from prunegpt.spec.schema import FinetuneSpec, ModelSpec
+from prunegpt.training import TrainingJob, trainer
 from tests.support.running import RunTrials
 from tests.support.toys import Toy
 
@@ -312,6 +315,33 @@ def test_masks_are_written_once_into_a_checkpoint(run_trials: RunTrials, tmp_pat
     assert not [name for name in names if "mask" in name]
     assert [name for name in names if name.startswith("gradients/movement/")]
     assert (folder / "masks.safetensors").exists()
+
+
+CHOSEN = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 1}
+
+
+@pytest.mark.parametrize("further", [{}, CHOSEN], ids=["last", "best"])
+def test_a_training_has_at_most_as_many_models_on_the_disk_as_the_check_counts(
+    run_trials: RunTrials, monkeypatch: pytest.MonkeyPatch, further: dict[str, Any]
+) -> None:
+    train = {"save_strategy": "steps", "save_steps": 1, **further}
+    write, most = trainer.write_json, [0]
+
+    def written(path: Path, value: Any) -> None:
+        """The last file of a checkpoint."""
+        models = [*path.parent.parent.glob("checkpoint-*/model.safetensors")]
+        moments = [*path.parent.parent.glob("checkpoint-*/optimizer.pt")]
+        most.append(len(models) + 2 * len(moments))
+        write(path, value)
+
+    monkeypatch.setattr(trainer, "write_json", written)
+    record = run_trials({"name": "t", "stages": [{"finetune": {"train": train}}]})["t"]
+    assert record.state == "finished", record.error
+    assert len(most) == 7
+    model = ModelSpec(source="builtin:tiny-gpt2")
+    stage = StagePlan(key="k", kind="finetune", model=model, finetune=FinetuneSpec(train=train))
+    assert max(most) <= models_on_disk(stage) == (9 if further else 6)
+    assert max(most) >= 6
 
 
 def test_a_disk_that_is_full_while_publishing_loses_no_checkpoint(

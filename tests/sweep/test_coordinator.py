@@ -242,13 +242,16 @@ def test_what_was_finished_under_other_keys_is_named(bench: Any) -> None:
     bench.run(make_trial("a", "load a"), make_trial("b", "load b2"), make_trial("c", "load d"), only="b")
     assert bench.heard(SweepStarted)[0].outdated == ("b", "c")
     assert bench.states() == {"a": "finished", "b": "finished", "c": "waiting"}
+    bench.run(make_trial("a", "load a", evaluation_key="other"), make_trial("b", "load b3"), only="b")
+    started = bench.heard(SweepStarted)[0]
+    assert (started.outdated, started.remeasured) == (("b",), ("a",)), "what is measured otherwise keeps its model"
 
 
 def test_a_changed_spec_runs_only_what_changed(bench: Any) -> None:
     bench.run(make_trial("a", "load a"), make_trial("b", "load b"), make_trial("c", "load c"))
     assert bench.heard(SweepStarted)[0].replaced == ""
     bench.run(make_trial("a", "load a"), make_trial("b", "load b2"), make_trial("d", "load c"))
-    assert "1 trials of the sweep are not in the spec (c)" in bench.heard(SweepStarted)[0].replaced
+    assert "not in the spec: 1 trial of the sweep (c)" in bench.heard(SweepStarted)[0].replaced
     assert [event.trial for event in bench.heard(TrialStarted)] == ["words/b"]
     assert [event.trial for event in bench.heard(CacheHit)] == ["words/d"]
     assert bench.noted("computed") == ["load", "a", "b", "c", "b2"]

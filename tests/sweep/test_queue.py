@@ -331,6 +331,6 @@ def test_sweeps_of_several_processes_run_after_each_other(root: Root, tmp_path: 
     said = {one: one.communicate()[1] for one in (same, again, killed, stopped)}
     assert [one.returncode for one in (same, again, killed, stopped)] == [0, 0, -signal.SIGKILL, 1]
     assert "stopped left the queue before its turn" in said[stopped]
-    assert "same: 1 trials to run, 0 finished before" in said[same]
+    assert "same: 1 trial to run, 0 finished before" in said[same]
     assert "same: 0 trials to run, 1 finished before" in said[again]
     assert "place 1 of 1 in the queue; words runs (process" in said[same]

@@ -79,7 +79,7 @@ def test_it_is_run_until_its_target_is_reached(model: Path, tmp_path: Path) -> N
     file = written(tmp_path, metric={"target": 0.5})
     output = invoke("sweep", "run", file, "--root", tmp_path / "runs", "--slots", 1)
     assert "nothing more is started" in output
-    assert "1 trials were not started: hand/pruned-sparsity=0.5 had reached the target." in output
+    assert "not started: 1 trial, as hand/pruned-sparsity=0.5 had reached the target." in output
     with Store.open(Root(tmp_path / "runs")) as store:
         states = {result.name: result.state for result in store.results("hand")}
     assert states == {

@@ -156,7 +156,7 @@ def test_a_file_without_a_run_does_not_end_the_import_and_is_named(offline: Path
     assert len(list(import_folder(Root(tmp_path / "runs"), folder, told.append))) == 1
     assert [f"{one.parent / 'run-aa.wandb'} holds no run" in line for line in told] == [True]
     one.unlink()
-    with pytest.raises(TrackingError, match="none of its 1 files holds one"):
+    with pytest.raises(TrackingError, match="it has 1 file without one"):
         list(import_folder(Root(tmp_path / "runs"), folder))
 
 
