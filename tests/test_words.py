@@ -149,7 +149,7 @@ def test_a_name_of_a_class_is_that_of_one_thing() -> None:
 
 
 COUNTED_THINGS = "trial|stage|model|file|column|sweep|attempt|seed|row|window|document|problem"
-BARE = re.compile(rf"(?<!of )(?<!most )\{{(?!counted)[^{{}}]+\}} (\w+ )?({COUNTED_THINGS})s\b")
+BARE = re.compile(rf"(?<!of )(?<!most )\{{(?!counted)[^{{}}]+\}} (more |finished )?({COUNTED_THINGS})s\b")
 
 
 def test_numbers_of_things_are_worded_by_one_function() -> None:

@@ -46,16 +46,15 @@ class DiskNeeds:
     """Bytes that a plan writes to the disk of its root. None where a model's size is not known."""
 
     models: int | None  # published models that are not there yet
-    training: int | None  # checkpoints, while one trial trains
+    running: int | None  # what one trial has there while it runs, checkpoints and its model
     free: int
     keep: str
 
     def __str__(self) -> str:
-        models, training = self.models, self.training
         rest = "" if self.keep == "all" else f" (keep: {self.keep} removes models of finished trials)"
-        checkpoints = f", and {in_bytes(training)} of checkpoints for each trial that trains" if training else ""
-        said = "an unknown size" if models is None else in_bytes(models)
-        short = models is not None and (models + (training or 0) > self.free) and self.keep == "all"
+        checkpoints = f", and up to {in_bytes(self.running)} for each trial while it runs" if self.running else ""
+        said = "an unknown size" if self.models is None else in_bytes(self.models)
+        short = self.models is not None and (self.models + (self.running or 0) > self.free) and self.keep == "all"
         hint = " That is more than there is: set `keep`, or use another --root." if short else ""
         return f"about {said} of models{rest}{checkpoints}; {in_bytes(self.free)} are free.{hint}"
 
@@ -63,16 +62,16 @@ class DiskNeeds:
 def disk_needs(trials: Sequence[tuple[TrialPlan, ModelFacts]], root: Root, keep: str) -> DiskNeeds:
     """What these trials write: each stage that is not there yet publishes its model in float32, once."""
     sizes: dict[str, int | None] = {}
-    training: list[int | None] = [0]
+    running: list[int | None] = [0]
     for trial, facts in trials:
         known = facts.tensors
         size = None if known is None else 4 * sum(math.prod(shape) for shape in known.values())
         for stage in trial.stages:
             if stage.kind != "load" and not root.is_published(stage.key):
                 sizes[stage.key] = size
-                training.append(None if size is None else models_on_disk(stage) * size if stage.training else 0)
+                running.append(None if size is None else models_on_disk(stage) * size)
     there = next(folder for folder in (root.path, *root.path.parents) if folder.exists())
-    highest = None if None in training else max(count or 0 for count in training)
+    highest = None if None in running else max(count or 0 for count in running)
     return DiskNeeds(_sum(sizes.values()), highest, shutil.disk_usage(there).free, keep)
 
 

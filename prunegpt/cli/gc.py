@@ -64,10 +64,15 @@ def gc(
         policies = dict.fromkeys(names or [sweep.name for sweep in store.sweeps()], keep) if keep else {}
         found = removable(root, store, policies, spared=[running.sweep] if running else [], only=names or None)
         left = [] if names or running else _leftovers(root)
+        gone = 0
         for one in found if yes else ():
+            if running and coordinator(root) != running:  # the next one may need what this one does not
+                break
             remove_model(root, one.key)
-    for _, remove in left if yes else ():
-        remove()
+            gone += 1
+        for _, remove in left if yes else ():
+            remove()
+    broken_off, found = yes and gone < len(found), found[:gone] if yes else found
     freed, seconds = sum(one.bytes for one in found), sum(one.seconds for one in found)
     if as_json:
         removed = {"removed": yes, "bytes": freed, "seconds_to_compute_again": seconds}
@@ -82,6 +87,8 @@ def gc(
         print(f"Computing all of them again would take {duration(seconds)}.")
     if running:
         print(f"{running.sweep or 'a sweep'} is running: its models were left alone.")
+    if broken_off:
+        print("Another sweep has begun or this one has ended meanwhile: run it again for the rest.")
     if (found or left) and not yes:
         again = " ".join([*names, *(["--keep", keep] if keep else [])])
         print(f"Remove them: prunegpt gc {again + ' ' if again else ''}--yes")

@@ -8,12 +8,9 @@ from prunegpt.cli import complete
 from prunegpt.cli.models import DeviceOption, ModelArgument, PrecisionOption
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, print_json, say
 from prunegpt.root import Root
-from prunegpt.spec.evaluate import SpeedSpec
 
 if TYPE_CHECKING:
     from prunegpt.records import Timed
-
-_USUAL = {name: field.default for name, field in SpeedSpec.model_fields.items()}
 
 
 @app.command(epilog="Example: prunegpt measure ./smaller --reference gpt2 --threads 2")
@@ -27,12 +24,13 @@ def measure(
             autocompletion=complete.models,
         ),
     ] = None,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = _USUAL["prompt"],
-    generate: Annotated[int, typer.Option(min=2, help="Tokens that are generated.")] = _USUAL["generate"],
-    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = _USUAL["batch"],
+    prompt: Annotated[int | None, typer.Option(min=1, help="Tokens of the prompt (default: 512).")] = None,
+    generate: Annotated[int | None, typer.Option(min=2, help="Tokens that are generated (default: 64).")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences at a time (default: 1).")] = None,
     repeats: Annotated[
-        int, typer.Option(min=6, help="How often both are measured in turns; more make the interval narrower.")
-    ] = _USUAL["repeats"],
+        int | None,
+        typer.Option(min=6, help="How often both are measured in turns; more narrow the interval (default: 12)."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: one per core).")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -54,8 +52,10 @@ def measure(
     from prunegpt.lm.device import pick_dtype
     from prunegpt.lm.speed import figures, measure_speed
     from prunegpt.report.speeds import NOISY
+    from prunegpt.spec.evaluate import SpeedSpec
 
-    spec = SpeedSpec(prompt=prompt, generate=generate, batch=batch, repeats=repeats, threads=threads)
+    given = {"prompt": prompt, "generate": generate, "batch": batch, "repeats": repeats, "threads": threads}
+    spec = SpeedSpec.model_validate({name: value for name, value in given.items() if value is not None})
     opened = open_sized(model, root, device, trust_remote_code=trust_remote_code)
     beside = reference or start_of(model, root)
     other = opened if beside is None else open_sized(beside, root, device, trust_remote_code=trust_remote_code)

@@ -49,8 +49,8 @@ def check(
 
     planner, counting = Planner(spec, overrides or [], root, curves_in(root)), Counting(root)
 
-    def told(counted: "list[tuple[TrialPlan, str, str]]", before: "Sequence[Problem]" = ()) -> SpecError:
-        problems = [*before, *(planner.problem(*problem) for problem in counted)]
+    def told(wrong: "list[tuple[TrialPlan, str, str]]", before: "Sequence[Problem]" = ()) -> SpecError:
+        problems = [*before, *(planner.problem(*problem) for problem in wrong)]
         return SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
 
     try:
@@ -66,8 +66,8 @@ def check(
         if only is None or fnmatch.fnmatchcase(search.name, only)
     }
     of_searches = [problem for tried in examples.values() for problem in counting.search_problems(tried)]
-    if counted := [*counting.problems(trials), *of_searches]:
-        raise told(counted)
+    if wrong := [*counting.problems(trials), *of_searches]:
+        raise told(wrong)
     unchecked = [*plan.unchecked, *report.unchecked]
     known = [(found.trial, found.facts) for found in planner.chains.values() if found]
     coverages = {trial.name: covered for trial, facts in known if (covered := coverage_of(trial, facts))}

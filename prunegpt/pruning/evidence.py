@@ -84,15 +84,17 @@ def evidence(
     offload: bool | None = None,
     solved: Container[str] = (),
     calibrated: Callable[[int, int], None] = lambda *_: None,
+    kept: Path | None = None,
 ) -> Generator[dict[str, Evidence], None, None]:
     """What a method needs, of the layers of one block after the other; of all at once where blocks do not matter.
 
     The caller may prune the layers of an item before it asks for the next one. Arguments are those of
-    :func:`~prunegpt.pruning.oneshot.pipeline.prune_oneshot`, and `solved` is that of
-    :func:`~prunegpt.pruning.statistics.collect.block_statistics`.
+    :func:`~prunegpt.pruning.oneshot.pipeline.prune_oneshot`, `solved` is that of
+    :func:`~prunegpt.pruning.statistics.collect.block_statistics`, and `kept` that of
+    :func:`~prunegpt.pruning.statistics.gradients.gradient_statistics`.
     """
     generator = torch.Generator().manual_seed(seed)
-    with _gradients(model, views, windows, needs, calibrated) as gradients:
+    with _gradients(model, views, windows, needs, calibrated, kept) as gradients:
         groups: Iterator[Mapping[str, LayerStatistics | None]] = iter([dict.fromkeys(views)])
         if needs & ACTIVATIONS:
             assert windows is not None
@@ -123,6 +125,7 @@ def _gradients(
     windows: Tensor | None,
     needs: frozenset[str],
     calibrated: Callable[[int, int], None],
+    kept: Path | None,
 ) -> Iterator[GradientStatistics | None]:
     """The gradients, where they are needed. Single ones are in a temporary folder while the context is open."""
     if not needs & GRADIENTS:
@@ -131,4 +134,4 @@ def _gradients(
     assert windows is not None
     with TemporaryDirectory(prefix="prunegpt-gradients-") as folder:
         samples = Path(folder) if "gradients" in needs else None
-        yield gradient_statistics(model, views, windows, samples=samples, calibrated=calibrated)
+        yield gradient_statistics(model, views, windows, samples=samples, calibrated=calibrated, kept=kept)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from prunegpt.spec.evaluate import SpeedSpec
 from tests.support.small import Invoke, make_model, write_spec
 
 SHORT = ("--prompt", "8", "--generate", "3", "--repeats", "6", "--threads", "1")
@@ -56,3 +57,9 @@ def test_what_cannot_be_measured_is_refused(invoke: Invoke, model_folder: Path) 
     assert "must fit the 64 positions" in invoke("measure", model_folder, "--prompt", "80", fails=True)
     assert "repeats" in invoke("measure", model_folder, "--repeats", "5", fails=True)
     assert "nowhere" in invoke("measure", model_folder, "--reference", "./nowhere", *SHORT, fails=True)
+
+
+def test_the_help_names_the_defaults_of_specs(invoke: Invoke) -> None:
+    said = " ".join(invoke("measure", "--help").replace("│", " ").split())
+    for name in ("prompt", "generate", "batch", "repeats"):
+        assert f"(default: {SpeedSpec.model_fields[name].default})" in said, name

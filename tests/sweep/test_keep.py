@@ -14,6 +14,7 @@ from prunegpt.planning.resolve import plan_data
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep import keep
+from prunegpt.sweep.lock import Holder
 from prunegpt.sweep.room import lack_of_room
 from tests.support.small import Invoke
 
@@ -192,16 +193,31 @@ def test_a_disk_without_room_stops_before_anything_is_written(sweep: Sweep, monk
     assert set(sweep.perplexities()) == {"p0.5"}
 
 
+def test_gc_beside_a_running_sweep_ends_where_another_takes_its_turn(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is removable was decided beside the one that ran: the next may need it."""
+    sweep.run(pruned(0.5), pruned(0.6))
+    before = sweep.models()
+    one, other = (Holder(pid, "here", float(pid), "elsewhere") for pid in (1, 2))
+    holders = iter([one, one, other])
+    monkeypatch.setattr("prunegpt.sweep.lock.coordinator", lambda root: next(holders))
+    said = sweep.invoke("gc", "--keep", "none", "--yes")
+    assert len(sweep.models()) == len(before) - 1
+    assert "1 model removed" in said
+    assert "run it again for the rest" in said
+
+
 def test_room_is_for_what_is_written_and_not_for_what_is_read(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, model_folder: Path
 ) -> None:
-    """A model of 16 bits is published in 32."""
+    """A model of 16 bits is solved and published in 32."""
     half = shutil.copytree(model_folder, sweep.folder / "half")
     AutoModelForCausalLM.from_pretrained(half, dtype=torch.float16).save_pretrained(half)
     spec = {"name": "s", "base": {**sweep.base, "model": str(half)}, "trials": [pruned(0.5)]}
     (trial,) = plan_data(spec, root=sweep.root).trials
     size = (half / "model.safetensors").stat().st_size
-    for free, enough in ((1.5 * size, False), (2.5 * size, True)):
+    for free, enough in ((3.5 * size, False), (4.5 * size, True)):  # what is solved, and what is published
         disk = SimpleNamespace(disk_usage=lambda _, free=free: SimpleNamespace(free=64 * 2**20 + free, total=10**12))
         monkeypatch.setattr("prunegpt.sweep.room.shutil", disk)
         assert bool(lack_of_room(sweep.root, trial)) is not enough

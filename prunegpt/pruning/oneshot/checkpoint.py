@@ -48,6 +48,10 @@ class SolvedLayers:
         """The checkpoint that follows those that are known; named by how many layers came before it."""
         return folder / f"solved-{len(self._places):06d}"
 
+    def beside(self, name: str) -> Path | None:
+        """A folder for what else this pruning keeps; None where nothing is kept."""
+        return None if self._folder is None else self._folder / name
+
     def __len__(self) -> int:
         return len(self._places)
 

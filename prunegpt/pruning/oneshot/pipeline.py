@@ -81,8 +81,9 @@ def prune_oneshot(
         progress: called with layers done, layers in all, and the name of the last one; first with those that an
             earlier attempt has solved, and no name.
         calibrated: called with what is done of a calibration that comes before the first layer, and with the whole.
-        solved: what an earlier attempt at the same pruning has solved: it is taken over, and added to. An allocation
-            `global` solves all layers at once, and has nothing to take over.
+        solved: what an earlier attempt at the same pruning has solved: it is taken over, and added to; beside it are
+            the gradients of a pass that was broken off. An allocation `global` solves all layers at once, and has
+            nothing else to take over.
         stop: asked after every layer.
         repair: how decoder layers are repaired once their matrices are pruned, on the calibration windows.
 
@@ -118,6 +119,7 @@ def prune_oneshot(
         offload=offload,
         solved=before,
         calibrated=calibrated,
+        kept=solved.beside("gradients") if solved is not None else None,
     )
     held = {name: mask.to(views[name].parameter.device) for name, mask in (masks or {}).items() if name in views}
     chosen: dict[str, Tensor] = {}

@@ -1,5 +1,6 @@
 """What the loss thinks of the weights: mean, mean square and single gradients over calibration windows."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prunegpt.errors import PruningError
+from prunegpt.errors import Interrupted, PruningError
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.statistics.collect import evaluating
+from prunegpt.root import publishing, read_json, seal, whole, write_json
+
+KEEP_SECONDS = 30.0  # between two writings of the sums of a pass
+_SUMS, _WINDOWS = "sums.safetensors", "windows.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +62,8 @@ def gradient_statistics(
     samples: Path | None = None,
     sample_dtype: torch.dtype = torch.bfloat16,
     calibrated: Callable[[int, int], None] = lambda *_: None,
+    kept: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> GradientStatistics:
     """Runs the model forward and backward on each window. Its weights, gradients and mode are left as they were.
 
@@ -67,21 +74,26 @@ def gradient_statistics(
         samples: an empty folder for the gradient of each window, one file per window; None = they are not kept.
         sample_dtype: their type there.
         calibrated: called with the windows that are done, and their number.
+        kept: where the sums so far are kept from time to time, and from where a pass resumes, to the same bits: of this
+            model, these layers and windows alone. Not where single gradients are.
+        clock: seconds that only grow.
 
     Raises:
         PruningError: a loss is not finite.
+        Interrupted: `calibrated` said so; the sums are kept.
     """
     parameters = {id(view.parameter): view.parameter for view in views.values()}  # experts share theirs
     device = next(model.parameters()).device
     total = {name: torch.zeros(view.matrix.shape, device=view.matrix.device) for name, view in views.items()}
     squares = {name: torch.zeros_like(tensor) for name, tensor in total.items()}
+    sums = _Sums(None if samples else kept, total, squares, clock)
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with evaluating(model), torch.enable_grad():
         try:
             model.requires_grad_(False)
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
-            for number, window in enumerate(windows.to(device)):
+            for number, window in list(enumerate(windows.to(device)))[sums.windows :]:
                 logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]  # [length - 1, vocabulary]
                 loss = torch.nn.functional.cross_entropy(logits.float(), window[1:])
                 if not bool(torch.isfinite(loss)):
@@ -92,7 +104,12 @@ def gradient_statistics(
                 gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
                 by_parameter = dict(zip(parameters, gradients, strict=True))
                 _add(views, by_parameter, total, squares, samples and samples / _file(number), sample_dtype)
-                calibrated(number + 1, windows.shape[0])
+                sums.save(number + 1, now=number + 1 == windows.shape[0] and sums.windows > 0)  # of a long pass
+                try:
+                    calibrated(number + 1, windows.shape[0])
+                except Interrupted:
+                    sums.save(number + 1, now=True)
+                    raise
         finally:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(wanted[name])
@@ -100,6 +117,42 @@ def gradient_statistics(
         total[name] /= windows.shape[0]
         squares[name] /= windows.shape[0]
     return GradientStatistics(total, squares, samples, windows.shape[0], windows.numel())
+
+
+class _Sums:
+    """The sums of a gradient pass on the disk; a sealed folder that appears whole.
+
+    Args:
+        folder: None = nothing is kept.
+        total, squares: layer name -> sum, [out, in]; filled with what an earlier pass has kept.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        total: Mapping[str, Tensor],
+        squares: Mapping[str, Tensor],
+        clock: Callable[[], float],
+    ) -> None:
+        self._folder, self._clock, self._saved = folder, clock, clock()
+        self._sums = {f"{kind}.{name}": sum for kind, of in (("g", total), ("g2", squares)) for name, sum in of.items()}
+        self.windows = 0  # that are in the sums
+        if folder is not None and whole(folder, deep=True):
+            self.windows = int(read_json(folder / _WINDOWS)["windows"])
+            with safe_open(folder / _SUMS, framework="pt") as tensors:
+                for name, sum in self._sums.items():
+                    sum.copy_(tensors.get_tensor(name))
+
+    def save(self, windows: int, *, now: bool = False) -> None:
+        """Writes them if that is due or wanted now."""
+        if self._folder is None or windows == self.windows:
+            return
+        if now or self._clock() - self._saved >= KEEP_SECONDS:
+            with publishing(self._folder, replace=True) as folder:
+                save_file({name: sum.cpu().contiguous() for name, sum in self._sums.items()}, folder / _SUMS)
+                write_json(folder / _WINDOWS, {"windows": windows})
+                seal(folder)
+            self.windows, self._saved = windows, self._clock()
 
 
 def _add(

@@ -1,5 +1,6 @@
 """Gradients over windows against a plain backward pass for each."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunegpt.errors import PruningError
+from prunegpt.errors import Interrupted, PruningError
 from prunegpt.lm.views import block_matrices
 from prunegpt.pruning.statistics import gradient_statistics
+from prunegpt.pruning.statistics.gradients import KEEP_SECONDS
 
 Make = Callable[[str], Any]
 
@@ -74,6 +76,47 @@ def test_dropout_is_off(make_model: Make, windows: Tensor) -> None:
     first, second = (gradient_statistics(model, views, windows) for _ in range(2))
     name = next(iter(views))
     assert torch.equal(first.gradient[name], second.gradient[name])
+
+
+def test_a_pass_that_is_broken_off_resumes_to_the_same_bits(make_model: Make, windows: Tensor, tmp_path: Path) -> None:
+    """Stopped, killed after a writing, and once more after its end: no window is run that is in the sums."""
+    model = make_model("gpt2")
+    views = block_matrices(model)
+    expected = gradient_statistics(model, views, windows)
+    runs: list[int] = []
+
+    def calibrated(done: int, total: int) -> None:
+        runs.append(done)
+        if len(runs) == 2:
+            raise Interrupted("stopped")
+        if len(runs) == 4:
+            raise KeyboardInterrupt
+
+    for ends in (Interrupted, KeyboardInterrupt):
+        with pytest.raises(ends):
+            gradient_statistics(model, views, windows, kept=tmp_path / "kept", calibrated=calibrated)
+    found = gradient_statistics(model, views, windows, kept=tmp_path / "kept", calibrated=calibrated)
+    assert runs == [1, 2, 3, 4, 3, 4, 5]
+    again = gradient_statistics(model, views, windows, kept=tmp_path / "kept", calibrated=calibrated)
+    assert len(runs) == 7, "the sums of the whole pass are kept"
+    for one in (found, again):
+        for name in views:
+            assert torch.equal(one.gradient[name], expected.gradient[name])
+            assert torch.equal(one.squared_gradient[name], expected.squared_gradient[name])
+
+
+def test_a_long_pass_is_kept_from_time_to_time(make_model: Make, windows: Tensor, tmp_path: Path) -> None:
+    model = make_model("gpt2")
+    views = block_matrices(model)
+    now, written = [0.0], []
+    kept = tmp_path / "kept"
+
+    def calibrated(done: int, total: int) -> None:
+        written.append(json.loads((kept / "windows.json").read_text())["windows"] if kept.exists() else 0)
+        now[0] += KEEP_SECONDS / 2 + 1
+
+    gradient_statistics(model, views, windows, kept=kept, calibrated=calibrated, clock=lambda: now[0])
+    assert written == [0, 0, 3, 3, 5]
 
 
 def test_what_was_not_kept_cannot_be_had(make_model: Make, windows: Tensor) -> None:

@@ -10,7 +10,7 @@ const [TOP, BOTTOM, SIDE] = [44, 14, 44]; // pixels around the axes
 const STEP = { ArrowUp: 0.02, ArrowRight: 0.02, ArrowDown: -0.02, ArrowLeft: -0.02, PageUp: 0.1, PageDown: -0.1 };
 const NEAR = 8; // pixels from a line that count as on it
 const MOST_LINKS = 12;
-const WAIT = 200; // milliseconds without a change after which a view is told
+const WAIT = 200; // milliseconds without a change after which `changed` is called
 
 /**
  * Draws a figure of `parcoords` into an element; what is brushed and how axes are ordered stays when it is drawn again.
@@ -59,7 +59,7 @@ class Coordinates {
     this.layOut();
   }
 
-  /** Draws it anew after a change of what is brushed or of the order, and tells. */
+  /** Draws it again after a change of what is brushed or of the order, and calls `changed`. */
   change() {
     this.layOut();
     const view = new URLSearchParams();
