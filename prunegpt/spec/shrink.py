@@ -88,7 +88,7 @@ class ShrinkSpec(Part):
     expert_choice: Annotated[str, known(EXPERT_CHOICES)] = Field(
         "reap", description="how the experts that stay are chosen"
     )
-    multiple_of: int = Field(32, ge=1, description="what shares of neurons and of channels are rounded to")
+    multiple_of: int = Field(32, ge=1, description="what shares of neurons and channels are rounded to")
     calibration: CalibrationSpec = Field(CalibrationSpec(), description="calibration data that the choices are made on")
 
     def decides(self, name: str) -> bool:

@@ -33,6 +33,7 @@ _CHOSEN = (  # experts that work on a token
     "num_selected_experts",
 )
 _ROUTED_IN = "n_group"  # groups of equally many experts, some of which a token may go to
+_PARTS = 8  # of the hidden size: it is rounded to no more than one of them
 _TIMES = 4  # what a feed-forward size that is not written is of the hidden size
 
 
@@ -92,7 +93,7 @@ def resized(
         heads: share or number of key-value groups; query heads follow. The size of a head stays.
         hidden: share or number of channels of the hidden states; the size and the number of heads stay.
         experts: share or number of the experts of a layer.
-        multiple_of: what shares of neurons and channels are rounded to.
+        multiple_of: what shares of neurons and channels are rounded to, channels to a multiple of the heads too.
 
     Raises:
         ShrinkError: the config has no such size, or the request does not fit it.
@@ -186,8 +187,18 @@ def _thinner(config: Mapping[str, Any], size: float, multiple_of: int) -> dict[s
             f"the hidden size must be written in the config, as {HIDDEN[0]} or the like; that of "
             f"{config.get('model_type')} has none. Cut its depth."
         )
-    small = _smaller("hidden", size, whole, multiple_of)
+    small = _smaller("hidden", size, whole, _step(multiple_of, _written(config, QUERIES) or 1, whole))
     return _changed(_with_ffn_size(config), HIDDEN, lambda value: small if value == whole else value)
+
+
+def _step(multiple_of: int, heads: int, whole: int) -> int:
+    """What a share of the hidden size is rounded to: many configs want it to be a multiple of the number of heads too.
+
+    Where both together are more than an eighth of the size (9 heads and 32, of 576), half of the multiple will do.
+    """
+    while math.lcm(multiple_of, heads) > whole // _PARTS and multiple_of % 2 == 0:
+        multiple_of //= 2
+    return math.lcm(multiple_of, heads)
 
 
 def _fewer_experts(config: Mapping[str, Any], size: float) -> dict[str, Any]:

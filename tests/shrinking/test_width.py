@@ -161,7 +161,7 @@ def test_a_request_that_does_not_fit_is_refused(family: str, asked: dict[str, An
 def test_shares_are_rounded_to_a_multiple_and_numbers_are_taken_as_they_are() -> None:
     config = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
     found = shrunk_config(config, ffn=0.7, hidden=0.75, multiple_of=64)
-    assert (found["intermediate_size"], found["hidden_size"], found["head_dim"]) == (1088, 448, 64)
+    assert (found["intermediate_size"], found["hidden_size"], found["head_dim"]) == (1088, 432, 64)
     assert shrunk_config(config, ffn=1000, multiple_of=64)["intermediate_size"] == 1000
     assert shrunk_config({**config, "num_key_value_heads": 3}, heads=2)["num_attention_heads"] == 6
     assert shrunk_config({"n_embd": 32, "n_inner": None}, ffn=0.5)["n_inner"] == 64
