@@ -14,6 +14,7 @@ from prunegpt.tracking.run_path import RunPath
 from tests.support.served import TOKEN
 from tests.support.serving import served, settled, until
 from tests.support.study import Wanted, load, make_root, prune
+from tests.support.timed import speed, timed_evaluation
 from tests.web.browser import axe
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def test_runs_of_a_client_go_by_their_names_with_every_metric_as_a_column(page: 
 
 
 def further_evaluations() -> dict[str, Evaluation]:
-    """A perplexity on another text, one that is not finite, and scores of tasks with and without a standard error."""
+    """A perplexity on another text, one that is not finite, scores of tasks, and a speed."""
     measured = {"word_perplexity": None, "loss": 3.5, "bits_per_byte": 1.0, "tokens": 2560, "windows": 20}
     unmeasured = {"loss": None, "perplexity": None, "bits_per_byte": None, "word_perplexity": None}
     scores = (
@@ -168,6 +169,7 @@ def further_evaluations() -> dict[str, Evaluation]:
         "c4": Evaluation(protocol="stream/validation/128", split="validation", perplexity=33.115, **measured),
         "odd": Evaluation(protocol="stream/test/128", finite=False, tokens=2560, windows=20, **unmeasured),
         "tasks": Evaluation(protocol="lm-eval 0.4", tokens=0, windows=0, scores=scores, **unmeasured),
+        "speed": timed_evaluation(speed()),
     }
 
 
@@ -185,6 +187,12 @@ def test_a_trial_shows_its_further_evaluations(page: "Page", tmp_path: Path) -> 
             ["Perplexity, odd", "not finite"],
             ["arc_easy (acc)", "0.4321 ± 0.0123"],
             ["arc_easy (acc_norm)", "0.4000"],
+            ["Speed-up", "× 1.200 [1.180, 1.220]"],
+            ["Prefill speed-up", "× 1.200 [1.180, 1.220]"],
+            ["Decode", "24 tokens/s"],
+            ["Prefill", "24 tokens/s"],
+            ["First token", "0.5 s"],
+            ["Memory", "5 MB"],
         ]
         page.goto(f"{address}/trials/study/one")
         page.wait_for_selector("h2:text-is('Chain')")

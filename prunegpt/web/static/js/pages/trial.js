@@ -167,10 +167,33 @@ function showEvaluations() {
   parts.evaluations.hidden = further.length === 0;
   if (parts.evaluations.hidden) return;
   const all = last.evaluation ? [[last.evaluation.split, last.evaluation], ...further] : further;
-  const rows = all.flatMap(([called, one]) => (one.scores.length ? one.scores.map((score) => [`${score.task} (${score.metric})`, scored(score), `${score.documents.toLocaleString("en")} documents`, one.protocol]) : [[`Perplexity, ${called}`, one.finite ? format.perplexity(one.perplexity) : "not finite", `${one.tokens.toLocaleString("en")} tokens`, one.protocol]]));
+  const rows = all.flatMap(([called, one]) => evaluated(called, one).map((row) => [...row, one.protocol]));
   const head = ["Evaluation", "Result", "Measured on", "Protocol"].map((text, index) => h("th", { scope: "col", class: index === 1 || index === 2 ? "number" : "" }, text));
   const body = rows.map(([called, value, on, protocol]) => h("tr", {}, h("th", { scope: "row" }, called), h("td.number", {}, value), h("td.number", {}, on), h("td.nowrap", {}, protocol)));
   replace(parts.evaluations, h("h2", {}, trial.state === "finished" ? "Evaluations" : `Evaluations after ${last.kind}`), h("div.panel", {}, h("div.scroll", { role: "region", "aria-label": "Evaluations" }, h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)))));
+}
+
+/** What an evaluation came to, in rows: what, the result, what it was measured on. */
+function evaluated(called, { scores, speed, finite, perplexity, tokens }) {
+  if (speed) return timed(called, speed);
+  if (scores.length) return scores.map((score) => [`${score.task} (${score.metric})`, scored(score), `${score.documents.toLocaleString("en")} documents`]);
+  return [[`Perplexity, ${called}`, finite ? format.perplexity(perplexity) : "not finite", `${tokens.toLocaleString("en")} tokens`]];
+}
+
+/** A measured speed; the noise is how far off the reference was beside itself. */
+function timed(called, speed) {
+  const name = called === "speed" ? "" : `, ${called}`;
+  const ratio = ({ value, low, high }) => `× ${value.toFixed(3)} [${low.toFixed(3)}, ${high.toFixed(3)}]`;
+  const rate = ({ value }, unit) => `${Number(value.toPrecision(4)).toLocaleString("en")} ${unit}`;
+  const pairs = (noise) => `${speed.repeats} pairs of runs, noise ${(100 * noise).toFixed(1)}%`;
+  return [
+    [`Speed-up${name}`, ratio(speed.speedup), pairs(speed.noise)],
+    [`Prefill speed-up${name}`, ratio(speed.speedup_prefill), pairs(speed.noise_prefill)],
+    [`Decode${name}`, rate(speed.decode, "tokens/s"), ""],
+    [`Prefill${name}`, rate(speed.prefill, "tokens/s"), ""],
+    [`First token${name}`, rate(speed.first_token, "s"), ""],
+    [`Memory${name}`, `${(speed.memory / 1e6).toLocaleString("en", { maximumFractionDigits: 1 })} MB`, ""],
+  ];
 }
 
 const scored = ({ value, stderr }) => (value === null ? "not finite" : `${value.toFixed(4)}${stderr === null ? "" : ` ± ${stderr.toFixed(4)}`}`);
