@@ -27,10 +27,11 @@ export class Panels {
   constructor(element, sweep) {
     this.sweep = sweep;
     this.grid = h("div.grid");
-    this.saveButton = h("button.small", { type: "button", on: { click: () => void this.save() } }, "Save the panels");
+    this.saveButton = h("button.small", { type: "button", disabled: true, on: { click: () => void this.save() } }, "Save the panels");
+    this.addButton = h("button.small", { type: "button", disabled: true, on: { click: () => this.add() } }, "Add a panel"); // until it is known what panels may show
     this.status = h("span.small.muted", { role: "status" });
     this.shown = []; // {panel, made, near}
-    replace(element, h("div.section-head", {}, h("h2", { id: "panels-title" }, "Panels"), h("span.row", {}, this.status, h("button.small", { type: "button", on: { click: () => this.add() } }, "Add a panel"), this.saveButton)), this.grid);
+    replace(element, h("div.section-head", {}, h("h2", { id: "panels-title" }, "Panels"), h("span.row", {}, this.status, this.addButton, this.saveButton)), this.grid);
   }
 
   async load() {
@@ -40,6 +41,7 @@ export class Panels {
     this.saved = panels.map(written);
     const linked = keptAll("panel").slice(0, MOST);
     this.panels = (linked.length ? linked : this.saved).map(read);
+    this.addButton.disabled = false;
     this.build();
   }
 
