@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.support.serving import browser, served
@@ -15,6 +17,7 @@ _WIDE = (1440, 900)
 _PHONE = (390, 844)
 _DRAWN = ".js-plotly-plot .main-svg"
 _SETTLES = 800  # milliseconds after the last thing that is waited for
+_COLOURS = 128  # of a picture, which is half as large then
 
 
 def main(root: Path, folder: Path, sweep: str | None = None) -> list[Path]:
@@ -67,6 +70,9 @@ def _take(chromium: "Browser", url: str, wait: str, size: tuple[int, int], schem
     page.wait_for_timeout(_SETTLES)
     page.screenshot(path=file)
     context.close()
+    with Image.open(file) as picture:
+        smaller = picture.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    smaller.save(file, optimize=True)
     return file
 
 
