@@ -184,7 +184,7 @@ function evaluated(called, { scores, speed, finite, perplexity, tokens }) {
 function timed(called, speed) {
   const name = called === "speed" ? "" : `, ${called}`;
   const ratio = ({ value, low, high }) => `× ${value.toFixed(3)} [${low.toFixed(3)}, ${high.toFixed(3)}]`;
-  const rate = ({ value }, unit) => `${Number(value.toPrecision(4)).toLocaleString("en")} ${unit}`;
+  const rate = ({ value }, unit) => `${value.toLocaleString("en", { maximumSignificantDigits: 4 })} ${unit}`;
   const pairs = (noise) => `${speed.repeats} pairs of runs, noise ${(100 * noise).toFixed(1)}%`;
   return [
     [`Speed-up${name}`, ratio(speed.speedup), pairs(speed.noise)],
