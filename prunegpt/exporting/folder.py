@@ -23,7 +23,7 @@ from prunegpt.stages.measure import check_ledger
 
 
 def write(export: Export, folder: Path) -> None:
-    """Writes the folder; the model is in its dtype from then on."""
+    """Writes the folder; the model is in float32 again then, with weights that its dtype holds."""
     state = export.state
     if export.dtype != "float32":
         round_to(state.model, export.dtype)
@@ -35,6 +35,7 @@ def write(export: Export, folder: Path) -> None:
         dtype=export.dtype,
         max_shard_size=export.max_shard_size,
     )
+    state.model.float()
     write_masks(state, folder)
     write_about(export, folder)
 
@@ -57,13 +58,13 @@ def check(export: Export, folder: Path) -> list[ExportCheck]:
     state = export.state
     try:
         loaded = load_model(
-            folder, dtype=export.dtype, device="cpu", trust_remote_code=export.code is not None, code=export.code
+            folder, dtype="float32", device="cpu", trust_remote_code=export.code is not None, code=export.code
         )
         tokenizer = None if export.code else load_tokenizer(folder)
     except PruneGPTError as error:
         raise ExportError(f"an export must load again; {folder.name} does not: {error}") from error
     found = [compare_weights(dict(state.model.named_parameters()), dict(loaded.named_parameters()))]
-    found.append(compare_logits(state.model.float(), loaded.float()))
+    found.append(compare_logits(state.model, loaded))
     if not found[-1].equal and (found[-1].difference or 0) > _ROUNDING:
         raise ExportError(
             f"an exported folder must give the logits of its model; they differ by {found[-1].difference:.3g}. This "

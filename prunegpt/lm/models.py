@@ -199,13 +199,15 @@ def save_model(
     `prunegpt.root.publishing` around it where it has to appear whole.
 
     Args:
-        dtype: that the model is converted to, and is in from then on; see `round_to`.
+        dtype: that the weights are converted to, and are in from then on, see `round_to`; what is computed from the
+            config, such as rotary frequencies, keeps its precision.
         max_shard_size: of one safetensors file, such as 5GB.
     """
     plain = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     plain.tie_weights()
     if dtype is not None:
-        plain.to(getattr(torch, dtype))
+        for weight in plain.parameters():
+            weight.data = weight.data.to(getattr(torch, dtype))
     plain.save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -24,7 +24,7 @@ from prunegpt.planning.hub import license_of
 from prunegpt.pruning.mask import Mask
 from prunegpt.registry import EXPORT_FORMATS
 from prunegpt.stages.base import ModelState, Pruned
-from tests.support.families import tiny_multimodal
+from tests.support.families import tiny, tiny_multimodal
 from tests.support.small import Invoke
 
 FORMATS = EXPORT_FORMATS.builtin_names()
@@ -71,10 +71,21 @@ def test_a_folder_is_what_transformers_reads(export: Callable[..., Export], tmp_
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_folder_in_half_precision_is_half_as_large(dtype: str, export: Callable[..., Export], tmp_path: Path) -> None:
-    exported("folder", export(dtype), tmp_path / "out")
+    made = export(dtype)
+    exported("folder", made, tmp_path / "out")
     kinds = {str(value.dtype) for value in load_file(tmp_path / "out" / "model.safetensors").values()}
     assert kinds == {f"torch.{dtype}"}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    assert made.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["folder", "packed"])
+def test_half_precision_rounds_weights_and_no_rotary_frequencies(name: str, tmp_path: Path) -> None:
+    model = tiny("llama", vocab_size=1024, max_position_embeddings=64)
+    model.model.layers[0].self_attn.q_proj.weight.data *= 40  # so that attention depends on positions
+    state = ModelState(model, load_tokenizer("builtin:tiny-gpt2"), Pruned())
+    found = exported(name, Export(state, "bfloat16"), tmp_path / "out")
+    assert found.checks[1].equal
 
 
 def test_the_narrowest_dtype_loses_nothing(export: Callable[..., Export]) -> None:
