@@ -17,6 +17,7 @@ from prunegpt.cli import (  # noqa: F401
     recipe,
     reproduce,
     serve,
+    shrink,
     speed,
     status,
     sweep,

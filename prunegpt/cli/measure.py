@@ -26,6 +26,7 @@ from prunegpt.report.statistics import Interval, perplexity_interval
 from prunegpt.root import Root
 from prunegpt.spec.plan import PlannedEvaluation
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec, ModelSpec, PruneSpec
+from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.stages import cache
 from prunegpt.stages.base import ModelState
 from prunegpt.stages.measure import Ruler
@@ -238,7 +239,7 @@ def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: TextOf, precision: str
 ) -> tuple[Evaluation, Interval | None]:
     """The perplexity of an open model, with its 95% bootstrap interval."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_WINDOW
+    positions = positions_of(model)
     ruler = Ruler(
         PlannedEvaluation(evaluate=text(min(DEFAULT_WINDOW, positions)), key="command-line"),
         model.device,
@@ -249,6 +250,11 @@ def measure(
         found, windows = ruler.measure(model, tokenizer, progress)
     assert isinstance(windows, np.ndarray)  # no tasks are asked for
     return found, perplexity_interval(windows) if found.finite and found.windows > 1 else None
+
+
+def positions_of(model: PreTrainedModel) -> int:
+    """The tokens that a model takes at most; the usual window where its config has no number."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_WINDOW
 
 
 def check_prune(
@@ -265,8 +271,24 @@ def check_prune(
     refuse(prune_problems(spec))
     if not reads_text(spec):
         return spec
+    what = "repair" if spec.repair else f"method {spec.method}"
+    return spec.model_copy(update={"calibration": _calibration(what, calibration, windows, mode, block_size)})
+
+
+def check_shrink(
+    given: Mapping[str, Any], calibration: str | None, windows: int, mode: str | None, block_size: int | None
+) -> ShrinkSpec:
+    """The smaller shape the command line asks for; raises as `check_prune`."""
+    spec = checked(ShrinkSpec, {name: value for name, value in given.items() if value is not None})
+    if not spec.reads_text:
+        return spec
+    return spec.model_copy(update={"calibration": _calibration("a choice", calibration, windows, mode, block_size)})
+
+
+def _calibration(
+    what: str, calibration: str | None, windows: int, mode: str | None, block_size: int | None
+) -> CalibrationSpec:
     if calibration is None:
-        what = "repair" if spec.repair else f"method {spec.method}"
         raise PruneGPTError(f"{what} needs calibration data. Pass --calibration FILE.")
     filled = {
         "windows": windows,
@@ -275,4 +297,4 @@ def check_prune(
         "data": located(DataSpec(path=calibration), "train"),
         "split": "train",
     }
-    return spec.model_copy(update={"calibration": checked(CalibrationSpec, filled)})
+    return checked(CalibrationSpec, filled)

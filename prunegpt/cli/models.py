@@ -291,7 +291,7 @@ def prune(
     check_ledger(state)
     zeros = count_zeros(state)
     after = measure(loaded, tokenizer, text, precision) if text else None
-    _save(state, out, overwrite, keep_dtype=keep_dtype)
+    save(state, out, overwrite, keep_dtype=keep_dtype)
     notes = [*state.notes, *result.notes]
     if state.stored != "float32" and not keep_dtype:
         notes.append(f"the weights are stored in {state.stored} and were saved in float32; --keep-dtype saves theirs")
@@ -325,7 +325,7 @@ def prune(
     print(f"saved {out}")
 
 
-def _save(state: "ModelState", out: Path, overwrite: bool, *, keep_dtype: bool = False) -> None:
+def save(state: "ModelState", out: Path, overwrite: bool, *, keep_dtype: bool = False) -> None:
     """A model with its tokenizer and masks as a folder, which appears whole."""
     from prunegpt.exporting.folder import write_masks
     from prunegpt.lm.models import save_model

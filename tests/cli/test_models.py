@@ -66,6 +66,26 @@ def test_prune_saves_an_ordinary_folder_that_holds_its_masks(
     assert "transformer.h.1.mlp.c_fc.weight has" in invoke("masks", "check", out, fails=True)
 
 
+def test_shrink_saves_an_ordinary_folder_of_a_smaller_model(
+    invoke: Invoke, model_folder: Path, text_files: dict[str, str], tmp_path: Path
+) -> None:
+    text, out = text_files["validation"], tmp_path / "small"
+    calibration = ("--calibration", text_files["train"], "--calibration-windows", "2")
+    arguments = ("shrink", model_folder, out, "--layers", "1", *calibration, "--data", text, *EVALUATE)
+    found: dict[str, Any] = json.loads(invoke(*arguments, "--json"))
+    assert found["perplexity_before"] == pytest.approx(reference(model_folder, text), rel=1e-6)
+    assert found["perplexity_after"] == pytest.approx(reference(out, text), rel=1e-6)
+    assert found["parameters"] < found["parameters_before"]
+    assert [row["dropped"] for row in found["rows"]].count(True) == 1
+    printed = invoke(
+        "shrink", model_folder, tmp_path / "named", "--layers", "1", "--choice", "perplexity", *calibration
+    )
+    assert "What could go" in printed
+    assert "Pass --calibration FILE" in invoke("shrink", model_folder, tmp_path / "x", "--ffn", "0.5", fails=True)
+    assert "a size must be a number" in invoke("shrink", model_folder, tmp_path / "x", "--ffn", "half", fails=True)
+    assert "a shrink must say" in invoke("shrink", model_folder, tmp_path / "x", fails=True)
+
+
 @pytest.mark.parametrize("strange", ["notes.txt", "results.json", "sub/config.json", "model.py", ".git/HEAD"])
 @pytest.mark.parametrize("ours", [True, False])
 def test_overwrite_replaces_nothing_but_a_model_of_ours(

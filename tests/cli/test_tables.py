@@ -37,6 +37,7 @@ CALLS: Mapping[str, tuple[str, ...] | str] = {
     "sweep run": "as table",
     "sweep resume": "as table",
     "prune": "sparsities, as trial show",
+    "shrink": "what could go, see test_models.py",
     "masks check": "sparsities, as trial show",
 }
 
