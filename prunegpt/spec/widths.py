@@ -70,6 +70,12 @@ def experts_of(config: Mapping[str, Any]) -> int | None:
     )
 
 
+def active_share(config: Mapping[str, Any]) -> float:
+    """Which share of the experts of a layer works on a token; 1 where there are none."""
+    chosen = [count for part in (config, *_parts(config).values()) if (count := _written(part, _CHOSEN))]
+    return min(1.0, max(chosen) / experts) if chosen and (experts := experts_of(config)) else 1.0
+
+
 def expert_groups_of(config: Mapping[str, Any]) -> int:
     """Among how many groups of equal size the experts are divided."""
     return _written(config, (_ROUTED_IN,)) or 1

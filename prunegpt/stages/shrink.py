@@ -1,5 +1,6 @@
 """A smaller shape of the model a stage is given."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,15 @@ from prunegpt.shrinking.cut import Cut, cut_depth
 from prunegpt.shrinking.depth import LayerScores, OnTry
 from prunegpt.shrinking.narrow import narrower
 from prunegpt.spec.plan import StagePlan
+from prunegpt.spec.shapes import text_part
 from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.spec.shrinking import Drops, drops_of
+from prunegpt.spec.widths import active_share
 from prunegpt.stages import text
 from prunegpt.stages.base import ModelState, RemainingLayers, Result, StageContext
 from prunegpt.stages.prune import holds
+
+_EXPERT = re.compile(r"(^|\.)experts\.")  # in the names of what not every token uses
 
 
 class Depth(NamedTuple):
@@ -107,10 +112,10 @@ def choose_layers(
         ShrinkError: the request does not fit the model.
     """
     blocks = next(iter(decoder_lists(state.model).values()))
-    drops = _drops(spec, state)
-    every, gone = range(len(blocks)), set(drops.named)
+    going = drops(spec, state)
+    every, gone = range(len(blocks)), set(going.named)
     rows, notes = list[Mapping[str, Any]](), list[str]()
-    for among, number in drops.chosen:
+    for among, number in going.chosen:
         assert windows is not None
         choose: Callable[..., LayerScores] = LAYER_CHOICES.load(spec.choice)
         scored = choose(state.model, windows, drop=number, among=among, tried=tried, folder=folder)
@@ -128,13 +133,20 @@ def choose_layers(
     return Depth(tuple(layer for layer in every if layer not in gone), tuple(rows), tuple(notes))
 
 
-def _drops(spec: ShrinkSpec, state: ModelState) -> Drops:
+def drops(spec: ShrinkSpec, state: ModelState) -> Drops:
+    """Which layers of a model go, or how many; see `drops_of`."""
     lists, model = decoder_lists(state.model), state.model
+    active = spec.budget is not None and spec.budget.limit[0] == "active_parameters"
+    share = active_share(text_part(model.config.to_dict())) if active else 1.0
+
+    def counted(name: str, weight: Tensor) -> int:
+        return round(weight.numel() * share) if _EXPERT.search(name) else weight.numel()
+
     sizes = [
-        sum(weight.numel() for blocks in lists.values() for weight in blocks[layer].parameters())
+        sum(counted(name, weight) for blocks in lists.values() for name, weight in blocks[layer].named_parameters())
         for layer in range(len(next(iter(lists.values()))))
     ]
-    rest = sum(weight.numel() for weight in model.parameters()) - sum(sizes)
+    rest = sum(counted(name, weight) for name, weight in model.named_parameters()) - sum(sizes)
     return drops_of(spec, model.config.to_dict(), sizes, rest)
 
 
