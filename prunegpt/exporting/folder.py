@@ -19,12 +19,15 @@ from prunegpt.planning.sources import ABOUT, MASKS
 from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
 from prunegpt.root import write_json
 from prunegpt.stages.base import ModelState
-from prunegpt.stages.measure import check_ledger
+from prunegpt.stages.measure import check_ledger, masked_views
 
 
 def write(export: Export, folder: Path) -> None:
     """Writes the folder; the model is in float32 again then, with weights that its dtype holds."""
     state = export.state
+    if state.pruned.masks:
+        for name, view in masked_views(state).items():
+            state.pruned.masks[name].apply(view.matrix)  # a weight that was multiplied by 0 may be -0
     if export.dtype != "float32":
         round_to(state.model, export.dtype)
     save_model(

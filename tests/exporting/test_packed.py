@@ -65,12 +65,14 @@ def test_a_packed_model_is_read_with_and_without_prunegpt(dtype: str, model_fold
     name = "transformer.h.0.mlp.c_fc.weight"
     weight = model.get_parameter(name).data.T  # [out, in]
     mask = Mask(torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) > 0.6, like=weight)
-    mask.apply(weight)
+    weight *= mask.kept  # which leaves -0
     state = ModelState(model, load_tokenizer(model_folder), Pruned({name: mask}, "magnitude", "unstructured", 0.6))
     found = run(PACKED_FOLDER, Export(state, dtype, card="# A card\n"), tmp_path / "packed", replace=False)
     assert [check.what for check in found.checks] == ["weights", "logits", "tokenizer", "masks", "size"]
     assert all(check.equal for check in found.checks[:4])
     assert [file.name for file in weight_files(tmp_path / "packed")] == [PACKED]
+    packed_weight = unpack.read(tmp_path / "packed" / PACKED)[0]["tensors"][name]
+    assert packed_weight["count"] == mask.weights - mask.pruned
     expected = {name: value.to(getattr(torch, dtype)) for name, value in model.state_dict().items()}
     read = load_model(tmp_path / "packed", device="cpu", dtype=dtype).state_dict()
     assert all(torch.equal(read[name], value) for name, value in expected.items())
