@@ -13,7 +13,7 @@ from prunegpt.report.measure import WindowsOf, measure
 from prunegpt.report.plot import DENSE, GREY, LOG_FROM, Plot, escaped, hover, layout_of, leading, looks, need, trace_of
 from prunegpt.spec.metrics import SPEED
 
-Spread = tuple[float, float | None, float | None]  # a value and the ends of its interval, where it has one
+Bounded = tuple[float, float | None, float | None]  # a value and the ends of its interval, where it has one
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class QualityAxis:
         alike: what must be equal of trials that are in one figure; it has those that most are equal to.
     """
 
-    of: Callable[[TrialResult], Spread | None]
+    of: Callable[[TrialResult], Bounded | None]
     larger: bool
     title: str
     label: str
@@ -41,11 +41,11 @@ class QualityAxis:
     sized: bool = False
 
 
-def _sparsity(trial: TrialResult) -> Spread | None:
+def _sparsity(trial: TrialResult) -> Bounded | None:
     return (100 * trial.sparsity.pruned, None, None) if trial.sparsity else None
 
 
-def _speedup(trial: TrialResult) -> Spread | None:
+def _speedup(trial: TrialResult) -> Bounded | None:
     found = trial.under(SPEED).measured
     return (one.value, one.low, one.high) if found and found.speed and (one := found.speed.speedup) else None
 
@@ -55,11 +55,11 @@ def _measured_as(trial: TrialResult) -> object:
     return found.comparison_key if found else None
 
 
-def _size(trial: TrialResult) -> Spread | None:
+def _size(trial: TrialResult) -> Bounded | None:
     return (trial.sparsity.nonzero / 1e6, None, None) if trial.sparsity else None
 
 
-def _bytes(trial: TrialResult) -> Spread | None:
+def _bytes(trial: TrialResult) -> Bounded | None:
     return (trial.final.bytes / 1e6, None, None) if trial.final and trial.final.bytes else None
 
 

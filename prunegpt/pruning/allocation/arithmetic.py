@@ -21,6 +21,6 @@ def arithmetic(
         step: β, from one decoder layer to the next; negative: late layers are pruned less.
     """
     weights = block_weights(sizes, blocks)
-    wish = {block: step * place for place, block in enumerate(sorted(weights))}
-    share = balanced(wish, weights, sparsity, 1.0)
+    asked = {block: step * place for place, block in enumerate(sorted(weights))}
+    share = balanced(asked, weights, sparsity, 1.0)
     return {name: sparsity if (block := blocks[name]) is None else share[block] for name in sizes}

@@ -1,4 +1,4 @@
-"""Sparsities of decoder layers that differ as wished, and come to the budget."""
+"""Sparsities of decoder layers that differ as requested and keep to the budget."""
 
 from collections.abc import Mapping
 
@@ -22,15 +22,15 @@ def block_weights(sizes: Mapping[str, int], blocks: Mapping[str, int | None]) ->
 
 
 def balanced(
-    wish: Mapping[int, float], weights: Mapping[int, int], sparsity: float, limit: float
+    asked: Mapping[int, float], weights: Mapping[int, int], sparsity: float, limit: float
 ) -> Mapping[int, float]:
-    """Sparsities that differ as wished, shifted together so that the mean over all weights is the sparsity.
+    """Sparsities that differ as requested, shifted together so that the mean over all weights is the sparsity.
 
     They are clamped to [sparsity - limit, sparsity + limit] and to [0, 1]; the shift is the one that makes the mean
     right after clamping.
 
     Args:
-        wish: block -> sparsity but for a common shift.
+        asked: block -> sparsity but for a common shift.
         weights: block -> number of weights.
         sparsity: of all weights together.
         limit: how far a block may be from it.
@@ -39,15 +39,15 @@ def balanced(
         PruningError: the sparsity is not between 0 and 1.
     """
     zeros_for(0, sparsity)
-    if len(set(wish.values())) <= 1:
-        return dict.fromkeys(wish, sparsity)
+    if len(set(asked.values())) <= 1:
+        return dict.fromkeys(asked, sparsity)
     floor, ceiling = max(0.0, sparsity - limit), min(1.0, sparsity + limit)
     total = sum(weights.values())
 
     def shifted(shift: float) -> dict[int, float]:
-        return {block: min(max(value + shift, floor), ceiling) for block, value in wish.items()}
+        return {block: min(max(value + shift, floor), ceiling) for block, value in asked.items()}
 
-    low, high = floor - max(wish.values()), ceiling - min(wish.values())  # all at the floor; all at the ceiling
+    low, high = floor - max(asked.values()), ceiling - min(asked.values())  # all at the floor; all at the ceiling
     for _ in range(_HALVINGS):
         middle = (low + high) / 2.0
         mean = sum(weights[block] * value for block, value in shifted(middle).items()) / total

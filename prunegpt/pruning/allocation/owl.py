@@ -57,6 +57,6 @@ def owl(
         )
     ratios = {block: outlier_ratios[block] for block in weights}
     lowest, highest = min(ratios.values(), default=0.0), max(ratios.values(), default=0.0)
-    wish = {block: -2.0 * limit * (ratio - lowest) / ((highest - lowest) or 1.0) for block, ratio in ratios.items()}
-    share = balanced(wish, weights, sparsity, limit)
+    asked = {block: -2.0 * limit * (ratio - lowest) / ((highest - lowest) or 1.0) for block, ratio in ratios.items()}
+    share = balanced(asked, weights, sparsity, limit)
     return {name: sparsity if (block := blocks[name]) is None else share[block] for name in sizes}

@@ -118,7 +118,7 @@ async function act(action) {
 
 function showSlots(slots) {
   byId("running").hidden = slots.length === 0;
-  const [title, words] = sweep.running_now || sweep.logged ? ["Running", format.plural(slots.length, "trial")] : ["Interrupted", "Nothing runs these; Resume goes on from their last checkpoints."];
+  const [title, words] = sweep.running_now || sweep.logged ? ["Running", format.plural(slots.length, "trial")] : ["Interrupted", "Nothing runs these; Resume continues from their last checkpoints."];
   replace(byId("running"), h("div.section-head", {}, h("h2", { id: "running-title" }, title), h("span.muted", {}, words)), h("div.slots", {}, slots.map(slot)));
   showSections();
 }
