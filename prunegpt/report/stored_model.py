@@ -10,7 +10,7 @@ from prunegpt.root import Root
 
 @dataclass(frozen=True)
 class StoredModel:
-    """The model that a trial has come to; where it was removed to save space, `removed` has the command that computes it again."""
+    """The model that a trial has come to; where it was removed, `removed` has the command that computes it again."""
 
     source: str  # a folder that transformers loads; of a model that was only measured, where it came from
     export: str  # command that writes it to a folder of one's own
