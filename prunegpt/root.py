@@ -199,8 +199,10 @@ def publishing(destination: Path, *, replace: bool = False) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        shared = temporary.stat().st_mode & 0o666  # as the umask has it: safetensors writes files for their owner alone
         for folder, _, files in os.walk(temporary):
             for name in files:
+                os.chmod(Path(folder) / name, shared)
                 _sync(Path(folder) / name)
             _sync(Path(folder))
         try:

@@ -216,3 +216,13 @@ def test_a_published_folder_is_as_readable_as_any_other(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     modes: list[Any] = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("key", "plain")]
     assert modes[0] == modes[1]
+
+
+def test_what_a_library_writes_for_its_owner_alone_is_as_readable_as_any_file(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    with publishing(tmp_path / "model") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "model.safetensors").touch(mode=0o600)
+    modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("usual", "model/inner/model.safetensors")]
+    assert modes[0] == modes[1]
+
