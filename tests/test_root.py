@@ -225,4 +225,3 @@ def test_what_a_library_writes_for_its_owner_alone_is_as_readable_as_any_file(tm
         (folder / "inner" / "model.safetensors").touch(mode=0o600)
     modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("usual", "model/inner/model.safetensors")]
     assert modes[0] == modes[1]
-
