@@ -22,7 +22,7 @@ _FORMATS = ", ".join(EXPORT_FORMATS.builtin_names())
 
 
 @app.command(
-    epilog="Examples: prunegpt export quickstart/pruned90 ./pruned90; prunegpt export ./pruned90 --to gguf "
+    epilog="Example: prunegpt export quickstart/pruned90 ./pruned90; prunegpt export ./pruned90 --to gguf "
     "./pruned90.gguf --dtype q8_0; prunegpt export ./pruned90 --to packed ./packed --dtype bfloat16"
 )
 def export(
@@ -46,7 +46,7 @@ def export(
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model in a format that others run, load what was written, and compare.
+    """Write a model for others, and check what was written.
 
     folder: an ordinary transformers folder with tokenizer, model card and, where it was pruned, masks.safetensors.
 

@@ -105,7 +105,7 @@ def shrink(
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a model smaller: fewer layers, neurons, heads, channels or experts.
+    """Cut layers, neurons, heads, channels or experts.
 
     Saves an ordinary transformers folder of the smaller shape; perplexity is measured before and after.
     """

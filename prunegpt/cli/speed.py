@@ -38,7 +38,7 @@ def measure(
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how fast a model generates, beside a reference, and how large it is.
+    """Measure speed and size of a model, beside a reference.
 
     Both are measured in turns in one process: time to the first token, tokens per second of the prompt and of
     generation, ratios with their intervals, and how noisy the machine was; memory, bytes on disk, parameters.

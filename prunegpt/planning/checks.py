@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prunegpt.errors import nearest, unknown
+from prunegpt.errors import UnknownPartError, nearest, unknown
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.outlines import is_words, layer_sizes, narrowed, outline_of, stored_matrices, unbuilt
@@ -116,7 +116,11 @@ def _pruning_problems(
     if facts and facts.files and known is None and (problem := unbuilt(facts)):
         yield "", f"transformers cannot build a model from the config: {problem}. Check config.json."
     yield from prune_problems(prune, known.matrices if known else None, length=length)
-    if reads_text(prune):
+    try:
+        calibrated = reads_text(prune)
+    except UnknownPartError:  # a plug-in that does not load: reported above
+        return
+    if calibrated:
         yield from _window_problems(prune.calibration, facts, block_size)
 
 

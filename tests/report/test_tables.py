@@ -259,7 +259,7 @@ def test_without_windows_a_difference_is_not_claimed() -> None:
 def test_few_windows_are_told() -> None:
     kept = Kept()
     made = table([kept.trial("a", draw_windows(3.0, count=5))], kept)
-    assert "5 windows are too few" in footnote(made, cell(made, "a", "perplexity").footnotes[0])
+    assert "5 windows: too few" in footnote(made, cell(made, "a", "perplexity").footnotes[0])
     single = table([kept.trial("a", draw_windows(3.0, count=1))], kept)
     assert "at least 2 windows, got 1" in footnote(single, cell(single, "a", "perplexity").footnotes[0])
 

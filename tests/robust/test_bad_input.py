@@ -24,6 +24,7 @@ from prunegpt.registry import RENDERERS
 from prunegpt.report.rows import with_planned
 from prunegpt.report.tables import build_table
 from prunegpt.spec.columns import COLUMNS
+from prunegpt.spec.metrics import is_speed
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.spec.read import parse_document, read_document
 from tests.robust.strategies import ODD_NUMBERS, ODD_TEXTS, SCALARS, anything, changed, damaged
@@ -70,7 +71,11 @@ WANDB = {
 }
 TABLES = [
     *QUICKSTART["tables"],
-    {"title": "x", "rows": [{"trial": "layer-*", "label": "{layer}"}], "columns": sorted(COLUMNS)},
+    {
+        "title": "x",
+        "rows": [{"trial": "layer-*", "label": "{layer}"}],
+        "columns": sorted(name for name in COLUMNS if not is_speed(name)),
+    },
 ]
 KEYS = st.sampled_from(
     sorted(

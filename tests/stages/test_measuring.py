@@ -24,13 +24,13 @@ OTHERWISE: dict[str, Any] = {
     "bos": True,
 }
 ALIKE: dict[str, Any] = {"batch_size": 1, "precision": "float32", "name": "n", "after": "each"}  # auto is float32 here
-OF_TASKS = ("tasks", "num_fewshot", "limit", "include_path")
+OTHER_KINDS = ("tasks", "num_fewshot", "limit", "include_path", "speed")  # of evaluations
 
 
 def test_every_field_that_changes_what_is_measured_makes_figures_incomparable(
     run_trials: RunTrials, text_files: dict[str, str], tmp_path: Path
 ) -> None:
-    assert {*OTHERWISE, *ALIKE, *OF_TASKS, "data", "skip"} == {*EvaluateSpec.model_fields}
+    assert {*OTHERWISE, *ALIKE, *OTHER_KINDS, "data", "skip"} == {*EvaluateSpec.model_fields}
     sliding = {"protocol": "sliding"}  # has a stride
     other = tmp_path / "other.txt"
     other.write_text(Path(text_files["train"]).read_text()[1000:])

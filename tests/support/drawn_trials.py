@@ -36,7 +36,7 @@ def seldom(draw: st.DrawFn, one_in: int = 12) -> bool:
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
     """Values of the type and range of an option."""
-    plain, limits = (get_args(kind)[0], get_args(kind)[1].metadata) if get_args(kind) else (kind, [])
+    plain, *limits = get_args(kind) or (kind,)
     if plain is str:
         return st.sampled_from(["a", "b"])
     if plain is bool:
