@@ -7,7 +7,7 @@ arXiv 2402.12419; Shin et al. 2024, "Rethinking Pruning Large Language Models", 
 
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -149,12 +149,10 @@ class Repair:
 
     def _look(self, block: int, parts: Sequence[_Part]) -> None:
         """Moves the dense stream on, and takes note of what is to be approached."""
-        handles = [part.module.register_forward_hook(_taking(part.targets)) for part in parts]
-        try:
+        with ExitStack() as hooks:
+            for part in parts:
+                hooks.enter_context(part.module.register_forward_hook(_taking(part.targets)))
             self._dense.run(block, keep=True)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _repair(self, block: int, part: _Part, masks: Mapping[str, Tensor]) -> tuple[float, float]:
         """Trains the kept weights of a part; the mean distance of the first pass over the windows, and of the last.
@@ -196,12 +194,8 @@ class Repair:
     def _output(self, block: int, module: nn.Module, batch: int) -> Tensor:
         """What a module of the pruned layer makes of a micro-batch of the second stream."""
         seen: list[Tensor] = []
-        handle = module.register_forward_hook(_taking(seen, stop=True))
-        try:
-            with suppress(StopForward):
-                self._sparse.output(block, batch)
-        finally:
-            handle.remove()
+        with module.register_forward_hook(_taking(seen, stop=True)), suppress(StopForward):
+            self._sparse.output(block, batch)
         return seen[0]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -253,13 +253,8 @@ def bypassed(model: PreTrainedModel, layers: set[int]) -> Iterator[None]:
             )
         return (states, *output[1:]) if isinstance(output, (tuple, list)) else states
 
-    hooks = [
-        blocks[layer].register_forward_hook(skip, with_kwargs=True)
-        for blocks in decoder_lists(model).values()
-        for layer in sorted(layers)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for blocks in decoder_lists(model).values():
+            for layer in sorted(layers):
+                hooks.enter_context(blocks[layer].register_forward_hook(skip, with_kwargs=True))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

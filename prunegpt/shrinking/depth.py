@@ -5,7 +5,7 @@ Each choice is a function of a model, calibration windows and the number of laye
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,12 +200,10 @@ def _watching(blocks: nn.ModuleList, saw: Callable[[int, Tensor, Tensor], None])
 
         return hook
 
-    hooks = [block.register_forward_hook(hook_of(layer), with_kwargs=True) for layer, block in enumerate(blocks)]
-    try:
+    with ExitStack() as hooks:
+        for layer, block in enumerate(blocks):
+            hooks.enter_context(block.register_forward_hook(hook_of(layer), with_kwargs=True))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -213,11 +211,11 @@ def _without(model: PreTrainedModel, layers: set[int], window: Tensor) -> Iterat
     """The model passes over layers, which are not computed where what they return is known to be one tensor."""
     blocks = decoder_blocks(model)[1]
     returned: dict[int, Any] = {}
-    hooks = [blocks[layer].register_forward_hook(_noting(returned, layer)) for layer in layers]
-    with torch.no_grad(), bypassed(model, layers):
+    with torch.no_grad(), ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(blocks[layer].register_forward_hook(_noting(returned, layer)))
+        hooks.enter_context(bypassed(model, layers))
         model(input_ids=window[:, :2].to(model.device), use_cache=False)
-    for hook in hooks:
-        hook.remove()
     simple = {layer for layer in layers if isinstance(returned[layer], Tensor)}
 
     def skip(*given: Any, **named: Any) -> Any:

@@ -43,7 +43,7 @@ def masked(
                 stack.enter_context(_zeroed(old[axis.piece].tensor, _dropped(axis, kept).to(model.device)))
         for name, index, width in _norms(model, old, axes, kept):
             hook = _over(smaller.get_submodule(name), index.to(model.device), width)
-            stack.enter_context(_removed(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)))
+            stack.enter_context(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
         yield
 
 
@@ -135,11 +135,3 @@ def _over(norm: nn.Module, index: Tensor, width: int) -> Any:
         return torch.zeros_like(output).index_copy_(-1, index, norm(states[..., index], *rest))
 
     return hook
-
-
-@contextmanager
-def _removed(hook: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from prunegpt.errors import ShrinkError
 from prunegpt.spec.part import Message
 from prunegpt.spec.shapes import depth_of, share_of, shrunk_config, text_part
-from prunegpt.spec.shrink import BudgetSpec, ShrinkSpec
+from prunegpt.spec.shrink import DEPTHS, BudgetSpec, ShrinkSpec
 
 _KINDS = "layers_block_type"  # what each layer is, of families that stack attention and MLP as layers of their own
 _BYTES = 2  # of a weight in bfloat16
@@ -40,7 +40,7 @@ def drops_of(spec: ShrinkSpec, config: Mapping[str, Any], sizes: Sequence[int] |
     """
     depth = depth_of(config)
     if depth is None:
-        if spec.drop or any(getattr(spec, name) is not None for name in ("layers", "attention", "mlp")):
+        if spec.drop or any(getattr(spec, name) is not None for name in DEPTHS):
             shrunk_config(config, layers=())  # which refuses it
         return Drops()
     if spec.drop:

@@ -166,7 +166,7 @@ def test_parts_of_a_layer_are_repaired_for_themselves(model: Any, windows: Tenso
     assert moved("sublayers") == moved("block") == names
 
 
-def test_experts_that_are_not_pruned_stay_as_they_are(tiny_gpt2: Any, windows: Tensor) -> None:
+def test_experts_that_are_not_pruned_stay_as_they_are(windows: Tensor) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
@@ -194,10 +194,8 @@ def test_experts_that_are_not_pruned_stay_as_they_are(tiny_gpt2: Any, windows: T
             assert torch.equal(view.matrix, was[name].matrix), name
 
 
-@pytest.mark.parametrize("allocation", ALLOCATIONS.builtin_names())
+@pytest.mark.parametrize("allocation", [name for name in ALLOCATIONS.builtin_names() if name != "explicit"])
 def test_what_does_not_go_with_it(allocation: str) -> None:
-    if allocation in ("explicit", "sensitivity"):  # more than a name
-        return
     spec = PruneSpec(method="magnitude", sparsity=0.5, allocation=allocation, repair="block")
     problems = dict(prune_problems(spec))
     assert ("repair" in problems) == (allocation == "global")

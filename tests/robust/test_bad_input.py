@@ -24,7 +24,6 @@ from prunegpt.registry import RENDERERS
 from prunegpt.report.rows import with_planned
 from prunegpt.report.tables import build_table
 from prunegpt.spec.columns import COLUMNS
-from prunegpt.spec.metrics import is_speed
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.spec.read import parse_document, read_document
 from tests.robust.strategies import ODD_NUMBERS, ODD_TEXTS, SCALARS, anything, changed, damaged
@@ -71,12 +70,12 @@ WANDB = {
 }
 TABLES = [
     *QUICKSTART["tables"],
-    {
-        "title": "x",
-        "rows": [{"trial": "layer-*", "label": "{layer}"}],
-        "columns": sorted(name for name in COLUMNS if not is_speed(name)),
-    },
+    {"title": "x", "rows": [{"trial": "layer-*", "label": "{layer}"}], "columns": sorted(COLUMNS)},
 ]
+TIMED = {
+    **QUICKSTART["base"],
+    "evaluate": [QUICKSTART["base"]["evaluate"], {"speed": {"prompt": 32, "generate": 8}}],
+}  # for columns of speed
 KEYS = st.sampled_from(
     sorted(
         {"name", "base", "trials", "tables", "stages", "vary", "search", "space", "train", "prune", "distill", "model"}
@@ -133,7 +132,7 @@ def override(given: tuple[str, Any]) -> None:
 
 
 def tables(declared: Any) -> None:
-    plan = planned({**QUICKSTART, "tables": declared})
+    plan = planned({**QUICKSTART, "base": TIMED, "tables": declared})
     if plan is None:
         return
     results = with_planned((), plan)
@@ -314,7 +313,7 @@ def test_there_are_ten_thousand_cases() -> None:
 
 
 def test_what_is_changed_was_good() -> None:
-    for data in (QUICKSTART, SEARCH, WANDB, {**QUICKSTART, "tables": TABLES}):
+    for data in (QUICKSTART, SEARCH, WANDB, {**QUICKSTART, "base": TIMED, "tables": TABLES}):
         assert plan_data(json.loads(json.dumps(data))).trials
     with pytest.raises(ZeroDivisionError):  # what is no error for people is not let go
         told(lambda: 1 / 0)
