@@ -346,6 +346,7 @@ CALIBRATION_MODES = Registry(
     {
         "random": "prunegpt.lm.calibration:random_windows",
         "first": "prunegpt.lm.calibration:first_windows",
+        "shuffled": "prunegpt.lm.calibration:shuffled_windows",
         "document": "prunegpt.lm.calibration:document_windows",
         "joined": "prunegpt.lm.calibration:joined_windows",
         "distinct": "prunegpt.lm.calibration:distinct_windows",

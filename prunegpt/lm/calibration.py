@@ -74,6 +74,17 @@ def first_windows(
     return tokens[: windows * length].reshape(windows, length)  # [windows, length]
 
 
+def shuffled_windows(
+    rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, windows: int, length: int, seed: int
+) -> NDArray[np.int64]:
+    """The windows of :func:`first_windows` in an order that the seed draws.
+
+    Sums over the windows then differ by their rounding alone: what several seeds differ in is the spread of rounding.
+    """
+    found = first_windows(rows, tokenizer, windows=windows, length=length, seed=seed)
+    return np.random.default_rng(seed).permutation(found)  # [windows, length]
+
+
 def document_windows(
     rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, windows: int, length: int, seed: int
 ) -> NDArray[np.int64]:

@@ -75,7 +75,7 @@ def next_stage(config: StageConfig, place: StagePlace, teacher: str | None = Non
 
 
 def _prune(config: PruneSpec, place: StagePlace) -> StagePlan:
-    filled, text = _filled(config, place.data, place.texts)
+    filled, text = _filled(config, place.data, place)
     payload = {**_common("prune", place), "prune": text}
     if method_entry(config.method).draws or config.repair:
         payload["seed"] = place.seed
@@ -94,7 +94,7 @@ def _shrink(config: ShrinkSpec, place: StagePlace) -> StagePlan:
     text = {name: value for name, value in config.model_dump(exclude={"calibration"}).items() if config.decides(name)}
     calibration = CalibrationSpec()
     if config.reads_text:
-        calibration, text["calibration"] = place.texts.calibration(place.data, config.calibration)
+        calibration, text["calibration"] = place.texts.calibration(place.data, config.calibration, place.seed)
     return StagePlan(
         key=digest({**_common("shrink", place), "shrink": text}),
         kind="shrink",
@@ -115,7 +115,7 @@ def _train(config: FinetuneSpec, place: StagePlace, teacher: str | None) -> Stag
     update: dict[str, Any] = {"train": train, "data": data}
     text = decisive(config, ("keep_zeros", "loss_on"), without=_NOT_IN_KEY)
     if config.prune:
-        update["prune"], text["prune"] = _filled(config.prune, data, place.texts)
+        update["prune"], text["prune"] = _filled(config.prune, data, place)
     neutral = neutral_in(train)
     watching = place.texts.watching(place.evaluation) if evaluates(train) else None
     payload = {
@@ -154,7 +154,7 @@ def _common(kind: str, place: StagePlace) -> dict[str, Any]:
     }
 
 
-def _filled(prune: PruneSpec, data: DataSpec, texts: Texts) -> tuple[PruneSpec, dict[str, Any]]:
+def _filled(prune: PruneSpec, data: DataSpec, place: StagePlace) -> tuple[PruneSpec, dict[str, Any]]:
     """The pruning with its calibration data filled in, and the part that goes into the key."""
     text = prune.model_dump(exclude={"calibration", "propagate"} | ({"repair"} if prune.repair is None else set()))
     if code := CodePart.of(prune.method):
@@ -163,6 +163,6 @@ def _filled(prune: PruneSpec, data: DataSpec, texts: Texts) -> tuple[PruneSpec, 
         text["allocation"] = list(prune.allocation.items())  # in order: the first pattern that matches decides
     if not reads_text(prune):
         return prune.model_copy(update={"calibration": CalibrationSpec()}), text
-    calibration, decisive = texts.calibration(data, prune.calibration)
+    calibration, decisive = place.texts.calibration(data, prune.calibration, place.seed)
     filled = prune.model_copy(update={"calibration": calibration})
     return filled, {**text, "calibration": decisive, "propagate": prune.propagate}

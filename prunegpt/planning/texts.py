@@ -145,8 +145,13 @@ class Texts:
         key = {"format": FORMAT, **key, "files": [(path.name, self.files.hash(path)) for path in files]}
         return PlannedEvaluation(evaluate=filled, key=digest(key), files=tuple(map(str, files)))
 
-    def calibration(self, data: DataSpec, calibration: CalibrationSpec) -> tuple[CalibrationSpec, dict[str, Any]]:
-        """The calibration windows of a pruning, with dataset and length filled in; and what decides the result.
+    def calibration(
+        self, data: DataSpec, calibration: CalibrationSpec, seed: int
+    ) -> tuple[CalibrationSpec, dict[str, Any]]:
+        """The calibration windows of a pruning, with dataset, length and seed filled in; and what decides the result.
+
+        Args:
+            seed: the trial's.
 
         Raises:
             DataError: the text or its split is missing.
@@ -158,6 +163,8 @@ class Texts:
             located = self.of_stage(calibration.data, data)
             update = {"data": located, "split": calibration.split or located.train_split}
             update["length"] = calibration.length or located.block_size
+        if calibration.seed == "trial":
+            update["seed"] = seed
         filled = calibration.model_copy(update=update)
         texts = [self.fingerprint(part.data, part.split) for part in filled.parts]
         key = decisive(filled, ("bos",), without=("data", "split", "sources"))

@@ -133,7 +133,7 @@ def measure(trials: Sequence[TrialResult], windows: WindowsOf) -> Measured | Non
         interval=interval,
         key=key,
         windows=kept,
-        fixed=all(_is_fixed(trial) for trial, _ in done),
+        fixed=all(_is_fixed(trial) for trial, _ in done) and len({trial.stages[-1].key for trial, _ in done}) == 1,
         notes=tuple(notes),
     )
 
@@ -171,6 +171,7 @@ def _windows(
 def _is_fixed(trial: TrialResult) -> bool:
     methods = [builtin_method(stage.prune.method) for stage in trial.plan.stages if stage.prune]
     drawn = any(method is None or method.draws for method in methods)
+    drawn |= any(stage.prune.repair is not None for stage in trial.plan.stages if stage.prune)
     return not drawn and all(stage.kind in _UNCHANGING for stage in trial.plan.stages)
 
 

@@ -164,7 +164,9 @@ class CalibrationSpec(Part):
 
     windows: int = Field(128, ge=1, description="number of windows")
     length: int | None = Field(None, ge=2, description="tokens per window (default: data.block_size)")
-    seed: Seed = Field(0, description="draws the windows")
+    seed: Seed | Literal["trial"] = Field(
+        0, description="draws the windows; `trial` is each trial's own seed, so that several seeds have several draws"
+    )
     mode: Annotated[str, known(CALIBRATION_MODES)] = Field("random", description="how windows are drawn")
     bos: bool = Field(False, description="begin each window with the tokeniser's bos token")
     split: str | None = Field(None, description="dataset split (default: data.train_split)")
@@ -191,6 +193,16 @@ class CalibrationSpec(Part):
             CalibrationPart(source.data, source.split or source.data.train_split, source.mode or self.mode, count)
             for source, count in zip(self.sources, counts, strict=True)
         )
+
+    @model_validator(mode="after")
+    def _drawn(self) -> "CalibrationSpec":
+        modes = {source.mode or self.mode for source in self.sources} or {self.mode}
+        if self.seed == "trial" and modes == {"first"}:
+            raise ValueError(
+                "a calibration seed of `trial` needs windows that a seed draws, got mode first. Use random, or shuffled "
+                "for the same windows in another order."
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_mix(self) -> "CalibrationSpec":

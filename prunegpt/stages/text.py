@@ -77,6 +77,7 @@ def evaluation_windows(evaluate: EvaluateSpec, tokenizer: PreTrainedTokenizerBas
 def calibration(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase, inputs: Inputs, root: Root) -> Tensor:
     """Calibration windows of one source after another, int64 [windows, length]; the plan has filled in all fields."""
     assert spec.length is not None
+    assert spec.seed != "trial"
     found = []
     for part in spec.parts:
         documents: Sequence[str]

@@ -200,6 +200,15 @@ def test_first_calibration_windows_are_the_start_of_the_stream(
     assert windows.dtype == np.int64
 
 
+def test_shuffled_windows_are_the_first_in_another_order(characters: PreTrainedTokenizerFast, rows: list[str]) -> None:
+    draw: dict[str, Any] = {"windows": 6, "length": 20}
+    first = calibration_windows(rows, characters, **draw, mode="first")
+    one, same, other = (calibration_windows(rows, characters, **draw, mode="shuffled", seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert sorted(one.tolist()) == sorted(other.tolist()) == sorted(first.tolist())
+
+
 def test_random_calibration_windows_are_drawn_by_the_seed(characters: PreTrainedTokenizerFast, rows: list[str]) -> None:
     draw: dict[str, Any] = {"windows": 6, "length": 20, "mode": "random"}
     one, same, other = (calibration_windows(rows, characters, **draw, seed=seed) for seed in (1, 1, 2))

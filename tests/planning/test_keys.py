@@ -15,6 +15,7 @@ from prunegpt.planning import corpus, fingerprint, rehearsed
 from prunegpt.planning import stages as planned_stages
 from prunegpt.planning.fingerprint import Files, digest, versions
 from prunegpt.planning.rehearsed import OWN_OPTIMIZERS
+from prunegpt.registry import CALIBRATION_MODES
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.read import set_path
@@ -583,3 +584,28 @@ def test_the_library_of_an_optimizer_or_kernel_decides(
         keys.append([trial_of(stage, base=base).key for stage in (plain, other)])
     assert keys[0][0] == keys[1][0]
     assert keys[0][1] != keys[1][1]
+
+
+CALIBRATED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "prune": ("stages.0.prune", {"method": "wanda", "sparsity": 0.5}),
+    "finetune": ("stages.0.finetune.prune", {"method": "sparsegpt", "sparsity": 0.5, "end": 1}),
+    "shrink": ("stages.0.shrink", {"layers": 1, "choice": "influence"}),
+}
+
+
+@pytest.mark.parametrize("mode", {*CALIBRATION_MODES.builtin_names()} - {"first"})
+@pytest.mark.parametrize("kind", CALIBRATED)
+def test_each_seed_of_a_trial_may_draw_its_own_calibration(kind: str, mode: str) -> None:
+    path, config = CALIBRATED[kind]
+
+    def stages(seed: int | str, seeds: list[int]) -> list[tuple[str, int | str]]:
+        trial: dict[str, Any] = {"name": "drawn", "seeds": seeds, "stages": [{kind: {}}]}
+        calibration = {"windows": 4, "length": 32, "mode": mode, "seed": seed}
+        set_path(trial, path.split("."), {**config, "calibration": calibration})
+        found = [trial.stages[-1] for trial in plan_of(trial).trials]
+        return [(stage.key, stage.calibration.seed) for stage in found if stage.calibration]
+
+    drawn = stages("trial", [3, 5])
+    assert [seed for _, seed in drawn] == [3, 5]
+    assert drawn == stages(3, [3]) + stages(5, [5])
+    assert drawn[0][0] != drawn[1][0]

@@ -1,12 +1,15 @@
 """Seeds against closed forms and simulation."""
 
 import math
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import pytest
 
 from prunegpt.errors import ReportError
+from prunegpt.report.measure import measure
 from prunegpt.report.statistics import (
     VarianceSource,
     combined_test,
@@ -16,7 +19,7 @@ from prunegpt.report.statistics import (
     spread,
     spread_interval,
 )
-from tests.support.results import draw_windows
+from tests.support.results import Kept, draw_windows
 
 
 def _flat(loss: float, count: int = 30) -> np.ndarray:
@@ -125,3 +128,26 @@ def test_refuses_other_windows_and_empty_sides() -> None:
         compare_seeds(runs, {1: draw_windows(3.0), 2: draw_windows(3.0, count=10)})
     with pytest.raises(ReportError, match="at least one measured run on each side"):
         compare_seeds(runs, {})
+
+
+@pytest.mark.parametrize(
+    ("prune", "keys", "fixed"),
+    [
+        ({"method": "magnitude"}, ("same", "same"), True),
+        ({"method": "wanda"}, ("one draw", "another"), False),
+        ({"method": "random"}, ("same",), False),
+        ({"method": "wanda", "repair": "block"}, ("same",), False),
+    ],
+)
+def test_what_a_seed_changes_is_not_fixed(prune: Mapping[str, Any], keys: Sequence[str], fixed: bool) -> None:
+    kept = Kept()
+    windows = draw_windows(3.0)
+    trials = [
+        kept.trial(
+            f"a@{seed}", windows, seed=seed, stages=[{"kind": "prune", "prune": {"sparsity": 0.5, **prune}, "key": key}]
+        )
+        for seed, key in enumerate(keys)
+    ]
+    found = measure(trials, kept)
+    assert found is not None
+    assert found.fixed == fixed
