@@ -199,8 +199,8 @@ class CalibrationSpec(Part):
         modes = {source.mode or self.mode for source in self.sources} or {self.mode}
         if self.seed == "trial" and modes == {"first"}:
             raise ValueError(
-                "a calibration seed of `trial` needs windows that a seed draws, got mode first. Use random, or shuffled "
-                "for the same windows in another order."
+                "a calibration seed of `trial` needs windows that a seed draws, got mode first. Use random, or "
+                "shuffled for the same windows in another order."
             )
         return self
 
