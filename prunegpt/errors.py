@@ -4,12 +4,15 @@ Every message states the rule, then the value that broke it, then a hint. The co
 :class:`PruneGPTError` and exits with 1; anything else is a defect of ours and keeps its trace.
 """
 
+import re
 import shlex
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 _LISTED = 12  # valid names shown in one message
+_NAMED = 4  # trials shown in one message
+_BELOW_TRIAL = re.compile(r"^trials\.\d+\.?")  # of a field's path: which trial it is of
 
 
 class PruneGPTError(Exception):
@@ -23,6 +26,7 @@ class Problem:
     where: str  # the path of the field, as `--set` takes it: trials.0.stages.1.prune.sparsity
     message: str
     line: int | None = None  # counted from 1 in the file
+    trial: str = field(default="", compare=False)  # what the spec calls the trial that has the field
 
     def __str__(self) -> str:
         place = f"line {self.line}: " if self.line else ""
@@ -30,13 +34,31 @@ class Problem:
 
 
 class SpecError(PruneGPTError):
-    """A spec that cannot run. All its problems are reported at once."""
+    """A spec that cannot run. All its problems are reported at once, and what several trials have once."""
 
     def __init__(self, problems: Iterable[Problem], source: str = "the spec") -> None:
         self.problems = tuple(problems)
         self.source = source
-        count = counted(len(self.problems), "problem")
-        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in self.problems)]))
+        told = _told(self.problems)
+        super().__init__("\n".join([f"{source}: {counted(len(told), 'problem')}", *(f"  {text}" for text in told)]))
+
+
+def _told(problems: Iterable[Problem]) -> list[str]:
+    """The problems in words: one and the same field of several trials once, with the trials."""
+    alike: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        alike.setdefault((_BELOW_TRIAL.sub("", problem.where), problem.message), []).append(problem)
+    return [f"{found[0]}{_others(found)}" for found in alike.values()]
+
+
+def _others(found: Sequence[Problem]) -> str:
+    """The end of a message: the trials that have the same problem as the first one."""
+    if len(found) == 1:
+        return ""
+    named = [problem.trial or problem.where for problem in found[:_NAMED]]
+    lines = [f" (line {problem.line})" if problem.line else "" for problem in found[:_NAMED]]
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f" In {len(found)} trials: {', '.join(map(str.__add__, named, lines))}{more}."
 
 
 class UnknownPartError(PruneGPTError, ValueError):

@@ -43,7 +43,15 @@ class Document:
         return path
 
     def problem(self, path: Sequence[str | int], message: str) -> Problem:
-        return Problem(".".join(str(step) for step in path), message, self.line(path))
+        return Problem(".".join(str(step) for step in path), message, self.line(path), self._trial(path))
+
+    def _trial(self, path: Sequence[str | int]) -> str:
+        """What the spec calls the trial that a field is of; empty where it is of none, or has no name."""
+        match path:
+            case ("trials", int(index), *_):
+                trial = self.data["trials"][index]
+                return str(trial.get("name", "")) if isinstance(trial, Mapping) else ""
+        return ""
 
 
 def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:

@@ -1,12 +1,13 @@
 """One problem of a spec hides no other: whatever field is malformed, all that is wrong elsewhere is told beside it."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prunegpt.errors import SpecError
-from prunegpt.planning.resolve import plan_data
+from prunegpt.planning.resolve import plan_data, plan_file
 from prunegpt.spec.schema import Settings, Spec
 
 NONSENSE = {"nonsense": [{"nonsense": 1}]}  # what no field takes
@@ -118,3 +119,38 @@ def test_a_base_that_is_no_mapping_hides_nothing(base: Any) -> None:
         trial.setdefault("model", "builtin:tiny-gpt2")
         trial.setdefault("data", {"path": "builtin:text", "block_size": 32})
     assert told("base: must be a mapping", problems(spec))
+
+
+@pytest.mark.parametrize("place", range(len(PLANTED)))
+def test_what_several_trials_have_is_told_once(place: int) -> None:
+    spec = copy.deepcopy(SPEC)
+    trial = spec["trials"][place]
+    spec["trials"] = [{**copy.deepcopy(trial), "name": f"{trial['name']}-{number}"} for number in range(6)]
+    with pytest.raises(SpecError) as caught:
+        plan_data(spec)
+    message, text, name = [*PLANTED.values()][place], str(caught.value), trial["name"]
+    assert text.count(message) == 1
+    assert f" In 6 trials: {name}-0, {name}-1, {name}-2, {name}-3 and 2 more." in text
+    assert text.startswith("the spec: 1 problem\n")
+    assert len(caught.value.problems) == 6, "programs see each with its place"
+
+
+def test_a_problem_that_several_trials_have_names_the_lines_of_all_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "many.yaml"
+    path.write_text(
+        """\
+name: many
+base: {model: "builtin:tiny-gpt2", data: {path: "builtin:text", block_size: 32}}
+trials:
+  - name: one
+    stages: [{prune: {method: magnitude, sparsity: 90}}, {prune: {method: magnitude, sparsity: 90}}]
+  - name: two
+    stages: [{prune: {method: magnitude, sparsity: 90}}]
+"""
+    )
+    with pytest.raises(SpecError) as caught:
+        plan_file(path)
+    first, second = str(caught.value).splitlines()[1:]
+    assert first.startswith("  line 5: trials.0.stages.0.prune.sparsity: ")
+    assert first.endswith(" In 2 trials: one (line 5), two (line 7).")
+    assert second.startswith("  line 5: trials.0.stages.1.prune.sparsity: "), "another field is another problem"
