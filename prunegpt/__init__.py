@@ -36,6 +36,7 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
     web/          the dashboard
 
     api           the same from Python: Sweep, run, table
+    running       opens all that a run of a sweep needs, for both
     cli/          one file a command group, on top of both sides
 
 A module imports only what `tests/test_imports.py` allows its part to, downwards on this map, and the two sides never

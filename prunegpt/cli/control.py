@@ -271,10 +271,11 @@ def execute(
         LaunchError: another coordinator has the root and `wait` is off, or nothing can be started.
         typer.Exit: with 1, where trials failed or the run was interrupted.
     """
-    from prunegpt.api import start, stored
+    from prunegpt.api import stored
     from prunegpt.cli.progress import follow
     from prunegpt.cli.tables import print_tables
     from prunegpt.report.declared import tables_of
+    from prunegpt.running import start
 
     with follow(planner.plan) as on_event:
         outcome = start(
