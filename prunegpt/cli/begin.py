@@ -35,7 +35,7 @@ def init(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="[study|oneshot|search|seeds|shrink]",
+            metavar="[study|oneshot|search|seeds|recover|shrink]",
             help="Template.",
             show_default=False,
             autocompletion=complete.templates,
@@ -78,7 +78,7 @@ def init(
     """Write a commented spec to start from.
 
     study: pruning, fine-tuning and distillation; oneshot: methods by sparsities; search: two objectives with early
-    stopping; seeds: means over seeds; shrink: prune, then recover by distillation.
+    stopping; seeds: means over seeds; recover: prune, then distil; shrink: fewer and narrower layers, healed.
     """
     from prunegpt.errors import PruneGPTError, unknown
     from prunegpt.root import write_text

@@ -291,7 +291,7 @@ def prune(
     check_ledger(state)
     zeros = count_zeros(state)
     after = measure(loaded, tokenizer, text, precision) if text else None
-    save(state, out, overwrite, keep_dtype=keep_dtype)
+    save(state, out, overwrite, "prune", keep_dtype=keep_dtype)
     notes = [*state.notes, *result.notes]
     if state.stored != "float32" and not keep_dtype:
         notes.append(f"the weights are stored in {state.stored} and were saved in float32; --keep-dtype saves theirs")
@@ -325,17 +325,20 @@ def prune(
     print(f"saved {out}")
 
 
-def save(state: "ModelState", out: Path, overwrite: bool, *, keep_dtype: bool = False) -> None:
-    """A model with its tokenizer and masks as a folder, which appears whole."""
+def save(state: "ModelState", out: Path, overwrite: bool, made_by: str, *, keep_dtype: bool = False) -> None:
+    """A model with its tokenizer and masks as a folder, which appears whole; `made_by`: the command."""
     from prunegpt.exporting.folder import write_masks
     from prunegpt.lm.models import save_model
-    from prunegpt.root import publishing
+    from prunegpt.planning.fingerprint import versions
+    from prunegpt.planning.sources import ABOUT
+    from prunegpt.root import publishing, write_json
 
     check_out(out, overwrite)  # once more: what came before may have taken hours
     with publishing(out.resolve(), replace=overwrite) as folder:
         dtype = state.stored if keep_dtype else None
         save_model(state.model, state.tokenizer, folder, processor=state.processor, dtype=dtype)
         write_masks(state, folder)
+        write_json(folder / ABOUT, {"made_by": f"prunegpt {made_by}", "versions": versions()})
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -360,8 +363,8 @@ def check_out(out: Path, overwrite: bool) -> None:
     if not out.is_dir() or others or (names and not ("config.json" in names and {MASKS, ABOUT} & set(names))):
         held = f"holds {', '.join(others[:3])}" if others else "is none"
         raise PruneGPTError(
-            f"--overwrite replaces an empty folder or a model that `prune` or `export` wrote; {out} {held}. Choose "
-            "another folder, or remove that one yourself."
+            f"--overwrite replaces an empty folder or a model that `prune`, `shrink` or `export` wrote; {out} {held}. "
+            "Choose another folder, or remove that one yourself."
         )
     if Path.cwd().is_relative_to(out.resolve()):
         raise PruneGPTError(f"OUT must not be the current folder, got {out}. Name another, or go elsewhere.")

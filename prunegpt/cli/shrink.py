@@ -146,7 +146,7 @@ def shrink(
         round_to(state.model, state.stored)
     check_ledger(state)
     after = measure(state.model, state.tokenizer, text, precision) if text else None
-    save(state, out, overwrite, keep_dtype=keep_dtype)
+    save(state, out, overwrite, "shrink", keep_dtype=keep_dtype)
     notes = [*state.notes, *result.notes]
     if state.stored != "float32" and not keep_dtype:
         notes.append(f"the weights are stored in {state.stored} and were saved in float32; --keep-dtype saves theirs")

@@ -1,5 +1,6 @@
 """Applies a decision: the config of the smaller shape, an ordinary transformers model of it, and the slices kept."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -8,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from prunegpt.errors import ShrinkError
 from prunegpt.lm.multimodal import read_text
 from prunegpt.lm.views import decoder_lists
 from prunegpt.shrinking.pieces import Piece, pieces
+from prunegpt.shrinking.twin import rounding
 from prunegpt.spec.shapes import shrunk_config
 
 _NUMBERS = frozenset({"layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", "block_index", "idx"})
@@ -203,7 +205,7 @@ def _check_sameness(model: PreTrainedModel, smaller: PreTrainedModel, layers: tu
             "those make: keep them."
         ) from error
     apart = (expected - found).abs().max().item()
-    if not apart <= 1e-4 * max(1.0, expected.abs().max().item()):  # also where one of them is not a number
+    if not apart <= rounding(model.dtype, expected):  # also where one of them is not a number
         raise ShrinkError(
             f"a model without some layers must compute what it did with them passed over; the logits of "
             f"{type(model).__name__} are {apart:.2g} apart ({place}). Its layers depend on their number or on each "
@@ -235,7 +237,11 @@ def _check_cache(model: PreTrainedModel, smaller: PreTrainedModel, tokens: Tenso
 def _with_cache(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """The logits of the last token, the others taken from a cache: [batch, vocabulary]."""
     before = model(input_ids=tokens[:, :-1], use_cache=True)
-    name = next(name for name in _CACHES if name in before)
+    name = next((name for name in _CACHES if name in before), None)
+    if name is None:  # one is filled that is given, as `generate` does
+        name = next(name for name in _CACHES if name in inspect.signature(model.forward).parameters)
+        before = {name: DynamicCache(config=model.config)}
+        model(input_ids=tokens[:, :-1], use_cache=True, **before)
     found: Tensor = model(input_ids=tokens[:, -1:], use_cache=True, **{name: before[name]}).logits
     return found[:, -1]
 

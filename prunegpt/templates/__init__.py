@@ -6,8 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 
 QUICKSTART = "quickstart"
-_BUILTIN = {"BATCH": "16", "RATE": "2.0e-3", "LOWEST": "7.0e-4", "HIGHEST": "7.0e-3", "WINDOWS": "16"}
-_OTHERS = {"BATCH": "4", "RATE": "5.0e-5", "LOWEST": "1.0e-5", "HIGHEST": "2.0e-4", "WINDOWS": "128"}
+_BUILTIN = {"BATCH": "16", "RATE": "2.0e-3", "LOWEST": "7.0e-4", "HIGHEST": "7.0e-3", "WINDOWS": "16", "PROMPT": "64"}
+_OTHERS = {"BATCH": "4", "RATE": "5.0e-5", "LOWEST": "1.0e-5", "HIGHEST": "2.0e-4", "WINDOWS": "128", "PROMPT": "512"}
 
 
 def names() -> list[str]:

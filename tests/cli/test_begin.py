@@ -1,5 +1,6 @@
 """quickstart and init: what they write is a spec that can be run, from the package alone."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ PACKAGE = Path(prunegpt.__file__).parent
 
 
 def test_the_list_of_templates_is_whole() -> None:
-    assert set(names()) == {"oneshot", "search", "seeds", "shrink", "study"}
+    assert set(names()) == {"oneshot", "recover", "search", "seeds", "shrink", "study"}
 
 
 @pytest.mark.parametrize("kind", names())
@@ -29,6 +30,29 @@ def test_a_template_passes_the_check(invoke: Invoke, tmp_path: Path, kind: str) 
     assert "already" in invoke("init", kind, spec, fails=True)
 
 
+def shorter(written: str) -> list[str]:
+    """Settings by which a spec fits the small model."""
+    settings = ["base.data.block_size=32"]
+    if "speed: " in written:
+        settings += ["base.evaluate.0.max_windows=4", "base.evaluate.1.speed={prompt: 16, generate: 8, repeats: 6}"]
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", names())
+def test_what_a_template_writes_runs(
+    invoke: Invoke, forked: None, tmp_path: Path, model_folder: Path, text_files: dict[str, str], kind: str
+) -> None:
+    spec, root = tmp_path / f"{kind}.yaml", tmp_path / "runs"
+    texts = ("--data", text_files["train"], "--validation", text_files["validation"])
+    invoke("init", kind, spec, "--model", model_folder, *texts)
+    less = ("--set", "base.data.max_train_blocks=120")
+    invoke("sweep", "run", spec, *shorter(spec.read_text(encoding="utf-8")), *less, "--root", root)
+    states = {row["state"] for row in json.loads(invoke("sweep", "status", kind, "--json", "--root", root))["trials"]}
+    assert states <= {"finished", "stopped"}  # by early stopping
+    assert "finished" in states
+
+
 @pytest.mark.parametrize("kind", names())
 def test_a_template_takes_a_model_and_texts(
     invoke: Invoke, tmp_path: Path, model_folder: Path, text_files: dict[str, str], kind: str
@@ -39,8 +63,7 @@ def test_a_template_takes_a_model_and_texts(
     written = spec.read_text(encoding="utf-8")
     assert str(model_folder) in written
     assert text_files["validation"] in written
-    shorter = ("--set", "base.data.block_size=32")
-    assert kind in invoke("sweep", "check", spec, *shorter)
+    assert kind in invoke("sweep", "check", spec, *shorter(written))
     one = fill(kind, name=kind, model="gpt2", data={"path": "wikitext"})
     assert '"gpt2"' in one
     assert '{"path": "wikitext", "block_size": 512}' in one

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -101,6 +102,24 @@ def test_overwrite_replaces_nothing_but_a_model_of_ours(
     refusal = invoke(*arguments, "--overwrite", fails=True)
     assert f"{out} holds {strange.partition('/')[0]}. Choose another folder" in refusal
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+OVERWRITING = {"prune": ("--method", "magnitude", "--sparsity", "0.5"), "shrink": ("--drop", "0"), "export": ()}
+
+
+@pytest.mark.parametrize("command", OVERWRITING)
+def test_what_a_command_wrote_it_replaces(invoke: Invoke, model_folder: Path, tmp_path: Path, command: str) -> None:
+    arguments = (command, model_folder, tmp_path / "out", *OVERWRITING[command])
+    invoke(*arguments)
+    assert "exists already" in invoke(*arguments, fails=True)
+    invoke(*arguments, "--overwrite")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_every_command_that_overwrites_is_called() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = {name for name, command in commands.items() if {"out", "overwrite"} <= {one.name for one in command.params}}
+    assert found == {*OVERWRITING}
 
 
 def test_overwrite_does_not_touch_where_one_stands_or_a_model_of_others(

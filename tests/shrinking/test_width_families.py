@@ -19,7 +19,7 @@ from prunegpt.errors import ShrinkError
 from prunegpt.lm.models import load_model, save_model
 from prunegpt.lm.views import all_matrices
 from prunegpt.shrinking.cut import Slice
-from prunegpt.shrinking.width import activation_importance, cut_width
+from prunegpt.shrinking.width import WIDTHS, activation_importance, cut_width
 from prunegpt.spec.shapes import shrunk_config
 from tests.support.families import decoders, tiny
 
@@ -159,5 +159,19 @@ def test_a_width_can_be_cut_or_is_refused_with_the_reason(what: str, family: str
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("what", SIZES)
+@torch.no_grad()
+def test_in_float64_nothing_is_left_of_the_difference(what: str, tmp_path: Path) -> None:
+    """What is seen of it in float32 is rounding, of the size of the logits and not of the model."""
+    model = model_of(GATE[what][0], tmp_path).double()
+    windows = torch.randint(2, 60, (2, 12), generator=torch.Generator().manual_seed(0))  # [windows, length]
+    config = shrunk_config(model.config.to_dict(), **{what: SIZES[what]})  # type: ignore[arg-type]
+    found = cut_width(model, config, what, partial(activation_importance, windows=windows))[0]
+    with without(model, found.model, found.slices):
+        expected = model(input_ids=windows, use_cache=False).logits
+    torch.testing.assert_close(found.model(input_ids=windows, use_cache=False).logits, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_the_listed_families_are_there() -> None:
+    assert set(SIZES) == set(WIDTHS)
     assert set(decoders()) >= {name for names in (*GATE.values(), *REFUSED.values()) for name in names}
