@@ -129,13 +129,16 @@ def models_on_disk(stage: StagePlan) -> int:
     """How many times its model a stage has on the disk at its peak, what it publishes included.
 
     A checkpoint is the weights and, of Adam, two moments; the next one is written before the last one goes, and the
-    best one stays where the stage chooses it. One-shot pruning keeps the layers that it has solved, and the sums of a
-    gradient pass. What `keep_checkpoints` keeps, and other optimizers, are not counted.
+    best one stays where the stage chooses it; with an adapter it is a small part of that. One-shot pruning keeps the
+    layers that it has solved, and the sums of a gradient pass. What `keep_checkpoints` keeps, and other optimizers, are
+    not counted.
     """
     if stage.prune is not None:
         return 4 if method_entry(stage.prune.method).needs & GRADIENTS else 2
     if stage.training is None:
         return 1
+    if stage.training.adapter and not {"embeddings", "head"} & {*stage.training.adapter.also}:
+        return 2
     return 3 * (3 if stage.training.train.get("load_best_model_at_end") else 2)
 
 

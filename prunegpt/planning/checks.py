@@ -15,6 +15,7 @@ from prunegpt.planning.rehearsed import refused
 from prunegpt.planning.sources import has_chat_template, has_tokenizer, no_tokenizer, quantised_by, quantised_problem
 from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
+from prunegpt.spec.adapter import adapter_problems
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.metrics import evaluation_of, is_measured, is_speed, is_task
 from prunegpt.spec.part import Message
@@ -59,6 +60,12 @@ def stage_problems(
     if config.prune:
         for path, message in _pruning_problems(config.prune, facts, block_size, _length(arguments)):
             yield f"prune.{path}".rstrip("."), message
+    if config.adapter:
+        known = outline_of(facts) if facts else None
+        for path, message in adapter_problems(
+            config.adapter, known.matrices if known else None, prunes=config.prune is not None
+        ):
+            yield f"adapter.{path}".rstrip("."), message
     ill_matched = list(training_problems(arguments, prunes=config.prune is not None))
     for name, message in ill_matched:
         yield f"train.{name}", message

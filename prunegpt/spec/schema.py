@@ -15,6 +15,7 @@ from prunegpt.registry import (
     SCHEDULES,
     SOLVERS,
 )
+from prunegpt.spec.adapter import AdapterSpec
 from prunegpt.spec.code import CodePart
 from prunegpt.spec.columns import check_column
 from prunegpt.spec.data import CalibrationSpec as CalibrationSpec
@@ -173,6 +174,9 @@ class FinetuneSpec(Part):
     train: Arguments = Field({}, description="names of transformers.TrainingArguments, over those of the trial")
     data: DataSpec | None = Field(None, description="dataset for training (default: the trial's data)")
     prune: GradualSpec | None = Field(None, description="prune while training")
+    adapter: AdapterSpec | None = Field(
+        None, description="train low-rank updates of the weights that masks keep, in place of the weights"
+    )
     loss_on: Literal["all", "responses"] = Field(
         "all", description="responses: of chat messages, only what the assistant says is trained on"
     )

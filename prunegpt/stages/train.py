@@ -20,6 +20,7 @@ from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import masks_from_zeros, masks_hash
 from prunegpt.pruning.statistics import evaluating
 from prunegpt.root import Root
+from prunegpt.spec.adapter import adapter_problems
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse, update_problems
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
@@ -30,6 +31,7 @@ from prunegpt.stages.budget import coverage_notes, method_options, scope_of, spa
 from prunegpt.stages.prune import merged
 from prunegpt.stages.teach import objective_for
 from prunegpt.training import TrainingJob, train
+from prunegpt.training.adapter import Adapter
 
 
 def finetune(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
@@ -62,6 +64,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
     moving = tuple(job.prune.sparsities) if job.prune else ()
     names = tuple(dict.fromkeys([*before.masks, *moving]))
     enforcer = Enforcer(select(state.model, targets=names) if names else {}, before.masks)
+    adapter = Adapter(state.model, config.adapter, before.masks, seed=plan.seed) if config.adapter else None
     outcome = train(
         state.model,
         blocks,
@@ -74,13 +77,15 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
         enforcer=enforcer,
         pruner=pruner_of(job.prune, enforcer, state, windows) if job.prune else None,
         objective=objective,
+        adapter=adapter,
         evaluate=lambda model: setting.measure(state.model, state.tokenizer),
         stop=setting.stop,
         keep_checkpoints=config.keep_checkpoints,
         micro_batch_divisor=setting.micro_batch_divisor,
     )
     state.pruned = before
-    notes = (*outcome.notes, *blocks.notes, *divided_note(config.train, setting.micro_batch_divisor))
+    trained = (adapter.note,) if adapter else ()
+    notes = (*outcome.notes, *trained, *blocks.notes, *divided_note(config.train, setting.micro_batch_divisor))
     if config.prune:
         pruned = {name: enforcer.views[name] for name in moving}
         notes = (*notes, *text.mix_notes(config.prune.calibration), *coverage_notes(config.prune, state, pruned))
@@ -123,6 +128,8 @@ def resolve(
         PruneGPTError: the stage cannot do what its config says.
     """
     refuse(training_problems(config.train, prunes=config.prune is not None))
+    if config.adapter:
+        refuse(adapter_problems(config.adapter, prunes=config.prune is not None))
     if config.prune:
         refuse(prune_problems(config.prune, matrices(state.model)))
     steps, per_epoch = count_steps(config.train, blocks)

@@ -17,6 +17,7 @@ from prunegpt.planning.budget import micro_batch
 from prunegpt.points import Emit
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.training.adapter import Adapter
 from prunegpt.training.job import TrainingJob
 from prunegpt.training.trainer import JobTrainer, last_checkpoint, step_of
 
@@ -47,6 +48,7 @@ def train(
     enforcer: Enforcer,
     pruner: GradualPruner | None = None,
     objective: DistillationObjective | None = None,
+    adapter: Adapter | None = None,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     stop: Callable[[], bool] = lambda: False,
     keep_checkpoints: bool = False,
@@ -67,6 +69,7 @@ def train(
         enforcer: the masks of the model: those of earlier stages, and those that move.
         pruner: moves masks, as the job says.
         objective: distillation; None trains on the model's own cross-entropy.
+        adapter: of the model, merged at the end; None: all weights are trained.
         evaluate: measures in mid-training, where `eval_strategy` asks for it; its `loss` selects the best model.
         stop: asked after every step; True ends training with a checkpoint.
         keep_checkpoints: leave all that `save_strategy` asks for; else only the newest, for resuming after a crash.
@@ -101,6 +104,7 @@ def train(
         measure=evaluate,
         stop=stop,
         checkpoint_seconds=checkpoint_seconds,
+        adapter=adapter,
     )
     last = _agreed(last_checkpoint(work))
     if last and step_of(last) >= job.steps:  # all is done but publishing; transformers would take another step
@@ -116,6 +120,8 @@ def train(
             f"a training must take the optimizer steps that it was planned with, {job.steps}; it took {reached}. "
             "Nothing was published; report the training arguments that were used."
         )
+    if adapter:
+        adapter.merge()
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise DivergedError(

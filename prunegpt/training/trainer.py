@@ -34,6 +34,7 @@ from prunegpt.recipes.learning_rate import LearningRateCurve
 from prunegpt.records import TOTAL_STEPS
 from prunegpt.root import read_json, write_json
 from prunegpt.spec.names import by_parameter
+from prunegpt.training.adapter import Adapter
 from prunegpt.training.job import TrainingJob
 
 MARKER = "prunegpt.json"  # written last into a checkpoint: what lacks it was cut by a crash
@@ -94,6 +95,7 @@ class JobTrainer(Trainer, TrainerCallback):
         measure: Callable[[nn.Module], Mapping[str, float]] | None,
         stop: Callable[[], bool],
         checkpoint_seconds: float,
+        adapter: Adapter | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -109,6 +111,7 @@ class JobTrainer(Trainer, TrainerCallback):
         self.measure = measure
         self.stop = stop
         self.checkpoint_seconds = checkpoint_seconds
+        self.adapter = adapter
         self.guard = DivergenceGuard(self.model.get_input_embeddings().weight.shape[0])
         self.tokens = 0
         self.interrupted = False
@@ -203,6 +206,27 @@ class JobTrainer(Trainer, TrainerCallback):
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The weights of a checkpoint: all, or with an adapter those that are trained."""
+        if self.adapter is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.adapter.save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.adapter is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.adapter.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.adapter is None:
+            super()._load_best_model()
+        else:
+            self.adapter.load(Path(self.state.best_model_checkpoint or ""))
 
     def _emit(self, name: str, value: float) -> None:
         self.emit(self.state.global_step, self.state.epoch or 0.0, name, value, self.tokens)

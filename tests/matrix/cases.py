@@ -82,6 +82,16 @@ SCHEDULERS = {
     f"scheduler {name}": {"lr_scheduler_type": name, **_SCHEDULERS.get(name, {})} for name in choices()["SchedulerType"]
 }
 
+# What trains once more, with the masks held.
+_LOW_RANK = {"train": {"num_train_epochs": 1}, "adapter": {"rank": 4}}
+AFTER: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "nothing": {},
+    "finetune": {"finetune": {"train": {"num_train_epochs": 1}}},
+    "adapter": {"finetune": _LOW_RANK},
+    "adapter, distilled": {"distill": _LOW_RANK},
+    "adapter, cached": {"distill": {**_LOW_RANK, "cache": {"k": 16}}},
+}
+
 AXES: Mapping[str, tuple[str, ...]] = {
     "method": (*CRITERIA.names(), *SOLVERS.names()),
     "schedule": tuple(SCHEDULES.names()),
@@ -92,7 +102,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     **{axis: tuple(values) for axis, values in ARGUMENTS.items()},
     "before": ("dense", "pruned"),
     "masks": ("close", "regrow"),
-    "after": ("nothing", "finetune"),
+    "after": tuple(AFTER),
     "way": ("stopped", "killed"),  # what happens to it on the way, see `runs.py`
 }
 CHOSEN_MASKS = ("method", "schedule", "allocation", "pattern")  # all of their combinations are in the whole matrix
@@ -111,8 +121,8 @@ def trial_of(case: Case, model: str) -> dict[str, Any]:
     stages: list[Any] = [{"finetune" if fields is None else "distill": stage}]
     if case["before"] == "pruned":
         stages.insert(0, PRUNED)
-    if case["after"] == "finetune":
-        stages.append({"finetune": {"train": {"num_train_epochs": 1}}})
+    for kind, after in AFTER[case["after"]].items():
+        stages.append({kind: {**after, **({"teacher": {"model": model}} if kind == "distill" else {})}})
     return {"name": "case", "stages": stages}
 
 

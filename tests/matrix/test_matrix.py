@@ -81,7 +81,7 @@ def undisturbed_and(
     ways: Sequence[Way], case: Case, model: Path, texts: dict[str, str], prepared: Path, folder: Path
 ) -> None:
     """A case comes to the same whatever happened to it on the way."""
-    steps = STEPS + (BLOCKS // BATCH if case["after"] == "finetune" else 0)
+    steps = STEPS + (BLOCKS // BATCH if case["after"] != "nothing" else 0)
     step = random.Random(name_of(case)).randrange(1, steps + 1)
     results = {}
     for way in ("undisturbed", *ways):

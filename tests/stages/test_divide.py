@@ -1,7 +1,6 @@
 """Smaller micro-batches after an out-of-memory: the same training, also from a checkpoint of larger ones."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,6 @@ from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.training.trainer import JobTrainer
 from tests.support.running import run_attempt
-
-
-@pytest.fixture
-def still_model(model_folder: Path, tmp_path: Path) -> Path:
-    """A model without dropout, whose training does not depend on how a batch is cut."""
-    folder = tmp_path / "still"
-    shutil.copytree(model_folder, folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
 
 
 def run(home: Path, model: Path, files: dict[str, str], *, divide: int = 1, attempt: int = 1) -> AttemptRecord:

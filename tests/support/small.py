@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -27,6 +28,17 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 of two blocks with the built-in tokeniser, as an ordinary transformers folder."""
     return make_model(tmp_path_factory.mktemp("model") / "tiny", layers=2)
+
+
+@pytest.fixture
+def still_model(model_folder: Path, tmp_path: Path) -> Path:
+    """A model without dropout, whose training does not depend on how a batch is cut."""
+    folder = tmp_path / "still"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
 
 
 def make_model(folder: Path, **shape: int) -> Path:
