@@ -266,6 +266,22 @@ SCHEDULES = Registry(
         "acdc": "prunegpt.spec.schedules:acdc",
     },
 )
+_Strength = Annotated[float, Ge(0)]
+_Share = Annotated[float, Ge(0), Le(1), "It is a share of the way from start to end of pruning; AST has 0.25."]
+MASK_MODES = Registry(
+    "mask mode",
+    {
+        "projected": "prunegpt.pruning.enforce:Enforcer",
+        "live": Entry("prunegpt.pruning.modes.live:Live", options={"decay": _Strength, "ramp": _Share}),
+        "rigl": Entry(
+            "prunegpt.pruning.modes.rigl:Rigl",
+            options={"fraction": Annotated[float, Ge(0), Le(1), "It is a share of the kept weights; 0.3 is usual."]},
+            needs=frozenset({"gradient"}),
+        ),
+        "elsa": Entry("prunegpt.pruning.modes.elsa:Elsa", options={"penalty": _Strength, "ramp": _Share}),
+    },
+    given=frozenset({"views", "masks", "moving"}),
+)
 _ALLOCATIONS = "prunegpt.pruning.allocation"
 
 ALLOCATIONS = Registry(

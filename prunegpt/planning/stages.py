@@ -156,13 +156,13 @@ def _common(kind: str, place: StagePlace) -> dict[str, Any]:
 
 def _filled(prune: PruneSpec, data: DataSpec, place: StagePlace) -> tuple[PruneSpec, dict[str, Any]]:
     """The pruning with its calibration data filled in, and the part that goes into the key."""
-    text = prune.model_dump(exclude={"calibration", "propagate"} | ({"repair"} if prune.repair is None else set()))
+    text = decisive(prune, ("repair", "mode"), without=("calibration", "propagate"))
     if code := CodePart.of(prune.method):
         text["method"] = code.decisive
     if isinstance(prune.allocation, Mapping):
         text["allocation"] = list(prune.allocation.items())  # in order: the first pattern that matches decides
     if not reads_text(prune):
         return prune.model_copy(update={"calibration": CalibrationSpec()}), text
-    calibration, decisive = place.texts.calibration(data, prune.calibration, place.seed)
+    calibration, drawn = place.texts.calibration(data, prune.calibration, place.seed)
     filled = prune.model_copy(update={"calibration": calibration})
-    return filled, {**text, "calibration": decisive, "propagate": prune.propagate}
+    return filled, {**text, "calibration": drawn, "propagate": prune.propagate}

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
+from prunegpt.lm.views import WeightView
 from prunegpt.pruning.criteria.base import Criterion
 from prunegpt.pruning.evidence import Evidence
 from prunegpt.pruning.patterns import Pattern
@@ -14,6 +16,7 @@ from prunegpt.pruning.selection import select_masks
 from prunegpt.pruning.solvers.base import Solver, reconstruction_error
 from prunegpt.registry import Scope
 
+Select = Callable[..., dict[str, Tensor]]  # called as select_masks is
 Groups = Iterable[Mapping[str, Evidence]]  # parameter name -> what is known, the layers of a decoder layer at a time
 
 
@@ -48,8 +51,12 @@ def choose(
     masks: Mapping[str, Tensor],
     options: Mapping[str, Any],
     gathered: Callable[[str], Mapping[str, Tensor]] = lambda _: {},
+    scored: Callable[[WeightView], Tensor] = attrgetter("matrix"),
+    select: Select = select_masks,
 ) -> Iterator[Choice]:
-    """Prunes layers in place, each before the next one is asked for; with scope `global` all after the last.
+    """Masks of layers, each before the next one is asked for; with scope `global` all after the last.
+
+    A solver writes the weights that it repairs into the layer; what a criterion chooses is left to the caller to apply.
 
     Args:
         part: the criterion or solver.
@@ -60,12 +67,13 @@ def choose(
         masks: parameter name -> bool [out, in], True = kept: what is pruned stays pruned. Names may be missing.
         options: further arguments of the method.
         gathered: what training has shown of a layer, by the name of the argument.
+        scored: the weights [out, in] that a criterion scores.
+        select: from scores to masks, as :func:`~prunegpt.pruning.selection.select_masks`.
 
     Raises:
         PruningError: scores or statistics are not finite, or something does not go together.
     """
     scores: dict[str, Tensor] = {}
-    matrices: dict[str, Tensor] = {}  # [out, in]
     notes: dict[str, tuple[str, ...]] = {}
     seconds = 0.0
     for group in groups:
@@ -75,29 +83,27 @@ def choose(
             if isinstance(part, Solver) and not found.unseen:
                 yield _solved(part, name, found, factors, targets[name], pattern, masks.get(name), options, started)
                 continue
-            matrix = found.view.matrix  # [out, in]
+            matrix = scored(found.view)  # [out, in]
             if isinstance(part, Solver) or found.unseen:
                 score = matrix.abs()  # [out, in]
             else:
                 score = part.score(matrix, **found.arguments(), **gathered(name), **options)  # [out, in]
             if scope == "global":
-                scores[name], matrices[name], notes[name] = score, matrix, found.notes
+                scores[name], notes[name] = score, found.notes
                 seconds += perf_counter() - started
                 continue
             held = {name: masks[name]} if name in masks else {}
-            mask = select_masks({name: score}, targets, pattern=pattern, scope=scope, masks=held)[name]  # [out, in]
+            mask = select({name: score}, targets, pattern=pattern, scope=scope, masks=held)[name]  # [out, in]
             error = None
             if found.gram is not None and not found.unseen:
                 error = reconstruction_error(matrix * mask, matrix, found.gram.to(matrix.device))
-            matrix.mul_(mask)
             yield Choice(name, mask, error, None, perf_counter() - started, found.notes)
     if scores:
         started = perf_counter()
         ordered = {name: scores[name] for name in targets}
-        chosen = select_masks(ordered, targets, pattern=pattern, scope=scope, masks=masks)
+        chosen = select(ordered, targets, pattern=pattern, scope=scope, masks=masks)
         seconds += perf_counter() - started
         for name, mask in chosen.items():
-            matrices[name].mul_(mask)
             yield Choice(name, mask, None, None, seconds / len(chosen), notes[name])
 
 

@@ -1,12 +1,12 @@
-"""Keeps pruned weights at zero while a model trains, without hooks in its forward pass.
+"""How masks live in training, without hooks in a model's forward pass: the usual mode, where pruned weights are zero.
 
 Weights are stored pruned. An optimizer step is wrapped by two passes: gradients are masked before clipping, so that
 norms and moments see live weights only, and weights are masked after the step, whatever momentum and weight decay did
-to them.
+to them. Other modes (`prunegpt.pruning.modes`) keep more of a weight than its mask shows.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from prunegpt.errors import PruningError, nearest
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.mask import Mask, Masks
 from prunegpt.pruning.masks import check, one_per_storage
+from prunegpt.pruning.patterns import Pattern
+from prunegpt.pruning.selection import Scope, select_masks
 
 _LISTED = 3  # nearest names shown in one message
 
@@ -27,24 +29,35 @@ class HasState(Protocol):
 
 
 class Enforcer:
-    """The masks of a model in training.
+    """The masks of a model in training: mode `projected`, and what other modes have in common.
 
     A tensor that nothing is pruned of costs nothing. Tensors that share storage have one mask, under the first of their
     names.
+
+    For each optimizer step a trainer calls :meth:`mask_gradients` after the last backward pass,
+    :meth:`before_optimizer` after clipping, and :meth:`mask_weights` after the optimizer. Whoever chooses masks asks
+    :meth:`scored` for weights and :meth:`select` for masks, and hands them to :meth:`update`.
 
     Args:
         views: parameter name -> the weights that may be pruned.
         masks: by parameter name; a name that is missing is all kept. The weights are not touched before
             :meth:`mask_weights`.
+        moving: names of the weights whose masks are chosen in this training.
 
     Raises:
         PruningError: a mask belongs to no view, or has another shape than its weight.
     """
 
-    def __init__(self, views: Mapping[str, WeightView], masks: Mapping[str, Mask] | None = None) -> None:
+    needs: ClassVar[frozenset[str]] = frozenset()  # what `select` is given of what training has shown
+
+    def __init__(
+        self, views: Mapping[str, WeightView], masks: Mapping[str, Mask] | None = None, *, moving: Iterable[str] = ()
+    ) -> None:
         self.views = one_per_storage(views)
         self._masks: Masks = {}  # of the tensors that something is pruned of
         self.set_masks(masks or {})
+        self._held = self.closed  # by earlier stages: never opens
+        self._moving = tuple(moving)
 
     @property
     def masks(self) -> Masks:
@@ -55,6 +68,11 @@ class Enforcer:
     def closed(self) -> Masks:
         """The masks of the tensors that something is pruned of."""
         return dict(self._masks)
+
+    @property
+    def chosen(self) -> Masks:
+        """The masks that were chosen last, of the tensors that something is pruned of, whether weights obey or not."""
+        return self.closed
 
     def mask(self, name: str) -> Mask:
         """The mask of one view."""
@@ -90,16 +108,71 @@ class Enforcer:
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Zeroes the gradients of pruned weights: after the last backward pass of a step, before clipping."""
-        for name, mask in self._masks.items():
+        for name, mask in self._shut.items():
             gradient = self.views[name].gradient
             if gradient is not None:
                 mask.apply(gradient)
+
+    def before_optimizer(self, *, scale: float = 1.0) -> None:
+        """What a mode does to weights and gradients between clipping and the optimizer.
+
+        Args:
+            scale: what gradients are multiplied by still, as a gradient scaler does for float16.
+        """
 
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Zeroes pruned weights: after every optimizer step."""
         for name, mask in self._masks.items():
             mask.apply(self.views[name].matrix)
+
+    def follow(self, progress: float) -> None:
+        """Told before each step how far the schedule has come, 0 at its start to 1 at its end."""
+
+    def learning(self, view: WeightView) -> Tensor:
+        """The weights that the optimizer moves, [out, in]."""
+        return view.matrix
+
+    def scored(self, view: WeightView) -> Tensor:
+        """The weights that masks are chosen by, [out, in]."""
+        return self.learning(view)
+
+    def select(
+        self,
+        scores: Mapping[str, Tensor],
+        targets: Mapping[str, float],
+        *,
+        pattern: Pattern,
+        scope: Scope,
+        masks: Mapping[str, Tensor],
+        gathered: Callable[[str], Mapping[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Masks from scores, as :func:`~prunegpt.pruning.selection.select_masks`; `gathered` has what a mode needs."""
+        return select_masks(scores, targets, pattern=pattern, scope=scope, masks=masks)
+
+    @torch.no_grad()
+    def update(self, masks: Mapping[str, Mask], optimizer: HasState | None, *, last: bool) -> None:
+        """Takes newly chosen masks.
+
+        Args:
+            masks: by parameter name.
+            optimizer: as :meth:`set_masks`.
+            last: whether they are final: from then on every mode keeps pruned weights at zero.
+        """
+        self.set_masks(masks, optimizer)
+        self.mask_weights()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a mode knows beside masks and weights, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what :meth:`state_dict` gave."""
+
+    @property
+    def _shut(self) -> Masks:
+        """What takes no gradient: the masks, unless a mode lets pruned weights learn."""
+        return self._masks
 
     def verify(self) -> None:
         """Looks that every pruned weight is zero.

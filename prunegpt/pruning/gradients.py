@@ -1,6 +1,7 @@
 """What criteria learn from the gradients of a training run, gathered once an optimizer step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -23,10 +24,17 @@ class GatheredGradients:
     Args:
         views: parameter name -> weights.
         needs: which statistics to gather, of :data:`GATHERED`.
+        weights: the weights [out, in] that move, which a model may show less of.
     """
 
-    def __init__(self, views: Mapping[str, WeightView], needs: frozenset[str]) -> None:
+    def __init__(
+        self,
+        views: Mapping[str, WeightView],
+        needs: frozenset[str],
+        weights: Callable[[WeightView], Tensor] = attrgetter("matrix"),
+    ) -> None:
         self._views = dict(views)
+        self._weights = weights
         self._needs = sorted(needs & GATHERED)
         self._sums = {
             (need, name): torch.zeros_like(view.matrix, dtype=torch.float32)  # [out, in]
@@ -72,7 +80,7 @@ class GatheredGradients:
             for need in self._needs:
                 total = self._sums[need, name].to(gradient.device)  # [out, in]
                 if need == "movement":
-                    total += movement_increment(view.matrix, gradient)
+                    total += movement_increment(self._weights(view), gradient)
                 elif need == "gradient":
                     total += gradient
                 else:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -18,6 +19,7 @@ from prunegpt.pruning.patterns import parse_pattern
 
 Statistics = Callable[[int], Groups]  # given a seed
 
+_GRADIENTS, _MODE = "gradients/", "mode/"  # names in a state begin so
 _SEED_STRIDE = 1_000_003  # apart enough that the updates of neighbouring seeds draw differently
 
 
@@ -38,7 +40,7 @@ class GradualPruner:
     """Prunes a model step by step while it trains.
 
     A training loop calls, for each optimizer step: :meth:`before_step`; forward and backward; :meth:`accumulate`;
-    `enforcer.mask_gradients()`; clipping; the optimizer; `enforcer.mask_weights()`.
+    `enforcer.mask_gradients()`; clipping; `enforcer.before_optimizer()`; the optimizer; `enforcer.mask_weights()`.
 
     Args:
         job: what is pruned, when and to what.
@@ -67,7 +69,9 @@ class GradualPruner:
                 "or use magnitude."
             )
         self._statistics = statistics
-        self._gradients = GatheredGradients(self._views, self._method.needs & GATHERED)
+        self._gradients = GatheredGradients(
+            self._views, (self._method.needs | enforcer.needs) & GATHERED, enforcer.learning
+        )
         self._last: int | None = None
 
     @property
@@ -103,28 +107,29 @@ class GradualPruner:
         Raises:
             PruningError: scores or statistics are missing or not finite.
         """
+        self.enforcer.follow(self._clock.progress(step))
         due = self._clock.held(step)
         if due is None or (self._last is not None and due <= self._last):
             return None
         targets = self.job.targets(due)
-        settled = not self.job.regrow or self.job.schedule == "acdc"
+        settled = self.job.mode == "projected" and (not self.job.regrow or self.job.schedule == "acdc")
         repeats = self._last is not None and settled and targets == self.job.targets(self._last)
         self._last = due
         if repeats:
             return None
-        before = self.enforcer.closed
+        before = self.enforcer.chosen
         chosen, notes = self._choose(targets, self._held if self.job.regrow else before, due)
         after = {name: Mask(kept) for name, kept in chosen.items()}
-        self.enforcer.set_masks(after, optimizer)
-        self.enforcer.mask_weights()
+        self.enforcer.update(after, optimizer, last=due == self._clock.end)
         self.enforcer.mask_gradients()
         self._gradients.close_window()
         return self._record(step, targets, before, after, notes)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Gathered gradients and the last update: all that a resumed run needs beside masks, weights and optimizer."""
-        gathered = {f"gradients/{name}": tensor for name, tensor in self._gradients.state_dict().items()}
-        return {"last": torch.tensor(-1 if self._last is None else self._last), **gathered}
+        """The last update, gathered gradients and what the mode keeps: what resuming needs beside masks and weights."""
+        parts = {_GRADIENTS: self._gradients.state_dict(), _MODE: self.enforcer.state_dict()}
+        own = {f"{prefix}{name}": tensor for prefix, state in parts.items() for name, tensor in state.items()}
+        return {"last": torch.tensor(-1 if self._last is None else self._last), **own}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes back what :meth:`state_dict` gave.
@@ -134,9 +139,8 @@ class GradualPruner:
         """
         last = int(state["last"])
         self._last = None if last < 0 else last
-        prefix = "gradients/"
-        gathered = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        self._gradients.load_state_dict(gathered)
+        self._gradients.load_state_dict(_below(_GRADIENTS, state))
+        self.enforcer.load_state_dict(_below(_MODE, state))
 
     def _choose(
         self, targets: Mapping[str, float], floor: Mapping[str, Mask], update: int
@@ -154,7 +158,9 @@ class GradualPruner:
             scope=self.job.scope,
             masks=held,
             options=self.job.options,
-            gathered=self._gradients.of,
+            gathered=lambda name: {need: self._gradients.of(name)[need] for need in self._method.needs & GATHERED},
+            scored=self.enforcer.scored,
+            select=partial(self.enforcer.select, gathered=self._gradients.of),
         )
         chosen: dict[str, Tensor] = {}
         notes: list[str] = []
@@ -200,6 +206,10 @@ class GradualPruner:
             opened=opened,
             notes=notes,
         )
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _mean(values: Mapping[str, float], sizes: Mapping[str, int]) -> float:

@@ -9,17 +9,18 @@ from torch import Tensor
 from prunegpt.errors import MaskDriftError, PruningError
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.criteria.base import Criterion
+from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import one_per_storage
 from prunegpt.pruning.patterns import Block, NOfM, Pattern, parse_pattern
 from prunegpt.pruning.selection import Scope
 from prunegpt.pruning.solvers.base import Solver
 from prunegpt.pruning.threshold import zeros_for
-from prunegpt.registry import CRITERIA, SOLVERS
+from prunegpt.registry import CRITERIA, MASK_MODES, SOLVERS
 from prunegpt.spec.code import CodePart
 from prunegpt.spec.options import option_problems
 from prunegpt.spec.part import Part, Scalar
-from prunegpt.spec.pruning import method_entry, refuse
+from prunegpt.spec.pruning import method_entry, mode_problems, refuse
 from prunegpt.spec.schedules import Clock, interpolate
 
 
@@ -36,7 +37,10 @@ class GradualJob(Part):
         initial: sparsity at the first update; where weights may not come back, a tensor whose final sparsity is lower
             begins with that.
         sparsities: parameter name -> sparsity at the end, each storage once.
-        regrow: whether what this job has pruned may come back. What earlier stages pruned never does.
+        regrow: whether what this job has pruned may come back, as in all modes but `projected`. What earlier stages
+            pruned never does.
+        mode: how masks live, by its registered name.
+        mode_options: further arguments of the mode.
         seed: of criteria that draw.
     """
 
@@ -49,6 +53,8 @@ class GradualJob(Part):
     initial: float = 0.0
     sparsities: Mapping[str, float]
     regrow: bool = False
+    mode: str = "projected"
+    mode_options: Mapping[str, Scalar] = {}
     seed: int = 0
 
     @property
@@ -107,6 +113,8 @@ def resolve_gradual(
     pattern: str = "unstructured",
     scope: Scope | None = None,
     regrow: bool = False,
+    mode: str = "projected",
+    mode_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> GradualJob:
@@ -123,10 +131,11 @@ def resolve_gradual(
         PruningError: parts that do not go together, or a number out of its range.
     """
     part, shape = load_method(method), parse_pattern(pattern)
-    regrow = regrow or schedule == "acdc"
+    regrow = regrow or schedule == "acdc" or mode != "projected"
     rowwise = isinstance(part, Criterion) and part.rowwise
     scope = scope or ("row" if rowwise else "tensor")
     _check_parts(part, scope, options or {})
+    refuse(mode_problems(mode, method, mode_options or {}))
     unique = one_per_storage(views)
     if not unique:
         raise PruningError("pruning needs at least one weight matrix, got none. Widen the targets.")
@@ -156,8 +165,23 @@ def resolve_gradual(
         initial=initial,
         sparsities=finals,
         regrow=regrow,
+        mode=mode,
+        mode_options=dict(mode_options or {}),
         seed=seed,
     )
+
+
+def enforcer_of(job: GradualJob | None, views: Mapping[str, WeightView], masks: Mapping[str, Mask]) -> Enforcer:
+    """The masks of a model in training, in the mode of a job; what earlier stages pruned, where there is none.
+
+    Args:
+        views: parameter name -> the weights that are pruned, or were.
+        masks: those of earlier stages.
+    """
+    if job is None:
+        return Enforcer(views, masks)
+    made: Enforcer = MASK_MODES.load(job.mode)(views, masks, moving=job.sparsities, **job.mode_options)
+    return made
 
 
 def load_method(name: str) -> Criterion | Solver:

@@ -91,11 +91,15 @@ class Mask:
             self._bits = self._bits.to(tensor.device)
         tensor.detach().view(_INTEGERS[tensor.element_size()]).bitwise_and_(self._bits)
 
+    def under(self, matrix: Tensor) -> Tensor:
+        """A copy of a matrix [out, in] with zeros where the mask keeps."""
+        under = matrix.detach().clone()  # [out, in], with the strides of the matrix
+        under.view(_INTEGERS[under.element_size()]).bitwise_and_(~self._bits.to(under.device))
+        return under
+
     def alive(self, matrix: Tensor) -> int:
         """How many weights of a matrix [out, in] are not zero although they are pruned."""
-        under = matrix.detach().clone()  # [out, in], becomes what is pruned
-        under.view(_INTEGERS[under.element_size()]).bitwise_and_(~self._bits.to(under.device))
-        return int(torch.count_nonzero(under))
+        return int(torch.count_nonzero(self.under(matrix)))
 
 
 Masks = dict[str, Mask]  # by parameter name

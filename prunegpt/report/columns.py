@@ -95,11 +95,16 @@ def method(trial: TrialResult) -> str:
     """Criterion or solver of each pruning, with the schedule where it is gradual, and what repairs it afterwards."""
     names = [
         method_label(pruning.method)
-        + (f" ({pruning.schedule})" if isinstance(pruning, GradualSpec) else "")
+        + (f" ({_course(pruning)})" if isinstance(pruning, GradualSpec) else "")
         + (f" + repair ({pruning.repair.scope})" if pruning.repair else "")
         for pruning in _prunings(trial)
     ]
     return " + ".join(names) or NOT_APPLICABLE
+
+
+def _course(pruning: GradualSpec) -> str:
+    """The schedule of a pruning, and the mode where it is not the usual one."""
+    return pruning.schedule + ("" if pruning.mode == "projected" else f", {pruning.mode}")
 
 
 def pattern(trial: TrialResult) -> str:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, unknown
-from prunegpt.registry import ACTIVATIONS, ALLOCATIONS, CRITERIA, GATHERED, SCHEDULES, SOLVERS, Entry, Scope
+from prunegpt.registry import ACTIVATIONS, ALLOCATIONS, CRITERIA, GATHERED, MASK_MODES, SCHEDULES, SOLVERS, Entry, Scope
 from prunegpt.spec.code import CodePart, method_label
 from prunegpt.spec.names import Matrix, first_matches, select_names
 from prunegpt.spec.options import option_problems
@@ -73,6 +73,11 @@ def allocation_options(prune: PruneSpec) -> dict[str, Any]:
     return _taken(prune, allocation_entry(prune.allocation))
 
 
+def mode_options(prune: GradualSpec) -> dict[str, Any]:
+    """The options that are the mode's."""
+    return _taken(prune, MASK_MODES.entry(prune.mode))
+
+
 def _taken(prune: PruneSpec, entry: Entry) -> dict[str, Any]:
     return {name: value for name, value in prune.options.items() if name in entry.valid_options}
 
@@ -114,6 +119,7 @@ def prune_problems(
         prune.options,
         chosen,
         training=isinstance(prune, GradualSpec),
+        mode=prune.mode if isinstance(prune, GradualSpec) else None,
     )
     if prune.repair and scope_of(method, prune.allocation) == "global":
         yield (
@@ -149,6 +155,7 @@ def request_problems(
     chosen: Sequence[Matrix] | None,
     *,
     training: bool,
+    mode: str | None = None,
 ) -> Iterator[Message]:
     """What does not go together in one call of a method.
 
@@ -161,6 +168,7 @@ def request_problems(
         options: of method and allocation together.
         chosen: the tensors to prune; None where they are not known.
         training: whether masks change while the model trains.
+        mode: how masks live in training; None where they do not change there.
     """
     if method.only_in_training and not training:
         yield (
@@ -181,13 +189,14 @@ def request_problems(
     if pattern.sparsity is not None:
         yield from _group_problems(name, method, allocation, spread, pattern, pattern.sparsity, sparsity, chosen or ())
     yield from _block_problems(pattern, chosen or ())
-    valid = {**method.valid_options, **spread.valid_options}
-    owner = name if allocation is None or not spread.valid_options else f"{name} and {_name(allocation)}"
+    owners = {_name(allocation): spread.valid_options, **({mode: MASK_MODES.entry(mode).valid_options} if mode else {})}
+    valid = {**method.valid_options, **{option: kind for own in owners.values() for option, kind in own.items()}}
+    owner = " and ".join([name, *(other for other, own in owners.items() if own)])
     yield from ((f"options.{option}", told) for option, told in option_problems(owner, options, valid))
 
 
 def _name(allocation: Allocation) -> str:
-    return allocation if isinstance(allocation, str) else "explicit"
+    return allocation if isinstance(allocation, str) else "explicit" if allocation else "uniform"
 
 
 def _solver_problems(name: str, scope: Scope | None, allocation: Allocation, pattern: Notation) -> Iterator[Message]:
@@ -295,7 +304,9 @@ def _gradual_problems(
     chosen: Sequence[Matrix] | None,
     length: Mapping[str, float | None],
 ) -> Iterator[Message]:
-    finals, regrow = _finals(prune, pattern, chosen), prune.regrow or prune.schedule == "acdc"
+    finals = _finals(prune, pattern, chosen)
+    regrow = prune.regrow or prune.schedule == "acdc" or prune.mode != "projected"
+    yield from mode_problems(prune.mode, prune.method, {})
     highest = max(finals, default=0.0)
     if prune.initial > highest + _TOLERANCE and (not regrow or pattern.sparsity is not None):
         yield (
@@ -333,6 +344,19 @@ def _gradual_problems(
             "acdc needs a dense and a compressed phase, so that every must be less than end - start, got "
             f"{prune.every:g} of {end - prune.start:g} {prune.unit}. Make it smaller: it is the length of a phase.",
         )
+
+
+def mode_problems(mode: str, method: str, options: Mapping[str, Any]) -> Iterator[Message]:
+    """What does not go with a mode of masks in training."""
+    if mode != "projected" and method_entry(method).solver:
+        yield (
+            "mode",
+            f"mode {mode} chooses masks by scores alone; {method} is a solver, which writes the weights that it keeps. "
+            "Use a criterion such as magnitude or wanda, or mode projected.",
+        )
+    yield from (
+        (f"options.{name}", told) for name, told in option_problems(mode, options, MASK_MODES.entry(mode).valid_options)
+    )
 
 
 def update_problems(prune: GradualSpec, clock: Clock) -> Iterator[Message]:

@@ -143,7 +143,7 @@ class Clock:
         """How far a step is from start (0) to end (1), clamped; exactly 0 and 1 there."""
         if step >= self.end:
             return 1.0
-        return max(0.0, (step - self.start) / (self.end - self.start))
+        return max(0, step - self.start) / max(self.end - self.start, 1)
 
     def held(self, step: int) -> int | None:
         """The last update at or before a step; None before the first."""

@@ -12,6 +12,7 @@ from prunegpt.registry import (
     ALLOCATIONS,
     CRITERIA,
     DISTILLATION_LOSSES,
+    MASK_MODES,
     SCHEDULES,
     SOLVERS,
 )
@@ -80,7 +81,7 @@ class PruneSpec(Part):
     repair: Annotated[RepairSpec, BeforeValidator(from_scope)] | None = Field(
         None, description="train kept weights to give the dense layers' outputs: block, attention, mlp, sublayers"
     )
-    options: Mapping[str, Scalar] = Field({}, description="further arguments of the method or allocation")
+    options: Mapping[str, Scalar] = Field({}, description="further arguments of the method, the allocation or the mode")
     curves: Mapping[str, tuple[tuple[float, float], ...]] = Field(
         {}, description="block -> (sparsity, loss increase in nats) for allocation sensitivity; read from options.sweep"
     )
@@ -130,6 +131,11 @@ class GradualSpec(PruneSpec):
         "epochs", description="epochs, optimizer steps, or fraction of the stage's steps"
     )
     regrow: bool = Field(False, description="let pruned weights come back when masks are updated")
+    mode: Annotated[str, known(MASK_MODES)] = Field(
+        "projected",
+        description="projected: pruned weights are zero; live: they learn on behind the mask (SR-STE, AST); rigl: some "
+        "are dropped and as many grown by gradient; elsa: weights are pulled towards sparse ones (ADMM), pruned at end",
+    )
 
     def clock_in(self, steps: int, per_epoch: int) -> Clock:
         """When masks are updated in a training of that many optimizer steps; see `spec.schedules.clock_of`."""

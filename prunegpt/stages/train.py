@@ -15,14 +15,14 @@ from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.evidence import Evidence, evidence
 from prunegpt.pruning.gradients import GATHERED
 from prunegpt.pruning.gradual import GradualPruner
-from prunegpt.pruning.job import GradualJob, load_method, resolve_gradual
+from prunegpt.pruning.job import GradualJob, enforcer_of, load_method, resolve_gradual
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import masks_from_zeros, masks_hash
 from prunegpt.pruning.statistics import evaluating
 from prunegpt.root import Root
 from prunegpt.spec.adapter import adapter_problems
 from prunegpt.spec.plan import StagePlan
-from prunegpt.spec.pruning import prune_problems, refuse, update_problems
+from prunegpt.spec.pruning import mode_options, prune_problems, refuse, update_problems
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
 from prunegpt.spec.training_arguments import training_problems
 from prunegpt.stages import text
@@ -63,7 +63,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
         objective = objective_for(plan, state, setting, blocks) if plan.distill else None
     moving = tuple(job.prune.sparsities) if job.prune else ()
     names = tuple(dict.fromkeys([*before.masks, *moving]))
-    enforcer = Enforcer(select(state.model, targets=names) if names else {}, before.masks)
+    enforcer = enforcer_of(job.prune, select(state.model, targets=names) if names else {}, before.masks)
     adapter = Adapter(state.model, config.adapter, before.masks, seed=plan.seed) if config.adapter else None
     outcome = train(
         state.model,
@@ -163,6 +163,8 @@ def _gradual(
         pattern=spec.pattern,
         scope=scope_of(spec),
         regrow=spec.regrow,
+        mode=spec.mode,
+        mode_options=mode_options(spec),
         seed=plan.seed,
         options=method_options(spec),
     )

@@ -275,6 +275,13 @@ class JobTrainer(Trainer, TrainerCallback):
         for name, value in by_parameter(update.by_tensor).items():
             self._emit(f"sparsity/{name}", value)
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        scaler = self.accelerator.scaler
+        unscaled = scaler is None or args.max_grad_norm > 0  # clipping does it
+        self.enforcer.before_optimizer(scale=1.0 if unscaled else float(scaler.get_scale()))
+
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:

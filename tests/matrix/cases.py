@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunegpt.planning.resolve import plan_data
-from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
+from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, MASK_MODES, SCHEDULES, SOLVERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.spec.training_arguments import choices
@@ -101,7 +101,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "clock": tuple(CLOCKS),
     **{axis: tuple(values) for axis, values in ARGUMENTS.items()},
     "before": ("dense", "pruned"),
-    "masks": ("close", "regrow"),
+    "masks": ("close", "regrow", *(name for name in MASK_MODES.names() if name != "projected")),
     "after": tuple(AFTER),
     "way": ("stopped", "killed"),  # what happens to it on the way, see `runs.py`
 }
@@ -136,6 +136,8 @@ def _pruning(case: Case) -> dict[str, Any]:
     }
     if case["masks"] == "regrow":
         prune["regrow"] = True
+    elif case["masks"] != "close":
+        prune["mode"] = case["masks"]
     if case["pattern"] != "2:4":
         prune["sparsity"] = 0.5
     allocation = case["allocation"]
@@ -155,6 +157,7 @@ def fits(case: Case) -> bool:
     return not (
         (solver and (case["allocation"] in ("row", "global") or case["pattern"] == "[2, 4]"))
         or (solver and fixed and case["schedule"] not in ("constant", "acdc"))  # solvers prune N:M at once
+        or (solver and case["masks"] in MASK_MODES)  # which choose by scores alone
         or (fixed and ALLOCATIONS.entry(case["allocation"]).scope is None)  # N:M says what each tensor gets
     )
 

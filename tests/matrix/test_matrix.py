@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from prunegpt.pruning.masks import load_masks
-from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
+from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, MASK_MODES, SCHEDULES, SOLVERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from tests.matrix.cases import (
@@ -127,4 +127,5 @@ def test_every_registered_part_is_in_a_case(cases: list[Case]) -> None:
     assert set(AXES["schedule"]) == set(SCHEDULES.names())
     assert set(AXES["allocation"]) == set(ALLOCATIONS.names())
     assert {f"distill-{loss}" for loss in DISTILLATION_LOSSES.names()} <= set(AXES["kind"])
+    assert set(MASK_MODES.names()) - {"projected"} <= set(AXES["masks"])
     assert set(CHOSEN_MASKS) <= set(AXES)

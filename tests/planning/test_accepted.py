@@ -22,7 +22,7 @@ from prunegpt.lm.views import select
 from prunegpt.planning.budget import job_problems
 from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.enforce import Enforcer
-from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, SCHEDULES, SOLVERS
+from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, MASK_MODES, SCHEDULES, SOLVERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
 from prunegpt.spec.schema import DistillSpec
@@ -164,8 +164,8 @@ def test_every_registered_part_is_drawn() -> None:
             config = next(iter(stage.values()))
             prune = stage.get("prune") or config.get("prune") or {}
             drawn.update(str(config.get("loss")) and [str(config.get("loss"))])
-            drawn.update(str(prune.get(field)) for field in ("method", "allocation", "schedule", "pattern"))
+            drawn.update(str(prune.get(field)) for field in ("method", "allocation", "schedule", "pattern", "mode"))
 
     collect()
-    names = [*METHODS, *ALLOCATIONS.names(), *SCHEDULES.names(), *DISTILLATION_LOSSES.names()]
+    names = [*METHODS, *ALLOCATIONS.names(), *SCHEDULES.names(), *DISTILLATION_LOSSES.names(), *MASK_MODES.names()]
     assert not {name for name in names if name != "sensitivity"} - drawn

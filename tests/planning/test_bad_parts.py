@@ -13,6 +13,7 @@ from prunegpt.registry import (
     ALLOCATIONS,
     CRITERIA,
     DISTILLATION_LOSSES,
+    MASK_MODES,
     SCHEDULES,
     SOLVERS,
     Registry,
@@ -102,7 +103,9 @@ def test_all_fifteen_unsound_trials_are_named_in_one_run_each_at_its_line(tmp_pa
 # -- options ---------------------------------------------------------------------------------------------------------
 
 FUNCTIONS = [
-    (registry, name) for registry in (CRITERIA, SOLVERS, ALLOCATIONS, DISTILLATION_LOSSES) for name in registry.names()
+    (registry, name)
+    for registry in (CRITERIA, SOLVERS, ALLOCATIONS, DISTILLATION_LOSSES, MASK_MODES)
+    for name in registry.names()
 ]
 OPTIONS = [(registry, name, option) for registry, name in FUNCTIONS for option in registry.entry(name).valid_options]
 assert len(OPTIONS) > 8
@@ -131,6 +134,8 @@ def stage_with(registry: Registry, name: str, options: Mapping[str, Any]) -> dic
         stages: list[Any] = [{"distill": {"teacher": "t", "loss": name, "options": options}}]
     elif registry is ALLOCATIONS:
         stages = [{"prune": {"method": "magnitude", "sparsity": 0.5, "allocation": name, "options": options}}]
+    elif registry is MASK_MODES:
+        stages = [{"finetune": {"prune": {"method": "magnitude", "sparsity": 0.5, "mode": name, "options": options}}}]
     elif registry.entry(name).only_in_training:
         stages = [{"finetune": {"prune": {"method": name, "sparsity": 0.5, "options": options}}}]
     else:

@@ -134,6 +134,8 @@ DECISIVE: Mapping[str, tuple[Any, int]] = {
     f"{D}.prune.every": (0.2, 2),
     f"{D}.prune.unit": ("fraction", 2),
     f"{D}.prune.regrow": (True, 2),
+    f"{D}.prune.mode": ("live", 2),
+    f"{D}.prune.options": ({"decay": 0.1}, 2),
     f"{D}.prune.layers": ([1], 2),
     f"{D}.prune.targets": (["*mlp*"], 2),
     f"{D}.prune.allocation": ("global", 2),
@@ -144,6 +146,7 @@ ALONGSIDE: Mapping[str, Mapping[str, Any]] = {
     f"{P}.options": {f"{P}.method": "sparsegpt"},
     f"{D}.options": {f"{D}.loss": "top_k"},
     f"{D}.cache": {f"{D}.hidden_gain": 0.0},
+    f"{D}.prune.options": {f"{D}.prune.mode": "live"},
 }
 
 

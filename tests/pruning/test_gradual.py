@@ -1,89 +1,20 @@
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
-from torch.optim import AdamW
 
 from prunegpt.errors import PruningError
-from prunegpt.lm.views import WeightView
-from prunegpt.pruning.enforce import Enforcer
-from prunegpt.pruning.evidence import Evidence
 from prunegpt.pruning.gradients import GatheredGradients
-from prunegpt.pruning.gradual import GradualPruner, MaskUpdate, Statistics
-from prunegpt.pruning.job import GradualJob, resolve_gradual
-from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check
 from prunegpt.pruning.patterns import NOfM, Unstructured
-from prunegpt.pruning.statistics.inputs import LayerStatistics
 from prunegpt.registry import CRITERIA
 from prunegpt.spec.schedules import Clock, cubic
+from tests.support.mask_runs import Run, calibration, pruner_of
 from tests.support.toys import Toy
 
 MakeToy = Callable[[], Toy]
-
-
-def pruner_of(
-    toy: Toy,
-    method: str = "magnitude",
-    *,
-    views: Mapping[str, WeightView] | None = None,
-    masks: Mapping[str, Tensor] | None = None,
-    statistics: Statistics | None = None,
-    **options: Any,
-) -> GradualPruner:
-    views = toy.views() if views is None else views
-    held = {name: Mask(kept) for name, kept in (masks or {}).items()}
-    job = resolve_gradual(views, method=method, **options)
-    job = GradualJob.model_validate_json(job.model_dump_json())  # what an attempt reads back
-    return GradualPruner(job, Enforcer(views, held), statistics=statistics)
-
-
-class Run:
-    """A toy in training: the loop that a trainer runs, in the order it runs it."""
-
-    def __init__(self, toy: Toy, method: str = "magnitude", **options: Any) -> None:
-        self.toy = toy
-        self.optimizer = AdamW(toy.parameters(), lr=0.05, weight_decay=0.1)
-        self.pruner = pruner_of(toy, method, **options)
-
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        return {name: mask.kept for name, mask in self.pruner.enforcer.masks.items()}
-
-    def steps(self, steps: range) -> list[MaskUpdate]:
-        updates = []
-        for step in steps:
-            update = self.pruner.before_step(step, self.optimizer)
-            updates += [update] if update else []
-            self.toy.zero_grad()
-            inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
-            self.toy(inputs).square().sum().backward()
-            self.pruner.accumulate()
-            self.pruner.enforcer.mask_gradients()
-            self.optimizer.step()
-            self.pruner.enforcer.mask_weights()
-            check(self.toy.views(), self.pruner.enforcer.masks)
-        return updates
-
-
-def calibration(toy: Toy, need: str) -> Statistics:
-    """Norms or Gram matrices of what the present weights make of fixed inputs."""
-
-    def statistics(seed: int) -> list[dict[str, Evidence]]:
-        inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(99))
-        seen = {"first.weight": inputs, "second.weight": torch.tanh(toy.first(inputs)).detach()}
-        found = {
-            name: LayerStatistics(x.norm(dim=0), x.t() @ x if need == "gram" else None, len(x))
-            for name, x in seen.items()
-        }
-        views, generator = toy.views(), torch.Generator().manual_seed(seed)
-        return [{name: Evidence(views[name], frozenset({need}), generator, of, None) for name, of in found.items()}]
-
-    return statistics
 
 
 def test_sparsity_follows_the_schedule_to_the_weight(make_toy: MakeToy) -> None:
@@ -132,11 +63,7 @@ def test_every_criterion_prunes_monotonically_and_resumes_exactly(make_toy: Make
     for stop in (1, 7, 8, 9, 19):
         first = run_of(make_toy())
         early = first.steps(range(stop))
-        second = run_of(make_toy())
-        second.toy.load_state_dict(first.toy.state_dict())
-        second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
-        second.pruner.enforcer.set_masks(first.pruner.enforcer.masks)
-        second.pruner.load_state_dict(load(save(first.pruner.state_dict())))
+        second = run_of(make_toy()).resume(first)
         assert early + second.steps(range(stop, 20)) == updates
         for parameter, expected in zip(second.toy.parameters(), whole.toy.parameters(), strict=True):
             assert torch.equal(parameter, expected)

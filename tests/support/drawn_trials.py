@@ -12,7 +12,16 @@ from typing import Any, get_args
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import strategies as st
 
-from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, GATHERED, SCHEDULES, SOLVERS, Entry
+from prunegpt.registry import (
+    ALLOCATIONS,
+    CRITERIA,
+    DISTILLATION_LOSSES,
+    GATHERED,
+    MASK_MODES,
+    SCHEDULES,
+    SOLVERS,
+    Entry,
+)
 
 METHODS = (*CRITERIA.names(), *SOLVERS.names())
 PATTERNS = ("unstructured", "unstructured", "2:4", "1:4", "[4, 4]", "[2, 2]", "3:7")
@@ -80,7 +89,8 @@ def prunings(draw: st.DrawFn, *, training: bool) -> dict[str, Any]:
     if allocation is not None:
         found["allocation"] = dict(MAPPINGS[allocation]) if isinstance(allocation, int) else allocation
     spread = ALLOCATIONS.entry(allocation) if isinstance(allocation, str) else Entry("")
-    found["options"] = draw(options(entry, spread))
+    mode = draw(st.sampled_from(MASK_MODES.names() if seldom(draw) or not entry.solver else ["projected"]))
+    found["options"] = draw(options(entry, spread, *([MASK_MODES.entry(mode)] if training else [])))
     found["calibration"] = {"windows": 2, "length": 16}
     if not training:
         found["propagate"] = draw(st.booleans())
@@ -95,6 +105,7 @@ def prunings(draw: st.DrawFn, *, training: bool) -> dict[str, Any]:
         "start": draw(st.sampled_from(starts)) * length,
         "every": draw(st.sampled_from([0.05, 0.1, 0.2])) * length,
         "regrow": draw(st.booleans()),
+        "mode": mode,
     }
     end = draw(st.sampled_from([None, 0.5, 0.75, 1.0] if seldom(draw) else [0.5, 0.75]))
     if end is not None:

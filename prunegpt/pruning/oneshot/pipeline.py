@@ -156,6 +156,7 @@ def prune_oneshot(
         try:
             for choice in choices:
                 mask, name = choice.mask, choice.name
+                views[name].matrix.mul_(mask)
                 sparsity = 1 - int(torch.count_nonzero(mask)) / mask.numel()
                 row = LayerRow(name, mask.numel(), sparsity, choice.error, choice.damping, choice.seconds, choice.notes)
                 done(row, mask)
