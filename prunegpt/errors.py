@@ -140,6 +140,12 @@ def counted(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
+def alternatives(names: Iterable[str]) -> str:
+    """Names in a sentence: "a, b or c"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def in_bytes(size: float) -> str:
     """A size on disk as people read it: 37 MB, 1.2 GB; decimal units, as disks are sold."""
     units = ("kB", "MB", "GB", "TB")

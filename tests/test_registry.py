@@ -1,13 +1,18 @@
 """Named parts: every built-in one is where the table says; a plug-in is found, and named where it is broken."""
 
+import ast
+import re
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
+import prunegpt
 import prunegpt.registry
 from prunegpt.errors import UnknownPartError, nearest, unknown
 from prunegpt.registry import Registry
 
+PACKAGE = Path(prunegpt.__file__).parent
 REGISTRIES = [item for item in vars(prunegpt.registry).values() if isinstance(item, Registry)]
 PARTS = [(registry, name) for registry in REGISTRIES for name in registry._builtin]
 assert len(REGISTRIES) > 5
@@ -97,3 +102,32 @@ def test_long_lists_are_cut() -> None:
     assert "Did you mean 'k10'?" in message
     assert message.endswith(" and 88 more.")
     assert unknown("key", "a", []) == "unknown key 'a'. Valid: none."
+
+
+_LIST = re.compile(r"(?:[\w:-]+, )+[\w:-]+(?:,? (?:or|and) [\w:-]+)?")
+# Where a text lists some parts on purpose: those that do what the sentence is about.
+SOME = {
+    ("planning/samplers.py", "SAMPLERS"),  # those for several objectives
+    ("recipes/pruning_modifiers.py", "SCHEDULES"),  # those that the other dialect has
+    ("pruning/oneshot/request.py", "ALLOCATIONS"),  # what is left once a budget was spread
+    ("web/api/tables.py", "RENDERERS"),  # by their file names: tex, not latex
+}
+
+
+def test_a_text_that_lists_the_parts_of_a_kind_lists_them_all() -> None:
+    kinds = {
+        name: {*found.builtin_names()} for name, found in vars(prunegpt.registry).items() if isinstance(found, Registry)
+    }
+    found: set[tuple[str, str]] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+                continue
+            for listed in _LIST.findall(node.value):
+                words = {*re.findall(r"[\w:-]+", listed)}
+                found |= {
+                    (str(path.relative_to(PACKAGE)), kind)
+                    for kind, names in kinds.items()
+                    if len(names & words) >= 3 and not names - {"explicit"} <= words
+                }
+    assert found == SOME

@@ -4,11 +4,11 @@ One function for each question, asked by the plan of a spec before anything runs
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, unknown
+from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, alternatives, unknown
 from prunegpt.registry import ACTIVATIONS, ALLOCATIONS, CRITERIA, GATHERED, MASK_MODES, SCHEDULES, SOLVERS, Entry, Scope
 from prunegpt.spec.code import CodePart, method_label
 from prunegpt.spec.names import Matrix, first_matches, select_names
@@ -125,7 +125,7 @@ def prune_problems(
         yield (
             "repair",
             "repair goes layer by layer, each repaired before the next is pruned; allocation global compares all "
-            "layers at once. Use uniform, row, owl, arithmetic or sensitivity.",
+            f"layers at once. Use {_allocations(but=('global',))}.",
         )
     if prune.repair and chosen is not None and (apart := [one.name for one in chosen if one.block is None]):
         yield (
@@ -199,12 +199,18 @@ def _name(allocation: Allocation) -> str:
     return allocation if isinstance(allocation, str) else "explicit" if allocation else "uniform"
 
 
+def _allocations(but: Collection[str]) -> str:
+    """The allocations that have names, without those that compare scores over more."""
+    named = [name for name in ALLOCATIONS.builtin_names() if name != "explicit"]
+    return alternatives(name for name in named if ALLOCATIONS.entry(name).scope not in but)
+
+
 def _solver_problems(name: str, scope: Scope | None, allocation: Allocation, pattern: Notation) -> Iterator[Message]:
     if scope in ("row", "global"):
         yield (
             "allocation",
             f"{name} is a solver: it chooses weights within a layer while it solves, so it cannot compare by "
-            f"{_name(allocation)}. Use uniform, owl, arithmetic or sensitivity, or a criterion such as wanda.",
+            f"{_name(allocation)}. Use {_allocations(but=('row', 'global'))}, or a criterion such as wanda.",
         )
     if pattern.kind == "block":
         yield (

@@ -350,9 +350,7 @@ def searches_of(spec: Mapping[str, Any]) -> dict[str, SearchSpec]:
 class EarlyStopSpec(Part):
     """Early stopping of trials. A plain string means `{method: STRING}`."""
 
-    method: str = Field(
-        "median", description="median, percentile, threshold, successive_halving, hyperband, or a plug-in's name"
-    )
+    method: str = Field("median", description=f"{', '.join(EARLY_STOPS.builtin_names())}, or a plug-in's name")
     metric: str = Field("perplexity", description="name of a curve, lower is better")
     every: int | None = Field(
         None, ge=1, description="tokens between comparisons (default: a twentieth of the first trial's training)"
