@@ -1,4 +1,4 @@
-"""Mode `live`: pruned weights go on learning behind their mask, so that a weight can come back with a value.
+"""Mode `live`: pruned weights learn behind their mask, so that a weight can come back with a value.
 
 The model computes with W ⊙ M. The gradient of W ⊙ M reaches all of W, straight through the mask, and what is pruned is
 pulled towards zero: ∇ + λ · (1 - M) ⊙ W (SR-STE: Zhou et al. 2021, "Learning N:M Fine-grained Structured Sparse Neural
