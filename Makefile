@@ -73,8 +73,9 @@ audit: $(STAMP) ## known holes in what was tested, asked of the package index; e
 screenshots: $(STAMP) ## pictures of the dashboard on the quickstart's results, for the README (needs Chromium)
 	$(BIN)/python -m tests.web.screenshots runs tests/web/pictures
 
-tables: $(STAMP) ## put the tables of the kept results into the README
-	for results in sweeps/results/*/; do $(BIN)/prunegpt table $$results --update README.md || exit 1; done
+tables: $(STAMP) ## put the tables of the kept results into the README and the pages
+	for results in sweeps/results/*; do for page in $$(grep -l "prunegpt:table $$(basename $$results) -->" README.md docs/*.md); do \
+	  $(BIN)/prunegpt table $$results --update $$page || exit 1; done; done
 
 clean: ## remove what was built; results under runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

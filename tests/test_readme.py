@@ -14,7 +14,7 @@ from prunegpt.cli import app
 from prunegpt.registry import RENDERERS
 from prunegpt.report.archive import read_archive
 from prunegpt.report.declared import tables_of
-from prunegpt.report.regions import replace_region
+from prunegpt.report.regions import find_regions, replace_region
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 README = CHECKOUT / "README.md"
@@ -70,10 +70,12 @@ def test_a_command_that_no_test_runs_says_what_it_needs(run: bool, lines: list[s
 
 def test_tables_are_those_of_the_kept_records() -> None:
     render = RENDERERS.load("md")
-    archives = [read_archive(path.parent) for path in ARCHIVES]
-    text = README.read_text(encoding="utf-8")
-    for found in archives:
-        assert replace_region(text, found.sweep, render(tables_of(found))) == text
+    pages = [path.read_text(encoding="utf-8") for path in (README, *(CHECKOUT / "docs").glob("*.md"))]
+    for found in (read_archive(path.parent) for path in ARCHIVES):
+        holding = [text for text in pages if found.sweep in {region.name for region in find_regions(text)}]
+        assert holding, found.sweep
+        for text in holding:
+            assert replace_region(text, found.sweep, render(tables_of(found))) == text
 
 
 @pytest.mark.slow
