@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from prunegpt.errors import ModelError
 from prunegpt.lm.speed import LiveTensors, generate, measure_speed, processor
@@ -75,6 +77,17 @@ def test_tokens_are_those_of_the_model_without_a_cache(family: str) -> None:
             logits = model(input_ids=ids, use_cache=False).logits[:, -1]  # [batch, vocab]
             assert torch.equal(logits.argmax(-1, keepdim=True), token)
             ids = torch.cat([ids, token], dim=1)  # [batch, length]
+
+
+def test_weights_are_measured_in_memory_of_their_own_and_not_in_that_of_a_file(model_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    before = {name: (one.data_ptr(), one.detach().clone()) for name, one in model.state_dict().items()}
+    measure_speed(model, model, SPEC, clock=Work(model))
+    after = model.state_dict()
+    assert all(after[name].data_ptr() != place for name, (place, _) in before.items())
+    assert all(torch.equal(after[name], value) for name, (_, value) in before.items())
+    assert after["lm_head.weight"].data_ptr() == after["transformer.wte.weight"].data_ptr()
+    model(torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
 
 
 def test_nothing_is_left_changed() -> None:
