@@ -22,7 +22,14 @@ _FENCED = re.compile(r"^(<!-- .* -->\n)?```(\w*)$", re.MULTILINE)
 # What each page leaves behind where it was followed.
 LEFT = {
     "measured-speed": ["half/masks.safetensors", "speed.pdf"],
-    "smaller-models": ["shallow/config.json", "narrow/config.json", "speed.pdf", "healed/README.md"],
+    "smaller-models": [
+        "shallow/config.json",
+        "narrow/config.json",
+        "speed.pdf",
+        "healed/README.md",
+        "faster/config.json",
+        "shapes.pdf",
+    ],
     "compare-methods": ["methods.pdf", "report/index.html", "report/figures/methods.pdf", "pruned/masks.safetensors"],
     "two-objectives": ["front.pdf", "study.db", "runs/figures/front/front.pdf"],
     "seeds-to-paper": ["recovery.tex", "recovery.pdf", "loss.pdf", "runs/figures/seeds/recovery.pdf"],

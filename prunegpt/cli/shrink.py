@@ -24,6 +24,7 @@ from prunegpt.cli.models import (
     save,
 )
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json
+from prunegpt.cli.speed import GenerateOption, PromptOption, ThreadsOption
 from prunegpt.registry import CALIBRATION_MODES, EXPERT_CHOICES, IMPORTANCES, LAYER_CHOICES
 from prunegpt.root import Root
 
@@ -34,6 +35,11 @@ def size(text: str) -> int | float:
         return int(text) if text.strip().isdecimal() else float(text)
     except ValueError as error:
         raise typer.BadParameter(f"a size must be a number such as 24 or a share such as 0.75, got {text}.") from error
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """What was given."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _size(help_text: str) -> Any:
@@ -50,7 +56,20 @@ def shrink(
     heads: Annotated[Any, _size("Key-value heads that stay, with their query heads.")] = None,
     hidden: Annotated[Any, _size("Channels of the hidden state that stay.")] = None,
     experts: Annotated[Any, _size("Experts that stay in every layer.")] = None,
-    parameters: Annotated[Any, _size("Parameters that stay at most, in place of --layers.")] = None,
+    parameters: Annotated[Any, _size("Parameters that stay at most, in place of --layers or --ffn.")] = None,
+    latency: Annotated[
+        float | None, typer.Option(help="Time per generated token at most, measured: a share of that of MODEL.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="What --parameters or --latency makes smaller: layers (default) or ffn.",
+            autocompletion=complete.choice("layers", "ffn"),
+        ),
+    ] = None,
+    prompt: PromptOption = None,
+    generate: GenerateOption = None,
+    threads: ThreadsOption = None,
     choice: Annotated[
         str | None,
         typer.Option(
@@ -112,12 +131,15 @@ def shrink(
     from prunegpt.cli.measure import check_shrink, measure, open_model, positions_of, text_of
     from prunegpt.cli.progress import bar
     from prunegpt.cli.tables import print_table
+    from prunegpt.lm.device import pick_dtype
     from prunegpt.lm.models import round_to
     from prunegpt.planning.inputs import Inputs
     from prunegpt.stages.measure import check_ledger, count_zeros
     from prunegpt.stages.shrink import apply
 
     check_out(out, overwrite)
+    speed = _given(prompt=prompt, generate=generate, threads=threads)
+    limits = _given(parameters=parameters, latency=latency, by=by, speed=speed or None)
     given: dict[str, Any] = {
         "layers": layers,
         "drop": drop,
@@ -125,7 +147,7 @@ def shrink(
         "heads": heads,
         "hidden": hidden,
         "experts": experts,
-        "budget": None if parameters is None else {"parameters": parameters},
+        "budget": limits or None,
         "choice": choice,
         "importance": importance,
         "expert_choice": expert_choice,
@@ -141,7 +163,8 @@ def shrink(
     before = measure(state.model, state.tokenizer, text, precision) if text else None
     whole = count_zeros(state).parameters
     with bar("shrinking") as progress:
-        result = apply(spec, state, Inputs(None), root=root, tried=progress)
+        dtype = pick_dtype(precision, state.model.device)
+        result = apply(spec, state, Inputs(None), root=root, dtype=dtype, tried=progress)
     if keep_dtype:  # what is measured is what is saved
         round_to(state.model, state.stored)
     check_ledger(state)

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from prunegpt.records import Timed
 
 
+PromptOption = Annotated[int | None, typer.Option(min=1, help="Tokens of the prompt of measured speed (default: 512).")]
+GenerateOption = Annotated[int | None, typer.Option(min=2, help="Tokens generated there (default: 64).")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads there (default: one per core).")]
+
+
 @app.command(epilog="Example: prunegpt measure ./smaller --reference gpt2 --threads 2")
 def measure(
     model: ModelArgument,
@@ -24,14 +29,14 @@ def measure(
             autocompletion=complete.models,
         ),
     ] = None,
-    prompt: Annotated[int | None, typer.Option(min=1, help="Tokens of the prompt (default: 512).")] = None,
-    generate: Annotated[int | None, typer.Option(min=2, help="Tokens that are generated (default: 64).")] = None,
+    prompt: PromptOption = None,
+    generate: GenerateOption = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences at a time (default: 1).")] = None,
     repeats: Annotated[
         int | None,
         typer.Option(min=6, help="How often both are measured in turns; more narrow the interval (default: 12)."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: one per core).")] = None,
+    threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     trust_remote_code: TrustOption = False,

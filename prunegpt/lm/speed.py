@@ -8,7 +8,6 @@ import copy
 import gc
 import inspect
 import os
-import platform
 import tempfile
 import time
 import weakref
@@ -29,7 +28,7 @@ from transformers import PreTrainedModel
 from prunegpt.errors import ModelError
 from prunegpt.lm import timings
 from prunegpt.lm.modes import evaluation_mode
-from prunegpt.planning.fingerprint import versions
+from prunegpt.planning.fingerprint import processor, versions
 from prunegpt.records import Evaluation, Speed, Timed
 from prunegpt.spec.evaluate import SpeedSpec, length_problem
 
@@ -351,16 +350,6 @@ def _protocol(spec: SpeedSpec, device: torch.device, dtype: torch.dtype, called:
     lengths = f"{spec.prompt}+{spec.generate}/batch-{spec.batch}"
     kind = str(dtype).removeprefix("torch.")
     return "/".join(["speed", lengths, kind, device.type, computes, processor(), *libraries, f"against {called}"])
-
-
-def processor() -> str:
-    """The model of the CPU, as the system names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def figures(times: NDArray[np.float64], spec: SpeedSpec) -> dict[str, Timed]:

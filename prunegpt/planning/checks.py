@@ -16,6 +16,7 @@ from prunegpt.planning.sources import has_chat_template, has_tokenizer, no_token
 from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.adapter import adapter_problems
+from prunegpt.spec.evaluate import length_problem
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.metrics import evaluation_of, is_measured, is_speed, is_task
 from prunegpt.spec.part import Message
@@ -29,7 +30,7 @@ from prunegpt.spec.schema import (
     TableSpec,
     TrialSpec,
 )
-from prunegpt.spec.shrink import ShrinkSpec
+from prunegpt.spec.shrink import BudgetSpec, ShrinkSpec
 from prunegpt.spec.shrinking import shrink_problems
 from prunegpt.spec.training_arguments import training_problems
 
@@ -50,6 +51,8 @@ def stage_problems(
         yield from wrong
         if facts and not wrong and "refused" in (answered := narrowed(facts, config) or {}):
             yield "", answered["refused"]
+        if config.budget and config.budget.measured:
+            yield from _measuring_problems(config.budget, facts, launcher)
         if config.reads_text:
             yield from _window_problems(config.calibration, facts, block_size)
         return
@@ -81,6 +84,17 @@ def stage_problems(
                 f"learning_rate.{index}",
                 f"a segment of a curve must be one of a recipe; {field}: {found['msg']}.",
             )
+
+
+def _measuring_problems(budget: BudgetSpec, facts: ModelFacts | None, launcher: LauncherSpec) -> Iterator[Message]:
+    if facts and (message := length_problem(budget.timing, facts.positions, facts.source)):
+        yield "budget.speed", message
+    if launcher.kind != "local":
+        yield (
+            "budget",
+            f"{budget.limit[0]} is measured on the machine that plans the sweep; launcher {launcher.kind} runs trials "
+            "elsewhere. Find the size there by `prunegpt shrink`, and write it as layers or ffn.",
+        )
 
 
 def chat_problems(spec: TrialSpec, facts: ModelFacts | None) -> Iterator[Message]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import platform
 import time
 from collections.abc import Callable, Container, MutableMapping, Sequence
 from contextlib import suppress
@@ -76,6 +78,27 @@ def undecided(environment: MutableMapping[str, str]) -> list[str]:
 def extra_versions() -> dict[str, str]:
     """Versions of what is installed of the libraries that some optimizers and kernels come from."""
     return {package: found for package in _EXTRAS if (found := version_of(package)) != _MISSING}
+
+
+def machine() -> str:
+    """What a measured time depends on and a spec does not say: the model of the CPU, its cores, and NVIDIA's GPUs."""
+    files = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    cards = sorted({name for file in files if (name := _named(file, "Model"))})
+    return ", ".join([processor(), f"{os.cpu_count()} cores", *cards])
+
+
+def processor() -> str:
+    """The model of the CPU, as the system names it."""
+    return _named(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
+
+
+def _named(file: Path, field: str) -> str:
+    """What a file of the system says in its first line `field: value`; empty where there is none."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 @cache

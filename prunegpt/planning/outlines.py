@@ -109,21 +109,31 @@ def _shrunk(facts: ModelFacts, written: str) -> ModelFacts:
         config: Mapping[str, Any] | None = planned_config(spec, facts.config, *(sizes or ()))
     except ShrinkError:  # which `shrink_problems` reports
         return replace(facts, config=None, tensors=None)
-    if spec.budget and sizes is None:
+    if spec.budget and (spec.budget.measured or (spec.budget.by == "layers" and sizes is None)):
         config = None
-    if config is not None and spec.widths:
-        asked = narrowed(replace(facts, config=config), spec)
-        return replace(facts, config=(asked or {}).get("config"), tensors=None)
+    if config is not None and spec.narrows:
+        return replace(facts, config=(narrowed(facts, spec) or {}).get("config"), tensors=None)
     layers = (depth_of(config) if config else None) or 0
     tensors = {name: shape for name, shape in (facts.tensors or {}).items() if (_layer(name) or 0) < layers}
     return replace(facts, config=config, tensors=tensors or None)
 
 
 def narrowed(facts: ModelFacts, spec: ShrinkSpec) -> dict[str, Any] | None:
-    """What comes of the sizes of a shrink: {"config": …}, {"refused": reason} or {"error": …}; None: unknown."""
-    if facts.config is None or facts.model.trust_remote_code or not spec.widths:
+    """What comes of the sizes of a shrink: {"config": …}, {"refused": reason} or {"error": …}; None: unknown.
+
+    Raises:
+        ShrinkError: the layers that are to go do not fit the model.
+    """
+    if facts.config is None or facts.model.trust_remote_code or not spec.narrows:
         return None
-    asked = {"config": dict(facts.config), "sizes": spec.widths, "multiple_of": spec.multiple_of}
+    asked = {
+        "config": planned_config(spec, facts.config, *(layer_sizes(facts) or ())),
+        "sizes": spec.widths,
+        "multiple_of": spec.multiple_of,
+        "before": dict(facts.config),
+    }
+    if spec.budget and spec.budget.by == "ffn":
+        asked["budget"] = spec.budget.model_dump(exclude_none=True)
     found: dict[str, Any] | None = answer(json.dumps(asked))
     return found
 

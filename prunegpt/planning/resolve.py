@@ -269,7 +269,15 @@ class Planner:
         stages = [source]
         for index, stage in enumerate(spec.stages):
             place = StagePlace(
-                stages[-1], item.seed, spec.precision, spec.train, data, evaluations[0], texts, self.watched
+                stages[-1],
+                item.seed,
+                spec.device,
+                spec.precision,
+                spec.train,
+                data,
+                evaluations[0],
+                texts,
+                self.watched,
             )
             teacher = teachers.get(index)
             try:

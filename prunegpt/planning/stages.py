@@ -10,7 +10,7 @@ from typing import Any
 
 from prunegpt.planning.budget import evaluates
 from prunegpt.planning.facts import ModelFacts
-from prunegpt.planning.fingerprint import FORMAT, decisive, digest, extra_versions, versions
+from prunegpt.planning.fingerprint import FORMAT, decisive, digest, extra_versions, machine, versions
 from prunegpt.planning.rehearsed import OWN_OPTIMIZERS
 from prunegpt.planning.texts import Texts
 from prunegpt.spec.code import CodePart
@@ -30,6 +30,7 @@ class StagePlace:
 
     before: StagePlan
     seed: int
+    device: str
     precision: str
     train: Mapping[str, Any]
     data: DataSpec  # located
@@ -95,12 +96,16 @@ def _shrink(config: ShrinkSpec, place: StagePlace) -> StagePlan:
     calibration = CalibrationSpec()
     if config.reads_text:
         calibration, text["calibration"] = place.texts.calibration(place.data, config.calibration, place.seed)
+    measured_on = machine() if config.budget and config.budget.measured else ""
+    if measured_on:
+        text["measured"] = [place.device, measured_on]
     return StagePlan(
         key=digest({**_common("shrink", place), "shrink": text}),
         kind="shrink",
         parent=place.before.key,
         model=place.before.model,
         shrink=config.model_copy(update={"calibration": calibration}),
+        measured_on=measured_on,
         data=place.data,
         seed=place.seed,
     )

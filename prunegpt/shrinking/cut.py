@@ -101,14 +101,27 @@ def _beside(
     return tuple(index)
 
 
-def build(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTrainedModel:
-    """A model of the same class with another config, on the same device in evaluation mode; its weights are not set.
+def build(
+    model: PreTrainedModel, config: Mapping[str, Any], device: str | torch.device | None = None, *, drawn: bool = False
+) -> PreTrainedModel:
+    """A model of the same class with another config, in evaluation mode.
+
+    Args:
+        device: default: that of the model.
+        drawn: its weights are drawn as its family draws them, always the same; else they are not set.
 
     Raises:
         ShrinkError: transformers does not take the config.
     """
+    device = torch.device(device or model.device)
     try:
-        with no_init_weights(), torch.device("meta" if model.device.type == "meta" else "cpu"):
+        with ExitStack() as stack:
+            if drawn:
+                stack.enter_context(torch.random.fork_rng(devices=[]))
+                torch.manual_seed(0)
+            else:
+                stack.enter_context(no_init_weights())
+            stack.enter_context(torch.device("meta" if device.type == "meta" else "cpu"))
             smaller: PreTrainedModel = type(model)(type(model.config).from_dict(dict(config)))
     except Exception as error:  # rules of the family
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -118,7 +131,7 @@ def build(model: PreTrainedModel, config: Mapping[str, Any]) -> PreTrainedModel:
         ) from error
     smaller.generation_config = model.generation_config
     smaller.tie_weights()
-    return read_text(smaller.to(device=model.device, dtype=model.dtype).eval())
+    return read_text(smaller.to(device=device, dtype=model.dtype).eval())
 
 
 def filled(

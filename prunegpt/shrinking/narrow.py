@@ -10,11 +10,14 @@ from transformers import PreTrainedModel
 
 from prunegpt.lm.skeleton import skeleton
 from prunegpt.registry import EXPERT_CHOICES, IMPORTANCES
+from prunegpt.shrinking.budget import ffn_within, weights_of
 from prunegpt.shrinking.cut import Cut, build
 from prunegpt.shrinking.experts import cut_experts, homes_between
 from prunegpt.shrinking.pieces import pieces
 from prunegpt.shrinking.width import WIDTHS, axes_between, cut_width
 from prunegpt.spec.shapes import shrunk_config
+from prunegpt.spec.shrink import WIDTHS as ORDER
+from prunegpt.spec.shrink import BudgetSpec
 
 
 class Narrowed(NamedTuple):
@@ -65,21 +68,34 @@ def narrower(
     return Narrowed(cut, rows, f"{name} {sizes} by {chosen_by}, which keeps {mean:.1%} of the importance{lowest}")
 
 
-def narrower_config(config: Mapping[str, Any], sizes: Mapping[str, float], multiple_of: int) -> dict[str, Any]:
+def narrower_config(
+    config: Mapping[str, Any],
+    sizes: Mapping[str, float],
+    multiple_of: int,
+    before: Mapping[str, Any],
+    budget: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The config after several sizes have changed, as far as shapes show whether they can.
 
     Args:
-        config: what config.json holds.
-        sizes: by what they are of, in their order.
+        config: what config.json holds, without the layers that go.
+        sizes: by what they are of.
         multiple_of: what shares of neurons and channels are rounded to.
+        before: the config with all layers.
+        budget: the fields of one that decides the feed-forward sizes; of a time any are tried.
 
     Raises:
         ShrinkError: the request does not fit the model, or its family cannot express it.
         Exception: whatever transformers raises where the config is none.
     """
     model = skeleton(config)
-    for what, size in sizes.items():
-        smaller_config = _config(model, what, size, multiple_of)
+    if budget is not None:
+        spec = BudgetSpec.model_validate(budget)
+        layers, rest = weights_of(skeleton(before), spec)
+        ffn = 0.5 if spec.measured else ffn_within(model, spec, sizes, multiple_of, rest + sum(layers)).size
+        sizes = {**sizes, "ffn": ffn}
+    for what in (one for one in ORDER if one in sizes):
+        smaller_config = _config(model, what, sizes[what], multiple_of)
         if smaller_config is not None:
             smaller = build(model, smaller_config)
             old, new = pieces(model), pieces(smaller)

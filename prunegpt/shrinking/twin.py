@@ -89,7 +89,7 @@ def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
         raise ShrinkError(
             f"the larger and the smaller model must run on tokens; {type(model).__name__} does not: "
             f"{type(error).__name__}: {' '.join(str(error).split())}. The family takes sizes from another "
-            "field, or needs more than tokens."
+            "field, needs more than tokens, or has kernels for rounder sizes: try a multiple of 32."
         ) from error
     return logits.double()
 

@@ -45,6 +45,7 @@ class StagePlan(Part):
     finetune: FinetuneSpec | None = None
     prune: PruneSpec | None = None
     shrink: ShrinkSpec | None = None
+    measured_on: str = ""  # the machine whose times decide a shrink
     distill: DistillSpec | None = None
     data: DataSpec | None = None  # what is trained on
     seed: int = 0

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from prunegpt.registry import EXPERT_CHOICES, IMPORTANCES, LAYER_CHOICES
 from prunegpt.spec.data import CalibrationSpec, known, many
+from prunegpt.spec.evaluate import SpeedSpec
 from prunegpt.spec.part import Part
 
 
@@ -23,8 +24,11 @@ def _size(value: int | float) -> int | float:
 
 
 Size = Annotated[int | float, AfterValidator(_size)]
+Less = Annotated[float, Field(gt=0, lt=1)]
 DEPTHS = ("layers", "attention", "mlp")  # fields that count layers
-LIMITS = ("parameters", "active_parameters", "memory")  # of a budget
+COUNTED = ("parameters", "active_parameters", "memory")  # limits of a budget that shapes show
+MEASURED = ("latency", "first_token")  # those that a machine shows
+LIMITS = (*COUNTED, *MEASURED)
 WIDTHS = ("experts", "ffn", "heads", "hidden")  # fields that make layers narrower, in the order in which they do
 SIZES = (*DEPTHS, *WIDTHS)  # fields that are a size
 
@@ -39,7 +43,26 @@ class BudgetSpec(Part):
         None, description="parameters that a token uses: of the experts those that it is routed to"
     )
     memory: Size | None = Field(None, description="bytes of the weights in bfloat16: a share, or a number")
-    by: Literal["layers"] = Field("layers", description="what is made smaller until the budget holds")
+    latency: Less | None = Field(
+        None, description="time per generated token, measured beside the model before the cut: a share of its time"
+    )
+    first_token: Less | None = Field(
+        None, description="time to the first token, measured beside the model before the cut: a share of its time"
+    )
+    by: Literal["layers", "ffn"] = Field(
+        "layers", description="what is made smaller until the budget holds: whole layers, or their feed-forward sizes"
+    )
+    speed: SpeedSpec | None = Field(None, description="how latency and first_token are measured (default: {})")
+
+    @property
+    def measured(self) -> bool:
+        """Whether it limits a time, which a plan does not know."""
+        return self.limit[0] in MEASURED
+
+    @property
+    def timing(self) -> SpeedSpec:
+        """How a time is measured."""
+        return self.speed or SpeedSpec()
 
     @property
     def limit(self) -> tuple[str, int | float]:
@@ -52,6 +75,11 @@ class BudgetSpec(Part):
         if len(given) != 1:
             raise ValueError(
                 f"a budget must be exactly one of {', '.join(LIMITS)}; it has {', '.join(given) or 'none'}."
+            )
+        if self.speed and (not self.measured or self.speed.against is not None):
+            raise ValueError(
+                "speed is for latency and first_token, measured beside the model before the cut; "
+                f"{'against is set' if self.measured else given[0] + ' is counted'}. Remove it."
             )
         return self
 
@@ -93,13 +121,13 @@ class ShrinkSpec(Part):
 
     def decides(self, name: str) -> bool:
         """Whether a field has a part in the result of this shrink."""
+        by = self.budget.by if self.budget else ""
         if name == "choice":
-            by = self.budget.by if self.budget else ""
             return by == "layers" or any(getattr(self, one) is not None for one in DEPTHS)
         if name == "importance":
-            return bool(self.widths.keys() - {"experts"})
+            return by == "ffn" or bool(self.widths.keys() - {"experts"})
         if name == "multiple_of":
-            return isinstance(self.ffn, float) or isinstance(self.hidden, float)
+            return by == "ffn" or isinstance(self.ffn, float) or isinstance(self.hidden, float)
         if name == "expert_choice":
             return self.experts is not None
         return getattr(self, name) not in (None, ())
@@ -108,6 +136,11 @@ class ShrinkSpec(Part):
     def widths(self) -> dict[str, int | float]:
         """How much narrower layers become: field -> size, in the order in which it is done."""
         return {name: size for name in WIDTHS if (size := getattr(self, name)) is not None}
+
+    @property
+    def narrows(self) -> bool:
+        """Whether layers become narrower."""
+        return bool(self.widths) or (self.budget is not None and self.budget.by == "ffn")
 
     @property
     def reads_text(self) -> bool:

@@ -57,7 +57,7 @@ def drops_of(spec: ShrinkSpec, config: Mapping[str, Any], sizes: Sequence[int] |
         return Drops(
             chosen=tuple(part for kind in kinds for part in _fewer(kind, getattr(spec, kind), _of_kind(config, kind)))
         )
-    if spec.budget and spec.budget.by == "layers" and sizes is not None:
+    if spec.budget and spec.budget.by == "layers" and not spec.budget.measured and sizes is not None:
         count = _within(spec.budget, sizes, rest)
         return Drops(chosen=((every, count),) if count else ())
     return Drops()
@@ -87,17 +87,23 @@ def _within(budget: BudgetSpec, sizes: Sequence[int], rest: int) -> int:
     """How many layers must go, whichever they are, until a budget holds."""
     name, limit = budget.limit
     whole = rest + sum(sizes)
-    allowed = limit * whole if isinstance(limit, float) else limit / (_BYTES if name == "memory" else 1)
+    most = allowed(budget, whole)
     smallest = sorted(sizes)[: len(sizes) - 1]
     gone = 0
     for count in range(len(smallest) + 1):
-        if whole - gone <= allowed:
+        if whole - gone <= most:
             return count
         gone += smallest[count] if count < len(smallest) else 0
     raise ShrinkError(
         f"a budget must leave room for one layer; {name} is limited to {limit:g}, and the model has "
         f"{rest + max(sizes):,} parameters with one. Allow more, or make its layers narrower too."
     )
+
+
+def allowed(budget: BudgetSpec, whole: int) -> float:
+    """How many parameters a budget leaves of those before the cut."""
+    name, limit = budget.limit
+    return limit * whole if isinstance(limit, float) else limit / (_BYTES if name == "memory" else 1)
 
 
 def shrink_problems(

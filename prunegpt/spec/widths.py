@@ -136,6 +136,13 @@ def _narrower(config: Mapping[str, Any], size: float, multiple_of: int) -> dict[
     return _changed(_with_ffn_size(config), FFN, change)
 
 
+def ffn_shares(config: Mapping[str, Any], multiple_of: int) -> list[tuple[float, int]]:
+    """The shares of the feed-forward sizes that differ by a step of the largest, and that one, all of it first."""
+    whole = max(_sizes(config), default=0)
+    steps = range((whole - 1) // multiple_of, 0, -1)
+    return [(1.0, whole), *((step * multiple_of / whole, step * multiple_of) for step in steps)]
+
+
 def _sizes(config: Mapping[str, Any]) -> set[int]:
     """All feed-forward sizes of a config and of its parts."""
     values = [_with_ffn_size(config).get(name) for name in FFN]

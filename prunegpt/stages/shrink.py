@@ -1,33 +1,33 @@
 """A smaller shape of the model a stage is given."""
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from prunegpt.errors import Interrupted
+from prunegpt.errors import Interrupted, ShrinkError
 from prunegpt.lm.views import decoder_lists
+from prunegpt.planning.fingerprint import machine
 from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.mask import Mask
 from prunegpt.records import CALIBRATED, TOTAL_STEPS
 from prunegpt.registry import LAYER_CHOICES
 from prunegpt.root import Root
+from prunegpt.shrinking.budget import ffn_within, measured_within, weights_of
 from prunegpt.shrinking.cut import Cut, cut_depth
 from prunegpt.shrinking.depth import LayerScores, OnTry
 from prunegpt.shrinking.narrow import narrower
 from prunegpt.spec.plan import StagePlan
-from prunegpt.spec.shapes import text_part
 from prunegpt.spec.shrink import ShrinkSpec
-from prunegpt.spec.shrinking import Drops, drops_of
-from prunegpt.spec.widths import active_share
+from prunegpt.spec.shrinking import drops_of
 from prunegpt.stages import text
 from prunegpt.stages.base import ModelState, RemainingLayers, Result, StageContext
 from prunegpt.stages.prune import holds
-
-_EXPERT = re.compile(r"(^|\.)experts\.")  # in the names of what not every token uses
 
 
 class Depth(NamedTuple):
@@ -53,7 +53,13 @@ def shrink(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
         if done < total and setting.stop():
             raise Interrupted(f"stopped while what stays was chosen, after {done} of {total}")
 
-    return apply(plan.shrink, state, setting.inputs, root=setting.root, tried=tried, folder=setting.root.work(plan.key))
+    if plan.measured_on and (here := machine()) != plan.measured_on:
+        raise ShrinkError(
+            f"a time must be measured on the machine that the plan names, {plan.measured_on}; this is {here}. Plan the "
+            "sweep here, or write the size as layers or ffn."
+        )
+    folder = setting.root.work(plan.key)
+    return apply(plan.shrink, state, setting.inputs, root=setting.root, dtype=setting.dtype, tried=tried, folder=folder)
 
 
 def apply(
@@ -62,12 +68,14 @@ def apply(
     inputs: Inputs,
     *,
     root: Root,
+    dtype: torch.dtype,
     tried: OnTry,
     folder: Path | None = None,
 ) -> Result:
     """Puts the smaller model into the state.
 
     Args:
+        dtype: that times are measured in.
         tried: called with what is tried so far of a choice, and how much there is; it may raise to stop.
         folder: where what has been tried is kept for the next attempt.
 
@@ -78,29 +86,75 @@ def apply(
     started = time.monotonic()
     before = _shape(state)
     windows = text.calibration(spec.calibration, state.tokenizer, inputs, root) if spec.calibration.parts else None
+    decide = partial(_decided, whole=state.model, dtype=dtype, tried=tried, folder=folder)
+    rows, notes = list[Mapping[str, Any]](), list[str]()
+    if spec.budget and spec.budget.by == "layers":
+        spec, rows, notes = decide(spec, state.model)
     depth = choose_layers(spec, state, windows, tried=tried, folder=folder)
     whole = len(next(iter(decoder_lists(state.model).values())))
-    notes = depth.notes
+    rows, notes = [*rows, *depth.rows], [*notes, *depth.notes]
     if len(depth.stay) < whole:
         _take(state, cut_depth(state.model, depth.stay))
         earlier = state.layers or RemainingLayers(tuple(range(whole)), whole)
         state.layers = RemainingLayers(tuple(earlier.kept[layer] for layer in depth.stay), earlier.of)
-    rows = [*depth.rows]
+    if spec.budget:
+        spec, measured, found = decide(spec, state.model)
+        rows, notes = [*rows, *measured], [*notes, *found]
+    del decide
     for what, size in spec.widths.items():
         assert windows is not None
         chosen_by = spec.expert_choice if what == "experts" else spec.importance
-        found = narrower(
+        narrowed = narrower(
             state.model, what, size, windows, chosen_by=chosen_by, multiple_of=spec.multiple_of, calibrated=tried
         )
-        if found is not None:
-            _take(state, found.cut)
-            rows += found.rows
-            notes += (found.note,)
+        if narrowed is not None:
+            _take(state, narrowed.cut)
+            rows += narrowed.rows
+            notes.append(narrowed.note)
     return Result(
         seconds=time.monotonic() - started,
         notes=(*text.mix_notes(spec.calibration), *notes, *_changes(before, _shape(state))),
         layers=tuple(rows),
     )
+
+
+def _decided(
+    spec: ShrinkSpec,
+    model: PreTrainedModel,
+    *,
+    whole: PreTrainedModel,
+    dtype: torch.dtype,
+    tried: OnTry,
+    folder: Path | None,
+) -> tuple[ShrinkSpec, list[Mapping[str, Any]], list[str]]:
+    """The spec with the size that its budget comes to in the place of the budget, what was measured, and notes.
+
+    Args:
+        model: as far as it is cut already.
+        whole: the model before the cut.
+    """
+    assert spec.budget is not None
+    budget, config, rows = spec.budget, model.config.to_dict(), list[Mapping[str, Any]]()
+    name, most = budget.limit
+    if budget.measured:
+        options: dict[str, Any] = {"dtype": dtype, "tried": tried, "folder": folder, "say": print}
+        shape, times, protocol = measured_within(whole, config, budget, spec.widths, spec.multiple_of, **options)
+        rows, size = list(times), shape.size
+        taken = next(row for row in times if row["taken"])
+        found = f"{taken[name]:.3f} [{taken['low']:.3f}, {taken['high']:.3f}] of that before ({protocol})"
+        notes = [f"{name} of at most {most:g}: {shape.called}, measured at {found}"]
+        if taken["high"] > most:
+            notes.append(
+                f"the interval of that {name} goes beyond {most:g}: more repeats, or an idle machine, narrow it"
+            )
+    elif budget.by == "ffn":
+        layers, rest = weights_of(whole, budget)
+        shape = ffn_within(model, budget, spec.widths, spec.multiple_of, rest + sum(layers))
+        size, notes = shape.size, [f"{name} of at most {most:g}: {shape.called}"]
+    else:
+        layers, rest = weights_of(model, budget)
+        size, notes = len(layers) - sum(number for _, number in drops_of(spec, config, layers, rest).chosen), []
+    return spec.model_copy(update={"budget": None, budget.by: size}), rows, notes
 
 
 def choose_layers(
@@ -112,7 +166,7 @@ def choose_layers(
         ShrinkError: the request does not fit the model.
     """
     blocks = next(iter(decoder_lists(state.model).values()))
-    going = drops(spec, state)
+    going = drops_of(spec, state.model.config.to_dict())
     every, gone = range(len(blocks)), set(going.named)
     rows, notes = list[Mapping[str, Any]](), list[str]()
     for among, number in going.chosen:
@@ -131,23 +185,6 @@ def choose_layers(
         went = ", ".join(str(origins[layer]) for layer in sorted(gone))
         notes.insert(0, f"{len(gone)} of {len(blocks)} layers went: {went}{numbered}")
     return Depth(tuple(layer for layer in every if layer not in gone), tuple(rows), tuple(notes))
-
-
-def drops(spec: ShrinkSpec, state: ModelState) -> Drops:
-    """Which layers of a model go, or how many; see `drops_of`."""
-    lists, model = decoder_lists(state.model), state.model
-    active = spec.budget is not None and spec.budget.limit[0] == "active_parameters"
-    share = active_share(text_part(model.config.to_dict())) if active else 1.0
-
-    def counted(name: str, weight: Tensor) -> int:
-        return round(weight.numel() * share) if _EXPERT.search(name) else weight.numel()
-
-    sizes = [
-        sum(counted(name, weight) for blocks in lists.values() for name, weight in blocks[layer].named_parameters())
-        for layer in range(len(next(iter(lists.values()))))
-    ]
-    rest = sum(counted(name, weight) for name, weight in model.named_parameters()) - sum(sizes)
-    return drops_of(spec, model.config.to_dict(), sizes, rest)
 
 
 def _take(state: ModelState, cut: Cut) -> None:

@@ -43,6 +43,7 @@ COMPLETED: Mapping[str, tuple[str, str]] = {
     "choice": ("in", "influence"),
     "importance": ("t", "taylor"),
     "expert_choice": ("r", "reap"),
+    "by": ("f", "ffn"),
     "protocol": ("st", "stream"),
     "device": ("c", "cuda"),
     "precision": ("b", "bfloat16"),

@@ -16,10 +16,8 @@ from prunegpt.root import Root
 from prunegpt.spec.distilling import inherited_layers
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.spec.shapes import shrunk_config
-from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.stages import cache
-from prunegpt.stages.base import ModelState, Pruned
-from prunegpt.stages.shrink import drops
+from prunegpt.stages.base import ModelState
 from tests.support.families import tiny
 from tests.support.specs import plan_of
 
@@ -84,18 +82,6 @@ def test_masks_go_with_the_layers(run_trials: RunTrials, tmp_path: Path) -> None
     }
     for name, mask in after.pruned.masks.items():
         assert torch.equal(mask.kept, before.pruned.masks[name.replace(".h.0.", ".h.1.")].kept)
-
-
-@pytest.mark.parametrize(
-    ("budget", "layers"), [({"parameters": 0.99}, 1), ({"memory": 1.0}, 2), ({"active_parameters": 60_000}, 1)]
-)
-def test_a_budget_decides_how_many_layers_stay(
-    run_trials: RunTrials, tmp_path: Path, budget: dict[str, Any], layers: int
-) -> None:
-    shrink = {"budget": budget, "calibration": CALIBRATION}
-    record = run_trials({"name": "small", "stages": [{"shrink": shrink}]})["small"]
-    assert record.state == "finished", record.trace
-    assert model_after(tmp_path, record).model.config.n_layer == layers
 
 
 WRONG = {
@@ -232,18 +218,3 @@ def test_sizes_of_a_narrower_model_are_known_to_the_plan() -> None:
     plan_of({"name": "narrow", "stages": [wide, prune]})
     with pytest.raises(SpecError, match="512"):
         plan_of({"name": "narrow", "stages": [narrow, prune]})
-
-
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_of_experts_a_budget_of_active_parameters_counts_those_that_work_on_a_token(family: str) -> None:
-    whole = tiny(family, num_hidden_layers=4)
-    state = ModelState(whole, None, Pruned())  # type: ignore[arg-type]
-    layer = whole.model.layers[0]
-    experts = sum(weight.numel() for name, weight in layer.named_parameters() if ".experts." in name)
-    every = sum(weight.numel() for weight in whole.parameters())
-    active = every - 4 * experts // 2  # two of four work on a token
-    each = sum(weight.numel() for weight in layer.parameters()) - experts // 2
-    for gone in range(3):
-        spec = ShrinkSpec.model_validate({"budget": {"active_parameters": active - gone * each}})
-        chosen = drops(spec, state).chosen
-        assert (chosen[0][1] if chosen else 0) == gone
