@@ -151,16 +151,20 @@ class Enforcer:
         return select_masks(scores, targets, pattern=pattern, scope=scope, masks=masks)
 
     @torch.no_grad()
-    def update(self, masks: Mapping[str, Mask], optimizer: HasState | None, *, last: bool) -> None:
+    def update(self, masks: Mapping[str, Mask], optimizer: HasState | None, *, last: bool) -> tuple[str, ...]:
         """Takes newly chosen masks.
 
         Args:
             masks: by parameter name.
             optimizer: as :meth:`set_masks`.
             last: whether they are final: from then on every mode keeps pruned weights at zero.
+
+        Returns:
+            What the user should know of it.
         """
         self.set_masks(masks, optimizer)
         self.mask_weights()
+        return ()
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a mode knows beside masks and weights, for a checkpoint."""

@@ -33,7 +33,7 @@ class MaskUpdate:
     by_tensor: Mapping[str, float]
     closed: int  # weights pruned by this update
     opened: int  # weights that may grow again
-    notes: tuple[str, ...] = ()  # of a solver
+    notes: tuple[str, ...] = ()  # of a solver or a mode
 
 
 class GradualPruner:
@@ -120,7 +120,7 @@ class GradualPruner:
         before = self.enforcer.chosen
         chosen, notes = self._choose(targets, self._held if self.job.regrow else before, due)
         after = {name: Mask(kept) for name, kept in chosen.items()}
-        self.enforcer.update(after, optimizer, last=due == self._clock.end)
+        notes += self.enforcer.update(after, optimizer, last=due == self._clock.end)
         self.enforcer.mask_gradients()
         self._gradients.close_window()
         return self._record(step, targets, before, after, notes)

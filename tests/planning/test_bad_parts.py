@@ -173,6 +173,15 @@ def test_an_option_of_another_type_or_out_of_its_range_is_refused(registry: Regi
         assert any(f"option {option} of" in message and "must be" in message for message in messages), (value, messages)
 
 
+@pytest.mark.parametrize("mode", MASK_MODES.names())
+@pytest.mark.parametrize("method", [*CRITERIA.names(), *SOLVERS.names()])
+def test_modes_that_go_on_learning_take_no_solvers(mode: str, method: str) -> None:
+    prune = {"method": method, "mode": mode, "sparsity": 0.5, "start": 0.1, "calibration": {"windows": 2, "length": 16}}
+    found = problems_of({"name": "a", "stages": [{"finetune": {"prune": prune}}]})
+    assert bool(found) is (mode != "projected" and method in SOLVERS), found
+    assert all(f"{method} is a solver" in problem.message for problem in found)
+
+
 # -- plug-ins --------------------------------------------------------------------------------------------------------
 
 

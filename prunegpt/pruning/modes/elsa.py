@@ -52,19 +52,23 @@ class Elsa(Shadowed):
         return view.matrix - self._support[view.name].under(self._shadows[view.name])  # x + u
 
     @torch.no_grad()
-    def update(self, masks: Mapping[str, Mask], optimizer: HasState | None, *, last: bool) -> None:
+    def update(self, masks: Mapping[str, Mask], optimizer: HasState | None, *, last: bool) -> tuple[str, ...]:
         if last:
             self._over = True
             self._shadows.clear()
             self._support.clear()
-            super().update(masks, optimizer, last=True)
-            return
+            matrices = {name: self.views[name].matrix for name in masks}
+            lost = sum(float(mask.under(matrices[name]).square().sum()) for name, mask in masks.items())
+            share = lost / max(sum(float(matrix.square().sum()) for matrix in matrices.values()), 1e-30)
+            note = f"elsa: the last projection took {share:.2%} of the squared norm of the weights"
+            return (note, *super().update(masks, optimizer, last=True))
         for name, given in masks.items():
             view = self.views[name]
             summed, mask = self.scored(view), Mask(given.kept, like=view.matrix)  # [out, in]: x + u
             factor = 2.0 if name in self._shadows else 1.0  # u is 0 at first: what Π leaves is not in it yet
             self._shadows[name] = summed - factor * mask.under(summed)
             self._support[name] = mask
+        return ()
 
     def state_dict(self) -> dict[str, Tensor]:
         support = {f"support/{name}": mask.kept.cpu().contiguous() for name, mask in self._support.items()}

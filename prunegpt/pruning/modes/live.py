@@ -60,15 +60,12 @@ class Live(Shadowed):
         return view.matrix if hidden is None else view.matrix + hidden
 
     @torch.no_grad()
-    def update(self, masks: Mapping[str, Mask], optimizer: HasState | None, *, last: bool) -> None:
+    def update(self, masks: Mapping[str, Mask], optimizer: HasState | None, *, last: bool) -> tuple[str, ...]:
         self._show()
         if last:
             self._over = True
             self._masks = dict(self._held)  # weights that come back now keep their moments
-            super().update(masks, optimizer, last=True)
-        else:
-            self.set_masks(masks)
-            self.mask_weights()
+        return super().update(masks, optimizer if last else None, last=last)
 
     def _show(self) -> None:
         """Puts pruned weights back into the model."""
