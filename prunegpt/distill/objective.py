@@ -2,6 +2,8 @@
 
     loss = (1 - hardness) CE + hardness KD + hidden_gain · SquareHead + attention_gain · attention
 
+Of text that the student has written itself (`on_policy.py`) it is KD and the inner terms alone.
+
 It decides who computes the loss. With hardness 0 and no gains, and whenever the model is in evaluation mode, that is
 the model itself, as without distillation, bit for bit: no teacher has a part in what an evaluation reports.
 """
@@ -19,13 +21,14 @@ from prunegpt.distill.chunked import chunked_losses
 from prunegpt.distill.head import OWN_LOGITS, head_of, own_logits_note, usable_head
 from prunegpt.distill.hidden import hidden_loss
 from prunegpt.distill.losses.base import DistillationLoss
+from prunegpt.distill.on_policy import OWN, OnPolicy
 from prunegpt.distill.states import States, check_eager, run, unwrap
 from prunegpt.distill.targets import IGNORE, HiddenTargets, Targets, shift_labels
 from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import DistillationError
 from prunegpt.spec.distilling import match_layers
 
-NOT_FOR_THE_MODEL = ("labels", "block", "responses")
+NOT_FOR_THE_MODEL = ("labels", "block", "responses", OWN)
 
 
 class DistillationObjective:
@@ -41,6 +44,7 @@ class DistillationObjective:
         layer_map: student layer -> teacher layer, counted from 0; None: see `spec.distilling.match_layers`.
         attention_map: the same of the attention term, where it is another.
         chunk_tokens: positions whose logits exist at a time; None: see `chunked.chunked_losses`.
+        on_policy: writes the text of some optimizer steps; None: the student writes none.
 
     Raises:
         DistillationError: the parts do not fit each other.
@@ -58,6 +62,7 @@ class DistillationObjective:
         layer_map: Mapping[int, int] | None = None,
         attention_map: Mapping[int, int] | None = None,
         chunk_tokens: int | None = None,
+        on_policy: OnPolicy | None = None,
     ) -> None:
         self.teacher = teacher
         self.loss = loss
@@ -68,6 +73,7 @@ class DistillationObjective:
         self.layer_map = layer_map
         self.attention_map = attention_map
         self.chunk_tokens = chunk_tokens
+        self.on_policy = on_policy
         self._known: PreTrainedModel | None = None  # the student whose fit was checked
         self._own_logits = False  # whether its output layer does not give its logits
         self._layers: dict[int, int] = {}
@@ -103,12 +109,13 @@ class DistillationObjective:
             model: the student, as the trainer wraps it.
             inputs: input_ids and labels [batch, length], attention_mask [batch, length] where there is padding, and
                 `block` [batch], the blocks' numbers, for a cache. With `responses` the inner terms too compare only the
-                positions that predict a label.
+                positions that predict a label. With `own` the text is the student's.
             num_items_in_batch: how many labels the optimizer step has over all its micro-batches; losses and terms then
                 add up over them. None: this micro-batch alone.
 
         Returns:
-            The loss, and detached ce and kd in nats per token, and where they have a gain, hidden and attention.
+            The loss, and detached ce and kd in nats per token, or of its own text kd_own, and where they have a gain,
+            hidden and attention.
 
         Raises:
             DistillationError: teacher and student do not fit.
@@ -127,7 +134,7 @@ class DistillationObjective:
             self._known = student
         head = OWN_LOGITS if self._own_logits else head_of(student)
         ours = run(model, given, **wanted, whole=self._own_logits)
-        labels = shift_labels(inputs["labels"])  # [batch · length]
+        labels, own = shift_labels(inputs["labels"]), OWN in inputs  # [batch · length]
         device = ours.last.device.type
         with torch.autocast(device, ours.autocast, enabled=ours.autocast is not None):
             blend = chunked_losses(
@@ -136,13 +143,13 @@ class DistillationObjective:
                 labels,
                 self._targets(theirs, inputs),
                 loss=self.loss,
-                hardness=self.hardness,
+                hardness=1.0 if own else self.hardness,
                 temperature=self.temperature,
                 chunk_tokens=self.chunk_tokens,
                 denominator=num_items_in_batch,
                 vocabulary=self._vocabulary,
             )
-        total, terms = blend.total, {"ce": blend.ce, "kd": blend.kd}
+        total, terms = blend.total, {"kd_own": blend.kd} if own else {"ce": blend.ce, "kd": blend.kd}
         if theirs is not None and (self.hidden_gain or self.attention_gain):
             here = (labels != IGNORE).sum()
             share = here / num_items_in_batch if num_items_in_batch is not None else torch.ones_like(blend.ce)

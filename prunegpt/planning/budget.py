@@ -83,7 +83,7 @@ def train_tokens(stage: StagePlan, blocks: int | None, counted: float | None = N
     if stage.training is None or stage.data is None:
         return 0
     train = stage.training.train
-    if counted is None and stage.training.loss_on != "all":
+    if (counted is None and stage.training.loss_on != "all") or (stage.distill and stage.distill.on_policy):
         return None
     blocks = _limited(stage, blocks)
     count, per_epoch = steps(train, blocks), steps_per_epoch(train, blocks)

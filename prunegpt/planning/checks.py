@@ -23,6 +23,7 @@ from prunegpt.spec.part import Message
 from prunegpt.spec.pruning import prune_problems, reads_text
 from prunegpt.spec.schema import (
     CalibrationSpec,
+    DistillSpec,
     EvaluateSpec,
     FinetuneSpec,
     PruneSpec,
@@ -69,6 +70,12 @@ def stage_problems(
             config.adapter, known.matrices if known else None, prunes=config.prune is not None
         ):
             yield f"adapter.{path}".rstrip("."), message
+    if isinstance(config, DistillSpec) and config.on_policy and 0 < block_size <= config.on_policy.new_tokens:
+        yield (
+            "on_policy.new_tokens",
+            f"new_tokens must leave a prompt of a sequence, got {config.on_policy.new_tokens} of {block_size} tokens. "
+            "Set fewer.",
+        )
     ill_matched = list(training_problems(arguments, prunes=config.prune is not None))
     for name, message in ill_matched:
         yield f"train.{name}", message

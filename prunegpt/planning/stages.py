@@ -118,7 +118,7 @@ def _train(config: FinetuneSpec, place: StagePlace, teacher: str | None) -> Stag
     if place.watched and not train.keys() & _WHEN_EVALUATED:
         train |= {"eval_strategy": "steps", "eval_steps": WATCHED_EVERY}
     update: dict[str, Any] = {"train": train, "data": data}
-    text = decisive(config, ("keep_zeros", "loss_on", "adapter"), without=_NOT_IN_KEY)
+    text = decisive(config, ("keep_zeros", "loss_on", "adapter", "on_policy"), without=_NOT_IN_KEY)
     if config.prune:
         update["prune"], text["prune"] = _filled(config.prune, data, place)
     neutral = neutral_in(train)

@@ -38,6 +38,18 @@ def distill_problems(config: DistillSpec, student: Shape, teacher: Shape) -> Ite
             "a cache holds the teacher's logits alone; hidden_gain or attention_gain asks for its states. Remove "
             "cache, or set the gains to 0.",
         )
+    if config.on_policy and config.cache:
+        yield (
+            "on_policy",
+            "a cache holds the teacher's logits of the dataset; on_policy asks for those of the student's own text. "
+            "Remove cache or on_policy.",
+        )
+    if config.on_policy and config.hardness == 0:
+        yield (
+            "on_policy",
+            "on_policy trains on the divergence from the teacher, so hardness must be above 0, got 0. Raise it, or "
+            "remove on_policy.",
+        )
     try:
         yield from loss_problems(config.loss, config.options)
     except UnknownPartError as error:  # a plug-in that does not load

@@ -217,6 +217,19 @@ class CacheSpec(Part):
     k: int = Field(64, ge=1, description="most probable tokens kept at each position")
 
 
+class OnPolicySpec(Part):
+    """The student writes the text of some steps: continuations of their prompts, judged by the teacher (GKD)."""
+
+    share: float = Field(0.5, gt=0, le=1, description="of optimizer steps, evenly spread (λ of GKD)")
+    new_tokens: int = Field(64, ge=1, description="tokens that it writes of a sequence, at most")
+    temperature: float = Field(1.0, gt=0, description="that it samples them with")
+
+
+def _on_policy(value: Any) -> Any:
+    """`on_policy: 0.5` is short for `on_policy: {share: 0.5}`."""
+    return {"share": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
 class DistillSpec(FinetuneSpec):
     """Training against a teacher: (1 - hardness) · CE + hardness · KD (+ gains · hidden terms)."""
 
@@ -229,6 +242,9 @@ class DistillSpec(FinetuneSpec):
     attention_gain: float = Field(0.0, ge=0, description="weight of the attention-map term")
     layer_map: Mapping[int, int] | None = Field(None, description="student layer -> teacher layer of the hidden term")
     cache: CacheSpec | None = Field(None, description="keep the teacher's top-k logits on disk")
+    on_policy: Annotated[OnPolicySpec, BeforeValidator(_on_policy)] | None = Field(
+        None, description="the student writes the text of some steps; a number is their share"
+    )
 
 
 STAGES = {"finetune": FinetuneSpec, "prune": PruneSpec, "shrink": ShrinkSpec, "distill": DistillSpec}

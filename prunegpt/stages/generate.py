@@ -154,8 +154,7 @@ def write(
 ) -> list[str]:
     """A document for each prompt, its text included. The random state of the process stays as it was."""
     model, tokenizer = state.model, state.tokenizer
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    ends = tokenizer.eos_token_id if ends is None else ends
+    ends = ends_of(state)
     pad = next((one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
     model.generation_config = GenerationConfig(
         do_sample=True,
@@ -163,7 +162,7 @@ def write(
         top_k=generate.top_k,
         top_p=generate.top_p,
         max_new_tokens=generate.tokens,
-        eos_token_id=ends,
+        eos_token_id=ends or None,
         pad_token_id=pad,
     )
     longest = max(len(ids) for _, ids in prompts)
@@ -177,11 +176,17 @@ def write(
         torch.manual_seed(seed % _SEEDS)
         found = model.generate(input_ids=ids, attention_mask=seen)[:, longest:]  # [batch, new tokens]
     chat = generate.prompts is not None and generate.prompts.messages is not None
-    stops = {ends} if isinstance(ends, int) else set(ends or ())
     return [
-        prompt + tokenizer.decode(_ended(row, stops, keep=chat), skip_special_tokens=not chat)
+        prompt + tokenizer.decode(_ended(row, set(ends), keep=chat), skip_special_tokens=not chat)
         for (prompt, _), row in zip(prompts, found, strict=True)
     ]
+
+
+def ends_of(state: ModelState) -> list[int]:
+    """The tokens that end a text: those of the model's generation config, else that of its tokeniser."""
+    ends = state.model.generation_config.eos_token_id if state.model.generation_config else None
+    ends = state.tokenizer.eos_token_id if ends is None else ends
+    return [ends] if isinstance(ends, int) else list(ends or ())
 
 
 def _ended(row: Tensor, stops: set[int], *, keep: bool) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 from prunegpt.distill.cache import FORMAT, TopKCache, build_cache
 from prunegpt.distill.losses.base import DistillationLoss
 from prunegpt.distill.objective import DistillationObjective
+from prunegpt.distill.on_policy import OnPolicy
 from prunegpt.distill.teachers import Teacher, check_tokenizers
 from prunegpt.lm.blocks import Blocks
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
@@ -21,6 +22,7 @@ from prunegpt.spec.distilling import Shape, distill_problems, inherited_layers, 
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.schema import DistillSpec
 from prunegpt.stages.base import ModelState, RemainingLayers, StageContext
+from prunegpt.stages.generate import ends_of
 
 
 def objective_for(plan: StagePlan, state: ModelState, setting: StageContext, blocks: Blocks) -> DistillationObjective:
@@ -49,6 +51,11 @@ def objective_for(plan: StagePlan, state: ModelState, setting: StageContext, blo
     target = _cached(config, key, load, state, setting, blocks) if config.cache else load()
     if config.attention_gain > 0:
         state.model.set_attn_implementation("eager")
+    writer = None
+    if config.on_policy:
+        assert isinstance(target, Teacher)
+        fields = config.on_policy.model_dump()
+        writer = OnPolicy(**fields, seed=plan.seed, ends=ends_of(state), vocabulary=target.vocabulary)
     return DistillationObjective(
         target,
         loss.bind(**config.options),
@@ -58,6 +65,7 @@ def objective_for(plan: StagePlan, state: ModelState, setting: StageContext, blo
         attention_gain=config.attention_gain,
         layer_map=maps["layer_map"],
         attention_map=maps.get("attention_map"),
+        on_policy=writer,
     )
 
 

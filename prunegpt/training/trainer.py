@@ -55,24 +55,25 @@ def step_of(checkpoint: Path) -> int:
 
 
 class _Means:
-    """Loss terms, averaged over the optimizer steps since they were last taken."""
+    """Loss terms, each averaged over the optimizer steps that had it since they were last taken."""
 
     def __init__(self) -> None:
-        self.since = 0
         self._sums: dict[str, Tensor] = {}
+        self._steps: dict[str, set[int]] = {}
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
+    def add(self, terms: Mapping[str, Tensor], step: int) -> None:
         """Adds the terms of a micro-batch: this process's share of those of an optimizer step."""
         for name, value in terms.items():
             before = self._sums.get(name)
             self._sums[name] = value.detach() if before is None else before + value.detach()
+            self._steps.setdefault(name, set()).add(step)
 
-    def take(self, step: int) -> dict[str, float]:
-        """The means up to a step, over all processes; empty where no step was taken since."""
-        steps, self.since = step - self.since, step
+    def take(self) -> dict[str, float]:
+        """The means over all processes; empty where no step was taken since."""
         sums = ranks.total([float(value) for value in self._sums.values()])
-        means = {name: value / max(steps, 1) for name, value in zip(self._sums, sums, strict=True)}
+        means = {name: value / len(self._steps[name]) for name, value in zip(self._sums, sums, strict=True)}
         self._sums.clear()
+        self._steps.clear()
         return means
 
 
@@ -156,6 +157,16 @@ class JobTrainer(Trainer, TrainerCallback):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of an optimizer step and their labels; of some steps the student writes the text."""
+        batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
+        writer, step = self.objective.on_policy if self.objective else None, self.state.global_step
+        if writer and writer.is_due(step):
+            with self.accelerator.autocast():
+                batches = [writer.write(self.model, batch, step) for batch in batches]
+            labels = self._get_num_items_in_batch(batches, device)
+        return batches, labels
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -181,8 +192,8 @@ class JobTrainer(Trainer, TrainerCallback):
         return (loss, {}) if return_outputs else loss
 
     def _note(self, terms: Mapping[str, Tensor]) -> None:
-        self._logged.add(terms)
-        self._guarded.add(terms)
+        for means in (self._logged, self._guarded):
+            means.add(terms, self.state.global_step)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -244,7 +255,6 @@ class JobTrainer(Trainer, TrainerCallback):
             self._resume(resumed)
             print(f"resuming from step {state.global_step} of {state.max_steps}", flush=True)
         state.compute_steps(args, state.max_steps)  # a checkpoint brings the intervals that it was written under
-        self._logged.since = self._guarded.since = state.global_step
         self.enforcer.mask_weights()
         self._emit(TOTAL_STEPS, state.max_steps)
 
@@ -295,7 +305,7 @@ class JobTrainer(Trainer, TrainerCallback):
         elif due:
             control.should_save = True
         if control.should_save or state.global_step % _GUARD_STEPS == 0 or state.global_step == state.max_steps:
-            self.guard.check(state.global_step, self._guarded.take(state.global_step))
+            self.guard.check(state.global_step, self._guarded.take())
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -335,7 +345,7 @@ class JobTrainer(Trainer, TrainerCallback):
         if not logs or "loss" not in logs:  # the summary at the end is no point of a curve
             return
         points = {name: value for name, value in logs.items() if name in ("loss", "learning_rate", "grad_norm")}
-        for name, value in {**points, **self._logged.take(state.global_step)}.items():
+        for name, value in {**points, **self._logged.take()}.items():
             self._emit(name, value)
 
     def restore(self, checkpoint: Path) -> None:

@@ -37,6 +37,7 @@ _TERMS: Mapping[str, Mapping[str, Any]] = {
     "hidden": {"hidden_gain": 0.5},
     "attention": {"attention_gain": 0.5},
     "no-teacher-term": {"hardness": 0.0},
+    "on-policy": {"on_policy": {"share": 0.7, "new_tokens": 5}},
 }
 KINDS: Mapping[str, Mapping[str, Any] | None] = {
     "finetune": None,
