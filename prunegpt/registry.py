@@ -28,11 +28,13 @@ GRADIENTS = frozenset({"gradient", "squared_gradient", "gradients"})
 GATHERED = frozenset({"gradient", "movement", "squared_gradient"})  # in training, over its optimizer steps
 CRITERION_NEEDS = frozenset({"input_norm", "gradient", "movement", "squared_gradient", "generator"})
 SOLVER_NEEDS = frozenset({"gram", "gradients"})
+ON_ACTIVATIONS = frozenset({"outlier_ratios", "median_scores"})  # of those of an allocation, below
 # What an allocation may, each with the options that decide how it comes about.
 ALLOCATION_NEEDS: Mapping[str, Mapping[str, Any]] = {
     "sparsities": {},  # pattern -> sparsity, as the spec writes them
     "blocks": {},  # parameter name -> index of its decoder layer
     "outlier_ratios": {"multiple": Annotated[float, Gt(0)]},  # block -> share of outliers on calibration data
+    "median_scores": {},  # block -> median of the scores on calibration data
     "curves": {"sweep": str},  # block -> measured losses, of the sweep of that name
 }
 _SCALARS = (bool, int, float, str)
@@ -69,7 +71,7 @@ class Entry:
 
     def reads_text(self, *, training: bool) -> bool:
         """Whether it needs calibration data; in training, gradients exist without it."""
-        read = (ACTIVATIONS | GRADIENTS | {"outlier_ratios"}) - (GATHERED if training else frozenset())
+        read = (ACTIVATIONS | GRADIENTS | ON_ACTIVATIONS) - (GATHERED if training else frozenset())
         return bool(self.needs & read)
 
     @property
@@ -295,6 +297,11 @@ ALLOCATIONS = Registry(
             f"{_ALLOCATIONS}.owl:owl",
             options={"limit": Annotated[float, Ge(0), "The paper uses 0.08."]},
             needs=frozenset({"outlier_ratios", "blocks"}),
+        ),
+        "dlp": Entry(
+            f"{_ALLOCATIONS}.dlp:dlp",
+            options={"limit": Annotated[float, Ge(0), "The paper uses 0.15."]},
+            needs=frozenset({"median_scores", "blocks"}),
         ),
         "arithmetic": Entry(
             f"{_ALLOCATIONS}.arithmetic:arithmetic",

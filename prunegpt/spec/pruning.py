@@ -9,7 +9,18 @@ from itertools import pairwise
 from typing import Any
 
 from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, alternatives, unknown
-from prunegpt.registry import ACTIVATIONS, ALLOCATIONS, CRITERIA, GATHERED, MASK_MODES, SCHEDULES, SOLVERS, Entry, Scope
+from prunegpt.registry import (
+    ACTIVATIONS,
+    ALLOCATIONS,
+    CRITERIA,
+    GATHERED,
+    MASK_MODES,
+    ON_ACTIVATIONS,
+    SCHEDULES,
+    SOLVERS,
+    Entry,
+    Scope,
+)
 from prunegpt.spec.code import CodePart, method_label
 from prunegpt.spec.names import Matrix, first_matches, select_names
 from prunegpt.spec.options import option_problems
@@ -291,7 +302,7 @@ def _curve_problems(prune: PruneSpec, chosen: Sequence[Matrix]) -> Iterator[Mess
 
 
 def _embedding_problems(prune: PruneSpec, method: Entry, spread: Entry, chosen: Sequence[Matrix]) -> Iterator[Message]:
-    looks = method.needs & ACTIVATIONS or "outlier_ratios" in spread.needs
+    looks = method.needs & ACTIVATIONS or spread.needs & ON_ACTIVATIONS
     if looks and (found := next((matrix.name for matrix in chosen if matrix.embedding), None)):
         yield (
             "targets",

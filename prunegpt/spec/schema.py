@@ -69,7 +69,7 @@ class PruneSpec(Part):
     )
     allocation: str | Mapping[str, Sparsity] | None = Field(
         None,
-        description="how it is spread: uniform, row, global, owl, arithmetic, sensitivity, or {pattern: sparsity}",
+        description="how it is spread: uniform, row, global, owl, dlp, arithmetic, sensitivity, or {pattern: sparsity}",
     )
     targets: Names = Field(
         (), description="names, globs or re: patterns of tensors; default: all weight matrices of the decoder layers"

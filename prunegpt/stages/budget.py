@@ -1,6 +1,7 @@
 """How a pruning spec spends its sparsity over a model's tensors, for one-shot and gradual pruning alike."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from prunegpt.errors import PruningError
 from prunegpt.lm.views import WeightView, outline
+from prunegpt.pruning.allocation.dlp import median_score
 from prunegpt.pruning.allocation.owl import outlier_ratio
 from prunegpt.pruning.criteria.wanda import wanda
 from prunegpt.pruning.statistics.collect import block_statistics, evaluating
@@ -46,7 +48,10 @@ def sparsities_of(
     gathered: Mapping[str, Callable[[], Any]] = {
         "sparsities": lambda: spec.allocation,
         "blocks": lambda: {name: view.block for name, view in views.items()},
-        "outlier_ratios": lambda: _outlier_ratios(state, views, calibration, **_of(options, "multiple")),
+        "outlier_ratios": lambda: _of_scores(
+            state, views, calibration, partial(outlier_ratio, **_of(options, "multiple"))
+        ),
+        "median_scores": lambda: _of_scores(state, views, calibration, median_score),
         "curves": lambda: _curves(spec),
     }
     allotted: dict[str, float] = ALLOCATIONS.load(name)(
@@ -67,21 +72,25 @@ def _of(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if name in options}
 
 
-def _outlier_ratios(
-    state: ModelState, views: Mapping[str, WeightView], calibration: Tensor | None, *, multiple: float = 5.0
+def _of_scores(
+    state: ModelState,
+    views: Mapping[str, WeightView],
+    calibration: Tensor | None,
+    function: Callable[[list[Tensor]], float],
 ) -> dict[int, float]:
+    """Decoder layer -> what a function makes of the scores |W| · ||X|| of its matrices, of the dense model."""
     if calibration is None:
-        raise PruningError("outlier ratios are of activations; there is no calibration data.")
-    ratios: dict[int, float] = {}
+        raise PruningError("scores of decoder layers are of activations; there is no calibration data.")
+    found: dict[int, float] = {}
     with torch.no_grad(), evaluating(state.model):
         for group in block_statistics(state.model, views, calibration, gram=False, propagate=False):
             scores: dict[int, list[Tensor]] = {}
-            for name, found in group.items():
+            for name, inputs in group.items():
                 block = views[name].block
-                if block is not None and found is not None:
-                    scores.setdefault(block, []).append(wanda(views[name].matrix, input_norm=found.input_norm))
-            ratios |= {block: outlier_ratio(tensors, multiple=multiple) for block, tensors in scores.items()}
-    return ratios
+                if block is not None and inputs is not None:
+                    scores.setdefault(block, []).append(wanda(views[name].matrix, input_norm=inputs.input_norm))
+            found |= {block: function(tensors) for block, tensors in scores.items()}
+    return found
 
 
 def _curves(spec: PruneSpec) -> Mapping[str, Any]:
