@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -354,6 +355,7 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
     A spec's tables are those it declares now, and its trials are there whether they were run or not.
     """
     from prunegpt.report.archive import Archive
+    from prunegpt.report.curve_fields import with_curves
     from prunegpt.report.measure import stored_windows
     from prunegpt.report.provenance import spec_commit
     from prunegpt.report.rows import other_sweeps, with_planned
@@ -370,7 +372,7 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
             source = store.sweep(name).source
             tables = plan.tables if plan else store.tables(name)
             others = [one.name for one in store.sweeps() if one.name in other_sweeps(tables, name)]
-            results = tuple(result for one in (name, *others) for result in store.results(one))
+            results = tuple(with_curves(chain.from_iterable(map(store.results, (name, *others))), store, tables))
     except StoreError:
         if path is None or plan is None:
             raise
@@ -382,7 +384,8 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
 
 def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure | PruneGPTError]]":
     """The figures that a stored sweep declares, each as far as there is something to draw it from."""
-    from prunegpt.report.declared import declared_figures
+    from prunegpt.report.curve_fields import with_curves
+    from prunegpt.report.declared import declared_figures, figures_in
     from prunegpt.report.measure import stored_windows
 
     with Store.open(root, create=False) as store:
@@ -391,4 +394,5 @@ def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure 
             return store.series(trial.id, lambda _, other: other == name)
 
         if (spec := store.sweep(sweep).spec).get("figures"):
-            yield from declared_figures(spec, store.results(sweep), stored_windows(root), series_of)
+            results = with_curves(store.results(sweep), store, figures=figures_in(spec))
+            yield from declared_figures(spec, results, stored_windows(root), series_of)

@@ -7,10 +7,12 @@ Every message states the rule, then the value that broke it, then a hint. The co
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 
-_LISTED = 12  # valid names shown in one message
+MOST_LISTED = 12  # names in one message
+_NEAREST = 6  # of them, where there are more than that
+_TELLING = 3  # letters that a name has in common with others by more than chance
 _NAMED = 4  # trials shown in one message
 _BELOW_TRIAL = re.compile(r"^trials\.\d+\.?")  # of a field's path: which trial it is of
 
@@ -26,7 +28,7 @@ class Problem:
     where: str  # the path of the field, as `--set` takes it: trials.0.stages.1.prune.sparsity
     message: str
     line: int | None = None  # counted from 1 in the file
-    trial: str = field(default="", compare=False)  # what the spec calls the trial that has the field
+    trial: str = ""  # that has the field; empty where it is in `base` or of the whole spec
 
     def __str__(self) -> str:
         place = f"line {self.line}: " if self.line else ""
@@ -48,17 +50,16 @@ def _told(problems: Iterable[Problem]) -> list[str]:
     alike: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         alike.setdefault((_BELOW_TRIAL.sub("", problem.where), problem.message), []).append(problem)
-    return [f"{found[0]}{_others(found)}" for found in alike.values()]
+    return [f"{found[0]}{_others(list(dict.fromkeys(found)))}" for found in alike.values()]
 
 
 def _others(found: Sequence[Problem]) -> str:
     """The end of a message: the trials that have the same problem as the first one."""
     if len(found) == 1:
         return ""
-    named = [problem.trial or problem.where for problem in found[:_NAMED]]
-    lines = [f" (line {problem.line})" if problem.line else "" for problem in found[:_NAMED]]
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return f" In {len(found)} trials: {', '.join(map(str.__add__, named, lines))}{more}."
+    lines = [f" (line {one.line})" if one.line != found[0].line else "" for one in found]
+    names = [f"{one.trial or one.where}{line}" for one, line in zip(found, lines, strict=True)]
+    return f" In {len(found)} trials: {listed(names, _NAMED)}."
 
 
 class UnknownPartError(PruneGPTError, ValueError):
@@ -154,18 +155,43 @@ def in_bytes(size: float) -> str:
     return f"{size:.{1 if size < 9.95 and power > 1 else 0}f} {units[power - 1]}"
 
 
+def listed(names: Iterable[str], most: int = MOST_LISTED) -> str:
+    """Names in a message, as many as one reads: `a, b and 40 more`, or `none`."""
+    found = list(names)
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
+    return f"{', '.join(found[:most])}{more}" or "none"
+
+
 def nearest(name: str, valid: Iterable[str]) -> list[str]:
     """The valid names, those most like `name` first."""
-    names = list(valid)
-    close = get_close_matches(name, names, n=len(names) or 1, cutoff=0.6)
+    names = list(dict.fromkeys(valid))
+    close = _close(name, names)
     return close + sorted(set(names) - set(close))
 
 
-def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """The message for a name that is not among the valid ones."""
-    names = nearest(name, valid)
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
+def _close(name: str, names: Iterable[str]) -> list[str]:
+    """The names that begin as `name`, then those that are like it; of a path, its end may be."""
+    meant: dict[str, list[str]] = {}
+    for one in names:
+        _, dot, end = one.rpartition(".")
+        for text in (one, end) if dot and end.isidentifier() else (one,):
+            meant.setdefault(text, []).append(one)
+    found = [text for text in meant if len(name) >= _TELLING and text.startswith(name)]
+    found += get_close_matches(name, meant, n=len(meant) or 1, cutoff=0.6)
+    return list(dict.fromkeys(one for text in found for one in meant[text]))
+
+
+def unknown(kind: str, name: str, valid: Iterable[str], lists: str = "") -> str:
+    """The message for a name that is not among the valid ones: of many, those that are like it.
+
+    Args:
+        lists: the command that lists them all.
+    """
+    names = list(dict.fromkeys(valid))
+    close = _close(name, names)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    listed = ", ".join(names[:_LISTED]) or "none"
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"unknown {kind} {name!r}.{hint} Valid: {listed}{more}."
+    if len(names) <= MOST_LISTED:
+        return f"unknown {kind} {name!r}.{hint} Valid: {listed(nearest(name, names))}."
+    shown = (close or sorted(names))[:_NEAREST]
+    end = f"; `{lists}` lists all" if lists else ""
+    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(shown)} and {len(names) - len(shown):,} more{end}."

@@ -2,15 +2,24 @@
 
 import ast
 import re
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 import prunegpt
 import prunegpt.registry
-from prunegpt.errors import UnknownPartError, nearest, unknown
+from prunegpt.errors import MOST_LISTED, SpecError, UnknownPartError, nearest, unknown
 from prunegpt.registry import Registry
+from prunegpt.spec.columns import check_column
+from prunegpt.spec.figures import FigureSpec
+from prunegpt.spec.metrics import check_metric
+from prunegpt.spec.problems import problems_of
+from prunegpt.spec.read import plain_document
+from prunegpt.spec.reference import parts
+from prunegpt.spec.training_arguments import check_argument
 
 PACKAGE = Path(prunegpt.__file__).parent
 REGISTRIES = [item for item in vars(prunegpt.registry).values() if isinstance(item, Registry)]
@@ -97,11 +106,20 @@ def test_valid_names_come_nearest_first_and_are_all_there() -> None:
     assert nearest("x", []) == []
 
 
-def test_long_lists_are_cut() -> None:
-    message = unknown("key", "k10", [f"k{index}" for index in range(100)])
-    assert "Did you mean 'k10'?" in message
-    assert message.endswith(" and 88 more.")
+def test_a_path_is_found_by_its_end() -> None:
+    found = nearest("lerning_rate", ["steps", "train.learning_rate", "last.learning_rate"])
+    assert sorted(found[:2]) == ["last.learning_rate", "train.learning_rate"]
+
+
+def test_of_many_names_those_that_are_like_it_are_listed_and_the_command_that_lists_all() -> None:
+    names = [f"k{index}" for index in range(100)]
+    assert unknown("key", "k10", names).endswith(" and 94 more.")
+    message = unknown("key", "learning", [*names, "learning_rate"], "prunegpt sweep fields")
+    assert message.endswith(
+        "Did you mean 'learning_rate'? Valid: learning_rate and 100 more; `prunegpt sweep fields` lists all."
+    )
     assert unknown("key", "a", []) == "unknown key 'a'. Valid: none."
+    assert listed(names, 2) == "k0, k1 and 98 more"
 
 
 _LIST = re.compile(r"(?:[\w:-]+, )+[\w:-]+(?:,? (?:or|and) [\w:-]+)?")
@@ -131,3 +149,36 @@ def test_a_text_that_lists_the_parts_of_a_kind_lists_them_all() -> None:
                     if len(names & words) >= 3 and not names - {"explicit"} <= words
                 }
     assert found == SOME
+
+
+def _as_key(part: type[BaseModel]) -> Callable[[str], object]:
+    """Asks a part of a spec for a key."""
+
+    def ask(name: str) -> None:
+        document = plain_document({name: 1}, "x", ())
+        try:
+            part.model_validate({name: 1})
+        except ValidationError as error:
+            raise SpecError(problems_of(error, part, document)) from error
+
+    return ask
+
+
+CATALOGUES: dict[str, Callable[[str], object]] = {
+    **{one.kind: one.check for one in vars(prunegpt.registry).values() if isinstance(one, Registry)},
+    **{part.__name__: _as_key(part) for part in parts()},
+    "columns": check_column,
+    "metrics": check_metric,
+    "training arguments": lambda name: check_argument(name, 1),
+    "kinds of figures": lambda name: FigureSpec(name="x", kind=name),
+}
+
+
+@pytest.mark.parametrize("catalogue", CATALOGUES)
+def test_no_message_lists_more_names_than_one_reads(catalogue: str) -> None:
+    with pytest.raises(ValueError if catalogue not in {part.__name__ for part in parts()} else SpecError) as caught:
+        CATALOGUES[catalogue]("no_such_name")
+    for valid in re.findall(r"Valid: (.+)", str(caught.value)):
+        named, _, rest = valid.partition(" and ")
+        assert len(named.split(", ")) <= MOST_LISTED
+        assert not rest or "` lists all." in rest

@@ -13,7 +13,10 @@ import re
 import subprocess
 import tokenize
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+
+from prunegpt.errors import MOST_LISTED
 
 ROOT = Path(__file__).parents[1]
 
@@ -160,3 +163,22 @@ def test_numbers_of_things_are_worded_by_one_function() -> None:
     printed = [(path, line) for path, line in lines if re.search(r"""f["']""", line)]
     assert len(printed) > 200
     assert [f"{path}: {line.strip()}" for path, line in printed if BARE.search(line)] == []
+
+
+def test_what_is_listed_in_an_error_has_an_end() -> None:
+    """Names in a message are `listed(...)`, a slice, or a short constant: never as many as there happen to be."""
+    checked, found = 0, []
+    for path in sorted((ROOT / "prunegpt").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        raised = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Raise)]
+        for call in (node for one in raised for node in ast.walk(one) if isinstance(node, ast.Call)):
+            match call:
+                case ast.Call(func=ast.Name(id="listed" | "unknown")):
+                    checked += 1
+                case ast.Call(func=ast.Attribute(value=ast.Constant(value=", "), attr="join"), args=[joined]):
+                    constant = isinstance(joined, ast.Name) and joined.id.isupper()
+                    short = constant and len(getattr(import_module(module), joined.id)) <= MOST_LISTED
+                    if not short and not isinstance(joined, ast.Subscript):
+                        found.append(f"{path.relative_to(ROOT)}:{call.lineno}: {ast.unparse(joined)}")
+    assert checked > 50
+    assert found == []

@@ -9,7 +9,7 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, print_json, say, sweep_app
-from prunegpt.errors import counted, in_bytes
+from prunegpt.errors import counted, in_bytes, listed
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -206,8 +206,8 @@ def _matching(results: "list[TrialResult]", glob: str, what: str) -> "list[Trial
 
     found = [one for one in results if fnmatch.fnmatchcase(one.name, glob)]
     if not found:
-        names = nearest(glob, [one.name for one in results])[:_LISTED]
-        raise StoreError(f"no {what} matches {glob!r}. There are: {', '.join(names) or 'none'}.")
+        names = nearest(glob, (one.name for one in results))
+        raise StoreError(f"no {what} matches {glob!r}. There are: {listed(names, _LISTED)}.")
     return found
 
 
@@ -291,9 +291,9 @@ def execute(
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
     say(f"Show again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
     if outcome.failed:
-        say(f"{counted(len(outcome.failed), 'trial')} did not finish: {', '.join(outcome.failed)}. See `sweep status`.")
+        say(f"{counted(len(outcome.failed), 'trial')} did not finish: {listed(outcome.failed)}. See `sweep status`.")
     if outcome.given_up:
-        say(f"stopped early: {counted(len(outcome.given_up), 'trial')} ({', '.join(outcome.given_up)}).")
+        say(f"stopped early: {counted(len(outcome.given_up), 'trial')} ({listed(outcome.given_up)}).")
     if outcome.interrupted:
         say(f"interrupted. Resume with: prunegpt sweep resume {plan.name}")
     if outcome.reached and outcome.waiting:

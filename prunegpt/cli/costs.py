@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,16 +169,15 @@ class Counting:
 
     def problems(self, trials: Sequence[TrialPlan]) -> list[tuple[TrialPlan, str, str]]:
         """What is wrong once blocks are counted: a trial, its field, the message; of each stage at its first trial."""
-        found = {
-            stage.key: [
-                (trial, f"stages.{index - 1}.{stage.kind}.{path}".rstrip("."), message)
-                for path, message in job_problems(stage, self.blocks(stage))
-            ]
-            for trial in reversed(trials)
-            for index, stage in enumerate(trial.stages)
-            if stage.training
-        }
-        return [*(problem for problems in found.values() for problem in problems), *self._dataset_problems(trials)]
+        found: dict[str, list[tuple[TrialPlan, str, str]]] = {}
+        for trial in trials:
+            for index, stage in enumerate(trial.stages):
+                if stage.training and stage.key not in found:
+                    found[stage.key] = [
+                        (trial, f"stages.{index - 1}.{stage.kind}.{path}".rstrip("."), message)
+                        for path, message in job_problems(stage, self.blocks(stage))
+                    ]
+        return [*chain.from_iterable(found.values()), *self._dataset_problems(trials)]
 
     def _dataset_problems(self, trials: Sequence[TrialPlan]) -> Iterator[tuple[TrialPlan, str, str]]:
         """Datasets that cannot be used as asked: no chat template, no bos, no document that is long enough."""

@@ -10,7 +10,7 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, app, duration, print_json
-from prunegpt.errors import counted, in_bytes
+from prunegpt.errors import counted, in_bytes, listed
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def gc(
 
 
 def _row(one: "Removable") -> list[str]:
-    more = f" and {len(one.trials) - _TRIALS} more" if len(one.trials) > _TRIALS else ""
-    used = ", ".join(one.trials[:_TRIALS]) + more or "an earlier configuration"
+    used = listed(one.trials, _TRIALS) if one.trials else "an earlier configuration"
     return [one.key, one.kind, used, in_bytes(one.bytes), duration(one.seconds)]
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
 from prunegpt.cli.progress import bar
-from prunegpt.errors import ModelError, PruneGPTError, removed, untrusted
+from prunegpt.errors import ModelError, PruneGPTError, listed, removed, untrusted
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning import harness
 from prunegpt.planning.facts import split_files
@@ -196,8 +196,8 @@ def stored_result(source: str, root: Root) -> TrialResult | None:
     with Store.open(root, create=False) as store:
         if "/" not in source:
             if source in store.names() and not isinstance(try_to_load_from_cache(source, "config.json"), str):
-                listed = ", ".join(f"{source}/{name}" for name in store.names(source))
-                raise PruneGPTError(f"a model of a sweep is named SWEEP/TRIAL, got {source}. Its trials: {listed}.")
+                trials = listed(f"{source}/{name}" for name in store.names(source))
+                raise PruneGPTError(f"a model of a sweep is named SWEEP/TRIAL, got {source}. Its trials: {trials}.")
             return None
         try:
             found = store.result(source)

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from prunegpt.cli.options import duration, number
-from prunegpt.errors import counted
+from prunegpt.errors import counted, listed
 from prunegpt.report.format import percent
 from prunegpt.sweep import events
 
@@ -100,8 +100,7 @@ class _ProgressTable:
                 self.line(f"{event.sweep}: {to_run}, {event.finished} finished before{self._searched}")
                 for trials, what in ((event.outdated, "compute again"), (event.remeasured, "measure again")):
                     if trials:
-                        more = f" and {len(trials) - _LISTED} more" if len(trials) > _LISTED else ""
-                        which = f"{counted(len(trials), 'finished trial')} ({', '.join(trials[:_LISTED])}{more})"
+                        which = f"{counted(len(trials), 'finished trial')} ({listed(trials, _LISTED)})"
                         self.line(f"  {what}: {which}, as {'; '.join(event.because)}")
                 if event.outdated:
                     self.line("  their earlier models stay in stages/")

@@ -10,7 +10,7 @@ from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, number, print_json, sweep_app
 from prunegpt.cli.trial import print_failures
 from prunegpt.cli.watch import queue_lines
-from prunegpt.errors import counted
+from prunegpt.errors import counted, listed
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _print_results(results: "list[TrialResult]", name: str | None) -> None:
     )
     alike = {result.id for result in (comparable(results) if name else results)}
     if odd := [result.name for result in results if result.measured and result.id not in alike]:
-        print(f"note: evaluated differently from the other trials, so not comparable: {', '.join(odd)}")
+        print(f"note: evaluated differently from the other trials, so not comparable: {listed(odd)}")
 
 
 def _result_json(result: "TrialResult") -> dict[str, Any]:

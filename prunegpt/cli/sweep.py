@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.control import LauncherOption, OnlyOption, PriorityOption, SlotsOption, WaitOption, execute
 from prunegpt.cli.options import ROOT, JsonOption, SetOption, number, print_json, say, sweep_app
 from prunegpt.errors import counted
@@ -50,7 +51,7 @@ def check(
     planner, counting = Planner(spec, overrides or [], root, curves_in(root)), Counting(root)
 
     def told(wrong: "list[tuple[TrialPlan, str, str]]", before: "Sequence[Problem]" = ()) -> SpecError:
-        problems = [*before, *(planner.problem(*problem) for problem in wrong)]
+        problems = [*before, *planner.problems(wrong)]
         return SpecError(sorted(problems, key=lambda problem: problem.line or 0), str(spec))
 
     try:
@@ -225,16 +226,48 @@ def run(
     execute(planner, root, only=only, launcher=launcher, slots=slots, priority=priority, wait=wait)
 
 
-@sweep_app.command(epilog="Example: prunegpt sweep fields --update sweeps/README.md")
+@sweep_app.command(epilog="Example: prunegpt sweep fields quickstart")
 def fields(
-    update: Annotated[Path | None, typer.Option(help="Write it to this file instead.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A sweep that ran (default: spec fields).", show_default=False, autocompletion=complete.sweeps
+        ),
+    ] = None,
+    update: Annotated[Path | None, typer.Option(help="Write the reference to this file instead.")] = None,
+    root: Root = ROOT,
+    as_json: JsonOption = False,
 ) -> None:
-    """Print the reference of all spec fields as Markdown."""
+    """Print the fields of specs, or of a sweep's trials.
+
+    Those of specs as Markdown. Those of trials are what --where, --columns, --sort and --group-by of `sweep status`
+    take.
+    """
     from prunegpt.root import write_text
     from prunegpt.spec.reference import reference
 
+    if name is not None:
+        _print_trial_fields(name, root, as_json)
+        return
     if update is None:
         print(reference(), end="")
         return
     write_text(update, reference())
     say(f"{update}: written")
+
+
+def _print_trial_fields(name: str, root: Root, as_json: bool) -> None:
+    from prunegpt.cli.tables import print_table
+    from prunegpt.report.fields import TrialFields
+    from prunegpt.store import Store
+    from prunegpt.store.curves import Summaries
+
+    with Store.open(root, create=False) as store:
+        curves = Summaries(store, name)
+        fields = TrialFields(store.results(name), notes=store.notes(), curves=lambda: curves)
+        keys = ("name", "kind", "about")
+        rows = [(one.name if fields.find(one.name) == one else one.key, one.kind, one.about) for one in fields]
+    if as_json:
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
+        return
+    print_table(["field", "values", "meaning"], map(list, rows))

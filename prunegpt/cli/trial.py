@@ -102,7 +102,7 @@ def members(store: "Store", reference: str) -> "list[TrialResult]":
             raise
     if not found:
         names = dict.fromkeys(name for one in trials for name in (one.name, one.group))
-        raise StoreError(unknown(f"trial or group of {sweep}", name, names))
+        raise StoreError(unknown(f"trial or group of {sweep}", name, names, f"prunegpt sweep status {sweep}"))
     return found
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from prunegpt.distill.targets import TopKTargets
 from prunegpt.distill.teachers import Teacher
-from prunegpt.errors import DistillationError
+from prunegpt.errors import DistillationError, listed
 from prunegpt.root import publishing, read_json, seal, whole, write_json
 
 FORMAT = 2
@@ -139,7 +139,7 @@ class TopKCache:
         if temperature not in self.meta.temperatures:
             raise DistillationError(
                 f"the cache at {self.folder} holds the rest for the temperatures "
-                f"{', '.join(f'{each:g}' for each in self.meta.temperatures)}; the loss asks for {temperature:g}. "
+                f"{listed(f'{each:g}' for each in self.meta.temperatures)}; the loss asks for {temperature:g}. "
                 "Choose one of them, or build the cache with it."
             )
         return self.meta.temperatures.index(temperature)

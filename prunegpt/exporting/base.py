@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunegpt.errors import PruneGPTError
+from prunegpt.errors import PruneGPTError, listed
 from prunegpt.lm.modes import evaluation_mode
 from prunegpt.stages.base import ModelState
 
@@ -132,9 +132,8 @@ def compare_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
         if name not in found or not torch.equal(_bits(found[name]), _bits(tensor))
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ExportError(
-            f"an export must hold the weights of its model; {', '.join(wrong[:3])}{more} differ. The disk or memory "
+            f"an export must hold the weights of its model; {listed(wrong, 3)} differ. The disk or memory "
             "may be damaged: export it again."
         )
     return ExportCheck("weights", True, 0.0, f"{len(expected)} tensors")

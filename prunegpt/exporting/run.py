@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from prunegpt.errors import listed
 from prunegpt.exporting.base import Export, ExportCheck, ExportError, ExportFormat, expected_bytes
 from prunegpt.registry import EXPORT_FORMATS
 from prunegpt.root import publishing
@@ -34,7 +35,7 @@ def format_of(name: str, out: Path, dtype: str | None) -> tuple[ExportFormat, st
     found: ExportFormat = EXPORT_FORMATS.load(name)
     kind = dtype or found.dtypes[0]
     if kind not in found.dtypes:
-        raise ExportError(f"--dtype of {name} must be one of {', '.join(found.dtypes)}, got {kind}.")
+        raise ExportError(f"--dtype of {name} must be one of {listed(found.dtypes)}, got {kind}.")
     if found.suffix and out.suffix != found.suffix:
         raise ExportError(f"OUT of {name} must end in {found.suffix}, got {out}. Name it {out}{found.suffix}.")
     if not found.suffix and out.suffix in (".gguf", ".safetensors"):

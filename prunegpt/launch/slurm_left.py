@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunegpt.errors import LaunchError
+from prunegpt.errors import LaunchError, listed
 from prunegpt.launch.job import ABANDONED, Ended
 from prunegpt.launch.log import LOG, append
 from prunegpt.launch.slurm_queue import ask
@@ -87,11 +87,10 @@ def _forget(job: _Left, words: str) -> None:
 
 
 def _refusal(root: Root, names: Iterable[str], problem: str) -> str:
-    listed = ", ".join(names)
     rule = "jobs of a coordinator that died must have ended before their trials are tried again;"
     if problem:
         return (
-            f"{rule} {listed} may still run, and Slurm cannot be queried: {problem} Run this where Slurm answers. "
-            f"If its jobs are gone for good, delete the notes in {notes_of(root)}."
+            f"{rule} {listed(names)} may still run, and Slurm cannot be queried: {problem} Run this where Slurm "
+            f"answers. If its jobs are gone for good, delete the notes in {notes_of(root)}."
         )
-    return f"{rule} {listed} still run though they were cancelled. Wait until squeue lists them no more."
+    return f"{rule} {listed(names)} still run though they were cancelled. Wait until squeue lists them no more."

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from prunegpt.errors import ModelError
+from prunegpt.errors import ModelError, listed
 from prunegpt.lm.located import explained
 from prunegpt.lm.modes import evaluation_mode
 from prunegpt.lm.multimodal import empty_model, is_language_model
@@ -78,11 +78,7 @@ def check_weights(source: str | Path, report: dict[str, Any]) -> None:
             name for name in report["unexpected_keys"] if not _OLD_MASKS.search(name)
         ),
     }
-    told = [
-        f"{what} {', '.join(names[:_LISTED])}" + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
-        for what, names in problems.items()
-        if names
-    ]
+    told = [f"{what} {listed(names, _LISTED)}" for what, names in problems.items() if names]
     if told:
         raise ModelError(
             f"a model's files must hold exactly its weights; {source} {'; '.join(told)}. Nothing is filled with random "
@@ -96,10 +92,9 @@ def check_finite(source: str | Path, model: PreTrainedModel) -> None:
     """NaN and infinity are no weights: whatever is computed with them is no number either."""
     broken = [name for name, weight in model.named_parameters() if weight.numel() and not _is_finite(weight)]
     if broken:
-        named = ", ".join(broken[:_LISTED]) + (f" and {len(broken) - _LISTED} more" if len(broken) > _LISTED else "")
         raise ModelError(
-            f"weights must be finite numbers; {source} holds NaN or infinity in {named}. Its training diverged or the "
-            "file is damaged: take an earlier checkpoint or download it again."
+            f"weights must be finite numbers; {source} holds NaN or infinity in {listed(broken, _LISTED)}. Its "
+            "training diverged or the file is damaged: take an earlier checkpoint or download it again."
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunegpt.errors import ModelError
+from prunegpt.errors import ModelError, listed
 from prunegpt.lm.modes import evaluation_mode
 from prunegpt.planning.harness import HARNESS
 from prunegpt.records import Evaluation, TaskScore, finite
@@ -62,7 +62,7 @@ def score(
             )
         except Exception as error:  # of whatever kind: tasks hold code and read data of their own
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ModelError(f"tasks {', '.join(spec.tasks or ())} could not be scored: {reason}") from error
+            raise ModelError(f"tasks {listed(spec.tasks or ())} could not be scored: {reason}") from error
     assert found is not None  # of one process
     scores = tuple(_scores(found, spec.tasks or ()))
     limited = f", first {spec.limit} documents" if spec.limit else ""

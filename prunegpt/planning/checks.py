@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prunegpt.errors import UnknownPartError, nearest, unknown
+from prunegpt.errors import UnknownPartError, listed, nearest, unknown
 from prunegpt.planning.budget import DEFAULT_EPOCHS
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.outlines import is_words, layer_sizes, narrowed, outline_of, stored_matrices, unbuilt
@@ -293,7 +293,7 @@ def table_problems(table: TableSpec, groups: list[str]) -> Iterator[tuple[tuple[
 
 
 def _trials(name: str, groups: list[str]) -> str:
-    return f" Trials: {', '.join(nearest(name, groups)[:_SHOWN])}."
+    return f" Trials: {listed(nearest(name, groups), _SHOWN)}."
 
 
 def unmeasured(metrics: Iterable[str], evaluations: Sequence[EvaluateSpec]) -> Iterator[str]:

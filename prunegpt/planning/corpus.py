@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
-from prunegpt.errors import DataError, unknown
+from prunegpt.errors import DataError, listed, unknown
 from prunegpt.planning.sources import find_local, is_path
 from prunegpt.root import read_json
 
@@ -107,7 +107,7 @@ def kind_of(files: Sequence[Path]) -> str:
     if len(kinds) != 1 or kinds[0] not in TEXT_SUFFIXES:
         raise DataError(
             f"the files of a split must be of one kind of {', '.join(TEXT_SUFFIXES)}, got "
-            f"{', '.join(file.name for file in files) or 'none'}. Convert them, or give them to different splits."
+            f"{listed(file.name for file in files)}. Convert them, or give them to different splits."
         )
     for file in files:
         if not file.stat().st_size:
@@ -165,7 +165,7 @@ def _folder_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
         inside = [item for item in folders if any(suffix_of(file) in TEXT_SUFFIXES for file in item.rglob("*"))]
         if len(inside) == 1:
             return _folder_splits(inside[0])
-        hint = f" Give one of {', '.join(str(item) for item in inside[:_LISTED])}." if inside else ""
+        hint = f" Give one of {listed(map(str, inside), _LISTED)}." if inside else ""
         raise DataError(
             f"a text folder must hold SPLIT{', SPLIT'.join(TEXT_SUFFIXES)}, each maybe with {' or '.join(COMPRESSED)} "
             f"behind it; {folder} holds none.{hint}"
@@ -242,14 +242,14 @@ def text_column(columns: Mapping[str, str], asked: str | None, source: str) -> s
     """
     strings = [name for name, kind in columns.items() if kind == "string"]
     structures = [name for name, kind in columns.items() if kind == "structure"]
-    listed = ", ".join(strings) or "none"
     if asked is not None:
         if asked not in columns:
             raise DataError(f"{source}: {unknown('text column', asked, columns)}")
         if asked not in strings:
             kind = "lists or mappings" if asked in structures else columns[asked]
             raise DataError(
-                f"a text column must hold strings; {asked} of {source} holds {kind}. Columns of strings: {listed}."
+                f"a text column must hold strings; {asked} of {source} holds {kind}. Columns of strings: "
+                f"{listed(strings)}."
             )
         return asked
     named = [name for name in strings if name.rpartition(".")[2] == "text"]
@@ -257,11 +257,11 @@ def text_column(columns: Mapping[str, str], asked: str | None, source: str) -> s
         return "text" if "text" in strings else named[0]
     if len(strings) == 1 and not structures:
         return strings[0]
-    hint = f"Set text_column to one of {listed}" if strings else "Write the text into a column of strings"
-    beside = f", beside the lists or mappings {', '.join(structures[:_LISTED])}" if structures else ""
+    hint = f"Set text_column to one of {listed(strings)}" if strings else "Write the text into a column of strings"
+    beside = f", beside the lists or mappings {listed(structures, _LISTED)}" if structures else ""
     raise DataError(
-        f"the text column must be clear; {source} has {len(strings)} columns of strings ({listed}){beside}, and none "
-        f"is called text. {hint}{', or write the text into one' if strings and structures else ''}."
+        f"the text column must be clear; {source} has {len(strings)} columns of strings ({listed(strings)}){beside}, "
+        f"and none is called text. {hint}{', or write the text into one' if strings and structures else ''}."
         f"{' For chat messages set messages to their column.' if structures else ''}"
     )
 
@@ -293,7 +293,7 @@ def column_in(files: Sequence[Path], asked: str | None, messages: str | None = N
     Raises:
         DataError: it is not clear, or not there.
     """
-    kind, source = suffix_of(files[0]), ", ".join(map(str, files[:_LISTED]))
+    kind, source = suffix_of(files[0]), listed(map(str, files), _LISTED)
     if messages is not None and kind == ".txt":
         raise DataError(f"chat messages are read from .jsonl, .json or .parquet files; {source} is plain text.")
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunegpt.builtin import BUILTIN_MODELS, BUILTIN_TEXTS, is_builtin
-from prunegpt.errors import DataError, ModelError, unknown
+from prunegpt.errors import DataError, ModelError, listed, unknown
 from prunegpt.planning import hub
 from prunegpt.planning.corpus import TEXT_SUFFIXES, begins_with_mark, column_in, kind_of, local_splits
 from prunegpt.planning.fingerprint import Files, digest
@@ -206,7 +206,7 @@ def _code_elsewhere(
     if len(elsewhere) > 1:
         raise ModelError(
             f"a model's code must come from one repository; that of {model.source} comes from "
-            f"{', '.join(sorted(elsewhere))}. {_COPY}"
+            f"{listed(sorted(elsewhere))}. {_COPY}"
         )
     repository = elsewhere.pop()
     if is_path(repository) or find_local(repository):
@@ -351,7 +351,11 @@ def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None
     local = split_files(data, base)
     if local is not None:
         if split not in local:
-            raise DataError(f"data has no split {split!r}. Valid: {', '.join(local)}. Name it under data.files.")
+            field = "train_split" if split == data.train_split else "split"
+            raise DataError(
+                f"data has no split {split!r}. Valid: {listed(local)}. Set {field} to one of them, or name its files "
+                "under data.files."
+            )
         found = local[split]
         reading = _READING[kind_of(found)]
         column_in(found, data.text_column, data.messages)  # refuses what is not clear before anything is hashed or runs
@@ -363,7 +367,7 @@ def data_fingerprint(data: DataSpec, split: str, files: Files, base: Path | None
     if is_builtin(path):
         text = BUILTIN_TEXTS[path]
         if split not in text.splits:
-            raise DataError(f"{path} has no split {split!r}. Valid: {', '.join(text.splits)}.")
+            raise DataError(f"{path} has no split {split!r}. Valid: {listed(text.splits)}.")
         return digest([path, text.version, split]), None
     identity = [path, data.name, data.text_column, split, *([{"messages": data.messages}] if data.messages else [])]
     try:

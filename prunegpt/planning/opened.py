@@ -42,6 +42,8 @@ class OpenedSpec:
         self.configurations: list[Configuration] = []
         self.searches: list[SearchTemplate] = []
         self._wrong: set[int] = set()  # trials with something malformed
+        self._had: dict[tuple[int, str, str], set[str]] = {}  # trial, field, message -> configurations
+        self._whole: dict[Problem, tuple[tuple[int, str, str], Problem]] = {}  # of a varied value -> of all of them
         self._left_out: list[tuple[int | None, FieldPath]] = []  # of a trial, or of base: what cannot be judged
         skip: set[int] = set()
         rest = copy.deepcopy(document.data)
@@ -165,7 +167,22 @@ class OpenedSpec:
     def located(self, item: Configuration, path: str, message: str) -> Problem:
         """A problem with one field of a configuration, at the line where that field was written."""
         steps = [int(step) if step.isdigit() else step for step in path.split(".") if step]
-        return self.document.problem(written_at(self.document, item.index, item.swept, steps), message)
+        within = [varied for varied in item.swept if varied.startswith(f"{path}.")]
+        others = [varied for varied in item.swept if varied not in within]
+        own, varied = (written_at(self.document, item.index, swept, steps) for swept in (others, item.swept))
+        trial = item.group if varied[0] == "trials" else ""
+        found = replace(self.document.problem(varied, message), trial=trial)
+        if within:
+            self._had.setdefault((item.index, path, message), set()).add(item.name)
+            self._whole[found] = (item.index, path, message), replace(self.document.problem(own, message), trial=trial)
+        return found
+
+    def settled(self, problem: Problem) -> Problem:
+        """The problem where it is: what all varied values have does not come from them."""
+        if problem not in self._whole:
+            return problem
+        key, own = self._whole[problem]
+        return own if self._had[key] == {item.name for item in self.configurations if item.index == key[0]} else problem
 
 
 def _held(data: Any, place: FieldPath) -> FieldPath:

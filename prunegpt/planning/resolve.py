@@ -159,7 +159,7 @@ class Planner:
         if self._strict:
             problems += [Problem("", f"{text}. Download it, or give a local folder.") for text in self.unchecked]
         if problems or opened.malformed or spec is None:
-            unique = list(dict.fromkeys([*opened.malformed, *opened.told(problems)]))
+            unique = list(dict.fromkeys([*opened.malformed, *map(opened.settled, opened.told(problems))]))
             raise SpecError(sorted(unique, key=lambda problem: problem.line or 0), opened.document.source)
         self.files.save()
         own = [chain for chain in [*chains, *self.implicit.values()] if chain]
@@ -196,11 +196,14 @@ class Planner:
         template = next(template for template in self.opened.searches if template.index == search.index)
         return resolve_suggestion(self, template, values, number)
 
-    def problem(self, trial: TrialPlan, path: str, message: str) -> Problem:
-        """A problem with one field of a planned trial, at the line where that field was written."""
-        owner = next(one for one in (self, *self._planners.values()) if one.name == trial.sweep)
-        item = owner.opened.named(trial.name, trial.seed)
-        return owner.opened.located(item, path, message) if item else Problem(trial.name, message)
+    def problems(self, wrong: Sequence[tuple[TrialPlan, str, str]]) -> list[Problem]:
+        """Problems with fields of planned trials, each at the line where its field was written."""
+        found: list[tuple[OpenedSpec, Problem]] = []
+        for trial, path, message in wrong:
+            opened = next(one for one in (self, *self._planners.values()) if one.name == trial.sweep).opened
+            item = opened.named(trial.name, trial.seed)
+            found.append((opened, opened.located(item, path, message) if item else Problem(trial.name, message)))
+        return [opened.settled(problem) for opened, problem in found]
 
     @property
     def watched(self) -> bool:

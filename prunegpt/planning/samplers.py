@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from prunegpt.errors import MissingPackageError, PruneGPTError
+from prunegpt.errors import MissingPackageError, PruneGPTError, listed
 from prunegpt.registry import EARLY_STOPS, SAMPLERS, Registry
 from prunegpt.spec.search import EarlyStopSpec, SearchSpec
 
@@ -87,7 +87,7 @@ def _made(registry: Registry, name: str, options: Mapping[str, Any], given: Mapp
             return part(**{**defaults, **options})
         except (TypeError, ValueError, AssertionError) as error:
             told = re.sub(r"^\w*\.?__init__\(\) ", "", str(error)) or type(error).__name__
-            listed = ", ".join(key for key in known if key not in ("self", "constraints_func")) or "none"
+            taken = [key for key in known if key not in ("self", "constraints_func")]
             raise PruneGPTError(
-                f"{registry.kind} {name} does not take the options {dict(options)}: {told}. Options: {listed}."
+                f"{registry.kind} {name} does not take the options {dict(options)}: {told}. Options: {listed(taken)}."
             ) from error

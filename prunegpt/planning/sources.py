@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from prunegpt.builtin import is_builtin
-from prunegpt.errors import ModelError
+from prunegpt.errors import ModelError, listed
 from prunegpt.planning import hub
 from prunegpt.root import read_json
 from prunegpt.spec.schema import ModelSpec
@@ -106,7 +106,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"weights must be stored as safetensors; {folder} has only pickled ones ({pickles[0]}), which can run code "
             f"when loaded and never are. {_CONVERT}"
         )
-    others = ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))[:_LISTED])
+    others = listed(sorted(file.name for file in folder.glob("*.safetensors")), _LISTED)
     raise ModelError(
         f"a model's weights must be in {WEIGHTS}, or in files that {_INDEX} lists; {folder} has "
         f"{f'{others} without it' if others else 'none'}. Check that the copy or download is "
@@ -119,7 +119,7 @@ def _check_whole(folder: Path) -> None:
     if (folder / _ADAPTER).is_file():
         raise _adapter(folder)
     if not (folder / _CONFIG).is_file():
-        others = ", ".join(sorted(item.name for item in folder.iterdir())[:_LISTED]) or "nothing"
+        others = listed(sorted(item.name for item in folder.iterdir()), _LISTED)
         gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
         below = next(iter(sorted(folder.glob(f"*/{_CONFIG}"))), None)
         inner = f"the file {gguf}" if gguf else f"the folder {below.parent}" if below else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunegpt.builtin import PREFIX
-from prunegpt.errors import SpecError, nearest
+from prunegpt.errors import SpecError, listed, nearest
 from prunegpt.planning.checks import teacher_problem
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.fingerprint import digest
@@ -143,7 +143,7 @@ def _sibling(planner: "Planner", item: Configuration, name: str, where: str, wha
     if found is not None:
         return planner.chain(found) if _may_teach(planner, item, planner, found.name, where, what) else None
     if not opened.may_be_broken(name):
-        close = ", ".join(nearest(name, opened.groups)[:_LISTED])
+        close = listed(nearest(name, opened.groups), _LISTED)
         model, hint = (", SWEEP/TRIAL or {model: SOURCE}", f" For a model write {{model: {name}}}.")
         model, hint = (model, hint) if what == "teacher" else (" or SWEEP/TRIAL", "")
         opened.note(
@@ -165,7 +165,7 @@ def _foreign(
     before = len(other.opened.problems)
     found = other.opened.named(trial, item.seed)
     if found is None and other.opened.complete:
-        close = ", ".join(nearest(trial, other.opened.groups)[:_LISTED]) or "none"
+        close = listed(nearest(trial, other.opened.groups), _LISTED)
         own.note(item, where, f"sweep {sweep} has no trial {trial!r}. Trials: {close}.")
         return None
     if found is not None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prunegpt.errors import PruneGPTError, PruningError
+from prunegpt.errors import PruneGPTError, PruningError, listed
 from prunegpt.recipes.catalogue import LEVELS
 from prunegpt.recipes.matching import ALL_PRUNABLE, ModelNames, versions_differ
 from prunegpt.recipes.meaning import RecipeMeaning, StageMeaning
@@ -247,17 +247,17 @@ def _render_pruning(pruning: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"    {entry}: {final:g}" for entry, final in pruning["finals"].items())
     matched, updates = pruning["matched"], pruning["updates"]
     if pruning["exclude"]:
-        yield f"    left alone: {_listed(pruning['exclude'])}"
+        yield f"    left alone: {listed(pruning['exclude'], _SHOWN)}"
     if matched is None:
-        yield f"    tensors: {_listed(pruning['entries']) or 'all decoder weight matrices'}"
+        yield f"    tensors: {listed(pruning['entries'] or ['all decoder weight matrices'], _SHOWN)}"
     else:
         counts = f"{len(matched['tensors'])} with {matched['weights']:,} weights"
-        yield f"    tensors: {counts}: {_listed(matched['tensors'])}"
+        yield f"    tensors: {counts}: {listed(matched['tensors'], _SHOWN)}"
         yield from (f"    a run is refused: {problem}" for problem in matched["problems"])
         yield from (f"    matches nothing: {entry}" for entry in matched["unmatched"])
         for version, differs in matched["versions"].items():
-            more = f" more: {_listed(differs['more'])}." if differs["more"] else ""
-            fewer = f" without: {_listed(differs['fewer'])}." if differs["fewer"] else ""
+            more = f" more: {listed(differs['more'], _SHOWN)}." if differs["more"] else ""
+            fewer = f" without: {listed(differs['fewer'], _SHOWN)}." if differs["fewer"] else ""
             yield f"    SparseML {version} matched {differs['count']};{more}{fewer}"
     if updates is None:
         return
@@ -270,8 +270,3 @@ def _render_pruning(pruning: Mapping[str, Any]) -> Iterator[str]:
         yield f"    mask updates: {updates['count']}, before steps {first} ... {updates['last_step']}"
         curve = ", ".join(f"{point['epoch']:.4g}: {point['sparsity']:.4g}" for point in updates["curve"])
         yield f"    sparsity at epoch {curve}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

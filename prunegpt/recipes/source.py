@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from prunegpt.errors import Problem, SpecError
+from prunegpt.errors import Problem, SpecError, listed, nearest
 from prunegpt.spec.yaml import CORE, MAX_BYTES, Builder, NotYamlError, TooMuchError, compose, text_of
 
 _KINDS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
@@ -99,10 +99,14 @@ def parse(text: str, source: str = "the recipe", overrides: Mapping[str, Any] | 
         raise _error(f"a recipe may have {MAX_BYTES} bytes; it has {len(text)}.", source)
     root = nodes(text, source)
     variables = list(_variables(root, 0))
-    listed = ", ".join(sorted({name for name, _ in variables})) or "none"
+    known = {name for name, _ in variables}
     problems = [
-        Problem(name, f"an override must name a variable of the recipe; {name!r} is none. There are: {listed}.")
-        for name in (overrides or {}).keys() - {name for name, _ in variables}
+        Problem(
+            name,
+            f"an override must name a variable of the recipe; {name!r} is none. There are: "
+            f"{listed(nearest(name, known))}.",
+        )
+        for name in (overrides or {}).keys() - known
     ]
     if problems:
         raise RecipeError(problems, source)

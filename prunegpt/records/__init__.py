@@ -184,6 +184,7 @@ class TrialResult(Record):
     folder: str = ""  # of the last attempt
     started: float | None = None
     ended: float | None = None
+    curves: Mapping[str, float | None] = {}  # what its curves came to, by path; those that a table or figure asks for
 
     @property
     def sweep(self) -> str:
@@ -307,7 +308,7 @@ class TrialResult(Record):
 
     def described(self) -> dict[str, Any]:
         """All of it as JSON, what it goes by beside its plan: what is given out to programs."""
-        found = self.model_dump(mode="json")
+        found = self.model_dump(mode="json", exclude={"curves"})
         return {"id": self.id, **{name: found["plan"][name] for name in GOES_BY}, "key": self.key, **found}
 
 

@@ -11,8 +11,18 @@ from prunegpt.report.logged import metrics_of
 from prunegpt.report.rows import Row
 from prunegpt.spec.code import method_label
 from prunegpt.spec.columns import COLUMNS as ABOUT
-from prunegpt.spec.columns import CONFIG, LOGGED, REPORTED, column_parts, is_below
-from prunegpt.spec.metrics import MEAN, NAMED, is_speed, is_task
+from prunegpt.spec.columns import (
+    CONFIG,
+    CURVE,
+    LOGGED,
+    REPORTED,
+    CurveValue,
+    check_column,
+    column_parts,
+    curve_value,
+    is_below,
+)
+from prunegpt.spec.metrics import MEAN, is_speed, is_task
 from prunegpt.spec.outline import COVERED
 from prunegpt.spec.schema import GradualSpec, PruneSpec
 
@@ -216,13 +226,15 @@ def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
         return _each(metric, lambda trial: dict(metrics_of(trial)).get(metric), "number")
     if is_task(name):
         return _task(name, trials)
+    if name.startswith(CURVE) and (value := curve_value(name.removeprefix(CURVE))):
+        return _curve(value, trials)
     if is_below(name, f"{REPORTED}:"):
         beside = column(name.removeprefix(f"{REPORTED}:"), trials)
         return replace(COLUMNS[REPORTED], header=f"{beside.header}, reported", kind=beside.kind)
     if not name.startswith(CONFIG):
         base, evaluation = column_parts(name)
         if base not in COLUMNS:
-            raise UnknownPartError(unknown("column", name, [*COLUMNS, *NAMED, f"{CONFIG}PATH", f"{LOGGED}METRIC"]))
+            check_column(name)
         found = COLUMNS[base]
         if not evaluation:
             return found
@@ -238,11 +250,22 @@ def column(name: str, trials: Sequence[TrialResult] = ()) -> Column:
         valid = dict.fromkeys(valid for trial in trials[:_MOST_ASKED] for valid in paths(resolved(trial)))
         raise UnknownPartError(unknown("config path", path, valid))
 
-    def value(trial: TrialResult) -> Value:
+    def of(trial: TrialResult) -> Value:
         found = value_at(trial, path)
         return None if found is MISSING else plain(found)
 
-    return _each(path, value, "number")
+    return _each(path, of, "number")
+
+
+def _curve(value: CurveValue, trials: Sequence[TrialResult]) -> Column:
+    """The column of what a curve came to."""
+    finished = [trial for trial in trials if trial.state == "finished"]
+    if finished and not any(value.path in trial.curves for trial in finished):
+        raise UnknownPartError(
+            f"a column of a curve must be of one that a trial has; {value.path} is of none. "
+            f"`prunegpt sweep fields {finished[0].sweep}` lists them."
+        )
+    return _measured(value.label, lambda trial: trial.curves.get(value.path), "number")
 
 
 def _task(name: str, trials: Sequence[TrialResult]) -> Column:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prunegpt.errors import PruneGPTError, ReportError, unknown
+from prunegpt.errors import PruneGPTError, ReportError, listed, unknown
 from prunegpt.records import TrialResult
 from prunegpt.report.archive import Archive
 from prunegpt.report.cells import Table
@@ -40,7 +40,7 @@ def tables_of(found: Archive, names: Sequence[str] = (), **style: Any) -> list[T
         raise ReportError(unknown(f"table of {found.sweep}", missing[0], known))
     wanted = [spec for spec in specs if not names or table_name(spec) in names]
     if style.get("caption") and len(wanted) > 1:
-        raise ReportError(f"a caption is of one table; {found.sweep} has {', '.join(known)}. Choose one with --table.")
+        raise ReportError(f"a caption is of one table; {found.sweep} has {listed(known)}. Choose one with --table.")
     return [
         build_table(
             spec.model_copy(update=style),

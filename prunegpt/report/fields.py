@@ -12,11 +12,11 @@ from itertools import chain
 from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
-from prunegpt.errors import PruneGPTError, unknown
+from prunegpt.errors import PruneGPTError, listed, unknown
 from prunegpt.records import TrialResult, task_scores
 from prunegpt.report.columns import COLUMNS
 from prunegpt.report.config import resolved
-from prunegpt.report.curve_fields import CURVE, curve_fields
+from prunegpt.report.curve_fields import CURVE, curve_fields, kept_fields
 from prunegpt.report.field import (
     ALWAYS,
     FOREIGN,
@@ -93,7 +93,7 @@ class TrialFields:
         self._notes = notes or {}
         self._interval = interval
         self._summaries = curves
-        self._made: tuple[Summaries | None, Mapping[str, TrialField]] = (None, {})
+        self._made: tuple[Summaries | None, Mapping[str, TrialField]] | None = None
         self._configs = configs if configs is not None else {}
         self._constant: set[str] = set()  # keys of what has one value in all trials, but for fixed ones
 
@@ -197,8 +197,8 @@ class TrialFields:
     def curves(self) -> Mapping[str, TrialField]:
         """What the curves of the trials come to, as far as they are written now: last.loss, min.eval_loss, ..."""
         found = self._summaries()
-        if found is not self._made[0]:
-            self._made = (found, curve_fields(found) if found else {})
+        if self._made is None or found is not self._made[0]:
+            self._made = (found, curve_fields(found) if found else kept_fields(self.trials))
         return self._made[1]
 
     @cached_property
@@ -261,7 +261,9 @@ class TrialFields:
             return found
         if found := self.curves.get(f"last.{name}"):
             return found
-        raise FieldError(unknown("field", name, self.names))
+        sweeps = dict.fromkeys(trial.sweep for trial in self.trials)
+        lists = f"prunegpt sweep fields {next(iter(sweeps))}" if len(sweeps) == 1 else "prunegpt sweep fields SWEEP"
+        raise FieldError(unknown("field", name, self.names, lists))
 
     def _listed(self, origin: str) -> Mapping[str, TrialField]:
         of = {SWEPT: lambda: self.swept, LOGGED: lambda: self.logged, CURVE: lambda: self.curves}
@@ -275,8 +277,8 @@ class TrialFields:
         for origin in origins:
             ends = [field for path, field in self._listed(origin).items() if path.endswith(f".{name}")]
             if len(ends) > 1:
-                listed = ", ".join(field.name for field in ends[:_MOST_NAMED])
-                raise FieldError(f"{name!r} could be one of {len(ends)} fields: {listed}. Write more of its path.")
+                named = listed((field.name for field in ends), _MOST_NAMED)
+                raise FieldError(f"{name!r} could be one of {len(ends)} fields: {named}. Write more of its path.")
             if ends:
                 return ends[0]
         return None

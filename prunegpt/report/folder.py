@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunegpt.errors import ReportError
+from prunegpt.errors import ReportError, listed
 from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.report.cells import Table
@@ -53,7 +53,7 @@ def write_folder(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ReportError(
-            f"the tables of a report must have different names; {', '.join(twice)} is used twice. Give one a `name` in "
+            f"the tables of a report must have different names; {listed(twice)} is used twice. Give one a `name` in "
             "the spec."
         )
     destination = destination.absolute()

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunegpt.errors import ReportError, nearest
+from prunegpt.errors import ReportError, listed, nearest
 from prunegpt.root import write_text
 
 _OPEN = re.compile(r"\s*<!--\s*prunegpt:table\s+(\S+)\s*-->\s*")
@@ -79,9 +79,9 @@ def replace_region(text: str, name: str, markdown: str, source: str = "the file"
     mine = [region for region in regions if region.name == name]
     if not mine:
         others = [region.name for region in regions]
-        listed = f" It has {', '.join(nearest(name, others))}." if others else ""
+        there = f" It has {listed(nearest(name, others))}." if others else ""
         raise ReportError(
-            f"a table is written between its markers; {source} has none for {name!r}.{listed} Add these two lines "
+            f"a table is written between its markers; {source} has none for {name!r}.{there} Add these two lines "
             f"where it should be:\n<!-- prunegpt:table {name} -->\n<!-- /prunegpt:table -->"
         )
     content = markdown.strip("\n").splitlines()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from prunegpt.errors import ReportError
+from prunegpt.errors import ReportError, listed
 from prunegpt.records import ComparisonKey, TrialResult
 from prunegpt.report.cells import (
     OFF_TARGET,
@@ -196,7 +196,7 @@ def _check_headings(headings: Sequence[Heading]) -> None:
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise ReportError(
-            f"the columns of a table must have different headings; {', '.join(twice)} is used more than once. Give one "
+            f"the columns of a table must have different headings; {listed(twice)} is used more than once. Give one "
             "of them a `header`."
         )
 

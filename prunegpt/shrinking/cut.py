@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from prunegpt.errors import ShrinkError
+from prunegpt.errors import ShrinkError, listed
 from prunegpt.lm.multimodal import read_text
 from prunegpt.lm.views import decoder_lists
 from prunegpt.shrinking.pieces import Piece, pieces
@@ -268,7 +268,7 @@ def bypassed(model: PreTrainedModel, layers: set[int]) -> Iterator[None]:
         if hasattr(output, "_fields"):  # reversible layers have two streams
             raise ShrinkError(
                 f"a layer must hand on hidden states for its depth to be cut; one of {type(model).__name__} hands on "
-                f"{', '.join(output._fields)}. Cut another dimension."
+                f"{listed(output._fields)}. Cut another dimension."
             )
         return (states, *output[1:]) if isinstance(output, (tuple, list)) else states
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunegpt.errors import PruneGPTError, UnknownPartError, unknown
+from prunegpt.errors import PruneGPTError, UnknownPartError, listed, unknown
 from prunegpt.registry import CRITERION_NEEDS, Entry
 
 _NAMED = re.compile(r"(?P<path>[^#]+\.py):(?P<name>[A-Za-z_]\w*)(?:#(?P<digest>[0-9a-f]{64}))?")
@@ -112,7 +112,7 @@ class CodePart:
         if first.arg != "weight":
             raise UnknownPartError(
                 f"criterion {self.label}: its first argument is `weight` [out, in], got {first.arg or 'none'!r}. It "
-                f"may take beside it {', '.join(sorted(CRITERION_NEEDS))}, and options of its own."
+                f"may take beside it {listed(sorted(CRITERION_NEEDS))}, and options of its own."
             )
         needs = frozenset(one.arg for one in others if one.arg in CRITERION_NEEDS)
         options = {

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from prunegpt.builtin import PREFIX
-from prunegpt.errors import unknown
+from prunegpt.errors import listed, unknown
 from prunegpt.registry import CALIBRATION_MODES, Registry
 from prunegpt.spec.part import Part
 
@@ -112,7 +112,7 @@ class DataSpec(Part):
         own = {"path": self.path, "files": self.files, "text_column": self.text_column, "messages": self.messages}
         beside = [name for name, value in own.items() if value is not None]
         if self.generate is not None and beside:
-            raise ValueError(f"data is either generated or read; it has generate and {', '.join(beside)}. Remove one.")
+            raise ValueError(f"data is either generated or read; it has generate and {listed(beside)}. Remove one.")
         if self.messages is not None and self.text_column is not None:
             raise ValueError("data must name either text_column or messages; it has both. Remove one.")
         return self

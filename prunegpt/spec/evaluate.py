@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from prunegpt.errors import listed
 from prunegpt.registry import PROTOCOLS
 from prunegpt.spec.data import DataSpec, Names, known
 from prunegpt.spec.metrics import SPEED
@@ -80,7 +81,7 @@ class EvaluateSpec(Part):
         for kind, fields in others.items():
             if wrong := sorted(set_ & fields):
                 told = f"belongs to {_IN_WORDS[kind]}, and this evaluates {_IN_WORDS[self.kind]}. Remove it."
-                raise ValueError(f"{', '.join(wrong)}: {told}")
+                raise ValueError(f"{listed(wrong)}: {told}")
         if self.tasks is not None and len(set(self.tasks)) < max(1, len(self.tasks)):
             raise ValueError("tasks: at least one is needed, and each once.")
         if self.speed is not None and self.name == "prefill":

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from prunegpt.errors import unknown
 from prunegpt.spec.columns import check_column
-from prunegpt.spec.part import NAME, Part, short
+from prunegpt.spec.part import NAME, REFERENCE, Part, short
 
 LINES, TRAINING = "lines", "training"
 KINDS: Mapping[str, str] = {
@@ -31,7 +31,7 @@ ColumnName = Annotated[str, AfterValidator(check_column)]
 
 def _kind(name: str) -> str:
     if name not in KINDS:
-        raise ValueError(unknown("kind of figure", name, KINDS))
+        raise ValueError(unknown("kind of figure", name, KINDS, REFERENCE))
     return name
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from prunegpt.errors import unknown
+from prunegpt.spec.part import REFERENCE
 
 Direction = Literal["minimize", "maximize"]
 
@@ -84,7 +85,7 @@ def check_metric(name: str) -> str:
     known = name in METRICS or name == MEAN or is_speed(name)
     if known or (colon and rest and (kind in MEASURED or kind == TASK)):
         return name
-    raise ValueError(unknown("metric", name, [*METRICS, *NAMED]))
+    raise ValueError(unknown("metric", name, [*METRICS, *NAMED], REFERENCE))
 
 
 def direction_of(metric: str) -> Direction:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunegpt.errors import listed
 from prunegpt.spec.part import MAX_NAME as MAX_NAME
 
 _KEY = re.compile(r"\{([^{}]*)\}")
@@ -23,9 +24,7 @@ def trial_name(template: str, swept: Mapping[str, Any]) -> str:
     else:
         name = template + "".join(f"-{slug(key)}={value}" for key, value in keys.items())
     if "{" in name or "}" in name:
-        raise ValueError(
-            f"a name may hold {{KEY}} of a varied key ({', '.join(keys) or 'none here'}), got {template!r}."
-        )
+        raise ValueError(f"a name may hold {{KEY}} of a varied key ({listed(keys)}), got {template!r}.")
     if len(name) > MAX_NAME:
         raise ValueError(
             f"a trial's name may have {MAX_NAME} characters; {name[:60]}... has {len(name)}. Choose a shorter name, or "

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from prunegpt.errors import listed
 from prunegpt.spec.names import Matrix, parameter_of
 
 COVERED = 0.95  # of the weights outside the embeddings; below, what stays dense is listed
@@ -21,11 +22,10 @@ class Coverage(NamedTuple):
         """What stays dense, in words; empty where that is little."""
         if self.share >= COVERED:
             return ""
-        largest = ", ".join(f"{name} ({count:,})" for name, count in list(self.outside.items())[:_LISTED])
-        more = f" and {len(self.outside) - _LISTED} more" if len(self.outside) > _LISTED else ""
+        largest = listed((f"{name} ({count:,})" for name, count in self.outside.items()), _LISTED)
         return (
             f"{self.share:.1%} of the decoder's weights outside the embeddings are in the pruned tensors; the rest "
-            f"stays dense: {largest}{more}"
+            f"stays dense: {largest}"
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prunegpt.errors import nearest
+from prunegpt.errors import listed, nearest
 from prunegpt.spec.yaml import MAX_DEPTH
 
 EVERY = "*"
@@ -69,4 +69,4 @@ def _element(node: list[Any], step: str) -> int:
     for index, item in enumerate(node):
         if isinstance(item, dict) and item.get("name") == step:
             return index
-    raise ValueError(f"the list has no element named {step!r}. There are: {', '.join(nearest(step, names)) or 'none'}.")
+    raise ValueError(f"the list has no element named {step!r}. There are: {listed(nearest(step, names))}.")

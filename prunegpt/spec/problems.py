@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from prunegpt.errors import Problem, counted, unknown
+from prunegpt.spec.part import REFERENCE
 from prunegpt.spec.read import Document
 from prunegpt.spec.training_arguments import DECISIVE, NEUTRAL
 
@@ -126,7 +127,7 @@ def _words(item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
         fields = _fields_at(item["loc"][:-1], model, data)
         inside = _fields_at(("base",), model, data) if "base" in fields else []
         hint = f" Write base.{last}." if last in inside else _elsewhere(str(last), fields)
-        return unknown("key", str(last), fields) + hint, ""
+        return unknown("key", str(last), fields, REFERENCE) + hint, ""
     if kind == "missing":
         return f"{last} is required.", ""
     if kind == "value_error":

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, alternatives, unknown
+from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, alternatives, listed, unknown
 from prunegpt.registry import (
     ACTIVATIONS,
     ALLOCATIONS,
@@ -288,7 +288,7 @@ def _curve_problems(prune: PruneSpec, chosen: Sequence[Matrix]) -> Iterator[Mess
         yield (
             "allocation",
             "sensitivity needs a measured curve of every block that is pruned; the sweep has none of "
-            f"{', '.join(missing)}. Measure it, or leave the block out.",
+            f"{listed(missing)}. Measure it, or leave the block out.",
         )
         return
     reach = sum(size * max(level for level, _ in prune.curves[block]) for block, size in sizes.items())

@@ -13,7 +13,10 @@ from prunegpt.registry import (
     CRITERIA,
     DISTILLATION_LOSSES,
     EARLY_STOPS,
+    EXPERT_CHOICES,
+    IMPORTANCES,
     LAUNCHERS,
+    LAYER_CHOICES,
     MASK_MODES,
     PROTOCOLS,
     RENDERERS,
@@ -21,15 +24,16 @@ from prunegpt.registry import (
     SCHEDULES,
     SOLVERS,
 )
-from prunegpt.spec.columns import COLUMNS, CONFIG, EVALUATED, LOGGED
+from prunegpt.spec.columns import COLUMNS, CONFIG, CURVE, EVALUATED, LOGGED
 from prunegpt.spec.figures import KINDS
 from prunegpt.spec.metrics import MEAN, SPEEDS, TASK
 from prunegpt.spec.part import Part
 from prunegpt.spec.schema import Settings, Spec
+from prunegpt.spec.training_arguments import DECISIVE, NEUTRAL
 
 _REGISTRIES = (
     *(CRITERIA, SOLVERS, SCHEDULES, MASK_MODES, ALLOCATIONS, DISTILLATION_LOSSES, PROTOCOLS, CALIBRATION_MODES),
-    *(SAMPLERS, EARLY_STOPS, LAUNCHERS, RENDERERS),
+    *(LAYER_CHOICES, IMPORTANCES, EXPERT_CHOICES, SAMPLERS, EARLY_STOPS, LAUNCHERS, RENDERERS),
 )
 _PLAIN: Mapping[Any, str] = {
     str: "text",
@@ -43,10 +47,10 @@ _PLAIN: Mapping[Any, str] = {
 
 def reference() -> str:
     """All parts of a spec, outermost first, each with its fields; then the names that registries know, and columns."""
-    parts = list(dict.fromkeys(_parts(Spec)))
     chapters = [
         "# Fields of a sweep spec\n\nMade by `prunegpt sweep fields`; do not edit.\n",
-        *(_chapter(part) for part in parts),
+        *(_chapter(part) for part in parts()),
+        _arguments(),
         _names(),
         _columns(),
         _figures(),
@@ -54,9 +58,10 @@ def reference() -> str:
     return "\n".join(chapters)
 
 
-def _parts(part: type[Part]) -> Iterator[type[Part]]:
-    """A part and those inside it, each before what is inside it in turn."""
-    queue, seen = [part], {part}
+def parts() -> Iterator[type[Part]]:
+    """A spec and the parts inside it, each once and before what is inside it in turn."""
+    queue: list[type[Part]] = [Spec]
+    seen = {*queue}
     while queue:
         current = queue.pop(0)
         yield current
@@ -128,6 +133,12 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def _arguments() -> str:
+    taken = ", ".join(f"`{name}`" for name in sorted(DECISIVE | NEUTRAL))
+    about = "Those of transformers' TrainingArguments. Others are refused with the reason."
+    return "\n".join(["## Training arguments", "", about, "", f"{taken}.", ""])
+
+
 def _names() -> str:
     rows = [
         f"| {registry.kind} | {', '.join(f'`{name}`' for name in registry.builtin_names())} |"
@@ -145,6 +156,10 @@ def _columns() -> str:
     )
     rows.append(f"| `{MEAN}` | mean of the tasks and groups that were asked for, each of them once |")
     rows.append(f"| `{LOGGED}METRIC` | the last value that a W&B run has logged, such as `{LOGGED}eval/loss` |")
+    rows.append(
+        f"| `{CURVE}last.NAME`, `{CURVE}min.NAME`, `{CURVE}max.NAME` | last, least or greatest value of a curve, such "
+        f"as `{CURVE}last.grad_norm`, in the last stage that has it; of one stage `{CURVE}stages.N.last.NAME` |"
+    )
     rows.append(f"| `{CONFIG}PATH` | any value of the resolved configuration, such as `{CONFIG}train.learning_rate` |")
     return "\n".join(["## Columns of a table", "", "| name | meaning |", "|---|---|", *rows, ""])
 

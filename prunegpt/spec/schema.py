@@ -335,7 +335,7 @@ class TrialSpec(Settings):
 class ColumnSpec(Part):
     """A column of a table."""
 
-    value: Annotated[str, AfterValidator(check_column)] = Field(description="a column name, or config:PATH")
+    value: Annotated[str, AfterValidator(check_column)] = Field(description="a name from the list below")
     header: str | None = Field(None, description="heading (default: the column's own)")
 
 

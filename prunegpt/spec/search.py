@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
-from prunegpt.errors import nearest
+from prunegpt.errors import listed, nearest
 from prunegpt.registry import EARLY_STOPS, SAMPLERS
 from prunegpt.spec.metrics import METRICS, NAMED, Direction, check_metric, direction_of, is_measured
 from prunegpt.spec.part import Part, Scalar
@@ -262,7 +262,7 @@ def _searched(space: Mapping[str, Dimension]) -> Mapping[str, Dimension]:
 
 def _condition_problem(space: Mapping[str, Dimension], path: str, condition: str, given: Any) -> str | None:
     if condition not in space:
-        others = ", ".join(nearest(condition, [other for other in space if other != path])[:8]) or "none"
+        others = listed(nearest(condition, [other for other in space if other != path]), 8)
         return f"a condition must be on another searched field; {condition!r} is none. Searched: {others}."
     if _leads_to(space, condition, path, set()):
         return f"conditions must not form a circle; {condition!r} is searched only where {path!r} is."
@@ -274,8 +274,8 @@ def _condition_problem(space: Mapping[str, Dimension], path: str, condition: str
         else given
     )
     choices = space[condition].choices or (f"{space[condition].low} to {space[condition].high}",)
-    listed = ", ".join(str(choice)[:40] for choice in choices[:8])
-    return f"a condition must name values that are searched; {wrong!r} is none of {condition!r}: {listed}."
+    named = listed((str(choice)[:40] for choice in choices), 8)
+    return f"a condition must name values that are searched; {wrong!r} is none of {condition!r}: {named}."
 
 
 def _leads_to(space: Mapping[str, Dimension], path: str, goal: str, seen: set[str]) -> bool:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from prunegpt.errors import listed
 from prunegpt.registry import EXPERT_CHOICES, IMPORTANCES, LAYER_CHOICES
 from prunegpt.spec.data import CalibrationSpec, known, many
 from prunegpt.spec.evaluate import SpeedSpec
@@ -74,7 +75,7 @@ class BudgetSpec(Part):
         given = [name for name in LIMITS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"a budget must be exactly one of {', '.join(LIMITS)}; it has {', '.join(given) or 'none'}."
+                f"a budget must be exactly one of {', '.join(LIMITS)}; it has {listed(given)}."
             )
         if self.speed and (not self.measured or self.speed.against is not None):
             raise ValueError(
@@ -164,7 +165,7 @@ class ShrinkSpec(Part):
             raise ValueError(f"drop names the layers that go; {depth[0]} asks for a choice. Remove one.")
         if self.layers is not None and len(depth) > 1:
             raise ValueError(
-                f"layers counts all layers, attention and mlp those of one kind; {', '.join(depth)} are given. Remove "
+                f"layers counts all layers, attention and mlp those of one kind; {listed(depth)} are given. Remove "
                 "layers."
             )
         if self.budget and (

@@ -7,7 +7,7 @@ its numbers.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prunegpt.errors import nearest
+from prunegpt.errors import listed, nearest
 from prunegpt.spec.search import Dimension
 
 Space = Mapping[str, Dimension]
@@ -53,7 +53,7 @@ def chosen_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {}
     for path, value in values.items():
         if path not in space:
-            raise ValueError(f"{path} is not searched. Searched: {', '.join(nearest(path, space)[:8])}.")
+            raise ValueError(f"{path} is not searched. Searched: {listed(nearest(path, space), 8)}.")
         found = space[path].meant((value,))
         if not found:
             raise ValueError(f"{path} must be one of what is searched, got {value!r}.")

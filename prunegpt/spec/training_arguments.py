@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunegpt.errors import unknown
+from prunegpt.spec.part import REFERENCE
 
 LOGGING_STEPS = 10  # between points of a curve, where the arguments do not say
 SAVE_STEPS = 500  # of transformers.TrainingArguments
@@ -232,7 +233,8 @@ def check_argument(name: str, value: Any) -> Any:
     if name in REFUSED:
         raise ValueError(f"{name} is not taken: {REFUSED[name]}.")
     if name not in known:
-        raise ValueError(unknown("training argument", name, [valid for valid in known if valid not in REFUSED]))
+        taken = [valid for valid in known if valid not in REFUSED]
+        raise ValueError(unknown("training argument", name, taken, REFERENCE))
     if name not in DECISIVE and name not in NEUTRAL:
         raise ValueError(
             f"{name} is new in the installed transformers, and it is not known what it does to a result. "

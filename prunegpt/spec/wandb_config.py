@@ -1,12 +1,11 @@
 """A plan as a W&B sweep config: what `wandb sweep` registers, so that agents run the plan's trials."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from prunegpt.errors import Problem, SpecError, nearest
+from prunegpt.errors import Problem, SpecError, listed, nearest
 from prunegpt.spec.metrics import MEASURED
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.spec.search import Dimension, EarlyStopSpec
@@ -40,7 +39,7 @@ def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: str |
         names = [one.name for one in searches]
         raise _refused(
             f"a W&B sweep is one search, or trials without one; this spec has {len(trials)} trials and the searches "
-            f"{', '.join(names)}. Choose with --only, such as --only '{names[0]}'."
+            f"{listed(names)}. Choose with --only, such as --only '{names[0]}'."
         )
     config: dict[str, Any] = {
         "name": plan.name,
@@ -189,7 +188,7 @@ def _wanted(name: str, only: str | None) -> bool:
 
 
 def _near(only: str | None, names: Sequence[str]) -> str:
-    return ", ".join(itertools.islice(nearest(only or "", names), 8))
+    return listed(nearest(only or "", names), 8)
 
 
 def _refused(message: str) -> SpecError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from prunegpt.errors import unknown
+from prunegpt.errors import listed, unknown
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _BOUNDS, _STEP, _SHAPE, _TWO = ("min", "max"), ("q",), ("mu", "sigma"), ("a", "b")
@@ -231,7 +231,7 @@ def _read(spec: Any) -> tuple[str, Mapping[str, Any]]:
     rest = {key: value for key, value in spec.items() if key != "distribution"}
     for key in needed:
         if key not in rest:
-            raise ParameterError(f"{name} needs {key}. It takes {', '.join((*needed, *more))}.")
+            raise ParameterError(f"{name} needs {key}. It takes {listed((*needed, *more))}.")
     for key in rest:
         if key not in (*needed, *more):
             raise ParameterError(unknown(f"key of {name}", key, [*needed, *more]))

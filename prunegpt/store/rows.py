@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunegpt.errors import counted
+from prunegpt.errors import counted, listed
 from prunegpt.records import TrialState
 
 if TYPE_CHECKING:
@@ -50,12 +50,11 @@ class Replaced:
     trials: tuple[str, ...]
 
     def __str__(self) -> str:
-        listed = ", ".join(self.trials[:4]) + (f" and {len(self.trials) - 4} more" if len(self.trials) > 4 else "")
         other = f"; they came from another spec of its name, {self.before}" if self.before != self.now else ""
         return (
-            f"not in the spec: {counted(len(self.trials), 'trial')} of the sweep ({listed}){other}. Tables and lists "
-            "leave them out from this run on; their results stay, and come back with a spec that has them. Give one of "
-            "the specs another name to see both."
+            f"not in the spec: {counted(len(self.trials), 'trial')} of the sweep ({listed(self.trials, 4)}){other}. "
+            "Tables and lists leave them out from this run on; their results stay, and come back with a spec that has "
+            "them. Give one of the specs another name to see both."
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from prunegpt.errors import listed
 from prunegpt.planning.fingerprint import versions
 from prunegpt.records import TrialResult
 from prunegpt.spec.plan import TrialPlan
@@ -33,10 +34,10 @@ def changes(before: TrialResult, now: TrialPlan) -> list[str]:
     was, plan = before.plan.inputs, before.plan
     found += [f"{path} has changed" for path in sorted(was.keys() & now.inputs) if was[path] != now.inputs[path]]
     if was and (other := sorted(now.inputs.keys() - was)):
-        found.append(f"other files are read: {', '.join(other[:_LISTED])}{', …' if other[_LISTED:] else ''}")
+        found.append(f"other files are read: {listed(other, _LISTED)}")
     fields = {key: (plan.config.get(key), now.config.get(key)) for key in {*plan.config, *now.config}}
     if differs := sorted(key for key, (old, new) in fields.items() if old != new):
-        found.append(f"the spec has another {', '.join(differs)}")
+        found.append(f"the spec has another {listed(differs)}")
     decided = (("seed", plan.seed, now.seed), ("precision", plan.precision, now.precision))
     found += [f"{name} {old} is now {new}" for name, old, new in decided if old != new]
     return found or ["a teacher, a hub model or dataset, or PruneGPT's stage format has changed"]

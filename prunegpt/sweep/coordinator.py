@@ -13,7 +13,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from prunegpt.errors import LaunchError, Problem, SpecError, nearest
+from prunegpt.errors import LaunchError, Problem, SpecError, listed, nearest
 from prunegpt.launch.base import Exited, Launcher, queues
 from prunegpt.records import DISK_FULL, EARLY_STOP
 from prunegpt.root import Root
@@ -137,7 +137,7 @@ def matching(plan: SweepPlan, only: str | None) -> list[bool]:
         trial.sweep == plan.name and (fnmatchcase(trial.name, only) or trial.key in taught) for trial in plan.trials
     ]
     if not any(found) and not _searches(plan, only):
-        close = ", ".join(nearest(only, [trial.name for trial in plan.trials if trial.sweep == plan.name])[:8])
+        close = listed(nearest(only, (trial.name for trial in plan.trials if trial.sweep == plan.name)), 8)
         raise SpecError([Problem("", f"--only must match a trial; {only!r} matches none. Trials: {close}.")])
     return found
 

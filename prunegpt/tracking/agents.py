@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from prunegpt.errors import Problem, SpecError, StoreError, nearest
+from prunegpt.errors import Problem, SpecError, StoreError, listed, nearest
 from prunegpt.launch.local import cuda_devices, slot_environment
 from prunegpt.planning.resolve import Planner
 from prunegpt.root import Root, read_json, write_json
@@ -99,7 +99,7 @@ def trial_of(planner: Planner, arguments: Mapping[str, Any], root: Root) -> Tria
     plan = planner.plan
     own = [trial for trial in plan.trials if trial.sweep == plan.name and not trial.implicit]
     if TRIAL in arguments:
-        names = ", ".join(nearest(str(arguments[TRIAL]), [trial.name for trial in own])[:8])
+        names = listed(nearest(str(arguments[TRIAL]), (trial.name for trial in own)), 8)
         own = [trial for trial in own if arguments[TRIAL] in (trial.name, trial.group)]
         if not own:
             raise _refused(

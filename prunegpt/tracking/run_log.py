@@ -226,6 +226,7 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
     """
     import wandb
 
+    from prunegpt.report.curve_fields import with_curves
     from prunegpt.report.figures import png  # here: a coordinator, and an agent's run, need no matplotlib
     from prunegpt.report.gallery import figures_of
     from prunegpt.report.material import stored_curves
@@ -234,7 +235,8 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
     from prunegpt.report.tables import build_table
 
     with Store.open(root, create=False) as store:
-        results, declared = store.results(sweep), store.tables(sweep)
+        declared = store.tables(sweep)
+        results = with_curves(store.results(sweep), store, declared)
         windows = stored_windows(root)
         tables = [
             build_table(table, results, windows, documents=stored_documents(root), sweep=sweep) for table in declared

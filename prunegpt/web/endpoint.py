@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from prunegpt import __version__
-from prunegpt.errors import LaunchError, PruneGPTError, ReportError, StoreError, UnknownPartError
+from prunegpt.errors import LaunchError, PruneGPTError, ReportError, StoreError, UnknownPartError, unknown
 from prunegpt.tracking.endpoint import intake
 from prunegpt.tracking.endpoint.intake import received
 from prunegpt.web.dashboard import Dashboard
@@ -100,7 +100,7 @@ class Endpoint:
     def _answer(self, dashboard: Dashboard, given: dict[str, Any]) -> Response:
         for part, valid in self.choices.items():
             if valid and given[part] not in valid:
-                raise RequestError(404, f"{part} must be one of {', '.join(valid)}, got {given[part]!r}.")
+                raise RequestError(404, unknown(part, str(given[part]), valid))
         found = self.handler(dashboard, **given)
         return found if isinstance(found, Response) else reply(found)
 

@@ -141,3 +141,16 @@ def test_status_filters_sorts_and_groups(invoke: Invoke, tmp_path: Path) -> None
     assert [one["name"] for one in found("--where", groups["wanda"]["where"])["trials"]] == groups["wanda"]["trials"]
     text = invoke("sweep", "status", "study", "--group-by", "method")
     assert "70.0% ± 15.8%" in text
+
+
+def test_every_field_that_is_listed_is_a_column(invoke: Invoke, tmp_path: Path) -> None:
+    make_root(tmp_path / "runs", windows=False)
+    names = [one["name"] for one in json.loads(invoke("sweep", "fields", "study", "--json"))]
+    assert {"perplexity", "method", "config.seed", "last.loss"} <= set(names)
+    assert len(set(names)) == len(names)
+    shown = json.loads(invoke("sweep", "status", "study", "--json", "--columns", ",".join(names)))["trials"][0]
+    assert len(names) > 60
+    assert {name.removeprefix("config.") for name in names} <= set(shown)
+    message = invoke("sweep", "status", "study", "--where", "perplexty < 3", fails=True)
+    assert "Did you mean 'perplexity'?" in message
+    assert "`prunegpt sweep fields study` lists all" in message

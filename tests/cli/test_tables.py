@@ -28,6 +28,7 @@ CALLS: Mapping[str, tuple[str, ...] | str] = {
     "trial show": ("study/recovered",),
     "sweep check": (str(SPEC),),
     "sweep status": ("study",),
+    "sweep fields": ("study",),
     "sweep watch": ("study", "--once"),
     "quickstart": "as table",
     "gc": "see test_gc.py",

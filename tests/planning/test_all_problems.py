@@ -135,6 +135,20 @@ def test_what_several_trials_have_is_told_once(place: int) -> None:
     assert len(caught.value.problems) == 6, "programs see each with its place"
 
 
+@pytest.mark.parametrize("place", range(len(PLANTED)))
+def test_what_does_not_come_from_a_varied_value_is_told_once_and_not_of_that_value(place: int) -> None:
+    spec = copy.deepcopy(SPEC)
+    spec["trials"] = [{**spec["trials"][place], "vary": {"train.learning_rate": [1e-4, 2e-4, 3e-4]}}]
+    with pytest.raises(SpecError) as caught:
+        plan_data(spec)
+    message, name = [*PLANTED.values()][place], spec["trials"][0]["name"]
+    (told_once,) = str(caught.value).splitlines()[1:]
+    assert message in told_once
+    assert "vary" not in told_once
+    assert told_once.endswith(f" In 3 trials: {name}-learning_rate=0.0001, {name}-learning_rate=0.0002, "
+                              f"{name}-learning_rate=0.0003.")  # fmt: skip
+
+
 def test_a_problem_that_several_trials_have_names_the_lines_of_all_it_names(tmp_path: Path) -> None:
     path = tmp_path / "many.yaml"
     path.write_text(
@@ -152,5 +166,5 @@ trials:
         plan_file(path)
     first, second = str(caught.value).splitlines()[1:]
     assert first.startswith("  line 5: trials.0.stages.0.prune.sparsity: ")
-    assert first.endswith(" In 2 trials: one (line 5), two (line 7).")
+    assert first.endswith(" In 2 trials: one, two (line 7).")
     assert second.startswith("  line 5: trials.0.stages.1.prune.sparsity: "), "another field is another problem"

@@ -69,7 +69,7 @@ def test_overrides_of_all_dialects() -> None:
     assert load_recipe(FIXTURES / "anchors.md", {"final_sparsity": 0.5})["prune"]["sparsity"] == 0.5
     assert load_recipe(FIXTURES / "session-train.yaml", {"end": 3})["prune"]["end"] == 3.0
     assert load_recipe(FIXTURES / "own.yaml", {"prune.sparsity": 0.5})["prune"]["sparsity"] == 0.5
-    with pytest.raises(RecipeError, match=r"'sparsity' is none\. There are: end, final_sparsity, num_epochs"):
+    with pytest.raises(RecipeError, match=r"'sparsity' is none\. There are: final_sparsity, end, num_epochs"):
         load_recipe(FIXTURES / "anchors.md", {"sparsity": 0.5})
 
 

@@ -93,7 +93,7 @@ def test_an_override_reaches_the_variable_in_every_stage() -> None:
 
 
 def test_an_override_of_nothing_lists_the_variables() -> None:
-    with pytest.raises(RecipeError, match=r"'sparsty' is none\. There are: epochs, sparsity"):
+    with pytest.raises(RecipeError, match=r"'sparsty' is none\. There are: sparsity, epochs"):
         parse("sparsity: 1\nepochs: 2\nmodifiers: []", overrides={"sparsty": 0.5})
 
 

@@ -6,11 +6,20 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from prunegpt import Sweep
+from prunegpt import Sweep, api
+from prunegpt.errors import PruneGPTError, UnknownPartError
 from prunegpt.points import Point
 from prunegpt.records import TrialResult
+from prunegpt.report.archive import read_archive, write_archive
+from prunegpt.report.columns import column
+from prunegpt.report.curve_fields import with_curves
+from prunegpt.report.declared import tables_of
 from prunegpt.report.fields import TrialFields
+from prunegpt.report.tables import build_table
 from prunegpt.root import Root
+from prunegpt.spec.columns import check_column
+from prunegpt.spec.figures import FigureSpec
+from prunegpt.spec.schema import ColumnSpec, RowSpec, TableSpec
 from prunegpt.store import Store
 from prunegpt.store.curves import Summaries
 from tests.support.many_trials import make_many
@@ -80,6 +89,65 @@ def test_every_metric_is_a_field_of_the_values_that_were_stored(root: Root, metr
             assert fields.find(f"stages.1.min.{name}").of(recovered) == 11.0
         assert fields.find("grad_norm").key == "curve.last.grad_norm"
         assert fields.find("loss").key == "loss", "the figure of a trial goes by its own name"
+
+
+def test_every_field_of_a_curve_is_a_column_of_tables_and_figures(root: Root) -> None:
+    with Store.open(root) as store:
+        results, summaries = store.results("study"), Summaries(store, "study")
+        fields = TrialFields(results, curves=lambda: summaries).curves
+        columns = tuple(ColumnSpec(value=f"curve:{path}") for path in fields)
+        table = TableSpec(title="t", rows=(RowSpec(trial="*"),), columns=columns)
+        carried = with_curves(results, store, [table])
+        again = with_curves(results, store, figures=[FigureSpec(name="f", where="min.grad_norm < 5", x="tokens")])
+    built = build_table(table, carried, lambda _: None)
+    assert len(columns) > 60
+    finished = {trial.name: trial for trial in results if trial.measured}
+    assert {row.trial for row in built.rows} >= finished.keys()
+    for row in built.rows:
+        for field, cell in zip(fields.values(), row.cells, strict=True):
+            expected = field.of(finished[row.trial]) if row.trial in finished else None
+            assert cell.value == expected, (row.trial, field.key)
+    assert {heading.text for heading in built.columns} == {field.label for field in fields.values()}
+    kept = {field.key: field.of(again[0]) for field in TrialFields(again).curves.values()}
+    assert kept == {key: fields[key.removeprefix("curve.")].of(results[0]) for key in kept}
+    with pytest.raises(UnknownPartError, match=r"last\.lss is of none\. `prunegpt sweep fields study` lists them"):
+        column("curve:last.lss", carried)
+
+
+def test_a_spec_declares_curves_in_tables_and_figures(tmp_path: Path) -> None:
+    names = ("trial", "perplexity", "curve:last.loss", "curve:stages.1.min.loss")
+    table = TableSpec(
+        title="Curves", rows=(RowSpec(trial="*"),), columns=tuple(ColumnSpec(value=name) for name in names)
+    )
+    figure = {"name": "f", "x": "curve:min.loss", "y": "curve:last.loss", "by": None, "where": "max.loss > 0"}
+    root = make_root(tmp_path / "runs", tables=[table], figures=[figure])
+    written = api.table("study", format="csv", root=root.path)
+    row = next(line for line in written.splitlines() if ",recovered" in line).split(",")
+    with Store.open(root) as store:
+        values = [one.value for one in points_of(store, store.result("study/recovered"), "loss")]
+    assert str(values[-1]) in row
+    found = api.stored("study", root)
+    write_archive(tmp_path / "kept", found)
+    assert tables_of(read_archive(tmp_path / "kept")) == tables_of(found)
+    (drawn,) = [one for _, one in api.declared("study", root)]
+    assert not isinstance(drawn, PruneGPTError), drawn
+    with TestClient(open_app(root), base_url=ORIGIN) as client:
+        assert str(values[-1]) in client.get("/api/v1/sweeps/study/tables/all.csv").text
+        assert client.get("/api/v1/sweeps/study/figures/f").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("last.loss", "a column of a curve must begin with curve:, got 'last.loss'. Write curve:last.loss."),
+        ("curve:loss", "a column of a curve must name its last, least or greatest value, got 'curve:loss'. Write"),
+        ("curve:", "a column of a curve must name its last, least or greatest value, got 'curve:'."),
+        ("stages.1.max.kd", "Write curve:stages.1.max.kd."),
+    ],
+)
+def test_what_is_no_value_of_a_curve_is_refused_with_what_to_write(name: str, message: str) -> None:
+    with pytest.raises(UnknownPartError, match=re.escape(message)):
+        check_column(name)
 
 
 def test_every_metric_filters_sorts_and_is_shown_everywhere(root: Root, metrics: list[str], invoke: Invoke) -> None:

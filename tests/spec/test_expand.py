@@ -180,7 +180,7 @@ BAD = {
     "a key that does not vary": (
         {"name": "t-{sparsity}"},
         "trials.0.name",
-        r"a name may hold \{KEY\} of a varied key \(none here\), got 't-\{sparsity\}'",
+        r"a name may hold \{KEY\} of a varied key \(none\), got 't-\{sparsity\}'",
     ),
     "a key with an attribute": (
         {"name": "t-{device.x}", "vary": {"device": ["cpu"]}},

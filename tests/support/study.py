@@ -199,6 +199,7 @@ def make_root(
     cached: bool = False,
     searches: Sequence[Mapping[str, Any]] = (),
     figures: Sequence[Mapping[str, Any]] = (),
+    tables: Sequence[TableSpec] = (),
 ) -> Root:
     """A root with one sweep of these trials, or those of `study`; `cached`: all its stages were there before."""
     wanted = list(trials or study())
@@ -208,7 +209,7 @@ def make_root(
         title="Pruning study in small",
         source="sweeps/study.yaml",
         trials=tuple(_plan(name, order, one) for order, one in enumerate(wanted)),
-        tables=_tables() if not trials else (),
+        tables=tuple(tables) or (_tables() if not trials else ()),
         spec={
             "name": name,
             "base": {"model": _MODEL.source, "seeds": [42]},

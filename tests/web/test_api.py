@@ -225,8 +225,8 @@ def test_what_is_not_there_is_told_with_the_nearest(client: TestClient) -> None:
     for path, message in (
         (f"{API}/sweeps/studdy", "unknown sweep 'studdy'. Did you mean 'study'"),
         (f"{API}/trials/study/goin", "unknown trial of study 'goin'. Did you mean 'going'"),
-        (f"{SWEEP}/figures/pie", "figure must be one of sparsity, pareto"),
-        (f"{SWEEP}/tables/none.md", "study has no table 'none'"),
+        (f"{SWEEP}/figures/pie", "unknown figure of study 'pie'. Valid: "),
+        (f"{SWEEP}/tables/none.md", "unknown table of study 'none'. Valid: all, "),
         (f"{API}/trials/study/later/log?attempt=3", "3 is none. Attempts: none"),
         (f"{API}/nowhere", "Not Found"),
     ):

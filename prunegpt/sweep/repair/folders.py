@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from prunegpt.errors import StoreError
+from prunegpt.errors import StoreError, listed
 from prunegpt.records import Evaluation, Record, StageRecord
 from prunegpt.root import SEAL, Root, damage, sealed, set_aside, sha256, write_text
 from prunegpt.spec.plan import TrialPlan
@@ -69,15 +69,14 @@ def _damaged(
         return _aside(Finding(kind, folder, text))
     if not wrong:
         return None
-    listed = ", ".join(f"{item.file} is {item.what} ({_CAUSES[item.what]})" for item in wrong[:_SHOWN])
-    more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-    found = Finding(kind, folder, f"{listed}{more}.")
+    damaged = (f"{item.file} is {item.what} ({_CAUSES[item.what]})" for item in wrong)
+    found = Finding(kind, folder, f"{listed(damaged, _SHOWN)}.")
     lost = wrong[0].file == SEAL or wrong[0].what == "misplaced"
     restored = {} if lost else _restorable(folder, [item.file for item in wrong], contents(folder))
     if len(restored) < len(wrong):
         return _aside(found)
-    files = ", ".join(restored)
-    return Finding(kind, folder, found.text, f"write {files} again as it was", apply=partial(_write, folder, restored))
+    remedy = f"write {listed(restored)} again as it was"
+    return Finding(kind, folder, found.text, remedy, apply=partial(_write, folder, restored))
 
 
 def _unreadable(path: Path, model: type[Record]) -> str:

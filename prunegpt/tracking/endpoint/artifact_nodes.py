@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from prunegpt.errors import listed
 from prunegpt.tracking.endpoint.artifact_input import (
     aliases_of,
     input_of,
@@ -389,7 +390,7 @@ class ArtifactNodes:
         if version.aliases and not asked.get("deleteAliases"):
             raise Rejected(
                 "an artifact with aliases is deleted with delete_aliases=True only; "
-                f"{version.collection}:v{version.number} has {', '.join(version.aliases)}.",
+                f"{version.collection}:v{version.number} has {listed(version.aliases)}.",
                 200,
             )
         self._artifacts.delete(version)

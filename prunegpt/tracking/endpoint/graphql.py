@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import graphql
 
+from prunegpt.errors import listed
 from prunegpt.root import Root
 from prunegpt.tracking.claims import read_claim
 from prunegpt.tracking.endpoint.arguments import ENTITY, PROJECT, FieldArguments, run_at
@@ -213,7 +214,7 @@ class Operations:
         asked = FieldArguments.read(input)
         settings = sorted(name for name in input if name not in _PROJECT_FIELDS and input[name] is not None)
         if settings:
-            raise Rejected(f"a project has no settings here, got {', '.join(settings)[:200]}. Leave them out.", 200)
+            raise Rejected(f"a project has no settings here, got {listed(settings)[:200]}. Leave them out.", 200)
         at = run_at(RunPath(asked.entity_name or ENTITY, asked.name or PROJECT, ""), "")
         inserted = (at.entity, at.project) not in projects_of(self._root)
         place_of(self._root, at, claim=True)

@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import Field
 from starlette.responses import Response
 
-from prunegpt.errors import PruneGPTError
+from prunegpt.errors import PruneGPTError, unknown
+from prunegpt.report.curve_fields import with_curves
 from prunegpt.report.declared import declared_plot, figures_in
 from prunegpt.report.gallery import DRAWINGS
 from prunegpt.report.material import FigureChoice, Material, stored_curves
@@ -76,14 +77,15 @@ def drawn(dashboard: Dashboard, sweep: str, figure: str, choice: FigureChoice) -
     declared = _declared(dashboard, sweep)
     own = declared.get(figure)
     if own is None and figure not in DRAWINGS:
-        raise RequestError(404, f"figure must be one of {', '.join([*declared, *DRAWINGS])}, got {figure!r}.")
+        raise RequestError(404, unknown(f"figure of {sweep}", figure, [*declared, *DRAWINGS]))
     found, state = material(dashboard, sweep, own.kind if own else figure)
 
     def made() -> Plot:
         if own is None:
             return DRAWINGS[figure].made(found, choice)
         store, spec = dashboard.source.store, dashboard.source.sweep(sweep).spec
-        trials, windows = dashboard.source.trials(sweep), stored_windows(dashboard.root)
+        trials = with_curves(dashboard.source.trials(sweep), store, figures=[own])
+        windows = stored_windows(dashboard.root)
         curve = lambda trial, name: store.series(trial.id, lambda _, other: other == name)  # noqa: E731
         return declared_plot(own, trials, windows, curve, spec)
 

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 from pydantic import Field
 from starlette.responses import Response
 
+from prunegpt.errors import unknown
 from prunegpt.registry import RENDERERS
 from prunegpt.report.archive import Archive
 from prunegpt.report.cells import Footnote, Table
+from prunegpt.report.curve_fields import with_curves
 from prunegpt.report.declared import tables_of
 from prunegpt.report.format import plain
 from prunegpt.report.measure import stored_windows
@@ -62,8 +64,8 @@ def tables(dashboard: Dashboard, name: str) -> list[Table]:
     root = dashboard.root
 
     def made() -> list[Table]:
-        found = Archive(name, None, tuple(declared), tuple(results), stored_windows(root), stored_documents(root))
-        return tables_of(found)
+        trials = tuple(with_curves(results, dashboard.source.store, declared))
+        return tables_of(Archive(name, None, declared, trials, stored_windows(root), stored_documents(root)))
 
     return dashboard.kept.get(("tables", name), (state, sweep.updated), made)
 
@@ -95,10 +97,10 @@ def download(dashboard: Dashboard, name: str, table: str, format: Annotated[str,
     """A table as md, tex, csv, json or html; `all` means every one."""
     found = tables(dashboard, name)
     if table != "all":
-        names = ", ".join(one.name for one in found) or "none"
+        known = [one.name for one in found]
         found = [one for one in found if one.name == table]
         if not found:
-            raise RequestError(404, f"{name} has no table {table!r}. Tables: {names}, or all.")
+            raise RequestError(404, unknown(f"table of {name}", table, ["all", *known]))
     renderer, media = FORMATS[format]
     text = RENDERERS.load(renderer)(found)
     return Response(text, media_type=media, headers=attachment(f"{name}-{table}.{format}"))

@@ -12,7 +12,7 @@ import nh3
 from markdown_it import MarkdownIt
 from pydantic import Field
 
-from prunegpt.errors import StoreError
+from prunegpt.errors import StoreError, listed
 from prunegpt.records import TrialResult
 from prunegpt.report.config import differing
 from prunegpt.report.stored_model import stored_model
@@ -225,7 +225,7 @@ def log(dashboard: Dashboard, sweep: str, trial: str, asked: LogQuery) -> Log:
     ran = [row for row in dashboard.source.store.attempts(found.id) if row.folder]
     wanted = [row for row in ran if asked.attempt in (None, row.number)]
     if not wanted:
-        numbers = ", ".join(str(row.number) for row in ran) or "none"
+        numbers = listed(str(row.number) for row in ran)
         raise StoreError(f"a log belongs to an attempt that ran; {asked.attempt} is none. Attempts: {numbers}.")
     path = inside(dashboard.root.path, wanted[-1].folder, _LOG)
     text, size, truncated = tail(path, asked.tail) if path.is_file() else ("", 0, False)
