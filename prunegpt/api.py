@@ -360,6 +360,7 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
     from prunegpt.report.provenance import spec_commit
     from prunegpt.report.rows import other_sweeps, with_planned
     from prunegpt.report.scores import stored_documents
+    from prunegpt.store.curves import Summaries
 
     path, plan = spec_file(sweep, root), None
     if path is not None:
@@ -372,7 +373,8 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
             source = store.sweep(name).source
             tables = plan.tables if plan else store.tables(name)
             others = [one.name for one in store.sweeps() if one.name in other_sweeps(tables, name)]
-            results = tuple(with_curves(chain.from_iterable(map(store.results, (name, *others))), store, tables))
+            found = chain.from_iterable(map(store.results, (name, *others)))
+            results = tuple(with_curves(found, lambda: Summaries(store, None if others else name), tables))
     except StoreError:
         if path is None or plan is None:
             raise
@@ -387,6 +389,7 @@ def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure 
     from prunegpt.report.curve_fields import with_curves
     from prunegpt.report.declared import declared_figures, figures_in
     from prunegpt.report.measure import stored_windows
+    from prunegpt.store.curves import Summaries
 
     with Store.open(root, create=False) as store:
 
@@ -394,5 +397,5 @@ def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure 
             return store.series(trial.id, lambda _, other: other == name)
 
         if (spec := store.sweep(sweep).spec).get("figures"):
-            results = with_curves(store.results(sweep), store, figures=figures_in(spec))
+            results = with_curves(store.results(sweep), lambda: Summaries(store, sweep), figures=figures_in(spec))
             yield from declared_figures(spec, results, stored_windows(root), series_of)

@@ -11,7 +11,6 @@ from prunegpt.spec.figures import FigureSpec
 from prunegpt.spec.schema import TableSpec
 
 if TYPE_CHECKING:
-    from prunegpt.store import Store
     from prunegpt.store.curves import CurveName, Summaries
 
 CURVE = "curve."  # what keys of these fields begin with
@@ -41,13 +40,15 @@ def kept_fields(trials: Sequence[TrialResult]) -> Mapping[str, TrialField]:
 
 def with_curves(
     results: Iterable[TrialResult],
-    store: "Store",
+    curves: Callable[[], "Summaries"],
     tables: Sequence[TableSpec] = (),
     figures: Sequence[FigureSpec] = (),
 ) -> list[TrialResult]:
-    """The trials with what their curves came to, as far as columns and filters of tables and figures ask for it."""
-    from prunegpt.store.curves import Summaries
+    """The trials with what their curves came to, as far as columns and filters of tables and figures ask for it.
 
+    Args:
+        curves: gives what the curves of the trials come to.
+    """
     trials = list(results)
     columns = [column.value for table in tables for column in table.columns]
     columns += [name for figure in figures for name in (figure.x, figure.y, figure.by) if name]
@@ -55,8 +56,7 @@ def with_curves(
     filters = " ".join(figure.where for figure in figures)
     if not trials or not (paths or filters):
         return trials
-    sweeps = {trial.sweep for trial in trials}
-    summaries = Summaries(store, sweeps.pop() if len(sweeps) == 1 else None)
+    summaries = curves()
     asked = {path: value for path in paths if (value := curve_value(path))}
     named = [metric for metric in summaries.metrics.values() if metric.name in filters]
     for value in (value for metric in named for stage in (None, *metric.stages) for value in _values(metric, stage)):

@@ -234,6 +234,12 @@ def ped_anova(
             raise ReportError(f"importance cannot be computed from these trials: {reason}") from error
 
 
+def prepare() -> None:
+    """Imports what `ped_anova` needs: Optuna's importance takes scikit-learn along, for over a second."""
+    with _ONE_AT_A_TIME:
+        import optuna.importance  # noqa: F401
+
+
 def _computed(settings: Sequence[Mapping[str, Any]], values: Sequence[float], direction: Direction) -> dict[str, float]:
     import optuna
 

@@ -233,10 +233,11 @@ def log_tables(root: Root, spec: WandbSpec, sweep: str, mode: str) -> None:
     from prunegpt.report.measure import stored_windows
     from prunegpt.report.scores import stored_documents
     from prunegpt.report.tables import build_table
+    from prunegpt.store.curves import Summaries
 
     with Store.open(root, create=False) as store:
         declared = store.tables(sweep)
-        results = with_curves(store.results(sweep), store, declared)
+        results = with_curves(store.results(sweep), lambda: Summaries(store, sweep), declared)
         windows = stored_windows(root)
         tables = [
             build_table(table, results, windows, documents=stored_documents(root), sweep=sweep) for table in declared

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
@@ -16,6 +17,8 @@ from prunegpt import __version__
 from prunegpt.errors import StoreError
 from prunegpt.records import TrialResult
 from prunegpt.report.field import display_name
+from prunegpt.report.searched import prepare
+from prunegpt.spec.search import searches_of
 from prunegpt.store import SweepRow
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.security import local_path
@@ -75,7 +78,10 @@ class Pages:
             except StoreError as error:
                 return self.error(404, str(error))
             title = f"{display_name(found)} · {found.sweep}" if isinstance(found, TrialResult) else found.title
-            return self.render(template, title=title, page=page, name=found.name, **parts)
+            answered = self.render(template, title=title, page=page, name=found.name, **parts)
+            if isinstance(found, SweepRow) and (page == "search" or searches_of(found.spec)):
+                answered.background = BackgroundTask(prepare)  # while the visitor reads, or the page loads
+            return answered
 
         return answer
 

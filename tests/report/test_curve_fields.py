@@ -97,8 +97,9 @@ def test_every_field_of_a_curve_is_a_column_of_tables_and_figures(root: Root) ->
         fields = TrialFields(results, curves=lambda: summaries).curves
         columns = tuple(ColumnSpec(value=f"curve:{path}") for path in fields)
         table = TableSpec(title="t", rows=(RowSpec(trial="*"),), columns=columns)
-        carried = with_curves(results, store, [table])
-        again = with_curves(results, store, figures=[FigureSpec(name="f", where="min.grad_norm < 5", x="tokens")])
+        carried = with_curves(results, lambda: summaries, [table])
+        figure = FigureSpec(name="f", where="min.grad_norm < 5", x="tokens")
+        again = with_curves(results, lambda: summaries, figures=[figure])
     built = build_table(table, carried, lambda _: None)
     assert len(columns) > 60
     finished = {trial.name: trial for trial in results if trial.measured}

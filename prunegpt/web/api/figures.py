@@ -84,7 +84,7 @@ def drawn(dashboard: Dashboard, sweep: str, figure: str, choice: FigureChoice) -
         if own is None:
             return DRAWINGS[figure].made(found, choice)
         store, spec = dashboard.source.store, dashboard.source.sweep(sweep).spec
-        trials = with_curves(dashboard.source.trials(sweep), store, figures=[own])
+        trials = with_curves(dashboard.source.trials(sweep), lambda: dashboard.summaries(sweep), figures=[own])
         windows = stored_windows(dashboard.root)
         curve = lambda trial, name: store.series(trial.id, lambda _, other: other == name)  # noqa: E731
         return declared_plot(own, trials, windows, curve, spec)

@@ -18,6 +18,7 @@ from prunegpt.report.render.csv import lines
 from prunegpt.report.render.html import fragment
 from prunegpt.report.rows import other_sweeps
 from prunegpt.report.scores import stored_documents
+from prunegpt.store.curves import Summaries
 from prunegpt.web.api.lists import TrialFilter, chosen, filtered
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import Answer, RequestError, attachment, endpoint
@@ -64,7 +65,8 @@ def tables(dashboard: Dashboard, name: str) -> list[Table]:
     root = dashboard.root
 
     def made() -> list[Table]:
-        trials = tuple(with_curves(results, dashboard.source.store, declared))
+        store = dashboard.source.store
+        trials = tuple(with_curves(results, lambda: Summaries(store, None if others else name), declared))
         return tables_of(Archive(name, None, declared, trials, stored_windows(root), stored_documents(root)))
 
     return dashboard.kept.get(("tables", name), (state, sweep.updated), made)
