@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 import prunegpt
 import prunegpt.registry
-from prunegpt.errors import MOST_LISTED, SpecError, UnknownPartError, nearest, unknown
+from prunegpt.errors import MOST_LISTED, SpecError, UnknownPartError, listed, nearest, unknown
 from prunegpt.registry import Registry
 from prunegpt.spec.columns import check_column
 from prunegpt.spec.figures import FigureSpec
@@ -141,8 +141,8 @@ def test_a_text_that_lists_the_parts_of_a_kind_lists_them_all() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
                 continue
-            for listed in _LIST.findall(node.value):
-                words = {*re.findall(r"[\w:-]+", listed)}
+            for names_in_text in _LIST.findall(node.value):
+                words = {*re.findall(r"[\w:-]+", names_in_text)}
                 found |= {
                     (str(path.relative_to(PACKAGE)), kind)
                     for kind, names in kinds.items()

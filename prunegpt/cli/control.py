@@ -289,7 +289,9 @@ def execute(
         print_tables(found)
     write_figures(plan.name, root)
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
-    say(f"Show again: prunegpt sweep status {plan.name}; prunegpt table {plan.name}; prunegpt trial show {plan.name}/X")
+    where = "" if root.path == Root.find("").path else f" --root {shlex.quote(str(root.path))}"
+    commands = (f"sweep status {plan.name}", f"table {plan.name}", f"trial show {plan.name}/TRIAL", "serve")
+    say(f"Show again: {'; '.join(f'prunegpt {command}{where}' for command in commands)}")
     if outcome.failed:
         say(f"{counted(len(outcome.failed), 'trial')} did not finish: {listed(outcome.failed)}. See `sweep status`.")
     if outcome.given_up:

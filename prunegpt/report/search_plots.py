@@ -34,6 +34,7 @@ from prunegpt.report.searched import Searched, ValueAxis, importances
 _CELLS = 40  # of a contour, each way
 _COLUMNS = 3  # of small figures next to each other
 _MOST_CURVES = 60
+_EACH_NUMBERED = 20  # trials up to which each has its number below it
 _ON_A_LINE = "a contour needs trials that span both searched values; all are on one line."
 _LATE, _BEST = OKABE_ITO[1], OKABE_ITO[0]
 _MARKER: Mapping[str, Any] = {"color": OKABE_ITO[0], "symbol": "circle", "size": 7, "opacity": 0.75}
@@ -106,8 +107,10 @@ def history(searched: Searched, objective: str) -> Plot:
         _trials(found, places, [value for _, value in found], objective) | {"name": "trials"},
     ]
     missing = len(searched.trials) - len(found)
-    caption = f"{missing:,} of {len(searched.trials):,} trials have no {objective}." if missing else ""
-    across = {"title": {"text": "trial of the search"}, "rangemode": "tozero"}
+    caption = f"{missing:,} of {counted(len(searched.trials), 'trial')} have no {objective}." if missing else ""
+    across: dict[str, Any] = {"title": {"text": "trial of the search"}, "rangemode": "tozero"}
+    if len(searched.trials) <= _EACH_NUMBERED:
+        across["dtick"] = 1
     layout = layout_of(f"History of {objective}", across, _axis(objective, [value for _, value in found]))
     return Plot(data=data, layout=layout, caption=caption)
 
@@ -282,7 +285,7 @@ def intermediate(searched: Searched, curves: Sequence[tuple[TrialResult, Curve]]
         data.append(trace | {"marker": {"color": line["color"], "symbol": "circle", "size": 4}})
         named.add(name)
     early = sum(trial.reason == EARLY_STOP for trial in searched.trials)
-    caption = f"{early:,} of {len(searched.trials):,} trials were stopped early"
+    caption = f"{early:,} of {counted(len(searched.trials), 'trial')} were stopped early"
     caption += f"; {len(shown)} of {len(curves):,} curves are drawn." if len(shown) < len(curves) else "."
     values = [value for _, curve in shown for value in curve.values]
     layout = layout_of("Intermediate values", {"title": {"text": "optimizer steps"}}, _axis("perplexity", values))

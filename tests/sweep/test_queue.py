@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,18 @@ from hypothesis import strategies as st
 
 from prunegpt.api import Sweep
 from prunegpt.errors import LaunchError, StoreError
+from prunegpt.launch import choose
+from prunegpt.registry import LAUNCHERS
 from prunegpt.root import Root
+from prunegpt.spec.execution import LauncherSpec
 from prunegpt.sweep import queue
 from prunegpt.sweep.control import Action, request, take
-from prunegpt.sweep.events import Queued
+from prunegpt.sweep.events import Event, Queued
 from prunegpt.sweep.interrupt import Interrupt
 from prunegpt.sweep.live import look
-from prunegpt.sweep.lock import coordinating
+from prunegpt.sweep.lock import coordinating, coordinator
 from prunegpt.sweep.queue import Ticket, take_out, turn, waiting
+from tests.support.small import Invoke
 from tests.support.sweep_plans import make_trial
 from tests.support.waiting import until
 
@@ -300,6 +304,68 @@ def test_from_python_a_second_sweep_waits_or_is_refused(
         outcome = sweep.run(priority=3, on_event=lambda event: take_out(root, event.sweep) and None)
     assert (outcome.interrupted, outcome.left_queue, outcome.waiting) == (True, True, ("mine/dense",))
     assert not outcome.ok
+
+
+class Reached(LaunchError):
+    """What runs trials was asked for."""
+
+
+@pytest.mark.parametrize("kind", LAUNCHERS.builtin_names())
+def test_whatever_runs_its_trials_a_sweep_opens_it_when_its_turn_has_come(
+    root: Root, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """While it waits it holds no job, no cluster and no GPU."""
+    opened: list[tuple[str, str]] = []
+
+    def open_launcher(spec: LauncherSpec, of: Root, *, slots: int | None = None) -> None:
+        holder = coordinator(of)
+        opened.append((spec.kind, holder.sweep if holder else ""))
+        raise Reached
+
+    monkeypatch.setattr(choose, "open_launcher", open_launcher)
+    monkeypatch.setattr(queue, "POLL", 0.01)
+    first = ExitStack()
+    first.enter_context(coordinating(root, "words"))
+    before: list[str] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Queued) and event.runs:
+            before.append(event.runs)
+            assert opened == []
+            first.close()
+
+    with pytest.raises(Reached):
+        Sweep({"name": "mine", **measured}, root=root.path).run(launcher=kind, on_event=hear)
+    assert before == ["words"]
+    assert opened == [(kind, "mine")]
+    assert coordinator(root) is None
+
+
+def test_the_command_line_of_the_study_waits_too(
+    root: Root, tmp_path: Path, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch, invoke: Invoke
+) -> None:
+    def run_sweep(*given: Any, **more: Any) -> None:
+        holder = coordinator(root)
+        raise Reached(f"{holder and holder.sweep} runs")
+
+    monkeypatch.setattr("prunegpt.sweep.coordinator.run_sweep", run_sweep)
+    monkeypatch.setattr(queue, "POLL", 0.01)
+    files = measured["base"]["data"]["files"]
+    command = ["train", "--model_name_or_path", measured["base"]["model"], "--do_eval", "--block_size", "32"]
+    command += ["--output_dir", str(tmp_path / "mine"), "--root", str(root.path)]
+    command += ["--train_file", files["train"], "--validation_file", files["validation"]]
+    first = ExitStack()
+    first.enter_context(coordinating(root, "words"))
+
+    def end_the_first() -> None:
+        until(lambda: [waiter.sweep for waiter in waiting(root)] == ["mine"], "the queue")
+        first.close()
+
+    ending = threading.Thread(target=end_the_first)
+    ending.start()
+    assert invoke(*command, fails=True) == "mine runs"
+    ending.join()
+    assert waiting(root) == []
 
 
 @pytest.mark.slow

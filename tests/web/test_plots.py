@@ -37,6 +37,7 @@ from prunegpt.report.searched import Searched, ped_anova
 from prunegpt.root import Root
 from prunegpt.spec.figures import KINDS
 from prunegpt.store import Store
+from prunegpt.web import pages
 from tests.support.many_trials import make_many
 from tests.support.results import Kept, draw_windows, make_trial
 from tests.support.served import ORIGIN, open_app
@@ -436,3 +437,21 @@ def test_figures_are_listed_without_drawing_them(monkeypatch: pytest.MonkeyPatch
         "pareto", "parallel", "importance", "slice", "contour"
     }  # fmt: skip
     assert not asked
+
+
+def test_importance_is_prepared_by_the_pages_that_lead_to_it(
+    client: TestClient, searched: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna takes scikit-learn along: no visitor waits for that import, and what has no search has none."""
+    prepared: list[str] = []
+    for of, path, expected in (
+        (client, "/", 0),
+        (client, "/sweeps/study", 0),
+        (client, "/trials/study/recovered", 0),
+        (client, "/sweeps/study/search", 1),
+        (searched, "/sweeps/study", 1),
+    ):
+        monkeypatch.setattr(pages, "prepare", lambda path=path: prepared.append(path))
+        assert of.get(path).status_code == 200
+        assert prepared.count(path) == expected
+        prepared.clear()

@@ -87,6 +87,44 @@ def test_axe_finds_nothing_serious(chromium: "Browser", address: str, path: str)
     assert found == []
 
 
+@slow
+def test_the_keyboard_comes_by_every_section(page: "Page", address: str) -> None:
+    """What is drawn when it comes into view is there before the keyboard could pass over it, and its focus is visible."""
+    _open(page, address, "/sweeps/study")
+    sections: list[str] = []
+    for _ in range(150):
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(20)
+        section, outlined = page.evaluate(
+            "() => { const at = document.activeElement, style = getComputedStyle(at); return ["
+            "at.closest('main section[id]')?.id ?? '', style.outlineStyle !== 'none' || style.boxShadow !== 'none'] }"
+        )
+        assert outlined
+        sections.append(section)
+        if section == "stages":
+            break
+    assert list(dict.fromkeys(filter(None, sections))) == ["running", "results", "figures", "panels", "trials", "stages"]
+
+
+@slow
+def test_escape_closes_a_menu_and_gives_the_focus_back(page: "Page", address: str) -> None:
+    """Every menu of the page of a sweep, from its opener and from each kind of control inside it."""
+    _open(page, address, "/sweeps/study")
+    menus = page.locator("details.menu:visible")
+    assert menus.count() >= 2
+    for place in range(menus.count()):
+        menu = menus.nth(place)
+        for inside in ("summary", "input[type=search]", "input[type=checkbox]", "button"):
+            menu.locator("summary").press("Enter")
+            if menu.locator(inside).count():
+                menu.locator(inside).first.focus()
+                page.keyboard.press("Escape")
+            else:
+                menu.locator("summary").press("Escape")
+            assert menu.get_attribute("open") is None, inside
+            assert menu.locator("summary").evaluate("one => one === document.activeElement"), inside
+
+
 def _names(page: "Page") -> list[str]:
     return page.locator("tr[data-place] th a").all_inner_texts()
 

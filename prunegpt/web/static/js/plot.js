@@ -217,15 +217,15 @@ const redrawAll = () => {
 window.addEventListener("themechange", redrawAll);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
 
-/** Runs once, when an element comes near the view. */
-export function whenNear(element, run) {
-  const watcher = new IntersectionObserver(
-    (entries) => {
-      if (!entries.some((entry) => entry.isIntersecting)) return;
-      watcher.disconnect();
-      run();
-    },
-    { rootMargin: "120px" },
-  );
+/** Runs once, when an element comes near the view; with `tab` also when the keyboard begins to walk the page, which would pass over controls that are not there yet. */
+export function whenNear(element, run, { tab = false } = {}) {
+  const now = () => {
+    watcher.disconnect();
+    document.removeEventListener("keydown", walked);
+    run();
+  };
+  const walked = (event) => void (event.key === "Tab" && now());
+  const watcher = new IntersectionObserver((entries) => void (entries.some((entry) => entry.isIntersecting) && now()), { rootMargin: "120px" });
   watcher.observe(element);
+  if (tab) document.addEventListener("keydown", walked);
 }

@@ -45,11 +45,15 @@ const typing = (target) => target.closest("input:not([type=checkbox]), textarea,
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (document.querySelector("dialog[open]")) return;
+  if (event.key === "Escape" && document.querySelector("details.menu[open]")) {
+    event.target.closest("details.menu")?.querySelector("summary").focus(); // not lost with what it closes
+    closeMenus();
+    return;
+  }
   if (typing(event.target)) {
     if (event.key === "Escape") event.target.blur();
     return;
   }
-  if (event.key === "Escape") closeMenus();
   const bound = keys.get(event.key);
   if (!bound || (event.key === "Enter" && event.target.closest("a, button, summary"))) return;
   event.preventDefault();

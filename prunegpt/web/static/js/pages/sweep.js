@@ -168,7 +168,7 @@ function buildFigures() {
   whenNear(byId("figures"), () => {
     figuresWanted = true;
     void draw(grid, loadFigures);
-  });
+  }, { tab: true });
 }
 
 async function loadFigures() {
@@ -189,7 +189,7 @@ const panels = new Panels(byId("panels"), name);
 function buildPanels() {
   byId("panels").hidden = false;
   showSections();
-  whenNear(byId("panels"), () => void draw(byId("panels"), () => panels.load()));
+  whenNear(byId("panels"), () => void draw(byId("panels"), () => panels.load()), { tab: true });
 }
 
 // Stages
@@ -214,7 +214,7 @@ function buildStages() {
   whenNear(section, () => {
     graphWanted = true;
     void show();
-  });
+  }, { tab: true });
   return throttled(3000, () => graphWanted && void show());
 }
 
