@@ -104,6 +104,9 @@ def test_the_keyboard_comes_by_every_section(page: "Page", address: str) -> None
         if section == "stages":
             break
     assert list(dict.fromkeys(filter(None, sections))) == ["running", "results", "figures", "panels", "trials", "stages"]
+    names = page.locator(".modebar-btn").evaluate_all("buttons => buttons.map((one) => one.dataset.title)")
+    assert names
+    assert not [name for name in names if "Share" in name], "nothing leaves the machine"
 
 
 @slow
