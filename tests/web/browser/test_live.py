@@ -1,5 +1,6 @@
 """Pages of a store that grows while they are watched, and what they can do to it."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,10 +162,12 @@ def test_hundreds_of_trials_scroll_and_sort(page: "Page", tmp_path: Path) -> Non
 
 
 def test_a_root_where_nothing_has_run_says_what_to_do(page: "Page", tmp_path: Path) -> None:
-    with served(Root(tmp_path / "none")) as address:
+    with served(Root(tmp_path / "no thing's here")) as address:
         page.goto(address)
         page.wait_for_selector(".empty:has-text('No sweeps yet')")
-        assert "prunegpt quickstart" in page.inner_text("main")
+        command, *others = page.inner_text("main pre").splitlines()
+        assert shlex.split(command) == ["prunegpt", "quickstart", "--root", str(tmp_path / "no thing's here")]
+        assert others == ["prunegpt init"]
         page.goto("about:blank")
 
 

@@ -34,7 +34,9 @@ function listed() {
 function show() {
   search.parentElement.hidden = sweeps.length < 2;
   if (!sweeps.length && !root.queue.length) {
-    return void replace(byId("content"), h("div.panel", {}, empty("No sweeps yet", "A sweep is a YAML file of trials. Run one against this root and it appears here by itself; prunegpt init writes one to start from:", "prunegpt quickstart")));
+    const path = document.querySelector("header .root").textContent;
+    const quoted = /^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
+    return void replace(byId("content"), h("div.panel", {}, empty("No sweeps yet", "A sweep is a YAML file of trials. Run one in this results directory and it appears here by itself. To see one in a few minutes, or to write a spec of your own:", `prunegpt quickstart --root ${quoted}\nprunegpt init`)));
   }
   const found = listed();
   const focused = document.activeElement?.dataset?.sweep;
