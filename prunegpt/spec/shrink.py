@@ -74,9 +74,7 @@ class BudgetSpec(Part):
     def _one(self) -> "BudgetSpec":
         given = [name for name in LIMITS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"a budget must be exactly one of {', '.join(LIMITS)}; it has {listed(given)}."
-            )
+            raise ValueError(f"a budget must be exactly one of {', '.join(LIMITS)}; it has {listed(given)}.")
         if self.speed and (not self.measured or self.speed.against is not None):
             raise ValueError(
                 "speed is for latency and first_token, measured beside the model before the cut; "
