@@ -238,6 +238,12 @@ class Counting:
         known = [tokens for tokens in found if tokens is not None]
         return (min(known), max(known)) if known and len(known) == len(found) else None
 
+    def shared(self, examples: Sequence[TrialPlan]) -> int:
+        """Tokens to train of the stages that all of a search's trials have, as far as known: they are trained once."""
+        keys = [{stage.key for stage in trial.stages} for trial in examples]
+        first = examples[0].stages if examples else ()
+        return sum(self.training(stage) or 0 for stage in first if all(stage.key in found for found in keys))
+
     def training(self, stage: StagePlan) -> int | None:
         if stage.kind == "pretrain":
             return self._pretraining(stage)

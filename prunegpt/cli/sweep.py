@@ -134,7 +134,7 @@ def check(
         print(f"Tokens to evaluate: about {number(report.evaluation_tokens)}.")
         print(f"Disk: {disk}")
     for name, search in searches.items():
-        _print_search(name, search, per_trial[name])
+        _print_search(name, search, per_trial[name], counting.shared(examples[name]))
     for text in unchecked:
         print(f"not checked: {text}")
     for text in notes:
@@ -143,16 +143,16 @@ def check(
         print(f"note: {replaced}")
 
 
-def _print_search(name: str, search: "SearchSpec", tokens: tuple[int, int] | None) -> None:
-    count, (low, high) = search.n_trials, tokens or (None, None)
+def _print_search(name: str, search: "SearchSpec", tokens: tuple[int, int] | None, shared: int) -> None:
+    count, (low, high) = search.n_trials, [each - shared for each in tokens] if tokens else (None, None)
     wanted = ", ".join(f"{objective.wanted} {objective.metric}" for objective in search.objectives)
     many = "trials until its time or tokens are used" if count is None else counted(count, "trial")
     print(f"search {name}: {many} by {search.sampler}, to {wanted}" + "".join(f", {one}" for one in search.constraints))
     for path, dimension in search.space.items():
         print(f"  {path}: {dimension.described}")
     each = number(low) if low == high else f"{number(low)} to {number(high)}"
-    print(f"  each of {each} tokens to train where nothing is shared", end="")
-    print("." if count is None or high is None else f"; at most about {number(count * high)} in all.")
+    print(f"  each of {each} tokens to train{f', and {number(shared)} that all share' if shared else ''}", end="")
+    print("." if count is None or high is None else f"; at most about {number(count * high + shared)} in all.")
 
 
 def chosen(plan: "SweepPlan", only: str | None) -> "list[TrialPlan]":

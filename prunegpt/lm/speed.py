@@ -239,7 +239,7 @@ def _as(dtype: torch.dtype, model: PreTrainedModel, reference: PreTrainedModel) 
 def in_memory(model: PreTrainedModel) -> PreTrainedModel:
     """The same model with its weights in memory of their own, and not in that of the file they were read from.
 
-    On a CPU, safetensors gives weights as parts of the mapped file. Where its pages lie depends on who wrote the file
+    On a CPU, safetensors gives weights as parts of the mapped file. Where its pages are depends on who wrote the file
     and when, so that a copy of a file can be some percent slower than the file.
     """
     if model.device.type != "cpu":

@@ -26,6 +26,8 @@ def test_a_template_passes_the_check(invoke: Invoke, tmp_path: Path, kind: str) 
     checked = invoke("sweep", "check", spec)
     assert f"my-{kind}" in checked
     assert "not checked" not in checked
+    if "max_steps" in spec.read_text():  # as its comment offers
+        assert f"my-{kind}" in invoke("sweep", "check", spec, "--set", "base.train.max_steps=7")
     assert len(re.findall(r"(?m)#", spec.read_text())) >= 5
     assert "already" in invoke("init", kind, spec, fails=True)
 

@@ -112,6 +112,9 @@ def test_a_search_says_how_many_trials_it_will_run_and_what_each_costs(tmp_path:
     assert set(found[0]["space"].values()) <= {line.partition(": ")[2] for line in shown.splitlines()}
     low, high = found[0]["train_tokens_per_trial"]
     assert high - low == 5 * 8 * 128  # five steps of eight blocks, beside what the built-in model is trained on
+    own = 10 * 8 * 128
+    shared, most = f"{high - own:,}", f"{7 * own + high - own:,}"
+    assert f"and {shared} that all share; at most about {most} in all." in shown, "what is trained once counts once"
 
 
 def test_a_search_that_ends_by_tokens(tmp_path: Path, counted: Path) -> None:
