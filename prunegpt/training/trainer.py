@@ -127,8 +127,9 @@ class JobTrainer(Trainer, TrainerCallback):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the record of the stage should say, each once: of mask updates, and of the distillation."""
-        return tuple(dict.fromkeys([*self._notes, *(self.objective.notes if self.objective else ())]))
+        """What the record of the stage should say, each once: of mask updates, then of the distillation."""
+        distillation = tuple(dict.fromkeys(self.objective.notes)) if self.objective else ()
+        return (*(note for note in self._notes if note not in distillation), *distillation)
 
     # -- what transformers.Trainer leaves to its subclasses ------------------------------------------------------
 
