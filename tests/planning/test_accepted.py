@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, event, given, settings
 from transformers import TrainingArguments
 
 from prunegpt.distill.objective import DistillationObjective
+from prunegpt.distill.on_policy import OnPolicy
 from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import SpecError
 from prunegpt.lm.views import select
@@ -25,11 +26,12 @@ from prunegpt.pruning.enforce import Enforcer
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, MASK_MODES, SCHEDULES, SOLVERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
-from prunegpt.spec.schema import DistillSpec
+from prunegpt.spec.schema import DistillSpec, FinetuneSpec
 from prunegpt.stages import prune as pruning
 from prunegpt.stages import train as training
 from prunegpt.stages.base import ModelState, Pruned
 from prunegpt.stages.measure import check_ledger
+from prunegpt.training.adapter import Adapter
 from tests.support.drawn_trials import METHODS, trials
 from tests.support.small import make_model, small_gpt2
 from tests.support.specs import plan_of
@@ -117,8 +119,20 @@ def distils(config: DistillSpec) -> None:
         attention_gain=config.attention_gain,
         layer_map=config.layer_map,
     )
+    if config.on_policy:
+        writer = OnPolicy(**config.on_policy.model_dump(), seed=0, ends=(0,), vocabulary=student.config.vocab_size)
+        given = writer.write(ours, {**given, "block": torch.zeros(1, dtype=torch.long)}, step=0)
     found, _ = objective(ours.train(), given)
     assert torch.isfinite(found)
+
+
+def adapts(config: FinetuneSpec, state: ModelState) -> None:
+    """An adapter takes the masks as they are and leaves them so."""
+    assert config.adapter is not None
+    state.pruned = state.pruned if config.keep_masks else Pruned()
+    Adapter(state.model, config.adapter, state.pruned.masks, seed=0).merge()
+    check_ledger(state)
+    event("ran an adapter")
 
 
 def arguments_hold(train: Mapping[str, Any], folder: Path) -> None:
@@ -133,6 +147,8 @@ def runs(stage: StagePlan, state: ModelState, folder: Path) -> None:
         event(f"ran {stage.prune.method}")
     if stage.training:
         arguments_hold(stage.training.train, folder)
+        if stage.training.adapter:
+            adapts(stage.training, state)
     if stage.distill:
         distils(stage.distill)
         event(f"ran {stage.distill.loss}")
@@ -164,7 +180,9 @@ def test_every_registered_part_is_drawn() -> None:
             config = next(iter(stage.values()))
             prune = stage.get("prune") or config.get("prune") or {}
             drawn.update(str(config.get("loss")) and [str(config.get("loss"))])
-            drawn.update(str(prune.get(field)) for field in ("method", "allocation", "schedule", "pattern", "mode"))
+            drawn.update(str(prune.get(field)) for field in ("method", "schedule", "pattern", "mode"))
+            spread = prune.get("allocation")
+            drawn.add("explicit" if isinstance(spread, dict) else str(spread))
 
     collect()
     names = [*METHODS, *ALLOCATIONS.names(), *SCHEDULES.names(), *DISTILLATION_LOSSES.names(), *MASK_MODES.names()]

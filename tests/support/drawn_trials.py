@@ -141,6 +141,14 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def adapters(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields of a low-rank adapter."""
+    also = draw(st.lists(st.sampled_from(["biases", "norms", "embeddings", "head"]), unique=True, max_size=2))
+    rank = draw(st.sampled_from([0, 1, 4, 10_000] if seldom(draw) else [1, 4]))
+    return {"rank": rank, "also": also, **draw(st.sampled_from(TARGETS if seldom(draw) else TARGETS[:6]))}
+
+
+@st.composite
 def trainings(draw: st.DrawFn, teacher: str | None) -> dict[str, Any]:
     """A fine-tuning, or where there is a teacher a distillation, with or without pruning."""
     found: dict[str, Any] = {"train": draw(arguments()), "keep_masks": draw(st.sampled_from([True, True, False]))}
@@ -148,6 +156,8 @@ def trainings(draw: st.DrawFn, teacher: str | None) -> dict[str, Any]:
         found["prune"] = draw(prunings(training=True))
     if draw(st.integers(0, 5)) == 0:
         found["keep_checkpoints"] = True
+    if seldom(draw, 20) or ("prune" not in found and draw(st.booleans())):
+        found["adapter"] = draw(adapters())
     if teacher is None or draw(st.booleans()):
         return {"finetune": found}
     loss = draw(st.sampled_from(DISTILLATION_LOSSES.names()))
@@ -165,6 +175,8 @@ def trainings(draw: st.DrawFn, teacher: str | None) -> dict[str, Any]:
         found["layer_map"] = draw(st.sampled_from([{0: 99}, {}] if seldom(draw) else [{0: 0}, {0: 3, 1: 1}]))
     if cached:
         found["cache"] = {"k": 5000 if seldom(draw) else draw(st.sampled_from([1, 8]))}
+    if seldom(draw) or (not cached and draw(st.booleans())):
+        found["on_policy"] = {"share": draw(st.sampled_from([0.1, 1.0])), "new_tokens": draw(st.sampled_from([1, 4]))}
     return {"distill": found}
 
 
