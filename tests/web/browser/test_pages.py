@@ -89,15 +89,19 @@ def test_axe_finds_nothing_serious(chromium: "Browser", address: str, path: str)
 
 @slow
 def test_the_keyboard_comes_by_every_section(page: "Page", address: str) -> None:
-    """What is drawn when it comes into view is there before the keyboard could pass over it; focus is visible."""
+    """What is drawn when it comes into view is there once Tab is pressed, though it is not; focus is visible."""
     _open(page, address, "/sweeps/study")
+    page.wait_for_selector("#results table")
+    page.keyboard.press("Tab")
+    for drawn in ("#figures a", "#panels button", "#stages svg"):
+        page.wait_for_selector(drawn, state="attached")
     sections: list[str] = []
     for _ in range(150):
         page.keyboard.press("Tab")
         page.wait_for_timeout(20)
         section, outlined = page.evaluate(
             "() => { const at = document.activeElement, style = getComputedStyle(at); return ["
-            "at.closest('main section[id]')?.id ?? '', style.outlineStyle !== 'none' || style.boxShadow !== 'none'] }"
+            "at.closest('main > section[id]')?.id ?? '', style.outlineStyle !== 'none' || style.boxShadow !== 'none'] }"
         )
         assert outlined
         sections.append(section)
