@@ -15,6 +15,7 @@ from prunegpt.errors import ShrinkError
 from prunegpt.lm.views import decoder_lists
 from prunegpt.shrinking.pieces import Piece
 
+_INSTEAD = "Cut heads and hidden by the same share in one stage, or its depth or its feed-forward size."
 CHANNELS = ""  # the group of channels, which all layers share
 
 
@@ -71,8 +72,13 @@ class Axis:
         return [replace(self, sections=sections) for sections in found]
 
 
-def followers(old: Mapping[str, Piece], new: Mapping[str, Piece], family: str, what: str) -> dict[str, list[int]]:
+def followers(
+    old: Mapping[str, Piece], new: Mapping[str, Piece], family: str, what: str, *, sides: int = 1
+) -> dict[str, list[int]]:
     """The dimensions that are smaller in the smaller model, by the name of the piece.
+
+    Args:
+        sides: of a matrix that may be smaller.
 
     Raises:
         ShrinkError: there are none, or a matrix follows on both sides: such a size stands for more than one thing.
@@ -90,14 +96,35 @@ def followers(old: Mapping[str, Piece], new: Mapping[str, Piece], family: str, w
     if not found:
         raise ShrinkError(
             f"weights must follow the {what} that the config says; none of {family} does: the family takes sizes from "
-            "another field. Cut its depth or another width."
+            f"another field, or divides the hidden size by the heads. {_INSTEAD}"
         )
-    if double := next((name for name, places in found.items() if len(places) > 1), None):
+    if double := next((name for name, places in found.items() if len(places) > sides), None):
         raise ShrinkError(
             f"a weight must follow the {what} on one side; {double} of {family} does on both: the family takes other "
-            f"sizes from it. Its {what} cannot be cut by itself; cut its depth or its feed-forward size."
+            f"sizes from it. Its {what} cannot be cut by itself. {_INSTEAD}"
         )
     return found
+
+
+def split(
+    old: Mapping[str, Piece], found: Mapping[str, list[int]], hidden: int
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """The dimensions of channels and those of heads, where both have become fewer.
+
+    A matrix that is smaller on both sides works on heads. Of those of a module the last one as wide as the hidden
+    states, or the only such one, reads heads and writes channels; the others read channels and write heads, as their
+    biases do. All else are channels.
+    """
+    both = [old[name] for name, places in found.items() if len(places) > 1]
+    reader = {piece.owner: piece.name for piece in both if piece.tensor.shape[0] == hidden}
+    writers = {piece.place for piece in both if piece.name != reader.get(piece.owner)}
+    channels, heads = dict[str, list[int]](), dict[str, list[int]]()
+    for name, places in found.items():
+        if len(places) > 1:
+            channels[name], heads[name] = ([1], [0]) if old[name].place in writers else ([0], [1])
+        else:
+            (heads if old[name].place in writers else channels)[name] = places
+    return channels, heads
 
 
 def channel_axes(old: Mapping[str, Piece], found: Mapping[str, list[int]], hidden: int, family: str) -> list[Axis]:

@@ -1,6 +1,7 @@
 """Which experts of a mixture stay, and the model of those with its routers cut."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from prunegpt.spec.shapes import text_part
 from prunegpt.spec.widths import expert_groups_of, experts_of
 
 _PRODUCTS = frozenset({nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.addmm})
+_OWN_MODULE = re.compile(r"experts\.\d+(\.|$)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +156,12 @@ def homes_between(
     around = {home.rpartition(".")[0] for home in homes}
     near = [piece for piece in old.values() if any(piece.place.startswith(place) for place in around)]
     table = [piece.name for piece in near if piece.tensor.dim() and not piece.tensor.is_floating_point()]
+    if own := sorted(home for home in homes if _OWN_MODULE.search(home)):
+        raise ShrinkError(
+            "experts must share the parameters of one module, as transformers loads them, to be scored and cut; in "
+            f"{type(model).__name__} {own[0]} is a module of its own. Load the family by transformers' own code, or "
+            "cut layers or ffn."
+        )
     if wrong or table or not homes:
         reason = f"{min(wrong)} changes otherwise" if wrong else f"{min(table)} is a table" if table else "none goes"
         raise ShrinkError(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from prunegpt.errors import ShrinkError
 from prunegpt.lm.views import WeightView, all_matrices
 from prunegpt.pruning.statistics import block_statistics, evaluating, gradient_statistics
-from prunegpt.shrinking.axes import Axis, by_group, channel_axes, followers, grouped_axes
+from prunegpt.shrinking.axes import Axis, by_group, channel_axes, followers, grouped_axes, split
 from prunegpt.shrinking.cut import Cut, Slice, build, filled
 from prunegpt.shrinking.pieces import Piece, pieces
 from prunegpt.shrinking.twin import apart, masked
@@ -20,6 +20,7 @@ from prunegpt.spec.shapes import text_part
 from prunegpt.spec.widths import groups_of, hidden_of, queries_of
 
 WIDTHS = {"ffn": "feed-forward size", "heads": "number of heads", "hidden": "hidden size"}
+BOTH = ("heads", "hidden")  # cut at once where the size of a head is their quotient
 _NUMBER = re.compile(r"\d+")
 _TRIED = 64  # layouts
 Importance = Mapping[str, Tensor]  # group -> float64 [members]
@@ -29,7 +30,7 @@ Importance = Mapping[str, Tensor]  # group -> float64 [members]
 def cut_width(
     model: PreTrainedModel,
     config: Mapping[str, Any],
-    what: str,
+    what: tuple[str, ...],
     score: Callable[[PreTrainedModel, Sequence[Axis]], Importance],
 ) -> tuple[Cut, list[dict[str, Any]]]:
     """A model of the neurons, heads or channels with the highest scores, in the order that they had.
@@ -39,8 +40,8 @@ def cut_width(
 
     Args:
         model: a causal language model.
-        config: that of the smaller model, which differs in this one size.
-        what: of :data:`WIDTHS`.
+        config: that of the smaller model, which differs in these sizes.
+        what: one of :data:`WIDTHS`, or :data:`BOTH`.
         score: gives the importance of the members of every group, such as :func:`activation_importance`.
 
     Returns:
@@ -56,26 +57,34 @@ def cut_width(
     importance = score(model, axes)
     kept = {group: highest(importance[group], _members(new, of_group)) for group, of_group in by_group(axes).items()}
     text = text_part(model.config.to_dict())
-    queries = (queries_of(text) or 1) // (groups_of(text) or 1) if what == "heads" else 0
-    cut = _laid_out(model, smaller, old, new, axes, kept, queries, WIDTHS[what])
+    queries = (queries_of(text) or 1) // (groups_of(text) or 1) if "heads" in what else 0
+    called = " and ".join(WIDTHS[one] for one in what)
+    cut = _laid_out(model, smaller, old, new, axes, kept, queries, called)
     return cut, _rows(importance, kept)
 
 
-def axes_between(model: PreTrainedModel, old: Mapping[str, Piece], new: Mapping[str, Piece], what: str) -> list[Axis]:
+def axes_between(
+    model: PreTrainedModel, old: Mapping[str, Piece], new: Mapping[str, Piece], what: tuple[str, ...]
+) -> list[Axis]:
     """Where the neurons, heads or channels of a model are that a smaller one has fewer of.
 
     Args:
         old, new: the pieces of both; they may be on the meta device.
-        what: of :data:`WIDTHS`.
+        what: one of :data:`WIDTHS`, or :data:`BOTH`.
 
     Raises:
         ShrinkError: the family cannot express it.
     """
-    name, family, text = WIDTHS[what], type(model).__name__, text_part(model.config.to_dict())
-    found = followers(old, new, family, name)
-    if what == "hidden":
-        return channel_axes(old, found, hidden_of(text) or 0, family)
-    return grouped_axes(model, old, found, name, groups_of(text) if what == "heads" else None)
+    family, text = type(model).__name__, text_part(model.config.to_dict())
+    called = " and ".join(WIDTHS[one] for one in what)
+    found = followers(old, new, family, called, sides=len(what))
+    hidden, groups = hidden_of(text) or 0, groups_of(text) if "heads" in what else None
+    if what == BOTH:
+        channels, found = split(old, found, hidden)
+        return [*channel_axes(old, channels, hidden, family), *grouped_axes(model, old, found, called, groups)]
+    if what == ("hidden",):
+        return channel_axes(old, found, hidden, family)
+    return grouped_axes(model, old, found, called, groups)
 
 
 def highest(scores: Tensor, count: int) -> Tensor:
@@ -182,7 +191,7 @@ def _slices(old: Mapping[str, Piece], axes: Sequence[Axis], kept: Mapping[str, T
     """What stays of each piece."""
     found = {name: Slice(name) for name in old}
     for axis in axes:
-        stays: list[tuple[int, ...] | None] = [None] * old[axis.piece].tensor.dim()
+        stays = [*found[axis.piece].index] or [None] * old[axis.piece].tensor.dim()
         stays[axis.dimension] = tuple(axis.positions(kept[axis.group]).tolist())
         found[axis.piece] = Slice(axis.piece, tuple(stays))
     return found

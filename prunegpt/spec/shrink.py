@@ -103,7 +103,9 @@ class ShrinkSpec(Part):
         None, description="feed-forward neurons that stay in each layer, and in each expert: a share or a number"
     )
     heads: Size | None = Field(
-        None, description="groups of heads that stay, each with its keys and values: a share or a number"
+        None,
+        description="groups of heads that stay, each with its keys and values: a share or a number; with the same "
+        "share of hidden at once where the size of a head follows it (GPT-2, OPT)",
     )
     hidden: Size | None = Field(None, description="channels of the hidden states that stay: a share or a number")
     experts: Size | None = Field(None, description="experts that stay in each layer of a mixture: a share or a number")

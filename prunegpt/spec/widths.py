@@ -24,7 +24,7 @@ GROUPS = (
     *("num_key_value_heads", "num_kv_heads", "attn_num_key_value_heads", "kv_n_heads"),
     *("swa_num_key_value_heads", "num_global_key_value_heads"),
 )
-HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
+HIDDEN = ("hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim")
 EXPERTS = (
     *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts", "n_experts"),
 )

@@ -21,7 +21,7 @@ from prunegpt.root import Root
 from prunegpt.shrinking.budget import ffn_within, measured_within, weights_of
 from prunegpt.shrinking.cut import Cut, cut_depth
 from prunegpt.shrinking.depth import LayerScores, OnTry
-from prunegpt.shrinking.narrow import narrower
+from prunegpt.shrinking.narrow import narrower, steps
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.spec.shrinking import drops_of
@@ -101,11 +101,11 @@ def apply(
         spec, measured, found = decide(spec, state.model)
         rows, notes = [*rows, *measured], [*notes, *found]
     del decide
-    for what, size in spec.widths.items():
+    for sizes in steps(state.model, spec.widths, spec.multiple_of):
         assert windows is not None
-        chosen_by = spec.expert_choice if what == "experts" else spec.importance
+        chosen_by = spec.expert_choice if "experts" in sizes else spec.importance
         narrowed = narrower(
-            state.model, what, size, windows, chosen_by=chosen_by, multiple_of=spec.multiple_of, calibrated=tried
+            state.model, sizes, windows, chosen_by=chosen_by, multiple_of=spec.multiple_of, calibrated=tried
         )
         if narrowed is not None:
             _take(state, narrowed.cut)

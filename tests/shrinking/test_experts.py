@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from prunegpt.errors import ShrinkError
 from prunegpt.lm.models import load_model, save_model
+from prunegpt.registry import EXPERT_CHOICES
 from prunegpt.shrinking.experts import cut_experts, expert_use, frequency, reap
 from prunegpt.spec.shapes import shrunk_config, text_part
 from prunegpt.spec.widths import experts_of
@@ -123,6 +124,28 @@ def test_equally_many_experts_of_each_routing_group_stay() -> None:
     assert [[expert // 4 for expert in row["experts"]] for row in rows] == [[0, 0, 1, 1]]
     with pytest.raises(ShrinkError, match="must divide into the 2 groups that tokens are routed in; 3 do not"):
         shrunk_config(model.config.to_dict(), experts=3)
+
+
+class Unfused(MixtralForCausalLM):
+    """A mixture as code that comes with a model has it: a module for each expert."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(config.num_local_experts))
+
+
+@pytest.mark.parametrize("choice", EXPERT_CHOICES.builtin_names())
+def test_experts_that_are_modules_of_their_own_are_refused(choice: str) -> None:
+    with pytest.raises(ShrinkError, match=r"in Unfused model\.layers\.0\.mlp\.experts\.2 is a module of its own"):
+        half(Unfused(tiny("mixtral").config), EXPERT_CHOICES.load(choice))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", decoders())
+def test_no_family_of_transformers_has_such_experts(family: str) -> None:
+    lists = [name for name, module in tiny(family).named_modules() if isinstance(module, nn.ModuleList)]
+    assert not [name for name in lists if "expert" in name.rpartition(".")[2]]
 
 
 def test_the_listed_families_are_mixtures() -> None:

@@ -33,7 +33,7 @@ def larger(family: str, **own: Any) -> Any:
 
 def cut(model: Any, what: str, size: float, importance: str = "activation", **own: Any) -> Any:
     config = shrunk_config(model.config.to_dict(), **{what: size, **own})
-    return cut_width(model, config, what, partial(SCORES[importance], windows=WINDOWS))
+    return cut_width(model, config, (what,), partial(SCORES[importance], windows=WINDOWS))
 
 
 def inputs_of(model: Any, name: str) -> Tensor:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from prunegpt.errors import ShrinkError
+from prunegpt.errors import PruneGPTError
 from prunegpt.lm.models import load_model, save_model
 from prunegpt.lm.views import all_matrices
 from prunegpt.shrinking.cut import Slice
+from prunegpt.shrinking.narrow import steps
 from prunegpt.shrinking.width import WIDTHS, activation_importance, cut_width
 from prunegpt.spec.shapes import shrunk_config
 from tests.support.families import decoders, tiny
@@ -37,7 +38,6 @@ _OWNER = "must belong to a layer of that many"
 _BUILT = "the smaller shape must be one that transformers builds"
 _RUNS = "the larger and the smaller model must run on tokens"
 _APART = "a smaller model must compute what the larger one does"
-_WEIGHTS = "must have the same weights in other sizes"
 # What -> why -> the families that cannot express it. All others can.
 _REASONS: dict[str, dict[str, str]] = {
     "ffn": {
@@ -61,10 +61,9 @@ _REASONS: dict[str, dict[str, str]] = {
         _UNWRITTEN: "blt xlm",
         _BOTH: """bart bigbird_pegasus biogpt blenderbot blenderbot-small bloom codegen ctrl dbrx fuyu gemma3n_text git
             got_ocr2 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj helium jamba lfm2_moe lfm3 marian mbart
-            modernbert-decoder moss_transcribe_diarize mpt mvp openai-gpt pegasus persimmon phi4_multimodal plbart rwkv
-            stablelm trocr whisper xglm xlstm zamba zamba2""",
+            modernbert-decoder moss_transcribe_diarize mpt mvp openai-gpt opt pegasus persimmon phi4_multimodal plbart
+            rwkv stablelm trocr whisper xglm xlstm zamba zamba2""",
         _WIDER: "deepseek_v4 hy_v4 inkling2_loop_text olmoe qwen4_exp qwen4_exp_text",
-        _WEIGHTS: "opt",
         _BUILT: "bamba falcon granitemoehybrid mamba2 reformer",
         _RUNS: "bitnet",
         _APART: """dory dots3_note dots3_note_text gemma gemma2 gemma3 gemma3_text gemma4 gemma4_text gemma4_unified
@@ -74,6 +73,21 @@ _REASONS: dict[str, dict[str, str]] = {
 REFUSED = {
     what: {family: reason for reason, names in reasons.items() for family in names.split()}
     for what, reasons in _REASONS.items()
+}
+APART_NEVER = sorted(REFUSED["heads"].keys() & REFUSED["hidden"].keys())
+GATE_BOTH = ("gpt2", "gpt_neox")
+_SEPARATE, _CROSS = "one after the other", "no token came to .*encoder_attn"
+REFUSED_TOGETHER = {
+    family: reason
+    for reason, names in {
+        _SEPARATE: "bitnet deepseek_v4 fuyu gpt_bigcode helium olmoe persimmon recurrent_gemma xlm xlstm",
+        _CROSS: "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart trocr whisper",
+        _UNWRITTEN: "blt rwkv xglm",
+        _WIDER: "jamba mamba2 qwen4_exp qwen4_exp_text",
+        _BUILT: "bamba falcon granitemoehybrid",
+        _APART: "biogpt bloom codegen ctrl git modernbert-decoder mpt",  # use the number of heads, or the size
+    }.items()
+    for family in names.split()
 }
 LEAKS = ("prophetnet", "roc_bert")  # see the tokens they are to predict, once their weights are not tiny
 CASES = [
@@ -97,7 +111,7 @@ def without(model: nn.Module, smaller: nn.Module, slices: Mapping[str, Slice]) -
             view.matrix[:, gone] = 0
     channels = next((part.index[1] for part in slices.values() if len(part.index) == 2 and part.index[1]), ())
     for name, module in model.named_modules():
-        if "Norm" not in type(module).__name__:
+        if "Norm" not in type(module).__name__ or [*module.children()]:
             continue
         own = [slices[f"{name}.{weight}"].index for weight, _ in module.named_parameters(recurse=False)]
         stays = own[0][0] if own and own[0] else () if own else channels
@@ -137,15 +151,30 @@ def model_of(family: str, folder: Path) -> Any:
 @pytest.mark.parametrize(("what", "family"), CASES)
 @torch.no_grad()
 def test_a_width_can_be_cut_or_is_refused_with_the_reason(what: str, family: str, tmp_path: Path) -> None:
+    check({what: SIZES[what]}, family, REFUSED[what].get(family), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in GATE_BOTH else pytest.mark.slow) for name in APART_NEVER]
+)
+@torch.no_grad()
+def test_heads_and_hidden_are_cut_together_where_neither_can_be_alone(family: str, tmp_path: Path) -> None:
+    """Or the reason is the one listed; the size of a head stays."""
+    reason = REFUSED_TOGETHER.get(family)
+    check({"heads": 0.5, "hidden": 0.5}, family, REFUSED["heads"][family] if reason == _SEPARATE else reason, tmp_path)
+
+
+def check(sizes: Mapping[str, float], family: str, reason: str | None, tmp_path: Path) -> None:
     model = model_of(family, tmp_path / "whole")
     windows = torch.randint(2, 60, (2, 12), generator=torch.Generator().manual_seed(0))  # [windows, length]
 
     def cut() -> Any:
-        config = shrunk_config(model.config.to_dict(), **{what: SIZES[what]})  # type: ignore[arg-type]
-        return cut_width(model, config, what, partial(activation_importance, windows=windows))[0]
+        step, *_ = steps(model, sizes, 1)
+        config = shrunk_config(model.config.to_dict(), **step)  # type: ignore[arg-type]
+        return cut_width(model, config, tuple(step), partial(activation_importance, windows=windows))[0]
 
-    if reason := REFUSED[what].get(family):
-        with pytest.raises(ShrinkError, match=reason):
+    if reason:
+        with pytest.raises(PruneGPTError, match=reason):
             cut()
         return
     found = cut()
@@ -166,7 +195,7 @@ def test_in_float64_nothing_is_left_of_the_difference(what: str, tmp_path: Path)
     model = model_of(GATE[what][0], tmp_path).double()
     windows = torch.randint(2, 60, (2, 12), generator=torch.Generator().manual_seed(0))  # [windows, length]
     config = shrunk_config(model.config.to_dict(), **{what: SIZES[what]})  # type: ignore[arg-type]
-    found = cut_width(model, config, what, partial(activation_importance, windows=windows))[0]
+    found = cut_width(model, config, (what,), partial(activation_importance, windows=windows))[0]
     with without(model, found.model, found.slices):
         expected = model(input_ids=windows, use_cache=False).logits
     torch.testing.assert_close(found.model(input_ids=windows, use_cache=False).logits, expected, rtol=1e-10, atol=1e-12)

@@ -203,8 +203,22 @@ def test_half_the_experts_of_a_mixture(run_trials: RunTrials, tmp_path: Path, fa
     assert record.stages[-1].sparsity.pruned == pytest.approx(0.75, abs=0.01)
 
 
+def test_heads_and_hidden_of_a_family_whose_heads_follow_it_are_cut_at_once(
+    run_trials: RunTrials, tmp_path: Path
+) -> None:
+    shrink = {"heads": 1, "hidden": 0.5, "calibration": CALIBRATION}
+    stages = [{"prune": {"sparsity": 0.5}}, {"shrink": shrink}, {"prune": {"sparsity": 0.75}}]
+    record = run_trials({"name": "few", "stages": stages})["few"]
+    assert record.state == "finished", record.trace
+    config = model_after(tmp_path, record).model.config
+    assert (config.n_head, config.n_embd) == (1, 16)
+    assert any("number of heads and hidden size" in note for note in record.stages[2].notes)
+
+
 def test_a_width_that_a_family_cannot_express_is_refused_by_the_plan() -> None:
     for shrink, told in (
+        ({"heads": 0.5, "hidden": 0.75}, "2 heads need a hidden size of 64, got 96. Cut both by the same share"),
+        ({"hidden": 0.5}, "Cut heads and hidden by the same share in one stage"),
         ({"heads": 0.5}, "weights must follow the number of heads that the config says; none of GPT2"),
         ({"experts": 2}, "only a mixture of experts has experts to cut"),
     ):
