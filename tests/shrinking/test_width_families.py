@@ -109,11 +109,13 @@ def without(model: nn.Module, smaller: nn.Module, slices: Mapping[str, Slice]) -
             before[name] = view.matrix.clone()
             gone = [column for column in range(view.matrix.shape[1]) if column not in set(index[1])]
             view.matrix[:, gone] = 0
-    channels = next((part.index[1] for part in slices.values() if len(part.index) == 2 and part.index[1]), ())
+    indices = {id(weight): slices[name].index for name, weight in model.named_parameters() if name in slices}
+    words = indices[id(model.get_input_embeddings().weight)]  # type: ignore[operator]
+    channels = words[1] if words else ()
     for name, module in model.named_modules():
         if "Norm" not in type(module).__name__ or [*module.children()]:
             continue
-        own = [slices[f"{name}.{weight}"].index for weight, _ in module.named_parameters(recurse=False)]
+        own = [indices[id(weight)] for weight in module.parameters()]  # by identity: layers may share them
         stays = own[0][0] if own and own[0] else () if own else channels
         if stays:
             hooks.append(module.register_forward_hook(over(smaller.get_submodule(name), [*stays]), with_kwargs=True))
