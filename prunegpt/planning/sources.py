@@ -106,10 +106,10 @@ def weight_files(folder: Path) -> list[Path]:
             f"weights must be stored as safetensors; {folder} has only pickled ones ({pickles[0]}), which can run code "
             f"when loaded and never are. {_CONVERT}"
         )
-    others = listed(sorted(file.name for file in folder.glob("*.safetensors")), _LISTED)
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
     raise ModelError(
         f"a model's weights must be in {WEIGHTS}, or in files that {_INDEX} lists; {folder} has "
-        f"{f'{others} without it' if others else 'none'}. Check that the copy or download is "
+        f"{f'{listed(others, _LISTED)} without it' if others else 'none'}. Check that the copy or download is "
         f"complete{', or rename the file' if others else ''}."
     )
 
@@ -119,12 +119,13 @@ def _check_whole(folder: Path) -> None:
     if (folder / _ADAPTER).is_file():
         raise _adapter(folder)
     if not (folder / _CONFIG).is_file():
-        others = listed(sorted(item.name for item in folder.iterdir()), _LISTED)
+        others = sorted(item.name for item in folder.iterdir())
         gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
         below = next(iter(sorted(folder.glob(f"*/{_CONFIG}"))), None)
         inner = f"the file {gguf}" if gguf else f"the folder {below.parent}" if below else None
         hint = f"Give {inner} itself." if inner else "Give a folder that save_pretrained wrote."
-        raise ModelError(f"a model folder must hold config.json; {folder} holds {others}. {hint}")
+        held = listed(others, _LISTED) if others else "nothing"
+        raise ModelError(f"a model folder must hold config.json; {folder} holds {held}. {hint}")
 
 
 def refuse_adapter(name: str, revision: str | None) -> None:

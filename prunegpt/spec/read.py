@@ -49,7 +49,8 @@ class Document:
         """What the spec calls the trial that a field is of; empty where it is of none, or has no name."""
         match path:
             case ("trials", int(index), *_):
-                trial = self.data["trials"][index]
+                trials = self.data.get("trials") or ()  # not there while the spec is being read
+                trial = trials[index] if index < len(trials) else None
                 return str(trial.get("name", "")) if isinstance(trial, Mapping) else ""
         return ""
 

@@ -48,6 +48,11 @@ BROKEN = {
     "NUL": ("a: \x00", None, "unacceptable character"),
     "a number of thousands of digits": ("a: " + "9" * 5000, 1, "must be valid YAML of its kind"),
     "a number beyond 63 bits": ("a: 1\nb:\n  - 1\n  - 99999999999999999999", 4, f"must be at most {MAX_INTEGER}"),
+    "the same in a trial": (
+        "trials:\n  - name: a\n    seeds: 99999999999999999999",
+        3,
+        f"must be at most {MAX_INTEGER}",
+    ),
     "one key in two types": ("1: a\n'1': b", 2, "keys must differ; '1' is there twice"),
     "a list": ("- a\n- b", None, "must be a mapping with name, base and trials; the file holds a list"),
     "text": ("hello", None, "the file holds plain text"),
