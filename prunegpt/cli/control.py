@@ -88,7 +88,7 @@ def stop(
     if not wait:
         return
     wait_for_end(root, wish)
-    say(f"{name}: stopped. Resume with: prunegpt sweep resume {name}")
+    say(f"{name}: stopped. Resume with: prunegpt sweep resume {name}{_root_option(root)}")
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep resume quickstart --slots 2")
@@ -194,6 +194,11 @@ def rm(
     say(f"{name}: removed")
 
 
+def _root_option(root: Root) -> str:
+    """What a command needs to find a root again; nothing where it is the usual one."""
+    return "" if root.path == Root.find("").path else f" --root {shlex.quote(str(root.path))}"
+
+
 def _results(name: str, root: Root) -> "list[TrialResult]":
     from prunegpt.store import Store
 
@@ -289,7 +294,7 @@ def execute(
         print_tables(found)
     write_figures(plan.name, root)
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
-    where = "" if root.path == Root.find("").path else f" --root {shlex.quote(str(root.path))}"
+    where = _root_option(root)
     commands = (f"sweep status {plan.name}", f"table {plan.name}", f"trial show {plan.name}/TRIAL", "serve")
     say(f"Show again: {'; '.join(f'prunegpt {command}{where}' for command in commands)}")
     if outcome.failed:
@@ -297,7 +302,7 @@ def execute(
     if outcome.given_up:
         say(f"stopped early: {counted(len(outcome.given_up), 'trial')} ({listed(outcome.given_up)}).")
     if outcome.interrupted:
-        say(f"interrupted. Resume with: prunegpt sweep resume {plan.name}")
+        say(f"interrupted. Resume with: prunegpt sweep resume {plan.name}{where}")
     if outcome.reached and outcome.waiting:
         say(f"not started: {counted(len(outcome.waiting), 'trial')}, as {outcome.reached} had reached the target.")
     if outcome.no_room:
