@@ -1,5 +1,6 @@
 """prunegpt export: a model as files that others run."""
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from prunegpt.builtin import is_builtin
 from prunegpt.cli import complete
 from prunegpt.cli.models import ModelArgument, check_out
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, print_json
+from prunegpt.errors import PruneGPTError
 from prunegpt.registry import EXPORT_FORMATS
 from prunegpt.root import Root
 
@@ -63,6 +65,8 @@ def export(
     from prunegpt.exporting.run import format_of, run
 
     check_out(out, overwrite)
+    if not re.fullmatch(r"(?!0+(\.0*)?[a-z])\d+(\.\d+)?[kmgt]b", max_shard_size, re.IGNORECASE):
+        raise PruneGPTError(f"a size is a number above 0 with KB, MB, GB or TB, got {max_shard_size!r}. Write 5GB.")
     form, kind = format_of(to, out, dtype)
     result = stored_result(model, root)
     state = open_model(model, root, "cpu", trust_remote_code=trust_remote_code)

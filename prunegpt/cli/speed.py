@@ -100,7 +100,7 @@ def measure(
         rows.append([_LABELS[name], one, other.sizes[name], _share(one, other.sizes[name])])
     rows.append(["memory, bytes", speed.memory, "", ""])
     print_table(["", "model", "reference", "ratio"], rows, title=f"{opened.name} beside {other.name}")
-    print(f"In brackets: 95% interval of the median over {repeats} pairs of runs, by the sign test.")
+    print(f"In brackets: 95% interval of the median over {spec.repeats} pairs of runs, by the sign test.")
     off = f"{speed.noise:.1%} off in decoding, {speed.noise_prefill:.1%} in prefill"
     print(f"Noise: the reference beside itself is {off}.")
     if noise > NOISY:

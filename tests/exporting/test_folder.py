@@ -156,6 +156,9 @@ def test_export_from_the_shell(name: str, invoke: Invoke, model_folder: Path, tm
     assert "weights: " in shown
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
+    for size in ("abc", "0KB", "-5GB", "5"):
+        told = invoke("export", model_folder, tmp_path / "x", "--max-shard-size", size, fails=True)
+        assert "a size is a number above 0 with KB, MB, GB or TB" in told
     assert "holds notes.txt" in invoke("export", model_folder, tmp_path / "mine", "--overwrite", fails=True)
     assert "unknown export format 'foldr'" in invoke(
         "export", model_folder, tmp_path / "x", "--to", "foldr", fails=True
