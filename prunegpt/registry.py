@@ -313,6 +313,8 @@ ALLOCATIONS = Registry(
     given=frozenset({"sizes", "sparsity"}),
     needs=ALLOCATION_NEEDS,
 )
+# explicit is written as a mapping, and not named
+NAMED_ALLOCATIONS = tuple(name for name in ALLOCATIONS.builtin_names() if name != "explicit")
 DISTILLATION_LOSSES = Registry(
     "distillation loss",
     {

@@ -10,7 +10,7 @@ import typer
 from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json
 from prunegpt.errors import alternatives, counted
-from prunegpt.registry import ALLOCATIONS, CALIBRATION_MODES, PROTOCOLS
+from prunegpt.registry import CALIBRATION_MODES, NAMED_ALLOCATIONS, PROTOCOLS
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -197,10 +197,7 @@ def prune(
     ] = "unstructured",
     allocation: Annotated[
         str | None,
-        typer.Option(
-            help=f"{alternatives(name for name in ALLOCATIONS.builtin_names() if name != 'explicit')}.",
-            autocompletion=complete.allocations,
-        ),
+        typer.Option(help=f"{alternatives(NAMED_ALLOCATIONS)}.", autocompletion=complete.allocations),
     ] = None,
     targets: Annotated[
         list[str] | None, typer.Option("--target", help="Tensors to prune: name, glob or re: pattern. Repeatable.")

@@ -15,6 +15,7 @@ from prunegpt.registry import (
     CRITERIA,
     GATHERED,
     MASK_MODES,
+    NAMED_ALLOCATIONS,
     ON_ACTIVATIONS,
     SCHEDULES,
     SOLVERS,
@@ -212,8 +213,7 @@ def _name(allocation: Allocation) -> str:
 
 def _allocations(but: Collection[str]) -> str:
     """The allocations that have names, without those that compare scores over more."""
-    named = [name for name in ALLOCATIONS.builtin_names() if name != "explicit"]
-    return alternatives(name for name in named if ALLOCATIONS.entry(name).scope not in but)
+    return alternatives(name for name in NAMED_ALLOCATIONS if ALLOCATIONS.entry(name).scope not in but)
 
 
 def _solver_problems(name: str, scope: Scope | None, allocation: Allocation, pattern: Notation) -> Iterator[Message]:

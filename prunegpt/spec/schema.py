@@ -13,6 +13,7 @@ from prunegpt.registry import (
     CRITERIA,
     DISTILLATION_LOSSES,
     MASK_MODES,
+    NAMED_ALLOCATIONS,
     SCHEDULES,
     SOLVERS,
 )
@@ -69,7 +70,7 @@ class PruneSpec(Part):
     )
     allocation: str | Mapping[str, Sparsity] | None = Field(
         None,
-        description="how it is spread: uniform, row, global, owl, dlp, arithmetic, sensitivity, or {pattern: sparsity}",
+        description=f"how it is spread: {', '.join(NAMED_ALLOCATIONS)}, or {{pattern: sparsity}}",
     )
     targets: Names = Field(
         (), description="names, globs or re: patterns of tensors; default: all weight matrices of the decoder layers"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from prunegpt.pruning.allocation.balance import balanced, block_weights
+from prunegpt.pruning.allocation.balance import allotted, block_weights
 
 
 def arithmetic(
@@ -20,7 +20,5 @@ def arithmetic(
         blocks: parameter name -> layer index. Tensors of no block (None) take `sparsity`.
         step: β, from one decoder layer to the next; negative: late layers are pruned less.
     """
-    weights = block_weights(sizes, blocks)
-    asked = {block: step * place for place, block in enumerate(sorted(weights))}
-    share = balanced(asked, weights, sparsity, 1.0)
-    return {name: sparsity if (block := blocks[name]) is None else share[block] for name in sizes}
+    asked = {block: step * place for place, block in enumerate(sorted(block_weights(sizes, blocks)))}
+    return allotted(sizes, sparsity, asked, blocks=blocks)

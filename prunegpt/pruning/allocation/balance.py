@@ -21,7 +21,34 @@ def block_weights(sizes: Mapping[str, int], blocks: Mapping[str, int | None]) ->
     return weights
 
 
-def balanced(
+def scaled(figures: Mapping[int, float], span: float) -> dict[int, float]:
+    """Figures of decoder layers, moved and stretched so that they go from 0 to `span`; all 0 where they are equal."""
+    lowest, highest = min(figures.values(), default=0.0), max(figures.values(), default=0.0)
+    return {block: span * (figure - lowest) / ((highest - lowest) or 1.0) for block, figure in figures.items()}
+
+
+def allotted(
+    sizes: Mapping[str, int],
+    sparsity: float,
+    asked: Mapping[int, float],
+    *,
+    blocks: Mapping[str, int | None],
+    limit: float = 1.0,
+) -> dict[str, float]:
+    """The sparsity of every tensor: as asked for over decoder layers, and `sparsity` outside them.
+
+    Args:
+        sizes: parameter name -> number of weights.
+        sparsity: of all weights together.
+        asked: layer index -> sparsity but for a common shift.
+        blocks: parameter name -> layer index, or None.
+        limit: how far a layer may be from `sparsity`.
+    """
+    share = _balanced(asked, block_weights(sizes, blocks), sparsity, limit)
+    return {name: sparsity if (block := blocks[name]) is None else share[block] for name in sizes}
+
+
+def _balanced(
     asked: Mapping[int, float], weights: Mapping[int, int], sparsity: float, limit: float
 ) -> Mapping[int, float]:
     """Sparsities that differ as requested, shifted together so that the mean over all weights is the sparsity.

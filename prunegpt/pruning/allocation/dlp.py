@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from prunegpt.pruning.allocation.balance import balanced, block_weights
+from prunegpt.pruning.allocation.balance import allotted, block_weights, scaled
 
 
 def median_score(scores: Sequence[Tensor]) -> float:
@@ -39,9 +39,5 @@ def dlp(
         blocks: parameter name -> layer index. Tensors of no block (None) take `sparsity`.
         limit: α of the paper, half of the range of sparsities; the registry declares its range.
     """
-    weights = block_weights(sizes, blocks)
-    medians = {block: median_scores[block] for block in weights}
-    lowest, highest = min(medians.values(), default=0.0), max(medians.values(), default=0.0)
-    asked = {block: 2.0 * limit * (one - lowest) / ((highest - lowest) or 1.0) for block, one in medians.items()}
-    share = balanced(asked, weights, sparsity, 1.0)
-    return {name: sparsity if (block := blocks[name]) is None else share[block] for name in sizes}
+    asked = scaled({block: median_scores[block] for block in block_weights(sizes, blocks)}, 2.0 * limit)
+    return allotted(sizes, sparsity, asked, blocks=blocks)

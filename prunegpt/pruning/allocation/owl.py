@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
-from prunegpt.pruning.allocation.balance import balanced, block_weights
+from prunegpt.pruning.allocation.balance import allotted, block_weights, scaled
 
 
 def outlier_ratio(scores: Sequence[Tensor], *, multiple: float = 5.0) -> float:
@@ -55,8 +55,5 @@ def owl(
             f"owl needs an outlier ratio of every block; those of blocks {missing} are missing. Measure them with "
             "calibration data on the dense model."
         )
-    ratios = {block: outlier_ratios[block] for block in weights}
-    lowest, highest = min(ratios.values(), default=0.0), max(ratios.values(), default=0.0)
-    asked = {block: -2.0 * limit * (ratio - lowest) / ((highest - lowest) or 1.0) for block, ratio in ratios.items()}
-    share = balanced(asked, weights, sparsity, limit)
-    return {name: sparsity if (block := blocks[name]) is None else share[block] for name in sizes}
+    asked = scaled({block: outlier_ratios[block] for block in weights}, -2.0 * limit)
+    return allotted(sizes, sparsity, asked, blocks=blocks, limit=limit)
