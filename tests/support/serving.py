@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import uvicorn
 
@@ -16,7 +16,7 @@ from tests.support import waiting
 from tests.support.served import TOKEN
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, LocatorAssertions, Page, PageAssertions
 
 _ARGUMENTS = [
     "--no-sandbox",
@@ -53,9 +53,21 @@ def served(root: Root, *, token: str | None = None, port: int = 0) -> Iterator[s
         thread.join(timeout=_STARTS_WITHIN)
 
 
-def until(page: "Page", holds: str, *, seconds: float = 20.0) -> object:
+@overload
+def expect(shown: "Page") -> "PageAssertions": ...
+@overload
+def expect(shown: "Locator") -> "LocatorAssertions": ...
+def expect(shown: "Page | Locator") -> "PageAssertions | LocatorAssertions":
+    """Playwright's own, which waits until what is expected is there; as long as all that waits here."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=1000 * waiting.PATIENCE)
+    return expect(shown)
+
+
+def until(page: "Page", holds: str) -> object:
     """Waits until JavaScript gives something true; polled from outside, as the content policy forbids `eval`."""
-    return waiting.until(lambda: page.evaluate(holds), holds, seconds=seconds)
+    return waiting.until(lambda: page.evaluate(holds), holds)
 
 
 def settled(page: "Page") -> None:

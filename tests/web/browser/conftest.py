@@ -10,6 +10,7 @@ import pytest
 from prunegpt.root import Root
 from tests.support import serving
 from tests.support.study import make_root
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -58,7 +59,7 @@ class Watched:
 @pytest.fixture
 def page(chromium: "Browser") -> "Iterator[Page]":
     with_page = chromium.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
-    with_page.set_default_timeout(20_000)
+    with_page.set_default_timeout(1000 * PATIENCE)
     page = with_page.new_page()
     watched = Watched(page)
     yield page

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from prunegpt.root import Root
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.pages import Pages
-from tests.support.serving import settled
+from tests.support.serving import expect, settled, until
 from tests.web.browser import axe
 
 if TYPE_CHECKING:
@@ -224,40 +224,62 @@ def test_a_sweep_draws_figures_and_stages(page: "Page", address: str) -> None:
     assert "used by 19 trials" in page.inner_text(".graph-detail")
 
 
-def _axes(page: "Page") -> list[str]:
-    return page.locator(".coordinates .head").all_inner_texts()
+def _shows(page: "Page", axes: list[str], trials: list[str]) -> None:
+    """Waits until the coordinates have these axes, and list these trials."""
+    expect(page.locator(".coordinates .head")).to_have_text(axes)
+    expect(page.locator(".coordinates .shown a")).to_have_text(trials)
+
+
+AXES = ["method", "sparsity", "layers", "perplexity"]
+SPARSEST = ["magnitude-0.9", "wanda-0.9"]
+
+
+def _most_sparse(page: "Page") -> None:
+    """Brushes what is sparser than 0.86, by the keyboard."""
+    lowest = page.get_by_role("slider", name="Lowest sparsity shown")
+    for value in range(10, 100, 10):
+        lowest.press("PageUp")
+        expect(lowest).to_have_attribute("aria-valuenow", str(value))
 
 
 def test_coordinates_are_brushed_and_reordered_by_keyboard_and_pointer(page: "Page", address: str) -> None:
     _open(page, address, "/sweeps/study/search")
-    assert _axes(page) == ["method", "sparsity", "layers", "perplexity"]
+    _shows(page, AXES, [])
     page.get_by_role("button", name="sparsity, axis 2 of 4").press("ArrowLeft")
-    assert _axes(page) == ["sparsity", "method", "layers", "perplexity"]
-    assert page.evaluate("document.activeElement.textContent") == "sparsity"
-    assert page.inner_text(".coordinates [role=status]") == "16 of 16 trials"
+    _shows(page, ["sparsity", "method", "layers", "perplexity"], [])
+    expect(page.get_by_role("button", name="sparsity, axis 1 of 4")).to_be_focused()
+    expect(page.locator(".coordinates [role=status]")).to_have_text("16 of 16 trials")
+    _most_sparse(page)
+    expect(page.locator(".coordinates [role=status]")).to_have_text("2 of 16 trials")
     lowest = page.get_by_role("slider", name="Lowest sparsity shown")
-    for _ in range(9):
-        lowest.press("PageUp")
-    assert page.inner_text(".coordinates [role=status]") == "2 of 16 trials"
-    assert page.get_by_role("slider", name="Lowest sparsity shown").get_attribute("aria-valuetext") == "0.86"
-    assert page.locator(".coordinates .shown a").all_inner_texts() == ["magnitude-0.9", "wanda-0.9"]
+    expect(lowest).to_have_attribute("aria-valuetext", "0.86")
+    _shows(page, ["sparsity", "method", "layers", "perplexity"], SPARSEST)
     page.click("button:has-text('Clear the brushes')")
-    axis = page.locator(".coordinates .line").last.bounding_box()
-    assert axis is not None
-    page.mouse.move(axis["x"] + 8, axis["y"] + axis["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(axis["x"] + 8, axis["y"] - 5, steps=3)
-    page.mouse.up()
-    assert page.locator(".coordinates .shown a").all_inner_texts() == ["magnitude-0.9", "wanda-0.9"]
-    head = page.get_by_role("button", name="perplexity, axis 4 of 4").bounding_box()
-    assert head is not None
-    page.mouse.move(head["x"] + 10, head["y"] + 5)
-    page.mouse.down()
-    page.mouse.move(20, head["y"] + 5, steps=5)
-    page.mouse.up()
-    assert _axes(page)[0] == "perplexity"
+    _shows(page, ["sparsity", "method", "layers", "perplexity"], [])
+    page.locator(".coordinates .line").last.drag_to(page.locator(".coordinates .head").last)
+    _shows(page, ["sparsity", "method", "layers", "perplexity"], SPARSEST)
+    page.locator(".coordinates .head").last.drag_to(page.locator(".coordinates .head").first)
+    _shows(page, ["perplexity", "sparsity", "method", "layers"], SPARSEST)
     page.locator(".coordinates .shown a").first.click()
     page.wait_for_url("**/trials/study/magnitude-0.9")
+
+
+def test_who_holds_a_figure_keeps_it_when_it_is_drawn_again(page: "Page", address: str) -> None:
+    """An axis by the pointer, a handle by the keyboard, a link: by a change of size and by figures that come anew."""
+    _open(page, address, "/sweeps/study/search")
+    _most_sparse(page)
+    _shows(page, AXES, SPARSEST)
+    held = page.evaluate_handle(
+        "() => ['.line', '.head', '.handle', '.shown a'].map((one) => document.querySelector(`.coordinates ${one}`))"
+    )
+    width = page.locator(".coordinates").evaluate("one => one.clientWidth")
+    page.set_viewport_size({"width": 900, "height": 1000})
+    until(page, f"document.querySelector('.coordinates').clientWidth !== {width}")
+    with page.expect_response("**/figures/parallel**"):
+        page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")  # loads all anew
+    _shows(page, AXES, SPARSEST)
+    expect(page.get_by_role("slider", name="Lowest sparsity shown")).to_be_focused()
+    assert held.evaluate("all => all.map((one) => one.isConnected)") == [True] * 4
 
 
 def _kept(page: "Page", figure: str, text: str) -> None:
@@ -269,20 +291,17 @@ def test_what_figures_show_is_in_the_address_for_links_and_the_back_button(page:
     turned = urlencode({"x": "stages.1.prune.sparsity", "y": "stages.1.prune.method"})
     page.goto(f"{address}/sweeps/study/search?{urlencode({'figure.contour': turned})}")
     page.get_by_role("button", name="sparsity, axis 2 of 4").press("ArrowLeft")
-    lowest = page.get_by_role("slider", name="Lowest sparsity shown")
-    for _ in range(9):
-        lowest.press("PageUp")
+    _most_sparse(page)
     contour = page.locator(".panel:has(h3:text-is('Objective over two searched values'))")
     _kept(page, "parallel", "brush=sparsity%09")
     _kept(page, "contour", turned)
 
     def shows(axes: list[str]) -> None:
-        page.wait_for_selector(".coordinates .shown a")
-        assert _axes(page) == axes
-        assert page.locator(".coordinates .shown a").all_inner_texts() == ["magnitude-0.9", "wanda-0.9"]
-        assert contour.get_by_label("Across").input_value() == "stages.1.prune.sparsity"
+        _shows(page, axes, SPARSEST)
+        expect(contour.get_by_label("Across")).to_have_value("stages.1.prune.sparsity")
 
     moved = ["sparsity", "method", "layers", "perplexity"]
+    shows(moved)
     page.locator(".coordinates .shown a").first.click()
     page.wait_for_url("**/trials/study/magnitude-0.9")
     page.go_back()

@@ -33,6 +33,7 @@ class Coordinates {
     for (const [label, low, high] of view.getAll("brush").map((text) => text.split("\t"))) this.brushes.set(label, [endOf(low), endOf(high)]);
     this.canvas = h("canvas", { "aria-hidden": "true" });
     this.axes = h("div.axes");
+    this.built = new Map(); // label -> the elements of its axis, the same ones as long as it is there: a redraw takes them from no pointer
     this.tip = h("div.tip", { hidden: true });
     this.count = h("span", { role: "status" });
     this.links = h("span.row");
@@ -88,23 +89,38 @@ class Coordinates {
   layOut() {
     if (!this.trace || !this.field.clientWidth) return;
     [this.width, this.height] = [this.field.clientWidth, this.field.clientHeight];
-    const focus = this.axes.contains(document.activeElement) ? document.activeElement.dataset.id : null;
+    for (const name of this.built.keys()) if (!this.dimensions.has(name)) this.built.delete(name);
     replace(this.axes, this.order.map((name, place) => this.axis(name, place)));
-    if (focus) this.axes.querySelector(`[data-id="${CSS.escape(focus)}"]`)?.focus();
     this.lines = this.trace.customdata.map((_, trial) => this.order.map((name) => share(this.dimensions.get(name), trial)));
     this.draw();
   }
 
+  /** The element of an axis, drawn as things are. */
   axis(name, place) {
+    if (!this.built.has(name)) this.built.set(name, this.build(name));
+    const { axis, head, brush, ticks, ends } = this.built.get(name);
     const dimension = this.dimensions.get(name);
     const [low, high] = this.brushed(name);
-    const head = h("button.head", { type: "button", data: { id: `head ${name}` }, title: `${name}: drag, or use the arrow keys, to move this axis`, "aria-label": `${name}, axis ${place + 1} of ${this.order.length}: move with the arrow keys`, on: { keydown: (event) => this.moveByKey(event, name), pointerdown: (event) => this.drag(event, name) } }, name);
-    const ticks = ticksOf(dimension).map(([at, text]) => h("span.tick", { style: { top: `${this.y(at)}px` } }, text));
-    const ends = [["least", low], ["most", high]].map(([end, at]) =>
-      h("div.handle", { class: end, role: "slider", tabindex: 0, data: { id: `${end} ${name}` }, "aria-orientation": "vertical", "aria-label": `${end === "least" ? "Lowest" : "Highest"} ${name} shown`, "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": Math.round(100 * at), "aria-valuetext": said(dimension, at), style: { top: `${this.y(at)}px` }, on: { keydown: (event) => this.brushByKey(event, name, end), pointerdown: (event) => this.brush(event, name, end) } }),
-    );
-    const span = this.brushes.has(name) && h("div.brush", { style: { top: `${this.y(high)}px`, height: `${this.y(low) - this.y(high)}px` } });
-    return h("div.axis", { style: { left: `${this.x(place)}px` } }, h("div.line", { style: { top: `${TOP}px`, bottom: `${BOTTOM}px` }, on: { pointerdown: (event) => this.brush(event, name, null) } }), span, ticks, head, ends);
+    axis.style.left = `${this.x(place)}px`;
+    head.setAttribute("aria-label", `${name}, axis ${place + 1} of ${this.order.length}: move with the arrow keys`);
+    Object.assign(brush.style, { top: `${this.y(high)}px`, height: `${this.y(low) - this.y(high)}px` });
+    brush.hidden = !this.brushes.has(name);
+    replace(ticks, ticksOf(dimension).map(([at, text]) => h("span.tick", { style: { top: `${this.y(at)}px` } }, text)));
+    for (const [handle, at] of [[ends.least, low], [ends.most, high]]) {
+      handle.style.top = `${this.y(at)}px`;
+      handle.setAttribute("aria-valuenow", Math.round(100 * at));
+      handle.setAttribute("aria-valuetext", said(dimension, at));
+    }
+    return axis;
+  }
+
+  build(name) {
+    const head = h("button.head", { type: "button", title: `${name}: drag, or use the arrow keys, to move this axis`, on: { keydown: (event) => this.moveByKey(event, name), pointerdown: (event) => this.drag(event, name) } }, name);
+    const handle = (end, which) => h("div.handle", { class: end, role: "slider", tabindex: 0, "aria-orientation": "vertical", "aria-label": `${which} ${name} shown`, "aria-valuemin": 0, "aria-valuemax": 100, on: { keydown: (event) => this.brushByKey(event, name, end), pointerdown: (event) => this.brush(event, name, end) } });
+    const ends = { least: handle("least", "Lowest"), most: handle("most", "Highest") };
+    const [brush, ticks] = [h("div.brush"), h("div.ticks")];
+    const line = h("div.line", { style: { top: `${TOP}px`, bottom: `${BOTTOM}px` }, on: { pointerdown: (event) => this.brush(event, name, null) } });
+    return { axis: h("div.axis", {}, line, brush, ticks, head, ends.least, ends.most), head, brush, ticks, ends };
   }
 
   // Order
@@ -224,7 +240,10 @@ class Coordinates {
     if (this.count.textContent !== text) this.count.textContent = text;
     this.clear.hidden = this.brushes.size === 0;
     const listed = this.brushes.size ? this.shown.slice(0, MOST_LINKS) : [];
-    replace(this.links, listed.map((trial) => h("a", { href: hrefOf(this.trace.customdata[trial][0]) }, nameOf(this.trace.customdata[trial][0]))), listed.length < this.shown.length && listed.length > 0 && h("span.muted", {}, `and ${(this.shown.length - listed.length).toLocaleString("en")} more`));
+    const links = listed.map((trial) => h("a", { href: hrefOf(this.trace.customdata[trial][0]) }, nameOf(this.trace.customdata[trial][0])));
+    const more = listed.length < this.shown.length && listed.length > 0 && h("span.muted", {}, `and ${(this.shown.length - listed.length).toLocaleString("en")} more`);
+    const fresh = h("span.row", {}, links, more);
+    if (!this.links.isEqualNode(fresh)) replace(this.links, ...fresh.childNodes); // a link that is pressed stays
   }
 
   // Pointing

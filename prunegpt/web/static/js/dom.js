@@ -31,21 +31,19 @@ function fill(element, classes, properties, children) {
     else if (key === "class") element.classList.add(...String(value).split(/\s+/).filter(Boolean));
     else element.setAttribute(key, value === true ? "" : value);
   }
-  append(element, children);
+  element.append(...contentOf(children));
   return element;
 }
 
-function append(element, children) {
-  for (const child of children.flat(Infinity)) {
-    if (child === null || child === undefined || child === false) continue;
-    element.append(child instanceof Node ? child : String(child));
-  }
-}
+const contentOf = (children) => children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
 
-/** Puts new content into an element. */
+/** Puts new content into an element. What is there already is left alone, and what stays in it keeps the focus. */
 export function replace(element, ...children) {
-  element.replaceChildren();
-  append(element, children);
+  const content = contentOf(children);
+  if (content.length === element.childNodes.length && content.every((child, place) => child === element.childNodes[place])) return element;
+  const focused = document.activeElement;
+  element.replaceChildren(...content);
+  if (focused !== document.activeElement && element.contains(focused)) focused.focus({ preventScroll: true });
   return element;
 }
 

@@ -138,7 +138,7 @@ async function loadCurves() {
     if (!panels.has(group.key)) panels.set(group.key, figurePanel(group.title, { links: [toggle("log", false, () => (logs.delete(group.key) || logs.add(group.key), void draw(grid, loadCurves)), `log axis: ${group.title}`), ...saveButtons(() => panels.get(group.key).plot, `compare-${group.key}`)] }));
   }
   const wanted = shown.map((group) => panels.get(group.key).panel);
-  if (wanted.some((panel, index) => panel !== grid.children[index]) || wanted.length !== grid.children.length) replace(grid, wanted);
+  replace(grid, wanted);
   for (const group of shown) {
     const lines = chosen.flatMap((one, index) => {
       const mine = all[index].filter((curve) => curve.name === group.names[0]);

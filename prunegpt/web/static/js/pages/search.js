@@ -28,7 +28,7 @@ async function load() {
   const own = listed.filter((figure) => figure.takes_search);
   const panels = gallery.show(own.filter((figure) => figure.missing === null));
   if (!panels.length) replace(grid, h("div.panel", {}, empty("Nothing to draw yet", own[0]?.missing ?? "No trial has searched values.")));
-  else if (panels.length !== grid.children.length || panels.some((panel, place) => panel !== grid.children[place])) replace(grid, panels);
+  else replace(grid, panels);
   const missing = own.filter((figure) => figure.missing !== null);
   replace(none, missing.length > 0 && panels.length > 0 && h("details", {}, h("summary", {}, `${format.plural(missing.length, "figure")} without data`), h("ul", {}, missing.map((figure) => h("li", {}, `${figure.title}: ${figure.missing}`)))));
   return sweep;

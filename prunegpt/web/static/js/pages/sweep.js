@@ -177,7 +177,7 @@ async function loadFigures() {
   const own = listed.filter((figure) => !figure.takes_search || OF_SEARCHES.includes(figure.name));
   const panels = gallery.show(own.filter((figure) => figure.missing === null));
   if (!panels.length) replace(grid, h("div.panel", {}, empty("Nothing to draw yet", "Figures appear here as soon as trials have been measured.")));
-  else if (panels.length !== grid.children.length || panels.some((panel, place) => panel !== grid.children[place])) replace(grid, panels);
+  else replace(grid, panels);
   const missing = own.filter((figure) => figure.missing !== null);
   replace(none, missing.length && panels.length ? h("details", {}, h("summary", {}, `${format.plural(missing.length, "figure")} without data`), h("ul", {}, missing.map((figure) => h("li", {}, `${figure.title}: ${figure.missing}`)))) : null);
 }

@@ -234,19 +234,14 @@ async function drawCurves() {
   if (!wanted.length) {
     const ended = trial.state !== "running" && trial.state !== "waiting";
     replace(grid, h("div.panel", {}, empty("No curves", ended ? trial.logged ? "Nothing was logged more than once, so there is nothing to draw over time." : "Nothing was trained in this chain, so there is nothing to draw over time." : "They appear here while the trial runs.")));
-  } else fill(grid, wanted);
+  } else replace(grid, wanted);
   machine.hidden = !aside.length;
   machineTitle.textContent = format.plural(aside.length, "metric") + " of the machine";
-  fill(machineGrid, aside);
+  replace(machineGrid, aside);
   for (const group of shown) if (!group.machine || machine.open) await drawGroup(group);
   const alone = known.filter((group) => !shown.includes(group)).flatMap((group) => group.names);
   const values = alone.map((one) => [one, curves.filter((curve) => curve.name === one).at(-1)?.y.at(-1)]).filter(([, value]) => value !== undefined);
   replace(single, values.length > 0 && h("details.small", {}, h("summary", {}, `${format.plural(values.length, "metric")} measured once`), h("dl.links-list", {}, values.map(([one, value]) => [h("dt.mono", {}, one), h("dd", {}, format.number(value))]))));
-}
-
-/** Puts panels into a grid, where they are not there already; moving one would redraw it. */
-function fill(place, wanted) {
-  if (wanted.length !== place.children.length || wanted.some((panel, index) => panel !== place.children[index])) replace(place, wanted);
 }
 
 function drawGroup(group) {
