@@ -24,7 +24,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run side by side
 os.environ["OMP_NUM_THREADS"] = "1"  # their tensors are tiny, and threads do not outlive a fork
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-pytest_plugins = ["tests.support.running", "tests.support.small", "tests.support.finished_root"]
+pytest_plugins = [
+    "tests.support.running",
+    "tests.support.small",
+    "tests.support.finished_root",
+    "tests.support.pretend.process",
+]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

