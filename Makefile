@@ -10,7 +10,7 @@ SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
 unexport PYTHONDONTWRITEBYTECODE # the tests are compiled once, and not by every worker that collects them
 
-.PHONY: help setup quickstart test test-fast test-all check format bench soak lock audit screenshots tables clean
+.PHONY: help setup quickstart test test-fast test-all check docs format bench soak lock audit screenshots tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,20 +46,24 @@ test-fast: $(STAMP) ## some tests of every room, in under a minute: for the loop
 test-all: $(STAMP) ## all tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m ''
 
-check: $(STAMP) ## what CI runs beside the tests: lint, types, import rule, words, README, the wheel
+check: $(STAMP) ## what CI runs beside the tests: lint, types, import rule, words, README, the site, the wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_readme.py tests/test_words.py
+	$(MAKE) --no-print-directory docs
 	$(BIN)/python tests/check_wheel.py
+
+docs: $(STAMP) ## build the documentation into build/site; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 format: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure against the alternatives, about 15 minutes; the table goes into the README
+bench: $(STAMP) ## measure against the alternatives, about 15 minutes; the table goes into docs/results/benchmarks.md
 	$(BIN)/python -m tests.bench --check; status=$$?; \
-	$(BIN)/python -m tests.bench.table --update README.md && exit $$status
+	$(BIN)/python -m tests.bench.table --update docs/results/benchmarks.md && exit $$status
 
 soak: $(STAMP) ## up to 20 minutes of 2,000 small trials with the dashboard open: memory and file handles must stay flat
 	$(BIN)/python -m tests.robust.soak --seconds 1200 --real
@@ -74,7 +78,7 @@ screenshots: $(STAMP) ## pictures of the dashboard on the quickstart's results, 
 	$(BIN)/python -m tests.web.screenshots runs tests/web/pictures
 
 tables: $(STAMP) ## put the tables of the kept results into the README and the pages
-	for results in sweeps/results/*; do for page in $$(grep -l "prunegpt:table $$(basename $$results) -->" README.md docs/*.md); do \
+	for results in sweeps/results/*; do for page in $$(grep -rlE "prunegpt:table $$(basename $$results)(/| -->)" README.md docs --include='*.md'); do \
 	  $(BIN)/prunegpt table $$results --update $$page || exit 1; done; done
 
 clean: ## remove what was built; results under runs/ stay

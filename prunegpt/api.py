@@ -113,7 +113,8 @@ class Sweep:
         """Runs what is not finished yet, and waits for it; see `prunegpt sweep run`.
 
         Args:
-            priority, wait: in the queue while another sweep of the root runs; without `wait` that is an error.
+            priority: in the queue while another sweep of the root runs; higher goes first.
+            wait: for that sweep's end; without it, its being there is an error.
             on_event: is called with each event of `prunegpt.sweep.events`.
             progress: lines and bars as on the command line; default: without `on_event`, in a notebook or a terminal.
         """
@@ -150,13 +151,13 @@ class Sweep:
             return store.results(self.name) if known else []
 
     def frame(self, *, where: str = "", intervals: bool | None = None) -> "DataFrame":
-        """One row per trial, with the fields of docs/filters.md and what was swept: group, method, perplexity, ...
+        """One row per trial, with the fields of docs/how-to/filters.md and what was swept: group, method, ...
 
         Sparsities are 0 to 1; `perplexity_low` and `perplexity_high` are the ends of the 95% interval; `last.loss`,
         `min.eval_loss` and so on are what curves come to, but for those of single tensors and stages.
 
         Args:
-            where: a filter, such as 'perplexity < 40 and method == "wanda"'; see docs/filters.md.
+            where: a filter, such as 'perplexity < 40 and method == "wanda"'; see docs/how-to/filters.md.
             intervals: whether to compute them, some milliseconds each; default: of up to 200 trials.
 
         Raises:

@@ -21,7 +21,7 @@ ROOT_VARIABLE = "PRUNEGPT_ROOT"
 SEAL = "files.json"  # in a sealed folder: what was in it when it was published
 REMOVED = "removed.json"  # in a stage whose model was removed to save space: size and SHA-256 of its files
 
-# The folders directly under a root, each made when it is needed; the README describes them.
+# The folders directly under a root, each made when it is needed; docs/reference/root.md describes them.
 FOLDERS = (
     "stages",
     "data",
@@ -43,7 +43,7 @@ _SMALL = 1 << 18  # bytes: what is not larger is read in less time than it takes
 
 @dataclass(frozen=True)
 class Root:
-    """The folder that holds all sweeps, trials and stages; its layout is in the README, "Directory layout"."""
+    """The folder that holds all sweeps, trials and stages; its layout is in docs/reference/root.md."""
 
     path: Path
 

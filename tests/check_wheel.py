@@ -1,4 +1,4 @@
-"""Builds the wheel, looks that it holds the package alone, installs it into an empty environment and runs it.
+"""Builds the wheel, checks its metadata and files, installs it into an empty environment and runs it.
 
 `quickstart` and `init` are run from it too, with the dependencies of this environment.
 """
@@ -21,6 +21,7 @@ def main() -> None:
         build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(CHECKOUT)]
         subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
         (wheel,) = out.glob("*.whl")
+        subprocess.run([sys.executable, "-m", "twine", "check", "--strict", str(wheel)], check=True)
         names = zipfile.ZipFile(wheel).namelist()
         strangers = [name for name in names if not name.startswith(("prunegpt/", "prunegpt-"))]
         if strangers:

@@ -1,91 +1,114 @@
-"""The README keeps its word: its commands exist and take what it gives them, its tables are what the records make."""
+"""README and the pages keep their word: what is in them parses, their tables are what the records make."""
 
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-import typer
 
-from prunegpt.cli import app
-from prunegpt.registry import RENDERERS
+from prunegpt.planning.opened import OpenedSpec
 from prunegpt.report.archive import read_archive
 from prunegpt.report.declared import tables_of
-from prunegpt.report.regions import find_regions, replace_region
+from prunegpt.report.regions import find_regions, replace_regions
+from prunegpt.report.render import markdown
+from prunegpt.spec.read import parse_document, plain_document
+from prunegpt.spec.schema import STAGES, PruneSpec, Settings, Spec
+from prunegpt.spec.yaml import built, compose
+from tests.support.pages import CHECKOUT, PAGES, README, Block, blocks, links, parsed, text, words
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-README = CHECKOUT / "README.md"
 ARCHIVES = sorted((CHECKOUT / "sweeps" / "results").glob("*/results.json"))
-_BLOCK = re.compile(r"(<!-- test:readme -->\n)?```sh\n(.*?)```", re.DOTALL)
-FOREIGN = ("wandb", "pip")  # commands of packages that we install
-_MARKED = re.compile(r"#.*\bneeds?\b")
-
-
-def blocks() -> list[tuple[bool, list[str]]]:
-    """The shell blocks: whether a test runs them, and their commands with continued lines joined."""
-    found = []
-    for run, body in _BLOCK.findall(README.read_text(encoding="utf-8")):
-        joined = body.replace("\\\n", " ")
-        found.append((bool(run), [line for line in joined.splitlines() if line.strip()]))
-    return found
-
-
-COMMANDS = [line for _, lines in blocks() for line in lines if not line.startswith("#")]
+REPOSITORY = "https://github.com/prunegpt/prunegpt"
+RAW = "https://raw.githubusercontent.com/prunegpt/prunegpt/main/"
+FOREIGN = ("wandb", "pip", "python", "python3")  # programs of others, which are there wherever the tests run
+SHELL = ("source", "export", "cd", "docker")  # what only a shell, or a daemon, could check
 
 
 def test_the_lists_are_not_empty() -> None:
-    assert len(COMMANDS) >= 10
+    assert len(PAGES) > 40
+    assert sum(len(block.commands) for page in PAGES for block in blocks(page, "sh")) > 80
     assert ARCHIVES
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_parses(line: str) -> None:
-    words = shlex.split(line, comments=True)
-    if words[0] == "make":
-        targets = re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-        assert words[1] in targets
-        return
-    if words[0] in FOREIGN:
-        assert shutil.which(words[0], path=Path(sys.executable).parent)
-        return
-    assert words[0] == "prunegpt"
-    command, arguments = typer.main.get_command(app), words[1:]
-    context = command.make_context("prunegpt", list(arguments))
-    while hasattr(command, "resolve_command"):
-        name, command, arguments = command.resolve_command(context, list(arguments))
-        context = command.make_context(name, list(arguments), parent=context)
-    assert context.params
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_exist_and_take_what_it_gives_them(page: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for line in (line for block in blocks(page, "sh") for line in block.commands):
+        program, *arguments = words(line)
+        if program == "prunegpt":
+            assert parsed(line).params
+        elif program == "make":
+            assert arguments[0] in targets
+        elif program not in SHELL:
+            assert program in FOREIGN
+            assert shutil.which(program, path=Path(sys.executable).parent)
 
 
-@pytest.mark.parametrize(("run", "lines"), blocks())
-def test_a_command_that_no_test_runs_says_what_it_needs(run: bool, lines: list[str]) -> None:
-    if run or all(line.startswith("make ") for line in lines):
-        return
-    marked = lines[0].startswith("#") and _MARKED.search(lines[0])
-    assert marked or all(_MARKED.search(line) for line in lines)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_command_that_no_test_runs_says_what_it_needs(page: str) -> None:
+    for block in blocks(page, "sh"):
+        by_make = all(line.startswith("make ") for line in block.commands)
+        assert block.mark.startswith("run") or by_make or block.marked, block.body
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_specs_of_a_page_are_well_formed(page: str) -> None:
+    for block in blocks(page, "yaml"):
+        if not block.mark.startswith("foreign"):
+            opened = OpenedSpec(_document(block))
+            assert [*opened.malformed, *opened.problems] == [], block.body
+            assert opened.configurations or opened.searches
+
+
+def _document(block: Block) -> Any:
+    """A spec, or a part of one in the smallest spec that can hold it."""
+    if re.search(r"^(trials|method):", block.body, re.MULTILINE):
+        return parse_document(block.body, "the page")
+    data = built(compose(block.body, "a part"))
+    whole: dict[str, Any] = {"name": "part", "base": {"model": "builtin:tiny-gpt2", "data": {"path": "builtin:text"}}}
+    trial: dict[str, Any] = {"name": "one"}
+    if isinstance(data, list):
+        trial["stages"] = data
+    elif set(data) <= set(STAGES):
+        trial["stages"] = [data]
+    elif set(data) <= set(Spec.model_fields):
+        whole = {**whole, **data, "base": {**whole["base"], **data.get("base", {})}}
+    elif set(data) <= set(Settings.model_fields) | {"search", "vary"}:
+        trial |= data
+    else:
+        assert set(data) <= set(PruneSpec.model_fields)
+        trial["stages"] = [{"prune": {"method": "wanda", "sparsity": 0.5, **data}}]
+    return plain_document({"trials": [trial], **whole}, "the page")
 
 
 def test_tables_are_those_of_the_kept_records() -> None:
-    render = RENDERERS.load("md")
-    pages = [path.read_text(encoding="utf-8") for path in (README, *(CHECKOUT / "docs").glob("*.md"))]
     for found in (read_archive(path.parent) for path in ARCHIVES):
-        holding = [text for text in pages if found.sweep in {region.name for region in find_regions(text)}]
+        tables = markdown.regions(found.sweep, tables_of(found))
+        holding = [page for page in PAGES if {region.name for region in find_regions(text(page))} & {*tables}]
         assert holding, found.sweep
-        for text in holding:
-            assert replace_region(text, found.sweep, render(tables_of(found))) == text
+        for page in holding:
+            assert replace_regions(text(page), tables) == text(page), f"{page}: run `make tables`"
 
 
-@pytest.mark.slow
-def test_the_commands_run(tmp_path: Path) -> None:
-    (tmp_path / "sweeps").symlink_to(CHECKOUT / "sweeps")
-    ran = [line for run, lines in blocks() if run for line in lines]
-    assert ran
-    for line in ran:
-        words = shlex.split(line, comments=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "prunegpt", *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+def test_the_readme_is_two_screens() -> None:
+    assert text("README.md").count("\n") <= 200
+
+
+def test_the_readme_leads_to_what_is_there_from_wherever_it_is_read() -> None:
+    """On a package index too: links and pictures are absolute, and lead to files of this checkout."""
+    found = [*links("README.md")]
+    assert len(found) > 20
+    for link in found:
+        path = re.sub(rf"^({re.escape(RAW)}|{REPOSITORY}/(blob|tree)/main/)", "", link)
+        assert link.startswith("https://")
+        assert path == link or (CHECKOUT / path).exists(), link
+
+
+def test_the_package_index_renders_the_readme() -> None:
+    rendering = pytest.importorskip("readme_renderer.markdown")
+    html = rendering.render(README.read_text(encoding="utf-8"), variant="GFM")
+    assert html
+    assert '<img src="https://raw.githubusercontent.com/' in html or "<img" in html
+    assert "<table>" in html
+    assert "prunegpt:table" not in html

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import sys
 
 import typer
@@ -29,7 +30,7 @@ from prunegpt.cli import (  # noqa: F401
 )
 from prunegpt.cli.options import app, say, sweep_app
 from prunegpt.errors import PruneGPTError
-from prunegpt.planning.fingerprint import undecided
+from prunegpt.planning.fingerprint import extra_versions, undecided, versions
 
 WAYS_OUT = {
     errno.ENOSPC: "Free some space, or use another --root; then run the same command again to resume.",
@@ -44,11 +45,18 @@ WAYS_OUT = {
 
 @app.callback(invoke_without_command=True)
 def _version(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    verbose: bool = typer.Option(False, "--verbose", help="With --version: of all that decides results, too."),
 ) -> None:
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
+    if not version:
+        if verbose:
+            raise typer.BadParameter("--verbose goes with --version.")
+        return
+    typer.echo(f"PruneGPT {__version__}" if verbose else __version__)
+    if verbose:
+        for name, found in {"python": platform.python_version(), **versions(), **extra_versions()}.items():
+            typer.echo(f"{name} {found}")
+    raise typer.Exit
 
 
 app.add_typer(sweep_app, name="sweep")

@@ -48,7 +48,7 @@ ProtocolOption = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help=f"{', '.join(PROTOCOLS.builtin_names())}; see the README (default: blocks).",
+        help=f"{', '.join(PROTOCOLS.builtin_names())}; see docs/concepts/perplexity.md (default: blocks).",
         autocompletion=complete.protocols,
     ),
 ]

@@ -33,7 +33,7 @@ def status(
     ] = False,
     where: Annotated[
         str,
-        typer.Option(help="Filter, such as 'perplexity < 40 and method == \"wanda\"'; see docs/filters.md."),
+        typer.Option(help="Filter, such as 'perplexity < 40 and method == \"wanda\"'; see docs/how-to/filters.md."),
     ] = "",
     sort: Annotated[
         str,

@@ -60,7 +60,7 @@ def table(
     provenance: Annotated[
         bool | None, typer.Option("--provenance/--no-provenance", help="The line of versions, protocol and date.")
     ] = None,
-    update: Annotated[Path | None, typer.Option(help="Update the marked region of this file.")] = None,
+    update: Annotated[Path | None, typer.Option(help="Update the marked regions of this file.")] = None,
     archive: Annotated[Path | None, typer.Option(help="Save the underlying records to this folder.")] = None,
     root: Root = ROOT,
     overrides: SetOption = None,
@@ -69,7 +69,8 @@ def table(
 
     A sweep that declares no tables gets one with all its trials.
 
-    In a file they are written between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`.
+    In a file they are written between `<!-- prunegpt:table NAME -->` and `<!-- /prunegpt:table -->`; NAME/TABLE in
+    place of NAME is for one of them.
     """
     from prunegpt.api import stored
     from prunegpt.cli.tables import print_tables
@@ -89,7 +90,7 @@ def table(
     if update:
         from prunegpt.report.regions import update_file
 
-        changed = update_file(update, found.sweep, markdown.render(tables))
+        changed = update_file(update, markdown.regions(found.sweep, tables))
         say(f"{update}: {'updated' if changed else 'already up to date'}")
     if not update and not archive:
         print_tables(tables, form)

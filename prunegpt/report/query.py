@@ -5,7 +5,7 @@
     not state in ["failed", "diverged"]
     `val/acc` > 0.9 or wanda                   a bare word is searched in names
 
-The dashboard, `prunegpt sweep status --where` and `Sweep.frame(where=...)` share them; see docs/filters.md.
+The dashboard, `prunegpt sweep status --where` and `Sweep.frame(where=...)` share them; see docs/how-to/filters.md.
 """
 
 import ast

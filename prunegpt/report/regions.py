@@ -4,10 +4,11 @@
     ...
     <!-- /prunegpt:table -->
 
-A marker has its own line. Markers inside fenced code are text.
+A marker has its own line. NAME is a sweep, for all its tables, or SWEEP/TABLE. Markers inside fenced code are text.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,27 +70,33 @@ def find_regions(text: str, source: str = "the file") -> list[Region]:
     return found
 
 
-def replace_region(text: str, name: str, markdown: str, source: str = "the file") -> str:
-    """The text with every region of that name holding `markdown`; everything else is kept to the byte.
+def replace_regions(text: str, tables: Mapping[str, str], source: str = "the file") -> str:
+    """The text with every region of these names holding its Markdown; everything else is kept to the byte.
+
+    Args:
+        tables: name of a region -> Markdown; the first is the one that is asked for where none of them is there.
 
     Raises:
-        ReportError: there is no such region (the message explains how to add one), or a marker in `markdown`.
+        ReportError: there is no such region (the message explains how to add one), or a marker in the Markdown.
     """
     regions = find_regions(text, source)
-    mine = [region for region in regions if region.name == name]
+    mine = [region for region in regions if region.name in tables]
     if not mine:
+        name = next(iter(tables))
         others = [region.name for region in regions]
         there = f" It has {listed(nearest(name, others))}." if others else ""
         raise ReportError(
             f"a table is written between its markers; {source} has none for {name!r}.{there} Add these two lines "
             f"where it should be:\n<!-- prunegpt:table {name} -->\n<!-- /prunegpt:table -->"
         )
-    content = markdown.strip("\n").splitlines()
-    if any(_OPEN.fullmatch(line) or _CLOSE.fullmatch(line) for line in content):
-        raise ReportError(f"a table must not hold a marker line itself; {name!r} does. Change its title or labels.")
     lines = text.splitlines(keepends=True)
     ending = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
     for region in reversed(mine):
+        content = tables[region.name].strip("\n").splitlines()
+        if any(_OPEN.fullmatch(line) or _CLOSE.fullmatch(line) for line in content):
+            raise ReportError(
+                f"a table must not hold a marker line itself; {region.name!r} does. Change its title or labels."
+            )
         # blank lines around, or Markdown would take the comment for an HTML block that reaches into the table
         lines[region.first : region.end] = [line + ending for line in ("", *content, "")]
     return "".join(lines)
@@ -104,14 +111,14 @@ def _read(path: Path) -> str:
         raise ReportError(f"{path} is not UTF-8 text: {error}.") from error
 
 
-def update_file(path: Path, name: str, markdown: str) -> bool:
-    """Rewrites the regions of that name in a file; returns whether anything changed.
+def update_file(path: Path, tables: Mapping[str, str]) -> bool:
+    """Rewrites the regions of these names in a file; returns whether anything changed.
 
     Raises:
-        ReportError: no such file or region; see `replace_region`.
+        ReportError: no such file or region; see `replace_regions`.
     """
     before = _read(path)
-    after = replace_region(before, name, markdown, str(path))
+    after = replace_regions(before, tables, str(path))
     if after == before:
         return False
     write_text(path.resolve(), after)

@@ -48,7 +48,7 @@ class FigureSpec(Part):
     rows: Annotated[tuple[str, ...], BeforeValidator(_many)] = Field(
         ("*",), description="trials by name or glob, or the name that seeds share"
     )
-    where: str = Field("", description="filter of these trials, such as `sparsity > 0.5`; see docs/filters.md")
+    where: str = Field("", description="filter of these trials, such as `sparsity > 0.5`; see docs/how-to/filters.md")
     x: ColumnName = Field("sparsity", description="column across, of `lines`")
     y: str = Field("perplexity", description="column upwards, of `lines`; the name of a curve, of `training`")
     by: ColumnName | None = Field("method", description="column of which each value is a line, of `lines`")

@@ -1,4 +1,4 @@
-"""Text of the README that a benchmark makes: it stands between <!-- prunegpt:NAME --> and <!-- /prunegpt:NAME -->."""
+"""Text of a page that a benchmark makes: it stands between <!-- prunegpt:NAME --> and <!-- /prunegpt:NAME -->."""
 
 import re
 

@@ -2,7 +2,7 @@
 
     python -m tests.bench.scale                  # both, within a minute or so
     python -m tests.bench.scale --trials 2000    # another number of trials
-    python -m tests.bench.scale --update README.md   # between <!-- prunegpt:scale --> and <!-- /prunegpt:scale -->
+    python -m tests.bench.scale --update docs/results/scaling.md   # between its markers
 
 On paper: tokens are what `sweep check` counts; a token costs 6 operations a weight that it meets in training, 2 in the
 teacher, and 12 · layers · width · length in attention; a card does its bf16 peak times the share that is assumed.

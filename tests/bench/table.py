@@ -1,8 +1,8 @@
-"""The table of the README, made from latest.json.
+"""The table of docs/results/benchmarks.md, made from latest.json.
 
     python -m tests.bench.table               # prints it
-    python -m tests.bench.table --update README.md
-    python -m tests.bench.table --check README.md
+    python -m tests.bench.table --update docs/results/benchmarks.md
+    python -m tests.bench.table --check docs/results/benchmarks.md
 
 It stands between the lines <!-- prunegpt:bench --> and <!-- /prunegpt:bench -->.
 """

@@ -1,4 +1,4 @@
-"""The harness by known figures, the table by its README, and the plain alternatives by what they must come to."""
+"""The harness by known figures, the table by its page, and the plain alternatives by what they must come to."""
 
 import json
 import time
@@ -137,18 +137,18 @@ def test_the_table_stands_between_its_markers(tmp_path: Path) -> None:
         table.replaced("nothing", latest)
 
 
-def test_the_readme_has_the_latest_figures() -> None:
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+def test_the_page_has_the_latest_figures() -> None:
+    page = (CHECKOUT / "docs" / "results" / "benchmarks.md").read_text(encoding="utf-8")
     latest = read_latest()
     if latest is None:
         pytest.skip("nothing was measured yet: run `make bench`")
-    assert table.replaced(readme, latest) == readme
+    assert table.replaced(page, latest) == page
     assert not latest.place.quick
 
 
-def test_the_readme_tells_what_the_study_costs() -> None:
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    region = readme.partition("<!-- prunegpt:scale -->")[2].partition("<!-- /prunegpt:scale -->")[0]
+def test_the_page_tells_what_the_study_costs() -> None:
+    page = (CHECKOUT / "docs" / "results" / "scaling.md").read_text(encoding="utf-8")
+    region = page.partition("<!-- prunegpt:scale -->")[2].partition("<!-- /prunegpt:scale -->")[0]
     told = region.strip().splitlines()
     assert told[: len([*on_paper(), *grows()])] == [f"- {line}" for line in (*on_paper(), *grows())]
     assert "10,000 trials through the coordinator" in told[-1]

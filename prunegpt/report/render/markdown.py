@@ -16,8 +16,13 @@ def render(tables: Sequence[Table]) -> str:
     return "\n".join(f"### {escape(table.title)}\n\n{body(table)}" for table in tables)
 
 
+def regions(sweep: str, tables: Sequence[Table]) -> dict[str, str]:
+    """What the marked regions of a file hold: SWEEP all tables with their titles, SWEEP/TABLE one without."""
+    return {sweep: render(tables), **{f"{sweep}/{table.name}": body(table) for table in tables}}
+
+
 def body(table: Table) -> str:
-    """A table without its title, as in a marked region of a README: cells, footnotes, provenance."""
+    """A table without its title: cells, footnotes, provenance."""
     lines = [
         _line(escape(heading.text) for heading in table.columns),
         _line("---" if heading.kind == "text" else "---:" for heading in table.columns),

@@ -23,7 +23,7 @@ _COUNT = "count"  # what groups can be sorted by beside their fields
 class TrialFilter(ApiRequest):
     """Which trials of a sweep."""
 
-    where: str = Field("", description="a filter, such as `perplexity < 40 and seed == 1`; see docs/filters.md")
+    where: str = Field("", description="a filter, such as `perplexity < 40 and seed == 1`; see docs/how-to/filters.md")
     state: str = Field("", description="only of these states, with commas between them")
     q: str = Field("", description="a second filter; the same as `where`")
 
