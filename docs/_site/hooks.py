@@ -19,6 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 COPIED = "repository"  # folder of the site with files from outside docs/
 _PART = re.compile(r"^<!-- (generated|include): (\S+) -->$", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
+_ASKS = re.compile(r"""<(?:script|img|iframe)[^>]*\ssrc="?(https?:[^"\s>]+)""")
 _FENCED = re.compile(r"^(`{3,})[^\n]*\n.*?^\1$", re.MULTILINE | re.DOTALL)
 # Files outside docs/ that are pages of the site.
 PAGES = {
@@ -52,6 +53,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return linked(text, posixpath.dirname(found[2]), folder, config.repo_url)
 
     return linked(_PART.sub(put, markdown), folder, folder, config.repo_url)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """No page asks another host for anything: it is read without a network.
+
+    Raises:
+        ValueError: it does.
+    """
+    if found := _ASKS.search(output):
+        raise ValueError(f"a page must be whole without a network; {page.file.src_uri} asks for {found[1]}.")
+    return output
 
 
 def linked(text: str, origin: str, folder: str, repository: str) -> str:
