@@ -33,7 +33,8 @@ ON_ACTIVATIONS = frozenset({"outlier_ratios", "median_scores"})  # of those of a
 ALLOCATION_NEEDS: Mapping[str, Mapping[str, Any]] = {
     "sparsities": {},  # pattern -> sparsity, as the spec writes them
     "blocks": {},  # parameter name -> index of its decoder layer
-    "outlier_ratios": {"multiple": Annotated[float, Gt(0)]},  # block -> share of outliers on calibration data
+    # block -> share of outliers on calibration data
+    "outlier_ratios": {"multiple": Annotated[float, Gt(0), Le(1e6), "The paper uses 5 to 10."]},
     "median_scores": {},  # block -> median of the scores on calibration data
     "curves": {"sweep": str},  # block -> measured losses, of the sweep of that name
 }
@@ -211,7 +212,8 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 _Damping = Annotated[float, Ge(0), Le(1), "It is a share of the mean diagonal; 0.01 is usual."]
-_Count = Annotated[int, Ge(1)]
+_Count = Annotated[int, Ge(1), Le(1_000_000)]
+_Steps = Annotated[int, Ge(0), Le(1_000_000)]
 _CRITERIA = "prunegpt.pruning.criteria"
 _SOLVERS = "prunegpt.pruning.solvers"
 
@@ -240,10 +242,10 @@ SOLVERS = Registry(
             f"{_SOLVERS}.admm:ADMM",
             options={
                 "damping": _Damping,
-                "penalty": Annotated[float, Gt(0), "0.1 is usual."],
+                "penalty": Annotated[float, Ge(1e-6), Le(1e6), "0.1 is usual."],
                 "iterations": _Count,
-                "refine_iterations": Annotated[int, Ge(0)],
-                "refine_tolerance": Annotated[float, Ge(0)],
+                "refine_iterations": _Steps,
+                "refine_tolerance": Annotated[float, Ge(0), Le(1), "It is a relative residual; 1e-4 is usual."],
             },
             needs=frozenset({"gram"}),
             solver=True,
@@ -268,19 +270,24 @@ SCHEDULES = Registry(
         "acdc": "prunegpt.spec.schedules:acdc",
     },
 )
-_Strength = Annotated[float, Ge(0)]
 _Share = Annotated[float, Ge(0), Le(1), "It is a share of the way from start to end of pruning; AST has 0.25."]
 MASK_MODES = Registry(
     "mask mode",
     {
         "projected": "prunegpt.pruning.enforce:Enforcer",
-        "live": Entry("prunegpt.pruning.modes.live:Live", options={"decay": _Strength, "ramp": _Share}),
+        "live": Entry(
+            "prunegpt.pruning.modes.live:Live",
+            options={"decay": Annotated[float, Ge(0), Le(1), "SR-STE has 0.0002."], "ramp": _Share},
+        ),
         "rigl": Entry(
             "prunegpt.pruning.modes.rigl:Rigl",
             options={"fraction": Annotated[float, Ge(0), Le(1), "It is a share of the kept weights; 0.3 is usual."]},
             needs=frozenset({"gradient"}),
         ),
-        "elsa": Entry("prunegpt.pruning.modes.elsa:Elsa", options={"penalty": _Strength, "ramp": _Share}),
+        "elsa": Entry(
+            "prunegpt.pruning.modes.elsa:Elsa",
+            options={"penalty": Annotated[float, Gt(0), Le(10), "The paper has 0.01."], "ramp": _Share},
+        ),
     },
     given=frozenset({"views", "masks", "moving"}),
 )
@@ -295,12 +302,12 @@ ALLOCATIONS = Registry(
         "explicit": Entry(f"{_ALLOCATIONS}.explicit:explicit", needs=frozenset({"sparsities"})),
         "owl": Entry(
             f"{_ALLOCATIONS}.owl:owl",
-            options={"limit": Annotated[float, Ge(0), "The paper uses 0.08."]},
+            options={"limit": Annotated[float, Ge(0), Le(1), "The paper uses 0.08."]},
             needs=frozenset({"outlier_ratios", "blocks"}),
         ),
         "dlp": Entry(
             f"{_ALLOCATIONS}.dlp:dlp",
-            options={"limit": Annotated[float, Ge(0), "The paper uses 0.15."]},
+            options={"limit": Annotated[float, Ge(0), Le(1), "The paper uses 0.15."]},
             needs=frozenset({"median_scores", "blocks"}),
         ),
         "arithmetic": Entry(
@@ -330,7 +337,9 @@ DISTILLATION_LOSSES = Registry(
         ),
         "top_k": Entry(
             "prunegpt.distill.losses.top_k:TOP_K",
-            options={"k": Annotated[int, Ge(1), "It counts the teacher's tokens that are kept; try 64."]},
+            options={
+                "k": Annotated[int, Ge(1), Le(1_000_000), "It counts the teacher's tokens that are kept; try 64."]
+            },
         ),
     },
     function="divergence",

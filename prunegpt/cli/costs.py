@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import DataError, InputError, PruneGPTError, in_bytes
 from prunegpt.planning import hub
-from prunegpt.planning.budget import evaluations, job_problems, models_on_disk, train_tokens
+from prunegpt.planning.budget import evaluations, job_problems, models_on_disk, own_text_note, train_tokens
 from prunegpt.planning.corpus import column_in
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.inputs import Inputs, text_files
@@ -24,7 +24,6 @@ from prunegpt.spec.schema import DataSpec, FinetuneSpec, ModelSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ANYWHERE = ("random", "first")  # modes that draw from any text with enough tokens
 _NOTABLE = 0.01  # of a model's weights: more zeros than training leaves by chance
 
 
@@ -180,7 +179,7 @@ class Counting:
         return [*chain.from_iterable(found.values()), *self._dataset_problems(trials)]
 
     def _dataset_problems(self, trials: Sequence[TrialPlan]) -> Iterator[tuple[TrialPlan, str, str]]:
-        """Datasets that cannot be used as asked: no chat template, no bos, no document that is long enough."""
+        """Datasets that cannot be used as asked: no chat template, no bos, too little text for calibration."""
         seen: set[str] = set()
         for trial in trials:
             checked = [("evaluate", self._measured_on(one, trial.model)) for one in trial.evaluations]
@@ -208,18 +207,18 @@ class Counting:
         return _identity(stage)
 
     def _calibrated_on(self, stage: StagePlan) -> str:
-        """Draws the windows of a calibration where that may fail though the dataset is long enough."""
+        """Draws the windows of a calibration where that may fail."""
         from prunegpt.stages import text
 
         spec = stage.calibration
         assert spec is not None
-        plain = all(part.mode in _ANYWHERE and part.data.messages is None for part in spec.parts)
-        if (plain and not spec.bos and not spec.sources) or any(part.data.generate for part in spec.parts):
+        if any(part.data.generate for part in spec.parts):
             return ""
         identity = f"{spec.model_dump_json()}{stage.model.source}"
 
         def draw() -> int:
-            return len(text.calibration(spec, self._tokenizer(stage.model), Inputs(None), self.root))
+            text.check_calibration(spec, self._tokenizer(stage.model), Inputs(None), self.root)
+            return spec.windows
 
         self._once(identity, "calibration windows", stage.model, spec.parts[0].data if spec.parts else None, draw)
         return identity
@@ -260,6 +259,13 @@ class Counting:
         here = data.files is not None or (data.path is not None and Path(data.path).exists())
         counted = self._count(stage) if here or not data.tokens else None
         return counted if counted is not None else stage.declared_blocks
+
+    def own_texts(self, trials: Sequence[TrialPlan]) -> Iterator[str]:
+        """What to know of distillations whose students write their own text."""
+        for trial in trials:
+            for stage in trial.stages:
+                if stage.distill and (note := own_text_note(stage, self.blocks(stage))):
+                    yield f"{trial.name}: {note}"
 
     def _pretraining(self, stage: StagePlan) -> int | None:
         from prunegpt.builtin import BUILTIN_MODELS

@@ -75,7 +75,12 @@ def check(
     unchecked += dict.fromkeys(text for _, facts in known if (text := unbuilt(facts)))
     disk = disk_needs(known, root, plan.keep)
     searched = [chain.trial for found in planner.searched.values() for chain in found]
-    notes = [*lost_zeros(trials), *text_columns([*trials, *searched]), *_uncovered(trials, coverages)]
+    notes = [
+        *lost_zeros(trials),
+        *text_columns([*trials, *searched]),
+        *counting.own_texts(trials),
+        *_uncovered(trials, coverages),
+    ]
     replaced = None
     with suppress(StoreError), Store.open(root, create=False) as store:  # a run says what is wrong with it
         replaced = store.replaced(plan)

@@ -9,7 +9,6 @@ on how a batch is cut, nor on what happened before.
 """
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -21,6 +20,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from prunegpt.distill.targets import IGNORE
 from prunegpt.errors import DistillationError
 from prunegpt.lm.modes import evaluation_mode
+from prunegpt.spec.distilling import own_steps
 
 OWN = "own"  # in a batch: its text is the student's
 
@@ -50,7 +50,7 @@ class OnPolicy:
 
     def is_due(self, step: int) -> bool:
         """Whether the student writes the text of an optimizer step, counted from 0."""
-        return math.floor((step + 1) * self.share + 1e-9) > math.floor(step * self.share + 1e-9)
+        return own_steps(self.share, step + 1) > own_steps(self.share, step)
 
     def write(self, model: PreTrainedModel, batch: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         """The batch with the student's text; what it has written are its labels, the end included.

@@ -14,6 +14,8 @@ from prunegpt.registry import CALIBRATION_MODES
 
 CALIBRATION_CHARACTERS = 32_000_000  # of more text than this, `random` and `first` tokenise a part
 
+_SHORTER = "a smaller calibration.length (by default block_size)"
+
 
 def calibration_windows(
     rows: Sequence[str],
@@ -59,7 +61,7 @@ def random_windows(
     """
     generator = np.random.default_rng(seed)
     tokens = _joined(_excerpt(rows, generator), tokenizer, BLANK_LINE)  # [tokens]
-    require_tokens(len(tokens), length, f"a calibration window of {length} tokens")
+    require_tokens(len(tokens), length, f"a calibration window of {length} tokens", _SHORTER)
     starts = generator.integers(0, len(tokens) - length, size=windows, endpoint=True)  # [windows]
     drawn: NDArray[np.int64] = tokens[starts[:, None] + np.arange(length)]  # [windows, length]
     return drawn
@@ -70,7 +72,12 @@ def first_windows(
 ) -> NDArray[np.int64]:
     """Windows one after another from the start of the rows joined by a blank line."""
     tokens = _joined(_excerpt(rows, None), tokenizer, BLANK_LINE)  # [tokens]
-    require_tokens(len(tokens), windows * length, f"{windows} calibration windows of {length} tokens")
+    require_tokens(
+        len(tokens),
+        windows * length,
+        f"{windows} calibration windows of {length} tokens",
+        f"fewer windows, or {_SHORTER}",
+    )
     return tokens[: windows * length].reshape(windows, length)  # [windows, length]
 
 
@@ -112,7 +119,7 @@ def joined_windows(
     get_wikitext2 and get_ptb of the files that :func:`document_windows` names.
     """
     tokens = _joined(rows, tokenizer, " ")  # [tokens]
-    require_tokens(len(tokens), length + 1, f"calibration windows of {length} tokens and one more")
+    require_tokens(len(tokens), length + 1, f"calibration windows of {length} tokens and one more", _SHORTER)
     draw = random.Random(seed)
     starts = [draw.randint(0, len(tokens) - length - 1) for _ in range(windows)]
     return np.stack([tokens[start : start + length] for start in starts])  # [windows, length]

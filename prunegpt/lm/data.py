@@ -234,12 +234,11 @@ def pack_training_blocks(
     )
 
 
-def require_tokens(have: int, need: int, what: str) -> None:
+def require_tokens(have: int, need: int, what: str, hint: str = "a smaller block size") -> None:
     """Raises DataError, saying how many tokens there are and are needed, where there are too few."""
     if have < need:
         raise DataError(
-            f"the dataset must fill {what}, which takes {need} tokens; it has {have}. Use more data, or a smaller "
-            "block size."
+            f"the dataset must fill {what}, which takes {need} tokens; it has {have}. Use more data, or {hint}."
         )
 
 

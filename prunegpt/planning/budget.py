@@ -6,6 +6,7 @@ from typing import Any
 
 from prunegpt.errors import DataError, LaunchError, PruningError
 from prunegpt.registry import GRADIENTS
+from prunegpt.spec.distilling import own_steps, own_steps_problem
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import method_entry, update_problems
 
@@ -52,9 +53,15 @@ def job_problems(stage: StagePlan, blocks: int | None) -> Iterator[tuple[str, st
     Args:
         blocks: of the training data, as packed; None where they have not been counted.
     """
-    if stage.training is None or (blocks := _limited(stage, blocks)) is None:
+    if stage.training is None:
         return
+    blocks = _limited(stage, blocks)
     train, prune = stage.training.train, stage.training.prune
+    asked, known = stage.distill and stage.distill.on_policy, steps(train, blocks)
+    if asked and known and (message := own_steps_problem(asked.share, known)):
+        yield "on_policy.share", message
+    if blocks is None:
+        return
     try:
         count, per_epoch = count_steps(train, blocks)
     except DataError as error:
@@ -68,6 +75,20 @@ def job_problems(stage: StagePlan, blocks: int | None) -> Iterator[tuple[str, st
         yield "prune", str(error)
         return
     yield from ((f"prune.{path}", message) for path, message in update_problems(prune, clock))
+
+
+def own_text_note(stage: StagePlan, blocks: int | None) -> str | None:
+    """In how many of its steps the student of a distillation writes its own text; None where it does not.
+
+    Args:
+        blocks: as :func:`job_problems`.
+    """
+    if stage.distill is None or (asked := stage.distill.on_policy) is None:
+        return None
+    known = steps(stage.distill.train, _limited(stage, blocks))
+    if known is None:
+        return f"on_policy: the student writes the text of {asked.share:.2%} of the optimizer steps"
+    return f"on_policy: the student writes the text of {own_steps(asked.share, known)} of {known} optimizer steps"
 
 
 def train_tokens(stage: StagePlan, blocks: int | None, counted: float | None = None) -> int | None:

@@ -20,7 +20,7 @@ from prunegpt.spec.evaluate import length_problem
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.metrics import evaluation_of, is_measured, is_speed, is_task
 from prunegpt.spec.part import Message
-from prunegpt.spec.pruning import prune_problems, reads_text
+from prunegpt.spec.pruning import optimizer_problem, prune_problems, reads_text
 from prunegpt.spec.schema import (
     CalibrationSpec,
     DistillSpec,
@@ -64,6 +64,8 @@ def stage_problems(
     if config.prune:
         for path, message in _pruning_problems(config.prune, facts, block_size, _length(arguments)):
             yield f"prune.{path}".rstrip("."), message
+        if message := optimizer_problem(config.prune.mode, str(arguments.get("optim", ""))):
+            yield "train.optim", message
     if config.adapter:
         known = outline_of(facts) if facts else None
         for path, message in adapter_problems(
@@ -154,7 +156,8 @@ def _pruning_problems(
 
 def _window_problems(calibration: CalibrationSpec, facts: ModelFacts | None, block_size: int) -> Iterator[Message]:
     size = calibration.length or block_size_of(calibration.data, block_size)
-    if message := _positions_problem(facts, size, "a calibration window"):
+    field = "calibration.length" if calibration.length else "block_size"
+    if message := _positions_problem(facts, size, "a calibration window", field):
         yield "calibration", message
 
 
@@ -175,16 +178,16 @@ def window_problem(facts: ModelFacts, block_size: int) -> str | None:
     return None
 
 
-def _positions_problem(facts: ModelFacts | None, length: int, what: str) -> str | None:
+def _positions_problem(facts: ModelFacts | None, length: int, what: str, field: str = "block_size") -> str | None:
     if facts is None:
         return None
     learned = (facts.config or {}).get("model_type") in _LEARNED_POSITIONS
-    return _too_long(facts, length, what) if learned and facts.positions and length > facts.positions else None
+    return _too_long(facts, length, what, field) if learned and facts.positions and length > facts.positions else None
 
 
-def _too_long(facts: ModelFacts, length: int, what: str) -> str:
+def _too_long(facts: ModelFacts, length: int, what: str, field: str = "block_size") -> str:
     return (
-        f"{what} must fit the {facts.positions} positions of {facts.source}; it has {length} tokens. Set block_size to "
+        f"{what} must fit the {facts.positions} positions of {facts.source}; it has {length} tokens. Set {field} to "
         f"{facts.positions} or less."
     )
 

@@ -16,7 +16,7 @@ class AdapterSpec(Part):
     """LoRA that keeps masks: W + M ⊙ (BA · alpha / rank) is trained, and all but A, B and `also` stays as it is."""
 
     rank: int = Field(16, ge=0, description="of BA; 0: no low-rank update, `also` alone is trained")
-    alpha: float = Field(32.0, gt=0, description="BA is multiplied by alpha / rank")
+    alpha: float = Field(32.0, gt=0, le=1e6, description="BA is multiplied by alpha / rank")
     targets: Names = Field((), description="tensors that get one; default: all weight matrices of the decoder layers")
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(many)] = Field(
         (), description="indices of decoder layers (default: all)"
@@ -46,7 +46,14 @@ def adapter_problems(
         yield "rank", "an adapter must train something, got rank 0 and an empty also. Set a rank, or also: [norms]."
     if matrices is None or not adapter.rank:
         return
-    names, wrong = select_names(matrices, targets=adapter.targets, layers=adapter.layers, exclude=adapter.exclude)
+    names, wrong = select_names(
+        matrices,
+        targets=adapter.targets,
+        layers=adapter.layers,
+        exclude=adapter.exclude,
+        purpose="adapt",
+        hint=", or set rank: 0 to train `also` alone",
+    )
     yield from (("", message) for message in wrong)
     chosen = [] if wrong else [matrix for matrix in matrices if matrix.name in set(names)]
     if embedding := next((matrix.name for matrix in chosen if matrix.embedding), None):

@@ -41,6 +41,7 @@ def some(value: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(many)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]  # beyond, distributions are of one token, or of all alike
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
 
 
@@ -130,7 +131,7 @@ class GenerateSpec(Part):
     )
     split: str = Field("train", description="split of the prompts")
     prompt_tokens: int = Field(32, ge=1, description="tokens of a row of plain text that begin a document, at most")
-    temperature: float = Field(1.0, gt=0, description="divides the logits")
+    temperature: Temperature = Field(1.0, description="divides the logits")
     top_k: int = Field(0, ge=0, description="sample from the k most probable tokens only; 0: from all")
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the most probable tokens of this mass only")
     seed: Seed = Field(0, description="draws the tokens")

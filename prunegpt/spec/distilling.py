@@ -3,6 +3,7 @@
 One function for each question, asked by the plan of a spec before anything runs, and by the stage that runs.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,21 @@ def distill_problems(config: DistillSpec, student: Shape, teacher: Shape) -> Ite
                 yield field, f"k must be 1 to {teacher.vocabulary - 1}, below the vocabulary, got {k}. Try 64."
     if config.hidden_gain or config.attention_gain or config.layer_map is not None:
         yield from _inner_problems(config, student, teacher)
+
+
+def own_steps(share: float, steps: int) -> int:
+    """In how many of the first optimizer steps the student writes its own text, spread evenly."""
+    return math.floor(steps * share + 1e-9)
+
+
+def own_steps_problem(share: float, steps: int) -> str | None:
+    """Why a training has no step in which the student writes; None where it has one."""
+    if own_steps(share, steps):
+        return None
+    return (
+        f"on_policy must give the student at least one of the {steps} optimizer steps, got share {share:g}. Set it to "
+        f"{1 / steps:.2g} or more, train longer, or remove on_policy."
+    )
 
 
 def loss_problems(loss: str, options: Mapping[str, Any]) -> Iterator[Message]:

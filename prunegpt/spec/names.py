@@ -100,6 +100,8 @@ def select_names(
     targets: Sequence[str] = (),
     layers: Sequence[int] = (),
     exclude: Sequence[str] = (),
+    purpose: str = "prune",
+    hint: str = "",
 ) -> tuple[list[str], list[str]]:
     """The weight matrices that a request names: of a loaded model, or of one that only its files are known of.
 
@@ -111,6 +113,8 @@ def select_names(
             embeddings, `*wte*` does, and so does an exact name.
         layers: indices of the decoder layers to keep; empty means all.
         exclude: names and patterns of the same kinds to leave out; of a head, embedding or router there may be none.
+        purpose: of the matrices, in messages.
+        hint: what to do where none is left, beside naming others.
 
     Returns:
         The names, and what is wrong: each pattern or layer index that matches nothing, or that nothing is left.
@@ -148,8 +152,8 @@ def select_names(
         chosen = chosen - hits(pattern, optional=_APART.search(pattern) is not None)
     if not chosen and not problems:
         problems.append(
-            f"targets, layers and exclude must leave a tensor to prune; targets {list(targets)}, layers {list(layers)} "
-            f"and exclude {list(exclude)} together leave none. Widen targets or shorten exclude."
+            f"targets, layers and exclude must leave a tensor to {purpose}; targets {list(targets)}, layers "
+            f"{list(layers)} and exclude {list(exclude)} together leave none. Widen targets or shorten exclude{hint}."
         )
     return [matrix.name for matrix in matrices if matrix.name in chosen], problems
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema, from_json
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+,@-]*$"
 MAX_NAME = 150  # characters; a name is a folder's, with a seed, a teacher's sweep or a temporary ending behind it
@@ -31,10 +31,52 @@ def short(name: str) -> str:
     return name
 
 
+_NUMBERS = frozenset({"int", "float"})  # kinds of core schemas
+_INNER = ("schema", "items_schema", "keys_schema", "values_schema", "choices", "steps", "fields")  # what they hold
+
+
+def _within(node: Any, *, inside: bool = True) -> Any:
+    """A core schema with numbers that refuse truth values, which pydantic takes for 0 and 1.
+
+    Args:
+        node: a schema, or what one holds.
+        inside: whether it is of a field; another part within has been through this.
+    """
+    if isinstance(node, list):
+        return [_within(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if not isinstance(kind := node.get("type"), str):  # fields by name
+        return {name: _within(item) for name, item in node.items()}
+    if inside and kind in ("model", "definition-ref"):
+        return node
+    kinds = (
+        {choice.get("type") for choice in node["choices"] if isinstance(choice, dict)} if kind == "union" else {kind}
+    )
+    if "bool" in kinds:
+        return node
+    if kinds & _NUMBERS:
+        guarded = core_schema.no_info_before_validator_function(_no_truth_value, node)
+        return core_schema.json_or_python_schema(json_schema=node, python_schema=guarded)
+    below = inside or kind == "model"
+    return {**node, **{name: _within(node[name], inside=below) for name in _INNER if name in node}}
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be a number")
+    return value
+
+
 class Part(BaseModel):
-    """Frozen; an unknown key is an error, and so is a number that is not finite."""
+    """Frozen; an unknown key is an error, and so is a number that is not finite, and a truth value for a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        found: CoreSchema = _within(handler(source), inside=False)
+        return found
 
     @classmethod
     def reopened(cls, written: str | bytes) -> Self:

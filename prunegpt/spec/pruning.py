@@ -324,6 +324,11 @@ def _gradual_problems(
     finals = _finals(prune, pattern, chosen)
     regrow = prune.regrow or prune.schedule == "acdc" or prune.mode != "projected"
     yield from mode_problems(prune.mode, prune.method, {})
+    if prune.regrow and prune.mode != "projected":
+        yield (
+            "regrow",
+            f"regrow is of mode projected, got mode {prune.mode}, in which weights always come back. Remove it.",
+        )
     highest = max(finals, default=0.0)
     if prune.initial > highest + _TOLERANCE and (not regrow or pattern.sparsity is not None):
         yield (
@@ -374,6 +379,16 @@ def mode_problems(mode: str, method: str, options: Mapping[str, Any]) -> Iterato
     yield from (
         (f"options.{name}", told) for name, told in option_problems(mode, options, MASK_MODES.entry(mode).valid_options)
     )
+
+
+def optimizer_problem(mode: str, optimizer: str) -> str | None:
+    """Why a mode of masks has no effect with an optimizer, by its name in transformers."""
+    if mode == "elsa" and optimizer == "sgd":
+        return (
+            "mode elsa pulls at weights by a gradient that the optimizer scales as Adam does; optim sgd takes it as it "
+            "is, so that the pull is too weak to prune by, got sgd. Use adamw_torch, or mode projected."
+        )
+    return None
 
 
 def update_problems(prune: GradualSpec, clock: Clock) -> Iterator[Message]:

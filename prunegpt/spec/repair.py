@@ -15,7 +15,7 @@ class RepairSpec(Part):
         description="whose output is compared: the layer's (block), its attention's, its MLP's, or both (sublayers)",
     )
     epochs: int = Field(3, ge=1, description="passes over the calibration windows")
-    learning_rate: float = Field(3e-3, gt=0, description="of Adam; warmed up, then decays to 0 along a cosine")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="of Adam; warmed up, then decays to 0 along a cosine")
     batch_size: int = Field(1, ge=1, description="calibration windows of a step")
 
 

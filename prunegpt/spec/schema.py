@@ -23,7 +23,7 @@ from prunegpt.spec.columns import check_column
 from prunegpt.spec.data import CalibrationSpec as CalibrationSpec
 from prunegpt.spec.data import DataSpec as DataSpec
 from prunegpt.spec.data import ModelSpec as ModelSpec
-from prunegpt.spec.data import Names, Seed, known, many, some
+from prunegpt.spec.data import Names, Seed, Temperature, known, many, some
 from prunegpt.spec.evaluate import EvaluateSpec as EvaluateSpec
 from prunegpt.spec.evaluate import Precision, apart
 from prunegpt.spec.execution import FailureSpec, LauncherSpec
@@ -223,7 +223,7 @@ class OnPolicySpec(Part):
 
     share: float = Field(0.5, gt=0, le=1, description="of optimizer steps, evenly spread (λ of GKD)")
     new_tokens: int = Field(64, ge=1, description="tokens that it writes of a sequence, at most")
-    temperature: float = Field(1.0, gt=0, description="that it samples them with")
+    temperature: Temperature = Field(1.0, description="that it samples them with")
 
 
 def _on_policy(value: Any) -> Any:
@@ -237,10 +237,10 @@ class DistillSpec(FinetuneSpec):
     teacher: str | TeacherModel = Field(description="a trial, SWEEP/TRIAL, or {model: SOURCE}")
     loss: Annotated[str, known(DISTILLATION_LOSSES)] = Field("forward_kl", description="divergence of the outputs")
     hardness: float = Field(0.5, ge=0, le=1, description="weight of the distillation term, 0 to 1")
-    temperature: float = Field(2.0, gt=0, description="both distributions are softened by it")
+    temperature: Temperature = Field(2.0, description="both distributions are softened by it")
     options: Mapping[str, Scalar] = Field({}, description="further arguments of the loss, such as k of top_k")
-    hidden_gain: float = Field(0.0, ge=0, description="weight of the hidden-state term (SquareHead)")
-    attention_gain: float = Field(0.0, ge=0, description="weight of the attention-map term")
+    hidden_gain: float = Field(0.0, ge=0, le=1e6, description="weight of the hidden-state term (SquareHead)")
+    attention_gain: float = Field(0.0, ge=0, le=1e6, description="weight of the attention-map term")
     layer_map: Mapping[int, int] | None = Field(None, description="student layer -> teacher layer of the hidden term")
     cache: CacheSpec | None = Field(None, description="keep the teacher's top-k logits on disk")
     on_policy: Annotated[OnPolicySpec, BeforeValidator(_on_policy)] | None = Field(

@@ -12,7 +12,7 @@ from prunegpt.spec.part import Part
 
 
 def _size(value: int | float) -> int | float:
-    if isinstance(value, bool) or value <= 0:
+    if value <= 0:
         raise ValueError(f"a size must be a share above 0 up to 1, or a number from 1 on, got {value}.")
     if isinstance(value, float) and value > 1:
         if not value.is_integer():

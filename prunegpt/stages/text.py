@@ -1,11 +1,13 @@
 """From a spec's dataset to training sequences, evaluation windows and calibration windows."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +21,9 @@ from prunegpt.root import Root
 from prunegpt.spec.data import CalibrationPart
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec
 from prunegpt.stages.generate import DOCUMENTS, folder_of
+
+_ANYWHERE = frozenset({"random", "first", "shuffled", "joined"})  # modes that draw from any text with enough tokens
+_AMPLE = 16  # characters for each token that are enough text for certain
 
 
 def _source(data: DataSpec, *names: str) -> dict[str, Any]:
@@ -76,29 +81,50 @@ def evaluation_windows(evaluate: EvaluateSpec, tokenizer: PreTrainedTokenizerBas
 
 def calibration(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase, inputs: Inputs, root: Root) -> Tensor:
     """Calibration windows of one source after another, int64 [windows, length]; the plan has filled in all fields."""
+    found = [_drawn(spec, part, tokenizer, inputs, root) for part in spec.parts]
+    return torch.from_numpy(np.concatenate([part for part in found if part is not None]))  # [windows, length]
+
+
+def check_calibration(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase, inputs: Inputs, root: Root) -> None:
+    """Draws calibration windows where that may fail: not where any part of a long text will do.
+
+    Raises:
+        DataError: there is not enough text for them.
+    """
+    for part in spec.parts:
+        _drawn(spec, part, tokenizer, inputs, root, certain=False)
+
+
+def _drawn(
+    spec: CalibrationSpec,
+    part: CalibrationPart,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Inputs,
+    root: Root,
+    *,
+    certain: bool = True,
+) -> NDArray[np.int64] | None:
+    """The calibration windows of one source, [windows, length].
+
+    Args:
+        certain: whether they are wanted where they are certain to be there; None otherwise.
+    """
     assert spec.length is not None
     assert spec.seed != "trial"
-    found = []
-    for part in spec.parts:
+    with inputs.reading(text_files(part.data, part.split)):
         documents: Sequence[str]
-        with inputs.reading(text_files(part.data, part.split)):
-            if part.data.messages is None:
-                documents = _rows(read_documents, part.data, part.split, root)
-            else:
-                _, documents = _conversations(part.data, part.split, tokenizer)
-            if spec.bos:
-                documents = protocols.with_bos(documents, tokenizer)
-            found.append(
-                calibration_windows(
-                    documents,
-                    tokenizer,
-                    windows=part.windows,
-                    length=spec.length,
-                    seed=spec.seed,
-                    mode=part.mode,
-                )
-            )
-    return torch.from_numpy(np.concatenate(found))  # [windows, length]
+        if part.data.messages is None:
+            documents = _rows(read_documents, part.data, part.split, root)
+        else:
+            _, documents = _conversations(part.data, part.split, tokenizer)
+        if spec.bos:
+            documents = protocols.with_bos(documents, tokenizer)
+        enough = _AMPLE * (part.windows + 1) * spec.length
+        if not certain and part.mode in _ANYWHERE and any(size >= enough for size in accumulate(map(len, documents))):
+            return None
+        return calibration_windows(
+            documents, tokenizer, windows=part.windows, length=spec.length, seed=spec.seed, mode=part.mode
+        )
 
 
 def mix_notes(spec: CalibrationSpec) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`sweep check`: what is known once blocks are counted is told at its trial; a search says what it will run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from prunegpt.cli import app
 from prunegpt.errors import SpecError
 from prunegpt.planning.budget import job_problems
 from prunegpt.planning.resolve import plan_file
+from prunegpt.registry import CALIBRATION_MODES
 from prunegpt.root import Root
 from prunegpt.store import Store
-from tests.support.specs import trial_of
+from tests.support.specs import text_folder, trial_of
 
 HEADER = """\
 name: words
@@ -55,6 +57,16 @@ COUNTED = {
         "finetune.prune.every",
         "acdc needs a dense and a compressed phase",
     ),
+    "no step in which the student writes": (
+        "distill: {teacher: good, on_policy: 0.001, train: {max_steps: 120}}",
+        "distill.on_policy.share",
+        "at least one of the 120 optimizer steps, got share 0.001. Set it to 0.0083 or more",
+    ),
+    "calibration of more tokens than there are": (
+        "prune: {method: wanda, sparsity: 0.5, calibration: {windows: 100000, mode: first}}",
+        "prune.calibration",
+        "100000 calibration windows of 128 tokens, which takes 12800000 tokens",
+    ),
 }  # fmt: skip
 assert COUNTED
 
@@ -83,6 +95,35 @@ def test_what_counting_shows_is_told_at_the_trial(
     assert f"line 9: trials.1.stages.1.{field}: " in told
     assert message in told
     assert "1 problem\n" in told
+
+
+@pytest.mark.parametrize("mode", CALIBRATION_MODES.names())
+def test_calibration_windows_that_are_longer_than_the_text_are_refused(
+    mode: str, tmp_path: Path, counted: Path
+) -> None:
+    text = text_folder(tmp_path / "text", train="It was late.", validation="It was late, and all of them slept.")
+    path = tmp_path / "long.yaml"
+    head = f"name: long\nbase: {{model: builtin:tiny-gpt2, data: {{path: {text}, block_size: 2}}}}\ntrials:\n"
+    trials = "".join(
+        f"  - name: of-{length}\n    stages: [{{prune: {{method: wanda, sparsity: 0.5, calibration: "
+        f"{{windows: 1, length: {length}, mode: {mode}}}}}}}]\n"
+        for length in (2, 99)
+    )
+    path.write_text(head + trials)
+    found = check(path, counted)
+    assert isinstance(found.exception, SpecError)
+    (problem,) = found.exception.problems
+    assert (problem.where, problem.line) == ("trials.1.stages.0.prune.calibration", 7)
+    assert re.search(r"(99|100) tokens", problem.message)
+    assert re.search(r"a smaller (calibration\.)?length", problem.message)
+
+
+def test_the_steps_in_which_a_student_writes_are_named(tmp_path: Path, counted: Path) -> None:
+    path = tmp_path / "own.yaml"
+    stage = "distill: {teacher: t, on_policy: 0.4, train: {max_steps: 30}}"
+    path.write_text(f"{HEADER}  - name: t\n  - name: own\n    stages: [{{{stage}}}]\n")
+    output = " ".join(check(path, counted).output.split())
+    assert "note: own: on_policy: the student writes the text of 12 of 30 optimizer steps" in output
 
 
 def test_what_is_not_counted_is_not_judged() -> None:

@@ -229,7 +229,7 @@ def test_the_split_of_a_batch_changes_nothing(
         ({"on_policy": 0.5, "hardness": 0}, "on_policy", "hardness must be above 0, got 0"),
         ({"on_policy": {"new_tokens": 128}}, "new_tokens", "must leave a prompt of a sequence, got 128 of 128 tokens"),
         ({"on_policy": 1.5}, "share", "less than or equal to 1"),
-        ({"on_policy": {"temperature": 0}}, "temperature", "greater than 0"),
+        ({"on_policy": {"temperature": 0}}, "temperature", "greater than or equal to 0.001"),
     ],
 )
 def test_what_does_not_go_together_is_reported_by_the_plan(fields: dict[str, Any], path: str, told: str) -> None:

@@ -1,5 +1,6 @@
 """What does not go together is told before anything runs: for every part that is registered, not for some."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from prunegpt.registry import (
     SOLVERS,
     Registry,
 )
+from prunegpt.spec.options import option_problems
 from tests.support.plug_in import PlugIn, steep
 from tests.support.specs import only, problems_of, problems_of_text
 
@@ -157,9 +159,12 @@ def test_an_option_that_a_part_does_not_have_is_refused(registry: Registry, name
 
 
 def wrong_values(kind: Any) -> list[Any]:
-    """Values beside the type and the range of an option."""
+    """Values beside the type and the range of an option; no number is without an end on either side."""
     plain, *limits = get_args(kind) or (kind,)
-    wrong: list[Any] = [1.5, True] if plain is str else ["wide", True, *([1.5] if plain is int else [])]
+    if plain is str:
+        return [1.5, True]
+    wrong: list[Any] = ["wide", True, False, math.nan, math.inf, -math.inf, -1e300, 1e300]
+    wrong += [1.5, -(2**62), 2**62] if plain is int else []
     for limit in limits:
         wrong += [limit.ge - 1] if isinstance(limit, Ge) else [limit.gt] if isinstance(limit, Gt) else []
         wrong += [limit.le + 1] if isinstance(limit, Le) else [limit.lt] if isinstance(limit, Lt) else []
@@ -168,9 +173,12 @@ def wrong_values(kind: Any) -> list[Any]:
 
 @pytest.mark.parametrize(("registry", "name", "option"), OPTIONS, ids=label)
 def test_an_option_of_another_type_or_out_of_its_range_is_refused(registry: Registry, name: str, option: str) -> None:
-    for value in wrong_values(registry.entry(name).valid_options[option]):
-        messages = told(stage_with(registry, name, {option: value}))
-        assert any(f"option {option} of" in message and "must be" in message for message in messages), (value, messages)
+    kind = registry.entry(name).valid_options[option]
+    for value in wrong_values(kind):
+        messages = [message for _, message in option_problems(name, {option: value}, {option: kind})]
+        assert any(f"option {option} of" in message and "must be" in message for message in messages), value
+    messages = told(stage_with(registry, name, {option: wrong_values(kind)[1]}))
+    assert any(f"option {option} of" in message and "must be" in message for message in messages), messages
 
 
 @pytest.mark.parametrize("mode", MASK_MODES.names())
@@ -180,6 +188,32 @@ def test_modes_that_go_on_learning_take_no_solvers(mode: str, method: str) -> No
     found = problems_of({"name": "a", "stages": [{"finetune": {"prune": prune}}]})
     assert bool(found) is (mode != "projected" and method in SOLVERS), found
     assert all(f"{method} is a solver" in problem.message for problem in found)
+
+
+@pytest.mark.parametrize("mode", MASK_MODES.names())
+def test_what_has_no_effect_in_a_mode_is_refused(mode: str) -> None:
+    prune = {"mode": mode, "sparsity": 0.5, "start": 0.1}
+    found = problems_of({"name": "a", "stages": [{"finetune": {"prune": {**prune, "regrow": True}}}]})
+    assert [problem.where.rpartition(".")[2] for problem in found] == ["regrow"] * (mode != "projected")
+    found = problems_of({"name": "a", "stages": [{"finetune": {"prune": prune, "train": {"optim": "sgd"}}}]})
+    assert [problem.where.rpartition(".")[2] for problem in found] == ["optim"] * (mode == "elsa")
+
+
+def test_a_hint_names_the_field_that_says_how_long_calibration_windows_are() -> None:
+    for fields, field in (({"length": 1000}, "calibration.length"), ({}, "block_size")):
+        prune = {"method": "wanda", "sparsity": 0.5, "calibration": fields}
+        found = problems_of(
+            {"name": "a", "data": {"path": "builtin:text", "block_size": 500}, "stages": [{"prune": prune}]}
+        )
+        assert any(
+            f"Set {field} to 128 or less." in problem.message for problem in found if "calibration" in problem.where
+        )
+
+
+def test_an_adapter_of_nothing_names_the_ways_to_have_one() -> None:
+    message = only(problems_of({"name": "a", "stages": [{"finetune": {"adapter": {"exclude": "*"}}}]})).message
+    assert "must leave a tensor to adapt" in message
+    assert "set rank: 0 to train `also` alone" in message
 
 
 # -- plug-ins --------------------------------------------------------------------------------------------------------

@@ -1,32 +1,15 @@
 """Every criterion, built in or plugged in, passes these."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from prunegpt.pruning.criteria.base import NEEDS, Criterion
 from prunegpt.pruning.patterns import NOfM, Pattern, Unstructured
 from prunegpt.registry import CRITERIA
+from tests.support.criteria import IN, OUT, needed_by, weight_of
 
 NAMES = CRITERIA.names()
-OUT, IN = 12, 16
-
-
-def weight_of(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(OUT, IN, generator=Generator().manual_seed(0)).to(dtype)  # [out, in]
-
-
-def needed_by(criterion: Criterion, transpose: bool = False) -> dict[str, Any]:
-    """Statistics for a layer, those of the weight's shape in the layout of a Conv1D view where asked."""
-    generator = Generator().manual_seed(1)
-    drawn = {need: torch.randn(OUT, IN, generator=generator) for need in ("gradient", "movement", "squared_gradient")}
-    drawn["squared_gradient"] = drawn["squared_gradient"].square()
-    if transpose:
-        drawn = {need: value.t().contiguous().t() for need, value in drawn.items()}
-    given = {**drawn, "input_norm": torch.rand(IN, generator=generator), "generator": Generator().manual_seed(2)}
-    return {need: given[need] for need in criterion.needs}
 
 
 def test_there_are_criteria() -> None:

@@ -11,6 +11,7 @@ from prunegpt.pruning.solvers.base import Solution, builtin, target_zeros
 from prunegpt.pruning.solvers.factor import LIMIT, damping_schedule
 
 _UNREACHED = "no gradient reaches this layer, so that its weights were chosen by magnitude"
+_LEAST = 1e-10  # damping of a Fisher block that has fewer samples than inputs: with less it is singular in float64
 CHUNK = 1 << 22  # entries of block inverses held at a time
 
 
@@ -55,6 +56,8 @@ def obert(
         return Solution(start_weight * kept, kept, 0.0, damping, (_UNREACHED,))
     for dtype, added in damping_schedule(damping):
         if dtype != torch.float64:  # the blocks are small: float64 throughout
+            continue
+        if gradients.shape[0] < fisher_block and added < _LEAST:
             continue
         ridge = added * mean_square
         diagonals = [
