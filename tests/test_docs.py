@@ -21,7 +21,7 @@ from prunegpt.spec.yaml import built, compose
 from prunegpt.store import Store
 from tests.support.pages import CHECKOUT, DOCS, PAGES, Block, blocks, files, followed, text
 from tests.support.served import TOKEN, served
-from tests.support.small import Run
+from tests.support.small import Run, make_model
 
 # What each page leaves behind where it was followed.
 LEFT = {
@@ -57,7 +57,10 @@ def place(tmp_path: Path, model_folder: Path, text_files: dict[str, str]) -> Cal
     """Makes what the pages ask for, and writes the files of one."""
 
     def made(page: str) -> Path:
-        shutil.copytree(model_folder, tmp_path / "my-model")
+        if page == "docs/tutorials/own-model.md":  # its spec is a template, for models of usual lengths
+            make_model(tmp_path / "my-model", layers=2, positions=512)
+        else:
+            shutil.copytree(model_folder, tmp_path / "my-model")
         (tmp_path / "my-text").mkdir()
         for split, file in text_files.items():
             shutil.copy(file, tmp_path / "my-text" / f"{split}.txt")
