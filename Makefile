@@ -10,7 +10,7 @@ SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
 unexport PYTHONDONTWRITEBYTECODE # the tests are compiled once, and not by every worker that collects them
 
-.PHONY: help setup quickstart test test-fast test-all check docs format bench soak lock audit screenshots tables clean
+.PHONY: help setup quickstart test test-fast test-all check docs format gpu-check bench soak lock audit screenshots tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ docs: $(STAMP) ## build the documentation into build/site; a dead link is an err
 format: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+gpu-check: $(STAMP) ## what to look at first on a GPU, about 8 minutes
+	$(BIN)/python -m tests.bench.gpu_check
 
 bench: $(STAMP) ## measure against the alternatives, about 15 minutes; the table goes into docs/results/benchmarks.md
 	$(BIN)/python -m tests.bench --check; status=$$?; \

@@ -33,6 +33,10 @@ def doctor(
     windows: Annotated[int, typer.Option(min=1, help="With --model: calibration windows.")] = 128,
     block_size: Annotated[int, typer.Option(min=1, help="With --model: tokens per window and sequence.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="With --model: sequences trained on at a time.")] = 8,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="With --model: memory of a device to compare with, such as 24GiB."),
+    ] = None,
     root: Root = ROOT,
     repair: Annotated[
         bool, typer.Option("--repair", help="Verify all results and repair damaged ones; asks before deleting.")
@@ -54,7 +58,7 @@ def doctor(
         from prunegpt.cli.model_report import Asked, print_report
         from prunegpt.cli.model_report import report as report_of
 
-        described = report_of(model, Asked(windows, block_size, batch_size))
+        described = report_of(model, Asked(windows, block_size, batch_size, device))
         (print_json if as_json else print_report)(described)
         return
     if repair:

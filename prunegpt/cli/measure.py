@@ -162,8 +162,13 @@ def start_of(source: str, root: Root) -> str | None:
     return trial.plan.model.source if trial else None
 
 
-def open_model(source: str, root: Root, device: str, *, trust_remote_code: bool = False) -> ModelState:
+def open_model(
+    source: str, root: Root, device: str, *, trust_remote_code: bool = False, as_stored: bool = False
+) -> ModelState:
     """A model by hub id, folder, file, built-in name, or SWEEP/TRIAL of the root; with its masks where it has some.
+
+    Args:
+        as_stored: whether the weights of a hub's or folder's model keep their dtype; else they are float32.
 
     Raises:
         PruneGPTError: there is none, or it runs its own code, which is not trusted here.
@@ -174,7 +179,7 @@ def open_model(source: str, root: Root, device: str, *, trust_remote_code: bool 
     result = stored_result(source, root)
     if result is None or result.final is None:
         given = ModelSpec(source=source, trust_remote_code=trust_remote_code)
-        return cache.source(root, given, Inputs(None), device=where)
+        return cache.source(root, given, Inputs(None), device=where, as_stored=as_stored)
     plan = result.plan
     if plan.model.trust_remote_code and not trust_remote_code:
         raise untrusted(source, [plan.model.source])

@@ -24,6 +24,7 @@ from prunegpt.spec.schema import ModelSpec
 
 _GIGABYTE = 1e9
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|(?<=\[)\d+(?=\])")  # of a layer or an expert, within a name
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB)", re.IGNORECASE)
 _USUAL = ("2:4", "4:8")  # patterns that people ask for
 
 
@@ -34,6 +35,7 @@ class Asked:
     windows: int  # of calibration
     length: int  # tokens of a window and of a training sequence
     batch: int  # sequences trained on at a time
+    device: str | None = None  # memory of a device that need not be there
 
 
 class _Unread(Files):
@@ -72,7 +74,7 @@ def report(source: str, asked: Asked) -> dict[str, Any]:
         "outside": _grouped(coverage),
         "memory": dict(memory(model, windows=asked.windows, length=length, batch=asked.batch)),
         "memory_for": {"windows": asked.windows, "tokens": length, "batch": asked.batch},
-        "devices": _devices(),
+        "devices": {**_devices(), **({asked.device: _size(asked.device)} if asked.device else {})},
         "problems": [*_problems(facts), *_misfits(default), *_uncovered(coverage)],
     }
 
@@ -123,6 +125,14 @@ def _grouped(coverage: Coverage) -> dict[str, int]:
     for name, count in coverage.outside.items():
         found[_kind(name)] += count
     return dict(found.most_common())
+
+
+def _size(text: str) -> int:
+    """Bytes of a size such as 24GiB."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise PruneGPTError(f"a size must be a number of GiB or GB, got {text!r}. Write it like 24GiB.")
+    return int(float(found[1]) * (2**30 if found[2].lower() == "gib" else 10**9))
 
 
 def _devices() -> dict[str, int]:

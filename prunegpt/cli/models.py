@@ -64,7 +64,9 @@ WindowsOption = Annotated[int | None, typer.Option("--max-windows", min=1, help=
 DeviceOption = Annotated[
     str,
     typer.Option(
-        "--device", help="auto, cpu, cuda or mps.", autocompletion=complete.choice("auto", "cpu", "cuda", "mps")
+        "--device",
+        help="auto, cpu, cuda, mps or xpu.",
+        autocompletion=complete.choice("auto", "cpu", "cuda", "mps", "xpu"),
     ),
 ]
 PrecisionOption = Annotated[
@@ -232,6 +234,14 @@ def prune(
     keep_dtype: Annotated[
         bool, typer.Option("--keep-dtype", help="Save in the dtype that MODEL is stored in, such as bfloat16.")
     ] = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Leave the model on the host in the dtype that it is stored in, and save it so; one layer at a time "
+            "is on the device.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     data: DataOption = None,
     data_name: NameOption = None,
@@ -255,6 +265,7 @@ def prune(
     from prunegpt.cli.measure import check_prune, measure, open_model, text_of
     from prunegpt.cli.progress import bar
     from prunegpt.cli.tables import print_sparsities
+    from prunegpt.lm.device import pick_device
     from prunegpt.lm.models import round_to
     from prunegpt.planning.inputs import Inputs
     from prunegpt.stages.measure import check_ledger, count_zeros
@@ -274,7 +285,9 @@ def prune(
     spec = check_prune(given, calibration, calibration_windows, calibration_mode, block_size)
     asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows}
     text = text_of(data, data_name, text_column, block_size, split, **asked) if data else None
-    state = open_model(model, root, device, trust_remote_code=trust_remote_code)
+    place = pick_device(device) if stream else None
+    home, keep_dtype = "cpu" if stream else device, keep_dtype or stream
+    state = open_model(model, root, home, trust_remote_code=trust_remote_code, as_stored=stream)
     loaded, tokenizer = state.model, state.tokenizer
     before = measure(loaded, tokenizer, text, precision) if text else None
     with bar(f"pruning with {method}") as progress:
@@ -284,6 +297,7 @@ def prune(
             Inputs(None),
             seed=seed,
             root=root,
+            place=place,
             progress=lambda done, total, _: progress(done, total),
             calibrated=lambda done, total: progress(done, total, "calibrating"),
         )

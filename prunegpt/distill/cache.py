@@ -28,11 +28,13 @@ from torch import Tensor
 from prunegpt.distill.targets import TopKTargets
 from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import DistillationError, listed
+from prunegpt.lm.device import sums_in
 from prunegpt.root import publishing, read_json, seal, whole, write_json
 
 FORMAT = 2
 ARRAYS = ("indices", "log_probs", "log_rest", "fingerprints")
 CHUNK = 128  # positions whose logits exist at a time
+_TOKENS = 16384  # that a teacher sees at a time on an accelerator
 Array = np.ndarray[Any, Any]
 
 
@@ -144,13 +146,16 @@ class TopKCache:
             )
         return self.meta.temperatures.index(temperature)
 
-    def lookup(self, blocks: Tensor, temperature: float, input_ids: Tensor) -> TopKTargets:
+    def lookup(
+        self, blocks: Tensor | Array, temperature: float, input_ids: Tensor, seen: Array | None = None
+    ) -> TopKTargets:
         """The targets of some blocks, flattened, on the device of `input_ids`.
 
         Args:
-            blocks: [batch], the place of each block in the data that the cache was built from.
+            blocks: [batch], the place of each block in the data that the cache was built from, on the host.
             temperature: of the loss.
             input_ids: [batch, length], the blocks' tokens, compared with those the teacher saw.
+            seen: the same on the host, where they are there already: no device is waited for.
 
         Returns:
             indices [batch · length, k] and log-probabilities [batch · length, k + 1].
@@ -159,8 +164,8 @@ class TopKCache:
             DistillationError: a block or temperature that the cache does not have, or other tokens.
         """
         place = self.check_temperature(temperature)
-        numbers = blocks.cpu().numpy()  # [batch]
-        self._check_blocks(numbers, input_ids)
+        numbers = np.asarray(blocks)  # [batch]
+        self._check_blocks(numbers, input_ids.cpu().numpy() if seen is None else seen)
         indices = torch.from_numpy(self._arrays["indices"][numbers].astype(np.int64))  # [batch, length, k]
         kept = torch.from_numpy(self._arrays["log_probs"][numbers].astype(np.float32))  # [batch, length, k]
         rest = torch.from_numpy(self._arrays["log_rest"][place, numbers])  # [batch, length]
@@ -168,7 +173,7 @@ class TopKCache:
         tempered = torch.cat([kept.to(device) / temperature, rest.to(device).unsqueeze(-1)], dim=-1)
         return TopKTargets(indices.to(device).flatten(0, 1), tempered.log_softmax(-1).flatten(0, 1))
 
-    def _check_blocks(self, numbers: Array, input_ids: Tensor) -> None:
+    def _check_blocks(self, numbers: Array, input_ids: Array) -> None:
         if input_ids.shape[1] != self.meta.length or numbers.shape != (len(input_ids),):
             raise DistillationError(
                 f"a batch must have a number for each block, and blocks of {self.meta.length} tokens as the cache has, "
@@ -180,7 +185,7 @@ class TopKCache:
                 f"the cache has the blocks 0 to {self.meta.blocks - 1}, got {numbers.min()} to {numbers.max()}. Train "
                 "on the data it was built from."
             )
-        for number, tokens in zip(numbers, input_ids.cpu().numpy(), strict=True):
+        for number, tokens in zip(numbers, input_ids, strict=True):
             if _fingerprint(tokens) != self._arrays["fingerprints"][number]:
                 raise DistillationError(
                     f"block {number} must hold the tokens that the teacher saw; it holds others. The cache at "
@@ -197,7 +202,7 @@ def build_cache(
     data_key: str,
     k: int = 64,
     temperatures: Sequence[float] = (1.0, 2.0, 4.0),
-    batch_size: int = 1,
+    batch_size: int | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> TopKCache:
@@ -211,7 +216,7 @@ def build_cache(
         data_key: what identifies the blocks and their order.
         k: tokens kept at each position.
         temperatures: at which it can be used; each costs 4 bytes per token.
-        batch_size: blocks that the teacher sees at a time.
+        batch_size: blocks that the teacher sees at a time; None: one on a CPU, elsewhere about 16,384 tokens.
         progress: is called with the number of sequences done, and their total.
 
     Raises:
@@ -230,6 +235,8 @@ def build_cache(
         raise DistillationError(f"temperatures must be above 0, one at least, got {list(temperatures)}.")
     temperatures = sorted({float(each) for each in temperatures})
     count, length = blocks.shape
+    if batch_size is None:
+        batch_size = 1 if torch.device(device).type == "cpu" else max(1, _TOKENS // length)
     lost = torch.zeros(len(temperatures), 2, dtype=torch.float64)
     with publishing(folder) as temporary:
         arrays = _create(temporary, count, length, k, len(temperatures), teacher.vocabulary)
@@ -293,7 +300,7 @@ def truncate(logits: Tensor, k: int, temperatures: Sequence[float]) -> Truncated
         within = tail - mass.unsqueeze(-1)  # [tokens, vocab]
         entropy = -torch.where(within.isfinite(), within.exp() * within, 0.0).sum(-1)  # [tokens]
         flat = math.log(logits.shape[-1] - k)
-        lost.append(torch.stack([share.sum(), (share * (flat - entropy)).sum()]).double())
+        lost.append(torch.stack([share.sum(), (share * (flat - entropy)).sum()]).to(sums_in(logits.device)))
     return TruncatedLogits(indices, log_probs.half(), torch.stack(log_rest), torch.stack(lost))
 
 

@@ -51,6 +51,7 @@ def chunked_losses(
     chunk_tokens: int | None = None,
     denominator: Tensor | float | None = None,
     vocabulary: int | None = None,
+    compact: bool | None = None,
 ) -> ChunkedLosses:
     """The blend (1 - hardness) CE + hardness KD over the tokens whose label is not -100.
 
@@ -70,6 +71,8 @@ def chunked_losses(
             256 MiB elsewhere, at least 64.
         denominator: what both sums are divided by: the number of labels in all micro-batches of an optimizer step.
             None: the number of labels that are not -100 here (1 where there are none).
+        compact: whether tokens without a label are left out at once, which has the host wait for a device to count
+            them; else they are computed and weigh nothing. None: on a CPU only.
         vocabulary: KD uses the tokens below this id only, where one head has more rows for padding.
 
     Raises:
@@ -95,8 +98,14 @@ def chunked_losses(
     dtype = _product_dtype(student_hidden)
     if isinstance(teacher, HiddenTargets) and torch.is_autocast_enabled(student_hidden.device.type):
         teacher = teacher.cast(dtype)
-    kept = (labels != IGNORE).nonzero().squeeze(-1)  # [kept]
-    count = max(kept.numel(), 1) if denominator is None else denominator
+    labelled, kept = labels != IGNORE, None  # [tokens]
+    if labels.device.type == "cpu" if compact is None else compact:
+        kept = labelled.nonzero().squeeze(-1)  # [kept]
+    count: Tensor | float
+    if denominator is not None:
+        count = denominator
+    else:
+        count = labelled.sum().clamp(min=1) if kept is None else max(kept.numel(), 1)
     plan = _Plan(
         scale=student_head.scale,
         softcap=student_head.softcap,
@@ -137,7 +146,7 @@ class _Chunked(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         labels: Tensor,
-        kept: Tensor,
+        kept: Tensor | None,
         count: Tensor | float,
         plan: _Plan,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,8 +172,11 @@ class _Chunked(torch.autograd.Function):
         factor = grad_total / ctx.count
         by_hidden = None
         if rows is not None:
-            by_hidden = rows.new_zeros(ctx.tokens, rows.shape[1], dtype=ctx.dtypes[0])  # [tokens, width]
-            by_hidden.index_copy_(0, ctx.kept, rows.mul_(factor).to(ctx.dtypes[0]))
+            by_hidden = rows.mul_(factor).to(ctx.dtypes[0])  # [kept, width]
+            if ctx.kept is not None:
+                by_kept = by_hidden
+                by_hidden = by_kept.new_zeros(ctx.tokens, rows.shape[1])  # [tokens, width]
+                by_hidden.index_copy_(0, ctx.kept, by_kept)
         if by_weight is not None:
             by_weight = by_weight.mul_(factor).to(ctx.dtypes[1])  # [vocab, width]
         if by_bias is not None:
@@ -177,33 +189,45 @@ def _run(
     weight: Tensor | None,
     bias: Tensor | None,
     labels: Tensor,
-    kept: Tensor,
+    kept: Tensor | None,
     plan: _Plan,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Sums of CE and KD over the kept tokens, and the gradients of their blend.
 
+    Where `kept` is None all tokens are, and those without a label weigh nothing.
+
     Gradients stay sums, in float32, until `backward` scales them: divided by the number of tokens they would underflow
     in float16.
     """
     exact = torch.float64 if plan.dtype == torch.float64 else torch.float32
-    hidden, labels = hidden[kept].to(plan.dtype), labels[kept]  # [kept, width], [kept]
+    ignored = None
+    if kept is None:
+        ignored = labels == IGNORE  # [tokens]
+        hidden, labels = hidden.to(plan.dtype), labels.clamp(min=0)
+    else:
+        hidden, labels = hidden[kept].to(plan.dtype), labels[kept]  # [kept, width], [kept]
     head = Head(weight, bias, plan.scale, plan.softcap).cast(plan.dtype)
     weight = head.weight  # [vocab, width]
     by_hidden = torch.empty_like(hidden, dtype=exact) if wanted[0] else None  # [kept, width]
     by_weight = torch.empty_like(weight, dtype=exact) if weight is not None and wanted[1] else None  # [vocab, width]
     by_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wanted[2] else None  # [vocab]
-    if by_weight is not None and not kept.numel():
+    if by_weight is not None and not len(labels):
         by_weight.zero_()
-    ce, kd = (torch.zeros(len(kept), dtype=exact, device=hidden.device) for _ in range(2))  # [kept] twice
-    for start in range(0, kept.numel(), plan.chunk):
+    ce, kd = (torch.zeros(len(labels), dtype=exact, device=hidden.device) for _ in range(2))  # [kept] twice
+    for start in range(0, len(labels), plan.chunk):
         rows = slice(start, start + plan.chunk)
         logits = head.logits(hidden[rows]).to(exact)  # [chunk, vocab]
-        target = _target(plan, kept[rows], exact)
+        target = _target(plan, rows if kept is None else kept[rows], exact)
         ce[rows], kd[rows], slope = _blend(logits, labels[rows], target, plan, differentiate=any(wanted))
         del logits, target
+        if ignored is not None:
+            for value in (ce[rows], kd[rows]):
+                value.masked_fill_(ignored[rows], 0)
         if slope is None:
             continue
+        if ignored is not None:
+            slope.masked_fill_(ignored[rows].unsqueeze(-1), 0)
         if by_bias is not None:
             by_bias += slope.sum(0)
         slope = slope.to(plan.dtype)  # [chunk, vocab]
@@ -214,7 +238,7 @@ def _run(
     return ce.sum(), kd.sum(), (by_hidden, by_weight, by_bias)
 
 
-def _target(plan: _Plan, rows: Tensor, exact: torch.dtype) -> Tensor | TopKTargets | None:
+def _target(plan: _Plan, rows: Tensor | slice, exact: torch.dtype) -> Tensor | TopKTargets | None:
     """What the tokens `rows` are compared with: logits [chunk, vocabulary], or the cached classes."""
     if isinstance(plan.teacher, HiddenTargets):
         teacher = plan.teacher[rows]

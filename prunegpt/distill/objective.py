@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING
 
 from prunegpt.distill.attention import attention_loss
 from prunegpt.distill.cache import TopKCache
 from prunegpt.distill.chunked import chunked_losses
-from prunegpt.distill.head import OWN_LOGITS, head_of, own_logits_note, usable_head
+from prunegpt.distill.head import OWN_LOGITS, Head, head_of, own_logits_note, usable_head
 from prunegpt.distill.hidden import hidden_loss
 from prunegpt.distill.losses.base import DistillationLoss
 from prunegpt.distill.on_policy import OWN, OnPolicy
@@ -28,7 +29,8 @@ from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import DistillationError
 from prunegpt.spec.distilling import match_layers
 
-NOT_FOR_THE_MODEL = ("labels", "block", "responses", OWN)
+NOT_FOR_THE_MODEL = ("labels", "block", "seen", "responses", OWN)
+LOGITS = 2**27  # of a micro-batch, from which on they are computed a part at a time: 1.6 GB with their gradients
 
 
 class DistillationObjective:
@@ -148,6 +150,7 @@ class DistillationObjective:
                 chunk_tokens=self.chunk_tokens,
                 denominator=num_items_in_batch,
                 vocabulary=self._vocabulary,
+                compact=True if "responses" in inputs or own else None,
             )
         total, terms = blend.total, {"kd_own": blend.kd} if own else {"ce": blend.ce, "kd": blend.kd}
         if theirs is not None and (self.hidden_gain or self.attention_gain):
@@ -179,7 +182,7 @@ class DistillationObjective:
                     "cached teacher logits are found by the number of a block; the batch has no `block`. Train on "
                     "numbered blocks, or run the teacher."
                 )
-            return self.teacher.lookup(inputs["block"], self.temperature, inputs["input_ids"])
+            return self.teacher.lookup(inputs["block"], self.temperature, inputs["input_ids"], inputs.get("seen"))
         assert isinstance(self.teacher, Teacher)
         assert theirs is not None
         return HiddenTargets(theirs.last.flatten(0, 1), self.teacher.common_head)
@@ -229,11 +232,57 @@ class DistillationObjective:
             check_eager(self.teacher.model)
 
 
+class ChunkedOwnLoss:
+    """A model's own cross-entropy with its logits some tokens at a time, for micro-batches that have many.
+
+    The model itself makes all of them at once, which takes 12 bytes a logit: 10 GB of GPT-2 small at 16 × 1,024 tokens.
+    Loss and gradients are those of the model but for the order of sums.
+    """
+
+    def __init__(self) -> None:
+        self._head: Head | None = None  # of the model, once it was tried
+
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any) -> Tensor | None:
+        """The loss of a micro-batch, as :class:`DistillationObjective` is given one; None where the model computes it.
+
+        That is where it has few logits, or a loss or logits of its own, or is compiled as a whole.
+        """
+        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        if not isinstance(inner, PreTrainedModel) or not model.training:
+            return None
+        vocabulary = inner.config.get_text_config().vocab_size
+        if inputs["input_ids"].numel() * vocabulary <= LOGITS or not _has_usual_loss(inner):
+            return None
+        given = {name: value for name, value in inputs.items() if name not in NOT_FOR_THE_MODEL}
+        if self._head is None:
+            self._head = usable_head(inner, given)
+        if self._head.weight is None:
+            return None
+        states = run(model, given)
+        if isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.flatten()[0].to(states.last.device)
+        with torch.autocast(states.last.device.type, states.autocast, enabled=states.autocast is not None):
+            found = chunked_losses(
+                states.last.flatten(0, 1),
+                head_of(inner),
+                shift_labels(inputs["labels"]),
+                denominator=num_items_in_batch,
+            )
+        total: Tensor = found.total
+        return total
+
+
+def _has_usual_loss(model: PreTrainedModel) -> bool:
+    """Whether a model's loss is the shifted cross-entropy of its logits and nothing else."""
+    balanced = getattr(model.config.get_text_config(), "output_router_logits", False)
+    return model.loss_function is LOSS_MAPPING["ForCausalLM"] and not balanced
+
+
 def _plain(
     model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The model's own loss, called as transformers.Trainer calls it."""
-    given = {name: value for name, value in inputs.items() if name not in ("block", "responses")}
+    given = {name: value for name, value in inputs.items() if name not in ("block", "seen", "responses")}
     if num_items_in_batch is not None:
         given["num_items_in_batch"] = num_items_in_batch
     loss: Tensor = model(**given).loss

@@ -11,6 +11,7 @@ on how a batch is cut, nor on what happened before.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class OnPolicy:
         """Whether the student writes the text of an optimizer step, counted from 0."""
         return own_steps(self.share, step + 1) > own_steps(self.share, step)
 
-    def write(self, model: PreTrainedModel, batch: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+    def write(self, model: PreTrainedModel, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
         """The batch with the student's text; what it has written are its labels, the end included.
 
         Args:

@@ -32,7 +32,7 @@ class HiddenTargets:
     def tokens(self) -> int:
         return self.hidden.shape[0]
 
-    def __getitem__(self, rows: Tensor) -> Self:
+    def __getitem__(self, rows: Tensor | slice) -> Self:
         return type(self)(self.hidden[rows], self.head)
 
     def cast(self, dtype: torch.dtype) -> Self:
@@ -71,7 +71,7 @@ class TopKTargets:
     def tokens(self) -> int:
         return self.indices.shape[0]
 
-    def __getitem__(self, rows: Tensor) -> Self:
+    def __getitem__(self, rows: Tensor | slice) -> Self:
         return type(self)(self.indices[rows], self.log_probabilities[rows])
 
     def check(self, student: int, vocabulary: int | None) -> None:

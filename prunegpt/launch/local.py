@@ -15,7 +15,9 @@ from prunegpt.launch.worker import LEAVING_VARIABLE
 from prunegpt.root import Root
 
 WORKER = (sys.executable, "-P", "-m", "prunegpt", "trial", "serve")
-_DEVICES = "CUDA_VISIBLE_DEVICES"
+_DEVICES = "CUDA_VISIBLE_DEVICES"  # ROCm reads it too
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+AMD = Path("/sys/class/kfd/kfd/topology/nodes")
 _THREADS = "OMP_NUM_THREADS"
 _WAITING = "OMP_WAIT_POLICY"
 MEMORY_PATIENCE = 30.0  # seconds that a dead worker's memory on a GPU is waited for
@@ -136,12 +138,22 @@ class LocalLauncher:
 
 
 def cuda_devices() -> list[str]:
-    """The CUDA devices that workers may see, asked without a CUDA library."""
+    """The CUDA devices that workers may see, those of ROCm among them, asked without a library of either."""
     visible = os.environ.get(_DEVICES)
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip()]
-    cards = Path("/proc/driver/nvidia/gpus")
-    return [str(index) for index in range(len(list(cards.iterdir())))] if cards.is_dir() else []
+    cards = len(list(NVIDIA.iterdir())) if NVIDIA.is_dir() else 0
+    if not cards and AMD.is_dir():  # CPUs are nodes too, which have no such units
+        cards = sum(_compute_units(node / "properties") > 0 for node in AMD.iterdir())
+    return [str(index) for index in range(cards)]
+
+
+def _compute_units(properties: Path) -> int:
+    try:
+        lines = properties.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("simd_count ")), 0)
 
 
 def slot_environment(index: int, slots: int, devices: Sequence[str], threads: int | None = None) -> dict[str, str]:

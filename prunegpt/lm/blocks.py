@@ -60,8 +60,11 @@ class Blocks(Dataset[Tensor]):
         return index, self.tokens[place], None if self.counted is None else self.counted[place]
 
 
-def collate(rows: list[tuple[Any, np.ndarray[Any, Any], np.ndarray[Any, Any] | None]]) -> dict[str, Tensor]:
+def collate(rows: list[tuple[Any, np.ndarray[Any, Any], np.ndarray[Any, Any] | None]]) -> dict[str, Any]:
     """Rows become a batch; the labels are the tokens, which the model shifts, or those of them that the loss counts.
+
+    The numbers of the blocks, `block` [batch], and their tokens once more, `seen` [batch, block_size], are arrays of
+    numpy: they stay on the host when the batch moves to a device.
 
     `responses` in it says that the loss does not count all tokens.
 
@@ -69,20 +72,21 @@ def collate(rows: list[tuple[Any, np.ndarray[Any, Any], np.ndarray[Any, Any] | N
     others, one stays that is not trained on.
     """
     used = [row for row in rows if not isinstance(row[0], Shared) or row[0].real] or rows[:1]
-    tokens = torch.from_numpy(np.stack([row for _, row, _ in used]).astype(np.int64))  # [batch, block_size]
-    labels, more = tokens, {}
+    seen = np.stack([row for _, row, _ in used]).astype(np.int64)  # [batch, block_size]
+    tokens = torch.from_numpy(seen)  # [batch, block_size]
+    labels, more = tokens, dict[str, Any](seen=seen)
     counted = [row for *_, row in used if row is not None]
     if counted:
         labels = tokens.where(torch.from_numpy(np.stack(counted)), _NOT_TRAINED)  # [batch, block_size]
-        more["responses"] = torch.tensor(True)
+        more["responses"] = True
     first = used[0][0]
     if not isinstance(first, Shared):
-        return {"input_ids": tokens, "labels": labels, "block": torch.tensor([index for index, *_ in used]), **more}
+        return {"input_ids": tokens, "labels": labels, "block": np.array([index for index, *_ in used]), **more}
     return {
         "input_ids": tokens,
         "labels": labels if first.real else torch.full_like(tokens, _NOT_TRAINED),
-        "block": torch.tensor([row.block for row, *_ in used]),
-        "rows": torch.tensor(first.rows),
+        "block": np.array([row.block for row, *_ in used]),
+        "rows": first.rows,
         **more,
     }
 

@@ -3,7 +3,7 @@
 Weights are float32 (4 bytes each), whatever the file holds. Not counted: Python and libraries, about 0.5 GB.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from transformers import PreTrainedModel
@@ -12,6 +12,7 @@ from prunegpt.lm.views import block_matrices
 
 _FLOAT = 4  # bytes of a float32
 _ADAM = 4  # weights, gradients and two moments, each as large as the weights
+_STREAMED = 16384  # tokens that an accelerator calibrates on at a time
 _EVALUATED = 2048  # tokens that a CPU evaluates or calibrates on at a time, at least
 _PER_TOKEN = 16  # arrays as wide as the hidden states that a layer holds of each token
 _TRAINED = 20  # such arrays that training keeps of each token and layer for the backward pass
@@ -29,8 +30,9 @@ def memory(model: PreTrainedModel, *, windows: int, length: int, batch: int) -> 
         batch: sequences that are trained on at a time.
 
     Returns:
-        Of evaluation; of one-shot pruning by weights, by activations (Wanda) and by a solver (SparseGPT); of training,
-        and of distilling from a teacher of the same shape.
+        Of evaluation; of one-shot pruning by weights, by activations (Wanda) and by a solver (SparseGPT), and by that
+        on a device that holds one layer at a time (`prune --stream`); of training, and of distilling from a teacher of
+        the same shape.
     """
     config = model.config.get_text_config()
     width, vocabulary, layers = config.hidden_size, config.vocab_size, config.num_hidden_layers
@@ -47,13 +49,18 @@ def memory(model: PreTrainedModel, *, windows: int, length: int, batch: int) -> 
         columns = view.matrix.shape[1]
         inputs[view.block][name.removesuffix(".weight").rpartition(".")[0], columns] = columns**2 * _FLOAT
     gram = max(sum(found.values()) for found in inputs.values())
+    by_layer = Counter(dict.fromkeys(inputs, 0))
+    for view in views.values():
+        by_layer[view.block] += view.matrix.numel() * _FLOAT
+    solving = gram + 3 * widest**2 * _FLOAT + 4 * largest
     kept = batch * length * (layers * _TRAINED * width + _LOGITS * vocabulary) * _FLOAT
     chunked = batch * length * layers * _TRAINED * width * _FLOAT + 2 * _CHUNK
     return {
         "evaluation": weights + layer + _CHUNK,
         "magnitude": weights + masks + 2 * largest,
         "wanda": weights + masks + hidden + layer + 2 * largest,
-        "sparsegpt": weights + masks + hidden + layer + gram + 3 * widest**2 * _FLOAT + 4 * largest,
+        "sparsegpt": weights + masks + hidden + layer + solving,
+        "sparsegpt streamed": max(by_layer.values()) + max(_STREAMED, length) * _PER_TOKEN * width * _FLOAT + solving,
         "training": _ADAM * weights + kept,
         "distillation": (_ADAM + 1) * weights + chunked,
     }

@@ -6,12 +6,14 @@ it finds decides for all. A single process is the first of one, and nothing here
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
+
+from prunegpt.errors import PruneGPTError
 
 _PATIENCE = timedelta(days=30)  # while the first process prunes or measures; who starts the processes sees to deaths
 
@@ -66,6 +68,30 @@ def agree(values: Sequence[float]) -> list[float]:
     sent = torch.tensor(list(values), dtype=torch.float64)  # [values]
     distributed.broadcast(sent, src=0)
     return [float(value) for value in sent]
+
+
+def share(tensors: Iterable[Tensor]) -> None:
+    """Makes tensors, in place, what they are to the first process."""
+    if not _together():
+        return
+    for tensor in tensors:
+        dense = tensor.detach().contiguous()
+        distributed.broadcast(dense.view(torch.uint8), src=0)
+        tensor.detach().copy_(dense)
+
+
+def check_device(device: torch.device) -> None:
+    """Looks that each process of this machine can have a device of its own: two that share one wait for ever.
+
+    Raises:
+        PruneGPTError: there are more processes than CUDA devices.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        raise PruneGPTError(
+            f"each process that trains on CUDA must have a device of its own; {here} processes of this machine see "
+            f"{torch.cuda.device_count()}. Set launcher.processes to that number at most, or launcher.gpus."
+        )
 
 
 def decide(fact: bool) -> bool:

@@ -6,9 +6,12 @@ from operator import attrgetter
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from prunegpt.lm.device import SINGLE
 from prunegpt.lm.views import WeightView
+from prunegpt.pruning.bisection import checked_together
 from prunegpt.pruning.criteria.base import Criterion
 from prunegpt.pruning.evidence import Evidence
 from prunegpt.pruning.patterns import Pattern
@@ -92,7 +95,7 @@ def choose(
                 scores[name], notes[name] = score, found.notes
                 seconds += perf_counter() - started
                 continue
-            held = {name: masks[name]} if name in masks else {}
+            held = {name: masks[name].to(score.device)} if name in masks else {}
             mask = select({name: score}, targets, pattern=pattern, scope=scope, masks=held)[name]  # [out, in]
             error = None
             if found.gram is not None and not found.unseen:
@@ -118,13 +121,19 @@ def _solved(
     options: Mapping[str, Any],
     started: float,
 ) -> Choice:
-    given = found.arguments()
+    place = found.view.matrix.device
+    home = torch.device("cpu") if place.type in SINGLE else place  # solvers need float64
+    given = {need: value.to(home) if isinstance(value, Tensor) else value for need, value in found.arguments().items()}
     if solver.factorise is not None:
         if id(found.gram) not in factors:
             factors[id(found.gram)] = solver.factor_of(given["gram"], options)
         given["factor"] = factors[id(found.gram)]
     matrix = found.view.matrix  # [out, in]
-    solution = solver.solve(matrix, sparsity=sparsity, pattern=pattern, mask=mask, **given, **options)
+    held = None if mask is None else mask.to(home)
+    with checked_together():
+        solution = solver.solve(matrix.to(home), sparsity=sparsity, pattern=pattern, mask=held, **given, **options)
     matrix.copy_(solution.weight)
     seconds = perf_counter() - started
-    return Choice(name, solution.mask, solution.error, solution.damping, seconds, (*found.notes, *solution.notes))
+    return Choice(
+        name, solution.mask.to(place), solution.error, solution.damping, seconds, (*found.notes, *solution.notes)
+    )

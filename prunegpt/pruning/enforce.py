@@ -95,7 +95,7 @@ class Enforcer:
         for name, given in masks.items():
             view = self._view(name)
             try:
-                mask = Mask(given.kept, like=view.matrix)
+                mask = given.like(view.matrix)
             except PruningError as error:
                 raise PruningError(f"{name}: {error}") from error
             before = self._masks.pop(name, None)
@@ -196,8 +196,8 @@ class Enforcer:
 
 
 def _moments(view: WeightView, optimizer: HasState | None) -> Iterable[Tensor]:
-    """The optimizer's state tensors of the parameter's shape, [out, in]."""
+    """The optimizer's state tensors of the parameter's shape, [out, in]: numbers, and not codes of fewer bits."""
     state = optimizer.state.get(view.parameter, {}) if optimizer is not None else {}
     for value in state.values():
-        if isinstance(value, Tensor) and value.shape == view.parameter.shape:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.shape == view.parameter.shape:
             yield view.oriented(value)

@@ -85,12 +85,13 @@ def evidence(
     solved: Container[str] = (),
     calibrated: Callable[[int, int], None] = lambda *_: None,
     kept: Path | None = None,
+    place: torch.device | None = None,
 ) -> Generator[dict[str, Evidence], None, None]:
     """What a method needs, of the layers of one block after the other; of all at once where blocks do not matter.
 
     The caller may prune the layers of an item before it asks for the next one. Arguments are those of
     :func:`~prunegpt.pruning.oneshot.pipeline.prune_oneshot`, `solved` is that of
-    :func:`~prunegpt.pruning.statistics.collect.block_statistics`, and `kept` that of
+    :func:`~prunegpt.pruning.statistics.collect.block_statistics`, as `place`, and `kept` that of
     :func:`~prunegpt.pruning.statistics.gradients.gradient_statistics`.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -98,7 +99,7 @@ def evidence(
         groups: Iterator[Mapping[str, LayerStatistics | None]] = iter([dict.fromkeys(views)])
         if needs & ACTIVATIONS:
             assert windows is not None
-            if statistics is not None and not propagate:
+            if statistics is not None and not propagate and place is None:
                 store = collect_statistics(
                     model, windows, statistics, micro_batch=micro_batch, offload=offload, calibrated=calibrated
                 )
@@ -113,6 +114,7 @@ def evidence(
                     micro_batch=micro_batch,
                     offload=offload,
                     solved=solved,
+                    place=place,
                 )
         for group in groups:
             yield {name: Evidence(views[name], needs, generator, found, gradients) for name, found in group.items()}

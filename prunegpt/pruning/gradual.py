@@ -8,7 +8,10 @@ import torch
 from torch import Generator, Tensor
 
 from prunegpt.errors import PruningError
+from prunegpt.lm import ranks
+from prunegpt.lm.device import exact_products
 from prunegpt.lm.views import WeightView
+from prunegpt.pruning.bisection import checked_together
 from prunegpt.pruning.choose import Groups, choose
 from prunegpt.pruning.enforce import Enforcer, HasState
 from prunegpt.pruning.evidence import Evidence
@@ -16,6 +19,7 @@ from prunegpt.pruning.gradients import GATHERED, GatheredGradients
 from prunegpt.pruning.job import GradualJob, load_method
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.patterns import parse_pattern
+from prunegpt.pruning.solvers.base import Solver
 
 Statistics = Callable[[int], Groups]  # given a seed
 
@@ -120,10 +124,12 @@ class GradualPruner:
         before = self.enforcer.chosen
         chosen, notes = self._choose(targets, self._held if self.job.regrow else before, due)
         after = {name: Mask(kept) for name, kept in chosen.items()}
+        both = {name: before[name] & mask for name, mask in after.items() if name in before}
+        Mask.count([*before.values(), *after.values(), *both.values()])
         notes += self.enforcer.update(after, optimizer, last=due == self._clock.end)
         self.enforcer.mask_gradients()
         self._gradients.close_window()
-        return self._record(step, targets, before, after, notes)
+        return self._record(step, targets, before, after, both, notes)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The last update, gathered gradients and what the mode keeps: what resuming needs beside masks and weights."""
@@ -142,6 +148,7 @@ class GradualPruner:
         self._gradients.load_state_dict(_below(_GRADIENTS, state))
         self.enforcer.load_state_dict(_below(_MODE, state))
 
+    @exact_products()
     def _choose(
         self, targets: Mapping[str, float], floor: Mapping[str, Mask], update: int
     ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -164,14 +171,17 @@ class GradualPruner:
         )
         chosen: dict[str, Tensor] = {}
         notes: list[str] = []
-        for choice in choices:
-            chosen[choice.name] = choice.mask
-            notes += [f"{choice.name}: {note}" for note in choice.notes]
+        with checked_together():
+            for choice in choices:
+                chosen[choice.name] = choice.mask
+                notes += [f"{choice.name}: {note}" for note in choice.notes]
         if missing := [name for name in self._views if name not in chosen]:
             raise PruningError(
                 f"calibration must reach every pruned weight; it did not reach {missing[0]}. Leave that weight out of "
                 "the targets: its module is not called in a forward pass."
             )
+        solved = {id(view.parameter): view.parameter for view in self._views.values()}
+        ranks.share([*chosen.values(), *(solved.values() if isinstance(self._method, Solver) else ())])
         return chosen, tuple(notes)
 
     def _groups(self, seed: int) -> Groups:
@@ -187,14 +197,16 @@ class GradualPruner:
         targets: Mapping[str, float],
         before: Mapping[str, Mask],
         after: Mapping[str, Mask],
+        both: Mapping[str, Mask],
         notes: tuple[str, ...],
     ) -> MaskUpdate:
         total = max(sum(self._sizes.values()), 1)
-        zeros = {name: self._sizes[name] - int(torch.count_nonzero(view.matrix)) for name, view in self._views.items()}
+        live = torch.stack([torch.count_nonzero(view.matrix) for view in self._views.values()]).tolist()
+        zeros = {name: self._sizes[name] - count for name, count in zip(self._views, live, strict=True)}
         closed = opened = 0
         for name, mask in after.items():
             was = before.get(name)
-            either = mask.pruned if was is None else (was & mask).pruned  # by the mask of before, the new one, or both
+            either = mask.pruned if was is None else both[name].pruned  # by the mask of before, the new one, or both
             closed += either - (0 if was is None else was.pruned)
             opened += either - mask.pruned
         return MaskUpdate(

@@ -4,6 +4,8 @@ Criteria and patterns choose masks as bool [out, in], True = kept. What is chose
 the memory layout of the bits; nothing else packs, transposes or moves them.
 """
 
+from collections.abc import Iterable
+
 import numpy
 import torch
 from torch import Tensor
@@ -31,7 +33,8 @@ class Mask:
         PruningError: mask and weights differ in shape.
     """
 
-    __slots__ = ("_bits",)
+    __slots__ = ("_bits", "_pruned")
+    _pruned: int | None  # counted once
 
     def __init__(self, kept: Tensor, like: Tensor | None = None) -> None:
         bits = kept_bits(kept)
@@ -43,6 +46,26 @@ class Mask:
                 )
             bits = torch.empty_like(like, dtype=torch.int8).copy_(bits)
         self._bits = bits  # [out, in]
+        self._pruned = None
+
+    @classmethod
+    def count(cls, masks: Iterable["Mask"]) -> None:
+        """Counts what several masks prune with one wait for a device."""
+        unknown = [mask for mask in masks if mask._pruned is None]
+        if unknown:
+            counts = [torch.count_nonzero(mask._bits).to(unknown[0]._bits.device) for mask in unknown]
+            for mask, kept in zip(unknown, torch.stack(counts).tolist(), strict=True):
+                mask._pruned = mask.weights - int(kept)
+
+    def like(self, matrix: Tensor) -> "Mask":
+        """The same with the strides and on the device of the weights [out, in].
+
+        Raises:
+            PruningError: mask and weights differ in shape.
+        """
+        same = Mask(self.kept, like=matrix)
+        same._pruned = self._pruned
+        return same
 
     @classmethod
     def unpacked(cls, packed: Tensor, columns: int) -> "Mask":
@@ -73,12 +96,15 @@ class Mask:
     @property
     def pruned(self) -> int:
         """How many of them it prunes."""
-        return self.weights - int(torch.count_nonzero(self._bits))
+        if self._pruned is None:
+            self._pruned = self.weights - int(torch.count_nonzero(self._bits))
+        return self._pruned
 
     def __and__(self, other: "Mask") -> "Mask":
         """What both keep."""
         both = object.__new__(Mask)
         both._bits = self._bits & other._bits.to(self._bits.device)
+        both._pruned = None
         return both
 
     def same(self, other: "Mask") -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
+from prunegpt.pruning.bisection import check_finite
 from prunegpt.pruning.threshold import keep_largest, keep_largest_rows, zeros_for
 from prunegpt.spec.patterns import read_pattern
 
@@ -189,9 +190,7 @@ class NOfM(Pattern):
 
     def _largest_of_groups(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         """The N highest of each group; of equal ones, the last."""
-        low, high = torch.aminmax(scores) if scores.numel() else (scores.new_zeros(()), scores.new_zeros(()))
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            keep_largest(scores, 1)  # refuses with its own message
+        check_finite(scores)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         columns = self._groups(scores).permute(2, 0, 1).contiguous()  # [group, out, groups]

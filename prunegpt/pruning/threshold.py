@@ -2,8 +2,8 @@
 
 The k-th smallest score is found by two histograms over the bit patterns of float32: one over the upper 16 bits, one
 over the lower 16 bits of what fell into the bin that holds it. Nothing is sorted, concatenated or copied as a whole,
-the result is exact, and it is the same on every device. Scores that tie are pruned in order: first tensor first, then
-row by row.
+the result is exact. Scores that tie are pruned in order: first tensor first, then
+row by row. That is on a CPU; on an accelerator :mod:`prunegpt.pruning.bisection` finds the same score.
 """
 
 import struct
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
+from prunegpt.pruning.bisection import check_finite, keep_by_bisection, refuse
 from prunegpt.pruning.mask import kept_bits
 
 CHUNK = 1 << 19  # scores per pass: what it makes of them stays in the cache of a CPU
-_GPU_CHUNK = 1 << 26
 _BINS = 1 << 16
 _ZERO = _BINS // 2  # the bin of 0, the lowest half being negative
 FEW = 1 << 15  # up to this number, scores are searched faster without histograms
@@ -66,9 +66,7 @@ def keep_largest_rows(scores: Tensor, zeros: int, *, mask: Tensor | None = None)
     scores = scores.float().contiguous()  # [rows, columns]
     if scores.numel() == 0 or zeros == 0:
         return torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.clone()
-    low, high = torch.aminmax(scores)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        _refuse()
+    check_finite(scores)
     if zeros >= scores.shape[1]:
         return torch.zeros_like(scores, dtype=torch.bool)
     if mask is not None:
@@ -76,6 +74,10 @@ def keep_largest_rows(scores: Tensor, zeros: int, *, mask: Tensor | None = None)
     threshold = kth_of_rows(scores, zeros)  # [rows, 1]
     kept = scores > threshold
     spare = (scores.shape[1] - zeros) - kept.sum(dim=1)  # [rows]: ties that are kept, the last ones of the row
+    if scores.device.type != "cpu":  # which rows have some is not asked: the host would wait
+        ties = scores == threshold
+        kept |= ties & (ties.flip(1).cumsum(dim=1).flip(1) <= spare.unsqueeze(1))
+        return kept if mask is None else kept & mask
     rows = spare.nonzero().squeeze(1)  # [rows with ties to keep]
     if rows.numel():
         ties = scores[rows] == threshold[rows]
@@ -104,22 +106,28 @@ def global_masks(
 
 def _keep(tensors: Sequence[Tensor], zeros: int, masks: Sequence[Tensor | None]) -> list[Tensor]:
     tensors = [tensor.float() for tensor in tensors]
-    held = sum(mask.numel() - int(torch.count_nonzero(mask)) for mask in masks if mask is not None)
     total = sum(tensor.numel() for tensor in tensors)
+    if zeros >= total:
+        return [torch.zeros_like(tensor, dtype=torch.bool) for tensor in tensors]
+    if zeros > 0 and tensors[0].device.type != "cpu":
+        return keep_by_bisection(tensors, zeros, masks)
+    held = 0 if zeros <= 0 else _pruned(masks)
     wanted = zeros - held
     if wanted <= 0:
         return [
             torch.ones_like(tensor, dtype=torch.bool) if mask is None else mask.clone()
             for tensor, mask in zip(tensors, masks, strict=True)
         ]
-    if zeros >= total:
-        return [torch.zeros_like(tensor, dtype=torch.bool) for tensor in tensors]
     threshold, ties = _kth_smallest(tensors, wanted, masks)
     kept = []
     for tensor, mask in zip(tensors, masks, strict=True):
         chosen, ties = _above(tensor, threshold, ties, mask)
         kept.append(chosen)
     return kept
+
+
+def _pruned(masks: Sequence[Tensor | None]) -> int:
+    return sum(mask.numel() - int(torch.count_nonzero(mask)) for mask in masks if mask is not None)
 
 
 def _above(scores: Tensor, threshold: float, ties: int | None, mask: Tensor | None) -> tuple[Tensor, int | None]:
@@ -150,12 +158,12 @@ def _kth_smallest(tensors: Sequence[Tensor], k: int, masks: Sequence[Tensor | No
         return _kth_of_few(tensors, k, masks)
     upper = _histogram((bits >> 16).add_(_ZERO) for bits in _bits(tensors, masks))
     if bool(upper[_ZERO - 0x80 : _ZERO].any() | upper[_ZERO + 0x7F80 :].any()):
-        _refuse()
+        refuse()
     upper[:_ZERO] = upper[:_ZERO].flip(0)  # the bits of negative floats grow away from zero
     negative_zeros = 0
     if upper[_ZERO - 1]:
         negative_zeros = sum(int(torch.count_nonzero(bits == _NEGATIVE_ZERO)) for bits in _bits(tensors, masks))
-    held = sum(mask.numel() - int(torch.count_nonzero(mask)) for mask in masks if mask is not None)
+    held = _pruned(masks)
     upper[_ZERO - 1] -= negative_zeros
     upper[_ZERO] += negative_zeros - held
     top, before = _bin_of(upper, k)
@@ -177,24 +185,22 @@ def _kth_of_few(tensors: Sequence[Tensor], k: int, masks: Sequence[Tensor | None
     kept = [(scores if mask is None else scores[mask]).to(tensors[0].device) for scores, mask in flat]
     joined = torch.cat(kept)  # [kept scores]
     if not bool(torch.isfinite(joined).all()):
-        _refuse()
+        refuse()
     threshold = joined.kthvalue(k).values
     ties = k - int(torch.count_nonzero(joined < threshold))
     return float(threshold), None if ties == int(torch.count_nonzero(joined == threshold)) else ties
 
 
 def _histogram(parts: Iterable[Tensor]) -> Tensor:
-    """How often each number from 0 to 65535 occurs: [bins], on the CPU."""
+    """How often each number from 0 to 65535 occurs: [bins]."""
     counts = torch.zeros(_BINS, dtype=torch.int64)  # [bins]
     for part in parts:
-        counts += torch.bincount(part, minlength=_BINS).cpu()
+        counts += torch.bincount(part, minlength=_BINS)
     return counts
 
 
 def _with_high(bits: Tensor, high: int) -> Tensor:
     """The int32 whose upper 16 bits are `high`."""
-    if bits.device.type != "cpu":
-        return bits[(bits >> 16) == high]
     array = bits.numpy()  # numpy takes a third of the time of torch to select few
     return torch.from_numpy(array[(array >> 16) == high])
 
@@ -216,10 +222,9 @@ def _bits(tensors: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Iterator
     """The bits of the scores as int32, a chunk at a time, in the order of their storage; 0 for what a mask prunes."""
     for tensor, mask in zip(tensors, masks, strict=True):
         scores, kept = _flatten(tensor, mask)
-        chunk = CHUNK if scores.device.type == "cpu" else _GPU_CHUNK
-        for start in range(0, scores.numel(), chunk):
-            bits = scores[start : start + chunk].view(torch.int32)
-            yield bits if kept is None else bits & kept_bits(kept[start : start + chunk])
+        for start in range(0, scores.numel(), CHUNK):
+            bits = scores[start : start + CHUNK].view(torch.int32)
+            yield bits if kept is None else bits & kept_bits(kept[start : start + CHUNK])
 
 
 def _flatten(tensor: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -236,10 +241,3 @@ def kth_of_rows(scores: Tensor, k: int) -> Tensor:
         smallest = numpy.partition(scores.detach().numpy(), k - 1, axis=1)[:, k - 1]
         return torch.from_numpy(smallest.copy()).unsqueeze(1)  # [rows, 1]
     return scores.kthvalue(k, dim=1, keepdim=True).values  # [rows, 1]
-
-
-def _refuse() -> None:
-    raise PruningError(
-        "importance scores must be finite; some are NaN or infinite. Check the weights and the statistics that the "
-        "criterion was given for NaN, infinity and overflow."
-    )

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from prunegpt.errors import ShrinkError
+from prunegpt.lm.device import in_double
 from prunegpt.lm.perplexity import evaluate
 from prunegpt.lm.views import decoder_blocks
 from prunegpt.lm.windows import Windows
@@ -55,7 +56,7 @@ def influence(
     sums = torch.zeros(len(blocks), dtype=torch.float64)  # [layers]
 
     def saw(layer: int, before: Tensor, after: Tensor) -> None:
-        alike = F.cosine_similarity(before.double(), after.double(), dim=-1)  # [windows, length]
+        alike = F.cosine_similarity(in_double(before), in_double(after), dim=-1)  # [windows, length]
         sums[layer] += alike.sum().cpu()
 
     with torch.no_grad(), evaluating(model), _watching(blocks, saw):
@@ -99,7 +100,7 @@ def taylor(
                 torch.autograd.backward(loss / predicted)
                 for layer, change, after in added:
                     if after.grad is not None:
-                        sums[layer] += (after.grad.double() * change.double()).sum().cpu()
+                        sums[layer] += (in_double(after.grad) * in_double(change)).sum().cpu()
                 added.clear()
                 model.get_input_embeddings().zero_grad()
 

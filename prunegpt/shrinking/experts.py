@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from prunegpt.errors import ShrinkError
+from prunegpt.lm.device import in_double
 from prunegpt.lm.views import decoder_lists
 from prunegpt.pruning.statistics import evaluating
 from prunegpt.shrinking.cut import Cut, Slice, build, filled
@@ -208,7 +209,7 @@ def expert_use(
                 if expert < experts:  # beyond are those that do nothing
                     rows, places = torch.where(chosen == expert)  # [routed]
                     output = _output(module, states[rows], expert, chosen, weights)  # [routed, hidden]
-                    norms = output.double().norm(dim=-1) * weights[rows, places].double()  # [routed]
+                    norms = in_double(output).norm(dim=-1) * in_double(weights[rows, places])  # [routed]
                     sums[home][expert] += norms.sum().cpu()
                     tokens[home][expert] += len(rows)
 

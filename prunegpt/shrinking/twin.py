@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunegpt.errors import ShrinkError
+from prunegpt.lm.device import in_double
 from prunegpt.shrinking.axes import Axis
 from prunegpt.shrinking.pieces import Piece
 
@@ -91,7 +92,7 @@ def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
             f"{type(error).__name__}: {' '.join(str(error).split())}. The family takes sizes from another "
             "field, needs more than tokens, or has kernels for rounder sizes: try a multiple of 32."
         ) from error
-    return logits.double()
+    return in_double(logits)
 
 
 def others(count: int, kept: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunegpt.errors import ShrinkError
+from prunegpt.lm.device import in_double
 from prunegpt.lm.views import WeightView, all_matrices
 from prunegpt.pruning.statistics import block_statistics, evaluating, gradient_statistics
 from prunegpt.shrinking.axes import Axis, by_group, channel_axes, followers, grouped_axes, split
@@ -144,7 +145,7 @@ def activation_importance(
             inputs = {(place[name].group, id(seen)): (place[name], seen) for name, seen in found.items()}  # each once
             for axis, seen in inputs.values():
                 if seen is not None and seen.tokens:
-                    squares = seen.input_norm.double().cpu().square()  # [in]
+                    squares = seen.input_norm.cpu().double().square()  # [in]
                     importance[axis.group] += axis.summed(squares).sqrt()
             done += len(found)
             calibrated(done, len(views))
@@ -174,7 +175,7 @@ def taylor_importance(
     found = {axis.group: torch.zeros(axis.members, dtype=torch.float64) for axis in axes}
     for axis in axes:
         if axis.piece in views:
-            change = (gradients[axis.piece] * views[axis.piece].matrix).abs().double()  # [out, in]
+            change = in_double((gradients[axis.piece] * views[axis.piece].matrix).abs())  # [out, in]
             found[axis.group] += axis.summed(change.sum(dim=1 - axis.dimension).cpu())  # [members]
     return found
 

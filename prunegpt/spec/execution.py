@@ -130,6 +130,11 @@ class LauncherSpec(Part):
     @model_validator(mode="after")
     def _known(self) -> "LauncherSpec":
         LAUNCHERS.check(self.kind)
+        if self.gpus and self.processes and self.processes > self.gpus:
+            raise ValueError(
+                f"processes must be at most gpus, as each trains on a GPU of its own, got {self.processes} processes "
+                f"and {self.gpus} gpus. Leave processes out: it is one per GPU."
+            )
         if self.kind in OPTIONS:
             self.parsed()
         return self

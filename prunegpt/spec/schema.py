@@ -308,7 +308,7 @@ class Settings(Part):
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(many), AfterValidator(some)] = Field(
         (42,), description="one trial each; `seeds: 3` is one trial with the seed 3, and `seeds: [1, 2, 3]` are three"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field("auto", description="where to compute")
     precision: Precision = Field(
         "auto", description="auto: bfloat16 where the device has it, else float32; decided when the trial is planned"
     )

@@ -169,6 +169,7 @@ def neutral_in(train: Mapping[str, Any]) -> frozenset[str]:
     return NEUTRAL - CHOOSING - (frozenset() if train.get("eval_steps") else {"logging_steps"})  # its default
 
 
+_CODED = ("8bit", "4bit")  # ends of the names of optimizers whose state is codes
 _WATCHING = ("reduce_lr_on_plateau", "greedy")  # schedules that use the evaluated metric
 _ABOVE_ZERO = frozenset({"num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"})
 _NOT_NEGATIVE = frozenset(
@@ -264,6 +265,13 @@ def training_problems(train: Mapping[str, Any], *, prunes: bool) -> Iterator[tup
         prunes: whether masks change while the model trains.
     """
     yield from _schedule_problems(train)
+    optimizer = str(train.get("optim", ""))
+    if prunes and optimizer.endswith(_CODED):
+        yield (
+            "optim",
+            f"optim must keep moments that can be set to zero where masks change, got {optimizer}: it keeps codes of "
+            f"fewer bits. Use adafactor, which takes less memory, or adamw_torch.",
+        )
     best = "load_best_model_at_end"
     if not train.get(best):
         return

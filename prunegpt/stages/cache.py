@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,7 +34,6 @@ from prunegpt.training.job import JOB
 
 LAYERS = "layers.json"
 TOKENIZER_CACHE = "tokenizers"
-_MANY = 50_000_000  # weights of a model that memory is looked through for: 200 MB
 
 
 @contextmanager
@@ -176,17 +176,24 @@ def _pruned(folder: Path) -> Pruned:
     return Pruned(file.masks, file.method, file.pattern, file.target)
 
 
-def source(root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device) -> ModelState:
+def source(
+    root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device, as_stored: bool = False
+) -> ModelState:
     """A model as it is stored, with the masks of the file beside its weights, where there is one.
+
+    Args:
+        as_stored: whether its weights keep the dtype of the files; else they are float32.
 
     Raises:
         ModelError: it cannot be loaded, or is not the one that was planned.
         MaskDriftError: its weights are not zero under its masks.
     """
+    stored, notes = origin(model)
+    dtype = getattr(torch, stored) if as_stored else torch.float32
     with inputs.reading(model_files(model)):
-        loaded = load_model(model.source, dtype=torch.float32, device=device, **_options(model))
+        loaded = load_model(model.source, dtype=dtype, device=device, **_options(model))
         pruned, processor = _pruned(Path(model.source)), processor_files(model.source, model.revision)
-    state = ModelState(loaded, tokenizer(root, model, inputs), pruned, *origin(model), processor)
+    state = ModelState(loaded, tokenizer(root, model, inputs), pruned, stored, notes, processor)
     rows = getattr(loaded.get_input_embeddings(), "num_embeddings", None)
     if problem := vocabulary_problem(model.source, state.tokenizer.get_vocab(), rows):
         raise ModelError(problem)
@@ -214,9 +221,9 @@ def tokenizer(root: Root, model: ModelSpec, inputs: Inputs) -> PreTrainedTokeniz
         )
 
 
-def release(weights: int) -> None:
-    """Frees the memory of an unreferenced model of that many weights, if it is large."""
-    if weights > _MANY or torch.cuda.is_available():
+def release(model: "weakref.ref[Any]") -> None:
+    """Frees the memory of a model that nobody names any more, also where something of it refers to itself."""
+    if model() is not None:
         gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

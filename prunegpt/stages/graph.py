@@ -2,6 +2,7 @@
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.errors import Interrupted
 from prunegpt.lm import ranks
-from prunegpt.lm.device import pick_device, pick_dtype
+from prunegpt.lm.device import overlooked, pick_device, pick_dtype
 from prunegpt.planning.fingerprint import extra_versions, versions
 from prunegpt.planning.inputs import Inputs
 from prunegpt.records import Evaluation, StageRecord, chain_metrics, main_scores, published_record
@@ -77,6 +78,9 @@ class Chain:
 
     def _run(self, done: Callable[[StageRecord], None]) -> None:
         device = pick_device(self.trial.device)
+        ranks.check_device(device)
+        if self.trial.device == "auto" and (words := overlooked(device)):
+            self.say(words)
         dtype = pick_dtype(self.trial.precision, device)
         first = PlannedEvaluation(evaluate=self.trial.evaluate, key=self.trial.evaluation_key)
         rulers = [
@@ -182,9 +186,9 @@ class Chain:
             return state
         # What was published is what is measured and passed on: no attention kernel, wrapper or hook that a stage has
         # set in this process outlives it, and a chain that is run in pieces gives the same bits.
-        weights = sum(parameter.numel() for parameter in state.model.parameters())
+        gone = weakref.ref(state.model)
         state.model, state.pruned, state.layers = None, Pruned(), None
-        cache.release(weights)
+        cache.release(gone)
         return self._load(plan.key, plan.model, device)
 
     def _generate(self, plan: StagePlan, device: torch.device, dtype: torch.dtype) -> None:

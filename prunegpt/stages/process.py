@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from prunegpt.lm.device import PRODUCTS
+
 
 def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
@@ -32,8 +34,6 @@ def _set_environment(before: Mapping[str, str]) -> None:
     os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
 
 
-_OWNERS = [torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn]  # the first sets the others too
-
 # Name -> how it is read, and how it is set back.
 SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "environment": (lambda: dict(os.environ), _set_environment),
@@ -42,8 +42,7 @@ SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "cudnn.benchmark": _attribute(torch.backends.cudnn, "benchmark"),
     **{
         f"precision of float32 products, {number}": _attribute(owner, "fp32_precision")
-        for number, owner in enumerate(_OWNERS)
-        if hasattr(owner, "fp32_precision")  # torch 2.9
+        for number, owner in enumerate(PRODUCTS)
     },
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "log level of transformers": (logging.get_verbosity, logging.set_verbosity),

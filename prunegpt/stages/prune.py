@@ -67,7 +67,7 @@ def apply(
     """Prunes the model in place and puts the masks into the state.
 
     Args:
-        given: `calibrated`, `solved` and `stop` of :func:`prune_oneshot`.
+        given: `calibrated`, `solved`, `stop` and `place` of :func:`prune_oneshot`.
 
     Raises:
         Interrupted: `stop` said so.

@@ -1,6 +1,7 @@
 """One training stage: from a frozen job to a model that is what the job says."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from prunegpt.planning.budget import micro_batch
 from prunegpt.points import Emit
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
+from prunegpt.pruning.mask import Masks
 from prunegpt.training.adapter import Adapter
 from prunegpt.training.job import TrainingJob
 from prunegpt.training.trainer import JobTrainer, last_checkpoint, step_of
@@ -106,7 +108,19 @@ def train(
         checkpoint_seconds=checkpoint_seconds,
         adapter=adapter,
     )
-    last = _agreed(last_checkpoint(work))
+    with closing(trainer):
+        return _run(trainer, model, job, held, _agreed(last_checkpoint(work)), adapter)
+
+
+def _run(
+    trainer: JobTrainer,
+    model: PreTrainedModel,
+    job: TrainingJob,
+    held: Masks,
+    last: Path | None,
+    adapter: Adapter | None,
+) -> TrainingOutcome:
+    """Trains from a checkpoint on, or from the beginning, and checks that the result is what the job says."""
     if last and step_of(last) >= job.steps:  # all is done but publishing; transformers would take another step
         trainer.restore(last)
     else:
@@ -127,9 +141,9 @@ def train(
             raise DivergedError(
                 f"weights must stay finite; {name} is not after step {reached}. Try a lower learning rate."
             )
-    enforcer.verify()
+    trainer.enforcer.verify()
     if job.prune:
-        job.prune.verify(enforcer.masks, held)
+        job.prune.verify(trainer.enforcer.masks, held)
     return TrainingOutcome(reached, trainer.tokens, trainer.seconds, trainer.notes)
 
 

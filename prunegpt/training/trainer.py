@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 
 from prunegpt.distill.guard import DivergenceGuard
-from prunegpt.distill.objective import DistillationObjective
+from prunegpt.distill.objective import ChunkedOwnLoss, DistillationObjective
 from prunegpt.distill.targets import IGNORE
 from prunegpt.errors import MaskDriftError, PruneGPTError
 from prunegpt.lm import ranks
@@ -99,6 +99,7 @@ class JobTrainer(Trainer, TrainerCallback):
         adapter: Adapter | None = None,
         **arguments: Any,
     ) -> None:
+        self._own = vars(arguments["model"]).keys() & {"forward"}
         super().__init__(**arguments)
         self.add_callback(self)
         if objective:
@@ -113,6 +114,7 @@ class JobTrainer(Trainer, TrainerCallback):
         self.stop = stop
         self.checkpoint_seconds = checkpoint_seconds
         self.adapter = adapter
+        self._own_loss = ChunkedOwnLoss()
         self.guard = DivergenceGuard(self.model.get_input_embeddings().weight.shape[0])
         self.tokens = 0
         self.interrupted = False
@@ -120,6 +122,21 @@ class JobTrainer(Trainer, TrainerCallback):
         self._earlier = 0.0  # seconds of earlier attempts
         self._started = self._saved = time.monotonic()
         self._logged, self._guarded = _Means(), _Means()
+
+    def close(self) -> None:
+        """Lets go of gradients, moments and the model: what a trainer refers to refers to it, and would stay.
+
+        The model gets its own `forward` back, which accelerate has put one around that refers to the model.
+        """
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # in accelerate's wrapper
+        if optimizer is not None:
+            optimizer.state.clear()
+            optimizer.param_groups.clear()
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        for name in {"forward", "_original_forward"} & vars(self.model).keys() - self._own:
+            delattr(self.model, name)
+        self.__dict__.clear()
 
     @property
     def seconds(self) -> float:
@@ -175,7 +192,8 @@ class JobTrainer(Trainer, TrainerCallback):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        block, rows = inputs.pop("block"), inputs.pop("rows", None)
+        known: dict[str, Any] = {name: inputs.pop(name) for name in ("block", "seen") if name in inputs}
+        rows = inputs.pop("rows", None)
         responses = {"responses": inputs.pop("responses")} if "responses" in inputs else {}
         own, length = inputs["input_ids"].shape
         if responses:
@@ -183,10 +201,14 @@ class JobTrainer(Trainer, TrainerCallback):
         else:
             self.tokens += (own if rows is None else int(rows)) * length
         if self.objective is None:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            self._note({"ce": (loss[0] if return_outputs else loss) / ranks.count()})
-            return loss
-        loss, terms = self.objective(model, {**inputs, **responses, "block": block}, num_items_in_batch)
+            chunked = self._own_loss(model, inputs, num_items_in_batch)
+            if chunked is None:
+                loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                self._note({"ce": (loss[0] if return_outputs else loss) / ranks.count()})
+                return loss
+            loss, terms = chunked, {"ce": chunked.detach()}
+        else:
+            loss, terms = self.objective(model, {**inputs, **responses, **known}, num_items_in_batch)
         self._note(terms)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, tokens were summed

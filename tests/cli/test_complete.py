@@ -59,6 +59,7 @@ FREE = {
     *("targets", "project", "entity", "interpreter", "arguments", "version", "digest", "source", "teacher"),
     *("sweep run only", "sweep check only", "sweep resume only", "wandb create only", "wandb trial only"),
     *("wandb agent sweep", "wandb upload sweep", "where", "eval tasks", "include_path", "max_shard_size"),
+    "doctor device",
 }  # fmt: skip
 TEXTS = (str, list[str])
 

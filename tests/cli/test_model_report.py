@@ -61,6 +61,14 @@ def test_no_weight_is_read(invoke: Invoke, tmp_path: Path) -> None:
     assert invoke("doctor", "--model", folder, "--json") == before
 
 
+def test_a_device_that_is_not_here_may_be_asked_about(invoke: Invoke, tmp_path: Path) -> None:
+    folder = folder_of("gpt2", tmp_path)
+    found = json.loads(invoke("doctor", "--model", folder, "--device", "24GiB", "--json"))
+    assert found["devices"]["24GiB"] == 24 * 2**30
+    assert "fits 24GiB" in invoke("doctor", "--model", folder, "--device", "24GiB")
+    assert "a size must be a number of GiB or GB" in invoke("doctor", "--model", folder, "--device", "big", fails=True)
+
+
 def test_what_is_no_decoder_is_refused(invoke: Invoke, tmp_path: Path) -> None:
     assert "not there" in invoke("doctor", "--model", "./nowhere", fails=True)
     (tmp_path / "bert").mkdir()
@@ -75,6 +83,8 @@ def test_estimates_grow_as_they_must(tmp_path: Path) -> None:
     assert small["magnitude"] < small["wanda"] < small["sparsegpt"]
     assert large["wanda"] - small["wanda"] == 16 * 64 * model.config.hidden_size * 4
     assert small["evaluation"] > weights
+    deep = memory(tiny("llama", vocab_size=1024, num_hidden_layers=8), windows=16, length=64, batch=2)
+    assert deep["sparsegpt streamed"] == small["sparsegpt streamed"]  # one layer at a time
     assert small["training"] > 4 * weights
     assert memory(model, windows=16, length=64, batch=4)["training"] - 4 * weights == 2 * (
         small["training"] - 4 * weights

@@ -348,3 +348,23 @@ def test_inside_torch_compile_it_is_a_graph_break_with_the_same_gradients() -> N
     expected = torch.autograd.grad(step(hidden.detach()), inputs)
     got = torch.autograd.grad(torch.compile(step, backend="aot_eager")(hidden.detach()), inputs)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("teacher", ["none", "running", "cached"])
+@pytest.mark.parametrize("denominator", [None, 5.0])
+def test_tokens_that_weigh_nothing_are_as_those_that_are_left_out(teacher: str, denominator: float | None) -> None:
+    found = []
+    for compact in (True, False):
+        hidden, head, labels, running = problem()
+        targets: Targets | None = None if teacher == "none" else running
+        if teacher == "cached":
+            targets = TopKTargets(*teacher_classes(running.head.apply(running.hidden), 3, 2.0))
+        asked = {"loss": FORWARD_KL, "hardness": 0.0 if targets is None else 0.4, "temperature": 2.0}
+        losses = chunked_losses(
+            hidden, head, labels, targets, **asked, chunk_tokens=4, denominator=denominator, compact=compact
+        )
+        losses.total.backward()
+        found.append([*losses, hidden.grad, head.weight.grad, head.bias.grad])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert not found[1][3][[2, 8]].any()

@@ -18,7 +18,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from prunegpt.distill.cache import build_cache
 from prunegpt.distill.losses.forward_kl import FORWARD_KL
 from prunegpt.distill.losses.top_k import TOP_K
-from prunegpt.distill.objective import DistillationObjective
+from prunegpt.distill.objective import ChunkedOwnLoss, DistillationObjective
 from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import DistillationError
 
@@ -162,6 +162,29 @@ def test_hardness_zero_is_training_without_distillation_bit_for_bit(
     train(distilled, lambda inputs: objective(distilled, {**inputs, "block": torch.arange(3)}, 46)[0])
     for (name, mine), theirs in zip(plain.named_parameters(), distilled.parameters(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("num_items", [None, 46])
+def test_a_models_own_loss_a_part_at_a_time_is_its_own(
+    student: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, num_items: int | None
+) -> None:
+    inputs, lean = batch(), ChunkedOwnLoss()
+    known = {**inputs, "block": torch.arange(len(inputs["labels"]))}
+    assert lean(student.train(), known, num_items) is None  # few logits: the model computes them at once
+    monkeypatch.setattr("prunegpt.distill.objective.LOGITS", 0)
+    assert lean(student.eval(), known, num_items) is None
+    found = lean(student.train(), known, num_items)
+    if isinstance(student, Bent):  # its logits are more than a product
+        assert found is None
+        return
+    assert found is not None
+    torch.manual_seed(0)
+    slopes = gradients(student, lean(student, known, num_items))
+    torch.manual_seed(0)
+    expected = student(**inputs, num_items_in_batch=num_items).loss
+    rounded = {"rtol": 1e-4, "atol": 1e-6, "check_dtype": False}  # the model's own is in float32
+    torch.testing.assert_close(found, expected, **rounded)
+    torch.testing.assert_close(slopes, gradients(student, expected), **rounded)
 
 
 def test_evaluation_asks_no_teacher(student: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,7 @@ def test_a_word_names_a_launcher() -> None:
         ({"kind": "ray", "options": {"cpus": 0}}, "option 'cpus' of launcher ray: .*greater than 0, got 0"),
         ({"kind": "ray", "options": {"partition": "a"}}, "unknown option of launcher ray 'partition'. Valid: "),
         ({"kind": "local", "options": {"cpus": 1}}, "unknown option of launcher local 'cpus'. Valid: threads"),
+        ({"gpus": 2, "processes": 3}, "processes must be at most gpus, .*got 3 processes and 2 gpus"),
     ],
 )
 def test_wrong_options_are_refused_when_the_spec_is_read(fields: dict[str, Any], message: str) -> None:

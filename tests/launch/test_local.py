@@ -128,6 +128,20 @@ def test_devices_are_those_the_environment_allows(monkeypatch: pytest.MonkeyPatc
     assert cuda_devices() == []
 
 
+def test_cards_of_both_makers_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("prunegpt.launch.local.NVIDIA", tmp_path / "nvidia")
+    monkeypatch.setattr("prunegpt.launch.local.AMD", tmp_path / "amd")
+    assert cuda_devices() == []
+    for node, units in enumerate((0, 304, 304)):  # the first is the processor
+        (tmp_path / "amd" / str(node)).mkdir(parents=True)
+        (tmp_path / "amd" / str(node) / "properties").write_text(f"cpu_cores_count 8\nsimd_count {units}\n")
+    assert cuda_devices() == ["0", "1"]
+    for card in ("a", "b", "c"):
+        (tmp_path / "nvidia" / card).mkdir(parents=True)
+    assert cuda_devices() == ["0", "1", "2"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread looks every second")
 def test_workers_die_with_their_coordinator(tmp_path: Path) -> None:
     folder = tmp_path / "attempt-1"

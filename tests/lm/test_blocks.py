@@ -44,7 +44,7 @@ def test_rows_that_are_dropped_are_not_shared() -> None:
 
 def test_a_batch_of_one_process_is_numbered_tokens() -> None:
     batch = collate([BLOCKS[3], BLOCKS[5]])
-    assert batch.keys() == {"input_ids", "labels", "block"}
+    assert batch.keys() == {"input_ids", "labels", "block", "seen"}
     assert batch["block"].tolist() == [3, 5]
     assert batch["input_ids"].tolist() == batch["labels"].tolist() == [[12, 13, 14, 15], [20, 21, 22, 23]]
 

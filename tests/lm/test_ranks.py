@@ -12,6 +12,7 @@ from prunegpt.lm import ranks
 
 PROGRAM = """
 import json, sys, time
+import torch
 from pathlib import Path
 from prunegpt.lm import ranks
 folder = Path(sys.argv[1])
@@ -22,11 +23,14 @@ with ranks.joined():
         if me == 0:
             time.sleep(0.5)
             (folder / "first").touch()
+    shared, turned = torch.full((3,), me > 0), torch.arange(6.0).reshape(2, 3).t() + 10 * me
+    ranks.share([shared, turned])
     found = {
         "count": ranks.count(), "leads": ranks.leads(), "seen": seen,
         "agree": ranks.agree([me + 1.5, float("nan") if me else 2.0]),
         "decide": ranks.decide(me == 1), "either": ranks.either(me == 1, False),
         "total": ranks.total([me + 1.0, 10.0]),
+        "shared": shared.tolist(), "turned": turned.tolist(),
         "same": ranks.alike("00ff"), "other": ranks.alike("00f" + str(me)),
     }
     ranks.wait()
@@ -63,6 +67,8 @@ def test_two_processes_follow_the_first(tmp_path: Path) -> None:
         "decide": False,
         "either": [True, False],
         "total": [3.0, 20.0],
+        "shared": [False] * 3,
+        "turned": [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]],
         "same": True,
         "other": False,
     }

@@ -84,7 +84,7 @@ def test_a_trial_with_a_malformed_field_is_looked_at_all_the_same() -> None:
     spec["trials"][0]["device"] = "tpu"
     spec["trials"][2]["stages"].insert(0, {"prune": {"method": "nosuch", "sparsity": 0.5}})
     found = problems(spec)
-    assert told("must be 'auto', 'cpu', 'cuda' or 'mps', got 'tpu'", found)
+    assert told("must be 'auto', 'cpu', 'cuda', 'mps' or 'xpu', got 'tpu'", found)
     assert told("unknown criterion or solver 'nosuch'", found)
     assert all(told(message, found) for message in PLANTED.values())
 

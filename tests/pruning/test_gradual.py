@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -185,6 +185,29 @@ def test_a_solver_repairs_the_weights_it_keeps(make_toy: MakeToy, name: str) -> 
         return float((change @ gram @ change.t()).trace())
 
     assert lost(toy.first.weight) < lost(plain.first.weight)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "sparsegpt"])
+def test_several_processes_take_what_the_first_one_chose(
+    make_toy: MakeToy, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Masks, and the weights that a solver has repaired: of the first process, whatever this one made of them."""
+    sent: list[Tensor] = []
+
+    def take(tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            sent.append(tensor)
+            if tensor.dtype == torch.bool:
+                tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape) % 2 == 0)
+
+    monkeypatch.setattr("prunegpt.lm.ranks.share", take)
+    toy = make_toy()
+    statistics = calibration(toy, "gram") if name == "sparsegpt" else None
+    run = Run(toy, name, clock=Clock.regular(0, 0, 1), final=0.5, statistics=statistics)
+    run.steps(range(1))
+    assert all(mask.flatten().tolist() == [True, False] * (mask.numel() // 2) for mask in run.masks.values())
+    weights = [tensor for tensor in sent if tensor.dtype != torch.bool]
+    assert [tensor.shape for tensor in weights] == ([torch.Size([8, 6]), torch.Size([8, 4])] if statistics else [])
 
 
 def test_what_was_pruned_before_stays_pruned(make_toy: MakeToy) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunegpt.errors import PruningError
 from prunegpt.pruning import threshold
+from prunegpt.pruning.bisection import check_finite, checked_together, keep_by_bisection
 from prunegpt.pruning.threshold import global_masks, keep_largest, keep_largest_rows, zeros_for
 from tests.pruning.reference import keep_by_sorting
 
@@ -100,6 +101,15 @@ def test_global_masks_are_a_stable_sort_of_the_concatenation(data: st.DataObject
     expected = keep_by_sorting(joined, round(joined.numel() * sparsity), mask)
     assert torch.equal(torch.cat([kept.flatten() for kept in found.values()]), expected)
     assert [kept.shape for kept in found.values()] == [tensor.shape for tensor in tensors]
+    zeros = round(joined.numel() * sparsity)
+    if 0 < zeros < joined.numel():  # what an accelerator does, on tensors of the host
+        halved = keep_by_bisection(tensors, zeros, held)
+        assert torch.equal(torch.cat([kept.flatten() for kept in halved]), expected)
+
+
+def test_on_the_host_no_check_is_put_off() -> None:
+    with checked_together(), pytest.raises(PruningError, match="importance scores must be finite"):
+        check_finite(torch.tensor([1.0, torch.nan]))
 
 
 def test_many_chunks_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A stage leaves its process as it was, whatever training argument it was given."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,3 +33,16 @@ def test_a_training_leaves_its_process_as_it_was(run_trials: RunTrials, name: st
     record = run_trials({"name": "a", "stages": [{"finetune": {"train": VALUES[name]}}]})["a"]
     assert record.state == "finished", record.trace
     assert settings() == before
+
+
+def test_the_model_of_a_stage_is_gone_before_the_next_one_is_loaded(
+    run_trials: RunTrials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a collection of garbage, which takes a third of a second: nothing of a model refers to it."""
+    collected: list[int] = []
+    monkeypatch.setattr("prunegpt.stages.cache.gc", SimpleNamespace(collect=lambda: collected.append(1)))
+    gradual = {"sparsity": 0.5, "unit": "steps", "start": 1, "end": 3, "every": 1}
+    stages = [{"prune": {"sparsity": 0.3}}, {"finetune": {"prune": gradual}}, {"shrink": {"drop": [1]}}]
+    record = run_trials({"name": "a", "stages": stages})["a"]
+    assert record.state == "finished", record.trace
+    assert collected == []

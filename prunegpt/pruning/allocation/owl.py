@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunegpt.errors import PruningError
+from prunegpt.lm.device import sums_in
 from prunegpt.pruning.allocation.balance import allotted, block_weights, scaled
 
 
@@ -21,7 +22,7 @@ def outlier_ratio(scores: Sequence[Tensor], *, multiple: float = 5.0) -> float:
     count = sum(tensor.numel() for tensor in scores)
     if not count:
         return 0.0
-    mean = sum(float(tensor.sum(dtype=torch.float64)) for tensor in scores) / count
+    mean = sum(float(tensor.sum(dtype=sums_in(tensor.device))) for tensor in scores) / count
     return sum(int(torch.count_nonzero(tensor > multiple * mean)) for tensor in scores) / count
 
 

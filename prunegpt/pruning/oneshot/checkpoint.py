@@ -65,7 +65,8 @@ class SolvedLayers:
             matrix: its weights, [out, in], which nobody changes any more.
             mask: bool [out, in], True = kept.
         """
-        self._new.append((row, matrix, mask))
+        if self._folder is not None:
+            self._new.append((row, matrix, mask))
 
     def save(self, *, now: bool = False) -> None:
         """Writes what is new, if a checkpoint is due or wanted now."""

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegpt.errors import Interrupted
+from prunegpt.errors import Interrupted, PruningError
+from prunegpt.lm.device import exact_products
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.choose import Groups, choose
 from prunegpt.pruning.evidence import evidence
 from prunegpt.pruning.oneshot.checkpoint import SolvedLayers
-from prunegpt.pruning.oneshot.request import check_request
+from prunegpt.pruning.oneshot.request import Request, check_request
 from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, OnLayer
 from prunegpt.pruning.patterns import Pattern
 from prunegpt.pruning.repair import Repair
@@ -29,6 +30,7 @@ _NUMBER = re.compile(r"[\d.e+-]*\d")
 
 
 @torch.no_grad()
+@exact_products()
 def prune_oneshot(
     model: nn.Module,
     views: Mapping[str, WeightView],
@@ -45,6 +47,7 @@ def prune_oneshot(
     options: Mapping[str, Any] | None = None,
     micro_batch: int | None = None,
     offload: bool | None = None,
+    place: torch.device | None = None,
     progress: OnLayer = lambda *_: None,
     calibrated: Callable[[int, int], None] = lambda *_: None,
     solved: SolvedLayers | None = None,
@@ -78,6 +81,8 @@ def prune_oneshot(
         options: further arguments of the method, such as `damping`.
         micro_batch: calibration windows at a time; None = by the number of tokens. Changes results by rounding only.
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
+        place: where decoder layers are computed and solved, one at a time, while the model stays where it is: a device
+            that need not hold it. None = where the model is. Masks and weights are the same.
         progress: called with layers done, layers in all, and the name of the last one; first with those that an
             earlier attempt has solved, and no name.
         calibrated: called with what is done of a calibration that comes before the first layer, and with the whole.
@@ -103,6 +108,8 @@ def prune_oneshot(
         propagate=propagate,
     )
     needs = request.part.needs
+    if place is not None:
+        _check_streaming(method, request, repair)
     before = SolvedLayers(None) if solved is None or request.scope == "global" else solved
     windows = None
     if needs & (ACTIVATIONS | GRADIENTS) or repair:
@@ -120,6 +127,7 @@ def prune_oneshot(
         solved=before,
         calibrated=calibrated,
         kept=solved.beside("gradients") if solved is not None else None,
+        place=place,
     )
     held = {name: mask.to(views[name].parameter.device) for name, mask in (masks or {}).items() if name in views}
     chosen: dict[str, Tensor] = {}
@@ -162,7 +170,8 @@ def prune_oneshot(
                 done(row, mask)
                 progress(len(rows), len(views), name)
                 if repair is None:
-                    before.add(row, views[name].matrix, mask)
+                    matrix = views[name].matrix  # [out, in]
+                    before.add(row, matrix if place is None else matrix.cpu(), chosen[name])
                     before.save()
                 else:
                     open_rows.append(row)
@@ -179,6 +188,18 @@ def prune_oneshot(
         seconds=perf_counter() - started,
         notes=(*request.notes, *_together(rows.values()), *_repaired(repair, rows.values())),
     )
+
+
+def _check_streaming(method: str, request: Request, repair: RepairSpec | None) -> None:
+    """Raises PruningError where layers cannot be computed one at a time."""
+    whole = "gradients" if request.part.needs & GRADIENTS else "allocation global" if request.scope == "global" else ""
+    if repair is not None:
+        whole = "repair"
+    if whole:
+        raise PruningError(
+            f"layers are streamed where one is done before the next one begins; {whole} of {method} needs the whole "
+            "model. Prune it where the model fits, without streaming."
+        )
 
 
 def _repaired(repair: RepairSpec | None, rows: Iterable[LayerRow]) -> Iterator[str]:

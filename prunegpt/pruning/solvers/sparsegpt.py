@@ -55,7 +55,8 @@ def sparsegpt(
     step = max(block_size // group, 1) * group
     starts = range(0, columns.shape[0], step)
     widths = [min(step, columns.shape[0] - start) for start in starts]
-    pruned = [int(torch.count_nonzero(~kept[start : start + step])) for start in starts]
+    lost = (~kept).sum(dim=1).tolist() if mask is not None else [0] * len(kept)  # of each column
+    pruned = [sum(lost[start : start + step]) for start in starts]
     counts = quotas([width * columns.shape[1] for width in widths], pruned, zeros)
 
     for start, count in zip(starts, counts, strict=True):

@@ -55,11 +55,19 @@ class BlockInputs:
     Made by :func:`capture`.
     """
 
-    def __init__(self, blocks: nn.ModuleList, hidden: list[Tensor], calls: list[list[_Call]], offload: bool) -> None:
+    def __init__(
+        self,
+        blocks: nn.ModuleList,
+        hidden: list[Tensor],
+        calls: list[list[_Call]],
+        offload: bool,
+        place: torch.device,
+    ) -> None:
         self._blocks = blocks
         self._hidden = hidden  # by micro-batch: [windows, length, width]
         self._calls = calls  # by micro-batch, by block
         self._offload = offload
+        self._place = place  # where blocks are run
 
     @property
     def hidden(self) -> Tensor:
@@ -72,11 +80,25 @@ class BlockInputs:
 
     def copy(self) -> "BlockInputs":
         """The same hidden states, which move on by themselves."""
-        return BlockInputs(self._blocks, list(self._hidden), self._calls, self._offload)
+        return BlockInputs(self._blocks, list(self._hidden), self._calls, self._offload, self._place)
+
+    @contextmanager
+    def resident(self, index: int) -> Iterator[None]:
+        """Block `index` is on the device where it is run while the context lasts."""
+        block = self._blocks[index]
+        home = next(block.parameters()).device
+        if home == self._place:
+            yield
+            return
+        block.to(self._place)
+        try:
+            yield
+        finally:
+            block.to(home)
 
     def states(self, batch: int) -> Tensor:
-        """The hidden states of a micro-batch, [windows, length, width], on the device of the blocks."""
-        return self._hidden[batch].to(next(self._blocks.parameters()).device)
+        """The hidden states of a micro-batch, [windows, length, width], on the device where blocks are run."""
+        return self._hidden[batch].to(self._place)
 
     def output(self, index: int, batch: int) -> Tensor:
         """What block `index` makes of a micro-batch, [windows, length, width]."""
@@ -137,6 +159,7 @@ def capture(
     *,
     micro_batch: int | None = None,
     offload: bool | None = None,
+    place: torch.device | None = None,
 ) -> BlockInputs:
     """The hidden states in front of the first block, and the other arguments of every block.
 
@@ -150,23 +173,40 @@ def capture(
         blocks: its decoder layers.
         windows: token ids, int64 [windows, length].
         micro_batch: windows at a time; None = by the number of tokens.
-        offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
+        offload: whether hidden states are held on the CPU; None = where blocks are run on an accelerator.
+        place: where blocks are run, each moved there for its turn; None = where the model is.
 
     Raises:
         WalkError: a forward pass does not call each block once, or hands on more than hidden states.
     """
     device = next(model.parameters()).device
+    place = place or device
     inner = getattr(model, "base_model", model)  # without the head
-    offload = device.type != "cpu" if offload is None else offload
+    offload = place.type != "cpu" if offload is None else offload
     outputs = _verified(inner, blocks, windows[:1, :_FEW].to(device))
     hidden: list[Tensor] = []
     calls: list[list[_Call]] = []
-    for part in torch.split(windows, micro_batch_of(windows, device, micro_batch)):
+    for part in torch.split(windows, micro_batch_of(windows, place, micro_batch)):
         seen = _seen(inner, blocks, outputs, part.to(device))
         states = seen[0][0]  # [windows, length, width]
-        hidden.append(states.cpu() if offload else states)
-        calls.append([_sharing(call, calls[0][index]) if calls else call for index, (_, call) in enumerate(seen)])
-    return BlockInputs(blocks, hidden, calls, offload)
+        hidden.append(states.cpu() if offload else states.to(place))
+        moved: dict[int, Tensor] = {}  # one copy of what several blocks are called with
+        here = [_Call(_on(call.args, place, moved), _on(call.kwargs, place, moved), call.by_name) for _, call in seen]
+        calls.append([_sharing(call, calls[0][index]) if calls else call for index, call in enumerate(here)])
+    return BlockInputs(blocks, hidden, calls, offload, place)
+
+
+def _on(value: Any, place: torch.device, moved: dict[int, Tensor]) -> Any:
+    """Arguments with their tensors on a device."""
+    if isinstance(value, Tensor):
+        if value.device == place:
+            return value
+        return moved.setdefault(id(value), value.to(place))
+    if type(value) is tuple:
+        return tuple(_on(item, place, moved) for item in value)
+    if type(value) is dict:
+        return {key: _on(item, place, moved) for key, item in value.items()}
+    return value
 
 
 def _first(output: Any) -> Tensor:

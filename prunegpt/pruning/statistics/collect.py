@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunegpt.errors import PruningError
 from prunegpt.lm.modes import evaluation_mode
 from prunegpt.lm.views import WeightView, decoder_lists
 from prunegpt.pruning.statistics.activations import StopForward, WalkError, capture, micro_batch_of
@@ -40,6 +41,7 @@ def block_statistics(
     micro_batch: int | None = None,
     offload: bool | None = None,
     solved: Container[str] = (),
+    place: torch.device | None = None,
 ) -> Iterator[Mapping[str, LayerStatistics | None]]:
     """The statistics of the layers, one decoder layer after the other, as a generator.
 
@@ -61,6 +63,7 @@ def block_statistics(
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
         solved: layers that an earlier attempt has pruned, whose weights the caller writes into the model when their
             block is handed out. A block of which all are solved costs no statistics.
+        place: where blocks are run, one at a time, if not where the model is; each is there when it is handed out.
 
     Yields:
         layer name -> statistics, of one block; None for all layers of one that is solved.
@@ -78,7 +81,12 @@ def block_statistics(
     blocks, *further = decoder_lists(model).values()
     if by_block and not further:
         with suppress(WalkError):
-            states = capture(model, blocks, windows, micro_batch=micro_batch, offload=offload)
+            states = capture(model, blocks, windows, micro_batch=micro_batch, offload=offload, place=place)
+    if states is None and place is not None:
+        raise PruningError(
+            f"layers are streamed one after the other; those of {type(model).__name__} cannot be run by themselves. "
+            "Prune it where the whole model fits, without streaming."
+        )
     if states is None:
         groups = [*(by_block[index] for index in sorted(by_block)), outside] if propagate else [views]
         for layers in filter(None, groups):
@@ -96,17 +104,18 @@ def block_statistics(
         dense = _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
     for index in range(last + 1):
         layers = by_block.get(index, {})
-        if layers and all(name in solved for name in layers):
-            if not propagate and index < last:
+        with states.resident(index):
+            if layers and all(name in solved for name in layers):
+                if not propagate and index < last:
+                    states.run(index, keep=True)
+                yield dict.fromkeys(layers)
+            elif layers:
+                collector = InputCollector(layers, gram=gram, stop_early=propagate or index == last)
+                with collector.attached():
+                    states.run(index, keep=not propagate and index < last, after_batch=collector.end_batch)
+                yield collector.results()
+            if index < last and (propagate or not layers):
                 states.run(index, keep=True)
-            yield dict.fromkeys(layers)
-        elif layers:
-            collector = InputCollector(layers, gram=gram, stop_early=propagate or index == last)
-            with collector.attached():
-                states.run(index, keep=not propagate and index < last, after_batch=collector.end_batch)
-            yield collector.results()
-        if index < last and (propagate or not layers):
-            states.run(index, keep=True)
     if outside and over:
         yield dict.fromkeys(outside)
     elif outside:

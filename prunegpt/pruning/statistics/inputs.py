@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from prunegpt.errors import PruningError
+from prunegpt.lm.device import in_double, sums_in
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.statistics.activations import StopForward
 
@@ -49,7 +50,7 @@ class _Sums:
     """Sums over the tokens of one input, which one layer or several have."""
 
     def __init__(self, width: int, device: torch.device, gram: bool) -> None:
-        self.squares = torch.zeros(width, dtype=torch.float64, device=device)  # [in]
+        self.squares = torch.zeros(width, dtype=sums_in(device), device=device)  # [in]
         self.upper = (
             torch.zeros(width, width, device=device) if gram else None
         )  # [in, in], right of the panels' diagonal
@@ -198,8 +199,10 @@ def _total(parts: list[LayerStatistics]) -> LayerStatistics:
     """The sum of disjoint sets of tokens."""
     if len(parts) == 1:
         return parts[0]
-    squares = torch.stack([part.input_norm.double().square() for part in parts]).sum(dim=0)  # [in]
+    squares = torch.stack([in_double(part.input_norm).square() for part in parts]).sum(dim=0)  # [in]
     grams = [part.gram for part in parts if part.gram is not None]
     return LayerStatistics(
-        squares.sqrt().float(), torch.stack(grams).sum(dim=0) if grams else None, sum(part.tokens for part in parts)
+        squares.sqrt().float().to(parts[0].input_norm.device),
+        torch.stack(grams).sum(dim=0) if grams else None,
+        sum(part.tokens for part in parts),
     )

@@ -1,6 +1,7 @@
 """What is checked on the pretend device. Each function is called in a process that has one, and gives JSON."""
 
 import copy
+import gc
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,53 +10,18 @@ from typing import Any
 
 import numpy
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from prunegpt.distill.cache import build_cache
-from prunegpt.distill.objective import DistillationObjective
-from prunegpt.distill.teachers import Teacher
-from prunegpt.lm.blocks import Blocks
+from prunegpt.distill import objective
+from prunegpt.lm.device import SINGLE
 from prunegpt.lm.views import block_matrices
 from prunegpt.planning.resolve import plan_data
-from prunegpt.pruning.evidence import evidence
-from prunegpt.pruning.gradual import GradualPruner
-from prunegpt.pruning.job import enforcer_of, load_method, resolve_gradual
-from prunegpt.pruning.mask import Mask
-from prunegpt.pruning.masks import masks_hash
 from prunegpt.pruning.oneshot import prune_oneshot
-from prunegpt.pruning.statistics import evaluating
-from prunegpt.registry import DISTILLATION_LOSSES, GATHERED
 from prunegpt.root import Root
-from prunegpt.spec.schedules import Clock
-from prunegpt.training import TrainingJob, train
+from tests.support.pretend import device
 from tests.support.pretend.device import COUNTS, pretending
 from tests.support.running import run_attempt, teachers_first
-
-VOCABULARY = 1024
-
-
-def gpt2(layers: int = 1, width: int = 16) -> PreTrainedModel:
-    torch.manual_seed(0)
-    shape = {"vocab_size": VOCABULARY, "n_embd": width, "n_layer": layers, "n_head": 2, "n_positions": 64}
-    quiet = {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
-    return GPT2LMHeadModel(GPT2Config(**shape, **quiet)).eval()
-
-
-def llama(layers: int = 2, width: int = 16) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
-
+from tests.support.trained import VOCABULARY, fit, gpt2, llama
 
 FAMILIES = {"gpt2": gpt2, "llama": llama}
 
@@ -78,38 +44,66 @@ def one_shot(family: str, method: str, **asked: Any) -> dict[str, Any]:
     }
 
 
+def streamed(family: str, method: str, storage: str = "float32", **asked: Any) -> dict[str, Any]:
+    """A model pruned on the device, and one that stays on the host, of which one layer at a time is on the device.
+
+    Returns:
+        Whether masks and weights are the same to the bit, and the most bytes on the device beside what was there.
+    """
+    windows = torch.randint(VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(1))
+    found, weights, peaks = [], [], []
+    for streams in (False, True):
+        with pretending() as counts:
+            before = counts.now
+            model = FAMILIES[family](layers=2).to(getattr(torch, storage))
+            model = model if streams else model.to("cuda")
+            counts.reset()
+            place = torch.device("cuda") if streams else None
+            found.append(
+                prune_oneshot(
+                    model,
+                    block_matrices(model),
+                    method=method,
+                    calibration=windows,
+                    place=place,
+                    micro_batch=2,
+                    **asked,
+                )
+            )
+            peaks.append(counts.peak - before)
+            weights.append({name: weight.cpu() for name, weight in model.named_parameters()})
+            assert {one.device.type for one in model.parameters()} == {"cpu" if streams else "cuda"}
+            del model
+    masks = [one.masks for one in found]
+    return {
+        "same": all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+        and all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items()),
+        "peaks": peaks,
+    }
+
+
 STEPS = 5
 UPDATES = (1, 3)  # the optimizer steps before which masks change
 
 
-def trained(
-    *,
-    method: str = "",
-    mode: str = "projected",
-    fixed: bool = False,
-    loss: str = "",
-    cached: bool = False,
-    gains: Mapping[str, float] | None = None,
-    precision: str = "float32",
-    arguments: Mapping[str, Any] | None = None,
-    **asked: Any,
-) -> dict[str, Any]:
+def trained(*, loss: str = "", cached: bool = False, **asked: Any) -> dict[str, Any]:
     """A training on the host and on the device.
 
     Args:
-        method: that prunes on the way; empty: none.
-        fixed: whether half of the weights are pruned from the beginning.
         loss: of a distillation; empty: the model's own.
         cached: whether the teacher's logits are.
-        asked: further arguments of `resolve_gradual`.
+        asked: further arguments of `fit`.
 
     Returns:
         How far weights are from those on the host, how many zeros differ, and where the device was waited for: in a
         step as most are, and in one before which masks change.
     """
-    here, _ = _train("cpu", method, mode, fixed, loss, cached, gains or {}, precision, arguments or {}, asked)
+    one, other = gpt2(), gpt2()
+    _fit(one, "cpu", loss, cached, **asked)
+    here = {name: weight.detach() for name, weight in one.named_parameters()}
     with pretending():
-        there, waits = _train("cuda", method, mode, fixed, loss, cached, gains or {}, precision, arguments or {}, asked)
+        waits = _fit(other.to("cuda"), "cuda", loss, cached, **asked)
+        there = {name: weight.detach().cpu() for name, weight in other.named_parameters()}
     return {
         "far": max(float((weight - there[name]).abs().max()) for name, weight in here.items()),
         "differ": sum(int(((weight == 0) != (there[name] == 0)).sum()) for name, weight in here.items()),
@@ -118,37 +112,9 @@ def trained(
     }
 
 
-def _train(
-    device: str,
-    method: str,
-    mode: str,
-    fixed: bool,
-    loss: str,
-    cached: bool,
-    gains: Mapping[str, float],
-    precision: str,
-    arguments: Mapping[str, Any],
-    asked: Mapping[str, Any],
-) -> tuple[dict[str, torch.Tensor], list[Counter[str]]]:
-    """The weights that a training ends with, and where each of its steps waited for the device."""
+def _fit(model: PreTrainedModel, device: str, loss: str = "", cached: bool = False, **asked: Any) -> list[Counter[str]]:
+    """Trains a model; where each step waited for the device."""
     tokens = numpy.random.default_rng(0).integers(0, VOCABULARY, (8, 16))
-    windows = torch.from_numpy(tokens[:2])
-    model = gpt2().to(device)
-    views = block_matrices(model)
-    held = {name: Mask(view.matrix.abs() > view.matrix.abs().median()) for name, view in views.items()} if fixed else {}
-    job = None
-    if method:
-        clock = Clock(UPDATES)
-        job = resolve_gradual(views, method=method, clock=clock, final=0.5, initial=0.2, mode=mode, **asked)
-    enforcer, pruner = enforcer_of(job, views, held), None
-    if job:
-        needs = load_method(method).needs - GATHERED
-
-        def statistics(seed: int) -> Any:
-            with evaluating(model):
-                yield from evidence(model, views, windows, needs=needs, propagate=False, seed=seed)
-
-        pruner = GradualPruner(job, enforcer, statistics=statistics if needs - {"generator"} else None)
     steps: list[Counter[str]] = []
 
     def stop() -> bool:
@@ -156,58 +122,66 @@ def _train(
         COUNTS.waits.clear()
         return False
 
-    with TemporaryDirectory() as folder:
-        objective = None
-        if loss or gains:
-            teacher: Any = Teacher(gpt2().to(device))
-            if gains.get("attention_gain"):
-                for one in (model, teacher.model):
-                    one.set_attn_implementation("eager")
-            if cached:
-                keys = {"teacher_key": "a", "data_key": "b", "k": 16, "temperatures": (2.0,), "device": device}
-                teacher = build_cache(Path(folder) / "cache", teacher, tokens, **keys)
-            objective = DistillationObjective(teacher, DISTILLATION_LOSSES.load(loss or "forward_kl"), **gains)
-        COUNTS.waits.clear()
-        train(
-            model,
-            Blocks(tokens),
-            TrainingJob(
-                key="a",
-                steps=STEPS,
-                per_epoch=2,
-                held=masks_hash(held),
-                prune=job,
-                arguments={
-                    "max_steps": STEPS,
-                    "per_device_train_batch_size": 2,
-                    "gradient_accumulation_steps": 2,
-                    "learning_rate": 1e-3,
-                    **arguments,
-                },
-            ),
-            neutral={"logging_steps": 100},
-            work=Path(folder),
-            device=torch.device(device),
-            dtype=getattr(torch, precision),
-            emit=lambda *_: None,
-            enforcer=enforcer,
-            pruner=pruner,
-            objective=objective,
-            stop=stop,
-        )
-    return {name: weight.detach().cpu() for name, weight in model.named_parameters()}, steps
+    if loss:
+        asked |= {"loss": loss, "teacher": gpt2().to(device), "cached": 16 if cached else 0}
+    if "method" in asked:
+        asked["updates"] = UPDATES
+    COUNTS.waits.clear()
+    fit(model, device, tokens, steps=STEPS, stop=stop, **asked)
+    return steps
+
+
+def memory_left(**asked: Any) -> dict[str, int]:
+    """Bytes on the device beside the model when a training has returned, and when the model is gone too.
+
+    No garbage is collected meanwhile.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        with pretending() as counts:
+            before = counts.now
+            model = gpt2().to("cuda")
+            weights = counts.now
+            _fit(model, "cuda", **asked)
+            left = counts.now - weights
+            del model
+            return {"training": left, "model": counts.now - before, "peak": counts.peak - before}
+    finally:
+        gc.enable()
+
+
+def without_doubles(check: str, **asked: Any) -> Any:
+    """What another check finds where the device has no float64, as Metal has not."""
+    device.doubles[0] = False
+    SINGLE.add("cuda")
+    try:
+        found = globals()[check](**asked)
+    finally:
+        device.doubles[0] = True
+        SINGLE.discard("cuda")
+    return found
+
+
+def chunked_loss(**asked: Any) -> Any:
+    """What :func:`trained` finds where a model's own loss is computed some tokens at a time on the device."""
+    before, objective.LOGITS = objective.LOGITS, 0
+    try:
+        return trained(**asked)
+    finally:
+        objective.LOGITS = before
 
 
 def trials(*, files: Mapping[str, str], model: str, trials: list[Any], **base: Any) -> dict[str, Any]:
     """Whole trials, teachers first, on the host and on the device: how the last one ends and what it measures."""
     found: dict[str, Any] = {}
-    for device in ("cpu", "cuda"):
+    for place in ("cpu", "cuda"):
         with TemporaryDirectory() as folder:
             settings = {
                 "model": model,
                 "data": {"files": files, "block_size": 32, "max_train_blocks": 16},
                 "evaluate": {"max_windows": 2},
-                "device": device,
+                "device": place,
                 "precision": "float32",
                 "train": {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 0.003},
                 **base,
@@ -216,7 +190,7 @@ def trials(*, files: Mapping[str, str], model: str, trials: list[Any], **base: A
             plan = plan_data({"name": "s", "base": settings, "trials": trials}, root=root)
             with pretending():
                 record = [run_attempt(root, one) for one in teachers_first(plan)][-1]
-            found[device] = {
+            found[place] = {
                 "state": record.state,
                 "trace": record.trace,
                 "devices": [stage.device for stage in record.stages],

@@ -296,7 +296,9 @@ def install(gigabytes: float = 24.0) -> None:
     torch.cuda.random.set_rng_state = answers["set_rng_state"]
     torch.backends.cuda.is_built = lambda: True
     Tensor.pin_memory = lambda self, *_, **__: self.clone()  # type: ignore[method-assign]
-    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter's data cannot change its class
+    torch.__future__.set_swap_module_params_on_conversion(
+        True
+    )  # data cannot change its class; a parameter stays itself
     _keep_modules_that_are_there()
 
 

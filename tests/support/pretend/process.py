@@ -1,5 +1,6 @@
 """Starts the process with the pretend device, once a session, and asks it."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,7 +29,8 @@ def compiled() -> Path:
     assert spec is not None
     assert spec.origin is not None
     torch = Path(spec.origin).parent
-    name = f"prunegpt-guard-{os.getuid()}-{version('torch')}-{SOURCE.stat().st_mtime_ns}.so"
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    name = f"prunegpt-guard-{os.getuid()}-{version('torch')}-{digest}.so"
     library = Path(tempfile.gettempdir()) / name
     if not library.exists():
         own = library.with_suffix(f".{os.getpid()}")
