@@ -24,6 +24,7 @@ from prunegpt.spec.reference import parts
 from prunegpt.spec.yaml import built, compose
 from prunegpt.web.endpoint import ENDPOINTS, PREFIX
 from tests.support.pages import CHECKOUT, DOCS
+from tests.support.small import make_model
 
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -146,11 +147,15 @@ def test_every_public_name_of_python_is_in_the_reference() -> None:
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, but for the built-in model, which would be trained first: a random one of its kind takes its place."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("PRUNEGPT_ROOT", str(tmp_path / "runs"))
     source = DOCS / "notebooks" / "first-look.ipynb"
-    assert not any(cell.get("outputs") for cell in json.loads(source.read_text(encoding="utf-8"))["cells"])
-    notebook = nbformat.read(source, as_version=4)
+    model = make_model(tmp_path / "tiny", layers=2, positions=128)
+    text = source.read_text(encoding="utf-8")
+    assert not any(cell.get("outputs") for cell in json.loads(text)["cells"])
+    assert text.count("builtin:tiny-gpt2") == 1
+    notebook = nbformat.reads(text.replace("builtin:tiny-gpt2", str(model)), as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("Perplexity" in str(output.get("text", "")) for output in outputs)
