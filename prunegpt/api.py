@@ -26,7 +26,7 @@ from prunegpt.points import Point
 from prunegpt.records import TrialResult
 from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
-from prunegpt.running import start
+from prunegpt.running import prepare, start
 from prunegpt.spec.code import with_functions
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
@@ -122,6 +122,7 @@ class Sweep:
             progress = on_event is None and ("ipykernel" in sys.modules or sys.stderr.isatty())
         with ExitStack() as stack:
             planner, hear = stack.enter_context(self._planning()), [on_event] if on_event else []
+            prepare(planner, self.root, slots=slots, launcher=launcher, only=only)
             if progress:
                 from prunegpt.cli.progress import follow
 

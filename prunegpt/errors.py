@@ -5,7 +5,6 @@ Every message states the rule, then the value that broke it, then a hint. The co
 """
 
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -118,16 +117,6 @@ class MissingPackageError(PruneGPTError):
     """An optional package that this request needs is not installed."""
 
 
-def removed(sweep: str, trial: str, root: str = "") -> str:
-    """What to say of a finished trial whose model was removed to save space; `root` where the commands must name it."""
-    where = ["--root", root] if root else []
-    again = (["retry", sweep, trial], ["resume", sweep])
-    return (
-        f"the model of {sweep}/{trial} was removed to save space; its results are kept. To compute it again: "
-        f"{' && '.join(shlex.join(['prunegpt', 'sweep', *one, *where]) for one in again)}"
-    )
-
-
 def untrusted(what: str, sources: Iterable[str]) -> PruneGPTError:
     """The error where something that may come from elsewhere, such as a root or a folder, asks for code to be run."""
     return PruneGPTError(
@@ -185,7 +174,7 @@ def unknown(kind: str, name: str, valid: Iterable[str], lists: str = "") -> str:
     """The message for a name that is not among the valid ones: of many, those that are like it.
 
     Args:
-        lists: the command that lists them all.
+        lists: the command that lists them all, between backticks.
     """
     names = list(dict.fromkeys(valid))
     close = _close(name, names)
@@ -193,5 +182,5 @@ def unknown(kind: str, name: str, valid: Iterable[str], lists: str = "") -> str:
     if len(names) <= MOST_LISTED:
         return f"unknown {kind} {name!r}.{hint} Valid: {listed(nearest(name, names))}."
     shown = (close or sorted(names))[:_NEAREST]
-    end = f"; `{lists}` lists all" if lists else ""
+    end = f"; {lists} lists all" if lists else ""
     return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(shown)} and {len(names) - len(shown):,} more{end}."

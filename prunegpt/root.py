@@ -7,6 +7,8 @@ exists reads something finished.
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator
@@ -37,6 +39,9 @@ FOLDERS = (
     "figures",
 )
 
+_COMMAND = re.compile(r"`prunegpt ([^`]+)`")
+# Commands that take no --root: they work on files that they are given. And that which lists what a spec may have.
+_ROOTLESS = re.compile("init|trial run|trial serve|recipe|masks|wandb agent|wandb upload-attempt|sweep fields$|-")
 _CHUNK = 1 << 22  # bytes
 _SMALL = 1 << 18  # bytes: what is not larger is read in less time than it takes to open a model
 
@@ -51,6 +56,23 @@ class Root:
     def find(cls, given: Path | str | None = None) -> "Root":
         """`--root`, else PRUNEGPT_ROOT, else ./runs."""
         return cls(Path(given or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT).expanduser().absolute())
+
+    def command(self, *words: str, always: bool = False) -> str:
+        """A line that runs `prunegpt` on this root: it names the root where that is not the usual one.
+
+        Args:
+            always: it names the root anyway, as who types it may have another usual one.
+        """
+        return self._naming(shlex.join(words), always)
+
+    def located(self, message: str, *, always: bool = False) -> str:
+        """A message whose commands, between backticks, run on this root."""
+        return _COMMAND.sub(lambda found: f"`{self._naming(found[1], always)}`", message)
+
+    def _naming(self, command: str, always: bool) -> str:
+        usual = self.path == Root.find().path and not always
+        named = usual or "--root" in command or _ROOTLESS.match(command)
+        return f"prunegpt {command}{'' if named else f' --root {shlex.quote(str(self.path))}'}"
 
     @property
     def database(self) -> Path:

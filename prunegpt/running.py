@@ -1,16 +1,50 @@
 """A run of a sweep: waits for its root, opens all that it needs, and closes it again."""
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from prunegpt.errors import LaunchError
+from prunegpt.errors import LaunchError, SpecError
 from prunegpt.root import Root
+from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.events import Event, SweepOutcome
 
 if TYPE_CHECKING:
     from prunegpt.planning.resolve import Planner
+    from prunegpt.stages.counting import Wrong
+
+
+def prepare(planner: "Planner", root: Root, *, slots: int | None, launcher: str | None, only: str | None) -> None:
+    """Finds what would stop a run before it waits for its turn, and before anything is computed.
+
+    To be called while this process has one thread: what has to be counted is counted in a fork of it.
+
+    Args:
+        slots, launcher, only: as of `start`.
+
+    Raises:
+        LaunchError: the launcher cannot run here, or would compute something else than was planned.
+        MissingPackageError: the package that the launcher needs is not installed.
+        SpecError: `sweep check` refuses it.
+    """
+    from prunegpt.launch.choose import check_launcher
+    from prunegpt.planning.precision import resolved
+
+    plan = planner.plan
+    where = plan.launcher.of(launcher) if launcher else plan.launcher
+    for trial in plan.trials if launcher else ():  # without, what was planned for is where it runs
+        there = resolved(str(trial.config.get("precision", "auto")), trial.device, where)
+        if there != trial.precision:
+            raise LaunchError(
+                f"precision auto is decided when a trial is planned, and {trial.name} was planned in {trial.precision} "
+                f"for launcher {plan.launcher.kind}, but {where.kind} would compute it in {there}. "
+                f"Say in the spec which of the two is meant, or name the launcher there."
+            )
+    check_launcher(where, root, slots=slots)
+    _refuse(planner, root, only)
 
 
 def start(
@@ -35,7 +69,6 @@ def start(
         LaunchError: another coordinator has the root and `wait` is off, or nothing can be started.
     """
     from prunegpt.launch.choose import open_launcher
-    from prunegpt.planning.precision import resolved
     from prunegpt.sweep.coordinator import run_sweep
     from prunegpt.sweep.early_stop import open_early_stop
     from prunegpt.sweep.interrupt import Interrupt
@@ -44,14 +77,6 @@ def start(
 
     plan = planner.plan
     where = plan.launcher.of(launcher) if launcher else plan.launcher
-    for trial in plan.trials if launcher else ():  # without, what was planned for is where it runs
-        there = resolved(str(trial.config.get("precision", "auto")), trial.device, where)
-        if there != trial.precision:
-            raise LaunchError(
-                f"precision auto is decided when a trial is planned, and {trial.name} was planned in {trial.precision} "
-                f"for launcher {plan.launcher.kind}, but {where.kind} would compute it in {there}. "
-                f"Say in the spec which of the two is meant, or name the launcher there."
-            )
     stop = Interrupt()
     with ExitStack() as stack:
         if not stack.enter_context(turn(root, plan.name, priority, wait=wait, interrupt=stop, on_wait=on_event)):
@@ -76,3 +101,60 @@ def start(
             early_stopper=early_stopper,
             held=True,
         )
+
+
+def _refuse(planner: "Planner", root: Root, only: str | None) -> None:
+    """Counts the datasets of what is not computed yet, as `sweep check` does, before anything is.
+
+    Raises:
+        SpecError: with all that is wrong, such as pruning that ends after training does.
+    """
+    trials = [trial for trial in chosen(planner.plan, only) if not _computed(trial, root)]
+    tried = list(searched(planner, only).values())
+    if not trials and not tried:
+        return
+    if "torch" in sys.modules:
+        wrong = _count(root, trials, tried)
+    else:  # it is needed to count, and for nothing else here: in a process that ends before the sweep begins
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        with ProcessPoolExecutor(1, get_context("fork")) as pool:
+            wrong = pool.submit(_count, root, trials, tried).result()
+    if wrong:
+        problems = sorted(planner.problems(wrong), key=lambda problem: problem.line or 0)
+        raise SpecError(problems, planner.opened.document.source)
+
+
+def _count(root: Root, trials: list[TrialPlan], tried: list[list[TrialPlan]]) -> "list[Wrong]":
+    from prunegpt.stages.counting import Counting
+
+    return Counting(root).wrong(trials, tried)
+
+
+def _computed(trial: TrialPlan, root: Root) -> bool:
+    return root.is_published(trial.key) and all(root.is_measured(trial.key, one.key) for one in trial.evaluations)
+
+
+def searched(planner: "Planner", only: str | None) -> dict[str, list[TrialPlan]]:
+    """Name of a search that a glob matches -> trials that it may suggest."""
+    return {
+        search.name: [found.trial for found in planner.searched[search.index]]
+        for search in planner.plan.searches
+        if only is None or fnmatchcase(search.name, only)
+    }
+
+
+def chosen(plan: SweepPlan, only: str | None) -> list[TrialPlan]:
+    """The trials a glob names, and those that teach them."""
+    from prunegpt.sweep.coordinator import matching
+
+    by_key = {trial.key: trial for trial in plan.trials}
+    open_ = [trial for trial, matched in zip(plan.trials, matching(plan, only), strict=True) if matched]
+    keep = {id(trial) for trial in open_}
+    while open_:
+        for key in open_.pop().needs:
+            if id(by_key[key]) not in keep:
+                keep.add(id(by_key[key]))
+                open_.append(by_key[key])
+    return [trial for trial in plan.trials if id(trial) in keep]

@@ -107,6 +107,70 @@ def test_what_goes_by_the_clock_is_found(source: str, count: int) -> None:
     assert len(by_the_clock(ast.parse(source))) == count
 
 
+# -- pages -----------------------------------------------------------------------------------------------------------
+
+AT_ONCE = {
+    *("all_inner_texts", "all_text_contents", "bounding_box", "evaluate", "evaluate_all", "get_attribute"),
+    *("inner_html", "inner_text", "input_value", "is_checked", "is_disabled", "is_editable", "is_enabled"),
+    *("is_hidden", "is_visible", "text_content"),
+}  # methods of Playwright that answer with what a page shows just then
+WAITING = {"until", "becomes"}  # ask again until it is so
+
+
+def at_once(tree: ast.Module) -> list[str]:
+    """Where a test goes by what a page shows at one moment, which on a slow machine is an earlier one."""
+    asked = {node.args[0].id for node in _calls(tree) if _waits(node) and isinstance(node.args[0], ast.Name)}
+    patient = [*filter(_waits, _calls(tree)), *(one for one in ast.walk(tree) if getattr(one, "name", None) in asked)]
+    acts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # whose answer nobody reads
+    waited = {id(inner) for one in patient for inner in ast.walk(one)} | acts
+    reads = [
+        f"line {node.lineno}: {ast.unparse(node)}" for node in _calls(tree) if _reads(node) and id(node) not in waited
+    ]
+    addresses = (node for one in ast.walk(tree) if isinstance(one, ast.Assert) for node in ast.walk(one))
+    return reads + [f"line {node.lineno}: {found}" for node in addresses if (found := ast.unparse(node)) == "page.url"]  # type: ignore[attr-defined]
+
+
+def _calls(tree: ast.Module) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def _waits(node: ast.Call) -> bool:
+    return isinstance(node.func, ast.Name) and node.func.id in WAITING
+
+
+def _reads(node: ast.Call) -> bool:
+    if not isinstance(node.func, ast.Attribute):
+        return False
+    counts = node.func.attr in ("count", "all") and not node.args  # not those of a text
+    return node.func.attr in AT_ONCE or counts
+
+
+def test_no_browser_test_goes_by_what_a_page_shows_at_once() -> None:
+    tests = {path: tree for path, tree in sources().items() if path.match("web/browser/test_*.py")}
+    assert len(tests) > 5
+    assert [f"{path}, {line}" for path, tree in tests.items() for line in at_once(tree)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("assert page.inner_text('h1') == 'a'", 1),
+        ("heads = page.locator('th').all_inner_texts()", 1),
+        ("box = line.bounding_box()", 1),
+        ("assert page.locator('a').count() == 0", 1),
+        ("assert 'axis=time' in page.url", 1),
+        ("assert page.evaluate('innerWidth') < 3", 1),
+        ("page.evaluate('scrollTo(0, 0)')", 0),
+        ("becomes(lambda: page.inner_text('h1'), 'a')", 0),
+        ("def cells():\n    return page.locator('td').all_inner_texts()\nbecomes(cells, ['a'])", 0),
+        ("expect(page.locator('a')).to_have_count(0)", 0),
+        ("assert 'abc'.count('a') == 1", 0),
+    ],
+)
+def test_a_reading_at_once_is_found(source: str, count: int) -> None:
+    assert len(at_once(ast.parse(source))) == count
+
+
 # -- what is private -------------------------------------------------------------------------------------------------
 
 PRIVATE = 33  # uses of private names that are left; it may only fall

@@ -1,7 +1,6 @@
 """prunegpt quickstart and init: what a newcomer types first. Both need nothing but the installed package."""
 
 import re
-import shlex
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +26,8 @@ def quickstart(root: Root = ROOT, launcher: LauncherOption = None, slots: SlotsO
 
     with as_file(files("prunegpt.templates") / f"{QUICKSTART}.yaml") as spec:
         execute(Planner(spec, [], root, curves_in(root), strict=True), root, only=None, launcher=launcher, slots=slots)
-    print("Next: prunegpt serve (the dashboard), prunegpt init oneshot --model MODEL --data FILE (a spec of your own)")
+    begun = "prunegpt init oneshot --model MODEL --data FILE (a spec of your own)"
+    print(f"Next: {root.command('serve')} (the dashboard), {begun}")
 
 
 @app.command(epilog="Example: prunegpt init oneshot --model gpt2 --data train.txt --validation test.txt")
@@ -81,6 +81,7 @@ def init(
     stopping; seeds: means over seeds; recover: prune, then distil; shrink: fewer and narrower layers, healed.
     """
     from prunegpt.errors import PruneGPTError, unknown
+    from prunegpt.planning.facts import positions_of
     from prunegpt.root import write_text
     from prunegpt.templates import fill, names
 
@@ -93,8 +94,8 @@ def init(
         raise PruneGPTError(f"--validation goes with --data FILE, got --data {data}. Pass the file to train on.")
     texts = {"train": data, "validation": validation} if data and validation else {"path": data} if data else {}
     name = re.sub(r"[^A-Za-z0-9._=+,@-]", "-", spec.stem)
-    write_text(spec, fill(kind, name=name, model=model, data=texts))
-    path = shlex.quote(str(spec))
-    print(f"{spec}: written. Next: prunegpt sweep check {path}, then prunegpt sweep run {path}")
+    write_text(spec, fill(kind, name=name, model=model, data=texts, positions=positions_of(model)))
+    check, run = (Root.find().command("sweep", what, str(spec)) for what in ("check", "run"))
+    print(f"{spec}: written. Next: {check}, then {run}")
     if data and not validation and Path(data).is_file():
         say(f"note: {data} is trained and evaluated on; pass --validation FILE for another text to evaluate on.")

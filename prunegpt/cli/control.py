@@ -88,7 +88,7 @@ def stop(
     if not wait:
         return
     wait_for_end(root, wish)
-    say(f"{name}: stopped. Resume with: prunegpt sweep resume {name}{_root_option(root)}")
+    say(f"{name}: stopped. Resume with: {root.command('sweep', 'resume', name)}")
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep resume quickstart --slots 2")
@@ -163,7 +163,7 @@ def retry(
         return
     for one in names:
         print(f"{name}/{one}")
-    say("The running sweep picks them up." if running else f"prunegpt sweep resume {name} runs them.")
+    say("The running sweep picks them up." if running else f"{root.command('sweep', 'resume', name)} runs them.")
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep rm quickstart --stages")
@@ -192,11 +192,6 @@ def rm(
             typer.confirm("Remove them? It cannot be undone.", abort=True, err=True)
         removal.remove(root, store)
     say(f"{name}: removed")
-
-
-def _root_option(root: Root) -> str:
-    """What a command needs to find a root again; nothing where it is the usual one."""
-    return "" if root.path == Root.find("").path else f" --root {shlex.quote(str(root.path))}"
 
 
 def _results(name: str, root: Root) -> "list[TrialResult]":
@@ -280,8 +275,9 @@ def execute(
     from prunegpt.cli.progress import follow
     from prunegpt.cli.tables import print_tables
     from prunegpt.report.declared import tables_of
-    from prunegpt.running import start
+    from prunegpt.running import prepare, start
 
+    prepare(planner, root, slots=slots, launcher=launcher, only=only)
     with follow(planner.plan) as on_event:
         outcome = start(
             planner, root, slots=slots, launcher=launcher, only=only, priority=priority, wait=wait, on_event=on_event
@@ -294,21 +290,22 @@ def execute(
         print_tables(found)
     write_figures(plan.name, root)
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
-    where = _root_option(root)
-    commands = (f"sweep status {plan.name}", f"table {plan.name}", f"trial show {plan.name}/TRIAL", "serve")
-    say(f"Show again: {'; '.join(f'prunegpt {command}{where}' for command in commands)}")
+    shown = (("sweep", "status", plan.name), ("table", plan.name), ("trial", "show", f"{plan.name}/TRIAL"), ("serve",))
+    say(f"Show again: {'; '.join(root.command(*one) for one in shown)}")
+    resume_it = root.command("sweep", "resume", plan.name)
     if outcome.failed:
-        say(f"{counted(len(outcome.failed), 'trial')} did not finish: {listed(outcome.failed)}. See `sweep status`.")
+        told = f"{counted(len(outcome.failed), 'trial')} did not finish: {listed(outcome.failed)}"
+        say(f"{told}. See `prunegpt sweep status`.")
     if outcome.given_up:
         say(f"stopped early: {counted(len(outcome.given_up), 'trial')} ({listed(outcome.given_up)}).")
     if outcome.interrupted:
-        say(f"interrupted. Resume with: prunegpt sweep resume {plan.name}{where}")
+        say(f"interrupted. Resume with: {resume_it}")
     if outcome.reached and outcome.waiting:
         say(f"not started: {counted(len(outcome.waiting), 'trial')}, as {outcome.reached} had reached the target.")
     if outcome.no_room:
         say(
             f"waiting: {counted(len(outcome.waiting), 'trial')}; {outcome.no_room}. Free some, such as with "
-            f"`prunegpt gc`; then: prunegpt sweep resume {plan.name}"
+            f"`prunegpt gc`; then: {resume_it}"
         )
     if outcome.failed or outcome.interrupted or outcome.no_room:
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, app, print_json
+from prunegpt.cli.options import ROOT, JsonOption, app, located, print_json
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -185,4 +185,4 @@ def _print(report: dict[str, Any]) -> None:
     root = report["root"]
     print(f"root {root['path']} ({'exists' if root['exists'] else 'not there yet'}, {root['free_gigabytes']} GB free)")
     for problem in report["problems"]:
-        print(f"{'problem' if problem['severe'] else 'note'}: {problem['text']}")
+        print(f"{'problem' if problem['severe'] else 'note'}: {located(problem['text'])}")

@@ -90,10 +90,12 @@ def gc(
     if broken_off:
         print("Another sweep has begun or this one has ended meanwhile: run it again for the rest.")
     if (found or left) and not yes:
-        again = " ".join([*names, *(["--keep", keep] if keep else [])])
-        print(f"Remove them: prunegpt gc {again + ' ' if again else ''}--yes")
+        again = root.command("gc", *names, *(["--keep", keep] if keep else []), "--yes")
+        print(f"Remove them: {again}")
     elif not found and not keep:
-        print("Specs keep all models unless they say `keep`: prunegpt gc --keep best lists what would go.")
+        print(
+            f"Specs keep all models unless they say `keep`: {root.command('gc', '--keep', 'best')} lists what would go."
+        )
 
 
 def _row(one: "Removable") -> list[str]:

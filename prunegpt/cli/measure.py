@@ -1,6 +1,6 @@
 """Opening a model and measuring it from the shell: what `eval` and `prune` share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
 from prunegpt.cli.progress import bar
-from prunegpt.errors import ModelError, PruneGPTError, listed, removed, untrusted
+from prunegpt.errors import ModelError, PruneGPTError, listed, untrusted
 from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.planning import harness
 from prunegpt.planning.facts import split_files
@@ -23,8 +23,10 @@ from prunegpt.planning.sources import weights_on_disk
 from prunegpt.planning.texts import window_of
 from prunegpt.records import Evaluation, TrialResult
 from prunegpt.report.statistics import Interval, perplexity_interval
+from prunegpt.report.stored_model import removed
 from prunegpt.root import Root
 from prunegpt.spec.plan import PlannedEvaluation
+from prunegpt.spec.problems import messages_of
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, EvaluateSpec, ModelSpec, PruneSpec
 from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.stages import cache
@@ -108,14 +110,16 @@ def checked(kind: type[T], given: Mapping[str, Any]) -> T:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        lines = []
-        for item in error.errors(include_url=False):
-            name = "--" + str(item["loc"][0]).replace("_", "-") if item["loc"] else ""
-            text = (
-                str(item["ctx"]["error"]) if item["type"] == "value_error" else f"{item['msg']}, got {item['input']!r}"
-            )
-            lines.append(f"{name} {text}".strip())
-        raise PruneGPTError("; ".join(lines)) from error
+        lines = [f"{_option(path, given)} {message}".strip() for path, message in messages_of(error, kind, given)]
+        raise PruneGPTError("\n".join(lines)) from error
+
+
+def _option(path: Sequence[str | int], given: Any) -> str:
+    """The option that gave a field: the last name of its path; of a part with fields of its own there is none."""
+    for step in path:
+        given = given[step] if isinstance(given, Mapping) and step in given else None
+    names = [str(step) for step in path if isinstance(step, str)]
+    return f"--{names[-1].replace('_', '-')}" if names and not isinstance(given, Mapping) else ""
 
 
 def located(data: DataSpec, split: str) -> DataSpec:
@@ -219,7 +223,7 @@ def stored_result(source: str, root: Root) -> TrialResult | None:
         what = "is a W&B run, which has no model here" if found.plan.foreign else f"is {found.state}"
         raise PruneGPTError(f"a trial must have finished before its model is there; {source} {what}.")
     if root.lacks_model(found.final.key):
-        raise ModelError(removed(found.plan.sweep, found.name))
+        raise ModelError(removed(found, root))
     return found
 
 

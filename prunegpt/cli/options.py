@@ -21,10 +21,14 @@ app = typer.Typer(
 sweep_app = typer.Typer(help="Check, run and inspect sweeps.", no_args_is_help=True)
 
 
+_chosen: list[Root] = []  # the root of the command that runs, where it has one
+
+
 def _root(given: str) -> Root:
     if given and Path(given).is_file():
         raise typer.BadParameter(f"Directory {given!r} is a file.")
-    return Root.find(given)
+    _chosen[:] = [Root.find(given)]
+    return _chosen[0]
 
 
 ROOT: Any = typer.Option(
@@ -49,9 +53,14 @@ TrustOption = Annotated[
 ]
 
 
+def located(text: str) -> str:
+    """A message whose commands, between backticks, run on the root of the command that runs."""
+    return _chosen[0].located(text) if _chosen else text
+
+
 def say(text: str) -> None:
     """A line for people, on standard error, so that standard output stays what a script reads."""
-    print(text, file=sys.stderr, flush=True)
+    print(located(text), file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from prunegpt.cli.options import duration, number
+from prunegpt.cli.options import duration, located, number
 from prunegpt.errors import counted, listed
 from prunegpt.report.format import percent
 from prunegpt.sweep import events
@@ -83,7 +83,7 @@ class _ProgressTable:
 
     def line(self, text: str) -> None:
         with suppress(OSError):  # the screen may go; the sweep does not go with it
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(located(text), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, event: events.Event) -> None:
         match event:

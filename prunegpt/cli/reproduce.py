@@ -104,7 +104,7 @@ def reproduce(
             )
         )
         if counts["not measured"] and not run:
-            say(f"Measure them: prunegpt reproduce {spec}")
+            say(f"Measure them: {root.command('reproduce', str(spec))}")
     if counts["off"] or ended:
         raise typer.Exit(1)
     if counts["not measured"]:

@@ -25,6 +25,7 @@ from prunegpt.cli.models import (
 )
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json
 from prunegpt.cli.speed import GenerateOption, PromptOption, ThreadsOption
+from prunegpt.errors import PruneGPTError, alternatives
 from prunegpt.registry import CALIBRATION_MODES, EXPERT_CHOICES, IMPORTANCES, LAYER_CHOICES
 from prunegpt.root import Root
 
@@ -140,6 +141,12 @@ def shrink(
     check_out(out, overwrite)
     speed = _given(prompt=prompt, generate=generate, threads=threads)
     limits = _given(parameters=parameters, latency=latency, by=by, speed=speed or None)
+    if limits and parameters is None and latency is None:
+        without = alternatives(f"--{name}" for name in _given(by=by, **speed))
+        raise PruneGPTError(
+            f"--by, --prompt, --generate and --threads go with --parameters or --latency, got {without} alone. Add one "
+            "of the two."
+        )
     given: dict[str, Any] = {
         "layers": layers,
         "drop": drop,

@@ -108,7 +108,9 @@ def status(
     running = coordinator(root)
     if running is not None:
         other = f"{running.sweep} is " if running.sweep and running.sweep != name else ""
-        print(f"{other}run by process {running.pid} on {running.host}; watch it with `prunegpt sweep watch`")
+        print(
+            f"{other}run by process {running.pid} on {running.host}; watch it with `{root.command('sweep', 'watch')}`"
+        )
     for line in queue_lines(waiting(root)):
         print(line)
 

@@ -1,6 +1,5 @@
 """prunegpt sweep: check and run; the rest is in `status`, `control` and `watch`."""
 
-import fnmatch
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from prunegpt.errors import Problem
     from prunegpt.spec.outline import Coverage
-    from prunegpt.spec.plan import SweepPlan, TrialPlan
+    from prunegpt.spec.plan import TrialPlan
     from prunegpt.spec.search import SearchSpec
 
 SpecArgument = Annotated[Path, typer.Argument(help="A sweep spec (YAML).", show_default=False)]
@@ -40,11 +39,13 @@ def check(
 
     Works offline; checks that need the hub are listed as "not checked".
     """
-    from prunegpt.cli.costs import Counting, disk_needs, lost_zeros, text_columns
+    from prunegpt.cli.costs import disk_needs, lost_zeros, text_columns
     from prunegpt.cli.tables import print_table
     from prunegpt.errors import SpecError, StoreError
     from prunegpt.planning.outlines import coverage_of, unbuilt
     from prunegpt.planning.resolve import Planner
+    from prunegpt.running import chosen, searched
+    from prunegpt.stages.counting import Counting
     from prunegpt.store import Store
     from prunegpt.sweep.curves import curves_in
 
@@ -61,23 +62,18 @@ def check(
         raise told(counting.problems(sound), error.problems) from error
     trials = chosen(plan, only)
     report = counting.costs(trials)
-    examples = {
-        search.name: [found.trial for found in planner.searched[search.index]]
-        for search in plan.searches
-        if only is None or fnmatch.fnmatchcase(search.name, only)
-    }
-    of_searches = [problem for tried in examples.values() for problem in counting.search_problems(tried)]
-    if wrong := [*counting.problems(trials), *of_searches]:
+    examples = searched(planner, only)
+    if wrong := counting.wrong(trials, examples.values()):
         raise told(wrong)
     unchecked = [*plan.unchecked, *report.unchecked]
     known = [(found.trial, found.facts) for found in planner.chains.values() if found]
     coverages = {trial.name: covered for trial, facts in known if (covered := coverage_of(trial, facts))}
     unchecked += dict.fromkeys(text for _, facts in known if (text := unbuilt(facts)))
     disk = disk_needs(known, root, plan.keep)
-    searched = [chain.trial for found in planner.searched.values() for chain in found]
+    suggested = [chain.trial for found in planner.searched.values() for chain in found]
     notes = [
         *lost_zeros(trials),
-        *text_columns([*trials, *searched]),
+        *text_columns([*trials, *suggested]),
         *counting.own_texts(trials),
         *_uncovered(trials, coverages),
     ]
@@ -158,21 +154,6 @@ def _print_search(name: str, search: "SearchSpec", tokens: tuple[int, int] | Non
     each = number(low) if low == high else f"{number(low)} to {number(high)}"
     print(f"  each of {each} tokens to train{f', and {number(shared)} that all share' if shared else ''}", end="")
     print("." if count is None or high is None else f"; at most about {number(count * high + shared)} in all.")
-
-
-def chosen(plan: "SweepPlan", only: str | None) -> "list[TrialPlan]":
-    """The trials a glob names, and those that teach them."""
-    from prunegpt.sweep.coordinator import matching
-
-    by_key = {trial.key: trial for trial in plan.trials}
-    open_ = [trial for trial, matched in zip(plan.trials, matching(plan, only), strict=True) if matched]
-    keep = {id(trial) for trial in open_}
-    while open_:
-        for key in open_.pop().needs:
-            if id(by_key[key]) not in keep:
-                keep.add(id(by_key[key]))
-                open_.append(by_key[key])
-    return [trial for trial in plan.trials if id(trial) in keep]
 
 
 def _chain(trial: "TrialPlan", root: Root) -> str:

@@ -13,11 +13,6 @@ from prunegpt.root import Root
 if TYPE_CHECKING:
     from prunegpt.records import TrialResult
 
-EXAMPLE = (
-    "Example: prunegpt train --model_name_or_path gpt2 --do_train --do_eval --output_dir baseline "
-    "--dataset_name wikitext --dataset_config_name wikitext-2-raw-v1 --num_train_epochs 10"
-)
-
 
 def _option(name: str, text: str, *others: str) -> Any:
     """An option in both spellings, with underscores as the example has it and with dashes."""
@@ -25,7 +20,11 @@ def _option(name: str, text: str, *others: str) -> Any:
     return typer.Option(*names, help=text, show_default=False)
 
 
-@app.command(epilog=EXAMPLE, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    epilog="Example: prunegpt train --model_name_or_path gpt2 --do_train --do_eval --output_dir baseline "
+    "--dataset_name wikitext --dataset_config_name wikitext-2-raw-v1 --num_train_epochs 10",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def train(
     context: typer.Context,
     model_name_or_path: Annotated[str, _option("model_name_or_path", "Hub id, folder, .gguf file or builtin:NAME.")],
@@ -147,7 +146,7 @@ def train(
     _export(result, output_dir, root, do_train=do_train)
     if result.evaluation:
         print(f"perplexity {result.evaluation.perplexity:.4f} ({result.evaluation.protocol})")
-    say(f"Results: {output_dir}; show again with: prunegpt trial show {name}/train")
+    say(f"Results: {output_dir}; show again with: {root.command('trial', 'show', f'{name}/train')}")
 
 
 def _data(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, TrustOption, number, numbers, print_json
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, located, number, numbers, print_json
 from prunegpt.errors import counted
 from prunegpt.root import Root
 
@@ -102,7 +102,7 @@ def members(store: "Store", reference: str) -> "list[TrialResult]":
             raise
     if not found:
         names = dict.fromkeys(name for one in trials for name in (one.name, one.group))
-        raise StoreError(unknown(f"trial or group of {sweep}", name, names, f"prunegpt sweep status {sweep}"))
+        raise StoreError(unknown(f"trial or group of {sweep}", name, names, f"`prunegpt sweep status {sweep}`"))
     return found
 
 
@@ -128,7 +128,7 @@ def _show_seeds(results: "Sequence[TrialResult]", root: Root, as_json: bool) -> 
         shown, *ends = numbers(found.perplexity, low, high)
         kind = "Student's t over seeds" if found.count > 1 else "bootstrap over windows"
         print(f"mean perplexity {shown} (95% interval {ends[0]} to {ends[1]}, {kind}, n = {found.count})")
-    print(f"One of them: prunegpt trial show {results[0].address}")
+    print(f"One of them: {root.command('trial', 'show', results[0].address)}")
 
 
 _METRICS = ("perplexity", "bits_per_byte", "sparsity", "sparsity_all", "tokens", "seconds")
@@ -223,7 +223,7 @@ def print_failures(results: "Sequence[TrialResult]", store: "Store", root: Root)
 
     failed = [result for result in results if result.state in ("failed", "diverged", "stopped")]
     for result in failed[:_SHOWN]:
-        print(f"{result.address}: {result.state} ({result.reason}): {result.error.strip()}")
+        print(f"{result.address}: {result.state} ({result.reason}): {located(result.error.strip())}")
         ran = [attempt for attempt in store.attempts(result.id) if attempt.folder]
         if ran and result.reason not in ("dependency", EARLY_STOP):
             for line in ran[-1].log.splitlines()[-_LINES:]:

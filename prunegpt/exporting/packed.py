@@ -81,7 +81,8 @@ def check(export: Export, folder: Path) -> list[ExportCheck]:
     about, _ = unpack.read(folder / PACKED)
     whole = sum(int(np.prod(entry["shape"])) * unpack.WIDTHS[entry["dtype"]] for entry in about["tensors"].values())
     share = (folder / PACKED).stat().st_size / whole
-    return [*found, ExportCheck("size", False, None, f"{share:.1%} of the same weights with their zeros")]
+    gained = "" if share < 1 else "; nothing is gained: too few weights are zero for this dtype, take --to folder"
+    return [*found, ExportCheck("size", False, None, f"{share:.1%} of the same weights with their zeros{gained}")]
 
 
 PACKED_FOLDER = ExportFormat(

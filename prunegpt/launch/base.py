@@ -1,6 +1,5 @@
 """What a launcher is: three calls, and how many attempts it takes at a time."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -29,11 +28,6 @@ class Exited:
     code: int | None = None
     signal: int | None = None
     words: str = ""
-
-
-def processors() -> int:
-    """How many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def queues(launcher: "Launcher") -> bool:

@@ -35,6 +35,23 @@ def open_launcher(spec: LauncherSpec, root: Root, *, slots: int | None = None) -
     return launcher
 
 
+def check_launcher(spec: LauncherSpec, root: Root, *, slots: int | None = None) -> None:
+    """Raises what `open_launcher` would, as far as it is known before there is a turn to wait for.
+
+    Nothing is held: those of this machine and of Slurm hold nothing before the first attempt, and Ray's cluster is not
+    joined. Of a plug-in's it is known whether it loads.
+    """
+    if spec.kind == "ray":
+        from prunegpt.launch.ray import check
+
+        options: Any = spec.parsed()
+        check(options)
+    elif spec.kind in OPTIONS:
+        LAUNCHERS.load(spec.kind)(root, slots or spec.slots, spec)
+    else:
+        LAUNCHERS.load(spec.kind)
+
+
 def together(command: Sequence[str], processes: int) -> tuple[str, ...]:
     """The command of a worker whose trials are each trained by several processes."""
     return (*command, *(("--processes", str(processes)) if processes > 1 else ()))

@@ -16,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from prunegpt.errors import LaunchError
-from prunegpt.launch.base import processors
 from prunegpt.launch.job import TRIAL
 from prunegpt.launch.worker import PARENT_VARIABLE
 from prunegpt.records import AttemptRecord, record_path
 from prunegpt.signals import on_stop_signals
+from prunegpt.spec.execution import processors
 
 _POLL = 0.1  # seconds
 ALONE = 20.0  # seconds that processes get to end once one of them has failed: they may wait for it in vain

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunegpt.errors import LaunchError
-from prunegpt.launch.base import Exited, processors
+from prunegpt.launch.base import Exited
 from prunegpt.launch.log import LOG, append
 from prunegpt.launch.process import WorkerProcess
 from prunegpt.launch.worker import LEAVING_VARIABLE
 from prunegpt.root import Root
+from prunegpt.spec.execution import processors
 
 WORKER = (sys.executable, "-P", "-m", "prunegpt", "trial", "serve")
 _DEVICES = "CUDA_VISIBLE_DEVICES"  # ROCm reads it too

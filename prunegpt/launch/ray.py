@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from prunegpt.errors import LaunchError, MissingPackageError
-from prunegpt.launch.base import Exited, Reason, processors
+from prunegpt.launch.base import Exited, Reason
 from prunegpt.launch.job import TRIAL, Ended, Job
 from prunegpt.launch.log import LOG, append
 from prunegpt.root import Root
-from prunegpt.spec.execution import RayOptions
+from prunegpt.spec.execution import RayOptions, processors
 
 _GONE = 10.0  # seconds that `close` waits for processes to end
 _KNOCK = 10.0  # seconds that a cluster gets to open its door
@@ -206,7 +206,7 @@ class RayLauncher:
     # -- the cluster -------------------------------------------------------------------------------------------
 
     def _connect(self, slots: int | None) -> None:
-        address = self._options.address or os.environ.get("RAY_ADDRESS") or "local"
+        address = _address(self._options)
         own: dict[str, Any] = {}
         if address == "local":
             needed = math.ceil((slots or 1) * self._options.cpus)
@@ -218,10 +218,7 @@ class RayLauncher:
                 address=address, namespace="prunegpt", log_to_driver=False, logging_level=logging.CRITICAL, **own
             )
         except (OSError, RuntimeError, ValueError) as error:
-            raise LaunchError(
-                f"the launcher ray found no cluster at {address!r}: {_line(error)} Name a running one in "
-                "options.address, or leave it out to start one on this machine."
-            ) from error
+            raise _nobody(address, error) from error
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         _words_to(self._log)
         if threading.current_thread() is threading.main_thread():
@@ -245,6 +242,27 @@ class RayLauncher:
             f"an attempt must fit onto one node of the Ray cluster; none of its {len(counts)} has {wanted}. Ask for "
             "less in launcher.gpus or launcher.options, or set slots where nodes are added on demand."
         )
+
+
+def check(options: RayOptions) -> None:
+    """Raises what the launcher would where Ray is not installed, or nobody listens where its cluster should be."""
+    _ray()
+    address = _address(options)
+    try:
+        _knock(address)
+    except OSError as error:
+        raise _nobody(address, error) from error
+
+
+def _address(options: RayOptions) -> str:
+    return options.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _nobody(address: str, error: Exception) -> LaunchError:
+    return LaunchError(
+        f"the launcher ray found no cluster at {address!r}: {_line(error)} Name a running one in "
+        "options.address, or leave it out to start one on this machine."
+    )
 
 
 def _ray() -> Any:

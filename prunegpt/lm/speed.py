@@ -30,7 +30,7 @@ from prunegpt.lm import timings
 from prunegpt.lm.modes import evaluation_mode
 from prunegpt.planning.fingerprint import processor, versions
 from prunegpt.records import Evaluation, Speed, Timed
-from prunegpt.spec.evaluate import SpeedSpec, length_problem
+from prunegpt.spec.evaluate import SpeedSpec, length_problem, threads_problem
 
 _SEED = 0  # of the tokens of the prompt
 _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # what models call what they keep of the tokens
@@ -218,7 +218,7 @@ def _explained(model: PreTrainedModel) -> Iterator[None]:
 
 def _check(model: PreTrainedModel, spec: SpeedSpec) -> None:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if problem := length_problem(spec, positions, type(model).__name__):
+    if problem := length_problem(spec, positions, type(model).__name__) or threads_problem(spec):
         raise ModelError(problem)
 
 

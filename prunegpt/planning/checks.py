@@ -16,10 +16,11 @@ from prunegpt.planning.sources import has_chat_template, has_tokenizer, no_token
 from prunegpt.planning.texts import block_size_of
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.adapter import adapter_problems
-from prunegpt.spec.evaluate import length_problem
+from prunegpt.spec.evaluate import length_problem, threads_problem
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.metrics import evaluation_of, is_measured, is_speed, is_task
 from prunegpt.spec.part import Message
+from prunegpt.spec.problems import hint_of, in_words
 from prunegpt.spec.pruning import optimizer_problem, prune_problems, reads_text
 from prunegpt.spec.schema import (
     CalibrationSpec,
@@ -89,15 +90,15 @@ def stage_problems(
         except ValidationError as error:
             found = error.errors(include_url=False)[0]
             field = ".".join(str(step) for step in found["loc"]) or "it"
-            yield (
-                f"learning_rate.{index}",
-                f"a segment of a curve must be one of a recipe; {field}: {found['msg']}.",
-            )
+            told = f"{field} {in_words(found['msg'])}, got {found['input']!r}. {hint_of(found)}"
+            yield f"learning_rate.{index}", f"a segment of a curve must be one of a recipe; {told}"
 
 
 def _measuring_problems(budget: BudgetSpec, facts: ModelFacts | None, launcher: LauncherSpec) -> Iterator[Message]:
     if facts and (message := length_problem(budget.timing, facts.positions, facts.source)):
         yield "budget.speed", message
+    if message := threads_problem(budget.timing):
+        yield "budget.speed.threads", message
     if launcher.kind != "local":
         yield (
             "budget",

@@ -109,6 +109,17 @@ class ModelFacts:
 # -- models ----------------------------------------------------------------------------------------------------------
 
 
+def positions_of(source: str | None) -> int | None:
+    """How many tokens the model of a folder takes at most; None of any other, or where its config does not say."""
+    config = Path(source or "", "config.json")
+    if source is None or not config.is_file():
+        return None
+    try:
+        return ModelFacts(ModelSpec(source=source), source, "", config=read_json(config)).positions
+    except (OSError, ValueError, TypeError, AttributeError):  # damaged, which `sweep check` reports
+        return None
+
+
 def model_facts(model: ModelSpec, files: Files, base: Path | None = None) -> ModelFacts:
     """Looks at a model without loading it.
 

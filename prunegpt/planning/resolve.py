@@ -24,7 +24,7 @@ from prunegpt.planning.teachers import ResolvedTrial, beside, borrowed, referenc
 from prunegpt.planning.texts import Texts, window_of, with_block_size
 from prunegpt.planning.whole import sweep_problems
 from prunegpt.root import Root
-from prunegpt.spec.evaluate import length_problem
+from prunegpt.spec.evaluate import length_problem, threads_problem
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.expand import Configuration
 from prunegpt.spec.metrics import is_measured
@@ -343,6 +343,8 @@ class Planner:
             window = window_of(one, block_size)
             if facts and one.speed and (message := length_problem(one.speed, facts.positions, facts.source)):
                 self.opened.note(item, f"{_place(item, one)}.speed", message)
+            if one.speed and self._launcher.kind == "local" and (message := threads_problem(one.speed)):
+                self.opened.note(item, f"{_place(item, one)}.speed.threads", message)
             wrong = facts and not one.skip and one.kind == "text" and checks.window_problem(facts, window)
             if wrong:
                 self.opened.note(item, f"{_place(item, one)}.block_size" if one.block_size else "data", wrong)

@@ -4,9 +4,11 @@ A table made from an archive equals the one made from the store it came from, to
 """
 
 import json
+import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from prunegpt.spec.schema import TableSpec
 
 _RESULTS, _WINDOWS = "results.json", "windows.npz"
 _DOCUMENTS = "documents"  # in names of arrays: of tasks
+_FOLDERS = re.compile(r"(?:file://|(?<=[\s=:,'\"(\[]))/(?:[^/\s]+/)+")  # of absolute paths within a text
 _LARGEST = 1 << 29  # bytes of either, unpacked: the windows of 10,000 trials take a tenth
 
 
@@ -69,12 +72,25 @@ def _place(view: TrialResult, trial: TrialResult) -> str:
 
 
 def public(value: Any) -> Any:
-    """The same without local paths: of an absolute path its last part is kept."""
+    """The same without local paths: of an absolute path its last part is kept, of one that is a key its folder too."""
     if isinstance(value, dict):
-        return {key: public(item) for key, item in value.items()}
+        names = _ends([key for key in value if key.startswith("/")])
+        return {names.get(key, key): public(item) for key, item in value.items()}
     if isinstance(value, list):
         return [public(item) for item in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") and "\n" not in value else value
+    if not isinstance(value, str):
+        return value
+    return Path(value).name if value.startswith("/") and "\n" not in value else _FOLDERS.sub("", value)
+
+
+def _ends(paths: Sequence[str]) -> dict[str, str]:
+    """Absolute path -> its last two parts, and more of them where another path ends alike."""
+    ends: dict[str, str] = {}
+    for count in range(2, 2 + max((path.count("/") for path in paths), default=0)):
+        short = {path: "/".join(Path(path).parts[1:][-count:]) for path in paths if path not in ends}
+        taken = Counter(short.values())
+        ends |= {path: end for path, end in short.items() if taken[end] == 1}
+    return ends
 
 
 def read_archive(folder: Path) -> Archive:

@@ -262,7 +262,7 @@ class TrialFields:
         if found := self.curves.get(f"last.{name}"):
             return found
         sweeps = dict.fromkeys(trial.sweep for trial in self.trials)
-        lists = f"prunegpt sweep fields {next(iter(sweeps))}" if len(sweeps) == 1 else "prunegpt sweep fields SWEEP"
+        lists = f"`prunegpt sweep fields {next(iter(sweeps)) if len(sweeps) == 1 else 'SWEEP'}`"
         raise FieldError(unknown("field", name, self.names, lists))
 
     def _listed(self, origin: str) -> Mapping[str, TrialField]:

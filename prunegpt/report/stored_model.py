@@ -1,9 +1,7 @@
 """Where the model of a trial is, and how to take it along."""
 
-import shlex
 from dataclasses import dataclass
 
-from prunegpt.errors import removed
 from prunegpt.records import TrialResult
 from prunegpt.root import Root
 
@@ -22,16 +20,24 @@ def stored_model(trial: TrialResult, root: Root) -> StoredModel | None:
     """The model of a trial that has finished; None of others, and of W&B runs."""
     if trial.final is None or trial.plan.foreign:
         return None
-    path = str(root.path)
     if root.lacks_model(trial.final.key):
-        return StoredModel("", "", "", removed(trial.sweep, trial.name, path))
+        return StoredModel("", "", "", removed(trial, root, always=True))
     folder = root.stage(trial.final.key) / "model"
     trust = trial.plan.model.trust_remote_code
-    export = ["prunegpt", "export", trial.address, f"./{trial.name}", "--root", path]
+    export = ["export", trial.address, f"./{trial.name}", *(["--trust-remote-code"] if trust else [])]
     return StoredModel(
         source=str(folder) if folder.is_dir() else trial.plan.model.source,
-        export=shlex.join([*export, *(["--trust-remote-code"] if trust else [])]),
-        python=f"from prunegpt import Sweep\n\nmodel, tokenizer = Sweep({trial.sweep!r}, root={path!r})"
+        export=root.command(*export, always=True),
+        python=f"from prunegpt import Sweep\n\nmodel, tokenizer = Sweep({trial.sweep!r}, root={str(root.path)!r})"
         f".model({trial.name!r}{', trust_remote_code=True' if trust else ''})",
         removed="",
+    )
+
+
+def removed(trial: TrialResult, root: Root, *, always: bool = False) -> str:
+    """What to say of a finished trial whose model was removed to save space."""
+    again = (("retry", trial.sweep, trial.name), ("resume", trial.sweep))
+    commands = " && ".join(root.command("sweep", *one, always=always) for one in again)
+    return (
+        f"the model of {trial.address} was removed to save space; its results are kept. To compute it again: {commands}"
     )

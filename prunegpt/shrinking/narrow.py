@@ -107,7 +107,18 @@ def narrower(
     kept = ", ".join(dict.fromkeys(f"{row['of']:,} → {row['kept']:,}" for row in rows))
     lowest = f" (least {least['importance_kept']:.1%}, in {least['part']})" if len(rows) > 1 else ""
     name = " and ".join(WIDTHS.get(what, "experts of a layer") for what in sizes)
-    return Narrowed(cut, rows, f"{name} {kept} by {chosen_by}, which keeps {mean:.1%} of the importance{lowest}")
+    note = f"{name} {kept} by {chosen_by}, which keeps {mean:.1%} of the importance{lowest}"
+    return Narrowed(cut, rows, f"{note}{_rounded(sizes, rows)}")
+
+
+def _rounded(sizes: Mapping[str, float], rows: list[dict[str, Any]]) -> str:
+    """The end of a note: what a share came to before it was rounded, where that is another number."""
+    share, *others = sizes.values()
+    off = [row for row in rows if abs(share * row["of"] - row["kept"]) >= 1]
+    if others or isinstance(share, int) or not off:
+        return ""
+    asked = f"{share:g} of {off[0]['of']:,} is {share * off[0]['of']:,.0f}"
+    return f"; {asked}, rounded by multiple_of (a number is taken as it is)"
 
 
 def narrower_config(

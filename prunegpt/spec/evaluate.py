@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from prunegpt.errors import listed
+from prunegpt.errors import counted, listed
 from prunegpt.registry import PROTOCOLS
 from prunegpt.spec.data import DataSpec, Names, known
+from prunegpt.spec.execution import processors
 from prunegpt.spec.metrics import SPEED
 from prunegpt.spec.part import NAME, Part
 
@@ -36,6 +37,16 @@ def length_problem(spec: SpeedSpec, positions: int | None, called: str) -> str |
     return (
         f"prompt and generated tokens must fit the {positions} positions of {called}; they are {length}. Set a shorter "
         "prompt, or generate less."
+    )
+
+
+def threads_problem(spec: SpeedSpec) -> str | None:
+    """Why a speed cannot be measured on this machine with as many threads: more than its cores only wait."""
+    if spec.threads is None or spec.threads <= (cores := processors()):
+        return None
+    return (
+        f"threads must be at most the {counted(cores, 'CPU core')} of this machine, got {spec.threads}. Set fewer, or "
+        "leave it out."
     )
 
 

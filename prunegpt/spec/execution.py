@@ -1,5 +1,6 @@
 """Where the trials of a sweep run, and what happens to those that fail. Nothing here decides a result."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -36,6 +37,11 @@ def _seconds(value: Any) -> Any:
 
 
 Duration = Annotated[float, BeforeValidator(_seconds)]
+
+
+def processors() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class FailureSpec(Part):

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from prunegpt.errors import unknown
-from prunegpt.spec.problems import in_words
+from prunegpt.spec.problems import hint_of, in_words
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # no text for a number, no truth value for one
 
@@ -32,6 +32,6 @@ def value_problem(value: Any, kind: Any) -> str | None:
         TypeAdapter(kind, config=_STRICT).validate_python(value)
     except ValidationError as error:
         rules = dict.fromkeys(in_words(item["msg"]).removeprefix("must be ") for item in error.errors())
-        hints = [item for item in get_args(kind)[1:] if isinstance(item, str)]
+        hints = [item for item in get_args(kind)[1:] if isinstance(item, str)] or [hint_of(error.errors()[0])]
         return " ".join([f"must be {' or '.join(rules)}, got {value!r}.", *hints])
     return None

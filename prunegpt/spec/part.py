@@ -11,7 +11,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+,@-]*$"
 MAX_NAME = 150  # characters; a name is a folder's, with a seed, a teacher's sweep or a temporary ending behind it
 TEMPLATE = r"^[A-Za-z0-9{][A-Za-z0-9._=+,@{}-]*$"
 
-REFERENCE = "prunegpt sweep fields"  # prints all fields, columns and kinds of figures of a spec
+REFERENCE = "`prunegpt sweep fields`"  # prints all fields, columns and kinds of figures of a spec
 
 Scalar = bool | int | float | str
 Message = tuple[str, str]  # a field, and what is wrong with it

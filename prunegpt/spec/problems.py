@@ -37,6 +37,25 @@ _PATHS = {  # names that are written without a path -> theirs in a trial
     **dict.fromkeys(("hardness", "temperature", "loss"), "stages.N.distill.{}, N the place of the stage"),
     **dict.fromkeys(("sparsity", "method", "pattern"), "stages.N.prune.{}, N the place of the stage"),
 }
+_HINTS = {  # kind of pydantic's, or how its name begins -> what to do
+    "greater_than_equal": "Set {ge} or more.",
+    "greater_than": "Set a number above {gt}.",
+    "less_than_equal": "Set {le} or less.",
+    "less_than": "Set a number below {lt}.",
+    "literal_error": "Choose one of them.",
+    "int_from_float": "Leave out the fraction.",
+    "int": "Write a number, without quotes.",
+    "finite_number": "Write a finite number.",
+    "float": "Write a number, without quotes.",
+    "bool": "Write it without quotes.",
+    "string_type": "Put it in quotes.",
+    "string": "Rename it.",
+    "tuple": "Write a list, such as [a, b].",
+    "list": "Write a list, such as [a, b].",
+    "too_short": "Add what is missing, or remove the key.",
+    "too_long": "Remove what is too much.",
+}
+_ELSE = f"{REFERENCE} lists what it may be."
 _MISMATCHES = ("_type", "_parsing", "literal_error", "_from_float")  # ends of the kinds that mean: not of this branch
 
 
@@ -91,16 +110,18 @@ class _Item:
     unions: tuple[Path, ...]  # fields whose types are unions, outermost first, where the error is of one branch of each
     wants: str
     got: str  # empty where the message says it
+    hint: str
     mismatch: bool  # the value is not of this branch at all
 
     @property
     def message(self) -> str:
-        return f"{self.wants}, got {self.got}." if self.got else self.wants
+        return f"{self.wants}, got {self.got}. {self.hint}" if self.got else self.wants
 
 
 def _joined(branches: Sequence[_Item]) -> str:
     wanted = dict.fromkeys(item.wants.removeprefix("must be ") for item in branches)
-    return f"must be {' or '.join(wanted)}, got {branches[0].got}."
+    hints = dict.fromkeys(item.hint for item in branches)
+    return f"must be {' or '.join(wanted)}, got {branches[0].got}. {hints.popitem()[0] if len(hints) == 1 else _ELSE}"
 
 
 def _located(item: Any, model: type[BaseModel], data: Any) -> _Item:
@@ -118,7 +139,7 @@ def _located(item: Any, model: type[BaseModel], data: Any) -> _Item:
         annotation, node = below, _child(node, step)
     wants, got = _words(item, model, data)
     mismatch = unions[-1:] == [tuple(path)] and item["type"].endswith(_MISMATCHES)
-    return _Item(tuple(path), tuple(dict.fromkeys(unions)), wants, got, mismatch)
+    return _Item(tuple(path), tuple(dict.fromkeys(unions)), wants, got, hint_of(item), mismatch)
 
 
 def _words(item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
@@ -129,18 +150,26 @@ def _words(item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
         hint = f" Write base.{last}." if last in inside else _elsewhere(str(last), fields)
         return unknown("key", str(last), fields, REFERENCE) + hint, ""
     if kind == "missing":
-        return f"{last} is required.", ""
+        return f"{last} is required. Add it.", ""
     if kind == "value_error":
         return str(item["ctx"]["error"]), ""
     if kind == "string_pattern_mismatch":
         return "a name holds letters, digits and ._=+,@-, a letter or digit first", _short(item["input"])
     if kind in ("too_short", "too_long"):
         end, many = ("min_length", "least") if kind == "too_short" else ("max_length", "most")
-        hint = " Fill it or remove the key." if not item["input"] else ""
-        return f"must have at {many} {counted(item['ctx'][end], 'value')}, got {_short(item['input'])}.{hint}", ""
+        return f"must have at {many} {counted(item['ctx'][end], 'value')}", _short(item["input"])
     if kind in ("model_type", "dict_type", "mapping_type"):
         return "must be a mapping", _short(item["input"])
     return in_words(item["msg"]), _short(item["input"])
+
+
+def hint_of(item: Any) -> str:
+    """What to do about an error of pydantic's: the end of its message."""
+    kind = item["type"]
+    if kind == "too_short" and not item["input"]:
+        return "Fill it or remove the key."
+    found = next((hint for name, hint in _HINTS.items() if kind.startswith(name)), _ELSE)
+    return found.format(**item.get("ctx", {}))
 
 
 def _elsewhere(name: str, fields: Sequence[str]) -> str:

@@ -168,7 +168,7 @@ def result(connection: Connection, reference: int | str) -> TrialResult:
     found = _results(connection, trial.c.sweep_id == sweep_id, trial.c.name == name)
     if not found:
         names = connection.execute(select(trial.c.name).where(trial.c.sweep_id == sweep_id)).scalars()
-        raise StoreError(unknown(f"trial of {sweep_name}", name, names, f"prunegpt sweep status {sweep_name}"))
+        raise StoreError(unknown(f"trial of {sweep_name}", name, names, f"`prunegpt sweep status {sweep_name}`"))
     return found[0]
 
 
@@ -181,7 +181,7 @@ def find_sweep(connection: Connection, name: str) -> int:
     found = connection.execute(select(sweep.c.id).where(sweep.c.name == name)).scalar()
     if found is None:
         names = connection.execute(select(sweep.c.name)).scalars()
-        raise StoreError(unknown("sweep", name, names, "prunegpt sweep status"))
+        raise StoreError(unknown("sweep", name, names, "`prunegpt sweep status`"))
     return cast(int, found)
 
 

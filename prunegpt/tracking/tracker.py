@@ -86,7 +86,8 @@ class WandbTracker:
             spec = json.dumps(plan.tracking.wandb.model_dump(mode="json"))
             self._helper = Helper(command or own, self._log, spec + "\n")
         except OSError as error:
-            say(f"W&B: nothing can be sent: {error.strerror or error}. `prunegpt wandb sync` sends it later.")
+            told = f"W&B: nothing can be sent: {error.strerror or error}. `prunegpt wandb sync` sends it later."
+            say(root.located(told))
 
     def close(self) -> None:
         """Lets the uploader send what is left, for a while, and says what was sent and what waits."""
@@ -104,7 +105,8 @@ class WandbTracker:
         told = f"W&B: {counted(sent, 'trial')} sent"
         if not kept:
             return f"{told}."
-        return f"{told}, {kept} kept: `prunegpt wandb sync` sends them. {self._reason()}".rstrip()
+        later = self._root.located("`prunegpt wandb sync` sends them.")
+        return f"{told}, {kept} kept: {later} {self._reason()}".rstrip()
 
     def _reason(self) -> str:
         """The last complaint in the uploader's log, or why it could not even write one."""

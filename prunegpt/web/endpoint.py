@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from prunegpt import __version__
 from prunegpt.errors import LaunchError, PruneGPTError, ReportError, StoreError, UnknownPartError, unknown
+from prunegpt.root import Root
 from prunegpt.tracking.endpoint import intake
 from prunegpt.tracking.endpoint.intake import received
 from prunegpt.web.dashboard import Dashboard
@@ -93,7 +94,7 @@ class Endpoint:
                 given |= {"posted": await _body(self.body, request)} if self.body else {}
                 return await run_in_threadpool(self._answer, dashboard, given)
             except Exception as error:
-                return refusal(error)
+                return refusal(error, dashboard.root)
 
         return Route(PREFIX + self.path, answer, methods=[self.method])
 
@@ -193,8 +194,8 @@ def attachment(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{plain}"'}
 
 
-def refusal(error: Exception) -> Response:
-    """The response to an error; a defect of ours is raised again."""
+def refusal(error: Exception, root: Root) -> Response:
+    """The response to an error about a root; a defect of ours is raised again."""
     if isinstance(error, RequestError):
         return reply(ErrorAnswer(error=str(error)), error.status)
     if isinstance(error, ValidationError):
@@ -202,7 +203,8 @@ def refusal(error: Exception) -> Response:
         return reply(ErrorAnswer(error="; ".join(told)), 400)
     if isinstance(error, PruneGPTError):
         missing = isinstance(error, StoreError | ReportError | UnknownPartError)
-        return reply(ErrorAnswer(error=str(error)), 404 if missing else 409 if isinstance(error, LaunchError) else 400)
+        message = root.located(str(error), always=True)
+        return reply(ErrorAnswer(error=message), 404 if missing else 409 if isinstance(error, LaunchError) else 400)
     raise error
 
 

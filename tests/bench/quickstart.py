@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 
 from prunegpt.builtin import BUILTIN_MODELS
-from prunegpt.cli.costs import Counting
-from prunegpt.cli.sweep import chosen
 from prunegpt.planning.resolve import plan_file
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
+from prunegpt.running import chosen
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.stages import cache
+from prunegpt.stages.counting import Counting
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
 from tests.bench.harness import Ratio, Settings

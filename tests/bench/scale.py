@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from prunegpt.cli.costs import Counting
 from prunegpt.launch.base import Exited
 from prunegpt.planning.resolve import plan_file
 from prunegpt.root import Root
+from prunegpt.stages.counting import Counting
 from prunegpt.store import Store
 from prunegpt.sweep import coordinator
 from tests.bench.region import replaced

@@ -7,11 +7,11 @@ is needed: the specs say how many tokens their texts have.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from prunegpt.cli.costs import Counting
-from prunegpt.cli.sweep import chosen
 from prunegpt.planning.resolve import plan_file
 from prunegpt.root import Root
+from prunegpt.running import chosen
 from prunegpt.spec.plan import SweepPlan
+from prunegpt.stages.counting import Counting
 from tests.bench.harness import Ratio, Settings
 from tests.bench.rows import Row
 

@@ -65,7 +65,7 @@ def test_a_template_takes_a_model_and_texts(
     written = spec.read_text(encoding="utf-8")
     assert str(model_folder) in written
     assert text_files["validation"] in written
-    assert kind in invoke("sweep", "check", spec, *shorter(written))
+    assert kind in invoke("sweep", "check", spec)  # though the model takes few tokens, and the texts are short
     one = fill(kind, name=kind, model="gpt2", data={"path": "wikitext"})
     assert '"gpt2"' in one
     assert '{"path": "wikitext", "block_size": 512}' in one

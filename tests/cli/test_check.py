@@ -81,6 +81,15 @@ def check(path: Path, root: Path, *arguments: str) -> Any:
     return CliRunner().invoke(app, ["sweep", "check", str(path), "--root", str(root), *arguments])
 
 
+def assert_run_refuses(path: Path, told: str, folder: Path) -> None:
+    """A run refuses what the check refuses, in the same words, and has begun nothing."""
+    root = folder / "runs"
+    with pytest.raises(SpecError) as refused:
+        CliRunner().invoke(app, ["sweep", "run", str(path), "--root", str(root)], catch_exceptions=False)
+    assert str(refused.value) == told
+    assert not [name for name in ("prunegpt.db", "stages", "trials") if (root / name).exists()]
+
+
 @pytest.mark.parametrize(("stage", "field", "message"), COUNTED.values(), ids=COUNTED.keys())
 def test_what_counting_shows_is_told_at_the_trial(
     stage: str, field: str, message: str, tmp_path: Path, counted: Path
@@ -95,6 +104,7 @@ def test_what_counting_shows_is_told_at_the_trial(
     assert f"line 9: trials.1.stages.1.{field}: " in told
     assert message in told
     assert "1 problem\n" in told
+    assert_run_refuses(path, told, tmp_path)
 
 
 @pytest.mark.parametrize("mode", CALIBRATION_MODES.names())
@@ -209,7 +219,9 @@ def test_a_search_none_of_whose_trials_can_run_is_refused(tmp_path: Path, counte
     search: {space: {train.learning_rate: {values: [0.001, 0.01]}}, n_trials: 2}
 """
     )
-    assert "pruning must end before training does" in refusal(path, counted)
+    told = refusal(path, counted)
+    assert "pruning must end before training does" in told
+    assert_run_refuses(path, told, tmp_path)
 
 
 def test_files_that_are_there_are_counted_whatever_is_declared(tmp_path: Path, counted: Path) -> None:

@@ -85,6 +85,15 @@ def test_shrink_saves_an_ordinary_folder_of_a_smaller_model(
     assert "Pass --calibration FILE" in invoke("shrink", model_folder, tmp_path / "x", "--ffn", "0.5", fails=True)
     assert "a size must be a number" in invoke("shrink", model_folder, tmp_path / "x", "--ffn", "half", fails=True)
     assert "a shrink must say" in invoke("shrink", model_folder, tmp_path / "x", fails=True)
+    for given, told in (
+        (("--by", "ffn"), "--by, --prompt, --generate and --threads go with --parameters or --latency, got --by alone"),
+        (("--by", "width", "--parameters", "0.5"), "--by must be 'layers' or 'ffn', got 'width'"),
+        (("--multiple-of", "32", "--parameters", "2.5"), "--parameters a size must be a share"),
+        (("--latency", "0.9", "--threads", "1000", "--prompt", "8", "--generate", "3"), "threads must be at most the"),
+    ):
+        assert told in invoke("shrink", model_folder, tmp_path / "x", *given, *calibration, fails=True)
+    rounded = ("--ffn", "0.71", "--multiple-of", "32", "--importance", "activation", *calibration)
+    assert "0.71 of 128 is 91, rounded by multiple_of" in invoke("shrink", model_folder, tmp_path / "thin", *rounded)
 
 
 @pytest.mark.parametrize("strange", ["notes.txt", "results.json", "sub/config.json", "model.py", ".git/HEAD"])

@@ -22,6 +22,7 @@ from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.planning.sources import PACKED, tensor_shapes, weight_files
 from prunegpt.pruning.mask import Mask
 from prunegpt.stages.base import ModelState, Pruned
+from tests.support.small import make_model
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -59,6 +60,15 @@ def test_zeros_take_a_bit_and_exponents_less_than_a_byte(tmp_path: Path) -> None
     assert 1 + 0.4 * 10 < per_weight < 1 + 0.4 * 12
 
 
+def test_a_file_that_is_larger_than_the_dense_weights_is_said_to_gain_nothing(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "small", layers=1, width=8)  # few weights, and none is zero
+    state = ModelState(load_model(folder, device="cpu", dtype="float32"), load_tokenizer(folder), Pruned())
+    found = run(PACKED_FOLDER, Export(state, "float16", card="# A card\n"), tmp_path / "packed", replace=False)
+    (size,) = (check for check in found.checks if check.what == "size")
+    assert float(size.detail.partition("%")[0]) >= 100
+    assert "nothing is gained" in size.detail
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_packed_model_is_read_with_and_without_prunegpt(dtype: str, model_folder: Path, tmp_path: Path) -> None:
     model = load_model(model_folder, device="cpu", dtype="float32")
@@ -70,6 +80,7 @@ def test_a_packed_model_is_read_with_and_without_prunegpt(dtype: str, model_fold
     found = run(PACKED_FOLDER, Export(state, dtype, card="# A card\n"), tmp_path / "packed", replace=False)
     assert [check.what for check in found.checks] == ["weights", "logits", "tokenizer", "masks", "size"]
     assert all(check.equal for check in found.checks[:4])
+    assert "nothing is gained" not in found.checks[4].detail
     assert [file.name for file in weight_files(tmp_path / "packed")] == [PACKED]
     packed_weight = unpack.read(tmp_path / "packed" / PACKED)[0]["tensors"][name]
     assert packed_weight["count"] == mask.weights - mask.pruned

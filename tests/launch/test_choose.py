@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from prunegpt.errors import LaunchError, MissingPackageError, PruneGPTError, UnknownPartError
-from prunegpt.launch.choose import open_launcher, together
+from prunegpt.launch.choose import check_launcher, open_launcher, together
 from prunegpt.launch.job import TRIAL
 from prunegpt.launch.local import LocalLauncher
 from prunegpt.registry import LAUNCHERS
@@ -144,15 +144,24 @@ def test_a_missing_package_is_told_with_the_way_to_install_it(
     monkeypatch.setattr(builtins, "__import__", refuse)
     for name in [module for module in sys.modules if module.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(MissingPackageError, match=rf"{kind} needs {package}.*pip install 'prunegpt\[{kind}\]'"):
-        open_launcher(LauncherSpec(kind=kind), Root(tmp_path))
+    for opens in (check_launcher, open_launcher):  # before the queue, and when the turn has come
+        with pytest.raises(MissingPackageError, match=rf"{kind} needs {package}.*pip install 'prunegpt\[{kind}\]'"):
+            opens(LauncherSpec(kind=kind), Root(tmp_path))
 
 
 def test_a_machine_without_slurm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaunchError, match="the launcher slurm cannot submit jobs here"):
-        open_launcher(LauncherSpec(kind="slurm"), Root(tmp_path))
+    for opens in (check_launcher, open_launcher):
+        with pytest.raises(LaunchError, match="the launcher slurm cannot submit jobs here"):
+            opens(LauncherSpec(kind="slurm"), Root(tmp_path))
+
+
+def test_a_cluster_of_ray_that_nobody_serves_is_told_before_the_queue(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    spec = LauncherSpec(kind="ray", options={"address": "127.0.0.1:1"})
+    with pytest.raises(LaunchError, match=r"the launcher ray found no cluster at '127\.0\.0\.1:1'"):
+        check_launcher(spec, Root(tmp_path))
 
 
 def test_a_plug_in_is_called_with_root_slots_and_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

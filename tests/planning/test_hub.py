@@ -10,10 +10,10 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from prunegpt.cli.costs import Counting
 from prunegpt.errors import DataError, ModelError
 from prunegpt.planning import hub
 from prunegpt.root import Root
+from prunegpt.stages.counting import Counting
 from tests.support.specs import model_folder, only, plan_of, problems_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -10,11 +10,12 @@ import pytest
 
 from prunegpt.errors import ReportError
 from prunegpt.records import GOES_BY
-from prunegpt.report.archive import Archive, read_archive, write_archive
+from prunegpt.report.archive import Archive, public, read_archive, write_archive
 from prunegpt.report.tables import build_table
 from prunegpt.spec.schema import TableSpec
 from tests.support.results import draw_windows, evaluation, make_trial
 
+CHECKOUT = Path(__file__).parents[2]
 TABLE = TableSpec.model_validate({"title": "T", "rows": ["*"], "columns": ["trial", "perplexity", "difference"]})
 
 
@@ -36,11 +37,39 @@ def test_paths_and_messages_stay_at_home(tmp_path: Path) -> None:
     trial = make_trial("a", config=config).model_copy(
         update={"state": "failed", "error": "no space on /home/somebody", "reason": "disk-full"}
     )
+    inputs = dict.fromkeys((f"/home/somebody/{name}/config.json" for name in ("old/gpt2", "new/gpt2", "opt")), "5ha")
+    trial = trial.model_copy(update={"plan": trial.plan.model_copy(update={"inputs": inputs})})
     write_archive(tmp_path, Archive("s", None, (TABLE,), (trial,), lambda _: None))
     assert "somebody" not in (tmp_path / "results.json").read_text()
     (kept,) = read_archive(tmp_path).results
+    assert set(kept.plan.inputs) == {"old/gpt2/config.json", "new/gpt2/config.json", "opt/config.json"}
     assert kept.config == {"model": {"source": "gpt2"}, "data": {"files": {"train": ["a.txt"]}}}
     assert kept.reason == "disk-full"
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("/home/somebody/a.py:score", "a.py:score"),
+        ("--config_name=/home/somebody/a b/c", "--config_name=a b/c"),
+        ("file:///home/somebody/a.txt", "a.txt"),
+        ("it was run in /home/somebody/runs/x, which is gone", "it was run in x, which is gone"),
+        ("https://huggingface.co/gpt2", "https://huggingface.co/gpt2"),
+        ("org/model", "org/model"),
+        ("and/or 1 / 2", "and/or 1 / 2"),
+    ],
+)
+def test_of_a_path_its_end_is_kept(value: str, kept: str) -> None:
+    assert public({"a": [value]}) == {"a": [kept]}
+
+
+@pytest.mark.parametrize(
+    "kept", sorted((CHECKOUT / "sweeps" / "results").glob("*/results.json")), ids=lambda path: path.parent.name
+)
+def test_no_kept_archive_holds_a_path_of_a_machine(kept: Path) -> None:
+    content = json.loads(kept.read_text())
+    assert content["results"]
+    assert public(content) == content
 
 
 def test_a_folder_that_is_no_archive(tmp_path: Path) -> None:

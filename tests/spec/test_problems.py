@@ -1,12 +1,14 @@
 """What is wrong with a field: the path that `--set` takes, its line, the rule, the value, the way out."""
 
 import re
+from collections.abc import Iterator
 
 import pytest
 from pydantic import ValidationError
 
 from prunegpt.errors import Problem
-from prunegpt.spec.problems import problems_of
+from prunegpt.spec.part import Part
+from prunegpt.spec.problems import messages_of, problems_of
 from prunegpt.spec.read import parse_document
 from prunegpt.spec.schema import Spec
 
@@ -360,7 +362,7 @@ def test_published_figures_are_numbers_or_what_was_printed(
 def test_a_list_whose_items_are_refused_is_not_also_too_short() -> None:
     found = problems(f"figures: [{{name: a, formats: [gif]}}]\n{HEADER}  - {{name: a}}\n")
     assert [(one.where, one.message) for one in found] == [
-        ("figures.0.formats.0", "must be 'pdf', 'svg' or 'png', got 'gif'.")
+        ("figures.0.formats.0", "must be 'pdf', 'svg' or 'png', got 'gif'. Choose one of them.")
     ]
     assert [one.where for one in problems(f"figures: [{{name: a, formats: []}}]\n{HEADER}  - {{name: a}}\n")] == [
         "figures.0.formats"
@@ -380,3 +382,30 @@ def test_a_list_that_is_too_short_is_reported_in_our_words() -> None:
         "name: words\nbase: {}\ntrials: [{name: a}]\nfigures: [{name: f, kind: pareto, formats: []}]\n"
     )
     assert problem.message == "must have at least 1 value, got []. Fill it or remove the key."
+
+
+BAD = ("x", "", 1.5, -1, 0, 10**12, True, float("nan"), [], [[]], {}, {"x": 1}, None)
+
+
+def parts(kind: type[Part] = Part) -> Iterator[type[Part]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from parts(one)
+
+
+def test_whatever_is_wrong_with_any_field_is_a_rule_a_value_and_a_hint() -> None:
+    """Every kind of error that pydantic finds itself, of every field that a spec may have."""
+    kinds: set[str] = set()
+    for part in sorted({one for one in parts() if one.__module__.startswith("prunegpt.spec.")}, key=repr):
+        for field in part.model_fields:
+            for value in BAD:
+                try:
+                    part.model_validate({field: value})
+                except ValidationError as error:
+                    found = {one["type"] for one in error.errors()}
+                    if "value_error" in found:  # in words of our own
+                        continue
+                    kinds |= found
+                    for path, message in messages_of(error, part, {field: value}):
+                        assert re.search(r"\. [A-Z`].*[.?]$", message, re.DOTALL), (part.__name__, path, message)
+    assert len(kinds) > 15, kinds

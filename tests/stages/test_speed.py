@@ -79,7 +79,11 @@ def test_a_trial_may_be_the_reference(base: dict[str, Any], tmp_path: Path) -> N
 
 
 def test_what_decides_a_speed_is_in_its_key(base: dict[str, Any]) -> None:
-    changes: list[dict[str, Any]] = [{}, *({name: 7} for name in ("prompt", "generate", "batch", "repeats", "threads"))]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"threads": 1},
+        *({name: 7} for name in ("prompt", "generate", "batch", "repeats")),
+    ]
     keys = {planned(base, HALF, speed={**SHORT, **change})["half"].also[0].key for change in changes}
     keys.add(planned(base, HALF, DENSE, speed={**SHORT, "against": "half"})["dense"].also[0].key)
     keys.add(planned({**base, "device": "cpu"}, HALF)["half"].also[0].key)

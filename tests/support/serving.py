@@ -3,11 +3,12 @@
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+import pytest
 import uvicorn
 
 from prunegpt.root import Root
@@ -63,6 +64,20 @@ def expect(shown: "Page | Locator") -> "PageAssertions | LocatorAssertions":
 
     expect.set_options(timeout=1000 * waiting.PATIENCE)
     return expect(shown)
+
+
+def becomes(read: Callable[[], object], expected: object) -> None:
+    """Waits until what is read of a page is what is expected; the failure names what was read last."""
+    found: list[object] = []
+
+    def there() -> bool:
+        found[:] = [read()]
+        return found == [expected]
+
+    try:
+        waiting.until(there, repr(expected))
+    except pytest.fail.Exception as error:
+        raise AssertionError(f"{error}: {found}") from None
 
 
 def until(page: "Page", holds: str) -> object:

@@ -47,7 +47,7 @@ class Sweep:
 
 
 @pytest.fixture
-def sweep(invoke: Invoke, tmp_path: Path, model_folder: Path, text_files: dict[str, str]) -> Sweep:
+def sweep(invoke: Invoke, forked: None, tmp_path: Path, model_folder: Path, text_files: dict[str, str]) -> Sweep:
     train = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1}
     data = {"files": text_files, "block_size": 32}
     base = {"model": str(model_folder), "data": data, "evaluate": {"max_windows": 4}, "train": train, "seeds": [1]}

@@ -323,6 +323,7 @@ def test_whatever_runs_its_trials_a_sweep_opens_it_when_its_turn_has_come(
         raise Reached
 
     monkeypatch.setattr(choose, "open_launcher", open_launcher)
+    monkeypatch.setattr(choose, "check_launcher", lambda *_, **__: None)  # which needs Slurm to be here
     monkeypatch.setattr(queue, "POLL", 0.01)
     first = ExitStack()
     first.enter_context(coordinating(root, "words"))
@@ -339,6 +340,17 @@ def test_whatever_runs_its_trials_a_sweep_opens_it_when_its_turn_has_come(
     assert before == ["words"]
     assert opened == [(kind, "mine")]
     assert coordinator(root) is None
+
+
+def test_a_launcher_that_is_not_here_is_told_before_the_queue(
+    root: Root, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    heard: list[Event] = []
+    with coordinating(root, "words"), pytest.raises(LaunchError, match="slurm cannot submit jobs here"):
+        Sweep({"name": "mine", **measured}, root=root.path).run(launcher="slurm", on_event=heard.append)
+    assert heard == []
 
 
 def test_the_command_line_of_the_study_waits_too(

@@ -106,7 +106,7 @@ def _listed_own(dashboard: Dashboard, sweep: str, figure: FigureSpec) -> FigureS
         drawn(dashboard, sweep, figure.name, FigureChoice())
         missing = None
     except PruneGPTError as error:
-        missing = str(error)
+        missing = dashboard.root.located(str(error), always=True)
     title = figure.title or (DRAWINGS[figure.kind].title if figure.kind in DRAWINGS else figure.name)
     return FigureShort(name=figure.name, title=title, missing=missing, takes_search=False, choices={})
 

@@ -1,6 +1,5 @@
 """Sweeps, and how far they are."""
 
-import shlex
 from collections.abc import Sequence
 from typing import Literal
 
@@ -189,7 +188,7 @@ def one(dashboard: Dashboard, name: str) -> SweepDetail:
         trials = dashboard.source.trials(name)
         running = slots(dashboard, name)
     searches = _searches(sweep, trials)
-    study = ["prunegpt", "sweep", "study", name, "--out", f"{name}.db", "--root", str(dashboard.root.path)]
+    study = dashboard.root.command("sweep", "study", name, "--out", f"{name}.db", always=True)
     return SweepDetail(
         revision=mark,
         name=sweep.name,
@@ -207,7 +206,7 @@ def one(dashboard: Dashboard, name: str) -> SweepDetail:
         progress=progress(sweep, trials, running, dashboard.budgets),
         tables=[str(table.get("name") or table.get("title", "")) for table in sweep.tables],
         searches=searches,
-        optuna=shlex.join(study) if searches else None,
+        optuna=study if searches else None,
         swept=list(dict.fromkeys(path for trial in trials for path in trial.swept)),
         slots=running,
         unchecked=list(sweep.unchecked),

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -153,14 +152,14 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
     bounds = dashboard.intervals.find([found])[found.id]
     note = store.note(found.id)
     source = dashboard.source.sweep(found.sweep)
-    root, log = str(dashboard.root.path), f"{PREFIX}/trials/{found.address}/log?attempt="
+    log = f"{PREFIX}/trials/{found.address}/log?attempt="
     attempts = [
         AttemptDetail.model_validate(
             {**asdict(row), "log": f"{log}{row.number}" if row.folder else None, "last_lines": row.log}
         )
         for row in store.attempts(found.id)
     ]
-    again, runs = ("prunegpt", "sweep", "run", source.source or "SPEC"), found.folder and not found.plan.foreign
+    again, runs = ("sweep", "run", source.source or "SPEC"), found.folder and not found.plan.foreign
     model = stored_model(found, dashboard.root)
     result = found.described()
     del result["attempts"]  # their number; here they are listed
@@ -175,8 +174,8 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         lineage=lineage(found, dashboard.source.every_trial()),
         differences=differences(source.spec.get("base") or {}, found.config),
         logged=found.plan.foreign,
-        command=None if found.plan.foreign else shlex.join([*again, "--only", found.name, "--root", root]),
-        replay=shlex.join(["prunegpt", "trial", "run", f"{root}/{found.folder}"]) if runs else None,
+        command=None if found.plan.foreign else dashboard.root.command(*again, "--only", found.name, always=True),
+        replay=dashboard.root.command("trial", "run", f"{dashboard.root.path}/{found.folder}") if runs else None,
         model=ModelDetail.model_validate(asdict(model)) if model else None,
         notes=noted(note),
         curves=store.curves(found.id),

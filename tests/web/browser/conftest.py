@@ -1,8 +1,8 @@
 """A page of a real browser that fails the test on any console error, and on any request that leaves this host."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,7 +13,7 @@ from tests.support.study import make_root
 from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +57,26 @@ class Watched:
 
 
 @pytest.fixture
-def page(chromium: "Browser") -> "Iterator[Page]":
-    with_page = chromium.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
-    with_page.set_default_timeout(1000 * PATIENCE)
-    page = with_page.new_page()
+def open_page(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
+    """Opens a page in a context of its own, with the options of one; it may log errors. All are closed at the end."""
+    opened: list[BrowserContext] = []
+
+    def new(**options: Any) -> "Page":
+        opened.append(chromium.new_context(**options))
+        opened[-1].set_default_timeout(1000 * PATIENCE)
+        return opened[-1].new_page()
+
+    yield new
+    for context in opened:
+        context.close()
+
+
+@pytest.fixture
+def page(open_page: "Callable[..., Page]") -> "Iterator[Page]":
+    page = open_page(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
     watched = Watched(page)
     yield page
-    with_page.close()
+    page.context.close()
     assert watched.errors == []  # a script in a name, a note or a log would have written one
     assert watched.hosts <= {"127.0.0.1"}
 

@@ -1,7 +1,8 @@
 """Pages of a store that grows while they are watched, and what they can do to it."""
 
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,18 +13,24 @@ from prunegpt.store import Store
 from prunegpt.sweep.lock import coordinating
 from prunegpt.sweep.queue import Ticket
 from tests.support.served import TOKEN
-from tests.support.serving import served, settled, until
+from tests.support.serving import becomes, expect, served, settled, until
 from tests.support.study import grow, make_root, many
 from tests.web.browser import axe
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.slow
 _LAST_STEP = (
     "Math.max(...[...document.querySelectorAll('.js-plotly-plot')]"
     ".flatMap((plot) => plot.data ?? []).map((trace) => trace.x.at(-1) ?? 0))"
 )
+
+_ASCENDING = """(() => {
+    const cells = document.querySelectorAll('tr[data-place] td:nth-child(3)');
+    const values = [...cells].map((one) => Number(one.textContent));
+    return values.length > 15 && values.every((value, place) => place === 0 || value >= values[place - 1]);
+})()"""
 
 
 @pytest.fixture
@@ -58,9 +65,8 @@ def test_a_sweep_shows_what_runs_and_what_ends(page: "Page", live: str, growing:
     page.wait_for_selector("#trials tr[data-trial=later] .state.failed")
 
 
-def test_the_stream_comes_back_after_the_server_was_away(chromium: "Browser", growing: Root) -> None:
-    context = chromium.new_context()
-    page = context.new_page()
+def test_the_stream_comes_back_after_the_server_was_away(open_page: "Callable[..., Page]", growing: Root) -> None:
+    page = open_page()
     with served(growing) as address:
         page.goto(f"{address}/sweeps/study")
         page.wait_for_selector(".live[data-state=live]")
@@ -69,13 +75,13 @@ def test_the_stream_comes_back_after_the_server_was_away(chromium: "Browser", gr
     with served(growing, port=int(address.rpartition(":")[2])):
         page.wait_for_selector(".live[data-state=live]")
         page.wait_for_selector("#running:has-text('step 118 of 200')")
-    context.close()
+        page.goto("about:blank")
 
 
 def test_retry_asks_first_and_then_lets_the_trial_wait(page: "Page", live: str, growing: Root) -> None:
     page.goto(f"{live}/login?next=/trials/study/too-big#{TOKEN}")
     page.click("button:has-text('Retry')")
-    assert "runs in a new attempt" in page.inner_text("dialog")
+    expect(page.locator("dialog")).to_contain_text("runs in a new attempt")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
     with Store.open(growing) as store:
@@ -88,9 +94,8 @@ def test_retry_asks_first_and_then_lets_the_trial_wait(page: "Page", live: str, 
         assert store.result("study/too-big").state == "waiting"
 
 
-def test_stop_asks_first_and_needs_the_token(chromium: "Browser", live: str, growing: Root) -> None:
-    context = chromium.new_context()  # a refusal is logged by the browser as an error
-    page = context.new_page()
+def test_stop_asks_first_and_needs_the_token(open_page: "Callable[..., Page]", live: str, growing: Root) -> None:
+    page = open_page()  # a refusal is logged by the browser as an error
     with coordinating(growing, "study"):
         for way, told in (
             ("trials/study/going", "log in at /login"),
@@ -100,7 +105,7 @@ def test_stop_asks_first_and_needs_the_token(chromium: "Browser", live: str, gro
             page.click("#head button:has-text('Stop')")
             page.click("dialog button:has-text('Stop the trial')")
             page.wait_for_selector(f"#messages div:has-text('{told}')")
-    context.close()
+        page.goto("about:blank")
 
 
 def test_the_queue_is_shown_and_left(page: "Page", live: str, growing: Root) -> None:
@@ -109,13 +114,10 @@ def test_the_queue_is_shown_and_left(page: "Page", live: str, growing: Root) -> 
         tickets = {name: Ticket(growing, name, priority) for name, priority in (("study", 3), ("new", 0))}
         page.goto(f"{live}/login?next=/#{TOKEN}")
         queue = page.locator("section:has(h2:text-is('Queue'))")
-        queue.locator("li").nth(1).wait_for()
-        assert "other runs" in queue.inner_text()
-        assert [row.split()[:3] for row in queue.locator("li").all_inner_texts()] == [
-            ["study", "priority", "3,"],
-            ["new", "priority", "0,"],
-        ]
-        assert queue.locator("a").all_inner_texts() == ["study"]
+        expect(queue).to_contain_text("other runs")
+        rows = [re.compile(r"^\s*study\s*priority 3,"), re.compile(r"^\s*new\s*priority 0,")]
+        expect(queue.locator("li")).to_have_text(rows)
+        expect(queue.locator("a")).to_have_text(["study"])
         page.wait_for_selector("article.sweep-card .state:has-text('place 1 in the queue')")
         assert axe.everywhere(page, axe.script(), lambda: settled(page)) == []
         page.get_by_role("button", name="Take new out of the queue").click()
@@ -137,7 +139,7 @@ def test_a_trial_that_nobody_runs_is_shown_as_interrupted(page: "Page", live: st
         page.wait_for_selector("#head .state.running")
         page.wait_for_selector("#head button:has-text('Stop')")
     page.wait_for_selector("#head .state:has-text('interrupted: nothing runs it')")
-    assert page.locator("#head button:has-text('Stop')").count() == 0
+    expect(page.locator("#head button:has-text('Stop')")).to_have_count(0)
     page.goto(f"{live}/sweeps/study")
     page.wait_for_selector("#running h2:text-is('Interrupted')")
 
@@ -147,17 +149,15 @@ def test_hundreds_of_trials_scroll_and_sort(page: "Page", tmp_path: Path) -> Non
     with served(root) as address:
         page.goto(f"{address}/sweeps/big")
         page.wait_for_selector("tr[data-place='0']")
-        assert page.locator("tr[data-place]").count() < 100
+        expect(page.locator("tr[data-place]").nth(15)).to_be_attached()
+        expect(page.locator("tr[data-place]").nth(99)).to_have_count(0)
         page.evaluate("document.querySelector('.trials').scrollTop = 1e6")
         page.wait_for_selector("tr[data-trial=trial-00299]")
         page.evaluate("document.querySelector('.trials').scrollTop = 0")
         page.click(".trials thead button:has-text('prune.sparsity')")
         page.wait_for_selector(".trials th[aria-sort=ascending]")
         page.wait_for_selector("tr[data-place='0']")
-        values = page.locator("tr[data-place] td:nth-child(3)").all_inner_texts()
-        numbers = [float(value) for value in values]
-        assert len(numbers) > 15
-        assert numbers == sorted(numbers)
+        until(page, _ASCENDING)
         page.goto("about:blank")
 
 
@@ -165,9 +165,8 @@ def test_a_root_where_nothing_has_run_says_what_to_do(page: "Page", tmp_path: Pa
     with served(Root(tmp_path / "no thing's here")) as address:
         page.goto(address)
         page.wait_for_selector(".empty:has-text('No sweeps yet')")
-        command, *others = page.inner_text("main pre").splitlines()
-        assert shlex.split(command) == ["prunegpt", "quickstart", "--root", str(tmp_path / "no thing's here")]
-        assert others == ["prunegpt init"]
+        commands = [["prunegpt", "quickstart", "--root", str(tmp_path / "no thing's here")], ["prunegpt", "init"]]
+        becomes(lambda: [shlex.split(line) for line in page.inner_text("main pre").splitlines()], commands)
         page.goto("about:blank")
 
 

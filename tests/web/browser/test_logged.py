@@ -14,7 +14,7 @@ from prunegpt.store import Store
 from prunegpt.tracking.endpoint.artifacts import Artifacts
 from prunegpt.tracking.foreign import Keeper
 from prunegpt.tracking.run_path import RunPath
-from tests.support.serving import served, settled
+from tests.support.serving import expect, served, settled
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -113,16 +113,16 @@ def test_a_run_shows_all_that_it_has_logged(views: str, page: "Page") -> None:
         panel.locator(".js-plotly-plot .main-svg").first.wait_for()
     image = page.locator("img[alt='image.png']")
     image.scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelector('img[alt=\"image.png\"]').naturalWidth === 2")
+    expect(image).to_have_js_property("naturalWidth", 2)
     frame = page.locator("iframe.page")
     frame.scroll_into_view_if_needed()
-    assert frame.get_attribute("sandbox") == "allow-scripts"
+    expect(frame).to_have_attribute("sandbox", "allow-scripts")
     page.frame_locator("iframe.page").get_by_text("script, kept apart").wait_for()
     page.get_by_role("button", name="Show").click()
     page.get_by_text("<i>hi</i>").wait_for()
     page.locator("details", has_text="a.txt").locator("summary").click()
-    assert page.get_by_role("link", name="big.bin").count() == 0, "a reference may lead anywhere"
     with page.expect_download() as download:
         page.get_by_role("link", name="a.txt").click()
+    expect(page.get_by_role("link", name="big.bin")).to_have_count(0)  # a reference may lead anywhere
     assert download.value.path().read_text() == "hello"
     settled(page)

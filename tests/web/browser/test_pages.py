@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,11 +15,11 @@ from starlette.routing import Route
 from prunegpt.root import Root
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.pages import Pages
-from tests.support.serving import expect, settled, until
+from tests.support.serving import becomes, expect, settled, until
 from tests.web.browser import axe
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 _COMPARE = "/compare?trial=study/recovered&trial=study/magnitude-0.9&trial=study/finetuned"
 _DRAWN = ".js-plotly-plot .main-svg"
@@ -36,6 +37,11 @@ PAGES = {
     "/api": "article.endpoint",
     "/login": "form",
 }
+_FOCUSED = """(() => {
+    const at = document.activeElement, style = getComputedStyle(at);
+    if (at !== window.focused) return null;
+    return [at.closest('main > section[id]')?.id ?? '', style.outlineStyle !== 'none' || style.boxShadow !== 'none'];
+})()"""
 slow = pytest.mark.slow
 
 
@@ -48,8 +54,8 @@ def _open(page: "Page", address: str, path: str) -> None:
 
 def test_the_start_page_shows_the_sweep(page: "Page", address: str) -> None:
     _open(page, address, "/")
-    assert "Pruning study in small" in page.inner_text("article.sweep-card")
-    assert "21 of 23 trials" in page.inner_text("article.sweep-card")
+    expect(page.locator("article.sweep-card")).to_contain_text("Pruning study in small")
+    expect(page.locator("article.sweep-card")).to_contain_text("21 of 23 trials")
 
 
 @slow
@@ -62,9 +68,9 @@ def test_every_page_stands_and_is_no_wider_than_the_window(
     page.emulate_media(color_scheme=scheme)
     _open(page, address, path)
     settled(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("main .problem[role=alert]").count() == 0
-    assert page.locator("h1").count() == 1
+    until(page, f"document.documentElement.scrollWidth <= {width}")
+    expect(page.locator("main .problem[role=alert]")).to_have_count(0)
+    expect(page.locator("h1")).to_have_count(1)
 
 
 def test_every_page_of_the_server_is_looked_at(study: Root) -> None:
@@ -77,14 +83,11 @@ def test_every_page_of_the_server_is_looked_at(study: Root) -> None:
 
 @slow
 @pytest.mark.parametrize("path", PAGES)
-def test_axe_finds_nothing_serious(chromium: "Browser", address: str, path: str) -> None:
+def test_axe_finds_nothing_serious(open_page: "Callable[..., Page]", address: str, path: str) -> None:
     file = axe.script()
-    context = chromium.new_context(viewport={"width": axe.SIZES[0], "height": 1000})
-    page = context.new_page()
+    page = open_page(viewport={"width": axe.SIZES[0], "height": 1000})
     _open(page, address, path)
-    found = axe.everywhere(page, file, lambda: settled(page))
-    context.close()
-    assert found == []
+    assert axe.everywhere(page, file, lambda: settled(page)) == []
 
 
 @slow
@@ -95,23 +98,20 @@ def test_the_keyboard_comes_by_every_section(page: "Page", address: str) -> None
     page.keyboard.press("Tab")
     for drawn in ("#figures a", "#panels button", "#stages svg"):
         page.wait_for_selector(drawn, state="attached")
+    page.evaluate("document.addEventListener('focusin', ({ target }) => { window.focused = target; }, true)")
     sections: list[str] = []
     for _ in range(150):
+        page.evaluate("window.focused = null")
         page.keyboard.press("Tab")
-        page.wait_for_timeout(20)
-        section, outlined = page.evaluate(
-            "() => { const at = document.activeElement, style = getComputedStyle(at); return ["
-            "at.closest('main > section[id]')?.id ?? '', style.outlineStyle !== 'none' || style.boxShadow !== 'none'] }"
-        )
+        section, outlined = until(page, _FOCUSED)
         assert outlined
         sections.append(section)
         if section == "stages":
             break
     passed = list(dict.fromkeys(filter(None, sections)))
     assert passed == ["running", "results", "figures", "panels", "trials", "stages"]
-    names = page.locator(".modebar-btn").evaluate_all("buttons => buttons.map((one) => one.dataset.title)")
-    assert names
-    assert not [name for name in names if "Share" in name], "nothing leaves the machine"
+    expect(page.locator(".modebar-btn").first).to_be_attached()
+    expect(page.locator(".modebar-btn[data-title*=Share]")).to_have_count(0)  # nothing leaves the machine
 
 
 @slow
@@ -119,51 +119,38 @@ def test_escape_closes_a_menu_and_gives_the_focus_back(page: "Page", address: st
     """Every menu of the page of a sweep, from its opener and from each kind of control inside it."""
     _open(page, address, "/sweeps/study")
     menus = page.locator("details.menu:visible")
-    assert menus.count() >= 2
-    for place in range(menus.count()):
+    expect(menus).to_have_count(3)
+    for place in range(3):
         menu = menus.nth(place)
         for inside in ("summary", "input[type=search]", "input[type=checkbox]", "button"):
             menu.locator("summary").press("Enter")
-            if menu.locator(inside).count():
-                menu.locator(inside).first.focus()
-                page.keyboard.press("Escape")
-            else:
-                menu.locator("summary").press("Escape")
-            assert menu.get_attribute("open") is None, inside
-            assert menu.locator("summary").evaluate("one => one === document.activeElement"), inside
-
-
-def _names(page: "Page") -> list[str]:
-    return page.locator("tr[data-place] th a").all_inner_texts()
-
-
-def _wait_for_names(page: "Page", meets: Callable[[list[str]], bool]) -> list[str]:
-    for _ in range(100):
-        if meets(found := _names(page)):
-            return found
-        page.wait_for_timeout(50)
-    raise AssertionError(f"the table shows {_names(page)}")
+            expect(menu).to_have_attribute("open", "")
+            menu.locator(f"{inside}, summary").last.press("Escape")  # the summary where there is nothing of that kind
+            expect(menu).not_to_have_attribute("open", "")
+            expect(menu.locator("summary")).to_be_focused()
 
 
 @slow
 def test_sort_and_filter_stay_in_the_address(page: "Page", address: str) -> None:
     _open(page, address, "/sweeps/study")
-    assert _names(page)[0] == "zero-shot"
+    names = page.locator("tr[data-place] th a")
+    expect(names.first).to_have_text("zero-shot")
     page.click(".trials thead button:has-text('Perplexity')")
-    _wait_for_names(page, lambda names: names[0] == "finetuned")
+    expect(names.first).to_have_text("finetuned")
     page.click(".trials thead button:has-text('Perplexity')")
-    _wait_for_names(page, lambda names: names[0] == "magnitude-0.9")
-    assert page.get_attribute(".trials th[aria-sort=descending]", "scope") == "col"
+    expect(names.first).to_have_text("magnitude-0.9")
+    expect(page.locator(".trials th[aria-sort=descending]")).to_have_attribute("scope", "col")
     page.keyboard.press("/")
+    expect(page.locator("#search")).to_be_focused()
     page.keyboard.type("wanda")
-    names = _wait_for_names(page, lambda names: len(names) == 5)
-    assert names == ["wanda-0.9", "wanda-0.8", "wanda-0.7", "wanda-0.6", "wanda-0.5"]
-    assert "5 of 23 trials" in page.inner_text(".toolbar .count")
+    found = ["wanda-0.9", "wanda-0.8", "wanda-0.7", "wanda-0.6", "wanda-0.5"]
+    expect(names).to_have_text(found)
+    expect(page.locator(".toolbar .count")).to_contain_text("5 of 23 trials")
     page.reload()
-    assert _wait_for_names(page, lambda names: len(names) == 5) == names
+    expect(names).to_have_text(found)
     page.fill("#search", "")
     page.click(".chips button[data-state=failed]")
-    _wait_for_names(page, lambda names: names == ["too-big"])
+    expect(names).to_have_text(["too-big"])
     page.fill("#search", "nothing is called this")
     page.wait_for_selector(".trials .empty")
 
@@ -171,16 +158,16 @@ def test_sort_and_filter_stay_in_the_address(page: "Page", address: str) -> None
 @slow
 def test_columns_are_chosen_swept_ones_first(page: "Page", address: str) -> None:
     _open(page, address, "/sweeps/study")
-    heads = page.locator(".trials thead th").all_inner_texts()
-    assert [head.strip() for head in heads[:5]] == ["Trial", "State", "prune.method", "prune.sparsity", "prune.layers"]
+    heads = page.locator(".trials thead th")
+    for place, head in enumerate(("Trial", "State", "prune.method", "prune.sparsity", "prune.layers")):
+        expect(heads.nth(place)).to_have_text(head)
     page.click("summary:has-text('Columns')")
     page.get_by_label("Seed", exact=True).check()
     page.get_by_label("prune.layers", exact=True).uncheck()
     page.reload()
     page.wait_for_selector("tr[data-place]")
-    heads = [head.strip() for head in page.locator(".trials thead th").all_inner_texts()]
-    assert "Seed" in heads
-    assert "prune.layers" not in heads
+    expect(heads.get_by_text("Seed", exact=True)).to_be_visible()
+    expect(heads.get_by_text("prune.layers", exact=True)).to_have_count(0)
 
 
 @slow
@@ -194,11 +181,11 @@ def test_the_keyboard_selects_compares_and_opens(page: "Page", address: str) -> 
     page.wait_for_selector("button:has-text('Compare 2')")
     page.keyboard.press("c")
     page.wait_for_selector(".compare-table")
-    assert "/compare?trial=study%2Ffinetuned&trial=study%2Fmagnitude-0.5" in page.url
+    expect(page).to_have_url(f"{address}/compare?trial=study%2Ffinetuned&trial=study%2Fmagnitude-0.5")
     page.keyboard.press("u")
     page.wait_for_selector("tr[data-place]")
     page.keyboard.press("?")
-    assert "Compare the selected trials" in page.inner_text("dialog")
+    expect(page.locator("dialog")).to_contain_text("Compare the selected trials")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
     page.keyboard.press("j")
@@ -217,11 +204,11 @@ def test_a_sweep_draws_figures_and_stages(page: "Page", address: str) -> None:
     page.wait_for_selector("#figures .js-plotly-plot")
     page.locator("#stages").scroll_into_view_if_needed()
     page.wait_for_selector("#stages g.node")
-    assert page.locator("#stages g.node.running").count() == 1
-    assert page.locator("#stages path.edge.teacher").count() == 2
+    expect(page.locator("#stages g.node.running")).to_have_count(1)
+    expect(page.locator("#stages path.edge.teacher")).to_have_count(2)
     page.locator("#stages g.node.published").nth(1).focus()
     page.keyboard.press("Enter")
-    assert "used by 19 trials" in page.inner_text(".graph-detail")
+    expect(page.locator(".graph-detail")).to_contain_text("used by 19 trials")
 
 
 def _shows(page: "Page", axes: list[str], trials: list[str]) -> None:
@@ -272,14 +259,13 @@ def test_who_holds_a_figure_keeps_it_when_it_is_drawn_again(page: "Page", addres
     held = page.evaluate_handle(
         "() => ['.line', '.head', '.handle', '.shown a'].map((one) => document.querySelector(`.coordinates ${one}`))"
     )
-    width = page.locator(".coordinates").evaluate("one => one.clientWidth")
     page.set_viewport_size({"width": 900, "height": 1000})
-    until(page, f"document.querySelector('.coordinates').clientWidth !== {width}")
+    until(page, "document.querySelector('.coordinates').clientWidth < 900")
     with page.expect_response("**/figures/parallel**"):
         page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")  # loads all anew
     _shows(page, AXES, SPARSEST)
     expect(page.get_by_role("slider", name="Lowest sparsity shown")).to_be_focused()
-    assert held.evaluate("all => all.map((one) => one.isConnected)") == [True] * 4
+    becomes(lambda: held.evaluate("all => all.map((one) => one.isConnected)"), [True] * 4)
 
 
 def _kept(page: "Page", figure: str, text: str) -> None:
@@ -335,14 +321,16 @@ def test_a_panel_is_made_and_kept_in_the_address(page: "Page", address: str) -> 
     page.wait_for_selector("#panels h3:has-text('kd over step')")
     page.locator("#panels .figure").scroll_into_view_if_needed()
     page.wait_for_selector("#panels .ytitle:has-text('kd')")
-    assert page.get_by_label("Smoothing of kd").input_value() == "0.9"
-    assert page.get_attribute("#panels button[aria-label^='Logarithmic axis upwards']", "aria-pressed") == "true"
+    expect(page.get_by_label("Smoothing of kd")).to_have_value("0.9")
+    expect(page.locator("#panels button[aria-label^='Logarithmic axis upwards']")).to_have_attribute(
+        "aria-pressed", "true"
+    )
     page.click("#panels button:has-text('Points')")
     page.wait_for_selector("#panels h3:has-text('perplexity over sparsity')")
     page.wait_for_selector("#panels .xtitle:has-text('Sparsity')")
     page.click("#panels button:has-text('Remove')")
     page.wait_for_selector("#panels .empty")
-    assert "panel=" not in page.url
+    expect(page).not_to_have_url(re.compile("panel="))
 
 
 def test_a_point_leads_to_its_trial(page: "Page", address: str) -> None:
@@ -350,9 +338,7 @@ def test_a_point_leads_to_its_trial(page: "Page", address: str) -> None:
     page.locator("#figures").scroll_into_view_if_needed()
     page.wait_for_selector("#figures .js-plotly-plot .scatterlayer .point")
     point = page.locator("#figures .js-plotly-plot >> nth=1 >> .scatterlayer .point").last
-    box = point.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    point.hover(force=True)  # what Plotly puts over its points takes the pointer
     page.wait_for_selector("#figures .hoverlayer:has-text('recovered')")
     page.mouse.down()
     page.mouse.up()
@@ -362,7 +348,6 @@ def test_a_point_leads_to_its_trial(page: "Page", address: str) -> None:
 @slow
 def test_a_trial_shows_what_it_is_made_of(page: "Page", address: str) -> None:
     _open(page, address, "/trials/study/recovered")
-    text = page.inner_text("main")
     for shown in (
         "67.20",
         "90.0%",
@@ -370,40 +355,40 @@ def test_a_trial_shows_what_it_is_made_of(page: "Page", address: str) -> None:
         "Taught by",
         "prunegpt sweep run sweeps/study.yaml --only recovered",
     ):
-        assert shown in text
-    titles = page.locator(".figure h3").all_inner_texts()
-    assert titles[:4] == ["Perplexity", "Loss terms", "Sparsity, target and achieved", "Learning rate"]
-    assert titles[4:] == ["Sparsity by layer over time"]
+        expect(page.locator("main")).to_contain_text(shown)
+    titles = [
+        "Perplexity",
+        "Loss terms",
+        "Sparsity, target and achieved",
+        "Learning rate",
+        "Sparsity by layer over time",
+    ]
+    expect(page.locator(".figure h3")).to_have_text(titles)
     for axis, title in (("Tokens", "tokens trained on"), ("Time", "minutes")):
         page.click(f".segmented button:has-text('{axis}')")
         page.wait_for_selector(f".figure .xtitle:has-text('{title}')")
-    assert "axis=time" in page.url
+    expect(page).to_have_url(re.compile("axis=time"))
 
 
 @slow
 def test_a_failure_is_told_and_its_log_is_text(page: "Page", address: str) -> None:
     _open(page, address, "/trials/study/too-big")
-    assert "out-of-memory" in page.inner_text(".problem")
-    assert "<script>" in page.inner_text(".problem")
+    expect(page.locator(".problem")).to_contain_text("out-of-memory")
+    expect(page.locator(".problem")).to_contain_text("<script>")
     page.locator(".log-box").scroll_into_view_if_needed()
     page.wait_for_selector(".log-box pre")
-    assert "<img src=x onerror=console.error(1)>" in page.inner_text(".log-box pre")
+    expect(page.locator(".log-box pre")).to_contain_text("<img src=x onerror=console.error(1)>")
 
 
 @slow
 def test_compare_shows_differences_tests_and_curves(page: "Page", address: str) -> None:
     _open(page, address, _COMPARE)
-    text = page.inner_text("main")
-    assert "Paired tests" in text
-    assert "< 0.001" in text
-    assert "stages.2.distill.hardness" in text
-    assert "stages.2.distill.options" not in text  # nothing here, and not there in the others
+    for shown in ("Paired tests", "< 0.001", "stages.2.distill.hardness"):
+        expect(page.locator("main")).to_contain_text(shown)
+    expect(page.locator("main")).not_to_contain_text("stages.2.distill.options")  # empty here, absent in the others
     page.click("button[aria-label='take out study/finetuned']")
     page.wait_for_selector(".compare-table")
-    assert page.locator(".compare-table >> nth=0").locator("thead a").all_inner_texts() == [
-        "recovered",
-        "magnitude-0.9",
-    ]
+    expect(page.locator(".compare-table >> nth=0").locator("thead a")).to_have_text(["recovered", "magnitude-0.9"])
 
 
 @slow
@@ -449,33 +434,26 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 @slow
-def test_the_theme_is_the_systems_until_one_is_chosen(chromium: "Browser", address: str) -> None:
-    context = chromium.new_context(color_scheme="dark")
-    page = context.new_page()
+def test_the_theme_is_the_systems_until_one_is_chosen(open_page: "Callable[..., Page]", address: str) -> None:
+    page = open_page(color_scheme="dark")
     _open(page, address, "/")
-
-    def background() -> str:
-        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-
-    dark = background()
+    body = page.locator("body")
+    dark, light = "rgb(18, 21, 24)", "rgb(246, 247, 248)"
+    expect(body).to_have_css("background-color", dark)
     page.keyboard.press("t")
-    assert page.evaluate("document.documentElement.dataset.theme") == "light"
-    light = background()
-    assert light != dark
+    expect(page.locator("html")).to_have_attribute("data-theme", "light")
+    expect(body).to_have_css("background-color", light)
     page.reload()
-    assert background() == light
+    expect(body).to_have_css("background-color", light)
     page.keyboard.press("t")
-    assert background() == dark
-    context.close()
+    expect(body).to_have_css("background-color", dark)
 
 
 @slow
-def test_what_is_not_there_is_said_kindly(chromium: "Browser", address: str) -> None:
-    context = chromium.new_context()
-    page = context.new_page()
+def test_what_is_not_there_is_said_kindly(open_page: "Callable[..., Page]", address: str) -> None:
+    page = open_page()
     answer = page.goto(f"{address}/sweeps/studdy")
     assert answer is not None
     assert answer.status == 404
-    assert "study" in page.inner_text("main")
-    assert page.locator("a:has-text('All sweeps')").count() == 1
-    context.close()
+    expect(page.locator("main")).to_contain_text("study")
+    expect(page.locator("a:has-text('All sweeps')")).to_have_count(1)

@@ -1,5 +1,6 @@
 """Pages that wait, that could not be had, and that have nothing to show; stages in every state; a hostile note."""
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -8,14 +9,14 @@ from prunegpt.points import Point
 from prunegpt.root import Root
 from prunegpt.store import Store
 from tests.support.served import TOKEN
-from tests.support.serving import served
+from tests.support.serving import becomes, expect, served
 from tests.support.study import TOKENS, Wanted, load, make_root, prune
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.slow
 _SHOWN = {
@@ -35,21 +36,24 @@ _HOSTILE = """\
 [good](https://good.example "onmouseover=console.error(1)")
 """
 
+_LEADS = "links => links.map((link) => link.href)"
+_HANDLERS = """note => [...note.querySelectorAll("*")].flatMap((one) => one.getAttributeNames())
+    .filter((name) => name.startsWith("on") || name === "style")"""
+
 
 @pytest.mark.parametrize("path", _SHOWN)
 def test_a_page_says_that_it_loads_what_went_wrong_and_tries_again(
-    chromium: "Browser", address: str, path: str
+    open_page: "Callable[..., Page]", address: str, path: str
 ) -> None:
     from playwright.sync_api import Route
 
-    context = chromium.new_context()  # a request that fails is logged by the browser as an error
-    page = context.new_page()
+    page = open_page()  # a request that fails is logged by the browser as an error
     held: list[Route] = []
     answers: Callable[[Route], object] = held.append
     page.route("**/api/v1/**", lambda route: answers(route))
     page.goto(address + path)
     page.wait_for_selector("main .loading:has-text('Loading')")
-    assert page.locator("h1").count() == 1
+    expect(page.locator("h1")).to_have_count(1)
     while not held:
         page.wait_for_timeout(20)
     answers = Route.abort
@@ -59,7 +63,6 @@ def test_a_page_says_that_it_loads_what_went_wrong_and_tries_again(
     answers = Route.continue_
     page.locator("main .problem button:has-text('Try again')").first.click()
     page.wait_for_selector(_SHOWN[path])
-    context.close()
 
 
 def test_a_sweep_without_results_says_what_will_be_there(page: "Page", tmp_path: "Path") -> None:
@@ -80,12 +83,11 @@ def test_stages_show_what_is_shared_cached_running_waiting_and_failed(page: "Pag
     page.wait_for_selector("tr[data-place]")
     page.locator("#stages").scroll_into_view_if_needed()
     for state in ("published", "running", "waiting", "failed", "diverged"):
-        page.locator(f"#stages g.node.{state}").first.wait_for()
-        assert state in (page.get_attribute(f"#stages g.node.{state} >> nth=0", "aria-label") or "")
-    assert page.locator("#stages g.node:has-text('shared by 23')").count() == 1
-    assert page.locator("#stages g.node:has-text('cached')").count() == 0
+        expect(page.locator(f"#stages g.node.{state}").first).to_have_attribute("aria-label", re.compile(state))
+    expect(page.locator("#stages g.node:has-text('shared by 23')")).to_have_count(1)
+    expect(page.locator("#stages g.node:has-text('cached')")).to_have_count(0)
     page.click("#stages g.node.failed")
-    assert "too-big" in page.inner_text(".graph-detail")
+    expect(page.locator(".graph-detail")).to_contain_text("too-big")
 
 
 def test_a_stage_of_another_sweep_is_shown_as_cached(page: "Page", tmp_path: "Path") -> None:
@@ -124,13 +126,14 @@ def test_a_trial_shows_what_it_takes_of_the_machine(page: "Page", tmp_path: "Pat
             panel = page.locator(".figure", has=page.locator(f"h3:text-is('{title}')"))
             panel.scroll_into_view_if_needed()
             panel.locator(f".ytitle:has-text('{unit}')").wait_for()
-            assert panel.locator(".scatterlayer .trace").count() == 2
-            assert panel.locator(".scatterlayer .trace path.js-line").first.get_attribute("d", timeout=5000)
-        drawn = page.evaluate(
+            expect(panel.locator(".scatterlayer .trace")).to_have_count(2)
+            expect(panel.locator(".scatterlayer .trace path.js-line").first).to_have_attribute("d", re.compile("."))
+        drawn = (
             "Object.fromEntries([...document.querySelectorAll('.js-plotly-plot')].flatMap((plot) => plot.data)"
             ".filter((trace) => trace.name.startsWith('system/')).map((trace) => [trace.name, trace.y.at(-1)]))"
         )
-        assert drawn == {f"system/{name}": 40.0 + 59 * (place + 1) for place, name in enumerate(names)}
+        expected = {f"system/{name}": 40.0 + 59 * (place + 1) for place, name in enumerate(names)}
+        becomes(lambda: page.evaluate(drawn), expected)
         page.goto("about:blank")
 
 
@@ -149,10 +152,8 @@ def test_what_each_stage_measured_once_makes_one_line(page: "Page", tmp_path: "P
     with served(root) as address:
         page.goto(f"{address}/trials/study/once")
         page.wait_for_selector(".js-plotly-plot .main-svg")
-        traces = page.evaluate(
-            "[...document.querySelector('.js-plotly-plot').data].map(({ x, y, mode }) => ({ x, y, mode }))"
-        )
-        assert traces == [{"x": [100, 140], "y": [60, 70], "mode": "lines+markers"}]
+        traces = "[...document.querySelector('.js-plotly-plot').data].map(({ x, y, mode }) => ({ x, y, mode }))"
+        becomes(lambda: page.evaluate(traces), [{"x": [100, 140], "y": [60, 70], "mode": "lines+markers"}])
         page.goto("about:blank")
 
 
@@ -163,22 +164,14 @@ def test_a_hostile_note_is_text(page: "Page", tmp_path: "Path") -> None:
         page.click("button:has-text('Write a note')")
         page.fill("textarea", _HOSTILE)
         page.click("button:has-text('Save')")
+        note = page.locator(".note-text")
         for _ in range(2):  # as it is saved, and as it is when the page is loaded
             page.wait_for_selector(".note-text strong:has-text('Kept')")
-            note = page.locator(".note-text")
-            assert note.locator("script, img, svg, iframe, object, style, form").count() == 0
-            assert note.locator("a").evaluate_all("(links) => links.map((link) => link.href)") == [
-                "https://good.example/"
-            ]
-            assert (
-                note.evaluate(
-                    "(note) => [...note.querySelectorAll('*')].flatMap((one) => one.getAttributeNames())"
-                    ".filter((name) => name.startsWith('on') || name === 'style')"
-                )
-                == []
-            )
             for words in ("script", "onerror", "markdown", "coded"):
-                assert words in note.inner_text()
+                expect(note).to_contain_text(words)
+            expect(note.locator("script, img, svg, iframe, object, style, form")).to_have_count(0)
+            becomes(lambda: note.locator("a").evaluate_all(_LEADS), ["https://good.example/"])
+            becomes(lambda: note.evaluate(_HANDLERS), [])
             note.locator("p").first.click(position={"x": 5, "y": 5})
             page.reload()
         page.goto("about:blank")  # the page fixture has seen no line in the console and no request to another host

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
@@ -11,8 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.support.serving import until
+
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.slow
 _TABLE = "Pruning and distillation"
@@ -20,17 +22,15 @@ _SUFFIXES = {"Markdown": "md", "LaTeX": "tex", "CSV": "csv", "JSON": "json"}
 
 
 @pytest.fixture
-def copying(chromium: "Browser", address: str) -> "Iterator[Page]":
+def copying(open_page: "Callable[..., Page]") -> "Page":
     """A page that may use the clipboard."""
-    context = chromium.new_context(permissions=["clipboard-read", "clipboard-write"])
-    yield context.new_page()
-    context.close()
+    return open_page(permissions=["clipboard-read", "clipboard-write"])
 
 
 def _copied(page: "Page", button: str, told: str) -> str:
     page.click(button)
     page.wait_for_selector(f"#messages:has-text('{told}')")
-    return str(page.evaluate("navigator.clipboard.readText()"))
+    return str(until(page, "navigator.clipboard.readText()"))
 
 
 def test_tables_are_copied_as_they_are_downloaded(copying: "Page", address: str) -> None:

@@ -1,5 +1,6 @@
 """The table of trials: filters, columns, groups, and what was asked of a trial."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,13 @@ from prunegpt.sweep.lock import coordinating
 from prunegpt.tracking.foreign import Keeper
 from prunegpt.tracking.run_path import RunPath
 from tests.support.served import TOKEN
-from tests.support.serving import served, settled, until
+from tests.support.serving import becomes, expect, served, settled, until
 from tests.support.study import Wanted, load, make_root, prune
 from tests.support.timed import speed, timed_evaluation
 from tests.web.browser import axe
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.slow
 _NAMES = "[...document.querySelectorAll('tr[data-place] th a')].map((one) => one.textContent).join()"
@@ -29,7 +30,7 @@ def test_a_filter_is_an_expression_and_stays_in_the_address(page: "Page", addres
     page.wait_for_selector("tr[data-place]")
     page.fill("#search", "sparsity > 0.85 and perplexity < 400")
     until(page, f"{_NAMES} === 'wanda-0.9,recovered'")
-    assert "2 of 23 trials" in page.inner_text(".toolbar .count")
+    expect(page.locator(".toolbar .count")).to_contain_text("2 of 23 trials")
     page.reload()
     until(page, f"{_NAMES} === 'wanda-0.9,recovered'")
     with page.expect_download() as started:
@@ -37,19 +38,17 @@ def test_a_filter_is_an_expression_and_stays_in_the_address(page: "Page", addres
     assert len(Path(started.value.path()).read_text(encoding="utf-8").splitlines()) == 3
 
 
-def test_what_is_wrong_with_a_filter_is_said_beside_it(chromium: "Browser", address: str) -> None:
-    context = chromium.new_context()  # a refusal is logged by the browser as an error
-    page = context.new_page()
+def test_what_is_wrong_with_a_filter_is_said_beside_it(open_page: "Callable[..., Page]", address: str) -> None:
+    page = open_page()  # a refusal is logged by the browser as an error
     page.goto(f"{address}/sweeps/study")
     page.wait_for_selector("tr[data-place]")
     page.fill("#search", "perplexty < 3")
     page.wait_for_selector(".search-hint:has-text(\"Did you mean 'perplexity'\")")
-    assert page.get_attribute("#search", "aria-invalid") == "true"
-    assert page.locator("tr[data-place]").count() > 10, "the rows stay"
+    expect(page.locator("#search")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("tr[data-place]").nth(10)).to_be_attached()  # the rows stay
     page.fill("#search", "perplexity < 61")
     until(page, f"{_NAMES} === 'finetuned'")
-    assert page.locator(".search-hint").is_hidden()
-    context.close()
+    expect(page.locator(".search-hint")).to_be_hidden()
 
 
 def test_any_configuration_value_is_a_column_and_sorts(page: "Page", address: str) -> None:
@@ -66,9 +65,8 @@ def test_any_configuration_value_is_a_column_and_sorts(page: "Page", address: st
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
-def test_groups_open_to_their_trials(chromium: "Browser", address: str, width: int, scheme: str) -> None:
-    context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})  # type: ignore[arg-type]
-    page = context.new_page()
+def test_groups_open_to_their_trials(open_page: "Callable[..., Page]", address: str, width: int, scheme: str) -> None:
+    page = open_page(color_scheme=scheme, viewport={"width": width, "height": 900})
     page.goto(f"{address}/sweeps/study")
     page.wait_for_selector("tr[data-place]")
     page.click("summary:has-text('Group')")
@@ -77,26 +75,23 @@ def test_groups_open_to_their_trials(chromium: "Browser", address: str, width: i
     page.click("h2:has-text('Trials')")
     page.click("tr.group:has-text('wanda') button")
     page.wait_for_selector("tr.member[data-trial='wanda-0.5']")
-    assert page.locator("tr.member").count() == 5
+    expect(page.locator("tr.member")).to_have_count(5)
     settled(page)
     assert axe.findings(page, axe.script()) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    until(page, f"document.documentElement.scrollWidth <= {width}")
     page.reload()
     page.wait_for_selector("tr.group:has-text('wanda')")
-    context.close()
 
 
 @pytest.mark.parametrize("menu", ["Columns", "Group", "?"])
-def test_menus_of_the_table_are_accessible(chromium: "Browser", address: str, menu: str) -> None:
-    context = chromium.new_context(viewport={"width": 1024, "height": 900})
-    page = context.new_page()
+def test_menus_of_the_table_are_accessible(open_page: "Callable[..., Page]", address: str, menu: str) -> None:
+    page = open_page(viewport={"width": 1024, "height": 900})
     page.goto(f"{address}/sweeps/study#trials")
     page.wait_for_selector("tr[data-place]")
     page.click(f".toolbar summary:has-text('{menu}')")
     page.wait_for_selector(".toolbar details[open] h3")
     settled(page)
     assert axe.findings(page, axe.script()) == []
-    context.close()
 
 
 def test_an_address_with_a_section_shows_it_when_all_is_loaded(page: "Page", address: str) -> None:
@@ -109,10 +104,10 @@ def test_an_address_with_a_section_shows_it_when_all_is_loaded(page: "Page", add
 
 def test_the_bar_names_the_root_and_leads_to_comparing(page: "Page", address: str, study: Root) -> None:
     page.goto(address)
-    assert page.inner_text(".bar .root") == str(study.path)
+    expect(page.locator(".bar .root")).to_have_text(str(study.path))
     page.click(".bar a:has-text('Compare')")
     page.wait_for_selector("h1:has-text('Compare trials')")
-    assert page.get_attribute(".bar a[aria-current]", "href") == "/compare"
+    expect(page.locator(".bar a[aria-current]")).to_have_attribute("href", "/compare")
 
 
 def test_a_trial_that_was_asked_to_stop_says_so_at_once(page: "Page", tmp_path: Path) -> None:
@@ -144,12 +139,14 @@ def test_runs_of_a_client_go_by_their_names_with_every_metric_as_a_column(page: 
     with served(root) as address:
         page.goto(f"{address}/sweeps/wandb-kd")
         page.wait_for_selector("tr[data-place] a:has-text('run 1')")
-        heads = [head.strip() for head in page.locator(".trials thead th").all_inner_texts()]
-        assert {"Tags", "Note", "val/acc", "lr"} <= set(heads)
-        cells = dict(
-            zip(heads, page.locator("tr[data-place] >> nth=1").locator("th, td").all_inner_texts(), strict=True)
-        )
-        assert [cells[head] for head in ("Tags", "Note", "lr", "val/acc")] == ["baseline", "the first", "0.2", "0.6"]
+        shown = {"Tags": "baseline", "Note": "the first", "lr": "0.2", "val/acc": "0.6"}
+
+        def cells() -> dict[str, str]:
+            heads = [head.strip() for head in page.locator(".trials thead th").all_inner_texts()]
+            row = page.locator("tr[data-place] >> nth=1").locator("th, td").all_inner_texts()
+            return {head: cell for head, cell in zip(heads, row, strict=False) if head in shown}
+
+        becomes(cells, shown)
         page.fill("#search", "val/acc > 0.55 and 'baseline' in tags")
         until(page, f"{_NAMES} === 'run 1'")
         page.click("tr[data-place] a")
@@ -180,8 +177,7 @@ def test_a_trial_shows_its_further_evaluations(page: "Page", tmp_path: Path) -> 
     with served(make_root(tmp_path / "runs", wanted)) as address:
         page.goto(f"{address}/trials/study/several")
         table = page.locator("section:has(> h2:text-is('Evaluations')) tbody")
-        table.wait_for()
-        assert [row.split("\t")[:2] for row in table.inner_text().splitlines()] == [
+        expected = [
             ["Perplexity, validation", "70.00"],
             ["Perplexity, c4", "33.12"],
             ["Perplexity, odd", "not finite"],
@@ -194,7 +190,8 @@ def test_a_trial_shows_its_further_evaluations(page: "Page", tmp_path: Path) -> 
             ["First token", "0.5 s"],
             ["Memory", "5 MB"],
         ]
+        becomes(lambda: [row.split("\t")[:2] for row in table.inner_text().splitlines()], expected)
         page.goto(f"{address}/trials/study/one")
         page.wait_for_selector("h2:text-is('Chain')")
-        assert page.locator("h2:text-is('Evaluations')").count() == 0
+        expect(page.locator("h2:text-is('Evaluations')")).to_have_count(0)
         page.goto("about:blank")
