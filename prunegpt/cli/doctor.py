@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, app, located, print_json
+from prunegpt.errors import PruneGPTError
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -30,9 +31,15 @@ def doctor(
             autocompletion=complete.models,
         ),
     ] = None,
-    windows: Annotated[int, typer.Option(min=1, help="With --model: calibration windows.")] = 128,
-    block_size: Annotated[int, typer.Option(min=1, help="With --model: tokens per window and sequence.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="With --model: sequences trained on at a time.")] = 8,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="With --model: calibration windows (default: 128).")
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="With --model: tokens per window and sequence (default: 1024).")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --model: sequences trained on at a time (default: 8).")
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="With --model: memory of a device to compare with, such as 24GiB."),
@@ -54,11 +61,14 @@ def doctor(
     from prunegpt import __version__
     from prunegpt.sweep.repair import examine
 
+    asked = {"windows": windows, "block_size": block_size, "batch_size": batch_size, "device": device}
+    given = {name: value for name, value in asked.items() if value is not None}
+    _check_together(model, given, repair=repair)
     if model is not None:
         from prunegpt.cli.model_report import Asked, print_report
         from prunegpt.cli.model_report import report as report_of
 
-        described = report_of(model, Asked(windows, block_size, batch_size, device))
+        described = report_of(model, Asked(windows or 128, block_size or 1024, batch_size or 8, device))
         (print_json if as_json else print_report)(described)
         return
     if repair:
@@ -86,6 +96,19 @@ def doctor(
         _print(report)
     if any(problem["severe"] for problem in report["problems"]):
         raise typer.Exit(1)
+
+
+def _check_together(model: str | None, given: Mapping[str, Any], *, repair: bool) -> None:
+    """Refuses options that would have no effect.
+
+    Args:
+        given: what is asked of a model.
+    """
+    if given and model is None:
+        wrong = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+        raise PruneGPTError(f"what is asked of a model goes with --model, got {wrong} alone. Add --model MODEL.")
+    if repair and model is not None:
+        raise PruneGPTError(f"--repair is of a root, got --model {model} beside it. Leave one of the two out.")
 
 
 def _repair(root: Root, yes: bool, as_json: bool) -> None:

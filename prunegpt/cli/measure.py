@@ -110,7 +110,10 @@ def checked(kind: type[T], given: Mapping[str, Any]) -> T:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        lines = [f"{_option(path, given)} {message}".strip() for path, message in messages_of(error, kind, given)]
+        lines = []
+        for path, message in messages_of(error, kind, given):
+            option = _option(path, given)
+            lines.append(f"{option} {message.removeprefix(f'{path[-1]} ')}" if option else message)
         raise PruneGPTError("\n".join(lines)) from error
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from transformers import AutoModelForCausalLM
 
+from prunegpt.cli import app
 from prunegpt.lm.estimates import memory
 from prunegpt.lm.models import save_model
 from prunegpt.lm.tokenizers import load_tokenizer
@@ -67,6 +69,17 @@ def test_a_device_that_is_not_here_may_be_asked_about(invoke: Invoke, tmp_path: 
     assert found["devices"]["24GiB"] == 24 * 2**30
     assert "fits 24GiB" in invoke("doctor", "--model", folder, "--device", "24GiB")
     assert "a size must be a number of GiB or GB" in invoke("doctor", "--model", folder, "--device", "big", fails=True)
+
+
+def test_what_would_have_no_effect_is_refused(invoke: Invoke) -> None:
+    command: Any = typer.main.get_command(app)
+    options = {parameter.name: parameter for parameter in command.commands["doctor"].params}
+    of_models = [name for name, option in options.items() if str(option.help).startswith("With --model")]
+    assert {"device", "windows"} <= set(of_models)
+    for name in of_models:
+        option = options[name].opts[0]
+        assert f"got {option} 24 alone. Add --model MODEL." in invoke("doctor", option, "24", fails=True)
+    assert "Leave one of the two out" in invoke("doctor", "--model", "./nowhere", "--repair", fails=True)
 
 
 def test_what_is_no_decoder_is_refused(invoke: Invoke, tmp_path: Path) -> None:

@@ -184,7 +184,10 @@ def test_prune_with_calibration_keeps_two_of_four(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--method", "magnitude", "--sparsity", "50"), "Did you mean 0.5?"),
+        (
+            ("--method", "magnitude", "--sparsity", "50"),
+            "--sparsity must be at least 0 and below 1, got 50. Did you mean 0.5?",
+        ),
         (("--method", "magnitud", "--sparsity", "0.5"), "Did you mean 'magnitude'?"),
         (("--method", "magnitude"), "pruning needs a sparsity"),
         (("--method", "wanda", "--sparsity", "0.5"), "Pass --calibration FILE"),

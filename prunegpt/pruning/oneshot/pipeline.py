@@ -197,8 +197,8 @@ def _check_streaming(method: str, request: Request, repair: RepairSpec | None) -
         whole = "repair"
     if whole:
         raise PruningError(
-            f"layers are streamed where one is done before the next one begins; {whole} of {method} needs the whole "
-            "model. Prune it where the model fits, without streaming."
+            f"layers are streamed where one is done before the next one begins; {method} with {whole} needs the "
+            "whole model. Prune it where the model fits, without streaming."
         )
 
 
