@@ -1,10 +1,12 @@
 """Rows of trials beside the columns they are shown in."""
 
+import re
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from prunegpt import web
 from prunegpt.report.fields import TrialFields
 from prunegpt.root import Root
 from prunegpt.store import Store
@@ -42,3 +44,12 @@ def test_a_row_has_the_value_of_every_column(sweep: str, more: str, tmp_path: Pa
     assert seen >= (
         {"config.lr", "logged.val/acc", "tags", "note"} if sweep == "wandb-kd" else {"perplexity", "method"}
     )
+
+
+def test_a_column_that_stays_in_view_has_an_edge() -> None:
+    """Figures that go below it are cut there: without a line `977.40` reads like `7.40`."""
+    sheets = [path.read_text(encoding="utf-8") for path in (Path(web.__file__).parent / "static/css").glob("*.css")]
+    rules = [rule for sheet in sheets for rule in re.findall(r"([^{}]+)\{([^{}]*)\}", sheet)]
+    staying = {name.strip(): body for name, body in rules if "position: sticky" in body and "left: 0" in body}
+    assert len(staying) >= 3
+    assert [name for name, body in staying.items() if not re.search("border-right|box-shadow", body)] == []
