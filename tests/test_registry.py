@@ -114,7 +114,7 @@ def test_a_path_is_found_by_its_end() -> None:
 def test_of_many_names_those_that_are_like_it_are_listed_and_the_command_that_lists_all() -> None:
     names = [f"k{index}" for index in range(100)]
     assert unknown("key", "k10", names).endswith(" and 94 more.")
-    message = unknown("key", "learning", [*names, "learning_rate"], "prunegpt sweep fields")
+    message = unknown("key", "learning", [*names, "learning_rate"], "`prunegpt sweep fields`")
     assert message.endswith(
         "Did you mean 'learning_rate'? Valid: learning_rate and 100 more; `prunegpt sweep fields` lists all."
     )

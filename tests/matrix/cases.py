@@ -159,6 +159,7 @@ def fits(case: Case) -> bool:
         (solver and (case["allocation"] in ("row", "global") or case["pattern"] == "[2, 4]"))
         or (solver and fixed and case["schedule"] not in ("constant", "acdc"))  # solvers prune N:M at once
         or (solver and case["masks"] in MASK_MODES)  # which choose by scores alone
+        or (case["masks"] == "elsa" and case["optimizer"] == "sgd")  # its pull needs Adam's scaling
         or (fixed and ALLOCATIONS.entry(case["allocation"]).scope is None)  # N:M says what each tensor gets
     )
 

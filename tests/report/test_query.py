@@ -178,7 +178,7 @@ def test_the_filter_of_a_value_finds_the_trials_that_have_it(name: str) -> None:
 
 
 def test_the_documented_filters_are_understood() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "filters.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "filters.md").read_text()
     blocks = [block.partition("\n")[2] for block in text.split("```")[1::2] if block.startswith("python\n")]
     examples = [line for block in blocks for line in block.splitlines() if line.strip()]
     assert len(examples) > 8

@@ -58,7 +58,7 @@ def test_a_deleted_stage_is_computed_again(broken: Broken, undisturbed: Undistur
     (plain,) = json.loads(doctor(root, "--json").stdout)["findings"]
     assert plain["text"] == "words/a is finished, but its model was deleted or damaged; its figures are still known."
     assert doctor(root).exit_code == 1
-    assert "`prunegpt doctor --repair` fixes it" in doctor(root).stdout
+    assert f"`prunegpt doctor --repair --root {root.path}` fixes it" in doctor(root).stdout
     (finding,) = mended(root)
     assert finding == {**plain, "mended": True}
     with Store.open(root) as store:

@@ -311,7 +311,7 @@ def test_trials_of_which_nothing_could_be_noted_are_sent_later_as_the_spec_says(
     said: list[str] = []
     lost = WandbTracker(tracked, root, command=[sys.executable, "-c", "raise SystemExit(3)"], say=said.append)
     lost.close()
-    assert said == ["W&B: 0 trials sent, 1 kept: `prunegpt wandb sync` sends them."]
+    assert said == [f"W&B: 0 trials sent, 1 kept: `prunegpt wandb sync --root {root.path}` sends them."]
     assert [done.sent for done in sync(root, say=lambda _: None)] == [True]
     (spec,) = cloud.specs
     assert (spec.project, spec.group, spec.tags, spec.mode) == ("mine", "ours", ("a",), "online")
@@ -365,7 +365,8 @@ def test_a_scribe_that_dies_or_cannot_start_hurts_nobody(root: Root) -> None:
     assert said == ["W&B: 0 trials sent."]
     lost: list[str] = []
     WandbTracker(plan(), root, command=["/nowhere/python"], say=lost.append).close()
-    assert lost == ["W&B: nothing can be sent: No such file or directory. `prunegpt wandb sync` sends it later."]
+    later = f"`prunegpt wandb sync --root {root.path}` sends it later."
+    assert lost == [f"W&B: nothing can be sent: No such file or directory. {later}"]
 
 
 def test_the_scribe_is_told_how_and_hears_of_the_end(root: Root, tmp_path: Path) -> None:
