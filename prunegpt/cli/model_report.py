@@ -130,8 +130,8 @@ def _grouped(coverage: Coverage) -> dict[str, int]:
 def _size(text: str) -> int:
     """Bytes of a size such as 24GiB."""
     found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise PruneGPTError(f"a size must be a number of GiB or GB, got {text!r}. Write it like 24GiB.")
+    if not found or not float(found[1]):
+        raise PruneGPTError(f"a size must be a number of GiB or GB above 0, got {text!r}. Write it like 24GiB.")
     return int(float(found[1]) * (2**30 if found[2].lower() == "gib" else 10**9))
 
 

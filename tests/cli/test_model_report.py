@@ -68,7 +68,9 @@ def test_a_device_that_is_not_here_may_be_asked_about(invoke: Invoke, tmp_path: 
     found = json.loads(invoke("doctor", "--model", folder, "--device", "24GiB", "--json"))
     assert found["devices"]["24GiB"] == 24 * 2**30
     assert "fits 24GiB" in invoke("doctor", "--model", folder, "--device", "24GiB")
-    assert "a size must be a number of GiB or GB" in invoke("doctor", "--model", folder, "--device", "big", fails=True)
+    for size in ("big", "0GiB"):
+        refused = invoke("doctor", "--model", folder, "--device", size, fails=True)
+        assert f"a size must be a number of GiB or GB above 0, got '{size}'" in refused
 
 
 def test_what_would_have_no_effect_is_refused(invoke: Invoke) -> None:
