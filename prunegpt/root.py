@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +133,10 @@ class Root:
     def is_measured(self, stage_key: str, evaluation_key: str) -> bool:
         """Whether an evaluation of a stage is there whole."""
         return whole(self.evaluation(stage_key, evaluation_key), "evaluation.json")
+
+    def is_computed(self, key: str, evaluations: Iterable[str]) -> bool:
+        """Whether a stage and these evaluations of it are there whole."""
+        return self.is_published(key) and all(self.is_measured(key, one) for one in evaluations)
 
     def work(self, key: str) -> Path:
         """Checkpoints of a stage that is still being computed; removed when it is published."""

@@ -109,7 +109,11 @@ def _refuse(planner: "Planner", root: Root, only: str | None) -> None:
     Raises:
         SpecError: with all that is wrong, such as pruning that ends after training does.
     """
-    trials = [trial for trial in chosen(planner.plan, only) if not _computed(trial, root)]
+    trials = [
+        trial
+        for trial in chosen(planner.plan, only)
+        if not root.is_computed(trial.key, (one.key for one in trial.evaluations))
+    ]
     tried = list(searched(planner, only).values())
     if not trials and not tried:
         return
@@ -130,10 +134,6 @@ def _count(root: Root, trials: list[TrialPlan], tried: list[list[TrialPlan]]) ->
     from prunegpt.stages.counting import Counting
 
     return Counting(root).wrong(trials, tried)
-
-
-def _computed(trial: TrialPlan, root: Root) -> bool:
-    return root.is_published(trial.key) and all(root.is_measured(trial.key, one.key) for one in trial.evaluations)
 
 
 def searched(planner: "Planner", only: str | None) -> dict[str, list[TrialPlan]]:

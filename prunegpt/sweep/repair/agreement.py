@@ -36,7 +36,7 @@ def _gone(root: Root, result: TrialResult) -> Iterator[Finding]:
     key, asked = result.key, result.plan.evaluations_after(result.key)
     if result.plan.foreign:
         return  # a W&B run, which never had a model here and cannot be run
-    if root.is_published(key) and all(root.is_measured(key, one.key) for one in asked):
+    if root.is_computed(key, (one.key for one in asked)):
         return
     what = "model was" if not root.is_published(key) else "measurement was"
     text = f"{result.sweep}/{result.name} is finished, but its {what} deleted or damaged; its figures are still known."
