@@ -24,7 +24,7 @@ from prunegpt.tracking.endpoint.app import WandbServer
 from prunegpt.tracking.endpoint.artifacts import ARTIFACTS, Artifacts
 from prunegpt.tracking.endpoint.runs import UPLOADS
 from prunegpt.web import api  # noqa: F401  # enters what ENDPOINTS holds
-from prunegpt.web.connections import BACKLOG, BoundedConnection, room
+from prunegpt.web.connections import BoundedConnection, room
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import ENDPOINTS, PREFIX
 from prunegpt.web.events import Events
@@ -114,11 +114,12 @@ def run(
     app = create_app(
         root, token=token, open_to_read=reading, host=host, port=port, hosts=hosts, uploads=uploads, artifacts=artifacts
     )
+    most, at_once = room()
     config = uvicorn.Config(
         app,
-        http=partial(BoundedConnection, most=room()),  # type: ignore[arg-type]  # it is only called
+        http=partial(BoundedConnection, most=most),  # type: ignore[arg-type]  # it is only called
         ws="none",
-        backlog=BACKLOG,
+        backlog=at_once,
         log_level="error",  # a warning repeats what a client sent, as often as it does
         access_log=False,
         timeout_graceful_shutdown=_GRACE,

@@ -10,21 +10,28 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 ARRIVAL = 60.0  # seconds in which a request has to have come, with its body
-BACKLOG = 64  # connections that are accepted at once, before any of them is counted
 _MOST = 1000
+_AT_ONCE = 64  # connections that one turn of the event loop accepts
+_TURNS = 4  # those accepted in two turns are not counted yet, those dropped are closed a turn later; one to spare
 _WANTED_FILES = 4096
 _OTHER_FILES = 64  # of the database, of what is read for answers
 _LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def room() -> int:
-    """How many connections fit; raises the number of files that this process may open, where it may."""
+def room() -> tuple[int, int]:
+    """How many connections fit, and how many may be accepted at once so that no more than fit are ever open.
+
+    Raises the number of files that this process may open, where it may.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _WANTED_FILES:
         wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(_WANTED_FILES, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
-    return _MOST if soft == resource.RLIM_INFINITY else max(min(_MOST, soft - BACKLOG - _OTHER_FILES), 8)
+    if soft == resource.RLIM_INFINITY:
+        return _MOST, _AT_ONCE
+    at_once = min(_AT_ONCE, max(soft // (4 * _TURNS), 1))
+    return max(min(_MOST, soft - _TURNS * at_once - _OTHER_FILES), 8), at_once
 
 
 class BoundedConnection(H11Protocol):

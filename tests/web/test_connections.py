@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
 from http.client import HTTPConnection
@@ -101,9 +102,9 @@ def test_the_server_is_reached_though_more_connect_than_files_may_be_open(tmp_pa
         address = server.stderr.readline().split(": ", 1)[1].split()[0]
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
-        with ExitStack() as held:
-            for _ in range(400):
-                held.enter_context(connected(address, HALF["half a line"]))
+        with ExitStack() as held, ThreadPoolExecutor(16) as at_once:
+            for one in at_once.map(connected, [address] * 800):
+                held.enter_context(one)
             assert health(address) == "ok"
     finally:
         server.terminate()
