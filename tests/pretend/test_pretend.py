@@ -41,6 +41,11 @@ def test_one_shot_masks_are_those_of_the_host(pretend: Ask, method: str, family:
     assert found["far"] < ROUNDED
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_scores_go_as_a_stable_sort_has_them(pretend: Ask, method: str) -> None:
+    assert pretend("ties", method=method) == []
+
+
 STREAMED = [name for name in ONE_SHOT if METHODS[name].needs & ACTIVATIONS]
 
 

@@ -68,7 +68,8 @@ def sparsegpt(
         if isinstance(pattern, NOfM):
             errors = _prune_groups(block, upper, worth, kept[start:end], pattern)  # [block, out]
         else:
-            kept[start:end] = keep_largest(block.square() * worth, count, mask=kept[start:end])
+            scores = (block.square() * worth).t()  # [out, block]: ties go in the order of the weight
+            kept[start:end] = keep_largest(scores, count, mask=kept[start:end].t()).t()
             errors = _prune_strip_by_strip(block, upper, kept[start:end])  # [block, out]
         columns[end:].addmm_(factor.upper[start:end, end:].t(), errors, alpha=-1)
 

@@ -21,6 +21,7 @@ from prunegpt.root import Root
 from tests.support.pretend import device
 from tests.support.pretend.device import COUNTS, pretending
 from tests.support.running import run_attempt, teachers_first
+from tests.support.ties import differing
 from tests.support.trained import VOCABULARY, fit, gpt2, llama
 
 FAMILIES = {"gpt2": gpt2, "llama": llama}
@@ -42,6 +43,12 @@ def one_shot(family: str, method: str, **asked: Any) -> dict[str, Any]:
         "far": max(float((weight - weights[name]).abs().max()) for name, weight in here.named_parameters()),
         "waits": dict(counts.waits),
     }
+
+
+def ties(method: str) -> list[str]:
+    """What the device prunes in another order than a stable sort."""
+    with pretending():
+        return differing(method, "cuda")
 
 
 def streamed(family: str, method: str, storage: str = "float32", **asked: Any) -> dict[str, Any]:
