@@ -20,6 +20,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "registry": frozenset({"errors"}),
     "root": frozenset({"errors"}),
     "signals": frozenset(),
+    "memory": frozenset(),
     "usage": frozenset(),
     "access": frozenset({"root"}),
     "builtin": frozenset({"errors", "registry", "root"}),
@@ -35,7 +36,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "shrinking": _PLANS | {"records", "points", "lm", "pruning"},
     "distill": _PLANS | {"records", "points", "lm", "pruning"},
     "training": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill"},
-    "stages": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill", "training"},
+    "stages": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill", "training", "memory"},
     "exporting": _PLANS | {"lm", "pruning", "stages"},
     "trial": _PLANS
     | {"records", "points", "signals", "usage", "lm", "pruning", "shrinking", "distill", "training", "stages"},

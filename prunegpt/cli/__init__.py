@@ -30,6 +30,7 @@ from prunegpt.cli import (  # noqa: F401
 )
 from prunegpt.cli.options import app, say, sweep_app
 from prunegpt.errors import PruneGPTError
+from prunegpt.memory import reuse_memory
 from prunegpt.planning.fingerprint import extra_versions, undecided, versions
 
 WAYS_OUT = {
@@ -69,6 +70,7 @@ app.add_typer(wandb.app, name="wandb")
 def main() -> None:
     """Runs the command line; an error meant for the user is its message and exit status 1."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads are slow beside any other process
+    reuse_memory()
     if not sys.stderr.isatty():  # a bar that redraws itself makes a log unreadable
         for library in ("HF_HUB", "HF_DATASETS"):
             os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")

@@ -20,6 +20,7 @@ from prunegpt.errors import ModelError
 from prunegpt.lm.models import load_model, save_model
 from prunegpt.lm.multimodal import processor_files
 from prunegpt.lm.tokenizers import load_tokenizer
+from prunegpt.memory import give_back
 from prunegpt.planning.checks import vocabulary_problem
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.sources import MASKS, model_files, origin, weights_on_disk
@@ -227,3 +228,4 @@ def release(model: "weakref.ref[Any]") -> None:
         gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    give_back()

@@ -1,0 +1,35 @@
+"""Large blocks of memory on a CPU: used again from step to step, and given back at the end of a stage.
+
+By itself the C library asks the kernel for each block of 32 MiB or more, and gives it back as soon as it is free. The
+logits of every step are such blocks: the kernel then clears gigabytes a step, page by page, which took a fifth of the
+time of a fine-tuning.
+"""
+
+import ctypes
+import os
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_KEPT = 2**31 - 1  # bytes, the most that mallopt takes
+_MAPPED = 2**30  # bytes of a block that is still asked for by itself
+_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # of torch: tensors of 2 MiB and more in pages of 2 MiB
+
+
+def reuse_memory() -> None:
+    """Lets this process use its large blocks again, where its C library is glibc. Variables of the user go first."""
+    os.environ.setdefault(_HUGE_PAGES, "1")
+    if (mallopt := _of_glibc("mallopt")) and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(_MMAP_THRESHOLD, _MAPPED)
+        mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def give_back() -> None:
+    """Gives the free blocks of this process back to the system, where its C library is glibc."""
+    if trim := _of_glibc("malloc_trim"):
+        trim(0)
+
+
+def _of_glibc(name: str) -> "ctypes._NamedFuncPointer | None":
+    try:
+        return getattr(ctypes.CDLL(None), name, None)
+    except (OSError, TypeError):  # there is no such handle on Windows
+        return None
