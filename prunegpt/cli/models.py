@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json
+from prunegpt.cli.options import ROOT, CommandGroup, JsonOption, TrustOption, app, number, numbers, print_json
 from prunegpt.errors import alternatives, counted
 from prunegpt.registry import CALIBRATION_MODES, NAMED_ALLOCATIONS, PROTOCOLS
 from prunegpt.root import Root
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prunegpt.report.statistics import Interval
     from prunegpt.stages.base import ModelState
 
-masks_app = typer.Typer(help="Verify pruning masks.", no_args_is_help=True)
+masks_app = CommandGroup(help="Verify pruning masks.", no_args_is_help=True)
 ModelArgument = Annotated[
     str,
     typer.Argument(

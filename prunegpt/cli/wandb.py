@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, SetOption, number, say
+from prunegpt.cli.options import ROOT, CommandGroup, SetOption, number, say
 from prunegpt.errors import counted
 from prunegpt.root import Root
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prunegpt.spec.plan import SweepPlan, TrialPlan
     from prunegpt.sweep.attempt import Attempt
 
-app = typer.Typer(help="Weights & Biases: sweeps, agents, import.", no_args_is_help=True)
+app = CommandGroup(help="Weights & Biases: sweeps, agents, import.", no_args_is_help=True)
 
 OnlyOrSearchOption = Annotated[
     str | None, typer.Option("--only", metavar="GLOB", help="Only trials, or the search, whose name matches.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import prunegpt
 from prunegpt import cli
@@ -128,3 +129,16 @@ def test_errors_name_the_root_on_the_command_line_and_in_the_browser(
     assert told in capsys.readouterr().err
     answer = refusal(StoreError("`prunegpt sweep status study` lists all"), root)
     assert told in json.loads(bytes(answer.body))["error"]
+
+
+@pytest.mark.parametrize("name", commands())
+def test_an_option_of_one_value_is_given_once(name: str) -> None:
+    for option in commands()[name].params:
+        if option.param_type_name != "option" or option.is_flag or option.count or option.multiple:
+            continue
+        given = [option.opts[-1], "1", option.opts[-1], "1"]
+        found = CliRunner().invoke(app, [*name.split(), *given])
+        assert found.exit_code == 2
+        text = " ".join(found.stderr.split())
+        assert option.opts[-1] in text
+        assert "Takes one value, given 2 times." in text
