@@ -11,15 +11,16 @@ from typing import Any
 from prunegpt.cli.options import number
 from prunegpt.cli.tables import print_table
 from prunegpt.errors import PruneGPTError
-from prunegpt.lm.estimates import memory
 from prunegpt.lm.skeleton import build_empty
 from prunegpt.lm.views import decoder_blocks, outline
 from prunegpt.planning import checks
 from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files
+from prunegpt.planning.memory import EVALUATED, Memory, Sizes
 from prunegpt.spec.names import Matrix
-from prunegpt.spec.outline import Coverage
+from prunegpt.spec.outline import Coverage, Outline
 from prunegpt.spec.patterns import read_pattern
+from prunegpt.spec.pruning import method_entry
 from prunegpt.spec.schema import ModelSpec
 
 _GIGABYTE = 1e9
@@ -72,7 +73,7 @@ def report(source: str, asked: Asked) -> dict[str, Any]:
         "left_alone": _kinds([one for one in found.matrices if one.block is not None and not one.default]),
         "coverage": coverage.share,
         "outside": _grouped(coverage),
-        "memory": dict(memory(model, windows=asked.windows, length=length, batch=asked.batch)),
+        "memory": _memory(found, model.config, asked, length),
         "memory_for": {"windows": asked.windows, "tokens": length, "batch": asked.batch},
         "devices": {**_devices(), **({asked.device: _size(asked.device)} if asked.device else {})},
         "problems": [*_problems(facts), *_misfits(default), *_uncovered(coverage)],
@@ -90,6 +91,31 @@ def _problems(facts: ModelFacts) -> Iterator[str]:
         yield f"not checked: {facts.unchecked}"
     if facts.tokenizer_file is None and not facts.builtin:
         yield "no tokenizer.json was found: a tokenizer of another format is tried when the model is loaded"
+
+
+def memory_sizes(found: Outline, config: Any) -> Sizes:
+    """What memory depends on of a model with that outline and config."""
+    text = config.get_text_config()
+    active = getattr(text, "num_experts_per_tok", None) or 1
+    return Sizes.of(found, width=text.hidden_size, vocabulary=text.vocab_size, active=active)
+
+
+def _memory(found: Outline, config: Any, asked: Asked, length: int) -> dict[str, int]:
+    """Bytes on an accelerator, in float32 and training also in bfloat16, by what is done."""
+    memory, half = Memory(sizes := memory_sizes(found, config)), Memory(sizes, half=True)
+    tokens = asked.batch * length
+    return {
+        "evaluation": memory.evaluation(max(EVALUATED, length)),
+        **{
+            name: memory.one_shot(name, method_entry(name).needs, asked.windows, length)
+            for name in ("magnitude", "wanda", "sparsegpt", "taylor")
+        },
+        "sparsegpt streamed": memory.streamed(asked.windows, length),
+        "training": memory.training(tokens),
+        "distillation": memory.training(tokens, distilled=memory.weights),
+        "training in bfloat16": half.training(tokens),
+        "distillation in bfloat16": half.training(tokens, distilled=half.weights // 2),
+    }
 
 
 def _misfits(matrices: list[Matrix]) -> Iterator[str]:
@@ -175,7 +201,7 @@ def print_report(found: dict[str, Any]) -> None:
     )
     print(
         f"Estimated for {asked['windows']} calibration windows and sequences of {asked['tokens']} tokens, batch "
-        f"{asked['batch']}, weights in float32; libraries take about 0.7 GB more."
+        f"{asked['batch']}, weights in float32. On a CPU masks and hidden states take more, and libraries about 0.7 GB."
     )
     for problem in found["problems"]:
         print(f"note: {problem}")

@@ -44,6 +44,7 @@ def check(
     from prunegpt.errors import SpecError, StoreError
     from prunegpt.planning.outlines import coverage_of, unbuilt
     from prunegpt.planning.resolve import Planner
+    from prunegpt.planning.room import room_notes
     from prunegpt.running import chosen, searched
     from prunegpt.stages.counting import Counting
     from prunegpt.store import Store
@@ -76,6 +77,11 @@ def check(
         *text_columns([*trials, *suggested]),
         *counting.own_texts(trials),
         *_uncovered(trials, coverages),
+        *room_notes(
+            [*filter(None, planner.chains.values()), *chain.from_iterable(planner.searched.values())],
+            plan.launcher,
+            lambda key: root.is_published(key),
+        ),
     ]
     replaced = None
     with suppress(StoreError), Store.open(root, create=False) as store:  # a run says what is wrong with it

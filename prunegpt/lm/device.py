@@ -63,6 +63,13 @@ def pick_dtype(name: str = "auto", device: torch.device | None = None) -> torch.
     return PRECISIONS[name]
 
 
+def memory_of(device: torch.device) -> int:
+    """Bytes of an accelerator's memory; 0 of the CPU, and of Metal, which has the host's."""
+    if device.type not in ("cuda", "xpu"):
+        return 0
+    return int(getattr(torch, device.type).get_device_properties(device).total_memory)
+
+
 def overlooked(device: torch.device) -> str:
     """What to say where a trial was given GPUs and runs on the CPU; empty where it is as it should be."""
     given = [(name, os.environ[name]) for name in _ASSIGNED if os.environ.get(name, "-1") not in ("", "-1")]

@@ -8,7 +8,11 @@ from pathlib import Path
 
 from prunegpt.spec.execution import LauncherSpec
 
-_ASK = "from prunegpt.lm.device import pick_device, pick_dtype; print(pick_dtype('auto', pick_device('auto')))"
+_ASK = """
+from prunegpt.lm.device import memory_of, pick_device, pick_dtype
+place = pick_device("auto")
+print(memory_of(place), pick_dtype("auto", place))
+"""
 _DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/kfd"))  # of NVIDIA and AMD
 _PATIENCE = 120.0  # seconds for an answer: torch is read from a disk that may be slow
 
@@ -32,15 +36,26 @@ def resolved(precision: str, device: str, launcher: LauncherSpec) -> str:
     return precision_here()
 
 
-@cache
 def precision_here() -> str:
+    """What `auto` comes to on this machine."""
+    return this_machine()[1]
+
+
+def accelerator_here() -> int:
+    """Bytes of memory of this machine's first accelerator; 0 where torch finds none, or its memory is the host's."""
+    return this_machine()[0]
+
+
+@cache
+def this_machine() -> tuple[int, str]:
     """What torch says of this machine; asked in a process of its own, and only where there is a driver of a GPU."""
     if not any(path.exists() for path in _DRIVERS) and shutil.which("nvidia-smi") is None:
-        return "float32"
+        return 0, "float32"
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _ASK], capture_output=True, text=True, check=True, timeout=_PATIENCE
         )
     except (OSError, subprocess.SubprocessError):
-        return "float32"
-    return done.stdout.split()[-1].removeprefix("torch.")
+        return 0, "float32"
+    memory, precision = done.stdout.split()[-2:]
+    return int(memory), precision.removeprefix("torch.")

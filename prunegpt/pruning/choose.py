@@ -101,6 +101,7 @@ def choose(
             if found.gram is not None and not found.unseen:
                 error = reconstruction_error(matrix * mask, matrix, found.gram.to(matrix.device))
             yield Choice(name, mask, error, None, perf_counter() - started, found.notes)
+        factors.clear()  # before the next group is calibrated
     if scores:
         started = perf_counter()
         ordered = {name: scores[name] for name in targets}

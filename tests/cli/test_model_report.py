@@ -9,10 +9,12 @@ import typer
 from transformers import AutoModelForCausalLM
 
 from prunegpt.cli import app
-from prunegpt.lm.estimates import memory
+from prunegpt.cli.model_report import memory_sizes
 from prunegpt.lm.models import save_model
 from prunegpt.lm.tokenizers import load_tokenizer
-from prunegpt.lm.views import block_matrices
+from prunegpt.lm.views import block_matrices, outline
+from prunegpt.planning.memory import Memory, Sizes
+from prunegpt.registry import ACTIVATIONS
 from tests.support.families import tiny
 from tests.support.small import Invoke
 
@@ -33,7 +35,8 @@ def test_what_is_said_of_a_model_is_what_it_is(invoke: Invoke, tmp_path: Path, f
     assert sum(kind["count"] for kind in found["pruned"]) == len(views)
     assert sum(kind["weights"] for kind in found["pruned"]) == sum(view.matrix.numel() for view in views.values())
     assert found["problems"] == [] or (family == "mamba" and "stays dense" in found["problems"][0])
-    assert found["memory"] == dict(memory(model, windows=128, length=found["memory_for"]["tokens"], batch=8))
+    estimated = Memory(memory_sizes(outline(model), model.config))
+    assert found["memory"]["training"] == estimated.training(8 * found["memory_for"]["tokens"])
     shown = invoke("doctor", "--model", folder)
     assert type(model).__name__ in shown
     assert f"Coverage: {found['coverage']:.1%}" in shown
@@ -91,16 +94,31 @@ def test_what_is_no_decoder_is_refused(invoke: Invoke, tmp_path: Path) -> None:
     assert "bert" in invoke("doctor", "--model", tmp_path / "bert", fails=True)
 
 
-def test_estimates_grow_as_they_must(tmp_path: Path) -> None:
-    model = tiny("llama", vocab_size=1024)
-    small, large = (memory(model, windows=windows, length=64, batch=2) for windows in (16, 32))
-    weights = 4 * model.num_parameters()
-    assert small["magnitude"] < small["wanda"] < small["sparsegpt"]
-    assert large["wanda"] - small["wanda"] == 16 * 64 * model.config.hidden_size * 4
-    assert small["evaluation"] > weights
-    deep = memory(tiny("llama", vocab_size=1024, num_hidden_layers=8), windows=16, length=64, batch=2)
-    assert deep["sparsegpt streamed"] == small["sparsegpt streamed"]  # one layer at a time
-    assert small["training"] > 4 * weights
-    assert memory(model, windows=16, length=64, batch=4)["training"] - 4 * weights == 2 * (
-        small["training"] - 4 * weights
-    )
+def memory_of(**sizes: int) -> Memory:
+    model = tiny("llama", vocab_size=1024, **sizes)
+    return Memory(memory_sizes(outline(model), model.config))
+
+
+def test_estimates_grow_as_they_must() -> None:
+    memory = memory_of()
+    weights, training = memory.weights, memory.training(128)
+    assert weights < memory.evaluation(128) < training
+    assert memory.one_shot("wanda", ACTIVATIONS, 16, 64) < memory.one_shot("sparsegpt", ACTIVATIONS, 64, 64)
+    assert memory_of(num_hidden_layers=8).streamed(16, 64) == memory.streamed(16, 64)  # one layer at a time
+    assert memory.training(256) - 3 * weights == 2 * (training - 3 * weights)
+    assert memory.training(128, checkpointing=True) < training
+    assert memory.training(128, frozen=True) < training
+    assert memory.training(128, distilled=weights) > training
+    on_cpu = Memory(memory.sizes, device="cpu")
+    hidden = 4 * 64 * memory.sizes.width
+    assert on_cpu.one_shot("wanda", ACTIVATIONS, 17, 64) - on_cpu.one_shot("wanda", ACTIVATIONS, 16, 64) >= hidden
+
+
+def test_of_experts_those_that_a_token_reaches_count() -> None:
+    model = tiny("mixtral", vocab_size=1024)
+    found = outline(model)
+    one, two = (Sizes.of(found, width=model.config.hidden_size, vocabulary=1024, active=active) for active in (1, 2))
+    assert one.parameters == two.parameters == pytest.approx(model.num_parameters(), rel=0.01)
+    assert one.gated
+    assert one.outputs < two.outputs
+    assert one.grams == two.grams  # of all experts

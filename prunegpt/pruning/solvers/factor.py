@@ -92,11 +92,14 @@ def inverse_factor(gram: Tensor, *, damping: float = 0.01) -> InverseFactor:
         turned = matrix.flip(0, 1).to(dtype)  # [in, in]
         turned.diagonal().add_(added)
         lower, failed = torch.linalg.cholesky_ex(turned)  # [in, in]
+        del turned  # a matrix of the widest layer takes a gigabyte
         if int(failed):
             continue
-        identity = torch.eye(turned.shape[0], dtype=dtype, device=turned.device)
+        identity = torch.eye(lower.shape[0], dtype=dtype, device=lower.device)
         inverse = torch.linalg.solve_triangular(lower, identity, upper=False)  # [in, in]
+        del lower, identity
         upper = inverse.flip(0, 1).float().contiguous()  # [in, in]
+        del inverse
         if bool(torch.isfinite(upper).all()):
             return InverseFactor(upper, dead, added, (*notes, *escalation_notes(damping, added, dtype)))
     raise PruningError(

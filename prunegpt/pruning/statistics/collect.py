@@ -11,7 +11,13 @@ from transformers import PreTrainedModel
 from prunegpt.errors import PruningError
 from prunegpt.lm.modes import evaluation_mode
 from prunegpt.lm.views import WeightView, decoder_lists
-from prunegpt.pruning.statistics.activations import StopForward, WalkError, capture, micro_batch_of
+from prunegpt.pruning.statistics.activations import (
+    BlockInputs,
+    StopForward,
+    WalkError,
+    capture,
+    micro_batch_of,
+)
 from prunegpt.pruning.statistics.inputs import InputCollector, LayerStatistics
 
 
@@ -110,16 +116,29 @@ def block_statistics(
                     states.run(index, keep=True)
                 yield dict.fromkeys(layers)
             elif layers:
-                collector = InputCollector(layers, gram=gram, stop_early=propagate or index == last)
-                with collector.attached():
-                    states.run(index, keep=not propagate and index < last, after_batch=collector.end_batch)
-                yield collector.results()
+                keep = not propagate and index < last
+                yield _one_block(states, index, layers, gram=gram, keep=keep, last=propagate or index == last)
             if index < last and (propagate or not layers):
                 states.run(index, keep=True)
     if outside and over:
         yield dict.fromkeys(outside)
     elif outside:
         yield dense or _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
+
+
+def _one_block(
+    states: BlockInputs, index: int, layers: Mapping[str, WeightView], *, gram: bool, keep: bool, last: bool
+) -> dict[str, LayerStatistics]:
+    """The statistics of the layers of a block; the sums that they are made of, which are as large, are gone then.
+
+    Args:
+        keep: whether the block's outputs become the hidden states.
+        last: whether nothing more is wanted of a pass once every layer has seen its inputs.
+    """
+    collector = InputCollector(layers, gram=gram, stop_early=last)
+    with collector.attached():
+        states.run(index, keep=keep, after_batch=collector.end_batch)
+    return collector.results()
 
 
 def _whole_model(

@@ -94,16 +94,8 @@ def gradient_statistics(
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
             for number, window in list(enumerate(windows.to(device)))[sums.windows :]:
-                logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]  # [length - 1, vocabulary]
-                loss = torch.nn.functional.cross_entropy(logits.float(), window[1:])
-                if not bool(torch.isfinite(loss)):
-                    raise PruningError(
-                        f"the loss of every calibration window must be finite; that of window {number} is "
-                        f"{loss.item()}. Run the model in float32 or bfloat16."
-                    )
-                gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-                by_parameter = dict(zip(parameters, gradients, strict=True))
-                _add(views, by_parameter, total, squares, samples and samples / _file(number), sample_dtype)
+                found = samples and samples / _file(number)
+                _add(views, _of_window(model, parameters, window, number), total, squares, found, sample_dtype)
                 sums.save(number + 1, now=number + 1 == windows.shape[0] and sums.windows > 0)  # of a long pass
                 try:
                     calibrated(number + 1, windows.shape[0])
@@ -117,6 +109,20 @@ def gradient_statistics(
         total[name] /= windows.shape[0]
         squares[name] /= windows.shape[0]
     return GradientStatistics(total, squares, samples, windows.shape[0], windows.numel())
+
+
+def _of_window(model: nn.Module, parameters: Mapping[int, Tensor], window: Tensor, number: int) -> dict[int, Tensor]:
+    """The gradients of one window, by the identity of their parameter; nothing else of its pass stays."""
+    passed = model(input_ids=window[None], use_cache=False)
+    loss = torch.nn.functional.cross_entropy(passed.logits[0, :-1].float(), window[1:])  # of [length - 1, vocabulary]
+    del passed
+    if not bool(torch.isfinite(loss)):
+        raise PruningError(
+            f"the loss of every calibration window must be finite; that of window {number} is {loss.item()}. Run the "
+            "model in float32 or bfloat16."
+        )
+    gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    return dict(zip(parameters, gradients, strict=True))
 
 
 class _Sums:

@@ -55,6 +55,7 @@ class _Sums:
             torch.zeros(width, width, device=device) if gram else None
         )  # [in, in], right of the panels' diagonal
         self.tokens = 0
+        self._whole = False  # whether `upper` has been made the Gram matrix, after the last token
 
     def add(self, inputs: Tensor) -> None:
         """Adds inputs, [tokens, in]."""
@@ -70,8 +71,11 @@ class _Sums:
     def statistics(self) -> LayerStatistics:
         if self.upper is None:
             return LayerStatistics(self.squares.sqrt().float(), None, self.tokens)
-        gram = self.upper.triu() + self.upper.triu(1).t()  # [in, in]
-        return LayerStatistics(gram.diagonal().sqrt(), gram, self.tokens)
+        if not self._whole:
+            self._whole = True
+            self.upper.triu_()
+            self.upper += self.upper.triu(1).t()  # [in, in]; in place, as that of a wide layer takes a gigabyte
+        return LayerStatistics(self.upper.diagonal().sqrt(), self.upper, self.tokens)
 
 
 class _Products(TorchFunctionMode):

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from prunegpt.distill import objective
 from prunegpt.lm.device import SINGLE
+from prunegpt.lm.perplexity import evaluate
 from prunegpt.lm.views import block_matrices
+from prunegpt.lm.windows import Windows
 from prunegpt.planning.resolve import plan_data
 from prunegpt.pruning.oneshot import prune_oneshot
 from prunegpt.root import Root
@@ -156,6 +158,58 @@ def memory_left(**asked: Any) -> dict[str, int]:
             return {"training": left, "model": counts.now - before, "peak": counts.peak - before}
     finally:
         gc.enable()
+
+
+def peak(
+    job: str,
+    family: str,
+    shape: Mapping[str, Any],
+    *,
+    windows: int = 4,
+    length: int,
+    batch: int = 1,
+    precision: str = "float32",
+    **asked: Any,
+) -> int:
+    """The most bytes on the device at a time while a model is there and a job is done with it.
+
+    Args:
+        job: evaluation, a one-shot method, training or distillation.
+        shape: of the model, as its family is made.
+        windows: of calibration.
+        length: tokens of a window and of a training sequence.
+        batch: sequences that are trained or evaluated on at a time.
+    """
+    gc.collect()
+    tokens = numpy.random.default_rng(0).integers(0, shape["vocabulary"], (max(windows, 2 * batch), length))
+    with pretending() as counts:
+        before = counts.now
+        model = FAMILIES[family](**shape, positions=length).to("cuda")
+        counts.reset()
+        if job == "evaluation":
+            text = _side_by_side(tokens[:batch])
+            with torch.autocast("cuda", getattr(torch, precision), enabled=precision != "float32"):
+                evaluate(model, text, batch_size=batch)
+        elif job in ("training", "distillation"):
+            teacher = FAMILIES[family](**shape, positions=length).to("cuda") if job == "distillation" else None
+            fit(
+                model, "cuda", tokens, steps=2, batch=batch, accumulate=1, precision=precision, teacher=teacher, **asked
+            )
+            del teacher
+        else:
+            calibration = torch.from_numpy(tokens[:windows])
+            prune_oneshot(model, block_matrices(model), method=job, sparsity=0.5, calibration=calibration, **asked)
+        found = counts.peak - before
+        del model
+    gc.collect()
+    return found
+
+
+def _side_by_side(tokens: Any) -> Windows:
+    """Windows of which every token but the first counts; tokens [windows, length]."""
+    count, length = tokens.shape
+    ones = numpy.ones(count, dtype=numpy.int64)
+    return Windows(tokens.ravel(), numpy.arange(count) * length, ones * length, ones, ones, ones, "check")
 
 
 def without_doubles(check: str, **asked: Any) -> Any:

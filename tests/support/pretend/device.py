@@ -246,6 +246,52 @@ def _check_devices(function: Any, name: str, args: Any, operands: list[Tensor]) 
         raise RuntimeError(f"a number of the host cannot be changed by one of the device: {function} in {asked_by()}")
 
 
+_attention = torch.nn.functional.scaled_dot_product_attention
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What a GPU's kernel computes, which keeps no attention map; the host's own where that kernel would not do."""
+    if not isinstance(query, Pretended) or attn_mask is not None or dropout_p:
+        return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if torch.is_autocast_enabled("cuda"):
+        query, key, value = (one.to(torch.get_autocast_dtype("cuda")) for one in (query, key, value))
+    found: Tensor = _Fused.apply(query, key, value, is_causal, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Fused(torch.autograd.Function):
+    """Attention that several heads share keys and values in; of what it keeps, these are there once."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None) -> Tensor:
+        ctx.groups = query.shape[1] // key.shape[1]
+        wide = (one.repeat_interleave(ctx.groups, 1) if ctx.groups > 1 else one for one in (key, value))
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        found, sums = kernel(query, *wide, 0.0, causal, scale=scale)
+        ctx.save_for_backward(query, key, value, found, sums)
+        ctx.given = causal, scale
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, found, sums = ctx.saved_tensors
+        causal, scale = ctx.given
+        wide = [one.repeat_interleave(ctx.groups, 1) for one in (key, value)]
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        by_query, *others = kernel(gradient, query, *wide, found, sums, 0.0, causal, scale=scale)
+        by_key, by_value = (one.unflatten(1, (-1, ctx.groups)).sum(2) for one in others)
+        return by_query, by_key, by_value, None, None
+
+
 @contextmanager
 def pretending() -> Iterator[Counts]:
     """The device is there while the context lasts; what it did is counted from its beginning."""
@@ -296,6 +342,7 @@ def install(gigabytes: float = 24.0) -> None:
     torch.cuda.random.set_rng_state = answers["set_rng_state"]
     torch.backends.cuda.is_built = lambda: True
     Tensor.pin_memory = lambda self, *_, **__: self.clone()  # type: ignore[method-assign]
+    torch.nn.functional.scaled_dot_product_attention = _fused_attention
     torch.__future__.set_swap_module_params_on_conversion(
         True
     )  # data cannot change its class; a parameter stays itself

@@ -1,0 +1,232 @@
+"""How much memory a model takes for what is done with it, from its shapes alone: estimates. No torch.
+
+docs/how-to/gpu.md has these formulas in words. They are compared with the bytes that a pretended device counts, for
+families like GPT-2 and like Llama, which they come from. Python and libraries are not counted: about 0.7 GB.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunegpt.registry import ACTIVATIONS, GRADIENTS
+from prunegpt.spec.names import Matrix, parameter_of
+from prunegpt.spec.outline import Outline
+
+GRAM = frozenset({"gram"})
+FLOAT, HALF = 4, 2  # bytes of a number
+CALIBRATED = {"cpu": 2**11, "cuda": 2**14}  # tokens that are calibrated on at a time, by device
+EVALUATED = 2**11  # tokens that are evaluated on at a time, at least
+CHUNK = {"cpu": 2**23, "cuda": 2**26}  # logits that an evaluation holds at a time
+DISTILLED = {"cpu": 6 * 2**20, "cuda": 2**26}  # the same of a distillation
+WHOLE = 2**27  # logits of a micro-batch, up to which fine-tuning holds all
+FISHER = 2**22  # entries of block inverses that oBERT holds at a time
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What memory depends on. Those of a layer are of the one whose matrices are largest."""
+
+    parameters: int
+    products: int  # weights that inputs are multiplied by: all but embeddings that are looked up
+    matrices: int  # weights of the matrices of all layers
+    layers: int
+    width: int  # of hidden states
+    vocabulary: int
+    layer: int  # weights of the matrices of a layer
+    largest: int  # of one matrix
+    inputs: int  # widths of the inputs of a layer's matrices, each input once
+    read: int  # the same, each input as often as a matrix reads it
+    outputs: int  # widths of their outputs
+    inner: int  # the widest input
+    grams: int  # entries of the Gram matrices of a layer, one for each distinct input
+    gated: bool  # whether the feed-forward part multiplies two outputs, as Llama's
+
+    @classmethod
+    def of(cls, outline: Outline, *, width: int, vocabulary: int, active: int = 1) -> "Sizes":
+        """Those of a model.
+
+        Args:
+            outline: its matrices; vectors are left out.
+            width: of its hidden states.
+            vocabulary: rows of its output layer.
+            active: experts that a token is routed to.
+        """
+        layers: defaultdict[int, list[Matrix]] = defaultdict(list)
+        for matrix in outline.matrices:
+            if matrix.block is not None:
+                layers[matrix.block].append(matrix)
+        layer = max(layers.values(), key=lambda found: sum(map(_weights, found)), default=[])
+        inputs: dict[tuple[str, int], int] = {}
+        grams: dict[tuple[str, str, int], int] = {}
+        read = outputs = wide = 0
+        inner = max((matrix.shape[1] for matrix in layer), default=1)
+        for matrix in layer:
+            (out, columns), parameter = matrix.shape, parameter_of(matrix.name)
+            group, expert = parameter.removesuffix(".weight").rpartition(".")[0], matrix.name.removeprefix(parameter)
+            grams[group, expert, columns] = columns**2
+            if expert in ("", "[0]"):  # the other experts are as large
+                times = active if expert else 1
+                inputs[group, columns] = columns * times
+                read, outputs = read + columns * times, outputs + out * times
+                wide += out // inner if out % inner == 0 else 0
+        every = [one for found in layers.values() for one in found]
+        return cls(
+            parameters=sum(map(_weights, outline.matrices)),
+            products=sum(_weights(one) for one in outline.matrices if not one.embedding or one.others),
+            matrices=sum(map(_weights, every)),
+            layers=len(layers),
+            width=width,
+            vocabulary=vocabulary,
+            layer=sum(map(_weights, layer)),
+            largest=max(map(_weights, layer), default=0),
+            inputs=sum(inputs.values()),
+            read=read,
+            outputs=outputs,
+            inner=inner,
+            grams=sum(grams.values()),
+            gated=wide > 1,
+        )
+
+
+def _weights(matrix: Matrix) -> int:
+    return matrix.shape[0] * matrix.shape[1]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak, by what is done with a model.
+
+    Attributes:
+        sizes: of the model.
+        half: whether products are computed in bfloat16 or float16, with weights in float32.
+        device: cuda, for any accelerator, or cpu, where more of it is in the host's memory.
+        stored: bytes of a weight.
+    """
+
+    sizes: Sizes
+    half: bool = False
+    device: str = "cuda"
+    stored: int = FLOAT
+
+    @property
+    def weights(self) -> int:
+        """The model as it is between two stages."""
+        return self.stored * self.sizes.parameters
+
+    @property
+    def copies(self) -> int:
+        """The weights as autocast copies them for products."""
+        return HALF * self.sizes.products if self.half and self.stored == FLOAT else 0
+
+    @property
+    def _passing(self) -> int:
+        """What a layer holds of a token at its widest, where nothing is kept for a backward pass."""
+        size = self.sizes
+        if size.gated:
+            return (6 if self.half else 12) * size.inner + 16 * size.width
+        return (16 if self.half else 20) * size.inner + 4 * size.width
+
+    @property
+    def _kept(self) -> int:
+        """What a layer keeps of a token for the backward pass."""
+        size = self.sizes
+        if not self.half:
+            return 4 * (size.inputs + size.outputs) + (
+                8 * size.width + 4 * size.inner if size.gated else 12 * size.inner
+            )
+        return 2 * (size.read + size.outputs) + (
+            12 * size.width + 2 * size.inner if size.gated else 4 * size.width + 12 * size.inner
+        )
+
+    def evaluation(self, tokens: int) -> int:
+        """Of perplexity, on some tokens at a time."""
+        head = (10 if self.half else 8) * min(tokens * self.sizes.vocabulary, CHUNK[self.device])
+        return self.weights + self.copies + max(head + 8 * tokens * self.sizes.width, tokens * self._passing)
+
+    def one_shot(self, method: str, needs: frozenset[str], windows: int, length: int) -> int:
+        """Of one-shot pruning by a method.
+
+        Args:
+            needs: what it is given, as its entry in the registry says.
+            windows: of calibration.
+            length: tokens of one.
+        """
+        if needs & GRADIENTS:
+            return self._gradients(length, windows if "gradients" in needs else 0)
+        most = self._solving(method) if "gram" in needs else 17 * self.sizes.largest
+        kept = self.sizes.matrices  # masks, which are kept on the host
+        if needs & ACTIVATIONS:
+            most = max(most, self._calibrating(windows, length, needs))
+            kept += 4 * windows * length * self.sizes.width  # hidden states, likewise
+        return self.weights + most + (kept if self.device == "cpu" else 0)
+
+    def streamed(self, windows: int, length: int) -> int:
+        """Of the same by SparseGPT on a device that holds one layer at a time."""
+        most = max(self._solving(""), self._calibrating(windows, length, GRAM))
+        return self.stored * self.sizes.layer + most
+
+    def _calibrating(self, windows: int, length: int, needs: frozenset[str]) -> int:
+        """Inputs of a layer's matrices, and what the layer holds beside them, of the tokens that are run at a time.
+
+        Gram matrices of the layer before are there still.
+        """
+        size, tokens = self.sizes, min(windows * length, max(CALIBRATED[self.device], length))
+        beside = 2 * (size.inner + size.width) if size.gated else 3 * (size.inner + size.width)
+        return 4 * tokens * (size.inputs + beside) + (4 * size.grams if "gram" in needs else 0)
+
+    def _solving(self, method: str) -> int:
+        """The Gram matrices of a layer, what they are factored into, and what is computed with the widest of them."""
+        size = self.sizes
+        if method == "admm":
+            return 4 * (3 * size.grams + size.inner**2 + 18 * size.largest)
+        return 4 * (2 * size.grams + max(3 * size.inner**2, 4 * size.largest))
+
+    def _gradients(self, length: int, single: int) -> int:
+        """Sums of gradients over windows, and of oBERT `single` ones in a matrix's blocks of the Fisher matrix."""
+        size = self.sizes
+        loss = max(12 * size.vocabulary, 16 * size.inner)
+        passing = length * (size.layers * self._kept + 12 * size.width + loss)
+        solving = 25 * min(64 * size.largest, FISHER) + 32 * single * min(size.largest, FISHER // 64) if single else 0
+        return self.weights + 8 * size.matrices + max(4 * size.matrices, passing, solving)
+
+    def training(
+        self,
+        tokens: int,
+        *,
+        optimizer: int = 8,
+        distilled: int | None = None,
+        checkpointing: bool = False,
+        frozen: bool = False,
+    ) -> int:
+        """Of fine-tuning and distillation.
+
+        Args:
+            tokens: of a micro-batch.
+            optimizer: bytes of its state for a weight.
+            distilled: bytes of the teacher that runs beside the student; 0: its logits are cached; None: no teacher.
+            checkpointing: whether layers keep their inputs alone, and compute the rest again in the backward pass.
+            frozen: whether an adapter is trained in place of the weights.
+        """
+        size, trained = self.sizes, 0 if frozen else self.sizes.parameters
+        state = self.weights + optimizer * trained + self.copies
+        layers = 4 * size.layers * size.width + self._kept if checkpointing else size.layers * self._kept
+        saved = tokens * (layers + 12 * size.width)
+        logits, head = tokens * size.vocabulary, (6 if self.half else 4) * size.vocabulary * size.width
+        if distilled is not None:
+            loss = distilled + 24 * min(logits, DISTILLED[self.device]) + head + 8 * tokens * size.width
+        elif logits > WHOLE:
+            loss = 16 * min(logits, DISTILLED[self.device]) + head
+        else:
+            loss = max(12 * logits, 16 * tokens * size.inner)
+        return max(state + saved + loss, state + 4 * trained + (distilled or 0))
+
+
+def optimizer_bytes(train: Mapping[str, Any]) -> int:
+    """Bytes that the optimizer of these training arguments keeps for each weight, about."""
+    name = str(train.get("optim", "adamw_torch"))
+    if name in ("sgd", "adafactor"):  # whose moments are none, or rows and columns
+        return 0
+    if name.endswith(("8bit", "4bit")):
+        return 2
+    return 4 if name in ("adagrad", "rmsprop") else 8
