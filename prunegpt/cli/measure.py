@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from huggingface_hub import try_to_load_from_cache
 from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -170,27 +171,36 @@ def start_of(source: str, root: Root) -> str | None:
 
 
 def open_model(
-    source: str, root: Root, device: str, *, trust_remote_code: bool = False, as_stored: bool = False
+    source: str,
+    root: Root,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
+    as_stored: bool = False,
+    precision: str = "float32",
 ) -> ModelState:
     """A model by hub id, folder, file, built-in name, or SWEEP/TRIAL of the root; with its masks where it has some.
 
     Args:
         as_stored: whether the weights of a hub's or folder's model keep their dtype; else they are float32.
+        precision: that the model is run in, and not changed: the weights of products are held in it.
 
     Raises:
         PruneGPTError: there is none, or it runs its own code, which is not trusted here.
     """
     where = pick_device(device)
+    dtype = pick_dtype(precision, where)
+    products = None if dtype == torch.float32 else dtype
     if is_builtin(source):
         return _builtin(source, root, where)
     result = stored_result(source, root)
     if result is None or result.final is None:
         given = ModelSpec(source=source, trust_remote_code=trust_remote_code)
-        return cache.source(root, given, Inputs(None), device=where, as_stored=as_stored)
+        return cache.source(root, given, Inputs(None), device=where, as_stored=as_stored, products=products)
     plan = result.plan
     if plan.model.trust_remote_code and not trust_remote_code:
         raise untrusted(source, [plan.model.source])
-    return cache.load(root, result.final.key, plan.model, Inputs.of(plan, root), device=where)
+    return cache.load(root, result.final.key, plan.model, Inputs.of(plan, root), device=where, products=products)
 
 
 def stored_result(source: str, root: Root) -> TrialResult | None:

@@ -101,11 +101,12 @@ def memory_sizes(found: Outline, config: Any) -> Sizes:
 
 
 def _memory(found: Outline, config: Any, asked: Asked, length: int) -> dict[str, int]:
-    """Bytes on an accelerator, in float32 and training also in bfloat16, by what is done."""
+    """Bytes on an accelerator by what is done, in float32 unless its name has another precision."""
     memory, half = Memory(sizes := memory_sizes(found, config)), Memory(sizes, half=True)
     tokens = asked.batch * length
     return {
         "evaluation": memory.evaluation(max(EVALUATED, length)),
+        "evaluation in bfloat16": half.evaluation(max(EVALUATED, length), alone=True),
         **{
             name: memory.one_shot(name, method_entry(name).needs, asked.windows, length)
             for name in ("magnitude", "wanda", "sparsegpt", "taylor")

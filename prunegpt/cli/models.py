@@ -120,7 +120,8 @@ def evaluate(
     asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows, "batch_size": batch}
     scored = tasks_of(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, batch_size=batch)
     text = None if scored and data is None else text_of(data, data_name, text_column, block_size, split, **asked)
-    state = open_model(model, root, device, trust_remote_code=trust_remote_code)
+    run_in = "float32" if scored else precision  # the harness sees a model of one dtype
+    state = open_model(model, root, device, trust_remote_code=trust_remote_code, precision=run_in)
     scores = score_of(state, scored, precision) if scored else None
     found, interval = measure(state.model, state.tokenizer, text, precision) if text else (None, None)
     if as_json:

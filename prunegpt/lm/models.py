@@ -13,8 +13,10 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.pytorch_utils import Conv1D
 
 from prunegpt.errors import ModelError
 from prunegpt.lm.checks import check_causal, check_config, check_finite, check_size, check_weights
@@ -22,9 +24,11 @@ from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.lm.located import explained, locate
 from prunegpt.lm.multimodal import auto_class, read_text
 from prunegpt.lm.unpack import PackedError, unpack
+from prunegpt.planning import hub
 from prunegpt.planning.sources import PACKED, WEIGHTS, find_local, weight_files
 
 _MATRIX = 2  # dimensions
+_STORED = {torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors call them
 _SAMPLED = 64  # rows of a matrix that zeros are counted in
 
 
@@ -38,6 +42,7 @@ def load_model(
     code: str | Path | None = None,
     code_revision: str | None = None,
     attn_implementation: str | None = None,
+    products: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, on its device.
 
@@ -53,6 +58,8 @@ def load_model(
         code: hub id at `revision`, or folder, whose code is run instead of that beside the weights.
         code_revision: branch, tag or commit of the code, where a config names another repository for it.
         attn_implementation: eager, sdpa or another name that transformers knows.
+        products: of what is float32 else, the dtype that the weights of products are held in, see `narrow_products`:
+            a device never holds them in float32, nor the host where they are stored so.
 
     Raises:
         ModelError: the source is missing, truncated, pickled, quantised, not a causal decoder, lacks weights, or
@@ -69,6 +76,7 @@ def load_model(
                 code=code,
                 code_revision=code_revision,
                 attn_implementation=attn_implementation,
+                products=products,
             )
     place = pick_device(device) if isinstance(device, str) else device
     kind = pick_dtype(dtype, place) if isinstance(dtype, str) else dtype
@@ -96,19 +104,24 @@ def load_model(
         config.quantization_config = {**quantised, "dequantize": True}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with explained(source):
-        model, report = loader.from_pretrained(
-            name, dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        narrow = products is not None and quantised is None and stored_alike(name, products)
+        model, report = loader.from_pretrained(name, dtype=products if narrow else kind, **options)
+        if narrow and any(buffer.dtype == products for buffer in model.buffers()):  # which may be computed, and rounded
+            model, report = loader.from_pretrained(name, dtype=kind, **options)
     check_weights(source, report)
     if "gguf_file" in options or quantised is not None:
         _forget_quantization(model)
     check_finite(source, model)
+    if products is not None:
+        narrow_products(model, products)
     _keep_its_head(model)
     if getattr(model.config, "rescale_every", 0):
         model.config.rescale_every = 0  # RWKV halves weights in place for float16, and would be saved with them halved
     model = read_text(_owned(model.to(place)).eval())
-    check_causal(source, model)
+    with torch.autocast(place.type, products, enabled=products is not None):
+        check_causal(source, model)
     return model
 
 
@@ -121,6 +134,37 @@ def _unpacked(folder: Path) -> Iterator[Path]:
         except PackedError as error:
             raise ModelError(str(error)) from error
         yield Path(place) / folder.name
+
+
+def narrow_products(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Holds the weights of products in the dtype of an autocast, in place, and all others in float32.
+
+    Autocast would copy them to it otherwise, and keep the copies: what it computes is the same to the bit, in less
+    than half of the memory. An embedding that is the output layer too stays in float32, and is copied.
+    """
+    tied = {id(one) for module in model.modules() if isinstance(module, nn.Embedding) for one in module.parameters()}
+    narrow = {id(module.weight) for module in model.modules() if type(module) in (nn.Linear, Conv1D)} - tied
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype if id(weight) in narrow else torch.float32)
+    for config in (model.config, model.config.get_text_config()):
+        config.dtype = torch.float32
+
+
+def stored_alike(name: str, dtype: torch.dtype) -> bool:
+    """Whether all weights of a model's files have a dtype; no where they are not at hand yet.
+
+    Args:
+        name: hub id or folder.
+    """
+    place = Path(name) if Path(name).is_dir() else None
+    if place is None and (config := hub.cached_file(name, None, "config.json")):
+        place = config.parent
+    found: set[str] = set()
+    for file in weight_files(place) if place else ():
+        with safe_open(file, framework="pt") as stored:
+            found |= {stored.get_slice(key).get_dtype() for key in stored.keys()}  # noqa: SIM118
+    return found == {_STORED[dtype]} if dtype in _STORED else False
 
 
 def stored_zeros(folder: Path) -> float:

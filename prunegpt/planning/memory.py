@@ -29,6 +29,7 @@ class Sizes:
 
     parameters: int
     products: int  # weights that inputs are multiplied by: all but embeddings that are looked up
+    tied: int  # of those, embeddings that are the output layer too
     matrices: int  # weights of the matrices of all layers
     layers: int
     width: int  # of hidden states
@@ -74,6 +75,7 @@ class Sizes:
         return cls(
             parameters=sum(map(_weights, outline.matrices)),
             products=sum(_weights(one) for one in outline.matrices if not one.embedding or one.others),
+            tied=sum(_weights(one) for one in outline.matrices if one.embedding and one.others),
             matrices=sum(map(_weights, every)),
             layers=len(layers),
             width=width,
@@ -139,10 +141,16 @@ class Memory:
             12 * size.width + 2 * size.inner if size.gated else 4 * size.width + 12 * size.inner
         )
 
-    def evaluation(self, tokens: int) -> int:
-        """Of perplexity, on some tokens at a time."""
-        head = (10 if self.half else 8) * min(tokens * self.sizes.vocabulary, CHUNK[self.device])
-        return self.weights + self.copies + max(head + 8 * tokens * self.sizes.width, tokens * self._passing)
+    def evaluation(self, tokens: int, *, alone: bool = False) -> int:
+        """Of perplexity, on some tokens at a time.
+
+        Args:
+            alone: whether the model is there for that alone, so that the weights of products are there once.
+        """
+        size = self.sizes
+        head = (10 if self.half else 8) * min(tokens * size.vocabulary, CHUNK[self.device])
+        once = 2 * HALF * (size.products - size.tied) if alone and self.half else 0
+        return self.weights + self.copies - once + max(head + 8 * tokens * size.width, tokens * self._passing)
 
     def one_shot(self, method: str, needs: frozenset[str], windows: int, length: int) -> int:
         """Of one-shot pruning by a method.

@@ -87,7 +87,8 @@ def needs(found: ResolvedTrial, launcher: LauncherSpec, device: str) -> Iterator
             if one.evaluate.kind == "text":
                 assert left is not None
                 measured = Memory(left, one.evaluate.precision in ("bfloat16", "float16"), device)
-                yield stage, "evaluation", measured.evaluation(_at_once(one))
+                alone = stage.key == trial.key and len(trial.evaluations) == 1
+                yield stage, "evaluation", measured.evaluation(_at_once(one), alone=alone)
 
 
 def _at_once(planned: PlannedEvaluation) -> int:

@@ -68,6 +68,7 @@ class StageContext:
     measure: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, float]]  # in mid-training
     stop: Callable[[], bool]
     teacher: Callable[[str], ModelState]  # the published model of a stage key
+    products: torch.dtype | None = None  # of a stored model that is measured and nothing else
     micro_batch_divisor: int = 1  # see `planning.budget.micro_batch`
 
 

@@ -118,13 +118,22 @@ def publish_evaluation(
         seal(folder)
 
 
-def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torch.device) -> ModelState:
+def load(
+    root: Root,
+    key: str,
+    model: ModelSpec,
+    inputs: Inputs,
+    *,
+    device: torch.device,
+    products: torch.dtype | None = None,
+) -> ModelState:
     """The model of a published stage, in float32, with its masks.
 
     Args:
         model: where its chain started, as the trial that asks says. A `load` stage keeps no weights: they are read
             there. Code that a model brings is run from there too, never from the root.
         inputs: what that trial may read.
+        products: see `lm.models.narrow_products`: for a model that is run in it and not changed.
 
     Raises:
         ModelError: the stage is not published, or its files were changed since.
@@ -148,13 +157,14 @@ def load(root: Root, key: str, model: ModelSpec, inputs: Inputs, *, device: torc
         )
     stored = folder / "model"
     if not stored.is_dir():
-        return source(root, model, inputs, device=device)
+        return source(root, model, inputs, device=device, products=products)
+    given: dict[str, Any] = {"dtype": torch.float32, "device": device, "products": products}
     if model.trust_remote_code:
         with inputs.reading(model_files(model)):
-            loaded = load_model(stored, dtype=torch.float32, device=device, **_options(model), code=model.source)
+            loaded = load_model(stored, **given, **_options(model), code=model.source)
         reader = tokenizer(root, model, inputs)
     else:
-        loaded = load_model(stored, dtype=torch.float32, device=device)
+        loaded = load_model(stored, **given)
         reader = load_tokenizer(stored)
     return ModelState(
         loaded, reader, _pruned(folder), processor=processor_files(stored), layers=_layers(folder / LAYERS)
@@ -178,12 +188,19 @@ def _pruned(folder: Path) -> Pruned:
 
 
 def source(
-    root: Root, model: ModelSpec, inputs: Inputs, *, device: torch.device, as_stored: bool = False
+    root: Root,
+    model: ModelSpec,
+    inputs: Inputs,
+    *,
+    device: torch.device,
+    as_stored: bool = False,
+    products: torch.dtype | None = None,
 ) -> ModelState:
     """A model as it is stored, with the masks of the file beside its weights, where there is one.
 
     Args:
         as_stored: whether its weights keep the dtype of the files; else they are float32.
+        products: as of :func:`load`.
 
     Raises:
         ModelError: it cannot be loaded, or is not the one that was planned.
@@ -192,7 +209,7 @@ def source(
     stored, notes = origin(model)
     dtype = getattr(torch, stored) if as_stored else torch.float32
     with inputs.reading(model_files(model)):
-        loaded = load_model(model.source, dtype=dtype, device=device, **_options(model))
+        loaded = load_model(model.source, dtype=dtype, device=device, products=products, **_options(model))
         pruned, processor = _pruned(Path(model.source)), processor_files(model.source, model.revision)
     state = ModelState(loaded, tokenizer(root, model, inputs), pruned, stored, notes, processor)
     rows = getattr(loaded.get_input_embeddings(), "num_embeddings", None)

@@ -96,13 +96,14 @@ class Chain:
                 done(self._finished(index, plan, cached=True))
                 continue
             cached = ranks.decide(self.root.is_published(plan.key))
+            products = self._products(plan, rulers)
             if cached:
-                state = self._load(plan.key, plan.model, device)
+                state = self._load(plan.key, plan.model, device, products)
             else:
                 with cache.computing(self.root, plan.key) if ranks.leads() else nullcontext():
                     cached = ranks.decide(self.root.is_published(plan.key))  # somebody else may have finished
                     if cached:
-                        state = self._load(plan.key, plan.model, device)
+                        state = self._load(plan.key, plan.model, device, products)
                     else:
                         state = self._compute(index, plan, state, device, dtype, rulers)
             if ranks.leads():
@@ -168,7 +169,8 @@ class Chain:
             emit=emit,
             measure=measure,
             stop=self.stop,
-            teacher=lambda key: self._load(key, self.trial.teacher_models[key], device),
+            teacher=lambda key: self._load(key, self.trial.teacher_models[key], device, narrow_dtype(dtype)),
+            products=self._products(plan, rulers),
             micro_batch_divisor=self.trial.micro_batch_divisor,
         )
         self._generate(plan, device, dtype)
@@ -189,7 +191,15 @@ class Chain:
         gone = weakref.ref(state.model)
         state.model, state.pruned, state.layers = None, Pruned(), None
         cache.release(gone)
-        return self._load(plan.key, plan.model, device)
+        return self._load(plan.key, plan.model, device, self._products(plan, rulers))
+
+    def _products(self, plan: StagePlan, rulers: Sequence[Ruler]) -> torch.dtype | None:
+        """The dtype that products of a stage's model may be held in: it is the last one, and measured in that alone."""
+        missing = self._unmeasured(plan)
+        asked = {(one.plan.evaluate.kind, one.dtype) for one in rulers if one.plan.key in missing}
+        if plan.key != self.trial.key or {kind for kind, _ in asked} != {"text"} or len(asked) > 1:
+            return None
+        return narrow_dtype(next(iter(asked))[1])
 
     def _generate(self, plan: StagePlan, device: torch.device, dtype: torch.dtype) -> None:
         """Writes the text that a stage reads of the model its chain starts from, where it is not there yet."""
@@ -208,8 +218,10 @@ class Chain:
         """The model that speed is measured beside."""
         return self._load(key, self.trial.teacher_models.get(key, self.trial.model), device).model
 
-    def _load(self, key: str, model: ModelSpec, device: torch.device) -> ModelState:
-        return cache.load(self.root, key, model, self.inputs, device=device)
+    def _load(
+        self, key: str, model: ModelSpec, device: torch.device, products: torch.dtype | None = None
+    ) -> ModelState:
+        return cache.load(self.root, key, model, self.inputs, device=device, products=products)
 
     def _parent(self, plan: StagePlan, device: torch.device) -> ModelState:
         if plan.parent is None:
@@ -272,6 +284,11 @@ def in_words(found: Evaluation) -> str:
         return f"perplexity {found.perplexity} ({found.protocol})"
     scores = main_scores(found.scores).values()
     return f"{', '.join(f'{one.task} {one.metric} {one.value}' for one in scores)} ({found.protocol})"
+
+
+def narrow_dtype(dtype: torch.dtype) -> torch.dtype | None:
+    """A dtype that products are computed in, where it is not that of weights."""
+    return None if dtype == torch.float32 else dtype
 
 
 def _number(value: float | None) -> float:

@@ -1,5 +1,7 @@
 """Where a chain starts: a model as it is, the built-in one trained from random weights, or random weights."""
 
+import torch
+
 from prunegpt.builtin import BUILTIN_MODELS, is_builtin
 from prunegpt.builtin.model import build
 from prunegpt.lm import ranks
@@ -7,7 +9,7 @@ from prunegpt.lm.blocks import Blocks
 from prunegpt.lm.multimodal import processor_files
 from prunegpt.lm.skeleton import build_random
 from prunegpt.planning.budget import count_steps, divided_note
-from prunegpt.planning.sources import model_files
+from prunegpt.planning.sources import model_files, origin
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.masks import masks_hash
 from prunegpt.spec.plan import StagePlan
@@ -18,7 +20,9 @@ from prunegpt.training import TrainingJob, train
 
 def load(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
     """The model the plan names, from the hub, a folder or a file."""
-    found = cache.source(setting.root, plan.model, setting.inputs, device=setting.device)
+    stored = getattr(torch, origin(plan.model)[0])
+    products = setting.products if setting.products == stored else None  # whose zeros are those of the files
+    found = cache.source(setting.root, plan.model, setting.inputs, device=setting.device, products=products)
     state.model, state.tokenizer, state.pruned = found.model, found.tokenizer, found.pruned
     state.processor = found.processor
     return Result(notes=found.notes)

@@ -24,7 +24,7 @@ from prunegpt.distill.teachers import Teacher
 from prunegpt.errors import ModelError
 from prunegpt.lm.blocks import Blocks
 from prunegpt.lm.checks import check_own_loss
-from prunegpt.lm.models import load_model, save_model
+from prunegpt.lm.models import load_model, narrow_products, save_model
 from prunegpt.lm.perplexity import evaluate
 from prunegpt.lm.skeleton import skeleton
 from prunegpt.lm.views import block_matrices, matrices, outline
@@ -165,6 +165,20 @@ def test_perplexity_is_that_of_the_logits(folder: Path, model: Any, windows: Ten
         logits = plain(input_ids=windows, use_cache=False).logits[:, :-1].double()  # [windows, length - 1, vocab]
     expected = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
     assert evaluate(model, cut)[0].loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_products_in_bfloat16_give_the_same_perplexity_to_the_bit(model: Any, windows: Tensor) -> None:
+    """Autocast copies their weights to it: what holds them in it computes the same."""
+    rows, length = windows.shape
+    none = np.zeros(rows, dtype=np.int64)
+    starts = np.arange(rows) * length
+    cut = Windows(windows.flatten().numpy(), starts, none + length, none + 1, none, none, "rows")
+    narrow = copy.deepcopy(model)
+    narrow_products(narrow, torch.bfloat16)
+    assert {one.dtype for one in narrow.parameters()} == {torch.float32, torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = (evaluate(one, cut)[0] for one in (model, narrow))
+    assert (found.loss, found.protocol) == (expected.loss, expected.protocol)
 
 
 # -- pruning -----------------------------------------------------------------------------------------------------------

@@ -53,6 +53,38 @@ def test_saved_model_comes_back_equal(
     assert tokenizer_fingerprint(load_tokenizer(tmp_path)) == tokenizer_fingerprint(characters)
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_llama", "tiny_opt"])
+def test_products_are_loaded_in_the_dtype_that_they_are_computed_in(
+    family: str,
+    stored: str,
+    characters: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_model(request.getfixturevalue(family), characters, tmp_path, dtype=stored)
+    whole = load_model(tmp_path, **CPU)
+    read: list[torch.dtype] = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def spied(*given: Any, **options: Any) -> Any:
+        read.append(options["dtype"])
+        return load(*given, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spied)
+    narrow = load_model(tmp_path, **CPU, products=torch.bfloat16)
+    assert read == [getattr(torch, stored)]  # never in float32 where it is not stored so
+    assert {one.dtype for one in narrow.parameters()} == {torch.float32, torch.bfloat16}
+    assert narrow.config.dtype == torch.float32
+    assert narrow.get_input_embeddings().weight.dtype == torch.float32
+    assert {name: one.dtype for name, one in narrow.named_buffers()} == {
+        name: one.dtype for name, one in whole.named_buffers()
+    }
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(narrow(TOKENS).logits, whole(TOKENS).logits)
+
+
 def test_tokenisers_that_are_alike_are_one_object_in_a_process(
     characters: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

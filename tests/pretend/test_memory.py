@@ -43,8 +43,8 @@ def sizes(family: str, shape: Mapping[str, int]) -> Sizes:
 
 
 def estimate(memory: Memory, job: str) -> int:
-    if job == "evaluation":
-        return memory.evaluation(BATCH * LENGTH)
+    if job.startswith("evaluation"):
+        return memory.evaluation(BATCH * LENGTH, alone=job != "evaluation")
     if job == "training":
         return memory.training(BATCH * LENGTH)
     if job == "distillation":
@@ -59,6 +59,7 @@ CASES = [
         for family in SHAPES
         for place, precision in ((0, "float32"), (1, "float32"), (0, "bfloat16"))
     ),
+    *(("evaluation, alone", family, place, "bfloat16") for family in SHAPES for place in (0, 1)),
     *((method, family, 0, "float32") for method in ONE_SHOT for family in SHAPES),
 ]
 
@@ -90,7 +91,7 @@ def _rows(page: str) -> dict[str, list[str]]:
 
 def _names(first: str) -> list[str]:
     symbol = re.match(r" `(\w)`", first)
-    return [symbol[1]] if symbol else [name.strip() for name in first.split(",")]
+    return [symbol[1]] if symbol else [first.strip(), *(name.strip() for name in first.split(","))]
 
 
 @pytest.mark.parametrize("family", SHAPES)
@@ -102,10 +103,11 @@ def test_the_documentation_has_the_same_formulas(family: str, half: bool) -> Non
     known: dict[str, Any] = (
         dict(
             zip(
-                "PAMLndfVG",
+                "PAEMLndfVG",
                 (
                     size.parameters,
                     size.products,
+                    size.tied,
                     size.matrices,
                     size.largest,
                     size.layers,
@@ -125,8 +127,8 @@ def test_the_documentation_has_the_same_formulas(family: str, half: bool) -> Non
     weights = 4 * size.parameters
     teacher = weights // 2 if half else weights
     known |= {"w": weights, "t": teacher, "T": BATCH * LENGTH, "S": LENGTH, "N": WINDOWS, "Q": WINDOWS * LENGTH}
-    named = {"training": "fine-tuning"}
-    for job in ("evaluation", "training", "distillation", *ONE_SHOT):
+    named = {"training": "fine-tuning", "evaluation, alone": "evaluation alone, in bfloat16"}
+    for job in ("evaluation", *(["evaluation, alone"] if half else ()), "training", "distillation", *ONE_SHOT):
         (formula,) = rows[named.get(job, job)]
         assert eval(formula, {}, known) == estimate(Memory(size, half=half), job), job
     assert set(ONE_SHOT) <= set(rows)

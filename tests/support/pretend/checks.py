@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from prunegpt.distill import objective
 from prunegpt.lm.device import SINGLE
+from prunegpt.lm.models import narrow_products
 from prunegpt.lm.perplexity import evaluate
 from prunegpt.lm.views import block_matrices
 from prunegpt.lm.windows import Windows
@@ -174,7 +175,7 @@ def peak(
     """The most bytes on the device at a time while a model is there and a job is done with it.
 
     Args:
-        job: evaluation, a one-shot method, training or distillation.
+        job: evaluation, maybe of a model that is there for it alone, a one-shot method, training or distillation.
         shape: of the model, as its family is made.
         windows: of calibration.
         length: tokens of a window and of a training sequence.
@@ -184,9 +185,12 @@ def peak(
     tokens = numpy.random.default_rng(0).integers(0, shape["vocabulary"], (max(windows, 2 * batch), length))
     with pretending() as counts:
         before = counts.now
-        model = FAMILIES[family](**shape, positions=length).to("cuda")
+        model = FAMILIES[family](**shape, positions=length)
+        if job == "evaluation, alone":
+            narrow_products(model, getattr(torch, precision))
+        model = model.to("cuda")
         counts.reset()
-        if job == "evaluation":
+        if job.startswith("evaluation"):
             text = _side_by_side(tokens[:batch])
             with torch.autocast("cuda", getattr(torch, precision), enabled=precision != "float32"):
                 evaluate(model, text, batch_size=batch)
