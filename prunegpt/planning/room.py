@@ -119,7 +119,7 @@ def _computing(
                 micro_batch(train, 1, launcher.ranks)[0] * stage.data.block_size,
                 optimizer=optimizer_bytes(train),
                 distilled=distilled,
-                checkpointing=bool(train.get("gradient_checkpointing")),
+                checkpointing=any(train.get(f"{what}_checkpointing") for what in ("gradient", "activation")),
                 frozen=stage.training.adapter is not None,
             ),
         )

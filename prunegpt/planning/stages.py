@@ -51,6 +51,8 @@ def source_stage(facts: ModelFacts, precision: str, seed: int) -> StagePlan:
     model = facts.model
     payload: dict[str, Any] = {"format": FORMAT, "model": facts.fingerprint, "remote_code": model.trust_remote_code}
     payload["versions"] = versions()
+    if model.attention:
+        payload["attention"] = model.attention
     if model.weights == "random":
         return StagePlan(key=digest({**payload, "kind": "init", "seed": seed}), kind="init", model=model, seed=seed)
     if not facts.builtin:

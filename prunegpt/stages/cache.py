@@ -158,7 +158,12 @@ def load(
     stored = folder / "model"
     if not stored.is_dir():
         return source(root, model, inputs, device=device, products=products)
-    given: dict[str, Any] = {"dtype": torch.float32, "device": device, "products": products}
+    given: dict[str, Any] = {
+        "dtype": torch.float32,
+        "device": device,
+        "products": products,
+        "attn_implementation": model.attention,
+    }
     if model.trust_remote_code:
         with inputs.reading(model_files(model)):
             loaded = load_model(stored, **given, **_options(model), code=model.source)
@@ -209,7 +214,14 @@ def source(
     stored, notes = origin(model)
     dtype = getattr(torch, stored) if as_stored else torch.float32
     with inputs.reading(model_files(model)):
-        loaded = load_model(model.source, dtype=dtype, device=device, products=products, **_options(model))
+        loaded = load_model(
+            model.source,
+            dtype=dtype,
+            device=device,
+            products=products,
+            attn_implementation=model.attention,
+            **_options(model),
+        )
         pruned, processor = _pruned(Path(model.source)), processor_files(model.source, model.revision)
     state = ModelState(loaded, tokenizer(root, model, inputs), pruned, stored, notes, processor)
     rows = getattr(loaded.get_input_embeddings(), "num_embeddings", None)

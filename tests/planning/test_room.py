@@ -57,6 +57,7 @@ def test_what_takes_less_is_estimated_to_take_less() -> None:
     for less in (
         {"per_device_train_batch_size": 1},
         {"gradient_checkpointing": True},
+        {"activation_checkpointing": True},
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
     ):
         assert size_of("training", resolved({"finetune": {"train": less}})) < usual
