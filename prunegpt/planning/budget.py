@@ -151,16 +151,18 @@ def models_on_disk(stage: StagePlan) -> int:
 
     A checkpoint is the weights and, of Adam, two moments; the next one is written before the last one goes, and the
     best one stays where the stage chooses it; with an adapter it is a small part of that. One-shot pruning keeps the
-    layers that it has solved, and the sums of a gradient pass. What `keep_checkpoints` keeps, and other optimizers, are
-    not counted.
+    layers that it has solved, and the sums of a gradient pass; oBERT the gradients of each window, in bfloat16. What
+    `keep_checkpoints` keeps, and other optimizers, are not counted.
     """
+    needs = method_entry(stage.pruning.method).needs if stage.pruning else frozenset()
+    single = math.ceil(stage.pruning.calibration.windows / 2) if stage.pruning and "gradients" in needs else 0
     if stage.prune is not None:
-        return 4 if method_entry(stage.prune.method).needs & GRADIENTS else 2
+        return single + 2 if single else 4 if needs & GRADIENTS else 2
     if stage.training is None:
         return 1
     if stage.training.adapter and not {"embeddings", "head"} & {*stage.training.adapter.also}:
-        return 2
-    return 3 * (3 if stage.training.train.get("load_best_model_at_end") else 2)
+        return 2 + single
+    return single + 3 * (3 if stage.training.train.get("load_best_model_at_end") else 2)
 
 
 def micro_batch(train: Mapping[str, Any], divisor: int, processes: int = 1) -> tuple[int, int]:

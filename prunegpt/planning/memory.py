@@ -196,6 +196,8 @@ class Memory:
         loss = max(12 * size.vocabulary, 16 * size.inner)
         passing = length * (size.layers * self._kept + 12 * size.width + loss)
         solving = 25 * min(64 * size.largest, FISHER) + 32 * single * min(size.largest, FISHER // 64) if single else 0
+        if self.device == "cpu":
+            solving += HALF * single * size.largest  # the single ones themselves, which are on the host
         return self.weights + 8 * size.matrices + max(4 * size.matrices, passing, solving)
 
     def training(

@@ -13,7 +13,7 @@ from prunegpt.lm.device import SINGLE
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.bisection import checked_together
 from prunegpt.pruning.criteria.base import Criterion
-from prunegpt.pruning.evidence import Evidence
+from prunegpt.pruning.evidence import SINGLE_ONES, Evidence
 from prunegpt.pruning.patterns import Pattern
 from prunegpt.pruning.selection import select_masks
 from prunegpt.pruning.solvers.base import Solver, reconstruction_error
@@ -124,7 +124,10 @@ def _solved(
 ) -> Choice:
     place = found.view.matrix.device
     home = torch.device("cpu") if place.type in SINGLE else place  # solvers need float64
-    given = {need: value.to(home) if isinstance(value, Tensor) else value for need, value in found.arguments().items()}
+    given = {
+        need: value.to(home) if isinstance(value, Tensor) and need != SINGLE_ONES else value
+        for need, value in found.arguments().items()
+    }
     if solver.factorise is not None:
         if id(found.gram) not in factors:
             factors[id(found.gram)] = solver.factor_of(given["gram"], options)

@@ -1,7 +1,8 @@
 """What a method uses besides the weights: activations block by block, gradients of the model as it comes."""
 
+import shutil
 from collections.abc import Callable, Container, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,8 @@ from prunegpt.pruning.statistics.gradients import GradientStatistics, gradient_s
 from prunegpt.pruning.statistics.inputs import LayerStatistics
 from prunegpt.pruning.statistics.store import collect_statistics
 from prunegpt.registry import ACTIVATIONS, GRADIENTS
+
+SINGLE_ONES = "gradients"  # of all windows: as many times a matrix, which a device need not hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +58,18 @@ class Evidence:
         return self.gradients is not None and not bool(self.gradients.squared_gradient[self.view.name].any())
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments that the method needs, on the device of the layer."""
+        """The keyword arguments that the method needs, on the device of the layer; single gradients on the host."""
         found: dict[str, Any] = {"generator": self.generator, "gram": self.gram}
         if self.activations is not None:
             found["input_norm"] = self.activations.input_norm
         if self.gradients is not None:
             found["gradient"] = self.gradients.gradient[self.view.name]
             found["squared_gradient"] = self.gradients.squared_gradient[self.view.name]
-            if "gradients" in self.needs:
-                found["gradients"] = self.gradients.samples(self.view.name)
+            if SINGLE_ONES in self.needs:
+                found[SINGLE_ONES] = self.gradients.samples(self.view.name)
         device = self.view.parameter.device
         return {
-            need: found[need].to(device) if isinstance(found[need], Tensor) else found[need]
+            need: found[need].to(device) if isinstance(found[need], Tensor) and need != SINGLE_ONES else found[need]
             for need in sorted(self.needs)
         }
 
@@ -85,6 +88,7 @@ def evidence(
     solved: Container[str] = (),
     calibrated: Callable[[int, int], None] = lambda *_: None,
     kept: Path | None = None,
+    scratch: Path | None = None,
     place: torch.device | None = None,
 ) -> Generator[dict[str, Evidence], None, None]:
     """What a method needs, of the layers of one block after the other; of all at once where blocks do not matter.
@@ -93,9 +97,10 @@ def evidence(
     :func:`~prunegpt.pruning.oneshot.pipeline.prune_oneshot`, `solved` is that of
     :func:`~prunegpt.pruning.statistics.collect.block_statistics`, as `place`, and `kept` that of
     :func:`~prunegpt.pruning.statistics.gradients.gradient_statistics`.
+    `scratch` is a folder for single gradients, emptied before and removed after; None = one for temporary files.
     """
     generator = torch.Generator().manual_seed(seed)
-    with _gradients(model, views, windows, needs, calibrated, kept) as gradients:
+    with _gradients(model, views, windows, needs, calibrated, kept, scratch) as gradients:
         groups: Iterator[Mapping[str, LayerStatistics | None]] = iter([dict.fromkeys(views)])
         if needs & ACTIVATIONS:
             assert windows is not None
@@ -128,12 +133,27 @@ def _gradients(
     needs: frozenset[str],
     calibrated: Callable[[int, int], None],
     kept: Path | None,
+    scratch: Path | None,
 ) -> Iterator[GradientStatistics | None]:
-    """The gradients, where they are needed. Single ones are in a temporary folder while the context is open."""
+    """The gradients, where they are needed. Single ones are on the disk while the context is open."""
     if not needs & GRADIENTS:
         yield None
         return
     assert windows is not None
-    with TemporaryDirectory(prefix="prunegpt-gradients-") as folder:
-        samples = Path(folder) if "gradients" in needs else None
+    with _emptied(scratch) if SINGLE_ONES in needs else nullcontext() as samples:
         yield gradient_statistics(model, views, windows, samples=samples, calibrated=calibrated, kept=kept)
+
+
+@contextmanager
+def _emptied(folder: Path | None) -> Iterator[Path]:
+    """An empty folder while the context lasts, without what an attempt that was killed has left there."""
+    if folder is None:
+        with TemporaryDirectory(prefix="prunegpt-gradients-") as found:
+            yield Path(found)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Training stages: fine-tuning and distillation, with or without pruning on the way."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -75,7 +76,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
         dtype=setting.dtype,
         emit=setting.emit,
         enforcer=enforcer,
-        pruner=pruner_of(job.prune, enforcer, state, windows) if job.prune else None,
+        pruner=pruner_of(job.prune, enforcer, state, windows, work / "samples") if job.prune else None,
         objective=objective,
         adapter=adapter,
         evaluate=lambda model: setting.measure(state.model, state.tokenizer),
@@ -176,7 +177,10 @@ def calibration_of(spec: GradualSpec | None, state: ModelState, inputs: Inputs, 
     return text.calibration(spec.calibration, state.tokenizer, inputs, root)
 
 
-def pruner_of(job: GradualJob, enforcer: Enforcer, state: ModelState, windows: Tensor | None) -> GradualPruner:
+def pruner_of(
+    job: GradualJob, enforcer: Enforcer, state: ModelState, windows: Tensor | None, scratch: Path | None = None
+) -> GradualPruner:
+    """What moves the masks of a job; `scratch` as of :func:`~prunegpt.pruning.evidence.evidence`."""
     needs = load_method(job.method).needs - GATHERED
 
     def statistics(seed: int) -> Iterator[dict[str, Evidence]]:
@@ -184,6 +188,6 @@ def pruner_of(job: GradualJob, enforcer: Enforcer, state: ModelState, windows: T
             raise PruningError(f"{job.method} needs calibration data; there is none. Set data.")
         views = {name: enforcer.views[name] for name in job.sparsities}
         with evaluating(state.model):
-            yield from evidence(state.model, views, windows, needs=needs, propagate=False, seed=seed)
+            yield from evidence(state.model, views, windows, needs=needs, propagate=False, seed=seed, scratch=scratch)
 
     return GradualPruner(job, enforcer, statistics=statistics if needs - {"generator"} else None)

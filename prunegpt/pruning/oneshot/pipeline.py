@@ -127,6 +127,7 @@ def prune_oneshot(
         solved=before,
         calibrated=calibrated,
         kept=solved.beside("gradients") if solved is not None else None,
+        scratch=solved.beside("samples") if solved is not None else None,
         place=place,
     )
     held = {name: mask.to(views[name].parameter.device) for name, mask in (masks or {}).items() if name in views}

@@ -42,7 +42,7 @@ class Solver:
     Attributes:
         name: as a spec writes it.
         needs: which statistics `solve` takes, of :data:`NEEDS`: `gram` [in, in] is XᵀX summed over the calibration
-            tokens, `gradients` [samples, out, in] is the gradient of the loss on each calibration window.
+            tokens, `gradients` [samples, out, in] is the gradient of the loss on each calibration window, on the CPU.
         solve: `solve(weight, *, sparsity, pattern, mask, **needed, **options) -> Solution`; modifies nothing.
         factorise: `factorise(gram, **options)`: the part of the work that depends on the Gram matrix alone. Its result
             may be given to `solve` as `factor`, for all layers with the same input.

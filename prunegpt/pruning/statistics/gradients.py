@@ -47,11 +47,14 @@ class GradientStatistics:
             raise PruningError(
                 f"the single gradients of {name} were not kept. Give gradient_statistics a folder for them."
             )
-        found = []
+        found: Tensor | None = None  # [windows, out, in]
         for window in range(self.windows):
             with safe_open(self.folder / _file(window), framework="pt") as tensors:
-                found.append(tensors.get_tensor(name))
-        return torch.stack(found)  # [windows, out, in]
+                one = tensors.get_tensor(name)  # [out, in]
+            found = one.new_empty(self.windows, *one.shape) if found is None else found
+            found[window] = one
+        assert found is not None
+        return found
 
 
 def gradient_statistics(
