@@ -10,7 +10,7 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.control import LauncherOption, OnlyOption, PriorityOption, SlotsOption, WaitOption, execute
-from prunegpt.cli.options import ROOT, JsonOption, SetOption, number, print_json, say, sweep_app
+from prunegpt.cli.options import ROOT, JsonOption, SetOption, briefly, number, print_json, say, sweep_app
 from prunegpt.errors import counted
 from prunegpt.root import Root
 
@@ -26,6 +26,7 @@ SpecArgument = Annotated[Path, typer.Argument(help="A sweep spec (YAML).", show_
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep check study.yaml")
+@briefly
 def check(
     spec: SpecArgument,
     root: Root = ROOT,

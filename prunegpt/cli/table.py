@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, print_json, say
+from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, briefly, print_json, say
 from prunegpt.errors import counted
 from prunegpt.root import Root
 
@@ -35,6 +35,7 @@ def checked(format: str | None) -> str | None:
 
 
 @app.command(epilog="Example: prunegpt table quickstart --format latex")
+@briefly
 def table(
     sweep: Annotated[
         str,
@@ -97,6 +98,7 @@ def table(
 
 
 @app.command(epilog="Example: prunegpt report quickstart --out report")
+@briefly
 def report(
     sweep: Annotated[
         str,
@@ -173,6 +175,7 @@ def figure(
 
 
 @app.command(epilog="Example: prunegpt compare quickstart/finetuned quickstart/pruned90")
+@briefly
 def compare(
     first: Annotated[
         str,

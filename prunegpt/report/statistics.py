@@ -26,8 +26,9 @@ individual's test score against norms derived from small samples"), unless nothi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +37,14 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from prunegpt.errors import ReportError
 
 WindowLosses = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
 FEW = 8  # windows below which an interval cannot be trusted
 DRAWN_AT_ONCE = 1 << 20  # block positions held in memory at a time
+COUNTED = 1 << 22  # windows times resamples up to which the draws are kept, for all rows with as many windows
+_ONE_THREAD = 1 << 17  # multiplications for which OpenBLAS takes no second thread, which would only spin
 _LARGEST_LOSS = 700.0  # nats per token; the exponential of more is no float
 
 
@@ -169,20 +173,43 @@ def resampled_sums(
     block = default_block(count) if block is None else block
     if not 1 <= block <= count:
         raise ReportError(f"a block must hold 1 to {count} windows, got {block}. Leave it out for the default.")
-    whole, rest = divmod(count, block)
     around = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(np.concatenate([values, values[:block]]), 0)])
     of_block = around[block : block + count] - around[:count]  # [windows, columns], by first row
-    of_rest = around[rest : rest + count] - around[:count]  # [windows, columns]
-    draw = np.random.default_rng(seed)
+    of_rest = around[count % block : count % block + count] - around[:count]  # [windows, columns]
     sums = np.empty((resamples, values.shape[1]))
+    if count * resamples <= COUNTED:
+        times, rests = _counted(count, block, resamples, seed)
+        step = max(1, _ONE_THREAD // values.size)
+        for begin in range(0, resamples, step):
+            sums[begin : begin + step] = times[begin : begin + step] @ of_block  # [resamples, columns]
+        sums += of_rest[rests]
+        return sums
+    for part, blocks, rests in _draws(count, block, resamples, seed):
+        sums[part] = of_block[blocks].sum(axis=1) + of_rest[rests]  # [resamples, columns]
+    return sums
+
+
+def _draws(count: int, block: int, resamples: int, seed: int) -> Iterator[tuple[slice, Places, Places]]:
+    """Some resamples at a time: which, the first rows of their blocks, and that of the rest, 0 where there is none."""
+    whole, rest = divmod(count, block)
+    draw = np.random.default_rng(seed)
     step = max(1, DRAWN_AT_ONCE // whole)
     for begin in range(0, resamples, step):
-        end = min(resamples, begin + step)
-        starts = draw.integers(count, size=(end - begin, whole))  # [resamples, blocks]
-        sums[begin:end] = of_block[starts].sum(axis=1)  # [resamples, columns]
-        if rest:
-            sums[begin:end] += of_rest[draw.integers(count, size=end - begin)]
-    return sums
+        size = min(resamples - begin, step)
+        blocks = draw.integers(count, size=(size, whole))  # [resamples, blocks]
+        rests = draw.integers(count, size=size) if rest else np.zeros(size, dtype=np.int64)  # [resamples]
+        yield slice(begin, begin + size), blocks, rests
+
+
+@lru_cache(maxsize=4)
+def _counted(count: int, block: int, resamples: int, seed: int) -> tuple[NDArray[np.float64], Places]:
+    """How many blocks of each resample begin at each row, [resamples, rows], and the first row of its rest."""
+    times, rests = np.empty((resamples, count)), np.empty(resamples, dtype=np.int64)
+    for part, blocks, rests[part] in _draws(count, block, resamples, seed):
+        size = len(blocks)
+        places = (blocks + np.arange(size)[:, None] * count).ravel()
+        times[part] = np.bincount(places, minlength=size * count).reshape(size, count)
+    return times, rests
 
 
 def _widened(level: float, blocks: float) -> float:

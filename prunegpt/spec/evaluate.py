@@ -87,10 +87,8 @@ class EvaluateSpec(Part):
     def _of_one_kind(self) -> "EvaluateSpec":
         if self.tasks is not None and self.speed is not None:
             raise ValueError("an evaluation is of tasks or of speed, and this has both. Make two of it.")
-        set_ = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
-        others = {kind: fields - _FIELDS[self.kind] for kind, fields in _FIELDS.items()}
-        for kind, fields in others.items():
-            if wrong := sorted(set_ & fields):
+        for kind, unset in _OF_OTHERS[self.kind].items():
+            if wrong := [name for name, default in unset.items() if getattr(self, name) != default]:
                 told = f"belongs to {_IN_WORDS[kind]}, and this evaluates {_IN_WORDS[self.kind]}. Remove it."
                 raise ValueError(f"{listed(wrong)}: {told}")
         if self.tasks is not None and len(set(self.tasks)) < max(1, len(self.tasks)):
@@ -120,6 +118,13 @@ _FIELDS = {
     "tasks": frozenset({"tasks", "num_fewshot", "limit", "include_path", "batch_size"}),
     "speed": frozenset({"speed"}),
 }  # of one kind of evaluation alone, or of two
+_OF_OTHERS = {
+    own: {
+        kind: {name: EvaluateSpec.model_fields[name].default for name in sorted(fields - _FIELDS[own])}
+        for kind, fields in _FIELDS.items()
+    }
+    for own in _FIELDS
+}  # own kind -> another -> its fields, with what they are where nobody sets them
 _IN_WORDS = {"text": "a perplexity", "tasks": "tasks", "speed": "speed"}
 
 

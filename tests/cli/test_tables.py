@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import typer
 from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
 import prunegpt.cli
@@ -132,6 +133,15 @@ def test_what_is_narrow_loses_columns_and_no_number(limit: int) -> None:
     assert ("not shown" in text) is (limit < 80)
     assert ("12.5" in text) is (limit >= 40)
     assert ("[red]long [a, b]" in text) is (limit >= 60)
+
+
+@pytest.mark.parametrize("limit", [24, 60, 200])
+def test_rows_that_need_no_folding_look_as_others_do(limit: int) -> None:
+    columns = ["trial", "share", "waits for"]
+    rows = [["a [red]b", "12.5", "日本"], ["", "–", "long words " * (limit < 60)], ["c", "1,000", ""]]
+    as_text = [[Text(cell) for cell in row] for row in rows]
+    plain, folded = (tables.build(columns, cells, limit, title="T") for cells in (rows, as_text))
+    assert shown(plain, limit) == shown(folded, limit)
 
 
 def test_what_is_piped_is_markdown_and_not_limited(

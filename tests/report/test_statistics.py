@@ -65,6 +65,19 @@ def test_drawing_in_parts_covers_every_row_alike(monkeypatch: pytest.MonkeyPatch
     assert drawn == pytest.approx([1.0] * 4, abs=0.03)
 
 
+@pytest.mark.parametrize(("count", "block"), [(2, None), (9, 1), (40, None), (41, 6), (41, 41)])
+def test_draws_that_are_kept_give_the_sums_of_drawing_again(
+    count: int, block: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.column_stack([np.random.default_rng(1).normal(5.0, 0.3, (count, 2)), np.zeros(count)])
+    kept, again = (resampled_sums(values, block=block, resamples=500, seed=3) for _ in range(2))
+    monkeypatch.setattr("prunegpt.report.statistics.COUNTED", 0)
+    drawn = resampled_sums(values, block=block, resamples=500, seed=3)
+    np.testing.assert_allclose(kept, drawn, rtol=1e-12)
+    assert np.array_equal(kept, again)
+    assert not kept[:, 2].any()  # models that do not differ differ by nothing, and not by rounding
+
+
 def test_interval_agrees_with_the_normal_approximation() -> None:
     windows = draw_windows(3.0, count=400, noise=0.4, seed=3)
     losses = windows[:, 0] / windows[:, 1]
