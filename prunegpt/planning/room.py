@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from prunegpt.errors import in_bytes, listed
+from prunegpt.errors import LaunchError, in_bytes, listed
 from prunegpt.planning.budget import micro_batch
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.memory import EVALUATED, FLOAT, HALF, Memory, Sizes, optimizer_bytes
@@ -106,7 +107,11 @@ def _computing(
         wanted = method_entry(stage.prune.method).needs
         size = memory.one_shot(stage.prune.method, wanted, calibration.windows, calibration.length or 1)
         yield stage, "prune", size
-    if stage.training and stage.data:
+    batch = 0
+    if stage.training:
+        with suppress(LaunchError):  # sequences that processes cannot share evenly, which the launch reports
+            batch, _ = micro_batch(stage.training.train, 1, launcher.ranks)
+    if stage.training and stage.data and batch:
         train = stage.training.train
         distilled = None
         if stage.distill:
@@ -116,7 +121,7 @@ def _computing(
             stage,
             "training",
             memory.training(
-                micro_batch(train, 1, launcher.ranks)[0] * stage.data.block_size,
+                batch * stage.data.block_size,
                 optimizer=optimizer_bytes(train),
                 distilled=distilled,
                 checkpointing=any(train.get(f"{what}_checkpointing") for what in ("gradient", "activation")),

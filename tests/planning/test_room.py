@@ -66,6 +66,13 @@ def test_what_takes_less_is_estimated_to_take_less() -> None:
     assert cached < live
 
 
+def test_what_processes_cannot_share_has_no_estimate_and_is_no_error_here() -> None:
+    found = resolved("finetune")
+    shared = list(needs(found, LauncherSpec(gpus=2), "cuda"))
+    assert {job for _, job, _ in shared} == {"evaluation", "training"}
+    assert {job for _, job, _ in needs(found, LauncherSpec(gpus=3), "cuda")} == {"evaluation"}
+
+
 def test_a_shortage_is_said_once_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "room_for", lambda *_: Room("cuda", 1000))
     found = resolved({"prune": {"sparsity": 0.5}}, "finetune")
