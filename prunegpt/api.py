@@ -28,6 +28,7 @@ from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
 from prunegpt.running import prepare, start
 from prunegpt.spec.code import with_functions
+from prunegpt.spec.only import Only
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
 from prunegpt.sweep.curves import curves_in
@@ -104,7 +105,7 @@ class Sweep:
         *,
         slots: int | None = None,
         launcher: str | None = None,
-        only: str | None = None,
+        only: Only = None,
         priority: int = 0,
         wait: bool = True,
         on_event: Callable[[Event], None] | None = None,
@@ -113,6 +114,7 @@ class Sweep:
         """Runs what is not finished yet, and waits for it; see `prunegpt sweep run`.
 
         Args:
+            only: one glob or several; trials whose name one matches, and their teachers. Default: all.
             priority: in the queue while another sweep of the root runs; higher goes first.
             wait: for that sweep's end; without it, its being there is an error.
             on_event: is called with each event of `prunegpt.sweep.events`.
@@ -287,7 +289,7 @@ def run(
     overrides: Sequence[str] = (),
     slots: int | None = None,
     launcher: str | None = None,
-    only: str | None = None,
+    only: Only = None,
     priority: int = 0,
     wait: bool = True,
     on_event: Callable[[Event], None] | None = None,
@@ -307,7 +309,7 @@ def run(
 
 
 def table(
-    sweep: str, *, format: str = "md", root: str | Path | None = None, only: Sequence[str] = (), **style: Any
+    sweep: str, *, format: str = "md", root: str | Path | None = None, only: str | Sequence[str] = (), **style: Any
 ) -> str:
     """The tables of a stored sweep, or of a spec file: md, latex, csv, html or json.
 
@@ -322,7 +324,7 @@ def table(
     from prunegpt.report.declared import tables_of
 
     found = stored(sweep, Root.find(Path(root) if root is not None else None))
-    text: str = RENDERERS.load(format)(tables_of(found, only, **style))
+    text: str = RENDERERS.load(format)(tables_of(found, (only,) if isinstance(only, str) else only, **style))
     return text
 
 
@@ -365,6 +367,8 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
     from prunegpt.store.curves import Summaries
 
     path, plan = spec_file(sweep, root), None
+    if path is None and overrides:
+        raise StoreError(f"overrides change a spec; {sweep} is a stored sweep. Name its spec file instead.")
     if path is not None:
         from prunegpt.planning.resolve import plan_file
 

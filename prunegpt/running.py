@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from prunegpt.errors import LaunchError, SpecError
 from prunegpt.root import Root
+from prunegpt.spec.only import Only, matches
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.events import Event, SweepOutcome
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prunegpt.stages.counting import Wrong
 
 
-def prepare(planner: "Planner", root: Root, *, slots: int | None, launcher: str | None, only: str | None) -> None:
+def prepare(planner: "Planner", root: Root, *, slots: int | None, launcher: str | None, only: Only) -> None:
     """Finds what would stop a run before it waits for its turn, and before anything is computed.
 
     To be called while this process has one thread: what has to be counted is counted in a fork of it.
@@ -53,7 +53,7 @@ def start(
     *,
     slots: int | None,
     launcher: str | None,
-    only: str | None,
+    only: Only,
     priority: int = 0,
     wait: bool = True,
     on_event: Callable[[Event], None],
@@ -62,7 +62,7 @@ def start(
 
     Args:
         slots, launcher: the number of concurrent trials and the kind of launcher, in place of the spec's.
-        only: a glob of the trials that are wanted.
+        only: globs of the trials that are wanted.
         priority, wait: see `queue.turn`.
 
     Raises:
@@ -103,7 +103,7 @@ def start(
         )
 
 
-def _refuse(planner: "Planner", root: Root, only: str | None) -> None:
+def _refuse(planner: "Planner", root: Root, only: Only) -> None:
     """Counts the datasets of what is not computed yet, as `sweep check` does, before anything is.
 
     Raises:
@@ -136,17 +136,17 @@ def _count(root: Root, trials: list[TrialPlan], tried: list[list[TrialPlan]]) ->
     return Counting(root).wrong(trials, tried)
 
 
-def searched(planner: "Planner", only: str | None) -> dict[str, list[TrialPlan]]:
-    """Name of a search that a glob matches -> trials that it may suggest."""
+def searched(planner: "Planner", only: Only) -> dict[str, list[TrialPlan]]:
+    """Name of a search that `only` matches -> trials that it may suggest."""
     return {
         search.name: [found.trial for found in planner.searched[search.index]]
         for search in planner.plan.searches
-        if only is None or fnmatchcase(search.name, only)
+        if matches(search.name, only)
     }
 
 
-def chosen(plan: SweepPlan, only: str | None) -> list[TrialPlan]:
-    """The trials a glob names, and those that teach them."""
+def chosen(plan: SweepPlan, only: Only) -> list[TrialPlan]:
+    """The trials that `only` names, and those that teach them."""
     from prunegpt.sweep.coordinator import matching
 
     by_key = {trial.key: trial for trial in plan.trials}

@@ -1,7 +1,7 @@
 """prunegpt sweep stop, resume, retry, rm, study; and running a plan from the command line."""
 
-import fnmatch
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +11,15 @@ from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, print_json, say, sweep_app
 from prunegpt.errors import counted, in_bytes, listed
 from prunegpt.root import Root
+from prunegpt.spec.only import Only, matches
 
 if TYPE_CHECKING:
     from prunegpt.planning.resolve import Planner
     from prunegpt.records import TrialResult
 
 OnlyOption = Annotated[
-    str | None, typer.Option("--only", metavar="GLOB", help="Only trials whose name matches this glob.")
+    list[str] | None,
+    typer.Option("--only", metavar="GLOB", help="Only trials or searches whose name matches this glob. Repeatable."),
 ]
 LauncherOption = Annotated[
     str | None,
@@ -44,6 +46,15 @@ WaitOption = Annotated[
     bool,
     typer.Option("--wait/--no-wait", help="Queue while another sweep of this root runs; --no-wait fails instead."),
 ]
+GlobsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[GLOB]...",
+        help="Only trials whose name matches one of these globs.",
+        show_default=False,
+        autocompletion=complete.trials_of_sweep,
+    ),
+]
 NameArgument = Annotated[str, typer.Argument(help="A sweep.", show_default=False, autocompletion=complete.sweeps)]
 _ENDED = ("failed", "diverged", "stopped")
 _LISTED = 8
@@ -52,15 +63,7 @@ _LISTED = 8
 @sweep_app.command(epilog="Example: prunegpt sweep stop quickstart")
 def stop(
     name: NameArgument,
-    trial: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[GLOB]",
-            help="Only trials whose name matches this glob.",
-            show_default=False,
-            autocompletion=complete.trials_of_sweep,
-        ),
-    ] = None,
+    trials: GlobsArgument = None,
     kill: Annotated[bool, typer.Option("--kill", help="Stop immediately, without a checkpoint.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the sweep has stopped.")] = True,
     root: Root = ROOT,
@@ -74,9 +77,11 @@ def stop(
     """
     from prunegpt.sweep.control import Action, request, wait_for_end
 
-    if trial is not None:
+    if trials:
+        if kill:
+            raise typer.BadParameter("--kill stops a whole sweep, and goes without GLOB.")
         open_ = [one for one in _results(name, root) if one.state in ("running", "waiting")]
-        for one in _matching(open_, trial, f"trial of {name} that runs or waits"):
+        for one in _matching(open_, trials, f"trial of {name} that runs or waits"):
             request(root, Action("stop-trial", name, one.name))
             say(f"{name}/{one.name}: stop requested")
         return
@@ -108,24 +113,28 @@ def resume(
 
     Runs waiting and failed trials; to rerun diverged or stopped ones, use `sweep retry` first.
     """
-    from prunegpt.sweep.reopened import reopened
+    from prunegpt.api import stored
+    from prunegpt.cli.tables import print_tables
+    from prunegpt.errors import SpecError, StoreError
+    from prunegpt.report.declared import tables_of
+    from prunegpt.sweep.reopened import has_ended, reopened
 
-    with reopened(name, root, trust_remote_code=trust_remote_code) as planner:
+    with ExitStack() as stack:
+        try:
+            planner = stack.enter_context(reopened(name, root, trust_remote_code=trust_remote_code))
+        except (SpecError, StoreError):
+            if not has_ended(name, root):
+                raise
+            print_tables(tables_of(stored(name, root)))
+            say(f"{name}: all its trials have ended, and nothing is left to run. Its files have changed or are gone.")
+            return
         execute(planner, root, only=only, launcher=launcher, slots=slots, priority=priority, wait=wait)
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep retry quickstart 'distilled*'")
 def retry(
     name: NameArgument,
-    trial: Annotated[
-        str,
-        typer.Argument(
-            metavar="[GLOB]",
-            help="Only trials whose name matches this glob.",
-            show_default=False,
-            autocompletion=complete.trials_of_sweep,
-        ),
-    ] = "*",
+    trials: GlobsArgument = None,
     root: Root = ROOT,
     as_json: JsonOption = False,
 ) -> None:
@@ -139,15 +148,13 @@ def retry(
     from prunegpt.sweep.control import Action, request
     from prunegpt.sweep.lock import coordinator
 
-    running = coordinator(root) is not None
+    holder = coordinator(root)
     known = [result for result in _results(name, root) if not result.plan.foreign]
-    bare = [] if running or trial == "*" else [result for result in known if root.lacks_model(result.plan.key)]
+    bare = [] if holder or not trials else [result for result in known if root.lacks_model(result.plan.key)]
     ended = [result for result in known if result.state in _ENDED or result in bare]
-    names = [
-        result.name
-        for result in _matching(ended, trial, f"trial of {name} that failed, diverged, was stopped or lacks its model")
-    ]
-    if running:
+    what = f"trial of {name} that failed, diverged, was stopped or lacks its model"
+    names = [result.name for result in _matching(ended, trials or ["*"], what)]
+    if holder:
         for one in names:
             request(root, Action("retry", name, one))
     else:
@@ -158,6 +165,7 @@ def retry(
                     root.kept(result.plan.key).parent.mkdir(exist_ok=True)
                     root.kept(result.plan.key).touch()
             names = store.retry(name, names, finished=bool(bare))
+    running = holder is not None and holder.sweep == name
     if as_json:
         print_json({"trials": names, "running": running})
         return
@@ -201,14 +209,14 @@ def _results(name: str, root: Root) -> "list[TrialResult]":
         return store.results(name)
 
 
-def _matching(results: "list[TrialResult]", glob: str, what: str) -> "list[TrialResult]":
+def _matching(results: "list[TrialResult]", globs: list[str], what: str) -> "list[TrialResult]":
     from prunegpt.errors import StoreError, nearest
 
-    found = [one for one in results if fnmatch.fnmatchcase(one.name, glob)]
-    if not found:
-        names = nearest(glob, (one.name for one in results))
-        raise StoreError(f"no {what} matches {glob!r}. There are: {listed(names, _LISTED)}.")
-    return found
+    for glob in globs:
+        if not any(matches(one.name, glob) for one in results):
+            names = nearest(glob, (one.name for one in results))
+            raise StoreError(f"no {what} matches {glob!r}. There are: {listed(names, _LISTED)}.")
+    return [one for one in results if matches(one.name, globs)]
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep study recover90 --out study.db")
@@ -255,7 +263,7 @@ def execute(
     planner: "Planner",
     root: Root,
     *,
-    only: str | None,
+    only: Only,
     launcher: str | None,
     slots: int | None,
     priority: int = 0,

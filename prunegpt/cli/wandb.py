@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunegpt.cli import complete
+from prunegpt.cli.control import OnlyOption
 from prunegpt.cli.options import ROOT, CommandGroup, SetOption, number, say
 from prunegpt.errors import counted
 from prunegpt.root import Root
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 app = CommandGroup(help="Weights & Biases: sweeps, agents, import.", no_args_is_help=True)
 
-OnlyOrSearchOption = Annotated[
-    str | None, typer.Option("--only", metavar="GLOB", help="Only trials, or the search, whose name matches.")
-]
 EntityOption = Annotated[str | None, typer.Option("--entity", help="W&B team or user (default: the client's).")]
 
 
@@ -30,7 +28,7 @@ def create(
     spec: Annotated[Path, typer.Argument(help="A spec, or a W&B sweep config (YAML).", show_default=False)],
     root: Root = ROOT,
     overrides: SetOption = None,
-    only: OnlyOrSearchOption = None,
+    only: OnlyOption = None,
     project: Annotated[str | None, typer.Option(help="W&B project (default: the spec's tracking.project).")] = None,
     entity: EntityOption = None,
     interpreter: Annotated[
@@ -104,20 +102,20 @@ def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List pending uploads without sending.")] = False,
 ) -> None:
     """Upload offline or failed runs with all their curves. Idempotent: each trial is uploaded once."""
-    from prunegpt.spec.tracking import WandbSpec
+    from prunegpt.store import Store
     from prunegpt.tracking.run_log import quiet
-    from prunegpt.tracking.uploader import all_posted
+    from prunegpt.tracking.uploader import pending
     from prunegpt.tracking.uploader import sync as send
 
     if dry_run:
-        for one in all_posted(root):
-            if not one.sent and sweep in (None, one.sweep):
-                print(f"{one.sweep}/{one.trial}: {one.state}, {counted(one.rows, 'row')}: {one.problem or 'not sent'}")
+        with Store.open(root, create=False) as store:
+            for _, result, before in pending(root, store, sweep):
+                rows, problem = (before.rows, before.problem) if before else (0, "")
+                print(f"{result.address}: {result.state}, {counted(rows, 'row')}: {problem or 'not sent'}")
         return
     quiet()
-    given = WandbSpec(mode="online", project=project or "prunegpt", entity=entity) if project or entity else None
     kept = 0
-    for done in send(root, sweep=sweep, spec=given, say=say):
+    for done in send(root, sweep=sweep, project=project, entity=entity, say=say):
         kept += not done.sent
         print(f"{done.sweep}/{done.trial}: {'sent' if done.sent else done.problem}")
     if kept:

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
-from prunegpt.errors import Problem, SpecError, listed, nearest
+from prunegpt.errors import Problem, SpecError, listed
 from prunegpt.spec.metrics import MEASURED
+from prunegpt.spec.only import Only, matches, refuse_unmatched
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.spec.search import Dimension, EarlyStopSpec
 from prunegpt.spec.wandb import STOP, TRIAL
@@ -17,7 +17,7 @@ _LISTED = 1000  # steps of a range that W&B has no distribution for
 _RANDOM = ("random", "qmc")  # samplers that use no result
 
 
-def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: str | None = None) -> dict[str, Any]:
+def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: Only = None) -> dict[str, Any]:
     """The sweep config whose runs are a plan's trials, or one of its searches.
 
     Trials of one template become nested parameters; others are listed by name, as the parameter `trial`.
@@ -25,16 +25,15 @@ def config_of(plan: SweepPlan, command: Sequence[str], program: str, only: str |
     Args:
         command: what an agent starts for each run.
         program: the spec's file, for people to read.
-        only: a glob; trials or a search whose name matches.
+        only: globs; trials or a search whose name one matches.
 
     Raises:
         SpecError: nothing matches, or W&B has nothing like what is asked for.
     """
-    trials = [one for one in plan.trials if one.sweep == plan.name and not one.implicit and _wanted(one.name, only)]
-    searches = [one for one in plan.searches if _wanted(one.name, only)]
-    if not trials and not searches:
-        names = [one.name for one in plan.trials] + [one.name for one in plan.searches]
-        raise _refused(f"--only must match a trial or search; {only!r} matches none. There are: {_near(only, names)}")
+    trials = [one for one in plan.trials if one.sweep == plan.name and not one.implicit]
+    refuse_unmatched(only, [*(one.name for one in trials), *(one.name for one in plan.searches)])
+    trials = [one for one in trials if matches(one.name, only)]
+    searches = [one for one in plan.searches if matches(one.name, only)]
     if searches and (trials or len(searches) > 1):
         names = [one.name for one in searches]
         raise _refused(
@@ -181,14 +180,6 @@ def _stop(stop: EarlyStopSpec) -> dict[str, Any]:
         f"W&B stops runs early by hyperband only; early_stop is {stop.method}. Use {STOP}, which decides as W&B does, "
         "or remove it."
     )
-
-
-def _wanted(name: str, only: str | None) -> bool:
-    return only is None or name == only or fnmatchcase(name, only)
-
-
-def _near(only: str | None, names: Sequence[str]) -> str:
-    return listed(nearest(only or "", names), 8)
 
 
 def _refused(message: str) -> SpecError:

@@ -63,13 +63,13 @@ def request(root: Root, action: Action) -> Path | None:
 
 
 def wait_for_end(root: Root, wish: Path, *, clock: Callable[[], float] = time.monotonic, look: float = _LOOK) -> None:
-    """Waits until nobody coordinates a root, having been asked to end.
+    """Waits until who coordinates a root, having been asked to end, does so no longer; another sweep may be next.
 
     Raises:
         LaunchError: the coordinator has not taken the request, which is withdrawn.
     """
-    begun = clock()
-    while (holder := coordinator(root)) is not None:
+    begun, asked = clock(), coordinator(root)
+    while (holder := coordinator(root)) is not None and (wish.exists() or holder == asked):
         if wish.exists() and clock() - begun > _UNHEARD:
             wish.unlink(missing_ok=True)
             raise LaunchError(

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from prunegpt.errors import LaunchError, Problem, SpecError, listed, nearest
+from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Exited, Launcher, queues
 from prunegpt.records import DISK_FULL, EARLY_STOP
 from prunegpt.root import Root
+from prunegpt.spec.only import Only, matches, refuse_unmatched
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import SavedTrial, Store
 from prunegpt.sweep.attempt import Attempt
@@ -49,7 +49,7 @@ def run_sweep(
     store: Store,
     launcher: Launcher,
     *,
-    only: str | None = None,
+    only: Only = None,
     on_event: Callable[[Event], None] = lambda _: None,
     interrupt: Interrupt | None = None,
     grace: float = _GRACE,
@@ -65,7 +65,7 @@ def run_sweep(
     What the launcher refuses is tried again or fails the trial that it was asked for; the others live.
 
     Args:
-        only: a glob; trials whose name matches, and those that their teachers need.
+        only: globs; trials whose name one matches, and those that their teachers need.
         on_event: called with every event, from this thread.
         interrupt: asks to stop from elsewhere, beside the signals and `sweep.control`.
         grace: seconds for a checkpoint before attempts that were asked to stop are killed; one whose steps take long
@@ -76,7 +76,7 @@ def run_sweep(
 
     Raises:
         LaunchError: another coordinator has this root or database, or the disk is full.
-        SpecError: `only` matches no trial.
+        SpecError: a glob of `only` matches nothing.
     """
     matched = matching(plan, only)
     stop = interrupt or Interrupt()
@@ -124,27 +124,23 @@ def run_sweep(
             patient.close()
 
 
-def matching(plan: SweepPlan, only: str | None) -> list[bool]:
-    """Which trials of a plan a glob means: those of that name, and those that teach a search of that name.
+def matching(plan: SweepPlan, only: Only) -> list[bool]:
+    """Which trials of a plan globs mean: those of such a name, and those that teach a search of such a name.
 
     Raises:
-        SpecError: it matches neither a trial nor a search.
+        SpecError: a glob matches neither a trial nor a search.
     """
     if only is None:
         return [True] * len(plan.trials)
-    taught = {need for search in plan.searches if fnmatchcase(search.name, only) for need in search.needs}
-    found = [
-        trial.sweep == plan.name and (fnmatchcase(trial.name, only) or trial.key in taught) for trial in plan.trials
-    ]
-    if not any(found) and not _searches(plan, only):
-        close = listed(nearest(only, (trial.name for trial in plan.trials if trial.sweep == plan.name)), 8)
-        raise SpecError([Problem("", f"--only must match a trial; {only!r} matches none. Trials: {close}.")])
-    return found
+    own = [trial.name for trial in plan.trials if trial.sweep == plan.name]
+    refuse_unmatched(only, [*own, *(search.name for search in plan.searches)])
+    taught = {need for search in plan.searches if matches(search.name, only) for need in search.needs}
+    return [trial.sweep == plan.name and (matches(trial.name, only) or trial.key in taught) for trial in plan.trials]
 
 
-def _searches(plan: SweepPlan, only: str | None) -> bool:
+def _searches(plan: SweepPlan, only: Only) -> bool:
     """Whether suggestions are asked for."""
-    return only is None or any(fnmatchcase(search.name, only) for search in plan.searches)
+    return only is None or any(matches(search.name, only) for search in plan.searches)
 
 
 def _want_teachers(root: Root, plan: SweepPlan, wanted: Sequence[SavedTrial], *, searching: bool) -> None:

@@ -12,6 +12,7 @@ from prunegpt.spec.code import CodePart
 from prunegpt.store import Store
 from prunegpt.store.rows import SweepRow
 from prunegpt.sweep.curves import curves_in
+from prunegpt.sweep.states import SETTLED
 
 
 @contextmanager
@@ -50,6 +51,18 @@ def reopened(name: str, root: Root, *, trust_remote_code: bool = False) -> Itera
                 f"{_elsewhere(known)}"
             )
         yield planner
+
+
+def has_ended(name: str, root: Root) -> bool:
+    """Whether no trial of a stored sweep is left to run, nor one that a search might still suggest.
+
+    Raises:
+        StoreError: there is no such sweep.
+    """
+    with Store.open(root, create=False) as store:
+        spec, results = store.sweep(name).spec, store.results(name)
+    searches = any("search" in trial for trial in spec.get("trials", ()))
+    return bool(spec and results) and not searches and all(result.state in SETTLED for result in results)
 
 
 def _elsewhere(sweep: SweepRow) -> str:

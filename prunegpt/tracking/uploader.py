@@ -242,44 +242,57 @@ def sync(
     root: Root,
     *,
     sweep: str | None = None,
-    spec: WandbSpec | None = None,
+    project: str | None = None,
+    entity: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Iterator[Posted]:
     """Sends trials that wait to be sent, from the store, and gives what became of each.
 
-    One that W&B has already is not sent again.
-
-    Those of a sweep that is tracked wait even where nothing could be noted of them, as on a full disk.
-
     Args:
-        sweep: this one only, and all of its trials, whether they were to be tracked or not.
-        spec: where to; default the recorded one of each trial.
+        sweep: as of `pending`.
+        project, entity: where to; default the recorded one of each trial.
 
     Raises:
         TrackingError: there is no API key, or the server cannot be reached.
     """
     server = Server.find()
     server.ask(VIEWER, {})  # before anything is begun
-    known = {(one.sweep, one.trial): one for one in all_posted(root)}
+    given = {name: value for name, value in {"project": project, "entity": entity}.items() if value}
     with Store.open(root, create=False) as store:
-        tracked = {row.name: _tracking(row.spec) for row in store.sweeps()}
-        noted = {one.sweep for one in known.values()}
-        waiting = [name for name, own in tracked.items() if own.mode != "off" or name in noted]
         uploaders: dict[tuple[str, WandbSpec], WandbUploader] = {}
-        for name in [sweep] if sweep else waiting:
-            own = tracked.get(name, WandbSpec())
-            for result in store.results(name):
-                before = known.get((name, result.name))
-                if result.state not in ENDED or (before is None and sweep is None and own.mode == "off"):
-                    continue
-                if before is not None and before.sent and before.state == result.state and before.key == result.key:
-                    continue
-                kept = {"project": before.project, "entity": before.entity} if before else {}
-                wanted = spec or own.model_copy(update={"mode": "online", **kept})
-                uploader = uploaders.setdefault((name, wanted), WandbUploader(root, name, wanted, server, say))
-                yield uploader.send(store, result)
+        for own, result, before in pending(root, store, sweep):
+            kept = {"project": before.project, "entity": before.entity} if before else {}
+            wanted, name = own.model_copy(update={"mode": "online", **kept, **given}), result.sweep
+            uploader = uploaders.setdefault((name, wanted), WandbUploader(root, name, wanted, server, say))
+            yield uploader.send(store, result)
     for uploader in uploaders.values():
         uploader.tables()
+
+
+def pending(root: Root, store: Store, sweep: str | None) -> Iterator[tuple[WandbSpec, TrialResult, Posted | None]]:
+    """The trials that `sync` sends: the settings of their sweep, the trial, and what is known of it at W&B.
+
+    One that W&B has already is not sent again. Those of a sweep that is tracked wait even where nothing could be noted
+    of them, as on a full disk.
+
+    Args:
+        sweep: this one only, and all of its trials, whether they were to be tracked or not.
+
+    Raises:
+        StoreError: there is no such sweep.
+    """
+    known = {(one.sweep, one.trial): one for one in all_posted(root)}
+    tracked = {row.name: _tracking(row.spec) for row in store.sweeps()}
+    noted = {one.sweep for one in known.values()}
+    waiting = [name for name, own in tracked.items() if own.mode != "off" or name in noted]
+    for name in [sweep] if sweep else waiting:
+        own = tracked.get(name, WandbSpec())
+        for result in store.results(name):
+            before = known.get((name, result.name))
+            if result.state not in ENDED or (before is None and sweep is None and own.mode == "off"):
+                continue
+            if before is None or not before.sent or before.state != result.state or before.key != result.key:
+                yield own, result, before
 
 
 def _tracking(spec: Mapping[str, Any]) -> WandbSpec:

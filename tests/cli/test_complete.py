@@ -24,8 +24,8 @@ COMPLETED: Mapping[str, tuple[str, str]] = {
     "first": ("study/w", "study/wanda-0.9-seed1"),
     "second": ("study/w", "study/wanda-0.9"),  # a group
     "trial": ("study/", "study/magnitude-0.5"),
-    "sweep stop trial": ("mag", "magnitude-0.5-seed2"),
-    "sweep retry trial": ("mag", "magnitude-0.5-seed2"),
+    "sweep stop trials": ("mag", "magnitude-0.5-seed2"),
+    "sweep retry trials": ("mag", "magnitude-0.5-seed2"),
     "model": ("buil", "builtin:tiny-gpt2"),
     "reference": ("buil", "builtin:tiny-gpt2"),
     "data": ("", "builtin:text"),

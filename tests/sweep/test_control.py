@@ -137,7 +137,9 @@ def test_the_command_stops_some_trials(bench: Any, command: Callable[..., str]) 
     assert "no trial of words that runs or waits matches 'b*'. There are: a1, a2, c" in command(
         "sweep", "stop", "words", "b*", fails=True
     )
-    command("sweep", "stop", "words", "a*")
+    refusal = command("sweep", "stop", "words", "a*", "--kill", fails=True)
+    assert "--kill stops a whole sweep, and goes without GLOB." in " ".join(refusal.split())
+    command("sweep", "stop", "words", "a1", "a[2-9]")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert bench.states() == {"a1": "stopped", "a2": "stopped", "c": "finished"}
@@ -149,6 +151,10 @@ def test_retry_lets_trials_wait_again(bench: Any, command: Callable[..., str]) -
     assert "that failed, diverged, was stopped or lacks its model matches 'c'. There are: a1, a2" in command(
         "sweep", "retry", "words", "c", fails=True
     )
+    with coordinating(bench.root, "other"):  # takes the request, and does not run the trial
+        assert "`prunegpt" not in (told := command("sweep", "retry", "words", "*1"))
+        assert "prunegpt sweep resume words runs them." in told
+    assert take(bench.root) == [Action("retry", "words", "a1")]
     assert json.loads(command("sweep", "retry", "words", "*1", "--json")) == {"trials": ["a1"], "running": False}
     assert bench.states() == {"a1": "waiting", "a2": "diverged", "c": "finished"}
     assert "words/a2" in command("sweep", "retry", "words")

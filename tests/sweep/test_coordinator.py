@@ -301,14 +301,16 @@ def test_only_runs_the_matching_trials_and_their_teachers(bench: Any) -> None:
     outcome = bench.run(*trials, only="student-1")
     assert outcome.finished == ("words/teacher", "words/master", "words/student-1")
     assert bench.states()["other"] == bench.states()["student-2"] == "waiting"
-    outcome = bench.run(*trials, only="student-*")
-    assert outcome.finished == ("words/student-2",)
+    outcome = bench.run(*trials, only=["student-*", "other"])
+    assert outcome.finished == ("words/student-2", "words/other")
     assert outcome.unchanged == ("words/student-1",)
 
 
 def test_only_that_matches_nothing_names_the_nearest(bench: Any) -> None:
-    with pytest.raises(SpecError, match=r"--only must match a trial; 'studnet' matches none. Trials: student"):
-        bench.run(make_trial("other"), make_trial("student"), only="studnet")
+    told = r"--only must match a trial or a search; 'studnet' matches none. There are: student"
+    for only in ("studnet", ["other", "studnet"]):
+        with pytest.raises(SpecError, match=told):
+            bench.run(make_trial("other"), make_trial("student"), only=only)
     assert bench.store.sweeps() == []
 
 

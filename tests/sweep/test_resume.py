@@ -114,6 +114,21 @@ def test_where_that_folder_is_gone_equal_files_do_and_others_are_refused(places:
     assert [trial.key for trial in resumed.trials] == [trial.key for trial in ran.trials]
 
 
+@pytest.mark.parametrize("kind", READS)
+def test_a_sweep_that_has_ended_needs_none_of_its_files(places: Places, kind: str) -> None:
+    ran = places.run(READS[kind])
+    with Store.open(places.root) as store:
+        for trial in store.results("here"):
+            store.conclude(trial.id, "finished", reason="cache", stages=())
+    (places.folder / "one").rename(places.folder / "moved")
+    places.chdir(places.folder / "three")
+    result = CliRunner().invoke(app, ["sweep", "resume", "here", "--root", str(places.root.path)])
+    assert result.exit_code == bool(ran.searches)  # which may suggest more
+    if not ran.searches:
+        assert "here: all its trials have ended, and nothing is left to run." in result.stderr
+        assert "| a" in result.stdout
+
+
 def test_a_sweep_of_an_earlier_version_is_resumed_where_its_files_are_the_same(places: Places) -> None:
     """Its folder is not known."""
     places.run(READS["model"])

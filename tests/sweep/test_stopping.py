@@ -26,7 +26,7 @@ from prunegpt.sweep.control import Action, request, take, wait_for_end
 from prunegpt.sweep.events import StagePublished, Stopping, SweepStarted, TrialFailed, TrialStarted
 from prunegpt.sweep.interrupt import Interrupt
 from prunegpt.sweep.live import look
-from prunegpt.sweep.lock import coordinating, coordinator
+from prunegpt.sweep.lock import Holder, coordinating, coordinator
 from tests.support.sweep_plans import make_plan, make_trial
 from tests.sweep.coordinators import SCRIPT, line_with, start
 
@@ -271,6 +271,16 @@ def test_a_coordinator_that_hears_nothing_is_named_with_the_way_out(bench: Any) 
         wish = request(bench.root, Action("stop", "words"))
         assert take(bench.root) == [Action("stop", "words")]
     wait_for_end(bench.root, wish)
+
+
+def test_who_stops_a_sweep_does_not_wait_for_the_next_one_in_the_queue(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped, following = Holder(1, "here", 0.0, "words"), Holder(1, "here", 1.0, "other")
+    holders = iter([stopped, stopped, following])
+    monkeypatch.setattr("prunegpt.sweep.control.coordinator", lambda _: next(holders))
+    wait_for_end(bench.root, bench.root.path / "taken.json", look=0.0)
+    assert list(holders) == []
 
 
 def test_who_coordinates_is_known_while_it_does(bench: Any) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from prunegpt.cli import app
 from prunegpt.planning.resolve import plan_data
 from prunegpt.points import Point
 from prunegpt.records import AttemptRecord, Evaluation, SparsityRecord, StageRecord, TrialResult
@@ -246,6 +248,24 @@ def test_what_cannot_be_sent_is_kept_with_its_reason_and_sent_once_later(
     assert not (root.path / note.folder).exists()
     assert list(sync(root, say=said.append)) == []
     assert cloud.begun.count(("online", run)) == 1
+
+
+def test_sync_changes_nothing_but_what_it_is_given(root: Root, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud.refuses = "W&B refused with 500: oops"
+    finish(root)
+    scribe(root, cloud).look()
+    cloud.refuses = ""
+    monkeypatch.setattr(module.Server, "find", lambda: cloud)
+    (done,) = sync(root, entity="team")
+    assert (done.project, done.entity, done.sent) == (ONLINE.project, "team", True)
+
+
+def test_a_dry_run_lists_what_would_be_sent(root: Root) -> None:
+    finish(root)
+    found = CliRunner().invoke(app, ["wandb", "sync", "small", "--dry-run", "--root", str(root.path)])
+    assert found.stdout == "small/pruned: finished, 0 rows: not sent\n"
+    refused = CliRunner().invoke(app, ["wandb", "sync", "smal", "--dry-run", "--root", str(root.path)])
+    assert "Did you mean 'small'?" in str(refused.exception)
 
 
 def test_an_outage_in_mid_run_is_made_up_for_without_doubles(

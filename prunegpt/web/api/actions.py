@@ -93,11 +93,13 @@ def on_trial(dashboard: Dashboard, sweep: str, trial: str, posted: TrialAction) 
         raise RequestError(
             409, f"only a trial that failed, diverged or was stopped can be retried; {found.name} is {found.state}."
         )
-    if coordinator(dashboard.root) is not None:
+    holder = coordinator(dashboard.root)
+    if holder is not None:
         dashboard.ask(Action("retry", found.sweep, found.name))
-        return Accepted(message=f"{found.name} is requeued.")
-    dashboard.source.store.retry(found.sweep, [found.name])
-    return Accepted(message=f"{found.name} is requeued; resume the sweep to run it.")
+    else:
+        dashboard.source.store.retry(found.sweep, [found.name])
+    picked_up = holder is not None and holder.sweep == found.sweep
+    return Accepted(message=f"{found.name} is requeued{'' if picked_up else '; resume the sweep to run it'}.")
 
 
 @endpoint("/trials/{sweep}/{trial}/note")
