@@ -16,15 +16,15 @@ from prunegpt.builtin import BUILTIN_TEXTS, is_builtin
 from prunegpt.cli.progress import bar
 from prunegpt.errors import ModelError, PruneGPTError, listed, untrusted
 from prunegpt.lm.device import pick_device, pick_dtype
-from prunegpt.planning import harness
+from prunegpt.planning import harness, hub
 from prunegpt.planning.facts import split_files
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
-from prunegpt.planning.sources import weights_on_disk
+from prunegpt.planning.sources import model_place, weights_on_disk
 from prunegpt.planning.texts import window_of
 from prunegpt.records import Evaluation, TrialResult
 from prunegpt.report.statistics import Interval, perplexity_interval
-from prunegpt.report.stored_model import removed
+from prunegpt.report.stored_model import commands_to_run, removed
 from prunegpt.root import Root
 from prunegpt.spec.plan import PlannedEvaluation
 from prunegpt.spec.problems import messages_of
@@ -33,6 +33,7 @@ from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.stages import cache
 from prunegpt.stages.base import ModelState
 from prunegpt.stages.measure import Ruler
+from prunegpt.sweep.states import SETTLED
 
 T = TypeVar("T", bound=BaseModel)
 TextOf = Callable[[int], EvaluateSpec]  # tokens of a window -> what to measure
@@ -195,6 +196,7 @@ def open_model(
         return _builtin(source, root, where)
     result = stored_result(source, root)
     if result is None or result.final is None:
+        _check_hub(source, root)
         given = ModelSpec(source=source, trust_remote_code=trust_remote_code)
         return cache.source(root, given, Inputs(None), device=where, as_stored=as_stored, products=products)
     plan = result.plan
@@ -233,11 +235,33 @@ def stored_result(source: str, root: Root) -> TrialResult | None:
                     raise StoreError(f"unknown sweep {name!r}. Did you mean {near + '/' + trial!r}?") from None
             return None  # a model of the hub has such a name too
     if found.final is None or found.plan.foreign:
-        what = "is a W&B run, which has no model here" if found.plan.foreign else f"is {found.state}"
-        raise PruneGPTError(f"a trial must have finished before its model is there; {source} {what}.")
+        why = _unfinished(found, root)
+        raise PruneGPTError(f"a trial must have finished before its model is there; {source} {why}")
     if root.lacks_model(found.final.key):
         raise ModelError(removed(found, root))
     return found
+
+
+def _unfinished(trial: TrialResult, root: Root) -> str:
+    """Why a trial has no model, and how it comes to one."""
+    if trial.plan.foreign:
+        return "is a W&B run, which has no model here."
+    if trial.state == "running":
+        return f"is running. Watch it with `prunegpt sweep watch {trial.sweep}`."
+    return f"is {trial.state}. To run it: {commands_to_run(trial, root, retry=trial.state in SETTLED)}"
+
+
+def _check_hub(source: str, root: Root) -> None:
+    """Raises ModelError where a name may be of a trial that has not run, and the hub has no such model either."""
+    if "/" not in source or model_place(source) is not None:
+        return
+    try:
+        hub.commit(source, None)
+    except PruneGPTError as error:
+        raise ModelError(
+            f"{str(error).rstrip('.')}. It is no trial either: {root.path} has no sweep {source.partition('/')[0]!r}. "
+            "Run its spec with `prunegpt sweep run`, or name its --root."
+        ) from error
 
 
 def _builtin(source: str, root: Root, device: Any) -> ModelState:

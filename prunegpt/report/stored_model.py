@@ -36,8 +36,12 @@ def stored_model(trial: TrialResult, root: Root) -> StoredModel | None:
 
 def removed(trial: TrialResult, root: Root, *, always: bool = False) -> str:
     """What to say of a finished trial whose model was removed to save space."""
-    again = (("retry", trial.sweep, trial.name), ("resume", trial.sweep))
-    commands = " && ".join(root.command("sweep", *one, always=always) for one in again)
-    return (
-        f"the model of {trial.address} was removed to save space; its results are kept. To compute it again: {commands}"
-    )
+    again = commands_to_run(trial, root, retry=True, always=always)
+    return f"the model of {trial.address} was removed to save space; its results are kept. To compute it again: {again}"
+
+
+def commands_to_run(trial: TrialResult, root: Root, *, retry: bool, always: bool = False) -> str:
+    """The commands that run a trial; one that a search has suggested, with what that may suggest next."""
+    resume = ("resume", trial.sweep, *(() if trial.plan.search else ("--only", trial.name)))
+    needed = (("retry", trial.sweep, trial.name), resume) if retry else (resume,)
+    return " && ".join(root.command("sweep", *one, always=always) for one in needed)

@@ -325,7 +325,15 @@ def test_a_trial_that_has_not_finished_has_no_model(
     invoke("sweep", "run", tmp_path / "spec.yaml", fails=True)
     message = "a trial must have finished before its model is there; broken/off is "
     assert message in invoke("eval", "broken/off", "--data", text_files["validation"], fails=True)
-    assert message in invoke("export", "broken/off", tmp_path / "out", fails=True)
+    told = invoke("export", "broken/off", tmp_path / "out", fails=True)
+    assert message in told
+    assert "To run it: prunegpt sweep retry broken off && prunegpt sweep resume broken --only off" in told
+
+
+def test_a_sweep_that_was_never_run_is_not_looked_for_on_the_hub_alone(invoke: Invoke, tmp_path: Path) -> None:
+    told = invoke("export", "study/pruned90", tmp_path / "out", fails=True)
+    assert "It is no trial either: " in told
+    assert "has no sweep 'study'. Run its spec with `prunegpt sweep run`, or name its --root." in told
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")

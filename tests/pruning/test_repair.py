@@ -148,8 +148,10 @@ def test_every_method_keeps_its_sparsity_and_resumes_to_the_same_bits(
     layers = len(expected[1].rows)
     for after in (2, layers // 2 + 3, layers + 5):  # in a layer, and in the repair of one
         folder = tmp_path / f"work-{after}"
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted) as stopped:
             pruned(tiny_llama, windows, SHORT, **given, solved=SolvedLayers(folder, every=0), stop=stopping(after))
+        kept = f"; {len(SolvedLayers(folder))} of {layers} are kept, those of decoder layers that are repaired"
+        assert str(stopped.value).endswith(kept)
         assert same(expected, pruned(tiny_llama, windows, SHORT, **given, solved=SolvedLayers(folder)))
 
 

@@ -58,7 +58,7 @@ def test_a_stop_after_any_layer_changes_no_bit(
     assert layers >= 10
     for after in (1, layers // 2, layers // 2 + 1, layers - 1):  # in the middle of a block, and at its end
         folder = tmp_path / f"work-{after}"
-        with pytest.raises(Interrupted, match=f"stopped after {after} of {layers} layers"):
+        with pytest.raises(Interrupted, match=f"stopped after {after} of {layers} matrices; those are kept"):
             pruned(tiny_llama, windows, **given, solved=SolvedLayers(folder), stop=stopping(after))
         seen: list[tuple[int, int, str]] = []
         progress = _noting(seen)
@@ -123,7 +123,7 @@ def test_checkpoints_are_as_far_apart_as_asked(tiny_gpt2: Any, windows: Tensor, 
 def test_a_selection_over_all_layers_has_nothing_to_resume(tiny_gpt2: Any, windows: Tensor, tmp_path: Path) -> None:
     given = {"method": "wanda", "allocation": "global", "sparsity": 0.6}
     expected = pruned(tiny_gpt2, windows, **given)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="matrices; none is kept, as all are pruned at once"):
         pruned(tiny_gpt2, windows, **given, solved=SolvedLayers(tmp_path, every=0), stop=stopping(3))
     assert not list(tmp_path.iterdir())
     assert same(expected, pruned(tiny_gpt2, windows, **given, solved=SolvedLayers(tmp_path)))

@@ -252,7 +252,7 @@ def test_one_shot_pruning_that_was_stopped_resumes_and_reports_its_progress(
     with monkeypatch.context() as patched:
         patched.setattr("prunegpt.stages.prune.prune_oneshot", stopping)
         record = run_trials(trial)["t"]
-    assert (record.state, record.error) == ("stopped", "stopped after 3 of 8 layers; those are kept")
+    assert (record.state, record.error) == ("stopped", "stopped after 3 of 8 matrices; those are kept")
     record = run_trials(trial, attempt=2)["t"]
     assert record.state == "finished", record.trace
     assert len(record.stages[-1].layers) == 8

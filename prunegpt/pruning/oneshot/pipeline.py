@@ -177,11 +177,15 @@ def prune_oneshot(
                 else:
                     open_rows.append(row)
                 if stop():
-                    raise Interrupted(f"stopped after {len(rows)} of {len(views)} layers")
+                    raise Interrupted(f"stopped after {len(rows)} of {len(views)} matrices")
         except Interrupted as stopped:
             before.save(now=True)
-            kept = "those" if len(before) == len(rows) else f"{len(before)} of them"
-            raise Interrupted(f"{stopped}; {kept} are kept") from None
+            kept = "those are kept"
+            if request.scope == "global":
+                kept = "none is kept, as all are pruned at once"
+            elif repair is not None:
+                kept = f"{len(before)} of {len(views)} are kept, those of decoder layers that are repaired"
+            raise Interrupted(f"{stopped}; {kept}") from None
     return OneShotResult(
         masks={name: chosen[name] for name in views},
         rows=tuple(rows.values()),

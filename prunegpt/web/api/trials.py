@@ -159,7 +159,8 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         )
         for row in store.attempts(found.id)
     ]
-    again, runs = ("sweep", "run", source.source or "SPEC"), found.folder and not found.plan.foreign
+    again = ("sweep", "run", source.source or "SPEC", "--only", found.plan.search or found.name)
+    runs = found.folder and not found.plan.foreign
     model = stored_model(found, dashboard.root)
     result = found.described()
     del result["attempts"]  # their number; here they are listed
@@ -174,7 +175,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         lineage=lineage(found, dashboard.source.every_trial()),
         differences=differences(source.spec.get("base") or {}, found.config),
         logged=found.plan.foreign,
-        command=None if found.plan.foreign else dashboard.root.command(*again, "--only", found.name, always=True),
+        command=None if found.plan.foreign else dashboard.root.command(*again, always=True),
         replay=dashboard.root.command("trial", "run", f"{dashboard.root.path}/{found.folder}") if runs else None,
         model=ModelDetail.model_validate(asdict(model)) if model else None,
         notes=noted(note),
