@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, app, located, print_json
+from prunegpt.cli.options import ROOT, JsonOption, app, goes_with, located, print_json
 from prunegpt.errors import PruneGPTError
 from prunegpt.root import Root
 
@@ -64,6 +64,8 @@ def doctor(
     asked = {"windows": windows, "block_size": block_size, "batch_size": batch_size, "device": device}
     given = {name: value for name, value in asked.items() if value is not None}
     _check_together(model, given, repair=repair)
+    if not repair:
+        goes_with("--repair", yes=yes)
     if model is not None:
         from prunegpt.cli.model_report import Asked, print_report
         from prunegpt.cli.model_report import report as report_of

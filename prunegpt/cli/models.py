@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, CommandGroup, JsonOption, TrustOption, app, number, numbers, print_json
+from prunegpt.cli.options import (
+    ROOT,
+    CommandGroup,
+    JsonOption,
+    TrustOption,
+    app,
+    goes_with,
+    number,
+    numbers,
+    print_json,
+)
 from prunegpt.errors import alternatives, counted
 from prunegpt.registry import CALIBRATION_MODES, NAMED_ALLOCATIONS, PROTOCOLS
 from prunegpt.root import Root
@@ -114,11 +124,14 @@ def evaluate(
 
     Tasks: prunegpt eval gpt2 --tasks arc_easy,hellaswag
     """
+    asked: dict[str, Any] = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows}
+    if tasks and data is None:
+        goes_with("--data", data_name=data_name, text_column=text_column, block_size=block_size, split=split, **asked)
     from prunegpt.cli.measure import measure, open_model, score_of, tasks_of, text_of
 
     batch = int(batch_size) if batch_size.isdigit() else batch_size
-    asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows, "batch_size": batch}
     scored = tasks_of(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, batch_size=batch)
+    asked["batch_size"] = batch
     text = None if scored and data is None else text_of(data, data_name, text_column, block_size, split, **asked)
     run_in = "float32" if scored else precision  # the harness sees a model of one dtype
     state = open_model(model, root, device, trust_remote_code=trust_remote_code, precision=run_in)
@@ -263,6 +276,9 @@ def prune(
 
     Saves an ordinary transformers folder with masks; perplexity is measured before and after.
     """
+    asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows}
+    if data is None:
+        goes_with("--data", data_name=data_name, text_column=text_column, split=split, **asked)
     from prunegpt.cli.measure import check_prune, measure, open_model, text_of
     from prunegpt.cli.progress import bar
     from prunegpt.cli.tables import print_sparsities
@@ -284,7 +300,6 @@ def prune(
         "repair": repair,
     }
     spec = check_prune(given, calibration, calibration_windows, calibration_mode, block_size)
-    asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows}
     text = text_of(data, data_name, text_column, block_size, split, **asked) if data else None
     place = pick_device(device) if stream else None
     home, keep_dtype = "cpu" if stream else device, keep_dtype or stream

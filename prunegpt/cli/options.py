@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, cast
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from prunegpt.errors import PruneGPTError, alternatives
 from prunegpt.root import ROOT_VARIABLE, Root
 
 
@@ -97,6 +98,26 @@ def briefly(command: _Command) -> _Command:
                 gc.enable()
 
     return cast(_Command, run)
+
+
+def goes_with(other: str, **given: Any) -> None:
+    """Refuses options that would have no effect, as what they go with was not given.
+
+    Args:
+        other: what they go with.
+        given: name of an option -> its value; None, False or empty where it was not given.
+
+    Raises:
+        PruneGPTError: one was given.
+    """
+    found = [
+        f"--{name.replace('_', '-')}"
+        for name, value in given.items()
+        if value or (isinstance(value, int) and not isinstance(value, bool))
+    ]
+    if found:
+        named = alternatives(found)
+        raise PruneGPTError(f"{named} would have no effect here: it goes with {other}. Add that, or leave it out.")
 
 
 def located(text: str) -> str:

@@ -112,7 +112,8 @@ class _ProgressTable:
                 self.line(f"  {event.trial}: from the cache, {_result(event.perplexity, event.sparsity)}")
                 self.bars.advance(self.whole)
             case events.TrialStarted():
-                self.line(f"  {event.trial}: started, {event.cached} of {counted(event.stages, 'stage')} cached")
+                cached = f"{event.cached} of {counted(event.stages, 'stage')} cached"
+                self.line(f"  {event.trial}: {_again(event)}started, {cached}")
                 self.running[event.trial] = self.bars.add_task(f"  {event.trial}", total=None, note="")
             case events.StagePublished():
                 self.line(f"  {event.trial}: {event.kind} published after {event.seconds:.0f} s")
@@ -120,7 +121,7 @@ class _ProgressTable:
                 self._progress(event)
             case events.TrialFinished():
                 result = _result(event.perplexity, event.sparsity)
-                self._end(event.trial, f"finished in {event.seconds:.0f} s, {result}")
+                self._end(event.trial, f"{_again(event)}finished in {event.seconds:.0f} s, {result}")
             case events.TrialFailed():
                 again = "; retrying" if event.retried else ""
                 self._end(event.trial, f"{event.state} ({event.reason}): {event.error}{again}", done=not event.retried)
@@ -151,6 +152,8 @@ class _ProgressTable:
         ahead = f", behind {', '.join(event.ahead)}" if event.ahead else ""
         if before is None or (before.ahead, before.by) != (event.ahead, event.by):
             self.line(f"{event.sweep}: waiting, {order}{ahead}; {now}{done}")
+            if event.runs == event.sweep:
+                self.line(f"  That is this very sweep: `prunegpt sweep watch {event.sweep}` shows it from here too.")
         if before is None:
             self.line("  Ctrl-C leaves the queue; nothing is lost. `prunegpt sweep status` shows it.")
         self.queued = event, task
@@ -183,6 +186,11 @@ _TROUBLE = {
     "cancel": "cannot be cancelled yet, and is tried again",
     "close": "cannot be closed",
 }
+
+
+def _again(event: events.TrialStarted | events.TrialFinished) -> str:
+    """Which attempt, where it is not the first: its seconds are its own, those of a stage are of all attempts."""
+    return f"attempt {event.attempt} " if event.attempt > 1 else ""
 
 
 def _result(perplexity: float | None, sparsity: float | None) -> str:

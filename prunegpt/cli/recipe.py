@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import CommandGroup, JsonOption, print_json, say
+from prunegpt.cli.options import CommandGroup, JsonOption, goes_with, print_json, say
 
 if TYPE_CHECKING:
     from prunegpt.recipes.matching import ModelNames
@@ -111,6 +111,8 @@ def convert(
     from prunegpt.recipes.load import parse_overrides, read_meaning
     from prunegpt.root import write_text
 
+    if not stages:
+        goes_with("--stages", teacher=teacher)
     meaning = read_meaning(file, parse_overrides(arguments or []))
     data: Any = (
         {"stages": to_stages(meaning, teacher=teacher, strict=not lenient)}

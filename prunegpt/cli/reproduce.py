@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prunegpt.cli.control import LauncherOption, PriorityOption, SlotsOption, WaitOption, execute
-from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, number, print_json, say
+from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, goes_with, number, print_json, say
 from prunegpt.cli.sweep import SpecArgument
 from prunegpt.root import Root
 
@@ -43,6 +43,8 @@ def reproduce(
     from prunegpt.report.reproduce import reproductions
     from prunegpt.sweep.curves import curves_in
 
+    if not run:
+        goes_with("--run", launcher=launcher, slots=slots, priority=priority or None)
     planner = Planner(spec, overrides or [], root, curves_in(root), strict=run)
     written = planner.opened.spec
     lacking = ""

@@ -23,7 +23,7 @@ from prunegpt.cli.models import (
     check_out,
     save,
 )
-from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, number, numbers, print_json
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, goes_with, number, numbers, print_json
 from prunegpt.cli.speed import GenerateOption, PromptOption, ThreadsOption
 from prunegpt.errors import PruneGPTError, alternatives
 from prunegpt.registry import CALIBRATION_MODES, EXPERT_CHOICES, IMPORTANCES, LAYER_CHOICES
@@ -129,6 +129,9 @@ def shrink(
 
     Saves an ordinary transformers folder of the smaller shape; perplexity is measured before and after.
     """
+    asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows}
+    if data is None:
+        goes_with("--data", data_name=data_name, text_column=text_column, split=split, **asked)
     from prunegpt.cli.measure import check_shrink, measure, open_model, positions_of, text_of
     from prunegpt.cli.progress import bar
     from prunegpt.cli.tables import print_table
@@ -161,7 +164,6 @@ def shrink(
         "multiple_of": multiple_of,
     }
     spec = check_shrink(given, calibration, calibration_windows, calibration_mode, block_size)
-    asked = {"protocol": protocol, "stride": stride, "bos": bos, "max_windows": max_windows}
     text = text_of(data, data_name, text_column, block_size, split, **asked) if data else None
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
     if block_size is None and spec.calibration.length is not None:

@@ -10,7 +10,7 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.control import LauncherOption, OnlyOption, PriorityOption, SlotsOption, WaitOption, execute
-from prunegpt.cli.options import ROOT, JsonOption, SetOption, briefly, number, print_json, say, sweep_app
+from prunegpt.cli.options import ROOT, JsonOption, SetOption, briefly, goes_with, number, print_json, say, sweep_app
 from prunegpt.errors import counted
 from prunegpt.root import Root
 
@@ -240,8 +240,10 @@ def fields(
     from prunegpt.spec.reference import reference
 
     if name is not None:
+        goes_with("the fields of specs", update=update)
         _print_trial_fields(name, root, as_json)
         return
+    goes_with("the name of a sweep", json=as_json)
     if update is None:
         print(reference(), end="")
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, briefly, print_json, say
+from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, briefly, goes_with, print_json, say
 from prunegpt.errors import counted
 from prunegpt.root import Root
 
@@ -82,6 +82,10 @@ def table(
     form = checked(format)
     folder = Path(sweep)
     archived = (folder / "results.json").is_file()
+    if archived:
+        goes_with("a spec file", set=overrides)
+    if update or archive:
+        goes_with("tables that are printed", format=format)
     found = read_archive(folder) if archived else stored(sweep, root, overrides or [])
     style = {"decimals": decimals, "caption": caption, "provenance": provenance}
     tables = tables_of(found, only or (), **{name: value for name, value in style.items() if value is not None})
@@ -167,6 +171,7 @@ def figure(
 
     known = Sweep(sweep, root=root.path)
     if name is None:
+        goes_with("the name of a figure", out=out)
         print("\n".join(known.figures))
         return
     out = out or Path(f"{name}.pdf")
@@ -198,6 +203,8 @@ def compare(
     from prunegpt.report.measure import stored_windows
     from prunegpt.store import Store
 
+    if as_json:
+        goes_with("tables that are printed", format=format)
     with Store.open(root, create=False) as store:
         one, two = (members(store, name) for name in (first, second))
     found = compared(one, two, stored_windows(root))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegpt.cli.options import ROOT, SetOption, app, say
+from prunegpt.cli.options import ROOT, SetOption, app, goes_with, say
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -47,8 +47,12 @@ def train(
     ] = None,
     cache_dir: Annotated[Path | None, _option("cache_dir", "Cache directory for hub models and datasets.")] = None,
     save_strategy: Annotated[
-        str, _option("save_strategy", "When to save checkpoints in output_dir: no, steps or epoch.")
-    ] = "no",
+        str | None,
+        _option(
+            "save_strategy",
+            "When to save checkpoints in output_dir: no, steps or epoch (default: steps with --save_steps, else no).",
+        ),
+    ] = None,
     save_steps: Annotated[int | None, _option("save_steps", "Steps between checkpoints.")] = None,
     seed: Annotated[int, _option("seed", "Random seed.")] = 42,
     recipe: Annotated[str | None, _option("recipe", "Recipe for pruning and distillation.")] = None,
@@ -90,6 +94,11 @@ def train(
     from prunegpt.sweep.queue import turn
 
     more = example_flags(context.args, [name for name in context.params if name != "overrides"])
+    do_eval = do_eval or evaluation_strategy != "no"  # as transformers has it
+    if not do_train:
+        goes_with("--do_train", recipe=recipe, distill_teacher=distill_teacher)
+    if evaluation_strategy == "no":
+        goes_with("--evaluation_strategy steps", eval_steps=eval_steps)
     if not (do_train or do_eval):
         raise PruneGPTError("train needs --do_train, --do_eval or both. Add one.")
     if output_dir.exists() and any(output_dir.iterdir()) and not overwrite_output_dir:
@@ -99,13 +108,14 @@ def train(
     if cache_dir:
         os.environ["HF_HUB_CACHE"] = str((cache_dir / "hub").absolute())
         os.environ["HF_DATASETS_CACHE"] = str((cache_dir / "datasets").absolute())
+    save_strategy = save_strategy or ("no" if save_steps is None else "steps")
     flags = {
         "per_device_train_batch_size": per_device_train_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "num_train_epochs": num_train_epochs,
         "learning_rate": learning_rate,
         "max_steps": max_steps,
-        "eval_strategy": evaluation_strategy if do_eval else "no",
+        "eval_strategy": evaluation_strategy,
         "eval_steps": eval_steps,
         "save_strategy": save_strategy,
         "save_steps": save_steps,
@@ -157,6 +167,8 @@ def _data(
     if dataset and (train_file or validation_file):
         raise PruneGPTError("--dataset_name and --train_file/--validation_file are mutually exclusive. Remove one.")
     size = {} if block is None else {"block_size": block}
+    if not dataset:
+        goes_with("--dataset_name", dataset_config_name=config)
     if dataset:
         return {"path": dataset, **size, **({"name": config} if config else {})}
     files = {"train": train_file, "validation": validation_file}

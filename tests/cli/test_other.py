@@ -13,7 +13,8 @@ import typer
 from prunegpt.cli import app
 from prunegpt.cli.progress import follow
 from prunegpt.cli.tables import print_sparsities
-from prunegpt.sweep.events import SweepStarted
+from prunegpt.errors import PruneGPTError
+from prunegpt.sweep.events import Event, Queued, SweepStarted, TrialFinished, TrialStarted
 from tests.support.small import Invoke
 from tests.support.specs import plan_of
 from tests.support.study import make_root
@@ -123,6 +124,93 @@ def test_the_bar_of_a_search_ends_where_the_search_ends(
         show(SweepStarted(plan.name, 1, 0))
     shown = capsys.readouterr().err
     assert ("t-{number} suggests trials: 7" in shown) is (expected is not None)
+
+
+TRAIN = "train --model_name_or_path m --output_dir o --train_file t.txt"
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "other"),
+    [
+        ("eval m --tasks t --max-windows 5 --split test", "--split or --max-windows", "--data"),
+        ("prune m out -m magnitude -s 0.5 --protocol stream", "--protocol", "--data"),
+        ("shrink m out --layers 1 --bos", "--bos", "--data"),
+        ("table study --archive kept --format csv", "--format", "tables that are printed"),
+        ("table study --update page.md -f csv", "--format", "tables that are printed"),
+        ("compare study/finetuned study/recovered --json -f csv", "--format", "tables that are printed"),
+        ("figure study --out a.pdf", "--out", "the name of a figure"),
+        ("sweep fields study --update a.md", "--update", "the fields of specs"),
+        ("sweep fields --json", "--json", "the name of a sweep"),
+        ("recipe convert r.yaml --teacher t", "--teacher", "--stages"),
+        ("doctor --yes", "--yes", "--repair"),
+        ("reproduce s.yaml --no-run --slots 2", "--slots", "--run"),
+        (f"{TRAIN} --do_eval --recipe r.yaml", "--recipe", "--do_train"),
+        (f"{TRAIN} --do_train --eval_steps 5", "--eval-steps", "--evaluation_strategy steps"),
+        (f"{TRAIN} --do_train --dataset_config_name raw", "--dataset-config-name", "--dataset_name"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, options: str, other: str
+) -> None:
+    make_root(tmp_path / "runs", windows=False)
+    monkeypatch.chdir(tmp_path)
+    told = invoke(*line.split(), fails=True)
+    assert told == f"{options} would have no effect here: it goes with {other}. Add that, or leave it out."
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_set_of_what_has_no_spec_is_refused(invoke: Invoke, tmp_path: Path) -> None:
+    make_root(tmp_path / "runs", windows=False)
+    given = ("--set", "name=other")
+    assert "overrides change a spec; study is a stored sweep" in invoke("table", "study", *given, fails=True)
+    invoke("table", "study", "--archive", tmp_path / "kept")
+    told = invoke("table", tmp_path / "kept", *given, fails=True)
+    assert "--set would have no effect here: it goes with a spec file." in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "evaluated", "train"),
+    [
+        (("--evaluation_strategy", "epoch"), True, {"eval_strategy": "epoch", "save_strategy": "no"}),
+        (("--save_steps", "5"), False, {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 5}),
+    ],
+)
+def test_train_takes_strategies_as_transformers_does(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: Any, evaluated: bool, train: Any
+) -> None:
+    seen: list[Any] = []
+
+    def planned(spec: Any, **_: Any) -> None:
+        seen.append(spec)
+        raise PruneGPTError("far enough")
+
+    monkeypatch.setattr("prunegpt.planning.resolve.plan_data", planned)
+    monkeypatch.chdir(tmp_path)
+    assert invoke(*TRAIN.split(), "--do_train", *flags, fails=True) == "far enough"
+    assert seen[0]["base"]["evaluate"]["skip"] is not evaluated
+    (stage,) = seen[0]["trials"][0]["stages"]
+    assert stage["finetune"]["train"] == train
+    assert stage["finetune"]["keep_checkpoints"] is (train["save_strategy"] != "no")
+
+
+def shown(capsys: pytest.CaptureFixture[str], event: Event) -> str:
+    with follow(plan_of({"name": "dense"})) as show:
+        show(event)
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("runs", ["words", "other"])
+def test_a_sweep_that_waits_for_itself_says_so(runs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = shown(capsys, Queued("words", 1, 1, (), runs, "process 7 on here", 0, 1))
+    assert ("That is this very sweep: `prunegpt sweep watch words" in told) is (runs == "words")
+
+
+@pytest.mark.parametrize(("attempt", "which"), [(1, ""), (2, "attempt 2 ")])
+def test_seconds_of_a_later_attempt_are_said_to_be_its_own(
+    attempt: int, which: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"words/a: {which}started, 0" in shown(capsys, TrialStarted("words/a", attempt, "folder", 2, 0))
+    assert f"words/a: {which}finished in 3 s" in shown(capsys, TrialFinished("words/a", attempt, 3.0, 1.5, None))
 
 
 def test_status_filters_sorts_and_groups(invoke: Invoke, tmp_path: Path) -> None:
