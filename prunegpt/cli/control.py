@@ -11,7 +11,7 @@ from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, print_json, say, sweep_app
 from prunegpt.errors import counted, in_bytes, listed
 from prunegpt.root import Root
-from prunegpt.spec.only import Only, matches
+from prunegpt.spec.only import Only, globs, matches
 
 if TYPE_CHECKING:
     from prunegpt.planning.resolve import Planner
@@ -259,6 +259,14 @@ def write_figures(name: str, root: Root) -> None:
         say(f"Figure: {files[0]}" + "".join(f", {file.suffix}" for file in files[1:]))
 
 
+def resume_command(name: str, root: Root, *, only: Only, launcher: str | None, slots: int | None) -> str:
+    """The command that resumes a run of a sweep as it was asked for."""
+    given = [("--only", glob) for glob in globs(only)]
+    given += [("--launcher", launcher)] if launcher else []
+    given += [("--slots", str(slots))] if slots else []
+    return root.command("sweep", "resume", name, *(word for pair in given for word in pair))
+
+
 def execute(
     planner: "Planner",
     root: Root,
@@ -300,7 +308,7 @@ def execute(
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
     shown = (("sweep", "status", plan.name), ("table", plan.name), ("trial", "show", f"{plan.name}/TRIAL"), ("serve",))
     say(f"Show again: {'; '.join(root.command(*one) for one in shown)}")
-    resume_it = root.command("sweep", "resume", plan.name)
+    resume_it = resume_command(plan.name, root, only=only, launcher=launcher, slots=slots)
     if outcome.failed:
         told = f"{counted(len(outcome.failed), 'trial')} did not finish: {listed(outcome.failed)}"
         say(f"{told}. See `prunegpt sweep status`.")

@@ -21,7 +21,7 @@ from prunegpt.planning.facts import split_files
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
 from prunegpt.planning.sources import model_place, weights_on_disk
-from prunegpt.planning.texts import window_of
+from prunegpt.planning.texts import check_stride, window_of
 from prunegpt.records import Evaluation, TrialResult
 from prunegpt.report.statistics import Interval, perplexity_interval
 from prunegpt.report.stored_model import commands_to_run, removed
@@ -62,7 +62,8 @@ def text_of(
     def of(window: int) -> EvaluateSpec:
         fields = {name: value for name, value in {**given, "block_size": block_size}.items() if value is not None}
         found = checked(EvaluateSpec, fields)
-        return found.model_copy(update={"block_size": window_of(found, window)})
+        check_stride(found, size := window_of(found, window))
+        return found.model_copy(update={"block_size": size})
 
     of(DEFAULT_WINDOW)
     return of

@@ -164,6 +164,9 @@ def shrink(
         "multiple_of": multiple_of,
     }
     spec = check_shrink(given, calibration, calibration_windows, calibration_mode, block_size)
+    if unused := [one for one in ("choice", "importance", "expert_choice") if given[one] and not spec.decides(one)]:
+        decided = {"choice": "--layers", "importance": "--ffn, --heads or --hidden", "expert_choice": "--experts"}
+        goes_with(decided[unused[0]], **{unused[0]: given[unused[0]]})
     text = text_of(data, data_name, text_column, block_size, split, **asked) if data else None
     state = open_model(model, root, device, trust_remote_code=trust_remote_code)
     if block_size is None and spec.calibration.length is not None:

@@ -27,6 +27,19 @@ def window_of(evaluate: EvaluateSpec, usual: int) -> int:
     return evaluate.block_size or PROTOCOLS.entry(evaluate.protocol).block_size or usual
 
 
+def check_stride(evaluate: EvaluateSpec, block_size: int) -> None:
+    """Raises DataError where a stride is wider than the window, or of a protocol of ours that has none."""
+    if evaluate.stride is None:
+        return
+    if evaluate.protocol != "sliding" and evaluate.protocol in PROTOCOLS.builtin_names():
+        raise DataError(
+            f"stride must go with protocol sliding; protocol {evaluate.protocol} has none. Set the one, or remove the "
+            "other."
+        )
+    if evaluate.stride > block_size:
+        raise DataError(f"stride must be at most the window's {block_size} tokens, got {evaluate.stride}.")
+
+
 def with_block_size(data: DataSpec, positions: int | None) -> DataSpec:
     """A trial's text with a block size where it has none: the usual one, or all positions of a model with fewer."""
     if positions is None or "block_size" in data.model_fields_set:
@@ -107,15 +120,14 @@ class Texts:
             evaluate: with its precision, resolved.
 
         Raises:
-            DataError: the text or its split is missing, or the stride is wider than the window.
+            DataError: the text or its split is missing, or the stride does not fit.
         """
         if evaluate.tasks is not None:
             return self._tasks(evaluate)
         if evaluate.speed is not None:  # its key is complete with its reference, see `planning.resolve`
             return PlannedEvaluation(evaluate=evaluate, key=digest([FORMAT, evaluate.precision, "speed"]))
         block_size = window_of(evaluate, data.block_size)
-        if evaluate.stride and evaluate.stride > block_size:
-            raise DataError(f"stride must be at most the window's {block_size} tokens, got {evaluate.stride}.")
+        check_stride(evaluate, block_size)
         measured = self.located(evaluate.data) if evaluate.data else data
         split = evaluate.split
         if evaluate.data and measured.files and len(set(measured.files.values())) == 1:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import prunegpt
 from prunegpt import cli
 from prunegpt.cli import app
+from prunegpt.cli.control import resume_command
 from prunegpt.errors import StoreError
 from prunegpt.root import ROOT_VARIABLE, Root
 from prunegpt.web.endpoint import refusal
@@ -129,6 +130,14 @@ def test_errors_name_the_root_on_the_command_line_and_in_the_browser(
     assert told in capsys.readouterr().err
     answer = refusal(StoreError("`prunegpt sweep status study` lists all"), root)
     assert told in json.loads(bytes(answer.body))["error"]
+
+
+def test_the_command_that_resumes_takes_no_more_than_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ROOT_VARIABLE, "/r")
+    root = Root(Path("/r"))
+    assert resume_command("s", root, only=None, launcher=None, slots=None) == "prunegpt sweep resume s"
+    told = resume_command("s", root, only=["a*", "b"], launcher="slurm", slots=2)
+    assert told == "prunegpt sweep resume s --only 'a*' --only b --launcher slurm --slots 2"
 
 
 @pytest.mark.parametrize("name", commands())

@@ -87,6 +87,7 @@ def test_shrink_saves_an_ordinary_folder_of_a_smaller_model(
     assert "a shrink must say" in invoke("shrink", model_folder, tmp_path / "x", fails=True)
     for given, told in (
         (("--by", "ffn"), "--by, --prompt, --generate and --threads go with --parameters or --latency, got --by alone"),
+        (("--layers", "1", "--importance", "taylor"), "--importance would have no effect here: it goes with --ffn,"),
         (("--by", "width", "--parameters", "0.5"), "--by must be 'layers' or 'ffn', got 'width'"),
         (("--multiple-of", "32", "--parameters", "2.5"), "--parameters a size must be a share"),
         (("--latency", "0.9", "--threads", "1000", "--prompt", "8", "--generate", "3"), "threads must be at most the"),
@@ -209,6 +210,7 @@ def test_prune_says_what_is_wrong(
         (("--data", "missing.txt"), "missing.txt is not there"),
         (("--protocol", "strem"), "Did you mean 'stream'?"),
         (("--block-size", "128"), "64 positions"),
+        (("--stride", "16"), "stride must go with protocol sliding; protocol blocks has none."),
     ],
 )
 def test_eval_says_what_is_wrong(
