@@ -118,6 +118,9 @@ def test_one_table_is_styled_as_on_the_command_line(made: Path) -> None:
     assert "60.5 [54.8, 66.7]" in shown
     with pytest.raises(ReportError, match="unknown table of study 'layers'"):
         table("study", root=made, only=["layers"])
+    assert table("study", root=made, only="one-layer-at-80") == table("study", root=made, only=["one-layer-at-80"])
+    with pytest.raises(ReportError, match=r"unknown style of tables 'decimal'. Did you mean 'decimals'\?"):
+        table("study", root=made, decimal=1)
 
 
 def test_a_notebook_shows_sweeps_and_figures_without_pandas(

@@ -21,6 +21,8 @@ from prunegpt.report.tables import build_table, table_name, usual_table
 from prunegpt.spec.figures import LINES, TRAINING, FigureSpec
 from prunegpt.spec.part import in_short
 
+STYLE = ("decimals", "caption", "provenance")  # of tables, in place of what the spec has
+
 
 def tables_of(found: Archive, names: Sequence[str] = (), **style: Any) -> list[Table]:
     """The tables that stored results make; one of all trials where none is declared.
@@ -30,8 +32,10 @@ def tables_of(found: Archive, names: Sequence[str] = (), **style: Any) -> list[T
         style: fields of a TableSpec in place of what the spec says: decimals, caption, provenance.
 
     Raises:
-        ReportError: there is no table of a name, or a caption for several.
+        ReportError: there is no table of a name, no such style, or a caption for several.
     """
+    if wrong := [name for name in style if name not in STYLE]:
+        raise ReportError(unknown("style of tables", wrong[0], STYLE))
     if not found.tables and is_logged(found.results):
         return [logged_table(found.sweep, found.results)]
     specs = found.tables or (usual_table(found.sweep, found.results),)
