@@ -10,7 +10,7 @@ SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
 unexport PYTHONDONTWRITEBYTECODE # the tests are compiled once, and not by every worker that collects them
 
-.PHONY: help setup quickstart test test-fast test-all check docs format gpu-check bench soak lock audit screenshots tables clean
+.PHONY: help setup quickstart test test-fast test-all check docs format gpu-check bench bench-quick soak lock audit screenshots tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,9 +64,12 @@ format: $(STAMP) ## format the code
 gpu-check: $(STAMP) ## what to look at first on a GPU, about 8 minutes
 	$(BIN)/python -m tests.bench.gpu_check
 
-bench: $(STAMP) ## measure against the alternatives, about 15 minutes; the table goes into docs/results/benchmarks.md
-	$(BIN)/python -m tests.bench --check; status=$$?; \
+bench: $(STAMP) ## measure against the alternatives, about 15 minutes (MODEL=FOLDER TEXT=FOLDER); the table goes into docs/results/benchmarks.md
+	$(BIN)/python -m tests.bench --check $(if $(MODEL),--model $(MODEL)) $(if $(TEXT),--text $(TEXT)); status=$$?; \
 	$(BIN)/python -m tests.bench.table --update docs/results/benchmarks.md && exit $$status
+
+bench-quick: $(STAMP) ## every benchmark in small, to see that it runs: its figures mean nothing
+	$(BIN)/python -m tests.bench --quick --out build/bench
 
 soak: $(STAMP) ## up to 20 minutes of 2,000 small trials with the dashboard open: memory and file handles must stay flat
 	$(BIN)/python -m tests.robust.soak --seconds 1200 --real

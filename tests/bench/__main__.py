@@ -4,7 +4,8 @@ python -m tests.bench                          # all rows, on a quiet machine: r
 python -m tests.bench --only startup points    # some of them
 python -m tests.bench --quick --out FOLDER     # tiny shapes, to see that it works
 python -m tests.bench --device cuda            # the rows that need a GPU
-python -m tests.bench --check                  # fails where a figure is 15 % worse than wanted, or than before
+python -m tests.bench --check                  # fails where a row is missing, or 15 % worse than wanted or before
+python -m tests.bench --model M --text FOLDER  # a real model and its text: without them, some rows are not measured
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -38,6 +40,7 @@ BENCHMARKS = {
         "quickstart",
         "study",
         "overhead",
+        "owncosts",
         "startup",
         "points",
         "dashboard",
@@ -54,10 +57,17 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="of torch and of what is beside it; all cores where left out")
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall", help="processor: on a busy machine")
     parser.add_argument("--out", type=Path, help="folder of latest.json and history.jsonl")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="a real model, for the rows that need one")
+    parser.add_argument("--text", type=Path, metavar="FOLDER", help="validation.txt and test.txt to go with it")
+    parser.add_argument("--machine", default="", help="what to call this machine (default: its processor)")
     parser.add_argument("--check", action="store_true", help="fail where a figure is worse than wanted or than before")
     arguments = parser.parse_args()
     if arguments.quick and arguments.out is None:
         parser.error("quick figures mean nothing, so they need an --out of their own.")
+    for name, needed in (("model", "config.json"), ("text", "validation.txt"), ("text", "test.txt")):
+        given: Path | None = getattr(arguments, name)
+        if given is not None and not (given / needed).is_file():
+            parser.error(f"--{name} must be a folder with {needed}, got {given}.")
     out = arguments.out or (RESULTS / "cuda" if arguments.device == "cuda" else RESULTS)
     threads = arguments.threads or len(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported, and for processes that are started
@@ -72,7 +82,9 @@ def main() -> int:
         for name in names:
             folder = Path(work, name)
             folder.mkdir()
-            settings = Settings(arguments.quick, arguments.device, threads, arguments.clock, folder)
+            settings = Settings(
+                arguments.quick, arguments.device, threads, arguments.clock, folder, arguments.model, arguments.text
+            )
             started = time.perf_counter()
             print(f"{name} …", flush=True)
             try:
@@ -83,16 +95,25 @@ def main() -> int:
                 traceback.print_exc()
                 failed.append(name)
             print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
-        place = Place.here(settings)
+        place = Place.here(settings, arguments.machine)
     before = last_rows(place, out)
     if any(not row.skipped for row in rows):
         write(rows, place, out)
     problems = [problem for row in rows for problem in row.problems(before.get(row.name))]
     for problem in problems:
         print(f"worse: {problem}", file=sys.stderr)
+    print(summary(rows))
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     return 1 if failed or (arguments.check and problems) else 0
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many rows are met, and which are not: what was not measured is not met."""
+    asked = [row for row in rows if row.is_met is not None]
+    short = ", ".join(f"{row.name} ({row.verdict})" for row in asked if not row.is_met)
+    met = sum(row.is_met is True for row in asked)
+    return f"{met} of {len(asked)} rows are met" + (f"; not: {short}" if short else "")
 
 
 def described(row: Row) -> str:

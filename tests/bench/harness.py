@@ -30,6 +30,8 @@ class Settings:
         clock: `processor` counts the time of this process alone, for a machine that is busy with other things; what
             runs in processes of its own is timed by the wall clock always.
         work: an empty folder for a benchmark to write in.
+        model: a folder of a real model, for the rows that need one.
+        text: a folder with validation.txt and test.txt, which goes with it.
     """
 
     quick: bool
@@ -37,6 +39,8 @@ class Settings:
     threads: int
     clock: Clock
     work: Path
+    model: Path | None = None
+    text: Path | None = None
 
     def pick(self, full: int, quick: int) -> int:
         """The first, or the second where it has to be quick."""

@@ -27,15 +27,20 @@ class Place:
     threads: int
     clock: str
     quick: bool
+    machine: str = ""  # what tells it from others with the same processor
+
+    @property
+    def of_machine(self) -> tuple[str, int, str]:
+        return self.processor, self.cores, self.machine
 
     @classmethod
-    def here(cls, settings: Settings) -> "Place":
+    def here(cls, settings: Settings, machine: str = "") -> "Place":
         import torch
 
         on_card = settings.device == "cuda" and torch.cuda.is_available()
         device = torch.cuda.get_device_name() if on_card else settings.device
         cores = len(os.sched_getaffinity(0))
-        return cls(_processor(), cores, device, settings.threads, settings.clock, settings.quick)
+        return cls(_processor(), cores, device, settings.threads, settings.clock, settings.quick, machine)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,24 @@ def last_rows(place: Place, folder: Path = RESULTS) -> dict[str, Row]:
         entry = json.loads(line)
         if Place(**entry["place"]) == place:
             found |= {row["name"]: Row.read(row) for row in entry["rows"] if not row.get("skipped")}
+    return found
+
+
+def elsewhere(latest: Latest, folder: Path = RESULTS) -> dict[str, list[Row]]:
+    """By row, the last figure on each other machine where the same was measured, beside the one of `latest`."""
+    path = folder / "history.jsonl"
+    places: dict[tuple[str, int, str], Place] = {}  # the last one of each machine
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        place = Place(**json.loads(line)["place"])
+        if (place.device, place.clock, place.quick) == (latest.place.device, latest.place.clock, False):
+            places[place.of_machine] = place
+    places.pop(latest.place.of_machine, None)
+    same = {row.name: row.what for row in latest.rows if not row.skipped}
+    found: dict[str, list[Row]] = {}
+    for place in places.values():
+        for name, row in last_rows(place, folder).items():
+            if same.get(name) == row.what:
+                found.setdefault(name, []).append(row)
     return found
 
 

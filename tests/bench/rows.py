@@ -77,18 +77,28 @@ class Row:
         return "missed"
 
     def problems(self, last: "Row | None") -> list[str]:
-        """Why a check fails: it is worse than it should be, or than it was the last time, by more than 15 %."""
+        """Why a check fails: it was not measured, or is 15 % worse than it should be, or than it was the last time."""
         if self.skipped:
-            return []
+            return [f"{self.name} was not measured: {self.skipped}"]
         found = []
         bar = self.wanted
         if bar is not None and self.floor is not None:
             bar = max(bar, self.floor) if self.better == "lower" else min(bar, self.floor)
         if bar is not None and self.is_worse_than(bar, TOLERANCE):
             found.append(f"{self.name} is {self.shown}, and {bar:.3g} {self.unit} was wanted")
-        if last is not None and not last.skipped and self.is_worse_than(last.value, TOLERANCE):
+        if (
+            last is not None
+            and not last.skipped
+            and last.what == self.what
+            and self.is_worse_than(last.value, TOLERANCE)
+        ):
             found.append(f"{self.name} is {self.shown}, and was {last.value:.3g} {self.unit} the last time")
         return found
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether it is as wanted; a row that was not measured is not. None where nothing is asked."""
+        return None if self.wanted is None and not self.skipped else self.verdict in ("met", "within its spread")
 
     @property
     def shown(self) -> str:

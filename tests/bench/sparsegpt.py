@@ -1,14 +1,11 @@
 """One-shot SparseGPT to 50%: time of calibration and solve, and the perplexity that comes of it.
 
 Beside it stands the published algorithm, column by column (`naive_sparsegpt`). Both prune the same model with the same
-windows, one after the other; the spread is that of the decoder layers, which either side finishes one at a time. The
-model is SmolLM2-135M where PRUNEGPT_SMOLLM2 or ../smollm2 has it, with text from PRUNEGPT_WIKITEXT2 or
-../shared/data/wikitext-2.
+windows, one after the other; the spread is that of the decoder layers, which either side finishes one at a time.
+`--model` and `--text` name the two: the figures of the page are of SmolLM2-135M on WikiText-2.
 """
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,20 +25,19 @@ from tests.bench.harness import CLOCKS, Clock, Ratio, Settings
 from tests.bench.naive_sparsegpt import prune_model
 from tests.bench.rows import Row
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 SPARSITY = 0.5
 
 
 def measure(settings: Settings) -> Iterator[Row]:
     torch.set_num_threads(settings.threads)
-    folder = Path(os.environ.get("PRUNEGPT_SMOLLM2", CHECKOUT.parent / "smollm2"))
-    texts = Path(os.environ.get("PRUNEGPT_WIKITEXT2", CHECKOUT.parent / "shared" / "data" / "wikitext-2"))
-    what, beside = "SparseGPT 50%, SmolLM2-135M", "the published algorithm, column by column"
+    folder, texts = settings.model, settings.text
+    what = f"SparseGPT 50%, {folder.resolve().name if folder else 'a real model'}"
+    beside = "the published algorithm, column by column"
     if settings.quick:
         yield from _rows(settings, what, beside, _tiny(), torch.randint(128, (4, 32)), None)
         return
-    if not (folder / "model.safetensors").exists() or not (texts / "validation.txt").exists():
-        why = f"needs SmolLM2-135M and WikiText-2, which are not at {folder} and {texts}."
+    if folder is None or texts is None:
+        why = "needs --model FOLDER and --text FOLDER, of a model and of validation.txt and test.txt."
         yield Row("sparsegpt-time", what, beside, skipped=why)
         yield Row("sparsegpt-perplexity", "the same: its perplexity", beside, skipped=why)
         return
@@ -106,7 +102,7 @@ def _ours(model: Any, windows: Tensor, clock: Clock) -> list[float]:
     marks = [_now(clock)]
 
     def progress(done: int, _: int, __: str) -> None:
-        if done % each == 0:
+        if done and done % each == 0:
             marks.append(_now(clock))
 
     prune_oneshot(model, views, method="sparsegpt", sparsity=SPARSITY, calibration=windows, progress=progress)

@@ -9,24 +9,31 @@ It stands between the lines <!-- prunegpt:bench --> and <!-- /prunegpt:bench -->
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.bench import region
-from tests.bench.history import RESULTS, Latest, read_latest
+from tests.bench.history import RESULTS, Latest, elsewhere, read_latest
 from tests.bench.rows import Row
 
 
-def markdown(latest: Latest) -> str:
-    """The table, what its rows say for themselves, and where it was measured."""
+def markdown(latest: Latest, others: Mapping[str, Sequence[Row]] | None = None) -> str:
+    """The table, what its rows say for themselves, and where it was measured.
+
+    Args:
+        others: by row, its figures on other machines: the table has the range over all of them.
+    """
     lines = ["| What | Beside | Wanted | Measured | |", "| --- | --- | ---: | ---: | --- |"]
     notes: list[str] = []
     for row in latest.rows:
-        verdict = row.verdict
+        machines = [row, *(others or {}).get(row.name, ())]
+        met = sum(one.is_met is True for one in machines)
+        verdict = row.verdict if met in (0, len(machines)) else f"met on {met} of {len(machines)} machines"
         said = row.skipped or row.note
         if said:
             notes.append(said)
             verdict += f"<sup>{len(notes)}</sup>"
-        lines.append(f"| {row.what} | {row.beside or '–'} | {_wanted(row)} | {_measured(row)} | {verdict} |")
+        lines.append(f"| {row.what} | {row.beside or '–'} | {_wanted(row)} | {_measured(machines)} | {verdict} |")
     place = latest.place
     where = (
         f"{place.processor}, {place.cores} cores, {place.device}, {place.threads} threads, {place.clock} clock; "
@@ -38,13 +45,13 @@ def markdown(latest: Latest) -> str:
     return "\n".join([*quick, *lines, "", f"{legend}<br>", *footnotes, f"<sub>{where}</sub>"]) + "\n"
 
 
-def replaced(text: str, latest: Latest) -> str:
+def replaced(text: str, latest: Latest, others: Mapping[str, Sequence[Row]] | None = None) -> str:
     """The text with the table between its markers.
 
     Raises:
         ValueError: the markers are not there, or more than once.
     """
-    return region.replaced(text, "bench", markdown(latest))
+    return region.replaced(text, "bench", markdown(latest, others))
 
 
 def _wanted(row: Row) -> str:
@@ -53,9 +60,12 @@ def _wanted(row: Row) -> str:
     return f"{'≤' if row.better == 'lower' else '≥'} {row.wanted:g} {row.unit}"
 
 
-def _measured(row: Row) -> str:
+def _measured(machines: Sequence[Row]) -> str:
+    row, values = machines[0], [one.value for one in machines]
     if row.skipped:
         return "–"
+    if len(machines) > 1:
+        return f"{_number(min(values))} to {_number(max(values))} {row.unit} on {len(machines)} machines"
     spread = f" \\[{_number(row.low)}, {_number(row.high)}\\]" if row.rounds > 1 else ""
     return f"{_number(row.value)} {row.unit}{spread}"
 
@@ -76,10 +86,10 @@ def main() -> int:
         return 1
     path = arguments.update or arguments.check
     if path is None:
-        print(markdown(latest), end="")
+        print(markdown(latest, elsewhere(latest, arguments.results)), end="")
         return 0
     before = path.read_bytes().decode("utf-8")
-    after = replaced(before, latest)
+    after = replaced(before, latest, elsewhere(latest, arguments.results))
     if arguments.update:
         path.write_bytes(after.encode("utf-8"))
     elif before != after:

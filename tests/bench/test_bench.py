@@ -13,9 +13,10 @@ import torch
 from prunegpt.pruning.patterns import Unstructured
 from prunegpt.pruning.solvers.sparsegpt import sparsegpt
 from tests.bench import gpu, table
-from tests.bench.__main__ import BENCHMARKS, ON_CUDA
+from tests.bench import sparsegpt as bench_sparsegpt
+from tests.bench.__main__ import BENCHMARKS, ON_CUDA, summary
 from tests.bench.harness import Ratio, Settings, Stepwise, rounds, stepping
-from tests.bench.history import CHECKOUT, Place, last_rows, read_latest, write
+from tests.bench.history import CHECKOUT, Place, elsewhere, last_rows, read_latest, write
 from tests.bench.naive_sparsegpt import prune_layer
 from tests.bench.rows import Row
 from tests.bench.scale import GPT2, grows, hours, on_paper, simulate
@@ -108,6 +109,33 @@ def test_a_check_fails_where_a_figure_is_15_percent_worse_than_wanted_or_than_be
     ]  # fmt: skip
 
 
+def test_a_row_that_was_not_measured_is_not_met() -> None:
+    rows = [ROW, replace(ROW, name="b", value=0.9, high=1.0, low=0.8), Row("c", "what", "", skipped="needs a GPU")]
+    assert summary(rows) == "1 of 3 rows are met; not: b (missed), c (not measured)"
+    assert rows[2].problems(None) == ["c was not measured: needs a GPU"]
+
+
+def test_figures_of_another_model_are_not_compared() -> None:
+    assert replace(ROW, value=0.6).problems(replace(ROW, what="another model")) == []
+
+
+def test_without_a_model_its_rows_say_how_to_name_one(quick: Settings) -> None:
+    rows = list(bench_sparsegpt.measure(replace(quick, quick=False)))
+    assert {row.name for row in rows} == {"sparsegpt-time", "sparsegpt-perplexity"}
+    assert all("--model FOLDER" in row.skipped for row in rows)
+
+
+def test_the_table_has_the_range_over_machines(tmp_path: Path) -> None:
+    other = replace(PLACE, machine="other")
+    write([replace(ROW, value=0.62, low=0.61, high=0.63), replace(ROW, name="b", what="b")], other, tmp_path)
+    write([replace(ROW, name="b", what="b", value=0.1)], replace(PLACE, quick=True), tmp_path)
+    write([replace(ROW, value=0.9)], replace(PLACE, threads=1), tmp_path)  # the same machine
+    latest = write([ROW, replace(ROW, name="b", what="bb", value=0.2)], PLACE, tmp_path)
+    text = table.markdown(latest, elsewhere(latest, tmp_path))
+    assert "| 0.50 to 0.62 × on 2 machines | met on 1 of 2 machines |" in text
+    assert "| bb | beside | ≤ 0.6 × | 0.20 × \\[0.40, 0.60\\] | met |" in text  # what was measured differs
+
+
 def test_history_keeps_every_run_and_compares_equal_places_only(tmp_path: Path) -> None:
     write([ROW, replace(ROW, name="other")], PLACE, tmp_path)
     latest = write([replace(ROW, value=0.55)], PLACE, tmp_path)
@@ -142,7 +170,7 @@ def test_the_page_has_the_latest_figures() -> None:
     latest = read_latest()
     if latest is None:
         pytest.skip("nothing was measured yet: run `make bench`")
-    assert table.replaced(page, latest) == page
+    assert table.replaced(page, latest, elsewhere(latest)) == page
     assert not latest.place.quick
 
 

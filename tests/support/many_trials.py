@@ -10,7 +10,7 @@ from prunegpt.points import Point
 from prunegpt.records import Evaluation, SparsityRecord, StageRecord
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, SweepPlan, TrialPlan
-from prunegpt.spec.schema import DataSpec, EvaluateSpec, FinetuneSpec, ModelSpec, PruneSpec
+from prunegpt.spec.schema import DataSpec, EvaluateSpec, FinetuneSpec, ModelSpec, PruneSpec, TableSpec
 from prunegpt.store import Store
 from prunegpt.store.engine import open_engine, writer
 from prunegpt.store.schema import attempt, attempt_stage, trial
@@ -21,7 +21,7 @@ _EVALUATED = "4e5a1d"
 _BLOCKS = 4
 
 
-def make_many(root: Root, trials: int, *, name: str = "many") -> None:
+def make_many(root: Root, trials: int, *, name: str = "many", tables: tuple[TableSpec, ...] = ()) -> None:
     """A sweep of so many finished trials over two values, each loaded, fine-tuned and pruned, with its windows kept."""
     draw = np.random.default_rng(0)
     load = StagePlan(key="load", kind="load", model=_MODEL)
@@ -44,7 +44,8 @@ def make_many(root: Root, trials: int, *, name: str = "many") -> None:
                 swept={"stages.1.prune.sparsity": share, "train.learning_rate": rate},
             )
         )  # fmt: skip
-    plan = SweepPlan(name=name, title="Many trials", trials=tuple(plans), spec={"name": name, "trials": []})
+    spec = {"name": name, "trials": []}
+    plan = SweepPlan(name=name, title="Many trials", trials=tuple(plans), spec=spec, tables=tables)
     with Store.open(root) as store:
         saved = store.save_sweep(plan)
     attempts, stages = [], []
