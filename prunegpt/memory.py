@@ -11,15 +11,18 @@ import os
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _KEPT = 2**31 - 1  # bytes, the most that mallopt takes
 _MAPPED = 2**30  # bytes of a block that is still asked for by itself
+_MAPPED_BEFORE = 2**25  # the most that glibc before 2.35 takes
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # of torch: tensors of 2 MiB and more in pages of 2 MiB
 
 
 def reuse_memory() -> None:
     """Lets this process use its large blocks again, where its C library is glibc. Variables of the user go first."""
     os.environ.setdefault(_HUGE_PAGES, "1")
-    if (mallopt := _of_glibc("mallopt")) and not any(name.startswith("MALLOC_") for name in os.environ):
-        mallopt(_MMAP_THRESHOLD, _MAPPED)
-        mallopt(_TRIM_THRESHOLD, _KEPT)
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    if mallopt(_MMAP_THRESHOLD, _MAPPED) or mallopt(_MMAP_THRESHOLD, _MAPPED_BEFORE):
+        mallopt(_TRIM_THRESHOLD, _KEPT)  # alone it would have each block over 128 KiB asked for
 
 
 def give_back() -> None:

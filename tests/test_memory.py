@@ -9,7 +9,8 @@ import sys
 import pytest
 
 CODE = """
-import json, resource, sys, torch
+import ctypes, json, resource, sys, torch
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: huge pages hide how often a block is mapped
 from prunegpt import memory
 from prunegpt.usage import _resident
 if "reuse" in sys.argv:
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallo
 
 def measured(*arguments: str, **variables: str) -> dict[str, int]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    environment |= {"THP_MEM_ALLOC_ENABLE": "0", **variables}  # huge pages hide how often a block is mapped anew
+    environment |= {"THP_MEM_ALLOC_ENABLE": "0", **variables}
     command = [sys.executable, "-c", CODE, *arguments]
     return dict(json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout))
 

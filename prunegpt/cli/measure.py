@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +23,7 @@ from prunegpt.planning.resolve import plan_data
 from prunegpt.planning.sources import model_place, weights_on_disk
 from prunegpt.planning.texts import check_stride, window_of
 from prunegpt.records import Evaluation, TrialResult
+from prunegpt.registry import PROTOCOLS
 from prunegpt.report.statistics import Interval, perplexity_interval
 from prunegpt.report.stored_model import commands_to_run, removed
 from prunegpt.root import Root
@@ -62,6 +63,11 @@ def text_of(
     def of(window: int) -> EvaluateSpec:
         fields = {name: value for name, value in {**given, "block_size": block_size}.items() if value is not None}
         found = checked(EvaluateSpec, fields)
+        if found.stride and found.protocol != "sliding" and found.protocol in PROTOCOLS.builtin_names():
+            raise PruneGPTError(
+                f"stride must go with protocol sliding; protocol {found.protocol} has none. Set the one, or remove the "
+                "other."
+            )
         check_stride(found, size := window_of(found, window))
         return found.model_copy(update={"block_size": size})
 
@@ -259,6 +265,8 @@ def _check_hub(source: str, root: Root) -> None:
     try:
         hub.commit(source, None)
     except PruneGPTError as error:
+        if isinstance(error, hub.Unreachable) and not constants.HF_HUB_OFFLINE:
+            return  # loading waits for it longer
         raise ModelError(
             f"{str(error).rstrip('.')}. It is no trial either: {root.path} has no sweep {source.partition('/')[0]!r}. "
             "Run its spec with `prunegpt sweep run`, or name its --root."

@@ -10,7 +10,6 @@ import typer
 from prunegpt.cli import complete
 from prunegpt.cli.options import (
     ROOT,
-    CommandGroup,
     JsonOption,
     TrustOption,
     app,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from prunegpt.report.statistics import Interval
     from prunegpt.stages.base import ModelState
 
-masks_app = CommandGroup(help="Verify pruning masks.", no_args_is_help=True)
+masks_app = typer.Typer(help="Verify pruning masks.", no_args_is_help=True)
 ModelArgument = Annotated[
     str,
     typer.Argument(

@@ -3,43 +3,17 @@
 import gc
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import typer
-from typer.core import TyperCommand, TyperOption
 
 from prunegpt.errors import PruneGPTError, alternatives
 from prunegpt.root import ROOT_VARIABLE, Root
 
-
-class StrictCommand(TyperCommand):
-    """A command that refuses an option of one value given twice, of which the first would be ignored."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:
-            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-            for option, count in Counter(order).items():
-                if count == 1 or not isinstance(option, TyperOption):
-                    continue
-                if not (option.multiple or option.count or option.is_flag):
-                    raise typer.BadParameter(f"Takes one value, given {count} times.", ctx=ctx, param=option)
-        return super().parse_args(ctx, args)
-
-
-class CommandGroup(typer.Typer):
-    """A group of such commands."""
-
-    def command(  # type: ignore[override]
-        self, *args: Any, **named: Any
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        return super().command(*args, cls=StrictCommand, **named)
-
-
-app = CommandGroup(
+app = typer.Typer(
     name="prunegpt",
     help="Prune GPT-style language models, recover the loss by distillation, and get tables of the measured results.",
     epilog="Start with: prunegpt quickstart",
@@ -48,7 +22,7 @@ app = CommandGroup(
     rich_markup_mode=None,  # brackets in help are brackets, and a flag takes no <bool>
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-sweep_app = CommandGroup(help="Check, run and inspect sweeps.", no_args_is_help=True)
+sweep_app = typer.Typer(help="Check, run and inspect sweeps.", no_args_is_help=True)
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import CommandGroup, JsonOption, goes_with, print_json, say
+from prunegpt.cli.options import JsonOption, goes_with, print_json, say
 
 if TYPE_CHECKING:
     from prunegpt.recipes.matching import ModelNames
 
-app = CommandGroup(help="Show or convert recipes, including both SparseML dialects.", no_args_is_help=True)
+app = typer.Typer(help="Show or convert recipes, including both SparseML dialects.", no_args_is_help=True)
 
 FileArgument = Annotated[Path, typer.Argument(help="A recipe: YAML, or Markdown with YAML front matter.")]
 ArgsOption = Annotated[

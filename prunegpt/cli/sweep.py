@@ -79,7 +79,10 @@ def check(
         *counting.own_texts(trials),
         *_uncovered(trials, coverages),
         *room_notes(
-            [*filter(None, planner.chains.values()), *chain.from_iterable(planner.searched.values())],
+            [
+                *(found for found in planner.chains.values() if found and found.trial in trials),
+                *(one for search in plan.searches if search.name in examples for one in planner.searched[search.index]),
+            ],
             plan.launcher,
             lambda key: root.is_published(key),
         ),

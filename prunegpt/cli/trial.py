@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, CommandGroup, JsonOption, TrustOption, located, number, numbers, print_json
+from prunegpt.cli.options import ROOT, JsonOption, TrustOption, located, number, numbers, print_json
 from prunegpt.errors import counted
 from prunegpt.root import Root
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LOG = "log.txt"
 _LINES = 3  # of a log, where several trials are listed
 _SHOWN = 20  # trials whose failure is shown
-app = CommandGroup(help="Run or inspect single trials.", no_args_is_help=True)
+app = typer.Typer(help="Run or inspect single trials.", no_args_is_help=True)
 
 
 ProcessesOption = Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.control import OnlyOption
-from prunegpt.cli.options import ROOT, CommandGroup, SetOption, number, say
+from prunegpt.cli.options import ROOT, SetOption, number, say
 from prunegpt.errors import counted
 from prunegpt.root import Root
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prunegpt.spec.plan import SweepPlan, TrialPlan
     from prunegpt.sweep.attempt import Attempt
 
-app = CommandGroup(help="Weights & Biases: sweeps, agents, import.", no_args_is_help=True)
+app = typer.Typer(help="Weights & Biases: sweeps, agents, import.", no_args_is_help=True)
 
 EntityOption = Annotated[str | None, typer.Option("--entity", help="W&B team or user (default: the client's).")]
 

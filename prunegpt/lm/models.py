@@ -106,7 +106,8 @@ def load_model(
         options["attn_implementation"] = attn_implementation
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with explained(source):
-        narrow = products is not None and quantised is None and stored_alike(name, products)
+        plain = quantised is None and "gguf_file" not in options
+        narrow = products is not None and plain and stored_alike(name, products, revision)
         model, report = loader.from_pretrained(name, dtype=products if narrow else kind, **options)
         if narrow and any(buffer.dtype == products for buffer in model.buffers()):  # which may be computed, and rounded
             model, report = loader.from_pretrained(name, dtype=kind, **options)
@@ -151,17 +152,22 @@ def narrow_products(model: PreTrainedModel, dtype: torch.dtype) -> None:
         config.dtype = torch.float32
 
 
-def stored_alike(name: str, dtype: torch.dtype) -> bool:
+def stored_alike(name: str, dtype: torch.dtype, revision: str | None = None) -> bool:
     """Whether all weights of a model's files have a dtype; no where they are not at hand yet.
 
     Args:
         name: hub id or folder.
+        revision: branch, tag or commit of a hub id.
     """
     place = Path(name) if Path(name).is_dir() else None
-    if place is None and (config := hub.cached_file(name, None, "config.json")):
+    if place is None and (config := hub.cached_file(name, revision, "config.json")):
         place = config.parent
+    try:
+        files = weight_files(place) if place else []
+    except ModelError:  # the config alone is here so far
+        return False
     found: set[str] = set()
-    for file in weight_files(place) if place else ():
+    for file in files:
         with safe_open(file, framework="pt") as stored:
             found |= {stored.get_slice(key).get_dtype() for key in stored.keys()}  # noqa: SIM118
     return found == {_STORED[dtype]} if dtype in _STORED else False

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -237,19 +236,6 @@ def tokenizer_problem(facts: ModelFacts) -> str | None:
     if own and not has_tokenizer(facts.files):
         return no_tokenizer(facts.source)
     return vocabulary_problem(facts.source, facts.vocabulary, facts.embedding_rows)
-
-
-def attention_problem(attention: str | None, device: str, precision: str, launcher: LauncherSpec) -> str | None:
-    """Why attention cannot be computed as a model asks for; None where it can, or is found out on another machine."""
-    if attention != "flash_attention_2":
-        return None
-    if device in ("cpu", "mps"):
-        return f"{attention} is computed on a CUDA device, got device {device}. Use sdpa, or leave attention out."
-    if precision == "float32":
-        return f"{attention} computes in bfloat16 or float16, got precision {precision}. Set precision: bfloat16."
-    if launcher.kind == "local" and find_spec("flash_attn") is None:
-        return f"{attention} needs the package flash-attn, got none here. pip install flash-attn, or use sdpa."
-    return None
 
 
 def vocabulary_problem(source: str, tokens: Mapping[str, int] | None, rows: int | None) -> str | None:

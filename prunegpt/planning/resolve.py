@@ -351,9 +351,6 @@ class Planner:
         trains = (facts and facts.builtin) or any(isinstance(stage.config, FinetuneSpec) for stage in spec.stages)
         if trains and (message := precision_problem(spec.device, spec.precision)):
             self.opened.note(item, "precision", message)
-        asked = spec.model.attention if spec.model else None
-        if message := checks.attention_problem(asked, spec.device, spec.precision, self._launcher):
-            self.opened.note(item, "model.attention", message)
         for path, message in checks.chat_problems(spec, facts):
             self.opened.note(item, path, message)
         for index, stage in enumerate(spec.stages):

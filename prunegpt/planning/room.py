@@ -137,8 +137,9 @@ def room_notes(known: Sequence[ResolvedTrial], launcher: LauncherSpec, done: Cal
         done: whether the stage of a key is computed already.
     """
     short: dict[str, list[str]] = {}  # shortage -> trials
+    rooms = {device: room_for(device, launcher) for device in {found.trial.device for found in known}}
     for found in known:
-        room = room_for(found.trial.device, launcher)
+        room = rooms[found.trial.device]
         for stage, job, size in needs(found, launcher, room.device) if room else ():
             if room and size > room.size and not done(stage.key):
                 what = f"evaluating after {stage.kind}" if job == "evaluation" else stage.kind

@@ -28,14 +28,9 @@ def window_of(evaluate: EvaluateSpec, usual: int) -> int:
 
 
 def check_stride(evaluate: EvaluateSpec, block_size: int) -> None:
-    """Raises DataError where a stride is wider than the window, or of a protocol of ours that has none."""
+    """Raises DataError where a stride is wider than the window."""
     if evaluate.stride is None:
         return
-    if evaluate.protocol != "sliding" and evaluate.protocol in PROTOCOLS.builtin_names():
-        raise DataError(
-            f"stride must go with protocol sliding; protocol {evaluate.protocol} has none. Set the one, or remove the "
-            "other."
-        )
     if evaluate.stride > block_size:
         raise DataError(f"stride must be at most the window's {block_size} tokens, got {evaluate.stride}.")
 

@@ -61,10 +61,8 @@ class ModelSpec(Part):
     weights: Literal["stored", "random"] = Field(
         "stored", description="random: drawn by the trial's seed, the control of training from scratch"
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
-        None,
-        description="how attention is computed (default: sdpa where the family has it, else eager); flash_attention_2 "
-        "needs a GPU, bfloat16 or float16, and the package flash-attn",
+    attention: Literal["sdpa", "eager"] | None = Field(
+        None, description="how attention is computed (default: sdpa where the family has it, else eager)"
     )
     label: str | None = Field(
         None, description="name shown in tables (default: the source, and whether its weights are random)"

@@ -11,7 +11,7 @@ _LISTED = 8  # names in a message
 
 def matches(name: str, only: Only) -> bool:
     """Whether one of the globs matches a name."""
-    return only is None or any(name == glob or fnmatchcase(name, glob) for glob in globs(only))
+    return not globs(only) or any(name == glob or fnmatchcase(name, glob) for glob in globs(only))
 
 
 def refuse_unmatched(only: Only, names: Collection[str]) -> None:

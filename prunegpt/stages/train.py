@@ -76,7 +76,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
         dtype=setting.dtype,
         emit=setting.emit,
         enforcer=enforcer,
-        pruner=pruner_of(job.prune, enforcer, state, windows, work / "samples") if job.prune else None,
+        pruner=pruner_of(job.prune, enforcer, state, windows, work / f"samples-{ranks.rank()}") if job.prune else None,
         objective=objective,
         adapter=adapter,
         evaluate=lambda model: setting.measure(state.model, state.tokenizer),

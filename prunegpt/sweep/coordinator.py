@@ -16,7 +16,7 @@ from prunegpt.errors import LaunchError
 from prunegpt.launch.base import Exited, Launcher, queues
 from prunegpt.records import DISK_FULL, EARLY_STOP
 from prunegpt.root import Root
-from prunegpt.spec.only import Only, matches, refuse_unmatched
+from prunegpt.spec.only import Only, globs, matches, refuse_unmatched
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import SavedTrial, Store
 from prunegpt.sweep.attempt import Attempt
@@ -130,7 +130,7 @@ def matching(plan: SweepPlan, only: Only) -> list[bool]:
     Raises:
         SpecError: a glob matches neither a trial nor a search.
     """
-    if only is None:
+    if not globs(only):
         return [True] * len(plan.trials)
     own = [trial.name for trial in plan.trials if trial.sweep == plan.name]
     refuse_unmatched(only, [*own, *(search.name for search in plan.searches)])
@@ -140,7 +140,7 @@ def matching(plan: SweepPlan, only: Only) -> list[bool]:
 
 def _searches(plan: SweepPlan, only: Only) -> bool:
     """Whether suggestions are asked for."""
-    return only is None or any(matches(search.name, only) for search in plan.searches)
+    return not globs(only) or any(matches(search.name, only) for search in plan.searches)
 
 
 def _want_teachers(root: Root, plan: SweepPlan, wanted: Sequence[SavedTrial], *, searching: bool) -> None:

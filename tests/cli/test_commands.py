@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 import prunegpt
 from prunegpt import cli
@@ -138,16 +137,3 @@ def test_the_command_that_resumes_takes_no_more_than_was_asked_for(monkeypatch: 
     assert resume_command("s", root, only=None, launcher=None, slots=None) == "prunegpt sweep resume s"
     told = resume_command("s", root, only=["a*", "b"], launcher="slurm", slots=2)
     assert told == "prunegpt sweep resume s --only 'a*' --only b --launcher slurm --slots 2"
-
-
-@pytest.mark.parametrize("name", commands())
-def test_an_option_of_one_value_is_given_once(name: str) -> None:
-    for option in commands()[name].params:
-        if option.param_type_name != "option" or option.is_flag or option.count or option.multiple:
-            continue
-        given = [option.opts[-1], "1", option.opts[-1], "1"]
-        found = CliRunner().invoke(app, [*name.split(), *given])
-        assert found.exit_code == 2
-        text = " ".join(found.stderr.split())
-        assert option.opts[-1] in text
-        assert "Takes one value, given 2 times." in text

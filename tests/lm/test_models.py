@@ -25,7 +25,7 @@ from transformers import (
 
 from prunegpt.errors import ModelError
 from prunegpt.lm.fingerprint import tokenizer_fingerprint
-from prunegpt.lm.models import load_model, save_model
+from prunegpt.lm.models import load_model, save_model, stored_alike
 from prunegpt.lm.tokenizers import load_tokenizer
 from tests.support.families import tiny
 
@@ -51,6 +51,23 @@ def test_saved_model_comes_back_equal(
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     assert tokenizer_fingerprint(load_tokenizer(tmp_path)) == tokenizer_fingerprint(characters)
+
+
+def test_what_a_hub_model_is_stored_in_is_read_of_its_revision_and_not_before_its_weights_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+
+    def cached(name: str, revision: str | None, file: str) -> Path:
+        asked.append(revision)
+        return tmp_path / file
+
+    monkeypatch.setattr("prunegpt.lm.models.hub.cached_file", cached)
+    (tmp_path / "config.json").write_text("{}")
+    assert not stored_alike("some/model", torch.bfloat16, "v2")
+    save_file({"a": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    assert stored_alike("some/model", torch.bfloat16, "v2")
+    assert asked == ["v2", "v2"]
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])

@@ -116,11 +116,6 @@ TRIALS = {
         "evaluate",
         "stride must be at most the window's 128 tokens, got 129",
     ),
-    "a stride of a protocol without": (
-        "evaluate: {stride: 64}",
-        "evaluate",
-        "stride must go with protocol sliding; protocol blocks has none.",
-    ),
     "a window longer than the model": (
         "evaluate: {block_size: 129}",
         "evaluate.block_size",
