@@ -66,6 +66,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
     names = tuple(dict.fromkeys([*before.masks, *moving]))
     enforcer = enforcer_of(job.prune, select(state.model, targets=names) if names else {}, before.masks)
     adapter = Adapter(state.model, config.adapter, before.masks, seed=plan.seed) if config.adapter else None
+    samples = work / ("samples" if ranks.leads() else f"samples-{ranks.rank()}")  # each process computes its own
     outcome = train(
         state.model,
         blocks,
@@ -76,7 +77,7 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
         dtype=setting.dtype,
         emit=setting.emit,
         enforcer=enforcer,
-        pruner=pruner_of(job.prune, enforcer, state, windows, work / f"samples-{ranks.rank()}") if job.prune else None,
+        pruner=pruner_of(job.prune, enforcer, state, windows, samples) if job.prune else None,
         objective=objective,
         adapter=adapter,
         evaluate=lambda model: setting.measure(state.model, state.tokenizer),
