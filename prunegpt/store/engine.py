@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from prunegpt.errors import MissingPackageError, PruneGPTError, StoreError
 from prunegpt.root import Root
 
 BUSY = 30.0  # seconds that a connection waits for another one's lock
+_AGAIN = 0.01  # seconds until what was refused at once is tried again
 _WRITES = "prunegpt_writes"
 _FROZEN = "prunegpt_frozen"
 _HINT = (
@@ -163,7 +165,7 @@ def choose_journal(connection: Any) -> None:
     other way by itself, but needs a flag for one that comes from elsewhere.
     """
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
+        _patiently(connection, "PRAGMA journal_mode=WAL")
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
             raise
@@ -172,6 +174,20 @@ def choose_journal(connection: Any) -> None:
             connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute("PRAGMA locking_mode=NORMAL")
         connection.execute("SELECT count(*) FROM sqlite_master")  # the first error again, where that was no help
+
+
+def _patiently(connection: Any, statement: str) -> None:
+    """Executes what SQLite refuses at once, without its time-out, while another connection opens the same new file."""
+    end = time.monotonic() + BUSY
+    while True:
+        try:
+            connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(_AGAIN)
+        else:
+            return
 
 
 def _for_looking(url: URL, file: Path) -> Engine:

@@ -1,6 +1,7 @@
 """Opening a database: making it, bringing it up to date, refusing what cannot be opened."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from sqlalchemy import inspect, text
 from prunegpt.errors import MissingPackageError, StoreError
 from prunegpt.root import Root
 from prunegpt.store import Store
-from prunegpt.store.engine import open_engine
+from prunegpt.store.engine import choose_journal, open_engine
 from prunegpt.store.migrate import current, prepare
 from prunegpt.store.schema import REVISIONS, metadata
 from tests.support.sweep_plans import make_plan, make_trial
@@ -93,6 +94,21 @@ def test_several_may_open_a_new_database_at_once(where: Root | str) -> None:
     for thread in threads:
         thread.join()
     assert problems == []
+
+
+def test_a_journal_that_is_refused_at_once_is_chosen_again() -> None:
+    asked: list[str] = []
+
+    class Refusing:
+        def execute(self, statement: str) -> None:
+            asked.append(statement)
+            if len(asked) < 3:
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise error
+
+    choose_journal(Refusing())
+    assert asked == ["PRAGMA journal_mode=WAL"] * 3
 
 
 def test_a_database_is_made_and_opened_without_alembic(tmp_path: Path) -> None:
