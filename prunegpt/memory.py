@@ -1,8 +1,7 @@
 """Large blocks of memory on a CPU: used again from step to step, and given back at the end of a stage.
 
 By itself the C library asks the kernel for each block of 32 MiB or more, and gives it back as soon as it is free. The
-logits of every step are such blocks: the kernel then clears gigabytes a step, page by page, which took a fifth of the
-time of a fine-tuning.
+logits of every step are such blocks: the kernel then clears gigabytes a step, page by page.
 """
 
 import ctypes
