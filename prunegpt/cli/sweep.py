@@ -73,6 +73,7 @@ def check(
     unchecked += dict.fromkeys(text for _, facts in known if (text := unbuilt(facts)))
     disk = disk_needs(known, root, plan.keep)
     suggested = [chain.trial for found in planner.searched.values() for chain in found]
+    asked = {trial.name for trial in trials}
     notes = [
         *lost_zeros(trials),
         *text_columns([*trials, *suggested]),
@@ -80,7 +81,7 @@ def check(
         *_uncovered(trials, coverages),
         *room_notes(
             [
-                *(found for found in planner.chains.values() if found and found.trial in trials),
+                *(found for found in planner.chains.values() if found and found.trial.name in asked),
                 *(one for search in plan.searches if search.name in examples for one in planner.searched[search.index]),
             ],
             plan.launcher,
