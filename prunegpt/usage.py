@@ -6,10 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 EVERY = 15.0  # seconds between two measurements
 _MIB = 2**20
+_OURS = Path("/proc/self")
 
 
 class Usage:
@@ -59,6 +64,32 @@ def _resident() -> int:
     """
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def restart_peak(device: "torch.device") -> None:
+    """Lets `peak` count from here on."""
+    if device.type == "cpu":
+        with suppress(OSError):  # not Linux, or no right to
+            (_OURS / "clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak of the resident set
+    else:
+        with suppress(NotImplementedError, RuntimeError):  # a device that counts no memory
+            sys.modules["torch"].accelerator.reset_peak_memory_stats(device)
+
+
+def peak(device: "torch.device") -> int | None:
+    """The most bytes held since `restart_peak`: of tensors on an accelerator, of the whole process on a CPU.
+
+    Returns:
+        None: not known; of a process only Linux reports it.
+    """
+    if device.type == "cpu":
+        with suppress(OSError):
+            lines = (_OURS / "status").read_text(encoding="utf-8").splitlines()
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    else:
+        with suppress(NotImplementedError, RuntimeError):
+            return int(sys.modules["torch"].accelerator.max_memory_allocated(device))
+    return None
 
 
 def _gpus() -> dict[str, float]:

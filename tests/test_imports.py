@@ -36,7 +36,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "shrinking": _PLANS | {"records", "points", "lm", "pruning"},
     "distill": _PLANS | {"records", "points", "lm", "pruning"},
     "training": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill"},
-    "stages": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill", "training", "memory"},
+    "stages": _PLANS | {"records", "points", "lm", "pruning", "shrinking", "distill", "training", "memory", "usage"},
     "exporting": _PLANS | {"lm", "pruning", "stages"},
     "trial": _PLANS
     | {"records", "points", "signals", "usage", "lm", "pruning", "shrinking", "distill", "training", "stages"},

@@ -8,11 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from prunegpt import usage
+from prunegpt import memory, usage
 from prunegpt.points import HEARTBEAT, beating
 from prunegpt.usage import EVERY, Usage
 from tests.support.waiting import until
+
+CPU = torch.device("cpu")
 
 
 class Clock:
@@ -120,3 +123,24 @@ def test_the_heart_beats_on_when_a_measurement_fails(tmp_path: Path) -> None:
     with beating(tmp_path, every=0.01, then=fail):
         until(lambda: len(beats) >= 3, "the third beat")
     assert beats[:3] == ["0", "1", "2"]
+
+
+@pytest.mark.skipif(usage.peak(CPU) is None, reason="only Linux reports the most memory that a process held")
+def test_the_peak_of_a_process_counts_from_where_it_was_restarted() -> None:
+    size = 2**28
+    held = torch.ones(size // 4)
+    usage.restart_peak(CPU)
+    first = usage.peak(CPU)
+    more = torch.ones(size // 4)
+    second = usage.peak(CPU)
+    del held, more
+    memory.give_back()
+    still = usage.peak(CPU)
+    usage.restart_peak(CPU)
+    last = usage.peak(CPU)
+    assert first is not None
+    assert second is not None
+    assert last is not None
+    assert second - first == pytest.approx(size, rel=0.05)
+    assert still == pytest.approx(second, rel=0.01)
+    assert second - last == pytest.approx(2 * size, rel=0.05)

@@ -73,6 +73,7 @@ class StageRecord(Record):
     index: int  # position in the chain
     cached: bool  # published by somebody else before this attempt asked
     seconds: float = 0.0  # wall time of computing it
+    peak_memory: int | None = None  # bytes, see `usage.peak`; None: unknown
     train_tokens: int = 0  # tokens trained on in this stage
     steps: int = 0  # optimizer steps
     evaluation: Evaluation | None = None  # the first perplexity

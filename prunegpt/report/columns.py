@@ -200,6 +200,11 @@ _COLUMNS = {
     "device_seconds": _measured(
         "Device seconds", lambda trial: sum(stage.seconds * stage.devices for stage in trial.stages), "seconds"
     ),
+    "peak_memory": _measured(
+        "Peak memory",
+        lambda trial: max((stage.peak_memory for stage in trial.stages if stage.peak_memory), default=None),
+        "bytes",
+    ),
     "device": _measured(
         "Device",
         lambda trial: ", ".join(dict.fromkeys(stage.device for stage in trial.stages if stage.device)) or None,

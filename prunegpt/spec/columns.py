@@ -40,6 +40,7 @@ COLUMNS: Mapping[str, str] = {
     "tokens": "tokens trained on",
     "seconds": "wall time of computing all stages, in whichever trial",
     "device_seconds": "device-seconds: wall time multiplied by the number of devices",
+    "peak_memory": "the most memory that a stage held, loading included: of the device, or of the process on a CPU",
     "device": "what computed the stages",
     "seeds": "runs the row is the mean of",
     "reported": "the published figure, as it was printed",

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunegpt import usage
 from prunegpt.errors import Interrupted
 from prunegpt.lm import ranks
 from prunegpt.lm.device import overlooked, pick_device, pick_dtype
@@ -145,6 +146,7 @@ class Chain:
         if plan.kind not in _TRAINED and not ranks.leads():
             ranks.wait()
             return self._load(plan.key, plan.model, device)
+        usage.restart_peak(device)
         if state is None:
             state = self._parent(plan, device)
 
@@ -244,6 +246,7 @@ class Chain:
             index=index,
             cached=False,
             seconds=seconds,
+            peak_memory=usage.peak(device),
             train_tokens=result.train_tokens,
             steps=result.steps,
             sparsity=count_zeros(state),

@@ -73,6 +73,12 @@ def test_what_was_done() -> None:
     assert value("tokens", trial) == 1000 + 2000 + 3000
     assert value("seconds", trial) == 60.0
     assert value("device", trial) == "cpu"
+    assert value("peak_memory", trial) is None
+    held = [
+        stage.model_copy(update={"peak_memory": peak})
+        for stage, peak in zip(trial.stages, (None, 3, 9, 5), strict=True)
+    ]
+    assert value("peak_memory", trial.model_copy(update={"stages": tuple(held)})) == 9
     untouched = finished()
     assert {value(name, untouched) for name in ("method", "pattern", "stages")} == {NOT_APPLICABLE}
 

@@ -18,6 +18,7 @@ from prunegpt.root import Root
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 from prunegpt.sweep.live import eta_of
+from prunegpt.usage import peak
 from tests.support.running import RunTrials
 
 GRADUAL = {"sparsity": 0.75, "unit": "steps", "start": 1, "end": 4, "every": 1}
@@ -58,6 +59,9 @@ def test_one_shot_pruning(run_trials: RunTrials, prune: dict[str, Any]) -> None:
     record = run_trials({"name": "pruned", "stages": [{"prune": {**prune, "calibration": CALIBRATION}}]})["pruned"]
     assert record.state == "finished", record.trace
     stage = record.stages[-1]
+    assert (stage.peak_memory is None) == (peak(torch.device("cpu")) is None)
+    assert stage.bytes is not None
+    assert stage.peak_memory is None or stage.peak_memory > stage.bytes
     assert stage.sparsity is not None
     if "sparsity" in prune or "pattern" in prune:
         assert stage.sparsity.pruned == pytest.approx(0.5, abs=0.02)
