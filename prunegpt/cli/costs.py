@@ -11,7 +11,7 @@ from prunegpt.planning.budget import models_on_disk
 from prunegpt.planning.corpus import column_in
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.inputs import text_files
-from prunegpt.planning.sources import MASKS
+from prunegpt.planning.sources import MASKS, stored_zeros
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
 from prunegpt.stages.counting import total
@@ -55,8 +55,6 @@ def disk_needs(trials: Sequence[tuple[TrialPlan, ModelFacts]], root: Root, keep:
 
 def lost_zeros(trials: Sequence[TrialPlan]) -> list[str]:
     """Models that are pruned already, without masks, in trials that train them: what is zero there would be filled."""
-    from prunegpt.lm.models import stored_zeros
-
     trained: dict[str, None] = {}
     for trial in trials:
         training = [stage.training for stage in trial.stages if stage.training]

@@ -27,9 +27,7 @@ from prunegpt.lm.unpack import PackedError, unpack
 from prunegpt.planning import hub
 from prunegpt.planning.sources import PACKED, WEIGHTS, find_local, weight_files
 
-_MATRIX = 2  # dimensions
 _STORED = {torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors call them
-_SAMPLED = 64  # rows of a matrix that zeros are counted in
 
 
 def load_model(
@@ -171,27 +169,6 @@ def stored_alike(name: str, dtype: torch.dtype, revision: str | None = None) -> 
         with safe_open(file, framework="pt") as stored:
             found |= {stored.get_slice(key).get_dtype() for key in stored.keys()}  # noqa: SIM118
     return found == {_STORED[dtype]} if dtype in _STORED else False
-
-
-def stored_zeros(folder: Path) -> float:
-    """About what share of the weights in a model's numbered layers is zero: of the first rows of every matrix there.
-
-    Args:
-        folder: a transformers folder with safetensors.
-    """
-    zeros, weights = 0, 0
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118
-                part = stored.get_slice(name)
-                if (
-                    len(part.get_shape()) == _MATRIX
-                    and not name.endswith("bias")
-                    and any(step.isdigit() for step in name.split("."))
-                ):
-                    rows = part[:_SAMPLED]
-                    zeros, weights = zeros + int((rows == 0).sum()), weights + rows.numel()
-    return zeros / max(weights, 1)
 
 
 def _keep_its_head(model: PreTrainedModel) -> None:

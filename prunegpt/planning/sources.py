@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from prunegpt.builtin import is_builtin
@@ -24,6 +25,7 @@ _FLOAT32, _DEQUANTISED = "float32", ", and were dequantised when they were loade
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
+_SAMPLED = 64  # rows of a matrix that zeros are counted in
 MASKS = "masks.safetensors"  # of a pruned model, beside its weights
 PACKED = "packed.safetensors"  # the weights of an export without their zeros, in place of WEIGHTS
 ABOUT = "export.json"  # of a model that was exported: where it came from
@@ -317,3 +319,29 @@ def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, .
             "quantization_config explains it. Use the model it was quantised from."
         )
     return shapes
+
+
+def stored_zeros(folder: Path) -> float:
+    """About what share of the weights in a model's numbered layers is zero: of the first rows of every matrix there.
+
+    Args:
+        folder: a transformers folder with safetensors.
+    """
+    zeros, weights = 0, 0
+    for file in weight_files(folder):
+        with file.open("rb") as stored:
+            header = json.loads(stored.read(int.from_bytes(stored.read(8), "little")))
+            content = np.memmap(stored, np.uint8, "r", offset=stored.tell())
+        for name, entry in header.items():
+            if name.endswith("bias") or not any(step.isdigit() for step in name.split(".")):
+                continue
+            (begin, end), shape = entry["data_offsets"], entry["shape"]
+            if len(shape) != 2 or begin == end:
+                continue
+            rows, columns = shape
+            width = (end - begin) // (rows * columns)  # bytes of a weight
+            bits = content[begin : begin + min(rows, _SAMPLED) * columns * width].view(f"u{width}")
+            if entry["dtype"] in _FLOATS:
+                bits = bits << np.uint8(1)  # without the sign: -0.0 is zero too
+            zeros, weights = zeros + int((bits == 0).sum()), weights + bits.size
+    return zeros / max(weights, 1)

@@ -1,24 +1,38 @@
-"""What the datasets of a plan come to before it runs: blocks, windows and tokens, and what is wrong with them."""
+"""What the datasets of a plan come to before it runs: blocks, windows and tokens, and what is wrong with them.
+
+Counts are kept in the root, so that a dataset is tokenised and torch is loaded for what was not counted before.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
+from prunegpt import __version__
 from prunegpt.builtin import BUILTIN_MODELS, is_builtin
 from prunegpt.errors import DataError, InputError, PruneGPTError
 from prunegpt.planning import hub
 from prunegpt.planning.budget import evaluations, job_problems, own_text_note, train_tokens
-from prunegpt.planning.inputs import Inputs
-from prunegpt.root import Root
+from prunegpt.planning.fingerprint import Files, digest, version_of, versions
+from prunegpt.planning.inputs import Inputs, text_files
+from prunegpt.planning.sources import model_files
+from prunegpt.root import Root, read_json, write_json
 from prunegpt.spec.plan import PlannedEvaluation, StagePlan, TrialPlan
 from prunegpt.spec.schema import DataSpec, FinetuneSpec, ModelSpec
-from prunegpt.stages import cache, text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Fields of a model that decide how a text is tokenised.
+_TOKENIZED_BY = {"source", "revision", "tokenizer", "tokenizer_revision", "trust_remote_code", "code_revision"}
 
 Wrong = tuple[TrialPlan, str, str]  # a trial, its field, the message
+_Read = tuple[DataSpec, str]  # a dataset and its split
+_Count = tuple[int, float | None]  # what there is, and the share of its tokens that the loss counts; None: all
 
 
 @dataclass(frozen=True)
@@ -41,23 +55,32 @@ def total(counts: Iterable[int | None]) -> int | None:
     return None if None in known else sum(count for count in known if count is not None)
 
 
-def _reach(model: ModelSpec, data: DataSpec | None) -> None:
+def _reach(model: ModelSpec, data: DataSpec) -> list[str]:
     """Asks the hub for what counting needs, with a short time-out, before libraries wait for minutes.
+
+    Returns:
+        The commits that a model and a dataset of the hub have.
 
     Raises:
         Unreachable: it does not answer, and its cache has no copy.
     """
-    source = model.tokenizer or model.source
+    source, commits = model.tokenizer or model.source, []
     if not is_builtin(source) and not Path(source).exists():
-        hub.commit(source, None if model.tokenizer else model.revision)
-    if data is not None and data.path and not is_builtin(data.path):
-        hub.commit(data.path, data.revision, "dataset")
+        commits.append(hub.commit(source, model.tokenizer_revision if model.tokenizer else model.revision))
+    if data.path and not is_builtin(data.path):
+        commits.append(hub.commit(data.path, data.revision, "dataset"))
+    return commits
 
 
 def _identity(stage: StagePlan) -> str:
     """What stands for the blocks that a stage trains on."""
     assert stage.data is not None
-    return f"{stage.data.model_dump_json()}{stage.model.source}{stage.training.loss_on if stage.training else ''}"
+    loss_on = stage.training.loss_on if stage.training else ""
+    return f"{stage.data.model_dump_json()}{_tokenizer_of(stage.model)}{loss_on}"
+
+
+def _tokenizer_of(model: ModelSpec) -> str:
+    return model.model_dump_json(include=_TOKENIZED_BY)
 
 
 class Counting:
@@ -70,7 +93,7 @@ class Counting:
         self.root = root
         self.unchecked: dict[str, None] = {}
         self._blocks: dict[str, int | None] = {}
-        self._counted: dict[str, float] = {}  # dataset -> share of its tokens that the loss counts, where not all
+        self._counted: dict[str, float | None] = {}  # dataset -> share of its tokens that the loss counts; None: all
         self._failed: dict[str, str] = {}  # dataset -> why it cannot be read as the spec asks
 
     def costs(self, trials: Sequence[TrialPlan]) -> Costs:
@@ -126,7 +149,7 @@ class Counting:
         if plan.evaluate.kind != "text":
             return ""
         self.evaluation(plan, model)
-        return plan.key + model.source
+        return plan.key + _tokenizer_of(model)
 
     def _trained_on(self, stage: StagePlan) -> str:
         if stage.training is None or stage.data is None:
@@ -140,13 +163,16 @@ class Counting:
         assert spec is not None
         if any(part.data.generate for part in spec.parts):
             return ""
-        identity = f"{spec.model_dump_json()}{stage.model.source}"
+        identity = f"{spec.model_dump_json()}{_tokenizer_of(stage.model)}"
 
-        def draw() -> int:
+        def draw() -> _Count:
+            from prunegpt.stages import text
+
             text.check_calibration(spec, self._tokenizer(stage.model), Inputs(None), self.root)
-            return spec.windows
+            return spec.windows, None
 
-        self._once(identity, "calibration windows", stage.model, spec.parts[0].data if spec.parts else None, draw)
+        read = [(part.data, part.split) for part in spec.parts]
+        self._once(identity, "calibration windows", stage.model, read, draw)
         return identity
 
     def search_problems(self, examples: Sequence[TrialPlan]) -> list[Wrong]:
@@ -204,15 +230,19 @@ class Counting:
         data, loss_on = stage.data, stage.training.loss_on if stage.training else "all"
         assert data is not None
 
-        def blocks() -> int:
+        def blocks() -> _Count:
+            from prunegpt.stages import text
+
             packed = text.training_blocks(data, self._tokenizer(stage.model), self.root, Inputs(None), loss_on)
-            if packed.counted is not None:
-                self._counted[_identity(stage)] = float(packed.counted[: data.max_train_blocks].mean())
-            return len(packed.tokens)
+            counted = None if packed.counted is None else float(packed.counted[: data.max_train_blocks].mean())
+            return len(packed.tokens), counted
 
-        return self._once(_identity(stage), f"tokens of {data.path or 'the files'}", stage.model, data, blocks)
+        what, read = f"tokens of {data.path or 'the files'}", [(data, data.train_split)]
+        return self._once(_identity(stage), what, stage.model, read, blocks)
 
-    def _tokenizer(self, model: ModelSpec) -> PreTrainedTokenizerBase:
+    def _tokenizer(self, model: ModelSpec) -> "PreTrainedTokenizerBase":
+        from prunegpt.stages import cache
+
         return cache.tokenizer(self.root, model, Inputs(None))
 
     def _evaluations(self, trials: Sequence[TrialPlan]) -> Iterator[int | None]:
@@ -242,22 +272,25 @@ class Counting:
     def evaluation(self, plan: PlannedEvaluation, model: ModelSpec) -> int | None:
         """Tokens that one measurement of a perplexity scores."""
 
-        def tokens() -> int:
-            windows = text.evaluation_windows(plan.evaluate, self._tokenizer(model), Inputs(None))
-            return int(windows.scored_tokens.sum())
+        def tokens() -> _Count:
+            from prunegpt.stages import text
 
-        identity = plan.key + model.source
-        return self._once(identity, "tokens to evaluate", model, plan.evaluate.data, tokens)
+            windows = text.evaluation_windows(plan.evaluate, self._tokenizer(model), Inputs(None))
+            return int(windows.scored_tokens.sum()), None
+
+        assert plan.evaluate.data is not None
+        read = [(plan.evaluate.data, plan.evaluate.split)]
+        return self._once(plan.key + _tokenizer_of(model), "tokens to evaluate", model, read, tokens)
 
     def _once(
-        self, identity: str, what: str, model: ModelSpec, data: DataSpec | None, count: Callable[[], int]
+        self, identity: str, what: str, model: ModelSpec, read: Sequence[_Read], count: Callable[[], _Count]
     ) -> int | None:
         """The count, asked for once; None where the model or text is not at hand."""
         if identity not in self._blocks:
             self._blocks[identity] = None
             try:
-                _reach(model, data)
-                self._blocks[identity] = count()
+                commits = [commit for data, _ in read for commit in _reach(model, data)]
+                self._blocks[identity], self._counted[identity] = self._kept(identity, model, read, commits, count)
             except hub.Unreachable:
                 pass  # the plan has said so
             except InputError as error:
@@ -267,3 +300,26 @@ class Counting:
             except PruneGPTError as error:
                 self.unchecked[f"{what}: {error}"] = None
         return self._blocks[identity]
+
+    def _kept(
+        self, identity: str, model: ModelSpec, read: Sequence[_Read], commits: list[str], count: Callable[[], _Count]
+    ) -> _Count:
+        """The count, from the root where it has that of the same content, by the same versions."""
+        try:
+            files = dict.fromkeys([*model_files(model), *chain.from_iterable(text_files(*one) for one in read)])
+            content = [identity, commits, [(str(file), self._files.hash(file)) for file in files]]
+        except OSError:  # a folder that is read as a dataset
+            return count()
+        libraries = {**versions(), "datasets": version_of("datasets"), "prunegpt": __version__}
+        place = self.root.data / f"count-{digest([*content, libraries])}.json"
+        with suppress(OSError, ValueError, TypeError):
+            found, counted = read_json(place)
+            return int(found), counted
+        made = count()
+        with suppress(OSError):  # somebody else's root: nothing is kept
+            write_json(place, made)
+        return made
+
+    @cached_property
+    def _files(self) -> Files:
+        return Files(self.root)

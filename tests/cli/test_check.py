@@ -136,6 +136,32 @@ def test_the_steps_in_which_a_student_writes_are_named(tmp_path: Path, counted: 
     assert "note: own: on_policy: the student writes the text of 12 of 30 optimizer steps" in output
 
 
+def test_a_dataset_or_tokenizer_that_changed_is_counted_again(tmp_path: Path, model_folder: Path) -> None:
+    words = "It was late, and all of them slept. "
+    text = text_folder(tmp_path / "text", train=words * 40, validation=words * 9)
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    path = tmp_path / "words.yaml"
+    path.write_text(
+        f"name: words\nbase: {{model: {model}, data: {{path: {text}, block_size: 8}}}}\n"
+        "trials: [{name: a, stages: [finetune]}]\n"
+    )
+
+    def tokens() -> tuple[int, int]:
+        found = json.loads(check(path, tmp_path / "runs", "--json").stdout)
+        return found["train_tokens"], found["evaluation_tokens"]
+
+    first = tokens()
+    assert tokens() == first
+    (text / "train.txt").write_text(words * 80)
+    trained, evaluated = tokens()
+    assert trained > first[0]
+    assert evaluated == first[1]
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = []
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert tokens() > (trained, evaluated), "bytes are more tokens than words are"
+
+
 def test_what_is_not_counted_is_not_judged() -> None:
     trial = trial_of({"finetune": {"train": {"dataloader_drop_last": True}, "prune": {"sparsity": 0.5, "end": 1}}})
     assert not list(job_problems(trial.stages[1], None))

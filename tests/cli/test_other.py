@@ -15,7 +15,7 @@ from prunegpt.cli.progress import follow
 from prunegpt.cli.tables import print_sparsities
 from prunegpt.errors import PruneGPTError
 from prunegpt.sweep.events import Event, Queued, SweepStarted, TrialFinished, TrialStarted
-from tests.support.small import Invoke
+from tests.support.small import Invoke, write_spec
 from tests.support.specs import plan_of
 from tests.support.study import make_root
 
@@ -77,6 +77,21 @@ def test_a_recipe_is_converted(invoke: Invoke, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["sweep", "status", "--json"], ["sweep", "run", "--help"]])
 def test_what_needs_no_tensor_does_not_import_torch(tmp_path: Path, arguments: list[str]) -> None:
+    assert_light(tmp_path, arguments)
+
+
+def test_a_spec_whose_datasets_were_counted_is_checked_without_torch(
+    invoke: Invoke, tmp_path: Path, model_folder: Path, text_files: dict[str, str]
+) -> None:
+    stages = ["finetune", {"prune": {"method": "wanda", "sparsity": 0.5, "calibration": {"windows": 2}}}]
+    base = {"model": str(model_folder), "data": {"files": text_files, "block_size": 32}}
+    path = write_spec(tmp_path / "s.yaml", {"name": "s", "base": base, "trials": [{"name": "a", "stages": stages}]})
+    first = invoke("sweep", "check", path)
+    assert assert_light(tmp_path, ["sweep", "check", path]) == first
+
+
+def assert_light(tmp_path: Path, arguments: list[str]) -> str:
+    """Neither torch nor transformers is imported by a command; what it prints."""
     code = (
         "import sys; from prunegpt.cli import main\n"
         f"sys.argv = ['prunegpt', *{arguments!r}]\n"
@@ -85,6 +100,7 @@ def test_what_needs_no_tensor_does_not_import_torch(tmp_path: Path, arguments: l
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_experts_of_a_parameter_are_one_row(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from prunegpt.cli import app
 from prunegpt.lm.models import load_model, save_model
 from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.lm.views import block_matrices
+from prunegpt.planning.sources import stored_zeros
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import load_masks, save_masks
 from prunegpt.root import Root
@@ -108,6 +110,22 @@ def test_zeros_without_masks_are_filled_by_training_and_the_check_says_so(
     (note,) = notes["filled"]
     assert "about 50.0% of the weights in the layers" in note
     assert "keep_zeros: true" in note
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_zeros_of_stored_weights_are_counted_in_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    weight = torch.ones(4, 6, dtype=dtype)
+    weight[0], weight[1] = 0.0, -0.0
+    tensors = {
+        "h.0.a.weight": weight,
+        "h.1.a.weight": torch.ones(100, 6, dtype=dtype),  # of which the first 64 rows are looked at
+        "h.0.a.bias": torch.zeros(4, 6, dtype=dtype),
+        "h.0.b.weight": torch.zeros(6, dtype=dtype),
+        "wte.weight": torch.zeros(4, 6, dtype=dtype),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert stored_zeros(tmp_path) == 12 / (4 * 6 + 64 * 6)
 
 
 def test_masks_that_do_not_fit_their_model_are_refused(run_trials: RunTrials, half: Path, tmp_path: Path) -> None:
