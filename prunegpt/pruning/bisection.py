@@ -23,8 +23,11 @@ _open: ContextVar[list[Tensor] | None] = ContextVar("open checks", default=None)
 
 
 @contextmanager
-def checked_together() -> Iterator[None]:
+def checked_together() -> Iterator[list[Tensor]]:
     """Scores that are checked while the context lasts are judged when it ends, with one wait for the device.
+
+    Yields:
+        Whether they are finite, bool [] each, so far. Whoever takes them out of the list judges them.
 
     Raises:
         PruningError: some were not finite. Whatever was chosen by them is worth nothing.
@@ -32,7 +35,7 @@ def checked_together() -> Iterator[None]:
     flags: list[Tensor] = []
     token = _open.set(flags)
     try:
-        yield
+        yield flags
     finally:
         _open.reset(token)
     if flags and not bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()):

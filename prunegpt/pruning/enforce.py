@@ -92,6 +92,15 @@ class Enforcer:
         Raises:
             PruningError: a mask belongs to no view, or has another shape than its weight.
         """
+        self._replace(masks, optimizer)
+        self.settle()
+
+    def settle(self) -> None:
+        """Drops masks that prune nothing: after :meth:`update`, which does not wait for a device to count them."""
+        Mask.count(self._masks.values())
+        self._masks = {name: mask for name, mask in self._masks.items() if mask.pruned}
+
+    def _replace(self, masks: Mapping[str, Mask], optimizer: HasState | None) -> None:
         for name, given in masks.items():
             view = self._view(name)
             try:
@@ -100,8 +109,7 @@ class Enforcer:
                 raise PruningError(f"{name}: {error}") from error
             before = self._masks.pop(name, None)
             live = mask if before is None else mask & before
-            if mask.pruned:
-                self._masks[name] = mask
+            self._masks[name] = mask
             for moments in _moments(view, optimizer):
                 live.apply(moments)
 
@@ -152,7 +160,7 @@ class Enforcer:
 
     @torch.no_grad()
     def update(self, masks: Mapping[str, Mask], optimizer: HasState | None, *, last: bool) -> tuple[str, ...]:
-        """Takes newly chosen masks.
+        """Takes newly chosen masks; :meth:`settle` follows once they are counted.
 
         Args:
             masks: by parameter name.
@@ -162,7 +170,7 @@ class Enforcer:
         Returns:
             What the user should know of it.
         """
-        self.set_masks(masks, optimizer)
+        self._replace(masks, optimizer)
         self.mask_weights()
         return ()
 

@@ -11,7 +11,7 @@ from prunegpt.errors import PruningError
 from prunegpt.lm import ranks
 from prunegpt.lm.device import exact_products
 from prunegpt.lm.views import WeightView
-from prunegpt.pruning.bisection import checked_together
+from prunegpt.pruning.bisection import checked_together, refuse
 from prunegpt.pruning.choose import Groups, choose
 from prunegpt.pruning.enforce import Enforcer, HasState
 from prunegpt.pruning.evidence import Evidence
@@ -122,14 +122,19 @@ class GradualPruner:
         if repeats:
             return None
         before = self.enforcer.chosen
-        chosen, notes = self._choose(targets, self._held if self.job.regrow else before, due)
-        after = {name: Mask(kept) for name, kept in chosen.items()}
+        chosen, notes, finite = self._choose(targets, self._held if self.job.regrow else before, due)
+        after = {name: Mask(kept, like=self._views[name].matrix) for name, kept in chosen.items()}
         both = {name: before[name] & mask for name, mask in after.items() if name in before}
-        Mask.count([*before.values(), *after.values(), *both.values()])
         notes += self.enforcer.update(after, optimizer, last=due == self._clock.end)
         self.enforcer.mask_gradients()
+        live = [torch.count_nonzero(view.matrix) for view in self._views.values()]
+        found = Mask.count([*before.values(), *after.values(), *both.values()], [*finite, *live])  # the one wait
+        if not all(found[: len(finite)]):
+            refuse()
+        self.enforcer.settle()
         self._gradients.close_window()
-        return self._record(step, targets, before, after, both, notes)
+        zeros = {name: self._sizes[name] - count for name, count in zip(self._views, found[len(finite) :], strict=True)}
+        return self._record(step, targets, before, after, both, zeros, notes)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The last update, gathered gradients and what the mode keeps: what resuming needs beside masks and weights."""
@@ -151,12 +156,15 @@ class GradualPruner:
     @exact_products()
     def _choose(
         self, targets: Mapping[str, float], floor: Mapping[str, Mask], update: int
-    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        """The masks of an update, bool [out, in], and the notes of a solver. What `floor` prunes stays pruned."""
+    ) -> tuple[dict[str, Tensor], tuple[str, ...], list[Tensor]]:
+        """The masks of an update, bool [out, in], and the notes of a solver. What `floor` prunes stays pruned.
+
+        Last come flags, bool [] each: whether the scores were finite, where that is not known yet.
+        """
         held = {name: mask.kept for name, mask in floor.items() if name in self._views}
         if not any(targets.values()):
             dense = {name: torch.ones_like(view.matrix, dtype=torch.bool) for name, view in self._views.items()}
-            return {**dense, **held}, ()
+            return {**dense, **held}, (), []
         choices = choose(
             self._method,
             self._groups(self.job.seed * _SEED_STRIDE + update),
@@ -171,10 +179,12 @@ class GradualPruner:
         )
         chosen: dict[str, Tensor] = {}
         notes: list[str] = []
-        with checked_together():
+        with checked_together() as flags:
             for choice in choices:
                 chosen[choice.name] = choice.mask
                 notes += [f"{choice.name}: {note}" for note in choice.notes]
+            finite = [*flags]
+            flags.clear()
         if missing := [name for name in self._views if name not in chosen]:
             raise PruningError(
                 f"calibration must reach every pruned weight; it did not reach {missing[0]}. Leave that weight out of "
@@ -182,7 +192,7 @@ class GradualPruner:
             )
         solved = {id(view.parameter): view.parameter for view in self._views.values()}
         ranks.share([*chosen.values(), *(solved.values() if isinstance(self._method, Solver) else ())])
-        return chosen, tuple(notes)
+        return chosen, tuple(notes), finite
 
     def _groups(self, seed: int) -> Groups:
         """The layers and what is known of them, some at a time; all of them where calibration has no part in it."""
@@ -198,11 +208,10 @@ class GradualPruner:
         before: Mapping[str, Mask],
         after: Mapping[str, Mask],
         both: Mapping[str, Mask],
+        zeros: Mapping[str, int],
         notes: tuple[str, ...],
     ) -> MaskUpdate:
         total = max(sum(self._sizes.values()), 1)
-        live = torch.stack([torch.count_nonzero(view.matrix) for view in self._views.values()]).tolist()
-        zeros = {name: self._sizes[name] - count for name, count in zip(self._views, live, strict=True)}
         closed = opened = 0
         for name, mask in after.items():
             was = before.get(name)

@@ -4,7 +4,7 @@ Criteria and patterns choose masks as bool [out, in], True = kept. What is chose
 the memory layout of the bits; nothing else packs, transposes or moves them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy
 import torch
@@ -49,20 +49,35 @@ class Mask:
         self._pruned = None
 
     @classmethod
-    def count(cls, masks: Iterable["Mask"]) -> None:
-        """Counts what several masks prune with one wait for a device."""
+    def count(cls, masks: Iterable["Mask"], also: Sequence[Tensor] = ()) -> list[int]:
+        """Counts what several masks prune, and reads further numbers, with one wait for a device.
+
+        Args:
+            masks: each is counted once in its life.
+            also: integers or truth values, [] each.
+
+        Returns:
+            What `also` is.
+        """
         unknown = [mask for mask in masks if mask._pruned is None]
-        if unknown:
-            counts = [torch.count_nonzero(mask._bits).to(unknown[0]._bits.device) for mask in unknown]
-            for mask, kept in zip(unknown, torch.stack(counts).tolist(), strict=True):
-                mask._pruned = mask.weights - int(kept)
+        found = [*(torch.count_nonzero(mask._bits) for mask in unknown), *also]
+        if not found:
+            return []
+        place = found[0].device
+        numbers = torch.stack([one.to(device=place, dtype=torch.int64) for one in found]).tolist()
+        for mask, kept in zip(unknown, numbers, strict=False):
+            mask._pruned = mask.weights - int(kept)
+        return [int(number) for number in numbers[len(unknown) :]]
 
     def like(self, matrix: Tensor) -> "Mask":
-        """The same with the strides and on the device of the weights [out, in].
+        """The mask with the strides and on the device of the weights [out, in]: itself, where it has them.
 
         Raises:
             PruningError: mask and weights differ in shape.
         """
+        here = (self._bits.shape, self._bits.stride(), self._bits.device)
+        if here == (matrix.shape, matrix.stride(), matrix.device):
+            return self
         same = Mask(self.kept, like=matrix)
         same._pruned = self._pruned
         return same

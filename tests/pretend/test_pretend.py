@@ -74,13 +74,9 @@ GRADUAL: dict[str, dict[str, Any]] = {
 }
 
 
-# An update of masks may wait three times, however many tensors there are: for whether scores are finite, for what masks
-# prune, and for the zeros that there are afterwards.
-UPDATE = {
-    "pruning/bisection.py:checked_together _local_scalar_dense": 1,
-    "pruning/mask.py:Mask.count tolist": 1,
-    "pruning/gradual.py:GradualPruner._record tolist": 1,
-}
+# An update of masks may wait once, however many tensors there are: for whether scores are finite, what masks prune and
+# the zeros that there are afterwards, all together.
+UPDATE = {"pruning/mask.py:Mask.count tolist": 1}
 FEW_WAITS = {name for name, entry in METHODS.items() if not entry.reads_text(training=True)} | {"global", "2:4"}
 
 

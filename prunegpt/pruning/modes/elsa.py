@@ -58,13 +58,14 @@ class Elsa(Shadowed):
             self._shadows.clear()
             self._support.clear()
             matrices = {name: self.views[name].matrix for name in masks}
-            lost = sum(float(mask.under(matrices[name]).square().sum()) for name, mask in masks.items())
-            share = lost / max(sum(float(matrix.square().sum()) for matrix in matrices.values()), 1e-30)
+            lost = [mask.under(matrices[name]).square().sum() for name, mask in masks.items()]
+            norms = torch.stack([*lost, *(matrix.square().sum() for matrix in matrices.values())]).tolist()
+            share = sum(norms[: len(lost)]) / max(sum(norms[len(lost) :]), 1e-30)
             note = f"elsa: the last projection took {share:.2%} of the squared norm of the weights"
             return (note, *super().update(masks, optimizer, last=True))
         for name, given in masks.items():
             view = self.views[name]
-            summed, mask = self.scored(view), Mask(given.kept, like=view.matrix)  # [out, in]: x + u
+            summed, mask = self.scored(view), given.like(view.matrix)  # [out, in]: x + u
             factor = 2.0 if name in self._shadows else 1.0  # u is 0 at first: what Π leaves is not in it yet
             self._shadows[name] = summed - factor * mask.under(summed)
             self._support[name] = mask
