@@ -48,6 +48,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
 class ModelSpec(Part):
     """The model a trial starts from. A plain string means `{source: STRING}`."""
 
+    BARE = "source"
+
     source: str = Field(description="hub id, local transformers folder, .gguf file, or builtin:NAME", min_length=1)
     revision: str | None = Field(None, description="hub branch, tag or commit")
     tokenizer: str | None = Field(

@@ -10,8 +10,8 @@ from typing import Any
 
 from prunegpt.errors import DistillationError, UnknownPartError
 from prunegpt.registry import DISTILLATION_LOSSES
-from prunegpt.spec.options import option_problems
 from prunegpt.spec.part import Message
+from prunegpt.spec.problems import option_problems
 from prunegpt.spec.schema import DistillSpec
 
 

@@ -121,17 +121,14 @@ OPTIONS: Mapping[str, type[Part]] = {"local": LocalOptions, "slurm": SlurmOption
 class LauncherSpec(Part):
     """Where attempts run. A plain string means `{kind: STRING}`."""
 
+    BARE = "kind"
+
     kind: str = Field("local", description="local, slurm, ray, or a plug-in's name")
     slots: int | None = Field(None, ge=1, description="number of concurrent trials (default: one per GPU, else 1)")
     slots_per_gpu: int = Field(1, ge=1, description="trials that share one GPU, where slots is not given")
     gpus: int | None = Field(None, ge=0, description="GPUs of one trial, which then trains on all of them")
     processes: int | None = Field(None, ge=1, description="data-parallel processes per trial (default: one per GPU)")
     options: Mapping[str, Any] = Field({}, description="further arguments of the launcher, such as partition")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _string(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _known(self) -> "LauncherSpec":

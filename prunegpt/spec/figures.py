@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from prunegpt.errors import unknown
 from prunegpt.spec.columns import check_column
+from prunegpt.spec.data import many
 from prunegpt.spec.part import NAME, REFERENCE, Part, short
 
 LINES, TRAINING = "lines", "training"
@@ -35,17 +36,13 @@ def _kind(name: str) -> str:
     return name
 
 
-def _many(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
 class FigureSpec(Part):
     """A figure that comes out of the sweep: `report`, `figure` and the end of `sweep run` write it."""
 
     name: Annotated[str, AfterValidator(short)] = Field(pattern=NAME, description="name of its files")
     kind: Annotated[str, AfterValidator(_kind)] = Field(LINES, description=f"{', '.join(KINDS)}; see below")
     title: str | None = Field(None, description="heading (default: that of its kind)")
-    rows: Annotated[tuple[str, ...], BeforeValidator(_many)] = Field(
+    rows: Annotated[tuple[str, ...], BeforeValidator(many)] = Field(
         ("*",), description="trials by name or glob, or the name that seeds share"
     )
     where: str = Field("", description="filter of these trials, such as `sparsity > 0.5`; see docs/how-to/filters.md")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Annotated, Any, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema, from_json
@@ -72,11 +72,17 @@ class Part(BaseModel):
     """Frozen; an unknown key is an error, and so is a number that is not finite, and a truth value for a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    BARE: ClassVar[str] = ""  # the field that a text or number in place of the whole means
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         found: CoreSchema = _within(handler(source), inside=False)
-        return found
+        return core_schema.no_info_before_validator_function(cls._of_bare, found) if cls.BARE else found
+
+    @classmethod
+    def _of_bare(cls, value: Any) -> Any:
+        bare = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        return {cls.BARE: value} if bare else value
 
     @classmethod
     def reopened(cls, written: str | bytes) -> Self:

@@ -19,9 +19,8 @@ from prunegpt.spec.schema import (
     PruneSpec,
     TableSpec,
 )
-from prunegpt.spec.search import EarlyStopSpec, SearchSpec
+from prunegpt.spec.search import EarlyStopSpec, SearchSpec, TargetSpec
 from prunegpt.spec.shrink import ShrinkSpec
-from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
 
 FOREIGN = "wandb:"  # what the model of such a trial begins with

@@ -24,9 +24,9 @@ from prunegpt.registry import (
 )
 from prunegpt.spec.code import CodePart, method_label
 from prunegpt.spec.names import Matrix, first_matches, select_names
-from prunegpt.spec.options import option_problems
 from prunegpt.spec.part import Message
 from prunegpt.spec.patterns import Notation, read_pattern
+from prunegpt.spec.problems import option_problems
 from prunegpt.spec.schedules import Clock, clock_problem, interpolate
 from prunegpt.spec.schema import GradualSpec, PruneSpec
 

@@ -1,6 +1,6 @@
 """What a spec may say of the reconstruction of pruned decoder layers."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -8,7 +8,12 @@ from prunegpt.spec.part import Part
 
 
 class RepairSpec(Part):
-    """Block reconstruction: kept weights are trained until a layer gives what the dense one gave."""
+    """Block reconstruction: kept weights are trained until a layer gives what the dense one gave.
+
+    A plain string means `{scope: STRING}`.
+    """
+
+    BARE = "scope"
 
     scope: Literal["block", "attention", "mlp", "sublayers"] = Field(
         "block",
@@ -17,8 +22,3 @@ class RepairSpec(Part):
     epochs: int = Field(3, ge=1, description="passes over the calibration windows")
     learning_rate: float = Field(3e-3, gt=0, le=1, description="of Adam; warmed up, then decays to 0 along a cosine")
     batch_size: int = Field(1, ge=1, description="calibration windows of a step")
-
-
-def from_scope(value: Any) -> Any:
-    """`repair: block` is short for `repair: {scope: block}`."""
-    return {"scope": value} if isinstance(value, str) else value

@@ -30,11 +30,10 @@ from prunegpt.spec.execution import FailureSpec, LauncherSpec
 from prunegpt.spec.figures import DeclaredFigures
 from prunegpt.spec.part import NAME, TEMPLATE, Part, Scalar, short
 from prunegpt.spec.patterns import canonical_pattern, fixed_sparsity
-from prunegpt.spec.repair import RepairSpec, from_scope
+from prunegpt.spec.repair import RepairSpec
 from prunegpt.spec.schedules import Clock, clock_of
-from prunegpt.spec.search import EarlyStopSpec, SearchSpec
+from prunegpt.spec.search import EarlyStopSpec, SearchSpec, TargetSpec
 from prunegpt.spec.shrink import ShrinkSpec
-from prunegpt.spec.target import TargetSpec
 from prunegpt.spec.tracking import TrackingSpec
 from prunegpt.spec.training_arguments import check_argument
 
@@ -79,7 +78,7 @@ class PruneSpec(Part):
     exclude: Names = Field((), description="patterns of tensors to leave alone")
     calibration: CalibrationSpec = Field(CalibrationSpec(), description="calibration data for activation-aware methods")
     propagate: bool = Field(True, description="calibrate each layer on the outputs of the pruned layers before it")
-    repair: Annotated[RepairSpec, BeforeValidator(from_scope)] | None = Field(
+    repair: RepairSpec | None = Field(
         None, description="train kept weights to give the dense layers' outputs: block, attention, mlp, sublayers"
     )
     options: Mapping[str, Scalar] = Field({}, description="further arguments of the method, the allocation or the mode")
@@ -204,13 +203,6 @@ class TeacherModel(Part):
 
     model: ModelSpec = Field(description="where it comes from")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _string(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and isinstance(value.get("model"), str):
-            return {**value, "model": {"source": value["model"]}}
-        return value
-
 
 class CacheSpec(Part):
     """Teacher logits are computed once and kept."""
@@ -219,16 +211,16 @@ class CacheSpec(Part):
 
 
 class OnPolicySpec(Part):
-    """The student writes the text of some steps: continuations of their prompts, judged by the teacher (GKD)."""
+    """The student writes the text of some steps: continuations of their prompts, judged by the teacher (GKD).
+
+    A plain number means `{share: NUMBER}`.
+    """
+
+    BARE = "share"
 
     share: float = Field(0.5, gt=0, le=1, description="of optimizer steps, evenly spread (λ of GKD)")
     new_tokens: int = Field(64, ge=1, description="tokens that it writes of a sequence, at most")
     temperature: Temperature = Field(1.0, description="that it samples them with")
-
-
-def _on_policy(value: Any) -> Any:
-    """`on_policy: 0.5` is short for `on_policy: {share: 0.5}`."""
-    return {"share": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 class DistillSpec(FinetuneSpec):
@@ -243,7 +235,7 @@ class DistillSpec(FinetuneSpec):
     attention_gain: float = Field(0.0, ge=0, le=1e6, description="weight of the attention-map term")
     layer_map: Mapping[int, int] | None = Field(None, description="student layer -> teacher layer of the hidden term")
     cache: CacheSpec | None = Field(None, description="keep the teacher's top-k logits on disk")
-    on_policy: Annotated[OnPolicySpec, BeforeValidator(_on_policy)] | None = Field(
+    on_policy: OnPolicySpec | None = Field(
         None, description="the student writes the text of some steps; a number is their share"
     )
 
@@ -291,14 +283,10 @@ class StageSpec(Part):
         return self.model_copy(update={self.kind: config})
 
 
-def _model(value: Any) -> Any:
-    return {"source": value} if isinstance(value, str) else value
-
-
 class Settings(Part):
     """What a trial may say, and what `base` may say for all of them."""
 
-    model: Annotated[ModelSpec, BeforeValidator(_model)] | None = Field(None, description="where the trial starts")
+    model: ModelSpec | None = Field(None, description="where the trial starts")
     data: DataSpec | None = Field(None, description="the text")
     evaluate: EvaluateSpec | Annotated[tuple[EvaluateSpec, ...], AfterValidator(some), AfterValidator(apart)] = Field(
         EvaluateSpec(),
@@ -334,7 +322,9 @@ class TrialSpec(Settings):
 
 
 class ColumnSpec(Part):
-    """A column of a table."""
+    """A column of a table. A plain string means `{value: STRING}`."""
+
+    BARE = "value"
 
     value: Annotated[str, AfterValidator(check_column)] = Field(description="a name from the list below")
     header: str | None = Field(None, description="heading (default: the column's own)")
@@ -353,19 +343,13 @@ class Reported(Part):
 
 
 class RowSpec(Part):
-    """Rows of a table: the trials a pattern matches, in spec order."""
+    """Rows of a table: the trials a pattern matches, in spec order. A plain string means `{trial: STRING}`."""
+
+    BARE = "trial"
 
     trial: str = Field(description="name or glob")
     label: str | None = Field(None, description="text of the model column")
     best: int | None = Field(None, ge=1, description="show only the N trials of lowest perplexity, best first")
-
-
-def _row(value: Any) -> Any:
-    return {"trial": value} if isinstance(value, str) else value
-
-
-def _column(value: Any) -> Any:
-    return {"value": value} if isinstance(value, str) else value
 
 
 def _figure(value: Any) -> Any:
@@ -390,10 +374,10 @@ class TableSpec(Part):
     name: Annotated[str, AfterValidator(short)] | None = Field(
         None, pattern=NAME, description="name in file names and README markers (default: derived from the title)"
     )
-    rows: Annotated[tuple[Annotated[RowSpec, BeforeValidator(_row)], ...], AfterValidator(some)] = Field(
+    rows: Annotated[tuple[RowSpec, ...], AfterValidator(some)] = Field(
         description="trials by name or glob, in this order"
     )
-    columns: Annotated[tuple[Annotated[ColumnSpec, BeforeValidator(_column)], ...], AfterValidator(some)] = Field(
+    columns: Annotated[tuple[ColumnSpec, ...], AfterValidator(some)] = Field(
         description="names of columns, from the list below"
     )
     reported: Mapping[str, Annotated[Mapping[str, Reported], BeforeValidator(_figures)]] = Field(

@@ -193,6 +193,21 @@ class DirectedMetric(Part):
 class ObjectiveSpec(DirectedMetric):
     """What a search looks for. A plain string means its metric, in that metric's own direction."""
 
+    BARE = "metric"
+
+
+class TargetSpec(DirectedMetric):
+    """When a sweep is good enough: once a trial has reached it, nothing more is started; what runs is let end."""
+
+    value: float = Field(allow_inf_nan=False, description="that is good enough")
+
+    def reached(self, metrics: Mapping[str, float | None]) -> bool:
+        """Whether a trial that came to these is good enough."""
+        found = metrics.get(self.metric)
+        if found is None:
+            return False
+        return found <= self.value if self.wanted == "minimize" else found >= self.value
+
 
 class Constraint(NamedTuple):
     """What a good trial fulfils."""
@@ -242,9 +257,8 @@ def _constraint(text: str) -> str:
     return text
 
 
-def _objectives(value: Any) -> Any:
-    listed = value if isinstance(value, (list, tuple)) else [value]
-    return [{"metric": item} if isinstance(item, str) else item for item in listed]
+def _several(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _searched(space: Mapping[str, Dimension]) -> Mapping[str, Dimension]:
@@ -297,7 +311,7 @@ class SearchSpec(Part):
     sampler: str = Field("tpe", description="tpe, gp, nsga2, nsga3, qmc, random, cmaes, or a plug-in's name")
     sampler_options: Mapping[str, Scalar] = Field({}, description="further arguments of the sampler")
     seed: int = Field(0, ge=0, lt=2**32, description="of the sampler")
-    objectives: Annotated[tuple[ObjectiveSpec, ...], BeforeValidator(_objectives)] = Field(
+    objectives: Annotated[tuple[ObjectiveSpec, ...], BeforeValidator(_several)] = Field(
         (ObjectiveSpec(metric="perplexity", direction=None),), description="one or more"
     )
     constraints: tuple[Annotated[str, AfterValidator(_constraint)], ...] = Field(
@@ -350,17 +364,14 @@ def searches_of(spec: Mapping[str, Any]) -> dict[str, SearchSpec]:
 class EarlyStopSpec(Part):
     """Early stopping of trials. A plain string means `{method: STRING}`."""
 
+    BARE = "method"
+
     method: str = Field("median", description=f"{', '.join(EARLY_STOPS.builtin_names())}, or a plug-in's name")
     metric: str = Field("perplexity", description="name of a curve, lower is better")
     every: int | None = Field(
         None, ge=1, description="tokens between comparisons (default: a twentieth of the first trial's training)"
     )
     options: Mapping[str, Scalar] = Field({}, description="further arguments of the method")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _string(cls, value: Any) -> Any:
-        return {"method": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _known(self) -> "EarlyStopSpec":

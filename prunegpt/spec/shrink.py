@@ -1,6 +1,6 @@
 """What a stage `shrink` may say: how much of each part of a model stays, and how what stays is chosen."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -86,8 +86,11 @@ class BudgetSpec(Part):
 class ShrinkSpec(Part):
     """A smaller shape: an ordinary model with fewer layers, neurons, heads, channels or experts.
 
-    A size is a share of what there is (0.75) or a number (24). What is left out stays whole.
+    A size is a share of what there is (0.75) or a number (24). What is left out stays whole. A plain number means
+    `{layers: NUMBER}`.
     """
+
+    BARE = "layers"
 
     layers: Size | None = Field(None, description="decoder layers that stay: a share or a number")
     drop: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(many)] = Field(
@@ -147,11 +150,6 @@ class ShrinkSpec(Part):
     def reads_text(self) -> bool:
         """Whether something is chosen by what calibration data show."""
         return self.budget is not None or any(getattr(self, name) is not None for name in SIZES)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _layers(cls, value: Any) -> Any:
-        return value if not isinstance(value, (int, float)) or isinstance(value, bool) else {"layers": value}
 
     @model_validator(mode="after")
     def _consistent(self) -> "ShrinkSpec":

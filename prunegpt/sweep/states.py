@@ -9,8 +9,7 @@ from prunegpt.records import EARLY_STOP, ComparisonKey, StageRecord, TrialResult
 from prunegpt.root import Root
 from prunegpt.spec.metrics import evaluation_of, is_measured
 from prunegpt.spec.plan import TrialPlan
-from prunegpt.spec.search import broken
-from prunegpt.spec.target import TargetSpec
+from prunegpt.spec.search import TargetSpec, broken
 from prunegpt.store import SavedTrial, Store
 from prunegpt.sweep.attempt import Attempt
 from prunegpt.sweep.events import CacheHit, Event, SweepOutcome, TargetReached, TrialFailed, TrialFinished

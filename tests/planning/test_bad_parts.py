@@ -19,7 +19,7 @@ from prunegpt.registry import (
     SOLVERS,
     Registry,
 )
-from prunegpt.spec.options import option_problems
+from prunegpt.spec.problems import option_problems
 from tests.support.plug_in import PlugIn, steep
 from tests.support.specs import only, problems_of, problems_of_text
 

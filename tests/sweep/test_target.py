@@ -8,8 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from prunegpt.spec.plan import SearchPlan
-from prunegpt.spec.search import SearchSpec
-from prunegpt.spec.target import TargetSpec
+from prunegpt.spec.search import SearchSpec, TargetSpec
 from prunegpt.sweep.coordinator import run_sweep
 from prunegpt.sweep.events import TargetReached, TrialStarted
 from tests.support import fake_worker
