@@ -9,15 +9,13 @@ from typing import Any
 
 from prunegpt.errors import Problem, PruneGPTError, SpecError
 from prunegpt.planning import checks
-from prunegpt.planning.code import with_code
-from prunegpt.planning.curves import SensitivityCurvesOf, with_curves
 from prunegpt.planning.facts import ModelFacts, model_facts
+from prunegpt.planning.filled import SensitivityCurvesOf, filled
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.inputs import planned_inputs
 from prunegpt.planning.opened import OpenedSpec
 from prunegpt.planning.outlines import before_each
 from prunegpt.planning.precision import resolved
-from prunegpt.planning.recipes import with_recipe
 from prunegpt.planning.searches import plan_search, resolve_suggestion
 from prunegpt.planning.stages import StagePlace, next_stage, source_stage
 from prunegpt.planning.teachers import ResolvedTrial, beside, borrowed, reference_of, teacher_label, teacher_of
@@ -310,10 +308,7 @@ class Planner:
         stages = list(item.spec.stages)
         for index, stage in enumerate(stages):
             try:
-                config = with_curves(
-                    with_code(with_recipe(stage.config, self.texts.base), self.texts.base, self.home.files),
-                    self.home.curves,
-                )
+                config = filled(stage.config, self.texts.base, self.home.files, self.home.curves)
                 stages[index] = stage.filled(config)
             except (PruneGPTError, OSError) as error:
                 self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))

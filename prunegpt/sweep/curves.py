@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prunegpt.planning.curves import SensitivityCurve, SensitivityCurvesOf
+    from prunegpt.planning.filled import SensitivityCurve, SensitivityCurvesOf
     from prunegpt.records import TrialResult
     from prunegpt.root import Root
 
