@@ -11,7 +11,7 @@ The map of the house. Data flows down the page: spec → plan → attempts → r
     points        curves and heartbeats, while a worker runs
     signals       those that ask a process to end in good order
     usage         what a process takes of its machine, as points
-    memory        large blocks on a CPU: used again, and given back
+    memory        large blocks on a CPU, used again and given back; the collector
     builtin/      the model and the text that need no download
     templates/    specs to begin with
     spec/         the YAML: read with lines, checked field by field, expanded; what a plan is

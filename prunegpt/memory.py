@@ -1,11 +1,15 @@
-"""Large blocks of memory on a CPU: used again from step to step, and given back at the end of a stage.
+"""Memory of the process: large blocks on a CPU, and the collector of unreachable objects.
 
-By itself the C library asks the kernel for each block of 32 MiB or more, and gives it back as soon as it is free. The
-logits of every step are such blocks: the kernel then clears gigabytes a step, page by page.
+Large blocks are used again from step to step, and given back at the end of a stage. By itself the C library asks the
+kernel for each block of 32 MiB or more, and gives it back as soon as it is free. The logits of every step are such
+blocks: the kernel then clears gigabytes a step, page by page.
 """
 
 import ctypes
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _KEPT = 2**31 - 1  # bytes, the most that mallopt takes
@@ -28,6 +32,24 @@ def give_back() -> None:
     """Gives the free blocks of this process back to the system, where its C library is glibc."""
     if trim := _of_glibc("malloc_trim"):
         trim(0)
+
+
+@contextmanager
+def without_collector(*, lasting: bool = False) -> Iterator[None]:
+    """No search for unreachable objects in cycles, which walks all objects again and again while many are made.
+
+    Args:
+        lasting: what is made stays and has no cycles, so that no later search walks it either.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            if lasting:
+                gc.freeze()
+            gc.enable()
 
 
 def _of_glibc(name: str) -> "ctypes._NamedFuncPointer | None":

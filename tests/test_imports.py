@@ -31,7 +31,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "recipes": _GROUND,
     "planning": _GROUND | {"recipes"},
     # the tensor side
-    "lm": _PLANS | {"records", "points"},
+    "lm": _PLANS | {"records", "points", "memory"},
     "pruning": _PLANS | {"records", "points", "lm"},
     "shrinking": _PLANS | {"records", "points", "lm", "pruning"},
     "distill": _PLANS | {"records", "points", "lm", "pruning"},
@@ -41,12 +41,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "trial": _PLANS
     | {"records", "points", "signals", "usage", "lm", "pruning", "shrinking", "distill", "training", "stages"},
     # the book-keeping side
-    "store": frozenset({"errors", "redact", "registry", "root", "spec", "records", "points"}),
+    "store": frozenset({"errors", "redact", "registry", "root", "spec", "records", "points", "memory"}),
     "launch": frozenset({"errors", "redact", "registry", "root", "signals", "spec", "records", "points"}),
     "sweep": _PLANS | {"records", "points", "signals", "store", "launch"},
     "report": frozenset({"errors", "redact", "registry", "root", "spec", "records", "points"}),
     "tracking": _PLANS | {"signals", "access", "records", "points", "store", "launch", "sweep", "report"},
-    "web": _PLANS | {"access", "records", "points", "store", "launch", "sweep", "report", "tracking"},
+    "web": _PLANS | {"access", "records", "points", "store", "launch", "sweep", "report", "tracking", "memory"},
 }
 ON_TOP = frozenset({"cli", "api", "running", "__main__"})  # may import everything
 TENSORS = frozenset({"lm", "pruning", "shrinking", "distill", "training", "stages", "exporting"})

@@ -1,12 +1,9 @@
 """The command line itself, options that several of its commands share, and how they print."""
 
-import gc
 import json
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +21,6 @@ app = typer.Typer(
 )
 sweep_app = typer.Typer(help="Check, run and inspect sweeps.", no_args_is_help=True)
 
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _chosen: list[Root] = []  # the root of the command that runs, where it has one
 
 
@@ -56,22 +51,6 @@ SetOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Allow running code from the model's repository; review it first.")
 ]
-
-
-def briefly(command: _Command) -> _Command:
-    """A command that ends soon, without the cyclic collector: it would walk all that was read again and again."""
-
-    @wraps(command)
-    def run(*arguments: Any, **options: Any) -> Any:
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            return command(*arguments, **options)
-        finally:
-            if enabled:
-                gc.enable()
-
-    return cast(_Command, run)
 
 
 def goes_with(other: str, **given: Any) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, briefly, number, print_json, sweep_app
+from prunegpt.cli.options import ROOT, JsonOption, number, print_json, sweep_app
 from prunegpt.cli.trial import print_failures
 from prunegpt.cli.watch import queue_lines
 from prunegpt.errors import counted, listed
+from prunegpt.memory import without_collector
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _MEASURED = ("perplexity", "sparsity", "own_seconds")  # what groups show unless
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep status quickstart --where 'sparsity > 0.5' --group-by method")
-@briefly
+@without_collector()
 def status(
     name: Annotated[
         str | None,

@@ -10,8 +10,9 @@ import typer
 
 from prunegpt.cli import complete
 from prunegpt.cli.control import LauncherOption, OnlyOption, PriorityOption, SlotsOption, WaitOption, execute
-from prunegpt.cli.options import ROOT, JsonOption, SetOption, briefly, goes_with, number, print_json, say, sweep_app
+from prunegpt.cli.options import ROOT, JsonOption, SetOption, goes_with, number, print_json, say, sweep_app
 from prunegpt.errors import counted
+from prunegpt.memory import without_collector
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ SpecArgument = Annotated[Path, typer.Argument(help="A sweep spec (YAML).", show_
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep check study.yaml")
-@briefly
+@without_collector()
 def check(
     spec: SpecArgument,
     root: Root = ROOT,

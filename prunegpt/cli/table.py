@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from prunegpt.cli import complete
-from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, briefly, goes_with, print_json, say
+from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, goes_with, print_json, say
 from prunegpt.errors import counted
+from prunegpt.memory import without_collector
 from prunegpt.root import Root
 
 FORMATS = ("text", "md", "latex", "csv", "html", "json")
@@ -35,7 +36,7 @@ def checked(format: str | None) -> str | None:
 
 
 @app.command(epilog="Example: prunegpt table quickstart --format latex")
-@briefly
+@without_collector()
 def table(
     sweep: Annotated[
         str,
@@ -102,7 +103,7 @@ def table(
 
 
 @app.command(epilog="Example: prunegpt report quickstart --out report")
-@briefly
+@without_collector()
 def report(
     sweep: Annotated[
         str,
@@ -180,7 +181,7 @@ def figure(
 
 
 @app.command(epilog="Example: prunegpt compare quickstart/finetuned quickstart/pruned90")
-@briefly
+@without_collector()
 def compare(
     first: Annotated[
         str,

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from prunegpt.errors import ModelError
 from prunegpt.lm import timings
 from prunegpt.lm.modes import evaluation_mode
+from prunegpt.memory import without_collector
 from prunegpt.planning.fingerprint import processor, versions
 from prunegpt.records import Evaluation, Speed, Timed
 from prunegpt.spec.evaluate import SpeedSpec, length_problem, threads_problem
@@ -126,7 +127,8 @@ def measure_speed(
 
     for one in (model, reference):
         _check(one, spec)
-    with _alone(say), _threads(spec.threads), torch.inference_mode(), _without_collector():
+    gc.collect()  # now, and not in the middle of a run
+    with _alone(say), _threads(spec.threads), torch.inference_mode(), without_collector():
         pair = _as(dtype, model, reference)
         with evaluation_mode(pair[0]), evaluation_mode(pair[1]):
             prompt = _prompt(pair, spec).to(device)  # [batch, prompt]
@@ -328,19 +330,6 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Python looks for unreachable objects beforehand, and not in the middle of a run."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _protocol(spec: SpeedSpec, device: torch.device, dtype: torch.dtype, called: str) -> str:

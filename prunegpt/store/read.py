@@ -1,10 +1,8 @@
 """Questions to the database. Each takes a connection and gives frozen rows."""
 
-import gc
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, TypeVar, cast
 
@@ -12,6 +10,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, Select, and_, func, select
 
 from prunegpt.errors import StoreError, unknown
+from prunegpt.memory import without_collector
 from prunegpt.points import Point
 from prunegpt.records import StageRecord, TrialResult, TrialState
 from prunegpt.spec.plan import SweepPlan, TrialPlan
@@ -107,12 +106,21 @@ def _results(connection: Connection, *conditions: Any) -> list[TrialResult]:
     fields = (attempt_stage.c.attempt_id, attempt_stage.c.position, attempt_stage.c.record)
     query = select(*fields).join(attempt, attempt.c.id == attempt_stage.c.attempt_id)
     records: dict[int, list[str]] = defaultdict(list)
-    with _without_collector():
+    with without_collector():
         rows = connection.execute(_of_trials(query).where(*conditions, same)).all()
         for attempt_id, _, record in sorted(rows, key=itemgetter(0, 1)):  # the database would sort the records too
             records[attempt_id].append(record)
         parsed: dict[str, StageRecord] = {}  # trials share stages, so records repeat
         return [_result(row, tried[row.id], records, parsed) for row in trials]
+
+
+def names(connection: Connection, name: str | None = None) -> list[str]:
+    """The sweeps, latest first; or of a sweep its trials, in spec order, and then the groups of their seeds."""
+    if name is None:
+        return list(connection.execute(select(sweep.c.name).order_by(sweep.c.updated.desc())).scalars())
+    query = select(trial.c.name, trial.c.group).join(sweep, sweep.c.id == trial.c.sweep_id)
+    rows = connection.execute(query.where(sweep.c.name == name, trial.c.shown).order_by(trial.c.position)).all()
+    return list(dict.fromkeys([*(row.name for row in rows), *(row.group for row in rows)]))
 
 
 def states(connection: Connection, name: str) -> list[tuple[int, TrialState]]:
@@ -316,7 +324,7 @@ def points(
     values = (point.c.step, point.c.epoch, point.c.value, point.c.time, point.c.tokens)
     query = select(point.c.curve_id, *values).where(point.c.curve_id.in_(found))
     fields = ("stage", "name", "step", "epoch", "value", "time", "tokens")
-    with _without_collector():
+    with without_collector():
         place = {curve_id: place for place, curve_id in enumerate(found)}
         rows = sorted(connection.execute(query).all(), key=lambda row: place[row.curve_id])
         latest = {(*found[row[0]], row[1]): (*found[row[0]], *row[1:]) for row in rows}
@@ -429,15 +437,3 @@ _EVERY_ATTEMPT = _of_trials(
 )
 
 _IN_ORDER = _EVERY_ATTEMPT.order_by(attempt.c.trial_id, attempt.c.number)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Building many objects that stay makes the cyclic collector walk them again and again: four times slower."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

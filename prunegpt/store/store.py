@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from prunegpt.points import Point
 from prunegpt.root import Root
 from prunegpt.store import curves as of_curves
-from prunegpt.store import names, read, watch, write
+from prunegpt.store import read, watch, write
 from prunegpt.store.engine import open_engine, told, understood, writer
 from prunegpt.store.migrate import prepare
 from prunegpt.store.watch import Watch
@@ -143,7 +143,7 @@ class Store:
     suggested = _reading(read.suggested)
     held = _reading(read.held)
     note = _reading(read.note)
-    names = _reading(names.names)
+    names = _reading(read.names)
     notes = _reading(read.every_note)
     sweeps = _reading(read.sweeps)
     sweep = _reading(read.sweep_row)

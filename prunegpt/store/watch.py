@@ -11,16 +11,6 @@ from prunegpt.store.schema import attempt, attempt_stage, curve, note, point, sw
 
 
 @dataclass(frozen=True)
-class TrialMark:
-    """A trial and what it would be recognised by: equal marks, nothing but points has changed."""
-
-    id: int
-    sweep: str
-    name: str
-    mark: tuple[object, ...]
-
-
-@dataclass(frozen=True)
 class LastPoint:
     """The newest value of a curve that is being written."""
 
@@ -37,7 +27,7 @@ class LastPoint:
 class Marks:
     """What a database looks like now."""
 
-    trials: tuple[TrialMark, ...]
+    trials: Mapping[int, tuple[object, ...]]  # a trial -> its mark: where it is equal, nothing but points has changed
     running: Mapping[int, tuple[int, int]]  # attempt -> its trial, and the bytes of points.jsonl that are stored
 
 
@@ -61,7 +51,7 @@ class Watch:
             if now is not None and now == self._version:
                 return None
             self._version = now
-            return Marks(tuple(marks(self._connection)), stored_bytes(self._connection))
+            return Marks(marks(self._connection), stored_bytes(self._connection))
 
     def close(self) -> None:
         self._connection.close()
@@ -77,8 +67,8 @@ def _version(connection: Connection) -> int | None:
     return int(connection.execute(text("PRAGMA data_version")).scalar_one())
 
 
-def marks(connection: Connection) -> list[TrialMark]:
-    """Every trial with its mark, in the order of ids."""
+def marks(connection: Connection) -> dict[int, tuple[object, ...]]:
+    """Every trial with its mark."""
     stages: dict[int, int] = defaultdict(int)
     query = select(attempt.c.trial_id, func.count()).join(attempt_stage, attempt_stage.c.attempt_id == attempt.c.id)
     for row in connection.execute(query.group_by(attempt.c.trial_id)):
@@ -89,27 +79,12 @@ def marks(connection: Connection) -> list[TrialMark]:
         for row in connection.execute(select(attempt.c.trial_id, *columns).group_by(attempt.c.trial_id))
     }
     notes = {row.trial_id: row.updated for row in connection.execute(select(note.c.trial_id, note.c.updated))}
-    query_trials = (
-        select(
-            trial.c.id,
-            trial.c.name,
-            sweep.c.name.label("sweep"),
-            sweep.c.updated,
-            trial.c.state,
-            trial.c.key,
-            trial.c.evaluation_key,
-            trial.c.shown,
-            trial.c.position,
-        )
-        .join(sweep, sweep.c.id == trial.c.sweep_id)
-        .order_by(trial.c.id)
-    )
-    return [
-        TrialMark(
-            row.id, row.sweep, row.name, (*row[3:], attempts.get(row.id), stages.get(row.id, 0), notes.get(row.id))
-        )
-        for row in connection.execute(query_trials)
-    ]
+    own = (trial.c.state, trial.c.key, trial.c.evaluation_key, trial.c.shown, trial.c.position)
+    trials = select(trial.c.id, sweep.c.updated, *own).join(sweep, sweep.c.id == trial.c.sweep_id)
+    return {
+        row.id: (*row[1:], attempts.get(row.id), stages[row.id], notes.get(row.id))
+        for row in connection.execute(trials.order_by(trial.c.id))
+    }
 
 
 def stored_bytes(connection: Connection) -> Mapping[int, tuple[int, int]]:

@@ -1,6 +1,5 @@
 """The store as the dashboard sees it: every trial in memory, and only what has changed is read again."""
 
-import gc
 import math
 import threading
 import time
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from prunegpt.errors import StoreError, unknown
+from prunegpt.memory import without_collector
 from prunegpt.records import TrialResult
 from prunegpt.root import Root
 from prunegpt.store import Store, SweepRow
@@ -48,7 +48,7 @@ class RootSource:
         self._store: Store | None = None
         self._watch: Watch | None = None
         self._looked = -math.inf
-        self._marks: dict[int, tuple[object, ...]] = {}
+        self._marks: Mapping[int, tuple[object, ...]] = {}
         self._trials: dict[int, TrialResult] = {}
         self._changed: dict[int, int] = {}
         self._names: dict[tuple[str, str], int] = {}
@@ -195,7 +195,7 @@ class RootSource:
         assert self._store is not None
         marks = self._watch.look()
         if marks is not None:
-            with _collector_spared(len(marks.trials) - len(self._trials)):
+            with without_collector(lasting=len(marks.trials) - len(self._trials) >= _MANY):
                 self._take(marks, self._store)
         self._take_holder(coordinator(self.root), waiting(self.root))
 
@@ -210,7 +210,7 @@ class RootSource:
         self._sweep_changed |= dict.fromkeys(self._sweeps if every else told, self.revision)
 
     def _take(self, marks: Marks, store: Store) -> None:
-        new = {one.id: one.mark for one in marks.trials}
+        new = marks.trials
         stale = [trial for trial, mark in new.items() if self._marks.get(trial) != mark]
         gone = [trial for trial in self._marks if trial not in new]
         revision = self.revision + 1
@@ -263,20 +263,3 @@ class RootSource:
                 different = True
         self._ended = {attempt: self._running.pop(attempt) for attempt in ended} or self._ended
         return different
-
-
-@contextmanager
-def _collector_spared(more: int) -> Iterator[None]:
-    """Reading many trials without the cyclic collector, which would walk them now and at every full collection later.
-
-    They have no cycles, so that those which are replaced go without it.
-    """
-    if more < _MANY or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

@@ -57,17 +57,6 @@ class FieldList(Answer):
     fields: list[FieldShort]
 
 
-class SpreadAnswer(Answer):
-    """Mean and spread of a figure over a group; null where there is none, with the reason."""
-
-    count: int
-    mean: float | None
-    deviation: float | None = Field(description="sample standard deviation")
-    low: float | None
-    high: float | None
-    why: str
-
-
 class GroupRow(Answer):
     """Trials that agree in some fields."""
 
@@ -75,7 +64,9 @@ class GroupRow(Answer):
     count: int
     states: dict[str, int]
     where: str = Field(description="the filter of its trials")
-    figures: dict[str, SpreadAnswer] = Field(description="by the key of a column")
+    figures: dict[str, Spread] = Field(
+        description="by the key of a column: mean and sample standard deviation; null where there is none, with why"
+    )
 
 
 class GroupList(Answer):
@@ -192,9 +183,5 @@ def _row(group: Group, figures: Sequence[TrialField]) -> GroupRow:
         count=len(group.trials),
         states=states,
         where=group.where,
-        figures={field.key: _spread(group.spread(field)) for field in figures},
+        figures={field.key: group.spread(field) for field in figures},
     )
-
-
-def _spread(found: Spread) -> SpreadAnswer:
-    return SpreadAnswer(**vars(found))

@@ -1,7 +1,7 @@
 """Sweeps, and how far they are."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -40,19 +40,24 @@ class Counts(Answer):
     stopped: int
 
 
-class SweepShort(Counts):
-    """A sweep in the list of all."""
+class SweepHead(Answer):
+    """What is shown of a sweep wherever it is."""
 
     name: str
     title: str
     state: Progression
     created: float
     updated: float
-    trials: int
-    total: int = Field(description="trials, with those that its searches are yet to suggest")
     best: Best | None
     running_now: bool = Field(description="whether a coordinator, or agents, run trials of it")
     logged: bool = Field(description="its trials are runs that W&B clients have logged: none can be run here")
+
+
+class SweepShort(SweepHead, Counts):
+    """A sweep in the list of all."""
+
+    trials: int
+    total: int = Field(description="trials, with those that its searches are yet to suggest")
 
 
 class Sweeps(Answer):
@@ -83,24 +88,17 @@ class SweepProgress(Answer):
     eta_seconds: float | None
 
 
-class SweepDetail(Answer):
+class SweepDetail(SweepHead):
     """One sweep."""
 
     revision: str = Field(description="what /events takes as `since`, to get all that changes from here on")
-    name: str
-    title: str
     source: str | None
-    state: Progression
-    running_now: bool = Field(description="whether a coordinator, or agents, run trials of it")
-    created: float
-    updated: float
     coordinator: Holder | None = Field(description="the process that runs trials of this root; its sweep may be empty")
     place: int | None = Field(
         description="in the queue of the root, 1 is next; null where it does not wait for its turn"
     )
     asked: str = Field(description="what was requested of it and has not happened yet: stop, kill, or empty")
     counts: Counts
-    best: Best | None
     progress: SweepProgress
     tables: list[str]
     searches: list[SearchShort]
@@ -108,7 +106,6 @@ class SweepDetail(Answer):
     swept: list[str]
     slots: list[Slot]
     unchecked: list[str]
-    logged: bool = Field(description="its trials are runs that W&B clients have logged: none can be run here")
 
 
 class Health(Answer):
@@ -136,17 +133,22 @@ def short(dashboard: Dashboard, sweep: SweepRow, holder: Holder | None) -> Sweep
     trials = dashboard.source.trials(sweep.name)
     return SweepShort(
         **counts(sweep).model_dump(),
-        name=sweep.name,
-        title=sweep.title,
-        state=_state(sweep),
-        created=sweep.created,
-        updated=sweep.updated,
+        **_head(dashboard, sweep, holder, trials),
         trials=sweep.trials,
         total=sweep.trials + _ahead(sweep, trials),
-        best=best(dashboard, sweep.name),
-        running_now=_runs(dashboard, sweep, holder),
-        logged=is_logged(trials),
     )
+
+
+def _head(
+    dashboard: Dashboard, sweep: SweepRow, holder: Holder | None, trials: Sequence[TrialResult]
+) -> dict[str, Any]:
+    return {
+        **{name: getattr(sweep, name) for name in ("name", "title", "created", "updated")},
+        "state": _state(sweep),
+        "best": best(dashboard, sweep.name),
+        "running_now": _runs(dashboard, sweep, holder),
+        "logged": is_logged(trials),
+    }
 
 
 def _runs(dashboard: Dashboard, sweep: SweepRow, holder: Holder | None) -> bool:
@@ -190,19 +192,13 @@ def one(dashboard: Dashboard, name: str) -> SweepDetail:
     searches = _searches(sweep, trials)
     study = dashboard.root.command("sweep", "study", name, "--out", f"{name}.db", always=True)
     return SweepDetail(
+        **_head(dashboard, sweep, holder, trials),
         revision=mark,
-        name=sweep.name,
-        title=sweep.title,
         source=sweep.source,
-        state=_state(sweep),
-        running_now=_runs(dashboard, sweep, holder),
-        created=sweep.created,
-        updated=sweep.updated,
         coordinator=holder,
         place=next((place for place, one in enumerate(waiting(dashboard.root), 1) if one.sweep == name), None),
         asked=dashboard.asked(name),
         counts=counts(sweep),
-        best=best(dashboard, name),
         progress=progress(sweep, trials, running, dashboard.budgets),
         tables=[str(table.get("name") or table.get("title", "")) for table in sweep.tables],
         searches=searches,
@@ -210,7 +206,6 @@ def one(dashboard: Dashboard, name: str) -> SweepDetail:
         swept=list(dict.fromkeys(path for trial in trials for path in trial.swept)),
         slots=running,
         unchecked=list(sweep.unchecked),
-        logged=is_logged(trials),
     )
 
 
