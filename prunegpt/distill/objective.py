@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from prunegpt.distill.attention import attention_loss
 from prunegpt.distill.cache import TopKCache
 from prunegpt.distill.chunked import chunked_losses
 from prunegpt.distill.head import OWN_LOGITS, Head, head_of, own_logits_note, usable_head
-from prunegpt.distill.hidden import hidden_loss
+from prunegpt.distill.inner import attention_loss, hidden_loss
 from prunegpt.distill.losses.base import DistillationLoss
 from prunegpt.distill.on_policy import OWN, OnPolicy
 from prunegpt.distill.states import States, check_eager, run, unwrap

@@ -12,9 +12,8 @@ from prunegpt.exporting.base import (
     compare_logits,
     compare_weights,
 )
-from prunegpt.lm.fingerprint import tokenizer_fingerprint
 from prunegpt.lm.models import load_model, round_to, save_model
-from prunegpt.lm.tokenizers import load_tokenizer
+from prunegpt.lm.tokenizers import load_tokenizer, tokenizer_fingerprint
 from prunegpt.planning.sources import ABOUT, MASKS
 from prunegpt.pruning.masks import load_masks, masks_hash, save_masks
 from prunegpt.root import write_json

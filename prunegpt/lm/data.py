@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunegpt.builtin import is_builtin
 from prunegpt.errors import DataError, unknown
-from prunegpt.lm.fingerprint import tokenizer_fingerprint
+from prunegpt.lm.tokenizers import tokenizer_fingerprint
 from prunegpt.lm.windows import Prepared
 from prunegpt.planning.corpus import (
     BOM,

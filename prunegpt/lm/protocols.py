@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunegpt.errors import DataError
 from prunegpt.lm.data import BLANK_LINE, ROWS_A_BATCH, Split, read_split, require_tokens
-from prunegpt.lm.fingerprint import tokenizer_fingerprint
+from prunegpt.lm.tokenizers import tokenizer_fingerprint
 from prunegpt.lm.windows import Prepared, Tokens, Windows, cut, encode_rows, one_string
 from prunegpt.registry import PROTOCOLS
 

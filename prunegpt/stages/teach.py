@@ -13,7 +13,7 @@ from prunegpt.distill.objective import DistillationObjective
 from prunegpt.distill.on_policy import OnPolicy
 from prunegpt.distill.teachers import Teacher, check_tokenizers
 from prunegpt.lm.blocks import Blocks
-from prunegpt.lm.fingerprint import tokenizer_fingerprint
+from prunegpt.lm.tokenizers import tokenizer_fingerprint
 from prunegpt.lm.views import decoder_blocks
 from prunegpt.planning.fingerprint import digest, versions
 from prunegpt.registry import DISTILLATION_LOSSES

@@ -9,8 +9,7 @@ from prunegpt.builtin import BUILTIN_MODELS
 from prunegpt.builtin.text import rows
 from prunegpt.builtin.tokenizer import END_OF_TEXT, tokenizer
 from prunegpt.errors import ModelError
-from prunegpt.lm.fingerprint import tokenizer_fingerprint
-from prunegpt.lm.tokenizers import load_tokenizer
+from prunegpt.lm.tokenizers import load_tokenizer, tokenizer_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def test_held_out_text_has_enough_tokens(trained: PreTrainedTokenizerFast) -> No
 
 def test_another_process_trains_the_same_tokeniser(trained: PreTrainedTokenizerFast) -> None:
     code = (
-        "from prunegpt.builtin.tokenizer import tokenizer; from prunegpt.lm.fingerprint import tokenizer_fingerprint;"
+        "from prunegpt.builtin.tokenizer import tokenizer; from prunegpt.lm.tokenizers import tokenizer_fingerprint;"
         "print(tokenizer_fingerprint(tokenizer()))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

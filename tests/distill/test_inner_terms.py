@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunegpt.distill.attention import attention_loss
-from prunegpt.distill.hidden import hidden_loss, square_head
+from prunegpt.distill.inner import attention_loss, hidden_loss, square_head
 from prunegpt.errors import DistillationError
 from prunegpt.spec.distilling import match_layers
 

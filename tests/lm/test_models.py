@@ -24,9 +24,8 @@ from transformers import (
 )
 
 from prunegpt.errors import ModelError
-from prunegpt.lm.fingerprint import tokenizer_fingerprint
 from prunegpt.lm.models import load_model, save_model, stored_alike
-from prunegpt.lm.tokenizers import load_tokenizer
+from prunegpt.lm.tokenizers import load_tokenizer, tokenizer_fingerprint
 from tests.support.families import tiny
 
 CPU = {"device": "cpu", "dtype": "float32"}

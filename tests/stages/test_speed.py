@@ -20,7 +20,7 @@ from prunegpt.root import Root
 from prunegpt.spec.metrics import METRICS, SPEEDS, direction_of, evaluation_of
 from prunegpt.spec.plan import PlannedEvaluation, TrialPlan
 from prunegpt.spec.schema import EvaluateSpec, TableSpec
-from prunegpt.spec.target import TargetSpec
+from prunegpt.spec.search import TargetSpec
 from tests.support.results import evaluation, make_trial
 from tests.support.running import run_attempt
 from tests.support.timed import speed, timed_evaluation

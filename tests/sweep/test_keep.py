@@ -14,8 +14,8 @@ from prunegpt.planning.resolve import plan_data
 from prunegpt.root import Root
 from prunegpt.store import Store
 from prunegpt.sweep import keep
+from prunegpt.sweep.dispatch import lack_of_room
 from prunegpt.sweep.lock import Holder
-from prunegpt.sweep.room import lack_of_room
 from tests.support.small import Invoke
 
 CALIBRATION = {"windows": 4, "length": 32}
@@ -183,7 +183,8 @@ def test_the_front_of_a_search() -> None:
 def test_a_disk_without_room_stops_before_anything_is_written(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(
-            "prunegpt.sweep.room.shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000, total=10**12))
+            "prunegpt.sweep.dispatch.shutil",
+            SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000, total=10**12)),
         )
         sweep.run(pruned(0.5), fails=True)
     with Store.open(sweep.root) as store:
@@ -219,7 +220,7 @@ def test_room_is_for_what_is_written_and_not_for_what_is_read(
     size = (half / "model.safetensors").stat().st_size
     for free, enough in ((3.5 * size, False), (4.5 * size, True)):  # what is solved, and what is published
         disk = SimpleNamespace(disk_usage=lambda _, free=free: SimpleNamespace(free=64 * 2**20 + free, total=10**12))
-        monkeypatch.setattr("prunegpt.sweep.room.shutil", disk)
+        monkeypatch.setattr("prunegpt.sweep.dispatch.shutil", disk)
         assert bool(lack_of_room(sweep.root, trial)) is not enough
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunegpt.errors import DistillationError
 from prunegpt.registry import DISTILLATION_LOSSES
-from prunegpt.spec.options import option_problems
+from prunegpt.spec.problems import option_problems
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from prunegpt.records import TrialResult
 from prunegpt.spec.search import SearchSpec, searches_of
 from prunegpt.spec.space import fits
 from prunegpt.store import Store
-from prunegpt.sweep.search.curves import objective_curve
-from prunegpt.sweep.search.objectives import outcome_of
+from prunegpt.sweep.search.objectives import objective_curve, outcome_of
 from prunegpt.sweep.search.study import frozen
 
 if TYPE_CHECKING:

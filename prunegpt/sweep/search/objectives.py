@@ -1,13 +1,16 @@
-"""What a trial's end means to a search: values, constraints, or that it failed."""
+"""What a trial's end means to a search: values, constraints, its curve over tokens, or that it failed."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from prunegpt.points import Point
 from prunegpt.records import EARLY_STOP, TrialResult
 from prunegpt.spec.metrics import evaluation_of
 from prunegpt.spec.search import SearchSpec, violations
+from prunegpt.store import Store
+from prunegpt.sweep.tokens import TokenClock
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,16 @@ def outcome_of(
     if len(known) < len(values):
         return FAILED
     return TrialReport("complete", known, violations(spec.constraints, metrics))
+
+
+def clocked(result: TrialResult, name: str, store: Store) -> tuple[TokenClock, dict[int, float]]:
+    """The tokens that a trial was trained on, and tokens -> value of one of its curves."""
+    clock = TokenClock(result.plan)
+    points: list[Point] = store.points(result.id, name)
+    return clock, {clock.at(point): point.value for point in points if point.value is not None}
+
+
+def objective_curve(spec: SearchSpec, result: TrialResult, store: Store) -> Mapping[int, float]:
+    """Tokens -> objective: only perplexity is both an objective and a curve of the same measurement."""
+    objective = spec.objectives[0].metric
+    return clocked(result, objective, store)[1] if objective == "perplexity" else {}

@@ -6,7 +6,7 @@ from typing import Protocol
 from prunegpt.records import TrialResult
 from prunegpt.spec.plan import SearchPlan, SweepPlan, TrialPlan
 from prunegpt.store import Store
-from prunegpt.sweep.search.curves import clocked, objective_curve
+from prunegpt.sweep.search.objectives import clocked, objective_curve
 from prunegpt.sweep.search.suggester import Search
 
 
