@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Scope = Literal["tensor", "row", "global"]
 
 # What a method may ask to be given: activations and gradients on calibration data, or what training shows it.
-ACTIVATIONS = frozenset({"input_norm", "gram"})
+ACTIVATIONS = frozenset({"input_norm", "input_mean", "input_variance", "gram"})
 GRADIENTS = frozenset({"gradient", "squared_gradient", "gradients"})
 GATHERED = frozenset({"gradient", "movement", "squared_gradient"})  # in training, over its optimizer steps
 CRITERION_NEEDS = frozenset({"input_norm", "gradient", "movement", "squared_gradient", "generator"})
@@ -259,6 +259,16 @@ SOLVERS = Registry(
     },
     function="solve",
     given=frozenset({"weight", "sparsity", "pattern", "mask", "factor"}) | SOLVER_NEEDS,
+)
+_REFINING = "prunegpt.pruning.refining"
+REFINEMENTS = Registry(
+    "refinement",
+    {
+        "dsnot": Entry(f"{_REFINING}.dsnot:dsnot", options={"cycles": _Count}, needs=ACTIVATIONS - {"gram"}),
+        "swaps": Entry(f"{_REFINING}.swaps:swaps", options={"max_swaps": _Count}, needs=frozenset({"gram"})),
+    },
+    given=frozenset({"weight", "mask", "group", "held"}),
+    needs=ACTIVATIONS,
 )
 SCHEDULES = Registry(
     "schedule",

@@ -320,13 +320,14 @@ def check_prune(
     Raises:
         PruneGPTError: a value is out of its range, or the method needs calibration data.
     """
-    from prunegpt.spec.pruning import prune_problems, reads_text, refuse
+    from prunegpt.spec.methods import reads_text
+    from prunegpt.spec.pruning import prune_problems, refuse
 
     spec = checked(PruneSpec, {name: value for name, value in given.items() if value is not None})
     refuse(prune_problems(spec))
     if not reads_text(spec):
         return spec
-    what = "repair" if spec.repair else f"method {spec.method}"
+    what = "repair" if spec.repair else "refine" if spec.refine else f"method {spec.method}"
     return spec.model_copy(update={"calibration": _calibration(what, calibration, windows, mode, block_size)})
 
 

@@ -17,10 +17,10 @@ from prunegpt.planning import checks
 from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files
 from prunegpt.planning.memory import EVALUATED, Memory, Sizes
+from prunegpt.spec.methods import method_entry
 from prunegpt.spec.names import Matrix
 from prunegpt.spec.outline import Coverage, Outline
 from prunegpt.spec.patterns import read_pattern
-from prunegpt.spec.pruning import method_entry
 from prunegpt.spec.schema import ModelSpec
 
 _GIGABYTE = 1e9

@@ -237,6 +237,13 @@ def prune(
     propagate: Annotated[
         bool, typer.Option(help="Calibrate each layer on the outputs of the pruned layers before it.")
     ] = True,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            help="Exchange weights of the mask for better ones, by the calibration windows: swaps or dsnot.",
+            autocompletion=complete.refinements,
+        ),
+    ] = None,
     repair: Annotated[
         str | None,
         typer.Option(
@@ -296,6 +303,7 @@ def prune(
         "targets": targets or (),
         "layers": layers or (),
         "propagate": propagate,
+        "refine": refine,
         "repair": repair,
     }
     spec = check_prune(given, calibration, calibration_windows, calibration_mode, block_size)

@@ -7,8 +7,9 @@ from typing import Any
 from prunegpt.errors import DataError, LaunchError, PruningError
 from prunegpt.registry import GRADIENTS
 from prunegpt.spec.distilling import own_steps, own_steps_problem
+from prunegpt.spec.methods import method_entry
 from prunegpt.spec.plan import StagePlan
-from prunegpt.spec.pruning import method_entry, update_problems
+from prunegpt.spec.pruning import update_problems
 
 # Defaults of transformers.TrainingArguments that decide how much is trained.
 DEFAULT_EPOCHS = 3.0

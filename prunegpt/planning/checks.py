@@ -18,10 +18,11 @@ from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.adapter import adapter_problems
 from prunegpt.spec.evaluate import length_problem, threads_problem
 from prunegpt.spec.execution import LauncherSpec
+from prunegpt.spec.methods import reads_text
 from prunegpt.spec.metrics import evaluation_of, is_measured, is_speed, is_task
 from prunegpt.spec.part import Message
 from prunegpt.spec.problems import hint_of, in_words
-from prunegpt.spec.pruning import optimizer_problem, prune_problems, reads_text
+from prunegpt.spec.pruning import optimizer_problem, prune_problems
 from prunegpt.spec.schema import (
     CalibrationSpec,
     DistillSpec,

@@ -15,8 +15,8 @@ from prunegpt.planning.outlines import before_each, outline_of
 from prunegpt.planning.precision import accelerator_here
 from prunegpt.planning.teachers import ResolvedTrial
 from prunegpt.spec.execution import LauncherSpec
+from prunegpt.spec.methods import statistics_of
 from prunegpt.spec.plan import PlannedEvaluation, StagePlan
-from prunegpt.spec.pruning import method_entry
 
 _HINTS = {
     "evaluation": "Set evaluate.batch_size, or precision: bfloat16.",
@@ -104,7 +104,7 @@ def _computing(
 ) -> Iterator[tuple[StagePlan, str, int]]:
     calibration = stage.calibration
     if stage.prune and calibration:
-        wanted = method_entry(stage.prune.method).needs
+        wanted = statistics_of(stage.prune)
         size = memory.one_shot(stage.prune.method, wanted, calibration.windows, calibration.length or 1)
         yield stage, "prune", size
     batch = 0

@@ -14,8 +14,8 @@ from prunegpt.planning.fingerprint import FORMAT, decisive, digest, extra_versio
 from prunegpt.planning.rehearsed import OWN_OPTIMIZERS
 from prunegpt.planning.texts import Texts
 from prunegpt.spec.code import CodePart
+from prunegpt.spec.methods import method_entry, reads_text
 from prunegpt.spec.plan import PlannedEvaluation, StagePlan
-from prunegpt.spec.pruning import method_entry, reads_text
 from prunegpt.spec.schema import CalibrationSpec, DataSpec, DistillSpec, FinetuneSpec, PruneSpec, StageConfig
 from prunegpt.spec.shrink import ShrinkSpec
 from prunegpt.spec.training_arguments import chooses, neutral_in
@@ -163,7 +163,7 @@ def _common(kind: str, place: StagePlace) -> dict[str, Any]:
 
 def _filled(prune: PruneSpec, data: DataSpec, place: StagePlace) -> tuple[PruneSpec, dict[str, Any]]:
     """The pruning with its calibration data filled in, and the part that goes into the key."""
-    text = decisive(prune, ("repair", "mode"), without=("calibration", "propagate"))
+    text = decisive(prune, ("refine", "repair", "mode"), without=("calibration", "propagate"))
     if code := CodePart.of(prune.method):
         text["method"] = code.decisive
     if isinstance(prune.allocation, Mapping):

@@ -15,6 +15,7 @@ from prunegpt.pruning.bisection import checked_together
 from prunegpt.pruning.criteria.base import Criterion
 from prunegpt.pruning.evidence import SINGLE_ONES, Evidence
 from prunegpt.pruning.patterns import Pattern
+from prunegpt.pruning.refining.base import Refinement
 from prunegpt.pruning.selection import select_masks
 from prunegpt.pruning.solvers.base import Solver, reconstruction_error
 from prunegpt.registry import Scope
@@ -56,6 +57,7 @@ def choose(
     gathered: Callable[[str], Mapping[str, Tensor]] = lambda _: {},
     scored: Callable[[WeightView], Tensor] = attrgetter("matrix"),
     select: Select = select_masks,
+    refine: Refinement | None = None,
 ) -> Iterator[Choice]:
     """Masks of layers, each before the next one is asked for; with scope `global` all after the last.
 
@@ -72,6 +74,7 @@ def choose(
         gathered: what training has shown of a layer, by the name of the argument.
         scored: the weights [out, in] that a criterion scores.
         select: from scores to masks, as :func:`~prunegpt.pruning.selection.select_masks`.
+        refine: what betters the mask of each layer; not with scope `global`.
 
     Raises:
         PruningError: scores or statistics are not finite, or something does not go together.
@@ -90,13 +93,16 @@ def choose(
             if isinstance(part, Solver) or found.unseen:
                 score = matrix.abs()  # [out, in]
             else:
-                score = part.score(matrix, **found.arguments(), **gathered(name), **options)  # [out, in]
+                score = part.score(matrix, **found.arguments(part.needs), **gathered(name), **options)  # [out, in]
             if scope == "global":
                 scores[name], notes[name] = score, found.notes
                 seconds += perf_counter() - started
                 continue
             held = {name: masks[name].to(score.device)} if name in masks else {}
             mask = select({name: score}, targets, pattern=pattern, scope=scope, masks=held)[name]  # [out, in]
+            if refine is not None and not found.unseen:
+                given = found.arguments(refine.needs)
+                mask = refine(matrix, mask, pattern=pattern, held=held.get(name), **given)  # [out, in]
             error = None
             if found.gram is not None and not found.unseen:
                 error = reconstruction_error(matrix * mask, matrix, found.gram.to(matrix.device))
@@ -126,7 +132,7 @@ def _solved(
     home = torch.device("cpu") if place.type in SINGLE else place  # solvers need float64
     given = {
         need: value.to(home) if isinstance(value, Tensor) and need != SINGLE_ONES else value
-        for need, value in found.arguments().items()
+        for need, value in found.arguments(solver.needs).items()
     }
     if solver.factorise is not None:
         if id(found.gram) not in factors:

@@ -57,11 +57,13 @@ class Evidence:
             return self.activations.tokens == 0
         return self.gradients is not None and not bool(self.gradients.squared_gradient[self.view.name].any())
 
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments that the method needs, on the device of the layer; single gradients on the host."""
+    def arguments(self, needs: frozenset[str]) -> dict[str, Any]:
+        """Those of the keyword arguments that are known, on the device of the layer; single gradients on the host."""
         found: dict[str, Any] = {"generator": self.generator, "gram": self.gram}
         if self.activations is not None:
             found["input_norm"] = self.activations.input_norm
+            found["input_mean"] = self.activations.input_mean
+            found["input_variance"] = self.activations.input_variance
         if self.gradients is not None:
             found["gradient"] = self.gradients.gradient[self.view.name]
             found["squared_gradient"] = self.gradients.squared_gradient[self.view.name]
@@ -70,7 +72,7 @@ class Evidence:
         device = self.view.parameter.device
         return {
             need: found[need].to(device) if isinstance(found[need], Tensor) and need != SINGLE_ONES else found[need]
-            for need in sorted(self.needs)
+            for need in sorted(self.needs & needs)
         }
 
 

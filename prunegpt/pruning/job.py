@@ -18,9 +18,10 @@ from prunegpt.pruning.solvers.base import Solver
 from prunegpt.pruning.threshold import zeros_for
 from prunegpt.registry import CRITERIA, MASK_MODES, SOLVERS
 from prunegpt.spec.code import CodePart
+from prunegpt.spec.methods import method_entry
 from prunegpt.spec.part import Part, Scalar
 from prunegpt.spec.problems import option_problems
-from prunegpt.spec.pruning import method_entry, mode_problems, refuse
+from prunegpt.spec.pruning import mode_problems, refuse
 from prunegpt.spec.schedules import Clock, interpolate
 
 

@@ -102,10 +102,11 @@ def layer(trial: TrialResult) -> Value:
 
 
 def method(trial: TrialResult) -> str:
-    """Criterion or solver of each pruning, with the schedule where it is gradual, and what repairs it afterwards."""
+    """Criterion or solver of each pruning, with the schedule where it is gradual, and what refines and repairs it."""
     names = [
         method_label(pruning.method)
         + (f" ({_course(pruning)})" if isinstance(pruning, GradualSpec) else "")
+        + (f" + refine ({pruning.refine})" if pruning.refine else "")
         + (f" + repair ({pruning.repair.scope})" if pruning.repair else "")
         for pruning in _prunings(trial)
     ]

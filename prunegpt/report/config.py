@@ -6,8 +6,8 @@ from typing import Any
 from prunegpt.records import TrialResult
 from prunegpt.registry import CRITERIA, SOLVERS, Entry
 from prunegpt.spec.code import method_label
+from prunegpt.spec.methods import scope_of
 from prunegpt.spec.plan import StagePlan
-from prunegpt.spec.pruning import scope_of
 
 MISSING: Any = object()
 _SHOWN = {"model", "data", "evaluate", "device", "precision", "seed"}  # of a plan; the rest is book-keeping

@@ -30,7 +30,7 @@ COLUMNS: Mapping[str, str] = {
     "distilled": "Yes where the chain has a distillation",
     "teacher": "what taught it, such as gpt2(zero-shot)",
     "layer": "index of the decoder layer, where exactly one was pruned",
-    "method": "criterion or solver, with the schedule where pruning is gradual, and what repairs it",
+    "method": "criterion or solver, with the schedule where pruning is gradual, and what refines and repairs it",
     "pattern": "unstructured, N:M or block",
     "allocation": "how the budget was spread over the tensors",
     "stages": "the chain, such as finetune → prune",

@@ -4,25 +4,32 @@ One function for each question, asked by the plan of a spec before anything runs
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, alternatives, listed, unknown
+from prunegpt.errors import PruneGPTError, PruningError, UnknownPartError, listed
 from prunegpt.registry import (
     ACTIVATIONS,
-    ALLOCATIONS,
-    CRITERIA,
     GATHERED,
     MASK_MODES,
-    NAMED_ALLOCATIONS,
     ON_ACTIVATIONS,
+    REFINEMENTS,
     SCHEDULES,
-    SOLVERS,
     Entry,
     Scope,
 )
-from prunegpt.spec.code import CodePart, method_label
+from prunegpt.spec.code import method_label
+from prunegpt.spec.methods import (
+    Allocation,
+    allocation_entry,
+    allocation_name,
+    allocations,
+    method_entry,
+    reads_text,
+    scope_of,
+    statistics_of,
+)
 from prunegpt.spec.names import Matrix, first_matches, select_names
 from prunegpt.spec.part import Message
 from prunegpt.spec.patterns import Notation, read_pattern
@@ -30,68 +37,9 @@ from prunegpt.spec.problems import option_problems
 from prunegpt.spec.schedules import Clock, clock_problem, interpolate
 from prunegpt.spec.schema import GradualSpec, PruneSpec
 
-Allocation = str | Mapping[str, float] | None
-
 _TOLERANCE = 1e-6  # of sparsities
 _LOOKS = 64  # points at which the curve of a schedule is sampled
 _SHOWN = 3  # tensors named in one message
-
-
-def method_entry(name: str) -> Entry:
-    """What is known of a criterion or solver.
-
-    Raises:
-        PruningError: there is none of that name.
-        UnknownPartError: it is a plug-in that cannot be loaded.
-    """
-    if part := CodePart.of(name):
-        return part.entry()
-    if name not in CRITERIA and name not in SOLVERS:
-        raise PruningError(unknown("pruning method", name, [*CRITERIA.names(), *SOLVERS.names()]))
-    return (SOLVERS if name in SOLVERS else CRITERIA).entry(name)
-
-
-def allocation_entry(allocation: Allocation) -> Entry:
-    """What is known of an allocation: a name, a mapping (which is `explicit`), or None, which leaves the scope open.
-
-    Raises:
-        UnknownPartError: there is none of that name, or it is a plug-in that cannot be loaded.
-    """
-    if allocation is None:
-        return Entry(ALLOCATIONS.entry("uniform").loader)
-    return ALLOCATIONS.entry(allocation if isinstance(allocation, str) else "explicit")
-
-
-def scope_of(method: Entry, allocation: Allocation) -> Scope:
-    """What scores are compared over: what the allocation says, else the method, else each tensor for itself."""
-    own = None if method.solver else method.scope
-    return allocation_entry(allocation).scope or own or "tensor"
-
-
-def reads_text(prune: PruneSpec) -> bool:
-    """Whether a pruning needs calibration data."""
-    training = isinstance(prune, GradualSpec)
-    spread = allocation_entry(prune.allocation).reads_text(training=False)
-    return bool(prune.repair) or spread or method_entry(prune.method).reads_text(training=training)
-
-
-def method_options(prune: PruneSpec) -> dict[str, Any]:
-    """The options that are the method's."""
-    return _taken(prune, method_entry(prune.method))
-
-
-def allocation_options(prune: PruneSpec) -> dict[str, Any]:
-    """The options that are the allocation's, or of what it needs."""
-    return _taken(prune, allocation_entry(prune.allocation))
-
-
-def mode_options(prune: GradualSpec) -> dict[str, Any]:
-    """The options that are the mode's."""
-    return _taken(prune, MASK_MODES.entry(prune.mode))
-
-
-def _taken(prune: PruneSpec, entry: Entry) -> dict[str, Any]:
-    return {name: value for name, value in prune.options.items() if name in entry.valid_options}
 
 
 def refuse(problems: Iterator[Message]) -> None:
@@ -132,12 +80,13 @@ def prune_problems(
         chosen,
         training=isinstance(prune, GradualSpec),
         mode=prune.mode if isinstance(prune, GradualSpec) else None,
+        refine=prune.refine,
     )
     if prune.repair and scope_of(method, prune.allocation) == "global":
         yield (
             "repair",
             "repair goes layer by layer, each repaired before the next is pruned; allocation global compares all "
-            f"layers at once. Use {_allocations(but=('global',))}.",
+            f"layers at once. Use {allocations(but=('global',))}.",
         )
     if prune.repair and chosen is not None and (apart := [one.name for one in chosen if one.block is None]):
         yield (
@@ -152,7 +101,7 @@ def prune_problems(
         if prune.curves:
             yield from _curve_problems(prune, chosen)
         if reads_text(prune):
-            yield from _embedding_problems(prune, method, spread, chosen)
+            yield from _embedding_problems(prune, spread, chosen)
     if isinstance(prune, GradualSpec):
         yield from _gradual_problems(prune, method, pattern, chosen, length or {})
 
@@ -168,6 +117,7 @@ def request_problems(
     *,
     training: bool,
     mode: str | None = None,
+    refine: str | None = None,
 ) -> Iterator[Message]:
     """What does not go together in one call of a method.
 
@@ -177,10 +127,11 @@ def request_problems(
         allocation: a name, or pattern -> sparsity, or None.
         pattern: the shape of sparsity.
         sparsity: asked for; None where the pattern or the allocation says it.
-        options: of method and allocation together.
+        options: of method, allocation, mode and refinement together.
         chosen: the tensors to prune; None where they are not known.
         training: whether masks change while the model trains.
         mode: how masks live in training; None where they do not change there.
+        refine: what betters the mask that a criterion chooses; None: nothing.
     """
     if method.only_in_training and not training:
         yield (
@@ -198,22 +149,19 @@ def request_problems(
     spread = allocation_entry(allocation)
     if method.solver:
         yield from _solver_problems(name, spread.scope, allocation, pattern)
+    if refine:
+        yield from _refine_problems(name, method, allocation, pattern)
     if pattern.sparsity is not None:
         yield from _group_problems(name, method, allocation, spread, pattern, pattern.sparsity, sparsity, chosen or ())
     yield from _block_problems(pattern, chosen or ())
-    owners = {_name(allocation): spread.valid_options, **({mode: MASK_MODES.entry(mode).valid_options} if mode else {})}
+    owners = {
+        allocation_name(allocation): spread.valid_options,
+        **({mode: MASK_MODES.entry(mode).valid_options} if mode else {}),
+    }
+    owners |= {refine: REFINEMENTS.entry(refine).valid_options} if refine else {}
     valid = {**method.valid_options, **{option: kind for own in owners.values() for option, kind in own.items()}}
     owner = " and ".join([name, *(other for other, own in owners.items() if own)])
     yield from ((f"options.{option}", told) for option, told in option_problems(owner, options, valid))
-
-
-def _name(allocation: Allocation) -> str:
-    return allocation if isinstance(allocation, str) else "explicit" if allocation else "uniform"
-
-
-def _allocations(but: Collection[str]) -> str:
-    """The allocations that have names, without those that compare scores over more."""
-    return alternatives(name for name in NAMED_ALLOCATIONS if ALLOCATIONS.entry(name).scope not in but)
 
 
 def _solver_problems(name: str, scope: Scope | None, allocation: Allocation, pattern: Notation) -> Iterator[Message]:
@@ -221,13 +169,34 @@ def _solver_problems(name: str, scope: Scope | None, allocation: Allocation, pat
         yield (
             "allocation",
             f"{name} is a solver: it chooses weights within a layer while it solves, so it cannot compare by "
-            f"{_name(allocation)}. Use {_allocations(but=('row', 'global'))}, or a criterion such as wanda.",
+            f"{allocation_name(allocation)}. Use {allocations(but=('row', 'global'))}, or a criterion such as wanda.",
         )
     if pattern.kind == "block":
         yield (
             "pattern",
             f"{name} prunes to unstructured and N:M patterns, got {pattern.name}. Use a criterion such as magnitude or "
             "wanda for blocks.",
+        )
+
+
+def _refine_problems(name: str, method: Entry, allocation: Allocation, pattern: Notation) -> Iterator[Message]:
+    if method.solver:
+        yield (
+            "refine",
+            f"refine exchanges weights of a mask that scores chose; {name} is a solver, which writes the weights that "
+            "it keeps. Use a criterion such as magnitude or wanda, or leave refine out.",
+        )
+    if scope_of(method, allocation) == "global":
+        yield (
+            "refine",
+            "refine goes layer by layer, each refined before the next is pruned; allocation global compares all layers "
+            f"at once. Use {allocations(but=('global',))}.",
+        )
+    if pattern.kind == "block":
+        yield (
+            "refine",
+            f"refine exchanges single weights of a row or of a group N:M, got {pattern.name}. Use pattern unstructured "
+            "or 2:4, or leave refine out.",
         )
 
 
@@ -301,8 +270,8 @@ def _curve_problems(prune: PruneSpec, chosen: Sequence[Matrix]) -> Iterator[Mess
         )
 
 
-def _embedding_problems(prune: PruneSpec, method: Entry, spread: Entry, chosen: Sequence[Matrix]) -> Iterator[Message]:
-    looks = method.needs & ACTIVATIONS or spread.needs & ON_ACTIVATIONS
+def _embedding_problems(prune: PruneSpec, spread: Entry, chosen: Sequence[Matrix]) -> Iterator[Message]:
+    looks = statistics_of(prune) & ACTIVATIONS or spread.needs & ON_ACTIVATIONS
     if looks and (found := next((matrix.name for matrix in chosen if matrix.embedding), None)):
         yield (
             "targets",

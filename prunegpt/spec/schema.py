@@ -14,6 +14,7 @@ from prunegpt.registry import (
     DISTILLATION_LOSSES,
     MASK_MODES,
     NAMED_ALLOCATIONS,
+    REFINEMENTS,
     SCHEDULES,
     SOLVERS,
 )
@@ -78,10 +79,15 @@ class PruneSpec(Part):
     exclude: Names = Field((), description="patterns of tensors to leave alone")
     calibration: CalibrationSpec = Field(CalibrationSpec(), description="calibration data for activation-aware methods")
     propagate: bool = Field(True, description="calibrate each layer on the outputs of the pruned layers before it")
+    refine: Annotated[str, known(REFINEMENTS)] | None = Field(
+        None, description="exchange weights of the mask: swaps (SparseSwaps), by the row's error, or dsnot, by its mean"
+    )
     repair: RepairSpec | None = Field(
         None, description="train kept weights to give the dense layers' outputs: block, attention, mlp, sublayers"
     )
-    options: Mapping[str, Scalar] = Field({}, description="further arguments of the method, the allocation or the mode")
+    options: Mapping[str, Scalar] = Field(
+        {}, description="further arguments of the method, the allocation, the refinement or the mode"
+    )
     curves: Mapping[str, tuple[tuple[float, float], ...]] = Field(
         {}, description="block -> (sparsity, loss increase in nats) for allocation sensitivity; read from options.sweep"
     )
@@ -153,6 +159,8 @@ class GradualSpec(PruneSpec):
     def _ordered(self) -> "GradualSpec":
         if self.repair is not None:
             raise ValueError("repair belongs to a prune stage; training repairs what it prunes by itself. Remove it.")
+        if self.refine is not None:
+            raise ValueError("refine belongs to a prune stage; in training masks are chosen by scores. Remove it.")
         if self.end is not None and self.end < self.start:
             raise ValueError(f"end must not come before start; start is {self.start:g} and end {self.end:g}.")
         return self

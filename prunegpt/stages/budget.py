@@ -14,17 +14,17 @@ from prunegpt.pruning.allocation.owl import outlier_ratio
 from prunegpt.pruning.criteria.wanda import wanda
 from prunegpt.pruning.statistics.collect import block_statistics, evaluating
 from prunegpt.registry import ALLOCATIONS, Scope
-from prunegpt.spec import pruning
+from prunegpt.spec import methods
+from prunegpt.spec.methods import allocation_entry, allocation_options
+from prunegpt.spec.methods import method_options as method_options
 from prunegpt.spec.patterns import fixed_sparsity
-from prunegpt.spec.pruning import allocation_entry, allocation_options
-from prunegpt.spec.pruning import method_options as method_options
 from prunegpt.spec.schema import PruneSpec
 from prunegpt.stages.base import ModelState
 
 
 def scope_of(spec: PruneSpec) -> Scope:
     """What scores are compared over."""
-    return pruning.scope_of(pruning.method_entry(spec.method), spec.allocation)
+    return methods.scope_of(methods.method_entry(spec.method), spec.allocation)
 
 
 def sparsities_of(

@@ -19,8 +19,8 @@ from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.masks import check, measure_sparsity
 from prunegpt.pruning.patterns import parse_pattern
 from prunegpt.records import Evaluation, SparsityRecord
+from prunegpt.spec.methods import method_entry, scope_of
 from prunegpt.spec.plan import PlannedEvaluation, StagePlan, TrialPlan
-from prunegpt.spec.pruning import method_entry, scope_of
 from prunegpt.stages import text
 from prunegpt.stages.base import ModelState
 

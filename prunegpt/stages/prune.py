@@ -12,9 +12,11 @@ from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, fingerprints
 from prunegpt.pruning.oneshot import OnLayer, SolvedLayers, prune_oneshot
 from prunegpt.pruning.patterns import Block, parse_pattern
+from prunegpt.pruning.refining.base import Refinement
 from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS
 from prunegpt.root import Root
 from prunegpt.spec.code import method_label
+from prunegpt.spec.methods import refine_options
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse
 from prunegpt.spec.schema import PruneSpec
@@ -96,6 +98,7 @@ def apply(
         seed=seed,
         options=method_options(spec),
         progress=progress,
+        refine=Refinement(spec.refine, refine_options(spec)) if spec.refine else None,
         repair=spec.repair,
         **given,
     )

@@ -22,8 +22,9 @@ from prunegpt.pruning.masks import masks_from_zeros, masks_hash
 from prunegpt.pruning.statistics import evaluating
 from prunegpt.root import Root
 from prunegpt.spec.adapter import adapter_problems
+from prunegpt.spec.methods import mode_options
 from prunegpt.spec.plan import StagePlan
-from prunegpt.spec.pruning import mode_options, prune_problems, refuse, update_problems
+from prunegpt.spec.pruning import prune_problems, refuse, update_problems
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
 from prunegpt.spec.training_arguments import training_problems
 from prunegpt.stages import text

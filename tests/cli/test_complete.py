@@ -39,6 +39,7 @@ COMPLETED: Mapping[str, tuple[str, str]] = {
     "pattern": ("2", "2:4"),
     "allocation": ("o", "owl"),
     "calibration_mode": ("", "random"),
+    "refine": ("s", "swaps"),
     "repair": ("b", "block"),
     "choice": ("in", "influence"),
     "importance": ("t", "taylor"),

@@ -23,7 +23,7 @@ from prunegpt.lm.views import select
 from prunegpt.planning.budget import job_problems
 from prunegpt.planning.inputs import Inputs
 from prunegpt.pruning.enforce import Enforcer
-from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, MASK_MODES, SCHEDULES, SOLVERS
+from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, MASK_MODES, REFINEMENTS, SCHEDULES, SOLVERS
 from prunegpt.root import Root
 from prunegpt.spec.plan import StagePlan, TrialPlan
 from prunegpt.spec.schema import DistillSpec, FinetuneSpec
@@ -180,10 +180,11 @@ def test_every_registered_part_is_drawn() -> None:
             config = next(iter(stage.values()))
             prune = stage.get("prune") or config.get("prune") or {}
             drawn.update(str(config.get("loss")) and [str(config.get("loss"))])
-            drawn.update(str(prune.get(field)) for field in ("method", "schedule", "pattern", "mode"))
+            drawn.update(str(prune.get(field)) for field in ("method", "schedule", "pattern", "mode", "refine"))
             spread = prune.get("allocation")
             drawn.add("explicit" if isinstance(spread, dict) else str(spread))
 
     collect()
-    names = [*METHODS, *ALLOCATIONS.names(), *SCHEDULES.names(), *DISTILLATION_LOSSES.names(), *MASK_MODES.names()]
+    kinds = (ALLOCATIONS, SCHEDULES, DISTILLATION_LOSSES, MASK_MODES, REFINEMENTS)
+    names = [*METHODS, *(name for kind in kinds for name in kind.names())]
     assert not {name for name in names if name != "sensitivity"} - drawn

@@ -15,6 +15,7 @@ from prunegpt.registry import (
     CRITERIA,
     DISTILLATION_LOSSES,
     MASK_MODES,
+    REFINEMENTS,
     SCHEDULES,
     SOLVERS,
     Registry,
@@ -110,7 +111,7 @@ def test_all_unsound_trials_are_named_in_one_run_each_at_its_line(tmp_path: Path
 
 FUNCTIONS = [
     (registry, name)
-    for registry in (CRITERIA, SOLVERS, ALLOCATIONS, DISTILLATION_LOSSES, MASK_MODES)
+    for registry in (CRITERIA, SOLVERS, ALLOCATIONS, DISTILLATION_LOSSES, MASK_MODES, REFINEMENTS)
     for name in registry.names()
 ]
 OPTIONS = [(registry, name, option) for registry, name in FUNCTIONS for option in registry.entry(name).valid_options]
@@ -140,6 +141,8 @@ def stage_with(registry: Registry, name: str, options: Mapping[str, Any]) -> dic
         stages: list[Any] = [{"distill": {"teacher": "t", "loss": name, "options": options}}]
     elif registry is ALLOCATIONS:
         stages = [{"prune": {"method": "magnitude", "sparsity": 0.5, "allocation": name, "options": options}}]
+    elif registry is REFINEMENTS:
+        stages = [{"prune": {"method": "magnitude", "sparsity": 0.5, "refine": name, "options": options}}]
     elif registry is MASK_MODES:
         stages = [{"finetune": {"prune": {"method": "magnitude", "sparsity": 0.5, "mode": name, "options": options}}}]
     elif registry.entry(name).only_in_training:

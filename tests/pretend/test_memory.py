@@ -19,7 +19,7 @@ from prunegpt.planning.memory import Memory, Sizes
 from prunegpt.pruning.solvers.obert import CHUNK
 from prunegpt.pruning.statistics.activations import micro_batch_of
 from prunegpt.registry import CRITERIA, SOLVERS
-from prunegpt.spec.pruning import method_entry
+from prunegpt.spec.methods import method_entry
 from tests.support.pretend.process import CHECKOUT, Ask
 from tests.support.trained import gpt2, llama
 

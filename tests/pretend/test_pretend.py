@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prunegpt.registry import ACTIVATIONS, CRITERIA, DISTILLATION_LOSSES, MASK_MODES, SOLVERS
+from prunegpt.registry import ACTIVATIONS, CRITERIA, DISTILLATION_LOSSES, MASK_MODES, REFINEMENTS, SOLVERS
 from tests.support.pretend.process import Ask
 
 ROUNDED = 1e-4  # how far weights of about 0.1 may be apart after some steps of AdamW: sums are taken in other parts
@@ -39,6 +39,12 @@ def test_one_shot_masks_are_those_of_the_host(pretend: Ask, method: str, family:
     found = pretend("one_shot", family=family, method=method, sparsity=0.5, options=FEW.get(method, {}))
     assert found["differ"] == 0
     assert found["far"] < ROUNDED
+
+
+@pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"pattern": "2:4"}])
+@pytest.mark.parametrize("refine", REFINEMENTS.names())
+def test_refined_masks_are_those_of_the_host(pretend: Ask, refine: str, asked: dict[str, Any]) -> None:
+    assert pretend("one_shot", family="gpt2", method="wanda", refine=refine, **asked)["differ"] == 0
 
 
 @pytest.mark.parametrize("method", METHODS)

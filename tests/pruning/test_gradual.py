@@ -176,7 +176,7 @@ def test_a_solver_repairs_the_weights_it_keeps(make_toy: MakeToy, name: str) -> 
     check(toy.views(), run.pruner.enforcer.masks)
     kept = run.masks["first.weight"]
     assert not torch.equal(toy.first.weight[kept], plain.first.weight[kept])
-    gram = calibration(plain, "gram")(0)[0]["first.weight"].arguments()["gram"]
+    gram = calibration(plain, "gram")(0)[0]["first.weight"].arguments(frozenset({"gram"}))["gram"]
     pruner_of(plain, clock=Clock.regular(0, 0), final=0.5).before_step(0)
     original = make_toy().first.weight
 

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from prunegpt.pruning.allocation.owl import outlier_ratio
 from prunegpt.pruning.patterns import Unstructured
-from prunegpt.registry import ALLOCATIONS, CRITERIA, MASK_MODES, SOLVERS, Registry
+from prunegpt.registry import ALLOCATIONS, CRITERIA, MASK_MODES, REFINEMENTS, SOLVERS, Registry
 from prunegpt.spec.schedules import Clock
 from tests.pruning.solvers.layers import layer
 from tests.support.criteria import needed_by, weight_of
@@ -17,8 +17,9 @@ from tests.support.mask_runs import Run
 from tests.support.options import at_ends
 from tests.support.toys import Toy
 
-CASES = [(registry, *case) for registry in (CRITERIA, SOLVERS, MASK_MODES, ALLOCATIONS) for case in at_ends(registry)]
-assert {registry.kind for registry, *_ in CASES} >= {SOLVERS.kind, MASK_MODES.kind, ALLOCATIONS.kind}
+KINDS = (CRITERIA, SOLVERS, REFINEMENTS, MASK_MODES, ALLOCATIONS)
+CASES = [(registry, *case) for registry in KINDS for case in at_ends(registry)]
+assert {registry.kind for registry, *_ in CASES} >= {registry.kind for registry in KINDS[1:]}
 SIZES = {"a.weight": 40, "b.weight": 60, "c.weight": 100}
 
 
@@ -32,6 +33,17 @@ def solved(name: str, options: dict[str, Any]) -> list[Tensor]:
     needed = {"gram": made.gram, "gradients": made.gradients}
     given = {need: needed[need] for need in solver.needs}
     return [solver.solve(made.weight, sparsity=0.5, pattern=Unstructured(), mask=None, **given, **options).weight]
+
+
+def refined(name: str, options: dict[str, Any]) -> list[Tensor]:
+    made = layer(10, 24)
+    mask = Unstructured().select(made.weight.abs(), 0.5)
+    known = {"gram": made.gram, "input_norm": made.inputs.norm(dim=0), "input_mean": made.inputs.mean(dim=0)}
+    known["input_variance"] = made.inputs.var(dim=0)
+    given = {need: known[need] for need in REFINEMENTS.entry(name).needs}
+    found = REFINEMENTS.load(name)(made.weight, mask, group=24, held=None, **given, **options)
+    assert torch.equal(found.sum(dim=1), mask.sum(dim=1))
+    return [found]
 
 
 def trained(name: str, options: dict[str, Any]) -> list[Tensor]:
@@ -63,6 +75,7 @@ def shares(name: str, options: dict[str, Any]) -> list[Tensor]:
 MADE: dict[str, Callable[[str, dict[str, Any]], list[Tensor]]] = {
     CRITERIA.kind: scores,
     SOLVERS.kind: solved,
+    REFINEMENTS.kind: refined,
     MASK_MODES.kind: trained,
     ALLOCATIONS.kind: shares,
 }

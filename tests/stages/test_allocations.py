@@ -12,7 +12,8 @@ from prunegpt.lm.views import block_matrices, matrices
 from prunegpt.planning.inputs import Inputs
 from prunegpt.registry import ALLOCATIONS, CRITERIA, SOLVERS
 from prunegpt.root import Root
-from prunegpt.spec.pruning import prune_problems, reads_text
+from prunegpt.spec.methods import reads_text
+from prunegpt.spec.pruning import prune_problems
 from prunegpt.spec.schema import PruneSpec
 from prunegpt.stages import prune as stage
 from prunegpt.stages.base import ModelState, Pruned

@@ -7,8 +7,8 @@ from prunegpt.pruning.masks import load_masks
 from prunegpt.registry import CRITERIA, SOLVERS
 from prunegpt.report.config import planned_allocation
 from prunegpt.root import Root
+from prunegpt.spec.methods import method_entry
 from prunegpt.spec.plan import TrialPlan
-from prunegpt.spec.pruning import method_entry
 from prunegpt.spec.schema import EvaluateSpec
 from prunegpt.stages.cache import MASKS
 from prunegpt.stages.measure import allocation_of

@@ -18,6 +18,7 @@ from prunegpt.registry import (
     DISTILLATION_LOSSES,
     GATHERED,
     MASK_MODES,
+    REFINEMENTS,
     SCHEDULES,
     SOLVERS,
     Entry,
@@ -90,7 +91,12 @@ def prunings(draw: st.DrawFn, *, training: bool) -> dict[str, Any]:
         found["allocation"] = dict(MAPPINGS[allocation]) if isinstance(allocation, int) else allocation
     spread = ALLOCATIONS.entry(allocation) if isinstance(allocation, str) else Entry("")
     mode = draw(st.sampled_from(MASK_MODES.names() if seldom(draw) or not entry.solver else ["projected"]))
-    found["options"] = draw(options(entry, spread, *([MASK_MODES.entry(mode)] if training else [])))
+    refinable = not entry.solver and pattern[0] != "[" and spread.scope != "global"
+    refine = draw(st.sampled_from([None, *(REFINEMENTS.names() if refinable or seldom(draw) else [])]))
+    if refine and not training:
+        found["refine"] = refine
+    further = MASK_MODES.entry(mode) if training else REFINEMENTS.entry(refine) if refine else Entry("")
+    found["options"] = draw(options(entry, spread, further))
     found["calibration"] = {"windows": 2, "length": 16}
     if not training:
         found["propagate"] = draw(st.booleans())

@@ -85,7 +85,7 @@ def calibration(toy: Toy, need: str, names: Sequence[str] = ("first.weight", "se
         inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(99))
         seen = {"first.weight": inputs, "second.weight": torch.tanh(toy.first(inputs)).detach()}
         found = {
-            name: LayerStatistics(x.norm(dim=0), x.t() @ x if need == "gram" else None, len(x))
+            name: LayerStatistics(x.norm(dim=0), x.mean(dim=0), x.t() @ x if need == "gram" else None, len(x))
             for name, x in seen.items()
         }
         views, generator = toy.views(), torch.Generator().manual_seed(seed)

@@ -21,6 +21,7 @@ from prunegpt.pruning.oneshot.checkpoint import SolvedLayers
 from prunegpt.pruning.oneshot.request import Request, check_request
 from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, OnLayer
 from prunegpt.pruning.patterns import Pattern
+from prunegpt.pruning.refining.base import Refinement
 from prunegpt.pruning.repair import Repair
 from prunegpt.pruning.statistics import check_windows, evaluating
 from prunegpt.registry import ACTIVATIONS, GRADIENTS
@@ -52,6 +53,7 @@ def prune_oneshot(
     calibrated: Callable[[int, int], None] = lambda *_: None,
     solved: SolvedLayers | None = None,
     stop: Callable[[], bool] = lambda: False,
+    refine: Refinement | None = None,
     repair: RepairSpec | None = None,
 ) -> OneShotResult:
     """Prunes a model in place.
@@ -90,6 +92,7 @@ def prune_oneshot(
             the gradients of a pass that was broken off. An allocation `global` solves all layers at once, and has
             nothing else to take over.
         stop: asked after every layer.
+        refine: what betters the masks that a criterion chooses, by the same calibration windows.
         repair: how decoder layers are repaired once their matrices are pruned, on the calibration windows.
 
     Raises:
@@ -106,14 +109,16 @@ def prune_oneshot(
         allocation=allocation,
         options=options or {},
         propagate=propagate,
+        refine=refine,
     )
-    needs = request.part.needs
+    needs = request.part.needs | (refine.needs if refine else frozenset())
     if place is not None:
         _check_streaming(method, request, repair)
     before = SolvedLayers(None) if solved is None or request.scope == "global" else solved
     windows = None
     if needs & (ACTIVATIONS | GRADIENTS) or repair:
-        windows = check_windows(calibration, method if needs & (ACTIVATIONS | GRADIENTS) else "repair")
+        own = request.part.needs & (ACTIVATIONS | GRADIENTS)
+        windows = check_windows(calibration, method if own else "refine" if refine else "repair")
     groups = evidence(
         model,
         views,
@@ -160,6 +165,7 @@ def prune_oneshot(
             scope=request.scope,
             masks=held,
             options=request.options,
+            refine=refine,
         )
         progress(len(before), len(views), "")
         try:

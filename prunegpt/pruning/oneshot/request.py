@@ -9,11 +9,13 @@ from prunegpt.lm.views import WeightView, named
 from prunegpt.pruning.criteria.base import Criterion
 from prunegpt.pruning.job import load_method
 from prunegpt.pruning.patterns import Pattern, parse_pattern
+from prunegpt.pruning.refining.base import Refinement
 from prunegpt.pruning.solvers.base import Solver
 from prunegpt.registry import ACTIVATIONS, Scope
 from prunegpt.spec.code import method_label
+from prunegpt.spec.methods import method_entry, scope_of
 from prunegpt.spec.patterns import read_pattern
-from prunegpt.spec.pruning import method_entry, refuse, request_problems, scope_of
+from prunegpt.spec.pruning import refuse, request_problems
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def check_request(
     allocation: str | Mapping[str, float] | None,
     options: Mapping[str, Any],
     propagate: bool,
+    refine: Refinement | None,
 ) -> Request:
     """The request, if it goes with the views and with itself.
 
@@ -63,8 +66,19 @@ def check_request(
         )
     targets = _targets(views, shape, sparsity, allocation)
     written, chosen = read_pattern(shape.name), named(views)
+    given = {**options, **(refine.options if refine else {})}
     refuse(
-        request_problems(method_label(method), entry, allocation, written, sparsity, options, chosen, training=False)
+        request_problems(
+            method_label(method),
+            entry,
+            allocation,
+            written,
+            sparsity,
+            given,
+            chosen,
+            training=False,
+            refine=refine.name if refine else None,
+        )
     )
     scope = scope_of(entry, allocation)
     notes: tuple[str, ...] = ()

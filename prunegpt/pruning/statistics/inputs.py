@@ -36,14 +36,22 @@ class LayerStatistics:
     Attributes:
         input_norm: float32 [in], the Euclidean norm of each input feature over the tokens. (The reference of Wanda
             takes the root of the mean over sequences: the same but for a factor that all layers share.)
+        input_mean: float32 [in], the mean of each input feature over the tokens.
         gram: XᵀX, the sum over tokens, float32 [in, in]; None where it was not asked for. Layers with the same input
             hold the same tensor.
         tokens: how many tokens the layer has seen.
     """
 
     input_norm: Tensor
+    input_mean: Tensor
     gram: Tensor | None
     tokens: int
+
+    @property
+    def input_variance(self) -> Tensor:
+        """The variance of each input feature over the tokens, float32 [in], at least what rounding leaves of it."""
+        square = self.input_norm.square() / max(self.tokens, 1)  # [in]
+        return torch.maximum(square - self.input_mean.square(), 1e-6 * square)
 
 
 class _Sums:
@@ -51,6 +59,7 @@ class _Sums:
 
     def __init__(self, width: int, device: torch.device, gram: bool) -> None:
         self.squares = torch.zeros(width, dtype=sums_in(device), device=device)  # [in]
+        self.sums = torch.zeros_like(self.squares)  # [in]
         self.upper = (
             torch.zeros(width, width, device=device) if gram else None
         )  # [in, in], right of the panels' diagonal
@@ -61,6 +70,7 @@ class _Sums:
         """Adds inputs, [tokens, in]."""
         inputs = inputs.float()  # [tokens, in]
         self.tokens += inputs.shape[0]
+        self.sums += inputs.sum(dim=0)
         if self.upper is None:
             self.squares += inputs.square().sum(dim=0)
             return
@@ -69,13 +79,14 @@ class _Sums:
             self.upper[start : start + PANEL, start:].addmm_(panel.t(), inputs[:, start:])
 
     def statistics(self) -> LayerStatistics:
+        mean = (self.sums / max(self.tokens, 1)).float()  # [in]
         if self.upper is None:
-            return LayerStatistics(self.squares.sqrt().float(), None, self.tokens)
+            return LayerStatistics(self.squares.sqrt().float(), mean, None, self.tokens)
         if not self._whole:
             self._whole = True
             self.upper.triu_()
             self.upper += self.upper.triu(1).t()  # [in, in]; in place, as that of a wide layer takes a gigabyte
-        return LayerStatistics(self.upper.diagonal().sqrt(), self.upper, self.tokens)
+        return LayerStatistics(self.upper.diagonal().sqrt(), mean, self.upper, self.tokens)
 
 
 class _Products(TorchFunctionMode):
@@ -175,7 +186,8 @@ class InputCollector:
             if not keys and view.expert is not None:
                 width, device = view.matrix.shape[1], view.matrix.device
                 gram = torch.eye(width, device=device) if self._gram else None
-                results[name] = LayerStatistics(torch.ones(width, device=device), gram, 0)
+                ones, none = torch.ones(width, device=device), torch.zeros(width, device=device)
+                results[name] = LayerStatistics(ones, none, gram, 0)
                 continue
             if not keys:
                 raise PruningError(
@@ -204,9 +216,12 @@ def _total(parts: list[LayerStatistics]) -> LayerStatistics:
     if len(parts) == 1:
         return parts[0]
     squares = torch.stack([in_double(part.input_norm).square() for part in parts]).sum(dim=0)  # [in]
+    tokens = sum(part.tokens for part in parts)
+    sums = torch.stack([in_double(part.input_mean) * part.tokens for part in parts]).sum(dim=0)  # [in]
     grams = [part.gram for part in parts if part.gram is not None]
     return LayerStatistics(
         squares.sqrt().float().to(parts[0].input_norm.device),
+        (sums / max(tokens, 1)).float().to(parts[0].input_mean.device),
         torch.stack(grams).sum(dim=0) if grams else None,
-        sum(part.tokens for part in parts),
+        tokens,
     )

@@ -15,7 +15,7 @@ from prunegpt.pruning.statistics.collect import block_statistics, evaluating
 from prunegpt.pruning.statistics.inputs import LayerStatistics
 from prunegpt.root import publishing, read_json, seal, whole, write_json
 
-_FORMAT = 2
+_FORMAT = 3
 _INDEX = "statistics.json"
 
 
@@ -72,6 +72,7 @@ class StatisticsStore:
             with safe_open(self.folder / file, framework="pt") as tensors:
                 found = LayerStatistics(
                     input_norm=tensors.get_tensor(f"{group}.input_norm").to(device),
+                    input_mean=tensors.get_tensor(f"{group}.input_mean").to(device),
                     gram=tensors.get_tensor(f"{group}.gram").to(device),
                     tokens=int(tensors.get_tensor(f"{group}.tokens")),
                 )
@@ -148,6 +149,7 @@ def _write_block(part: Mapping[str, LayerStatistics | None], folder: Path, file:
             assert statistics.gram is not None
             tensors[f"{group}.gram"] = statistics.gram.cpu()
             tensors[f"{group}.input_norm"] = statistics.input_norm.cpu()
+            tensors[f"{group}.input_mean"] = statistics.input_mean.cpu()
             tensors[f"{group}.tokens"] = torch.tensor(statistics.tokens)
         places[name] = (file, groups[id(statistics)])
     save_file(tensors, folder / file)

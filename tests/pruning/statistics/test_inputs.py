@@ -37,6 +37,8 @@ def test_statistics_are_those_of_the_inputs(
     for name, inputs in expected.items():
         torch.testing.assert_close(found[name].gram, inputs.t() @ inputs, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found[name].input_norm, inputs.norm(dim=0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[name].input_mean, inputs.mean(dim=0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[name].input_variance, inputs.var(dim=0, unbiased=False), rtol=1e-3, atol=1e-5)
         assert found[name].tokens == windows.numel()
 
 
@@ -49,6 +51,7 @@ def test_norms_alone_are_the_same(make_model: Make, windows: Tensor, family: str
         for name in whole:
             assert norms[name].gram is None
             torch.testing.assert_close(norms[name].input_norm, whole[name].input_norm, rtol=1e-4, atol=1e-5)
+            assert torch.equal(norms[name].input_mean, whole[name].input_mean)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,7 @@ def test_layers_that_only_sometimes_share_are_summed_right() -> None:
         assert found.gram is not None
         torch.testing.assert_close(found.gram, inputs.t() @ inputs)
         torch.testing.assert_close(found.input_norm, inputs.norm(dim=0))
+        torch.testing.assert_close(found.input_mean, inputs.mean(dim=0))
         assert found.tokens == inputs.shape[0]
 
 

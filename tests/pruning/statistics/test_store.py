@@ -27,6 +27,7 @@ def test_what_is_read_is_what_was_collected(make_model: Make, windows: Tensor, t
             found = store.layer(name)
             assert torch.equal(found.gram, expected.gram)
             assert torch.equal(found.input_norm, expected.input_norm)
+            assert torch.equal(found.input_mean, expected.input_mean)
             assert found.tokens == expected.tokens == windows.numel()
 
 
@@ -97,7 +98,7 @@ def test_what_is_no_store_is_said_to_be_none(make_model: Make, windows: Tensor, 
         list(store.blocks(["lm_head.weight"]))
     index = json.loads((store.folder / "statistics.json").read_text())
     (store.folder / "statistics.json").write_text(json.dumps(index | {"format": 99}))
-    with pytest.raises(PruningError, match=r"must be of format 2; those in .* are of 99"):
+    with pytest.raises(PruningError, match=r"must be of format 3; those in .* are of 99"):
         StatisticsStore(store.folder)
     (store.folder / "statistics.json").write_text("[" * 200_000)
     with pytest.raises(PruningError, match=r"must hold a readable statistics.json; .* nested too deep"):

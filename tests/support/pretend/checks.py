@@ -20,6 +20,7 @@ from prunegpt.lm.views import block_matrices
 from prunegpt.lm.windows import Windows
 from prunegpt.planning.resolve import plan_data
 from prunegpt.pruning.oneshot import prune_oneshot
+from prunegpt.pruning.refining.base import Refinement
 from prunegpt.root import Root
 from tests.support.pretend import device
 from tests.support.pretend.device import COUNTS, pretending
@@ -30,8 +31,9 @@ from tests.support.trained import VOCABULARY, fit, gpt2, llama
 FAMILIES = {"gpt2": gpt2, "llama": llama}
 
 
-def one_shot(family: str, method: str, **asked: Any) -> dict[str, Any]:
+def one_shot(family: str, method: str, refine: str = "", **asked: Any) -> dict[str, Any]:
     """A model pruned on the host and on the device: how many bits of masks differ, how far the weights do."""
+    asked |= {"refine": Refinement(refine)} if refine else {}
     windows = torch.randint(VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(1))
     here = FAMILIES[family]()
     there = copy.deepcopy(here)

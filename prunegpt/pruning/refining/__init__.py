@@ -1,0 +1,1 @@
+"""Refinements exchange weights of a mask for others, so that a layer loses less with as many zeros."""
