@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-_FEW = 16  # kept weights of a row whose partners are looked at at a time
-_PAIRS = 1 << 18  # pairs that are looked at at a time, so that they stay near a CPU's cache
+_FEW = 16  # kept weights of a row whose partners are tried at a time
+_PAIRS = 1 << 18  # pairs that are tried at a time, so that they stay near a CPU's cache
 _PAIRS_ACCELERATOR = 1 << 25
 _ROUNDING = 1e-6  # of a row's error: a change that is no gain
 
@@ -18,10 +18,10 @@ def swaps(
     2·w_p·c_p + w_p²·G_pp - 2·w_u·c_u + w_u²·G_uu - 2·w_p·w_u·G_pu. The pair with the least change is exchanged and c
     brought up to date, until no pair lowers the error.
 
-    Not every pair is looked at. What the exchanges of p come to at best is bounded by what they came to when they were
-    last looked at and by how far c has moved since; those of the 16 p with the lowest bounds are looked at, all
-    partners of each, and of more where none of them lowers the error. In rows of up to 16 weights that is the best
-    pair; in longer ones now and then another is exchanged before it, and in the end none is left that lowers the error.
+    Not every pair is tried. What the exchanges of p come to at best is bounded by what they came to when they were last
+    tried and by how far c has moved since. The 16 p with the lowest bounds are tried with all partners, and more of
+    them where no exchange of these lowers the error. In rows of up to 16 weights that finds the best pair; in longer
+    ones a pair that is nearly as good may come first. In the end no pair is left that lowers the error.
 
     Args:
         weight: [out, in].
