@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +37,21 @@ class DiskNeeds:
         return f"about {said} of models{rest}{checkpoints}; {in_bytes(self.free)} are free.{hint}"
 
 
-def disk_needs(trials: Sequence[tuple[TrialPlan, ModelFacts]], root: Root, keep: str) -> DiskNeeds:
-    """What these trials write: each stage that is not there yet publishes its model in float32, once."""
+def disk_needs(
+    trials: Sequence[tuple[TrialPlan, ModelFacts]], root: Root, keep: str, done: Callable[[str], bool]
+) -> DiskNeeds:
+    """What these trials write: each stage that is not there yet publishes its model in float32, once.
+
+    Args:
+        done: whether the stage of a key is computed already.
+    """
     sizes: dict[str, int | None] = {}
     running: list[int | None] = [0]
     for trial, facts in trials:
         known = facts.tensors
         size = None if known is None else 4 * sum(math.prod(shape) for shape in known.values())
         for stage in trial.stages:
-            if stage.kind != "load" and not root.is_published(stage.key):
+            if stage.kind != "load" and stage.key not in sizes and not done(stage.key):
                 sizes[stage.key] = size
                 running.append(None if size is None else models_on_disk(stage) * size)
     there = next(folder for folder in (root.path, *root.path.parents) if folder.exists())

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from prunegpt.memory import without_collector
 from prunegpt.root import Root
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from prunegpt.errors import Problem
     from prunegpt.spec.outline import Coverage
@@ -72,7 +73,8 @@ def check(
     known = [(found.trial, found.facts) for found in planner.chains.values() if found]
     coverages = {trial.name: covered for trial, facts in known if (covered := coverage_of(trial, facts))}
     unchecked += dict.fromkeys(text for _, facts in known if (text := unbuilt(facts)))
-    disk = disk_needs(known, root, plan.keep)
+    done = cache(root.is_published)
+    disk = disk_needs(known, root, plan.keep, done)
     suggested = [chain.trial for found in planner.searched.values() for chain in found]
     asked = {trial.name for trial in trials}
     notes = [
@@ -86,7 +88,7 @@ def check(
                 *(one for search in plan.searches if search.name in examples for one in planner.searched[search.index]),
             ],
             plan.launcher,
-            lambda key: root.is_published(key),
+            done,
         ),
     ]
     replaced = None
@@ -131,7 +133,7 @@ def check(
                 [
                     trial.name,
                     trial.label,
-                    _chain(trial, root),
+                    _chain(trial, done),
                     f"{coverages[trial.name].share:.1%}" if trial.name in coverages else "",
                     ", ".join(trial.teachers.values()),
                 ]
@@ -168,8 +170,8 @@ def _print_search(name: str, search: "SearchSpec", tokens: tuple[int, int] | Non
     print("." if count is None or high is None else f"; at most about {number(count * high + shared)} in all.")
 
 
-def _chain(trial: "TrialPlan", root: Root) -> str:
-    return " → ".join(f"{stage.kind}{'✓' if root.is_published(stage.key) else ''}" for stage in trial.stages)
+def _chain(trial: "TrialPlan", done: "Callable[[str], bool]") -> str:
+    return " → ".join(f"{stage.kind}{'✓' if done(stage.key) else ''}" for stage in trial.stages)
 
 
 def _uncovered(trials: "Sequence[TrialPlan]", coverages: "Mapping[str, Coverage]") -> list[str]:

@@ -1,6 +1,6 @@
 """What can be wrong with a trial although every field of it is well formed. Messages only; no torch."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.outlines import is_words, layer_sizes, narrowed, outline_of, stored_matrices, unbuilt
 from prunegpt.planning.rehearsed import refused
 from prunegpt.planning.sources import has_chat_template, has_tokenizer, no_tokenizer, quantised_by, quantised_problem
-from prunegpt.planning.texts import block_size_of
+from prunegpt.planning.texts import block_size_of, window_of
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.spec.adapter import adapter_problems
 from prunegpt.spec.evaluate import length_problem, threads_problem
@@ -106,6 +106,24 @@ def _measuring_problems(budget: BudgetSpec, facts: ModelFacts | None, launcher: 
             f"{budget.limit[0]} is measured on the machine that plans the sweep; launcher {launcher.kind} runs trials "
             "elsewhere. Find the size there by `prunegpt shrink`, and write it as layers or ffn.",
         )
+
+
+def evaluation_problems(
+    spec: TrialSpec, facts: ModelFacts | None, launcher: LauncherSpec, place: Callable[[EvaluateSpec], str]
+) -> Iterator[Message]:
+    """What does not fit between the evaluations of a trial, its model and where it will run.
+
+    Args:
+        place: the path of an evaluation in the trial.
+    """
+    for one in spec.evaluations:
+        if facts and one.speed and (message := length_problem(one.speed, facts.positions, facts.source)):
+            yield f"{place(one)}.speed", message
+        if one.speed and launcher.kind == "local" and (message := threads_problem(one.speed)):
+            yield f"{place(one)}.speed.threads", message
+        window = window_of(one, spec.data.block_size if spec.data else 0)
+        if facts and not one.skip and one.kind == "text" and (message := window_problem(facts, window)):
+            yield f"{place(one)}.block_size" if one.block_size else "data", message
 
 
 def chat_problems(spec: TrialSpec, facts: ModelFacts | None) -> Iterator[Message]:

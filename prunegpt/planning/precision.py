@@ -5,8 +5,10 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from prunegpt.spec.execution import LauncherSpec
+from prunegpt.spec.schema import TrialSpec
 
 _ASK = """
 from prunegpt.lm.device import memory_of, pick_device, pick_dtype
@@ -34,6 +36,16 @@ def resolved(precision: str, device: str, launcher: LauncherSpec) -> str:
     if launcher.kind != "local":
         return "bfloat16" if launcher.gpus else "float32"
     return precision_here()
+
+
+def precisions(spec: TrialSpec, launcher: LauncherSpec) -> dict[str, Any]:
+    """The fields of a trial that hold a precision, each resolved: its own and its evaluations."""
+    own = resolved(spec.precision, spec.device, launcher)
+    evaluate = tuple(
+        one.model_copy(update={"precision": resolved(one.precision or own, spec.device, launcher)})
+        for one in spec.evaluations
+    )
+    return {"precision": own, "evaluate": evaluate}
 
 
 def precision_here() -> str:

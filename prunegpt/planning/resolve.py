@@ -1,11 +1,11 @@
 """A checked spec becomes a plan: every trial a chain of stages with keys, teachers resolved, all problems listed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prunegpt.errors import Problem, PruneGPTError, SpecError
 from prunegpt.planning import checks
@@ -15,21 +15,29 @@ from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.inputs import planned_inputs
 from prunegpt.planning.opened import OpenedSpec
 from prunegpt.planning.outlines import before_each
-from prunegpt.planning.precision import resolved
+from prunegpt.planning.precision import precisions
 from prunegpt.planning.searches import plan_search, resolve_suggestion
 from prunegpt.planning.stages import StagePlace, next_stage, source_stage
 from prunegpt.planning.teachers import ResolvedTrial, beside, borrowed, reference_of, teacher_label, teacher_of
-from prunegpt.planning.texts import Texts, window_of, with_block_size
+from prunegpt.planning.texts import Texts, with_block_size
 from prunegpt.planning.whole import sweep_problems
 from prunegpt.root import Root
-from prunegpt.spec.evaluate import length_problem, threads_problem
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.expand import Configuration
 from prunegpt.spec.metrics import is_measured
 from prunegpt.spec.plan import PlannedEvaluation, SearchPlan, StagePlan, SweepPlan, TrialPlan
 from prunegpt.spec.read import plain_document, read_document
-from prunegpt.spec.schema import DataSpec, DistillSpec, EvaluateSpec, FinetuneSpec, ModelSpec
+from prunegpt.spec.schema import (
+    DataSpec,
+    DistillSpec,
+    EvaluateSpec,
+    FinetuneSpec,
+    ModelSpec,
+    StageConfig,
+)
 from prunegpt.spec.training_arguments import precision_problem
+
+Found = TypeVar("Found")
 
 
 def plan_file(
@@ -117,6 +125,7 @@ class Planner:
         self.chains: dict[str, ResolvedTrial | None] = {}
         self.searched: dict[int, list[ResolvedTrial]] = {}  # trial of the spec -> what was tried of its search
         self.implicit: dict[str, ResolvedTrial] = {}  # teachers that no trial is, by stage key
+        self._shared: dict[Hashable, Any] = {}  # what trials of a grid have in common, by what they say of it
         self.home = home or self
         if home is None:
             self.files = Files(root)
@@ -236,20 +245,32 @@ class Planner:
         """The resolved configuration, or what is wrong with it, which is noted nowhere."""
         before = len(self.opened.problems)
         chain = self.chain(item)
+        self._shared.clear()  # a search has no end of configurations
         problems = self.opened.problems[before:]
         del self.opened.problems[before:]
         del self.chains[item.name]
         return chain, problems
 
+    def _once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
+        """What is computed, once for equal keys; again where a problem was noted or raised: each trial has its own."""
+        if key not in self._shared:
+            before = len(self.opened.problems)
+            found = compute()
+            if len(self.opened.problems) > before:
+                return found
+            self._shared[key] = found
+        return self._shared[key]  # type: ignore[no-any-return]
+
     def _resolve(self, item: Configuration) -> ResolvedTrial | None:
         before = len(self.opened.problems)
+        frame = item.frame
         item = self._filled(item)
-        facts = self.model(item, item.spec.model, "model")
+        facts = self._once(("model", frame), lambda: self.model(item, item.spec.model, "model"))
         if facts and item.spec.data:
             filled = with_block_size(item.spec.data, facts.positions)
             item = replace(item, spec=item.spec.model_copy(update={"data": filled}))
         spec = item.spec
-        text = self.text(item, spec.data, spec.evaluations)
+        text = self._once(("text", frame), lambda: self.text(item, spec.data, spec.evaluations))
         known = (
             before_each(facts, [stage.shrink for stage in spec.stages]) if facts else [None] * (len(spec.stages) + 1)
         )
@@ -261,28 +282,26 @@ class Planner:
         }
         own = (None, item.name, item.group)
         named = [one for one in spec.evaluations if one.speed and one.speed.against not in own]
-        references = {one.called: reference_of(self, item, one, _place(item, one)) for one in named}
+        references = {one.called: reference_of(self, item, one, item.place_of(one)) for one in named}
         if facts is None or text is None or None in (*teachers.values(), *references.values()):
             return None
         data, evaluations = text
-        source = source_stage(facts, spec.precision, item.seed)
-        texts = replace(self.texts, writer=f"{source.key} {spec.precision}")
+        source = self._once(("source", frame, item.seed), lambda: source_stage(facts, spec.precision, item.seed))
         stages = [source]
-        for index, stage in enumerate(spec.stages):
+
+        def planned(config: StageConfig, teacher: str | None) -> StagePlan:
+            texts = replace(self.texts, writer=f"{source.key} {spec.precision}")
+            evaluated = evaluations[0]
             place = StagePlace(
-                stages[-1],
-                item.seed,
-                spec.device,
-                spec.precision,
-                spec.train,
-                data,
-                evaluations[0],
-                texts,
-                self.watched,
+                stages[-1], item.seed, spec.device, spec.precision, spec.train, data, evaluated, texts, self.watched
             )
-            teacher = teachers.get(index)
+            return next_stage(config, place, teacher)
+
+        for index, (stage, step) in enumerate(zip(spec.stages, item.steps, strict=True)):
+            teacher = taught.trial.key if (taught := teachers.get(index)) else None
+            key = ("stage", frame, item.seed, stages[-1].key, step, teacher)
             try:
-                stages.append(next_stage(stage.config, place, teacher.trial.key if teacher else None))
+                stages.append(self._once(key, partial(planned, stage.config, teacher)))
             except (PruneGPTError, OSError) as error:
                 self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))
         if len(self.opened.problems) > before:
@@ -305,21 +324,16 @@ class Planner:
 
     def _filled(self, item: Configuration) -> Configuration:
         """The configuration with recipes, measured curves and precision filled in; what is wrong is noted."""
-        stages = list(item.spec.stages)
-        for index, stage in enumerate(stages):
+        spec, known = item.spec, (self.texts.base, self.home.files, self.home.curves)
+        stages = list(spec.stages)
+        for index, (stage, step) in enumerate(zip(spec.stages, item.steps, strict=True)):
             try:
-                config = filled(stage.config, self.texts.base, self.home.files, self.home.curves)
+                config = self._once(("filled", step), partial(filled, stage.config, *known))
                 stages[index] = stage.filled(config)
             except (PruneGPTError, OSError) as error:
                 self.opened.note(item, f"stages.{index}.{stage.kind}", str(error))
-        spec = item.spec
-        precision = resolved(spec.precision, spec.device, self._launcher)
-        evaluate = tuple(
-            one.model_copy(update={"precision": resolved(one.precision or precision, spec.device, self._launcher)})
-            for one in spec.evaluations
-        )
-        update = {"stages": tuple(stages), "precision": precision, "evaluate": evaluate}
-        return replace(item, spec=spec.model_copy(update=update))
+        update = self._once(("precision", item.frame), lambda: precisions(spec, self._launcher))
+        return replace(item, spec=spec.model_copy(update={**update, "stages": tuple(stages)}))
 
     @property
     def _launcher(self) -> LauncherSpec:
@@ -333,24 +347,18 @@ class Planner:
             known: what is known of the model before each stage.
         """
         spec = item.spec
-        block_size = spec.data.block_size if spec.data else 0
-        for one in spec.evaluations:
-            window = window_of(one, block_size)
-            if facts and one.speed and (message := length_problem(one.speed, facts.positions, facts.source)):
-                self.opened.note(item, f"{_place(item, one)}.speed", message)
-            if one.speed and self._launcher.kind == "local" and (message := threads_problem(one.speed)):
-                self.opened.note(item, f"{_place(item, one)}.speed.threads", message)
-            wrong = facts and not one.skip and one.kind == "text" and checks.window_problem(facts, window)
-            if wrong:
-                self.opened.note(item, f"{_place(item, one)}.block_size" if one.block_size else "data", wrong)
+        found = checks.evaluation_problems(spec, facts, self._launcher, item.place_of)
+        for path, told in self._once(("evaluations", item.frame), partial(tuple, found)):
+            self.opened.note(item, path, told)
         trains = (facts and facts.builtin) or any(isinstance(stage.config, FinetuneSpec) for stage in spec.stages)
         if trains and (message := precision_problem(spec.device, spec.precision)):
             self.opened.note(item, "precision", message)
         for path, message in checks.chat_problems(spec, facts):
             self.opened.note(item, path, message)
         for index, stage in enumerate(spec.stages):
-            for path, message in checks.stage_problems(stage.config, known[index], spec, self._launcher):
-                self.opened.note(item, f"stages.{index}.{stage.kind}.{path}".rstrip("."), message)
+            within = checks.stage_problems(stage.config, known[index], spec, self._launcher)
+            for path, told in self._once(("problems", item.frame, item.steps[: index + 1]), partial(tuple, within)):
+                self.opened.note(item, f"stages.{index}.{stage.kind}.{path}".rstrip("."), told)
 
     def trial(
         self,
@@ -426,12 +434,5 @@ class Planner:
             try:
                 found.append(self.texts.evaluation(located, one))
             except (PruneGPTError, OSError) as error:
-                self.opened.note(item, _place(item, one), str(error))
+                self.opened.note(item, item.place_of(one), str(error))
         return (located, found) if len(found) == len(evaluations) else None
-
-
-def _place(item: Configuration, evaluate: EvaluateSpec) -> str:
-    """The path of an evaluation in a trial."""
-    written = item.merged.get("evaluate")
-    names = [EvaluateSpec.model_validate(one).called for one in written] if isinstance(written, list) else []
-    return f"evaluate.{names.index(evaluate.called)}" if evaluate.called in names else "evaluate"

@@ -5,11 +5,13 @@ A trial with `search` gives none; it is a template, and each suggestion fills it
 
 import copy
 import itertools
+import json
 import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from sys import intern
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,12 +23,13 @@ from prunegpt.spec.naming import trial_name
 from prunegpt.spec.paths import set_path
 from prunegpt.spec.problems import messages_of
 from prunegpt.spec.read import Document
-from prunegpt.spec.schema import TrialSpec
+from prunegpt.spec.schema import EvaluateSpec, TrialSpec
 from prunegpt.spec.search import Dimension, SearchSpec
 from prunegpt.spec.space import assigned, is_active, ordered
 
 MAX_TRIALS = 10_000  # in one sweep
 _TOO_MANY = f"a sweep may have {MAX_TRIALS} trials; it has more. Split it, or vary less."
+_OWN = frozenset({"name", "seeds", "stages"})  # of a trial, beside what trials of a grid may share
 _TEXT_SOURCE = ("path", "files", "name", "revision", "text_column", "tokens")
 
 
@@ -41,6 +44,14 @@ class Configuration:
     spec: TrialSpec
     merged: Mapping[str, Any]  # the same as plain data
     swept: Mapping[str, Any]
+    frame: str  # all of it but its name, seed and stages, as text
+    steps: tuple[str, ...]  # its stages likewise
+
+    def place_of(self, evaluate: EvaluateSpec) -> str:
+        """The path of an evaluation in the trial."""
+        written = self.merged.get("evaluate")
+        names = [EvaluateSpec.model_validate(one).called for one in written] if isinstance(written, list) else []
+        return f"evaluate.{names.index(evaluate.called)}" if evaluate.called in names else "evaluate"
 
 
 @dataclass(frozen=True)
@@ -155,8 +166,10 @@ def _configured(
             for place, message in messages_of(error, TrialSpec, data)
         ]
     names = [group] if len(spec.seeds) == 1 else [f"{group}@{seed}" for seed in spec.seeds]
+    frame = intern(json.dumps({name: value for name, value in data.items() if name not in _OWN}, default=repr))
+    steps = tuple(intern(json.dumps(stage, default=repr)) for stage in data.get("stages", ()))
     return [
-        Configuration(index, group, name, seed, spec, {**data, "seeds": [seed]}, dict(swept))
+        Configuration(index, group, name, seed, spec, {**data, "seeds": [seed]}, dict(swept), frame, steps)
         for name, seed in zip(names, spec.seeds, strict=True)
     ], []
 

@@ -160,8 +160,10 @@ class TrialPlan(Part):
     @property
     def evaluations(self) -> tuple[PlannedEvaluation, ...]:
         """All that is measured, the first perplexity first."""
-        first = () if self.evaluate.skip else (PlannedEvaluation(evaluate=self.evaluate, key=self.evaluation_key),)
-        return (*first, *self.also)
+        if self.evaluate.skip:
+            return self.also
+        first = PlannedEvaluation.model_construct(evaluate=self.evaluate, key=self.evaluation_key)  # both were checked
+        return (first, *self.also)
 
     def evaluations_after(self, stage: str) -> tuple[PlannedEvaluation, ...]:
         """What is measured of the model of a stage, by its key."""

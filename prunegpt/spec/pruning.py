@@ -63,7 +63,8 @@ def prune_problems(
         names, wrong = select_names(matrices, targets=prune.targets, layers=prune.layers, exclude=prune.exclude)
         yield from (("", message) for message in wrong)
         if not wrong:
-            chosen = [matrix for matrix in matrices if matrix.name in set(names)]
+            selected = set(names)
+            chosen = [matrix for matrix in matrices if matrix.name in selected]
     try:
         method, spread = method_entry(prune.method), allocation_entry(prune.allocation)
     except UnknownPartError as error:  # a plug-in that does not load

@@ -254,8 +254,9 @@ class Counting:
             for one in trial.evaluations
             if one.evaluate.kind == "text"
         }
+        last = {trial.key for trial in trials}
         for (key, evaluation_key), (stage, one, model) in distinct.items():
-            after = one.evaluate.after_each or any(trial.key == key for trial in trials)
+            after = one.evaluate.after_each or key in last
             if not self.root.is_measured(key, evaluation_key):
                 times = 0 if self.root.is_published(key) else self.evaluations(stage)
                 tokens = self.evaluation(one, model)
