@@ -41,6 +41,7 @@ def load_model(
     code_revision: str | None = None,
     attn_implementation: str | None = None,
     products: torch.dtype | None = None,
+    causal: bool = False,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, on its device.
 
@@ -58,6 +59,7 @@ def load_model(
         attn_implementation: eager, sdpa or another name that transformers knows.
         products: of what is float32 else, the dtype that the weights of products are held in, see `narrow_products`:
             a device never holds them in float32, nor the host where they are stored so.
+        causal: whether it is known to be, as what came of a model that was looked at; else two forward passes tell.
 
     Raises:
         ModelError: the source is missing, truncated, pickled, quantised, not a causal decoder, lacks weights, or
@@ -75,6 +77,7 @@ def load_model(
                 code_revision=code_revision,
                 attn_implementation=attn_implementation,
                 products=products,
+                causal=causal,
             )
     place = pick_device(device) if isinstance(device, str) else device
     kind = pick_dtype(dtype, place) if isinstance(dtype, str) else dtype
@@ -119,8 +122,9 @@ def load_model(
     if getattr(model.config, "rescale_every", 0):
         model.config.rescale_every = 0  # RWKV halves weights in place for float16, and would be saved with them halved
     model = read_text(_owned(model.to(place)).eval())
-    with torch.autocast(place.type, products, enabled=products is not None):
-        check_causal(source, model)
+    if not causal:
+        with torch.autocast(place.type, products, enabled=products is not None):
+            check_causal(source, model)
     return model
 
 

@@ -22,6 +22,7 @@ from prunegpt.lm.multimodal import processor_files
 from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.memory import give_back
 from prunegpt.planning.checks import vocabulary_problem
+from prunegpt.planning.fingerprint import Files
 from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.sources import MASKS, model_files, origin, weights_on_disk
 from prunegpt.pruning.masks import load_masks, save_masks
@@ -35,6 +36,7 @@ from prunegpt.training.job import JOB
 
 LAYERS = "layers.json"
 TOKENIZER_CACHE = "tokenizers"
+_FILES = Files(None)  # hashes of the models that this process has read: each is verified once while nobody writes to it
 
 
 @contextmanager
@@ -144,7 +146,7 @@ def load(
             "trial that makes it, first."
         )
     folder = root.stage(key)
-    changed = damage(folder, deep=True)
+    changed = damage(folder, deep=True, content=_FILES.hash)
     if changed:
         raise ModelError(
             f"a stage must be as it was published; {changed[0].file} of {folder} is {changed[0].what}. `prunegpt "
@@ -166,10 +168,10 @@ def load(
     }
     if model.trust_remote_code:
         with inputs.reading(model_files(model)):
-            loaded = load_model(stored, **given, **_options(model), code=model.source)
+            loaded = load_model(stored, **given, **_options(model), code=model.source, causal=True)
         reader = tokenizer(root, model, inputs)
     else:
-        loaded = load_model(stored, **given)
+        loaded = load_model(stored, **given, causal=True)
         reader = load_tokenizer(stored)
     return ModelState(
         loaded, reader, _pruned(folder), processor=processor_files(stored), layers=_layers(folder / LAYERS)

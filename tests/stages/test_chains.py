@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from prunegpt.errors import ModelError
 from prunegpt.planning.inputs import Inputs
 from prunegpt.points import Point
 from prunegpt.pruning.masks import load_masks
 from prunegpt.pruning.oneshot import prune_oneshot
 from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS
-from prunegpt.root import Root
+from prunegpt.root import Root, sha256
 from prunegpt.spec.schema import ModelSpec
 from prunegpt.stages import cache
 from prunegpt.sweep.live import eta_of
@@ -131,6 +133,30 @@ def test_hardness_zero_is_plain_fine_tuning_bit_for_bit(run_trials: RunTrials, t
     first, second = (dict(state.model.named_parameters()) for state in states)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_published_model_is_verified_once_in_a_process_and_again_where_it_changed(
+    run_trials: RunTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = run_trials(FINETUNED)["finetuned"].stages[-1].key
+    root, cpu, read = Root(tmp_path / "runs"), torch.device("cpu"), Counter[str]()
+
+    def counting(path: Path) -> str:
+        read[path.name] += 1
+        return sha256(path)
+
+    monkeypatch.setattr("prunegpt.root._SMALL", 0)
+    monkeypatch.setattr("prunegpt.planning.fingerprint.SETTLED", 0)  # as if it had been written some time ago
+    monkeypatch.setattr("prunegpt.planning.fingerprint.sha256", counting)
+    monkeypatch.setattr("prunegpt.lm.models.check_causal", lambda *_: pytest.fail("what we published was looked at"))
+    for _ in range(2):
+        cache.load(root, key, ModelSpec(source="unused"), Inputs(None), device=cpu)
+    assert read["model.safetensors"] == 1
+    assert set(read.values()) == {1}
+    weights = root.stage(key) / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(ModelError, match=r"must be as it was published; model/model.safetensors of .* is changed"):
+        cache.load(root, key, ModelSpec(source="unused"), Inputs(None), device=cpu)
 
 
 @pytest.mark.parametrize("keep", [True, False])
