@@ -19,15 +19,15 @@ def test_the_list_of_templates_is_whole() -> None:
 
 
 @pytest.mark.parametrize("kind", names())
-def test_a_template_passes_the_check(invoke: Invoke, tmp_path: Path, kind: str) -> None:
+def test_a_template_passes_the_check(invoke: Invoke, tmp_path: Path, counted: Path, kind: str) -> None:
     said = invoke("init", kind, tmp_path / "a b" / f"my {kind}.yaml")
     spec = tmp_path / "a b" / f"my {kind}.yaml"
     assert "Next: prunegpt sweep check" in said
-    checked = invoke("sweep", "check", spec)
+    checked = invoke("sweep", "check", spec, "--root", counted)
     assert f"my-{kind}" in checked
     assert "not checked" not in checked
     if "max_steps" in spec.read_text():  # as its comment offers
-        assert f"my-{kind}" in invoke("sweep", "check", spec, "--set", "base.train.max_steps=7")
+        assert f"my-{kind}" in invoke("sweep", "check", spec, "--root", counted, "--set", "base.train.max_steps=7")
     assert len(re.findall(r"(?m)#", spec.read_text())) >= 5
     assert "already" in invoke("init", kind, spec, fails=True)
 

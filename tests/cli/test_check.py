@@ -71,19 +71,13 @@ COUNTED = {
 assert COUNTED
 
 
-@pytest.fixture(scope="module")
-def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root that keeps what was tokenised to be counted."""
-    return tmp_path_factory.mktemp("counted")
-
-
 def check(path: Path, root: Path, *arguments: str) -> Any:
     return CliRunner().invoke(app, ["sweep", "check", str(path), "--root", str(root), *arguments])
 
 
-def assert_run_refuses(path: Path, told: str, folder: Path) -> None:
+def assert_run_refuses(path: Path, told: str, counted: Path, folder: Path) -> None:
     """A run refuses what the check refuses, in the same words, and has begun nothing."""
-    root = folder / "runs"
+    root = Path(shutil.copytree(counted, folder / "runs"))
     with pytest.raises(SpecError) as refused:
         CliRunner().invoke(app, ["sweep", "run", str(path), "--root", str(root)], catch_exceptions=False)
     assert str(refused.value) == told
@@ -104,7 +98,7 @@ def test_what_counting_shows_is_told_at_the_trial(
     assert f"line 9: trials.1.stages.1.{field}: " in told
     assert message in told
     assert "1 problem\n" in told
-    assert_run_refuses(path, told, tmp_path)
+    assert_run_refuses(path, told, counted, tmp_path)
 
 
 @pytest.mark.parametrize("mode", CALIBRATION_MODES.names())
@@ -247,7 +241,7 @@ def test_a_search_none_of_whose_trials_can_run_is_refused(tmp_path: Path, counte
     )
     told = refusal(path, counted)
     assert "pruning must end before training does" in told
-    assert_run_refuses(path, told, tmp_path)
+    assert_run_refuses(path, told, counted, tmp_path)
 
 
 def test_files_that_are_there_are_counted_whatever_is_declared(tmp_path: Path, counted: Path) -> None:

@@ -83,6 +83,12 @@ def text_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return files
 
 
+@pytest.fixture(scope="session")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root for checks alone: it keeps what datasets come to."""
+    return tmp_path_factory.mktemp("counted")
+
+
 @pytest.fixture
 def spec(model_folder: Path, text_files: dict[str, str]) -> dict[str, Any]:
     """A sweep of every kind of stage, as plain data."""

@@ -1,5 +1,6 @@
 """A root with every kind of trial, and clients of its dashboard."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +18,16 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Root:
     return make_root(tmp_path_factory.mktemp("kept") / "runs")
 
 
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a root of one's own begins as; nobody opens it."""
+    return make_root(tmp_path_factory.mktemp("untouched") / "runs").path
+
+
 @pytest.fixture
-def made(tmp_path: Path) -> Root:
+def made(untouched: Path, tmp_path: Path) -> Root:
     """A root of one's own."""
-    return make_root(tmp_path / "runs")
+    return Root(Path(shutil.copytree(untouched, tmp_path / "runs")))
 
 
 @pytest.fixture(scope="session")
