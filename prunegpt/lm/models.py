@@ -59,7 +59,7 @@ def load_model(
         attn_implementation: eager, sdpa or another name that transformers knows.
         products: of what is float32 else, the dtype that the weights of products are held in, see `narrow_products`:
             a device never holds them in float32, nor the host where they are stored so.
-        causal: whether it is known to be, as what came of a model that was looked at; else two forward passes tell.
+        causal: whether it is known to be, as a stage of a model that was checked is; else two forward passes check it.
 
     Raises:
         ModelError: the source is missing, truncated, pickled, quantised, not a causal decoder, lacks weights, or
