@@ -37,7 +37,7 @@ from prunegpt.spec.schema import (
 )
 from prunegpt.spec.training_arguments import precision_problem
 
-Shared = TypeVar("Shared")
+Computed = TypeVar("Computed")
 
 
 def plan_file(
@@ -251,7 +251,7 @@ class Planner:
         del self.chains[item.name]
         return chain, problems
 
-    def _once(self, key: Hashable, compute: Callable[[], Shared]) -> Shared:
+    def _once(self, key: Hashable, compute: Callable[[], Computed]) -> Computed:
         """What is computed, once for equal keys; again where a problem was noted or raised: each trial has its own."""
         if key not in self._shared:
             before = len(self.opened.problems)
