@@ -85,6 +85,10 @@ class PruningError(PruneGPTError):
     """A pruning request that the model or the numbers do not allow."""
 
 
+class StreamingError(PruningError):
+    """The decoder layers of a model cannot be run one at a time by themselves; nothing is pruned yet."""
+
+
 class MaskDriftError(PruningError):
     """A weight that should be zero is not, or a tensor that should be untouched has changed."""
 

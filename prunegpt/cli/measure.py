@@ -205,7 +205,8 @@ def open_model(
     if result is None or result.final is None:
         _check_hub(source, root)
         given = ModelSpec(source=source, trust_remote_code=trust_remote_code)
-        return cache.source(root, given, Inputs(None), device=where, as_stored=as_stored, products=products)
+        weights = None if as_stored else torch.float32
+        return cache.source(root, given, Inputs(None), device=where, dtype=weights, products=products)
     plan = result.plan
     if plan.model.trust_remote_code and not trust_remote_code:
         raise untrusted(source, [plan.model.source])

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prunegpt.cli.options import number
 from prunegpt.cli.tables import print_table
 from prunegpt.errors import PruneGPTError
 from prunegpt.lm.skeleton import build_empty
-from prunegpt.lm.views import decoder_blocks, outline
+from prunegpt.lm.views import decoder_blocks, memory_sizes, outline
 from prunegpt.planning import checks
 from prunegpt.planning.facts import ModelFacts, model_facts
 from prunegpt.planning.fingerprint import Files
-from prunegpt.planning.memory import EVALUATED, Memory, Sizes
+from prunegpt.planning.memory import EVALUATED, Memory
 from prunegpt.spec.methods import method_entry
 from prunegpt.spec.names import Matrix
 from prunegpt.spec.outline import Coverage, Outline
@@ -93,25 +95,23 @@ def _problems(facts: ModelFacts) -> Iterator[str]:
         yield "no tokenizer.json was found: a tokenizer of another format is tried when the model is loaded"
 
 
-def memory_sizes(found: Outline, config: Any) -> Sizes:
-    """What memory depends on of a model with that outline and config."""
-    text = config.get_text_config()
-    active = getattr(text, "num_experts_per_tok", None) or 1
-    return Sizes.of(found, width=text.hidden_size, vocabulary=text.vocab_size, active=active)
-
-
 def _memory(found: Outline, config: Any, asked: Asked, length: int) -> dict[str, int]:
-    """Bytes on an accelerator by what is done, in float32 unless its name has another precision."""
+    """Bytes on an accelerator by what is done, in float32 unless its name has another precision.
+
+    One-shot pruning is in the dtype that the model is stored in, as that of sweeps is.
+    """
     memory, half = Memory(sizes := memory_sizes(found, config)), Memory(sizes, half=True)
+    stored = Memory(sizes, stored=(config.dtype or torch.float32).itemsize)
     tokens = asked.batch * length
+    solving = "sparsegpt", method_entry("sparsegpt").needs, asked.windows, length
     return {
         "evaluation": memory.evaluation(max(EVALUATED, length)),
         "evaluation in bfloat16": half.evaluation(max(EVALUATED, length), alone=True),
         **{
-            name: memory.one_shot(name, method_entry(name).needs, asked.windows, length)
+            name: stored.one_shot(name, method_entry(name).needs, asked.windows, length)
             for name in ("magnitude", "wanda", "sparsegpt", "taylor")
         },
-        "sparsegpt streamed": memory.streamed(asked.windows, length),
+        "sparsegpt streamed": stored.streamed(*solving),
         "training": memory.training(tokens),
         "distillation": memory.training(tokens, distilled=memory.weights),
         "training in bfloat16": half.training(tokens),

@@ -70,6 +70,17 @@ def memory_of(device: torch.device) -> int:
     return int(getattr(torch, device.type).get_device_properties(device).total_memory)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of an accelerator's memory that nobody holds; None of the CPU, and of Metal, which has the host's.
+
+    What this process has freed and keeps for itself is free.
+    """
+    if device.type not in ("cuda", "xpu"):
+        return None
+    part = getattr(torch, device.type)
+    return int(part.mem_get_info(device)[0] + part.memory_reserved(device) - part.memory_allocated(device))
+
+
 def overlooked(device: torch.device) -> str:
     """What to say where a trial was given GPUs and runs on the CPU; empty where it is as it should be."""
     given = [(name, os.environ[name]) for name in _ASSIGNED if os.environ.get(name, "-1") not in ("", "-1")]

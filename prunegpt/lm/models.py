@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -25,9 +24,7 @@ from prunegpt.lm.located import explained, locate
 from prunegpt.lm.multimodal import auto_class, read_text
 from prunegpt.lm.unpack import PackedError, unpack
 from prunegpt.planning import hub
-from prunegpt.planning.sources import PACKED, WEIGHTS, find_local, weight_files
-
-_STORED = {torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors call them
+from prunegpt.planning.sources import PACKED, STORED, WEIGHTS, find_local, stored_kinds, weight_files
 
 
 def load_model(
@@ -168,11 +165,7 @@ def stored_alike(name: str, dtype: torch.dtype, revision: str | None = None) -> 
         files = weight_files(place) if place else []
     except ModelError:  # the config alone is here so far
         return False
-    found: set[str] = set()
-    for file in files:
-        with safe_open(file, framework="pt") as stored:
-            found |= {stored.get_slice(key).get_dtype() for key in stored.keys()}  # noqa: SIM118
-    return found == {_STORED[dtype]} if dtype in _STORED else False
+    return stored_kinds(files) == {STORED.get(str(dtype).removeprefix("torch."))}
 
 
 def _keep_its_head(model: PreTrainedModel) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunegpt.errors import ModelError, PruningError
+from prunegpt.planning.memory import Sizes
 from prunegpt.spec.names import Matrix, select_names
 from prunegpt.spec.outline import Outline
 
@@ -323,3 +324,10 @@ def _is_router(name: str, outputs: int, experts: frozenset[int]) -> bool:
     `gate` is as wide as the model, and a projection like others.)
     """
     return not _ROUTERS.isdisjoint(name.split(".")[-2:]) and (outputs == 1 or outputs in experts)
+
+
+def memory_sizes(found: Outline, config: Any) -> Sizes:
+    """What memory depends on of a model with that outline and config."""
+    text = config.get_text_config()
+    active = getattr(text, "num_experts_per_tok", None) or 1
+    return Sizes.of(found, width=text.hidden_size, vocabulary=text.vocab_size, active=active)

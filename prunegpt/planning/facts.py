@@ -12,13 +12,17 @@ from prunegpt.planning import hub
 from prunegpt.planning.corpus import TEXT_SUFFIXES, begins_with_mark, column_in, kind_of, local_splits
 from prunegpt.planning.fingerprint import Files, digest
 from prunegpt.planning.sources import (
+    FLOAT32,
+    STORED,
     TOKENIZER,
     TOKENIZER_CONFIG,
     find_local,
     is_path,
     model_files,
     model_place,
+    origin,
     refuse_adapter,
+    stored_kinds,
     tensor_shapes,
     tokenizer_files,
     weight_files,
@@ -47,6 +51,19 @@ class ModelFacts:
     @property
     def builtin(self) -> bool:
         return is_builtin(self.source)
+
+    @cached_property
+    def stored(self) -> str:
+        """The dtype of its weights, where all are bfloat16 or all float16; float32 of any other.
+
+        Of a model of the hub its config says it, whether its files are here or not: a plan must not depend on that.
+        """
+        if self.builtin or self.model.weights == "random":
+            return FLOAT32
+        said, _ = origin(self.model)
+        place = Path(self.model.source)
+        plain = said != FLOAT32 and place.is_dir()
+        return FLOAT32 if plain and stored_kinds(weight_files(place)) != {STORED[said]} else said
 
     @cached_property
     def vocabulary(self) -> Mapping[str, int] | None:

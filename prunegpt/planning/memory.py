@@ -13,7 +13,6 @@ from prunegpt.registry import ACTIVATIONS, GRADIENTS
 from prunegpt.spec.names import Matrix, parameter_of
 from prunegpt.spec.outline import Outline
 
-GRAM = frozenset({"gram"})
 FLOAT, HALF = 4, 2  # bytes of a number
 CALIBRATED = {"cpu": 2**11, "cuda": 2**14}  # tokens that are calibrated on at a time, by device
 EVALUATED = 2**11  # tokens that are evaluated on at a time, at least
@@ -169,10 +168,12 @@ class Memory:
             kept += 4 * windows * length * self.sizes.width  # hidden states, likewise
         return self.weights + most + (kept if self.device == "cpu" else 0)
 
-    def streamed(self, windows: int, length: int) -> int:
-        """Of the same by SparseGPT on a device that holds one layer at a time."""
-        most = max(self._solving(""), self._calibrating(windows, length, GRAM))
-        return self.stored * self.sizes.layer + most
+    def streamed(self, method: str, needs: frozenset[str], windows: int, length: int) -> int:
+        """Of the same on a device that holds one layer at a time."""
+        if not needs & ACTIVATIONS:
+            return 0  # scored on the host
+        most = self._solving(method) if "gram" in needs else 17 * self.sizes.largest
+        return self.stored * self.sizes.layer + max(most, self._calibrating(windows, length, needs))
 
     def _calibrating(self, windows: int, length: int, needs: frozenset[str]) -> int:
         """Inputs of a layer's matrices, and what the layer holds beside them, of the tokens that are run at a time.

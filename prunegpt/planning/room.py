@@ -1,5 +1,6 @@
 """Whether the stages of a trial fit the memory that it would get, by the estimates of `planning.memory`."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -17,10 +18,11 @@ from prunegpt.planning.teachers import ResolvedTrial
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.methods import statistics_of
 from prunegpt.spec.plan import PlannedEvaluation, StagePlan
+from prunegpt.spec.streaming import unstreamed
 
 _HINTS = {
     "evaluation": "Set evaluate.batch_size, or precision: bfloat16.",
-    "prune": "Use `prunegpt prune --stream` for it, or fewer calibration windows.",
+    "prune": "Use fewer calibration windows, or a method that goes layer by layer, without stream: false.",
     "training": "Lower per_device_train_batch_size with more gradient_accumulation_steps, or set "
     "gradient_checkpointing, precision: bfloat16 or an adapter.",
 }
@@ -70,11 +72,14 @@ def sizes_of(facts: ModelFacts | None) -> Sizes | None:
     return Sizes.of(known, width=facts.width, vocabulary=facts.embedding_rows, active=active if active else 1)
 
 
-def needs(found: ResolvedTrial, launcher: LauncherSpec, device: str) -> Iterator[tuple[StagePlan, str, int]]:
+def needs(
+    found: ResolvedTrial, launcher: LauncherSpec, device: str, size: float = math.inf
+) -> Iterator[tuple[StagePlan, str, int]]:
     """What the stages of a trial take at their peak, in bytes, with the job: evaluation, prune or training.
 
     Args:
         device: cuda, for any accelerator, or cpu.
+        size: bytes of the device: pruning that takes more is streamed where it can be.
     """
     trial = found.trial
     half = trial.precision in ("bfloat16", "float16")
@@ -83,7 +88,8 @@ def needs(found: ResolvedTrial, launcher: LauncherSpec, device: str) -> Iterator
     for stage, before, after in zip(trial.stages, shapes, shapes[1:], strict=False):
         given, left = sizes_of(before), sizes_of(after)
         if given is not None:
-            yield from _computing(stage, Memory(given, half, device), teachers.get(stage.teacher or ""), launcher)
+            memory, teacher = Memory(given, half, device), teachers.get(stage.teacher or "")
+            yield from _computing(stage, memory, teacher, launcher, size)
         for one in trial.evaluations_after(stage.key) if left else ():
             if one.evaluate.kind == "text":
                 assert left is not None
@@ -100,13 +106,16 @@ def _at_once(planned: PlannedEvaluation) -> int:
 
 
 def _computing(
-    stage: StagePlan, memory: Memory, teacher: Sizes | None, launcher: LauncherSpec
+    stage: StagePlan, memory: Memory, teacher: Sizes | None, launcher: LauncherSpec, room: float
 ) -> Iterator[tuple[StagePlan, str, int]]:
     calibration = stage.calibration
     if stage.prune and calibration:
         wanted = statistics_of(stage.prune)
-        size = memory.one_shot(stage.prune.method, wanted, calibration.windows, calibration.length or 1)
-        yield stage, "prune", size
+        stored = Memory(memory.sizes, device=memory.device, stored=FLOAT if stage.storage == "float32" else HALF)
+        asked = stage.prune.method, wanted, calibration.windows, calibration.length or 1
+        size, stream = stored.one_shot(*asked), stage.prune.stream
+        may = stream is not False and memory.device == "cuda" and not unstreamed(stage.prune)
+        yield stage, "prune", stored.streamed(*asked) if may and (stream is True or size > room) else size
     batch = 0
     if stage.training:
         with suppress(LaunchError):  # sequences that processes cannot share evenly, which the launch reports
@@ -140,7 +149,7 @@ def room_notes(known: Sequence[ResolvedTrial], launcher: LauncherSpec, done: Cal
     rooms = {device: room_for(device, launcher) for device in {found.trial.device for found in known}}
     for found in known:
         room = rooms[found.trial.device]
-        for stage, job, size in needs(found, launcher, room.device) if room else ():
+        for stage, job, size in needs(found, launcher, room.device, room.size) if room else ():
             if room and size > room.size and not done(stage.key):
                 what = f"evaluating after {stage.kind}" if job == "evaluation" else stage.kind
                 text = f"{what} takes about {in_bytes(size)} by estimate, and there are {room}. {_HINTS[job]}"

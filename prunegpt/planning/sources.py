@@ -21,8 +21,9 @@ _CONFIG = "config.json"
 DEQUANTISED = ("mxfp4", "fp8")  # by transformers, on any device
 _QUANTISERS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 WEIGHTS = "model.safetensors"
-_FLOAT32, _DEQUANTISED = "float32", ", and were dequantised when they were loaded"
+FLOAT32, _DEQUANTISED = "float32", ", and were dequantised when they were loaded"
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+STORED = {"bfloat16": "BF16", "float16": "F16"}  # as safetensors call them
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LISTED = 5  # names in one message
 _SAMPLED = 64  # rows of a matrix that zeros are counted in
@@ -184,14 +185,14 @@ def origin(model: ModelSpec) -> tuple[str, tuple[str, ...]]:
     """The dtype that a model's weights are stored in, and what was done to them while they were loaded, in words."""
     place = None if is_builtin(model.source) else model_place(model.source)
     if place is not None and place.is_file():
-        return _FLOAT32, (f"the weights of {place.name} are stored as GGUF{_DEQUANTISED}",)
+        return FLOAT32, (f"the weights of {place.name} are stored as GGUF{_DEQUANTISED}",)
     file = place / _CONFIG if place else hub.cached_file(model.source, model.revision, _CONFIG)
     config = read_json(file) if file and file.is_file() else {}
     if method := quantised_by(config, place):
-        return _FLOAT32, (f"the weights are stored as {method}{_DEQUANTISED}",)
+        return FLOAT32, (f"the weights are stored as {method}{_DEQUANTISED}",)
     parts = [config, config.get("text_config") or {}]
     stored = [part.get(name) for part in parts for name in ("dtype", "torch_dtype")]
-    return next((kind for kind in stored if kind in ("float16", "bfloat16")), _FLOAT32), ()
+    return next((kind for kind in stored if kind in ("float16", "bfloat16")), FLOAT32), ()
 
 
 def weights_on_disk(model: ModelSpec) -> tuple[int | None, str]:
@@ -200,7 +201,7 @@ def weights_on_disk(model: ModelSpec) -> tuple[int | None, str]:
     if place is None and (config := hub.cached_file(model.source, model.revision, _CONFIG)):
         place = config.parent
     if place is None or place.is_file():
-        return (place.stat().st_size if place else None), "gguf" if place else _FLOAT32
+        return (place.stat().st_size if place else None), "gguf" if place else FLOAT32
     kind = quantised_by(read_json(place / _CONFIG), place) or origin(model)[0]
     return sum(file.stat().st_size for file in weight_files(place)), kind
 
@@ -288,6 +289,15 @@ def _counts(file: Path, gguf: Path) -> bool:
 def _hidden(below: Path) -> bool:
     """Whether a path is of a cache: hidden, or compiled by Python."""
     return any(part.startswith(".") or part == "__pycache__" for part in below.parts)
+
+
+def stored_kinds(files: Iterable[Path]) -> set[str]:
+    """The dtypes of the tensors in safetensors files, as those call them, read from their headers; no weight is."""
+    found: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="numpy") as stored:
+            found |= {stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+    return found
 
 
 def tensor_shapes(folder: Path, files: Sequence[Path]) -> dict[str, tuple[int, ...]]:

@@ -56,7 +56,8 @@ def source_stage(facts: ModelFacts, precision: str, seed: int) -> StagePlan:
     if model.weights == "random":
         return StagePlan(key=digest({**payload, "kind": "init", "seed": seed}), kind="init", model=model, seed=seed)
     if not facts.builtin:
-        return StagePlan(key=digest({**payload, "kind": "load"}), kind="load", model=model)
+        key = digest({**payload, "kind": "load"})
+        return StagePlan(key=key, kind="load", model=model, storage=facts.stored)
     key = digest({**payload, "kind": "pretrain", "precision": precision})
     return StagePlan(key=key, kind="pretrain", model=model, data=DataSpec(path="builtin:text"))
 
@@ -80,6 +81,8 @@ def next_stage(config: StageConfig, place: StagePlace, teacher: str | None = Non
 def _prune(config: PruneSpec, place: StagePlace) -> StagePlan:
     filled, text = _filled(config, place.data, place)
     payload = {**_common("prune", place), "prune": text}
+    if place.before.storage != "float32":  # which is computed in; of float32 keys are as they were before this
+        payload["storage"] = place.before.storage
     if method_entry(config.method).draws or config.repair:
         payload["seed"] = place.seed
     return StagePlan(
@@ -89,6 +92,7 @@ def _prune(config: PruneSpec, place: StagePlace) -> StagePlan:
         model=place.before.model,
         prune=filled,
         data=place.data,
+        storage=place.before.storage,
         seed=place.seed,
     )
 
@@ -109,6 +113,7 @@ def _shrink(config: ShrinkSpec, place: StagePlace) -> StagePlan:
         shrink=config.model_copy(update={"calibration": calibration}),
         measured_on=measured_on,
         data=place.data,
+        storage=place.before.storage,  # it leaves weights out and changes none: its key need not say
         seed=place.seed,
     )
 
@@ -163,7 +168,7 @@ def _common(kind: str, place: StagePlace) -> dict[str, Any]:
 
 def _filled(prune: PruneSpec, data: DataSpec, place: StagePlace) -> tuple[PruneSpec, dict[str, Any]]:
     """The pruning with its calibration data filled in, and the part that goes into the key."""
-    text = decisive(prune, ("refine", "repair", "mode"), without=("calibration", "propagate"))
+    text = decisive(prune, ("refine", "repair", "mode"), without=("calibration", "propagate", "stream"))
     if code := CodePart.of(prune.method):
         text["method"] = code.decisive
     if isinstance(prune.allocation, Mapping):

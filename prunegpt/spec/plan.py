@@ -47,6 +47,7 @@ class StagePlan(Part):
     measured_on: str = ""  # the machine whose times decide a shrink
     distill: DistillSpec | None = None
     data: DataSpec | None = None  # what is trained on
+    storage: Literal["float32", "bfloat16", "float16"] = "float32"  # dtype of the model that it publishes
     seed: int = 0
     neutral: Mapping[str, Any] = {}  # training arguments that do not decide the result, so are not in the key
 

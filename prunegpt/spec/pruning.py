@@ -36,6 +36,7 @@ from prunegpt.spec.patterns import Notation, read_pattern
 from prunegpt.spec.problems import option_problems
 from prunegpt.spec.schedules import Clock, clock_problem, interpolate
 from prunegpt.spec.schema import GradualSpec, PruneSpec
+from prunegpt.spec.streaming import unstreamed
 
 _TOLERANCE = 1e-6  # of sparsities
 _LOOKS = 64  # points at which the curve of a schedule is sampled
@@ -89,6 +90,8 @@ def prune_problems(
             "repair goes layer by layer, each repaired before the next is pruned; allocation global compares all "
             f"layers at once. Use {allocations(but=('global',))}.",
         )
+    if prune.stream is True and (problem := unstreamed(prune)):
+        yield "stream", problem
     if prune.repair and chosen is not None and (apart := [one.name for one in chosen if one.block is None]):
         yield (
             "repair",

@@ -85,6 +85,9 @@ class PruneSpec(Part):
     repair: RepairSpec | None = Field(
         None, description="train kept weights to give the dense layers' outputs: block, attention, mlp, sublayers"
     )
+    stream: bool | Literal["auto"] = Field(
+        "auto", description="one decoder layer at a time is on the device; auto: where the model does not fit it"
+    )
     options: Mapping[str, Scalar] = Field(
         {}, description="further arguments of the method, the allocation, the refinement or the mode"
     )
@@ -161,6 +164,10 @@ class GradualSpec(PruneSpec):
             raise ValueError("repair belongs to a prune stage; training repairs what it prunes by itself. Remove it.")
         if self.refine is not None:
             raise ValueError("refine belongs to a prune stage; in training masks are chosen by scores. Remove it.")
+        if self.stream != "auto":
+            raise ValueError(
+                f"stream belongs to a prune stage; training needs the whole model, got {self.stream}. Remove it."
+            )
         if self.end is not None and self.end < self.start:
             raise ValueError(f"end must not come before start; start is {self.start:g} and end {self.end:g}.")
         return self

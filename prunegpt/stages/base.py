@@ -69,6 +69,7 @@ class StageContext:
     stop: Callable[[], bool]
     teacher: Callable[[str], ModelState]  # the published model of a stage key
     products: torch.dtype | None = None  # of a stored model that is measured and nothing else
+    wanted: bool = True  # whether the model is measured or worked on once the stage is published
     micro_batch_divisor: int = 1  # see `planning.budget.micro_batch`
 
 

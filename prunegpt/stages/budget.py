@@ -28,11 +28,19 @@ def scope_of(spec: PruneSpec) -> Scope:
 
 
 def sparsities_of(
-    spec: PruneSpec, state: ModelState, views: Mapping[str, WeightView], calibration: Tensor | None
+    spec: PruneSpec,
+    state: ModelState,
+    views: Mapping[str, WeightView],
+    calibration: Tensor | None,
+    *,
+    place: torch.device | None = None,
 ) -> dict[str, float] | None:
     """Parameter name -> sparsity, where the allocation gives each tensor its own; None where all have the same.
 
     Every allocation goes this way, built in or plugged in: what it needs is put together, and its function called.
+
+    Args:
+        place: where decoder layers are run, one at a time, if not where the model is.
 
     Raises:
         PruningError: a pattern matches nothing, or the allocation lacks what it needs.
@@ -49,9 +57,9 @@ def sparsities_of(
         "sparsities": lambda: spec.allocation,
         "blocks": lambda: {name: view.block for name, view in views.items()},
         "outlier_ratios": lambda: _of_scores(
-            state, views, calibration, partial(outlier_ratio, **_of(options, "multiple"))
+            state, views, calibration, place, partial(outlier_ratio, **_of(options, "multiple"))
         ),
-        "median_scores": lambda: _of_scores(state, views, calibration, median_score),
+        "median_scores": lambda: _of_scores(state, views, calibration, place, median_score),
         "curves": lambda: _curves(spec),
     }
     allotted: dict[str, float] = ALLOCATIONS.load(name)(
@@ -76,6 +84,7 @@ def _of_scores(
     state: ModelState,
     views: Mapping[str, WeightView],
     calibration: Tensor | None,
+    place: torch.device | None,
     function: Callable[[list[Tensor]], float],
 ) -> dict[int, float]:
     """Decoder layer -> what a function makes of the scores |W| · ||X|| of its matrices, of the dense model."""
@@ -83,7 +92,7 @@ def _of_scores(
         raise PruningError("scores of decoder layers are of activations; there is no calibration data.")
     found: dict[int, float] = {}
     with torch.no_grad(), evaluating(state.model):
-        for group in block_statistics(state.model, views, calibration, gram=False, propagate=False):
+        for group in block_statistics(state.model, views, calibration, gram=False, propagate=False, place=place):
             scores: dict[int, list[Tensor]] = {}
             for name, inputs in group.items():
                 block = views[name].block

@@ -58,7 +58,9 @@ def publish(root: Root, plan: StagePlan, state: ModelState, stage: StageRecord) 
     again = root.lacks_model(plan.key)
     with publishing(root.stage(plan.key), replace=again) as folder:
         if plan.kind != "load":
-            save_model(state.model, state.tokenizer, folder / "model", processor=state.processor)
+            # A shrink is computed in float32, and changes no weight.
+            kept = plan.storage if plan.kind == "shrink" and plan.storage != "float32" else None
+            save_model(state.model, state.tokenizer, folder / "model", processor=state.processor, dtype=kept)
         if state.pruned.masks:
             save_masks(
                 state.pruned.masks,
@@ -127,14 +129,16 @@ def load(
     inputs: Inputs,
     *,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     products: torch.dtype | None = None,
 ) -> ModelState:
-    """The model of a published stage, in float32, with its masks.
+    """The model of a published stage, with its masks.
 
     Args:
         model: where its chain started, as the trial that asks says. A `load` stage keeps no weights: they are read
             there. Code that a model brings is run from there too, never from the root.
         inputs: what that trial may read.
+        dtype: of its weights.
         products: see `lm.models.narrow_products`: for a model that is run in it and not changed.
 
     Raises:
@@ -159,9 +163,9 @@ def load(
         )
     stored = folder / "model"
     if not stored.is_dir():
-        return source(root, model, inputs, device=device, products=products)
+        return source(root, model, inputs, device=device, dtype=dtype, products=products)
     given: dict[str, Any] = {
-        "dtype": torch.float32,
+        "dtype": dtype,
         "device": device,
         "products": products,
         "attn_implementation": model.attention,
@@ -200,13 +204,13 @@ def source(
     inputs: Inputs,
     *,
     device: torch.device,
-    as_stored: bool = False,
+    dtype: torch.dtype | None = torch.float32,
     products: torch.dtype | None = None,
 ) -> ModelState:
     """A model as it is stored, with the masks of the file beside its weights, where there is one.
 
     Args:
-        as_stored: whether its weights keep the dtype of the files; else they are float32.
+        dtype: of its weights; None = that of the files.
         products: as of :func:`load`.
 
     Raises:
@@ -214,11 +218,10 @@ def source(
         MaskDriftError: its weights are not zero under its masks.
     """
     stored, notes = origin(model)
-    dtype = getattr(torch, stored) if as_stored else torch.float32
     with inputs.reading(model_files(model)):
         loaded = load_model(
             model.source,
-            dtype=dtype,
+            dtype=dtype or getattr(torch, stored),
             device=device,
             products=products,
             attn_implementation=model.attention,

@@ -97,18 +97,18 @@ class Chain:
                 done(self._finished(index, plan, cached=True))
                 continue
             cached = ranks.decide(self.root.is_published(plan.key))
-            products = self._products(plan, rulers)
-            if cached:
-                state = self._load(plan.key, plan.model, device, products)
-            else:
+            if not cached:
                 with cache.computing(self.root, plan.key) if ranks.leads() else nullcontext():
                     cached = ranks.decide(self.root.is_published(plan.key))  # somebody else may have finished
-                    if cached:
-                        state = self._load(plan.key, plan.model, device, products)
-                    else:
+                    if not cached:
                         state = self._compute(index, plan, state, device, dtype, rulers)
-            if ranks.leads():
+            if cached:
+                state = self._load(plan.key, plan.model, device, products=self._products(index, device, rulers))
+            if state is not None and ranks.leads():
                 self._measure(index, plan, state, rulers)
+            if not self._hands_on(index, device):
+                _freed(state)
+                state = None
             ranks.wait()
             done(self._finished(index, plan, cached=cached))
 
@@ -142,10 +142,13 @@ class Chain:
         device: torch.device,
         dtype: torch.dtype,
         rulers: Sequence[Ruler],
-    ) -> ModelState:
+    ) -> ModelState | None:
+        """Computes a stage and publishes it; gives its model where it is measured or worked on next."""
         if plan.kind not in _TRAINED and not ranks.leads():
             ranks.wait()
-            return self._load(plan.key, plan.model, device)
+            return self._load(plan.key, plan.model, device) if self._hands_on(index, device) else None
+        wanted = self._hands_on(index, device) or bool(ranks.leads() and self._unmeasured(plan))
+        products = self._products(index, device, rulers)
         usage.restart_peak(device)
         if state is None:
             state = self._parent(plan, device)
@@ -172,7 +175,8 @@ class Chain:
             measure=measure,
             stop=self.stop,
             teacher=lambda key: self._load(key, self.trial.teacher_models[key], device, narrow_dtype(dtype)),
-            products=self._products(plan, rulers),
+            products=products,
+            wanted=wanted,
             micro_batch_divisor=self.trial.micro_batch_divisor,
         )
         self._generate(plan, device, dtype)
@@ -186,20 +190,23 @@ class Chain:
             cache.publish(self.root, plan, state, self._record(index, plan, state, result, seconds, device, dtype))
         ranks.wait()
         self.say(f"stage {index} {plan.kind} {plan.key}: published after {seconds:.1f} s")
-        if plan.kind == "load":
+        if plan.kind == "load" and wanted:
             return state
         # What was published is what is measured and passed on: no attention kernel, wrapper or hook that a stage has
         # set in this process outlives it, and a chain that is run in pieces gives the same bits.
-        gone = weakref.ref(state.model)
-        state.model, state.pruned, state.layers = None, Pruned(), None
-        cache.release(gone)
-        return self._load(plan.key, plan.model, device, self._products(plan, rulers))
+        _freed(state)
+        return self._load(plan.key, plan.model, device, products=products) if wanted else None
 
-    def _products(self, plan: StagePlan, rulers: Sequence[Ruler]) -> torch.dtype | None:
-        """The dtype that products of a stage's model may be held in: it is the last one, and measured in that alone."""
-        missing = self._unmeasured(plan)
+    def _hands_on(self, index: int, device: torch.device) -> bool:
+        """Whether the next stage works on the model that this one leaves on the device."""
+        following = self.trial.stages[index + 1 : index + 2]
+        return any(not _loads(plan, device) for plan in following)
+
+    def _products(self, index: int, device: torch.device, rulers: Sequence[Ruler]) -> torch.dtype | None:
+        """The dtype that products of a stage's model may be held in, where it is measured in that and nothing else."""
+        missing = self._unmeasured(self.trial.stages[index])
         asked = {(one.plan.evaluate.kind, one.dtype) for one in rulers if one.plan.key in missing}
-        if plan.key != self.trial.key or {kind for kind, _ in asked} != {"text"} or len(asked) > 1:
+        if self._hands_on(index, device) or {kind for kind, _ in asked} != {"text"} or len(asked) > 1:
             return None
         return narrow_dtype(next(iter(asked))[1])
 
@@ -221,13 +228,20 @@ class Chain:
         return self._load(key, self.trial.teacher_models.get(key, self.trial.model), device).model
 
     def _load(
-        self, key: str, model: ModelSpec, device: torch.device, products: torch.dtype | None = None
+        self,
+        key: str,
+        model: ModelSpec,
+        device: torch.device,
+        products: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> ModelState:
-        return cache.load(self.root, key, model, self.inputs, device=device, products=products)
+        return cache.load(self.root, key, model, self.inputs, device=device, dtype=dtype, products=products)
 
     def _parent(self, plan: StagePlan, device: torch.device) -> ModelState:
         if plan.parent is None:
             return ModelState(None, None, Pruned())  # a source stage fills it
+        if _loads(plan, device):
+            return self._load(plan.parent, plan.model, torch.device("cpu"), dtype=getattr(torch, plan.storage))
         return self._load(plan.parent, plan.model, device)
 
     def _record(
@@ -277,6 +291,22 @@ class Chain:
             if value is not None and (name == "sparsity" or name.startswith(_CURVES)):
                 self.emit(index, record.steps, 0.0, name, value, record.train_tokens)
         return record
+
+
+def _loads(plan: StagePlan, device: torch.device) -> bool:
+    """Whether a stage takes its model from the disk to the host, in the dtype that it is stored in.
+
+    Pruning does: the device may not hold the model.
+    """
+    return plan.kind == "prune" and (plan.storage != "float32" or device.type != "cpu")
+
+
+def _freed(state: ModelState | None) -> None:
+    """Gives the memory of a model back that nobody works on any more."""
+    if state is not None:
+        gone = weakref.ref(state.model)
+        state.model, state.pruned, state.layers = None, Pruned(), None
+        cache.release(gone)
 
 
 def in_words(found: Evaluation) -> str:

@@ -5,9 +5,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from prunegpt.errors import Interrupted, PruningError
-from prunegpt.lm.views import matrices, select
+import torch
+from transformers import PreTrainedModel
+
+from prunegpt.errors import Interrupted, PruningError, StreamingError
+from prunegpt.lm.device import free_memory
+from prunegpt.lm.views import matrices, memory_sizes, outline, select
 from prunegpt.planning.inputs import Inputs
+from prunegpt.planning.memory import Memory
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, fingerprints
 from prunegpt.pruning.oneshot import OnLayer, SolvedLayers, prune_oneshot
@@ -16,10 +21,11 @@ from prunegpt.pruning.refining.base import Refinement
 from prunegpt.records import CALIBRATED, LAYERS_PRUNED, TOTAL_STEPS
 from prunegpt.root import Root
 from prunegpt.spec.code import method_label
-from prunegpt.spec.methods import refine_options
+from prunegpt.spec.methods import refine_options, statistics_of
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse
 from prunegpt.spec.schema import PruneSpec
+from prunegpt.spec.streaming import unstreamed
 from prunegpt.stages import text
 from prunegpt.stages.base import ModelState, Pruned, Result, StageContext
 from prunegpt.stages.budget import coverage_notes, method_options, sparsities_of
@@ -50,17 +56,44 @@ def prune(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
         elif setting.stop():
             raise Interrupted(f"stopped in the calibration, after {done} of {total}")
 
-    return apply(
-        plan.prune,
-        state,
-        setting.inputs,
-        seed=plan.seed,
-        root=setting.root,
-        progress=progress,
-        calibrated=calibrated,
-        solved=SolvedLayers(setting.root.work(plan.key)),
-        stop=setting.stop,
-    )
+    def pruned(place: torch.device | None) -> Result:
+        assert plan.prune is not None
+        if place is None:
+            state.model.to(setting.device)
+        return apply(
+            plan.prune,
+            state,
+            setting.inputs,
+            seed=plan.seed,
+            root=setting.root,
+            progress=progress,
+            calibrated=calibrated,
+            solved=SolvedLayers(setting.root.work(plan.key)),
+            stop=setting.stop,
+            place=place,
+        )
+
+    if not streams(plan.prune, state.model, setting.device):
+        return pruned(None)
+    print("  one decoder layer at a time is on the device", flush=True)
+    try:
+        return pruned(setting.device)
+    except StreamingError:
+        if plan.prune.stream is True:
+            raise
+        return pruned(None)
+
+
+def streams(spec: PruneSpec, model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether decoder layers are pruned one at a time on the device: as asked, or where the model does not fit it."""
+    if spec.stream != "auto":
+        return spec.stream
+    free = free_memory(device)
+    if free is None or unstreamed(spec):
+        return False
+    memory = Memory(memory_sizes(outline(model), model.config), stored=model.dtype.itemsize)
+    windows, length = spec.calibration.windows, spec.calibration.length or 1
+    return memory.one_shot(spec.method, statistics_of(spec), windows, length) > free
 
 
 def apply(
@@ -79,7 +112,7 @@ def apply(
     refuse(prune_problems(spec, matrices(state.model)))
     views = select(state.model, targets=spec.targets, layers=spec.layers, exclude=spec.exclude)
     windows = text.calibration(spec.calibration, state.tokenizer, inputs, root) if spec.calibration.parts else None
-    sparsities = sparsities_of(spec, state, views, windows)
+    sparsities = sparsities_of(spec, state, views, windows, place=given.get("place"))
     before = {name: mask.kept for name, mask in state.pruned.masks.items() if name in views}
     parameters = dict(state.model.named_parameters())
     untouched = fingerprints(parameters, views)

@@ -22,7 +22,14 @@ def load(plan: StagePlan, state: ModelState, setting: StageContext) -> Result:
     """The model the plan names, from the hub, a folder or a file."""
     stored = getattr(torch, origin(plan.model)[0])
     products = setting.products if setting.products == stored else None  # whose zeros are those of the files
-    found = cache.source(setting.root, plan.model, setting.inputs, device=setting.device, products=products)
+    found = cache.source(
+        setting.root,
+        plan.model,
+        setting.inputs,
+        device=setting.device if setting.wanted else torch.device("cpu"),
+        dtype=torch.float32 if setting.wanted else getattr(torch, plan.storage),
+        products=products,
+    )
     state.model, state.tokenizer, state.pruned = found.model, found.tokenizer, found.pruned
     state.processor = found.processor
     return Result(notes=found.notes)

@@ -75,7 +75,7 @@ def test_what_processes_cannot_share_has_no_estimate_and_is_no_error_here() -> N
 
 def test_a_shortage_is_said_once_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "room_for", lambda *_: Room("cuda", 1000))
-    found = resolved({"prune": {"sparsity": 0.5}}, "finetune")
+    found = resolved({"prune": {"sparsity": 0.5, "stream": False}}, "finetune")
     notes = room_notes([found, found], LOCAL, lambda _: False)
     assert len(notes) == 5  # evaluation after each of three stages, pruning, fine-tuning
     assert all(note.startswith("one: ") and "and there are 1 kB of the GPU. " in note for note in notes)

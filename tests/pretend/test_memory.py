@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from prunegpt.cli.model_report import memory_sizes
 from prunegpt.distill.chunked import CHUNK_BYTES, CHUNK_BYTES_ELSEWHERE
 from prunegpt.distill.objective import LOGITS
 from prunegpt.lm.perplexity import HEAD_ELEMENTS
-from prunegpt.lm.views import outline
+from prunegpt.lm.views import memory_sizes, outline
 from prunegpt.planning import memory
 from prunegpt.planning.memory import Memory, Sizes
 from prunegpt.pruning.solvers.obert import CHUNK

@@ -10,8 +10,18 @@ from typing import Any
 
 import pytest
 
-from prunegpt.registry import ACTIVATIONS, CRITERIA, DISTILLATION_LOSSES, MASK_MODES, REFINEMENTS, SOLVERS
+from prunegpt.registry import (
+    ACTIVATIONS,
+    CRITERIA,
+    DISTILLATION_LOSSES,
+    GRADIENTS,
+    MASK_MODES,
+    NAMED_ALLOCATIONS,
+    REFINEMENTS,
+    SOLVERS,
+)
 from tests.support.pretend.process import Ask
+from tests.support.small import Stored
 
 ROUNDED = 1e-4  # how far weights of about 0.1 may be apart after some steps of AdamW: sums are taken in other parts
 METHODS = {
@@ -65,6 +75,54 @@ def test_streamed_layers_are_pruned_to_the_same_bits(pretend: Ask, method: str, 
 
 def test_streamed_layers_keep_the_dtype_that_they_are_stored_in(pretend: Ask) -> None:
     assert pretend("streamed", family="llama", method="wanda", pattern="2:4", storage="bfloat16")["same"]
+
+
+LAYERWISE = [name for name in ONE_SHOT if not METHODS[name].needs & GRADIENTS]
+OF_STAGES: dict[str, dict[str, Any]] = {
+    **{name: {"method": name, "options": FEW.get(name, {})} for name in LAYERWISE},
+    **{
+        name: {"method": "wanda", "allocation": name}
+        for name in NAMED_ALLOCATIONS
+        if name not in ("global", "sensitivity")  # which needs curves
+    },
+    **{f"refine {name}": {"method": "wanda", "refine": name} for name in REFINEMENTS.names()},
+    "2:4": {"method": "sparsegpt", "pattern": "2:4"},
+    "dense statistics": {"method": "wanda", "propagate": False},
+}
+
+
+@pytest.mark.parametrize("case", OF_STAGES)
+def test_streamed_stages_publish_the_same_bits_under_the_same_keys(
+    pretend: Ask, stored: Stored, text_files: dict[str, str], case: str
+) -> None:
+    prune = {**OF_STAGES[case], "calibration": {"windows": 4, "length": 16}}
+    prune |= {} if "pattern" in prune else {"sparsity": 0.5}
+    found = pretend(
+        "published",
+        files=text_files,
+        model=str(stored("bfloat16")),
+        stages=[{"prune": {"sparsity": 0.2}}, {"prune": prune}],
+        streams=[False, True],
+    )
+    whole, streamed = found
+    assert [[one for one, _ in run["pruned"]] for run in found] == [[False] * 2, [True] * 2]
+    assert streamed["hashes"] == whole["hashes"]
+    assert all(any("masks" in name for name, _ in stage) and len(stage) == 2 for stage in whole["hashes"])
+    assert streamed["keys"] == whole["keys"]
+    assert streamed["measured"] == whole["measured"]
+    assert streamed["pruned"][1][1] < whole["pruned"][1][1]  # bytes
+
+
+@pytest.mark.parametrize(
+    ("method", "free", "streams"), [("wanda", 1000, True), ("wanda", 2**30, False), ("taylor", 1000, False)]
+)
+def test_a_stage_is_streamed_by_itself_where_the_model_does_not_fit(
+    pretend: Ask, model_folder: Path, text_files: dict[str, str], method: str, free: int, streams: bool
+) -> None:
+    stages = [{"prune": {"method": method, "sparsity": 0.5, "calibration": {"windows": 2, "length": 16}}}]
+    asked = {"files": text_files, "model": str(model_folder), "stages": stages}
+    (found,) = pretend("published", **asked, streams=["auto"], free=free)
+    assert [one for one, _ in found["pruned"]] == [streams]
 
 
 @pytest.mark.parametrize("asked", [{"sparsity": 0.5, "allocation": "global"}, {"pattern": "2:4"}])

@@ -16,10 +16,9 @@ import json, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from transformers import LlamaConfig
-from prunegpt.cli.model_report import memory_sizes
 from prunegpt.lm.models import load_model
 from prunegpt.lm.skeleton import skeleton
-from prunegpt.lm.views import block_matrices, outline
+from prunegpt.lm.views import block_matrices, memory_sizes, outline
 from prunegpt.planning.memory import Memory
 from prunegpt.pruning.oneshot import prune_oneshot
 
@@ -52,10 +51,11 @@ found = prune_oneshot(
 )
 sizes = memory_sizes(outline(model), model.config)
 memory = Memory(sizes, device="cpu", stored=2)
+layer = memory.streamed("sparsegpt", frozenset({"gram"}), windows, length)
 hidden = 4 * windows * length * width
 print(json.dumps({
     "peak": held("VmHWM") - before, "sparsity": found.sparsity,
-    "estimate": memory.weights + sizes.matrices + hidden + memory.streamed(windows, length),
+    "estimate": memory.weights + sizes.matrices + hidden + layer,
 }))
 """
 NOISE = 96 * 2**20  # bytes that libraries take once they are used

@@ -22,12 +22,32 @@ from tests.support.fork_launcher import ForkLauncher
 from tests.support.running import run_attempt
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Stored = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 of two blocks with the built-in tokeniser, as an ordinary transformers folder."""
     return make_model(tmp_path_factory.mktemp("model") / "tiny", layers=2)
+
+
+@pytest.fixture
+def stored(model_folder: Path, tmp_path: Path) -> Stored:
+    """Copies the model in a dtype; its config may say another."""
+
+    def make(dtype: str, said: str = "") -> Path:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        folder = tmp_path / f"{dtype}{said}"
+        AutoModelForCausalLM.from_pretrained(model_folder, dtype=getattr(torch, dtype)).save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(model_folder / name, folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps({**config, "dtype": said or dtype}), encoding="utf-8")
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -18,14 +18,17 @@ from prunegpt.lm.views import WeightView
 from prunegpt.pruning.choose import Groups, choose
 from prunegpt.pruning.evidence import evidence
 from prunegpt.pruning.oneshot.checkpoint import SolvedLayers
-from prunegpt.pruning.oneshot.request import Request, check_request
+from prunegpt.pruning.oneshot.request import check_request
 from prunegpt.pruning.oneshot.result import LayerRow, OneShotResult, OnLayer
 from prunegpt.pruning.patterns import Pattern
 from prunegpt.pruning.refining.base import Refinement
 from prunegpt.pruning.repair import Repair
 from prunegpt.pruning.statistics import check_windows, evaluating
 from prunegpt.registry import ACTIVATIONS, GRADIENTS
+from prunegpt.spec.code import method_label
+from prunegpt.spec.methods import method_entry
 from prunegpt.spec.repair import RepairSpec
+from prunegpt.spec.streaming import streaming_problem
 
 _NUMBER = re.compile(r"[\d.e+-]*\d")
 
@@ -112,8 +115,9 @@ def prune_oneshot(
         refine=refine,
     )
     needs = request.part.needs | (refine.needs if refine else frozenset())
-    if place is not None:
-        _check_streaming(method, request, repair)
+    named, entry = method_label(method), method_entry(method)
+    if place and (problem := streaming_problem(named, entry, request.scope, repair=repair is not None)):
+        raise PruningError(problem)
     before = SolvedLayers(None) if solved is None or request.scope == "global" else solved
     windows = None
     if needs & (ACTIVATIONS | GRADIENTS) or repair:
@@ -199,18 +203,6 @@ def prune_oneshot(
         seconds=perf_counter() - started,
         notes=(*request.notes, *_together(rows.values()), *_repaired(repair, rows.values())),
     )
-
-
-def _check_streaming(method: str, request: Request, repair: RepairSpec | None) -> None:
-    """Raises PruningError where layers cannot be computed one at a time."""
-    whole = "gradients" if request.part.needs & GRADIENTS else "allocation global" if request.scope == "global" else ""
-    if repair is not None:
-        whole = "repair"
-    if whole:
-        raise PruningError(
-            f"layers are streamed where one is done before the next one begins; {method} with {whole} needs the "
-            "whole model. Prune it where the model fits, without streaming."
-        )
 
 
 def _repaired(repair: RepairSpec | None, rows: Iterable[LayerRow]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunegpt.errors import PruningError
+from prunegpt.errors import StreamingError
 from prunegpt.lm.modes import evaluation_mode
 from prunegpt.lm.views import WeightView, decoder_lists
 from prunegpt.pruning.statistics.activations import (
@@ -89,7 +89,7 @@ def block_statistics(
         with suppress(WalkError):
             states = capture(model, blocks, windows, micro_batch=micro_batch, offload=offload, place=place)
     if states is None and place is not None:
-        raise PruningError(
+        raise StreamingError(
             f"layers are streamed one after the other; those of {type(model).__name__} cannot be run by themselves. "
             "Prune it where the whole model fits, without streaming."
         )

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -21,7 +22,8 @@ from prunegpt.lm.windows import Windows
 from prunegpt.planning.resolve import plan_data
 from prunegpt.pruning.oneshot import prune_oneshot
 from prunegpt.pruning.refining.base import Refinement
-from prunegpt.root import Root
+from prunegpt.root import Root, sealed
+from prunegpt.stages import prune as prune_stage
 from tests.support.pretend import device
 from tests.support.pretend.device import COUNTS, pretending
 from tests.support.running import run_attempt, teachers_first
@@ -264,6 +266,59 @@ def trials(*, files: Mapping[str, str], model: str, trials: list[Any], **base: A
                 "losses": [stage.evaluation.loss for stage in record.stages if stage.evaluation],
                 "sparsities": [stage.sparsity.pruned for stage in record.stages if stage.sparsity],
             }
+    return found
+
+
+def published(
+    *, files: Mapping[str, str], model: str, stages: list[Any], streams: list[Any], free: int | None = None
+) -> list[dict[str, Any]]:
+    """A chain whose prune stages are streamed or not, each time in a root of its own.
+
+    Args:
+        streams: values of the field `stream` of all its prune stages.
+        free: bytes that the device has, where fewer than there are.
+
+    Returns:
+        Keys of the stages, hashes of what each published of its model and masks, whether layers were streamed, and the
+        most bytes on the device in each.
+    """
+    found = []
+    for stream in streams:
+        seen: list[Any] = []
+
+        def noted(*args: Any, seen: list[Any] = seen, **given: Any) -> Any:
+            COUNTS.peak = before = COUNTS.now
+            pruned = prune_oneshot(*args, **given)
+            seen.append([given["place"] is not None, COUNTS.peak - (0 if given["place"] is None else before)])
+            return pruned
+
+        info = torch.cuda.mem_get_info
+        with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prune_stage, "prune_oneshot", noted)
+            if free is not None:
+                patch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, free))
+            asked = [{"prune": {**one["prune"], "stream": stream}} if "prune" in one else one for one in stages]
+            base = {"model": model, "data": {"files": files, "block_size": 32}, "evaluate": {"max_windows": 2}}
+            base |= {"device": "cuda", "precision": "float32"}
+            root = Root(Path(folder) / "runs")
+            spec = {"name": "s", "base": base, "trials": [{"name": "one", "stages": asked}]}
+            (plan,) = plan_data(spec, root=root).trials
+            with pretending():
+                record = run_attempt(root, plan)
+            assert record.state == "finished", record.trace
+            hashes = [
+                [
+                    (name, digest)
+                    for name, (_, digest) in sorted((sealed(root.stage(one.key)) or {}).items())
+                    if "safetensors" in name
+                ]
+                for one in plan.stages[1:]
+            ]
+            measured = [one.evaluation and one.evaluation.loss for one in record.stages]
+            found.append(
+                {"keys": [one.key for one in plan.stages], "hashes": hashes, "pruned": seen, "measured": measured}
+            )
+        assert torch.cuda.mem_get_info is info
     return found
 
 
