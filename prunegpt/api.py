@@ -28,7 +28,7 @@ from prunegpt.registry import RENDERERS
 from prunegpt.root import Root
 from prunegpt.running import prepare, start
 from prunegpt.spec.code import with_functions
-from prunegpt.spec.only import Only
+from prunegpt.spec.only import Only, RunOptions
 from prunegpt.spec.plan import SweepPlan
 from prunegpt.store import Store
 from prunegpt.sweep.curves import curves_in
@@ -124,7 +124,8 @@ class Sweep:
             progress = on_event is None and ("ipykernel" in sys.modules or sys.stderr.isatty())
         with ExitStack() as stack:
             planner, hear = stack.enter_context(self._planning()), [on_event] if on_event else []
-            prepare(planner, self.root, slots=slots, launcher=launcher, only=only)
+            asked = RunOptions(only, launcher, slots, priority, wait)
+            prepare(planner, self.root, asked)
             if progress:
                 from prunegpt.cli.progress import follow
 
@@ -134,16 +135,7 @@ class Sweep:
                 for one in hear:
                     one(event)
 
-            return start(
-                planner,
-                self.root,
-                slots=slots,
-                launcher=launcher,
-                only=only,
-                priority=priority,
-                wait=wait,
-                on_event=tell,
-            )
+            return start(planner, self.root, asked, tell)
 
     def results(self) -> list[TrialResult]:
         """The trials as stored, in spec order; none where nothing has run."""
@@ -393,7 +385,7 @@ def stored(sweep: str, root: Root, overrides: Sequence[str] = ()) -> "Archive":
 def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure | PruneGPTError]]":
     """The figures that a stored sweep declares, each as far as there is something to draw it from."""
     from prunegpt.report.curve_fields import with_curves
-    from prunegpt.report.declared import declared_figures, figures_in
+    from prunegpt.report.declared import SpecFigures, figures_in
     from prunegpt.report.measure import stored_windows
     from prunegpt.store.curves import Summaries
 
@@ -404,4 +396,4 @@ def declared(sweep: str, root: Root) -> "Iterator[tuple[FigureSpec, NamedFigure 
 
         if (spec := store.sweep(sweep).spec).get("figures"):
             results = with_curves(store.results(sweep), lambda: Summaries(store, sweep), figures=figures_in(spec))
-            yield from declared_figures(spec, results, stored_windows(root), series_of)
+            yield from SpecFigures(spec, results, stored_windows(root), series_of)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunegpt.errors import LaunchError, SpecError
 from prunegpt.root import Root
-from prunegpt.spec.only import Only, matches
+from prunegpt.spec.only import Only, RunOptions, matches
 from prunegpt.spec.plan import SweepPlan, TrialPlan
 from prunegpt.store import Store
 from prunegpt.sweep.events import Event, SweepOutcome
@@ -17,13 +17,10 @@ if TYPE_CHECKING:
     from prunegpt.stages.counting import Wrong
 
 
-def prepare(planner: "Planner", root: Root, *, slots: int | None, launcher: str | None, only: Only) -> None:
+def prepare(planner: "Planner", root: Root, asked: RunOptions) -> None:
     """Finds what would stop a run before it waits for its turn, and before anything is computed.
 
     To be called while this process has one thread: what has to be counted is counted in a fork of it.
-
-    Args:
-        slots, launcher, only: as of `start`.
 
     Raises:
         LaunchError: the launcher cannot run here, or would compute something else than was planned.
@@ -34,8 +31,8 @@ def prepare(planner: "Planner", root: Root, *, slots: int | None, launcher: str 
     from prunegpt.planning.precision import resolved
 
     plan = planner.plan
-    where = plan.launcher.of(launcher) if launcher else plan.launcher
-    for trial in plan.trials if launcher else ():  # without, what was planned for is where it runs
+    where = plan.launcher.of(asked.launcher) if asked.launcher else plan.launcher
+    for trial in plan.trials if asked.launcher else ():  # without, what was planned for is where it runs
         there = resolved(str(trial.config.get("precision", "auto")), trial.device, where)
         if there != trial.precision:
             raise LaunchError(
@@ -43,27 +40,12 @@ def prepare(planner: "Planner", root: Root, *, slots: int | None, launcher: str 
                 f"for launcher {plan.launcher.kind}, but {where.kind} would compute it in {there}. "
                 f"Say in the spec which of the two is meant, or name the launcher there."
             )
-    check_launcher(where, root, slots=slots)
-    _refuse(planner, root, only)
+    check_launcher(where, root, slots=asked.slots)
+    _refuse(planner, root, asked.only)
 
 
-def start(
-    planner: "Planner",
-    root: Root,
-    *,
-    slots: int | None,
-    launcher: str | None,
-    only: Only,
-    priority: int = 0,
-    wait: bool = True,
-    on_event: Callable[[Event], None],
-) -> SweepOutcome:
+def start(planner: "Planner", root: Root, asked: RunOptions, on_event: Callable[[Event], None]) -> SweepOutcome:
     """Waits for the root, opens all that a run of a sweep needs, runs it, and closes it again.
-
-    Args:
-        slots, launcher: the number of concurrent trials and the kind of launcher, in place of the spec's.
-        only: globs of the trials that are wanted.
-        priority, wait: see `queue.turn`.
 
     Raises:
         LaunchError: another coordinator has the root and `wait` is off, or nothing can be started.
@@ -76,10 +58,11 @@ def start(
     from prunegpt.sweep.search.open import open_search
 
     plan = planner.plan
-    where = plan.launcher.of(launcher) if launcher else plan.launcher
+    where = plan.launcher.of(asked.launcher) if asked.launcher else plan.launcher
     stop = Interrupt()
     with ExitStack() as stack:
-        if not stack.enter_context(turn(root, plan.name, priority, wait=wait, interrupt=stop, on_wait=on_event)):
+        turn_of = turn(root, plan.name, asked.priority, wait=asked.wait, interrupt=stop, on_wait=on_event)
+        if not stack.enter_context(turn_of):
             names = tuple(f"{trial.sweep}/{trial.name}" for trial in plan.trials)
             return SweepOutcome(plan.name, (), (), (), (), (), names, interrupted=True, left_queue=True)
         store = stack.enter_context(Store.open(root))
@@ -93,8 +76,8 @@ def start(
             plan,
             root,
             store,
-            open_launcher(where, root, slots=slots),  # last: run_sweep closes it
-            only=only,
+            open_launcher(where, root, slots=asked.slots),  # last: run_sweep closes it
+            only=asked.only,
             on_event=on_event,
             interrupt=stop,
             suggester=suggester,

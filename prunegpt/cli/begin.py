@@ -11,6 +11,7 @@ from prunegpt.cli import complete
 from prunegpt.cli.control import LauncherOption, SlotsOption, execute
 from prunegpt.cli.options import ROOT, app, say
 from prunegpt.root import Root
+from prunegpt.spec.only import RunOptions
 
 
 @app.command(epilog="Example: prunegpt quickstart --slots 2")
@@ -25,7 +26,7 @@ def quickstart(root: Root = ROOT, launcher: LauncherOption = None, slots: SlotsO
     from prunegpt.templates import QUICKSTART
 
     with as_file(files("prunegpt.templates") / f"{QUICKSTART}.yaml") as spec:
-        execute(Planner(spec, [], root, curves_in(root), strict=True), root, only=None, launcher=launcher, slots=slots)
+        execute(Planner(spec, [], root, curves_in(root), strict=True), root, RunOptions(None, launcher, slots))
     begun = "prunegpt init oneshot --model MODEL --data FILE (a spec of your own)"
     print(f"Next: {root.command('serve')} (the dashboard), {begun}")
 

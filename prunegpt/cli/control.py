@@ -11,7 +11,7 @@ from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, print_json, say, sweep_app
 from prunegpt.errors import counted, in_bytes, listed
 from prunegpt.root import Root
-from prunegpt.spec.only import Only, globs, matches
+from prunegpt.spec.only import RunOptions, globs, matches
 
 if TYPE_CHECKING:
     from prunegpt.planning.resolve import Planner
@@ -128,7 +128,7 @@ def resume(
             print_tables(tables_of(stored(name, root)))
             say(f"{name}: all its trials have ended, and nothing is left to run. Its files have changed or are gone.")
             return
-        execute(planner, root, only=only, launcher=launcher, slots=slots, priority=priority, wait=wait)
+        execute(planner, root, RunOptions(only, launcher, slots, priority, wait))
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep retry quickstart 'distilled*'")
@@ -259,25 +259,15 @@ def write_figures(name: str, root: Root) -> None:
         say(f"Figure: {files[0]}" + "".join(f", {file.suffix}" for file in files[1:]))
 
 
-def resume_command(name: str, root: Root, *, only: Only, launcher: str | None, slots: int | None) -> str:
+def resume_command(name: str, root: Root, asked: RunOptions) -> str:
     """The command that resumes a run of a sweep as it was asked for."""
-    given = [("--only", glob) for glob in globs(only)]
-    given += [("--launcher", launcher)] if launcher else []
-    given += [("--slots", str(slots))] if slots else []
+    given = [("--only", glob) for glob in globs(asked.only)]
+    given += [("--launcher", asked.launcher)] if asked.launcher else []
+    given += [("--slots", str(asked.slots))] if asked.slots else []
     return root.command("sweep", "resume", name, *(word for pair in given for word in pair))
 
 
-def execute(
-    planner: "Planner",
-    root: Root,
-    *,
-    only: Only,
-    launcher: str | None,
-    slots: int | None,
-    priority: int = 0,
-    wait: bool = True,
-    tables: bool = True,
-) -> None:
+def execute(planner: "Planner", root: Root, asked: RunOptions, *, tables: bool = True) -> None:
     """Runs what is not finished of a plan, when it is its turn, and prints its tables.
 
     Args:
@@ -293,11 +283,9 @@ def execute(
     from prunegpt.report.declared import tables_of
     from prunegpt.running import prepare, start
 
-    prepare(planner, root, slots=slots, launcher=launcher, only=only)
+    prepare(planner, root, asked)
     with follow(planner.plan) as on_event:
-        outcome = start(
-            planner, root, slots=slots, launcher=launcher, only=only, priority=priority, wait=wait, on_event=on_event
-        )
+        outcome = start(planner, root, asked, on_event)
     plan = planner.plan
     if outcome.left_queue:
         say(f"interrupted: {plan.name} left the queue before its turn. Run the same command again.")
@@ -308,7 +296,7 @@ def execute(
     say(f"Results: {root.path} ({root.database.name}; models in stages/, logs in trials/{plan.name}/)")
     shown = (("sweep", "status", plan.name), ("table", plan.name), ("trial", "show", f"{plan.name}/TRIAL"), ("serve",))
     say(f"Show again: {'; '.join(root.command(*one) for one in shown)}")
-    resume_it = resume_command(plan.name, root, only=only, launcher=launcher, slots=slots)
+    resume_it = resume_command(plan.name, root, asked)
     if outcome.failed:
         told = f"{counted(len(outcome.failed), 'trial')} did not finish: {listed(outcome.failed)}"
         say(f"{told}. See `prunegpt sweep status`.")

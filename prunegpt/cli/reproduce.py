@@ -9,6 +9,7 @@ from prunegpt.cli.control import LauncherOption, PriorityOption, SlotsOption, Wa
 from prunegpt.cli.options import ROOT, JsonOption, SetOption, app, goes_with, number, print_json, say
 from prunegpt.cli.sweep import SpecArgument
 from prunegpt.root import Root
+from prunegpt.spec.only import RunOptions
 
 NOT_MEASURED = 3  # exit status where nothing is off, and some figures were not measured
 
@@ -59,16 +60,7 @@ def reproduce(
     ended = 0
     if run:
         try:
-            execute(
-                planner,
-                root,
-                only=None,
-                launcher=launcher,
-                slots=slots,
-                priority=priority,
-                wait=wait,
-                tables=not as_json,
-            )
+            execute(planner, root, RunOptions(None, launcher, slots, priority, wait), tables=not as_json)
         except typer.Exit as end:  # what did finish is compared
             ended = end.exit_code
     if lacking and written is not None:

@@ -15,6 +15,7 @@ from prunegpt.cli.options import ROOT, JsonOption, SetOption, goes_with, number,
 from prunegpt.errors import counted
 from prunegpt.memory import without_collector
 from prunegpt.root import Root
+from prunegpt.spec.only import RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -223,7 +224,7 @@ def run(
 
     planner = Planner(spec, overrides or [], root, curves_in(root), strict=True)
     matching(planner.plan, only)  # a glob that matches nothing is an error before anything runs
-    execute(planner, root, only=only, launcher=launcher, slots=slots, priority=priority, wait=wait)
+    execute(planner, root, RunOptions(only, launcher, slots, priority, wait))
 
 
 @sweep_app.command(epilog="Example: prunegpt sweep fields quickstart")

@@ -1,6 +1,7 @@
 """What a spec declares of its results: tables and figures, made from what is stored."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -73,59 +74,57 @@ def figures_in(spec: Mapping[str, Any]) -> list[FigureSpec]:
         ) from error
 
 
-def declared_plot(
-    spec: FigureSpec,
-    results: Sequence[TrialResult],
-    windows: WindowsOf,
-    series_of: SeriesOf,
-    sweep: Mapping[str, Any],
-) -> Plot:
-    """A figure as a spec declares it.
+@dataclass(frozen=True)
+class SpecFigures:
+    """The figures that a sweep declares.
 
-    Args:
-        sweep: the spec of the sweep, which declares its searches.
+    Attributes:
+        spec: of the sweep, as it was read or is stored; it declares its searches too.
         results: the trials of the sweep.
         windows: gives the per-window losses of a trial.
         series_of: gives a trial's curve of a name, by stage.
-
-    Raises:
-        ReportError: its rows match no trial, or there is nothing yet to draw it from.
     """
-    chosen = [one for one in results if any(fnmatchcase(one.name, row) or one.group == row for row in spec.rows)]
-    if results and not chosen:
-        names = [name for one in results for name in (one.name, one.group)]
-        raise ReportError(unknown("trial", spec.rows[0], dict.fromkeys(names)))
-    chosen, band = selected(chosen, spec.where), spec.band is not None
-    if spec.kind == LINES:
-        return lines(chosen, x=spec.x, y=spec.y, by=spec.by, band=band, title=spec.title, log=spec.log)
-    if spec.kind == TRAINING:
-        return over_training(chosen, series_of, y=spec.y, band=band, title=spec.title)
-    return DRAWINGS[spec.kind].made(Material(chosen, windows, lambda trial: {}, sweep))
 
+    spec: Mapping[str, Any]
+    results: Sequence[TrialResult]
+    windows: WindowsOf
+    series_of: SeriesOf
 
-def declared_figure(
-    spec: FigureSpec,
-    results: Sequence[TrialResult],
-    windows: WindowsOf,
-    series_of: SeriesOf,
-    sweep: Mapping[str, Any],
-) -> NamedFigure:
-    """The same as `declared_plot`, drawn."""
-    from prunegpt.report.figures import draw, restyled
+    def plot(self, figure: FigureSpec) -> Plot:
+        """A figure as the spec declares it.
 
-    plot = declared_plot(spec, results, windows, series_of, sweep)
-    if spec.kind in DRAWINGS:
-        return NamedFigure(spec.name, DRAWINGS[spec.kind].caption, restyled(draw(plot), spec.size, spec.title))
-    caption = f"{spec.title or plot.layout['title']['text']}. {plot.caption}".strip().removesuffix(".")
-    return NamedFigure(spec.name, caption, restyled(draw(plot), spec.size, None))
+        Raises:
+            ReportError: its rows match no trial, or there is nothing yet to draw it from.
+        """
+        chosen = [
+            one for one in self.results if any(fnmatchcase(one.name, row) or one.group == row for row in figure.rows)
+        ]
+        if self.results and not chosen:
+            names = [name for one in self.results for name in (one.name, one.group)]
+            raise ReportError(unknown("trial", figure.rows[0], dict.fromkeys(names)))
+        chosen, band, title = selected(chosen, figure.where), figure.band is not None, figure.title
+        if figure.kind == LINES:
+            return lines(chosen, x=figure.x, y=figure.y, by=figure.by, band=band, title=title, log=figure.log)
+        if figure.kind == TRAINING:
+            return over_training(chosen, self.series_of, y=figure.y, band=band, title=title)
+        return DRAWINGS[figure.kind].made(Material(chosen, self.windows, lambda trial: {}, self.spec))
 
+    def drawn(self, figure: FigureSpec) -> NamedFigure:
+        """The same, drawn."""
+        from prunegpt.report.figures import draw, restyled
 
-def declared_figures(
-    sweep: Mapping[str, Any], results: Sequence[TrialResult], windows: WindowsOf, series_of: SeriesOf
-) -> Iterator[tuple[FigureSpec, NamedFigure | PruneGPTError]]:
-    """Each figure that a spec declares, or why there is none yet; see `declared_figure`."""
-    for spec in figures_in(sweep):
-        try:
-            yield spec, declared_figure(spec, results, windows, series_of, sweep)
-        except PruneGPTError as error:
-            yield spec, error
+        plot = self.plot(figure)
+        if figure.kind in DRAWINGS:
+            caption, title = DRAWINGS[figure.kind].caption, figure.title
+        else:
+            told = f"{figure.title or plot.layout['title']['text']}. {plot.caption}"
+            caption, title = told.strip().removesuffix("."), None
+        return NamedFigure(figure.name, caption, restyled(draw(plot), figure.size, title))
+
+    def __iter__(self) -> Iterator[tuple[FigureSpec, NamedFigure | PruneGPTError]]:
+        """Each of them drawn, or why there is none yet."""
+        for figure in figures_in(self.spec):
+            try:
+                yield figure, self.drawn(figure)
+            except PruneGPTError as error:
+                yield figure, error

@@ -1,12 +1,23 @@
-"""The trials and searches that globs name, as `--only` has them."""
+"""What of a plan is run, and how: the trials and searches that globs name, as `--only` has them, and by what."""
 
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from prunegpt.errors import Problem, SpecError, listed, nearest
 
 Only = str | Sequence[str] | None  # one glob, or several; None: all
 _LISTED = 8  # names in a message
+
+
+class RunOptions(NamedTuple):
+    """How a run is asked for, beside what the spec says."""
+
+    only: Only = None
+    launcher: str | None = None  # the kind, in place of the spec's
+    slots: int | None = None  # concurrent trials, in place of the spec's
+    priority: int = 0  # in the queue while another sweep of the root runs; higher goes first
+    wait: bool = True  # for that sweep's end; without it, its being there is an error
 
 
 def matches(name: str, only: Only) -> bool:

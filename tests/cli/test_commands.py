@@ -18,6 +18,7 @@ from prunegpt.cli import app
 from prunegpt.cli.control import resume_command
 from prunegpt.errors import StoreError
 from prunegpt.root import ROOT_VARIABLE, Root
+from prunegpt.spec.only import RunOptions
 from prunegpt.web.endpoint import refusal
 from tests.support.study import make_root
 
@@ -134,6 +135,6 @@ def test_errors_name_the_root_on_the_command_line_and_in_the_browser(
 def test_the_command_that_resumes_takes_no_more_than_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ROOT_VARIABLE, "/r")
     root = Root(Path("/r"))
-    assert resume_command("s", root, only=None, launcher=None, slots=None) == "prunegpt sweep resume s"
-    told = resume_command("s", root, only=["a*", "b"], launcher="slurm", slots=2)
+    assert resume_command("s", root, RunOptions()) == "prunegpt sweep resume s"
+    told = resume_command("s", root, RunOptions(["a*", "b"], "slurm", 2))
     assert told == "prunegpt sweep resume s --only 'a*' --only b --launcher slurm --slots 2"

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from prunegpt.errors import PruneGPTError, unknown
 from prunegpt.report.curve_fields import with_curves
-from prunegpt.report.declared import declared_plot, figures_in
+from prunegpt.report.declared import SpecFigures, figures_in
 from prunegpt.report.gallery import DRAWINGS
 from prunegpt.report.material import FigureChoice, Material, stored_curves
 from prunegpt.report.measure import stored_windows
@@ -87,7 +87,7 @@ def drawn(dashboard: Dashboard, sweep: str, figure: str, choice: FigureChoice) -
         trials = with_curves(dashboard.source.trials(sweep), lambda: dashboard.summaries(sweep), figures=[own])
         windows = stored_windows(dashboard.root)
         curve = lambda trial, name: store.series(trial.id, lambda _, other: other == name)  # noqa: E731
-        return declared_plot(own, trials, windows, curve, spec)
+        return SpecFigures(spec, trials, windows, curve).plot(own)
 
     return dashboard.kept.get(("figure", sweep, figure, choice), state, made)
 
