@@ -40,34 +40,18 @@ from prunegpt.spec.training_arguments import precision_problem
 Computed = TypeVar("Computed")
 
 
-def plan_file(
-    path: Path,
-    overrides: Sequence[str] = (),
-    *,
-    root: Root | None = None,
-    strict: bool = False,
-    curves: SensitivityCurvesOf | None = None,
-) -> SweepPlan:
-    """The plan of a spec file; see :class:`Planner`.
+def plan_file(path: Path, overrides: Sequence[str] = (), **options: Any) -> SweepPlan:
+    """The plan of a spec file; `options` are those of :class:`Planner`.
 
     Raises:
         SpecError: with every problem of the spec.
     """
-    return Planner(path, overrides, root, curves, strict=strict).plan
+    return Planner(path, overrides, **options).plan
 
 
-def plan_data(
-    data: Mapping[str, Any],
-    *,
-    source: str = "the spec",
-    overrides: Sequence[str] = (),
-    path: Path | None = None,
-    root: Root | None = None,
-    strict: bool = False,
-    curves: SensitivityCurvesOf | None = None,
-) -> SweepPlan:
+def plan_data(data: Mapping[str, Any], *, source: str = "the spec", **options: Any) -> SweepPlan:
     """As plan_file, from plain data. `source`: what messages call it."""
-    return Planner(data, overrides, root, curves, strict=strict, path=path, called=source).plan
+    return Planner(data, called=source, **options).plan
 
 
 def _addressee(override: str) -> str | None:

@@ -82,10 +82,16 @@ class SearchTemplate:
 class Expansion:
     """The configurations of a spec, in its order, and what is wrong with the others."""
 
+    document: Document
     configurations: list[Configuration] = field(default_factory=list)
     searches: list[SearchTemplate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     broken: set[int] = field(default_factory=set)  # trials of which some configuration has a problem
+
+    def note(self, index: int, key: str, message: str) -> None:
+        """Adds a problem of a trial."""
+        self.problems.append(self.document.problem(("trials", index, key), message))
+        self.broken.add(index)
 
 
 def expand(document: Document, skip: Container[int] = ()) -> Expansion:
@@ -95,38 +101,36 @@ def expand(document: Document, skip: Container[int] = ()) -> Expansion:
         skip: indices of trials that are known to be malformed.
     """
     base = document.data.get("base") or {}
-    found = Expansion()
+    found = Expansion(document)
     for index, raw in enumerate(document.data.get("trials") or []):
         if index in skip:
             continue
         merged = merge(base, raw)
         vary = merged.pop("vary", None) or {}
         if (searched := merged.pop("search", None)) is not None:
-            _expand_search(index, merged, vary, searched, document, found)
+            _expand_search(index, merged, vary, searched, found)
             continue
         count = math.prod(len(values) for values in vary.values())
         if len(found.configurations) + count > MAX_TRIALS:
-            _note(found, document, index, "vary", _TOO_MANY)
+            found.note(index, "vary", _TOO_MANY)
             continue
         for swept in _product(vary):
-            if not _expand_one(index, merged, swept, document, found):
+            if not _expand_one(index, merged, swept, found):
                 break
-    _check_names(found, document)
+    _check_names(found)
     return found
 
 
-def _expand_one(
-    index: int, merged: Mapping[str, Any], swept: Mapping[str, Any], document: Document, found: Expansion
-) -> bool:
+def _expand_one(index: int, merged: Mapping[str, Any], swept: Mapping[str, Any], found: Expansion) -> bool:
     """Appends one configuration a seed; False where a problem was found, which its siblings would only repeat."""
     try:
         group = trial_name(str(merged.get("name")), swept)
     except ValueError as error:
-        _note(found, document, index, "name", str(error))
+        found.note(index, "name", str(error))
         return False
-    made, problems = _configured(document, index, merged, swept, swept, group)
+    made, problems = _configured(found.document, index, merged, swept, swept, group)
     if len(found.configurations) + len(made) > MAX_TRIALS:
-        _note(found, document, index, "seeds", _TOO_MANY)
+        found.note(index, "seeds", _TOO_MANY)
         return False
     found.configurations += made
     found.problems += problems
@@ -175,31 +179,26 @@ def _configured(
 
 
 def _expand_search(
-    index: int,
-    merged: dict[str, Any],
-    vary: Mapping[str, Any],
-    searched: Mapping[str, Any],
-    document: Document,
-    found: Expansion,
+    index: int, merged: dict[str, Any], vary: Mapping[str, Any], searched: Mapping[str, Any], found: Expansion
 ) -> None:
     """Appends the template of a trial that is searched."""
     template = SearchTemplate(
         index, str(merged["name"]), merged, SearchSpec.model_validate(searched), len(found.configurations)
     )
     if vary:
-        _note(found, document, index, "search", "a trial has either vary or search; it has both. Remove one.")
+        found.note(index, "search", "a trial has either vary or search; it has both. Remove one.")
     if "{" in template.name.replace("{number}", ""):
         message = f"the name of a search may hold {{number}} and no other key, got {template.name!r}."
-        _note(found, document, index, "name", message)
+        found.note(index, "name", message)
     if len(template.name_of(MAX_TRIALS)) > MAX_NAME:
-        _note(found, document, index, "name", f"a trial's name may have {MAX_NAME} characters. Choose a shorter one.")
+        found.note(index, "name", f"a trial's name may have {MAX_NAME} characters. Choose a shorter one.")
     seeds = merged.get("seeds", [0])
     if isinstance(seeds, list) and len(seeds) > 1:
         message = (
             f"a searched trial takes one seed; it has {len(seeds)}: {seeds}. Set seeds to one of them here, and run "
             "what the search finds with several."
         )
-        _note(found, document, index, "seeds", message)
+        found.note(index, "seeds", message)
     if index not in found.broken:
         found.searches.append(template)
 
@@ -215,11 +214,6 @@ def suggested(
     values = assigned(template.spec.space, chosen)
     made, problems = _configured(document, template.index, template.merged, values, chosen, name)
     return (made[0] if made else None), problems
-
-
-def _note(found: Expansion, document: Document, index: int, key: str, message: str) -> None:
-    found.problems.append(document.problem(("trials", index, key), message))
-    found.broken.add(index)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,18 +316,18 @@ def _product(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(vary, values, strict=True))
 
 
-def _check_names(found: Expansion, document: Document) -> None:
+def _check_names(found: Expansion) -> None:
     seen: dict[str, Configuration] = {}  # without regard to case: some file systems take "A" and "a" for one folder
     for item in found.configurations:
         other = seen.setdefault(item.name.casefold(), item)
         if other is not item:
             named = "" if other.name == item.name else f" {other.name!r}, and file systems may not distinguish them"
             message = f"trial names must differ; {item.name!r} is also trials.{other.index}{named}. Rename one."
-            found.problems.append(document.problem(("trials", item.index), message))
+            found.problems.append(found.document.problem(("trials", item.index), message))
     names = [item.name for item in seen.values()]
     for template in found.searches:
         taken = next((name for name in names if re.fullmatch(template.pattern, name, re.IGNORECASE)), None)
         if taken is not None:
             message = f"names of searched trials are like {template.name_of(1)!r}; {taken!r} is one. Rename one."
-            found.problems.append(document.problem(("trials", template.index, "name"), message))
+            found.problems.append(found.document.problem(("trials", template.index, "name"), message))
         names.append(template.name_of(1))

@@ -187,7 +187,7 @@ class Chain:
         check_ledger(state)
         seconds = max(result.seconds, time.monotonic() - started)
         if ranks.leads():
-            cache.publish(self.root, plan, state, self._record(index, plan, state, result, seconds, device, dtype))
+            cache.publish(self.root, plan, state, self._record(index, plan, state, result, seconds, setting))
         ranks.wait()
         self.say(f"stage {index} {plan.kind} {plan.key}: published after {seconds:.1f} s")
         if plan.kind == "load" and wanted:
@@ -245,14 +245,7 @@ class Chain:
         return self._load(plan.parent, plan.model, device)
 
     def _record(
-        self,
-        index: int,
-        plan: StagePlan,
-        state: ModelState,
-        result: Result,
-        seconds: float,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, index: int, plan: StagePlan, state: ModelState, result: Result, seconds: float, setting: StageContext
     ) -> StageRecord:
         return StageRecord(
             key=plan.key,
@@ -260,7 +253,7 @@ class Chain:
             index=index,
             cached=False,
             seconds=seconds,
-            peak_memory=usage.peak(device),
+            peak_memory=usage.peak(setting.device),
             train_tokens=result.train_tokens,
             steps=result.steps,
             sparsity=count_zeros(state),
@@ -268,8 +261,8 @@ class Chain:
             notes=result.notes,
             layers=result.layers,
             versions={**versions(), **extra_versions()},
-            device=device_name(device),
-            precision=str(dtype).removeprefix("torch."),
+            device=device_name(setting.device),
+            precision=str(setting.dtype).removeprefix("torch."),
             devices=ranks.count() if plan.kind in _TRAINED else 1,
             threads=torch.get_num_threads(),
         )
