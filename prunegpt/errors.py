@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 MOST_LISTED = 12  # names in one message
 _NEAREST = 6  # of them, where there are more than that
@@ -148,6 +149,12 @@ def in_bytes(size: float) -> str:
     return f"{size:.{1 if size < 9.95 and power > 1 else 0}f} {units[power - 1]}"
 
 
+def shown(value: Any, most: int = 60) -> str:
+    """A value in a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def listed(names: Iterable[str], most: int = MOST_LISTED) -> str:
     """Names in a message, as many as one reads: `a, b and 40 more`, or `none`."""
     found = list(names)
@@ -185,6 +192,6 @@ def unknown(kind: str, name: str, valid: Iterable[str], lists: str = "") -> str:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     if len(names) <= MOST_LISTED:
         return f"unknown {kind} {name!r}.{hint} Valid: {listed(nearest(name, names))}."
-    shown = (close or sorted(names))[:_NEAREST]
+    some = (close or sorted(names))[:_NEAREST]
     end = f"; {lists} lists all" if lists else ""
-    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(shown)} and {len(names) - len(shown):,} more{end}."
+    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(some)} and {len(names) - len(some):,} more{end}."

@@ -61,8 +61,7 @@ def text_of(
     given |= {"data": located(source, split), "split": split}
 
     def of(window: int) -> EvaluateSpec:
-        fields = {name: value for name, value in {**given, "block_size": block_size}.items() if value is not None}
-        found = checked(EvaluateSpec, fields)
+        found = checked(EvaluateSpec, {**given, "block_size": block_size})
         if found.stride and found.protocol != "sliding" and found.protocol in PROTOCOLS.builtin_names():
             raise PruneGPTError(
                 f"stride must go with protocol sliding; protocol {found.protocol} has none. Set the one, or remove the "
@@ -115,7 +114,8 @@ def _usual_split(data: DataSpec) -> str:
 
 
 def checked(kind: type[T], given: Mapping[str, Any]) -> T:
-    """A part of a spec made from command-line values; problems are reported as by the spec's reader."""
+    """A part of a spec of command-line values; None: as in a spec without it. Problems are as by its reader."""
+    given = {name: value for name, value in given.items() if value is not None}
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -324,7 +324,7 @@ def check_prune(
     from prunegpt.spec.methods import reads_text
     from prunegpt.spec.pruning import prune_problems, refuse
 
-    spec = checked(PruneSpec, {name: value for name, value in given.items() if value is not None})
+    spec = checked(PruneSpec, given)
     refuse(prune_problems(spec))
     if not reads_text(spec):
         return spec
@@ -336,7 +336,7 @@ def check_shrink(
     given: Mapping[str, Any], calibration: str | None, windows: int, mode: str | None, block_size: int | None
 ) -> ShrinkSpec:
     """The smaller shape the command line asks for; raises as `check_prune`."""
-    spec = checked(ShrinkSpec, {name: value for name, value in given.items() if value is not None})
+    spec = checked(ShrinkSpec, given)
     if not spec.reads_text:
         return spec
     return spec.model_copy(update={"calibration": _calibration("a choice", calibration, windows, mode, block_size)})
@@ -349,7 +349,7 @@ def _calibration(
         raise PruneGPTError(f"{what} needs calibration data. Pass --calibration FILE.")
     filled = {
         "windows": windows,
-        **({"mode": mode} if mode else {}),
+        "mode": mode or None,
         "length": block_size or DEFAULT_WINDOW,
         "data": located(DataSpec(path=calibration), "train"),
         "split": "train",

@@ -53,6 +53,20 @@ SplitOption = Annotated[
 ColumnOption = Annotated[
     str | None, typer.Option("--text-column", help="Column of the text (default: text, or the only one of strings).")
 ]
+CalibrationOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Calibration dataset.", autocompletion=complete.datasets)
+]
+CalibrationWindowsOption = Annotated[int, typer.Option(min=1, help="Number of calibration windows.")]
+CalibrationModeOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Calibration windows: {', '.join(CALIBRATION_MODES.builtin_names())} (default: random).",
+        autocompletion=complete.calibration_modes,
+    ),
+]
+KeepDtypeOption = Annotated[
+    bool, typer.Option("--keep-dtype", help="Save in the dtype that MODEL is stored in, such as bfloat16.")
+]
 ProtocolOption = Annotated[
     str | None,
     typer.Option(
@@ -223,17 +237,9 @@ def prune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT where it is an empty folder or a model that prune wrote.")
     ] = False,
-    calibration: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Calibration dataset.", autocompletion=complete.datasets)
-    ] = None,
-    calibration_windows: Annotated[int, typer.Option(min=1, help="Number of calibration windows.")] = 128,
-    calibration_mode: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Calibration windows: {', '.join(CALIBRATION_MODES.builtin_names())} (default: random).",
-            autocompletion=complete.calibration_modes,
-        ),
-    ] = None,
+    calibration: CalibrationOption = None,
+    calibration_windows: CalibrationWindowsOption = 128,
+    calibration_mode: CalibrationModeOption = None,
     propagate: Annotated[
         bool, typer.Option(help="Calibrate each layer on the outputs of the pruned layers before it.")
     ] = True,
@@ -251,9 +257,7 @@ def prune(
             autocompletion=complete.choice("block", "attention", "mlp", "sublayers"),
         ),
     ] = None,
-    keep_dtype: Annotated[
-        bool, typer.Option("--keep-dtype", help="Save in the dtype that MODEL is stored in, such as bfloat16.")
-    ] = False,
+    keep_dtype: KeepDtypeOption = False,
     stream: Annotated[
         bool,
         typer.Option(

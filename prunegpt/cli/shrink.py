@@ -9,9 +9,13 @@ from prunegpt.cli import complete
 from prunegpt.cli.models import (
     BlockOption,
     BosOption,
+    CalibrationModeOption,
+    CalibrationOption,
+    CalibrationWindowsOption,
     ColumnOption,
     DataOption,
     DeviceOption,
+    KeepDtypeOption,
     ModelArgument,
     NameOption,
     PrecisionOption,
@@ -26,7 +30,7 @@ from prunegpt.cli.models import (
 from prunegpt.cli.options import ROOT, JsonOption, TrustOption, app, goes_with, number, numbers, print_json
 from prunegpt.cli.speed import GenerateOption, PromptOption, ThreadsOption
 from prunegpt.errors import PruneGPTError, alternatives
-from prunegpt.registry import CALIBRATION_MODES, EXPERT_CHOICES, IMPORTANCES, LAYER_CHOICES
+from prunegpt.registry import EXPERT_CHOICES, IMPORTANCES, LAYER_CHOICES
 from prunegpt.root import Root
 
 
@@ -96,20 +100,10 @@ def shrink(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT where it is an empty folder or a model that we wrote.")
     ] = False,
-    calibration: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Calibration dataset.", autocompletion=complete.datasets)
-    ] = None,
-    calibration_windows: Annotated[int, typer.Option(min=1, help="Number of calibration windows.")] = 128,
-    calibration_mode: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Calibration windows: {', '.join(CALIBRATION_MODES.builtin_names())} (default: random).",
-            autocompletion=complete.calibration_modes,
-        ),
-    ] = None,
-    keep_dtype: Annotated[
-        bool, typer.Option("--keep-dtype", help="Save in the dtype that MODEL is stored in, such as bfloat16.")
-    ] = False,
+    calibration: CalibrationOption = None,
+    calibration_windows: CalibrationWindowsOption = 128,
+    calibration_mode: CalibrationModeOption = None,
+    keep_dtype: KeepDtypeOption = False,
     data: DataOption = None,
     data_name: NameOption = None,
     text_column: ColumnOption = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from prunegpt.errors import Problem, PruneGPTError, SpecError
+from prunegpt.errors import Problem, PruneGPTError, SpecError, shown
 from prunegpt.planning.checks import unmeasured
 from prunegpt.planning.samplers import sampler_of
 from prunegpt.planning.teachers import ResolvedTrial
@@ -18,8 +18,6 @@ from prunegpt.spec.space import chosen_of, probes
 
 if TYPE_CHECKING:
     from prunegpt.planning.resolve import Planner
-
-_SHOWN = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def resolve_suggestion(
         raise SpecError([Problem("", str(error))]) from error
     chain, problems = _tried(planner, template, chosen, number)
     if chain is None:
-        listed = ", ".join(f"{path}={_short(choice)}" for path, choice in chosen.items())
+        listed = ", ".join(f"{path}={shown(choice)}" for path, choice in chosen.items())
         found = [Problem(problem.where, f"{problem.message} (with {listed})", problem.line) for problem in problems]
         raise SpecError(found or [Problem("", f"no trial can be made with {listed}.")])
     place = {
@@ -109,7 +107,7 @@ def _note(planner: "Planner", template: SearchTemplate, tried: list[_Probe]) -> 
             if problem not in everywhere:
                 inside = f"trials.{template.index}.search.space.{probe.path}"
                 where = f"{problem.where}: " if problem.where not in ("", inside) else ""
-                told = f"with {_short(probe.choice)}: {where}{problem.message}"
+                told = f"with {shown(probe.choice)}: {where}{problem.message}"
                 _problem(planner, template, told, "space", probe.path)
 
 
@@ -135,8 +133,3 @@ def _check_metrics(planner: "Planner", template: SearchTemplate) -> None:
 def _problem(planner: "Planner", template: SearchTemplate, message: str, *place: str | int) -> None:
     opened = planner.opened
     opened.problems.append(opened.document.problem(("trials", template.index, "search", *place), message))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

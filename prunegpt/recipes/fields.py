@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunegpt.errors import Problem, unknown
+from prunegpt.errors import Problem, shown, unknown
 from prunegpt.recipes.catalogue import CATALOGUE, Level
 from prunegpt.recipes.reader import Dialect, Modifier
 
@@ -73,6 +73,7 @@ class FieldReader:
         dialect: Dialect,
         problems: list[Problem],
         notes: list[ModifierNote],
+        defects: list[Defect],
         *,
         one_shot: bool = False,
         epochs: float | None = None,
@@ -83,6 +84,7 @@ class FieldReader:
         self.epochs = epochs
         self._problems = problems
         self._notes = notes
+        self._defects = defects
         self._known = CATALOGUE[dialect][modifier.name]
         for name, value in modifier.fields.items():
             if name not in self._known:
@@ -106,6 +108,10 @@ class FieldReader:
 
     def unsupported(self, text: str) -> None:
         self.say("unsupported", text)
+
+    def defect(self, code: str, text: str, fix: str) -> None:
+        """Adds a defect."""
+        self._defects.append(Defect(code, self.modifier.line, text, fix))
 
     def problem(self, name: str, message: str) -> None:
         """Adds a problem at a field, or at the modifier where the field is absent."""
@@ -198,9 +204,3 @@ def as_number(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -156,8 +156,9 @@ class _StageReader:
             valid = [*known, *UNSUPPORTED, *IGNORED]
             return self.problems.append(Problem(name, unknown("modifier", name, valid), modifier.line))
         before = len(self.notes)
+        at_once = self.run == "oneshot"
         reader = FieldReader(
-            modifier, dialect, self.problems, self.notes, one_shot=self.run == "oneshot", epochs=self.epochs
+            modifier, dialect, self.problems, self.notes, self.defects, one_shot=at_once, epochs=self.epochs
         )
         done = "as written."
         if read := PRUNINGS[dialect].get(name):
@@ -211,7 +212,6 @@ class _StageReader:
             self._prunings = [
                 replace(item, entries=as_in(version, item.entries, model.classes)) for item in self._prunings
             ]
-        self.defects += self._blend.defects if self._blend else ()
         for item in self._prunings:
             self.defects += pruning_defects(item, self.epochs)
         curve = LearningRateCurve(segments=tuple(self._segments)) if self._segments else None

@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from prunegpt.recipes.fields import FieldReader, as_number, shown
+from prunegpt.errors import shown
+from prunegpt.recipes.fields import FieldReader, as_number
 from prunegpt.recipes.matching import ALL, is_class
 from prunegpt.recipes.pruning import Pruning
 from prunegpt.recipes.reader import Dialect

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunegpt.recipes.fields import Defect, FieldReader, as_number, shown
+from prunegpt.errors import shown
+from prunegpt.recipes.fields import FieldReader, as_number
 from prunegpt.recipes.learning_rate import Segment
 from prunegpt.recipes.reader import Dialect
 from prunegpt.spec.names import block_index
@@ -27,7 +28,6 @@ class Blend:
         loss: name of a distillation loss of ours.
         pairs: student layer -> teacher layer of the hidden-state term; empty = by position.
         line: of the first modifier.
-        defects: known ones of the modifiers.
     """
 
     ce: float = 1.0
@@ -37,10 +37,6 @@ class Blend:
     loss: str = "forward_kl"
     pairs: Pairs | None = None
     line: int = 0
-    defects: tuple[Defect, ...] = ()
-
-    def with_defect(self, code: str, line: int, text: str, fix: str) -> "Blend":
-        return replace(self, defects=(*self.defects, Defect(code, line, text, fix)))
 
     def as_spec(self) -> dict[str, Any]:
         """The fields of a spec's `distill`, scaled so that cross-entropy and divergence weigh 1 together."""
@@ -55,31 +51,28 @@ class Blend:
 
 def legacy_output(reader: FieldReader, blend: Blend) -> Blend:
     """DistillationModifier of the legacy dialect; `blend` is the loss before it."""
-    line = reader.modifier.line
     hardness = reader.number("hardness", 0.5, low=0, high=1)
     temperature = reader.number("temperature", 2.0, low=0)
     if temperature == 0:
         reader.problem("temperature", "temperature must be above 0, got 0.")
     _window(reader)
     keys = reader.names("distill_output_keys")
-    blend = blend.with_defect(
+    reader.defect(
         "divergence-is-a-sum",
-        line,
         "SparseML 0.8 to 0.11 summed the divergence over all positions of a sequence instead of averaging, and "
         "every version measures eval_loss with the blended loss, so that exp(eval_loss) is no perplexity.",
         "Here the divergence is averaged over the tokens of the cross-entropy, and perplexity never sees it.",
     )
     if not keys:
-        blend = blend.with_defect(
+        reader.defect(
             "all-outputs-distilled",
-            line,
             "without distill_output_keys every output is distilled, past_key_values of GPT-2 too, which crashes.",
             "Here the logits are distilled. Write distill_output_keys: [logits].",
         )
     elif keys != ("logits",):
         reader.partly(f"distill_output_keys {', '.join(keys)}: here the logits are distilled.")
     ce, kd = blend.ce * (1 - hardness), blend.kd * (1 - hardness) + hardness
-    return replace(blend, ce=ce, kd=kd, line=line, temperature=temperature or 1.0)
+    return replace(blend, ce=ce, kd=kd, line=reader.modifier.line, temperature=temperature or 1.0)
 
 
 def per_layer(reader: FieldReader, blend: Blend) -> Blend:
@@ -95,8 +88,8 @@ def per_layer(reader: FieldReader, blend: Blend) -> Blend:
     if students and (pairs is None or len(teachers) not in (0, count)):
         reader.partly(_BY_POSITION)
         pairs = None
-    line = blend.line or reader.modifier.line
-    return replace(blend, hidden=blend.hidden + gain * max(count, 1), pairs=pairs, line=line)
+    hidden, line = blend.hidden + gain * max(count, 1), blend.line or reader.modifier.line
+    return replace(blend, hidden=hidden, pairs=pairs, line=line)
 
 
 def session_output(reader: FieldReader, blend: Blend) -> Blend:
@@ -110,9 +103,8 @@ def session_output(reader: FieldReader, blend: Blend) -> Blend:
     blend = replace(blend, ce=blend.ce * before, kd=kd, hidden=hidden, line=blend.line or line)
     update = reader.number("update", -1.0)
     if update > 0 and update != round(update):
-        blend = blend.with_defect(
+        reader.defect(
             "distillation-never-fires",
-            line,
             f"update: {update:g} fires only where epoch % {update:g} is below 1e-10 in floating point, which a "
             f"fractional number seldom meets: distillation then hardly ever happens.",
             "Leave update out. Here every step is distilled.",
@@ -122,9 +114,8 @@ def session_output(reader: FieldReader, blend: Blend) -> Blend:
     if comparison == "kl_divergence":
         softened = arguments.get("temperature", 1) if isinstance(arguments, dict) else 1
         reader.say("supported", "the divergence is taken of the logits.")
-        blend = blend.with_defect(
+        reader.defect(
             "kl-direction",
-            line,
             "kl_divergence computes KL(student‖teacher), not the usual KL(teacher‖student), and divides "
             f"probabilities by the temperature ({shown(softened)}), which softens nothing.",
             "Here it is loss reverse_kl at temperature 1. Use loss forward_kl, temperature 2 for the usual one.",

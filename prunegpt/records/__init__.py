@@ -1,7 +1,7 @@
 """What crosses from a worker to the coordinator: frozen, written whole, no torch."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -331,10 +331,15 @@ def comparable(trials: Sequence[TrialResult]) -> list[TrialResult]:
     ]
 
 
-def leaves(logged: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What a W&B run has logged, nested values by dotted names; an image or the like, with a `_type`, is one value."""
-    for name, value in logged.items():
-        if isinstance(value, Mapping) and "_type" not in value:
-            yield from leaves(value, f"{prefix}{name}.")
+def leaves(node: Mapping[str, Any], prefix: str = "", whole: Container[str] = ()) -> Iterator[tuple[str, Any]]:
+    """What W&B has of a run, nested values by dotted names; an image or the like, with a `_type`, is one value.
+
+    Args:
+        whole: names whose value is one, whatever it is.
+    """
+    for name, value in node.items():
+        path = prefix + name
+        if isinstance(value, Mapping) and "_type" not in value and path not in whole:
+            yield from leaves(value, f"{path}.", whole)
         else:
-            yield f"{prefix}{name}", value
+            yield path, value

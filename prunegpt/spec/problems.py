@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from prunegpt.errors import Problem, counted, unknown
+from prunegpt.errors import Problem, counted, shown, unknown
 from prunegpt.spec.part import REFERENCE
 from prunegpt.spec.read import Document
 from prunegpt.spec.training_arguments import DECISIVE, NEUTRAL
@@ -155,13 +155,13 @@ def _words(item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
     if kind == "value_error":
         return str(item["ctx"]["error"]), ""
     if kind == "string_pattern_mismatch":
-        return "a name holds letters, digits and ._=+,@-, a letter or digit first", _short(item["input"])
+        return "a name holds letters, digits and ._=+,@-, a letter or digit first", shown(item["input"], _SHOWN)
     if kind in ("too_short", "too_long"):
         end, many = ("min_length", "least") if kind == "too_short" else ("max_length", "most")
-        return f"must have at {many} {counted(item['ctx'][end], 'value')}", _short(item["input"])
+        return f"must have at {many} {counted(item['ctx'][end], 'value')}", shown(item["input"], _SHOWN)
     if kind in ("model_type", "dict_type", "mapping_type"):
-        return "must be a mapping", _short(item["input"])
-    return in_words(item["msg"]), _short(item["input"])
+        return "must be a mapping", shown(item["input"], _SHOWN)
+    return in_words(item["msg"]), shown(item["input"], _SHOWN)
 
 
 def hint_of(item: Any) -> str:
@@ -187,11 +187,6 @@ def in_words(message: str) -> str:
     for theirs, ours in _WORDS:
         text = text.replace(theirs, ours)
     return text.rstrip(".")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _parts(annotation: Any) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from filelock import FileLock
 from prunegpt.errors import Problem, SpecError, StoreError, listed, nearest
 from prunegpt.launch.local import cuda_devices, slot_environment
 from prunegpt.planning.resolve import Planner
+from prunegpt.records import leaves
 from prunegpt.root import Root, read_json, write_json
 from prunegpt.signals import on_stop_signals
 from prunegpt.spec.plan import SearchPlan, TrialPlan
@@ -107,7 +108,7 @@ def trial_of(planner: Planner, arguments: Mapping[str, Any], root: Root) -> Tria
             )
     spaces = [search.spec.space for search in plan.searches]
     known = {path for trial in own for path in trial.swept}.union(*spaces, {TRIAL, SEED})
-    values = flat(arguments, known)
+    values = dict(leaves(arguments, whole=known))
     values.pop(TRIAL, None)
     for search in plan.searches:
         searched = {path: value for path, value in values.items() if path in search.spec.space}
@@ -121,18 +122,6 @@ def trial_of(planner: Planner, arguments: Mapping[str, Any], root: Root) -> Tria
         f"a run's arguments must mean one trial; {wanted or 'no argument'} means {len(found)} of the {len(own)} of "
         f"{plan.name}. Vary what the spec varies, or name one as the parameter `trial`."
     )
-
-
-def flat(arguments: Mapping[str, Any], known: set[str], prefix: str = "") -> dict[str, Any]:
-    """Nested arguments by path. A mapping under a known path is a value."""
-    found: dict[str, Any] = {}
-    for name, value in arguments.items():
-        path = prefix + name
-        if path not in known and isinstance(value, Mapping):
-            found |= flat(value, known, f"{path}.")
-        else:
-            found[path] = value
-    return found
 
 
 def _means(trial: TrialPlan, values: Mapping[str, Any], *, named: bool) -> bool:

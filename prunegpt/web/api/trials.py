@@ -14,7 +14,7 @@ from pydantic import Field
 from prunegpt.errors import StoreError, listed
 from prunegpt.records import TrialResult
 from prunegpt.report.config import differing
-from prunegpt.report.stored_model import stored_model
+from prunegpt.report.stored_model import StoredModel, stored_model
 from prunegpt.store import CurveRow
 from prunegpt.web.dashboard import Dashboard
 from prunegpt.web.endpoint import PREFIX, Answer, ApiRequest, RequestError, endpoint
@@ -75,15 +75,6 @@ class Difference(Answer):
     value: Any
 
 
-class ModelDetail(Answer):
-    """The model that a trial has come to, and how to take it along; where it was removed, how to have it again."""
-
-    source: str = Field(description="a folder that transformers loads; of a model that was only measured, its source")
-    export: str = Field(description="writes it to a folder")
-    python: str = Field(description="opens it with its tokenizer")
-    removed: str = Field(description="what to do where it was removed to save space; else empty")
-
-
 class TrialNote(Answer):
     text: str
     html: str
@@ -124,7 +115,7 @@ class Trial(Answer):
     logged: bool = Field(description="it is a run that a W&B client has logged, which cannot be run here")
     command: str | None = Field(description="runs it; null for what cannot be run")
     replay: str | None = Field(description="runs the last attempt's folder again by hand")
-    model: ModelDetail | None = Field(description="null until it has finished, and of what W&B clients have logged")
+    model: StoredModel | None = Field(description="null until it has finished, and of what W&B clients have logged")
     notes: TrialNote
     curves: list[CurveRow]
 
@@ -161,7 +152,6 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
     ]
     again = ("sweep", "run", source.source or "SPEC", "--only", found.plan.search or found.name)
     runs = found.folder and not found.plan.foreign
-    model = stored_model(found, dashboard.root)
     result = found.described()
     del result["attempts"]  # their number; here they are listed
     return Trial(
@@ -177,7 +167,7 @@ def one(dashboard: Dashboard, sweep: str, trial: str) -> Trial:
         logged=found.plan.foreign,
         command=None if found.plan.foreign else dashboard.root.command(*again, always=True),
         replay=dashboard.root.command("trial", "run", f"{dashboard.root.path}/{found.folder}") if runs else None,
-        model=ModelDetail.model_validate(asdict(model)) if model else None,
+        model=stored_model(found, dashboard.root),
         notes=noted(note),
         curves=store.curves(found.id),
     )
