@@ -94,7 +94,7 @@ def _disturb(way: Way, step: int) -> None:
 
 
 _COMPARED = ("*.safetensors", "windows.npy", "job.json", "config.json")
-_TIMES = {"seconds", "versions", "device", "threads", "layers"}  # rows of layers have times
+_TIMES = {"seconds", "versions", "device", "threads", "layers", "peak_memory"}  # rows of layers have times
 
 
 def _result(root: Root, record: AttemptRecord) -> Result:

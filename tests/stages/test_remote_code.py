@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from prunegpt.cli.measure import open_model
 from prunegpt.errors import ModelError, PruneGPTError
+from prunegpt.lm.models import load_model
 from prunegpt.planning.facts import model_facts
 from prunegpt.planning.fingerprint import Files
 from prunegpt.planning.inputs import Inputs
@@ -156,7 +156,7 @@ def test_code_that_changed_after_planning_is_refused(own: Path, plan: Any, tmp_p
 
 
 def test_a_published_stage_is_loaded_with_the_code_of_the_model_and_runs_none_of_the_root(
-    own: Path, plan: Any, tmp_path: Path
+    own: Path, plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned, root = plan(), Root(tmp_path / "runs")
     perplexities(run(planned, root.path))
@@ -164,26 +164,14 @@ def test_a_published_stage_is_loaded_with_the_code_of_the_model_and_runs_none_of
     for file in stored.glob("*.py"):  # a root that came from elsewhere, sealed anew by who changed it
         file.write_text(f"raise AssertionError('{file} ran')")
     (root.stage(planned.key) / "files.json").unlink()
-    (tmp_path / "trial.json").write_text(planned.model_dump_json(), encoding="utf-8")
-    done = subprocess.run([sys.executable, "-c", AFTER, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "OwnModel"
-
-
-AFTER = """
-import pathlib, sys, torch
-from prunegpt.planning.inputs import Inputs
-from prunegpt.root import Root
-from prunegpt.spec.plan import TrialPlan
-from prunegpt.spec.schema import ModelSpec
-from prunegpt.stages import cache
-from prunegpt.sweep.reopened import trusting
-
-place = pathlib.Path(sys.argv[1])
-plan, root = TrialPlan.model_validate_json((place / "trial.json").read_text()), Root(place / "runs")
-state = cache.load(root, plan.key, plan.model, Inputs.of(plan, root), device=torch.device("cpu"))
-print(type(state.model).__name__)
-"""
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)  # as in another process: code that was run is not there
+    ran = (tmp_path / "ran.txt").read_text()
+    state = cache.load(root, planned.key, planned.model, Inputs.of(planned, root), device=torch.device("cpu"))
+    assert type(state.model).__name__ == "OwnModel"
+    assert (tmp_path / "ran.txt").read_text() != ran, "the code was run again"
+    with pytest.raises(ModelError, match=r"modeling_own.py ran"):
+        load_model(stored, trust_remote_code=True)
 
 
 def test_a_root_brings_no_trust_with_it(own: Path, plan: Any, tmp_path: Path) -> None:

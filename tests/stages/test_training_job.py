@@ -441,7 +441,7 @@ def test_a_gradient_scaler_is_asked_for_its_scale(
 
 
 def test_cached_teacher_logits_are_those_of_the_trial_that_asks(
-    run_trials: RunTrials, tmp_path: Path, model_folder: Path
+    run_trials: RunTrials, tmp_path: Path, model_folder: Path, text_files: dict[str, str]
 ) -> None:
     """Everything that decides what a teacher says is in the key: the order of trials changes no result."""
 
@@ -457,8 +457,9 @@ def test_cached_teacher_logits_are_those_of_the_trial_that_asks(
         {"temperature": 2.0000001},
         {"temperature": 2.0000002},
     ]
+    data = {"files": text_files, "block_size": 32, "max_train_blocks": 16}
     for number, fields in enumerate(variants):
-        assert run_trials(trial(**fields), attempt=number + 1)["t"].state == "finished"
+        assert run_trials(trial(**fields), attempt=number + 1, data=data)["t"].state == "finished"
         folders = list((tmp_path / "runs" / "teachers").iterdir())
         assert len(folders) == number + 1, fields
     contents = {folder.joinpath("log_rest.npy").read_bytes() for folder in folders}
