@@ -175,7 +175,7 @@ def test_the_rows_that_are_looked_at_together_do_not_matter(monkeypatch: pytest.
     pattern: Pattern = Unstructured() if group == 64 else NOfM(2, 4)
     mask = pattern.select(made.weight.abs(), 0.5)
     found = swaps(made.weight, mask, gram=made.gram, group=group)
-    monkeypatch.setattr("prunegpt.pruning.refining.swaps._PAIRS", 1)
+    monkeypatch.setattr("prunegpt.pruning.refining.swaps.PAIRS", 1)
     assert torch.equal(swaps(made.weight, mask, gram=made.gram, group=group), found)
 
 

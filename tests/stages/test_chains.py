@@ -22,6 +22,7 @@ from prunegpt.stages import cache
 from prunegpt.sweep.live import eta_of
 from prunegpt.usage import peak
 from tests.support.running import RunTrials
+from tests.support.small import make_model
 
 GRADUAL = {"sparsity": 0.75, "unit": "steps", "start": 1, "end": 4, "every": 1}
 CALIBRATION = {"windows": 4, "length": 32}
@@ -138,21 +139,20 @@ def test_hardness_zero_is_plain_fine_tuning_bit_for_bit(run_trials: RunTrials, t
 def test_a_published_model_is_verified_once_in_a_process_and_again_where_it_changed(
     run_trials: RunTrials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = run_trials(FINETUNED)["finetuned"].stages[-1].key
+    large = make_model(tmp_path / "large", layers=2, width=64)  # small files are read each time
+    key = run_trials(FINETUNED, model=str(large))["finetuned"].stages[-1].key
     root, cpu, read = Root(tmp_path / "runs"), torch.device("cpu"), Counter[str]()
 
     def counting(path: Path) -> str:
         read[path.name] += 1
         return sha256(path)
 
-    monkeypatch.setattr("prunegpt.root._SMALL", 0)
     monkeypatch.setattr("prunegpt.planning.fingerprint.SETTLED", 0)  # as if it had been written some time ago
     monkeypatch.setattr("prunegpt.planning.fingerprint.sha256", counting)
     monkeypatch.setattr("prunegpt.lm.models.check_causal", lambda *_: pytest.fail("what we published was looked at"))
     for _ in range(2):
         cache.load(root, key, ModelSpec(source="unused"), Inputs(None), device=cpu)
-    assert read["model.safetensors"] == 1
-    assert set(read.values()) == {1}
+    assert read == {"model.safetensors": 1}
     weights = root.stage(key) / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     with pytest.raises(ModelError, match=r"must be as it was published; model/model.safetensors of .* is changed"):

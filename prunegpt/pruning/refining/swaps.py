@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 _FEW = 16  # kept weights of a row whose partners are tried at a time
-_PAIRS = 1 << 18  # pairs that are tried at a time, so that they stay near a CPU's cache
+PAIRS = 1 << 18  # pairs that are tried at a time, so that they stay near a CPU's cache
 _PAIRS_ACCELERATOR = 1 << 25
 _ROUNDING = 1e-6  # of a row's error: a change that is no gain
 
@@ -36,7 +36,7 @@ def swaps(
     """
     weight, gram = weight.detach().float(), gram.float()
     open_weights = torch.ones_like(mask) if held is None else held  # [out, in]
-    pairs = _PAIRS if weight.device.type == "cpu" else _PAIRS_ACCELERATOR
+    pairs = PAIRS if weight.device.type == "cpu" else _PAIRS_ACCELERATOR
     rows = max(1, pairs // (min(_FEW, weight.shape[1]) * group))
     parts = zip(torch.split(weight, rows), torch.split(mask, rows), torch.split(open_weights, rows), strict=True)
     return torch.cat([_Rows(*part, gram, group).exchanged(max_swaps) for part in parts])  # [out, in]
