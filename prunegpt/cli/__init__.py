@@ -14,6 +14,7 @@ from prunegpt.cli import (  # noqa: F401
     doctor,
     export,
     gc,
+    masks,
     models,
     recipe,
     reproduce,
@@ -63,7 +64,7 @@ def _version(
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(trial.app, name="trial")
 app.add_typer(recipe.app, name="recipe")
-app.add_typer(models.masks_app, name="masks")
+app.add_typer(masks.app, name="masks")
 app.add_typer(wandb.app, name="wandb")
 
 

@@ -1,4 +1,4 @@
-"""prunegpt eval, prune and masks check: one model, from the shell."""
+"""prunegpt eval and prune: one model, from the shell."""
 
 import os
 import re
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from prunegpt.report.statistics import Interval
     from prunegpt.stages.base import ModelState
 
-masks_app = typer.Typer(help="Verify pruning masks.", no_args_is_help=True)
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -325,6 +324,7 @@ def prune(
             seed=seed,
             root=root,
             place=place,
+            scratch=out.absolute().with_name(f".{out.absolute().name}.gradients"),  # where there is room for the model
             progress=lambda done, total, _: progress(done, total),
             calibrated=lambda done, total: progress(done, total, "calibrating"),
         )
@@ -410,41 +410,3 @@ def check_out(out: Path, overwrite: bool) -> None:
         )
     if Path.cwd().is_relative_to(out.resolve()):
         raise PruneGPTError(f"OUT must not be the current folder, got {out}. Name another, or go elsewhere.")
-
-
-@masks_app.command(epilog="Example: prunegpt masks check ./gpt2-50")
-def check(
-    folder: Annotated[Path, typer.Argument(help="Saved model with masks.safetensors, or a stage folder.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Verify a saved model against its masks.
-
-    Mask hash, zeros under every mask, N:M or block pattern. Exits with 1 on a mismatch.
-    """
-    from prunegpt.cli.tables import print_sparsities
-    from prunegpt.lm.models import load_model
-    from prunegpt.lm.views import select
-    from prunegpt.pruning import masks
-    from prunegpt.pruning.patterns import parse_pattern
-
-    model_folder = folder / "model" if (folder / "model").is_dir() else folder
-    file = masks.load_masks(folder / "masks.safetensors")
-    model = load_model(model_folder, device="cpu")
-    views = select(model, targets=tuple(file.masks))
-    masks.check(views, file.masks, pattern=parse_pattern(file.pattern))
-    found = masks.measure_sparsity(views, dict(model.named_parameters()))
-    report = {
-        "ok": True,
-        "method": file.method,
-        "pattern": file.pattern,
-        "target": file.target,
-        "sparsity": found.pruned,
-        "sparsity_of_all_parameters": found.model,
-        "sha256": file.sha256,
-        "by_tensor": dict(found.by_tensor),
-    }
-    if as_json:
-        print_json(report)
-        return
-    print_sparsities(found.by_tensor)
-    print(f"the masks hold: {file.method}, {file.pattern}, sparsity {number(found.pruned)}, sha256 {file.sha256[:16]}")

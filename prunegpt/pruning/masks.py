@@ -149,6 +149,23 @@ def load_masks(path: Path) -> MaskFile:
     )
 
 
+def agreement(one: Masks, other: Masks) -> tuple[dict[str, float], float]:
+    """The share of weights that two models' masks both keep or both prune: by tensor, and of all.
+
+    Raises:
+        PruningError: they are not of the same tensors, or of other shapes.
+    """
+    wrong = sorted(one.keys() ^ other.keys()) or [name for name in one if one[name].shape != other[name].shape]
+    if wrong or not one:
+        what = f"{wrong[0]} is of one alone, or of two shapes" if wrong else "there are none"
+        raise PruningError(
+            f"masks to compare must be of the same tensors; {what}. Compare models that were pruned alike."
+        )
+    same = {name: int((mask.kept == other[name].kept).sum()) for name, mask in one.items()}
+    weights = {name: mask.weights for name, mask in one.items()}
+    return {name: count / weights[name] for name, count in same.items()}, sum(same.values()) / sum(weights.values())
+
+
 def one_per_storage(views: Mapping[str, WeightView]) -> dict[str, WeightView]:
     """The views without those that share storage with an earlier one, so that tied weights are one tensor."""
     seen: set[int] = set()

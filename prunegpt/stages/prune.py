@@ -102,7 +102,7 @@ def apply(
     """Prunes the model in place and puts the masks into the state.
 
     Args:
-        given: `calibrated`, `solved`, `stop` and `place` of :func:`prune_oneshot`.
+        given: `calibrated`, `solved`, `scratch`, `stop` and `place` of :func:`prune_oneshot`.
 
     Raises:
         Interrupted: `stop` said so.

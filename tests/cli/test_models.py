@@ -17,6 +17,7 @@ from prunegpt import Sweep
 from prunegpt.cli import app
 from prunegpt.cli.measure import text_of
 from prunegpt.errors import ModelError
+from prunegpt.pruning import evidence
 from tests.support.choices import NAME, write_task
 from tests.support.small import Invoke
 
@@ -64,7 +65,31 @@ def test_prune_saves_an_ordinary_folder_that_holds_its_masks(
     model = AutoModelForCausalLM.from_pretrained(out)
     model.transformer.h[1].mlp.c_fc.weight.data.fill_(0.25)
     model.save_pretrained(out)
+    compared = json.loads(invoke("masks", "compare", out, out, "--json"))
+    assert compared["agreement"] == 1.0 == min(compared["by_tensor"].values())
+    assert "the masks agree in 100.0000% of the weights" in invoke("masks", "compare", out, out)
     assert "transformer.h.1.mlp.c_fc.weight has" in invoke("masks", "check", out, fails=True)
+
+
+def test_single_gradients_are_beside_the_output(
+    invoke: Invoke, model_folder: Path, text_files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("the system's folder for temporary files was asked for")
+
+    monkeypatch.setattr(evidence, "TemporaryDirectory", refused)
+    asked = (
+        "--sparsity",
+        "0.5",
+        "--calibration",
+        text_files["train"],
+        "--calibration-windows",
+        "2",
+        "--block-size",
+        "16",
+    )
+    invoke("prune", model_folder, tmp_path / "new" / "out", "--method", "obert", *asked)
+    assert [one.name for one in (tmp_path / "new").iterdir()] == ["out"]
 
 
 def test_shrink_saves_an_ordinary_folder_of_a_smaller_model(

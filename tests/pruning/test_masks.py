@@ -16,6 +16,7 @@ from prunegpt.lm.views import WeightView, block_matrices, select
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import (
     achieved_sparsity,
+    agreement,
     check,
     fingerprint,
     fingerprints,
@@ -101,6 +102,18 @@ def test_a_file_that_is_cut_or_of_something_else_is_refused(tmp_path: Path) -> N
     save_file({"a": torch.ones(2)}, path, metadata={"prunegpt_masks": json.dumps({"names": ["b"]})})
     with pytest.raises(PruningError, match="cannot be read as safetensors with packed masks"):
         load_masks(path)
+
+
+def test_agreement_is_the_share_of_equal_bits() -> None:
+    one, other = ({"a": torch.rand(4, 8) > 0.5, "b": torch.rand(2, 6) > 0.5} for _ in range(2))
+    shares, overall = agreement(*({name: Mask(kept) for name, kept in each.items()} for each in (one, other)))
+    same = {name: (one[name] == other[name]).flatten().tolist() for name in one}
+    assert shares == {name: sum(bits) / len(bits) for name, bits in same.items()}
+    assert overall == sum(map(sum, same.values())) / 44
+    with pytest.raises(PruningError, match="masks to compare must be of the same tensors; b is of one alone"):
+        agreement({"a": Mask(one["a"])}, {name: Mask(kept) for name, kept in other.items()})
+    with pytest.raises(PruningError, match="of the same tensors; there are none"):
+        agreement({}, {})
 
 
 def test_sparsity_is_counted_from_the_weights(toy: Toy) -> None:

@@ -55,6 +55,7 @@ def prune_oneshot(
     progress: OnLayer = lambda *_: None,
     calibrated: Callable[[int, int], None] = lambda *_: None,
     solved: SolvedLayers | None = None,
+    scratch: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     refine: Refinement | None = None,
     repair: RepairSpec | None = None,
@@ -94,6 +95,8 @@ def prune_oneshot(
         solved: what an earlier attempt at the same pruning has solved: it is taken over, and added to; beside it are
             the gradients of a pass that was broken off. An allocation `global` solves all layers at once, and has
             nothing else to take over.
+        scratch: folder for single gradients where nothing is kept, emptied before and removed after; None = one for
+            temporary files.
         stop: asked after every layer.
         refine: what betters the masks that a criterion chooses, by the same calibration windows.
         repair: how decoder layers are repaired once their matrices are pruned, on the calibration windows.
@@ -136,7 +139,7 @@ def prune_oneshot(
         solved=before,
         calibrated=calibrated,
         kept=solved.beside("gradients") if solved is not None else None,
-        scratch=solved.beside("samples") if solved is not None else None,
+        scratch=solved.beside("samples") if solved is not None else scratch,
         place=place,
     )
     held = {name: mask.to(views[name].parameter.device) for name, mask in (masks or {}).items() if name in views}
