@@ -1,6 +1,7 @@
 """What our own commands cost in seconds of the processor: a large grid checked, large tables printed.
 
-Each is a process of its own, its start included; nothing is measured beside them.
+Each is a process of its own, its start included; nothing is measured beside them. The floor of each is a process that
+starts and validates once what each trial is read from: of a spec its configuration, of a root its plan.
 """
 
 import json
@@ -11,8 +12,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from prunegpt.planning.resolve import plan_file
 from prunegpt.root import Root
 from prunegpt.spec.schema import TableSpec
+from prunegpt.store import Store
 from tests.bench.harness import Settings, environment
 from tests.bench.rows import Row
 from tests.support.many_trials import make_many
@@ -26,14 +29,21 @@ def measure(settings: Settings) -> Iterator[Row]:
     spec = settings.work / "grid.yaml"
     spec.write_text(json.dumps(grid(side)), encoding="utf-8")
     root = settings.work / "checked"
-    yield _row(settings, "check", f"`sweep check`, {side * side:,} trials", 1.0, ["sweep", "check", str(spec)], root)
-    for name, trials, wanted, what, tables in (
+    trials = [json.dumps(dict(trial.config)) for trial in plan_file(spec).trials]
+    reading = "from prunegpt import running; from prunegpt.spec.schema import TrialSpec as Kept"
+    what = f"`sweep check`, {side * side:,} trials"
+    yield _row(settings, "check", what, 1.0, ["sweep", "check", str(spec)], root, reading, trials)
+    reading = "from prunegpt import api; from prunegpt.spec.plan import TrialPlan as Kept"
+    for name, count, wanted, what, tables in (
         ("best", settings.pick(10_000, 60), 0.7, "the best 50, with intervals", ()),
         ("table", settings.pick(5_000, 60), 10.0, "all of them, with intervals and differences", (EVERY,)),
     ):
         root = settings.work / name
-        make_many(Root(root), trials, tables=tables)
-        yield _row(settings, name, f"`table` of {trials:,} trials: {what}", wanted, ["table", "many"], root)
+        make_many(Root(root), count, tables=tables)
+        with Store.open(Root(root)) as store:
+            trials = [trial.plan.model_dump_json() for trial in store.results("many")]
+        what = f"`table` of {count:,} trials: {what}"
+        yield _row(settings, name, what, wanted, ["table", "many"], root, reading, trials)
 
 
 def grid(side: int) -> dict[str, object]:
@@ -48,11 +58,35 @@ def grid(side: int) -> dict[str, object]:
     return {"name": "grid", "base": {"model": "builtin:tiny-gpt2", "data": data}, "trials": [trial]}
 
 
-def _row(settings: Settings, name: str, what: str, wanted: float, words: Sequence[str], root: Path) -> Row:
+def _row(
+    settings: Settings,
+    name: str,
+    what: str,
+    wanted: float,
+    words: Sequence[str],
+    root: Path,
+    reading: str,
+    trials: Sequence[str],
+) -> Row:
+    """The row of a command.
+
+    Args:
+        reading: imports what the command needs at least, and as `Kept` what its trials are read as.
+        trials: what each is read from, as JSON.
+    """
+    lines = settings.work / f"{name}.jsonl"
+    lines.write_text("\n".join(trials), encoding="utf-8")
     command = [sys.executable, "-m", "prunegpt", *words, "--root", str(root)]
-    _, *taken = [_seconds(command, settings.threads) for _ in range(settings.pick(3, 1) + 1)]  # the first reads disks
-    middle = statistics.median(taken)
-    return Row(f"own-{name}", what, "", middle, min(taken), max(taken), len(taken), wanted=wanted, unit="s")
+    least = f"import gc, sys; gc.disable(); {reading}; kept = [*map(Kept.model_validate_json, open(sys.argv[1]))]"
+    rounds = settings.pick(3, 1)
+    (_, *taken), (_, *floor) = (  # the first reads disks
+        [_seconds(each, settings.threads) for _ in range(rounds + 1)]
+        for each in (command, [sys.executable, "-c", least, str(lines)])
+    )
+    return Row(
+        f"own-{name}", what, "", statistics.median(taken), min(taken), max(taken), rounds, wanted, unit="s",
+        floor=statistics.median(floor), note="The floor starts and validates each trial once.",
+    )  # fmt: skip
 
 
 def _seconds(command: Sequence[str], threads: int) -> float:
