@@ -254,7 +254,7 @@ class Counting:
             for one in trial.evaluations
             if one.evaluate.kind == "text"
         }
-        last = {trial.key for trial in trials}
+        last = {trial.stages[-1].key for trial in trials if trial.stages}
         for (key, evaluation_key), (stage, one, model) in distinct.items():
             after = one.evaluate.after_each or key in last
             if not self.root.is_measured(key, evaluation_key):
