@@ -48,11 +48,11 @@ class Entry:
     Attributes:
         loader: "module:attribute".
         options: the arguments that are the user's to choose: name -> type with its range and a hint.
-        needs: what it is given beside its usual arguments. See :data:`CRITERION_NEEDS`, :data:`SOLVER_NEEDS` and
-            :data:`ALLOCATION_NEEDS`.
+        needs: what it is given beside its usual arguments, of those that `CRITERION_NEEDS` and its like list.
         scope: what scores are compared over; None where it does not say.
         block_size: tokens of a window where a spec does not say; None: those of its data.
         solver: whether it repairs what it prunes: such a method chooses weights within a tensor, singly or N:M.
+        shards: of a mask mode: whether it works on parts of matrices (FSDP2); of a plug-in, whether it says so.
     """
 
     loader: str
@@ -60,6 +60,7 @@ class Entry:
     needs: frozenset[str] = frozenset()
     scope: Scope | None = None
     solver: bool = False
+    shards: bool = True
     block_size: int | None = None
 
     @property
@@ -186,6 +187,7 @@ class Registry:
             needs=frozenset(needs),
             scope="row" if getattr(part, "rowwise", False) else None,
             solver=self._function == "solve",
+            shards=getattr(part, "shards", False) is True,
         )
 
 
@@ -214,8 +216,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
 _Damping = Annotated[float, Ge(0), Le(1), "It is a share of the mean diagonal; 0.01 is usual."]
 _Count = Annotated[int, Ge(1), Le(1_000_000)]
 _Steps = Annotated[int, Ge(0), Le(1_000_000)]
-_CRITERIA = "prunegpt.pruning.criteria"
-_SOLVERS = "prunegpt.pruning.solvers"
+_CRITERIA, _SOLVERS = "prunegpt.pruning.criteria", "prunegpt.pruning.solvers"
 
 CRITERIA = Registry(
     "criterion",

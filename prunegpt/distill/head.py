@@ -102,10 +102,10 @@ def usable_head(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Head:
     Raises:
         DistillationError: the model has no linear output layer.
     """
-    head = head_of(model)
     first = {name: value[:1, :_PROBE] for name, value in inputs.items() if value.dim() > 1}
     with torch.no_grad(), evaluating(model):
         states = run(model, first)
+        head = head_of(model)  # which FSDP2 has whole after the model's call
         theirs = states.logits  # [1, vocab]
         ours = head.logits(states.last[:, -1].to(theirs.dtype)).float()  # [1, vocab]
         error = (ours - theirs.float()).abs().max() / theirs.float().abs().max().clamp(min=1e-6)

@@ -133,8 +133,8 @@ class DistillationObjective:
         if self._known is None:
             self._own_logits = usable_head(student, given).weight is None
             self._known = student
-        head = OWN_LOGITS if self._own_logits else head_of(student)
         ours = run(model, given, **wanted, whole=self._own_logits)
+        head = OWN_LOGITS if self._own_logits else head_of(student)  # which FSDP2 has whole after the model's call
         labels, own = shift_labels(inputs["labels"]), OWN in inputs  # [batch · length]
         device = ours.last.device.type
         with torch.autocast(device, ours.autocast, enabled=ours.autocast is not None):

@@ -80,6 +80,21 @@ def share(tensors: Iterable[Tensor]) -> None:
         tensor.detach().copy_(dense)
 
 
+def joined_rows(part: Tensor, rows: Sequence[int]) -> Tensor:
+    """What all processes have of a matrix, one below the other: [sum of rows, columns].
+
+    Args:
+        part: ours, [rows of ours, columns].
+        rows: how many each process has.
+    """
+    padded = part.new_zeros(max(rows), part.shape[1])
+    padded[: len(part)] = part.detach()
+    sent = padded.view(torch.uint8)  # no backend needs to know the type
+    found = [torch.empty_like(sent) for _ in rows]
+    distributed.all_gather(found, sent)
+    return torch.cat([one.view(part.dtype)[:count] for one, count in zip(found, rows, strict=True)])
+
+
 def check_device(device: torch.device) -> None:
     """Looks that each process of this machine can have a device of its own: two that share one wait for ever.
 

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunegpt.errors import ModelError, PruningError
+from prunegpt.lm import ranks
 from prunegpt.planning.memory import Sizes
 from prunegpt.spec.names import Matrix, select_names
 from prunegpt.spec.outline import Outline
@@ -39,9 +41,14 @@ _ROUTERS = frozenset({"gate", "router", "wg", "classifier", "shared_expert_gate"
 _NEVER = frozenset({"encoder_attn", "crossattention", "cross_attn", "dt_proj"})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class WeightView:
-    """A weight matrix of a model, seen as [out, in] however its module stores it."""
+    """A weight matrix of a model, seen as [out, in] however its module stores it.
+
+    Where processes train a model of which each holds a part (FSDP2), `parameter` is a DTensor of which each has some of
+    the rows, and what is given as [out, in] is our part of the matrix, which may be empty; :meth:`whole` joins the
+    parts.
+    """
 
     name: str  # full parameter name, such as transformer.h.0.attn.c_attn.weight; of an expert with [its index]
     parameter: nn.Parameter
@@ -52,6 +59,11 @@ class WeightView:
     matrices: int = 1  # how many the parameter holds
     default: bool = True  # whether it is pruned where a request names no targets
     shared: bool = False  # whether several decoder layers use it; `block` is the first of them
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of it."""
+        return hasattr(self.parameter, "to_local")
 
     @property
     def matrix(self) -> Tensor:
@@ -66,10 +78,50 @@ class WeightView:
     def oriented(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape, such as an optimizer's moments, as [out, in]; it shares storage."""
         matrix = tensor
-        if self.expert is not None:
+        if self.sharded:
+            first, last = self._rows()[ranks.rank()]
+            begin = ranks.rank() * self._each
+            matrix = tensor.to_local()[first - begin : last - begin]  # type: ignore[attr-defined]
+            matrix = matrix.flatten(0, 1) if matrix.dim() == 3 else matrix
+        elif self.expert is not None:
             stacked = tensor if tensor.dim() == 3 else tensor.view(self.matrices, -1, tensor.shape[1])
             matrix = stacked[self.expert]
         return matrix.t() if self.transposed else matrix  # [out, in]
+
+    def part(self, whole: Tensor) -> Tensor:
+        """Our part of a tensor [out, in], sharing its storage; all of it where the parameter is not sharded."""
+        if not self.sharded:
+            return whole
+        stored = whole.t() if self.transposed else whole  # as the module stores it
+        begin, end = self._span
+        first, last = (len(stored) * (row - begin) // (end - begin) for row in self._rows()[ranks.rank()])
+        return stored[first:last].t() if self.transposed else stored[first:last]  # [out, in]
+
+    def whole(self, part: Tensor) -> Tensor:
+        """What the parts [out, in] of all processes, which all call this, come to; a part that is all is given back."""
+        if not self.sharded:
+            return part
+        stored = part.t() if self.transposed else part
+        high = 1 if self.parameter.dim() == 2 else self.parameter.shape[1]  # rows of a matrix to one of the parameter
+        joined = ranks.joined_rows(stored, [(last - first) * high for first, last in self._rows()])
+        return joined.t() if self.transposed else joined  # [out, in]
+
+    @property
+    def _span(self) -> tuple[int, int]:
+        """From which row of the parameter's first axis the matrix goes to which."""
+        size = self.parameter.shape[0] // self.matrices
+        return (0, self.parameter.shape[0]) if self.expert is None else (self.expert * size, (self.expert + 1) * size)
+
+    @property
+    def _each(self) -> int:
+        """How many rows of the parameter each process has; the last ones have fewer, or none."""
+        return -(-self.parameter.shape[0] // ranks.count())
+
+    def _rows(self) -> list[tuple[int, int]]:
+        """Which of its rows each process has."""
+        begin, end = self._span
+        edges = [min(max(rank * self._each, begin), end) for rank in range(ranks.count() + 1)]
+        return [*pairwise(edges)]
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -33,6 +33,7 @@ from prunegpt.spec.schema import (
     TableSpec,
     TrialSpec,
 )
+from prunegpt.spec.sharding import sharding_problems
 from prunegpt.spec.shrink import BudgetSpec, ShrinkSpec
 from prunegpt.spec.shrinking import shrink_problems
 from prunegpt.spec.training_arguments import training_problems
@@ -80,6 +81,7 @@ def stage_problems(
             f"new_tokens must leave a prompt of a sequence, got {config.on_policy.new_tokens} of {block_size} tokens. "
             "Set fewer.",
         )
+    yield from sharding_problems(config, arguments, spec.precision)
     ill_matched = list(training_problems(arguments, prunes=config.prune is not None))
     for name, message in ill_matched:
         yield f"train.{name}", message

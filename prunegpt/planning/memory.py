@@ -209,6 +209,7 @@ class Memory:
         distilled: int | None = None,
         checkpointing: bool = False,
         frozen: bool = False,
+        shards: int = 1,
     ) -> int:
         """Of fine-tuning and distillation.
 
@@ -218,9 +219,12 @@ class Memory:
             distilled: bytes of the teacher that runs beside the student; 0: its logits are cached; None: no teacher.
             checkpointing: whether layers keep their inputs alone, and compute the rest again in the backward pass.
             frozen: whether an adapter is trained in place of the weights.
+            shards: processes that each hold a part of the weights, gradients and moments.
         """
         size, trained = self.sizes, 0 if frozen else self.sizes.parameters
-        state = self.weights + optimizer * trained + self.copies
+        state = (self.weights + optimizer * trained) // shards + self.copies
+        if shards > 1:  # what is gathered at a time: two layers, the embedding and the output layer
+            state += min(self.weights, self.stored * 2 * (size.layer + size.vocabulary * size.width))
         layers = 4 * size.layers * size.width + self._kept if checkpointing else size.layers * self._kept
         saved = tokens * (layers + 12 * size.width)
         logits, head = tokens * size.vocabulary, (6 if self.half else 4) * size.vocabulary * size.width
@@ -230,7 +234,7 @@ class Memory:
             loss = 16 * min(logits, DISTILLED[self.device]) + head
         else:
             loss = max(12 * logits, 16 * tokens * size.inner)
-        return max(state + saved + loss, state + 4 * trained + (distilled or 0))
+        return max(state + saved + loss, state + 4 * trained // shards + (distilled or 0))
 
 
 def optimizer_bytes(train: Mapping[str, Any]) -> int:

@@ -122,7 +122,7 @@ def _train(config: FinetuneSpec, place: StagePlace, teacher: str | None) -> Stag
     kind = "distill" if isinstance(config, DistillSpec) else "finetune"
     data = place.texts.of_stage(config.data, place.data)
     train = {**place.train, **config.train}
-    if place.watched and not train.keys() & _WHEN_EVALUATED:
+    if place.watched and not train.get("fsdp") and not train.keys() & _WHEN_EVALUATED:
         train |= {"eval_strategy": "steps", "eval_steps": WATCHED_EVERY}
     update: dict[str, Any] = {"train": train, "data": data}
     text = decisive(config, ("keep_zeros", "loss_on", "adapter", "on_policy"), without=_NOT_IN_KEY)

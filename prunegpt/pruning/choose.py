@@ -72,7 +72,7 @@ def choose(
         masks: parameter name -> bool [out, in], True = kept: what is pruned stays pruned. Names may be missing.
         options: further arguments of the method.
         gathered: what training has shown of a layer, by the name of the argument.
-        scored: the weights [out, in] that a criterion scores.
+        scored: the weights [out, in] that a criterion scores, whole.
         select: from scores to masks, as :func:`~prunegpt.pruning.selection.select_masks`.
         refine: what betters the mask of each layer; not with scope `global`.
 

@@ -5,13 +5,14 @@ norms and moments see live weights only, and weights are masked after the step, 
 to them. Other modes (`prunegpt.pruning.modes`) keep more of a weight than its mask shows.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from prunegpt.errors import PruningError, nearest
+from prunegpt.lm import ranks
 from prunegpt.lm.views import WeightView
 from prunegpt.pruning.mask import Mask, Masks
 from prunegpt.pruning.masks import check, one_per_storage
@@ -38,6 +39,9 @@ class Enforcer:
     :meth:`before_optimizer` after clipping, and :meth:`mask_weights` after the optimizer. Whoever chooses masks asks
     :meth:`scored` for weights and :meth:`select` for masks, and hands them to :meth:`update`.
 
+    Where each process has a part of every weight, it holds that part of every mask. Whole are the masks that
+    :attr:`masks` gives and :meth:`set_masks` takes, what :meth:`select` is given and gives, and states.
+
     Args:
         views: parameter name -> the weights that may be pruned.
         masks: by parameter name; a name that is missing is all kept. The weights are not touched before
@@ -61,8 +65,21 @@ class Enforcer:
 
     @property
     def masks(self) -> Masks:
-        """The mask of every view."""
-        return {name: self.mask(name) for name in self.views}
+        """The mask of every view, whole: where they are sharded, all processes ask for it together."""
+        found = {name: self.mask(name) for name in self.views}
+        if not self.sharded:
+            return found
+        return {name: Mask(self.views[name].whole(mask.kept).cpu()) for name, mask in found.items()}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of every weight."""
+        return any(view.sharded for view in self.views.values())
+
+    @property
+    def held(self) -> Masks:
+        """What earlier stages pruned, which never opens."""
+        return dict(self._held)
 
     @property
     def closed(self) -> Masks:
@@ -92,13 +109,34 @@ class Enforcer:
         Raises:
             PruningError: a mask belongs to no view, or has another shape than its weight.
         """
-        self._replace(masks, optimizer)
+        self._replace(self._parts(masks), optimizer)
         self.settle()
+
+    def split(self) -> None:
+        """Keeps our part of every mask: once the parameters of the views are sharded, before the first step."""
+        self._masks, self._held = self._parts(self._masks), self._parts(self._held)
+
+    def join(self, masks: Mapping[str, Mask]) -> None:
+        """Takes whole masks: once the views are of a whole model again, after the last step."""
+        self._masks = {}
+        self.set_masks(masks)
 
     def settle(self) -> None:
         """Drops masks that prune nothing: after :meth:`update`, which does not wait for a device to count them."""
         Mask.count(self._masks.values())
-        self._masks = {name: mask for name, mask in self._masks.items() if mask.pruned}
+        pruned = self.summed([mask.pruned for mask in self._masks.values()])
+        self._masks = {name: mask for (name, mask), count in zip(self._masks.items(), pruned, strict=True) if count}
+
+    def summed(self, counts: Sequence[float]) -> list[float]:
+        """Sums over the parts of all processes, which all call this; the same numbers where each has all."""
+        return ranks.total(counts) if self.sharded else list(counts)
+
+    def _parts(self, masks: Mapping[str, Mask]) -> Masks:
+        """Our parts of whole masks."""
+        if not self.sharded:
+            return dict(masks)
+        views = {name: self._view(name) for name in masks}
+        return {name: Mask(view.part(masks[name].kept), like=view.matrix) for name, view in views.items()}
 
     def _replace(self, masks: Mapping[str, Mask], optimizer: HasState | None) -> None:
         for name, given in masks.items():

@@ -89,7 +89,7 @@ class GatheredGradients:
         self._steps += 1
 
     def of(self, name: str) -> dict[str, Tensor]:
-        """The statistics of one weight matrix: need -> float32 [out, in].
+        """The statistics of one weight matrix: need -> float32 [out, in], whole.
 
         Raises:
             PruningError: no step was gathered yet.
@@ -99,18 +99,21 @@ class GatheredGradients:
                 f"{' and '.join(self._needs)} must be gathered over at least one optimizer step before they choose "
                 "masks; none was. Let the schedule start later, or with a sparsity of 0."
             )
-        return {
-            need: self._sums[need, name] / self._steps if need in _MEANS else self._sums[need, name]
-            for need in self._needs
-        }
+        sums = {need: self._views[name].whole(self._sums[need, name]) for need in self._needs}
+        return {need: total / self._steps if need in _MEANS else total for need, total in sums.items()}
+
+    def split(self) -> None:
+        """Keeps our part of every sum: once the parameters of the views are sharded."""
+        self._sums = {(need, name): self._views[name].part(total).clone() for (need, name), total in self._sums.items()}
 
     def close_window(self) -> None:
         """The masks have been chosen: the next step starts new means."""
         self._closed = True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The sums and the window, for a checkpoint."""
-        state = {f"{need}/{name}": total.cpu().contiguous() for (need, name), total in self._sums.items()}
+        """The sums, whole, and the window, for a checkpoint."""
+        whole = {(need, name): self._views[name].whole(total) for (need, name), total in self._sums.items()}
+        state = {f"{need}/{name}": total.cpu().contiguous() for (need, name), total in whole.items()}
         return {**state, "window": torch.tensor([self._steps, int(self._closed)])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -126,5 +129,5 @@ class GatheredGradients:
                 "is on one side only. Resume with the criterion and targets of before."
             )
         for (need, name), total in self._sums.items():
-            total.copy_(state[f"{need}/{name}"])
+            total.copy_(self._views[name].part(state[f"{need}/{name}"]))
         self._steps, self._closed = int(state["window"][0]), bool(state["window"][1])

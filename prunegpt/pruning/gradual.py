@@ -1,6 +1,6 @@
 """Pruning in training: how a job's mask updates reach weights and optimizer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from prunegpt.pruning.enforce import Enforcer, HasState
 from prunegpt.pruning.evidence import Evidence
 from prunegpt.pruning.gradients import GATHERED, GatheredGradients
 from prunegpt.pruning.job import GradualJob, load_method
-from prunegpt.pruning.mask import Mask
+from prunegpt.pruning.mask import Mask, Masks
 from prunegpt.pruning.patterns import parse_pattern
 from prunegpt.pruning.solvers.base import Solver
 
@@ -65,7 +65,6 @@ class GradualPruner:
             raise PruningError(f"every pruned weight must be one of the model; {missing[0]!r} is none of them.")
         self._views: dict[str, WeightView] = {name: enforcer.views[name] for name in job.sparsities}
         self._sizes = {name: view.matrix.numel() for name, view in self._views.items()}
-        self._held = enforcer.closed
         self._needs = self._method.needs - GATHERED
         if (looks := sorted(self._needs - {"generator"})) and statistics is None:
             raise PruningError(
@@ -122,8 +121,7 @@ class GradualPruner:
         if repeats:
             return None
         before = self.enforcer.chosen
-        chosen, notes, finite = self._choose(targets, self._held if self.job.regrow else before, due)
-        after = {name: Mask(kept, like=self._views[name].matrix) for name, kept in chosen.items()}
+        after, notes, finite = self._choose(targets, self.enforcer.held if self.job.regrow else before, due)
         both = {name: before[name] & mask for name, mask in after.items() if name in before}
         notes += self.enforcer.update(after, optimizer, last=due == self._clock.end)
         self.enforcer.mask_gradients()
@@ -133,8 +131,11 @@ class GradualPruner:
             refuse()
         self.enforcer.settle()
         self._gradients.close_window()
-        zeros = {name: self._sizes[name] - count for name, count in zip(self._views, found[len(finite) :], strict=True)}
-        return self._record(step, targets, before, after, both, zeros, notes)
+        return self._record(step, targets, before, after, both, found[len(finite) :], notes)
+
+    def split(self) -> None:
+        """Keeps our part of what is gathered, as :meth:`Enforcer.split` of masks."""
+        self._gradients.split()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The last update, gathered gradients and what the mode keeps: what resuming needs beside masks and weights."""
@@ -156,32 +157,36 @@ class GradualPruner:
     @exact_products()
     def _choose(
         self, targets: Mapping[str, float], floor: Mapping[str, Mask], update: int
-    ) -> tuple[dict[str, Tensor], tuple[str, ...], list[Tensor]]:
-        """The masks of an update, bool [out, in], and the notes of a solver. What `floor` prunes stays pruned.
+    ) -> tuple[Masks, tuple[str, ...], list[Tensor]]:
+        """The masks of an update, our part of each, and the notes of a solver.
+
+        What `floor` prunes stays pruned. Scores are compared over whole tensors, of which each process joins the parts.
 
         Last come flags, bool [] each: whether the scores were finite, where that is not known yet.
         """
-        held = {name: mask.kept for name, mask in floor.items() if name in self._views}
+        floor = {name: mask for name, mask in floor.items() if name in self._views}
         if not any(targets.values()):
             dense = {name: torch.ones_like(view.matrix, dtype=torch.bool) for name, view in self._views.items()}
-            return {**dense, **held}, (), []
+            return {**{name: Mask(kept) for name, kept in dense.items()}, **floor}, (), []
         choices = choose(
             self._method,
             self._groups(self.job.seed * _SEED_STRIDE + update),
             targets=targets,
             pattern=parse_pattern(self.job.pattern),
             scope=self.job.scope,
-            masks=held,
+            masks=_Joined(self._views, floor),
             options=self.job.options,
             gathered=lambda name: {need: self._gradients.of(name)[need] for need in self._method.needs & GATHERED},
-            scored=self.enforcer.scored,
+            scored=lambda view: view.whole(self.enforcer.scored(view)),
             select=partial(self.enforcer.select, gathered=self._gradients.of),
         )
-        chosen: dict[str, Tensor] = {}
+        chosen: Masks = {}
         notes: list[str] = []
         with checked_together() as flags:
             for choice in choices:
-                chosen[choice.name] = choice.mask
+                ranks.share([choice.mask])
+                view = self._views[choice.name]
+                chosen[choice.name] = Mask(view.part(choice.mask), like=view.matrix)
                 notes += [f"{choice.name}: {note}" for note in choice.notes]
             finite = [*flags]
             flags.clear()
@@ -190,8 +195,8 @@ class GradualPruner:
                 f"calibration must reach every pruned weight; it did not reach {missing[0]}. Leave that weight out of "
                 "the targets: its module is not called in a forward pass."
             )
-        solved = {id(view.parameter): view.parameter for view in self._views.values()}
-        ranks.share([*chosen.values(), *(solved.values() if isinstance(self._method, Solver) else ())])
+        if isinstance(self._method, Solver):
+            ranks.share({id(view.parameter): view.parameter for view in self._views.values()}.values())
         return chosen, tuple(notes), finite
 
     def _groups(self, seed: int) -> Groups:
@@ -208,7 +213,7 @@ class GradualPruner:
         before: Mapping[str, Mask],
         after: Mapping[str, Mask],
         both: Mapping[str, Mask],
-        zeros: Mapping[str, int],
+        live: Sequence[int],
         notes: tuple[str, ...],
     ) -> MaskUpdate:
         total = max(sum(self._sizes.values()), 1)
@@ -218,6 +223,8 @@ class GradualPruner:
             either = mask.pruned if was is None else both[name].pruned  # by the mask of before, the new one, or both
             closed += either - (0 if was is None else was.pruned)
             opened += either - mask.pruned
+        closed, opened, *live = (int(count) for count in self.enforcer.summed([closed, opened, *live]))
+        zeros = {name: self._sizes[name] - count for name, count in zip(self._views, live, strict=True)}
         return MaskUpdate(
             step=step,
             target=_mean(targets, self._sizes),
@@ -227,6 +234,25 @@ class GradualPruner:
             opened=opened,
             notes=notes,
         )
+
+
+class _Joined(Mapping[str, Tensor]):
+    """Whole masks, bool [out, in], of those that each process has a part of: each joined when it is asked for."""
+
+    def __init__(self, views: Mapping[str, WeightView], masks: Mapping[str, Mask]) -> None:
+        self._views, self._masks = views, masks
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._views[name].whole(self._masks[name].kept)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __contains__(self, name: object) -> bool:  # without joining it
+        return name in self._masks
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -85,6 +85,8 @@ NEUTRAL = frozenset(
         "skip_memory_metrics",
         "include_num_input_tokens_seen",
         "project",
+        "fsdp",  # as the number of processes: figures differ by rounding
+        "fsdp_config",
     }
 )
 
@@ -95,7 +97,7 @@ _HUB = "publish the finished model folder yourself"
 _MEASURED_BY = "use `evaluate`"
 _TRACKING = "use `tracking`"
 _PRECISION = "use `precision`"
-_WHOLE = "a mask belongs to a whole weight on one device; `launcher: {gpus: N}` trains on several"
+_WHOLE = "a model that does not fit one device is trained with fsdp: true and `launcher: {gpus: N}`"
 _RESUMES = "a stage always resumes from its last checkpoint"
 _TOGETHER = "the processes that train together are started by `launcher`"
 
@@ -147,8 +149,6 @@ REFUSED: Mapping[str, str] = {
     "dataloader_persistent_workers": "a resumed stage draws the same random numbers",
     "dataloader_multiprocessing_context": "blocks are read from a file that every kind of process can open",
     "debug": "a stage stops by itself where its loss or its weights are not finite",
-    "fsdp": _WHOLE,
-    "fsdp_config": _WHOLE,
     "deepspeed": _WHOLE,
     "parallelism_config": _WHOLE,
     "local_rank": _TOGETHER,
@@ -245,6 +245,8 @@ def check_argument(name: str, value: Any) -> Any:
         raise ValueError(unknown(name, str(value), _SAMPLING))
     annotation = known[name]
     _refuse_non_finite(name, value)
+    if name in ("fsdp", "fsdp_config") and value is not None:
+        return _sharding(name, value)
     parts = {part.strip() for part in annotation.split("|")}
     if value is None and "None" in parts:
         return value
@@ -257,6 +259,28 @@ def check_argument(name: str, value: Any) -> Any:
     return value
 
 
+def _sharding(name: str, value: Any) -> Any:
+    """`fsdp` and its settings: FSDP2 alone, and of what it can be set to what is the same to masks."""
+    if name == "fsdp":
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"fsdp must be true or false, got {value!r}. Write fsdp: true, with settings as fsdp_config.")
+    if not isinstance(value, Mapping):
+        raise ValueError(f"fsdp_config must be settings by name, got {value!r}. Write {{version: 2}}.")
+    for key, kind in _FSDP.items():
+        if key in value and not isinstance(value[key], kind):
+            raise ValueError(f"fsdp_config.{key} must be {_KINDS[kind]}, got {value[key]!r}.")
+    if extra := [key for key in value if key not in _FSDP]:
+        raise ValueError(f"{unknown('setting of fsdp_config', extra[0], list(_FSDP))} Others are not taken.")
+    if value.get("version", 2) != 2:
+        raise ValueError(f"fsdp_config.version must be 2, got {value['version']}. Remove it.")
+    return value
+
+
+_FSDP: Mapping[str, type] = {"version": int, "reshard_after_forward": bool, "transformer_layer_cls_to_wrap": list}
+_KINDS: Mapping[type, str] = {int: "a number", bool: "true or false", list: "a list of names of classes"}
+
+
 def training_problems(train: Mapping[str, Any], *, prunes: bool) -> Iterator[tuple[str, str]]:
     """What does not go together in the arguments of a training stage, each with the argument.
 
@@ -265,6 +289,8 @@ def training_problems(train: Mapping[str, Any], *, prunes: bool) -> Iterator[tup
         prunes: whether masks change while the model trains.
     """
     yield from _schedule_problems(train)
+    if train.get("fsdp_config") and not train.get("fsdp"):
+        yield "fsdp_config", "fsdp_config has settings of fsdp, which is off. Set fsdp: true, or remove fsdp_config."
     optimizer = str(train.get("optim", ""))
     if prunes and optimizer.endswith(_CODED):
         yield (

@@ -200,7 +200,7 @@ class Chain:
     def _hands_on(self, index: int, device: torch.device) -> bool:
         """Whether the next stage works on the model that this one leaves on the device."""
         following = self.trial.stages[index + 1 : index + 2]
-        return any(not _loads(plan, device) for plan in following)
+        return any(not (_loads(plan, device) or _shards(plan)) for plan in following)
 
     def _products(self, index: int, device: torch.device, rulers: Sequence[Ruler]) -> torch.dtype | None:
         """The dtype that products of a stage's model may be held in, where it is measured in that and nothing else."""
@@ -242,7 +242,7 @@ class Chain:
             return ModelState(None, None, Pruned())  # a source stage fills it
         if _loads(plan, device):
             return self._load(plan.parent, plan.model, torch.device("cpu"), dtype=getattr(torch, plan.storage))
-        return self._load(plan.parent, plan.model, device)
+        return self._load(plan.parent, plan.model, torch.device("cpu") if _shards(plan) else device)
 
     def _record(
         self, index: int, plan: StagePlan, state: ModelState, result: Result, seconds: float, setting: StageContext
@@ -292,6 +292,11 @@ def _loads(plan: StagePlan, device: torch.device) -> bool:
     Pruning does: the device may not hold the model.
     """
     return plan.kind == "prune" and (plan.storage != "float32" or device.type != "cpu")
+
+
+def _shards(plan: StagePlan) -> bool:
+    """Whether a stage takes its model to the host, of which each device gets a part when training starts."""
+    return plan.training is not None and bool(plan.training.train.get("fsdp")) and ranks.count() > 1
 
 
 def _freed(state: ModelState | None) -> None:

@@ -26,6 +26,7 @@ from prunegpt.spec.methods import mode_options
 from prunegpt.spec.plan import StagePlan
 from prunegpt.spec.pruning import prune_problems, refuse, update_problems
 from prunegpt.spec.schema import FinetuneSpec, GradualSpec
+from prunegpt.spec.sharding import sharding_problems
 from prunegpt.spec.training_arguments import training_problems
 from prunegpt.stages import text
 from prunegpt.stages.base import ModelState, Pruned, Result, StageContext
@@ -60,7 +61,8 @@ def _train(plan: StagePlan, config: FinetuneSpec, state: ModelState, setting: St
     with ranks.first_alone():
         job = TrainingJob.read(work, key=plan.key, held=before.masks)
         if job is None:
-            job = resolve(plan, config, state, len(blocks), before.masks, windows)
+            precision = str(setting.dtype).removeprefix("torch.")
+            job = resolve(plan, config, state, len(blocks), before.masks, windows, precision)
             job.write(work)
         objective = objective_for(plan, state, setting, blocks) if plan.distill else None
     moving = tuple(job.prune.sparsities) if job.prune else ()
@@ -119,6 +121,7 @@ def resolve(
     blocks: int,
     held: Mapping[str, Mask],
     windows: Tensor | None = None,
+    precision: str = "float32",
 ) -> TrainingJob:
     """What a training stage will do, from the model that it is given.
 
@@ -126,11 +129,13 @@ def resolve(
         blocks: how many there are to train on.
         held: the masks of earlier stages that stay closed.
         windows: calibration tokens, [windows, length], for an allocation that uses activations.
+        precision: that the model is trained in.
 
     Raises:
         PruneGPTError: the stage cannot do what its config says.
     """
     refuse(training_problems(config.train, prunes=config.prune is not None))
+    refuse(sharding_problems(config, config.train, precision))
     if config.adapter:
         refuse(adapter_problems(config.adapter, prunes=config.prune is not None))
     if config.prune:

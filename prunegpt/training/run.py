@@ -1,5 +1,6 @@
 """One training stage: from a frozen job to a model that is what the job says."""
 
+import gc
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from prunegpt.points import Emit
 from prunegpt.pruning.enforce import Enforcer
 from prunegpt.pruning.gradual import GradualPruner
 from prunegpt.pruning.mask import Masks
+from prunegpt.training import sharding
 from prunegpt.training.adapter import Adapter
 from prunegpt.training.job import TrainingJob
 from prunegpt.training.trainer import JobTrainer, last_checkpoint, step_of
@@ -60,7 +62,8 @@ def train(
     """Trains the model in place, resuming from the last whole checkpoint in `work` where there is one.
 
     Several processes (see `lm.ranks`) share the rows of every optimizer step, which sees the rows that it sees with
-    one process; all of them end with the same model. The first one writes checkpoints.
+    one process; all of them end with the same model. The first one writes checkpoints. With the argument `fsdp` each of
+    them holds a part of the weights, gradients and moments; the model is on the host before and after.
 
     Args:
         blocks: tokens, [blocks, block_size].
@@ -84,18 +87,20 @@ def train(
         MaskDriftError: at the end the model is not what the job says.
     """
     held = enforcer.closed
+    args = training_arguments(
+        {**job.arguments, **neutral},
+        work,
+        seed=job.seed,
+        device=device,
+        dtype=dtype,
+        keep=keep_checkpoints,
+        micro_batch_divisor=micro_batch_divisor,
+    )
     trainer = JobTrainer(
         job,
-        model=model,
-        args=training_arguments(
-            {**job.arguments, **neutral},
-            work,
-            seed=job.seed,
-            device=device,
-            dtype=dtype,
-            keep=keep_checkpoints,
-            micro_batch_divisor=micro_batch_divisor,
-        ),
+        model=sharding.twin_of(model) if args.fsdp else model,
+        original=model if args.fsdp else None,
+        args=args,
         train_dataset=blocks,
         eval_dataset=blocks if evaluate else None,  # only its presence matters: evaluate() is ours
         data_collator=collate,
@@ -109,7 +114,11 @@ def train(
         adapter=adapter,
     )
     with closing(trainer):
-        return _run(trainer, model, job, held, _agreed(last_checkpoint(work)), adapter)
+        outcome = _run(trainer, model, job, held, _agreed(last_checkpoint(work)), adapter)
+    if args.fsdp:
+        del trainer
+        gc.collect()  # FSDP's states and hooks refer to each other
+    return outcome
 
 
 def _run(
@@ -134,6 +143,10 @@ def _run(
             f"a training must take the optimizer steps that it was planned with, {job.steps}; it took {reached}. "
             "Nothing was published; report the training arguments that were used."
         )
+    notes = trainer.notes
+    if sharding.is_sharded(trainer.model):
+        sharding.join(model, trainer.model, trainer.enforcer)
+        notes = (*notes, f"fsdp: each of {ranks.count()} processes held a part of weights, gradients and moments")
     if adapter:
         adapter.merge()
     for name, parameter in model.named_parameters():
@@ -144,7 +157,7 @@ def _run(
     trainer.enforcer.verify()
     if job.prune:
         job.prune.verify(trainer.enforcer.masks, held)
-    return TrainingOutcome(reached, trainer.tokens, trainer.seconds, trainer.notes)
+    return TrainingOutcome(reached, trainer.tokens, trainer.seconds, notes)
 
 
 def training_arguments(
@@ -170,6 +183,8 @@ def training_arguments(
         "dataloader_pin_memory": device.type == "cuda",
         "ddp_find_unused_parameters": False,  # heads are used outside the model's call
     }
+    if ranks.count() == 1:  # there is nobody to share with
+        given = {name: value for name, value in given.items() if name not in ("fsdp", "fsdp_config")}
     made = TrainingArguments(
         **{**defaults, **given},
         output_dir=str(work),

@@ -15,8 +15,8 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from prunegpt.distill.guard import DivergenceGuard
 from prunegpt.distill.objective import ChunkedOwnLoss, DistillationObjective
@@ -34,6 +34,7 @@ from prunegpt.recipes.learning_rate import LearningRateCurve
 from prunegpt.records import TOTAL_STEPS
 from prunegpt.root import read_json, write_json
 from prunegpt.spec.names import by_parameter
+from prunegpt.training import sharding
 from prunegpt.training.adapter import Adapter
 from prunegpt.training.job import TrainingJob
 
@@ -97,6 +98,7 @@ class JobTrainer(Trainer, TrainerCallback):
         stop: Callable[[], bool],
         checkpoint_seconds: float,
         adapter: Adapter | None = None,
+        original: PreTrainedModel | None = None,
         **arguments: Any,
     ) -> None:
         self._own = vars(arguments["model"]).keys() & {"forward"}
@@ -114,6 +116,7 @@ class JobTrainer(Trainer, TrainerCallback):
         self.stop = stop
         self.checkpoint_seconds = checkpoint_seconds
         self.adapter = adapter
+        self.original = original
         self._own_loss = ChunkedOwnLoss()
         self.guard = DivergenceGuard(self.model.get_input_embeddings().weight.shape[0])
         self.tokens = 0
@@ -241,6 +244,36 @@ class JobTrainer(Trainer, TrainerCallback):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            sharding.enable(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        if self.is_fsdp_enabled and training:  # with autocast alone: accelerate shards it afterwards
+            wrapped: nn.Module = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        else:
+            wrapped = super()._wrap_model(model, training, dataloader)
+        return wrapped
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharding.joined_state(self.optimizer)
+        if self.args.should_save:  # as without FSDP: any number of processes resumes from it
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = Path(checkpoint)
+        sharding.load_state(self.optimizer, torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True))
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The weights of a checkpoint: all, or with an adapter those that are trained."""
         if self.adapter is None:
@@ -251,7 +284,9 @@ class JobTrainer(Trainer, TrainerCallback):
             self.adapter.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.adapter is None:
+        if self.is_fsdp_enabled:
+            sharding.load_weights(self.model, Path(resume_from_checkpoint))
+        elif self.adapter is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.adapter.load(Path(resume_from_checkpoint))
@@ -273,6 +308,9 @@ class JobTrainer(Trainer, TrainerCallback):
                 f"a training must take the optimizer steps that it was planned with, {self.job.steps}; transformers "
                 f"counts {state.max_steps}. Report the training arguments that were used."
             )
+        if self.original is not None:
+            sharding.split(self.model, self.enforcer, self.pruner)
+            sharding.empty(self.original)
         resumed = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.global_step and (resumed / MARKER).exists():
             self._resume(resumed)
@@ -333,11 +371,13 @@ class JobTrainer(Trainer, TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.check_alike()  # and all have written their part
+        together = ranks.leads() or self.enforcer.sharded
+        masks = self.enforcer.masks if together else {}
+        pruned = self.pruner.state_dict() if self.pruner and together else {}
         if not ranks.leads():
             return
-        masks = self.enforcer.masks
-        if self.pruner:
-            save_file(self.pruner.state_dict(), folder / PRUNER_STATE)
+        if pruned:
+            save_file(pruned, folder / PRUNER_STATE)
         if masks:
             save_masks(masks, folder / MASKS, method="training", step=state.global_step)
         write_json(

@@ -84,7 +84,7 @@ def test_values_are_read_as_the_example_reads_them() -> None:
     ("arguments", "message"),
     [
         (["--fp16"], "--fp16 is not taken: use `precision`. Write --set base.precision=VALUE."),
-        (["--deepspeed", "ds.json"], "--deepspeed is not taken: a mask belongs to a whole weight"),
+        (["--deepspeed", "ds.json"], "--deepspeed is not taken: a model that does not fit one device"),
         (["--report_to", "wandb"], "--report_to is not taken: use `tracking`"),
         (["--weight_decai", "1"], "Did you mean 'weight_decay'?"),
         (["--weight_decai", "1"], "Other fields of a spec are set by --set"),

@@ -14,7 +14,6 @@ from prunegpt.pruning.evidence import Evidence
 from prunegpt.pruning.gradual import GradualPruner, MaskUpdate, Statistics
 from prunegpt.pruning.job import GradualJob, enforcer_of, resolve_gradual
 from prunegpt.pruning.mask import Mask
-from prunegpt.pruning.masks import check
 from prunegpt.pruning.statistics.inputs import LayerStatistics
 from tests.support.toys import Toy
 
@@ -74,7 +73,7 @@ class Run:
             self.pruner.enforcer.before_optimizer()
             self.optimizer.step()
             self.pruner.enforcer.mask_weights()
-            check(self.toy.views(), self.pruner.enforcer.masks)
+            self.pruner.enforcer.verify()
         return updates
 
 

@@ -23,6 +23,7 @@ from prunegpt.pruning.statistics import evaluating
 from prunegpt.registry import DISTILLATION_LOSSES, GATHERED
 from prunegpt.spec.schedules import Clock
 from prunegpt.training import TrainingJob, train
+from prunegpt.training.run import TrainingOutcome
 
 VOCABULARY = 1024
 _NONE: Mapping[str, Any] = {}
@@ -92,8 +93,10 @@ def fit(
     arguments: Mapping[str, Any] = _NONE,
     emit: Emit = lambda *_: None,
     stop: Callable[[], bool] = lambda: False,
+    work: Path | None = None,
+    logged: int = 100,
     **asked: Any,
-) -> None:
+) -> TrainingOutcome:
     """Trains a model in place.
 
     Args:
@@ -102,6 +105,8 @@ def fit(
         fixed: whether half of the weights are pruned from the beginning.
         teacher: that it is distilled from, by `loss` and the gains of inner terms.
         cached: how many of the teacher's logits are, of each token; 0: the teacher runs.
+        work: folder of the checkpoints, resumed from where it has one; None: one for this training.
+        logged: steps between points of curves.
         asked: further arguments of `resolve_gradual`.
     """
     views = block_matrices(model)
@@ -131,7 +136,7 @@ def fit(
                 keys = {"teacher_key": "a", "data_key": "b", "temperatures": (2.0,), "device": device}
                 target = build_cache(Path(folder) / "cache", target, tokens, k=cached, **keys)
             objective = DistillationObjective(target, DISTILLATION_LOSSES.load(loss), **gains)
-        train(
+        return train(
             model,
             Blocks(tokens),
             TrainingJob(
@@ -148,8 +153,8 @@ def fit(
                     **arguments,
                 },
             ),
-            neutral={"logging_steps": 100},
-            work=Path(folder),
+            neutral={"logging_steps": logged},
+            work=work or Path(folder),
             device=torch.device(device),
             dtype=getattr(torch, precision),
             emit=emit,

@@ -34,6 +34,8 @@ NEUTRAL_VALUES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "skip_memory_metrics": ({"skip_memory_metrics": False},),
     "include_num_input_tokens_seen": ({"include_num_input_tokens_seen": "all"},),
     "project": ({"project": "other"},),
+    "fsdp": ({"fsdp": True},),  # of one process, which has nobody to share with
+    "fsdp_config": ({"fsdp": True, "fsdp_config": {"reshard_after_forward": False}},),
 }
 
 

@@ -60,7 +60,8 @@ class Elsa(Shadowed):
             matrices = {name: self.views[name].matrix for name in masks}
             lost = [mask.under(matrices[name]).square().sum() for name, mask in masks.items()]
             norms = torch.stack([*lost, *(matrix.square().sum() for matrix in matrices.values())]).tolist()
-            share = sum(norms[: len(lost)]) / max(sum(norms[len(lost) :]), 1e-30)
+            gone, before = self.summed([sum(norms[: len(lost)]), sum(norms[len(lost) :])])
+            share = gone / max(before, 1e-30)
             note = f"elsa: the last projection took {share:.2%} of the squared norm of the weights"
             return (note, *super().update(masks, optimizer, last=True))
         for name, given in masks.items():
@@ -72,9 +73,11 @@ class Elsa(Shadowed):
         return ()
 
     def state_dict(self) -> dict[str, Tensor]:
-        support = {f"support/{name}": mask.kept.cpu().contiguous() for name, mask in self._support.items()}
+        whole = {name: self.views[name].whole(mask.kept) for name, mask in self._support.items()}
+        support = {f"support/{name}": kept.cpu().contiguous() for name, kept in whole.items()}
         return {**super().state_dict(), **support}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         super().load_state_dict(state)
-        self._support = {name: Mask(state[f"support/{name}"], like=self.views[name].matrix) for name in self._shadows}
+        whole = {name: Mask(state[f"support/{name}"]) for name in self._shadows}
+        self._support = {name: mask.like(self.views[name].matrix) for name, mask in self._parts(whole).items()}

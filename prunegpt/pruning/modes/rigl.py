@@ -57,7 +57,7 @@ class Rigl(Enforcer):
         The first masks are the method's alone, as long as nothing is pruned that might grow.
         """
         share = self._fraction / 2 * (1 + math.cos(math.pi * self._progress))
-        begun = any(self._pruned(name) for name in scores)
+        begun = any(self.summed([self._pruned(name) for name in scores]))
         if share <= 0 or not begun:
             return super().select(scores, targets, pattern=pattern, scope=scope, masks=masks, gathered=gathered)
         survivors = select_masks(
@@ -65,7 +65,7 @@ class Rigl(Enforcer):
             {name: 1 - (1 - targets[name]) * (1 - share) for name in scores},
             pattern=Unstructured() if isinstance(pattern, NOfM) else pattern,
             scope=scope,
-            masks={name: self.mask(name).kept for name in scores},
+            masks={name: self.views[name].whole(self.mask(name).kept) for name in scores},
         )
         growth = {
             name: gathered(name)["gradient"].abs().masked_fill(survives, _SURVIVES)
@@ -74,5 +74,5 @@ class Rigl(Enforcer):
         return select_masks(growth, targets, pattern=pattern, scope=scope, masks=masks)
 
     def _pruned(self, name: str) -> int:
-        """How many weights of a matrix this training has pruned."""
+        """How many weights of our part of a matrix this training has pruned."""
         return self.mask(name).pruned - (self._held[name].pruned if name in self._held else 0)

@@ -38,13 +38,14 @@ class Shadowed(Enforcer):
         self._progress = progress
 
     def state_dict(self) -> dict[str, Tensor]:
-        shadows = {f"shadow/{name}": shadow.cpu().contiguous() for name, shadow in self._shadows.items()}
+        whole = {name: self.views[name].whole(shadow) for name, shadow in self._shadows.items()}
+        shadows = {f"shadow/{name}": shadow.cpu().contiguous() for name, shadow in whole.items()}
         return {**shadows, "over": torch.tensor(self._over)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._over = bool(state["over"])
         self._shadows = {
-            name: torch.empty_like(view.matrix).copy_(state[f"shadow/{name}"])
+            name: torch.empty_like(view.matrix).copy_(view.part(state[f"shadow/{name}"]))
             for name, view in self.views.items()
             if f"shadow/{name}" in state
         }
