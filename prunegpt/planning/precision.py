@@ -11,9 +11,10 @@ from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.schema import TrialSpec
 
 _ASK = """
+import torch
 from prunegpt.lm.device import memory_of, pick_device, pick_dtype
 place = pick_device("auto")
-print(memory_of(place), pick_dtype("auto", place))
+print(memory_of(place), max(torch.cuda.device_count(), 1), pick_dtype("auto", place))
 """
 _DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/kfd"))  # of NVIDIA and AMD
 _PATIENCE = 120.0  # seconds for an answer: torch is read from a disk that may be slow
@@ -50,7 +51,7 @@ def precisions(spec: TrialSpec, launcher: LauncherSpec) -> dict[str, Any]:
 
 def precision_here() -> str:
     """What `auto` comes to on this machine."""
-    return this_machine()[1]
+    return this_machine()[2]
 
 
 def accelerator_here() -> int:
@@ -58,16 +59,21 @@ def accelerator_here() -> int:
     return this_machine()[0]
 
 
+def accelerators_here() -> int:
+    """How many accelerators of this machine trials are spread over, at least 1."""
+    return this_machine()[1]
+
+
 @cache
-def this_machine() -> tuple[int, str]:
+def this_machine() -> tuple[int, int, str]:
     """What torch says of this machine; asked in a process of its own, and only where there is a driver of a GPU."""
     if not any(path.exists() for path in _DRIVERS) and shutil.which("nvidia-smi") is None:
-        return 0, "float32"
+        return 0, 1, "float32"
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _ASK], capture_output=True, text=True, check=True, timeout=_PATIENCE
         )
     except (OSError, subprocess.SubprocessError):
-        return 0, "float32"
-    memory, precision = done.stdout.split()[-2:]
-    return int(memory), precision.removeprefix("torch.")
+        return 0, 1, "float32"
+    memory, count, precision = done.stdout.split()[-3:]
+    return int(memory), int(count), precision.removeprefix("torch.")

@@ -13,7 +13,7 @@ from prunegpt.planning.budget import micro_batch
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.memory import EVALUATED, FLOAT, HALF, Memory, Sizes, optimizer_bytes
 from prunegpt.planning.outlines import before_each, outline_of
-from prunegpt.planning.precision import accelerator_here
+from prunegpt.planning.precision import accelerator_here, accelerators_here
 from prunegpt.planning.teachers import ResolvedTrial
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.methods import statistics_of
@@ -49,8 +49,15 @@ def room_for(device: str, launcher: LauncherSpec) -> Room | None:
         return None
     accelerator = 0 if device in ("cpu", "mps") else accelerator_here()
     if accelerator:
-        return Room("cuda", accelerator // launcher.slots_per_gpu)
+        return Room("cuda", accelerator // _trials_of_one(launcher))
     return Room("cpu", free_memory() // (launcher.slots or 1)) if device != "cuda" else None
+
+
+def _trials_of_one(launcher: LauncherSpec) -> int:
+    """How many trials share an accelerator of this machine, where the launcher `local` spreads them."""
+    if launcher.gpus:
+        return 1
+    return math.ceil(launcher.slots / accelerators_here()) if launcher.slots else launcher.slots_per_gpu
 
 
 def free_memory() -> int:

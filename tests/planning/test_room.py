@@ -66,6 +66,15 @@ def test_what_takes_less_is_estimated_to_take_less() -> None:
     assert cached < live
 
 
+def test_what_is_trained_in_parts_takes_less_of_each_card() -> None:
+    whole, parts = resolved("finetune"), resolved("finetune", train={**BASE.get("train", {}), "fsdp": True})
+    found = []
+    for trial, gpus in ((whole, 2), (parts, 2), (parts, 4), (parts, 1), (whole, 1)):
+        found += [size for _, job, size in needs(trial, LauncherSpec(gpus=gpus), "cuda") if job == "training"]
+    assert found[0] > found[1] > found[2]
+    assert found[3] == found[4]
+
+
 def test_what_processes_cannot_share_has_no_estimate_and_is_no_error_here() -> None:
     found = resolved("finetune")
     shared = list(needs(found, LauncherSpec(gpus=2), "cuda"))
@@ -90,6 +99,10 @@ def test_the_memory_is_that_of_the_device_that_a_trial_would_get(monkeypatch: py
     monkeypatch.setattr(room, "free_memory", lambda: 60 * GIB)
     assert room_for("auto", LOCAL) == room_for("cuda", LOCAL) == Room("cuda", 24 * GIB)
     assert room_for("cuda", LauncherSpec(slots_per_gpu=2)) == Room("cuda", 12 * GIB)
+    for slots, cards, share in ((4, 1, 4), (4, 2, 2), (3, 2, 2), (1, 2, 1)):  # the fullest card decides
+        monkeypatch.setattr(room, "accelerators_here", lambda cards=cards: cards)
+        assert room_for("cuda", LauncherSpec(slots=slots)) == Room("cuda", 24 * GIB // share)
+        assert room_for("cuda", LauncherSpec(slots=slots, gpus=1)) == Room("cuda", 24 * GIB)
     assert room_for("cpu", LauncherSpec(slots=3)) == Room("cpu", 20 * GIB)
     assert room_for("auto", LauncherSpec(kind="slurm", gpus=1)) is None
     monkeypatch.setattr(room, "accelerator_here", lambda: 0)
@@ -98,10 +111,11 @@ def test_the_memory_is_that_of_the_device_that_a_trial_would_get(monkeypatch: py
 
 
 def test_torch_is_asked_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {"24 torch.bfloat16": (24, "bfloat16"), "a warning\n0 torch.float32\n": (0, "float32")}
+    answers = {"24 2 torch.bfloat16": (24, 2, "bfloat16"), "a warning\n0 1 torch.float32\n": (0, 1, "float32")}
     monkeypatch.setattr(precision.shutil, "which", lambda _: "nvidia-smi")
     for answer, expected in answers.items():
         monkeypatch.setattr(precision.subprocess, "run", lambda *_, told=answer, **__: SimpleNamespace(stdout=told))
         precision.this_machine.cache_clear()
-        assert (precision.accelerator_here(), precision.precision_here()) == expected
+        found = (precision.accelerator_here(), precision.accelerators_here(), precision.precision_here())
+        assert found == expected
     precision.this_machine.cache_clear()
