@@ -52,7 +52,7 @@ class Entry:
         scope: what scores are compared over; None where it does not say.
         block_size: tokens of a window where a spec does not say; None: those of its data.
         solver: whether it repairs what it prunes: such a method chooses weights within a tensor, singly or N:M.
-        shards: of a mask mode: whether it works on parts of matrices (FSDP2); of a plug-in, whether it says so.
+        shards: of a mask mode: whether it works on parts of matrices (FSDP2); a plug-in declares `shards = True`.
     """
 
     loader: str
