@@ -10,7 +10,7 @@ SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 
 unexport PYTHONDONTWRITEBYTECODE # the tests are compiled once, and not by every worker that collects them
 
-.PHONY: help setup quickstart test test-fast test-all check docs format gpu-check bench bench-quick soak lock audit screenshots tables clean
+.PHONY: help setup quickstart test test-fast test-all check docs format gpu-check bench bench-peers bench-quick soak lock audit screenshots tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,10 @@ gpu-check: $(STAMP) ## what to look at first on a GPU, about 8 minutes
 bench: $(STAMP) ## measure against the alternatives, about 15 minutes (MODEL=FOLDER TEXT=FOLDER); the table goes into docs/results/benchmarks.md
 	$(BIN)/python -m tests.bench --check $(if $(MODEL),--model $(MODEL)) $(if $(TEXT),--text $(TEXT)); status=$$?; \
 	$(BIN)/python -m tests.bench.table --update docs/results/benchmarks.md && exit $$status
+
+bench-peers: $(STAMP) ## measure beside llm-compressor, which is installed for itself (MODEL=FOLDER TEXT=FOLDER)
+	$(BIN)/python -m tests.bench --peers --check $(if $(MODEL),--model $(MODEL)) $(if $(TEXT),--text $(TEXT)); status=$$?; \
+	$(BIN)/python -m tests.bench.table --peers --update docs/results/benchmarks.md && exit $$status
 
 bench-quick: $(STAMP) ## every benchmark in small, to see that it runs: its figures mean nothing
 	$(BIN)/python -m tests.bench --quick --out build/bench

@@ -4,6 +4,7 @@ python -m tests.bench                          # all rows, on a quiet machine: r
 python -m tests.bench --only startup points    # some of them
 python -m tests.bench --quick --out FOLDER     # tiny shapes, to see that it works
 python -m tests.bench --device cuda            # the rows that need a GPU
+python -m tests.bench --peers                  # beside llm-compressor, which it installs for itself
 python -m tests.bench --check                  # fails where a row is missing, or 15 % worse than wanted or before
 python -m tests.bench --model M --text FOLDER  # a real model and its text: without them, some rows are not measured
 """
@@ -25,6 +26,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from tests.bench.harness import Settings, quiet
 from tests.bench.history import RESULTS, Place, last_rows, write
+from tests.bench.peers.environments import default_folder
 from tests.bench.rows import Row
 
 # Name -> what measures it, in the order of the table. Those of a GPU run with --device cuda.
@@ -47,11 +49,17 @@ BENCHMARKS = {
     )
 }
 ON_CUDA = {"gpu": "tests.bench.gpu"}
+# Beside other tools, each installed in an environment of its own, with --peers.
+PEERS = {
+    f"llmcompressor-{way}": f"tests.bench.peers.llmcompressor:{way}"
+    for way in ("wanda-50%", "wanda-2:4", "sparsegpt-50%", "sparsegpt-2:4")
+}
+EVERY = {**BENCHMARKS, **ON_CUDA, **PEERS}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*BENCHMARKS, *ON_CUDA], help="these alone")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(EVERY), help="these alone")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, one round")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, help="of torch and of what is beside it; all cores where left out")
@@ -59,6 +67,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder of latest.json and history.jsonl")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="a real model, for the rows that need one")
     parser.add_argument("--text", type=Path, metavar="FOLDER", help="validation.txt and test.txt to go with it")
+    parser.add_argument("--peers", action="store_true", help="the rows beside tools that have to be installed")
+    parser.add_argument(
+        "--environments", type=Path, metavar="FOLDER", default=default_folder(), help="where peers are installed"
+    )
     parser.add_argument("--machine", default="", help="what to call this machine (default: its processor)")
     parser.add_argument("--check", action="store_true", help="fail where a figure is worse than wanted or than before")
     arguments = parser.parse_args()
@@ -68,13 +80,15 @@ def main() -> int:
         given: Path | None = getattr(arguments, name)
         if given is not None and not (given / needed).is_file():
             parser.error(f"--{name} must be a folder with {needed}, got {given}.")
-    out = arguments.out or (RESULTS / "cuda" if arguments.device == "cuda" else RESULTS)
+    is_of_peers = arguments.only is not None and set(arguments.only) <= set(PEERS)
+    kind = "cuda" if arguments.device == "cuda" else "peers" if arguments.peers or is_of_peers else ""
+    out = arguments.out or RESULTS / kind
     threads = arguments.threads or len(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported, and for processes that are started
 
     quiet()
 
-    chosen = ON_CUDA if arguments.device == "cuda" else BENCHMARKS
+    chosen = {"cuda": ON_CUDA, "peers": PEERS}.get(kind, BENCHMARKS)
     names = arguments.only or list(chosen)
     rows: list[Row] = []
     failed = []
@@ -83,12 +97,14 @@ def main() -> int:
             folder = Path(work, name)
             folder.mkdir()
             settings = Settings(
-                arguments.quick, arguments.device, threads, arguments.clock, folder, arguments.model, arguments.text
-            )
+                arguments.quick, arguments.device, threads, arguments.clock, folder, arguments.model, arguments.text,
+                arguments.environments,
+            )  # fmt: skip
             started = time.perf_counter()
             print(f"{name} …", flush=True)
             try:
-                for row in import_module({**BENCHMARKS, **ON_CUDA}[name]).measure(settings):
+                module, *way = EVERY[name].split(":", maxsplit=1)
+                for row in import_module(module).measure(settings, *way):
                     print(f"  {described(row)}", flush=True)
                     rows.append(row)
             except Exception:

@@ -27,11 +27,12 @@ class Settings:
         quick: tiny shapes and few rounds, to see that it works; its figures mean nothing.
         device: cpu or cuda.
         threads: of torch and of what it is compared with.
-        clock: `processor` counts the time of this process alone, for a machine that is busy with other things; what
-            runs in processes of its own is timed by the wall clock always.
+        clock: `processor` counts the time of this process alone, or of the two processes beside each other, for a
+            machine that is busy with other things; where that cannot be known, the wall clock is used always.
         work: an empty folder for a benchmark to write in.
         model: a folder of a real model, for the rows that need one.
         text: a folder with validation.txt and test.txt, which goes with it.
+        environments: the folder of the peers' virtual environments.
     """
 
     quick: bool
@@ -41,6 +42,7 @@ class Settings:
     work: Path
     model: Path | None = None
     text: Path | None = None
+    environments: Path = Path()
 
     def pick(self, full: int, quick: int) -> int:
         """The first, or the second where it has to be quick."""

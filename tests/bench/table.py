@@ -4,7 +4,8 @@
     python -m tests.bench.table --update docs/results/benchmarks.md
     python -m tests.bench.table --check docs/results/benchmarks.md
 
-It stands between the lines <!-- prunegpt:bench --> and <!-- /prunegpt:bench -->.
+It stands between the lines <!-- prunegpt:bench --> and <!-- /prunegpt:bench -->; the one of the peers, which --peers
+asks for, between those of prunegpt:peers.
 """
 
 import argparse
@@ -35,8 +36,9 @@ def markdown(latest: Latest, others: Mapping[str, Sequence[Row]] | None = None) 
             verdict += f"<sup>{len(notes)}</sup>"
         lines.append(f"| {row.what} | {row.beside or '–'} | {_wanted(row)} | {_measured(machines)} | {verdict} |")
     place = latest.place
+    clock = "CPU" if place.clock == "processor" else place.clock
     where = (
-        f"{place.processor}, {place.cores} cores, {place.device}, {place.threads} threads, {place.clock} clock; "
+        f"{place.processor}, {place.cores} cores, {place.device}, {place.threads} threads, {clock} clock; "
         f"{', '.join(f'{name} {version}' for name, version in latest.versions.items())}; {latest.commit}; {latest.date}"
     )
     quick = ["**Made with --quick: these figures mean nothing.**", ""] if place.quick else []
@@ -45,13 +47,15 @@ def markdown(latest: Latest, others: Mapping[str, Sequence[Row]] | None = None) 
     return "\n".join([*quick, *lines, "", f"{legend}<br>", *footnotes, f"<sub>{where}</sub>"]) + "\n"
 
 
-def replaced(text: str, latest: Latest, others: Mapping[str, Sequence[Row]] | None = None) -> str:
-    """The text with the table between its markers.
+def replaced(
+    text: str, latest: Latest, others: Mapping[str, Sequence[Row]] | None = None, *, name: str = "bench"
+) -> str:
+    """The text with the table between the markers of that name.
 
     Raises:
         ValueError: the markers are not there, or more than once.
     """
-    return region.replaced(text, "bench", markdown(latest, others))
+    return region.replaced(text, name, markdown(latest, others))
 
 
 def _wanted(row: Row) -> str:
@@ -76,24 +80,27 @@ def _number(value: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with latest.json")
+    parser.add_argument("--results", type=Path, help="folder with latest.json")
+    parser.add_argument("--peers", action="store_true", help="the table of the peers")
     parser.add_argument("--update", type=Path, metavar="FILE", help="write the table into this file")
     parser.add_argument("--check", type=Path, metavar="FILE", help="fail where that file's table is another")
     arguments = parser.parse_args()
-    latest = read_latest(arguments.results)
+    name = "peers" if arguments.peers else "bench"
+    results = arguments.results or (RESULTS / "peers" if arguments.peers else RESULTS)
+    latest = read_latest(results)
     if latest is None:
-        print(f"{arguments.results} holds no latest.json. Run `make bench` first.", file=sys.stderr)
+        print(f"{results} holds no latest.json. Run `make bench` first.", file=sys.stderr)
         return 1
     path = arguments.update or arguments.check
     if path is None:
-        print(markdown(latest, elsewhere(latest, arguments.results)), end="")
+        print(markdown(latest, elsewhere(latest, results)), end="")
         return 0
     before = path.read_bytes().decode("utf-8")
-    after = replaced(before, latest, elsewhere(latest, arguments.results))
+    after = replaced(before, latest, elsewhere(latest, results), name=name)
     if arguments.update:
         path.write_bytes(after.encode("utf-8"))
     elif before != after:
-        print(f"{path} holds another table than {arguments.results}. Run with --update {path}.", file=sys.stderr)
+        print(f"{path} holds another table than {results}. Run with --update {path}.", file=sys.stderr)
         return 1
     return 0
 

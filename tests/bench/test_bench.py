@@ -14,9 +14,9 @@ from prunegpt.pruning.patterns import Unstructured
 from prunegpt.pruning.solvers.sparsegpt import sparsegpt
 from tests.bench import gpu, table
 from tests.bench import sparsegpt as bench_sparsegpt
-from tests.bench.__main__ import BENCHMARKS, ON_CUDA, summary
+from tests.bench.__main__ import EVERY, summary
 from tests.bench.harness import Ratio, Settings, Stepwise, rounds, stepping
-from tests.bench.history import CHECKOUT, Place, elsewhere, last_rows, read_latest, write
+from tests.bench.history import CHECKOUT, RESULTS, Place, elsewhere, last_rows, read_latest, write
 from tests.bench.naive_sparsegpt import prune_layer
 from tests.bench.rows import Row
 from tests.bench.scale import GPT2, grows, hours, on_paper, simulate
@@ -165,12 +165,13 @@ def test_the_table_stands_between_its_markers(tmp_path: Path) -> None:
         table.replaced("nothing", latest)
 
 
-def test_the_page_has_the_latest_figures() -> None:
+@pytest.mark.parametrize(("name", "results"), [("bench", RESULTS), ("peers", RESULTS / "peers")])
+def test_the_page_has_the_latest_figures(name: str, results: Path) -> None:
     page = (CHECKOUT / "docs" / "results" / "benchmarks.md").read_text(encoding="utf-8")
-    latest = read_latest()
+    latest = read_latest(results)
     if latest is None:
         pytest.skip("nothing was measured yet: run `make bench`")
-    assert table.replaced(page, latest, elsewhere(latest)) == page
+    assert table.replaced(page, latest, elsewhere(latest, results), name=name) == page
     assert not latest.place.quick
 
 
@@ -183,8 +184,13 @@ def test_the_page_tells_what_the_study_costs() -> None:
 
 
 def test_every_benchmark_is_there() -> None:
-    names = {path.stem for path in Path(__file__).parent.glob("*.py") if "def measure(" in path.read_text("utf-8")}
-    assert names - {"test_bench"} == {*BENCHMARKS, *ON_CUDA}
+    paths = [path.relative_to(CHECKOUT) for path in Path(__file__).parent.rglob("*.py")]
+    modules = {
+        ".".join(path.with_suffix("").parts)
+        for path in paths
+        if "\ndef measure(" in (CHECKOUT / path).read_text("utf-8")
+    }
+    assert modules == {place.split(":")[0] for place in EVERY.values()}
 
 
 def test_the_plain_algorithm_and_ours_solve_a_layer_alike() -> None:
