@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunegpt.registry import ACTIVATIONS, GRADIENTS
+from prunegpt.registry import ACTIVATIONS, GATHERED, GRADIENTS, MASK_MODES
+from prunegpt.spec.methods import method_entry
 from prunegpt.spec.names import Matrix, parameter_of
 from prunegpt.spec.outline import Outline
+from prunegpt.spec.schema import GradualSpec
 
 FLOAT, HALF = 4, 2  # bytes of a number
 CALIBRATED = {"cpu": 2**11, "cuda": 2**14}  # tokens that are calibrated on at a time, by device
@@ -19,6 +21,7 @@ EVALUATED = 2**11  # tokens that are evaluated on at a time, at least
 CHUNK = {"cpu": 2**23, "cuda": 2**26}  # logits that an evaluation holds at a time
 DISTILLED = {"cpu": 6 * 2**20, "cuda": 2**26}  # the same of a distillation
 WHOLE = 2**27  # logits of a micro-batch, up to which fine-tuning holds all
+BESIDE = frozenset({"live", "elsa"})  # modes that keep another number beside each weight
 FISHER = 2**22  # entries of block inverses that oBERT holds at a time
 
 
@@ -103,12 +106,14 @@ class Memory:
         half: whether products are computed in bfloat16 or float16, with weights in float32.
         device: cuda, for any accelerator, or cpu, where more of it is in the host's memory.
         stored: bytes of a weight.
+        heads: of a layer, where their attention maps are held, as in eager attention; else 0.
     """
 
     sizes: Sizes
     half: bool = False
     device: str = "cuda"
     stored: int = FLOAT
+    heads: int = 0
 
     @property
     def weights(self) -> int:
@@ -140,32 +145,46 @@ class Memory:
             12 * size.width + 2 * size.inner if size.gated else 4 * size.width + 12 * size.inner
         )
 
-    def evaluation(self, tokens: int, *, alone: bool = False) -> int:
+    def _mapping(self, length: int) -> int:
+        """What a layer holds of a token while it makes attention maps."""
+        return 8 * self.heads * length + 36 * self.sizes.width if self.heads else 0
+
+    def evaluation(self, tokens: int, *, length: int = 0, alone: bool = False) -> int:
         """Of perplexity, on some tokens at a time.
 
         Args:
+            length: tokens of a window, for attention maps.
             alone: whether the model is there for that alone, so that the weights of products are there once.
         """
         size = self.sizes
         head = (10 if self.half else 8) * min(tokens * size.vocabulary, CHUNK[self.device])
         once = 2 * HALF * (size.products - size.tied) if alone and self.half else 0
-        return self.weights + self.copies - once + max(head + 8 * tokens * size.width, tokens * self._passing)
+        return (
+            self.weights
+            + self.copies
+            - once
+            + max(head + 8 * tokens * size.width, tokens * self._passing, tokens * self._mapping(length))
+        )
 
-    def one_shot(self, method: str, needs: frozenset[str], windows: int, length: int) -> int:
+    def one_shot(self, method: str, needs: frozenset[str], windows: int, length: int, *, repair: int = 0) -> int:
         """Of one-shot pruning by a method.
 
         Args:
             needs: what it is given, as its entry in the registry says.
             windows: of calibration.
             length: tokens of one.
+            repair: windows of a step in which decoder layers are repaired whole; 0: they are not.
         """
+        mending = self._repairing(windows, length, repair) if repair else 0
         if needs & GRADIENTS:
-            return self._gradients(length, windows if "gradients" in needs else 0)
+            single = windows if "gradients" in needs else 0
+            return max(self._gradients(length, single), self.weights + mending)
         most = self._solving(method) if "gram" in needs else 17 * self.sizes.largest
         kept = self.sizes.matrices  # masks, which are kept on the host
         if needs & ACTIVATIONS:
             most = max(most, self._calibrating(windows, length, needs))
             kept += 4 * windows * length * self.sizes.width  # hidden states, likewise
+        most = max(most, mending)
         return self.weights + most + (kept if self.device == "cpu" else 0)
 
     def streamed(self, method: str, needs: frozenset[str], windows: int, length: int) -> int:
@@ -181,8 +200,15 @@ class Memory:
         Gram matrices of the layer before are there still.
         """
         size, tokens = self.sizes, min(windows * length, max(CALIBRATED[self.device], length))
-        beside = 2 * (size.inner + size.width) if size.gated else 3 * (size.inner + size.width)
-        return 4 * tokens * (size.inputs + beside) + (4 * size.grams if "gram" in needs else 0)
+        beside = (3 if size.gated else 4) * (size.inner + size.width)
+        held = 4 * (size.inputs + beside) if self.stored == FLOAT else 2 * size.inputs + 12 * size.inner
+        return tokens * max(held, self._mapping(length)) + (4 * size.grams if "gram" in needs else 0)
+
+    def _repairing(self, windows: int, length: int, batch: int) -> int:
+        """Gradients, moments and masks of a layer, what it keeps of a step's tokens, and outputs of the dense one."""
+        size = self.sizes
+        step = batch * length * (self._kept + 4 * self.heads * length + 16 * size.inner)
+        return (3 * self.stored + 2) * size.layer + step + self.stored * windows * length * size.width
 
     def _solving(self, method: str) -> int:
         """The Gram matrices of a layer, what they are factored into, and what is computed with the widest of them."""
@@ -195,7 +221,8 @@ class Memory:
         """Sums of gradients over windows, and of oBERT `single` ones in a matrix's blocks of the Fisher matrix."""
         size = self.sizes
         loss = max(12 * size.vocabulary, 16 * size.inner)
-        passing = length * (size.layers * self._kept + 12 * size.width + loss)
+        layers = size.layers * (self._kept + 4 * self.heads * length)
+        passing = length * ((layers + 12 * size.width) * self.stored // FLOAT + loss)
         solving = 25 * min(64 * size.largest, FISHER) + 32 * single * min(size.largest, FISHER // 64) if single else 0
         if self.device == "cpu":
             solving += HALF * single * size.largest  # the single ones themselves, which are on the host
@@ -205,6 +232,8 @@ class Memory:
         self,
         tokens: int,
         *,
+        length: int = 0,
+        masks: int = 0,
         optimizer: int = 8,
         distilled: int | None = None,
         checkpointing: bool = False,
@@ -215,6 +244,8 @@ class Memory:
 
         Args:
             tokens: of a micro-batch.
+            length: of a sequence, for attention maps.
+            masks: bytes that masks take for each weight of a matrix, see `mask_bytes`.
             optimizer: bytes of its state for a weight.
             distilled: bytes of the teacher that runs beside the student; 0: its logits are cached; None: no teacher.
             checkpointing: whether layers keep their inputs alone, and compute the rest again in the backward pass.
@@ -222,10 +253,11 @@ class Memory:
             shards: processes that each hold a part of the weights, gradients and moments.
         """
         size, trained = self.sizes, 0 if frozen else self.sizes.parameters
-        state = (self.weights + optimizer * trained) // shards + self.copies
+        state = (self.weights + optimizer * trained + masks * size.matrices) // shards + self.copies
         if shards > 1:  # what is gathered at a time: two layers, the embedding and the output layer
             state += min(self.weights, self.stored * 2 * (size.layer + size.vocabulary * size.width))
-        layers = 4 * size.layers * size.width + self._kept if checkpointing else size.layers * self._kept
+        kept = self._kept + (6 if self.half else 4) * self.heads * length
+        layers = 4 * size.layers * size.width + kept if checkpointing else size.layers * kept
         saved = tokens * (layers + 12 * size.width)
         logits, head = tokens * size.vocabulary, (6 if self.half else 4) * size.vocabulary * size.width
         if distilled is not None:
@@ -235,6 +267,20 @@ class Memory:
         else:
             loss = max(12 * logits, 16 * tokens * size.inner)
         return max(state + saved + loss, state + 4 * trained // shards + (distilled or 0))
+
+
+def mask_bytes(prune: GradualSpec | None, *, held: bool) -> int:
+    """Bytes that masks in training take for each weight of a matrix: their own, and what they are chosen by.
+
+    Args:
+        prune: how masks change; None where they do not.
+        held: whether earlier stages have pruned.
+    """
+    if prune is None:
+        return int(held)
+    mode = MASK_MODES.entry(prune.mode)
+    gathered = len((method_entry(prune.method).needs | mode.needs) & GATHERED)
+    return 1 + FLOAT * (gathered + (prune.mode in BESIDE))
 
 
 def optimizer_bytes(train: Mapping[str, Any]) -> int:

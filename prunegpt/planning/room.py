@@ -4,14 +4,14 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from prunegpt.errors import LaunchError, in_bytes, listed
 from prunegpt.planning.budget import micro_batch
 from prunegpt.planning.facts import ModelFacts
-from prunegpt.planning.memory import EVALUATED, FLOAT, HALF, Memory, Sizes, optimizer_bytes
+from prunegpt.planning.memory import EVALUATED, FLOAT, HALF, Memory, Sizes, mask_bytes, optimizer_bytes
 from prunegpt.planning.outlines import before_each, outline_of
 from prunegpt.planning.precision import accelerator_here, accelerators_here
 from prunegpt.planning.teachers import ResolvedTrial
@@ -92,17 +92,29 @@ def needs(
     half = trial.precision in ("bfloat16", "float16")
     teachers = {one.trial.key: sizes_of(one.final) for one in found.teachers}
     shapes = before_each(found.facts, [stage.shrink for stage in trial.stages])
+    held = False  # whether an earlier stage has pruned
     for stage, before, after in zip(trial.stages, shapes, shapes[1:], strict=False):
         given, left = sizes_of(before), sizes_of(after)
         if given is not None:
-            memory, teacher = Memory(given, half, device), teachers.get(stage.teacher or "")
-            yield from _computing(stage, memory, teacher, launcher, size)
+            eager = stage.model.attention == "eager" or bool(stage.distill and stage.distill.attention_gain)
+            memory = Memory(given, half, device, heads=_heads(before) if eager else 0)
+            yield from _computing(stage, memory, teachers.get(stage.teacher or ""), launcher, size, held=held)
+        held = held or stage.pruning is not None
         for one in trial.evaluations_after(stage.key) if left else ():
             if one.evaluate.kind == "text":
                 assert left is not None
-                measured = Memory(left, one.evaluate.precision in ("bfloat16", "float16"), device)
+                heads = _heads(after) if stage.model.attention == "eager" else 0
+                measured = Memory(left, one.evaluate.precision in ("bfloat16", "float16"), device, heads=heads)
                 alone = stage.key == trial.key and len(trial.evaluations) == 1
-                yield stage, "evaluation", measured.evaluation(_at_once(one), alone=alone)
+                yield (
+                    stage,
+                    "evaluation",
+                    measured.evaluation(_at_once(one), length=one.evaluate.block_size or 1, alone=alone),
+                )
+
+
+def _heads(facts: ModelFacts | None) -> int:
+    return (facts.heads if facts else None) or 0
 
 
 def _at_once(planned: PlannedEvaluation) -> int:
@@ -113,14 +125,15 @@ def _at_once(planned: PlannedEvaluation) -> int:
 
 
 def _computing(
-    stage: StagePlan, memory: Memory, teacher: Sizes | None, launcher: LauncherSpec, room: float
+    stage: StagePlan, memory: Memory, teacher: Sizes | None, launcher: LauncherSpec, room: float, *, held: bool
 ) -> Iterator[tuple[StagePlan, str, int]]:
     calibration = stage.calibration
     if stage.prune and calibration:
         wanted = statistics_of(stage.prune)
-        stored = Memory(memory.sizes, device=memory.device, stored=FLOAT if stage.storage == "float32" else HALF)
+        stored = replace(memory, half=False, stored=FLOAT if stage.storage == "float32" else HALF)
         asked = stage.prune.method, wanted, calibration.windows, calibration.length or 1
-        size, stream = stored.one_shot(*asked), stage.prune.stream
+        repair = stage.prune.repair.batch_size if stage.prune.repair else 0
+        size, stream = stored.one_shot(*asked, repair=repair), stage.prune.stream
         may = stream is not False and memory.device == "cuda" and not unstreamed(stage.prune)
         yield stage, "prune", stored.streamed(*asked) if may and (stream is True or size > room) else size
     batch = 0
@@ -138,6 +151,8 @@ def _computing(
             "training",
             memory.training(
                 batch * stage.data.block_size,
+                length=stage.data.block_size,
+                masks=mask_bytes(stage.training.prune, held=held and stage.training.keep_masks),
                 optimizer=optimizer_bytes(train),
                 distilled=distilled,
                 checkpointing=any(train.get(f"{what}_checkpointing") for what in ("gradient", "activation")),

@@ -5,7 +5,7 @@ The device is a pretended one, as in `test_pretend`: it counts bytes of tensors.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -14,11 +14,13 @@ from prunegpt.distill.objective import LOGITS
 from prunegpt.lm.perplexity import HEAD_ELEMENTS
 from prunegpt.lm.views import memory_sizes, outline
 from prunegpt.planning import memory
-from prunegpt.planning.memory import Memory, Sizes
+from prunegpt.planning.memory import Memory, Sizes, mask_bytes
 from prunegpt.pruning.solvers.obert import CHUNK
 from prunegpt.pruning.statistics.activations import micro_batch_of
-from prunegpt.registry import CRITERIA, SOLVERS
+from prunegpt.registry import ACTIVATIONS, CRITERIA, MASK_MODES, SOLVERS
 from prunegpt.spec.methods import method_entry
+from prunegpt.spec.repair import RepairSpec
+from prunegpt.spec.schema import GradualSpec
 from tests.support.pretend.process import CHECKOUT, Ask
 from tests.support.trained import gpt2, llama
 
@@ -80,6 +82,83 @@ def test_an_estimate_is_what_a_device_counts(pretend: Ask, job: str, family: str
     )
     found = estimate(Memory(sizes(family, shape), half=precision != "float32"), job)
     assert found == pytest.approx(counted, rel=WITHIN)
+
+
+EAGER = {
+    "gpt2": {"layers": 2, "width": 64, "vocabulary": 1024, "heads": 16},
+    "llama": {"layers": 2, "width": 64, "inner": 128, "vocabulary": 1024, "heads": 16, "groups": 4},
+}
+WANTED: Mapping[str, frozenset[str]] = {name: method_entry(name).needs for name in ONE_SHOT}
+QUICK = {"options": {"iterations": 4, "refine_iterations": 2}}  # of ADMM
+
+
+def counted(pretend: Ask, job: str, family: str, shape: Mapping[str, int], **asked: Any) -> int:
+    given = {"windows": WINDOWS, "length": LENGTH, "batch": BATCH, **(QUICK if job == "admm" else {}), **asked}
+    found: int = pretend("peak", job=job, family=family, shape=shape, **given)
+    return found
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("method", ONE_SHOT)
+def test_estimates_of_the_stored_dtype_and_of_streaming(pretend: Ask, method: str, family: str) -> None:
+    needs = WANTED[method]
+    for shape in SHAPES[family]:
+        memory = Memory(sizes(family, shape), stored=2)
+        found = memory.one_shot(method, needs, WINDOWS, LENGTH)
+        assert found == pytest.approx(counted(pretend, method, family, shape, storage="bfloat16"), rel=WITHIN)
+        if needs & ACTIVATIONS:
+            for stored, dtype in ((2, "bfloat16"), (4, "float32")):
+                found = Memory(memory.sizes, stored=stored).streamed(method, needs, WINDOWS, LENGTH)
+                there = counted(pretend, method, family, shape, storage=dtype, place=True)
+                assert found == pytest.approx(there, rel=WITHIN)
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_estimates_of_attention_maps(pretend: Ask, family: str, precision: str) -> None:
+    shape = EAGER[family]
+    memory = Memory(sizes(family, shape), half=precision != "float32", heads=shape["heads"])
+    asked = {"attention": "eager", "precision": precision}
+    found = memory.evaluation(BATCH * LENGTH, length=LENGTH)
+    assert found == pytest.approx(counted(pretend, "evaluation", family, shape, **asked), rel=WITHIN)
+    found = memory.training(BATCH * LENGTH, length=LENGTH)
+    assert found == pytest.approx(counted(pretend, "training", family, shape, **asked), rel=WITHIN)
+    for method in ("wanda", "taylor") if precision == "float32" else ():
+        found = memory.one_shot(method, WANTED[method], WINDOWS, LENGTH)
+        assert found == pytest.approx(counted(pretend, method, family, shape, attention="eager"), rel=WITHIN)
+
+
+MASKS: Mapping[str, dict[str, Any]] = {
+    "held": {"fixed": True},
+    **{name: {"method": name} for name in CRITERIA.names()},
+    **{f"mode {name}": {"method": "magnitude", "mode": name} for name in MASK_MODES.names()},
+}
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("case", MASKS)
+def test_estimates_of_masks_in_training(pretend: Ask, family: str, case: str) -> None:
+    asked = MASKS[case]
+    spec = None if case == "held" else GradualSpec(sparsity=0.5, **asked)
+    more = {} if spec is None else {"updates": [1, 3], "steps": 4}
+    (shape, *_) = SHAPES[family]
+    masks = mask_bytes(spec, held=True)
+    found = Memory(sizes(family, shape)).training(BATCH * LENGTH, length=LENGTH, masks=masks)
+    plain, there = (counted(pretend, "training", family, shape, **one) for one in ({}, {**asked, **more}))
+    assert found == pytest.approx(there, rel=WITHIN)
+    assert there - plain == pytest.approx(masks * sizes(family, shape).matrices, rel=WITHIN)
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("scope", get_args(RepairSpec.model_fields["scope"].annotation))
+def test_estimates_of_repair(pretend: Ask, family: str, scope: str) -> None:
+    for shape in SHAPES[family]:
+        memory = Memory(sizes(family, shape))
+        found = memory.one_shot("magnitude", WANTED["magnitude"], WINDOWS, LENGTH, repair=WINDOWS)
+        there = counted(pretend, "magnitude", family, shape, repair=scope, batch=WINDOWS)
+        assert found > there * (1 - WITHIN)
+        if scope == "block":
+            assert found == pytest.approx(there, rel=WITHIN)
 
 
 def _rows(page: str) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from prunegpt.planning.resolve import plan_data
 from prunegpt.pruning.oneshot import prune_oneshot
 from prunegpt.pruning.refining.base import Refinement
 from prunegpt.root import Root, sealed
+from prunegpt.spec.repair import RepairSpec
 from prunegpt.stages import prune as prune_stage
 from tests.support.pretend import device
 from tests.support.pretend.device import COUNTS, pretending
@@ -174,6 +175,11 @@ def peak(
     length: int,
     batch: int = 1,
     precision: str = "float32",
+    attention: str = "sdpa",
+    storage: str = "float32",
+    repair: str = "",
+    place: bool = False,
+    steps: int = 2,
     **asked: Any,
 ) -> int:
     """The most bytes on the device at a time while a model is there and a job is done with it.
@@ -184,15 +190,20 @@ def peak(
         windows: of calibration.
         length: tokens of a window and of a training sequence.
         batch: sequences that are trained or evaluated on at a time.
+        attention: how it is computed.
+        storage: dtype of the weights.
+        repair: scope of the repair of decoder layers after a one-shot method; empty: none.
+        place: whether one decoder layer at a time is on the device.
     """
     gc.collect()
     tokens = numpy.random.default_rng(0).integers(0, shape["vocabulary"], (max(windows, 2 * batch), length))
     with pretending() as counts:
         before = counts.now
-        model = FAMILIES[family](**shape, positions=length)
+        model = FAMILIES[family](**shape, positions=length).to(getattr(torch, storage))
+        model.set_attn_implementation(attention)
         if job == "evaluation, alone":
             narrow_products(model, getattr(torch, precision))
-        model = model.to("cuda")
+        model = model if place else model.to("cuda")
         counts.reset()
         if job.startswith("evaluation"):
             text = _side_by_side(tokens[:batch])
@@ -201,11 +212,21 @@ def peak(
         elif job in ("training", "distillation"):
             teacher = FAMILIES[family](**shape, positions=length).to("cuda") if job == "distillation" else None
             fit(
-                model, "cuda", tokens, steps=2, batch=batch, accumulate=1, precision=precision, teacher=teacher, **asked
+                model,
+                "cuda",
+                tokens,
+                steps=steps,
+                batch=batch,
+                accumulate=1,
+                precision=precision,
+                teacher=teacher,
+                **asked,
             )
             del teacher
         else:
             calibration = torch.from_numpy(tokens[:windows])
+            asked |= {"repair": RepairSpec(scope=repair, batch_size=batch)} if repair else {}
+            asked |= {"place": torch.device("cuda")} if place else {}
             prune_oneshot(model, block_matrices(model), method=job, sparsity=0.5, calibration=calibration, **asked)
         found = counts.peak - before
         del model
