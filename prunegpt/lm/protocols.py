@@ -3,9 +3,9 @@
 Figures of different protocols are not comparable; each carries its protocol's id.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -77,23 +77,19 @@ def evaluation_windows(
     protocol: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    path: str | Path | None = None,
-    name: str | None = None,
     split: str,
-    files: Mapping[str, Sequence[str | Path]] | None = None,
-    text_column: str | None = None,
-    revision: str | None = None,
     block_size: int,
     stride: int | None = None,
     max_windows: int | None = None,
     bos: bool = False,
+    **source: Any,
 ) -> Windows:
     """Reads a split in the form that a protocol takes, and cuts it into windows.
 
     Args:
         protocol: name of a registered protocol.
         tokenizer: the model's tokeniser.
-        path, name, split, files, text_column, revision: the text, as `prunegpt.lm.data.read_split` takes it.
+        split, source: the text, as `prunegpt.lm.data.read_split` takes it.
         block_size: tokens per window.
         stride: tokens between windows, where the protocol has one.
         max_windows: use only the first N.
@@ -104,15 +100,7 @@ def evaluation_windows(
         DataError: the text cannot be read or is too short.
     """
     chosen: Protocol = PROTOCOLS.load(protocol)
-    read = read_split(
-        path,
-        name=name,
-        split=split,
-        files=files,
-        text_column=text_column,
-        revision=revision,
-        whole=not chosen.by_row,
-    )
+    read = read_split(split=split, whole=not chosen.by_row, **source)
     return windows_of(read, protocol, tokenizer, block_size=block_size, stride=stride, max_windows=max_windows, bos=bos)
 
 

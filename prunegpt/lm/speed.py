@@ -2,6 +2,10 @@
 
 The loop is as plain as it can be: the model's own forward, greedy choice, no end at an end-of-text token, no batching
 or compiling of ours. What runs a model faster than that is another program, and is measured there.
+
+Runs of the model and of its reference take turns, and every other pair is turned round (reference, model, model,
+reference, …), so that a machine that slows down favours neither. The ratio is that of the two runs of a pair; the
+noise is the same figure of the reference alone, from runs that follow each other.
 """
 
 import copy
@@ -21,18 +25,20 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from scipy.special import bdtr
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from prunegpt.errors import ModelError
-from prunegpt.lm import timings
 from prunegpt.lm.modes import evaluation_mode
 from prunegpt.memory import without_collector
 from prunegpt.planning.fingerprint import processor, versions
 from prunegpt.records import Evaluation, Speed, Timed
 from prunegpt.spec.evaluate import SpeedSpec, length_problem, threads_problem
 
+LEVEL = 0.95
+FEWEST = 6  # measurements below which no pair of them is an interval of that level
 _SEED = 0  # of the tokens of the prompt
 _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # what models call what they keep of the tokens
 _TIMES = 3  # of a run: seconds to the first token, of all later ones, and of the middle one of these
@@ -349,9 +355,9 @@ def figures(times: NDArray[np.float64], spec: SpeedSpec) -> dict[str, Timed]:
     """
     first, each = times[:, 0], times[:, 2]
     return {
-        "prefill": timings.median(spec.batch * spec.prompt / first),
-        "decode": timings.median(spec.batch / each),
-        "first_token": timings.median(first),
+        "prefill": median(spec.batch * spec.prompt / first),
+        "decode": median(spec.batch / each),
+        "first_token": median(first),
     }
 
 
@@ -361,11 +367,45 @@ def _speed(
     """What runs come to, [repeats, 3] of each."""
     return Speed(
         **figures(model, spec),
-        speedup=timings.ratio(model[:, 2], reference[:, 2]),
-        speedup_prefill=timings.ratio(model[:, 0], reference[:, 0]),
+        speedup=ratio(model[:, 2], reference[:, 2]),
+        speedup_prefill=ratio(model[:, 0], reference[:, 0]),
         memory=memory,
-        noise=timings.noise(reference[:, 2]),
-        noise_prefill=timings.noise(reference[:, 0]),
+        noise=noise(reference[:, 2]),
+        noise_prefill=noise(reference[:, 0]),
         repeats=spec.repeats,
         reference=called,
     )
+
+
+def median(values: NDArray[np.float64]) -> Timed:
+    """The median with its interval by the sign test: two order statistics that hold it with at least 95%.
+
+    Args:
+        values: [measurements], at least `FEWEST`, each as likely above the true median as below.
+    """
+    ordered, count = np.sort(values), len(values)
+    within = [place for place in range(count // 2) if 2 * bdtr(place, count, 0.5) <= 1 - LEVEL]
+    place = within[-1] if within else 0
+    return Timed(value=float(np.median(ordered)), low=float(ordered[place]), high=float(ordered[count - 1 - place]))
+
+
+def ratio(model: NDArray[np.float64], reference: NDArray[np.float64]) -> Timed:
+    """How many times as fast the model is as its reference: the median over pairs.
+
+    Args:
+        model: seconds of its runs, [repeats].
+        reference: of the run of the reference beside each, [repeats].
+    """
+    return median(reference / model)
+
+
+def noise(reference: NDArray[np.float64]) -> float:
+    """How far from 1 the ratio of a reference to itself may be: the farther end of its interval, from successive runs.
+
+    Such runs are two turns apart on average, those of a pair one: the machine is at most as noisy as this says.
+
+    Args:
+        reference: seconds of its runs, in order, [repeats].
+    """
+    found = ratio(reference[1:], reference[:-1])
+    return max(1 - found.low, found.high - 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunegpt.lm.timings import FEWEST, LEVEL, median, noise, ratio
+from prunegpt.lm.speed import FEWEST, LEVEL, median, noise, ratio
 
 
 @pytest.mark.parametrize("count", range(FEWEST, 40))
