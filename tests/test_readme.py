@@ -22,7 +22,7 @@ ARCHIVES = sorted((CHECKOUT / "sweeps" / "results").glob("*/results.json"))
 REPOSITORY = "https://github.com/prunegpt/prunegpt"
 RAW = "https://raw.githubusercontent.com/prunegpt/prunegpt/main/"
 FOREIGN = ("wandb", "pip", "python", "python3")  # programs of others, which are there wherever the tests run
-SHELL = ("source", "export", "cd", "docker")  # what only a shell, or a daemon, could check
+SHELL = ("source", "export", "cd", "docker", "srun")  # what only a shell, a daemon or a cluster could check
 
 
 def test_the_lists_are_not_empty() -> None:
