@@ -2,8 +2,9 @@
 
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -40,7 +41,19 @@ ROOT: Any = typer.Option(
     parser=_root,
     show_default=False,
 )
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+_outputs: list[TextIO] = []  # where JSON goes while nothing else may go there
+
+
+def _alone(context: typer.Context, asked: bool) -> bool:
+    """Has standard output to JSON alone: libraries print there, some when they are imported."""
+    if asked:
+        _outputs.append(sys.stdout)
+        context.call_on_close(_outputs.pop)
+        context.with_resource(redirect_stdout(sys.stderr))
+    return asked
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.", callback=_alone)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -85,7 +98,7 @@ def say(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """JSON on standard output. NaN and infinity are refused."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), file=_outputs[-1] if _outputs else None)
 
 
 def number(value: Any) -> str:

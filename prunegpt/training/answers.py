@@ -1,4 +1,4 @@
-"""Answers what :mod:`prunegpt.planning.asked` asks, a line of JSON for each: `python -m prunegpt.training.answers`."""
+"""Answers what :mod:`prunegpt.planning.asked` asks, a line of JSON for each, into the file descriptor that it names."""
 
 import json
 import os
@@ -45,8 +45,7 @@ def _tasks(tasks: list[str], include_path: str | None) -> Any:
 def main() -> None:
     """Answers questions until there are no more, or none for a while."""
     torch.set_num_threads(1)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    answers = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
     while select.select([sys.stdin], [], [], _IDLE)[0] and (line := sys.stdin.readline()):
         print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
 
