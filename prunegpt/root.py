@@ -41,7 +41,7 @@ FOLDERS = (
 
 _COMMAND = re.compile(r"`prunegpt ([^`]+)`")
 # Commands that take no --root: they work on files that they are given. And that which lists what a spec may have.
-_ROOTLESS = re.compile("init|trial run|trial serve|recipe|masks|wandb agent|wandb upload-attempt|sweep fields$|-")
+_ROOTLESS = re.compile("init|trial run|trial serve|recipe|masks check|wandb agent|wandb upload-attempt|sweep fields$|-")
 _CHUNK = 1 << 22  # bytes
 _SMALL = 1 << 18  # bytes: what is not larger is read in less time than it takes to open a model
 

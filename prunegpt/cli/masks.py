@@ -5,13 +5,20 @@ from typing import Annotated
 
 import typer
 
+from prunegpt.cli import complete
 from prunegpt.cli.options import ROOT, JsonOption, number, print_json
 from prunegpt.errors import counted
 from prunegpt.root import Root
 
 app = typer.Typer(help="Verify and compare pruning masks.", no_args_is_help=True)
 MaskedArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Saved model with masks.safetensors, or SWEEP/TRIAL.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Saved model with masks.safetensors, or SWEEP/TRIAL.",
+        show_default=False,
+        autocompletion=complete.models,
+    ),
 ]
 
 

@@ -27,6 +27,8 @@ COMPLETED: Mapping[str, tuple[str, str]] = {
     "sweep stop trials": ("mag", "magnitude-0.5-seed2"),
     "sweep retry trials": ("mag", "magnitude-0.5-seed2"),
     "model": ("buil", "builtin:tiny-gpt2"),
+    "one": ("study/w", "study/wanda-0.9-seed1"),
+    "other": ("study/w", "study/wanda-0.9-seed1"),
     "reference": ("buil", "builtin:tiny-gpt2"),
     "data": ("", "builtin:text"),
     "calibration": ("", "builtin:text"),

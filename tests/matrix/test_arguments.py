@@ -14,6 +14,8 @@ from prunegpt.planning import rehearsed
 from prunegpt.planning.resolve import plan_data
 from prunegpt.root import Root
 from prunegpt.spec.plan import TrialPlan
+from prunegpt.spec.schema import FinetuneSpec
+from prunegpt.spec.sharding import sharding_problems
 from prunegpt.spec.training_arguments import CHOOSING, DECISIVE, NEUTRAL, REFUSED, choices, chooses
 from tests.matrix.cases import BATCH, BLOCKS, EPOCHS, SCHEDULERS, STEPS
 from tests.matrix.runs import Result, run
@@ -75,13 +77,17 @@ def together() -> list[dict[str, Any]]:
     """The values of neutral arguments in as few trainings as do not ask for two values of one argument."""
     groups: list[dict[str, Any]] = []
     for value in ALONE:
-        fitting = (group for group in groups if all(group.get(name, given) == given for name, given in value.items()))
-        group = next(fitting, None)
+        group = next((group for group in groups if _fit(group, value)), None)
         if group is None:
             groups.append(dict(value))
         else:
             group.update(value)
     return groups
+
+
+def _fit(group: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    alike = all(group.get(name, given) == given for name, given in value.items())
+    return alike and not any(sharding_problems(FinetuneSpec(), {**group, **value}, "float32"))
 
 
 ALONE = [value for values in NEUTRAL_VALUES.values() for value in values]
