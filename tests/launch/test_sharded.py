@@ -75,6 +75,8 @@ MORE: dict[str, dict[str, Any]] = {
     **{f"mode {mode}": {**GRADUAL, "mode": mode, "arguments": SGD} for mode in MODES},
     **{f"optimizer {name}": {**GRADUAL, "arguments": {"optim": name, "learning_rate": 0.001}} for name in OPTIMIZERS},
 }
+# Inner terms are relative to the teacher's states in a micro-batch, which four processes divide, with fsdp or without.
+DIVISIBLE = {name: case for name, case in {**TRAININGS, **MORE}.items() if "gains" not in case}
 LOOSE = {"bfloat16": 1e-3, **{f"optimizer {name}": 2e-3 for name in OPTIMIZERS if name != "sgd"}}  # of weights
 
 
@@ -93,7 +95,7 @@ def run(folder: Path, processes: int, cases: dict[str, dict[str, Any]]) -> None:
     [
         (2, TRAININGS),
         pytest.param(2, MORE, marks=pytest.mark.slow),
-        pytest.param(4, {**TRAININGS, **MORE}, marks=pytest.mark.slow),
+        pytest.param(4, DIVISIBLE, marks=pytest.mark.slow),
     ],
     ids=["two", "more", "four"],
 )
