@@ -12,16 +12,13 @@ import torch
 
 from prunegpt.errors import LaunchError
 from prunegpt.launch.distributed import environment, run_together
-from prunegpt.planning.inputs import Inputs
 from prunegpt.planning.resolve import plan_data
 from prunegpt.points import read_points
-from prunegpt.pruning.masks import load_masks, masks_hash
 from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
-from prunegpt.spec.schema import ModelSpec
-from prunegpt.stages import cache
 from prunegpt.trial import run_trial
 from tests.support.running import write_attempt
+from tests.support.together import check_alike, result_of
 from tests.support.waiting import until
 
 GRADUAL = {"sparsity": 0.75, "unit": "steps", "start": 1, "end": 6, "every": 1}
@@ -93,13 +90,6 @@ def prepare(tmp_path: Path, model_folder: Path, text_files: dict[str, str]) -> P
     return make
 
 
-def result_of(folder: Path, record: AttemptRecord) -> tuple[dict[str, torch.Tensor], Path]:
-    root = Root(folder.parents[3])
-    key = record.stages[-1].key
-    state = cache.load(root, key, ModelSpec(source="unused"), Inputs(None), device=torch.device("cpu"))
-    return dict(state.model.named_parameters()), root.stage(key) / "masks.safetensors"
-
-
 def curves(folder: Path) -> dict[tuple[str, int], tuple[float | None, int]]:
     points, _ = read_points(folder / "points.jsonl")
     own = [point for point in points if not point.name.startswith("system/")]
@@ -116,19 +106,10 @@ def test_two_processes_come_to_what_one_comes_to(prepare: Prepare) -> None:
         alone, together = run_trial(one[name]), run_together(two[name], 2)
         assert (alone.state, together.state) == ("finished", "finished"), together.trace
         first, second = alone.stages[-1], together.stages[-1]
-        assert (first.key, first.steps, first.train_tokens) == (second.key, second.steps, second.train_tokens)
+        check_alike((one[name], alone), (two[name], together))
         assert first.steps == 9
         assert first.train_tokens == 67 * 32 if name != "few" else first.train_tokens <= (67 - 32) * 32 + 32 * 6
         assert (first.devices, second.devices) == (1, 2)
-        assert first.sparsity == second.sparsity
-        assert first.evaluation is not None
-        assert second.evaluation is not None
-        assert second.evaluation.perplexity == pytest.approx(first.evaluation.perplexity, rel=1e-4)
-        weights, masks = result_of(one[name], alone)
-        others, other_masks = result_of(two[name], together)
-        assert masks_hash(load_masks(masks).masks) == masks_hash(load_masks(other_masks).masks)
-        for tensor, weight in weights.items():
-            torch.testing.assert_close(others[tensor], weight, rtol=1e-4, atol=1e-6)
         points, other_points = curves(one[name]), curves(two[name])
         assert points.keys() == other_points.keys()
         moving = ("kd_own", 8) if name == "few" else ("sparsity", 5)
