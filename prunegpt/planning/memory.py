@@ -13,6 +13,7 @@ from prunegpt.registry import ACTIVATIONS, GATHERED, GRADIENTS, MASK_MODES
 from prunegpt.spec.methods import method_entry
 from prunegpt.spec.names import Matrix, parameter_of
 from prunegpt.spec.outline import Outline
+from prunegpt.spec.repair import RepairSpec, mixes_tokens
 from prunegpt.spec.schema import GradualSpec
 
 FLOAT, HALF = 4, 2  # bytes of a number
@@ -44,6 +45,8 @@ class Sizes:
     inner: int  # the widest input
     grams: int  # entries of the Gram matrices of a layer, one for each distinct input
     gated: bool  # whether the feed-forward part multiplies two outputs, as Llama's
+    attention: tuple[int, int] = (0, 0)  # weights of its matrices; widths of their inputs and outputs
+    mlp: tuple[int, int] = (0, 0)  # the same
 
     @classmethod
     def of(cls, outline: Outline, *, width: int, vocabulary: int, active: int = 1) -> "Sizes":
@@ -63,13 +66,17 @@ class Sizes:
         inputs: dict[tuple[str, int], int] = {}
         grams: dict[tuple[str, str, int], int] = {}
         read = outputs = wide = 0
+        parts = {True: [0, 0], False: [0, 0]}  # of what mixes tokens, and of the rest: weights, widths
         inner = max((matrix.shape[1] for matrix in layer), default=1)
         for matrix in layer:
             (out, columns), parameter = matrix.shape, parameter_of(matrix.name)
             group, expert = parameter.removesuffix(".weight").rpartition(".")[0], matrix.name.removeprefix(parameter)
             grams[group, expert, columns] = columns**2
+            part = parts[mixes_tokens(parameter.rpartition(f".{matrix.block}.")[2].partition(".")[0])]
+            part[0] += out * columns
             if expert in ("", "[0]"):  # the other experts are as large
                 times = active if expert else 1
+                part[1] += (out + columns * ((group, columns) not in inputs)) * times
                 inputs[group, columns] = columns * times
                 read, outputs = read + columns * times, outputs + out * times
                 wide += out // inner if out % inner == 0 else 0
@@ -90,6 +97,8 @@ class Sizes:
             inner=inner,
             grams=sum(grams.values()),
             gated=wide > 1,
+            attention=(parts[True][0], parts[True][1]),
+            mlp=(parts[False][0], parts[False][1]),
         )
 
 
@@ -166,14 +175,16 @@ class Memory:
             + max(head + 8 * tokens * size.width, tokens * self._passing, tokens * self._mapping(length))
         )
 
-    def one_shot(self, method: str, needs: frozenset[str], windows: int, length: int, *, repair: int = 0) -> int:
+    def one_shot(
+        self, method: str, needs: frozenset[str], windows: int, length: int, *, repair: RepairSpec | None = None
+    ) -> int:
         """Of one-shot pruning by a method.
 
         Args:
             needs: what it is given, as its entry in the registry says.
             windows: of calibration.
             length: tokens of one.
-            repair: windows of a step in which decoder layers are repaired whole; 0: they are not.
+            repair: of decoder layers; None: they are not repaired.
         """
         mending = self._repairing(windows, length, repair) if repair else 0
         if needs & GRADIENTS:
@@ -204,11 +215,21 @@ class Memory:
         held = 4 * (size.inputs + beside) if self.stored == FLOAT else 2 * size.inputs + 12 * size.inner
         return tokens * max(held, self._mapping(length)) + (4 * size.grams if "gram" in needs else 0)
 
-    def _repairing(self, windows: int, length: int, batch: int) -> int:
-        """Gradients, moments and masks of a layer, what it keeps of a step's tokens, and outputs of the dense one."""
-        size = self.sizes
-        step = batch * length * (self._kept + 4 * self.heads * length + 16 * size.inner)
-        return (3 * self.stored + 2) * size.layer + step + self.stored * windows * length * size.width
+    def _repairing(self, windows: int, length: int, spec: RepairSpec) -> int:
+        """Gradients, moments and masks of a scope, what it keeps of a step's tokens, and outputs of the dense one."""
+        size, stored, tokens = self.sizes, self.stored, spec.batch_size * length
+        maps, outputs = 4 * self.heads * length, stored * windows * length * size.width
+        beside = 3 * stored + 2  # of a weight
+        if spec.scope == "block":
+            kept = (self._kept + (16 if size.gated else 8) * size.inner) * stored // FLOAT
+            return beside * size.layer + tokens * (kept + maps) + outputs
+        weights, widths = size.mlp
+        mlp = beside * weights + tokens * stored * (widths + 5 * size.inner)
+        weights, widths = size.attention
+        attention = beside * weights + tokens * (stored * (widths + 7 * size.width) + maps)
+        dense = stored * size.layer + tokens * self._passing * stored // FLOAT  # the dense layer's outputs are taken
+        of = {"mlp": mlp + outputs, "attention": max(attention, dense) + outputs}
+        return of[spec.scope] if spec.scope in of else max(max(of.values()), mlp + 2 * outputs)
 
     def _solving(self, method: str) -> int:
         """The Gram matrices of a layer, what they are factored into, and what is computed with the widest of them."""

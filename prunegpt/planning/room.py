@@ -132,8 +132,7 @@ def _computing(
         wanted = statistics_of(stage.prune)
         stored = replace(memory, half=False, stored=FLOAT if stage.storage == "float32" else HALF)
         asked = stage.prune.method, wanted, calibration.windows, calibration.length or 1
-        repair = stage.prune.repair.batch_size if stage.prune.repair else 0
-        size, stream = stored.one_shot(*asked, repair=repair), stage.prune.stream
+        size, stream = stored.one_shot(*asked, repair=stage.prune.repair), stage.prune.stream
         may = stream is not False and memory.device == "cuda" and not unstreamed(stage.prune)
         yield stage, "prune", stored.streamed(*asked) if may and (stream is True or size > room) else size
     batch = 0

@@ -20,11 +20,10 @@ from prunegpt.lm.views import WeightView, decoder_lists
 from prunegpt.pruning.evidence import Evidence
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.statistics.activations import StopForward, WalkError, capture
-from prunegpt.spec.repair import RepairSpec
+from prunegpt.spec.repair import RepairSpec, mixes_tokens
 
 _WARM_UP = 0.05  # of the steps
 _BETAS = (0.9, 0.95)  # of Adam
-_MIXERS = ("attn", "attention", "mixer", "mamba", "rnn", "conv", "temporal")  # in names of what mixes tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +138,7 @@ class Repair:
             inside = [
                 child
                 for name, child in self._blocks[block].named_children()
-                if any(word in name.lower() for word in _MIXERS) == (scope == "attention")
+                if mixes_tokens(name) == (scope == "attention")
             ]
             owned = {id(part): child for child in inside for part in child.modules()}
             own = [view for view in views if id(view.module) in owned]

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from prunegpt.spec.part import Part
 
+_MIXERS = ("attn", "attention", "mixer", "mamba", "rnn", "conv", "temporal")  # in names of what mixes tokens
+
 
 class RepairSpec(Part):
     """Block reconstruction: kept weights are trained until a layer gives what the dense one gave.
@@ -22,3 +24,8 @@ class RepairSpec(Part):
     epochs: int = Field(3, ge=1, description="passes over the calibration windows")
     learning_rate: float = Field(3e-3, gt=0, le=1, description="of Adam; warmed up, then decays to 0 along a cosine")
     batch_size: int = Field(1, ge=1, description="calibration windows of a step")
+
+
+def mixes_tokens(name: str) -> bool:
+    """Whether a part of a decoder layer, by its name, belongs to the scope `attention`; else it is of `mlp`."""
+    return any(word in name.lower() for word in _MIXERS)
