@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 Scope = Literal["tensor", "row", "global"]
 
 # What a method may ask to be given: activations and gradients on calibration data, or what training shows it.
-ACTIVATIONS = frozenset({"input_norm", "input_mean", "input_variance", "gram"})
+INPUTS = frozenset({"input_norm", "input_mean", "input_variance", "gram"})
+ACTIVATIONS = INPUTS | {"regional_gradient"}  # what a walk through the decoder layers shows
 GRADIENTS = frozenset({"gradient", "squared_gradient", "gradients"})
 GATHERED = frozenset({"gradient", "movement", "squared_gradient"})  # in training, over its optimizer steps
-CRITERION_NEEDS = frozenset({"input_norm", "gradient", "movement", "squared_gradient", "generator"})
+CRITERION_NEEDS = GATHERED | {"input_norm", "regional_gradient", "generator"}
 SOLVER_NEEDS = frozenset({"gram", "gradients"})
 ON_ACTIVATIONS = frozenset({"outlier_ratios", "median_scores"})  # of those of an allocation, below
 # What an allocation may, each with the options that decide how it comes about.
@@ -224,6 +225,12 @@ CRITERIA = Registry(
         "random": Entry(f"{_CRITERIA}.random:RANDOM", needs=frozenset({"generator"})),
         "magnitude": Entry(f"{_CRITERIA}.magnitude:MAGNITUDE"),
         "wanda": Entry(f"{_CRITERIA}.wanda:WANDA", needs=frozenset({"input_norm"}), scope="row"),
+        "wanda++": Entry(
+            f"{_CRITERIA}.wandapp:WANDAPP",
+            options={"alpha": Annotated[float, Ge(0), Le(1e6), "The paper uses 100; 0 is wanda."]},
+            needs=frozenset({"input_norm", "regional_gradient"}),
+            scope="row",
+        ),
         "movement": Entry(f"{_CRITERIA}.movement:MOVEMENT", needs=frozenset({"movement"})),
         "taylor": Entry(f"{_CRITERIA}.taylor:TAYLOR", needs=frozenset({"squared_gradient"})),
     },
@@ -265,21 +272,15 @@ _REFINING = "prunegpt.pruning.refining"
 REFINEMENTS = Registry(
     "refinement",
     {
-        "dsnot": Entry(f"{_REFINING}.dsnot:dsnot", options={"cycles": _Count}, needs=ACTIVATIONS - {"gram"}),
+        "dsnot": Entry(f"{_REFINING}.dsnot:dsnot", options={"cycles": _Count}, needs=INPUTS - {"gram"}),
         "swaps": Entry(f"{_REFINING}.swaps:swaps", options={"max_swaps": _Count}, needs=frozenset({"gram"})),
     },
     given=frozenset({"weight", "mask", "group", "held"}),
-    needs=ACTIVATIONS,
+    needs=INPUTS,
 )
 SCHEDULES = Registry(
     "schedule",
-    {
-        "constant": "prunegpt.spec.schedules:constant",
-        "linear": "prunegpt.spec.schedules:linear",
-        "cubic": "prunegpt.spec.schedules:cubic",
-        "inverse_cubic": "prunegpt.spec.schedules:inverse_cubic",
-        "acdc": "prunegpt.spec.schedules:acdc",
-    },
+    {name: f"prunegpt.spec.schedules:{name}" for name in ("constant", "linear", "cubic", "inverse_cubic", "acdc")},
 )
 _Share = Annotated[float, Ge(0), Le(1), "It is a share of the way from start to end of pruning; AST has 0.25."]
 MASK_MODES = Registry(
@@ -389,12 +390,8 @@ PROTOCOLS = Registry(
 CALIBRATION_MODES = Registry(
     "calibration mode",
     {
-        "random": "prunegpt.lm.calibration:random_windows",
-        "first": "prunegpt.lm.calibration:first_windows",
-        "shuffled": "prunegpt.lm.calibration:shuffled_windows",
-        "document": "prunegpt.lm.calibration:document_windows",
-        "joined": "prunegpt.lm.calibration:joined_windows",
-        "distinct": "prunegpt.lm.calibration:distinct_windows",
+        name: f"prunegpt.lm.calibration:{name}_windows"
+        for name in ("random", "first", "shuffled", "document", "joined", "distinct")
     },
 )
 LAUNCHERS = Registry(

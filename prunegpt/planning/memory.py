@@ -208,12 +208,23 @@ class Memory:
     def _calibrating(self, windows: int, length: int, needs: frozenset[str]) -> int:
         """Inputs of a layer's matrices, and what the layer holds beside them, of the tokens that are run at a time.
 
-        Gram matrices of the layer before are there still.
+        Gram matrices of the layer before are there still, and so are its regional gradients.
         """
+        if "regional_gradient" in needs:
+            return self._regional(length) + (4 * self.sizes.grams if "gram" in needs else 0)
         size, tokens = self.sizes, min(windows * length, max(CALIBRATED[self.device], length))
         beside = (3 if size.gated else 4) * (size.inner + size.width)
         held = 4 * (size.inputs + beside) if self.stored == FLOAT else 2 * size.inputs + 12 * size.inner
         return tokens * max(held, self._mapping(length)) + (4 * size.grams if "gram" in needs else 0)
+
+    def _regional(self, length: int) -> int:
+        """Regional gradients of two layers, those of a window in its widest matrices, and what it keeps of its tokens.
+
+        Until the second layer is seen, the first is scored.
+        """
+        size = self.sizes
+        step = length * (self._kept + 6 * self.heads * length + 16 * size.inner + 12 * size.width)
+        return 8 * size.layer + (9 + 2 * self.stored) * size.largest + step * self.stored // FLOAT
 
     def _repairing(self, windows: int, length: int, spec: RepairSpec) -> int:
         """Gradients, moments and masks of a scope, what it keeps of a step's tokens, and outputs of the dense one."""

@@ -64,6 +64,7 @@ class Evidence:
             found["input_norm"] = self.activations.input_norm
             found["input_mean"] = self.activations.input_mean
             found["input_variance"] = self.activations.input_variance
+            found["regional_gradient"] = self.activations.regional_gradient
         if self.gradients is not None:
             found["gradient"] = self.gradients.gradient[self.view.name]
             found["squared_gradient"] = self.gradients.squared_gradient[self.view.name]
@@ -108,7 +109,13 @@ def evidence(
             assert windows is not None
             if statistics is not None and not propagate and place is None:
                 store = collect_statistics(
-                    model, windows, statistics, micro_batch=micro_batch, offload=offload, calibrated=calibrated
+                    model,
+                    windows,
+                    statistics,
+                    regional="regional_gradient" in needs,
+                    micro_batch=micro_batch,
+                    offload=offload,
+                    calibrated=calibrated,
                 )
                 groups = store.blocks(views, next(model.parameters()).device)
             else:
@@ -117,6 +124,7 @@ def evidence(
                     views,
                     windows,
                     gram="gram" in needs,
+                    regional="regional_gradient" in needs,
                     propagate=propagate,
                     micro_batch=micro_batch,
                     offload=offload,

@@ -155,6 +155,13 @@ def request_problems(
         yield from _solver_problems(name, spread.scope, allocation, pattern)
     if refine:
         yield from _refine_problems(name, method, allocation, pattern)
+    apart = next((one for one in chosen or () if one.block is None and not one.embedding), None)
+    if apart and "regional_gradient" in method.needs:
+        yield (
+            "targets",
+            f"{name} scores by the output of the decoder layer that a matrix is in, got {apart.name}, which is in "
+            "none. Leave it out of targets, or prune it by wanda in a stage of its own.",
+        )
     if pattern.sparsity is not None:
         yield from _group_problems(name, method, allocation, spread, pattern, pattern.sparsity, sparsity, chosen or ())
     yield from _block_problems(pattern, chosen or ())

@@ -123,7 +123,7 @@ def test_estimates_of_attention_maps(pretend: Ask, family: str, precision: str) 
     assert found == pytest.approx(counted(pretend, "evaluation", family, shape, **asked), rel=WITHIN)
     found = memory.training(BATCH * LENGTH, length=LENGTH)
     assert found == pytest.approx(counted(pretend, "training", family, shape, **asked), rel=WITHIN)
-    for method in ("wanda", "taylor") if precision == "float32" else ():
+    for method in ("wanda", "wanda++", "taylor") if precision == "float32" else ():
         found = memory.one_shot(method, WANTED[method], WINDOWS, LENGTH)
         assert found == pytest.approx(counted(pretend, method, family, shape, attention="eager"), rel=WITHIN)
 
@@ -180,13 +180,14 @@ def test_the_documentation_has_the_same_formulas(family: str, half: bool) -> Non
     known: dict[str, Any] = (
         dict(
             zip(
-                "PAEMLndfVG",
+                "PAEMLDndfVG",
                 (
                     size.parameters,
                     size.products,
                     size.tied,
                     size.matrices,
                     size.largest,
+                    size.layer,
                     size.layers,
                     size.width,
                     size.inner,

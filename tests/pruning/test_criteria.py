@@ -10,6 +10,7 @@ from prunegpt.pruning.criteria.movement import movement, movement_increment
 from prunegpt.pruning.criteria.random import random
 from prunegpt.pruning.criteria.taylor import taylor
 from prunegpt.pruning.criteria.wanda import wanda
+from prunegpt.pruning.criteria.wandapp import wandapp
 
 
 def test_magnitude_is_the_absolute_value() -> None:
@@ -27,6 +28,19 @@ def test_wanda_orders_a_row_by_the_output_change_of_dropping_one_weight() -> Non
             dropped[row, column] = 0.0
             change = ((inputs @ weight.t()) - (inputs @ dropped.t())).norm()
             assert float(scores[row, column]) == pytest.approx(float(change), rel=1e-5)
+
+
+def test_wandapp_adds_the_gradient_of_the_layer_to_the_norm_of_the_input() -> None:
+    """Over the windows: root mean squares of both, as the paper has it, times a number that all layers share."""
+    weight = torch.randn(4, 6)
+    inputs, gradients = torch.randn(5, 10, 6), torch.randn(5, 4, 6)  # [windows, length, in], [windows, out, in]
+    given = {"input_norm": inputs.flatten(0, 1).norm(dim=0), "regional_gradient": gradients.norm(dim=0)}
+    within = inputs.square().sum(dim=1).mean(dim=0).sqrt()  # [in]
+    for alpha in (0.0, 0.5, 100.0):
+        expected = (alpha * gradients.square().mean(dim=0).sqrt() + within) * weight.abs()  # [out, in]
+        torch.testing.assert_close(wandapp(weight, **given, alpha=alpha) / 5**0.5, expected)
+    assert torch.equal(wandapp(weight, **given), wandapp(weight, **given, alpha=100.0))
+    assert torch.equal(wandapp(weight, **given, alpha=0.0), wanda(weight, input_norm=given["input_norm"]))
 
 
 def test_movement_falls_where_gradient_descent_shrinks_a_weight() -> None:

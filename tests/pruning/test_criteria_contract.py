@@ -13,7 +13,7 @@ NAMES = CRITERIA.names()
 
 
 def test_there_are_criteria() -> None:
-    assert {"random", "magnitude", "wanda", "movement", "taylor"} <= set(NAMES)
+    assert {"random", "magnitude", "wanda", "wanda++", "movement", "taylor"} <= set(NAMES)
 
 
 @pytest.fixture(params=NAMES)

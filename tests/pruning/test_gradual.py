@@ -43,7 +43,7 @@ def test_between_updates_masks_are_held(make_toy: MakeToy) -> None:
     assert run.pruner.done
 
 
-@pytest.mark.parametrize("name", ["random", "magnitude", "wanda", "movement", "taylor"])
+@pytest.mark.parametrize("name", CRITERIA.names())
 def test_every_criterion_prunes_monotonically_and_resumes_exactly(make_toy: MakeToy, name: str) -> None:
     criterion = CRITERIA.load(name)
 

@@ -22,7 +22,7 @@ from prunegpt.registry import CRITERIA, SOLVERS
 FAMILIES = ["gpt2", "llama", "opt"]
 IN_TRAINING = {"movement"}
 METHODS = [name for name in [*CRITERIA.names(), *SOLVERS.names()] if name not in IN_TRAINING]
-ACTIVATION_METHODS = ["wanda", "sparsegpt", "admm"]
+ACTIVATION_METHODS = ["wanda", "wanda++", "sparsegpt", "admm"]
 
 
 @pytest.fixture
@@ -123,11 +123,13 @@ def test_it_is_the_method_on_each_layer(model: Any, windows: Tensor, method: str
     other = copy.deepcopy(model)
     views = block_matrices(other)
     with torch.no_grad():
-        for part in block_statistics(other, views, windows, gram=True, propagate=propagate):
+        regional = method == "wanda++"
+        for part in block_statistics(other, views, windows, gram=True, propagate=propagate, regional=regional):
             for name, found in part.items():
                 matrix = views[name].matrix
-                if method == "wanda":
-                    mask = Unstructured().select(matrix.abs() * found.input_norm, 0.5, rowwise=True)
+                if method in CRITERIA.names():
+                    score = matrix.abs() * (found.input_norm + (100 * found.regional_gradient if regional else 0))
+                    mask = Unstructured().select(score, 0.5, rowwise=True)
                     matrix.mul_(mask)
                 else:
                     solver = SPARSEGPT if method == "sparsegpt" else ADMM
@@ -140,6 +142,13 @@ def test_it_is_the_method_on_each_layer(model: Any, windows: Tensor, method: str
                 assert torch.equal(mask, result.masks[name])
     for name, view in block_matrices(twin).items():
         torch.testing.assert_close(view.matrix, views[name].matrix, rtol=1e-3, atol=1e-4)
+
+
+def test_wandapp_without_gradients_is_wanda_and_with_them_another_mask(model: Any, windows: Tensor) -> None:
+    _, plain = pruned(model, windows, "wanda", micro_batch=1)
+    for alpha, same in ((0, True), (100, False)):
+        _, found = pruned(model, windows, "wanda++", options={"alpha": alpha})
+        assert all(torch.equal(mask, plain.masks[name]) for name, mask in found.masks.items()) is same
 
 
 def test_obert_is_given_the_gradients_of_each_window(llama: Any, windows: Tensor, tmp_path: Path) -> None:
@@ -359,6 +368,15 @@ def test_the_head_can_be_pruned_by_activations(tiny_opt: Any, windows: Tensor) -
     assert any("project_out" in name for name in views)
 
 
+def test_what_is_in_no_decoder_layer_has_no_regional_gradient(tiny_opt: Any, windows: Tensor) -> None:
+    views = select(tiny_opt, targets=["*project_out*", "*fc1*"])
+    message = (
+        r"wanda\+\+ scores by the output of the decoder layer .*, got model.decoder.project_out.weight, which is in"
+    )
+    with pytest.raises(PruningError, match=message):
+        prune_oneshot(tiny_opt, views, method="wanda++", sparsity=0.5, calibration=windows)
+
+
 def test_solvers_lose_less_than_criteria(llama: Any, windows: Tensor) -> None:
     def loss(method: str) -> float:
         twin, _ = pruned(llama, windows, method, sparsity=0.6)
@@ -383,6 +401,10 @@ def test_requests_that_make_no_sense_are_refused(gpt2: Any, windows: Tensor) -> 
         ({"method": "obert", "calibration": None}, r"obert needs activations or gradients"),
         ({"method": "sparsegpt", "calibration": windows.float()}, r"calibration must be int64 token ids"),
         ({"allocation": "owl"}, r"got 'owl'. Compute owl and sensitivity first"),
+        (
+            {"method": "wanda++", "options": {"alpha": -1}},
+            r"option alpha of wanda\+\+ must be greater than or equal to 0, got -1. The paper uses 100; 0 is wanda",
+        ),
         (
             {"method": "admm", "allocation": "global"},
             r"admm is a solver: .* cannot compare by global",
@@ -410,7 +432,7 @@ def test_requests_that_make_no_sense_are_refused(gpt2: Any, windows: Tensor) -> 
 def test_activations_that_overflow_are_refused(gpt2: Any, windows: Tensor) -> None:
     with torch.no_grad():
         gpt2.transformer.wte.weight[windows[0, 0]] = torch.nan
-    for method in ("sparsegpt", "admm", "wanda"):
+    for method in ACTIVATION_METHODS:
         with pytest.raises(PruningError, match="must be finite"):
             pruned(gpt2, windows, method)
 

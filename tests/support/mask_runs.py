@@ -78,16 +78,23 @@ class Run:
 
 
 def calibration(toy: Toy, need: str, names: Sequence[str] = ("first.weight", "second.weight")) -> Statistics:
-    """Norms or Gram matrices of what the present weights make of fixed inputs."""
+    """Norms or Gram matrices of what the present weights make of fixed inputs, and drawn regional gradients."""
 
     def statistics(seed: int) -> list[dict[str, Evidence]]:
         inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(99))
         seen = {"first.weight": inputs, "second.weight": torch.tanh(toy.first(inputs)).detach()}
+        views, generator = toy.views(), torch.Generator().manual_seed(seed)
         found = {
-            name: LayerStatistics(x.norm(dim=0), x.mean(dim=0), x.t() @ x if need == "gram" else None, len(x))
+            name: LayerStatistics(
+                x.norm(dim=0),
+                x.mean(dim=0),
+                x.t() @ x if need == "gram" else None,
+                len(x),
+                torch.rand(views[name].matrix.shape, generator=torch.Generator().manual_seed(98)),
+            )
             for name, x in seen.items()
         }
-        views, generator = toy.views(), torch.Generator().manual_seed(seed)
-        return [{name: Evidence(views[name], frozenset({need}), generator, found[name], None) for name in names}]
+        needs = frozenset({need, "regional_gradient"})
+        return [{name: Evidence(views[name], needs, generator, found[name], None) for name in names}]
 
     return statistics

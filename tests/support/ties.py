@@ -81,6 +81,7 @@ def _needed(criterion: Criterion, transposed: bool, device: str) -> dict[str, An
         **{need: _few_values(7, transposed).to(device) for need in ("gradient", "movement")},
         "squared_gradient": _few_values(7, transposed).square().to(device),
         "input_norm": torch.full((IN,), 2.0, device=device),
+        "regional_gradient": torch.full((OUT, IN), 0.5, device=device),
         "generator": Generator().manual_seed(2),
     }
     return {need: given[need] for need in criterion.needs}

@@ -17,6 +17,7 @@ class Criterion:
         name: as a spec writes it.
         needs: names of the keyword arguments of `score` beside the weight, all of :data:`NEEDS`:
             `input_norm` [in] is the Euclidean norm of each input feature over the calibration tokens,
+            `regional_gradient` [out, in] that of the gradient of the norm of the decoder layer's output over windows,
             `gradient` [out, in] the gradient of the loss, `movement` [out, in] the sum of -weight·gradient over the
             optimizer steps so far, `squared_gradient` [out, in] the mean of the squared gradient,
             `generator` a seeded torch.Generator.

@@ -1,7 +1,9 @@
 """One calibration pass: the statistics of every layer, block by block."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +14,15 @@ from prunegpt.errors import StreamingError
 from prunegpt.lm.modes import evaluation_mode
 from prunegpt.lm.views import WeightView, decoder_lists
 from prunegpt.pruning.statistics.activations import (
-    BlockInputs,
     StopForward,
     WalkError,
     capture,
     micro_batch_of,
 )
 from prunegpt.pruning.statistics.inputs import InputCollector, LayerStatistics
+from prunegpt.pruning.statistics.regional import RegionalGradients
+
+_Run = Callable[..., None]  # called with what is to be called after each micro-batch, as `after_batch`
 
 
 @contextmanager
@@ -44,6 +48,7 @@ def block_statistics(
     *,
     gram: bool,
     propagate: bool,
+    regional: bool = False,
     micro_batch: int | None = None,
     offload: bool | None = None,
     solved: Container[str] = (),
@@ -65,6 +70,8 @@ def block_statistics(
         windows: token ids, int64 [windows, length].
         gram: whether XᵀX is wanted, and not only norms.
         propagate: whether each layer is calibrated on the outputs of the (pruned) layers before it.
+        regional: whether regional gradients are wanted. Windows are run one at a time then, as each has a gradient of
+            its own, and layers that are outside the blocks have none.
         micro_batch: windows at a time; None = by the number of tokens. Changes results by rounding only.
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
         solved: layers that an earlier attempt has pruned, whose weights the caller writes into the model when their
@@ -77,6 +84,8 @@ def block_statistics(
     Raises:
         PruningError: a layer is never reached, or its inputs are not activations.
     """
+    collect = partial(_collect, model, gram=gram, regional=regional)
+    micro_batch = 1 if regional else micro_batch
     outside = {name: view for name, view in views.items() if view.block is None or view.shared}
     by_block: dict[int, dict[str, WeightView]] = {}
     for name, view in views.items():
@@ -99,7 +108,7 @@ def block_statistics(
             if all(name in solved for name in layers):
                 yield dict.fromkeys(layers)
             else:
-                yield _whole_model(model, layers, windows, gram=gram, micro_batch=micro_batch)
+                yield collect(layers, _whole_model(model, windows, micro_batch))
         return
 
     dense = {}
@@ -107,7 +116,7 @@ def block_statistics(
     if (
         outside and not propagate and not over
     ):  # before any block is pruned; handed out last, as blocks are still to be run dense
-        dense = _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
+        dense = collect(outside, _whole_model(model, windows, micro_batch))
     for index in range(last + 1):
         layers = by_block.get(index, {})
         with states.resident(index):
@@ -117,39 +126,50 @@ def block_statistics(
                 yield dict.fromkeys(layers)
             elif layers:
                 keep = not propagate and index < last
-                yield _one_block(states, index, layers, gram=gram, keep=keep, last=propagate or index == last)
+                yield collect(layers, partial(states.run, index, keep=keep), last=propagate or index == last)
             if index < last and (propagate or not layers):
                 states.run(index, keep=True)
     if outside and over:
         yield dict.fromkeys(outside)
     elif outside:
-        yield dense or _whole_model(model, outside, windows, gram=gram, micro_batch=micro_batch)
+        yield dense or collect(outside, _whole_model(model, windows, micro_batch))
 
 
-def _one_block(
-    states: BlockInputs, index: int, layers: Mapping[str, WeightView], *, gram: bool, keep: bool, last: bool
+def _collect(
+    model: nn.Module,
+    layers: Mapping[str, WeightView],
+    run: _Run,
+    *,
+    gram: bool,
+    regional: bool,
+    last: bool = True,
 ) -> dict[str, LayerStatistics]:
-    """The statistics of the layers of a block; the sums that they are made of, which are as large, are gone then.
+    """The statistics of some layers; the sums that they are made of, which are as large, are gone then.
 
     Args:
-        keep: whether the block's outputs become the hidden states.
+        run: runs all windows.
         last: whether nothing more is wanted of a pass once every layer has seen its inputs.
     """
-    collector = InputCollector(layers, gram=gram, stop_early=last)
+    collector = InputCollector(layers, gram=gram, stop_early=last and not regional)
     with collector.attached():
-        states.run(index, keep=keep, after_batch=collector.end_batch)
-    return collector.results()
+        if not regional:
+            run(after_batch=collector.end_batch)
+            return collector.results()
+        gradients = RegionalGradients(model, layers)
+        with gradients.attached():
+            run(after_batch=collector.end_batch)
+    found = gradients.results()
+    return {name: replace(one, regional_gradient=found[name]) for name, one in collector.results().items()}
 
 
-def _whole_model(
-    model: nn.Module, views: Mapping[str, WeightView], windows: Tensor, *, gram: bool, micro_batch: int | None
-) -> dict[str, LayerStatistics]:
-    """The statistics of some layers in passes of the model, each broken off where nothing more is to be seen."""
+def _whole_model(model: nn.Module, windows: Tensor, micro_batch: int | None) -> _Run:
+    """Passes of the model, each broken off where nothing more is to be seen."""
     device = next(model.parameters()).device
-    collector = InputCollector(views, gram=gram, stop_early=True)
-    with collector.attached():
+
+    def run(*, after_batch: Callable[[], None]) -> None:
         for part in torch.split(windows, micro_batch_of(windows, device, micro_batch)):
             with suppress(StopForward):
                 model(input_ids=part.to(device), use_cache=False)
-            collector.end_batch()
-    return collector.results()
+            after_batch()
+
+    return run

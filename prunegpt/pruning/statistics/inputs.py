@@ -31,7 +31,7 @@ PANEL = 384  # columns of a Gram matrix that are summed together; the part below
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:
-    """The inputs of one layer over all calibration tokens.
+    """What calibration shows of one layer: its inputs over all tokens, and maybe the gradient within its region.
 
     Attributes:
         input_norm: float32 [in], the Euclidean norm of each input feature over the tokens. (The reference of Wanda
@@ -40,12 +40,15 @@ class LayerStatistics:
         gram: XᵀX, the sum over tokens, float32 [in, in]; None where it was not asked for. Layers with the same input
             hold the same tensor.
         tokens: how many tokens the layer has seen.
+        regional_gradient: float32 [out, in], see :class:`~prunegpt.pruning.statistics.regional.RegionalGradients`; None
+            where it was not asked for.
     """
 
     input_norm: Tensor
     input_mean: Tensor
     gram: Tensor | None
     tokens: int
+    regional_gradient: Tensor | None = None
 
     @property
     def input_variance(self) -> Tensor:
@@ -154,6 +157,7 @@ class InputCollector:
         with _Products(matrices, experts, self._see):
             yield
 
+    @torch.no_grad()
     def end_batch(self) -> None:
         """Sums up the inputs of a micro-batch. (None is overwritten by then: training could not work if it were.)"""
         once = sorted(name for name, _ in self._inputs) == sorted(self._views)

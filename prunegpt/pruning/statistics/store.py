@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ class StatisticsStore:
                 "Remove the folder; it is made again."
             )
         self.key: str = index["key"]
+        self.regional: bool = index.get("regional", False)
         self.windows: int = index["windows"]
         self.length: int = index["length"]
         self._layers: dict[str, tuple[str, str]] = {name: (file, group) for name, file, group in index["layers"]}
@@ -79,7 +81,10 @@ class StatisticsStore:
             if next(iter(self._last), place)[0] != file:
                 self._last.clear()  # one block at a time is held
             self._last[place] = found
-        return found
+        if not self.regional:
+            return found
+        with safe_open(self.folder / place[0], framework="pt") as tensors:
+            return replace(found, regional_gradient=tensors.get_tensor(_regional(name)).to(device))
 
     def blocks(self, names: Iterable[str], device: torch.device | str = "cpu") -> Iterator[dict[str, LayerStatistics]]:
         """As :func:`~prunegpt.pruning.statistics.collect.block_statistics`: the layers, those of one block together."""
@@ -90,9 +95,14 @@ class StatisticsStore:
             yield {name: self.layer(name, device) for name in group}
 
 
-def statistics_key(model: nn.Module, windows: Tensor) -> str:
-    """A hash of all weights and all calibration tokens: what the statistics depend on."""
-    digest = hashlib.sha256(f"{_FORMAT} {type(model).__name__} {list(windows.shape)}".encode())
+def statistics_key(model: nn.Module, windows: Tensor, *, regional: bool = False) -> str:
+    """A hash of all weights and all calibration tokens: what the statistics depend on.
+
+    Args:
+        regional: whether regional gradients are among them.
+    """
+    kind = " regional" if regional else ""
+    digest = hashlib.sha256(f"{_FORMAT} {type(model).__name__} {list(windows.shape)}{kind}".encode())
     digest.update(windows.cpu().contiguous().numpy().tobytes())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -106,6 +116,7 @@ def collect_statistics(
     windows: Tensor,
     folder: Path,
     *,
+    regional: bool = False,
     micro_batch: int | None = None,
     offload: bool | None = None,
     calibrated: Callable[[int, int], None] = lambda *_: None,
@@ -116,23 +127,32 @@ def collect_statistics(
         model: a causal language model.
         windows: token ids, int64 [windows, length].
         folder: holds one folder for each model and calibration, named by :func:`statistics_key`.
+        regional: whether regional gradients are among them.
         micro_batch: windows at a time; None = by the number of tokens.
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
         calibrated: called with the layers whose statistics are known, and their number.
     """
-    key = statistics_key(model, windows)
+    key = statistics_key(model, windows, regional=regional)
     if not whole(folder / key, deep=True):
         views = block_matrices(model)
         with publishing(folder / key) as temporary, evaluating(model):
             layers: dict[str, tuple[str, str]] = {}
             parts = block_statistics(
-                model, views, windows, gram=True, propagate=False, micro_batch=micro_batch, offload=offload
+                model,
+                views,
+                windows,
+                gram=True,
+                propagate=False,
+                regional=regional,
+                micro_batch=micro_batch,
+                offload=offload,
             )
             for number, part in enumerate(parts):
                 layers |= _write_block(part, temporary, f"block-{number:04d}.safetensors")
                 calibrated(len(layers), len(views))
             index = {"format": _FORMAT, "key": key, "windows": windows.shape[0], "length": windows.shape[1]}
-            write_json(temporary / _INDEX, index | {"layers": [[name, *layers[name]] for name in views]})
+            index |= {"regional": regional, "layers": [[name, *layers[name]] for name in views]}
+            write_json(temporary / _INDEX, index)
             seal(temporary)
     return StatisticsStore(folder / key)
 
@@ -143,14 +163,21 @@ def _write_block(part: Mapping[str, LayerStatistics | None], folder: Path, file:
     tensors: dict[str, Tensor] = {}
     places = {}
     for name, statistics in part.items():
-        if id(statistics) not in groups:
-            group = groups[id(statistics)] = str(len(groups))
-            assert statistics
-            assert statistics.gram is not None
+        assert statistics
+        assert statistics.gram is not None
+        if statistics.regional_gradient is not None:
+            tensors[_regional(name)] = statistics.regional_gradient.cpu().contiguous()
+        if id(statistics.gram) not in groups:
+            group = groups[id(statistics.gram)] = str(len(groups))
             tensors[f"{group}.gram"] = statistics.gram.cpu()
             tensors[f"{group}.input_norm"] = statistics.input_norm.cpu()
             tensors[f"{group}.input_mean"] = statistics.input_mean.cpu()
             tensors[f"{group}.tokens"] = torch.tensor(statistics.tokens)
-        places[name] = (file, groups[id(statistics)])
+        places[name] = (file, groups[id(statistics.gram)])
     save_file(tensors, folder / file)
     return places
+
+
+def _regional(name: str) -> str:
+    """What a file calls the regional gradient of a layer."""
+    return f"regional.{name}"
