@@ -4,7 +4,7 @@ python -m tests.bench                          # all rows, on a quiet machine: r
 python -m tests.bench --only startup points    # some of them
 python -m tests.bench --quick --out FOLDER     # tiny shapes, to see that it works
 python -m tests.bench --device cuda            # the rows that need a GPU
-python -m tests.bench --peers                  # beside llm-compressor, which it installs for itself
+python -m tests.bench --peers                  # beside llm-compressor and others: installs each for itself
 python -m tests.bench --check                  # fails where a row is missing, or 15 % worse than wanted or before
 python -m tests.bench --model M --text FOLDER  # a real model and its text: without them, some rows are not measured
 """
@@ -26,6 +26,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from tests.bench.harness import Settings, quiet
 from tests.bench.history import RESULTS, Place, last_rows, write
+from tests.bench.peers import PEERS
 from tests.bench.peers.environments import default_folder
 from tests.bench.rows import Row
 
@@ -49,11 +50,6 @@ BENCHMARKS = {
     )
 }
 ON_CUDA = {"gpu": "tests.bench.gpu"}
-# Beside other tools, each installed in an environment of its own, with --peers.
-PEERS = {
-    f"llmcompressor-{way}": f"tests.bench.peers.llmcompressor:{way}"
-    for way in ("wanda-50%", "wanda-2:4", "sparsegpt-50%", "sparsegpt-2:4")
-}
 EVERY = {**BENCHMARKS, **ON_CUDA, **PEERS}
 
 

@@ -63,9 +63,9 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """In a word: met, within its spread, missed (and whether that is as good as it gets), or not measured."""
+        """Met, within its spread, missed (and whether that is as good as it gets), or not measured, so not met."""
         if self.skipped:
-            return "not measured"
+            return "not measured: not met"
         if self.wanted is None:
             return "–"
         if not self.is_worse_than(self.wanted):

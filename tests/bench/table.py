@@ -11,11 +11,19 @@ asks for, between those of prunegpt:peers.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.bench import region
 from tests.bench.history import RESULTS, Latest, elsewhere, read_latest
+from tests.bench.peers import completed
 from tests.bench.rows import Row
+
+
+def read(name: str, results: Path) -> Latest | None:
+    """What a table shows; the one of the peers has rows that were never measured, too."""
+    latest = read_latest(results)
+    return replace(latest, rows=tuple(completed(latest.rows))) if latest and name == "peers" else latest
 
 
 def markdown(latest: Latest, others: Mapping[str, Sequence[Row]] | None = None) -> str:
@@ -32,8 +40,8 @@ def markdown(latest: Latest, others: Mapping[str, Sequence[Row]] | None = None) 
         verdict = row.verdict if met in (0, len(machines)) else f"met on {met} of {len(machines)} machines"
         said = row.skipped or row.note
         if said:
-            notes.append(said)
-            verdict += f"<sup>{len(notes)}</sup>"
+            notes += [said] * (said not in notes)
+            verdict += f"<sup>{notes.index(said) + 1}</sup>"
         lines.append(f"| {row.what} | {row.beside or '–'} | {_wanted(row)} | {_measured(machines)} | {verdict} |")
     place = latest.place
     clock = "CPU" if place.clock == "processor" else place.clock
@@ -87,7 +95,7 @@ def main() -> int:
     arguments = parser.parse_args()
     name = "peers" if arguments.peers else "bench"
     results = arguments.results or (RESULTS / "peers" if arguments.peers else RESULTS)
-    latest = read_latest(results)
+    latest = read(name, results)
     if latest is None:
         print(f"{results} holds no latest.json. Run `make bench` first.", file=sys.stderr)
         return 1

@@ -89,7 +89,7 @@ def test_a_loop_that_ends_says_why() -> None:
         ({"value": 2.0, "low": 1.9, "high": 2.1, "wanted": 1.3, "better": "higher"}, "met"),
         ({"value": 1.0, "low": 0.9, "high": 1.1, "wanted": 1.3, "better": "higher"}, "missed"),
         ({"wanted": None}, "–"),
-        ({"skipped": "needs a GPU"}, "not measured"),
+        ({"skipped": "needs a GPU"}, "not measured: not met"),
     ],
 )
 def test_verdicts(changes: dict[str, Any], verdict: str) -> None:
@@ -111,7 +111,7 @@ def test_a_check_fails_where_a_figure_is_15_percent_worse_than_wanted_or_than_be
 
 def test_a_row_that_was_not_measured_is_not_met() -> None:
     rows = [ROW, replace(ROW, name="b", value=0.9, high=1.0, low=0.8), Row("c", "what", "", skipped="needs a GPU")]
-    assert summary(rows) == "1 of 3 rows are met; not: b (missed), c (not measured)"
+    assert summary(rows) == "1 of 3 rows are met; not: b (missed), c (not measured: not met)"
     assert rows[2].problems(None) == ["c was not measured: needs a GPU"]
 
 
@@ -152,12 +152,14 @@ def test_a_row_that_is_skipped_does_not_wipe_out_its_figure(tmp_path: Path) -> N
 
 
 def test_the_table_stands_between_its_markers(tmp_path: Path) -> None:
-    latest = write([replace(ROW, note="Why."), replace(ROW, name="b", skipped="needs a GPU")], PLACE, tmp_path)
+    latest = write(
+        [replace(ROW, note="Why."), *(replace(ROW, name=name, skipped="needs a GPU") for name in "bc")], PLACE, tmp_path
+    )
     text = "before\n<!-- prunegpt:bench -->\nold\n<!-- /prunegpt:bench -->\nafter\n"
     new = table.replaced(text, latest)
     assert "| what | beside | ≤ 0.6 × | 0.50 × \\[0.40, 0.60\\] | met<sup>1</sup> |" in new
     assert "<sup>1</sup> Why." in new
-    assert "not measured<sup>2</sup>" in new
+    assert new.count("not measured: not met<sup>2</sup>") == 2
     assert "old" not in new
     assert (new.startswith("before\n"), new.endswith("after\n")) == (True, True)
     assert table.replaced(new, latest) == new
@@ -168,7 +170,7 @@ def test_the_table_stands_between_its_markers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "results"), [("bench", RESULTS), ("peers", RESULTS / "peers")])
 def test_the_page_has_the_latest_figures(name: str, results: Path) -> None:
     page = (CHECKOUT / "docs" / "results" / "benchmarks.md").read_text(encoding="utf-8")
-    latest = read_latest(results)
+    latest = table.read(name, results)
     if latest is None:
         pytest.skip("nothing was measured yet: run `make bench`")
     assert table.replaced(page, latest, elsewhere(latest, results), name=name) == page

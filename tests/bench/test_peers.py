@@ -1,5 +1,6 @@
 """The harness of the peers with pretended ones: no network, and none of them is installed."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.bench.__main__ import PEERS
 from tests.bench.harness import Settings
-from tests.bench.peers import environments, llmcompressor
+from tests.bench.peers import PEERS, completed, environments, llmcompressor, lmeval
 from tests.bench.peers.environments import REQUIREMENTS, Unavailable, python_of, version
 from tests.bench.peers.processes import Finished, in_turn, run
 from tests.bench.rows import Row
@@ -29,6 +29,10 @@ def quick(tmp_path: Path) -> Settings:
 def measured(name: str, settings: Settings) -> dict[str, Row]:
     module, *way = PEERS[name].split(":", maxsplit=1)
     return {row.name: row for row in import_module(module).measure(settings, *way)}
+
+
+def planned(name: str) -> list[str]:
+    return [row.name for row in completed([]) if row.name.startswith(name)]
 
 
 class Pip:
@@ -79,6 +83,13 @@ def test_a_quick_run_installs_nothing(name: str, quick: Settings, monkeypatch: p
     assert found
     assert all("--quick installs nothing" in row.skipped and row.is_met is False for row in found)
     assert not quick.environments.exists()
+
+
+def test_rows_that_were_never_measured_are_in_the_table_as_not_met() -> None:
+    first, *others = completed([])
+    assert {row.is_met for row in (first, *others)} == {False}
+    kept = Row(first.name, "measured", "", 0.5, 0.5, 0.5, 1, wanted=0.7)
+    assert list(completed([kept])) == [kept, *others]
 
 
 def test_every_peer_is_pinned_and_measured() -> None:
@@ -137,6 +148,7 @@ def test_rows_beside_a_pretended_llm_compressor(quick: Settings, monkeypatch: py
     monkeypatch.setattr(llmcompressor, "python_of", lambda *_, **__: Path(sys.executable))
     monkeypatch.setattr(llmcompressor, "run", pretend)
     found = measured("llmcompressor-wanda-50%", quick)
+    assert list(found) == planned("llmcompressor-wanda-50%")
     values = {name.rpartition("-")[2]: row for name, row in found.items()}
     assert (values["time"].value, values["memory"].value) == (0.5, 0.5)
     figures = values["perplexity"].figures
@@ -145,3 +157,24 @@ def test_rows_beside_a_pretended_llm_compressor(quick: Settings, monkeypatch: py
     assert figures["perplexity of theirs, ignore: [lm_head]"] != figures["perplexity of theirs"]
     assert "13 of 14 masks are equal" in values["perplexity"].note
     assert {"-P" in command for command in commands if str(llmcompressor.SCRIPT) in command} == {True}
+
+
+def test_rows_beside_a_pretended_harness(quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = [{"metric": name, "value": 0.5, "stderr": 0.25} for name in ("acc", "acc_norm")]
+
+    def pretend(command: list[Any], env: dict[str, str], *, parse: Any) -> Finished:
+        is_ours = "prunegpt" in command
+        if not is_ours:
+            out = Path(command[-1]) / "model"
+            out.mkdir(parents=True)
+            theirs = {"acc,none": 0.5, "acc_stderr,none": 0.25, "acc_norm,none": 0.75, "acc_norm_stderr,none": 0.25}
+            (out / "results_1.json").write_text(json.dumps({"results": {lmeval.NAME: theirs}}))
+        printed = json.dumps({"scores": scores}, indent=2)
+        return Finished(1.0 if is_ours else 2.0, 1.0 if is_ours else 4.0, 1.0, parse(printed))
+
+    monkeypatch.setattr(lmeval, "python_of", lambda *_, **__: Path(sys.executable))
+    monkeypatch.setattr(lmeval, "run", pretend)
+    found = measured("lmeval", quick)
+    assert list(found) == planned("lmeval")
+    assert (found["lmeval-time"].value, found["lmeval-time"].verdict) == (0.25, "met")
+    assert (found["lmeval-figures"].value, found["lmeval-figures"].verdict) == (0.25, "missed")

@@ -9,6 +9,7 @@ which it compares with the name `lm_head.`, it prunes the head, and the embeddin
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -50,10 +51,17 @@ def measure(settings: Settings, way: str) -> Iterator[Row]:
         model, text = tiny(settings.work) if settings.quick else needs_text(settings)
         python = python_of(PEER, settings.environments, install=not settings.quick)
     except Unavailable as why:
-        for figure in ("time", "memory", "perplexity"):
-            yield Row(f"{name}-{figure}", f"{what}: {figure}", beside, skipped=str(why))
+        yield from (replace(row, skipped=str(why)) for row in planned(way))
         return
     yield from _Bench(settings, python, model, text).rows(method, *PATTERNS[share], name, what, beside)
+
+
+def planned(way: str) -> Iterator[Row]:
+    """The rows of one way, without figures."""
+    method, _, share = way.partition("-")
+    for figure, wanted in (("time", 0.7), ("memory", 0.8), ("perplexity", 1.0)):
+        what = f"{TITLES[method]} {share}: {figure}"
+        yield Row(f"{PEER}-{way}-{figure}", what, f"llm-compressor {version(PEER, PEER)}", wanted=wanted)
 
 
 class _Bench:
