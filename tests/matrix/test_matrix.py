@@ -17,6 +17,7 @@ import torch
 from prunegpt.pruning.masks import load_masks
 from prunegpt.registry import ALLOCATIONS, CRITERIA, DISTILLATION_LOSSES, MASK_MODES, SCHEDULES, SOLVERS
 from prunegpt.root import Root
+from prunegpt.spec.methods import method_entry, scope_of
 from prunegpt.spec.plan import TrialPlan
 from tests.matrix.cases import (
     AXES,
@@ -66,7 +67,7 @@ def check(case: Case, plan: TrialPlan, result: Result, root: Root) -> None:
             assert asked == 0.5
             assert 0.5 <= share <= (0.5 if case["before"] == "dense" else 0.65), tensor  # 30 % before, then 2:4
         elif case["allocation"] != "global":
-            by_row = case["allocation"] == "row" or (case["method"] == "wanda" and case["allocation"] != "uniform")
+            by_row = scope_of(method_entry(case["method"]), case["allocation"]) == "row"
             slack = 1e-9 + (0.5 / 16 if by_row else 0.5 / 256) * (8 if case["pattern"] == "[2, 4]" else 1)
             assert share >= asked - slack, tensor
             assert case["before"] == "pruned" or share <= asked + slack, tensor
