@@ -1,4 +1,4 @@
-"""Memory of the process: large blocks on a CPU, and the collector of unreachable objects.
+"""Memory of the process: large blocks on a CPU, mapped files, and the collector of unreachable objects.
 
 Large blocks are used again from step to step, and given back at the end of a stage. By itself the C library asks the
 kernel for each block of 32 MiB or more, and gives it back as soon as it is free. The logits of every step are such
@@ -7,9 +7,12 @@ blocks: the kernel then clears gigabytes a step, page by page.
 
 import ctypes
 import gc
+import mmap
 import os
-from collections.abc import Iterator
+from bisect import bisect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _KEPT = 2**31 - 1  # bytes, the most that mallopt takes
@@ -32,6 +35,30 @@ def give_back() -> None:
     """Gives the free blocks of this process back to the system, where its C library is glibc."""
     if trim := _of_glibc("malloc_trim"):
         trim(0)
+
+
+def mapped_files() -> list[range]:
+    """Addresses of this process that map files, in order; none where the system is not Linux."""
+    try:
+        lines = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    ends = [words[0].split("-") for line in lines if len(words := line.split(maxsplit=5)) > 5 and words[4] != "0"]
+    return [range(int(first, 16), int(last, 16)) for first, last in ends]
+
+
+def let_go(part: range, files: Sequence[range]) -> None:
+    """Takes pages of a mapped file out of this process; they are read again where they are asked for.
+
+    Args:
+        part: addresses; those outside of `files`, and pages that are not wholly in it, stay.
+        files: see `mapped_files`. What was written to a private mapping is lost.
+    """
+    first, last = -(-part.start // mmap.PAGESIZE) * mmap.PAGESIZE, part.stop // mmap.PAGESIZE * mmap.PAGESIZE
+    place = bisect(files, first, key=lambda file: file.start) - 1  # the last that begins at it or before
+    madvise = _of_glibc("madvise")
+    if madvise and first < last and place >= 0 and last <= files[place].stop:
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 @contextmanager

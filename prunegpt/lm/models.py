@@ -23,6 +23,7 @@ from prunegpt.lm.device import pick_device, pick_dtype
 from prunegpt.lm.located import explained, locate
 from prunegpt.lm.multimodal import auto_class, read_text
 from prunegpt.lm.unpack import PackedError, unpack
+from prunegpt.memory import let_go, mapped_files
 from prunegpt.planning import hub
 from prunegpt.planning.sources import PACKED, STORED, WEIGHTS, find_local, stored_kinds, weight_files
 
@@ -196,9 +197,19 @@ def _owned(model: PreTrainedModel) -> PreTrainedModel:
     model that is being trained.
     """
     if model.device.type == "cpu":
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.clone()
+        files, tensors = mapped_files(), (*model.parameters(), *model.buffers())
+        for tensor in tensors:
+            let_go(_addresses(tensor), files)  # its check has read all of it
+        for tensor in tensors:
+            mapped = tensor.data
+            tensor.data = mapped.clone()
+            let_go(_addresses(mapped), files)  # or the process would hold each weight twice until the last is copied
     return model
+
+
+def _addresses(tensor: torch.Tensor) -> range:
+    """Where the values of a tensor are in memory; nowhere if they do not follow each other."""
+    return range(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes * tensor.is_contiguous())
 
 
 def round_to(model: PreTrainedModel, dtype: str) -> None:

@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from prunegpt.errors import ModelError
-from prunegpt.lm.models import load_model, save_model, stored_alike
+from prunegpt.lm.models import _owned, load_model, save_model, stored_alike
 from prunegpt.lm.tokenizers import load_tokenizer, tokenizer_fingerprint
+from tests.bench.harness import peak, reset_peak, resident
 from tests.support.families import tiny
 
 CPU = {"device": "cpu", "dtype": "float32"}
@@ -36,6 +37,24 @@ TOKENS = torch.arange(1, 20)[None]
 def folder(tiny_gpt2: Any, characters: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
     save_model(tiny_gpt2, characters, tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts the peak of a process")
+def test_weights_are_copied_out_of_their_file_without_both_in_memory(tmp_path: Path, tiny_gpt2: Any) -> None:
+    count, size = 16, 8 << 20  # bytes
+    file = tmp_path / "weights"
+    file.write_bytes(bytes([1, 2]) * (count * size // 2))
+    mapped = torch.from_file(str(file), shared=False, size=count * size, dtype=torch.uint8)
+    for number, part in enumerate(mapped.split(size)):
+        tiny_gpt2.register_buffer(f"mapped_{number}", part)
+    before = [int(part.long().sum()) for part in mapped.split(size)]  # reads all of it
+    del part, mapped
+    reset_peak()
+    held = resident()
+    _owned(tiny_gpt2)
+    assert peak() - held < 48  # MiB, of 128
+    file.write_bytes(bytes(count * size))
+    assert [int(getattr(tiny_gpt2, f"mapped_{number}").long().sum()) for number in range(count)] == before
 
 
 @pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_llama", "tiny_opt"])
