@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunegpt.errors import in_bytes
-from prunegpt.planning.budget import models_on_disk
+from prunegpt.planning.budget import models_on_disk, passing_on_disk
 from prunegpt.planning.corpus import column_in
 from prunegpt.planning.facts import ModelFacts
 from prunegpt.planning.inputs import text_files
@@ -53,7 +53,8 @@ def disk_needs(
         for stage in trial.stages:
             if stage.kind != "load" and stage.key not in sizes and not done(stage.key):
                 sizes[stage.key] = size
-                running.append(None if size is None else models_on_disk(stage) * size)
+                beside = passing_on_disk(stage, known or {})
+                running.append(None if size is None else models_on_disk(stage) * size + beside)
     there = next(folder for folder in (root.path, *root.path.parents) if folder.exists())
     highest = None if None in running else max(count or 0 for count in running)
     return DiskNeeds(total(sizes.values()), highest, shutil.disk_usage(there).free, keep)

@@ -103,15 +103,17 @@ def _memory(found: Outline, config: Any, asked: Asked, length: int) -> dict[str,
     memory, half = Memory(sizes := memory_sizes(found, config)), Memory(sizes, half=True)
     stored = Memory(sizes, stored=(config.dtype or torch.float32).itemsize)
     tokens = asked.batch * length
-    solving = "sparsegpt", method_entry("sparsegpt").needs, asked.windows, length
     return {
         "evaluation": memory.evaluation(max(EVALUATED, length)),
         "evaluation in bfloat16": half.evaluation(max(EVALUATED, length), alone=True),
         **{
             name: stored.one_shot(name, method_entry(name).needs, asked.windows, length)
-            for name in ("magnitude", "wanda", "sparsegpt", "taylor")
+            for name in ("magnitude", "wanda", "sparsegpt", "taylor", "obert")
         },
-        "sparsegpt streamed": stored.streamed(*solving),
+        **{
+            f"{name} streamed": stored.streamed(name, method_entry(name).needs, asked.windows, length)
+            for name in ("sparsegpt", "taylor", "obert")
+        },
         "training": memory.training(tokens),
         "distillation": memory.training(tokens, distilled=memory.weights),
         "training in bfloat16": half.training(tokens),

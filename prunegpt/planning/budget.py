@@ -1,6 +1,8 @@
 """Tokens that a training stage will see, from its config and the number of blocks of its text. No torch."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from prunegpt.spec.pruning import update_problems
 # Defaults of transformers.TrainingArguments that decide how much is trained.
 DEFAULT_EPOCHS = 3.0
 _BATCH, _ACCUMULATION, _LOGGED = 8, 1, 500
+_LAYER = re.compile(r"\.(\d+)\.")  # in the names of its tensors
 
 
 def steps(train: Mapping[str, Any], blocks: int | None) -> int | None:
@@ -152,18 +155,45 @@ def models_on_disk(stage: StagePlan) -> int:
 
     A checkpoint is the weights and, of Adam, two moments; the next one is written before the last one goes, and the
     best one stays where the stage chooses it; with an adapter it is a small part of that. One-shot pruning keeps the
-    layers that it has solved, and the sums of a gradient pass; oBERT the gradients of each window, in bfloat16. What
-    `keep_checkpoints` keeps, and other optimizers, are not counted.
+    layers that it has solved, and the sums of a gradient pass; see `passing_on_disk` too. What `keep_checkpoints`
+    keeps, and other optimizers, are not counted.
     """
-    needs = method_entry(stage.pruning.method).needs if stage.pruning else frozenset()
-    single = math.ceil(stage.pruning.calibration.windows / 2) if stage.pruning and "gradients" in needs else 0
     if stage.prune is not None:
-        return single + 2 if single else 4 if needs & GRADIENTS else 2
+        return 4 if method_entry(stage.prune.method).needs & (GRADIENTS - {"gradients"}) else 2
     if stage.training is None:
         return 1
     if stage.training.adapter and not {"embeddings", "head"} & {*stage.training.adapter.also}:
-        return 2 + single
-    return single + 3 * (3 if stage.training.train.get("load_best_model_at_end") else 2)
+        return 2
+    return 3 * (3 if stage.training.train.get("load_best_model_at_end") else 2)
+
+
+def passing_on_disk(stage: StagePlan, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes that a pass of gradients one decoder layer at a time has on the disk.
+
+    They are the hidden states in front of each layer, and of oBERT the gradients of each window, in bfloat16, of one
+    layer; of all layers where repair goes from the first to the last.
+
+    Args:
+        shapes: of the tensors of the model, by name.
+    """
+    spec = stage.pruning
+    needs = method_entry(spec.method).needs if spec else frozenset()
+    if spec is None or not ("gradients" in needs or (needs & GRADIENTS and spec.stream is True)):
+        return 0
+    layers: Counter[str] = Counter()
+    widths: Counter[int] = Counter()
+    for name, shape in shapes.items():
+        if (layer := _LAYER.search(name)) and len(shape) > 1:
+            layers[layer[1]] += math.prod(shape)
+        elif len(shape) == 1:  # mostly of norms, which are as wide as hidden states
+            widths[shape[0]] += 1
+    width = max(widths, key=widths.__getitem__, default=0)
+    windows = spec.calibration.windows
+    number = 4 if stage.storage == "float32" else 2
+    states = number * windows * (spec.calibration.length or 1) * width * len(layers)
+    if "gradients" not in needs or not layers:
+        return states
+    return 2 * windows * layers.total() if spec.repair else states + 2 * windows * max(layers.values())
 
 
 def micro_batch(train: Mapping[str, Any], divisor: int, processes: int = 1) -> tuple[int, int]:

@@ -189,7 +189,9 @@ class Memory:
         mending = self._repairing(windows, length, repair) if repair else 0
         if needs & GRADIENTS:
             single = windows if "gradients" in needs else 0
-            return max(self._gradients(length, single), self.weights + mending)
+            whole = not single or repair or needs & ACTIVATIONS
+            most = self._gradients(length, single) if whole else self._layerwise(length, single, streamed=False)
+            return max(most, self.weights + mending)
         most = self._solving(method) if "gram" in needs else 17 * self.sizes.largest
         kept = self.sizes.matrices  # masks, which are kept on the host
         if needs & ACTIVATIONS:
@@ -199,7 +201,13 @@ class Memory:
         return self.weights + most + (kept if self.device == "cpu" else 0)
 
     def streamed(self, method: str, needs: frozenset[str], windows: int, length: int) -> int:
-        """Of the same on a device that holds one layer at a time."""
+        """Of the same on a device that holds one layer at a time; a CPU holds all, and gradients of one at a time."""
+        if needs & GRADIENTS:
+            single = windows if "gradients" in needs else 0
+            return max(
+                self._layerwise(length, single, streamed=True),
+                self.streamed(method, needs - GRADIENTS, windows, length),
+            )
         if not needs & ACTIVATIONS:
             return 0  # scored on the host
         most = self._solving(method) if "gram" in needs else 17 * self.sizes.largest
@@ -250,15 +258,32 @@ class Memory:
         return 4 * (2 * size.grams + max(3 * size.inner**2, 4 * size.largest))
 
     def _gradients(self, length: int, single: int) -> int:
-        """Sums of gradients over windows, and of oBERT `single` ones in a matrix's blocks of the Fisher matrix."""
+        """Sums of the gradients of all layers over windows; of `single` ones see `_surgery`."""
         size = self.sizes
         loss = max(12 * size.vocabulary, 16 * size.inner)
         layers = size.layers * (self._kept + 4 * self.heads * length)
         passing = length * ((layers + 12 * size.width) * self.stored // FLOAT + loss)
-        solving = 25 * min(64 * size.largest, FISHER) + 32 * single * min(size.largest, FISHER // 64) if single else 0
-        if self.device == "cpu":
-            solving += HALF * single * size.largest  # the single ones themselves, which are on the host
-        return self.weights + 8 * size.matrices + max(4 * size.matrices, passing, solving)
+        return self.weights + 8 * size.matrices + max(4 * size.matrices, passing, self._surgery(single))
+
+    def _layerwise(self, length: int, single: int, *, streamed: bool) -> int:
+        """Losses without a layer, then the gradients of one layer and their sums, then what is solved with them.
+
+        Args:
+            streamed: whether the device holds what is computed with, and not the whole model.
+        """
+        size, away = self.sizes, streamed and self.device != "cpu"
+        around, layer = (self.stored * (size.parameters - size.matrices), self.stored * size.layer)
+        losses = length * (12 * size.vocabulary + 2 * self.stored * size.width)
+        kept = self._kept + 4 * self.heads * length + 12 * size.width + 16 * size.inner
+        back = 8 * size.layer + max(layer, length * kept * self.stored // FLOAT, self._surgery(single))
+        return max((around if away else self.weights) + losses, (layer if away else self.weights) + back)
+
+    def _surgery(self, single: int) -> int:
+        """What oBERT solves a matrix with, some blocks of the Fisher matrix of `single` gradients at a time."""
+        if not single:
+            return 0
+        largest = self.sizes.largest
+        return 25 * min(64 * largest, FISHER) + 32 * single * min(largest, FISHER // 64)
 
     def training(
         self,

@@ -15,6 +15,7 @@ from prunegpt.planning.memory import EVALUATED, FLOAT, HALF, Memory, Sizes, mask
 from prunegpt.planning.outlines import before_each, outline_of
 from prunegpt.planning.precision import accelerator_here, accelerators_here
 from prunegpt.planning.teachers import ResolvedTrial
+from prunegpt.registry import GRADIENTS
 from prunegpt.spec.execution import LauncherSpec
 from prunegpt.spec.methods import statistics_of
 from prunegpt.spec.plan import PlannedEvaluation, StagePlan
@@ -133,7 +134,8 @@ def _computing(
         stored = replace(memory, half=False, stored=FLOAT if stage.storage == "float32" else HALF)
         asked = stage.prune.method, wanted, calibration.windows, calibration.length or 1
         size, stream = stored.one_shot(*asked, repair=stage.prune.repair), stage.prune.stream
-        may = stream is not False and memory.device == "cuda" and not unstreamed(stage.prune)
+        saves = memory.device == "cuda" or (stream is True and wanted & GRADIENTS)
+        may = stream is not False and saves and not unstreamed(stage.prune)
         yield stage, "prune", stored.streamed(*asked) if may and (stream is True or size > room) else size
     batch = 0
     if stage.training:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from prunegpt.lm.views import WeightView
-from prunegpt.pruning.statistics.collect import block_statistics
+from prunegpt.pruning.statistics.activations import WalkError
+from prunegpt.pruning.statistics.collect import block_statistics, unstreamable
 from prunegpt.pruning.statistics.gradients import GradientStatistics, gradient_statistics
 from prunegpt.pruning.statistics.inputs import LayerStatistics
+from prunegpt.pruning.statistics.layerwise import layer_gradients
 from prunegpt.pruning.statistics.store import collect_statistics
 from prunegpt.registry import ACTIVATIONS, GRADIENTS
 
@@ -93,17 +95,41 @@ def evidence(
     kept: Path | None = None,
     scratch: Path | None = None,
     place: torch.device | None = None,
+    in_order: bool = False,
 ) -> Generator[dict[str, Evidence], None, None]:
     """What a method needs, of the layers of one block after the other; of all at once where blocks do not matter.
 
     The caller may prune the layers of an item before it asks for the next one. Arguments are those of
     :func:`~prunegpt.pruning.oneshot.pipeline.prune_oneshot`, `solved` is that of
-    :func:`~prunegpt.pruning.statistics.collect.block_statistics`, as `place`, and `kept` that of
-    :func:`~prunegpt.pruning.statistics.gradients.gradient_statistics`.
-    `scratch` is a folder for single gradients, emptied before and removed after; None = one for temporary files.
+    :func:`~prunegpt.pruning.statistics.collect.block_statistics`, as `place`.
+    `kept` is a folder for what of gradients an attempt that is stopped leaves to the next one. `scratch` is one for
+    what is not kept of them, emptied before and removed after; None = one for temporary files. Blocks come from the
+    first to the last where activations are needed or with `in_order`; single gradients otherwise from the last to the
+    first, so that those of one block are there at a time.
     """
     generator = torch.Generator().manual_seed(seed)
-    with _gradients(model, views, windows, needs, calibrated, kept, scratch) as gradients:
+    in_order = in_order or bool(needs & ACTIVATIONS)
+    with _emptied(scratch) if needs & GRADIENTS else nullcontext(Path()) as room:
+        gradients: dict[str, GradientStatistics | None] = {}
+        if needs & GRADIENTS:
+            assert windows is not None
+            found = _gradients(
+                model,
+                views,
+                windows,
+                room,
+                single=SINGLE_ONES in needs,
+                in_order=in_order,
+                kept=kept,
+                place=place,
+                solved=solved,
+                calibrated=calibrated,
+            )
+            if SINGLE_ONES in needs and not in_order:
+                for part in found:
+                    yield {name: Evidence(views[name], needs, generator, None, known) for name, known in part.items()}
+                return
+            gradients = {name: known for part in found for name, known in part.items()}
         groups: Iterator[Mapping[str, LayerStatistics | None]] = iter([dict.fromkeys(views)])
         if needs & ACTIVATIONS:
             assert windows is not None
@@ -132,26 +158,44 @@ def evidence(
                     place=place,
                 )
         for group in groups:
-            yield {name: Evidence(views[name], needs, generator, found, gradients) for name, found in group.items()}
+            yield {
+                name: Evidence(views[name], needs, generator, seen, gradients.get(name)) for name, seen in group.items()
+            }
 
 
-@contextmanager
 def _gradients(
     model: nn.Module,
     views: Mapping[str, WeightView],
-    windows: Tensor | None,
-    needs: frozenset[str],
-    calibrated: Callable[[int, int], None],
+    windows: Tensor,
+    room: Path,
+    *,
+    single: bool,
+    in_order: bool,
     kept: Path | None,
-    scratch: Path | None,
-) -> Iterator[GradientStatistics | None]:
-    """The gradients, where they are needed. Single ones are on the disk while the context is open."""
-    if not needs & GRADIENTS:
-        yield None
-        return
-    assert windows is not None
-    with _emptied(scratch) if SINGLE_ONES in needs else nullcontext() as samples:
-        yield gradient_statistics(model, views, windows, samples=samples, calibrated=calibrated, kept=kept)
+    place: torch.device | None,
+    solved: Container[str],
+    calibrated: Callable[[int, int], None],
+) -> Iterator[Mapping[str, GradientStatistics | None]]:
+    """The gradients, of one decoder layer after the other where that saves more than the second pass forward costs."""
+    samples = room / "single" if single else None
+    if place or (single and not in_order):
+        try:
+            return layer_gradients(
+                model,
+                views,
+                windows,
+                kept or room / "layers",
+                samples=samples,
+                kept=kept is not None,
+                place=place,
+                solved=solved,
+                calibrated=calibrated,
+            )
+        except WalkError:
+            if place:
+                raise unstreamable(model) from None
+    known = gradient_statistics(model, views, windows, samples=samples, calibrated=calibrated, kept=kept)
+    return iter([dict.fromkeys(views, known)])
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunegpt.errors import ModelError, in_bytes
-from prunegpt.planning.budget import models_on_disk
+from prunegpt.planning.budget import models_on_disk, passing_on_disk
 from prunegpt.planning.sources import tensor_shapes, weight_files
 from prunegpt.records import StageRecord, TrialState, published_record
 from prunegpt.root import Root
@@ -160,21 +160,29 @@ def lack_of_room(root: Root, trial: TrialPlan) -> str:
     Its models are as large as the one it begins with, or as those of its stages that are published.
     """
     todo = [stage for stage in trial.stages if stage.kind != "load" and not root.is_published(stage.key)]
-    size = max(_sizes(root, trial), default=0)
+    shapes = _shapes(trial)
+    size = max(_sizes(root, trial, shapes))
     disk = shutil.disk_usage(root.path)
     free, least = disk.free, min(_LEAST, disk.total // 100)
-    need = least + size * max(map(models_on_disk, todo)) if todo else 0
+    most = (size * models_on_disk(stage) + passing_on_disk(stage, shapes) for stage in todo)
+    need = least + max(most) if todo else 0
     if free >= need:
         return ""
     there, wanted = in_bytes(free), in_bytes(need)
     return f"the disk of {root.path} has {there} free, and {trial.sweep}/{trial.name} needs about {wanted}"
 
 
-def _sizes(root: Root, trial: TrialPlan) -> Iterator[int]:
+def _shapes(trial: TrialPlan) -> dict[str, tuple[int, ...]]:
+    """Those of the tensors that the trial begins with; none where they are not here."""
     source = Path(trial.model.source)
     if source.is_dir():
         with suppress(ModelError):  # the trial will say what is wrong with it
-            yield _BYTES * sum(math.prod(shape) for shape in tensor_shapes(source, weight_files(source)).values())
+            return tensor_shapes(source, weight_files(source))
+    return {}
+
+
+def _sizes(root: Root, trial: TrialPlan, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[int]:
+    yield _BYTES * sum(map(math.prod, shapes.values()))
     for folder in (root.stage(stage.key) / "model" for stage in trial.stages):
         if folder.is_dir():
             yield sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -35,7 +35,9 @@ from prunegpt.pruning.job import resolve_gradual
 from prunegpt.pruning.mask import Mask
 from prunegpt.pruning.masks import check, masks_hash, measure_sparsity
 from prunegpt.pruning.oneshot import prune_oneshot
-from prunegpt.pruning.statistics import block_statistics, evaluating
+from prunegpt.pruning.statistics import block_statistics, evaluating, gradient_statistics
+from prunegpt.pruning.statistics.activations import WalkError
+from prunegpt.pruning.statistics.layerwise import layer_gradients
 from prunegpt.spec.schedules import Clock
 from prunegpt.training import TrainingJob, train
 from tests.support.families import ENCODERS, NEEDS, NOT_MADE, decoders, families, tiny
@@ -166,6 +168,25 @@ def test_perplexity_is_that_of_the_logits(folder: Path, model: Any, windows: Ten
         logits = plain(input_ids=windows, use_cache=False).logits[:, :-1].double()  # [windows, length - 1, vocab]
     expected = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
     assert evaluate(model, cut)[0].loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_gradients_one_layer_at_a_time_are_those_of_the_whole_model(
+    model: Any, windows: Tensor, tmp_path: Path
+) -> None:
+    """Where its layers can be run by themselves: to what another order of sums leaves, and mostly to the bit."""
+    views = block_matrices(model)
+    try:
+        with evaluating(model), torch.no_grad():
+            parts = [*layer_gradients(model, views, windows, tmp_path)]
+    except WalkError:
+        return
+    whole = gradient_statistics(model, views, windows)
+    found = {name: known for part in parts for name, known in part.items()}
+    for name, known in found.items():
+        for ours, theirs in ((known.gradient, whole.gradient), (known.squared_gradient, whole.squared_gradient)):
+            largest = float(theirs[name].abs().max())
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-6 * largest)
+    assert found.keys() == views.keys()
 
 
 def test_products_in_bfloat16_give_the_same_perplexity_to_the_bit(model: Any, windows: Tensor) -> None:

@@ -17,7 +17,7 @@ from prunegpt.planning import memory
 from prunegpt.planning.memory import Memory, Sizes, mask_bytes
 from prunegpt.pruning.solvers.obert import CHUNK
 from prunegpt.pruning.statistics.activations import micro_batch_of
-from prunegpt.registry import ACTIVATIONS, CRITERIA, MASK_MODES, SOLVERS
+from prunegpt.registry import ACTIVATIONS, CRITERIA, GRADIENTS, MASK_MODES, SOLVERS
 from prunegpt.spec.methods import method_entry
 from prunegpt.spec.repair import RepairSpec
 from prunegpt.spec.schema import GradualSpec
@@ -48,6 +48,9 @@ def estimate(memory: Memory, job: str) -> int:
         return memory.evaluation(BATCH * LENGTH, alone=job != "evaluation")
     if job == "training":
         return memory.training(BATCH * LENGTH)
+    if job.endswith(" streamed"):
+        method = job.removesuffix(" streamed")
+        return memory.streamed(method, method_entry(method).needs, WINDOWS, LENGTH)
     if job == "distillation":
         return memory.training(BATCH * LENGTH, distilled=memory.weights // (2 if memory.half else 1))
     return memory.one_shot(job, method_entry(job).needs, WINDOWS, LENGTH)
@@ -106,7 +109,7 @@ def test_estimates_of_the_stored_dtype_and_of_streaming(pretend: Ask, method: st
         memory = Memory(sizes(family, shape), stored=2)
         found = memory.one_shot(method, needs, WINDOWS, LENGTH)
         assert found == pytest.approx(counted(pretend, method, family, shape, storage="bfloat16"), rel=WITHIN)
-        if needs & ACTIVATIONS:
+        if needs & (ACTIVATIONS | GRADIENTS):
             for stored, dtype in ((2, "bfloat16"), (4, "float32")):
                 found = Memory(memory.sizes, stored=stored).streamed(method, needs, WINDOWS, LENGTH)
                 there = counted(pretend, method, family, shape, storage=dtype, place=True)
@@ -123,7 +126,7 @@ def test_estimates_of_attention_maps(pretend: Ask, family: str, precision: str) 
     assert found == pytest.approx(counted(pretend, "evaluation", family, shape, **asked), rel=WITHIN)
     found = memory.training(BATCH * LENGTH, length=LENGTH)
     assert found == pytest.approx(counted(pretend, "training", family, shape, **asked), rel=WITHIN)
-    for method in ("wanda", "wanda++", "taylor") if precision == "float32" else ():
+    for method in ("wanda", "wanda++", "taylor", "obert") if precision == "float32" else ():
         found = memory.one_shot(method, WANTED[method], WINDOWS, LENGTH)
         assert found == pytest.approx(counted(pretend, method, family, shape, attention="eager"), rel=WITHIN)
 
@@ -206,7 +209,14 @@ def test_the_documentation_has_the_same_formulas(family: str, half: bool) -> Non
     teacher = weights // 2 if half else weights
     known |= {"w": weights, "t": teacher, "T": BATCH * LENGTH, "S": LENGTH, "N": WINDOWS, "Q": WINDOWS * LENGTH}
     named = {"training": "fine-tuning", "evaluation, alone": "evaluation alone, in bfloat16"}
-    for job in ("evaluation", *(["evaluation, alone"] if half else ()), "training", "distillation", *ONE_SHOT):
+    for job in (
+        "evaluation",
+        *(["evaluation, alone"] if half else ()),
+        "training",
+        "distillation",
+        "taylor streamed",
+        *ONE_SHOT,
+    ):
         (formula,) = rows[named.get(job, job)]
         assert eval(formula, {}, known) == estimate(Memory(size, half=half), job), job
     assert set(ONE_SHOT) <= set(rows)

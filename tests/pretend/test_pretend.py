@@ -62,7 +62,7 @@ def test_equal_scores_go_as_a_stable_sort_has_them(pretend: Ask, method: str) ->
     assert pretend("ties", method=method) == []
 
 
-STREAMED = [name for name in ONE_SHOT if METHODS[name].needs & ACTIVATIONS]
+STREAMED = [name for name in ONE_SHOT if METHODS[name].needs & (ACTIVATIONS | GRADIENTS)]
 
 
 @pytest.mark.parametrize(("method", "propagate"), [*((name, True) for name in STREAMED), ("wanda", False)])
@@ -77,9 +77,8 @@ def test_streamed_layers_keep_the_dtype_that_they_are_stored_in(pretend: Ask) ->
     assert pretend("streamed", family="llama", method="wanda", pattern="2:4", storage="bfloat16")["same"]
 
 
-LAYERWISE = [name for name in ONE_SHOT if not METHODS[name].needs & GRADIENTS]
 OF_STAGES: dict[str, dict[str, Any]] = {
-    **{name: {"method": name, "options": FEW.get(name, {})} for name in LAYERWISE},
+    **{name: {"method": name, "options": FEW.get(name, {})} for name in ONE_SHOT},
     **{
         name: {"method": "wanda", "allocation": name}
         for name in NAMED_ALLOCATIONS
@@ -88,6 +87,7 @@ OF_STAGES: dict[str, dict[str, Any]] = {
     **{f"refine {name}": {"method": "wanda", "refine": name} for name in REFINEMENTS.names()},
     "2:4": {"method": "sparsegpt", "pattern": "2:4"},
     "dense statistics": {"method": "wanda", "propagate": False},
+    "taylor refined": {"method": "taylor", "refine": "swaps"},
 }
 
 
@@ -114,7 +114,7 @@ def test_streamed_stages_publish_the_same_bits_under_the_same_keys(
 
 
 @pytest.mark.parametrize(
-    ("method", "free", "streams"), [("wanda", 1000, True), ("wanda", 2**30, False), ("taylor", 1000, False)]
+    ("method", "free", "streams"), [("wanda", 1000, True), ("wanda", 2**30, False), ("taylor", 1000, True)]
 )
 def test_a_stage_is_streamed_by_itself_where_the_model_does_not_fit(
     pretend: Ask, model_folder: Path, text_files: dict[str, str], method: str, free: int, streams: bool

@@ -1,16 +1,17 @@
 """Single gradients, which take more than the model, are in the stage's own folder, counted before, and gone after."""
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prunegpt.lm.models import load_model
-from prunegpt.lm.views import block_matrices
-from prunegpt.planning.budget import models_on_disk
+from prunegpt.planning.budget import passing_on_disk
 from prunegpt.planning.resolve import plan_data
+from prunegpt.planning.sources import tensor_shapes, weight_files
 from prunegpt.pruning import evidence
-from prunegpt.pruning.statistics.gradients import gradient_statistics
+from prunegpt.pruning.statistics.layerwise import layer_gradients
 from prunegpt.registry import GRADIENTS, SOLVERS
 from prunegpt.root import Root
 from tests.support.running import run_attempt
@@ -43,21 +44,31 @@ def test_single_gradients_are_in_the_work_folder(
     left = root.work(trial.key) / "samples" / "left"  # by an attempt that was killed
     left.parent.mkdir(parents=True)
     left.touch()
-    sizes: list[int] = []
+    sizes: list[float] = []
+    there: list[int] = []
 
     def seen(*given: Any, samples: Path, **options: Any) -> Any:
-        assert samples == left.parent
+        assert samples.parent == left.parent
         assert not left.exists()
-        found = gradient_statistics(*given, samples=samples, **options)
-        sizes.append(sum(file.stat().st_size for file in samples.iterdir()))
-        return found
+        for part in layer_gradients(*given, samples=samples, **options):
+            files = [file for file in left.parent.rglob("*") if file.is_file()]
+            there.append(sum(file.stat().st_size for file in files))
+            single = sum(file.stat().st_size for file in files if file.parent == samples)
+            sizes.append(single / sum(given[1][name].matrix.numel() for name in part))
+            yield part
 
-    monkeypatch.setattr(evidence, "gradient_statistics", seen)
+    monkeypatch.setattr(evidence, "layer_gradients", seen)
     record = run_attempt(root, trial)
     assert record.state == "finished", record.trace
     assert not left.parent.exists()
-    model = load_model(model_folder, dtype="float32", device="cpu")
-    weights = sum(view.matrix.numel() for view in block_matrices(model).values())
     assert sizes
-    assert all(size == pytest.approx(2 * WINDOWS * weights, rel=0.1) for size in sizes)
-    assert max(sizes) <= 4 * model.num_parameters() * (models_on_disk(trial.stages[1]) - (6 if trains else 2))
+    assert set(sizes) == {2 * WINDOWS}  # bytes of a weight, of one decoder layer at a time
+    shapes = tensor_shapes(model_folder, weight_files(model_folder))
+    found = passing_on_disk(trial.stages[1], shapes)
+    states = 4 * WINDOWS * 16 * shapes["transformer.ln_f.weight"][0]  # in front of a layer
+    layers: Counter[str] = Counter()
+    for name, shape in shapes.items():
+        if len(shape) > 1 and ".h." in name:
+            layers[name.split(".h.")[1][0]] += 2 * WINDOWS * math.prod(shape)
+    assert found == len(layers) * states + max(layers.values())
+    assert max(there) <= found

@@ -26,7 +26,6 @@ from prunegpt.pruning.repair import Repair
 from prunegpt.pruning.statistics import check_windows, evaluating
 from prunegpt.registry import ACTIVATIONS, GRADIENTS
 from prunegpt.spec.code import method_label
-from prunegpt.spec.methods import method_entry
 from prunegpt.spec.repair import RepairSpec
 from prunegpt.spec.streaming import streaming_problem
 
@@ -88,15 +87,16 @@ def prune_oneshot(
         micro_batch: calibration windows at a time; None = by the number of tokens. Changes results by rounding only.
         offload: whether hidden states are held on the CPU; None = where the model is on an accelerator.
         place: where decoder layers are computed and solved, one at a time, while the model stays where it is: a device
-            that need not hold it. None = where the model is. Masks and weights are the same.
+            that need not hold it. None = where the model is. Masks and weights are the same. Sums of gradients are in
+            files then.
         progress: called with layers done, layers in all, and the name of the last one; first with those that an
             earlier attempt has solved, and no name.
         calibrated: called with what is done of a calibration that comes before the first layer, and with the whole.
         solved: what an earlier attempt at the same pruning has solved: it is taken over, and added to; beside it are
             the gradients of a pass that was broken off. An allocation `global` solves all layers at once, and has
             nothing else to take over.
-        scratch: folder for single gradients where nothing is kept, emptied before and removed after; None = one for
-            temporary files.
+        scratch: folder for what gradients need of the disk where nothing is kept, emptied before and removed after;
+            None = one for temporary files.
         stop: asked after every layer.
         refine: what betters the masks that a criterion chooses, by the same calibration windows.
         repair: how decoder layers are repaired once their matrices are pruned, on the calibration windows.
@@ -118,8 +118,8 @@ def prune_oneshot(
         refine=refine,
     )
     needs = request.part.needs | (refine.needs if refine else frozenset())
-    named, entry = method_label(method), method_entry(method)
-    if place and (problem := streaming_problem(named, entry, request.scope, repair=repair is not None)):
+    named = method_label(method)
+    if place and (problem := streaming_problem(named, needs, request.scope, repair=repair is not None)):
         raise PruningError(problem)
     before = SolvedLayers(None) if solved is None or request.scope == "global" else solved
     windows = None
@@ -141,6 +141,7 @@ def prune_oneshot(
         kept=solved.beside("gradients") if solved is not None else None,
         scratch=solved.beside("samples") if solved is not None else scratch,
         place=place,
+        in_order=repair is not None,
     )
     held = {name: mask.to(views[name].parameter.device) for name, mask in (masks or {}).items() if name in views}
     chosen: dict[str, Tensor] = {}

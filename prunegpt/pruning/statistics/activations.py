@@ -4,8 +4,8 @@ Only the hidden states between two blocks are held, so that a block can be run, 
 the model, and the memory does not grow with its depth.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ _TOKENS = 2048  # of a micro-batch on a CPU: activations of a block that stay ne
 _TOKENS_ACCELERATOR = 16384
 
 
-_FEW = 16  # tokens that show whether a walk through the blocks is right
+FEW = 16  # tokens that show whether a walk through the blocks is right
 _CLOSE = {torch.float32: 1e-4, torch.float64: 1e-10}  # differences relative to the largest value
 _CLOSE_ROUNDED = 1e-2  # the same of types of few digits
 
@@ -46,7 +46,7 @@ class _Call:
             output = block(*self.args, hidden_states=hidden, **self.kwargs)
         else:
             output = block(hidden, *self.args, **self.kwargs)
-        return _first(output)
+        return first_of(output)
 
 
 class BlockInputs:
@@ -62,17 +62,24 @@ class BlockInputs:
         calls: list[list[_Call]],
         offload: bool,
         place: torch.device,
+        outputs: list[Any],
     ) -> None:
         self._blocks = blocks
         self._hidden = hidden  # by micro-batch: [windows, length, width]
         self._calls = calls  # by micro-batch, by block
         self._offload = offload
         self._place = place  # where blocks are run
+        self._outputs = outputs  # what each block returns of a few tokens
 
     @property
     def hidden(self) -> Tensor:
         """[windows, length, width], on the CPU."""
         return torch.cat([part.cpu() for part in self._hidden])
+
+    @property
+    def held(self) -> Sequence[Tensor]:
+        """By micro-batch: [windows, length, width], where they are between two blocks."""
+        return self._hidden
 
     def __len__(self) -> int:
         """The number of micro-batches."""
@@ -80,7 +87,7 @@ class BlockInputs:
 
     def copy(self) -> "BlockInputs":
         """The same hidden states, which move on by themselves."""
-        return BlockInputs(self._blocks, list(self._hidden), self._calls, self._offload, self._place)
+        return BlockInputs(self._blocks, list(self._hidden), self._calls, self._offload, self._place, self._outputs)
 
     @contextmanager
     def resident(self, index: int) -> Iterator[None]:
@@ -100,9 +107,21 @@ class BlockInputs:
         """The hidden states of a micro-batch, [windows, length, width], on the device where blocks are run."""
         return self._hidden[batch].to(self._place)
 
+    def put(self, batch: int, states: Tensor) -> None:
+        """Takes others in the place of the hidden states of a micro-batch."""
+        self._hidden[batch] = states.cpu() if self._offload else states
+
     def output(self, index: int, batch: int) -> Tensor:
         """What block `index` makes of a micro-batch, [windows, length, width]."""
-        return self._calls[batch][index].run(self._blocks[index], self.states(batch))
+        return self.after(index, batch, self.states(batch))
+
+    def after(self, index: int, batch: int, hidden: Tensor) -> Tensor:
+        """What block `index` makes of hidden states, [windows, length, width], in place of those of a micro-batch."""
+        return self._calls[batch][index].run(self._blocks[index], hidden)
+
+    def instead(self, hidden: Tensor) -> AbstractContextManager[None]:
+        """While the context lasts, a pass of the model runs no block, and comes to these hidden states after them."""
+        return _identity_blocks(self._blocks, self._outputs, [], hidden)
 
     def run(self, index: int, *, keep: bool, after_batch: Callable[[], None] | None = None) -> None:
         """Runs block `index` over all windows.
@@ -120,7 +139,7 @@ class BlockInputs:
                     raise
             else:
                 if keep:
-                    self._hidden[batch] = output.cpu() if self._offload else output
+                    self.put(batch, output)
             if after_batch is not None:
                 after_batch()
 
@@ -183,7 +202,7 @@ def capture(
     place = place or device
     inner = getattr(model, "base_model", model)  # without the head
     offload = place.type != "cpu" if offload is None else offload
-    outputs = _verified(inner, blocks, windows[:1, :_FEW].to(device))
+    outputs = _verified(inner, blocks, windows[:1, :FEW].to(device))
     hidden: list[Tensor] = []
     calls: list[list[_Call]] = []
     for part in torch.split(windows, micro_batch_of(windows, place, micro_batch)):
@@ -193,7 +212,7 @@ def capture(
         moved: dict[int, Tensor] = {}  # one copy of what several blocks are called with
         here = [_Call(_on(call.args, place, moved), _on(call.kwargs, place, moved), call.by_name) for _, call in seen]
         calls.append([_sharing(call, calls[0][index]) if calls else call for index, call in enumerate(here)])
-    return BlockInputs(blocks, hidden, calls, offload, place)
+    return BlockInputs(blocks, hidden, calls, offload, place, outputs)
 
 
 def _on(value: Any, place: torch.device, moved: dict[int, Tensor]) -> Any:
@@ -209,10 +228,16 @@ def _on(value: Any, place: torch.device, moved: dict[int, Tensor]) -> Any:
     return value
 
 
-def _first(output: Any) -> Tensor:
+def first_of(output: Any) -> Tensor:
     """The hidden states among what a block returns."""
     states: Tensor = output if isinstance(output, Tensor) else output[0]
     return states
+
+
+def far(found: Tensor, wanted: Tensor) -> bool:
+    """Whether a tensor is further from what it should be than rounding explains."""
+    close = _CLOSE.get(wanted.dtype, _CLOSE_ROUNDED)
+    return float((found - wanted).abs().max()) > close * float(wanted.abs().max())
 
 
 def _verified(inner: nn.Module, blocks: nn.ModuleList, window: Tensor) -> list[Any]:
@@ -243,15 +268,14 @@ def _verified(inner: nn.Module, blocks: nn.ModuleList, window: Tensor) -> list[A
         states = seen[0][0]  # [1, length, width]
         for (_, call), block in zip(seen, blocks, strict=True):
             states = call.run(block, states)
-        wanted = _first(found[-1])
+        wanted = first_of(found[-1])
         finite = bool(wanted.isfinite().all())  # what is not finite has an error of its own
-        close = _CLOSE.get(wanted.dtype, _CLOSE_ROUNDED)
-        far = float((states - wanted).abs().max()) > close * float(wanted.abs().max())
+        apart = far(states, wanted)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise WalkError(
             f"decoder layers must take and return hidden states; those of {what} hand on something else: {error}"
         ) from error
-    if finite and far:
+    if finite and apart:
         raise WalkError(
             f"decoder layers that are run one after the other must give what the model gives; those of {what} do not: "
             "they hand on more than hidden states."
@@ -285,14 +309,19 @@ def _like(output: Any, states: Tensor) -> Any:
 
 
 @contextmanager
-def _identity_blocks(blocks: nn.ModuleList, outputs: list[Any], seen: list[tuple[Tensor, _Call]]) -> Iterator[None]:
-    """Blocks that hand on what they get, in the form of their `outputs`, and note how they were called, in order."""
+def _identity_blocks(
+    blocks: nn.ModuleList, outputs: list[Any], seen: list[tuple[Tensor, _Call]], given: Tensor | None = None
+) -> Iterator[None]:
+    """Blocks that hand on what they get, or what is `given`, in the form of their `outputs`.
+
+    They note in `seen` how they were called, in order.
+    """
 
     def identity(output: Any, *args: Any, **kwargs: Any) -> Any:
         by_name = "hidden_states" in kwargs
         states, rest = (kwargs.pop("hidden_states"), args) if by_name else (args[0], args[1:])
         seen.append((states, _Call(rest, kwargs, by_name)))
-        return _like(output, states)
+        return _like(output, states if given is None else given)
 
     own = [block.__dict__.get("forward") for block in blocks]  # set on the instance by some wrappers
     try:

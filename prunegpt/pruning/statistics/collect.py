@@ -40,6 +40,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             switch.set_experts_implementation(experts)
 
 
+def by_layer(views: Mapping[str, WeightView]) -> tuple[dict[int, dict[str, WeightView]], dict[str, WeightView]]:
+    """The matrices of each decoder layer, and those that are in none or that several layers share."""
+    outside = {name: view for name, view in views.items() if view.block is None or view.shared}
+    by_block: dict[int, dict[str, WeightView]] = {}
+    for name, view in views.items():
+        if view.block is not None and name not in outside:
+            by_block.setdefault(view.block, {})[name] = view
+    return by_block, outside
+
+
 @torch.no_grad()
 def block_statistics(
     model: nn.Module,
@@ -86,11 +96,7 @@ def block_statistics(
     """
     collect = partial(_collect, model, gram=gram, regional=regional)
     micro_batch = 1 if regional else micro_batch
-    outside = {name: view for name, view in views.items() if view.block is None or view.shared}
-    by_block: dict[int, dict[str, WeightView]] = {}
-    for name, view in views.items():
-        if view.block is not None and name not in outside:
-            by_block.setdefault(view.block, {})[name] = view
+    by_block, outside = by_layer(views)
     last = max(by_block, default=-1)
     states = None
     blocks, *further = decoder_lists(model).values()
@@ -98,10 +104,7 @@ def block_statistics(
         with suppress(WalkError):
             states = capture(model, blocks, windows, micro_batch=micro_batch, offload=offload, place=place)
     if states is None and place is not None:
-        raise StreamingError(
-            f"layers are streamed one after the other; those of {type(model).__name__} cannot be run by themselves. "
-            "Prune it where the whole model fits, without streaming."
-        )
+        raise unstreamable(model)
     if states is None:
         groups = [*(by_block[index] for index in sorted(by_block)), outside] if propagate else [views]
         for layers in filter(None, groups):
@@ -133,6 +136,13 @@ def block_statistics(
         yield dict.fromkeys(outside)
     elif outside:
         yield dense or collect(outside, _whole_model(model, windows, micro_batch))
+
+
+def unstreamable(model: nn.Module) -> StreamingError:
+    return StreamingError(
+        f"layers are streamed one after the other; those of {type(model).__name__} cannot be run by themselves. "
+        "Prune it where the whole model fits, without streaming."
+    )
 
 
 def _collect(

@@ -1,7 +1,10 @@
 """What the loss thinks of the weights: mean, mean square and single gradients over calibration windows."""
 
+import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,35 +29,28 @@ class GradientStatistics:
     Attributes:
         gradient: layer name -> their mean, float32 [out, in].
         squared_gradient: layer name -> the mean of their squares, float32 [out, in].
-        folder: where the single gradients are; None where they were not kept.
+        single: layer name -> one per window, [windows, out, in], on the host, in files; None: they were not kept.
         windows: how many there are.
         tokens: of all windows.
     """
 
     gradient: Mapping[str, Tensor]
     squared_gradient: Mapping[str, Tensor]
-    folder: Path | None
+    single: Mapping[str, Tensor] | None
     windows: int
     tokens: int
 
     def samples(self, name: str) -> Tensor:
-        """The gradients of one layer, one per window: [windows, out, in], in the type that they were kept in.
+        """The gradients of one layer, one per window: [windows, out, in], in the type that they are kept in.
 
         Raises:
             PruningError: single gradients were not kept.
         """
-        if self.folder is None:
+        if self.single is None:
             raise PruningError(
                 f"the single gradients of {name} were not kept. Give gradient_statistics a folder for them."
             )
-        found: Tensor | None = None  # [windows, out, in]
-        for window in range(self.windows):
-            with safe_open(self.folder / _file(window), framework="pt") as tensors:
-                one = tensors.get_tensor(name)  # [out, in]
-            found = one.new_empty(self.windows, *one.shape) if found is None else found
-            found[window] = one
-        assert found is not None
-        return found
+        return self.single[name]
 
 
 def gradient_statistics(
@@ -74,7 +70,7 @@ def gradient_statistics(
         model: a causal language model.
         views: the layers whose gradients are wanted.
         windows: token ids, int64 [windows, length], length at least 2.
-        samples: an empty folder for the gradient of each window, one file per window; None = they are not kept.
+        samples: a folder for the gradients of each window, one file per layer; None = they are not kept.
         sample_dtype: their type there.
         calibrated: called with the windows that are done, and their number.
         kept: where the sums so far are kept from time to time, and from where a pass resumes, to the same bits: of this
@@ -85,47 +81,113 @@ def gradient_statistics(
         PruningError: a loss is not finite.
         Interrupted: `calibrated` said so; the sums are kept.
     """
-    parameters = {id(view.parameter): view.parameter for view in views.values()}  # experts share theirs
     device = next(model.parameters()).device
-    total = {name: torch.zeros(view.matrix.shape, device=view.matrix.device) for name, view in views.items()}
-    squares = {name: torch.zeros_like(tensor) for name, tensor in total.items()}
-    sums = _Sums(None if samples else kept, total, squares, clock)
+    found = Gathered(views, windows, samples, sample_dtype)
+    sums = _Sums(None if samples else kept, found.total, found.squares, clock)
+    with evaluating(model), wanting(model, found.parameters), torch.enable_grad():
+        for number, window in list(enumerate(windows.to(device)))[sums.windows :]:
+            loss = loss_of(model, window, number)
+            found.add(number, torch.autograd.grad(loss, found.parameters, materialize_grads=True))
+            del loss
+            sums.save(number + 1, now=number + 1 == windows.shape[0] and sums.windows > 0)  # of a long pass
+            try:
+                calibrated(number + 1, windows.shape[0])
+            except Interrupted:
+                sums.save(number + 1, now=True)
+                raise
+    return found.statistics()
+
+
+@contextmanager
+def wanting(model: nn.Module, parameters: Collection[Tensor]) -> Iterator[None]:
+    """These parameters of the model alone require gradients while the context lasts."""
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    with evaluating(model), torch.enable_grad():
-        try:
-            model.requires_grad_(False)
-            for parameter in parameters.values():
-                parameter.requires_grad_(True)
-            for number, window in list(enumerate(windows.to(device)))[sums.windows :]:
-                found = samples and samples / _file(number)
-                _add(views, _of_window(model, parameters, window, number), total, squares, found, sample_dtype)
-                sums.save(number + 1, now=number + 1 == windows.shape[0] and sums.windows > 0)  # of a long pass
-                try:
-                    calibrated(number + 1, windows.shape[0])
-                except Interrupted:
-                    sums.save(number + 1, now=True)
-                    raise
-        finally:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(wanted[name])
-    for name in views:
-        total[name] /= windows.shape[0]
-        squares[name] /= windows.shape[0]
-    return GradientStatistics(total, squares, samples, windows.shape[0], windows.numel())
+    try:
+        model.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(wanted[name])
 
 
-def _of_window(model: nn.Module, parameters: Mapping[int, Tensor], window: Tensor, number: int) -> dict[int, Tensor]:
-    """The gradients of one window, by the identity of their parameter; nothing else of its pass stays."""
+def loss_of(model: nn.Module, window: Tensor, number: int) -> Tensor:
+    """The mean next-token cross-entropy of a window, []; `window` is int64 [length].
+
+    Raises:
+        PruningError: it is not finite.
+    """
     passed = model(input_ids=window[None], use_cache=False)
     loss = torch.nn.functional.cross_entropy(passed.logits[0, :-1].float(), window[1:])  # of [length - 1, vocabulary]
-    del passed
     if not bool(torch.isfinite(loss)):
         raise PruningError(
             f"the loss of every calibration window must be finite; that of window {number} is {loss.item()}. Run the "
             "model in float32 or bfloat16."
         )
-    gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-    return dict(zip(parameters, gradients, strict=True))
+    return loss
+
+
+class Gathered:
+    """Sums of the gradients of some layers, and single ones in files.
+
+    Args:
+        views: the layers.
+        windows: [windows, length].
+        samples: a folder for single gradients; None = they are not kept.
+        dtype: their type there.
+    """
+
+    def __init__(
+        self,
+        views: Mapping[str, WeightView],
+        windows: Tensor,
+        samples: Path | None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self._views, self._windows = views, windows
+        by_identity = {id(view.parameter): view.parameter for view in views.values()}  # experts share theirs
+        self.parameters = [*by_identity.values()]
+        self._places = {known: place for place, known in enumerate(by_identity)}
+        self.total = {name: torch.zeros(view.matrix.shape, device=view.matrix.device) for name, view in views.items()}
+        self.squares = {name: torch.zeros_like(tensor) for name, tensor in self.total.items()}
+        self._single: dict[str, Tensor] | None = None
+        if samples:
+            samples.mkdir(parents=True, exist_ok=True)
+            self._single = {
+                name: mapped(samples / f"{place:05d}", (windows.shape[0], *view.matrix.shape), dtype)
+                for place, (name, view) in enumerate(views.items())
+            }
+
+    def add(self, window: int, gradients: Sequence[Tensor]) -> None:
+        """Adds the gradients of a window, in the order of `parameters`, each of its parameter's shape."""
+        for name, view in self._views.items():
+            matrix = view.oriented(gradients[self._places[id(view.parameter)]])  # [out, in]
+            self.total[name].add_(matrix)
+            self.squares[name].addcmul_(matrix.float(), matrix.float())
+            if self._single:
+                self._single[name][window].copy_(matrix)
+
+    def statistics(self) -> GradientStatistics:
+        """What they come to; sums become means in place."""
+        count = self._windows.shape[0]
+        for sums in (self.total, self.squares):
+            for matrix in sums.values():
+                matrix /= count
+        return GradientStatistics(self.total, self.squares, self._single, count, self._windows.numel())
+
+
+def mapped(file: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor on the host that is the content of a file; of one that is not there, which is made, zeros.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    size = math.prod(shape)
+    with file.open("ab") as opened:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and not a signal at some later write
+            os.posix_fallocate(opened.fileno(), 0, size * dtype.itemsize)
+    return torch.from_file(str(file), shared=True, size=size, dtype=dtype).view(*shape)
 
 
 class _Sums:
@@ -162,26 +224,3 @@ class _Sums:
                 write_json(folder / _WINDOWS, {"windows": windows})
                 seal(folder)
             self.windows, self._saved = windows, self._clock()
-
-
-def _add(
-    views: Mapping[str, WeightView],
-    gradients: Mapping[int, Tensor],  # by the identity of the parameter
-    total: Mapping[str, Tensor],
-    squares: Mapping[str, Tensor],
-    file: Path | None,
-    dtype: torch.dtype,
-) -> None:
-    kept = {}
-    for name, view in views.items():
-        matrix = view.oriented(gradients[id(view.parameter)])  # [out, in]
-        total[name].add_(matrix)
-        squares[name].addcmul_(matrix.float(), matrix.float())
-        if file is not None:
-            kept[name] = matrix.to("cpu", dtype).contiguous()
-    if file is not None:
-        save_file(kept, file)
-
-
-def _file(window: int) -> str:
-    return f"window-{window:05d}.safetensors"
