@@ -295,7 +295,8 @@ class Memory:
         distilled: int | None = None,
         checkpointing: bool = False,
         frozen: bool = False,
-        shards: int = 1,
+        processes: int = 1,
+        sharded: bool = False,
     ) -> int:
         """Of fine-tuning and distillation.
 
@@ -307,12 +308,17 @@ class Memory:
             distilled: bytes of the teacher that runs beside the student; 0: its logits are cached; None: no teacher.
             checkpointing: whether layers keep their inputs alone, and compute the rest again in the backward pass.
             frozen: whether an adapter is trained in place of the weights.
-            shards: processes that each hold a part of the weights, gradients and moments.
+            processes: that train together, each on a device.
+            sharded: whether each holds a part of the weights, gradients and moments. Else it holds all of them, and
+                gradients a second time, in the buckets in which they are shared.
         """
         size, trained = self.sizes, 0 if frozen else self.sizes.parameters
+        shards = processes if sharded else 1
         state = (self.weights + optimizer * trained + masks * size.matrices) // shards + self.copies
         if shards > 1:  # what is gathered at a time: two layers, the embedding and the output layer
             state += min(self.weights, self.stored * 2 * (size.layer + size.vocabulary * size.width))
+        elif processes > 1:
+            state += FLOAT * trained
         kept = self._kept + (6 if self.half else 4) * self.heads * length
         layers = 4 * size.layers * size.width + kept if checkpointing else size.layers * kept
         saved = tokens * (layers + 12 * size.width)

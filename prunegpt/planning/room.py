@@ -158,7 +158,8 @@ def _computing(
                 distilled=distilled,
                 checkpointing=any(train.get(f"{what}_checkpointing") for what in ("gradient", "activation")),
                 frozen=stage.training.adapter is not None,
-                shards=launcher.ranks if train.get("fsdp") else 1,
+                processes=launcher.ranks,
+                sharded=bool(train.get("fsdp")),
             ),
         )
 

@@ -131,6 +131,24 @@ def test_estimates_of_attention_maps(pretend: Ask, family: str, precision: str) 
         assert found == pytest.approx(counted(pretend, method, family, shape, attention="eager"), rel=WITHIN)
 
 
+@pytest.mark.parametrize("family", SHAPES)
+def test_estimates_of_what_processes_share(family: str) -> None:
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    shape = SHAPES[family][1]
+    model = FAMILIES[family](**shape, positions=LENGTH)  # type: ignore[operator]
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        shared = DistributedDataParallel(model)
+        buckets = sum(map(int, shared._get_ddp_logging_data()["bucket_sizes"].split(",")))
+    finally:
+        distributed.destroy_process_group()
+    one, two = (Memory(sizes(family, shape)).training(BATCH * LENGTH, processes=count) for count in (1, 2))
+    assert two - one == pytest.approx(buckets, rel=WITHIN)
+    assert buckets == 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
 MASKS: Mapping[str, dict[str, Any]] = {
     "held": {"fixed": True},
     **{name: {"method": name} for name in CRITERIA.names()},
