@@ -1,8 +1,8 @@
 """Calibration statistics of a model's layers, for methods that use more than weights.
 
 `activations` moves windows through the decoder layers, `inputs` sums up what layers are given, `regional` the gradients
-of what decoder layers give, `collect` does all for a model, `store` keeps the result on disk, and `gradients` asks the
-loss.
+of what decoder layers give, `collect` does all for a model, `store` keeps the result on disk, `gradients` asks the
+loss, and `layerwise` does so one decoder layer at a time.
 """
 
 from prunegpt.pruning.statistics.activations import check_windows
