@@ -68,7 +68,7 @@ bench: $(STAMP) ## measure against the alternatives, about 15 minutes (MODEL=FOL
 	$(BIN)/python -m tests.bench --check $(if $(MODEL),--model $(MODEL)) $(if $(TEXT),--text $(TEXT)); status=$$?; \
 	$(BIN)/python -m tests.bench.table --update docs/results/benchmarks.md && exit $$status
 
-bench-peers: $(STAMP) ## measure beside llm-compressor and lm-eval, each installed for itself (MODEL=FOLDER TEXT=FOLDER)
+bench-peers: $(STAMP) ## measure beside llm-compressor, lm-eval and Ray Tune, each installed for itself (MODEL=FOLDER TEXT=FOLDER)
 	$(BIN)/python -m tests.bench --peers --check $(if $(MODEL),--model $(MODEL)) $(if $(TEXT),--text $(TEXT)); status=$$?; \
 	$(BIN)/python -m tests.bench.table --peers --update docs/results/benchmarks.md && exit $$status
 

@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 
 
 def measure(settings: Settings) -> Iterator[Row]:
-    model, text = _material(settings.work)
+    model, text = material(settings.work)
     count = settings.pick(20, 3)
     ours, start = _ours(settings, model, text, count)
     what = "Trial overhead, trivial stage"
@@ -51,7 +51,7 @@ def measure(settings: Settings) -> Iterator[Row]:
         )
 
 
-def _material(work: Path) -> tuple[Path, Path]:
+def material(work: Path) -> tuple[Path, Path]:
     """A tiny model as an ordinary transformers folder, and a little text."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel

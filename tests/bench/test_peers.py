@@ -1,6 +1,7 @@
 """The harness of the peers with pretended ones: no network, and none of them is installed."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.bench.harness import Settings
-from tests.bench.peers import PEERS, completed, environments, llmcompressor, lmeval
+from tests.bench.peers import PEERS, completed, environments, llmcompressor, lmeval, raytune
 from tests.bench.peers.environments import REQUIREMENTS, Unavailable, python_of, version
 from tests.bench.peers.processes import Finished, in_turn, run
 from tests.bench.rows import Row
+from tests.bench.spent import MARK, Spent
 
 
 @pytest.fixture
@@ -178,3 +180,31 @@ def test_rows_beside_a_pretended_harness(quick: Settings, monkeypatch: pytest.Mo
     assert list(found) == planned("lmeval")
     assert (found["lmeval-time"].value, found["lmeval-time"].verdict) == (0.25, "met")
     assert (found["lmeval-figures"].value, found["lmeval-figures"].verdict) == (0.25, "missed")
+
+
+def test_rows_beside_a_pretended_ray(quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretend(command: list[Any], env: dict[str, str]) -> Finished:
+        return Finished(1.0, 1.0, 1.0, {"wall": [], "processor": [0.0, 10.0, 20.0]})
+
+    monkeypatch.setattr(raytune, "python_of", lambda *_, **__: Path(sys.executable))
+    monkeypatch.setattr(raytune, "run", pretend)
+    monkeypatch.setattr(raytune, "suggested", lambda *_: [1.0, 1.0])
+    found = measured("raytune", quick)
+    assert list(found) == planned("raytune")
+    assert [row.value for row in found.values()] == [0.1, 0.1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux counts what processes took")
+def test_what_marked_processes_took_is_counted_whoever_started_them() -> None:
+    burn = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True); input()"
+    spent = Spent("marked")
+    for mark in ("marked", "another"):
+        with subprocess.Popen(
+            [sys.executable, "-c", burn], env={**os.environ, MARK: mark}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            taken = spent()
+            process.communicate(b"\n")
+        assert 0.15 < taken < 5
+        assert spent() == taken
