@@ -119,7 +119,7 @@ def load_model(
     _keep_its_head(model)
     if getattr(model.config, "rescale_every", 0):
         model.config.rescale_every = 0  # RWKV halves weights in place for float16, and would be saved with them halved
-    model = read_text(_owned(model.to(place)).eval())
+    model = read_text(owned(model.to(place)).eval())
     if not causal:
         with torch.autocast(place.type, products, enabled=products is not None):
             check_causal(source, model)
@@ -190,7 +190,7 @@ def _with_code(name: str, code: str, revision: str | None, code_revision: str | 
     return config, get_class_from_dynamic_module(reference, code, revision=revision, code_revision=code_revision)
 
 
-def _owned(model: PreTrainedModel) -> PreTrainedModel:
+def owned(model: PreTrainedModel) -> PreTrainedModel:
     """The model with its weights in memory of its own.
 
     On a CPU transformers leaves those that need no cast in the file, mapped: who writes to the file would change a

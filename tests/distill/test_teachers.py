@@ -23,6 +23,7 @@ from prunegpt.distill.head import OWN_LOGITS, Head, head_of, usable_head
 from prunegpt.distill.states import run, unwrap
 from prunegpt.distill.teachers import Teacher, check_tokenizers, freeze
 from prunegpt.errors import DistillationError
+from tests.support.toys import hooked
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -83,7 +84,7 @@ def test_states_and_head_give_the_models_logits(family: str, request: pytest.Fix
     torch.testing.assert_close(states.hidden, whole.hidden_states)
     assert states.attentions == ()
     assert run(model, inputs).hidden == ()
-    assert not model.get_decoder()._forward_hooks
+    assert not hooked(model.get_decoder())
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from prunegpt.errors import ModelError
-from prunegpt.lm.models import _owned, load_model, save_model, stored_alike
+from prunegpt.lm.models import load_model, owned, save_model, stored_alike
 from prunegpt.lm.tokenizers import load_tokenizer, tokenizer_fingerprint
 from tests.bench.harness import peak, reset_peak, resident
 from tests.support.families import tiny
@@ -51,7 +51,7 @@ def test_weights_are_copied_out_of_their_file_without_both_in_memory(tmp_path: P
     del part, mapped
     reset_peak()
     held = resident()
-    _owned(tiny_gpt2)
+    owned(tiny_gpt2)
     assert peak() - held < 48  # MiB, of 128
     file.write_bytes(bytes(count * size))
     assert [int(getattr(tiny_gpt2, f"mapped_{number}").long().sum()) for number in range(count)] == before

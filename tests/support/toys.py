@@ -30,6 +30,11 @@ class Toy(nn.Module):
         }
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether it has a forward hook of its own."""
+    return bool(module._forward_hooks)
+
+
 def wrapped(masks: Mapping[str, Tensor]) -> dict[str, Mask]:
     """Masks of bool matrices [out, in]."""
     return {name: Mask(kept) for name, kept in masks.items()}
