@@ -6,7 +6,7 @@ families like GPT-2 and like Llama, which they come from. Python and libraries a
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prunegpt.registry import ACTIVATIONS, GATHERED, GRADIENTS, MASK_MODES
@@ -291,6 +291,7 @@ class Memory:
         *,
         length: int = 0,
         masks: int = 0,
+        update: int = 0,
         optimizer: int = 8,
         distilled: int | None = None,
         checkpointing: bool = False,
@@ -304,6 +305,7 @@ class Memory:
             tokens: of a micro-batch.
             length: of a sequence, for attention maps.
             masks: bytes that masks take for each weight of a matrix, see `mask_bytes`.
+            update: bytes that a change of the masks takes beside the weights, see `updating`.
             optimizer: bytes of its state for a weight.
             distilled: bytes of the teacher that runs beside the student; 0: its logits are cached; None: no teacher.
             checkpointing: whether layers keep their inputs alone, and compute the rest again in the backward pass.
@@ -329,7 +331,14 @@ class Memory:
             loss = 16 * min(logits, DISTILLED[self.device]) + head
         else:
             loss = max(12 * logits, 16 * tokens * size.inner)
-        return max(state + saved + loss, state + 4 * trained // shards + (distilled or 0))
+        return max(state + saved + loss, state + max(4 * trained // shards, update) + (distilled or 0))
+
+    def updating(self, prune: GradualSpec) -> int:
+        """What a change of the masks in training takes beside the weights: that of one-shot pruning by its method."""
+        seen = method_entry(prune.method).needs | MASK_MODES.entry(prune.mode).needs
+        windows, length = prune.calibration.windows, prune.calibration.length or 1
+        single = replace(self, half=False)
+        return single.one_shot(prune.method, seen - GATHERED, windows, length) - self.weights
 
 
 def mask_bytes(prune: GradualSpec | None, *, held: bool) -> int:

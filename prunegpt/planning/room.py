@@ -142,7 +142,7 @@ def _computing(
         with suppress(LaunchError):  # sequences that processes cannot share evenly, which the launch reports
             batch, _ = micro_batch(stage.training.train, 1, launcher.ranks)
     if stage.training and stage.data and batch:
-        train = stage.training.train
+        train, prune = stage.training.train, stage.training.prune
         distilled = None
         if stage.distill:
             size = (HALF if memory.half else FLOAT) * teacher.parameters if teacher else 0
@@ -153,7 +153,8 @@ def _computing(
             memory.training(
                 batch * stage.data.block_size,
                 length=stage.data.block_size,
-                masks=mask_bytes(stage.training.prune, held=held and stage.training.keep_masks),
+                masks=mask_bytes(prune, held=held and stage.training.keep_masks),
+                update=memory.updating(prune) if prune else 0,
                 optimizer=optimizer_bytes(train),
                 distilled=distilled,
                 checkpointing=any(train.get(f"{what}_checkpointing") for what in ("gradient", "activation")),

@@ -182,6 +182,20 @@ def test_estimates_of_masks_in_training(pretend: Ask, family: str, case: str) ->
 
 
 @pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_estimates_of_updates_in_training(pretend: Ask, method: str, family: str) -> None:
+    (shape, *_) = SHAPES[family]
+    memory = Memory(sizes(family, shape))
+    calibration = {"windows": WINDOWS, "length": LENGTH}
+    spec = GradualSpec(sparsity=0.5, method=method, calibration=calibration)  # type: ignore[arg-type]
+    masks, update = mask_bytes(spec, held=True), memory.updating(spec)
+    for batch in (BATCH, 1):  # one of many tokens, and one whose updates may take more than its steps
+        found = memory.training(batch * LENGTH, length=LENGTH, masks=masks, update=update)
+        asked = {"method": method, "updates": [1, 3], "steps": 4, "batch": batch, **(QUICK if method == "admm" else {})}
+        assert found == pytest.approx(counted(pretend, "training", family, shape, **asked), rel=WITHIN)
+
+
+@pytest.mark.parametrize("family", SHAPES)
 @pytest.mark.parametrize("scope", get_args(RepairSpec.model_fields["scope"].annotation))
 def test_estimates_of_repair(pretend: Ask, family: str, scope: str) -> None:
     for shape, storage, batch in zip(SHAPES[family], (4, 2), (WINDOWS, 1), strict=True):
