@@ -238,14 +238,14 @@ class Memory:
         """Gradients, moments and masks of a scope, what it keeps of a step's tokens, and outputs of the dense one."""
         size, stored, tokens = self.sizes, self.stored, spec.batch_size * length
         maps, outputs = 4 * self.heads * length, stored * windows * length * size.width
-        beside = 3 * stored + 2  # of a weight
+        beside = 14 if stored == FLOAT else 18  # of a weight: beside one of few digits is a copy in float32
         if spec.scope == "block":
             kept = (self._kept + (16 if size.gated else 8) * size.inner) * stored // FLOAT
             return beside * size.layer + tokens * (kept + maps) + outputs
         weights, widths = size.mlp
         mlp = beside * weights + tokens * stored * (widths + 5 * size.inner)
         weights, widths = size.attention
-        attention = beside * weights + tokens * (stored * (widths + 7 * size.width) + maps)
+        attention = beside * weights + tokens * (stored * widths + 28 * size.width + maps)
         dense = stored * size.layer + tokens * self._passing * stored // FLOAT  # the dense layer's outputs are taken
         of = {"mlp": mlp + outputs, "attention": max(attention, dense) + outputs}
         return of[spec.scope] if spec.scope in of else max(max(of.values()), mlp + 2 * outputs)

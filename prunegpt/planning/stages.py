@@ -83,6 +83,8 @@ def _prune(config: PruneSpec, place: StagePlace) -> StagePlan:
     payload = {**_common("prune", place), "prune": text}
     if place.before.storage != "float32":  # which is computed in; of float32 keys are as they were before this
         payload["storage"] = place.before.storage
+        if config.repair:
+            payload["repaired"] = "float32"  # what was trained in fewer digits was worse
     if method_entry(config.method).draws or config.repair:
         payload["seed"] = place.seed
     return StagePlan(

@@ -41,7 +41,7 @@ class Repair:
     Two streams of hidden states walk through the layers: what the dense model makes of the calibration windows, and
     what the pruned and repaired layers make of them. The kept weights of a layer are trained by Adam so that its output
     in the second stream comes near that in the first, by :func:`distance`. What the mask prunes has no gradient, and
-    stays zero.
+    stays zero. Of weights in a type of fewer digits Adam has a copy in float32: steps would be rounded away.
 
     Args:
         spec: what is asked for.
@@ -165,20 +165,26 @@ class Repair:
         generator = torch.Generator().manual_seed(hash((self._seed, block)) % 2**63)
         distances: list[float] = []
         with _training(self._blocks[block], part.views, masks) as (parameters, kept), torch.enable_grad():
-            optimizer = torch.optim.Adam(parameters, lr=spec.learning_rate, betas=_BETAS)
+            exact = [one if one.dtype == torch.float32 else one.detach().float() for one in parameters]
+            optimizer = torch.optim.Adam(exact, lr=spec.learning_rate, betas=_BETAS)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps))
             for _ in range(spec.epochs):
                 for batch in torch.randperm(len(self._sparse), generator=generator).tolist():
                     target = part.targets[batch]
                     output = self._output(block, part.module, batch)  # [windows, length, width]
-                    loss = distance(output, target.to(output.device))
+                    loss = distance(output.float(), target.to(output.device).float())
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
-                    for parameter, mask in zip(parameters, kept, strict=True):
+                    for parameter, whole, mask in zip(parameters, exact, kept, strict=True):
                         assert parameter.grad is not None
                         mask.apply(parameter.grad)
+                        if whole is not parameter:
+                            whole.grad, parameter.grad = parameter.grad.float(), None
                     optimizer.step()
                     schedule.step()
+                    for parameter, whole in zip(parameters, exact, strict=True):
+                        if whole is not parameter:
+                            parameter.data.copy_(whole)
                     distances.append(loss.item())
                     if self._stop():
                         raise Interrupted(f"stopped in the repair of decoder layer {block}")

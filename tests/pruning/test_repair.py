@@ -218,3 +218,14 @@ def test_a_step_too_long_is_an_error(tiny_gpt2: Any, windows: Tensor) -> None:
     beyond = RepairSpec().model_copy(update={"learning_rate": 1e30})  # a spec stops at 1, where this model stays finite
     with pytest.raises(PruningError, match=r"Lower repair\.learning_rate, which is 1e\+30"):
         pruned(tiny_gpt2, windows, beyond)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_few_digits_are_repaired_as_well_as_those_of_many(model: Any, windows: Tensor, dtype: Any) -> None:
+    spec = RepairSpec(epochs=20, learning_rate=1e-3)
+    rounded = copy.deepcopy(model).to(dtype)
+    few, many = (
+        [row.repaired[1] for row in pruned(one, windows, spec)[1].rows if row.repaired]
+        for one in (rounded, copy.deepcopy(rounded).float())
+    )
+    assert sum(few) < 1.1 * sum(many)
