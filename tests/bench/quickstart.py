@@ -7,6 +7,7 @@ is left of the ratio without it.
 """
 
 import contextlib
+import gc
 import io
 import time
 from collections.abc import Iterator
@@ -22,7 +23,6 @@ from prunegpt.records import AttemptRecord
 from prunegpt.root import Root
 from prunegpt.running import chosen
 from prunegpt.spec.plan import SweepPlan
-from prunegpt.stages import cache
 from prunegpt.stages.counting import Counting
 from prunegpt.store import Store
 from prunegpt.sweep.coordinator import run_sweep
@@ -71,17 +71,14 @@ def _tokens(settings: Settings) -> Row:
 
 def _time(settings: Settings) -> Row:
     scale = settings.pick(40, 300)
-    overrides = [f"base.train.max_steps={max(2, 400 // scale)}", f"base.evaluate.max_windows={640 // scale}"]
-    overrides += [f"base.data.max_train_blocks={16 * max(2, 400 // scale)}"]
-    with _short_pretraining(max(2, 600 // scale)):
-        plan = plan_file(SPEC, overrides, root=Root(settings.work / "plan"))
+    with scaled(scale, settings.work / "plan") as plan:
         names = own(plan)[: settings.pick(len(own(plan)), 4)]
         if settings.quick:
             plan = plan.model_copy(update={"trials": tuple(chosen(plan, "zero-shot")) + tuple(chosen(plan, "layer-*"))})
             names = own(plan)
-        _run(plan, settings.work / "warm", only=names[0])  # imports, and the text's rows
-        together = _run(plan, settings.work / "together")
-        alone = [_run(plan, settings.work / f"alone-{name}", only=name) for name in names]
+        run(plan, settings.work / "warm", only=names[0])  # imports, and the text's rows
+        together = run(plan, settings.work / "together")
+        alone = [run(plan, settings.work / f"alone-{name}", only=name) for name in names]
     return Row.of(
         "quickstart-time",
         f"the same at 1/{scale} of its steps: time",
@@ -92,10 +89,19 @@ def _time(settings: Settings) -> Row:
     )
 
 
-def _run(plan: SweepPlan, folder: Path, only: str | None = None) -> float:
+@contextmanager
+def scaled(scale: int, folder: Path) -> Iterator[SweepPlan]:
+    """The quickstart at a share of its steps; the model that it begins with is shortened inside the block only."""
+    overrides = [f"base.train.max_steps={max(2, 400 // scale)}", f"base.evaluate.max_windows={640 // scale}"]
+    overrides += [f"base.data.max_train_blocks={16 * max(2, 400 // scale)}"]
+    with _short_pretraining(max(2, 600 // scale)):
+        yield plan_file(SPEC, overrides, root=Root(folder))
+
+
+def run(plan: SweepPlan, folder: Path, only: str | None = None) -> float:
     """Seconds of a run in an empty root."""
     root = Root(folder)
-    cache.release()
+    gc.collect()  # what the run before left
     started = time.perf_counter()
     with Store.open(root) as store:
         outcome = run_sweep(plan, root, store, InProcess(), only=only)

@@ -184,14 +184,16 @@ def test_rows_beside_a_pretended_harness(quick: Settings, monkeypatch: pytest.Mo
 
 def test_rows_beside_a_pretended_ray(quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def pretend(command: list[Any], env: dict[str, str]) -> Finished:
-        return Finished(1.0, 1.0, 1.0, {"wall": [], "processor": [0.0, 10.0, 20.0]})
+        of_grid = {"ours": 5.0, "theirs": 20.0}
+        taken = of_grid[env[MARK]] if raytune.GRID in command else [0.0, 10.0, 20.0]
+        return Finished(1.0, 1.0, 1.0, {"wall": None, "processor": taken})
 
     monkeypatch.setattr(raytune, "python_of", lambda *_, **__: Path(sys.executable))
     monkeypatch.setattr(raytune, "run", pretend)
     monkeypatch.setattr(raytune, "suggested", lambda *_: [1.0, 1.0])
-    found = measured("raytune", quick)
+    found = {**measured("raytune-trials", quick), **measured("raytune-grid", quick)}
     assert list(found) == planned("raytune")
-    assert [row.value for row in found.values()] == [0.1, 0.1]
+    assert [row.value for row in found.values()] == [0.1, 0.1, 0.25]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux counts what processes took")

@@ -13,7 +13,7 @@ PEERS = {
         for way in ("wanda-50%", "wanda-2:4", "sparsegpt-50%", "sparsegpt-2:4")
     },
     "lmeval": "tests.bench.peers.lmeval",
-    "raytune": "tests.bench.peers.raytune",
+    **{f"raytune-{way}": f"tests.bench.peers.raytune:{way}" for way in ("trials", "grid")},
 }
 
 
