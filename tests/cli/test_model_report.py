@@ -13,7 +13,7 @@ from prunegpt.lm.models import save_model
 from prunegpt.lm.tokenizers import load_tokenizer
 from prunegpt.lm.views import block_matrices, memory_sizes, outline
 from prunegpt.planning.memory import Memory, Sizes
-from prunegpt.registry import ACTIVATIONS
+from prunegpt.registry import INPUTS
 from tests.support.families import tiny
 from tests.support.small import Invoke
 
@@ -102,7 +102,7 @@ def test_estimates_grow_as_they_must() -> None:
     memory = memory_of()
     weights, training = memory.weights, memory.training(128)
     assert weights < memory.evaluation(128) < training
-    assert memory.one_shot("wanda", ACTIVATIONS, 16, 64) < memory.one_shot("sparsegpt", ACTIVATIONS, 64, 64)
+    assert memory.one_shot("wanda", INPUTS, 16, 64) < memory.one_shot("sparsegpt", INPUTS, 64, 64)
     asked = "sparsegpt", frozenset({"gram"}), 16, 64
     assert memory_of(num_hidden_layers=8).streamed(*asked) == memory.streamed(*asked)  # one layer at a time
     assert memory.training(256) - 3 * weights == 2 * (training - 3 * weights)
@@ -111,7 +111,7 @@ def test_estimates_grow_as_they_must() -> None:
     assert memory.training(128, distilled=weights) > training
     on_cpu = Memory(memory.sizes, device="cpu")
     hidden = 4 * 64 * memory.sizes.width
-    assert on_cpu.one_shot("wanda", ACTIVATIONS, 17, 64) - on_cpu.one_shot("wanda", ACTIVATIONS, 16, 64) >= hidden
+    assert on_cpu.one_shot("wanda", INPUTS, 17, 64) - on_cpu.one_shot("wanda", INPUTS, 16, 64) >= hidden
 
 
 def test_of_experts_those_that_a_token_reaches_count() -> None:

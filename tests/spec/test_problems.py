@@ -120,7 +120,7 @@ TRIALS = {
     "unknown method": (
         "stages: [{prune: {method: wnada, sparsity: 0.5}}]",
         "stages.0.prune.method",
-        r"unknown criterion or solver 'wnada'\. Did you mean 'wanda'\? Valid: wanda, admm",
+        r"unknown criterion or solver 'wnada'\. Did you mean 'wanda'\? Valid: wanda, ",
     ),
     "unknown schedule": (
         "stages: [{finetune: {prune: {sparsity: 0.5, schedule: cubik}}}]",
