@@ -155,7 +155,7 @@ class Gathered:
         if samples:
             samples.mkdir(parents=True, exist_ok=True)
             self._single = {
-                name: mapped(samples / f"{place:05d}", (windows.shape[0], *view.matrix.shape), dtype)
+                name: mapped(samples / f"{place:05d}", (windows.shape[0], *view.matrix.shape), dtype, new=True)
                 for place, (name, view) in enumerate(views.items())
             }
 
@@ -177,16 +177,27 @@ class Gathered:
         return GradientStatistics(self.total, self.squares, self._single, count, self._windows.numel())
 
 
-def mapped(file: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor on the host that is the content of a file; of one that is not there, which is made, zeros.
+def mapped(file: Path, shape: Sequence[int], dtype: torch.dtype, *, new: bool) -> Tensor:
+    """A tensor on the host that is the content of a file.
+
+    Args:
+        new: whether the file is made, with zeros; else it is there.
 
     Raises:
         OSError: there is no room for it.
+        PruningError: the file is not there, or not as it was written.
     """
     size = math.prod(shape)
-    with file.open("ab") as opened:
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and not a signal at some later write
-            os.posix_fallocate(opened.fileno(), 0, size * dtype.itemsize)
+    if new:
+        file.unlink(missing_ok=True)  # who has it mapped still reads what it was
+        with file.open("xb") as opened:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and not a signal at some later write
+                os.posix_fallocate(opened.fileno(), 0, size * dtype.itemsize)
+    elif (there := file.stat().st_size if file.is_file() else None) != size * dtype.itemsize:
+        raise PruningError(
+            f"{file} must stay as it was written while a pass of gradients runs: {size * dtype.itemsize} bytes, got "
+            f"{'no file' if there is None else there}. Leave the work folder alone, and run the same again."
+        )
     return torch.from_file(str(file), shared=True, size=size, dtype=dtype).view(*shape)
 
 

@@ -115,7 +115,7 @@ class _Walk:
             self._forward()
             self._losses()
         elif reached > self._first:
-            upstream = self._file(self._path(reached) / _UPSTREAM)  # [windows, 1, length, width]
+            upstream = self._file(self._path(reached) / _UPSTREAM, new=False)  # [windows, 1, length, width]
             for window in range(len(self._windows)):
                 self._states.put(window, upstream[window].clone())
         self._done = len(self._windows) * (self._count + 1 + self._count - reached)
@@ -151,7 +151,7 @@ class _Walk:
         for index in range(self._count):
             with self._states.resident(index), self._making(index) as made, _autocast(self._place.type, self._mixed):
                 if index >= self._first:
-                    file = self._file(made / _STATES)
+                    file = self._file(made / _STATES, new=True)
                     for window, states in enumerate(self._states.held):
                         file[window].copy_(states)
                 self._states.run(index, keep=True, after_batch=self._tick)
@@ -173,7 +173,7 @@ class _Walk:
     def _back(self, index: int, layers: Mapping[str, WeightView]) -> GradientStatistics:
         """The gradients of a decoder layer; those of the states in front of it take the place of those behind it."""
         found = Gathered(layers, self._windows, self._samples)
-        states = self._file(self._path(index) / _STATES)  # [windows, 1, length, width]
+        states = self._file(self._path(index) / _STATES, new=False)  # [windows, 1, length, width]
         below = index > self._first
         with wanting(self._model, found.parameters):
             for window in range(len(self._windows)):
@@ -198,7 +198,7 @@ class _Walk:
         """Puts the gradient of the states in front of a decoder layer, and means, in place of these states."""
         with self._making(index) as made:
             if self._kept and index > self._first:
-                upstream = self._file(made / _UPSTREAM)  # [windows, 1, length, width]
+                upstream = self._file(made / _UPSTREAM, new=True)  # [windows, 1, length, width]
                 for window, gradient in enumerate(self._states.held):
                     upstream[window].copy_(gradient)
             return found and self._means(made, layers or {}, found)
@@ -210,7 +210,8 @@ class _Walk:
         filed: dict[str, dict[str, Tensor]] = {"gradient": {}, "squared_gradient": {}}
         for kind, of_kind in filed.items():
             for place, (name, view) in enumerate(layers.items()):
-                of_kind[name] = mapped(folder / f"{kind}-{place:05d}", view.matrix.shape, torch.float32)  # [out, in]
+                file, shape = folder / f"{kind}-{place:05d}", view.matrix.shape
+                of_kind[name] = mapped(file, shape, torch.float32, new=found is not None)  # [out, in]
                 if found:
                     of_kind[name].copy_(getattr(found, kind)[name])
         return GradientStatistics(**filed, single=None, windows=len(self._windows), tokens=self._windows.numel())
@@ -251,10 +252,10 @@ class _Walk:
         self._path(index).mkdir(parents=True)
         yield self._path(index)
 
-    def _file(self, file: Path) -> Tensor:
+    def _file(self, file: Path, *, new: bool) -> Tensor:
         """Hidden states of all windows, or their gradients, as a file, [windows, 1, length, width]."""
         one = self._states.held[0]
-        return mapped(file, (len(self._windows), *one.shape), one.dtype)
+        return mapped(file, (len(self._windows), *one.shape), one.dtype, new=new)
 
     def _tick(self) -> None:
         self._done += 1

@@ -190,3 +190,21 @@ def test_a_loss_that_is_not_finite_is_refused(make_model: Make, windows: Tensor,
         model.transformer.ln_f.weight.fill_(torch.inf)
     with pytest.raises(PruningError, match=r"must be finite; that of window 0 is"):
         layer_gradients(model, block_matrices(model), windows, tmp_path)
+
+
+@pytest.mark.parametrize("size", [None, 100])
+def test_states_that_are_gone_or_cut_short_are_an_error(
+    make_model: Make, windows: Tensor, tmp_path: Path, size: int | None
+) -> None:
+    """What a cleaner of temporary files does: zeros in their place would be gradients of another model."""
+    model = make_model("gpt2")
+    views = block_matrices(model)
+    with torch.no_grad():
+        items = iter(layer_gradients(model, views, windows, tmp_path / "layers", samples=tmp_path / "single"))
+        next(items)
+        states = min(tmp_path.rglob("states"))  # of the layer that is left
+        states.unlink()
+        if size is not None:
+            states.write_bytes(bytes(size))
+        with pytest.raises(PruningError, match=f"must stay as it was written .* got {size or 'no file'}"):
+            list(items)
