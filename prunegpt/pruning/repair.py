@@ -166,6 +166,7 @@ class Repair:
         distances: list[float] = []
         with _training(self._blocks[block], part.views, masks) as (parameters, kept), torch.enable_grad():
             exact = [one if one.dtype == torch.float32 else one.detach().float() for one in parameters]
+            copied = [pair for pair in zip(parameters, exact, strict=True) if pair[0] is not pair[1]]
             optimizer = torch.optim.Adam(exact, lr=spec.learning_rate, betas=_BETAS)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps))
             for _ in range(spec.epochs):
@@ -175,16 +176,16 @@ class Repair:
                     loss = distance(output.float(), target.to(output.device).float())
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
-                    for parameter, whole, mask in zip(parameters, exact, kept, strict=True):
+                    for parameter, mask in zip(parameters, kept, strict=True):
                         assert parameter.grad is not None
                         mask.apply(parameter.grad)
-                        if whole is not parameter:
-                            whole.grad, parameter.grad = parameter.grad.float(), None
+                    for parameter, copy in copied:
+                        assert parameter.grad is not None
+                        copy.grad, parameter.grad = parameter.grad.float(), None
                     optimizer.step()
                     schedule.step()
-                    for parameter, whole in zip(parameters, exact, strict=True):
-                        if whole is not parameter:
-                            parameter.data.copy_(whole)
+                    for parameter, copy in copied:
+                        parameter.data.copy_(copy)
                     distances.append(loss.item())
                     if self._stop():
                         raise Interrupted(f"stopped in the repair of decoder layer {block}")
